@@ -1,1 +1,18 @@
-//! (skeleton)
+//! The only place in Egret where decisions are made. Pure: no IO, no clock, no randomness, no hash order.
+//!
+//! ```text
+//!  objects (any source)
+//!      | parsed, not validated twice
+//!  model::Snapshot --plan--> plan::ClusterPlan + findings      (controller: addresses, leases, status)
+//!      |                        |
+//!      +-------- node::NodeFacts+--> node::NodeState           (agent: what this kernel must contain)
+//!                                        |
+//!                                   check (independent: never calls plan or node)
+//! ```
+//!
+//! State machines (`machines`) take `now` as an argument and return commands.
+#![forbid(unsafe_code)]
+
+pub mod model;
+pub mod node;
+pub mod numbers;

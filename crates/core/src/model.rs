@@ -1,0 +1,10 @@
+//! The validated domain: what the objects of any source mean, with every address parsed and every name typed.
+//! `objects` builds these values ("parse, don't validate"); nothing behind knows which front-end an object came from.
+
+mod cluster;
+mod policy;
+mod record;
+
+pub use cluster::*;
+pub use policy::*;
+pub use record::*;

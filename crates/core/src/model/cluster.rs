@@ -1,0 +1,107 @@
+//! Nodes, namespaces, pods and services, as far as egress needs them.
+
+use ipnet::IpNet;
+use serde::{Deserialize, Serialize};
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
+use std::net::IpAddr;
+
+/// Name of a node.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub struct NodeName(pub String);
+
+impl fmt::Display for NodeName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+/// Labels of an object.
+pub type Labels = BTreeMap<String, String>;
+
+/// One requirement of a label selector (Kubernetes API conventions, `matchExpressions`).
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Requirement {
+    /// Key has one of the values.
+    In(String, BTreeSet<String>),
+    /// Key has none of the values, or is absent.
+    NotIn(String, BTreeSet<String>),
+    /// Key is there.
+    Exists(String),
+    /// Key is absent.
+    DoesNotExist(String),
+}
+
+/// A label selector; without requirements it matches everything.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LabelSelector(pub Vec<Requirement>);
+
+impl LabelSelector {
+    /// Whether these labels meet every requirement.
+    pub fn matches(&self, labels: &Labels) -> bool {
+        self.0.iter().all(|requirement| match requirement {
+            Requirement::In(key, values) => labels.get(key).is_some_and(|v| values.contains(v)),
+            Requirement::NotIn(key, values) => labels.get(key).is_none_or(|v| !values.contains(v)),
+            Requirement::Exists(key) => labels.contains_key(key),
+            Requirement::DoesNotExist(key) => !labels.contains_key(key),
+        })
+    }
+}
+
+/// A Kubernetes node.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Node {
+    /// Its name.
+    pub name: NodeName,
+    /// Its labels.
+    pub labels: Labels,
+    /// Its InternalIP addresses in their order (the first is the underlay address), then the others.
+    pub addresses: Vec<IpAddr>,
+    /// Prefixes of its pods.
+    pub pod_cidrs: Vec<IpNet>,
+}
+
+/// A namespace.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Namespace {
+    /// Its name.
+    pub name: String,
+    /// Its labels.
+    pub labels: Labels,
+}
+
+/// A pod that is bound to a node.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Pod {
+    /// Its namespace.
+    pub namespace: String,
+    /// Its name.
+    pub name: String,
+    /// Its uid.
+    pub uid: String,
+    /// Its labels.
+    pub labels: Labels,
+    /// The node that runs it.
+    pub node: NodeName,
+    /// Its addresses; empty until the CNI has given some.
+    pub addresses: Vec<IpAddr>,
+    /// It uses the node's own network: never selected.
+    pub host_network: bool,
+    /// It has run to its end (phase Succeeded or Failed): its addresses are no longer its own.
+    pub finished: bool,
+}
+
+/// A Service, as far as `serviceName` needs it: the pods behind it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Service {
+    /// Its namespace.
+    pub namespace: String,
+    /// Its name.
+    pub name: String,
+    /// Its cluster addresses: never egress destinations.
+    pub cluster_addresses: Vec<IpAddr>,
+    /// Its pod selector; `None` for a Service without one.
+    pub selector: Option<Labels>,
+    /// Addresses of its endpoints (EndpointSlices).
+    pub endpoints: BTreeSet<IpAddr>,
+}

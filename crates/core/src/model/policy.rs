@@ -1,0 +1,306 @@
+//! Egress policies, gateways and pools, as the planner sees them.
+
+use super::cluster::{LabelSelector, NodeName};
+use ipnet::IpNet;
+use serde::{Deserialize, Serialize};
+use std::collections::BTreeSet;
+use std::fmt;
+use std::net::IpAddr;
+
+/// The kinds of object that findings and reasons name.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[allow(missing_docs)]
+pub enum Kind {
+    ClusterEgress,
+    Egress,
+    EgressGateway,
+    EgressPool,
+    EgressAddress,
+    EgressNode,
+    Namespace,
+    Node,
+    Pod,
+    Service,
+    EndpointSlice,
+    /// A file that could not be read as any object; the name is its path.
+    File,
+}
+
+/// One object, as a person names it: `Egress default/my-app`.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub struct ObjectRef {
+    /// Kind of the object.
+    pub kind: Kind,
+    /// Empty for cluster-scoped kinds.
+    pub namespace: String,
+    /// Its name.
+    pub name: String,
+}
+
+impl fmt::Display for ObjectRef {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if self.namespace.is_empty() {
+            write!(f, "{:?} {}", self.kind, self.name)
+        } else {
+            write!(f, "{:?} {}/{}", self.kind, self.namespace, self.name)
+        }
+    }
+}
+
+/// Something wrong with an object: which, where, what it says and what would be right. Never stops other objects (P9).
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct Finding {
+    /// The object to mend.
+    pub object: ObjectRef,
+    /// Path of the field, for example `spec.destinations[0].cidr`.
+    pub field: String,
+    /// What the field says now.
+    pub value: String,
+    /// What would be right, as a sentence.
+    pub remedy: String,
+}
+
+/// Name of an `EgressGateway`.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub struct GatewayName(pub String);
+
+/// Name of an `EgressPool`.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub struct PoolName(pub String);
+
+/// Which namespaces something reaches.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Namespaces {
+    /// Every namespace.
+    All,
+    /// These.
+    Names(BTreeSet<String>),
+    /// Those whose labels match.
+    Labels(LabelSelector),
+}
+
+/// Which pods a policy selects (design section 5: the model has every arm from the start).
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Selection {
+    /// Pods by labels. An empty selector selects every pod of the namespaces.
+    Labels {
+        /// Namespaces whose pods are looked at.
+        namespaces: Namespaces,
+        /// Labels of the pods.
+        pods: LabelSelector,
+        /// Labels of the pods' nodes (`ClusterEgress.spec.nodeSelector`).
+        nodes: Option<LabelSelector>,
+    },
+    /// Pods behind a Service of this namespace.
+    Service {
+        /// Namespace of the Service.
+        namespace: String,
+        /// Its name.
+        name: String,
+    },
+    /// Pods of a workload (front-ends).
+    Workload {
+        /// Namespace of the workload.
+        namespace: String,
+        /// Deployment, ReplicaSet, StatefulSet, DaemonSet or Pod.
+        kind: String,
+        /// Its name.
+        name: String,
+    },
+    /// Pods by their addresses (front-ends).
+    Addresses(Vec<IpNet>),
+}
+
+/// Which egress address a policy uses.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum AddressRequest {
+    /// These; a pod is paired to one per family (RFC 4787 REQ-2).
+    Fixed(Vec<IpAddr>),
+    /// One per family out of this pool, chosen by the controller.
+    Pool(PoolName),
+}
+
+/// A protocol that a destination's `ports` can name.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[allow(missing_docs)]
+pub enum Protocol {
+    Tcp,
+    Udp,
+    Sctp,
+    Icmp,
+}
+
+/// One entry of a destination's `ports`. For `Icmp` the range is always 0..=65535.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct PortMatch {
+    /// Protocol.
+    pub protocol: Protocol,
+    /// First port, inclusive.
+    pub first: u16,
+    /// Last port, inclusive.
+    pub last: u16,
+}
+
+/// Where to: a prefix without its exceptions, on all protocols and ports or on some.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct Destination {
+    /// Prefix, host bits cleared.
+    pub cidr: IpNet,
+    /// Prefixes inside `cidr` that are not meant.
+    pub except: Vec<IpNet>,
+    /// Empty: every protocol and port.
+    pub ports: Vec<PortMatch>,
+}
+
+/// What happens to selected traffic while its address cannot be used.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum WhenUnavailable {
+    /// It is dropped (the default).
+    Drop,
+    /// It leaves with the node's address, if the pool consents.
+    NodeAddress,
+}
+
+/// Where the source address is translated.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Translation {
+    /// At the pod's node, inside leased port ranges.
+    Leased,
+    /// At the node that holds the address (`classic`; not built yet: the planner refuses it with a finding).
+    AtHolder,
+    /// Not at all: next hop only (not built yet: refused with a finding).
+    None,
+}
+
+/// Who answers for the egress address on the network.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Presence {
+    /// Egret.
+    Ours,
+    /// Something else, named (not built yet: refused with a finding).
+    HeldBy(String),
+}
+
+/// An egress policy: `Egress`, `ClusterEgress` or what a front-end made of its own object.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Policy {
+    /// The object it came from. `Kind::ClusterEgress` comes before `Kind::Egress` unless `overridable`.
+    pub object: ObjectRef,
+    /// Its uid.
+    pub uid: String,
+    /// Its `metadata.generation`.
+    pub generation: i64,
+    /// Seconds since the epoch at which it was created: older wins.
+    pub created_secs: i64,
+    /// `ClusterEgress` only: an `Egress` may win over it.
+    pub overridable: bool,
+    /// Higher wins.
+    pub priority: i32,
+    /// Pods.
+    pub selection: Selection,
+    /// Address.
+    pub addresses: AddressRequest,
+    /// Destinations; `None` is everything outside the cluster.
+    pub destinations: Option<Vec<Destination>>,
+    /// Gateway; `None` is the default one or the only one.
+    pub gateway: Option<GatewayName>,
+    /// What to do while the address cannot be used.
+    pub when_unavailable: WhenUnavailable,
+    /// Where translation happens.
+    pub translation: Translation,
+    /// Who answers for the address.
+    pub presence: Presence,
+}
+
+/// How an egress address is made known.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[allow(missing_docs)]
+pub enum AnnounceMode {
+    L2,
+    Bgp,
+    Static,
+    Azure,
+}
+
+/// Which gateways send for an address.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Outbound {
+    /// Any live one.
+    AnyGateway,
+    /// Only the announcer (clouds and source guards tie an address to a port).
+    Announcer,
+}
+
+/// An `EgressGateway`: a group of gateway nodes.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Gateway {
+    /// Its name.
+    pub name: GatewayName,
+    /// Policies that name no gateway use it.
+    pub default: bool,
+    /// Which nodes are gateways.
+    pub nodes: LabelSelector,
+    /// `None` is `auto`: the device of the node's default route.
+    pub external_interface: Option<String>,
+    /// How addresses are made known.
+    pub announce: AnnounceMode,
+    /// Which gateways send.
+    pub outbound: Outbound,
+    /// Upper limit for the tunnel's MTU in bytes, if any.
+    pub mtu: Option<u32>,
+    /// WireGuard under the tunnel was asked for (not built yet: finding).
+    pub wireguard: bool,
+    /// Milliseconds between probes.
+    pub probe_interval_ms: u64,
+    /// Probes without answer until a gateway counts as dead.
+    pub probe_failures: u32,
+    /// First grant in ports, at most.
+    pub initial_ports: u16,
+    /// Workers to expect, for the size of first grants; `None`: as many as there are nodes.
+    pub expected_workers: Option<u32>,
+}
+
+/// An `EgressPool`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Pool {
+    /// Its name.
+    pub name: PoolName,
+    /// Inclusive address ranges, each of one family.
+    pub ranges: Vec<(IpAddr, IpAddr)>,
+    /// Gateway of its addresses.
+    pub gateway: Option<GatewayName>,
+    /// Who may use it.
+    pub namespaces: Namespaces,
+    /// Consents to `whenUnavailable: NodeAddress`.
+    pub allow_node_address: bool,
+}
+
+/// Whether addresses outside every pool may be used.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[allow(missing_docs)]
+pub enum UnpooledAddresses {
+    Allow,
+    Deny,
+}
+
+/// Settings of the installation that planning depends on.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Settings {
+    /// Addresses in no pool.
+    pub unpooled_addresses: UnpooledAddresses,
+    /// Destinations that are never egress traffic, beside those found by themselves.
+    pub never_destinations: Vec<IpNet>,
+    /// Service address ranges of the cluster, as far as they are known.
+    pub service_cidrs: Vec<IpNet>,
+    /// Seconds a released range rests.
+    pub hold_down_secs: u64,
+}
+
+/// Which gateways of a group a flow may leave by (P3: any of them can take any packet).
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct GroupKey {
+    /// The `EgressGateway`.
+    pub gateway: GatewayName,
+    /// `Outbound::Announcer`: the one node that sends.
+    pub only: Option<NodeName>,
+}

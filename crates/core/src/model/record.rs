@@ -1,0 +1,142 @@
+//! What Egret itself wrote down: `EgressAddress` (who may use which ports) and `EgressNode`, and the snapshot of it all.
+
+use super::cluster::{Namespace, Node, NodeName, Pod, Service};
+use super::policy::{Gateway, GatewayName, Policy, Pool, PoolName, Settings};
+use serde::{Deserialize, Serialize};
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
+use std::net::IpAddr;
+
+/// Inclusive range of source ports (or ICMP echo ids); first is a multiple of 64, last is one less than one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub struct PortRange {
+    /// First port.
+    pub first: u16,
+    /// Last port, inclusive.
+    pub last: u16,
+}
+
+impl fmt::Display for PortRange {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}-{}", self.first, self.last)
+    }
+}
+
+/// Where a lease is in its life (`reference/nat-behaviour.md` R1 to R4).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub enum LeaseState {
+    /// Written; gateways may not all know it yet.
+    Granted,
+    /// Every live gateway has it.
+    Active,
+    /// The worker must stop using it; flows that exist end.
+    Draining,
+    /// Nobody's; rests until `since` plus hold-down.
+    HoldDown,
+}
+
+/// What one worker may use of one address.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Lease {
+    /// The worker.
+    pub node: NodeName,
+    /// Its ranges, sorted, disjoint.
+    pub ranges: Vec<PortRange>,
+    /// Raised with every change of any lease in the cluster: the steering version that includes it.
+    pub epoch: u64,
+    /// Where it is in its life.
+    pub state: LeaseState,
+    /// Seconds since the epoch at which it came into this state.
+    pub since_secs: i64,
+}
+
+/// An `EgressAddress`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct AddressRecord {
+    /// The address.
+    pub address: IpAddr,
+    /// The gateway group that serves it.
+    pub gateway: GatewayName,
+    /// The highest epoch of its leases, ever.
+    pub epoch: u64,
+    /// The leases, at most one that is Granted or Active per worker.
+    pub leases: Vec<Lease>,
+    /// For compare-and-swap: the store's version of this object.
+    pub resource_version: u64,
+}
+
+/// One grant, as the worker sees it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Grant {
+    /// The address.
+    pub address: IpAddr,
+    /// Gateway group.
+    pub gateway: GatewayName,
+    /// Ranges.
+    pub ranges: Vec<PortRange>,
+    /// The steering version a gateway must have before these ranges may be used.
+    pub epoch: u64,
+}
+
+/// How many pods of a policy an agent has programmed.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Programmed {
+    /// The policy.
+    pub policy: super::ObjectRef,
+    /// The generation that is programmed.
+    pub generation: i64,
+    /// Pods of it that are programmed and can use their lease.
+    pub pods: u32,
+}
+
+/// An `EgressNode`: what controller and agent of one node tell each other.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NodeRecord {
+    /// The node.
+    pub node: NodeName,
+    /// 1..=`TUNNEL_INDEX_MAX`, unique, never changed.
+    pub tunnel_index: u16,
+    /// Grants, written by the controller.
+    pub grants: Vec<Grant>,
+    /// Underlay addresses that the agent found; empty until it ran.
+    pub underlay_addresses: Vec<IpAddr>,
+    /// Highest epoch such that the agent's gateway has applied every lease up to it (0 on pure workers).
+    pub steering_version: u64,
+    /// Addresses that this node announces.
+    pub announcing: BTreeSet<IpAddr>,
+    /// Source ports in use by address; an address stays listed until the worker has drained it.
+    pub demand: BTreeMap<IpAddr, u32>,
+    /// What the agent has programmed.
+    pub programmed: Vec<Programmed>,
+    /// `ebpf` or `nftables`, on gateways that have one.
+    pub datapath: Option<String>,
+    /// For compare-and-swap.
+    pub resource_version: u64,
+}
+
+/// Everything, at one moment. Keys are names, so that order never depends on hashing.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Snapshot {
+    /// Settings of the installation.
+    pub settings: Settings,
+    /// Policies of every front-end.
+    pub policies: Vec<Policy>,
+    /// Gateways.
+    pub gateways: BTreeMap<GatewayName, Gateway>,
+    /// Pools.
+    pub pools: BTreeMap<PoolName, Pool>,
+    /// Nodes.
+    pub nodes: BTreeMap<NodeName, Node>,
+    /// Namespaces by name.
+    pub namespaces: BTreeMap<String, Namespace>,
+    /// Pods by (namespace, name).
+    pub pods: BTreeMap<(String, String), Pod>,
+    /// Services by (namespace, name).
+    pub services: BTreeMap<(String, String), Service>,
+    /// Endpoint addresses of `default/kubernetes`: never egress destinations.
+    pub api_server: BTreeSet<IpAddr>,
+    /// What the controller wrote down.
+    pub addresses: BTreeMap<IpAddr, AddressRecord>,
+    /// What controller and agents wrote down.
+    pub node_records: BTreeMap<NodeName, NodeRecord>,
+}

@@ -1,0 +1,163 @@
+//! Desired state of one node's kernel.
+
+use crate::model::{PortRange, Protocol};
+use ipnet::IpNet;
+use serde::{Deserialize, Serialize};
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
+
+/// Number of a node inside the tunnel: last 16 bits of its link-local address there, and of its tunnel MAC address.
+pub type TunnelIndex = u16;
+
+/// Everything Egret wants in one kernel.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NodeState {
+    /// The tunnel device.
+    pub tunnel: Tunnel,
+    /// Nodes that may send us tunnel packets, and to which ours are untracked.
+    pub peers: BTreeMap<TunnelIndex, Peer>,
+    /// Every node address of the cluster: a pod's forwarded UDP to the tunnel port of one of them is dropped.
+    pub node_addresses: BTreeSet<IpAddr>,
+    /// What a worker needs.
+    pub worker: WorkerState,
+    /// What a gateway needs; `None` on pure workers.
+    pub gateway: Option<GatewayState>,
+}
+
+/// The tunnel device `egret0` of this node.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Tunnel {
+    /// Own index.
+    pub index: TunnelIndex,
+    /// Own underlay address.
+    pub underlay: IpAddr,
+    /// MTU inside the tunnel, bytes.
+    pub mtu: u32,
+}
+
+/// Another node of the tunnel.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Peer {
+    /// Name, for people.
+    pub node: String,
+    /// Underlay address.
+    pub underlay: IpAddr,
+    /// It is a gateway: a next hop of ours may lead to it.
+    pub gateway: bool,
+}
+
+/// Stable name of a profile: a hash of the policies that make it, so that an edit of one keeps the others' names.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub struct ProfileId(pub u64);
+
+/// Stable name of a target: a hash of egress address and group key.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub struct TargetId(pub u64);
+
+/// Number of a gateway group on this node, 1..=`GROUPS_MAX`: its mark, table and next hop group follow from it.
+pub type GroupNumber = u8;
+
+/// The worker's part.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct WorkerState {
+    /// Destinations that are never egress traffic.
+    pub never: BTreeSet<IpNet>,
+    /// Addresses of this node's pods: our tables throw them back to the main table.
+    pub throw: BTreeSet<IpNet>,
+    /// Gateway groups that targets use.
+    pub groups: BTreeMap<GroupNumber, Group>,
+    /// What selected traffic becomes.
+    pub targets: BTreeMap<TargetId, Target>,
+    /// Destinations, compiled.
+    pub profiles: BTreeMap<ProfileId, Profile>,
+    /// Local pod addresses (guard, classification): one element each.
+    pub pods: BTreeMap<IpAddr, ProfileId>,
+    /// Every egress address of the cluster: guard (b) drops them on any other device.
+    pub egress_addresses: BTreeSet<IpAddr>,
+}
+
+/// How a group's packets leave this node.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub enum Group {
+    /// Through the tunnel, over these gateways (never empty, never ourselves).
+    Tunnel(BTreeSet<TunnelIndex>),
+    /// Out by this node's own external device: this node is a gateway of the group and its link is up.
+    Local {
+        /// Name of the external device.
+        device: String,
+    },
+    /// Nowhere yet: no gateway of it has ever been known. The guard drops.
+    Nowhere,
+}
+
+/// What selected traffic becomes: an egress address, and a group to leave by.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Target {
+    /// The egress address.
+    pub address: IpAddr,
+    /// The group.
+    pub group: GroupNumber,
+    /// Ranges that may be used now: granted, and in the steering table of every live gateway. Empty: new flows are
+    /// dropped and counted.
+    pub ranges: Vec<PortRange>,
+}
+
+/// The destinations of one profile and of both families: disjoint boxes, sorted.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Profile {
+    /// Boxes of address, protocol and port.
+    pub boxes: Vec<DestinationBox>,
+    /// Destinations on which protocols without ports (GRE, ESP, ...) are refused, because they are selected and
+    /// cannot be served. Disjoint, sorted.
+    pub portless: Vec<(IpAddr, IpAddr)>,
+}
+
+/// One disjoint box. Bounds are inclusive, addresses of one family.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct DestinationBox {
+    /// First address.
+    pub first: IpAddr,
+    /// Last address.
+    pub last: IpAddr,
+    /// `None`: TCP, UDP, SCTP and ICMP alike.
+    pub protocol: Option<Protocol>,
+    /// First destination port (0 where protocol is `None` or `Icmp`).
+    pub port_first: u16,
+    /// Last destination port (65535 where protocol is `None` or `Icmp`).
+    pub port_last: u16,
+    /// What happens to it.
+    pub verdict: Verdict,
+}
+
+/// What happens to a selected packet.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub enum Verdict {
+    /// It gets this target.
+    Target(TargetId),
+    /// Its policy has no address of this family: rejected, administratively prohibited (`FamilyNotCovered`).
+    FamilyNotCovered,
+    /// Its policy has no usable address now and `whenUnavailable` is `Drop`.
+    Unavailable,
+}
+
+/// The gateway's part.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct GatewayState {
+    /// Name of the external device.
+    pub external_device: String,
+    /// The addresses that this node's groups serve.
+    pub addresses: BTreeMap<IpAddr, Steering>,
+    /// The nodes that blocks can belong to, this one included.
+    pub workers: BTreeMap<TunnelIndex, IpAddr>,
+    /// The steering version that `addresses` amounts to.
+    pub version: u64,
+}
+
+/// The steering table of one address.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Steering {
+    /// Block number (port >> 6, 16..=1023) to worker.
+    pub blocks: BTreeMap<u16, TunnelIndex>,
+    /// This node answers ARP and ND for the address.
+    pub announce: bool,
+}

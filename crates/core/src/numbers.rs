@@ -1,0 +1,67 @@
+//! Every number that marks a kernel object as Egret's, and every limit. One table; `docs/numbers.md` is checked
+//! against it by the tidy test.
+
+/// Name of the tunnel device on every node.
+pub const TUNNEL_DEVICE: &str = "egret0";
+/// UDP port of the tunnel (VXLAN, RFC 7348), on every node.
+pub const TUNNEL_PORT: u16 = 14789;
+/// VXLAN network identifier of the tunnel.
+pub const TUNNEL_VNI: u32 = 14790;
+/// Address of the tunnel device on every node: without one, loose reverse-path filtering drops what it receives.
+pub const TUNNEL_ADDRESS: std::net::Ipv4Addr = std::net::Ipv4Addr::new(169, 254, 77, 1);
+/// Bytes that the tunnel adds over an IPv4 underlay (IPv4 20, UDP 8, VXLAN 8, Ethernet 14).
+pub const TUNNEL_OVERHEAD_V4_BYTES: u32 = 50;
+/// Bytes that the tunnel adds over an IPv6 underlay.
+pub const TUNNEL_OVERHEAD_V6_BYTES: u32 = 70;
+/// UDP port of probes inside the tunnel, answered by the gateway's eBPF program.
+pub const PROBE_PORT: u16 = 14790;
+/// Packet mark bits that are ours.
+pub const MARK_MASK: u32 = 0x00ff_0000;
+/// Bits that a group number is shifted to reach the mark.
+pub const MARK_SHIFT: u32 = 16;
+/// Highest gateway group number of one node; more are a finding.
+pub const GROUPS_MAX: u8 = 250;
+/// Group number that means "out by this node's own external device".
+pub const GROUP_LOCAL: u8 = 254;
+/// Priority of our policy routing rules.
+pub const RULE_PRIORITY: u32 = 79;
+/// Routing table of group g is this plus g.
+pub const ROUTE_TABLE_BASE: u32 = 14790;
+/// Route protocol number on our routes, rules, addresses and next hops.
+pub const ROUTE_PROTOCOL: u8 = 79;
+/// Next hop objects: base plus tunnel index; groups: base plus `NEXTHOP_GROUP_OFFSET` plus group.
+pub const NEXTHOP_BASE: u32 = 0x0e60_0000;
+/// See [`NEXTHOP_BASE`].
+pub const NEXTHOP_GROUP_OFFSET: u32 = 0x0001_0000;
+/// Our nftables table (family inet).
+pub const NFT_TABLE: &str = "egret";
+/// Directory of pinned eBPF objects.
+pub const PIN_DIR: &str = "/sys/fs/bpf/egret";
+/// Directory of what must outlive the agent (saved sysctls).
+pub const STATE_DIR: &str = "/var/lib/egret";
+/// The agent's socket for the command line.
+pub const AGENT_SOCKET: &str = "/run/egret/agent.sock";
+/// HTTP port of the agent.
+pub const AGENT_HTTP_PORT: u16 = 9791;
+/// HTTP port of the controller.
+pub const CONTROLLER_HTTP_PORT: u16 = 9792;
+/// Source ports in one block, and its alignment.
+pub const BLOCK_PORTS: u16 = 64;
+/// First port that may be leased (RFC 6888 keeps well-known ports apart).
+pub const LEASE_PORT_FIRST: u16 = 1024;
+/// Ranges that a first grant is scattered over, at most (RFC 6056: unpredictable ports).
+pub const LEASE_RANGES_MAX: usize = 4;
+/// First grant, in ports, at most.
+pub const LEASE_PORTS_FIRST_MAX: u16 = 1024;
+/// Seconds that a released range rests before another worker may have it (RFC 6888 REQ-8).
+pub const LEASE_HOLD_DOWN_SECS: u64 = 120;
+/// Milliseconds between probes of one gateway.
+pub const PROBE_INTERVAL_MS: u64 = 50;
+/// Probes without answer after which a gateway counts as dead.
+pub const PROBE_FAILURES: u32 = 3;
+/// Tunnel indexes are 1..=this (they are the last 16 bits of fe80::/64 next hops and of tunnel MAC addresses).
+pub const TUNNEL_INDEX_MAX: u16 = 0xfffd;
+/// Seconds that tuples of flows ended by a policy change are remembered (TCP gives up after about 924 s: tcp_retries2).
+pub const ENDED_FLOW_SECS: u64 = 930;
+/// Tuples of ended flows remembered at once, per set; further ones are counted and left to the guard.
+pub const ENDED_FLOWS_MAX: u32 = 65_536;
