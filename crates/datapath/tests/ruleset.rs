@@ -204,7 +204,9 @@ fn content(listing: &str) -> Vec<String> {
         let element = line
             .trim_start_matches("elements = {")
             .trim_end_matches(['}', ',', ' ']);
-        lines.push(format!("{chain} {}", element.trim()));
+        for part in element.split(", ") {
+            lines.push(format!("{chain} {}", part.trim()));
+        }
     }
     lines.sort();
     lines
