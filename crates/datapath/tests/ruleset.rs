@@ -195,7 +195,7 @@ fn content(listing: &str) -> Vec<String> {
     let mut lines = Vec::new();
     for line in listing.lines().map(str::trim) {
         let owner = line == "flags" || line.starts_with("flags owner");
-        if line.is_empty() || line.starts_with("table ") || owner {
+        if line.is_empty() || line == "}" || line.starts_with("table ") || owner {
             continue;
         }
         if line.ends_with('{') {
