@@ -13,6 +13,12 @@
 //! State machines (`machines`) take `now` as an argument and return commands.
 #![forbid(unsafe_code)]
 
+mod compile;
+mod hash;
 pub mod model;
 pub mod node;
 pub mod numbers;
+mod pairs;
+pub mod plan;
+pub mod rendezvous;
+mod resolve;

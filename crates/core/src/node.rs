@@ -1,7 +1,124 @@
 //! The state of one node: what its kernel must contain, as data. `datapath` carries it out and makes no choice.
+//!
+//! Made from the same snapshot as the plan, as this node's agent sees it: policies, gateways, pools, nodes, its own pods
+//! and its own grants; gateways also every `EgressAddress`. Pods and grants of other nodes are not looked at (P10).
 
+mod cluster;
+mod facts;
+mod gateway;
+mod groups;
 mod lookup;
+mod profiles;
 mod state;
 
+pub use facts::*;
 pub use lookup::Fate;
 pub use state::*;
+
+use crate::model::*;
+use crate::resolve::{Resolved, in_pool, resolve, select};
+use groups::Groups;
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
+
+/// What this node's kernel must contain. The gateway's part must be applied before the worker's: own ranges become
+/// usable on the strength of the own steering table.
+pub fn node_state(
+    snapshot: &Snapshot,
+    facts: &NodeFacts,
+    node: &NodeName,
+) -> Result<NodeOutcome, NotYet> {
+    let me = cluster::Me::find(snapshot, node)?;
+    let mut reports = Vec::new();
+    let mut findings: BTreeSet<Finding> = BTreeSet::new();
+    let (resolved, _) = resolve(snapshot, &assigned(snapshot));
+    let own_pods = snapshot.pods.values().filter(|pod| pod.node == *node);
+    let gateway = gateway::state(snapshot, facts, &me, &mut reports);
+    let version = gateway.as_ref().map_or(0, |g| g.version);
+    let mut groups = Groups::new(snapshot, facts, &me, version);
+    let selected = select(snapshot, &resolved, own_pods.clone());
+    let built = profiles::build(
+        snapshot,
+        &resolved,
+        &selected,
+        &me,
+        &mut groups,
+        &mut findings,
+    );
+    reports.append(&mut groups.reports);
+    let worker = WorkerState {
+        never: cluster::never(snapshot, facts),
+        throw: cluster::throw(me.node, own_pods),
+        groups: groups.groups,
+        targets: groups.targets,
+        profiles: built.profiles,
+        pods: built.pods,
+        egress_addresses: egress_addresses(snapshot, &resolved, &me),
+    };
+    reports.extend(built.reports);
+    reports.sort();
+    reports.dedup();
+    Ok(NodeOutcome {
+        state: NodeState {
+            tunnel: Tunnel {
+                index: me.record.tunnel_index,
+                underlay: me.underlay,
+                mtu: cluster::tunnel_mtu(snapshot, facts, me.underlay),
+            },
+            peers: cluster::peers(snapshot, &me, gateway.is_some()),
+            node_addresses: snapshot
+                .nodes
+                .values()
+                .flat_map(|n| &n.addresses)
+                .copied()
+                .collect(),
+            worker,
+            gateway,
+        },
+        findings: findings.into_iter().collect(),
+        programmed: built.programmed,
+        reports,
+        groups: groups.numbers,
+        group_members: groups.members,
+        target_groups: groups.keys,
+        granted: me.record.grants.iter().map(|grant| grant.address).collect(),
+    })
+}
+
+/// Addresses out of pools, as the controller reported them.
+fn assigned(snapshot: &Snapshot) -> BTreeMap<&ObjectRef, Vec<IpAddr>> {
+    let out_of_pool = |policy: &Policy| match &policy.addresses {
+        AddressRequest::Fixed(_) => Vec::new(),
+        AddressRequest::Pool(name) => {
+            let pool = snapshot.pools.get(name);
+            let mine = policy.assigned.iter().copied();
+            mine.filter(|a| pool.is_some_and(|pool| in_pool(pool, *a)))
+                .collect()
+        }
+    };
+    snapshot
+        .policies
+        .iter()
+        .map(|policy| (&policy.object, out_of_pool(policy)))
+        .collect()
+}
+
+/// Every address that only Egret may send from. An address that a node has by now is not among them: dropping it on the
+/// node's own devices would cut the node off.
+fn egress_addresses(
+    snapshot: &Snapshot,
+    resolved: &[Resolved<'_>],
+    me: &cluster::Me<'_>,
+) -> BTreeSet<IpAddr> {
+    let mut all: BTreeSet<IpAddr> = resolved
+        .iter()
+        .flat_map(|r| &r.addresses)
+        .copied()
+        .collect();
+    all.extend(me.record.grants.iter().map(|grant| grant.address));
+    all.extend(snapshot.addresses.keys());
+    for address in snapshot.nodes.values().flat_map(|node| &node.addresses) {
+        all.remove(address);
+    }
+    all
+}

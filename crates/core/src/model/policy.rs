@@ -200,6 +200,10 @@ pub struct Policy {
     pub selection: Selection,
     /// Address.
     pub addresses: AddressRequest,
+    /// What the controller gave it out of its pool before (`status.addresses`): it keeps that, and agents, which see
+    /// no records of other nodes, learn it here. Not looked at where `addresses` is `Fixed`.
+    #[serde(default)]
+    pub assigned: Vec<IpAddr>,
     /// Destinations; `None` is everything outside the cluster.
     pub destinations: Option<Vec<Destination>>,
     /// Gateway; `None` is the default one or the only one.

@@ -1,0 +1,153 @@
+//! What a node needs to know of the rest of the cluster.
+
+use super::{NodeFacts, NotYet, Peer, TunnelIndex};
+use crate::model::*;
+use crate::numbers::{TUNNEL_OVERHEAD_V4_BYTES, TUNNEL_OVERHEAD_V6_BYTES};
+use crate::resolve::gateway_nodes;
+use ipnet::{IpNet, Ipv4Net, Ipv6Net};
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+
+/// This node.
+pub(super) struct Me<'a> {
+    pub name: &'a NodeName,
+    pub node: &'a Node,
+    pub record: &'a NodeRecord,
+    pub underlay: IpAddr,
+}
+
+impl<'a> Me<'a> {
+    pub(super) fn find(snapshot: &'a Snapshot, name: &NodeName) -> Result<Self, NotYet> {
+        let (name, node) = snapshot
+            .nodes
+            .get_key_value(name)
+            .ok_or_else(|| NotYet::NoNode(name.clone()))?;
+        let record = snapshot
+            .node_records
+            .get(name)
+            .ok_or_else(|| NotYet::NoRecord(name.clone()))?;
+        let found = node.addresses.first().or(record.underlay_addresses.first());
+        let underlay = *found.ok_or_else(|| NotYet::NoUnderlay(name.clone()))?;
+        Ok(Self {
+            name,
+            node,
+            record,
+            underlay,
+        })
+    }
+}
+
+/// Underlay address of another node, of the family that our tunnel runs on.
+pub(super) fn underlay(snapshot: &Snapshot, name: &NodeName, like: IpAddr) -> Option<IpAddr> {
+    let own = snapshot.nodes.get(name)?.addresses.iter();
+    let found = snapshot.node_records.get(name)?.underlay_addresses.iter();
+    own.chain(found)
+        .find(|a| a.is_ipv4() == like.is_ipv4())
+        .copied()
+}
+
+/// Index and underlay address of every node that has both.
+pub(super) fn tunnel_nodes(
+    snapshot: &Snapshot,
+    like: IpAddr,
+) -> impl Iterator<Item = (TunnelIndex, &NodeName, IpAddr)> {
+    snapshot.node_records.values().filter_map(move |record| {
+        let underlay = underlay(snapshot, &record.node, like)?;
+        Some((record.tunnel_index, &record.node, underlay))
+    })
+}
+
+/// Nodes of any gateway.
+pub(super) fn all_gateway_nodes(snapshot: &Snapshot) -> BTreeSet<&NodeName> {
+    snapshot
+        .gateways
+        .values()
+        .flat_map(|g| gateway_nodes(g, &snapshot.nodes))
+        .collect()
+}
+
+/// Peers: for a gateway every node, for a worker the gateways.
+pub(super) fn peers(
+    snapshot: &Snapshot,
+    me: &Me<'_>,
+    is_gateway: bool,
+) -> BTreeMap<TunnelIndex, Peer> {
+    let gateways = all_gateway_nodes(snapshot);
+    tunnel_nodes(snapshot, me.underlay)
+        .filter(|(_, name, _)| *name != me.name && (is_gateway || gateways.contains(name)))
+        .map(|(index, name, underlay)| {
+            let gateway = gateways.contains(name);
+            (
+                index,
+                Peer {
+                    node: name.0.clone(),
+                    underlay,
+                    gateway,
+                },
+            )
+        })
+        .collect()
+}
+
+/// MTU inside the tunnel: what the underlay leaves, and no more than any gateway asks for.
+pub(super) fn tunnel_mtu(snapshot: &Snapshot, facts: &NodeFacts, underlay: IpAddr) -> u32 {
+    let overhead = if underlay.is_ipv4() {
+        TUNNEL_OVERHEAD_V4_BYTES
+    } else {
+        TUNNEL_OVERHEAD_V6_BYTES
+    };
+    let limit = snapshot
+        .gateways
+        .values()
+        .filter_map(|g| g.mtu)
+        .min()
+        .unwrap_or(u32::MAX);
+    facts.underlay_mtu.saturating_sub(overhead).min(limit)
+}
+
+fn host(address: IpAddr) -> IpNet {
+    IpNet::from(address)
+}
+
+/// Destinations that are no egress traffic whatever policies say: joined, so disjoint.
+pub(super) fn never(snapshot: &Snapshot, facts: &NodeFacts) -> BTreeSet<IpNet> {
+    let v4 = |a, b, prefix| IpNet::V4(Ipv4Net::new_assert(Ipv4Addr::new(a, b, 0, 0), prefix));
+    let v6 = |first, last, prefix| {
+        IpNet::V6(Ipv6Net::new_assert(
+            Ipv6Addr::new(first, 0, 0, 0, 0, 0, 0, last),
+            prefix,
+        ))
+    };
+    let mut all = vec![
+        v4(0, 0, 8),
+        v4(127, 0, 8),
+        v4(169, 254, 16),
+        v4(224, 0, 4),
+        host(IpAddr::V4(Ipv4Addr::BROADCAST)),
+        v6(0, 1, 128),
+        v6(0xfe80, 0, 10),
+        v6(0xff00, 0, 8),
+    ];
+    for node in snapshot.nodes.values() {
+        all.extend(&node.pod_cidrs);
+        all.extend(node.addresses.iter().copied().map(host));
+    }
+    all.extend(&snapshot.settings.service_cidrs);
+    all.extend(&snapshot.settings.never_destinations);
+    let services = snapshot
+        .services
+        .values()
+        .flat_map(|s| &s.cluster_addresses);
+    all.extend(services.copied().map(host));
+    all.extend(snapshot.api_server.iter().copied().map(host));
+    all.extend(facts.local_addresses.iter().copied().map(host));
+    IpNet::aggregate(&all).into_iter().collect()
+}
+
+/// Addresses of this node's pods.
+pub(super) fn throw<'a>(node: &Node, pods: impl Iterator<Item = &'a Pod>) -> BTreeSet<IpNet> {
+    let mut all = node.pod_cidrs.clone();
+    let pods = pods.filter(|pod| !pod.host_network && !pod.finished);
+    all.extend(pods.flat_map(|pod| &pod.addresses).copied().map(host));
+    IpNet::aggregate(&all).into_iter().collect()
+}

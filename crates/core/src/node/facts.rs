@@ -1,0 +1,138 @@
+//! What only the node itself knows, and what comes out beside the state.
+
+use super::state::*;
+use crate::model::*;
+use serde::{Deserialize, Serialize};
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
+
+/// The external device of a gateway, found by its agent (see [`external_choice`]).
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct External {
+    /// Name of the device.
+    pub device: String,
+    /// It is up and has carrier.
+    pub link_up: bool,
+}
+
+/// What only the node itself knows. Everything here is an observation; none of it is a wish.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NodeFacts {
+    /// The external device, on gateways that found one.
+    pub external: Option<External>,
+    /// MTU of the device that carries the tunnel, bytes.
+    pub underlay_mtu: u32,
+    /// Other gateways that answer probes (the liveness machine says so).
+    pub live: BTreeSet<NodeName>,
+    /// Gateways that have answered at least once since this agent started, or in what it adopted.
+    pub ever_live: BTreeSet<NodeName>,
+    /// Every gateway has had the time to answer: until then, silence means nothing. A fresh agent applies no state
+    /// and reports nothing programmed before this: what the kernel has is better than what it knows.
+    pub settled: bool,
+    /// Steering version of each gateway in its last answer; kept when the gateway dies.
+    pub versions: BTreeMap<NodeName, u64>,
+    /// Addresses that this node announces (the announcer machine says so).
+    pub announcing: BTreeSet<IpAddr>,
+    /// `NodeOutcome::groups` of the last time, or what was adopted: groups keep their numbers.
+    #[serde(with = "crate::pairs")]
+    pub previous_groups: BTreeMap<GroupKey, GroupNumber>,
+    /// `NodeOutcome::group_members` of the last time, or what was adopted: for fail static.
+    #[serde(with = "crate::pairs")]
+    pub last_group_members: BTreeMap<GroupKey, BTreeSet<TunnelIndex>>,
+    /// Addresses of every device of the node: never egress destinations.
+    pub local_addresses: BTreeSet<IpAddr>,
+}
+
+/// Which device a gateway node is told to use.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum ExternalChoice {
+    /// The device of the node's default route.
+    Auto,
+    /// This one.
+    Named(String),
+}
+
+/// Why there is no state yet. The agent waits for the next snapshot and leaves the kernel as it is.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum NotYet {
+    /// The Node object is missing.
+    #[error("there is no Node {0}")]
+    NoNode(NodeName),
+    /// The controller has not numbered the node.
+    #[error("EgressNode {0} does not exist yet: the controller gives the node its tunnel index")]
+    NoRecord(NodeName),
+    /// The node has no address.
+    #[error("Node {0} has no address")]
+    NoUnderlay(NodeName),
+}
+
+/// What a node must tell about itself.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub enum ReportKind {
+    /// No gateway of a group answers: the last ones are kept, the guard holds.
+    FailStatic,
+    /// No gateway of a group has ever answered.
+    NoGateway,
+    /// Traffic leaves by the node's address, as `whenUnavailable: NodeAddress` asks.
+    NodeAddress,
+    /// Gateways do not know this node's ranges yet.
+    AwaitingGateways,
+    /// A gateway node without an external device.
+    NoExternalDevice,
+    /// Gateways of this node ask for different external devices.
+    ExternalDeviceConflict,
+    /// A limit was reached.
+    Limit,
+    /// Two pods have one address.
+    PodAddressConflict,
+}
+
+/// One line of a node's condition.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct NodeReport {
+    /// What kind.
+    pub kind: ReportKind,
+    /// What about: a gateway, a policy, an address.
+    pub subject: String,
+    /// A sentence.
+    pub text: String,
+}
+
+/// Everything that comes out for one node.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NodeOutcome {
+    /// What the kernel must contain.
+    pub state: NodeState,
+    /// Objects to mend that only this node can see.
+    pub findings: Vec<Finding>,
+    /// What to report as programmed once the state is applied.
+    pub programmed: Vec<Programmed>,
+    /// What to report about the node.
+    pub reports: Vec<NodeReport>,
+    /// Numbers of the groups: the next `NodeFacts::previous_groups`.
+    #[serde(with = "crate::pairs")]
+    pub groups: BTreeMap<GroupKey, GroupNumber>,
+    /// Members of tunnel groups: the next `NodeFacts::last_group_members`.
+    #[serde(with = "crate::pairs")]
+    pub group_members: BTreeMap<GroupKey, BTreeSet<TunnelIndex>>,
+    /// The group of each target, for people.
+    pub target_groups: BTreeMap<TargetId, GroupKey>,
+    /// Addresses that are granted. `NodeRecord::demand` must list these (with 0 if no port is in use) and every other
+    /// address that still has a connection: the controller takes a range back when its address is not listed.
+    pub granted: BTreeSet<IpAddr>,
+}
+
+/// Which external device this node must look for; `None` if it is no gateway.
+pub fn external_choice(snapshot: &Snapshot, node: &NodeName) -> Option<ExternalChoice> {
+    let labels = &snapshot.nodes.get(node)?.labels;
+    let mut choices = snapshot
+        .gateways
+        .values()
+        .filter(|g| g.nodes.matches(labels));
+    choices
+        .next()
+        .map(|gateway| match &gateway.external_interface {
+            None => ExternalChoice::Auto,
+            Some(name) => ExternalChoice::Named(name.clone()),
+        })
+}

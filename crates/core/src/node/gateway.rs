@@ -1,0 +1,99 @@
+//! The gateway's part: steering tables.
+
+use super::cluster::{Me, tunnel_nodes};
+use super::{GatewayState, NodeFacts, NodeReport, ReportKind, Steering, TunnelIndex};
+use crate::model::*;
+use crate::numbers::BLOCK_PORTS;
+use crate::resolve::usable_gateway;
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+
+/// The steering tables of this node, if it is a gateway.
+pub(super) fn state(
+    snapshot: &Snapshot,
+    facts: &NodeFacts,
+    me: &Me<'_>,
+    reports: &mut Vec<NodeReport>,
+) -> Option<GatewayState> {
+    let mine: Vec<&Gateway> = snapshot
+        .gateways
+        .values()
+        .filter(|g| usable_gateway(g) && g.nodes.matches(&me.node.labels))
+        .collect();
+    let first = mine.first()?;
+    if mine
+        .iter()
+        .any(|g| g.external_interface != first.external_interface)
+    {
+        reports.push(NodeReport {
+            kind: ReportKind::ExternalDeviceConflict,
+            subject: me.name.to_string(),
+            text: format!(
+                "its gateways name different external devices; that of {} is used for all",
+                first.name.0
+            ),
+        });
+    }
+    let Some(external) = &facts.external else {
+        reports.push(NodeReport {
+            kind: ReportKind::NoExternalDevice,
+            subject: me.name.to_string(),
+            text: "it is selected as a gateway and has no external device".into(),
+        });
+        return None;
+    };
+    let indexes: BTreeMap<&NodeName, TunnelIndex> = snapshot
+        .node_records
+        .values()
+        .map(|r| (&r.node, r.tunnel_index))
+        .collect();
+    let addresses = snapshot
+        .addresses
+        .values()
+        .filter(|record| mine.iter().any(|g| g.name == record.gateway))
+        .map(|record| (record.address, steering(record, &indexes, facts)))
+        .collect();
+    let workers: BTreeMap<TunnelIndex, IpAddr> = tunnel_nodes(snapshot, me.underlay)
+        .map(|(index, _, underlay)| (index, underlay))
+        .collect();
+    Some(GatewayState {
+        external_device: external.device.clone(),
+        addresses,
+        workers,
+        version: snapshot
+            .addresses
+            .values()
+            .map(|record| record.epoch)
+            .max()
+            .unwrap_or(0),
+    })
+}
+
+/// A block is in the table while its lease is Granted, Active or Draining: as long as the worker may have connections.
+fn steering(
+    record: &AddressRecord,
+    indexes: &BTreeMap<&NodeName, TunnelIndex>,
+    facts: &NodeFacts,
+) -> Steering {
+    let mut blocks = BTreeMap::new();
+    for lease in record
+        .leases
+        .iter()
+        .filter(|lease| lease.state != LeaseState::HoldDown)
+    {
+        let Some(index) = indexes.get(&lease.node) else {
+            continue;
+        };
+        for range in &lease.ranges {
+            for block in range.first / BLOCK_PORTS..=range.last / BLOCK_PORTS {
+                // Overlapping leases are a fault of the record; the first holder is as good as any, and the same
+                // on every gateway.
+                blocks.entry(block).or_insert(*index);
+            }
+        }
+    }
+    Steering {
+        blocks,
+        announce: facts.announcing.contains(&record.address),
+    }
+}

@@ -1,0 +1,339 @@
+//! Gateway groups of one node and the targets that use them.
+
+use super::cluster::Me;
+use super::{Group, GroupNumber, NodeFacts, NodeReport, ReportKind, Target, TargetId, TunnelIndex};
+use crate::hash::StableHash;
+use crate::model::*;
+use crate::numbers::GROUPS_MAX;
+use crate::rendezvous::announcer_order;
+use crate::resolve::gateway_nodes;
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
+
+/// What an address can be used for now.
+#[derive(Clone, Copy)]
+pub(super) enum Reach {
+    /// By this target; `usable` if new connections get through.
+    Target { id: TargetId, usable: bool },
+    /// No gateway answers (any more): what the target keeps is the last that was known.
+    Dead(TargetId),
+    /// No group number is left.
+    NoGroup,
+}
+
+/// How packets of one address leave, before numbers are given.
+struct Way {
+    key: GroupKey,
+    group: Group,
+    /// Highest epoch that everyone who may get a reply knows.
+    version: u64,
+    alive: bool,
+}
+
+pub(super) struct Groups<'a> {
+    snapshot: &'a Snapshot,
+    facts: &'a NodeFacts,
+    me: &'a Me<'a>,
+    own_version: u64,
+    pub groups: BTreeMap<GroupNumber, Group>,
+    pub targets: BTreeMap<TargetId, Target>,
+    pub numbers: BTreeMap<GroupKey, GroupNumber>,
+    pub members: BTreeMap<GroupKey, BTreeSet<TunnelIndex>>,
+    pub keys: BTreeMap<TargetId, GroupKey>,
+    pub reports: Vec<NodeReport>,
+    known: BTreeMap<(GatewayName, IpAddr), Reach>,
+}
+
+impl<'a> Groups<'a> {
+    pub(super) fn new(
+        snapshot: &'a Snapshot,
+        facts: &'a NodeFacts,
+        me: &'a Me<'a>,
+        own_version: u64,
+    ) -> Self {
+        let mut members = facts.last_group_members.clone();
+        members.retain(|key, _| snapshot.gateways.contains_key(&key.gateway));
+        Self {
+            snapshot,
+            facts,
+            me,
+            own_version,
+            groups: BTreeMap::new(),
+            targets: BTreeMap::new(),
+            numbers: BTreeMap::new(),
+            members,
+            keys: BTreeMap::new(),
+            reports: Vec::new(),
+            known: BTreeMap::new(),
+        }
+    }
+
+    /// Whether silence of a gateway means something by now.
+    pub(super) fn settled(&self) -> bool {
+        self.facts.settled
+    }
+
+    /// What this address can be used for now, by this gateway.
+    pub(super) fn reach(&mut self, gateway: &Gateway, address: IpAddr) -> Reach {
+        let key = (gateway.name.clone(), address);
+        if let Some(reach) = self.known.get(&key) {
+            return *reach;
+        }
+        let reach = self.find(gateway, address);
+        self.known.insert(key, reach);
+        reach
+    }
+
+    fn find(&mut self, gateway: &Gateway, address: IpAddr) -> Reach {
+        let way = self.way(gateway, address);
+        if !way.alive {
+            self.report_dead(&way);
+        }
+        let Some(number) = self.number(&way.key) else {
+            return Reach::NoGroup;
+        };
+        let id = target_id(address, &way.key);
+        let ranges = self.usable_ranges(gateway, address, way.version);
+        let usable = !ranges.is_empty() && way.group != Group::Nowhere;
+        if let Group::Tunnel(members) = &way.group {
+            self.members.insert(way.key.clone(), members.clone());
+        }
+        self.groups.insert(number, way.group);
+        self.targets.insert(
+            id,
+            Target {
+                address,
+                group: number,
+                ranges,
+            },
+        );
+        self.keys.insert(id, way.key);
+        if way.alive {
+            Reach::Target { id, usable }
+        } else {
+            Reach::Dead(id)
+        }
+    }
+
+    /// Own ranges that every gateway knows which may get a reply.
+    fn usable_ranges(
+        &mut self,
+        gateway: &Gateway,
+        address: IpAddr,
+        version: u64,
+    ) -> Vec<PortRange> {
+        let grants = self.me.record.grants.iter();
+        let mine: Vec<&Grant> = grants
+            .filter(|grant| grant.address == address && grant.gateway == gateway.name)
+            .collect();
+        for grant in mine.iter().filter(|grant| grant.epoch > version) {
+            self.reports.push(NodeReport {
+                kind: ReportKind::AwaitingGateways,
+                subject: address.to_string(),
+                text: format!(
+                    "ranges of epoch {} are not used yet: gateways of {} are at {version}",
+                    grant.epoch, gateway.name.0
+                ),
+            });
+        }
+        let usable = mine.into_iter().filter(|grant| grant.epoch <= version);
+        let mut ranges: Vec<PortRange> = usable.flat_map(|grant| &grant.ranges).copied().collect();
+        ranges.sort_unstable();
+        ranges
+    }
+
+    /// How packets of this address leave.
+    fn way(&self, gateway: &Gateway, address: IpAddr) -> Way {
+        let nodes = gateway_nodes(gateway, &self.snapshot.nodes);
+        let local =
+            nodes.contains(self.me.name) && self.facts.external.as_ref().is_some_and(|e| e.link_up);
+        // A gateway that says version 0 has loaded no table yet: it would drop everything.
+        let live: BTreeSet<&NodeName> = nodes
+            .iter()
+            .copied()
+            .filter(|n| *n != self.me.name && self.facts.live.contains(n) && self.version(n) > 0)
+            .filter(|n| self.index(n).is_some())
+            .collect();
+        let own = local.then_some(self.own_version);
+        let versions = live.iter().map(|n| self.version(n)).chain(own);
+        let version = versions.min().unwrap_or(0);
+        let alive = local || !live.is_empty();
+        match gateway.outbound {
+            Outbound::AnyGateway => {
+                let key = GroupKey {
+                    gateway: gateway.name.clone(),
+                    only: None,
+                };
+                if local {
+                    Way {
+                        key,
+                        group: self.local(),
+                        version,
+                        alive,
+                    }
+                } else if alive {
+                    Way {
+                        key,
+                        group: self.tunnel(live.iter().copied()),
+                        version,
+                        alive,
+                    }
+                } else {
+                    self.last(key, &nodes)
+                }
+            }
+            Outbound::Announcer => {
+                let order = announcer_order(address, nodes.iter().copied());
+                let sender = order
+                    .iter()
+                    .find(|n| live.contains(**n) || (local && **n == self.me.name))
+                    .copied();
+                let key = |only: Option<&NodeName>| GroupKey {
+                    gateway: gateway.name.clone(),
+                    only: only.cloned(),
+                };
+                match sender {
+                    Some(me) if me == self.me.name => Way {
+                        key: key(sender),
+                        group: self.local(),
+                        version,
+                        alive,
+                    },
+                    Some(other) => {
+                        let group = self.tunnel(std::iter::once(other));
+                        Way {
+                            key: key(sender),
+                            group,
+                            version,
+                            alive,
+                        }
+                    }
+                    None => {
+                        let last = order.iter().find(|n| {
+                            self.facts.last_group_members.contains_key(&key(Some(**n)))
+                                || self.facts.ever_live.contains(**n)
+                        });
+                        self.last(key(last.copied()), &nodes)
+                    }
+                }
+            }
+        }
+    }
+
+    /// Fail static: the last members stay, with the ranges that they knew.
+    fn last(&self, key: GroupKey, nodes: &BTreeSet<&NodeName>) -> Way {
+        let known = self
+            .facts
+            .last_group_members
+            .get(&key)
+            .cloned()
+            .unwrap_or_default();
+        let ever = nodes
+            .iter()
+            .filter(|n| key.only.as_ref().is_none_or(|only| only == **n))
+            .filter(|n| **n != self.me.name && self.facts.ever_live.contains(**n));
+        let members: BTreeSet<TunnelIndex> = if known.is_empty() {
+            ever.filter_map(|n| self.index(n)).collect()
+        } else {
+            known
+        };
+        let version = self
+            .snapshot
+            .node_records
+            .values()
+            .filter(|record| members.contains(&record.tunnel_index))
+            .map(|record| self.version(&record.node))
+            .min()
+            .unwrap_or(0);
+        let group = if members.is_empty() {
+            Group::Nowhere
+        } else {
+            Group::Tunnel(members)
+        };
+        Way {
+            key,
+            group,
+            version,
+            alive: false,
+        }
+    }
+
+    fn report_dead(&mut self, way: &Way) {
+        if !self.facts.settled {
+            return;
+        }
+        let (kind, text) = match &way.group {
+            Group::Nowhere => (ReportKind::NoGateway, "no gateway of it has ever answered"),
+            _ => (
+                ReportKind::FailStatic,
+                "no gateway of it answers: the last ones are kept",
+            ),
+        };
+        let subject = way.key.gateway.0.clone();
+        self.reports.push(NodeReport {
+            kind,
+            subject,
+            text: text.into(),
+        });
+    }
+
+    fn local(&self) -> Group {
+        let device = self.facts.external.as_ref().map(|e| e.device.clone());
+        Group::Local {
+            device: device.expect("local only with an external device"),
+        }
+    }
+
+    fn tunnel<'n>(&self, nodes: impl Iterator<Item = &'n NodeName>) -> Group {
+        Group::Tunnel(nodes.filter_map(|n| self.index(n)).collect())
+    }
+
+    fn index(&self, node: &NodeName) -> Option<TunnelIndex> {
+        self.snapshot
+            .node_records
+            .get(node)
+            .map(|record| record.tunnel_index)
+    }
+
+    fn version(&self, node: &NodeName) -> u64 {
+        self.facts.versions.get(node).copied().unwrap_or(0)
+    }
+
+    /// The number of a group: what it had, else one that nobody had, else one that is free now.
+    fn number(&mut self, key: &GroupKey) -> Option<GroupNumber> {
+        if let Some(number) = self.numbers.get(key) {
+            return Some(*number);
+        }
+        let used: BTreeSet<GroupNumber> = self.numbers.values().copied().collect();
+        let reserved: BTreeSet<GroupNumber> =
+            self.facts.previous_groups.values().copied().collect();
+        let valid = |n: &GroupNumber| (1..=GROUPS_MAX).contains(n) && !used.contains(n);
+        let before = self.facts.previous_groups.get(key).copied().filter(valid);
+        let fresh = || (1..=GROUPS_MAX).find(|n| valid(n) && !reserved.contains(n));
+        let number = before
+            .or_else(fresh)
+            .or_else(|| (1..=GROUPS_MAX).find(valid));
+        match number {
+            Some(number) => {
+                self.numbers.insert(key.clone(), number);
+            }
+            None => self.reports.push(NodeReport {
+                kind: ReportKind::Limit,
+                subject: key.gateway.0.clone(),
+                text: format!("more than {GROUPS_MAX} gateway groups: its traffic is dropped here"),
+            }),
+        }
+        number
+    }
+}
+
+fn target_id(address: IpAddr, key: &GroupKey) -> TargetId {
+    let hash = StableHash::new("target")
+        .address(address)
+        .text(&key.gateway.0);
+    let hash = match &key.only {
+        Some(node) => hash.number(1).text(&node.0),
+        None => hash.number(0),
+    };
+    TargetId(hash.finish())
+}

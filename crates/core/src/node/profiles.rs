@@ -1,0 +1,292 @@
+//! Profiles: the sets of policies that pods of this node share, with their destinations compiled once per set.
+
+use super::cluster::Me;
+use super::groups::{Groups, Reach};
+use super::{DestinationBox, NodeReport, Profile, ProfileId, ReportKind, Verdict};
+use crate::compile::{Claim, Compiled, compile};
+use crate::hash::StableHash;
+use crate::model::*;
+use crate::numbers::PROFILE_BOXES_MAX;
+use crate::resolve::{
+    AgeRank, Paired, Precedence, Resolved, Selected, age_ranks, family_index, pair,
+};
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
+
+pub(super) struct Built {
+    pub profiles: BTreeMap<ProfileId, Profile>,
+    pub pods: BTreeMap<IpAddr, ProfileId>,
+    pub programmed: Vec<Programmed>,
+    pub reports: Vec<NodeReport>,
+}
+
+/// What one policy is to the pods of one profile.
+type Member = (usize, Paired);
+
+/// What one policy can do for the pods of one profile now.
+#[derive(Clone, Copy)]
+struct Outlook {
+    /// `None`: it shadows what ranks after it and leaves the traffic to the node.
+    verdicts: [Option<Verdict>; 2],
+    /// New connections get through, or the family is none of its business.
+    usable: [bool; 2],
+}
+
+struct Builder<'a, 'b> {
+    resolved: &'b [Resolved<'a>],
+    ages: BTreeMap<&'a ObjectRef, AgeRank>,
+    built: Built,
+    /// Left out for the limit: (profile, policy).
+    left_out: BTreeSet<(ProfileId, usize)>,
+    outlooks: BTreeMap<Member, Outlook>,
+    settled: bool,
+}
+
+/// Builds every profile that a pod of this node has.
+pub(super) fn build(
+    snapshot: &Snapshot,
+    resolved: &[Resolved<'_>],
+    selected: &Selected<'_>,
+    me: &Me<'_>,
+    groups: &mut Groups<'_>,
+    findings: &mut BTreeSet<Finding>,
+) -> Built {
+    let mut builder = Builder {
+        resolved,
+        ages: age_ranks(resolved.iter().map(|r| r.policy)),
+        built: Built {
+            profiles: BTreeMap::new(),
+            pods: BTreeMap::new(),
+            programmed: Vec::new(),
+            reports: Vec::new(),
+        },
+        left_out: BTreeSet::new(),
+        outlooks: BTreeMap::new(),
+        settled: groups.settled(),
+    };
+    let mut ids: BTreeMap<Vec<Member>, ProfileId> = BTreeMap::new();
+    let mut counts: BTreeMap<usize, u32> = BTreeMap::new();
+    for (pod, policies) in selected.pods.iter().zip(&selected.policies) {
+        if policies.is_empty() || pod.addresses.is_empty() {
+            continue;
+        }
+        let key: Vec<Member> = policies
+            .iter()
+            .map(|n| (*n, pair(snapshot, &resolved[*n], pod)))
+            .collect();
+        let id = match ids.get(&key) {
+            Some(id) => *id,
+            None => {
+                let id = builder.profile(&key, groups, findings);
+                ids.insert(key.clone(), id);
+                id
+            }
+        };
+        if builder.bind(pod, id, me) {
+            for number in builder.usable_for(pod, id, &key) {
+                *counts.entry(number).or_default() += 1;
+            }
+        }
+        // A policy with pods here is reported even with none of them programmed.
+        for number in policies.iter().filter(|n| resolved[**n].refusal.is_none()) {
+            counts.entry(*number).or_default();
+        }
+    }
+    builder.built.programmed = counts
+        .into_iter()
+        .map(|(number, pods)| Programmed {
+            policy: resolved[number].policy.object.clone(),
+            generation: resolved[number].policy.generation,
+            pods,
+        })
+        .collect();
+    builder.built
+}
+
+impl Builder<'_, '_> {
+    /// Gives the pod's addresses to the profile; false if one of them is not the pod's alone.
+    fn bind(&mut self, pod: &Pod, id: ProfileId, me: &Me<'_>) -> bool {
+        let mut own = true;
+        for address in &pod.addresses {
+            let taken = match self.built.pods.get(address) {
+                _ if me.node.addresses.contains(address) => Some("it is an address of the node"),
+                Some(other) if *other != id => Some("another pod with other policies has it too"),
+                Some(_) => None,
+                None => {
+                    self.built.pods.insert(*address, id);
+                    None
+                }
+            };
+            if let Some(why) = taken {
+                own = false;
+                self.built.reports.push(NodeReport {
+                    kind: ReportKind::PodAddressConflict,
+                    subject: format!("Pod {}/{}", pod.namespace, pod.name),
+                    text: format!("{address} is not served for it: {why}"),
+                });
+            }
+        }
+        own
+    }
+
+    /// Policies of this pod by which new connections get through in every family that it has.
+    fn usable_for(&self, pod: &Pod, id: ProfileId, key: &[Member]) -> Vec<usize> {
+        key.iter()
+            .filter(|member| {
+                let outlook = &self.outlooks[*member];
+                self.resolved[member.0].refusal.is_none()
+                    && !self.left_out.contains(&(id, member.0))
+                    && pod
+                        .addresses
+                        .iter()
+                        .all(|a| outlook.usable[family_index(*a)])
+            })
+            .map(|(number, _)| *number)
+            .collect()
+    }
+
+    fn profile(
+        &mut self,
+        key: &[Member],
+        groups: &mut Groups<'_>,
+        findings: &mut BTreeSet<Finding>,
+    ) -> ProfileId {
+        for member in key {
+            if !self.outlooks.contains_key(member) {
+                let outlook = self.outlook(member, groups);
+                self.outlooks.insert(*member, outlook);
+            }
+        }
+        let mut id = profile_id(self.resolved, key);
+        while self.built.profiles.contains_key(&id) {
+            // A collision of the hash; the order of pods is fixed, so the outcome is too.
+            id = ProfileId(id.0.wrapping_add(1));
+        }
+        let mut members: Vec<Member> = key.to_vec();
+        let compiled = loop {
+            let compiled = self.compile(&members);
+            if compiled.boxes.len() <= PROFILE_BOXES_MAX {
+                break compiled;
+            }
+            self.leave_out_last(id, &mut members, findings);
+        };
+        let boxes = compiled.boxes.iter().map(|b| DestinationBox {
+            first: b.first,
+            last: b.last,
+            protocol: b.class,
+            port_first: b.port_first,
+            port_last: b.port_last,
+            verdict: b.verdict,
+        });
+        let mut boxes: Vec<DestinationBox> = boxes.collect();
+        boxes.sort_unstable();
+        self.built.profiles.insert(
+            id,
+            Profile {
+                boxes,
+                portless: compiled.portless,
+            },
+        );
+        id
+    }
+
+    fn precedence(&self, member: &Member, prefix: u8) -> Precedence {
+        let policy = self.resolved[member.0].policy;
+        Precedence::new(policy, prefix, self.ages[&policy.object])
+    }
+
+    fn compile(&self, members: &[Member]) -> Compiled<Verdict> {
+        let claims: Vec<Claim<'_, Verdict>> = members
+            .iter()
+            .map(|member| Claim {
+                precedence: Box::new(|prefix| self.precedence(member, prefix)),
+                destinations: self.resolved[member.0].policy.destinations.as_deref(),
+                verdicts: self.outlooks[member].verdicts,
+            })
+            .collect();
+        compile(&claims)
+    }
+
+    /// Leaves out the policy that ranks last.
+    fn leave_out_last(
+        &mut self,
+        id: ProfileId,
+        members: &mut Vec<Member>,
+        findings: &mut BTreeSet<Finding>,
+    ) {
+        let last = (0..members.len())
+            .max_by_key(|i| self.precedence(&members[*i], 0))
+            .expect("no policies make no boxes");
+        let (number, _) = members.remove(last);
+        self.left_out.insert((id, number));
+        let policy = self.resolved[number].policy;
+        findings.insert(Finding {
+            object: policy.object.clone(),
+            field: "spec.destinations".into(),
+            value: format!("{} entries", policy.destinations.as_ref().map_or(0, Vec::len)),
+            remedy: format!(
+                "together with the other policies of its pods it makes more than {PROFILE_BOXES_MAX} intervals and \
+                 is left out; use fewer or wider destinations"
+            ),
+        });
+    }
+
+    fn outlook(&mut self, member: &Member, groups: &mut Groups<'_>) -> Outlook {
+        let (number, paired) = *member;
+        let one = &self.resolved[number];
+        let mut outlook = Outlook {
+            verdicts: [None; 2],
+            usable: [true; 2],
+        };
+        for family in 0..2 {
+            let reach = paired[family]
+                .zip(one.gateway)
+                .map(|(a, gateway)| groups.reach(gateway, a));
+            let (verdict, usable, unavailable) = match reach {
+                Some(Reach::Target { id, usable }) => (Verdict::Target(id), usable, false),
+                Some(Reach::Dead(id)) => (Verdict::Target(id), false, true),
+                Some(Reach::NoGroup) => (Verdict::Unavailable, false, true),
+                // An address that is not there yet, is not for this namespace, or may not be used.
+                None if one.covers[family] => (Verdict::Unavailable, false, true),
+                None => (Verdict::FamilyNotCovered, true, false),
+            };
+            // Silence right after the start is no outage: nothing leaves by the node's address for it.
+            let to_node = unavailable && one.node_address && self.settled;
+            outlook.usable[family] = usable;
+            outlook.verdicts[family] = (!to_node).then_some(verdict);
+            if to_node {
+                self.built.reports.push(NodeReport {
+                    kind: ReportKind::NodeAddress,
+                    subject: one.policy.object.to_string(),
+                    text: format!(
+                        "{} traffic of its pods leaves by the node's address",
+                        ["IPv4", "IPv6"][family]
+                    ),
+                });
+            }
+        }
+        outlook
+    }
+}
+
+fn profile_id(resolved: &[Resolved<'_>], key: &[Member]) -> ProfileId {
+    let mut parts: Vec<(&str, &ObjectRef, Paired)> = key
+        .iter()
+        .map(|(number, paired)| {
+            let policy = resolved[*number].policy;
+            (policy.uid.as_str(), &policy.object, *paired)
+        })
+        .collect();
+    parts.sort_unstable();
+    let mut hash = StableHash::new("profile").number(parts.len() as u64);
+    for (uid, _, paired) in parts {
+        hash = hash.text(uid);
+        for address in paired {
+            hash = match address {
+                Some(address) => hash.number(1).address(address),
+                None => hash.number(0),
+            };
+        }
+    }
+    ProfileId(hash.finish())
+}

@@ -1,0 +1,214 @@
+//! The controller's half: who may use which address and which ports, and what to tell people about it.
+//!
+//! `plan` is a function of the snapshot and of the time. What was planned before is in the snapshot (records of
+//! addresses and nodes, `Policy::assigned`), and stays as it is as long as it can.
+
+mod allocate;
+mod conditions;
+mod lease;
+mod nodes;
+mod status;
+mod wanted;
+
+pub use crate::resolve::{Refusal, RefusalReason};
+
+use crate::model::*;
+use crate::resolve::{resolve, select};
+use serde::{Deserialize, Serialize};
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
+
+/// What the cluster must look like. Write in this order, each with compare-and-swap, and plan again after the first
+/// refusal: address records as in `address_writes`, node records, policy statuses, then deletions. A grant must never be
+/// seen by its worker without being written down in its address record.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ClusterPlan {
+    /// Everything wrong with any object; sorted, each once.
+    pub findings: Vec<Finding>,
+    /// Every policy.
+    #[serde(with = "crate::pairs")]
+    pub policies: BTreeMap<ObjectRef, PolicyPlan>,
+    /// Every gateway.
+    pub gateways: BTreeMap<GatewayName, GatewayPlan>,
+    /// Every pool.
+    pub pools: BTreeMap<PoolName, PoolPlan>,
+    /// Every address record that must exist, whole (`resource_version` is that of the snapshot, 0 for new ones).
+    pub addresses: BTreeMap<IpAddr, AddressRecord>,
+    /// What is told about each of them.
+    pub address_status: BTreeMap<IpAddr, AddressStatus>,
+    /// Those of `addresses` that differ from the snapshot, in the order in which they must be written: a gateway's
+    /// steering version is the highest epoch that it has seen.
+    pub address_writes: Vec<IpAddr>,
+    /// Records that must go.
+    pub address_deletions: Vec<IpAddr>,
+    /// Every node record that must exist: the part that the controller writes.
+    pub node_records: BTreeMap<NodeName, NodeRecordSpec>,
+    /// Those of `node_records` that differ from the snapshot.
+    pub node_writes: Vec<NodeName>,
+    /// Records of nodes that are gone and have no lease any more.
+    pub node_deletions: Vec<NodeName>,
+    /// One line for everything above: why it is so. Sorted by subject.
+    pub reasons: Vec<Reason>,
+    /// Seconds since the epoch at which planning again would change something although no object changed.
+    pub next_change_secs: Option<i64>,
+}
+
+/// Why something is as it is.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct Reason {
+    /// What: an object or an address.
+    pub subject: String,
+    /// Why, as a sentence.
+    pub text: String,
+}
+
+/// Types of conditions (`interfaces.md`).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[allow(missing_docs)]
+pub enum ConditionType {
+    Accepted,
+    Allocated,
+    Ready,
+    PortsExhausted,
+    FamilyNotCovered,
+    Overlapped,
+    Degraded,
+}
+
+/// A condition, without its times: those are the business of whoever writes it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Condition {
+    /// Its type.
+    pub kind: ConditionType,
+    /// True or False.
+    pub status: bool,
+    /// One CamelCase word.
+    pub reason: String,
+    /// A sentence.
+    pub message: String,
+}
+
+/// What becomes of one policy.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PolicyPlan {
+    /// Generation that this speaks of.
+    pub generation: i64,
+    /// Why it is refused, if it is. Traffic of its pods to its destinations is then dropped, as `whenUnavailable` says.
+    pub refusal: Option<Refusal>,
+    /// Its addresses: `status.addresses`, which for pools is also what agents and the next plan go by.
+    pub addresses: Vec<IpAddr>,
+    /// Its gateway, if there is one.
+    pub gateway: Option<GatewayName>,
+    /// Selected pods by node, those without an address yet too.
+    pub pods: BTreeMap<NodeName, u32>,
+    /// Sum of `pods`.
+    pub selected: u32,
+    /// Pods that agents have programmed at this generation.
+    pub programmed: u32,
+    /// Policies that win over this one on some destination of some pod.
+    pub overlapped_by: BTreeSet<ObjectRef>,
+    /// Whether it has addresses of (IPv4, IPv6).
+    pub families: (bool, bool),
+    /// Every selected pod that has an address leaves by the egress address.
+    pub ready: bool,
+    /// All conditions; one that is not here must be removed.
+    pub conditions: Vec<Condition>,
+}
+
+/// What is known about one gateway group.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct GatewayPlan {
+    /// Its nodes, by name.
+    pub nodes: Vec<GatewayNode>,
+}
+
+/// One node of a gateway group.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct GatewayNode {
+    /// Its name.
+    pub node: NodeName,
+    /// Its agent has run there. The controller does not probe: whether packets pass is known to the agents.
+    pub running: bool,
+    /// Steering version that its agent reports.
+    pub version: u64,
+    /// `ebpf` or `nftables`.
+    pub datapath: Option<String>,
+}
+
+/// What is used of one pool.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PoolPlan {
+    /// Addresses in it, saturating.
+    pub total: u128,
+    /// Of those, addresses with a record.
+    pub used: u64,
+}
+
+/// What is told about an address.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct AddressStatus {
+    /// The gateway node that reports that it announces it; several while it moves: the first by name.
+    pub announcer: Option<NodeName>,
+    /// Policies that use it.
+    pub users: Vec<ObjectRef>,
+    /// Ports leased in any state but hold-down.
+    pub ports_leased: u32,
+    /// Ports that could be leased now.
+    pub ports_free: u32,
+    /// Workers that need a lease and got none because no block was free.
+    pub exhausted: BTreeSet<NodeName>,
+}
+
+/// What the controller writes into a node record.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NodeRecordSpec {
+    /// Number of the node in the tunnel; never changed.
+    pub tunnel_index: u16,
+    /// Grants, sorted by address.
+    pub grants: Vec<Grant>,
+}
+
+/// Plans the cluster. `now_secs`: seconds since the Unix epoch.
+pub fn plan(snapshot: &Snapshot, now_secs: i64) -> ClusterPlan {
+    let mut reasons: Vec<Reason> = Vec::new();
+    let allocation = allocate::allocate(snapshot, &mut reasons);
+    let (resolved, mut findings) = resolve(snapshot, &allocation.assigned);
+    findings.extend(allocation.findings);
+    let selected = select(snapshot, &resolved, snapshot.pods.values());
+    let wanted = wanted::wanted(snapshot, &resolved, &selected);
+    let leases = lease::plan_leases(snapshot, &wanted, now_secs, &mut reasons, &mut findings);
+    let nodes = nodes::plan_nodes(snapshot, &leases.records, &mut reasons, &mut findings);
+    let address_status = status::addresses(snapshot, &wanted, &leases);
+    let overlaps = wanted::overlaps(&resolved, &selected);
+    let policies = conditions::policies(conditions::Inputs {
+        snapshot,
+        resolved: &resolved,
+        selected: &selected,
+        overlaps: &overlaps,
+        addresses: &address_status,
+        wanted: &wanted,
+    });
+    for (object, policy) in &policies {
+        reasons.extend(policy.conditions.iter().map(|c| Reason {
+            subject: object.to_string(),
+            text: format!("{:?} is {}: {} ({})", c.kind, c.status, c.reason, c.message),
+        }));
+    }
+    reasons.sort();
+    reasons.dedup();
+    ClusterPlan {
+        findings: findings.into_iter().collect(),
+        policies,
+        gateways: status::gateways(snapshot),
+        pools: status::pools(snapshot, &leases.records),
+        address_writes: lease::write_order(snapshot, &leases),
+        address_deletions: leases.deletions,
+        addresses: leases.records,
+        address_status,
+        node_writes: nodes::writes(snapshot, &nodes.records),
+        node_records: nodes.records,
+        node_deletions: nodes.deletions,
+        reasons,
+        next_change_secs: leases.next_change_secs,
+    }
+}

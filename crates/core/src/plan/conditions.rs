@@ -1,0 +1,302 @@
+//! What is told about policies.
+
+use super::wanted::WantedByAddress;
+use super::{AddressStatus, Condition, ConditionType, PolicyPlan};
+use crate::model::*;
+use crate::resolve::{Resolved, Selected, gateway_nodes};
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
+
+pub(super) struct Inputs<'a, 'b> {
+    pub snapshot: &'a Snapshot,
+    pub resolved: &'b [Resolved<'a>],
+    pub selected: &'b Selected<'a>,
+    pub overlaps: &'b BTreeMap<usize, BTreeSet<usize>>,
+    pub addresses: &'b BTreeMap<IpAddr, AddressStatus>,
+    pub wanted: &'b WantedByAddress<'a>,
+}
+
+/// Pods of one policy.
+#[derive(Clone, Default)]
+struct Pods {
+    by_node: BTreeMap<NodeName, u32>,
+    /// Those that have an address already.
+    addressed: u32,
+}
+
+pub(super) fn policies(inputs: Inputs<'_, '_>) -> BTreeMap<ObjectRef, PolicyPlan> {
+    let mut pods = vec![Pods::default(); inputs.resolved.len()];
+    for (pod, policies) in inputs.selected.pods.iter().zip(&inputs.selected.policies) {
+        for number in policies {
+            let entry = &mut pods[*number];
+            *entry.by_node.entry(pod.node.clone()).or_default() += 1;
+            entry.addressed += u32::from(!pod.addresses.is_empty());
+        }
+    }
+    let mut programmed: BTreeMap<(&ObjectRef, i64), u32> = BTreeMap::new();
+    for record in inputs.snapshot.node_records.values() {
+        for one in &record.programmed {
+            *programmed.entry((&one.policy, one.generation)).or_default() += one.pods;
+        }
+    }
+    let mut plans = BTreeMap::new();
+    for (number, (one, pods)) in inputs.resolved.iter().zip(pods).enumerate() {
+        let policy = one.policy;
+        let done = programmed
+            .get(&(&policy.object, policy.generation))
+            .copied()
+            .unwrap_or(0);
+        let overlapped_by = inputs
+            .overlaps
+            .get(&number)
+            .into_iter()
+            .flatten()
+            .map(|winner| inputs.resolved[*winner].policy.object.clone())
+            .collect();
+        let mut plan = PolicyPlan {
+            generation: policy.generation,
+            refusal: one.refusal.clone(),
+            addresses: one.addresses.clone(),
+            gateway: one.gateway.map(|g| g.name.clone()),
+            selected: pods.by_node.values().sum(),
+            pods: pods.by_node.clone(),
+            programmed: done,
+            overlapped_by,
+            families: (
+                one.addresses.iter().any(IpAddr::is_ipv4),
+                one.addresses.iter().any(IpAddr::is_ipv6),
+            ),
+            ready: false,
+            conditions: Vec::new(),
+        };
+        plan.conditions = conditions(&inputs, number, &plan, pods.addressed);
+        plan.ready = plan
+            .conditions
+            .iter()
+            .any(|c| c.kind == ConditionType::Ready && c.status);
+        plans.insert(policy.object.clone(), plan);
+    }
+    plans
+}
+
+fn condition(
+    kind: ConditionType,
+    status: bool,
+    reason: impl ToString,
+    message: impl Into<String>,
+) -> Condition {
+    Condition {
+        kind,
+        status,
+        reason: reason.to_string(),
+        message: message.into(),
+    }
+}
+
+fn conditions(
+    inputs: &Inputs<'_, '_>,
+    number: usize,
+    plan: &PolicyPlan,
+    addressed: u32,
+) -> Vec<Condition> {
+    let one = &inputs.resolved[number];
+    let exhausted = exhausted(inputs, plan);
+    let mut all = vec![
+        accepted(plan, inputs.selected.host_network[number]),
+        allocated(one, plan),
+        ready(inputs, one, plan, &exhausted, addressed),
+    ];
+    if !exhausted.is_empty() {
+        let message = format!("no free port block is left for: {}", exhausted.join("; "));
+        all.push(condition(
+            ConditionType::PortsExhausted,
+            true,
+            "NoFreeBlock",
+            message,
+        ));
+    }
+    let lacking = [("IPv4", plan.families.0), ("IPv6", plan.families.1)]
+        .into_iter()
+        .zip(one.covers)
+        .filter(|((_, has), covers)| !has && !covers)
+        .map(|((name, _), _)| name)
+        .collect::<Vec<_>>();
+    if plan.refusal.is_none() && !lacking.is_empty() && reaches(one.policy, &lacking) {
+        let message = format!(
+            "it has no {} address: such traffic of its pods is rejected, not sent by another address",
+            lacking.join(" and no ")
+        );
+        all.push(condition(
+            ConditionType::FamilyNotCovered,
+            true,
+            "NoAddressOfFamily",
+            message,
+        ));
+    }
+    if !plan.overlapped_by.is_empty() {
+        let names: Vec<String> = plan.overlapped_by.iter().map(ToString::to_string).collect();
+        let message = format!(
+            "these win for some destinations of some pods: {}",
+            names.join(", ")
+        );
+        all.push(condition(
+            ConditionType::Overlapped,
+            true,
+            "OtherPolicyWins",
+            message,
+        ));
+    }
+    all.extend(degraded(inputs.snapshot, one));
+    all
+}
+
+fn accepted(plan: &PolicyPlan, host_network: u32) -> Condition {
+    match &plan.refusal {
+        Some(refusal) => condition(
+            ConditionType::Accepted,
+            false,
+            refusal.reason,
+            refusal.message.clone(),
+        ),
+        None if host_network > 0 => condition(
+            ConditionType::Accepted,
+            true,
+            "HostNetworkPods",
+            format!("{host_network} matching pods use their node's network and are never selected"),
+        ),
+        None => condition(
+            ConditionType::Accepted,
+            true,
+            "Accepted",
+            "it can be carried out",
+        ),
+    }
+}
+
+fn allocated(one: &Resolved<'_>, plan: &PolicyPlan) -> Condition {
+    let kind = ConditionType::Allocated;
+    if plan.refusal.is_some() {
+        return condition(kind, false, "NotAccepted", "it is refused");
+    }
+    let has = [plan.families.0, plan.families.1];
+    if one
+        .covers
+        .iter()
+        .zip(has)
+        .any(|(covers, has)| *covers && !has)
+    {
+        return condition(
+            kind,
+            false,
+            "PoolExhausted",
+            "its pool has no free address of a family",
+        );
+    }
+    let names: Vec<String> = plan.addresses.iter().map(ToString::to_string).collect();
+    condition(kind, true, "Allocated", names.join(", "))
+}
+
+/// Nodes of this policy that got no ports, with the address.
+fn exhausted(inputs: &Inputs<'_, '_>, plan: &PolicyPlan) -> Vec<String> {
+    let mut lines = Vec::new();
+    for address in plan
+        .addresses
+        .iter()
+        .filter(|a| inputs.wanted.contains_key(a))
+    {
+        let Some(status) = inputs.addresses.get(address) else {
+            continue;
+        };
+        for node in status
+            .exhausted
+            .iter()
+            .filter(|n| plan.pods.contains_key(n))
+        {
+            lines.push(format!("{address} on {node}"));
+        }
+    }
+    lines
+}
+
+fn ready(
+    inputs: &Inputs<'_, '_>,
+    one: &Resolved<'_>,
+    plan: &PolicyPlan,
+    exhausted: &[String],
+    addressed: u32,
+) -> Condition {
+    let no =
+        |reason: &str, message: String| condition(ConditionType::Ready, false, reason, message);
+    if let Some(refusal) = &plan.refusal {
+        return no("NotAccepted", refusal.message.clone());
+    }
+    let allocated = allocated(one, plan);
+    if !allocated.status {
+        return no("NotAllocated", allocated.message);
+    }
+    let nodes = one
+        .gateway
+        .map(|g| gateway_nodes(g, &inputs.snapshot.nodes))
+        .unwrap_or_default();
+    let running = nodes.iter().any(|node| {
+        inputs
+            .snapshot
+            .node_records
+            .get(*node)
+            .is_some_and(|r| !r.underlay_addresses.is_empty())
+    });
+    if !running {
+        return no(
+            "NoGateway",
+            "no gateway node of its gateway runs an agent".into(),
+        );
+    }
+    if !exhausted.is_empty() {
+        return no("PortsExhausted", exhausted.join("; "));
+    }
+    if plan.programmed < addressed {
+        return no(
+            "Programming",
+            format!("{} of {addressed} pods are programmed", plan.programmed),
+        );
+    }
+    let yes =
+        |reason: &str, message: String| condition(ConditionType::Ready, true, reason, message);
+    if plan.selected == 0 {
+        return yes("NoPods", "no running pod is selected".into());
+    }
+    yes("Programmed", format!("all {addressed} pods are programmed"))
+}
+
+/// Whether the policy has destinations of one of these families.
+fn reaches(policy: &Policy, families: &[&str]) -> bool {
+    policy.destinations.as_ref().is_none_or(|all| {
+        all.iter().any(|d| {
+            families.contains(&if d.cidr.network().is_ipv4() {
+                "IPv4"
+            } else {
+                "IPv6"
+            })
+        })
+    })
+}
+
+fn degraded(snapshot: &Snapshot, one: &Resolved<'_>) -> Option<Condition> {
+    let weak: Vec<String> = gateway_nodes(one.gateway?, &snapshot.nodes)
+        .into_iter()
+        .filter_map(|node| snapshot.node_records.get(node))
+        .filter(|record| record.datapath.as_deref() == Some("nftables"))
+        .map(|record| record.node.0.clone())
+        .collect();
+    (!weak.is_empty()).then(|| {
+        condition(
+            ConditionType::Degraded,
+            true,
+            "NftablesDatapath",
+            format!(
+                "without the eBPF programs and so without ownership check: {}",
+                weak.join(", ")
+            ),
+        )
+    })
+}

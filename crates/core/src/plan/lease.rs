@@ -1,0 +1,371 @@
+//! The life of leases (design section 7, `reference/nat-behaviour.md` R1 to R5).
+//!
+//! ```text
+//!   (pod bound) -> Granted -> Active -> Draining -> HoldDown -> (gone)
+//!                     ^          ^         |
+//!                     +----------+---------+  a pod is back
+//! ```
+//! In the steering tables are Granted, Active and Draining: exactly the blocks that a worker may have connections in.
+//! Every change of a steering table gets a new epoch from one counter for the whole cluster, one per record and plan.
+
+mod blocks;
+mod sanity;
+
+use super::Reason;
+use super::wanted::{Wanted, WantedByAddress};
+use crate::model::*;
+use crate::resolve::gateway_nodes;
+use blocks::Blocks;
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
+
+pub(super) struct PlannedLeases {
+    pub records: BTreeMap<IpAddr, AddressRecord>,
+    pub deletions: Vec<IpAddr>,
+    pub exhausted: BTreeMap<IpAddr, BTreeSet<NodeName>>,
+    pub next_change_secs: Option<i64>,
+}
+
+/// What is the same for every address.
+struct Cluster<'a> {
+    snapshot: &'a Snapshot,
+    now_secs: i64,
+    hold_down_secs: i64,
+    /// Highest epoch that exists anywhere.
+    epoch: u64,
+}
+
+/// Epochs that a node reports beyond any that was written are believed up to here; more would only wear out the
+/// counter, and no honest agent does that.
+const EPOCH_BELIEVED_MAX: u64 = u64::MAX / 2;
+
+pub(super) fn plan_leases(
+    snapshot: &Snapshot,
+    wanted: &WantedByAddress<'_>,
+    now_secs: i64,
+    reasons: &mut Vec<Reason>,
+    findings: &mut BTreeSet<Finding>,
+) -> PlannedLeases {
+    let mut cluster = Cluster {
+        snapshot,
+        now_secs,
+        hold_down_secs: i64::try_from(snapshot.settings.hold_down_secs).unwrap_or(i64::MAX),
+        epoch: highest_epoch(snapshot),
+    };
+    let mut result = PlannedLeases {
+        records: BTreeMap::new(),
+        deletions: Vec::new(),
+        exhausted: BTreeMap::new(),
+        next_change_secs: None,
+    };
+    let addresses: BTreeSet<IpAddr> = snapshot
+        .addresses
+        .keys()
+        .chain(wanted.keys())
+        .copied()
+        .collect();
+    for address in addresses {
+        let mut work = AddressWork::start(&cluster, address, wanted.get(&address), findings);
+        work.age(&cluster, wanted.get(&address));
+        work.grant(&cluster, wanted.get(&address));
+        work.number(&mut cluster);
+        reasons.append(&mut work.reasons);
+        if !work.exhausted.is_empty() {
+            result.exhausted.insert(address, work.exhausted);
+        }
+        result.records.insert(address, work.record);
+    }
+    delete_unused(&cluster, wanted, &mut result);
+    result.next_change_secs = next_change(&cluster, &result.records);
+    result
+}
+
+/// Everything that has ever been called an epoch: records, grants that may outlive theirs, and what gateways report.
+fn highest_epoch(snapshot: &Snapshot) -> u64 {
+    let records = snapshot.addresses.values().flat_map(|record| {
+        record
+            .leases
+            .iter()
+            .map(|lease| lease.epoch)
+            .chain(std::iter::once(record.epoch))
+    });
+    let nodes = snapshot.node_records.values().flat_map(|record| {
+        let grants = record.grants.iter().map(|grant| grant.epoch);
+        grants.chain(std::iter::once(record.steering_version))
+    });
+    let believed = nodes.filter(|epoch| *epoch <= EPOCH_BELIEVED_MAX);
+    records.chain(believed).max().unwrap_or(0)
+}
+
+/// Changed records in the order of their epochs. Records in which only the state of a lease changed keep theirs and
+/// may be written at any time: they come first.
+pub(super) fn write_order(snapshot: &Snapshot, leases: &PlannedLeases) -> Vec<IpAddr> {
+    let mut changed: Vec<&AddressRecord> = leases
+        .records
+        .values()
+        .filter(|record| snapshot.addresses.get(&record.address) != Some(record))
+        .collect();
+    changed.sort_by_key(|record| (record.epoch, record.address));
+    changed.into_iter().map(|record| record.address).collect()
+}
+
+/// One address while it is planned.
+struct AddressWork {
+    record: AddressRecord,
+    /// A steering table changes; the leases at these positions get the new epoch.
+    steering_changed: bool,
+    renumber: BTreeSet<usize>,
+    exhausted: BTreeSet<NodeName>,
+    reasons: Vec<Reason>,
+}
+
+impl AddressWork {
+    fn start(
+        cluster: &Cluster<'_>,
+        address: IpAddr,
+        wanted: Option<&Wanted<'_>>,
+        findings: &mut BTreeSet<Finding>,
+    ) -> Self {
+        let known = cluster.snapshot.addresses.get(&address);
+        let mut work = Self {
+            steering_changed: known.is_none(),
+            record: known.cloned().unwrap_or_else(|| AddressRecord {
+                address,
+                // Only wanted addresses have no record yet.
+                gateway: wanted.map_or(GatewayName(String::new()), |w| w.gateway.name.clone()),
+                epoch: 0,
+                leases: Vec::new(),
+                resource_version: 0,
+            }),
+            renumber: BTreeSet::new(),
+            exhausted: BTreeSet::new(),
+            reasons: Vec::new(),
+        };
+        if sanity::mend(&mut work.record, findings) {
+            work.steering_changed = true;
+        }
+        if let Some(wanted) = wanted
+            && work.record.gateway != wanted.gateway.name
+        {
+            work.say(format!(
+                "gateway changes from {} to {}",
+                work.record.gateway.0, wanted.gateway.name.0
+            ));
+            work.record.gateway = wanted.gateway.name.clone();
+            work.steering_changed = true;
+            for (i, lease) in work.record.leases.iter_mut().enumerate() {
+                if lease.state == LeaseState::Active {
+                    lease.state = LeaseState::Granted;
+                    lease.since_secs = cluster.now_secs;
+                }
+                if lease.state != LeaseState::HoldDown {
+                    work.renumber.insert(i);
+                }
+            }
+        }
+        work
+    }
+
+    fn say(&mut self, text: String) {
+        self.reasons.push(Reason {
+            subject: self.record.address.to_string(),
+            text,
+        });
+    }
+
+    /// Moves the leases that exist through their life.
+    fn age(&mut self, cluster: &Cluster<'_>, wanted: Option<&Wanted<'_>>) {
+        let before = self.record.leases.len();
+        let rests = |lease: &Lease| {
+            lease.state != LeaseState::HoldDown
+                || cluster.now_secs < lease.since_secs.saturating_add(cluster.hold_down_secs)
+        };
+        // Positions move only where nothing has been renumbered before: renumbering names none in hold-down.
+        let kept: Vec<(bool, Lease)> = std::mem::take(&mut self.record.leases)
+            .into_iter()
+            .enumerate()
+            .filter(|(_, lease)| rests(lease))
+            .map(|(i, lease)| (self.renumber.contains(&i), lease))
+            .collect();
+        if kept.len() != before {
+            self.say("ranges that have rested long enough are free again".to_owned());
+        }
+        self.renumber.clear();
+        for (i, (renumber, lease)) in kept.into_iter().enumerate() {
+            if renumber {
+                self.renumber.insert(i);
+            }
+            self.record.leases.push(lease);
+            let state = self.next_state(cluster, wanted, i);
+            let lease = &mut self.record.leases[i];
+            if let Some((state, why)) = state {
+                lease.state = state;
+                lease.since_secs = cluster.now_secs;
+                let text = format!("lease of {} is {state:?}: {why}", lease.node);
+                if state == LeaseState::HoldDown {
+                    self.steering_changed = true;
+                    self.renumber.insert(i);
+                }
+                self.say(text);
+            }
+        }
+    }
+
+    /// The state that a lease goes to, if it does not stay.
+    fn next_state(
+        &mut self,
+        cluster: &Cluster<'_>,
+        wanted: Option<&Wanted<'_>>,
+        position: usize,
+    ) -> Option<(LeaseState, &'static str)> {
+        let lease = &self.record.leases[position];
+        let needed = wanted.is_some_and(|w| w.workers.contains(&lease.node));
+        let known = !self.renumber.contains(&position)
+            && everyone_knows(cluster.snapshot, &self.record.gateway, lease.epoch);
+        match (lease.state, needed) {
+            (LeaseState::Granted, true) if known => {
+                Some((LeaseState::Active, "every gateway has it"))
+            }
+            (LeaseState::Draining, true) if known => {
+                Some((LeaseState::Active, "a selected pod is back"))
+            }
+            (LeaseState::Draining, true) => Some((LeaseState::Granted, "a selected pod is back")),
+            (LeaseState::Granted | LeaseState::Active, false) => {
+                Some((LeaseState::Draining, "no selected pod is left on the node"))
+            }
+            (LeaseState::Draining, false) => {
+                let node = lease.node.clone();
+                if !cluster.snapshot.nodes.contains_key(&node) {
+                    self.say(format!(
+                        "lease of {node} stays Draining: the node is gone, and it cannot say that it uses the ports no more"
+                    ));
+                    return None;
+                }
+                drained(cluster.snapshot, &node, self.record.address)
+                    .then_some((LeaseState::HoldDown, "its last connection has ended"))
+            }
+            (LeaseState::Granted | LeaseState::Active, true) | (LeaseState::HoldDown, _) => None,
+        }
+    }
+
+    /// First grants for workers that have none.
+    fn grant(&mut self, cluster: &Cluster<'_>, wanted: Option<&Wanted<'_>>) {
+        let Some(wanted) = wanted else { return };
+        let holders: BTreeSet<NodeName> = self
+            .record
+            .leases
+            .iter()
+            .filter(|lease| lease.state != LeaseState::HoldDown)
+            .map(|lease| lease.node.clone())
+            .collect();
+        let missing: Vec<&NodeName> = wanted
+            .workers
+            .iter()
+            .copied()
+            .filter(|node| !holders.contains(*node))
+            .collect();
+        if missing.is_empty() {
+            return;
+        }
+        let mut blocks = Blocks::without(self.record.leases.iter().flat_map(|l| &l.ranges));
+        let workers = u32::try_from(cluster.snapshot.nodes.len()).unwrap_or(u32::MAX);
+        let expected = wanted.gateway.expected_workers.unwrap_or(workers);
+        let size = blocks::first_grant(wanted.gateway.initial_ports, expected);
+        for node in missing {
+            let Some(ranges) = blocks.take(self.record.address, node, size) else {
+                self.say(format!("no block is free for {node}"));
+                self.exhausted.insert(node.clone());
+                continue;
+            };
+            let ports: u32 = ranges.iter().map(|r| u32::from(r.last - r.first) + 1).sum();
+            self.say(format!(
+                "{ports} ports granted to {node}: a selected pod is bound to it"
+            ));
+            self.steering_changed = true;
+            self.renumber.insert(self.record.leases.len());
+            self.record.leases.push(Lease {
+                node: node.clone(),
+                ranges,
+                epoch: 0,
+                state: LeaseState::Granted,
+                since_secs: cluster.now_secs,
+            });
+        }
+    }
+
+    /// Takes the next epoch if a steering table changes.
+    fn number(&mut self, cluster: &mut Cluster<'_>) {
+        if self.steering_changed {
+            cluster.epoch = cluster.epoch.saturating_add(1);
+            self.record.epoch = cluster.epoch;
+            for i in std::mem::take(&mut self.renumber) {
+                self.record.leases[i].epoch = cluster.epoch;
+            }
+        }
+        self.record
+            .leases
+            .sort_by(|a, b| (&a.node, &a.ranges).cmp(&(&b.node, &b.ranges)));
+    }
+}
+
+/// Whether every gateway of the group reports this epoch. The controller does not probe, so a gateway counts from its
+/// agent's first report until its Node is gone; workers, who do probe, decide for themselves what they may use.
+fn everyone_knows(snapshot: &Snapshot, gateway: &GatewayName, epoch: u64) -> bool {
+    let Some(gateway) = snapshot.gateways.get(gateway) else {
+        return false;
+    };
+    let mut running = gateway_nodes(gateway, &snapshot.nodes)
+        .into_iter()
+        .filter_map(|node| snapshot.node_records.get(node))
+        .filter(|record| !record.underlay_addresses.is_empty())
+        .peekable();
+    running.peek().is_some() && running.all(|record| record.steering_version >= epoch)
+}
+
+/// Whether the worker has seen that its grant is gone and has no connection left in it.
+fn drained(snapshot: &Snapshot, node: &NodeName, address: IpAddr) -> bool {
+    snapshot.node_records.get(node).is_some_and(|record| {
+        !record.demand.contains_key(&address)
+            && record.grants.iter().all(|grant| grant.address != address)
+    })
+}
+
+/// A record goes when nobody wants it and nothing of it is left. The one that carries the highest epoch stays until
+/// another carries a higher one, or until every gateway has reported it: the counter must never run backwards, or a
+/// gateway that slept would seem to know leases that it has never seen.
+fn delete_unused(cluster: &Cluster<'_>, wanted: &WantedByAddress<'_>, result: &mut PlannedLeases) {
+    let highest = result.records.values().map(|r| r.epoch).max().unwrap_or(0);
+    let reported = |epoch: u64| {
+        let gateways = cluster.snapshot.gateways.values();
+        let nodes: BTreeSet<_> = gateways
+            .flat_map(|g| gateway_nodes(g, &cluster.snapshot.nodes))
+            .collect();
+        nodes
+            .into_iter()
+            .filter_map(|node| cluster.snapshot.node_records.get(node))
+            .filter(|record| !record.underlay_addresses.is_empty())
+            .all(|record| record.steering_version >= epoch)
+    };
+    let unused: Vec<IpAddr> = result
+        .records
+        .values()
+        .filter(|r| r.leases.is_empty() && !wanted.contains_key(&r.address))
+        .filter(|r| r.epoch < highest || reported(r.epoch))
+        .map(|r| r.address)
+        .collect();
+    for address in unused {
+        result.records.remove(&address);
+        if cluster.snapshot.addresses.contains_key(&address) {
+            result.deletions.push(address);
+        }
+    }
+}
+
+fn next_change(cluster: &Cluster<'_>, records: &BTreeMap<IpAddr, AddressRecord>) -> Option<i64> {
+    records
+        .values()
+        .flat_map(|record| &record.leases)
+        .filter(|lease| lease.state == LeaseState::HoldDown)
+        .map(|lease| lease.since_secs.saturating_add(cluster.hold_down_secs))
+        .min()
+}

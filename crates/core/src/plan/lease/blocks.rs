@@ -1,0 +1,144 @@
+//! Port blocks of one address: which are free, and how a first grant is cut out of them.
+
+use crate::hash::StableHash;
+use crate::model::{NodeName, PortRange};
+use crate::numbers::{BLOCK_PORTS, LEASE_PORT_FIRST, LEASE_RANGES_MAX};
+use std::net::IpAddr;
+
+const BLOCK_FIRST: usize = (LEASE_PORT_FIRST / BLOCK_PORTS) as usize;
+const BLOCKS_END: usize = 65_536 / BLOCK_PORTS as usize;
+
+/// Size of a first grant in blocks, a power of two: `initial_ports` at most, and so small that the workers expected
+/// can have twice as much.
+pub(super) fn first_grant(initial_ports: u16, expected_workers: u32) -> usize {
+    let all_ports = (BLOCKS_END - BLOCK_FIRST) as u64 * u64::from(BLOCK_PORTS);
+    let share = all_ports / (2 * u64::from(expected_workers.max(1)));
+    let blocks = u64::from(initial_ports).min(share) / u64::from(BLOCK_PORTS);
+    // At most 504 (half of all ports), so that it fits.
+    1 << blocks.max(1).ilog2()
+}
+
+/// Which blocks of one address are free.
+pub(super) struct Blocks([bool; BLOCKS_END]);
+
+impl Blocks {
+    /// All that may be leased, except these.
+    pub(super) fn without<'a>(taken: impl Iterator<Item = &'a PortRange>) -> Self {
+        let mut free = [true; BLOCKS_END];
+        free[..BLOCK_FIRST].fill(false);
+        for range in taken {
+            let (first, last) = (range.first / BLOCK_PORTS, range.last / BLOCK_PORTS);
+            free[usize::from(first)..=usize::from(last)].fill(false);
+        }
+        Self(free)
+    }
+
+    /// Takes a grant of `size` blocks, or the largest smaller power of two that is there; `None` if nothing is free.
+    pub(super) fn take(
+        &mut self,
+        address: IpAddr,
+        node: &NodeName,
+        size: usize,
+    ) -> Option<Vec<PortRange>> {
+        let mut size = size;
+        while size > 0 {
+            // One range per block up to four: unpredictable ports need scattered ranges (RFC 6056).
+            let ranges = size.min(LEASE_RANGES_MAX);
+            if let Some(found) = self.scatter(address, node, ranges, size / ranges) {
+                return Some(found);
+            }
+            size /= 2;
+        }
+        None
+    }
+
+    /// `count` ranges of `length` blocks, aligned to their length so that free space does not crumble. Which ones is
+    /// a matter of hash: unpredictable without the list, and the same for the same input.
+    fn scatter(
+        &mut self,
+        address: IpAddr,
+        node: &NodeName,
+        count: usize,
+        length: usize,
+    ) -> Option<Vec<PortRange>> {
+        let mut slots: Vec<(u64, usize)> = (0..BLOCKS_END / length)
+            .map(|slot| slot * length)
+            .filter(|start| self.0[*start..start + length].iter().all(|free| *free))
+            .map(|start| {
+                let hash = StableHash::new("scatter").address(address).text(&node.0);
+                (hash.number(start as u64).finish(), start)
+            })
+            .collect();
+        if slots.len() < count {
+            return None;
+        }
+        slots.sort_unstable();
+        let mut starts: Vec<usize> = slots.into_iter().take(count).map(|(_, s)| s).collect();
+        starts.sort_unstable();
+        let range = |start: usize| {
+            self.0[start..start + length].fill(false);
+            let port = |block: usize| u16::try_from(block * usize::from(BLOCK_PORTS));
+            PortRange {
+                first: port(start).expect("blocks end with the ports"),
+                last: port(start + length - 1).expect("blocks end with the ports")
+                    + (BLOCK_PORTS - 1),
+            }
+        };
+        Some(starts.into_iter().map(range).collect())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn first_grants_follow_the_rule() {
+        // 64512 / (2 * 6) = 5376, so the limit of 1024 holds: 16 blocks.
+        assert_eq!(first_grant(1024, 6), 16);
+        // 64512 / (2 * 100) = 322: 256 ports.
+        assert_eq!(first_grant(1024, 100), 4);
+        assert_eq!(first_grant(1024, 100_000), 1, "never less than a block");
+        assert_eq!(first_grant(64, 1), 1);
+        assert_eq!(first_grant(0, 0), 1);
+        assert_eq!(
+            first_grant(u16::MAX, 1),
+            256,
+            "half of 1008 is 504: 256 is the power below"
+        );
+    }
+
+    #[test]
+    fn a_grant_is_four_equal_scattered_aligned_ranges() {
+        let mut blocks = Blocks::without([].iter());
+        let address = IpAddr::from([192, 0, 2, 1]);
+        let ranges = blocks.take(address, &NodeName("w".into()), 16).unwrap();
+        assert_eq!(ranges.len(), 4);
+        for range in &ranges {
+            assert_eq!(range.last - range.first, 255);
+            assert_eq!(range.first % 256, 0);
+        }
+        let gaps = ranges
+            .windows(2)
+            .filter(|w| w[0].last + 1 != w[1].first)
+            .count();
+        assert!(gaps > 0, "scattered: {ranges:?}");
+    }
+
+    #[test]
+    fn every_block_is_given_out_once_and_then_none() {
+        let mut blocks = Blocks::without([].iter());
+        let address = IpAddr::from([192, 0, 2, 1]);
+        let mut given = std::collections::BTreeSet::new();
+        let mut n = 0;
+        while let Some(ranges) = blocks.take(address, &NodeName(format!("w{n}")), 16) {
+            n += 1;
+            for range in ranges {
+                for block in range.first / 64..=range.last / 64 {
+                    assert!(block >= 16 && given.insert(block), "block {block} twice");
+                }
+            }
+        }
+        assert_eq!(given.len(), 1008);
+    }
+}

@@ -1,0 +1,106 @@
+//! Which worker needs which address, and which policies meet on the same pods.
+
+use crate::compile::{Claim, compile};
+use crate::model::*;
+use crate::resolve::{Precedence, Resolved, Selected, age_ranks, family_index, pair};
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
+
+/// Who wants one address.
+pub(super) struct Wanted<'a> {
+    pub gateway: &'a Gateway,
+    /// Nodes with a selected pod that is paired to it.
+    pub workers: BTreeSet<&'a NodeName>,
+    /// Policies that use it.
+    pub users: BTreeSet<&'a ObjectRef>,
+}
+
+pub(super) type WantedByAddress<'a> = BTreeMap<IpAddr, Wanted<'a>>;
+
+/// Everything that is wanted. A grant is due when a selected pod is bound to a node, before it has an address: its
+/// families are then guessed from the node's pod prefixes.
+pub(super) fn wanted<'a>(
+    snapshot: &'a Snapshot,
+    resolved: &[Resolved<'a>],
+    selected: &Selected<'a>,
+) -> WantedByAddress<'a> {
+    let mut wanted: WantedByAddress<'a> = BTreeMap::new();
+    for one in resolved {
+        let Some(gateway) = one.gateway else { continue };
+        for address in &one.addresses {
+            let entry = wanted.entry(*address).or_insert_with(|| Wanted {
+                gateway,
+                workers: BTreeSet::new(),
+                users: BTreeSet::new(),
+            });
+            entry.users.insert(&one.policy.object);
+        }
+    }
+    for (pod, policies) in selected.pods.iter().zip(&selected.policies) {
+        let Some((name, node)) = snapshot.nodes.get_key_value(&pod.node) else {
+            continue;
+        };
+        let families = families(pod, node);
+        for number in policies {
+            let pairing = pair(snapshot, &resolved[*number], pod);
+            for address in pairing.into_iter().flatten() {
+                if families[family_index(address)]
+                    && let Some(entry) = wanted.get_mut(&address)
+                {
+                    entry.workers.insert(name);
+                }
+            }
+        }
+    }
+    wanted
+}
+
+fn families(pod: &Pod, node: &Node) -> [bool; 2] {
+    let mut families = [false; 2];
+    for address in &pod.addresses {
+        families[family_index(*address)] = true;
+    }
+    if pod.addresses.is_empty() {
+        for prefix in &node.pod_cidrs {
+            families[family_index(prefix.network())] = true;
+        }
+    }
+    if families == [false; 2] {
+        [true; 2]
+    } else {
+        families
+    }
+}
+
+/// Per policy, those that win over it somewhere. Sets of policies are compiled once, however many pods have them.
+pub(super) fn overlaps(
+    resolved: &[Resolved<'_>],
+    selected: &Selected<'_>,
+) -> BTreeMap<usize, BTreeSet<usize>> {
+    let sets: BTreeSet<&[usize]> = selected
+        .policies
+        .iter()
+        .map(Vec::as_slice)
+        .filter(|set| set.len() > 1)
+        .collect();
+    let ages = age_ranks(resolved.iter().map(|r| r.policy));
+    let mut overlaps: BTreeMap<usize, BTreeSet<usize>> = BTreeMap::new();
+    for set in sets {
+        let claims: Vec<Claim<'_, usize>> = set
+            .iter()
+            .map(|number| {
+                let policy = resolved[*number].policy;
+                let age = ages[&policy.object];
+                Claim {
+                    precedence: Box::new(move |prefix| Precedence::new(policy, prefix, age)),
+                    destinations: policy.destinations.as_deref(),
+                    verdicts: [Some(*number); 2],
+                }
+            })
+            .collect();
+        for (winner, loser) in compile(&claims).overlaps {
+            overlaps.entry(set[loser]).or_default().insert(set[winner]);
+        }
+    }
+    overlaps
+}

@@ -1,0 +1,65 @@
+//! Rendezvous (highest random weight) order: everyone who knows the names knows the order, without talking, and a name
+//! that goes away moves only what it had.
+
+use crate::hash::StableHash;
+use crate::model::NodeName;
+use std::net::IpAddr;
+
+/// Gateway nodes in the order in which they announce `address`: the first one alive does.
+pub fn announcer_order<'a>(
+    address: IpAddr,
+    nodes: impl IntoIterator<Item = &'a NodeName>,
+) -> Vec<&'a NodeName> {
+    let mut scored: Vec<(u64, &NodeName)> = nodes
+        .into_iter()
+        .map(|node| {
+            (
+                StableHash::new("announcer")
+                    .address(address)
+                    .text(&node.0)
+                    .finish(),
+                node,
+            )
+        })
+        .collect();
+    scored.sort_by(|a, b| b.0.cmp(&a.0).then_with(|| a.1.cmp(b.1)));
+    scored.into_iter().map(|(_, node)| node).collect()
+}
+
+/// The address that a pod is paired to (RFC 4787 REQ-2): the same one as long as it is among `addresses`.
+pub(crate) fn paired(pod_uid: &str, addresses: impl IntoIterator<Item = IpAddr>) -> Option<IpAddr> {
+    addresses
+        .into_iter()
+        .map(|a| {
+            (
+                StableHash::new("pairing").text(pod_uid).address(a).finish(),
+                a,
+            )
+        })
+        .max()
+        .map(|(_, address)| address)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_lost_node_moves_only_its_own_addresses() {
+        let nodes: Vec<NodeName> = (0..5).map(|n| NodeName(format!("gateway{n}"))).collect();
+        let mut firsts = std::collections::BTreeSet::new();
+        for last in 1..=200u8 {
+            let address = IpAddr::from([192, 0, 2, last]);
+            let before = announcer_order(address, &nodes);
+            firsts.insert(before[0].clone());
+            let after = announcer_order(address, nodes.iter().filter(|n| *n != &nodes[2]));
+            let expected: Vec<_> = before.into_iter().filter(|n| *n != &nodes[2]).collect();
+            assert_eq!(after, expected);
+        }
+        assert_eq!(
+            firsts.len(),
+            nodes.len(),
+            "every gateway announces some of 200 addresses"
+        );
+    }
+}

@@ -1,0 +1,235 @@
+//! What a policy means in this cluster: its gateway, its addresses, or why it cannot be carried out. Shared by the
+//! planner and by every node, and therefore made only from what both see alike: policies, gateways, pools, nodes,
+//! namespaces and services, never pods of other nodes and never leases (P10).
+
+mod address;
+mod arms;
+mod gateway;
+mod pair;
+mod rank;
+mod select;
+
+pub(crate) use address::{cluster_address, family_index, in_pool};
+pub(crate) use gateway::{gateway_nodes, usable_gateway};
+pub(crate) use pair::{Paired, pair, pool_gives};
+pub(crate) use rank::{AgeRank, Precedence, age_ranks};
+pub(crate) use select::{Selected, select};
+
+use crate::model::*;
+use serde::{Deserialize, Serialize};
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
+use std::net::IpAddr;
+
+/// Why a policy is refused. The name is the reason of its `Accepted` or `Allocated` condition.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub enum RefusalReason {
+    /// Selection by workload is not built.
+    UnsupportedSelection,
+    /// Only translation at the pod's node is built.
+    UnsupportedTranslation,
+    /// Only addresses that Egret itself answers for are built.
+    UnsupportedPresence,
+    /// The gateway asks for something that is not built.
+    UnsupportedGateway,
+    /// No such gateway.
+    GatewayNotFound,
+    /// The policy names none and neither is one marked default nor is there only one.
+    GatewayAmbiguous,
+    /// The address' pool belongs to another gateway.
+    GatewayMismatch,
+    /// No such pool.
+    PoolNotFound,
+    /// The address is not for this namespace.
+    AddressDenied,
+    /// No host could use this address.
+    AddressInvalid,
+    /// A node, a Service or a pod of the cluster has this address.
+    AddressInCluster,
+    /// An older policy uses this address by another gateway.
+    AddressConflict,
+    /// It asks for no address at all.
+    NoAddress,
+}
+
+impl fmt::Display for RefusalReason {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{self:?}")
+    }
+}
+
+/// Why a policy is refused, for people too.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Refusal {
+    /// One word.
+    pub reason: RefusalReason,
+    /// A sentence.
+    pub message: String,
+}
+
+/// A policy with everything it names looked up.
+#[derive(Clone, Debug)]
+pub(crate) struct Resolved<'a> {
+    pub policy: &'a Policy,
+    /// Known even for some refused policies.
+    pub gateway: Option<&'a Gateway>,
+    /// Sorted; empty for refused policies and where the pool had none.
+    pub addresses: Vec<IpAddr>,
+    /// Families (IPv4, IPv6) that the policy means to cover, whether or not an address is there yet.
+    pub covers: [bool; 2],
+    /// `whenUnavailable: NodeAddress` was asked for and every pool consents.
+    pub node_address: bool,
+    pub refusal: Option<Refusal>,
+}
+
+/// A problem that refuses a policy, with the finding for its author.
+pub(crate) struct Problem {
+    pub reason: RefusalReason,
+    pub field: String,
+    pub value: String,
+    pub remedy: String,
+}
+
+impl Problem {
+    pub(crate) fn new(
+        reason: RefusalReason,
+        field: impl Into<String>,
+        value: impl fmt::Display,
+        remedy: impl Into<String>,
+    ) -> Self {
+        Self {
+            reason,
+            field: field.into(),
+            value: value.to_string(),
+            remedy: remedy.into(),
+        }
+    }
+
+    fn finding(&self, object: &ObjectRef) -> Finding {
+        Finding {
+            object: object.clone(),
+            field: self.field.clone(),
+            value: self.value.clone(),
+            remedy: self.remedy.clone(),
+        }
+    }
+}
+
+/// Looks everything up. `assigned` are the addresses out of pools. Policies come out sorted by object, each once.
+pub(crate) fn resolve<'a>(
+    snapshot: &'a Snapshot,
+    assigned: &BTreeMap<&ObjectRef, Vec<IpAddr>>,
+) -> (Vec<Resolved<'a>>, BTreeSet<Finding>) {
+    let mut findings = gateway::findings(snapshot);
+    let mut resolved = Vec::with_capacity(snapshot.policies.len());
+    let index = address::ClusterAddresses::of(snapshot);
+    for policy in distinct(snapshot) {
+        let none = Vec::new();
+        let out_of_pool = assigned.get(&policy.object).unwrap_or(&none);
+        resolved.push(one(snapshot, policy, out_of_pool, &index, &mut findings));
+    }
+    settle_conflicts(&mut resolved, &mut findings);
+    (resolved, findings)
+}
+
+/// Policies sorted by object; of two with one name the older.
+fn distinct(snapshot: &Snapshot) -> impl Iterator<Item = &Policy> {
+    let mut by_object: BTreeMap<&ObjectRef, &Policy> = BTreeMap::new();
+    for policy in &snapshot.policies {
+        by_object
+            .entry(&policy.object)
+            .and_modify(|known| {
+                if (policy.created_secs, &policy.uid) < (known.created_secs, &known.uid) {
+                    *known = policy;
+                }
+            })
+            .or_insert(policy);
+    }
+    by_object.into_values()
+}
+
+fn one<'a>(
+    snapshot: &'a Snapshot,
+    policy: &'a Policy,
+    out_of_pool: &[IpAddr],
+    index: &address::ClusterAddresses<'_>,
+    findings: &mut BTreeSet<Finding>,
+) -> Resolved<'a> {
+    let mut found = address::requested(snapshot, policy, out_of_pool);
+    let wanted_gateway = gateway::of_policy(snapshot, policy);
+    let mut problems: Vec<Problem> = arms::problems(policy);
+    problems.extend(address::problems(snapshot, policy, index));
+    let gateway = match wanted_gateway {
+        Ok(gateway) => Some(gateway),
+        Err(problem) => {
+            problems.push(problem);
+            None
+        }
+    };
+    let node_address = address::node_address_consent(snapshot, policy, findings);
+    findings.extend(problems.iter().map(|p| p.finding(&policy.object)));
+    let refusal = problems.into_iter().next().map(|p| Refusal {
+        reason: p.reason,
+        message: format!("{} {}: {}", p.field, p.value, p.remedy),
+    });
+    if refusal.is_some() {
+        found.addresses.clear();
+    }
+    Resolved {
+        policy,
+        gateway,
+        addresses: found.addresses,
+        covers: found.covers,
+        node_address,
+        refusal,
+    }
+}
+
+/// One address has one gateway group. The oldest policy decides which, so that nobody can take an address away from
+/// its users by writing a policy with a higher priority.
+fn settle_conflicts(resolved: &mut [Resolved<'_>], findings: &mut BTreeSet<Finding>) {
+    let mut order: Vec<usize> = (0..resolved.len()).collect();
+    order.sort_by_key(|i| {
+        (
+            resolved[*i].policy.created_secs,
+            &resolved[*i].policy.object,
+        )
+    });
+    let mut taken: BTreeMap<IpAddr, (GatewayName, ObjectRef)> = BTreeMap::new();
+    for i in order {
+        let this = &mut resolved[i];
+        let Some(gateway) = this.gateway.filter(|_| this.refusal.is_none()) else {
+            continue;
+        };
+        let clash = this.addresses.iter().find_map(|address| {
+            taken
+                .get(address)
+                .filter(|(name, _)| *name != gateway.name)
+                .map(|by| (*address, by))
+        });
+        if let Some((address, (name, by))) = clash {
+            let problem = Problem::new(
+                RefusalReason::AddressConflict,
+                "spec.gateway",
+                &gateway.name.0,
+                format!(
+                    "{address} is served by gateway {} for {by}; use that gateway or another address",
+                    name.0
+                ),
+            );
+            findings.insert(problem.finding(&this.policy.object));
+            let message = problem.remedy;
+            this.refusal = Some(Refusal {
+                reason: RefusalReason::AddressConflict,
+                message,
+            });
+            this.addresses.clear();
+            continue;
+        }
+        for address in &this.addresses {
+            taken
+                .entry(*address)
+                .or_insert_with(|| (gateway.name.clone(), this.policy.object.clone()));
+        }
+    }
+}

@@ -1,0 +1,287 @@
+//! Which addresses a policy asks for, and whether it may have them.
+
+use super::{Problem, RefusalReason, pool_gives};
+use crate::model::*;
+use ipnet::IpNet;
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
+
+/// 0 for IPv4, 1 for IPv6.
+pub(crate) fn family_index(address: IpAddr) -> usize {
+    usize::from(address.is_ipv6())
+}
+
+/// Whether the pool has this address.
+pub(crate) fn in_pool(pool: &Pool, address: IpAddr) -> bool {
+    // Ranges are of one family each; comparing across families is false on one side or the other only by luck.
+    pool.ranges.iter().any(|(first, last)| {
+        first.is_ipv4() == address.is_ipv4() && *first <= address && address <= *last
+    })
+}
+
+/// Every pool that has this address.
+pub(super) fn pools_of(snapshot: &Snapshot, address: IpAddr) -> impl Iterator<Item = &Pool> {
+    snapshot
+        .pools
+        .values()
+        .filter(move |pool| in_pool(pool, address))
+}
+
+/// Addresses that nodes and Services have, and the prefixes that pods and Services have.
+pub(super) struct ClusterAddresses<'a> {
+    hosts: BTreeMap<IpAddr, (Kind, &'a str)>,
+    prefixes: Vec<(IpNet, Kind, &'a str)>,
+}
+
+impl<'a> ClusterAddresses<'a> {
+    pub(super) fn of(snapshot: &'a Snapshot) -> Self {
+        let wanted: BTreeSet<IpAddr> = snapshot
+            .policies
+            .iter()
+            .flat_map(|policy| match &policy.addresses {
+                AddressRequest::Fixed(addresses) => addresses.as_slice(),
+                AddressRequest::Pool(_) => policy.assigned.as_slice(),
+            })
+            .copied()
+            .collect();
+        let mut hosts = BTreeMap::new();
+        let mut prefixes = Vec::new();
+        for service in snapshot.services.values() {
+            for address in service
+                .cluster_addresses
+                .iter()
+                .filter(|a| wanted.contains(a))
+            {
+                hosts.insert(*address, (Kind::Service, service.name.as_str()));
+            }
+        }
+        for node in snapshot.nodes.values() {
+            for address in node.addresses.iter().filter(|a| wanted.contains(a)) {
+                hosts.insert(*address, (Kind::Node, node.name.0.as_str()));
+            }
+            prefixes.extend(
+                node.pod_cidrs
+                    .iter()
+                    .map(|p| (*p, Kind::Node, node.name.0.as_str())),
+            );
+        }
+        prefixes.extend(
+            snapshot
+                .settings
+                .service_cidrs
+                .iter()
+                .map(|p| (*p, Kind::Service, "")),
+        );
+        Self { hosts, prefixes }
+    }
+
+    fn problem(&self, address: IpAddr) -> Option<String> {
+        if let Some((kind, name)) = self.hosts.get(&address) {
+            return Some(format!(
+                "{kind:?} {name} has this address; an egress address that is in use in the cluster is not supported \
+                 yet, choose a free one"
+            ));
+        }
+        let (prefix, kind, name) = self.prefixes.iter().find(|(p, ..)| p.contains(&address))?;
+        Some(match kind {
+            Kind::Node => {
+                format!("it lies in {prefix}, the pod addresses of Node {name}; choose a free one")
+            }
+            _ => format!(
+                "it lies in {prefix}, the Service addresses of the cluster; choose a free one"
+            ),
+        })
+    }
+}
+
+/// The same question about one address, for pools: nothing out of a pool may be an address of the cluster.
+pub(crate) fn cluster_address(snapshot: &Snapshot) -> impl Fn(IpAddr) -> bool + use<> {
+    let mut hosts: BTreeSet<IpAddr> = BTreeSet::new();
+    let mut prefixes: Vec<IpNet> = snapshot.settings.service_cidrs.clone();
+    for node in snapshot.nodes.values() {
+        hosts.extend(&node.addresses);
+        prefixes.extend(&node.pod_cidrs);
+    }
+    for service in snapshot.services.values() {
+        hosts.extend(&service.cluster_addresses);
+    }
+    hosts.extend(snapshot.pods.values().flat_map(|pod| &pod.addresses));
+    hosts.extend(&snapshot.api_server);
+    let prefixes = IpNet::aggregate(&prefixes);
+    move |address| hosts.contains(&address) || prefixes.iter().any(|p| p.contains(&address))
+}
+
+/// What a policy asks for.
+pub(super) struct Requested {
+    pub addresses: Vec<IpAddr>,
+    pub covers: [bool; 2],
+}
+
+pub(super) fn requested(snapshot: &Snapshot, policy: &Policy, out_of_pool: &[IpAddr]) -> Requested {
+    let mut covers = [false; 2];
+    let addresses: BTreeSet<IpAddr> = match &policy.addresses {
+        AddressRequest::Fixed(addresses) => addresses.iter().copied().collect(),
+        AddressRequest::Pool(name) => {
+            if let Some(pool) = snapshot.pools.get(name) {
+                for (first, _) in &pool.ranges {
+                    covers[family_index(*first)] = true;
+                }
+            } else {
+                covers = [true; 2];
+            }
+            out_of_pool.iter().copied().collect()
+        }
+    };
+    for address in &addresses {
+        covers[family_index(*address)] = true;
+    }
+    Requested {
+        addresses: addresses.into_iter().collect(),
+        covers,
+    }
+}
+
+fn unusable(address: IpAddr) -> bool {
+    let special = address.is_unspecified() || address.is_loopback() || address.is_multicast();
+    special
+        || match address {
+            IpAddr::V4(v4) => v4.is_broadcast() || v4.is_link_local() || v4.octets()[0] == 0,
+            IpAddr::V6(v6) => v6.is_unicast_link_local() || v6.to_ipv4_mapped().is_some(),
+        }
+}
+
+/// Problems with what a policy asks for.
+pub(super) fn problems(
+    snapshot: &Snapshot,
+    policy: &Policy,
+    index: &ClusterAddresses<'_>,
+) -> Vec<Problem> {
+    match &policy.addresses {
+        AddressRequest::Pool(name) => match snapshot.pools.get(name) {
+            None => vec![Problem::new(
+                RefusalReason::PoolNotFound,
+                "spec.pool",
+                &name.0,
+                "there is no such EgressPool; create it or name another",
+            )],
+            Some(pool) => denied_by_pool(snapshot, policy, pool, "spec.pool")
+                .into_iter()
+                .collect(),
+        },
+        AddressRequest::Fixed(addresses) if addresses.is_empty() => vec![Problem::new(
+            RefusalReason::NoAddress,
+            "spec.ips",
+            "[]",
+            "name at least one address, or a pool",
+        )],
+        AddressRequest::Fixed(addresses) => addresses
+            .iter()
+            .enumerate()
+            .filter_map(|(i, address)| {
+                let field = if addresses.len() == 1 {
+                    "spec.ip".into()
+                } else {
+                    format!("spec.ips[{i}]")
+                };
+                fixed_problem(snapshot, policy, *address, field, index)
+            })
+            .collect(),
+    }
+}
+
+fn fixed_problem(
+    snapshot: &Snapshot,
+    policy: &Policy,
+    address: IpAddr,
+    field: String,
+    index: &ClusterAddresses<'_>,
+) -> Option<Problem> {
+    if unusable(address) {
+        return Some(Problem::new(
+            RefusalReason::AddressInvalid,
+            field,
+            address,
+            "no host can use this as its source address; choose a unicast address",
+        ));
+    }
+    if let Some(remedy) = index.problem(address) {
+        return Some(Problem::new(
+            RefusalReason::AddressInCluster,
+            field,
+            address,
+            remedy,
+        ));
+    }
+    let mut pools = pools_of(snapshot, address).peekable();
+    if pools.peek().is_none() {
+        return match snapshot.settings.unpooled_addresses {
+            UnpooledAddresses::Allow => None,
+            UnpooledAddresses::Deny => Some(Problem::new(
+                RefusalReason::AddressDenied,
+                field,
+                address,
+                "it is in no EgressPool, and this installation allows only addresses out of pools; add it to one",
+            )),
+        };
+    }
+    pools.find_map(|pool| {
+        let mut problem = denied_by_pool(snapshot, policy, pool, "")?;
+        problem.field = field.clone();
+        problem.value = address.to_string();
+        Some(problem)
+    })
+}
+
+/// An `Egress` may use only what its namespace is given. A `ClusterEgress` is judged per pod (`pair`).
+fn denied_by_pool(
+    snapshot: &Snapshot,
+    policy: &Policy,
+    pool: &Pool,
+    field: &str,
+) -> Option<Problem> {
+    if policy.object.kind == Kind::ClusterEgress
+        || pool_gives(snapshot, pool, &policy.object.namespace)
+    {
+        return None;
+    }
+    Some(Problem::new(
+        RefusalReason::AddressDenied,
+        field,
+        &pool.name.0,
+        format!(
+            "pool {} is not for namespace {}; ask for it in the pool's spec.namespaces",
+            pool.name.0, policy.object.namespace
+        ),
+    ))
+}
+
+/// Whether `whenUnavailable: NodeAddress` holds: every pool of its addresses must consent, and an address in no pool
+/// has nobody to consent for it.
+pub(super) fn node_address_consent(
+    snapshot: &Snapshot,
+    policy: &Policy,
+    findings: &mut BTreeSet<Finding>,
+) -> bool {
+    if policy.when_unavailable == WhenUnavailable::Drop {
+        return false;
+    }
+    let consents = match &policy.addresses {
+        AddressRequest::Pool(name) => snapshot
+            .pools
+            .get(name)
+            .is_some_and(|pool| pool.allow_node_address),
+        AddressRequest::Fixed(addresses) => addresses.iter().all(|address| {
+            let mut pools = pools_of(snapshot, *address).peekable();
+            pools.peek().is_some() && pools.all(|pool| pool.allow_node_address)
+        }),
+    };
+    if !consents {
+        findings.insert(Finding {
+            object: policy.object.clone(),
+            field: "spec.whenUnavailable".into(),
+            value: "NodeAddress".into(),
+            remedy: "Drop holds: the address must be in a pool with allowNodeAddress: true".into(),
+        });
+    }
+    consents
+}

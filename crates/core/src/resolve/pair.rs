@@ -1,0 +1,45 @@
+//! Which of a policy's addresses one pod uses.
+
+use super::Resolved;
+use super::address::{family_index, pools_of};
+use crate::model::*;
+use crate::rendezvous::paired;
+use std::net::IpAddr;
+
+/// Whether the pool is for this namespace.
+pub(crate) fn pool_gives(snapshot: &Snapshot, pool: &Pool, namespace: &str) -> bool {
+    match &pool.namespaces {
+        Namespaces::All => true,
+        Namespaces::Names(names) => names.contains(namespace),
+        Namespaces::Labels(selector) => snapshot
+            .namespaces
+            .get(namespace)
+            .is_some_and(|ns| selector.matches(&ns.labels)),
+    }
+}
+
+/// The addresses (IPv4, IPv6) of one pod by one policy.
+pub(crate) type Paired = [Option<IpAddr>; 2];
+
+/// Pairs a pod. An address that is not for the pod's namespace is left out (a `ClusterEgress` reaches namespaces that
+/// a pool may not): the pod then has none of that family, and its traffic is dropped (P8, P1).
+pub(crate) fn pair(snapshot: &Snapshot, resolved: &Resolved<'_>, pod: &Pod) -> Paired {
+    let cluster = resolved.policy.object.kind == Kind::ClusterEgress;
+    let given = |address: &IpAddr| {
+        !cluster
+            || pools_of(snapshot, *address).all(|pool| pool_gives(snapshot, pool, &pod.namespace))
+    };
+    std::array::from_fn(|family| {
+        let candidates: Vec<IpAddr> = resolved
+            .addresses
+            .iter()
+            .filter(|a| family_index(**a) == family && given(a))
+            .copied()
+            .collect();
+        match candidates.as_slice() {
+            [] => None,
+            [only] => Some(*only),
+            several => paired(&pod.uid, several.iter().copied()),
+        }
+    })
+}

@@ -1,0 +1,315 @@
+//! A small cluster as a value, with a controller and agents that carry out what core says.
+
+use egret_core::model::*;
+use egret_core::node::{External, NodeFacts, NodeOutcome, node_state};
+use egret_core::plan::{ClusterPlan, plan};
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
+
+pub fn ip(text: &str) -> IpAddr {
+    text.parse().unwrap()
+}
+
+pub fn node_name(name: &str) -> NodeName {
+    NodeName(name.to_owned())
+}
+
+pub fn labels(pairs: &[(&str, &str)]) -> Labels {
+    pairs
+        .iter()
+        .map(|(k, v)| ((*k).to_owned(), (*v).to_owned()))
+        .collect()
+}
+
+pub fn selector(pairs: &[(&str, &str)]) -> LabelSelector {
+    let one = |(k, v): &(&str, &str)| Requirement::In((*k).into(), [(*v).to_owned()].into());
+    LabelSelector(pairs.iter().map(one).collect())
+}
+
+pub fn egress(namespace: &str, name: &str, addresses: &[&str]) -> Policy {
+    Policy {
+        object: ObjectRef {
+            kind: Kind::Egress,
+            namespace: namespace.into(),
+            name: name.into(),
+        },
+        uid: format!("uid-{namespace}-{name}"),
+        generation: 1,
+        created_secs: 100,
+        overridable: false,
+        priority: 0,
+        selection: Selection::Labels {
+            namespaces: Namespaces::Names([namespace.to_owned()].into()),
+            pods: selector(&[("app", "MyApp")]),
+            nodes: None,
+        },
+        addresses: AddressRequest::Fixed(addresses.iter().map(|a| ip(a)).collect()),
+        assigned: Vec::new(),
+        destinations: None,
+        gateway: None,
+        when_unavailable: WhenUnavailable::Drop,
+        translation: Translation::Leased,
+        presence: Presence::Ours,
+    }
+}
+
+pub fn gateway(name: &str) -> Gateway {
+    Gateway {
+        name: GatewayName(name.into()),
+        default: false,
+        nodes: selector(&[("role", "gateway")]),
+        external_interface: None,
+        announce: AnnounceMode::L2,
+        outbound: Outbound::AnyGateway,
+        mtu: None,
+        wireguard: false,
+        probe_interval_ms: 50,
+        probe_failures: 3,
+        initial_ports: 1024,
+        expected_workers: None,
+    }
+}
+
+#[allow(dead_code)]
+pub fn pool(name: &str, first: &str, last: &str) -> Pool {
+    Pool {
+        name: PoolName(name.into()),
+        ranges: vec![(ip(first), ip(last))],
+        gateway: None,
+        namespaces: Namespaces::All,
+        allow_node_address: false,
+    }
+}
+
+/// A cluster in motion.
+#[derive(Clone)]
+pub struct Scene {
+    pub snapshot: Snapshot,
+    pub now: i64,
+    pub dead: BTreeSet<NodeName>,
+    /// What agents keep from one state to the next.
+    pub facts: BTreeMap<NodeName, NodeFacts>,
+}
+
+impl Scene {
+    pub fn new(workers: u8, gateways: u8) -> Self {
+        let settings = Settings {
+            unpooled_addresses: UnpooledAddresses::Allow,
+            never_destinations: Vec::new(),
+            service_cidrs: vec!["10.96.0.0/12".parse().unwrap()],
+            hold_down_secs: 120,
+        };
+        let mut scene = Self {
+            snapshot: Snapshot {
+                settings,
+                policies: Vec::new(),
+                gateways: BTreeMap::new(),
+                pools: BTreeMap::new(),
+                nodes: BTreeMap::new(),
+                namespaces: BTreeMap::new(),
+                pods: BTreeMap::new(),
+                services: BTreeMap::new(),
+                api_server: [ip("192.168.122.5")].into(),
+                addresses: BTreeMap::new(),
+                node_records: BTreeMap::new(),
+            },
+            now: 1_000,
+            dead: BTreeSet::new(),
+            facts: BTreeMap::new(),
+        };
+        for number in 1..=workers {
+            scene.add_node(&format!("worker{number}"), number, "worker");
+        }
+        for number in 1..=gateways {
+            scene.add_node(&format!("gateway{number}"), 100 + number, "gateway");
+        }
+        scene
+            .snapshot
+            .gateways
+            .insert(GatewayName("main".into()), gateway("main"));
+        scene
+    }
+
+    pub fn add_node(&mut self, name: &str, number: u8, role: &str) {
+        let node = Node {
+            name: node_name(name),
+            labels: labels(&[("role", role)]),
+            addresses: vec![
+                ip(&format!("192.168.122.{number}")),
+                ip(&format!("fd00:122::{number}")),
+            ],
+            pod_cidrs: vec![
+                format!("10.244.{number}.0/24").parse().unwrap(),
+                format!("fd00:244:{number}::/64").parse().unwrap(),
+            ],
+        };
+        self.snapshot.nodes.insert(node.name.clone(), node);
+    }
+
+    pub fn add_pod(&mut self, name: &str, node: &str, number: u8, pairs: &[(&str, &str)]) {
+        let of_node: u8 = {
+            let IpAddr::V4(v4) = self.snapshot.nodes[&node_name(node)].addresses[0] else {
+                panic!()
+            };
+            v4.octets()[3]
+        };
+        let pod = Pod {
+            namespace: "default".into(),
+            name: name.into(),
+            uid: format!("uid-{name}"),
+            labels: labels(pairs),
+            node: node_name(node),
+            addresses: vec![
+                ip(&format!("10.244.{of_node}.{number}")),
+                ip(&format!("fd00:244:{of_node}::{number}")),
+            ],
+            host_network: false,
+            finished: false,
+        };
+        self.snapshot
+            .pods
+            .insert((pod.namespace.clone(), pod.name.clone()), pod);
+    }
+
+    pub fn add_policy(&mut self, policy: Policy) {
+        self.snapshot.policies.push(policy);
+    }
+
+    pub fn plan(&self) -> ClusterPlan {
+        plan(&self.snapshot, self.now)
+    }
+
+    /// The controller: plans and writes it all down.
+    pub fn control(&mut self) -> ClusterPlan {
+        let plan = self.plan();
+        for address in &plan.address_writes {
+            let mut record = plan.addresses[address].clone();
+            record.resource_version += 1;
+            self.snapshot.addresses.insert(*address, record);
+        }
+        for node in &plan.node_writes {
+            let spec = &plan.node_records[node];
+            let record = self
+                .snapshot
+                .node_records
+                .entry(node.clone())
+                .or_insert_with(|| NodeRecord {
+                    node: node.clone(),
+                    tunnel_index: 0,
+                    grants: Vec::new(),
+                    underlay_addresses: Vec::new(),
+                    steering_version: 0,
+                    announcing: BTreeSet::new(),
+                    demand: BTreeMap::new(),
+                    programmed: Vec::new(),
+                    datapath: None,
+                    resource_version: 0,
+                });
+            record.tunnel_index = spec.tunnel_index;
+            record.grants = spec.grants.clone();
+            record.resource_version += 1;
+        }
+        for address in &plan.address_deletions {
+            self.snapshot.addresses.remove(address);
+        }
+        for node in &plan.node_deletions {
+            self.snapshot.node_records.remove(node);
+        }
+        for policy in &mut self.snapshot.policies {
+            if let Some(planned) = plan.policies.get(&policy.object) {
+                policy.assigned = planned.addresses.clone();
+            }
+        }
+        plan
+    }
+
+    /// What this node sees.
+    pub fn facts(&self, node: &NodeName) -> NodeFacts {
+        let mut facts = self.facts.get(node).cloned().unwrap_or_default();
+        facts.underlay_mtu = 1500;
+        facts.settled = true;
+        facts.live.clear();
+        for gateway in self.gateway_nodes() {
+            if gateway != *node && !self.dead.contains(&gateway) {
+                let version = self
+                    .snapshot
+                    .node_records
+                    .get(&gateway)
+                    .map_or(0, |r| r.steering_version);
+                facts.versions.insert(gateway.clone(), version);
+                facts.ever_live.insert(gateway.clone());
+                facts.live.insert(gateway);
+            }
+        }
+        if self.gateway_nodes().contains(node) {
+            facts.external = Some(External {
+                device: "eth1".into(),
+                link_up: true,
+            });
+        }
+        facts
+    }
+
+    pub fn gateway_nodes(&self) -> BTreeSet<NodeName> {
+        let is = |n: &&Node| {
+            self.snapshot
+                .gateways
+                .values()
+                .any(|g| g.nodes.matches(&n.labels))
+        };
+        self.snapshot
+            .nodes
+            .values()
+            .filter(is)
+            .map(|n| n.name.clone())
+            .collect()
+    }
+
+    pub fn outcome(&self, node: &str) -> NodeOutcome {
+        let node = node_name(node);
+        node_state(&self.snapshot, &self.facts(&node), &node).unwrap()
+    }
+
+    /// The agent of one node: applies its state and reports.
+    pub fn run_agent(&mut self, node: &NodeName) {
+        if self.dead.contains(node) {
+            return;
+        }
+        let facts = self.facts(node);
+        let Ok(outcome) = node_state(&self.snapshot, &facts, node) else {
+            return;
+        };
+        let record = self.snapshot.node_records.get_mut(node).unwrap();
+        record.underlay_addresses = self.snapshot.nodes[node].addresses.clone();
+        record.programmed = outcome.programmed.clone();
+        record.demand = outcome.granted.iter().map(|a| (*a, 0)).collect();
+        if let Some(gateway) = &outcome.state.gateway {
+            record.steering_version = gateway.version;
+            record.datapath = Some("ebpf".into());
+        }
+        let kept = self.facts.entry(node.clone()).or_default();
+        *kept = facts;
+        kept.previous_groups = outcome.groups;
+        kept.last_group_members = outcome.group_members;
+    }
+
+    pub fn run_agents(&mut self) {
+        let nodes: Vec<NodeName> = self.snapshot.nodes.keys().cloned().collect();
+        for node in &nodes {
+            self.run_agent(node);
+        }
+    }
+
+    /// Controller and agents until nothing changes.
+    pub fn settle(&mut self) -> ClusterPlan {
+        for _ in 0..20 {
+            let before = self.snapshot.clone();
+            let plan = self.control();
+            self.run_agents();
+            if self.snapshot == before {
+                return plan;
+            }
+        }
+        panic!("controller and agents never come to rest");
+    }
+}
