@@ -15,6 +15,7 @@
 
 mod compile;
 mod hash;
+pub mod machines;
 pub mod model;
 pub mod node;
 pub mod numbers;

@@ -68,3 +68,17 @@ pub const ENDED_FLOWS_MAX: u32 = 65_536;
 /// Destination boxes of one profile, at most: a set of the kernel with more takes longer to commit than a policy change
 /// may take. The policies that rank last are left out until the rest fits, with a finding each.
 pub const PROFILE_BOXES_MAX: usize = 65_536;
+/// Replies in a row that bring a dead gateway back; doubled for each further death within `FLAP_WINDOW_MS`.
+pub const PROBE_RECOVER_REPLIES: u32 = 3;
+/// Doublings of `PROBE_RECOVER_REPLIES`, at most.
+pub const PROBE_RECOVER_DOUBLINGS_MAX: u32 = 4;
+/// Milliseconds for which a death counts against a gateway that comes back.
+pub const FLAP_WINDOW_MS: u64 = 10_000;
+/// Gateways that one node probes at the full rate; with n times as many the interval is n times as long.
+pub const PROBE_PEERS_FULL_RATE: usize = 64;
+/// Milliseconds after a take-over at which gratuitous ARP and unsolicited NA are sent (RFC 5227 and RFC 4861 7.2.6
+/// send a few; switches that are still learning lose the first).
+pub const GRATUITOUS_AFTER_MS: [u64; 6] = [0, 100, 500, 1_000, 2_000, 5_000];
+/// Milliseconds between further ones, for as long as the address is announced: they mend what a short time with two
+/// announcers left behind.
+pub const GRATUITOUS_REFRESH_MS: u64 = 10_000;

@@ -1,0 +1,9 @@
+//! State machines without IO and without a clock: every input brings the time (milliseconds, monotonic, from any start),
+//! every output is a command. `next_deadline` says when to call `handle_deadline` at the latest; `drain` hands out what
+//! is to be done, in order.
+
+mod announcer;
+mod liveness;
+
+pub use announcer::{Announcer, AnnouncerCommand};
+pub use liveness::{Liveness, LivenessCommand, ProbeSettings};

@@ -1,0 +1,149 @@
+//! Who announces which address (design section 6): per address the gateway nodes have a rendezvous order, and a gateway
+//! announces iff it is the first in it that it sees alive, itself only while it is fit. Two at once are harmless: every
+//! gateway can take every packet.
+
+use crate::model::NodeName;
+use crate::numbers::{GRATUITOUS_AFTER_MS, GRATUITOUS_REFRESH_MS};
+use crate::rendezvous::announcer_order;
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
+
+/// What the agent is to do.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum AnnouncerCommand {
+    /// Answer ARP and ND for this address from now on.
+    Announce(IpAddr),
+    /// Answer no more.
+    Withdraw(IpAddr),
+    /// Send a gratuitous ARP (IPv4) or an unsolicited NA with the override flag (IPv6).
+    SendGratuitous(IpAddr),
+}
+
+#[derive(Debug)]
+struct Announced {
+    /// When the take-over, or the last reason to repeat it, was.
+    since_ms: u64,
+    /// How many gratuitous messages were sent since.
+    sent: usize,
+    next_ms: u64,
+}
+
+/// The announcer of one gateway node.
+#[derive(Debug)]
+pub struct Announcer {
+    me: NodeName,
+    announced: BTreeMap<IpAddr, Announced>,
+    live: BTreeSet<NodeName>,
+    commands: Vec<AnnouncerCommand>,
+}
+
+impl Announcer {
+    /// For this node.
+    pub fn new(me: NodeName) -> Self {
+        Self {
+            me,
+            announced: BTreeMap::new(),
+            live: BTreeSet::new(),
+            commands: Vec::new(),
+        }
+    }
+
+    /// Decides anew. `addresses`: what this node's groups serve, each with the gateway nodes of its group. `live`: the
+    /// other gateways that answer and have loaded a table (version above 0); do not call before liveness is settled, or
+    /// this node takes over everything for a moment. `fit`: the external link has carrier and the own steering table is
+    /// applied (R2: load before announcing).
+    pub fn update(
+        &mut self,
+        addresses: &BTreeMap<IpAddr, BTreeSet<NodeName>>,
+        live: &BTreeSet<NodeName>,
+        fit: bool,
+        now_ms: u64,
+    ) {
+        let mine = |address: &IpAddr, nodes: &BTreeSet<NodeName>| {
+            let alive = |n: &&&NodeName| {
+                if **n == &self.me {
+                    fit
+                } else {
+                    live.contains(**n)
+                }
+            };
+            announcer_order(*address, nodes)
+                .iter()
+                .find(alive)
+                .is_some_and(|n| **n == self.me)
+        };
+        let wanted: BTreeSet<IpAddr> = addresses
+            .iter()
+            .filter(|(a, nodes)| mine(a, nodes))
+            .map(|(a, _)| *a)
+            .collect();
+        let gone: Vec<IpAddr> = self
+            .announced
+            .keys()
+            .filter(|a| !wanted.contains(a))
+            .copied()
+            .collect();
+        for address in gone {
+            self.announced.remove(&address);
+            self.commands.push(AnnouncerCommand::Withdraw(address));
+        }
+        // Somebody who was away may have been taken for dead by us only, or have taken us for dead: say it again.
+        let returned = live.difference(&self.live).next().is_some();
+        for address in wanted {
+            let known = self.announced.contains_key(&address);
+            if !known {
+                self.commands.push(AnnouncerCommand::Announce(address));
+            }
+            if !known || returned {
+                let fresh = Announced {
+                    since_ms: now_ms,
+                    sent: 0,
+                    next_ms: now_ms,
+                };
+                self.announced.insert(address, fresh);
+            }
+        }
+        self.live = live.clone();
+        self.handle_deadline(now_ms);
+    }
+
+    /// Sends the gratuitous messages that are due.
+    pub fn handle_deadline(&mut self, now_ms: u64) {
+        for (address, announced) in &mut self.announced {
+            if now_ms < announced.next_ms {
+                continue;
+            }
+            self.commands
+                .push(AnnouncerCommand::SendGratuitous(*address));
+            announced.sent = announced.sent.saturating_add(1);
+            // Late calls skip what they missed and never send two at once.
+            let due = GRATUITOUS_AFTER_MS
+                .iter()
+                .map(|after| announced.since_ms.saturating_add(*after))
+                .skip(announced.sent)
+                .find(|at| *at > now_ms);
+            announced.next_ms = due.unwrap_or_else(|| now_ms.saturating_add(GRATUITOUS_REFRESH_MS));
+        }
+    }
+
+    /// When to call `handle_deadline` next.
+    pub fn next_deadline(&self) -> Option<u64> {
+        self.announced
+            .values()
+            .map(|announced| announced.next_ms)
+            .min()
+    }
+
+    /// What is to be done, in order.
+    pub fn drain(&mut self) -> Vec<AnnouncerCommand> {
+        std::mem::take(&mut self.commands)
+    }
+
+    /// What this node announces.
+    pub fn announcing(&self) -> BTreeSet<IpAddr> {
+        self.announced.keys().copied().collect()
+    }
+}
+
+#[cfg(test)]
+mod tests;
