@@ -57,7 +57,8 @@ struct egret_config {
 	__u16 own_index;
 	__u8 external_mac[6];
 	__u8 tunnel_mac[6];
-	__u8 reserved[6];
+	__u8 attachment; /* the loader's own note: how the programs are attached */
+	__u8 reserved[5];
 	struct egret_address external_v4; /* all zero: none */
 	struct egret_address external_v6; /* all zero: none */
 	__u64 steering_version; /* written last */
