@@ -12,7 +12,6 @@
 #define ARPOP_REPLY 2
 
 struct egret_arp {
-	struct ethhdr ethernet;
 	__be16 hardware;
 	__be16 protocol;
 	__u8 hardware_bytes;
@@ -57,7 +56,7 @@ static __always_inline int answer_arp(struct __sk_buff *skb, const struct egret_
 	struct egret_address target;
 	__be32 asked;
 
-	if (skb->pkt_type == PACKET_OTHERHOST || bpf_skb_load_bytes(skb, 0, &arp, sizeof(arp)) < 0)
+	if (skb->pkt_type == PACKET_OTHERHOST || bpf_skb_load_bytes(skb, ETH_HLEN, &arp, sizeof(arp)) < 0)
 		return EGRET_PASS;
 	if (arp.hardware != bpf_htons(ARPHRD_ETHER) || arp.protocol != bpf_htons(ETH_P_IP) || arp.hardware_bytes != 6 ||
 	    arp.protocol_bytes != 4 || arp.operation != bpf_htons(ARPOP_REQUEST) || arp.sender == arp.target)
@@ -66,14 +65,13 @@ static __always_inline int answer_arp(struct __sk_buff *skb, const struct egret_
 	mapped_v4(&target, asked);
 	if (!announces(&target))
 		return EGRET_PASS;
-	__builtin_memcpy(arp.ethernet.h_dest, arp.sender_mac, 6);
-	__builtin_memcpy(arp.ethernet.h_source, settings->external_mac, 6);
 	__builtin_memcpy(arp.target_mac, arp.sender_mac, 6);
 	__builtin_memcpy(arp.sender_mac, settings->external_mac, 6);
 	arp.target = arp.sender;
 	arp.sender = asked;
 	arp.operation = bpf_htons(ARPOP_REPLY);
-	if (bpf_skb_store_bytes(skb, 0, &arp, sizeof(arp), 0) < 0)
+	if (write_macs(skb, arp.target_mac, settings->external_mac) < 0 ||
+	    bpf_skb_store_bytes(skb, ETH_HLEN, &arp, sizeof(arp), 0) < 0)
 		return drop(EGRET_FAILED);
 	count(EGRET_IN_ARP_ANSWERED);
 	return bpf_redirect(settings->external_ifindex, 0);
