@@ -1,14 +1,42 @@
-//! `egret lab` alone, to try the lab by hand: `cargo run -p egret-lab --example lab -- up --no-agents`.
+//! A stand-in for `egret` that only has `egret lab`, to try the lab by hand:
+//! `cargo run -p egret-lab --example lab -- lab up`. Its agents and controllers do nothing but stay.
 
-use clap::Parser;
+use clap::{Parser, Subcommand};
+use egret_lab::LabCommand;
+use std::process::ExitCode;
 
 #[derive(Debug, Parser)]
-#[command(name = "lab", about = "The verbs of `egret lab`")]
 struct Program {
-    #[command(flatten)]
-    lab: egret_lab::LabCommand,
+    #[command(subcommand)]
+    command: Command,
 }
 
-fn main() -> anyhow::Result<std::process::ExitCode> {
-    egret_lab::cli::run(Program::parse().lab)
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// A cluster in namespaces on this machine
+    Lab(LabCommand),
+    /// Stays until killed
+    #[command(hide = true)]
+    Agent {
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        arguments: Vec<String>,
+    },
+    /// Stays until killed
+    #[command(hide = true)]
+    Controller {
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        arguments: Vec<String>,
+    },
+}
+
+fn main() -> anyhow::Result<ExitCode> {
+    match Program::parse().command {
+        Command::Lab(command) => egret_lab::cli::run(command),
+        Command::Agent { arguments } | Command::Controller { arguments } => {
+            println!("started with {arguments:?}");
+            loop {
+                std::thread::park();
+            }
+        }
+    }
 }

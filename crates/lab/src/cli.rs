@@ -1,13 +1,16 @@
 //! `egret lab ...`: the verbs on the command line.
 
-use crate::lab::{HostStatus, Hurt, Lab, UpOptions};
-use crate::topology::Topology;
-use crate::{LabError, StateDir};
+use crate::traffic::{Server, ping_source, tcp_source, udp_source};
+use crate::{HostStatus, Hurt, Lab, LabError, StateDir, Topology, UpOptions};
 use anyhow::Context;
 use clap::{Args, Subcommand};
+use std::io::Write;
+use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 use std::process::ExitCode;
 
+/// Port of the server that `ask` uses.
+const ASKED_PORT: u16 = 5000;
 /// Something is not as it should be.
 const EXIT_WRONG: u8 = 1;
 /// The command line or a file given on it is wrong.
@@ -78,6 +81,17 @@ enum Verb {
         #[arg(short, long, value_name = "FILE")]
         file: PathBuf,
     },
+    /// Ask a server of the lab by which source address it sees a host or pod: TCP, UDP and ping
+    Ask {
+        /// HOST or pod/NAMESPACE/NAME
+        place: String,
+        /// Address of the server
+        #[arg(default_value = "203.0.113.10")]
+        target: IpAddr,
+    },
+    /// Answer in this network namespace until killed; `up` starts it in the server
+    #[command(hide = true)]
+    Serve,
     /// Take the lab down and remove everything of it, also after a crash
     Down,
 }
@@ -126,12 +140,20 @@ fn run_verb(name: &str, verb: Verb) -> anyhow::Result<ExitCode> {
         Verb::Start { host } => Lab::open(name)?.start(&host)?,
         Verb::Apply { file } => {
             for object in Lab::open(name)?.apply(&file)? {
-                println!("applied {object}");
+                print(&format!("applied {object}\n"))?;
             }
         }
         Verb::Delete { file } => {
             for object in Lab::open(name)?.delete(&file)? {
-                println!("deleted {object}");
+                print(&format!("deleted {object}\n"))?;
+            }
+        }
+        Verb::Ask { place, target } => return ask(name, &place, target),
+        Verb::Serve => {
+            let _server = Server::start_here()?;
+            // Only a signal ends it.
+            loop {
+                std::thread::park();
             }
         }
         Verb::Down => Lab::down(name)?,
@@ -154,15 +176,14 @@ fn up(
         egret,
         agent_args,
         agents: !no_agents,
-        standing_server: false,
+        standing_server: true,
     };
     let lab = Lab::up(name, &topology, &options)?;
-    println!(
-        "lab {name} is up; its manifests are in {}, its logs in {}",
+    print(&format!(
+        "lab {name} is up; its manifests are in {}, its logs in {}\n",
         lab.dir().objects().display(),
         lab.dir().log().display()
-    );
-    Ok(())
+    ))
 }
 
 fn status(name: &str) -> anyhow::Result<ExitCode> {
@@ -179,19 +200,10 @@ fn status(name: &str) -> anyhow::Result<ExitCode> {
         result => result?,
     };
     let hosts = lab.status()?;
-    println!(
-        "{:<14}{:<7}{:<9}{:<9}ADDRESSES",
-        "HOST", "POWER", "CARRIER", "AGENT"
-    );
-    for host in &hosts {
-        print_host(host);
-    }
-    let controller = if lab.controller()?.is_some() {
-        "running"
-    } else {
-        "not running"
-    };
-    println!("controller: {controller}");
+    let mut text = "HOST          POWER  CARRIER  AGENT    ADDRESSES\n".to_owned();
+    hosts.iter().for_each(|host| text += &describe(host));
+    let controller = lab.controller()?.map_or("not running", |_| "running");
+    print(&format!("{text}controller: {controller}\n"))?;
     let is_well =
         |host: &HostStatus| host.on && host.carrier && matches!(host.agent, "none" | "running");
     Ok(if hosts.iter().all(is_well) {
@@ -201,8 +213,8 @@ fn status(name: &str) -> anyhow::Result<ExitCode> {
     })
 }
 
-fn print_host(host: &HostStatus) {
-    let join = |addresses: &[std::net::IpAddr]| {
+fn describe(host: &HostStatus) -> String {
+    let join = |addresses: &[IpAddr]| {
         addresses
             .iter()
             .map(ToString::to_string)
@@ -211,14 +223,28 @@ fn print_host(host: &HostStatus) {
     };
     let power = if host.on { "on" } else { "off" };
     let carrier = if host.carrier { "yes" } else { "no" };
-    println!(
-        "{:<14}{power:<7}{carrier:<9}{:<9}{}",
-        host.name,
-        host.agent,
-        join(&host.addresses)
+    let HostStatus {
+        name,
+        agent,
+        addresses,
+        pods,
+        ..
+    } = host;
+    let mut text = format!(
+        "{name:<14}{power:<7}{carrier:<9}{agent:<9}{}\n",
+        join(addresses)
     );
-    for (pod, addresses) in &host.pods {
-        println!("  pod/{pod:<32} {}", join(addresses));
+    for (pod, addresses) in pods {
+        text += &format!("  pod/{pod:<32} {}\n", join(addresses));
+    }
+    text
+}
+
+/// Prints; a reader that has seen enough, like `head`, is no error.
+fn print(text: &str) -> anyhow::Result<()> {
+    match std::io::stdout().write_all(text.as_bytes()) {
+        Err(error) if error.kind() != std::io::ErrorKind::BrokenPipe => Err(error.into()),
+        _ => Ok(()),
     }
 }
 
@@ -238,6 +264,39 @@ fn exec(name: &str, place: &str, command: &[String]) -> anyhow::Result<ExitCode>
         code.and_then(|code| u8::try_from(code).ok())
             .unwrap_or(EXIT_WRONG),
     ))
+}
+
+fn ask(name: &str, place: &str, target: IpAddr) -> anyhow::Result<ExitCode> {
+    let place = Lab::open(name)?.place(place)?;
+    let peer = SocketAddr::new(target, ASKED_PORT);
+    let answers = [
+        (
+            "tcp",
+            tcp_source(&place, peer).map(|source| source.to_string()),
+        ),
+        (
+            "udp",
+            udp_source(&place, peer).map(|source| source.to_string()),
+        ),
+        (
+            "ping",
+            ping_source(&place, target).map(|source| source.to_string()),
+        ),
+    ];
+    let mut code = ExitCode::SUCCESS;
+    for (protocol, answer) in answers {
+        match answer {
+            Ok(source) => print(&format!("{protocol:<5}{source}\n"))?,
+            Err(error) => {
+                print(&format!(
+                    "{protocol:<5}no answer: {:#}\n",
+                    anyhow::Error::from(error)
+                ))?;
+                code = ExitCode::from(EXIT_WRONG);
+            }
+        }
+    }
+    Ok(code)
 }
 
 #[cfg(test)]
@@ -265,6 +324,8 @@ mod tests {
             "lab start gateway1",
             "lab apply -f file.yaml",
             "lab delete -f file.yaml",
+            "lab ask pod/default/a1",
+            "lab ask pod/default/a1 2001:db8:1::10",
             "lab down",
         ] {
             Program::try_parse_from(line.split(' '))

@@ -376,6 +376,14 @@ pub(crate) fn host_netns(init: Process) -> PathBuf {
     PathBuf::from(format!("/proc/{}/ns/net", init.pid))
 }
 
+/// Runs `work` on a fresh thread inside a host's network namespace.
+pub(crate) fn run_inside<T: Send>(
+    init: Process,
+    work: impl FnOnce() -> T + Send,
+) -> Result<T, LabError> {
+    run_in(&host_netns(init), work)
+}
+
 /// Runs `ip -batch` inside a network namespace.
 pub(crate) fn ip_batch(netns: &Path, batch: &str) -> Result<(), LabError> {
     if batch.is_empty() {

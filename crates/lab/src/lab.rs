@@ -6,13 +6,19 @@ use crate::host;
 use crate::layout::{CONTROL, HostLayout, Layout};
 use crate::manifest;
 use crate::namespace::{Place, PlaceName};
-use crate::state::{Daemon, HostProcesses, State, StateDir};
+use crate::process::wait_for;
+use crate::state::{HostProcesses, State, StateDir};
 use crate::teardown;
 use crate::topology::{Role, Topology};
-use nix::sys::signal::Signal;
+use crate::traffic::server::ECHO_PORTS;
 use std::collections::BTreeMap;
+use std::net::{Ipv6Addr, TcpStream};
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::time::Duration;
+
+/// Longest wait for the standing server to listen.
+const SERVER_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// How to bring a lab up.
 #[derive(Debug, Clone)]
@@ -27,40 +33,10 @@ pub struct UpOptions {
     pub standing_server: bool,
 }
 
-/// How a host or its agent is hurt.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
-pub enum Hurt {
-    /// The machine loses its power: everything in it ends, and its kernel state with it.
-    Power,
-    /// All its cables are pulled: it runs on without carrier.
-    Links,
-    /// Its agent is killed.
-    Agent,
-    /// Its agent is stopped and stays there.
-    Freeze,
-}
-
-/// How a host is.
-#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize)]
-pub struct HostStatus {
-    /// Name.
-    pub name: String,
-    /// It has power.
-    pub on: bool,
-    /// All its links have carrier.
-    pub carrier: bool,
-    /// Its agent: `none`, `running`, `frozen` or `dead`.
-    pub agent: &'static str,
-    /// Addresses on its links.
-    pub addresses: Vec<std::net::IpAddr>,
-    /// Pods as namespace/name with addresses.
-    pub pods: Vec<(String, Vec<std::net::IpAddr>)>,
-}
-
 /// A lab that is up. Dropping the value leaves it up; see [`Lab::owned`].
 #[derive(Debug, Clone)]
 pub struct Lab {
-    dir: StateDir,
+    pub(crate) dir: StateDir,
 }
 
 /// A lab that goes down when this value is dropped, also by a panic.
@@ -189,7 +165,7 @@ impl Lab {
     }
 
     /// Plugs hosts in, configures them and waits until their routers answer.
-    fn connect(
+    pub(crate) fn connect(
         &self,
         state: &State,
         layout: &Layout,
@@ -206,7 +182,7 @@ impl Lab {
         in_parallel(&inits, |(host, init)| crate::ready::wait(host, *init))
     }
 
-    fn start_agent(&self, state: &mut State, name: &str) -> Result<(), LabError> {
+    pub(crate) fn start_agent(&self, state: &mut State, name: &str) -> Result<(), LabError> {
         let mut arguments = vec!["agent".to_owned(), "--node".to_owned(), name.to_owned()];
         arguments.extend(["--source".to_owned(), self.source()]);
         arguments.extend(state.agent_args.iter().cloned());
@@ -246,7 +222,18 @@ impl Lab {
         let arguments = ["lab", "serve"].map(str::to_owned);
         let daemon = host::start_daemon(&self.dir, &server.name, init, &state.egret, &arguments)?;
         state.server = Some(daemon);
-        self.dir.write(state)
+        self.dir.write(state)?;
+        let port = *ECHO_PORTS.last().expect("there are echo ports");
+        let answers = || TcpStream::connect((Ipv6Addr::LOCALHOST, port)).is_ok();
+        let mut is_up = false;
+        host::run_inside(init, || {
+            wait_for("the answering server", SERVER_TIMEOUT, || {
+                is_up = answers();
+                is_up || !daemon.process.is_alive()
+            })
+        })??;
+        let what = "the answering server".to_owned();
+        is_up.then_some(()).ok_or(LabError::Ended { what })
     }
 
     fn source(&self) -> String {
@@ -377,155 +364,6 @@ impl Lab {
     pub fn delete(&self, file: &Path) -> Result<Vec<String>, LabError> {
         let _lock = self.dir.lock()?;
         manifest::delete(&self.dir.objects(), file)
-    }
-
-    /// Hurts a host or its agent. Hurting what is hurt already changes nothing.
-    ///
-    /// # Errors
-    /// No such host, it is off, or it has no agent.
-    pub fn kill(&self, host: &str, how: Hurt) -> Result<(), LabError> {
-        let _lock = self.dir.lock()?;
-        let mut state = self.dir.read()?;
-        let layout = state.layout();
-        state.check_host(host)?;
-        let target = layout
-            .host(host)
-            .ok_or_else(|| LabError::Off(host.to_owned()))?;
-        match how {
-            Hurt::Power => {
-                let Some(processes) = state.hosts.remove(host) else {
-                    return Ok(());
-                };
-                power_off(&processes);
-                // Whoever still has a foot in the dead host's namespace must not keep it on the wire.
-                host::unplug(state.init_of(CONTROL)?, target)?;
-                teardown::reap(&processes)?;
-                self.dir.write(&state)
-            }
-            Hurt::Links => {
-                state.init_of(host)?;
-                host::set_carrier(state.init_of(CONTROL)?, target, false)
-            }
-            Hurt::Agent | Hurt::Freeze => {
-                state.init_of(host)?;
-                let no_agent = || LabError::NoAgent(host.to_owned());
-                let agent = state
-                    .hosts
-                    .get(host)
-                    .and_then(|host| host.agent)
-                    .ok_or_else(no_agent)?;
-                if how == Hurt::Freeze {
-                    return agent
-                        .process
-                        .signal(Signal::SIGSTOP)
-                        .then_some(())
-                        .ok_or_else(no_agent);
-                }
-                agent.process.kill()?;
-                agent.launcher.kill()
-            }
-        }
-    }
-
-    /// Undoes [`Lab::kill`]: power with the same addresses and pods, cables, the agent.
-    ///
-    /// # Errors
-    /// No such host, or it cannot be built again.
-    pub fn start(&self, host: &str) -> Result<(), LabError> {
-        let _lock = self.dir.lock()?;
-        let mut state = self.dir.read()?;
-        let layout = state.layout();
-        state.check_host(host)?;
-        let Some(target) = layout.host(host) else {
-            return Ok(());
-        };
-        let control = state.init_of(CONTROL)?;
-        if state.init_of(host).is_err() {
-            host::unplug(control, target)?;
-            let processes = host::start(&self.dir, host, &host::sysctls(target))?;
-            state.hosts.insert(host.to_owned(), processes);
-            self.dir.write(&state)?;
-            self.connect(&state, &layout, &[target])?;
-        } else {
-            host::set_carrier(control, target, true)?;
-        }
-        let agent = state.hosts.get(host).and_then(|host| host.agent);
-        match agent {
-            Some(agent) if agent.process.is_alive() => {
-                agent.process.signal(Signal::SIGCONT);
-                Ok(())
-            }
-            _ if state.agents && target.is_node() => self.start_agent(&mut state, host),
-            _ => Ok(()),
-        }
-    }
-
-    /// How every host is.
-    ///
-    /// # Errors
-    /// It is not up.
-    pub fn status(&self) -> Result<Vec<HostStatus>, LabError> {
-        let state = self.dir.read()?;
-        let layout = state.layout();
-        Ok(layout
-            .hosts
-            .iter()
-            .map(|host| host_status(&state, host))
-            .collect())
-    }
-
-    /// The controller, if it runs.
-    ///
-    /// # Errors
-    /// The lab is not up.
-    pub fn controller(&self) -> Result<Option<crate::process::Process>, LabError> {
-        let controller = self.dir.read()?.controller.map(|daemon| daemon.process);
-        Ok(controller.filter(|process| process.is_alive()))
-    }
-
-    /// The agent of a host, if it runs.
-    ///
-    /// # Errors
-    /// The lab is not up.
-    pub fn agent(&self, host: &str) -> Result<Option<crate::process::Process>, LabError> {
-        let agent = self.dir.read()?.hosts.get(host).and_then(|host| host.agent);
-        Ok(agent
-            .map(|daemon| daemon.process)
-            .filter(|process| process.is_alive()))
-    }
-}
-
-fn power_off(processes: &HostProcesses) {
-    processes.init.signal(Signal::SIGKILL);
-    processes.launcher.signal(Signal::SIGKILL);
-}
-
-fn host_status(state: &State, host: &HostLayout) -> HostStatus {
-    let init = state.init_of(&host.name).ok();
-    let agent = state.hosts.get(&host.name).and_then(|host| host.agent);
-    let carrier = init.is_some_and(|init| crate::ready::has_carrier(host, init));
-    HostStatus {
-        name: host.name.clone(),
-        on: init.is_some(),
-        carrier,
-        agent: init
-            .and(agent)
-            .map_or("none", |Daemon { process, .. }| match process {
-                process if process.is_stopped() => "frozen",
-                process if process.is_alive() => "running",
-                _ => "dead",
-            }),
-        addresses: host.addresses().collect(),
-        pods: host
-            .pods
-            .iter()
-            .map(|pod| {
-                (
-                    format!("{}/{}", pod.namespace, pod.name),
-                    pod.addresses.clone(),
-                )
-            })
-            .collect(),
     }
 }
 

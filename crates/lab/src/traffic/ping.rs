@@ -180,6 +180,14 @@ fn icmp_part(packet: &[u8], is_v4: bool) -> &[u8] {
     packet.get(header..).unwrap_or_default()
 }
 
+/// Nonce of an echo request as a raw socket delivers it; none if it is something else.
+pub(crate) fn nonce_of_request(packet: &[u8], is_v4: bool) -> Option<u64> {
+    let icmp = icmp_part(packet, is_v4);
+    let is_request = *icmp.first()? == if is_v4 { 8 } else { 128 };
+    let nonce = icmp.get(HEADER_BYTES..HEADER_BYTES + PAYLOAD_BYTES_MIN)?;
+    is_request.then_some(u64::from_be_bytes(nonce.try_into().ok()?))
+}
+
 enum About {
     Reply,
     Error { kind: u8, code: u8, rest: u32 },
