@@ -74,7 +74,7 @@ fn nft(host: &HostLayout, pod_cidrs: &[IpNet]) -> String {
     let mut chains = String::new();
     if host.cni == Cni::Nft && !host.pod_cidrs.is_empty() {
         chains +=
-            "  chain masquerade {\n    type nat hook postrouting priority srcnat; policy accept;\n";
+            "  chain cni-masq {\n    type nat hook postrouting priority srcnat; policy accept;\n";
         for (is_v4, family) in [(true, "ip"), (false, "ip6")] {
             for cidr in of_family(pod_cidrs, is_v4) {
                 chains += &format!("    {family} daddr {cidr} return\n");
@@ -88,7 +88,7 @@ fn nft(host: &HostLayout, pod_cidrs: &[IpNet]) -> String {
     if host.forward == Forward::Drop {
         let pods = POD_DEVICE_PREFIX;
         chains += &format!(
-            "  chain forward {{\n    type filter hook forward priority filter; policy drop;\n\
+            "  chain cni-forward {{\n    type filter hook forward priority filter; policy drop;\n\
              \x20   iifname \"{pods}*\" oifname {{ \"{pods}*\", \"eth*\" }} accept\n\
              \x20   iifname \"eth*\" oifname \"{pods}*\" accept\n  }}\n"
         );
@@ -136,6 +136,6 @@ mod tests {
         let layout = Layout::of(&topology);
         let commands = commands(&layout.hosts[0], &layout.pod_cidrs);
         assert_eq!(commands[0].0, "nft");
-        assert!(!commands[0].2.contains("masquerade"));
+        assert!(!commands[0].2.contains("masq"));
     }
 }
