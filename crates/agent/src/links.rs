@@ -19,7 +19,10 @@ const BUFFER_BYTES: usize = 64 * 1024;
 
 /// Starts the watch. What exactly changed does not matter: the main loop compares everything.
 pub(crate) fn watch(events: Sender<Event>) -> Result<(), AgentError> {
-    let error = |source| AgentError::Io { doing: "watching links and routes", source };
+    let error = |source| AgentError::Io {
+        doing: "watching links and routes",
+        source,
+    };
     let mut socket = Socket::new(netlink_sys::protocols::NETLINK_ROUTE).map_err(error)?;
     socket.bind(&SocketAddr::new(0, 0)).map_err(error)?;
     for group in GROUPS {

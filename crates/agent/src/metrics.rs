@@ -95,23 +95,72 @@ impl Default for Metrics {
 impl Metrics {
     fn register(&mut self) {
         let r = &mut self.registry;
-        let worker = "Packets that the worker's ruleset dropped or refused since it was made, by reason";
+        let worker =
+            "Packets that the worker's ruleset dropped or refused since it was made, by reason";
         r.register("worker_packets", worker, self.worker_packets.clone());
         let gateway = "Packets at the gateway's eBPF programs since they were loaded, by outcome";
         r.register("gateway_packets", gateway, self.gateway_packets.clone());
         let live = "Whether the gateway answers this node's probes (1) or not (0)";
         r.register("gateway_live", live, self.gateway_live.clone());
-        r.register("gateway_losses", "Gateways that stopped answering", self.gateway_losses.clone());
-        r.register("applies", "States carried out in the kernel", self.applies.clone());
-        r.register("apply_errors", "States that could not be carried out", self.apply_errors.clone());
-        r.register("apply_seconds", "Seconds to carry a state out", self.apply_seconds.clone());
-        r.register("repairs", "Damage by others that was found and mended", self.repairs.clone());
-        r.register("ended_flows", "Flows that policy changes ended", self.ended_flows.clone());
-        r.register("ports_in_use", "Source ports in use, by address", self.ports_in_use.clone());
-        r.register("ports_leased", "Source ports that may be used, by address", self.ports_leased.clone());
-        r.register("selected_pods", "Pod addresses here that policies select", self.selected_pods.clone());
-        r.register("announcing", "Egress addresses that this node announces", self.announcing.clone());
-        r.register("steering_version", "Steering version of the gateway", self.steering_version.clone());
-        r.register("findings", "Objects with something to mend", self.findings.clone());
+        r.register(
+            "gateway_losses",
+            "Gateways that stopped answering",
+            self.gateway_losses.clone(),
+        );
+        r.register(
+            "applies",
+            "States carried out in the kernel",
+            self.applies.clone(),
+        );
+        r.register(
+            "apply_errors",
+            "States that could not be carried out",
+            self.apply_errors.clone(),
+        );
+        r.register(
+            "apply_seconds",
+            "Seconds to carry a state out",
+            self.apply_seconds.clone(),
+        );
+        r.register(
+            "repairs",
+            "Damage by others that was found and mended",
+            self.repairs.clone(),
+        );
+        r.register(
+            "ended_flows",
+            "Flows that policy changes ended",
+            self.ended_flows.clone(),
+        );
+        r.register(
+            "ports_in_use",
+            "Source ports in use, by address",
+            self.ports_in_use.clone(),
+        );
+        r.register(
+            "ports_leased",
+            "Source ports that may be used, by address",
+            self.ports_leased.clone(),
+        );
+        r.register(
+            "selected_pods",
+            "Pod addresses here that policies select",
+            self.selected_pods.clone(),
+        );
+        r.register(
+            "announcing",
+            "Egress addresses that this node announces",
+            self.announcing.clone(),
+        );
+        r.register(
+            "steering_version",
+            "Steering version of the gateway",
+            self.steering_version.clone(),
+        );
+        r.register(
+            "findings",
+            "Objects with something to mend",
+            self.findings.clone(),
+        );
     }
 }

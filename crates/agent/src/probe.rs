@@ -116,7 +116,10 @@ impl Prober {
             interval_ms: *interval_ms,
             failures: *failures,
         };
-        let peers = targets.peers.iter().map(|(name, peer)| (name.clone(), settings(peer)));
+        let peers = targets
+            .peers
+            .iter()
+            .map(|(name, peer)| (name.clone(), settings(peer)));
         let now_ms = self.now_ms();
         self.liveness.set_peers(&peers.collect(), now_ms);
         self.targets = targets;
@@ -141,15 +144,24 @@ impl Prober {
         let mut buffer = [0u8; 128];
         let now_ms = u64::try_from(self.started.elapsed().as_millis()).unwrap_or(u64::MAX);
         for _ in 0..BURST_MAX {
-            let Ok((length, from)) = sockets.replies.recv_from(&mut buffer) else { return };
-            let Ok(probe) = Probe::decode(&buffer[..length]) else { continue };
-            let sender = self.targets.peers.iter().find(|(_, peer)| peer.0 == probe.sender);
+            let Ok((length, from)) = sockets.replies.recv_from(&mut buffer) else {
+                return;
+            };
+            let Ok(probe) = Probe::decode(&buffer[..length]) else {
+                continue;
+            };
+            let sender = self
+                .targets
+                .peers
+                .iter()
+                .find(|(_, peer)| peer.0 == probe.sender);
             let genuine = probe.kind == Kind::Reply
                 && from.port() == PORT
                 && from.ip() == IpAddr::V6(link_local(probe.sender));
             if let (true, Some((name, _))) = (genuine, sender) {
                 let version = probe.steering_version;
-                self.liveness.reply_received(name, probe.nonce, version, now_ms);
+                self.liveness
+                    .reply_received(name, probe.nonce, version, now_ms);
             }
         }
     }
@@ -178,7 +190,12 @@ impl Prober {
             return true;
         }
         let (live, versions) = (self.liveness.live(), self.liveness.versions());
-        self.told = Seen { live, versions, settled, losses };
+        self.told = Seen {
+            live,
+            versions,
+            settled,
+            losses,
+        };
         self.events.send(Event::Gateways(self.told.clone())).is_ok()
     }
 
@@ -189,7 +206,12 @@ impl Prober {
             return;
         };
         let sender = self.targets.me.map_or(0, |(index, ..)| index);
-        let probe = Probe { kind: Kind::Request, sender, nonce, steering_version: 0 };
+        let probe = Probe {
+            kind: Kind::Request,
+            sender,
+            nonce,
+            steering_version: 0,
+        };
         let frame = probe.encode_frame(*index, sockets.reply_port, PORT);
         // An error (no route, interface down) is a lost probe.
         let _ = sockets.requests.send_to(&frame, (*underlay, TUNNEL_PORT));
@@ -207,5 +229,9 @@ fn open(index: u16, underlay: IpAddr, device: u32) -> io::Result<Sockets> {
     replies.set_nonblocking(true)?;
     let replies: UdpSocket = replies.into();
     let reply_port = replies.local_addr()?.port();
-    Ok(Sockets { requests, replies, reply_port })
+    Ok(Sockets {
+        requests,
+        replies,
+        reply_port,
+    })
 }

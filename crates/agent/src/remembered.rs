@@ -39,8 +39,16 @@ impl Remembered {
     /// Writes it down, by rename.
     pub(crate) fn save(&self, directory: &Path) -> io::Result<()> {
         let on_disk = OnDisk {
-            groups: self.groups.iter().map(|(key, number)| (key.clone(), *number)).collect(),
-            members: self.members.iter().map(|(key, all)| (key.clone(), all.clone())).collect(),
+            groups: self
+                .groups
+                .iter()
+                .map(|(key, number)| (key.clone(), *number))
+                .collect(),
+            members: self
+                .members
+                .iter()
+                .map(|(key, all)| (key.clone(), all.clone()))
+                .collect(),
         };
         fs::create_dir_all(directory)?;
         let temporary = directory.join("groups.tmp");

@@ -89,7 +89,9 @@ fn write_loop(source: &mut dyn Source, inbox: &Receiver<Status>) {
 
 fn now_secs() -> i64 {
     let since = SystemTime::now().duration_since(UNIX_EPOCH);
-    since.map_or(0, |since| i64::try_from(since.as_secs()).unwrap_or(i64::MAX))
+    since.map_or(0, |since| {
+        i64::try_from(since.as_secs()).unwrap_or(i64::MAX)
+    })
 }
 
 /// Starts a named thread.
@@ -99,5 +101,8 @@ pub(crate) fn spawn(
 ) -> Result<(), AgentError> {
     let builder = thread::Builder::new().name(name.into());
     let spawned = builder.spawn(body);
-    spawned.map(drop).map_err(|source| AgentError::Io { doing: "starting a thread", source })
+    spawned.map(drop).map_err(|source| AgentError::Io {
+        doing: "starting a thread",
+        source,
+    })
 }

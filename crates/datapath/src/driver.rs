@@ -5,7 +5,7 @@ mod flows;
 use crate::conntrack::Conntrack;
 use crate::netlink::NetlinkError;
 use crate::nft::{NftError, Nftables};
-use crate::route::{Device, RouteError, Routing};
+use crate::route::{RouteError, Routing};
 use crate::sysctl::{NODE_SETTINGS, SysctlError, Sysctls};
 use crate::worker;
 use egret_core::node::{NodeState, WorkerState};
@@ -159,9 +159,4 @@ fn moves_flows(old: &WorkerState, new: &WorkerState) -> bool {
     };
     (&old.pods, &old.profiles, &old.never) != (&new.pods, &new.profiles, &new.never)
         || addresses(old) != addresses(new)
-}
-
-/// The device that carries an underlay address, by its name (for messages and facts).
-pub fn device_named<'a>(devices: &'a [Device], name: &str) -> Option<&'a Device> {
-    devices.iter().find(|device| device.name == name)
 }

@@ -8,5 +8,5 @@ mod wanted;
 mod wire;
 
 pub use kernel::{RouteError, Routing};
-pub use tunnel::{Device, tunnel_mac};
+pub use tunnel::Device;
 pub use wanted::{NextHop, RouteEntry, RouteKind, RuleEntry, Wanted};

@@ -13,17 +13,33 @@ use site::{EGRESS, OUTSIDE, OWN, Site, receive};
 fn out_and_back(site: &Site) {
     for family in [0, 1] {
         let (worker, server) = (site.worker(11), site.server(family, 9000));
-        let request = udp((EGRESS[family], 1024), (OUTSIDE[family], 9000), 64, b"question");
-        worker.send_to(&tunnelled(11, OWN, &request), site.tunnel()).unwrap();
+        let request = udp(
+            (EGRESS[family], 1024),
+            (OUTSIDE[family], 9000),
+            64,
+            b"question",
+        );
+        worker
+            .send_to(&tunnelled(11, OWN, &request), site.tunnel())
+            .unwrap();
         let (bytes, from) = receive(&server);
-        assert_eq!((&bytes[..], from.ip().to_string()), (&b"question"[..], EGRESS[family].to_owned()));
+        assert_eq!(
+            (&bytes[..], from.ip().to_string()),
+            (&b"question"[..], EGRESS[family].to_owned())
+        );
         assert_eq!(from.port(), 1024);
 
         server.send_to(b"answer", from).unwrap();
         let (bytes, _) = receive(&worker);
         let seen = untunnelled(&bytes);
-        assert_eq!(seen.macs, (egret_wire::tunnel_mac(11), egret_wire::tunnel_mac(OWN)));
-        assert_eq!((seen.source, seen.ports), (OUTSIDE[family].parse().unwrap(), (9000, 1024)));
+        assert_eq!(
+            seen.macs,
+            (egret_wire::tunnel_mac(11), egret_wire::tunnel_mac(OWN))
+        );
+        assert_eq!(
+            (seen.source, seen.ports),
+            (OUTSIDE[family].parse().unwrap(), (9000, 1024))
+        );
         assert_eq!((seen.hops, &seen.payload[..]), (63, &b"answer"[..]));
     }
     assert_eq!(site.counter("out_forwarded"), 2);
@@ -44,5 +60,8 @@ fn the_same_over_an_ipv6_underlay() {
 
 #[test]
 fn the_same_attached_by_clsact_as_before_kernel_6_6() {
-    out_and_back(&Site::with(false, egret_datapath::gateway::Attachment::Clsact));
+    out_and_back(&Site::with(
+        false,
+        egret_datapath::gateway::Attachment::Clsact,
+    ));
 }

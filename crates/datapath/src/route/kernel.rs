@@ -51,28 +51,25 @@ impl Routing {
         tunnel::devices(&mut self.socket)
     }
 
-    /// The device that holds this address.
-    pub fn device_with(&mut self, address: IpAddr) -> Result<Option<Device>, RouteError> {
-        for device in self.devices()? {
-            if self.addresses_of(device.index)?.contains(&address) {
-                return Ok(Some(device));
+    /// Addresses of every device, by its index.
+    pub fn addresses(&mut self) -> Result<BTreeMap<u32, Vec<IpAddr>>, RouteError> {
+        use netlink_packet_route::address::AddressAttribute;
+        let mut addresses: BTreeMap<u32, Vec<IpAddr>> = BTreeMap::new();
+        for message in wire::addresses(&mut self.socket, None)? {
+            for attribute in &message.attributes {
+                match attribute {
+                    AddressAttribute::Local(address)
+                    | AddressAttribute::Address(address @ IpAddr::V6(_)) => {
+                        addresses
+                            .entry(message.header.index)
+                            .or_default()
+                            .push(*address);
+                    }
+                    _ => {}
+                }
             }
         }
-        Ok(None)
-    }
-
-    /// Addresses of one device.
-    pub fn addresses_of(&mut self, device: u32) -> Result<Vec<IpAddr>, RouteError> {
-        use netlink_packet_route::address::AddressAttribute;
-        let messages = wire::addresses(&mut self.socket, device)?;
-        let addresses = messages.iter().flat_map(|message| &message.attributes);
-        Ok(addresses
-            .filter_map(|attribute| match attribute {
-                AddressAttribute::Local(address) => Some(*address),
-                AddressAttribute::Address(address @ IpAddr::V6(_)) => Some(*address),
-                _ => None,
-            })
-            .collect())
+        Ok(addresses)
     }
 
     /// The device of the default route with the lowest metric, IPv4 before IPv6.
@@ -82,6 +79,11 @@ impl Routing {
             .devices()?
             .into_iter()
             .find(|device| Some(device.index) == index))
+    }
+
+    /// Makes the tunnel device alone what it should be: probes need it before anything else is decided.
+    pub fn ensure_tunnel(&mut self, tunnel: &Tunnel) -> Result<Device, RouteError> {
+        tunnel::ensure(&mut self.socket, tunnel)
     }
 
     /// Adds what the state asks for and is not there yet, from the bottom up, so that no rule ever leads nowhere.

@@ -3,6 +3,7 @@
 use super::kernel::RouteError;
 use super::wanted::link_local;
 use super::wire;
+use crate::gateway::abi::tunnel_mac;
 use crate::netlink::{Attrs, NetlinkSocket, Request, flags};
 use egret_core::node::{Tunnel, TunnelIndex};
 use egret_core::numbers::{TUNNEL_ADDRESS, TUNNEL_DEVICE, TUNNEL_PORT};
@@ -17,12 +18,6 @@ const RTM_NEWLINK: u16 = 16;
 const RTM_DELLINK: u16 = 17;
 const RTM_SETLINK: u16 = 19;
 const RTM_GETLINK: u16 = 18;
-
-/// MAC address inside the tunnel of the node with this index: senders compute it, nobody asks for it.
-pub fn tunnel_mac(index: TunnelIndex) -> [u8; 6] {
-    let [high, low] = index.to_be_bytes();
-    [0x02, 0x65, 0x67, 0x72, high, low]
-}
 
 /// A network device, as far as we look at it.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -213,7 +208,7 @@ fn addresses(
         (IpAddr::V4(TUNNEL_ADDRESS), 32),
         (IpAddr::V6(link_local(index)), 64),
     ]);
-    let present: BTreeSet<(IpAddr, u8)> = wire::addresses(socket, device)?
+    let present: BTreeSet<(IpAddr, u8)> = wire::addresses(socket, Some(device))?
         .into_iter()
         .filter_map(|message| {
             let length = message.header.prefix_len;

@@ -1,6 +1,6 @@
 //! What a node's state asks of rtnetlink, as values that can be compared with what is there.
 
-use super::tunnel::tunnel_mac;
+use crate::gateway::abi::tunnel_mac;
 use egret_core::node::{Group, NodeState, TunnelIndex};
 use egret_core::numbers::{MARK_SHIFT, NEXTHOP_BASE, NEXTHOP_GROUP_OFFSET, ROUTE_TABLE_BASE};
 use ipnet::IpNet;

@@ -103,20 +103,22 @@ fn family(v6: bool) -> AddressFamily {
     }
 }
 
+/// Addresses of one device, or of all.
 pub(super) fn addresses(
     socket: &mut NetlinkSocket,
-    device: u32,
+    device: Option<u32>,
 ) -> Result<Vec<AddressMessage>, RouteError> {
     let mut message = AddressMessage::default();
-    message.header.index = device;
+    message.header.index = device.unwrap_or(0);
     let found = dump(
         socket,
         RTM_GETADDR,
         Message::GetAddress(message),
         "addresses",
     )?;
+    let wanted = |address: &AddressMessage| device.is_none_or(|d| address.header.index == d);
     let address = |message| match message {
-        Message::NewAddress(address) if address.header.index == device => Some(address),
+        Message::NewAddress(address) => Some(address).filter(wanted),
         _ => None,
     };
     Ok(found.into_iter().filter_map(address).collect())
