@@ -39,7 +39,12 @@ impl<'a> Me<'a> {
 
 /// Underlay address of another node, of the family that our tunnel runs on.
 pub(super) fn underlay(snapshot: &Snapshot, name: &NodeName, like: IpAddr) -> Option<IpAddr> {
-    let own = snapshot.nodes.get(name)?.addresses.iter();
+    // A node that is gone from the cluster may still run and end its connections.
+    let own = snapshot
+        .nodes
+        .get(name)
+        .into_iter()
+        .flat_map(|node| &node.addresses);
     let found = snapshot.node_records.get(name)?.underlay_addresses.iter();
     own.chain(found)
         .find(|a| a.is_ipv4() == like.is_ipv4())

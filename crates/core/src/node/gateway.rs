@@ -42,10 +42,12 @@ pub(super) fn state(
         });
         return None;
     };
-    let indexes: BTreeMap<&NodeName, TunnelIndex> = snapshot
-        .node_records
-        .values()
-        .map(|r| (&r.node, r.tunnel_index))
+    // A worker whose address nobody knows has never run, and cannot have connections.
+    let reachable: Vec<(TunnelIndex, &NodeName, IpAddr)> =
+        tunnel_nodes(snapshot, me.underlay).collect();
+    let indexes: BTreeMap<&NodeName, TunnelIndex> = reachable
+        .iter()
+        .map(|(index, name, _)| (*name, *index))
         .collect();
     let addresses = snapshot
         .addresses
@@ -53,8 +55,9 @@ pub(super) fn state(
         .filter(|record| mine.iter().any(|g| g.name == record.gateway))
         .map(|record| (record.address, steering(record, &indexes, facts)))
         .collect();
-    let workers: BTreeMap<TunnelIndex, IpAddr> = tunnel_nodes(snapshot, me.underlay)
-        .map(|(index, _, underlay)| (index, underlay))
+    let workers = reachable
+        .iter()
+        .map(|(index, _, underlay)| (*index, *underlay))
         .collect();
     Some(GatewayState {
         external_device: external.device.clone(),

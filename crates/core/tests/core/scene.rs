@@ -70,7 +70,6 @@ pub fn gateway(name: &str) -> Gateway {
     }
 }
 
-#[allow(dead_code)]
 pub fn pool(name: &str, first: &str, last: &str) -> Pool {
     Pool {
         name: PoolName(name.into()),
@@ -89,6 +88,10 @@ pub struct Scene {
     pub dead: BTreeSet<NodeName>,
     /// What agents keep from one state to the next.
     pub facts: BTreeMap<NodeName, NodeFacts>,
+    /// Addresses in which a node still has connections.
+    pub busy: BTreeSet<(NodeName, IpAddr)>,
+    /// What each node's kernel has.
+    pub applied: BTreeMap<NodeName, NodeOutcome>,
 }
 
 impl Scene {
@@ -116,6 +119,8 @@ impl Scene {
             now: 1_000,
             dead: BTreeSet::new(),
             facts: BTreeMap::new(),
+            busy: BTreeSet::new(),
+            applied: BTreeMap::new(),
         };
         for number in 1..=workers {
             scene.add_node(&format!("worker{number}"), number, "worker");
@@ -282,15 +287,22 @@ impl Scene {
         let record = self.snapshot.node_records.get_mut(node).unwrap();
         record.underlay_addresses = self.snapshot.nodes[node].addresses.clone();
         record.programmed = outcome.programmed.clone();
-        record.demand = outcome.granted.iter().map(|a| (*a, 0)).collect();
+        let busy = self.busy.iter().filter(|(n, _)| n == node).map(|(_, a)| a);
+        record.demand = outcome
+            .granted
+            .iter()
+            .chain(busy)
+            .map(|a| (*a, 0))
+            .collect();
         if let Some(gateway) = &outcome.state.gateway {
             record.steering_version = gateway.version;
             record.datapath = Some("ebpf".into());
         }
         let kept = self.facts.entry(node.clone()).or_default();
         *kept = facts;
-        kept.previous_groups = outcome.groups;
-        kept.last_group_members = outcome.group_members;
+        kept.previous_groups = outcome.groups.clone();
+        kept.last_group_members = outcome.group_members.clone();
+        self.applied.insert(node.clone(), outcome);
     }
 
     pub fn run_agents(&mut self) {

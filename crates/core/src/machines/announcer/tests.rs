@@ -98,7 +98,7 @@ fn a_take_over_is_told_at_once_and_again_and_then_from_time_to_time() {
         // An update in between changes nothing.
         machine.update(&wanted, &BTreeSet::new(), true, now - 1);
         machine.handle_deadline(now);
-        assert_eq!(machine.drain(), [gratuitous.clone()]);
+        assert_eq!(machine.drain(), std::slice::from_ref(&gratuitous));
         times.push(now - 1_000);
     }
     assert_eq!(

@@ -1,0 +1,356 @@
+//! What must hold of a plan.
+
+use super::leases::{check_change, check_record, steering};
+use super::{Found, Rule, Violation};
+use crate::model::*;
+use crate::plan::{ClusterPlan, PolicyPlan};
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
+
+/// Checks a plan against the snapshot that it was made from and the time.
+pub fn check_plan(snapshot: &Snapshot, plan: &ClusterPlan, now_secs: i64) -> Vec<Violation> {
+    let mut found = Found::default();
+    for record in plan.addresses.values() {
+        check_record(record, &mut found);
+    }
+    for (address, before) in &snapshot.addresses {
+        // Records that were broken before are mended, not carried on: what holds of a change holds of good ones.
+        let mut broken = Found::default();
+        check_record(before, &mut broken);
+        if broken.0.is_empty() {
+            check_change(
+                snapshot,
+                before,
+                plan.addresses.get(address),
+                now_secs,
+                &mut found,
+            );
+        }
+    }
+    epochs(snapshot, plan, &mut found);
+    writes(snapshot, plan, &mut found);
+    deletions(snapshot, plan, &mut found);
+    nodes(snapshot, plan, &mut found);
+    policies(snapshot, plan, &mut found);
+    for finding in &plan.findings {
+        let clear = !finding.object.name.is_empty()
+            && !finding.field.is_empty()
+            && !finding.remedy.is_empty();
+        found.expect(
+            clear,
+            Rule::FindingUnclear,
+            &finding.object,
+            "object, field and remedy are needed",
+        );
+    }
+    found.sorted()
+}
+
+/// New epochs are above all that were, and each is for one record.
+fn epochs(snapshot: &Snapshot, plan: &ClusterPlan, found: &mut Found) {
+    let highest = snapshot
+        .addresses
+        .values()
+        .map(|r| r.epoch)
+        .max()
+        .unwrap_or(0);
+    let mut used: BTreeMap<u64, IpAddr> = BTreeMap::new();
+    for (address, after) in &plan.addresses {
+        let before = snapshot.addresses.get(address);
+        let changed = before.is_none_or(|b| {
+            b.epoch != after.epoch || steering(b) != steering(after) || b.gateway != after.gateway
+        });
+        if !changed {
+            continue;
+        }
+        let rises = after.epoch > highest;
+        found.expect(
+            rises,
+            Rule::EpochOrder,
+            address,
+            "a change has an epoch that was there before",
+        );
+        if let Some(other) = used.insert(after.epoch, *address) {
+            let text = format!("shares epoch {} with {other}", after.epoch);
+            found.add(Rule::EpochOrder, address, text);
+        }
+    }
+}
+
+fn writes(snapshot: &Snapshot, plan: &ClusterPlan, found: &mut Found) {
+    let changed: BTreeSet<IpAddr> = plan
+        .addresses
+        .iter()
+        .filter(|(address, record)| snapshot.addresses.get(*address) != Some(*record))
+        .map(|(address, _)| *address)
+        .collect();
+    let written: BTreeSet<IpAddr> = plan.address_writes.iter().copied().collect();
+    let all = written == changed && written.len() == plan.address_writes.len();
+    found.expect(
+        all,
+        Rule::WriteOrder,
+        "address records",
+        "those that change, each once",
+    );
+    let epochs: Vec<u64> = plan
+        .address_writes
+        .iter()
+        .filter_map(|a| Some(plan.addresses.get(a)?.epoch))
+        .collect();
+    let ordered = epochs.windows(2).all(|pair| pair[0] <= pair[1]);
+    found.expect(
+        ordered,
+        Rule::WriteOrder,
+        "address records",
+        "in the order of their epochs",
+    );
+    let differs = |(name, spec): &(&NodeName, &crate::plan::NodeRecordSpec)| {
+        snapshot.node_records.get(*name).is_none_or(|known| {
+            known.tunnel_index != spec.tunnel_index || known.grants != spec.grants
+        })
+    };
+    let nodes: Vec<&NodeName> = plan
+        .node_records
+        .iter()
+        .filter(differs)
+        .map(|(name, _)| name)
+        .collect();
+    let all = plan.node_writes.iter().eq(nodes);
+    found.expect(
+        all,
+        Rule::WriteOrder,
+        "node records",
+        "those that change, each once",
+    );
+}
+
+fn deletions(snapshot: &Snapshot, plan: &ClusterPlan, found: &mut Found) {
+    for (address, before) in &snapshot.addresses {
+        let listed = plan.address_deletions.contains(address);
+        let gone = !plan.addresses.contains_key(address);
+        found.expect(
+            listed == gone,
+            Rule::Deletion,
+            address,
+            "planned or deleted, not both",
+        );
+        let used = plan
+            .policies
+            .values()
+            .any(|p| p.addresses.contains(address));
+        found.expect(!(gone && used), Rule::Deletion, address, "a policy uses it");
+        let above = plan.addresses.values().any(|r| r.epoch > before.epoch);
+        if gone && !above && !acknowledged(snapshot, before.epoch) {
+            found.add(
+                Rule::Deletion,
+                address,
+                "it carries the highest epoch, and not every gateway has seen it",
+            );
+        }
+    }
+    for (name, record) in &snapshot.node_records {
+        let listed = plan.node_deletions.contains(name);
+        let planned = plan.node_records.contains_key(name);
+        found.expect(
+            listed != planned,
+            Rule::Deletion,
+            name,
+            "planned or deleted",
+        );
+        let holds = plan
+            .addresses
+            .values()
+            .flat_map(|r| &r.leases)
+            .any(|l| l.node == *name);
+        let gone = !snapshot.nodes.contains_key(name);
+        let right = if listed {
+            gone && !holds
+        } else {
+            !gone || holds
+        };
+        found.expect(
+            right,
+            Rule::Deletion,
+            &record.node,
+            "goes with its Node and its last lease",
+        );
+    }
+}
+
+fn acknowledged(snapshot: &Snapshot, epoch: u64) -> bool {
+    snapshot.nodes.values().all(|node| {
+        let is_gateway = snapshot
+            .gateways
+            .values()
+            .any(|g| g.nodes.matches(&node.labels));
+        let record = snapshot.node_records.get(&node.name);
+        !is_gateway
+            || record.is_none_or(|r| r.underlay_addresses.is_empty() || r.steering_version >= epoch)
+    })
+}
+
+fn nodes(snapshot: &Snapshot, plan: &ClusterPlan, found: &mut Found) {
+    let mut indexes: BTreeMap<u16, &NodeName> = BTreeMap::new();
+    for (name, spec) in &plan.node_records {
+        let valid = (1..=0xfffd).contains(&spec.tunnel_index);
+        found.expect(valid, Rule::TunnelIndex, name, "outside 1..=0xfffd");
+        if let Some(other) = indexes.insert(spec.tunnel_index, name) {
+            found.add(
+                Rule::TunnelIndex,
+                name,
+                format!("{} is that of {other} too", spec.tunnel_index),
+            );
+        }
+        let mut leased: Vec<Grant> = Vec::new();
+        for record in plan.addresses.values() {
+            for lease in record.leases.iter().filter(|l| l.node == *name) {
+                if matches!(lease.state, LeaseState::Granted | LeaseState::Active) {
+                    leased.push(Grant {
+                        address: record.address,
+                        gateway: record.gateway.clone(),
+                        ranges: lease.ranges.clone(),
+                        epoch: lease.epoch,
+                    });
+                }
+            }
+        }
+        found.expect(
+            leased == spec.grants,
+            Rule::GrantsDiffer,
+            name,
+            "grants are not its leases",
+        );
+    }
+    for name in snapshot.nodes.keys() {
+        let there = plan.node_records.contains_key(name);
+        found.expect(there, Rule::TunnelIndex, name, "the node has no record");
+    }
+    let mut seen: BTreeMap<u16, u32> = BTreeMap::new();
+    for record in snapshot.node_records.values() {
+        *seen.entry(record.tunnel_index).or_default() += 1;
+    }
+    for (name, record) in &snapshot.node_records {
+        let Some(spec) = plan.node_records.get(name) else {
+            continue;
+        };
+        let valid = (1..=0xfffd).contains(&record.tunnel_index) && seen[&record.tunnel_index] == 1;
+        let kept = spec.tunnel_index == record.tunnel_index;
+        found.expect(kept || !valid, Rule::TunnelIndex, name, "it changed");
+    }
+}
+
+fn policies(snapshot: &Snapshot, plan: &ClusterPlan, found: &mut Found) {
+    let mut gateways: BTreeMap<IpAddr, &GatewayName> = BTreeMap::new();
+    let mut out_of_pools: BTreeSet<IpAddr> = BTreeSet::new();
+    for policy in &snapshot.policies {
+        let Some(planned) = plan.policies.get(&policy.object) else {
+            found.add(
+                Rule::AddressWrong,
+                &policy.object,
+                "nothing is said about it",
+            );
+            continue;
+        };
+        let subject = &policy.object;
+        for address in &planned.addresses {
+            let allowed = allowed(snapshot, policy, *address);
+            found.expect(
+                allowed,
+                Rule::AddressNotAllowed,
+                subject,
+                &address.to_string(),
+            );
+            let asked = match &policy.addresses {
+                AddressRequest::Fixed(addresses) => addresses.contains(address),
+                AddressRequest::Pool(name) => {
+                    let new = out_of_pools.insert(*address);
+                    new && snapshot
+                        .pools
+                        .get(name)
+                        .is_some_and(|pool| inside(pool, *address))
+                }
+            };
+            found.expect(
+                asked,
+                Rule::AddressWrong,
+                subject,
+                &format!("{address} was not asked for"),
+            );
+            let record = plan.addresses.get(address);
+            let gateway = planned.gateway.as_ref();
+            let served = gateway.is_some() && record.map(|r| &r.gateway) == gateway;
+            found.expect(
+                served,
+                Rule::AddressWrong,
+                subject,
+                &format!("{address} has no such record"),
+            );
+            if let Some(gateway) = gateway
+                && *gateways.entry(*address).or_insert(gateway) != gateway
+            {
+                found.add(
+                    Rule::AddressWrong,
+                    subject,
+                    format!("{address} has two gateways"),
+                );
+            }
+        }
+        ready(subject, planned, found);
+    }
+}
+
+fn ready(subject: &ObjectRef, planned: &PolicyPlan, found: &mut Found) {
+    if planned.refusal.is_some() {
+        let empty = planned.addresses.is_empty();
+        found.expect(
+            empty,
+            Rule::AddressWrong,
+            subject,
+            "refused, and has addresses",
+        );
+    }
+    let can =
+        planned.refusal.is_none() && !planned.addresses.is_empty() && planned.gateway.is_some();
+    found.expect(
+        can || !planned.ready,
+        Rule::ReadyTooEarly,
+        subject,
+        "refused or without address",
+    );
+}
+
+fn inside(pool: &Pool, address: IpAddr) -> bool {
+    let same = |bound: &IpAddr| bound.is_ipv4() == address.is_ipv4();
+    pool.ranges
+        .iter()
+        .any(|(a, b)| same(a) && same(b) && *a <= address && address <= *b)
+}
+
+/// P8, worked out plainly.
+fn allowed(snapshot: &Snapshot, policy: &Policy, address: IpAddr) -> bool {
+    let node = |node: &Node| {
+        node.addresses.contains(&address) || node.pod_cidrs.iter().any(|p| p.contains(&address))
+    };
+    let service = |service: &Service| service.cluster_addresses.contains(&address);
+    if snapshot.nodes.values().any(node) || snapshot.services.values().any(service) {
+        return false;
+    }
+    let mut pools = snapshot
+        .pools
+        .values()
+        .filter(|pool| inside(pool, address))
+        .peekable();
+    if pools.peek().is_none() {
+        return snapshot.settings.unpooled_addresses == UnpooledAddresses::Allow;
+    }
+    // What a ClusterEgress may is judged pod by pod.
+    policy.object.kind == Kind::ClusterEgress
+        || pools.all(|pool| match &pool.namespaces {
+            Namespaces::All => true,
+            Namespaces::Names(names) => names.contains(&policy.object.namespace),
+            Namespaces::Labels(selector) => snapshot
+                .namespaces
+                .get(&policy.object.namespace)
+                .is_some_and(|ns| selector.matches(&ns.labels)),
+        })
+}

@@ -1,0 +1,464 @@
+//! What must hold of the state of one node.
+
+use super::boxes::check_profile;
+use super::leases::steering;
+use super::{Found, Rule, Violation};
+use crate::model::*;
+use crate::node::{Group, NodeFacts, NodeOutcome, NodeState, Verdict};
+use ipnet::IpNet;
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
+
+/// Checks the state of one node against what it was made from.
+pub fn check_node(
+    snapshot: &Snapshot,
+    facts: &NodeFacts,
+    node: &NodeName,
+    outcome: &NodeOutcome,
+) -> Vec<Violation> {
+    let mut found = Found::default();
+    let state = &outcome.state;
+    let Some((own, record)) = snapshot
+        .nodes
+        .get(node)
+        .zip(snapshot.node_records.get(node))
+    else {
+        found.add(Rule::Dangling, node, "a state of a node that is not known");
+        return found.sorted();
+    };
+    for (id, profile) in &state.worker.profiles {
+        check_profile(*id, profile, &mut found);
+    }
+    let index = record.tunnel_index == state.tunnel.index;
+    found.expect(
+        index,
+        Rule::TunnelIndex,
+        node,
+        "the tunnel has another index than the record",
+    );
+    references(state, &mut found);
+    ranges(snapshot, facts, own, record, outcome, &mut found);
+    groups(snapshot, own, state, &mut found);
+    never(snapshot, state, &mut found);
+    pods(snapshot, node, own, state, &mut found);
+    guard(snapshot, record, state, &mut found);
+    gateway(snapshot, own, state, &mut found);
+    programmed(snapshot, node, outcome, &mut found);
+    found.sorted()
+}
+
+fn references(state: &NodeState, found: &mut Found) {
+    let worker = &state.worker;
+    for profile in worker.profiles.values() {
+        for one in &profile.boxes {
+            if let Verdict::Target(id) = one.verdict {
+                let target = worker.targets.get(&id);
+                let there = target.is_some_and(|t| t.address.is_ipv4() == one.first.is_ipv4());
+                found.expect(
+                    there,
+                    Rule::Dangling,
+                    format!("target {:x}", id.0),
+                    "missing or of the other family",
+                );
+            }
+        }
+    }
+    for target in worker.targets.values() {
+        let there = worker.groups.contains_key(&target.group);
+        found.expect(
+            there,
+            Rule::Dangling,
+            format!("group {}", target.group),
+            "missing",
+        );
+        let known = worker.egress_addresses.contains(&target.address);
+        found.expect(
+            known,
+            Rule::GuardWrong,
+            target.address,
+            "the guard does not know it",
+        );
+    }
+    for (address, id) in &worker.pods {
+        let there = worker.profiles.contains_key(id);
+        found.expect(
+            there,
+            Rule::Dangling,
+            format!("profile {:x} of {address}", id.0),
+            "missing",
+        );
+    }
+}
+
+/// Ranges are granted, and every live gateway that may get a reply knows them.
+fn ranges(
+    snapshot: &Snapshot,
+    facts: &NodeFacts,
+    own: &Node,
+    record: &NodeRecord,
+    outcome: &NodeOutcome,
+    found: &mut Found,
+) {
+    for (id, target) in &outcome.state.worker.targets {
+        let Some(key) = outcome.target_groups.get(id) else {
+            found.add(
+                Rule::Dangling,
+                format!("target {:x}", id.0),
+                "its group is not named",
+            );
+            continue;
+        };
+        let Some(gateway) = snapshot.gateways.get(&key.gateway) else {
+            found.add(Rule::Dangling, &key.gateway.0, "no such gateway");
+            continue;
+        };
+        let mut versions: Vec<u64> = snapshot
+            .nodes
+            .values()
+            .filter(|n| gateway.nodes.matches(&n.labels) && n.name != own.name)
+            .filter(|n| facts.live.contains(&n.name))
+            .filter_map(|n| facts.versions.get(&n.name).copied().filter(|v| *v > 0))
+            .collect();
+        if let Some(state) = &outcome.state.gateway
+            && matches!(
+                outcome.state.worker.groups.get(&target.group),
+                Some(Group::Local { .. })
+            )
+        {
+            versions.push(state.version);
+        }
+        let known = versions.into_iter().min();
+        for range in &target.ranges {
+            let mine = |g: &&Grant| g.address == target.address && g.gateway == key.gateway;
+            let granted = record
+                .grants
+                .iter()
+                .filter(mine)
+                .find(|grant| grant.ranges.contains(range));
+            let Some(grant) = granted else {
+                found.add(
+                    Rule::RangeNotUsable,
+                    target.address,
+                    format!("{range} is not granted"),
+                );
+                continue;
+            };
+            if known.is_some_and(|known| known < grant.epoch) {
+                let text = format!(
+                    "{range} of epoch {} is not known to every gateway",
+                    grant.epoch
+                );
+                found.add(Rule::RangeNotUsable, target.address, text);
+            }
+        }
+    }
+}
+
+fn groups(snapshot: &Snapshot, own: &Node, state: &NodeState, found: &mut Found) {
+    let known: BTreeSet<u16> = snapshot
+        .node_records
+        .values()
+        .map(|r| r.tunnel_index)
+        .collect();
+    for (number, group) in &state.worker.groups {
+        let subject = format!("group {number}");
+        found.expect(
+            (1..=250).contains(number),
+            Rule::GroupWrong,
+            &subject,
+            "number",
+        );
+        match group {
+            Group::Tunnel(members) => {
+                found.expect(!members.is_empty(), Rule::GroupWrong, &subject, "empty");
+                let to_self = members.contains(&state.tunnel.index);
+                found.expect(
+                    !to_self,
+                    Rule::GroupWrong,
+                    &subject,
+                    "leads to the node itself",
+                );
+                let all = members.iter().all(|m| known.contains(m));
+                found.expect(all, Rule::GroupWrong, &subject, "leads to an unknown node");
+            }
+            Group::Local { .. } => {
+                let role = snapshot
+                    .gateways
+                    .values()
+                    .any(|g| g.nodes.matches(&own.labels));
+                found.expect(
+                    role,
+                    Rule::GroupWrong,
+                    &subject,
+                    "local, and the node is no gateway",
+                );
+            }
+            Group::Nowhere => {}
+        }
+    }
+}
+
+fn never(snapshot: &Snapshot, state: &NodeState, found: &mut Found) {
+    let nets: Vec<&IpNet> = state.worker.never.iter().collect();
+    // Sorted by address and then by length: of two that overlap the wider comes first.
+    let apart = nets.windows(2).all(|w| !w[0].contains(w[1]));
+    found.expect(apart, Rule::Overlap, "never", "prefixes overlap");
+    let mut check = |what: &str, wanted: IpNet| {
+        let inside = nets.iter().any(|net| net.contains(&wanted));
+        found.expect(inside, Rule::NeverIncomplete, wanted, what);
+    };
+    for text in [
+        "127.0.0.0/8",
+        "::1/128",
+        "169.254.0.0/16",
+        "fe80::/10",
+        "224.0.0.0/4",
+        "ff00::/8",
+        "255.255.255.255/32",
+        "0.0.0.0/8",
+    ] {
+        check("is for no egress", text.parse().expect("written here"));
+    }
+    for node in snapshot.nodes.values() {
+        node.pod_cidrs
+            .iter()
+            .for_each(|net| check("pod addresses", *net));
+        node.addresses
+            .iter()
+            .for_each(|a| check("node address", IpNet::from(*a)));
+    }
+    let services = snapshot
+        .services
+        .values()
+        .flat_map(|s| &s.cluster_addresses);
+    services.for_each(|a| check("Service address", IpNet::from(*a)));
+    snapshot
+        .api_server
+        .iter()
+        .for_each(|a| check("API server", IpNet::from(*a)));
+    let settings = &snapshot.settings;
+    let listed = settings
+        .service_cidrs
+        .iter()
+        .chain(&settings.never_destinations);
+    listed.for_each(|net| check("setting", *net));
+}
+
+/// Selection by labels, one policy and one pod at a time.
+fn selects(snapshot: &Snapshot, policy: &Policy, pod: &Pod) -> bool {
+    match &policy.selection {
+        Selection::Labels {
+            namespaces,
+            pods,
+            nodes,
+        } => {
+            let namespace = match namespaces {
+                Namespaces::All => true,
+                Namespaces::Names(names) => names.contains(&pod.namespace),
+                Namespaces::Labels(selector) => snapshot
+                    .namespaces
+                    .get(&pod.namespace)
+                    .is_some_and(|ns| selector.matches(&ns.labels)),
+            };
+            let node = nodes.as_ref().is_none_or(|selector| {
+                snapshot
+                    .nodes
+                    .get(&pod.node)
+                    .is_some_and(|n| selector.matches(&n.labels))
+            });
+            namespace && node && pods.matches(&pod.labels)
+        }
+        Selection::Service { namespace, name } => {
+            let key = (namespace.clone(), name.clone());
+            pod.namespace == *namespace
+                && snapshot
+                    .services
+                    .get(&key)
+                    .is_some_and(|service| match &service.selector {
+                        Some(wanted) if !wanted.is_empty() => {
+                            wanted.iter().all(|(k, v)| pod.labels.get(k) == Some(v))
+                        }
+                        _ => pod.addresses.iter().any(|a| service.endpoints.contains(a)),
+                    })
+        }
+        Selection::Addresses(nets) => pod
+            .addresses
+            .iter()
+            .any(|a| nets.iter().any(|net| net.contains(a))),
+        Selection::Workload { .. } => false,
+    }
+}
+
+fn pods(snapshot: &Snapshot, name: &NodeName, own: &Node, state: &NodeState, found: &mut Found) {
+    let mut owners: BTreeMap<IpAddr, bool> = BTreeMap::new();
+    for pod in snapshot.pods.values() {
+        if pod.node != *name || pod.finished || pod.host_network {
+            continue;
+        }
+        let selected = snapshot
+            .policies
+            .iter()
+            .any(|policy| selects(snapshot, policy, pod));
+        for address in pod.addresses.iter().filter(|a| !own.addresses.contains(a)) {
+            *owners.entry(*address).or_default() |= selected;
+        }
+    }
+    for address in state.worker.pods.keys() {
+        let mine = owners.get(address) == Some(&true);
+        found.expect(
+            mine,
+            Rule::PodWrong,
+            address,
+            "no policy selects a pod of this node with it",
+        );
+    }
+    for (address, _) in owners.iter().filter(|(_, selected)| **selected) {
+        let there = state.worker.pods.contains_key(address);
+        found.expect(
+            there,
+            Rule::PodWrong,
+            address,
+            "its pod is selected, and it is missing",
+        );
+    }
+}
+
+fn guard(snapshot: &Snapshot, record: &NodeRecord, state: &NodeState, found: &mut Found) {
+    let of_nodes: BTreeSet<IpAddr> = snapshot
+        .nodes
+        .values()
+        .flat_map(|n| &n.addresses)
+        .copied()
+        .collect();
+    for address in &state.worker.egress_addresses {
+        let node = of_nodes.contains(address);
+        found.expect(
+            !node,
+            Rule::GuardWrong,
+            address,
+            "a node has it and would be cut off",
+        );
+    }
+    let wanted = snapshot
+        .addresses
+        .keys()
+        .chain(record.grants.iter().map(|g| &g.address));
+    for address in wanted.filter(|a| !of_nodes.contains(a)) {
+        let there = state.worker.egress_addresses.contains(address);
+        found.expect(
+            there,
+            Rule::GuardWrong,
+            address,
+            "the guard does not know it",
+        );
+    }
+    let all = of_nodes.is_subset(&state.node_addresses);
+    found.expect(all, Rule::GuardWrong, "node addresses", "one is missing");
+}
+
+fn gateway(snapshot: &Snapshot, own: &Node, state: &NodeState, found: &mut Found) {
+    let Some(gateway) = &state.gateway else {
+        return;
+    };
+    let mine: BTreeSet<&GatewayName> = snapshot
+        .gateways
+        .values()
+        .filter(|g| g.nodes.matches(&own.labels))
+        .map(|g| &g.name)
+        .collect();
+    let highest = snapshot
+        .addresses
+        .values()
+        .map(|r| r.epoch)
+        .max()
+        .unwrap_or(0);
+    found.expect(
+        gateway.version == highest,
+        Rule::VersionWrong,
+        &own.name,
+        "not the highest epoch",
+    );
+    let family = state.tunnel.underlay.is_ipv4();
+    let addressed = |record: &&NodeRecord| {
+        let node = snapshot
+            .nodes
+            .get(&record.node)
+            .into_iter()
+            .flat_map(|n| &n.addresses);
+        node.chain(&record.underlay_addresses)
+            .any(|a| a.is_ipv4() == family)
+    };
+    let indexes: BTreeMap<&NodeName, u16> = snapshot
+        .node_records
+        .values()
+        .filter(addressed)
+        .map(|r| (&r.node, r.tunnel_index))
+        .collect();
+    let workers = gateway.workers.keys().copied().collect::<BTreeSet<u16>>();
+    let all = workers == indexes.values().copied().collect();
+    found.expect(
+        all,
+        Rule::SteeringWrong,
+        &own.name,
+        "workers are not the nodes with an address",
+    );
+    for record in snapshot.addresses.values() {
+        let served = gateway.addresses.get(&record.address);
+        let usable = mine.contains(&record.gateway);
+        let Some(served) = served else {
+            let supported = snapshot.gateways.get(&record.gateway).is_some_and(|g| {
+                !g.wireguard && matches!(g.announce, AnnounceMode::L2 | AnnounceMode::Static)
+            });
+            found.expect(
+                !(usable && supported),
+                Rule::SteeringWrong,
+                record.address,
+                "missing",
+            );
+            continue;
+        };
+        found.expect(
+            usable,
+            Rule::SteeringWrong,
+            record.address,
+            "not of this gateway's groups",
+        );
+        let expected: BTreeMap<u16, u16> = steering(record)
+            .into_iter()
+            .filter_map(|(block, node)| Some((block, *indexes.get(node)?)))
+            .collect();
+        found.expect(
+            served.blocks == expected,
+            Rule::SteeringWrong,
+            record.address,
+            "blocks",
+        );
+    }
+    for address in gateway.addresses.keys() {
+        let there = snapshot.addresses.contains_key(address);
+        found.expect(there, Rule::SteeringWrong, address, "no record of it");
+    }
+}
+
+fn programmed(snapshot: &Snapshot, name: &NodeName, outcome: &NodeOutcome, found: &mut Found) {
+    for one in &outcome.programmed {
+        let policy = snapshot.policies.iter().find(|p| p.object == one.policy);
+        let Some(policy) = policy else {
+            found.add(Rule::ProgrammedWrong, &one.policy, "no such policy");
+            continue;
+        };
+        let known = |pod: &&Pod| pod.node == *name && selects(snapshot, policy, pod);
+        let usable = snapshot.pods.values().filter(known).filter(|pod| {
+            pod.addresses
+                .iter()
+                .any(|a| outcome.state.worker.pods.contains_key(a))
+        });
+        let enough = one.pods as usize <= usable.count() && one.generation <= policy.generation;
+        found.expect(
+            enough,
+            Rule::ProgrammedWrong,
+            &one.policy,
+            "more pods than there are",
+        );
+    }
+}
