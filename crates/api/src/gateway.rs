@@ -50,9 +50,8 @@ pub struct EgressGatewaySpec {
     /// Policies and pools that name no gateway use this one.
     #[serde(default, skip_serializing_if = "crate::is_false")]
     pub default: bool,
-    /// Which nodes are gateways of this group. Absent: none; `{}`: every node.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub node_selector: Option<LabelSelector>,
+    /// Which nodes are gateways of this group. `{}`: every node.
+    pub node_selector: LabelSelector,
     /// Device that leads out of the cluster. `auto`: the device of the node's default route.
     #[serde(default = "auto")]
     #[schemars(length(min = 1, max = 15))]

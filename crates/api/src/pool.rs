@@ -36,8 +36,7 @@ use serde::{Deserialize, Serialize};
 #[x_kube(validation = Rule::new("(has(self.cidrs) && size(self.cidrs) > 0) || (has(self.ranges) && size(self.ranges) > 0)")
     .message("say which addresses: cidrs, ranges or both"))]
 pub struct EgressPoolSpec {
-    /// Prefixes whose addresses are in the pool; host bits must be zero. Of an IPv4 prefix shorter than /31 the
-    /// first and the last address are left out.
+    /// Prefixes whose addresses, the first and the last too, are in the pool; host bits must be zero.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 250))]
     pub cidrs: Vec<String>,
