@@ -123,12 +123,19 @@ pub(super) fn read_value(json: bool, text: &str) -> Result<Value, (usize, String
     // The default budget is made for configuration files; a List of ten thousand pods is larger.
     let options = serde_saphyr::options! {
         budget: serde_saphyr::budget! { max_events: 50_000_000, max_nodes: 25_000_000 },
+        strict_booleans: true, // YAML 1.2: a node may be called n, and a label may say yes
         with_snippet: false,
     };
     serde_saphyr::from_str_with_options(text, options).map_err(|error| {
         let line = error.location().map_or(1, |location| location.line());
         let text = error.without_snippet().to_string();
-        let message = text.lines().next().unwrap_or_default().to_owned();
+        // The line is told for the whole file, not for this document of it.
+        let message = text.lines().next().unwrap_or_default();
+        let message = message
+            .split(" at line ")
+            .next()
+            .unwrap_or_default()
+            .to_owned();
         (usize::try_from(line).unwrap_or(1).max(1), message)
     })
 }

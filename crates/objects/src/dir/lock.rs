@@ -27,7 +27,7 @@ pub(super) fn shared(directory: &Path) -> Result<Option<Lock>, SourceError> {
     let path = directory.join(".lock");
     let open = || match File::open(&path) {
         Ok(file) => Ok(Some(file)),
-        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+        Err(error) if is_absent(&error) => Ok(None),
         Err(error) => Err(io_error("opening", &path, error)),
     };
     take(&path, open, File::try_lock_shared)
@@ -78,6 +78,14 @@ fn take(
         thread::sleep(pause);
         pause = (pause * 2).min(PAUSE_MAX);
     }
+}
+
+/// Whether there is no such file; also where something else is in the way of its directory.
+pub(super) fn is_absent(error: &io::Error) -> bool {
+    matches!(
+        error.kind(),
+        io::ErrorKind::NotFound | io::ErrorKind::NotADirectory
+    )
 }
 
 /// Whether the path still leads to this file.

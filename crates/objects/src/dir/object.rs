@@ -188,6 +188,7 @@ fn run<T: DeserializeOwned, M>(
     let deserializer = serde_path_to_error::Deserializer::new(value, &mut track);
     let typed: Result<T, serde_json::Error> =
         serde_ignored::deserialize(deserializer, |path| ignored.push(path.to_string()));
+    ignored.retain(|path| path != "apiVersion" && path != "kind"); // read before, by classify()
     let unknown = match is_ours(object.kind) {
         true => ignored
             .iter()
@@ -250,6 +251,7 @@ fn type_remedy(message: &str) -> String {
     let wanted = match wanted {
         "a sequence" => "a list",
         "a map" | "struct" => "a mapping",
+        "a boolean" => "true or false",
         "i32" | "i64" | "u16" | "u32" | "u64" => "a whole number",
         other if other.starts_with("struct ") => "a mapping",
         other => other,

@@ -87,7 +87,7 @@ impl Store {
             enter(&directory);
             let entries = match fs::read_dir(&directory) {
                 Ok(entries) => entries,
-                Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
+                Err(error) if lock::is_absent(&error) => continue,
                 Err(error) => return Err(io_error("reading", &directory, error)),
             };
             for entry in entries {
