@@ -251,17 +251,8 @@ pub(crate) fn configure(
     for (prefix, via) in &host.routes {
         batch += &format!("route add {prefix} via {via}\n");
     }
-    for pod in &host.pods {
-        batch += &node_end_batch(pod);
-    }
-    // `ip netns add` mounts, so it needs the host's mounts as well.
-    let mut command = Command::new("nsenter");
-    command.args(["-t", &pid, "-m", "-n", "-p", "--", "ip", "-batch", "-"]);
-    run(&mut command, &batch)?;
-    for pod in &host.pods {
-        let netns = PathBuf::from(format!("/proc/{pid}/root/run/netns/{}", pod.netns()));
-        ip_batch(&netns, &pod_end_batch(pod))?;
-    }
+    ip_batch(&host_netns(init), &batch)?;
+    add_pods(init, &host.pods)?;
     for (program, arguments, input) in firewall::commands(host, pod_cidrs) {
         // iptables locks a file below the host's own /run.
         let mut command = Command::new("nsenter");
@@ -269,6 +260,26 @@ pub(crate) fn configure(
             .args(["-t", &pid, "-m", "-n", "-p", "--", program])
             .args(arguments);
         run(&mut command, &input)?;
+    }
+    Ok(())
+}
+
+/// Network namespaces, links and routes of pods on a host that is configured.
+pub(crate) fn add_pods(init: Process, pods: &[PodLayout]) -> Result<(), LabError> {
+    if pods.is_empty() {
+        return Ok(());
+    }
+    let pid = init.pid.to_string();
+    // `ip netns add` mounts, so it needs the host's mounts as well.
+    let mut command = Command::new("nsenter");
+    command.args(["-t", &pid, "-m", "-n", "-p", "--", "ip", "-batch", "-"]);
+    run(
+        &mut command,
+        &pods.iter().map(node_end_batch).collect::<String>(),
+    )?;
+    for pod in pods {
+        let netns = PathBuf::from(format!("/proc/{pid}/root/run/netns/{}", pod.netns()));
+        ip_batch(&netns, &pod_end_batch(pod))?;
     }
     Ok(())
 }
