@@ -152,10 +152,12 @@ pub(crate) fn build_bridges(control: Process, bridges: &[Bridge]) -> Result<(), 
     } in bridges
     {
         let snooping = u8::from(*mld_snooping);
-        // Without a querier a snooping bridge floods; the short response interval makes it start filtering soon.
+        // Without a querier a snooping bridge floods. The intervals (in 1/100 s) are short so that it filters soon, and
+        // learns soon what it missed while a port was not yet forwarding.
         batch += &format!(
             "link add {device} type bridge stp_state 0 forward_delay 0 mcast_snooping {snooping} \
-             mcast_querier {snooping} mcast_query_response_interval 100\n"
+             mcast_querier {snooping} mcast_query_response_interval 100 mcast_query_interval 200 \
+             mcast_startup_query_interval 100\n"
         );
     }
     ip_batch(&host_netns(control), &batch)?;

@@ -3,8 +3,8 @@
 use crate::host;
 use crate::layout::{CONTROL, HostLayout};
 use crate::state::{Daemon, State};
-use crate::teardown;
 use crate::{Lab, LabError};
+use crate::{ready, teardown};
 use nix::sys::signal::Signal;
 
 /// How a host or its agent is hurt.
@@ -65,7 +65,8 @@ impl Lab {
         self.dir.write(state)
     }
 
-    /// Undoes [`Lab::kill`]: power with the same addresses and pods, cables, the agent, the standing server.
+    /// Undoes [`Lab::kill`]: power with the same addresses and pods, cables, the agent, the standing server. Waits until
+    /// the host reaches its router.
     ///
     /// # Errors
     /// No such host, or it cannot be built again.
@@ -76,8 +77,9 @@ impl Lab {
         state.check_host(host)?;
         let control = state.init_of(CONTROL)?;
         if let Some(target) = layout.host(host) {
-            if state.init_of(host).is_ok() {
+            if let Ok(init) = state.init_of(host) {
                 host::set_carrier(control, target, true)?;
+                ready::wait(target, init)?;
             } else {
                 host::unplug(control, target)?;
                 let processes = host::start(&self.dir, host, &host::sysctls(target))?;

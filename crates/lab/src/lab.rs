@@ -8,9 +8,9 @@ use crate::manifest;
 use crate::namespace::{Place, PlaceName};
 use crate::process::wait_for;
 use crate::state::{HostProcesses, State, StateDir};
-use crate::teardown;
 use crate::topology::{Pod, Role, Topology};
 use crate::traffic::server::ECHO_PORTS;
+use crate::{ready, teardown};
 use std::collections::BTreeMap;
 use std::net::{Ipv6Addr, TcpStream};
 use std::path::{Path, PathBuf};
@@ -175,11 +175,15 @@ impl Lab {
         for host in hosts {
             inits.push((*host, state.init_of(&host.name)?));
         }
-        host::plug(state.init_of(CONTROL)?, inits.iter().copied())?;
+        let control = state.init_of(CONTROL)?;
+        host::plug(control, inits.iter().copied())?;
         in_parallel(&inits, |(host, init)| {
             host::configure(host, *init, &layout.pod_cidrs)
         })?;
-        in_parallel(&inits, |(host, init)| crate::ready::wait(host, *init))
+        in_parallel(&inits, |(host, init)| {
+            ready::wait_joined(host, control, &layout.bridges)?;
+            ready::wait(host, *init)
+        })
     }
 
     pub(crate) fn start_agent(&self, state: &mut State, name: &str) -> Result<(), LabError> {
