@@ -1,7 +1,7 @@
 //! `egret lab ...`: the verbs on the command line.
 
 use crate::traffic::{Server, ping_source, tcp_source, udp_source};
-use crate::{HostStatus, Hurt, Lab, LabError, StateDir, Topology, UpOptions};
+use crate::{HostStatus, Hurt, Lab, LabError, Snapshot, StateDir, Topology, UpOptions};
 use anyhow::Context;
 use clap::{Args, Subcommand};
 use std::io::Write;
@@ -58,7 +58,7 @@ enum Verb {
     },
     /// Take a host's power or cables away, or kill or freeze its agent
     Kill {
-        /// Name of the host
+        /// Name of the host; `control` is where the controller runs
         host: String,
         /// What happens to it
         #[arg(long, value_enum, default_value = "power")]
@@ -88,6 +88,11 @@ enum Verb {
         /// Address of the server
         #[arg(default_value = "203.0.113.10")]
         target: IpAddr,
+    },
+    /// Print everything that a program could leave behind in a host's kernel, to compare before and after
+    Snapshot {
+        /// Name of the host
+        host: String,
     },
     /// Answer in this network namespace until killed; `up` starts it in the server
     #[command(hide = true)]
@@ -120,6 +125,7 @@ fn exit_code(error: &LabError) -> u8 {
         | LabError::NoSuchHost { .. }
         | LabError::NoSuchPod(_)
         | LabError::Place(_)
+        | LabError::NotControl
         | LabError::HiddenProgram(_)
         | LabError::Manifest { .. } => EXIT_USAGE,
         LabError::NotUp(_) | LabError::Off(_) | LabError::Locked(_) => EXIT_UNREACHABLE,
@@ -149,6 +155,10 @@ fn run_verb(name: &str, verb: Verb) -> anyhow::Result<ExitCode> {
             }
         }
         Verb::Ask { place, target } => return ask(name, &place, target),
+        Verb::Snapshot { host } => {
+            let snapshot = Snapshot::take(&Lab::open(name)?.place(&host)?)?;
+            print(&snapshot.to_string())?;
+        }
         Verb::Serve => {
             let _server = Server::start_here()?;
             // Only a signal ends it.

@@ -36,6 +36,11 @@ pub enum LabError {
     /// The host is switched off.
     #[error("host {0:?} is off; `egret lab start {0}` switches it on")]
     Off(String),
+    /// The namespace of the segments has neither power nor cables.
+    #[error(
+        "`control` is no host: only its controller can be killed or frozen (--how agent, --how freeze)"
+    )]
+    NotControl,
     /// The host has no agent to kill or freeze.
     #[error("no agent runs on host {0:?}")]
     NoAgent(String),

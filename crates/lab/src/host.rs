@@ -152,10 +152,12 @@ pub(crate) fn build_bridges(control: Process, bridges: &[Bridge]) -> Result<(), 
     } in bridges
     {
         let snooping = u8::from(*mld_snooping);
-        // Without a querier a snooping bridge floods; the short response interval makes it start filtering soon.
+        // Without a querier a snooping bridge floods. The intervals (in 1/100 s) are short so that it filters soon, and
+        // learns soon what it missed while a port was not yet forwarding.
         batch += &format!(
             "link add {device} type bridge stp_state 0 forward_delay 0 mcast_snooping {snooping} \
-             mcast_querier {snooping} mcast_query_response_interval 100\n"
+             mcast_querier {snooping} mcast_query_response_interval 100 mcast_query_interval 200 \
+             mcast_startup_query_interval 100\n"
         );
     }
     ip_batch(&host_netns(control), &batch)?;
@@ -251,17 +253,8 @@ pub(crate) fn configure(
     for (prefix, via) in &host.routes {
         batch += &format!("route add {prefix} via {via}\n");
     }
-    for pod in &host.pods {
-        batch += &node_end_batch(pod);
-    }
-    // `ip netns add` mounts, so it needs the host's mounts as well.
-    let mut command = Command::new("nsenter");
-    command.args(["-t", &pid, "-m", "-n", "-p", "--", "ip", "-batch", "-"]);
-    run(&mut command, &batch)?;
-    for pod in &host.pods {
-        let netns = PathBuf::from(format!("/proc/{pid}/root/run/netns/{}", pod.netns()));
-        ip_batch(&netns, &pod_end_batch(pod))?;
-    }
+    ip_batch(&host_netns(init), &batch)?;
+    add_pods(init, &host.pods)?;
     for (program, arguments, input) in firewall::commands(host, pod_cidrs) {
         // iptables locks a file below the host's own /run.
         let mut command = Command::new("nsenter");
@@ -269,6 +262,26 @@ pub(crate) fn configure(
             .args(["-t", &pid, "-m", "-n", "-p", "--", program])
             .args(arguments);
         run(&mut command, &input)?;
+    }
+    Ok(())
+}
+
+/// Network namespaces, links and routes of pods on a host that is configured.
+pub(crate) fn add_pods(init: Process, pods: &[PodLayout]) -> Result<(), LabError> {
+    if pods.is_empty() {
+        return Ok(());
+    }
+    let pid = init.pid.to_string();
+    // `ip netns add` mounts, so it needs the host's mounts as well.
+    let mut command = Command::new("nsenter");
+    command.args(["-t", &pid, "-m", "-n", "-p", "--", "ip", "-batch", "-"]);
+    run(
+        &mut command,
+        &pods.iter().map(node_end_batch).collect::<String>(),
+    )?;
+    for pod in pods {
+        let netns = PathBuf::from(format!("/proc/{pid}/root/run/netns/{}", pod.netns()));
+        ip_batch(&netns, &pod_end_batch(pod))?;
     }
     Ok(())
 }

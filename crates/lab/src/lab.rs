@@ -8,9 +8,9 @@ use crate::manifest;
 use crate::namespace::{Place, PlaceName};
 use crate::process::wait_for;
 use crate::state::{HostProcesses, State, StateDir};
-use crate::teardown;
-use crate::topology::{Role, Topology};
+use crate::topology::{Pod, Role, Topology};
 use crate::traffic::server::ECHO_PORTS;
+use crate::{ready, teardown};
 use std::collections::BTreeMap;
 use std::net::{Ipv6Addr, TcpStream};
 use std::path::{Path, PathBuf};
@@ -175,11 +175,15 @@ impl Lab {
         for host in hosts {
             inits.push((*host, state.init_of(&host.name)?));
         }
-        host::plug(state.init_of(CONTROL)?, inits.iter().copied())?;
+        let control = state.init_of(CONTROL)?;
+        host::plug(control, inits.iter().copied())?;
         in_parallel(&inits, |(host, init)| {
             host::configure(host, *init, &layout.pod_cidrs)
         })?;
-        in_parallel(&inits, |(host, init)| crate::ready::wait(host, *init))
+        in_parallel(&inits, |(host, init)| {
+            ready::wait_joined(host, control, &layout.bridges)?;
+            ready::wait(host, *init)
+        })
     }
 
     pub(crate) fn start_agent(&self, state: &mut State, name: &str) -> Result<(), LabError> {
@@ -194,7 +198,7 @@ impl Lab {
         self.dir.write(state)
     }
 
-    fn start_controller(&self, state: &mut State) -> Result<(), LabError> {
+    pub(crate) fn start_controller(&self, state: &mut State) -> Result<(), LabError> {
         let source = self.source();
         let arguments = [
             "controller",
@@ -210,7 +214,7 @@ impl Lab {
         self.dir.write(state)
     }
 
-    fn start_server(&self, state: &mut State, layout: &Layout) -> Result<(), LabError> {
+    pub(crate) fn start_server(&self, state: &mut State, layout: &Layout) -> Result<(), LabError> {
         let Some(server) = layout
             .hosts
             .iter()
@@ -346,6 +350,33 @@ impl Lab {
         let (marker, value) = self.dir.marker();
         command.arg(program).env(marker, value).current_dir("/");
         Ok(command)
+    }
+
+    /// Adds a pod to a running node, with the next free addresses: first its Pod object without address, as Kubernetes
+    /// does once it is bound, then its network, then the object with its addresses.
+    ///
+    /// # Errors
+    /// No such host, it is off, or the pod cannot be there.
+    pub fn add_pod(&self, host: &str, pod: Pod) -> Result<Place, LabError> {
+        let _lock = self.dir.lock()?;
+        let mut state = self.dir.read()?;
+        let init = state.init_of(host)?;
+        let name = PlaceName::Pod(pod.namespace.clone(), pod.name.clone());
+        let mut hosts = state.topology.hosts.iter_mut();
+        let wanted = hosts.find(|wanted| wanted.name == host);
+        wanted.ok_or(LabError::NotControl)?.pods.push(pod);
+        state.topology.validate()?;
+        let layout = state.layout();
+        let host = layout.host(host).ok_or(LabError::NotControl)?;
+        let pod = host.pods.last().expect("it was just added");
+        manifest::write_pod(&self.dir.objects(), host, pod, false)?;
+        host::add_pods(init, std::slice::from_ref(pod))?;
+        self.dir.write(&state)?;
+        manifest::write_pod(&self.dir.objects(), host, pod, true)?;
+        Ok(Place {
+            state_dir: self.dir.clone(),
+            name,
+        })
     }
 
     /// Puts every object of a manifest file into the source directory; returns their names.

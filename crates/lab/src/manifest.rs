@@ -37,15 +37,32 @@ pub(crate) fn write_cluster(objects: &Path, layout: &Layout) -> Result<(), LabEr
     manifests.extend(layout.hosts.iter().filter(|host| host.is_node()).map(node));
     manifests.extend(pods().map(|(host, pod)| pod_object(host, pod)));
     manifests.push(egress_gateway(layout));
-    for manifest in manifests {
-        let identity = Identity::of(&manifest).expect("the lab's own objects have kind and name");
-        let text = serde_saphyr::to_string(&manifest).map_err(|error| LabError::Manifest {
-            place: identity.file_name(),
-            problem: error.to_string(),
-        })?;
-        replace(&objects.join(identity.file_name()), &text)?;
+    manifests
+        .iter()
+        .try_for_each(|manifest| write(objects, manifest))
+}
+
+/// Writes the Pod object, with or without its addresses.
+pub(crate) fn write_pod(
+    objects: &Path,
+    host: &HostLayout,
+    pod: &PodLayout,
+    has_addresses: bool,
+) -> Result<(), LabError> {
+    let mut object = pod_object(host, pod);
+    if !has_addresses {
+        object["status"] = json!({"phase": "Pending"});
     }
-    Ok(())
+    write(objects, &object)
+}
+
+fn write(objects: &Path, manifest: &Value) -> Result<(), LabError> {
+    let identity = Identity::of(manifest).expect("the lab's own objects have kind and name");
+    let text = serde_saphyr::to_string(manifest).map_err(|error| LabError::Manifest {
+        place: identity.file_name(),
+        problem: error.to_string(),
+    })?;
+    replace(&objects.join(identity.file_name()), &text)
 }
 
 fn namespace(name: &str) -> Value {

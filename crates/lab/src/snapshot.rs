@@ -3,6 +3,7 @@
 //! Whatever changes by itself (indices, counters, timers, ids, learned neighbours) is left out.
 
 mod collect;
+mod tcx;
 
 use crate::namespace::Place;
 use crate::{LabError, PlaceName};

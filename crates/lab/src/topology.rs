@@ -321,6 +321,20 @@ mod tests {
     }
 
     #[test]
+    fn the_example_in_the_documentation_is_a_topology() {
+        let page = include_str!("../../../docs/lab.md");
+        let example = page
+            .split("```yaml\n")
+            .nth(1)
+            .unwrap()
+            .split("```")
+            .next()
+            .unwrap();
+        let topology = Topology::from_yaml(example).unwrap();
+        assert_eq!(topology.hosts[0].links[0].mtu, Some(1500));
+    }
+
+    #[test]
     fn an_unknown_field_is_refused_by_name() {
         let error =
             Topology::from_yaml("segments: []\nhosts: [{name: a, colour: red}]\n").unwrap_err();

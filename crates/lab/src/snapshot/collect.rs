@@ -1,5 +1,6 @@
 //! Gathering the sections of a snapshot.
 
+use super::tcx;
 use crate::LabError;
 use crate::error::io;
 use crate::host::host_netns;
@@ -71,7 +72,9 @@ pub(super) fn collect(init: Process) -> Result<Sections, LabError> {
     }
     sections.insert("neighbour proxies", proxies);
     sections.insert("traffic control", traffic_control(&netns)?);
-    sections.insert("bpf attached", bpf_attached(&netns)?);
+    let mut attached = bpf_attached(&netns)?;
+    attached.extend(run_in(&netns, tcx::programs)?.map_err(io("listing tcx programs"))?);
+    sections.insert("bpf attached", attached);
     sections.insert("bpf held", bpf_held(init));
     sections.insert("bpf pins", files(init, "/sys/fs/bpf", &[]));
     let mut own_files = files(init, "/run", LAB_FILES);

@@ -104,6 +104,12 @@ impl BusyFlows {
         self.bytes.load(Ordering::Relaxed)
     }
 
+    /// Connections that broke until now.
+    pub fn broken(&self) -> usize {
+        let threads = self.flows.iter().map(|(_, thread)| thread);
+        threads.filter(|thread| thread.is_finished()).count()
+    }
+
     /// Closes the connections and reports.
     pub fn stop(self) -> BusyReport {
         self.stop.set();

@@ -66,6 +66,14 @@ impl IdleFlows {
         })
     }
 
+    /// Connections that broke until now.
+    pub fn broken(&self) -> usize {
+        self.threads
+            .iter()
+            .filter(|thread| thread.is_finished())
+            .count()
+    }
+
     /// Lets every connection exchange one more line, closes them and reports.
     pub fn stop(self) -> IdleReport {
         self.stop.set();

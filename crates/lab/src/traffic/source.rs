@@ -8,6 +8,10 @@ use std::io::{BufRead, BufReader, Write};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpStream, UdpSocket};
 use std::time::{Duration, Instant};
 
+/// Questions by UDP and ping are repeated after this long, as TCP does: these functions ask for the source, and
+/// [`crate::traffic::UdpProbe`] for losses.
+const RESEND: Duration = Duration::from_secs(1);
+
 /// Source address and port that the server at `target` sees of a TCP connection from `place`.
 ///
 /// # Errors
@@ -58,14 +62,26 @@ pub fn udp_echo(
         let socket = UdpSocket::bind((any, 0)).map_err(failed("binding a socket for"))?;
         socket.connect(target).map_err(failed("routing to"))?;
         let payload: Vec<u8> = (0..payload_bytes).map(|n| (n % 251) as u8).collect();
-        socket.send(&payload).map_err(failed("sending UDP to"))?;
-        socket
-            .set_read_timeout(Some(timeout))
-            .map_err(failed("setting a deadline for"))?;
         let mut buffer = vec![0; 65536];
-        let length = socket
-            .recv(&mut buffer)
-            .map_err(failed("waiting for UDP from"))?;
+        let deadline = Instant::now() + timeout;
+        let length = loop {
+            let left = deadline
+                .saturating_duration_since(Instant::now())
+                .min(RESEND);
+            if left.is_zero() {
+                return Err(failed("waiting for UDP from")(
+                    std::io::ErrorKind::TimedOut.into(),
+                ));
+            }
+            socket.send(&payload).map_err(failed("sending UDP to"))?;
+            socket
+                .set_read_timeout(Some(left))
+                .map_err(failed("setting a deadline for"))?;
+            match socket.recv(&mut buffer) {
+                Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => {}
+                result => break result.map_err(failed("waiting for UDP from"))?,
+            }
+        };
         let answer = &buffer[..length];
         let end = answer
             .iter()
@@ -89,13 +105,17 @@ pub fn udp_echo(
 /// No answer to the echo or to the question within [`TIMEOUT`].
 pub fn ping_source(place: &Place, target: IpAddr) -> Result<IpAddr, TrafficError> {
     place.run(|| {
-        let echo = ping_here(
-            target,
-            &PingOptions {
-                timeout: TIMEOUT,
-                ..PingOptions::default()
-            },
-        )?;
+        let options = PingOptions {
+            timeout: RESEND,
+            ..PingOptions::default()
+        };
+        let deadline = Instant::now() + TIMEOUT;
+        let echo = loop {
+            match ping_here(target, &options) {
+                Err(PingError::Timeout(..)) if Instant::now() < deadline => {}
+                result => break result?,
+            }
+        };
         let peer = SocketAddr::new(target, ASK_PORT);
         let deadline = Instant::now() + TIMEOUT;
         loop {
@@ -105,7 +125,6 @@ pub fn ping_source(place: &Place, target: IpAddr) -> Result<IpAddr, TrafficError
             match read_line(&stream, peer)?.as_str() {
                 // The kernel answered the echo before the server has read it from its socket.
                 "none" if Instant::now() < deadline => {}
-                "none" => return Err(PingError::Timeout(target, TIMEOUT).into()),
                 answer => {
                     let answer = answer.to_owned();
                     return answer
