@@ -57,7 +57,7 @@ impl Query {
                 let explained = egret_core::explain::explain(
                     &view.snapshot,
                     outcome.as_ref(),
-                    &(namespace.clone(), pod.clone()),
+                    (namespace, pod),
                     *to,
                 );
                 to_json(&explained)

@@ -1,7 +1,7 @@
 //! Carries out one verb.
 
 use crate::args::{
-    AgentArguments, ControllerArguments, EXIT_NOT_GOOD, EXIT_UNREACHABLE, ExplainArguments, Output,
+    AgentArguments, ControllerArguments, EXIT_NOT_GOOD, EXIT_UNREACHABLE, ExplainArguments,
     PlanArguments, SettingsArguments, SourceArgument, StatusArguments, Unpooled, Verb,
 };
 use crate::{http, show};
@@ -10,7 +10,7 @@ use egret_agent::report::Status;
 use egret_agent::{OpenSource, Question};
 use egret_core::model::{NodeName, Settings, UnpooledAddresses};
 use egret_core::numbers::TUNNEL_INDEX_MAX;
-use egret_objects::dir::DirSource;
+use egret_objects::dir::{self, DirSource};
 use egret_objects::{Source, SourceError, View};
 use std::process::ExitCode;
 use std::sync::Arc;
@@ -46,14 +46,24 @@ fn opener(source: &SourceArgument, settings: &SettingsArguments) -> OpenSource {
     let SourceArgument::Directory(path) = source.clone();
     let settings = self::settings(settings);
     Arc::new(move || -> Result<Box<dyn Source>, SourceError> {
-        Ok(Box::new(DirSource::open(&path, settings.clone())?))
+        let settings = dir::Settings {
+            installation: settings.clone(),
+            ..Default::default()
+        };
+        Ok(Box::new(DirSource::open(&path, settings)?))
     })
 }
 
 /// For questions: nothing in the directory is written, not even a lock.
 fn view(source: &SourceArgument, settings: &SettingsArguments) -> anyhow::Result<View> {
     let SourceArgument::Directory(path) = source;
-    let opened = DirSource::read_only(path, self::settings(settings));
+    let installation = self::settings(settings);
+    let read_only = dir::Settings {
+        record: false,
+        installation,
+        ..Default::default()
+    };
+    let opened = DirSource::open(path, read_only);
     let mut source = opened.with_context(|| format!("opening {}", path.display()))?;
     source
         .snapshot()
@@ -153,8 +163,8 @@ fn explain(arguments: &ExplainArguments) -> anyhow::Result<ExitCode> {
     let json = match &arguments.source {
         Some(source) => {
             let view = view(source, &arguments.settings)?;
-            let pod = (namespace.to_string(), pod.to_string());
-            let explained = egret_core::explain::explain(&view.snapshot, None, &pod, arguments.to);
+            let explained =
+                egret_core::explain::explain(&view.snapshot, None, (namespace, pod), arguments.to);
             serde_json::to_value(explained)?
         }
         None => {

@@ -129,7 +129,8 @@ fn table(head: &[&str], rows: Vec<Vec<String>>) {
 
 /// Prints an Explanation, one line per step, and says whether it ends well.
 pub fn explanation(explanation: &Value, output: Output) -> anyhow::Result<bool> {
-    let good = explanation["good"] != false;
+    let steps = explanation["steps"].as_array().cloned().unwrap_or_default();
+    let good = steps.iter().all(|step| step["ok"] == true);
     if output == Output::Json {
         let mut whole = explanation.clone();
         whole["apiVersion"] = CLI_API_VERSION.into();
@@ -137,8 +138,13 @@ pub fn explanation(explanation: &Value, output: Output) -> anyhow::Result<bool> 
         println!("{}", serde_json::to_string_pretty(&whole)?);
         return Ok(good);
     }
-    for step in explanation["steps"].as_array().cloned().unwrap_or_default() {
-        println!("{:<12} {}", text(&step["what"]), text(&step["text"]));
+    for step in steps {
+        let sign = if step["ok"] == true { ' ' } else { '!' };
+        println!(
+            "{sign} {:<8} {}",
+            text(&step["stage"]).to_lowercase(),
+            text(&step["text"])
+        );
     }
     Ok(good)
 }

@@ -175,6 +175,7 @@ impl Common<'_> {
             priority: self.priority,
             selection: selection?,
             addresses: addresses?,
+            assigned: Vec::new(),
             destinations: destinations?,
             gateway: gateway?,
             when_unavailable: match self.when_unavailable {

@@ -85,8 +85,12 @@ fn add(view: &mut View, key: &ObjectRef, effective: &Effective, slices: &mut Vec
             policy.uid = uid(metadata);
             policy.generation = metadata["generation"].as_i64().unwrap_or(0);
             policy.created_secs = created_secs(metadata);
-            snapshot.policies.push(policy);
             let status = status(effective).map(|status| convert::policy_status(&status));
+            policy.assigned = status
+                .as_ref()
+                .map(|s| s.addresses.clone())
+                .unwrap_or_default();
+            snapshot.policies.push(policy);
             view.policies
                 .extend(status.map(|status| (key.clone(), status)));
         }
