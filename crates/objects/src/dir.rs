@@ -35,6 +35,11 @@ use watch::Watch;
 
 /// Rounds of reading again while files keep changing; what is there then is taken.
 const ROUNDS_MAX: u32 = 20;
+/// Copies that are written before others get the lock again: on a slow disk a write takes milliseconds, and waiting
+/// for the lock ends after seconds.
+const WRITES_PER_LOCK: usize = 256;
+/// Turns with the lock in one snapshot: a quarter of a million objects. The next snapshot does the rest.
+const RECORD_ROUNDS_MAX: u32 = 1000;
 /// How soon to look again at a file that changed just before it was read.
 const RACY_LOOK: Duration = Duration::from_millis(60);
 
@@ -162,18 +167,28 @@ impl DirSource {
         Ok(())
     }
 
-    /// Brings our copies up to date: decided again under the exclusive lock, since another process may have done it.
+    /// Brings our copies up to date, a few at a time, so that nobody waits long for the lock. Decided again under the
+    /// exclusive lock, since another process may have done it, or seen a newer edit.
     fn record(&mut self, merged: &mut Merged) -> Result<(), SourceError> {
-        let mut lock = self.store.lock_exclusive()?;
-        self.scan_copies()?;
-        *merged = merge::merge(&self.tree, &mut self.store, now_secs());
-        for (key, whole) in std::mem::take(&mut merged.writes) {
-            self.store.put(&mut lock, &key, whole.as_ref().clone())?;
+        for _ in 0..RECORD_ROUNDS_MAX {
+            if !merged.has_writes() {
+                break;
+            }
+            let mut lock = self.store.lock_exclusive()?;
+            let listing = self.list_files()?;
+            if self.tree.differs(&listing) {
+                self.read_files()?;
+            }
+            self.scan_copies()?;
+            *merged = merge::merge(&self.tree, &mut self.store, now_secs());
+            for (key, whole) in merged.writes.iter().take(WRITES_PER_LOCK) {
+                self.store.put(&mut lock, key, whole.as_ref().clone())?;
+            }
+            for key in merged.deletes.iter().take(WRITES_PER_LOCK) {
+                self.store.remove(&mut lock, key)?;
+            }
+            *merged = merge::merge(&self.tree, &mut self.store, now_secs());
         }
-        for key in std::mem::take(&mut merged.deletes) {
-            self.store.remove(&mut lock, &key)?;
-        }
-        *merged = merge::merge(&self.tree, &mut self.store, now_secs());
         Ok(())
     }
 

@@ -2,8 +2,8 @@
 
 use super::document::{self, Item};
 use super::object::{Converted, is_ours};
-use super::store::{Store, version_of};
-use super::tree::{Tree, file_finding};
+use super::store::{Copy, Store, version_of};
+use super::tree::{self, Tree, file_finding};
 use crate::convert::SOURCE_FILE_ANNOTATION;
 use egret_core::model::{Finding, Kind, ObjectRef};
 use k8s_openapi::jiff::Timestamp;
@@ -48,6 +48,9 @@ pub(super) fn merge(tree: &Tree, store: &mut Store, now_secs: i64) -> Merged {
         settle(key, candidate, store, now_secs, &mut merged);
     }
     let kept = keep(tree, store, &candidates, &mut merged);
+    store
+        .lost
+        .retain(|key, _| candidates.contains_key(key) || kept.contains(key));
     for (key, copy) in &store.copies {
         if matches!(key.kind, Kind::EgressAddress | Kind::EgressNode) {
             match &copy.result {
@@ -120,6 +123,15 @@ fn candidates<'a>(
     all
 }
 
+/// What a copy says, if that is good.
+fn good(copy: &Copy) -> Option<Effective> {
+    let converted = Arc::clone(copy.result.as_ref().ok()?);
+    Some(Effective {
+        converted,
+        whole: Arc::clone(&copy.value),
+    })
+}
+
 /// Puts one manifest in force, or the last good one of its object.
 fn settle(
     key: &ObjectRef,
@@ -131,14 +143,13 @@ fn settle(
     let entry = candidate.entry;
     let place = |problem: &document::Problem| problem.at(candidate.file, candidate.start);
     merged.findings.extend(entry.unknown.iter().map(place));
+    let lost = store.lost.get(key);
     let copy = store.copies.get_mut(key);
-    let converted = match (&entry.result, &copy) {
-        (Ok(converted), _) => Arc::clone(converted),
-        (Err(problems), copy) => {
-            let good = copy
-                .as_ref()
-                .and_then(|copy| Some((copy.result.as_ref().ok()?, copy)));
-            let kept = if good.is_some() {
+    let converted = match &entry.result {
+        Ok(converted) => Arc::clone(converted),
+        Err(problems) => {
+            let kept = copy.as_deref().or(lost).and_then(good);
+            let note = if kept.is_some() {
                 "; the last good one stays in force"
             } else {
                 ""
@@ -146,14 +157,14 @@ fn settle(
             merged
                 .findings
                 .extend(problems.iter().map(place).map(|finding| Finding {
-                    remedy: format!("{}{kept}", finding.remedy),
+                    remedy: format!("{}{note}", finding.remedy),
                     ..finding
                 }));
-            if let Some((converted, copy)) = good {
-                let (converted, whole) = (Arc::clone(converted), Arc::clone(&copy.value));
-                merged
-                    .objects
-                    .insert(key.clone(), Effective { converted, whole });
+            if let Some(kept) = kept {
+                if copy.is_none() {
+                    merged.writes.push((key.clone(), Arc::clone(&kept.whole)));
+                }
+                merged.objects.insert(key.clone(), kept);
             }
             return;
         }
@@ -171,13 +182,13 @@ fn settle(
             .insert(key.clone(), Effective { converted, whole });
         return;
     }
-    let old = copy.as_ref().map(|copy| copy.value.as_ref());
+    let old = copy.as_deref().or(lost).map(|copy| copy.value.as_ref());
     let whole = Arc::new(compose(key, &entry.value, candidate.file, old, now_secs));
-    if old == Some(&whole) {
-        let copy = copy.expect("what it equals is there");
-        copy.in_sync_with = Some(Arc::clone(&entry.value));
-    } else {
-        merged.writes.push((key.clone(), Arc::clone(&whole)));
+    match copy {
+        Some(copy) if *copy.value == *whole => {
+            copy.in_sync_with = Some(Arc::clone(&entry.value));
+        }
+        _ => merged.writes.push((key.clone(), Arc::clone(&whole))),
     }
     merged
         .objects
@@ -191,44 +202,38 @@ fn keep(
     candidates: &BTreeMap<ObjectRef, Candidate<'_>>,
     merged: &mut Merged,
 ) -> BTreeSet<ObjectRef> {
+    let unclear: BTreeSet<&str> = tree
+        .files
+        .iter()
+        .filter(|(_, found)| is_unclear(found))
+        .map(|(file, _)| file.as_str())
+        .collect();
     let mut kept = BTreeSet::new();
-    for (key, copy) in &store.copies {
+    let mut keeping = BTreeSet::new();
+    for (key, copy) in store.copies.iter().chain(&store.lost) {
         let Some(file) = copy.source_file() else {
             continue;
         };
-        let under = |directory: &str| {
-            file.strip_prefix(directory)
-                .is_some_and(|r| r.is_empty() || r.starts_with('/'))
+        let under = |directory: &String| {
+            file.strip_prefix(directory.as_str())
+                .is_some_and(|rest| rest.starts_with('/'))
         };
-        let unclear = tree.closed.keys().any(|directory| under(directory))
-            || tree.files.get(file).is_some_and(|found| {
-                let bad = |item: &Item| matches!(item, Item::Bad(_));
-                found.empty
-                    || found.unreadable.is_some()
-                    || found
-                        .documents
-                        .iter()
-                        .any(|document| document.items.iter().any(bad))
-            });
+        let unclear = unclear.contains(file)
+            || tree.closed.contains_key(file)
+            || tree.closed.keys().any(under);
         if !unclear || candidates.contains_key(key) {
             continue;
         }
         kept.insert(key.clone());
-        if let Ok(converted) = &copy.result {
-            let (converted, whole) = (Arc::clone(converted), Arc::clone(&copy.value));
-            merged
-                .objects
-                .insert(key.clone(), Effective { converted, whole });
+        keeping.insert(file);
+        if let Some(kept) = good(copy) {
+            if !store.copies.contains_key(key) {
+                merged.writes.push((key.clone(), Arc::clone(&kept.whole)));
+            }
+            merged.objects.insert(key.clone(), kept);
         }
     }
-    let keeps = |file: &str| {
-        kept.iter().any(|key| {
-            store
-                .copies
-                .get(key)
-                .is_some_and(|c| c.source_file() == Some(file))
-        })
-    };
+    let keeps = |file: &str| keeping.contains(file);
     for (file, found) in &tree.files {
         merged.findings.extend(found.unreadable.clone());
         if found.empty && keeps(file) {
@@ -251,6 +256,17 @@ fn keep(
     }
     merged.findings.extend(tree.closed.values().cloned());
     kept
+}
+
+/// Whether a file says something that names no object, so that nobody knows which objects it still means.
+fn is_unclear(found: &tree::Entry) -> bool {
+    let bad = |item: &Item| matches!(item, Item::Bad(_));
+    found.empty
+        || found.unreadable.is_some()
+        || found
+            .documents
+            .iter()
+            .any(|document| document.items.iter().any(bad))
 }
 
 /// Our copy of a manifest: the whole object, with the metadata that an API server would add, and our status.

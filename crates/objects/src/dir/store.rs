@@ -41,6 +41,11 @@ pub(super) struct Store {
     pub copies: BTreeMap<ObjectRef, Copy>,
     /// Files that are there and cannot be read as what they should be.
     pub broken: BTreeMap<ObjectRef, String>,
+    /// Copies of the user's objects whose file somebody removed since the last scan: written again if the object is
+    /// still in force.
+    pub lost: BTreeMap<ObjectRef, Copy>,
+    /// The highest version of any object ever seen.
+    highest_version: u64,
 }
 
 impl Store {
@@ -49,6 +54,8 @@ impl Store {
             directory: root.join("status"),
             copies: BTreeMap::new(),
             broken: BTreeMap::new(),
+            lost: BTreeMap::new(),
+            highest_version: 0,
         }
     }
 
@@ -121,7 +128,12 @@ impl Store {
 
     /// Reads what changed. The caller holds a lock.
     pub fn read(&mut self, listing: BTreeMap<ObjectRef, Signature>) {
-        self.copies.retain(|key, _| listing.contains_key(key));
+        let gone = self
+            .copies
+            .extract_if(.., |key, _| !listing.contains_key(key));
+        let ours_alone = |kind| matches!(kind, Kind::EgressAddress | Kind::EgressNode);
+        self.lost
+            .extend(gone.filter(|(key, _)| !ours_alone(key.kind)));
         self.broken.retain(|key, _| listing.contains_key(key));
         for (key, signature) in listing {
             let known = self.copies.get(&key);
@@ -143,6 +155,8 @@ impl Store {
     }
 
     fn remember(&mut self, key: ObjectRef, signature: Signature, value: Value) {
+        self.highest_version = self.highest_version.max(version_of(&value));
+        self.lost.remove(&key);
         let racy = signature.is_racy(SystemTime::now());
         if let Some(copy) = self.copies.get_mut(&key)
             && *copy.value == value
@@ -199,7 +213,7 @@ impl Store {
         key: &ObjectRef,
         mut value: Value,
     ) -> Result<u64, SourceError> {
-        let version = lock.next_version(self.highest_version().max(version_of(&value)))?;
+        let version = lock.next_version(self.highest_version.max(version_of(&value)))?;
         value["metadata"]["resourceVersion"] = version.to_string().into();
         let path = self.path(key);
         let directory = self.kind_directory(key.kind);
@@ -224,14 +238,6 @@ impl Store {
             }
             _ => Ok(()),
         }
-    }
-
-    fn highest_version(&self) -> u64 {
-        self.copies
-            .values()
-            .map(|copy| version_of(&copy.value))
-            .max()
-            .unwrap_or(0)
     }
 }
 

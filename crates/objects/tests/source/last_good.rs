@@ -183,3 +183,25 @@ fn reading_goes_on_where_status_cannot_be_written() {
     assert_eq!(view.names(), ["a"]);
     assert_eq!(view.findings[0].object.name, "status");
 }
+
+#[test]
+fn copies_that_somebody_removed_are_written_again_while_their_manifest_is_bad() {
+    let scratch = Scratch::new();
+    scratch.put("a.yaml", &egress("a", "192.0.2.1"));
+    scratch.put("b.yaml", &egress("b", "192.0.2.2"));
+    let mut source = scratch.open();
+    let before = source.snapshot().unwrap();
+    scratch.put("a.yaml", &egress("a", "nonsense"));
+    scratch.put("b.yaml", "kind: [");
+    source.snapshot().unwrap();
+    fs::remove_dir_all(scratch.path("status")).unwrap();
+    both(&scratch, &mut source, |view| {
+        assert_eq!(view.snapshot, before.snapshot)
+    });
+    scratch.remove("a.yaml");
+    scratch.remove("b.yaml");
+    both(&scratch, &mut source, |view| {
+        view.assert_clean();
+        assert!(view.names().is_empty());
+    });
+}

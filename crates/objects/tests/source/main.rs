@@ -6,5 +6,6 @@ mod examples;
 mod files;
 mod last_good;
 mod many_edits;
+mod scale;
 mod scratch;
 mod writes;
