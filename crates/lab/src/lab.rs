@@ -60,6 +60,9 @@ impl Drop for OwnedLab {
     }
 }
 
+/// Agents and controller must agree on these: in a lab anybody may use any address.
+const SETTINGS: [&str; 2] = ["--unpooled-addresses", "Allow"];
+
 impl Lab {
     /// Builds a lab and waits until its hosts reach their routers. What was built is taken down again on failure.
     ///
@@ -189,6 +192,7 @@ impl Lab {
     pub(crate) fn start_agent(&self, state: &mut State, name: &str) -> Result<(), LabError> {
         let mut arguments = vec!["agent".to_owned(), "--node".to_owned(), name.to_owned()];
         arguments.extend(["--source".to_owned(), self.source()]);
+        arguments.extend(SETTINGS.map(str::to_owned));
         arguments.extend(state.agent_args.iter().cloned());
         let init = state.init_of(name)?;
         let daemon = host::start_daemon(&self.dir, name, init, &state.egret, &arguments)?;
@@ -200,14 +204,8 @@ impl Lab {
 
     pub(crate) fn start_controller(&self, state: &mut State) -> Result<(), LabError> {
         let source = self.source();
-        let arguments = [
-            "controller",
-            "--source",
-            &source,
-            "--unpooled-addresses",
-            "Allow",
-        ];
-        let arguments = arguments.map(str::to_owned);
+        let mut arguments = ["controller", "--source", &source].map(str::to_owned).to_vec();
+        arguments.extend(SETTINGS.map(str::to_owned));
         let init = state.init_of(CONTROL)?;
         let daemon = host::start_daemon(&self.dir, CONTROL, init, &state.egret, &arguments)?;
         state.controller = Some(daemon);
