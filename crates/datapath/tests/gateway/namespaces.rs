@@ -21,7 +21,9 @@ impl Net {
             nix::sched::unshare(nix::sched::CloneFlags::CLONE_NEWNET).expect("tests run as root");
             File::open("/proc/thread-self/ns/net").unwrap()
         };
-        let net = Self { file: std::thread::spawn(make).join().unwrap() };
+        let net = Self {
+            file: std::thread::spawn(make).join().unwrap(),
+        };
         net.write("/proc/sys/net/ipv6/conf/default/accept_dad", "0");
         net.ip("link set lo up");
         net
@@ -58,8 +60,15 @@ impl Net {
 /// Runs a command that must succeed.
 pub fn command(line: &str) {
     let mut words = line.split_whitespace();
-    let output = Command::new(words.next().unwrap()).args(words).output().unwrap();
-    assert!(output.status.success(), "{line}: {}", String::from_utf8_lossy(&output.stderr));
+    let output = Command::new(words.next().unwrap())
+        .args(words)
+        .output()
+        .unwrap();
+    assert!(
+        output.status.success(),
+        "{line}: {}",
+        String::from_utf8_lossy(&output.stderr)
+    );
 }
 
 /// A BPF file system of this thread's own, in a mount namespace that goes with the thread.

@@ -1,18 +1,10 @@
 //! Packets made and read by etherparse, apart from the code under test.
 
 use etherparse::{
-    IpNumber, Ipv4Header, Ipv6FragmentHeader, Ipv6Header, NetSlice, PacketBuilder, SlicedPacket, TransportSlice,
-    UdpHeader,
+    IpNumber, Ipv4Header, Ipv6FragmentHeader, Ipv6Header, NetSlice, PacketBuilder, SlicedPacket,
+    TransportSlice, UdpHeader,
 };
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
-
-pub fn v4(text: &str) -> [u8; 4] {
-    text.parse::<Ipv4Addr>().unwrap().octets()
-}
-
-pub fn v6(text: &str) -> [u8; 16] {
-    text.parse::<Ipv6Addr>().unwrap().octets()
-}
+use std::net::IpAddr;
 
 /// A whole IP packet with UDP in it.
 pub fn udp(from: (&str, u16), to: (&str, u16), hops: u8, payload: &[u8]) -> Vec<u8> {
@@ -94,13 +86,21 @@ pub fn fragments(packet: &[u8], size: usize, id: u16) -> Vec<Vec<u8>> {
 
 /// An Ethernet frame.
 pub fn frame(to: [u8; 6], from: [u8; 6], packet: &[u8]) -> Vec<u8> {
-    let kind: [u8; 2] = if packet[0] >> 4 == 4 { [0x08, 0x00] } else { [0x86, 0xdd] };
+    let kind: [u8; 2] = if packet[0] >> 4 == 4 {
+        [0x08, 0x00]
+    } else {
+        [0x86, 0xdd]
+    };
     [&to[..], &from, &kind, packet].concat()
 }
 
 /// A tunnel packet from worker `from` to the gateway `to`, from the VXLAN header on.
 pub fn tunnelled(from: u16, to: u16, packet: &[u8]) -> Vec<u8> {
-    let macs = frame(egret_wire::tunnel_mac(to), egret_wire::tunnel_mac(from), packet);
+    let macs = frame(
+        egret_wire::tunnel_mac(to),
+        egret_wire::tunnel_mac(from),
+        packet,
+    );
     [&[8, 0, 0, 0, 0, 0x39, 0xc6, 0][..], &macs].concat()
 }
 
@@ -124,9 +124,18 @@ pub fn seen(frame: &[u8]) -> Seen {
     let (source, destination, hops, fragmented) = match packet.net.as_ref().expect("an IP packet") {
         NetSlice::Ipv4(ip) => {
             let header = ip.header().to_header();
-            assert_eq!(header.header_checksum, header.calc_header_checksum(), "IPv4 checksum");
+            assert_eq!(
+                header.header_checksum,
+                header.calc_header_checksum(),
+                "IPv4 checksum"
+            );
             let fragmented = ip.is_payload_fragmented();
-            (header.source.into(), header.destination.into(), header.time_to_live, fragmented)
+            (
+                header.source.into(),
+                header.destination.into(),
+                header.time_to_live,
+                fragmented,
+            )
         }
         NetSlice::Ipv6(ip) => {
             let header = ip.header().to_header();
@@ -140,9 +149,19 @@ pub fn seen(frame: &[u8]) -> Seen {
         }
         NetSlice::Arp(_) => panic!("ARP"),
     };
-    let macs = (frame[..6].try_into().unwrap(), frame[6..12].try_into().unwrap());
-    let mut seen =
-        Seen { macs, source, destination, hops, ports: (0, 0), word: [0; 4], payload: Vec::new() };
+    let macs = (
+        frame[..6].try_into().unwrap(),
+        frame[6..12].try_into().unwrap(),
+    );
+    let mut seen = Seen {
+        macs,
+        source,
+        destination,
+        hops,
+        ports: (0, 0),
+        word: [0; 4],
+        payload: Vec::new(),
+    };
     match packet.transport {
         _ if fragmented => {}
         Some(TransportSlice::Udp(udp)) => {
@@ -168,8 +187,13 @@ pub fn seen(frame: &[u8]) -> Seen {
             seen.payload = icmp.slice()[8..].to_vec();
         }
         Some(TransportSlice::Icmpv6(icmp)) => {
-            let (IpAddr::V6(a), IpAddr::V6(b)) = (source, destination) else { unreachable!() };
-            assert!(icmp.is_checksum_valid(a.octets(), b.octets()), "ICMPv6 checksum");
+            let (IpAddr::V6(a), IpAddr::V6(b)) = (source, destination) else {
+                unreachable!()
+            };
+            assert!(
+                icmp.is_checksum_valid(a.octets(), b.octets()),
+                "ICMPv6 checksum"
+            );
             seen.ports = (icmp.type_u8().into(), icmp.code_u8().into());
             seen.word = icmp.bytes5to8();
             seen.payload = icmp.slice()[8..].to_vec();
