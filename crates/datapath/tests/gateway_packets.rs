@@ -1,5 +1,7 @@
 //! The gateway's data path in a real kernel. Needs root, makes its own network namespaces and BPF file systems.
 
+#[path = "gateway/answers.rs"]
+mod answers;
 #[path = "gateway/driver.rs"]
 mod driver;
 #[path = "gateway/lan.rs"]
