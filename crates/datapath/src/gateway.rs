@@ -226,6 +226,7 @@ impl GatewayDriver {
         let hash = object_hash();
         tables.set_config(abi::Config {
             object_hash: hash,
+            attachment: attachment as u8,
             ..*tables.config()
         })?;
         tracing::info!(?attachment, object_hash = hash, "gateway programs attached");
