@@ -15,6 +15,7 @@
 
 pub mod check;
 mod compile;
+pub mod explain;
 mod hash;
 pub mod machines;
 pub mod model;
