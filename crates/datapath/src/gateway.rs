@@ -261,6 +261,11 @@ impl GatewayDriver {
         self.tables.addresses()
     }
 
+    /// Those of them that this node answers ARP and ND for.
+    pub fn announcing(&self) -> BTreeSet<IpAddr> {
+        self.tables.announcing()
+    }
+
     /// Packets by what became of them, since the maps were made.
     ///
     /// # Errors
