@@ -290,7 +290,7 @@ fn made_before_use(scene: &Scene, node: &NodeName) {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 150, max_shrink_iters: 2_000, ..ProptestConfig::default() })]
+    #![proptest_config(cases(100))]
 
     #[test]
     fn whatever_happens_the_checker_is_silent(steps in prop::collection::vec(step(), 1..60)) {
