@@ -1,1 +1,28 @@
-fn main() {}
+//! Development tasks: `cargo run -p xtask -- TASK`.
+
+mod crds;
+
+use clap::{Parser, Subcommand};
+
+/// Development tasks of Egret.
+#[derive(Parser)]
+struct Arguments {
+    #[command(subcommand)]
+    task: Task,
+}
+
+#[derive(Subcommand)]
+enum Task {
+    /// Write deploy/crds/*.yaml from the types in crates/api.
+    Crds {
+        /// Write nothing; fail if a file is not current.
+        #[arg(long)]
+        check: bool,
+    },
+}
+
+fn main() -> anyhow::Result<()> {
+    match Arguments::parse().task {
+        Task::Crds { check } => crds::run(check),
+    }
+}

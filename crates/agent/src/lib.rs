@@ -1,1 +1,118 @@
-//! (skeleton)
+//! The agent of one node: reads what concerns the node, asks `core` what the kernel must contain, and has it carried out.
+//!
+//! ```text
+//! source thread --View------\
+//! probe thread  --liveness---+--> main loop: facts + View -> core::node_state -> gateway, then worker data path
+//! link thread   --changes---/          |                        |
+//! socket thread --questions-/          +-> announcer            +-> status thread -> source
+//! ```
+//!
+//! The main loop alone touches the kernel. Nothing on it waits for the source: a source that hangs stops news, not
+//! traffic. A restarted agent adopts what is there, and changes nothing before it knows which gateways answer.
+
+mod board;
+mod facts;
+mod gateway;
+mod links;
+mod main_loop;
+mod metrics;
+mod probe;
+mod remembered;
+pub mod report;
+mod socket;
+mod source;
+
+pub use board::Board;
+pub use metrics::Metrics;
+pub use socket::{Question, ask};
+
+use egret_core::model::NodeName;
+use egret_datapath::driver::{Datapath, DatapathError};
+use egret_objects::{Source, SourceError};
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
+use std::sync::mpsc;
+
+/// Opens the source; called once for each thread that uses it.
+pub type OpenSource = Arc<dyn Fn() -> Result<Box<dyn Source>, SourceError> + Send + Sync>;
+
+/// Where the agent runs and keeps things.
+#[derive(Clone, Debug)]
+pub struct Config {
+    /// Name of this node.
+    pub node: NodeName,
+    /// What must outlive the agent.
+    pub state_directory: PathBuf,
+    /// Pinned eBPF objects.
+    pub pin_directory: PathBuf,
+    /// Socket for questions of the command line.
+    pub socket: PathBuf,
+}
+
+/// Why the agent cannot run at all.
+#[derive(Debug, thiserror::Error)]
+pub enum AgentError {
+    /// The kernel's interfaces cannot be opened.
+    #[error("opening the data path")]
+    Datapath(#[from] DatapathError),
+    /// The source cannot be opened.
+    #[error("opening the source of objects")]
+    Source(#[from] SourceError),
+    /// A thread or socket cannot be made.
+    #[error("{doing}")]
+    Io {
+        /// What was being done.
+        doing: &'static str,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
+}
+
+/// Runs until `stop` is set. What is in the kernel then stays there, for the next agent to adopt.
+pub fn run(
+    config: &Config,
+    open: OpenSource,
+    board: &Arc<Board>,
+    stop: &Arc<AtomicBool>,
+) -> Result<(), AgentError> {
+    let datapath = Datapath::open(&config.state_directory)?;
+    let (events, inbox) = mpsc::channel();
+    source::read(&open, events.clone(), stop)?;
+    let status = source::write(&open)?;
+    let probes = probe::start(events.clone())?;
+    links::watch(events.clone())?;
+    socket::listen(&config.socket, events)?;
+    main_loop::MainLoop::new(config, datapath, board, status, probes).run(&inbox, stop);
+    let _ = std::fs::remove_file(&config.socket);
+    Ok(())
+}
+
+/// Removes everything of Egret from this node's kernel and file system. Goes on after errors and returns them all.
+pub fn cleanup(state_directory: &Path, pin_directory: &Path) -> Vec<String> {
+    let mut errors = Vec::new();
+    if let Err(error) = egret_datapath::gateway::GatewayDriver::remove(pin_directory) {
+        errors.push(chain(&error));
+    }
+    match Datapath::open(state_directory) {
+        Ok(mut datapath) => errors.extend(datapath.remove().iter().map(|error| chain(error))),
+        Err(error) => errors.push(chain(&error)),
+    }
+    if let Err(error) = remembered::Remembered::forget(state_directory) {
+        errors.push(format!("record of groups: {error}"));
+    }
+    errors
+}
+
+/// An error with its causes, on one line.
+pub(crate) fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(error) = source {
+        text = format!("{text}: {error}");
+        source = error.source();
+    }
+    text
+}

@@ -1,1 +1,33 @@
-fn main() {}
+//! The program `egret`: parses arguments, starts threads, prints. No decisions.
+
+mod args;
+mod http;
+mod run;
+mod show;
+
+use clap::Parser;
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    let arguments = args::Arguments::parse();
+    logging(&arguments);
+    match run::run(arguments.verb) {
+        Ok(code) => code,
+        Err(error) => {
+            eprintln!("egret: {error:#}");
+            ExitCode::from(args::EXIT_UNREACHABLE)
+        }
+    }
+}
+
+fn logging(arguments: &args::Arguments) {
+    let filter = tracing_subscriber::EnvFilter::try_from_env("EGRET_LOG")
+        .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new(arguments.verb.default_log()));
+    let logger = tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(std::io::stderr);
+    match arguments.log_format {
+        args::LogFormat::Json => logger.json().init(),
+        args::LogFormat::Text => logger.with_ansi(false).init(),
+    }
+}

@@ -1,1 +1,128 @@
-//! (skeleton)
+//! The controller: allocates addresses, grants and takes back leases, writes status. Nothing on the data path waits
+//! for it.
+//!
+//! ```text
+//! Source --View--> core::plan --ClusterPlan--> write: address records, node records, statuses, deletions
+//!    ^                                              |
+//!    +------------- a refused write: plan again ----+
+//! ```
+//!
+//! Every decision is `egret_core::plan`'s; what stands here is when to plan, and in which order to write.
+#![forbid(unsafe_code)]
+
+mod board;
+mod metrics;
+mod status;
+mod write;
+
+pub use board::Board;
+pub use metrics::Metrics;
+
+use egret_core::plan::plan;
+use egret_objects::{Source, SourceError, View};
+use std::collections::BTreeSet;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use write::Written;
+
+/// Longest pause between two looks at the objects: hold-downs end by time alone.
+const PAUSE_MAX: Duration = Duration::from_secs(1);
+/// Pause after an error of the source, so that a broken store is not hammered.
+const PAUSE_AFTER_ERROR: Duration = Duration::from_millis(500);
+/// Writes that lose against another writer before the loop takes a breath.
+const CONFLICTS_MAX: u32 = 10;
+
+/// Runs until `stop` is set.
+pub fn run(mut source: Box<dyn Source>, board: &Arc<Board>, stop: &AtomicBool) {
+    let mut told = BTreeSet::new();
+    let mut conflicts = 0;
+    while !stop.load(Ordering::Relaxed) {
+        match round(source.as_mut(), board, &mut told) {
+            Ok(Written::All { next_change_secs }) => {
+                conflicts = 0;
+                board.round(None);
+                pause(source.as_mut(), next_change_secs);
+            }
+            Ok(Written::PlanAgain) if conflicts < CONFLICTS_MAX => conflicts += 1,
+            Ok(Written::PlanAgain) => {
+                conflicts = 0;
+                std::thread::park_timeout(PAUSE_AFTER_ERROR);
+            }
+            Err(error) => {
+                let text = chain(&error);
+                tracing::warn!(error = %text, "the objects could not be read or written");
+                board.with(|metrics| {
+                    metrics.errors.inc();
+                });
+                board.round(Some(text));
+                std::thread::park_timeout(PAUSE_AFTER_ERROR);
+            }
+        }
+    }
+}
+
+/// Reads, plans and writes once.
+fn round(
+    source: &mut dyn Source,
+    board: &Board,
+    told: &mut BTreeSet<String>,
+) -> Result<Written, SourceError> {
+    let view = source.snapshot()?;
+    let now_secs = now_secs();
+    let started = Instant::now();
+    let cluster = plan(&view.snapshot, now_secs);
+    let seconds = started.elapsed().as_secs_f64();
+    tell(&view, &cluster, told);
+    let written = write::write(source, &view, &cluster, now_secs)?;
+    board.with(|metrics| metrics.observe(&view, &cluster, seconds));
+    Ok(written)
+}
+
+/// Logs each finding once, for as long as it lasts.
+fn tell(view: &View, cluster: &egret_core::plan::ClusterPlan, told: &mut BTreeSet<String>) {
+    let mut now = BTreeSet::new();
+    for finding in view.findings.iter().chain(&cluster.findings) {
+        let line = format!("{} {} {}", finding.object, finding.field, finding.value);
+        if !told.contains(&line) {
+            tracing::warn!(
+                object = %finding.object,
+                field = finding.field,
+                value = finding.value,
+                remedy = finding.remedy,
+                "an object needs mending"
+            );
+        }
+        now.insert(line);
+    }
+    *told = now;
+}
+
+fn pause(source: &mut dyn Source, next_change_secs: Option<i64>) {
+    let until_change = next_change_secs.map_or(PAUSE_MAX, |at| {
+        Duration::from_secs(u64::try_from(at - now_secs()).unwrap_or(0))
+    });
+    let timeout = until_change.clamp(Duration::from_millis(10), PAUSE_MAX);
+    if let Err(error) = source.wait(timeout) {
+        tracing::warn!(error = %chain(&error), "waiting for changes failed");
+        std::thread::park_timeout(PAUSE_AFTER_ERROR);
+    }
+}
+
+fn now_secs() -> i64 {
+    let since = SystemTime::now().duration_since(UNIX_EPOCH);
+    since.map_or(0, |since| {
+        i64::try_from(since.as_secs()).unwrap_or(i64::MAX)
+    })
+}
+
+/// An error with its causes, on one line.
+fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(error) = source {
+        text = format!("{text}: {error}");
+        source = error.source();
+    }
+    text
+}

@@ -7,10 +7,12 @@ mod cluster;
 mod facts;
 mod gateway;
 mod groups;
+mod lookup;
 mod profiles;
 mod state;
 
 pub use facts::*;
+pub use lookup::Fate;
 pub use state::*;
 
 use crate::model::*;

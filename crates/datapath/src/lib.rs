@@ -1,1 +1,18 @@
-//! (skeleton)
+//! Carries one node's desired state ([`egret_core::node::NodeState`]) out in the Linux kernel, and makes no choice.
+//!
+//! ```text
+//! NodeState --worker--> nft::Table --nft--> nfnetlink (one transaction per change)
+//!     |  \----route---> links, neighbours, next hops, routes, rules --> rtnetlink
+//!     \------gateway--> two eBPF programs and their maps
+//! ```
+//!
+//! Every kernel object carries a mark of ours (`egret_core::numbers`), and only what carries it is ever deleted.
+
+pub mod conntrack;
+pub mod driver;
+pub mod gateway;
+pub mod netlink;
+pub mod nft;
+pub mod route;
+pub mod sysctl;
+pub mod worker;

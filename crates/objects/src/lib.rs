@@ -1,1 +1,23 @@
-//! (skeleton)
+//! Where objects come from, and the only way from API objects to `egret_core::model`.
+//!
+//! ```text
+//!  PATH/**/*.yaml        PATH/status/<kind>/*.yaml        (later: the Kubernetes API)
+//!        |  user's files        |  ours: whole objects
+//!        +-------- dir ---------+
+//!                   |  api types, k8s types
+//!                convert            bad objects become findings and are left out, alone
+//!                   |
+//!                 View = egret_core::model::Snapshot + findings + what status says
+//! ```
+//!
+//! A [`Source`] is blocking and belongs to one thread. Nothing behind [`View`] knows which source it came from.
+#![forbid(unsafe_code)]
+
+pub mod convert;
+pub mod dir;
+mod source;
+mod status;
+
+pub use egret_api::{condition, reason};
+pub use source::*;
+pub use status::*;

@@ -1,0 +1,303 @@
+// SPDX-License-Identifier: GPL-2.0 OR BSD-2-Clause
+/*
+ * The data path of an Egret gateway: two stateless programs over the same tables.
+ *
+ *   external_in   ingress of the external device: what comes back for the egress addresses, into the tunnel
+ *   egress_in     ingress of the tunnel device egret0: what workers send, out of the external device
+ *
+ * Kernel floor 5.15. Compiled by crates/datapath/build.rs, loaded by crates/datapath/src/gateway/.
+ */
+#include <stddef.h>
+
+#include <linux/bpf.h>
+#include <linux/if_packet.h>
+#include <bpf/bpf_endian.h>
+#include <bpf/bpf_helpers.h>
+
+#include "include/abi.h"
+#include "include/maps.h"
+#include "include/parse.h"
+#include "include/select.h"
+#include "include/steer.h"
+#include "include/icmp.h"
+#include "include/neighbour.h"
+#include "include/probe.h"
+
+/* Drops after telling the sender by an ICMP error out of the device that the packet came by. */
+static __noinline int tell_outside(struct __sk_buff *skb, const struct egret_packet *packet, __u32 kind)
+{
+	struct egret_config *settings = get_config();
+	struct egret_address from = packet->destination;
+	__u8 macs[12];
+	int made;
+
+	if (!settings || bpf_skb_load_bytes(skb, 0, macs, sizeof(macs)) < 0)
+		return drop(EGRET_FAILED);
+	if (packet->version == 4 && !no_address(&settings->external_v4))
+		from = settings->external_v4;
+	if (packet->version == 6 && !no_address(&settings->external_v6))
+		from = settings->external_v6;
+	made = make_icmp_error(skb, packet, &from, kind, settings->tunnel_mtu);
+	if (made == 0)
+		made = write_macs(skb, macs + 6, settings->external_mac) < 0 ? -3 : 0;
+	if (made == 0) {
+		skb->mark = 0;
+		return bpf_redirect(settings->external_ifindex, 0);
+	}
+	if (made == -2)
+		count(EGRET_ICMP_LIMITED);
+	else if (made == -3)
+		count(EGRET_FAILED);
+	return TC_ACT_SHOT;
+}
+
+/* Drops after telling the pod behind `index` by an ICMP error into the tunnel. */
+static __noinline int tell_worker(struct __sk_buff *skb, const struct egret_packet *packet, __u32 index, __u32 kind,
+				  __u32 mtu)
+{
+	struct egret_config *settings = get_config();
+	struct egret_worker *worker = worker_at(index);
+	struct egret_address from;
+	int made;
+
+	if (!settings || !worker)
+		return drop(EGRET_FAILED);
+	from = packet->version == 4 ? settings->external_v4 : settings->external_v6;
+	made = make_icmp_error(skb, packet, &from, kind, mtu);
+	if (made == 0)
+		made = write_macs(skb, worker->tunnel_mac, settings->tunnel_mac) < 0 ||
+				       set_tunnel(skb, &worker->underlay) < 0 ?
+			       -3 :
+			       0;
+	if (made == 0) {
+		skb->mark = 0;
+		return bpf_redirect(settings->tunnel_ifindex, 0);
+	}
+	if (made == -2)
+		count(EGRET_ICMP_LIMITED);
+	else if (made == -3)
+		count(EGRET_FAILED);
+	return TC_ACT_SHOT;
+}
+
+/* A packet for an egress address: to the worker that has its block. */
+static __always_inline int steer_inward(struct __sk_buff *skb, struct egret_config *settings,
+					struct egret_steering *table, const struct egret_packet *packet)
+{
+	struct egret_selection selection;
+	struct egret_worker *worker;
+	__u32 index;
+
+	select_port(skb, packet, INWARD, &selection);
+	if (selection.kind == REFUSED)
+		return drop(selection.reason);
+	if (selection.kind == BY_PORT)
+		index = slot_of(table, &packet->destination, selection.port);
+	else
+		index = worker_of_datagram(&selection.datagram);
+	if (index == EGRET_SLOT_NONE)
+		return drop(selection.kind == BY_PORT ? EGRET_IN_NO_BLOCK : EGRET_IN_FRAGMENT_UNKNOWN);
+	if (packet->fragmentation == FIRST_FRAGMENT && selection.kind == BY_PORT && !selection.icmp_error)
+		remember_first_fragment(&selection.datagram, index);
+	if (index == EGRET_SLOT_SELF) {
+		count(EGRET_IN_SELF);
+		return EGRET_PASS;
+	}
+	worker = worker_at(index);
+	if (!worker)
+		return drop(EGRET_IN_NO_WORKER);
+	if (packet->hop_limit <= 1) {
+		count(EGRET_IN_TTL_EXPIRED);
+		return selection.icmp_error ? TC_ACT_SHOT : tell_outside(skb, packet, EGRET_TIME_EXCEEDED);
+	}
+	if (packet->dont_fragment && packet_bytes(skb, packet) > settings->tunnel_mtu) {
+		count(EGRET_IN_TOO_BIG);
+		return selection.icmp_error ? TC_ACT_SHOT : tell_outside(skb, packet, EGRET_PACKET_TOO_BIG);
+	}
+	if (decrement_hop_limit(skb, packet->version, packet->hop_limit) < 0)
+		return drop(EGRET_FAILED);
+	return tunnel_to(skb, settings, worker, EGRET_IN_FORWARDED);
+}
+
+/*
+ * Ingress of the external device, which may be the node's only one: whatever is not for an egress address is left
+ * alone.
+ *
+ * Deliberately not done here: no NAT, no connection state, no port is ever rewritten; no reassembly (later fragments
+ * follow the first, and are dropped where it was not seen); no answer to an echo request for an egress address (its id
+ * is the asker's, so no block of ours is meant; dropped and counted); no reset or unreachable for ports nobody has; no
+ * ARP or ND for addresses that another gateway announces; no look at frames of other VLANs or for other machines.
+ */
+SEC("classifier")
+int external_in(struct __sk_buff *skb)
+{
+	struct egret_config *settings;
+	struct egret_packet packet = {};
+	struct egret_steering *table;
+	int parsed;
+
+	if (skb->vlan_present)
+		return EGRET_PASS;
+	settings = get_config();
+	if (!settings)
+		return EGRET_PASS;
+	if (skb->protocol == bpf_htons(ETH_P_ARP))
+		return answer_arp(skb, settings);
+	if (skb->protocol == bpf_htons(ETH_P_IP))
+		parsed = parse_ip(skb, ETH_HLEN, 4, &packet);
+	else if (skb->protocol == bpf_htons(ETH_P_IPV6))
+		parsed = parse_ip(skb, ETH_HLEN, 6, &packet);
+	else
+		return EGRET_PASS;
+	if (is_solicitation(skb, &packet))
+		return answer_solicitation(skb, settings, &packet);
+	if (skb->pkt_type != PACKET_HOST)
+		return EGRET_PASS;
+	table = table_of(&packet.destination);
+	if (!table)
+		return EGRET_PASS;
+	if (parsed < 0 || ETH_HLEN + packet.l3_bytes > skb->len)
+		return drop(EGRET_IN_MALFORMED);
+	return steer_inward(skb, settings, table, &packet);
+}
+
+/* The index that the sender's MAC address claims; what it claims is checked against its underlay address. */
+static __always_inline __u32 sender_index(struct __sk_buff *skb)
+{
+	struct ethhdr ethernet;
+
+	if (bpf_skb_load_bytes(skb, 0, &ethernet, sizeof(ethernet)) < 0 || ethernet.h_source[0] != 0x02 ||
+	    ethernet.h_source[1] != 'e' || ethernet.h_source[2] != 'g' || ethernet.h_source[3] != 'r')
+		return EGRET_SLOT_NONE;
+	return (__u32)ethernet.h_source[4] << 8 | ethernet.h_source[5];
+}
+
+static __always_inline int is_from(__u32 index, const struct egret_address *underlay)
+{
+	struct egret_worker *worker = worker_at(index);
+
+	return worker && same_address(&worker->underlay, underlay);
+}
+
+/* The worker that the packet is proven to come from, or EGRET_SLOT_NONE. */
+static __always_inline __u32 proven_owner(struct __sk_buff *skb, struct egret_steering *table,
+					  const struct egret_packet *packet, const struct egret_selection *selection,
+					  const struct egret_address *underlay)
+{
+	struct egret_owner owner = { .address = packet->source };
+	__u32 index;
+
+	if (selection->kind == BY_PORT)
+		index = slot_of(table, &packet->source, selection->port);
+	else if (selection->kind == BY_QUOTED_DATAGRAM)
+		index = worker_of_datagram(&selection->datagram);
+	else {
+		index = sender_index(skb);
+		owner.worker = index;
+		if (!bpf_map_lookup_elem(&owners, &owner))
+			return EGRET_SLOT_NONE;
+	}
+	if (index == EGRET_SLOT_NONE || index == EGRET_SLOT_SELF || !is_from(index, underlay))
+		return EGRET_SLOT_NONE;
+	return index;
+}
+
+/* A packet from an egress address: out, if the worker behind `underlay` owns the port. */
+static __always_inline int send_out(struct __sk_buff *skb, struct egret_config *settings, struct egret_steering *table,
+				    const struct egret_packet *packet, const struct egret_address *underlay)
+{
+	struct egret_selection selection;
+	__u32 mtu = 0;
+	__u32 index;
+
+	select_port(skb, packet, OUTWARD, &selection);
+	if (selection.kind == REFUSED)
+		return drop(selection.reason);
+	index = proven_owner(skb, table, packet, &selection, underlay);
+	if (index == EGRET_SLOT_NONE)
+		return drop(selection.kind == BY_QUOTED_DATAGRAM ? EGRET_OUT_FRAGMENT_UNKNOWN : EGRET_OUT_SPOOFED);
+	if (packet->fragmentation == FIRST_FRAGMENT && selection.kind == BY_PORT && !selection.icmp_error)
+		remember_first_fragment(&selection.datagram, index);
+	if (packet->hop_limit <= 1) {
+		count(EGRET_OUT_TTL_EXPIRED);
+		return selection.icmp_error ? TC_ACT_SHOT : tell_worker(skb, packet, index, EGRET_TIME_EXCEEDED, 0);
+	}
+	if (bpf_check_mtu(skb, settings->external_ifindex, &mtu, 0, BPF_MTU_CHK_SEGS) > 0) {
+		count(EGRET_OUT_TOO_BIG);
+		return selection.icmp_error || !packet->dont_fragment ?
+			       TC_ACT_SHOT :
+			       tell_worker(skb, packet, index, EGRET_PACKET_TOO_BIG, mtu);
+	}
+	if (decrement_hop_limit(skb, packet->version, packet->hop_limit) < 0)
+		return drop(EGRET_FAILED);
+	skb->mark = 0;
+	count(EGRET_OUT_FORWARDED);
+	return bpf_redirect_neigh(settings->external_ifindex, 0, 0, 0);
+}
+
+/* What another gateway sends to this node as a worker: up the stack, whose connection tracking decides. */
+static __always_inline int receive(struct __sk_buff *skb, struct egret_config *settings,
+				   const struct egret_packet *packet, const struct egret_address *underlay)
+{
+	struct egret_owner owner = { .address = packet->destination, .worker = settings->own_index };
+	struct egret_steering *table = table_of(&packet->destination);
+	struct egret_selection selection;
+	__u32 index;
+
+	if (!table)
+		return drop(EGRET_OUT_NOT_OURS);
+	if (!is_from(sender_index(skb), underlay))
+		return drop(EGRET_OUT_UNKNOWN_PEER);
+	select_port(skb, packet, INWARD, &selection);
+	if (selection.kind == REFUSED)
+		return drop(selection.reason);
+	if (selection.kind == BY_PORT)
+		index = slot_of(table, &packet->destination, selection.port);
+	else
+		index = bpf_map_lookup_elem(&owners, &owner) ? EGRET_SLOT_SELF : EGRET_SLOT_NONE;
+	if (index != EGRET_SLOT_SELF)
+		return drop(EGRET_OUT_NOT_OURS);
+	count(EGRET_OUT_SELF);
+	return EGRET_PASS;
+}
+
+/*
+ * Ingress of the tunnel device. Out goes only what has an egress address as source and comes from the worker that owns
+ * the source port; up goes only what another node sends to this one in its role as worker, and answers to its probes;
+ * the rest is dropped.
+ *
+ * Deliberately not done here: no NAT, no connection state; no routing decision (bpf_redirect_neigh asks the kernel, on
+ * the external device only); no fragmentation (a packet that may be fragmented and exceeds the external device's MTU is
+ * dropped and counted: give that device an MTU of at least the tunnel's); no short cut from one pod to another by their
+ * egress addresses.
+ */
+SEC("classifier")
+int egress_in(struct __sk_buff *skb)
+{
+	struct egret_config *settings = get_config();
+	struct egret_packet packet = {};
+	struct egret_address underlay;
+	struct egret_steering *table;
+	int parsed;
+
+	if (!settings)
+		return drop(EGRET_FAILED);
+	if (skb->pkt_type != PACKET_HOST || skb->vlan_present || get_tunnel(skb, &underlay) < 0)
+		return drop(EGRET_OUT_FOREIGN_TUNNEL);
+	if (skb->protocol == bpf_htons(ETH_P_IP))
+		parsed = parse_ip(skb, ETH_HLEN, 4, &packet);
+	else if (skb->protocol == bpf_htons(ETH_P_IPV6))
+		parsed = parse_ip(skb, ETH_HLEN, 6, &packet);
+	else
+		return drop(EGRET_OUT_NOT_OURS);
+	if (parsed < 0 || ETH_HLEN + packet.l3_bytes > skb->len)
+		return drop(EGRET_OUT_MALFORMED);
+	if (link_local_index(&packet.source))
+		return probe(skb, settings, &packet, &underlay);
+	table = table_of(&packet.source);
+	if (table)
+		return send_out(skb, settings, table, &packet, &underlay);
+	return receive(skb, settings, &packet, &underlay);
+}
+
+char LICENSE[] SEC("license") = "Dual BSD/GPL";

@@ -1,0 +1,116 @@
+/* SPDX-License-Identifier: GPL-2.0 OR BSD-2-Clause */
+/*
+ * What the eBPF programs of a gateway and their loader agree on. The Rust side is crates/datapath/src/gateway/abi.rs;
+ * a test there compares the sizes. A change of a map's key or value raises EGRET_ABI.
+ */
+#ifndef EGRET_ABI_H
+#define EGRET_ABI_H
+
+#include <linux/types.h>
+
+/* Version of the layout of the pinned maps. */
+#define EGRET_ABI 1
+
+/* VXLAN network identifier of the tunnel. */
+#define EGRET_VNI 14790
+/* UDP port of probes inside the tunnel. */
+#define EGRET_PROBE_PORT 14790
+/* Source ports in one block: 1 << 6. */
+#define EGRET_BLOCK_SHIFT 6
+/* Blocks of one address (65536 >> 6). */
+#define EGRET_BLOCKS 1024
+
+/* Slot values that are no tunnel index. */
+#define EGRET_SLOT_NONE 0
+#define EGRET_SLOT_SELF 0xffff
+
+/* egret_steering.flags: this gateway answers ARP and ND for the address. */
+#define EGRET_ANNOUNCE 1u
+
+/* Addresses that one gateway serves, at most: 4 KiB of kernel memory each. */
+#define EGRET_ADDRESSES_MAX 16384
+/* Nodes that blocks can belong to, at most: every tunnel index. */
+#define EGRET_WORKERS_MAX 65536
+/* (address, worker) pairs, at most: 16384 addresses with 16 workers each. */
+#define EGRET_OWNERS_MAX 262144
+/* Datagrams whose first fragment is remembered, at most; the least recently used goes first. */
+#define EGRET_FRAGMENTS_MAX 16384
+/* A remembered first fragment is used for as long as Linux reassembles (ipfrag_time): 30 s. */
+#define EGRET_FRAGMENT_LIFETIME_NS 30000000000ull
+/* IPv6 extension headers that are walked, at most; a longer chain is dropped and counted. */
+#define EGRET_EXTENSION_HEADERS_MAX 6
+/* Bytes of the offending packet that an ICMP error quotes: header and ports are in it (RFC 4884 section 3 asks 128). */
+#define EGRET_ICMP_QUOTE_MAX 128
+/* ICMP errors of one kind made per second and CPU (RFC 1812 section 4.3.2.8, RFC 4443 section 2.4 f). */
+#define EGRET_ICMP_ERRORS_PER_SECOND 1000
+
+/* An address, IPv4 as ::ffff:a.b.c.d, network byte order. */
+struct egret_address {
+	__u32 word[4];
+};
+
+/* config[0] */
+struct egret_config {
+	__u32 external_ifindex;
+	__u32 tunnel_ifindex;
+	__u32 tunnel_mtu; /* bytes of an IP packet inside the tunnel */
+	__u16 own_index;
+	__u8 external_mac[6];
+	__u8 tunnel_mac[6];
+	__u8 attachment; /* the loader's own note: how the programs are attached */
+	__u8 reserved[5];
+	struct egret_address external_v4; /* all zero: none */
+	struct egret_address external_v6; /* all zero: none */
+	__u64 steering_version; /* written last */
+	__u64 object_hash; /* of the object that the programs came from */
+};
+
+/* steering[address] */
+struct egret_steering {
+	/* The key again. An element freed by a replacement may be used for another address while a program still reads
+	 * it; the reader compares this after the slot, so that it never acts on another address's slot. */
+	struct egret_address address;
+	__u32 flags;
+	__u16 slot[EGRET_BLOCKS]; /* port >> 6 -> tunnel index, or EGRET_SLOT_* */
+};
+
+/* workers[tunnel index] */
+struct egret_worker {
+	struct egret_address underlay;
+	__u8 tunnel_mac[6];
+	__u8 reserved[2];
+};
+
+/* Key of owners: the worker has at least one block of the address. */
+struct egret_owner {
+	struct egret_address address;
+	__u32 worker;
+};
+
+/* Key of fragments. */
+struct egret_datagram {
+	struct egret_address source;
+	struct egret_address destination;
+	__u32 id;
+	__u32 protocol; /* 0 for IPv6: RFC 8200 section 4.5 identifies by addresses and id alone */
+};
+
+/* Value of fragments. */
+struct egret_fragment {
+	__u64 seen_ns;
+	__u32 worker; /* tunnel index or EGRET_SLOT_SELF */
+	__u32 reserved;
+};
+
+/* Payload of a probe; the frozen wire format of crates/wire/src/probe.rs. Network byte order. */
+struct egret_probe {
+	__u8 magic[4]; /* "EGRT" */
+	__u8 version; /* 1 */
+	__u8 kind; /* 1 request, 2 reply */
+	__be16 sender; /* tunnel index */
+	__be64 nonce;
+	__be64 steering_version; /* 0 in requests */
+	__u8 reserved[8];
+} __attribute__((packed));
+
+#endif

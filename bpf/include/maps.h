@@ -1,0 +1,80 @@
+/* SPDX-License-Identifier: GPL-2.0 OR BSD-2-Clause */
+/* The maps of a gateway. The loader pins all but icmp_budget by these names. */
+#ifndef EGRET_MAPS_H
+#define EGRET_MAPS_H
+
+#include <linux/bpf.h>
+#include <bpf/bpf_helpers.h>
+
+#include "abi.h"
+#include "counters.h"
+
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(max_entries, 1);
+	__type(key, __u32);
+	__type(value, struct egret_config);
+} config SEC(".maps");
+
+/* Replacing an element switches all its blocks at once; never preallocated, a full table would take 64 MiB. */
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__uint(max_entries, EGRET_ADDRESSES_MAX);
+	__type(key, struct egret_address);
+	__type(value, struct egret_steering);
+} steering SEC(".maps");
+
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__uint(max_entries, EGRET_WORKERS_MAX);
+	__type(key, __u32);
+	__type(value, struct egret_worker);
+} workers SEC(".maps");
+
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__uint(max_entries, EGRET_OWNERS_MAX);
+	__type(key, struct egret_owner);
+	__type(value, __u32);
+} owners SEC(".maps");
+
+struct {
+	__uint(type, BPF_MAP_TYPE_LRU_HASH);
+	__uint(max_entries, EGRET_FRAGMENTS_MAX);
+	__type(key, struct egret_datagram);
+	__type(value, struct egret_fragment);
+} fragments SEC(".maps");
+
+struct {
+	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
+	__uint(max_entries, EGRET_COUNTERS);
+	__type(key, __u32);
+	__type(value, __u64);
+} counters SEC(".maps");
+
+enum egret_icmp_kind { EGRET_TIME_EXCEEDED = 0, EGRET_PACKET_TOO_BIG = 1, EGRET_ICMP_KINDS = 2 };
+
+struct egret_icmp_window {
+	__u64 start_ns;
+	__u64 used;
+};
+
+struct {
+	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
+	__uint(max_entries, EGRET_ICMP_KINDS);
+	__type(key, __u32);
+	__type(value, struct egret_icmp_window);
+} icmp_budget SEC(".maps");
+
+static __always_inline void count(__u32 reason)
+{
+	__u64 *value = bpf_map_lookup_elem(&counters, &reason);
+
+	if (value)
+		*value += 1;
+}
+
+#endif

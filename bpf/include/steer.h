@@ -1,0 +1,142 @@
+/* SPDX-License-Identifier: GPL-2.0 OR BSD-2-Clause */
+/* The tables: slots, workers, remembered first fragments; and the way into the tunnel. */
+#ifndef EGRET_STEER_H
+#define EGRET_STEER_H
+
+#include "maps.h"
+#include "parse.h"
+#include "select.h"
+
+/* Size of struct bpf_tunnel_key up to and without local_ipv4, which 5.15 does not know. */
+#define EGRET_TUNNEL_KEY_BYTES offsetof(struct bpf_tunnel_key, local_ipv4)
+
+static __always_inline struct egret_config *get_config(void)
+{
+	__u32 zero = 0;
+
+	return bpf_map_lookup_elem(&config, &zero);
+}
+
+static __always_inline struct egret_steering *table_of(const struct egret_address *address)
+{
+	return bpf_map_lookup_elem(&steering, address);
+}
+
+/* Who has the block of the port; EGRET_SLOT_NONE also where the element changed hands meanwhile. */
+static __always_inline __u32 slot_of(struct egret_steering *table, const struct egret_address *address, __u32 port)
+{
+	__u32 worker = *(volatile __u16 *)&table->slot[(port >> EGRET_BLOCK_SHIFT) & (EGRET_BLOCKS - 1)];
+
+	barrier();
+	if (!same_address(&table->address, address))
+		return EGRET_SLOT_NONE;
+	return worker;
+}
+
+static __always_inline void remember_first_fragment(const struct egret_datagram *datagram, __u32 worker)
+{
+	struct egret_fragment value = { .seen_ns = bpf_ktime_get_ns(), .worker = worker };
+
+	bpf_map_update_elem(&fragments, datagram, &value, BPF_ANY);
+}
+
+/* Who got the first fragment of the datagram; EGRET_SLOT_NONE if nobody lately. */
+static __always_inline __u32 worker_of_datagram(const struct egret_datagram *datagram)
+{
+	struct egret_fragment *known = bpf_map_lookup_elem(&fragments, datagram);
+
+	if (!known || bpf_ktime_get_ns() - known->seen_ns > EGRET_FRAGMENT_LIFETIME_NS)
+		return EGRET_SLOT_NONE;
+	return known->worker;
+}
+
+static __always_inline struct egret_worker *worker_at(__u32 index)
+{
+	return bpf_map_lookup_elem(&workers, &index);
+}
+
+static __always_inline int is_mapped_v4(const struct egret_address *address)
+{
+	return !address->word[0] && !address->word[1] && address->word[2] == bpf_htonl(0xffff);
+}
+
+static __always_inline int set_tunnel(struct __sk_buff *skb, const struct egret_address *underlay)
+{
+	struct bpf_tunnel_key key = {};
+	__u64 flags = BPF_F_ZERO_CSUM_TX;
+
+	key.tunnel_id = EGRET_VNI;
+	key.tunnel_ttl = 64;
+	if (is_mapped_v4(underlay)) {
+		key.remote_ipv4 = bpf_ntohl(underlay->word[3]);
+	} else {
+		flags |= BPF_F_TUNINFO_IPV6;
+		key.remote_ipv6[0] = underlay->word[0];
+		key.remote_ipv6[1] = underlay->word[1];
+		key.remote_ipv6[2] = underlay->word[2];
+		key.remote_ipv6[3] = underlay->word[3];
+	}
+	return bpf_skb_set_tunnel_key(skb, &key, EGRET_TUNNEL_KEY_BYTES, flags);
+}
+
+/* The other end of the tunnel that the packet came through. 0 or -1: no tunnel, or another's VNI. */
+static __always_inline int get_tunnel(struct __sk_buff *skb, struct egret_address *underlay)
+{
+	struct bpf_tunnel_key key = {};
+
+	if (bpf_skb_get_tunnel_key(skb, &key, EGRET_TUNNEL_KEY_BYTES, 0) == 0) {
+		mapped_v4(underlay, bpf_htonl(key.remote_ipv4));
+	} else {
+		if (bpf_skb_get_tunnel_key(skb, &key, EGRET_TUNNEL_KEY_BYTES, BPF_F_TUNINFO_IPV6) != 0)
+			return -1;
+		underlay->word[0] = key.remote_ipv6[0];
+		underlay->word[1] = key.remote_ipv6[1];
+		underlay->word[2] = key.remote_ipv6[2];
+		underlay->word[3] = key.remote_ipv6[3];
+	}
+	return key.tunnel_id == EGRET_VNI ? 0 : -1;
+}
+
+static __always_inline int decrement_hop_limit(struct __sk_buff *skb, __u32 version, __u8 hop_limit)
+{
+	__u8 lower = hop_limit - 1;
+
+	if (version == 6)
+		return bpf_skb_store_bytes(skb, ETH_HLEN + offsetof(struct ipv6hdr, hop_limit), &lower, 1,
+					   BPF_F_RECOMPUTE_CSUM);
+	/* the TTL is the high byte of its 16 bits in the header checksum */
+	if (bpf_l3_csum_replace(skb, ETH_HLEN + offsetof(struct iphdr, check), bpf_htons(hop_limit << 8),
+				bpf_htons(lower << 8), 2) < 0)
+		return -1;
+	return bpf_skb_store_bytes(skb, ETH_HLEN + offsetof(struct iphdr, ttl), &lower, 1, 0);
+}
+
+static __always_inline int write_macs(struct __sk_buff *skb, const __u8 *destination, const __u8 *source)
+{
+	__u8 macs[12];
+
+	__builtin_memcpy(macs, destination, 6);
+	__builtin_memcpy(macs + 6, source, 6);
+	return bpf_skb_store_bytes(skb, 0, macs, sizeof(macs), 0);
+}
+
+/* Into the tunnel, to a node. The outer route lookup uses the inner packet's mark, so it is cleared. */
+static __always_inline int tunnel_to(struct __sk_buff *skb, const struct egret_config *settings,
+				     const struct egret_worker *worker, __u32 served)
+{
+	if (write_macs(skb, worker->tunnel_mac, settings->tunnel_mac) < 0 || set_tunnel(skb, &worker->underlay) < 0) {
+		count(EGRET_FAILED);
+		return TC_ACT_SHOT;
+	}
+	skb->mark = 0;
+	count(served);
+	return bpf_redirect(settings->tunnel_ifindex, 0);
+}
+
+static __always_inline int drop(__u32 reason)
+{
+	count(reason);
+	return TC_ACT_SHOT;
+}
+
+#endif

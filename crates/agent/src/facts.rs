@@ -1,0 +1,92 @@
+//! What only the node itself knows: devices, addresses, carrier.
+
+use egret_core::model::{NodeName, Snapshot};
+use egret_core::node::{External, ExternalChoice, external_choice};
+use egret_datapath::route::{Device, RouteError, Routing};
+use std::collections::BTreeSet;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+
+/// MTU to assume while the underlay's device cannot be found, bytes (RFC 894).
+const ETHERNET_MTU: u32 = 1500;
+
+/// A look at the node's devices.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Links {
+    /// The external device, on gateways that have one.
+    pub(crate) external: Option<(Device, Option<Ipv4Addr>, Option<Ipv6Addr>)>,
+    /// MTU of the device that carries the tunnel.
+    pub(crate) underlay_mtu: u32,
+    /// Addresses of every device.
+    pub(crate) local_addresses: BTreeSet<IpAddr>,
+}
+
+impl Links {
+    /// Looks now.
+    pub(crate) fn look(
+        routing: &mut Routing,
+        snapshot: &Snapshot,
+        node: &NodeName,
+    ) -> Result<Self, RouteError> {
+        let devices = routing.devices()?;
+        let underlay = snapshot
+            .nodes
+            .get(node)
+            .and_then(|node| node.addresses.first())
+            .copied();
+        let mut links = Links {
+            external: None,
+            underlay_mtu: ETHERNET_MTU,
+            local_addresses: BTreeSet::new(),
+        };
+        let external = match external_choice(snapshot, node) {
+            None => None,
+            Some(ExternalChoice::Auto) => routing.default_device()?,
+            Some(ExternalChoice::Named(name)) => {
+                devices.iter().find(|device| device.name == name).cloned()
+            }
+        };
+        let by_device = routing.addresses()?;
+        for device in &devices {
+            let addresses = by_device.get(&device.index).cloned().unwrap_or_default();
+            if underlay.is_some_and(|underlay| addresses.contains(&underlay)) {
+                links.underlay_mtu = device.mtu;
+            }
+            if external
+                .as_ref()
+                .is_some_and(|external| external.index == device.index)
+            {
+                links.external = Some((device.clone(), first_v4(&addresses), first_v6(&addresses)));
+            }
+            links.local_addresses.extend(addresses);
+        }
+        Ok(links)
+    }
+
+    /// As `core` wants it.
+    pub(crate) fn external_fact(&self) -> Option<External> {
+        let (device, ..) = self.external.as_ref()?;
+        Some(External {
+            device: device.name.clone(),
+            link_up: device.running,
+        })
+    }
+}
+
+fn first_v4(addresses: &[IpAddr]) -> Option<Ipv4Addr> {
+    addresses.iter().find_map(|address| match address {
+        IpAddr::V4(address) => Some(*address),
+        IpAddr::V6(_) => None,
+    })
+}
+
+/// The first global IPv6 address, else any.
+fn first_v6(addresses: &[IpAddr]) -> Option<Ipv6Addr> {
+    let v6 = || {
+        addresses.iter().filter_map(|address| match address {
+            IpAddr::V6(address) => Some(*address),
+            IpAddr::V4(_) => None,
+        })
+    };
+    v6().find(|address| !address.is_unicast_link_local())
+        .or_else(|| v6().next())
+}

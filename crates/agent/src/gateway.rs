@@ -1,0 +1,229 @@
+//! The gateway role of this node: eBPF programs, steering tables, announcements.
+
+use crate::chain;
+use crate::facts::Links;
+use egret_core::machines::{Announcer, AnnouncerCommand};
+use egret_core::model::{NodeName, Snapshot};
+use egret_core::node::{GatewayState, Tunnel};
+use egret_datapath::gateway::announce::{SolicitedNodes, gratuitous};
+use egret_datapath::gateway::{GatewayConfig, GatewayDriver};
+use egret_datapath::route::Device;
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
+use std::path::{Path, PathBuf};
+
+/// What is attached now.
+struct Attached {
+    config: GatewayConfig,
+    driver: GatewayDriver,
+    solicited: SolicitedNodes,
+    /// Its tables hold what this agent wanted, not only what an earlier one left.
+    loaded: bool,
+}
+
+pub(crate) struct Gateway {
+    pin_directory: PathBuf,
+    announcer: Announcer,
+    attached: Option<Attached>,
+    /// Why there is no data path, for the node's condition.
+    pub(crate) trouble: Option<String>,
+}
+
+impl Gateway {
+    pub(crate) fn new(node: &NodeName, pin_directory: &Path) -> Self {
+        Gateway {
+            pin_directory: pin_directory.into(),
+            announcer: Announcer::new(node.clone()),
+            attached: None,
+            trouble: None,
+        }
+    }
+
+    /// Attaches the programs, or adopts them; a change of devices attaches anew. Tables are not touched.
+    pub(crate) fn attach(&mut self, tunnel: &Tunnel, device: &Device, links: &Links) {
+        let Some((external, v4, v6)) = &links.external else {
+            self.trouble = Some("this gateway node has no external device".into());
+            return;
+        };
+        let config = GatewayConfig {
+            tunnel_ifindex: device.index,
+            external_ifindex: external.index,
+            own_index: tunnel.index,
+            tunnel_mtu: tunnel.mtu,
+            external_mac: external.mac.as_slice().try_into().unwrap_or_default(),
+            external_v4: *v4,
+            external_v6: *v6,
+        };
+        if self
+            .attached
+            .as_ref()
+            .is_some_and(|attached| attached.config == config)
+        {
+            return;
+        }
+        let loaded = self.attached.take().is_some_and(|before| before.loaded);
+        match GatewayDriver::open(&self.pin_directory, &config) {
+            Ok(driver) => {
+                let mut solicited = SolicitedNodes::new(external.index, &external.name);
+                solicited.adopt(&driver.addresses());
+                self.attached = Some(Attached {
+                    config,
+                    driver,
+                    solicited,
+                    loaded,
+                });
+                self.trouble = None;
+            }
+            Err(error) => {
+                let text = chain(&error);
+                if self.trouble.as_ref() != Some(&text) {
+                    tracing::error!(error = text, "the gateway's data path cannot be set up");
+                }
+                self.trouble = Some(text);
+            }
+        }
+    }
+
+    /// Decides what to announce. Call once liveness is settled.
+    pub(crate) fn decide(
+        &mut self,
+        snapshot: &Snapshot,
+        state: &GatewayState,
+        live: &BTreeSet<NodeName>,
+        link_up: bool,
+        now_ms: u64,
+    ) {
+        let addresses = serving_nodes(snapshot, state);
+        let fit = link_up
+            && self
+                .attached
+                .as_ref()
+                .is_some_and(|attached| attached.loaded);
+        self.announcer.update(&addresses, live, fit, now_ms);
+    }
+
+    /// Brings tables and multicast groups to the state, with the announcer's flags.
+    pub(crate) fn apply(&mut self, state: &GatewayState, own: u16) {
+        let announcing = self.announcer.announcing();
+        let Some(attached) = &mut self.attached else {
+            return;
+        };
+        let mut state = state.clone();
+        for (address, steering) in &mut state.addresses {
+            steering.announce = announcing.contains(address);
+        }
+        match attached.driver.apply(&state, own) {
+            Ok(_) => {
+                attached.loaded = true;
+                self.trouble = None;
+            }
+            Err(error) => {
+                let text = chain(&error);
+                tracing::error!(error = text, "the steering tables cannot be written");
+                self.trouble = Some(text);
+            }
+        }
+        let served = state.addresses.keys().copied().collect();
+        if let Err(errors) = attached.solicited.set(&served) {
+            for error in errors {
+                tracing::warn!(error = %chain(&error), "a solicited-node group cannot be joined");
+            }
+        }
+    }
+
+    /// Sends what is due to be announced.
+    pub(crate) fn announce(&mut self, now_ms: u64) {
+        self.announcer.handle_deadline(now_ms);
+        for command in self.announcer.drain() {
+            match command {
+                AnnouncerCommand::Announce(address) => tracing::info!(%address, "announcing"),
+                AnnouncerCommand::Withdraw(address) => {
+                    tracing::info!(%address, "no longer announcing")
+                }
+                AnnouncerCommand::SendGratuitous(address) => self.send(address),
+            }
+        }
+    }
+
+    fn send(&self, address: IpAddr) {
+        let Some(attached) = &self.attached else {
+            return;
+        };
+        let GatewayConfig {
+            external_ifindex,
+            external_mac,
+            ..
+        } = attached.config;
+        if let Err(error) = gratuitous(external_ifindex, external_mac, address) {
+            tracing::warn!(%address, error = %chain(&error), "the take-over could not be announced");
+        }
+    }
+
+    /// When [`Self::announce`] is due.
+    pub(crate) fn next_deadline(&self) -> Option<u64> {
+        self.announcer.next_deadline()
+    }
+
+    pub(crate) fn announcing(&self) -> BTreeSet<IpAddr> {
+        self.announcer.announcing()
+    }
+
+    /// The steering version that probes of this gateway report; 0 without tables of this agent's making.
+    pub(crate) fn version(&self) -> u64 {
+        self.attached
+            .as_ref()
+            .map_or(0, |attached| attached.driver.version())
+    }
+
+    pub(crate) fn datapath(&self) -> Option<String> {
+        self.attached.as_ref().map(|_| "ebpf".to_string())
+    }
+
+    pub(crate) fn counters(&self) -> BTreeMap<&'static str, u64> {
+        self.attached
+            .as_ref()
+            .and_then(|attached| attached.driver.counters().ok())
+            .unwrap_or_default()
+    }
+
+    /// This node is no gateway (any more): nothing of it stays.
+    pub(crate) fn detach(&mut self) {
+        self.attached = None;
+        self.trouble = None;
+        self.announcer
+            .update(&BTreeMap::new(), &BTreeSet::new(), false, 0);
+        self.announcer.drain();
+        match GatewayDriver::remove(&self.pin_directory) {
+            Ok(true) => {
+                tracing::info!("gateway programs removed: this node is no gateway any more")
+            }
+            Ok(false) => {}
+            Err(error) => tracing::warn!(error = %chain(&error), "removing gateway programs"),
+        }
+    }
+}
+
+/// The gateway nodes that serve each address of the state.
+fn serving_nodes(
+    snapshot: &Snapshot,
+    state: &GatewayState,
+) -> BTreeMap<IpAddr, BTreeSet<NodeName>> {
+    // An address without blocks (held down) is answered for by nobody.
+    let steered = state
+        .addresses
+        .iter()
+        .filter(|(_, steering)| !steering.blocks.is_empty());
+    let nodes_of = |address: &IpAddr| {
+        let record = snapshot.addresses.get(address)?;
+        let gateway = snapshot.gateways.get(&record.gateway)?;
+        let nodes = snapshot
+            .nodes
+            .values()
+            .filter(|node| gateway.nodes.matches(&node.labels));
+        Some(nodes.map(|node| node.name.clone()).collect())
+    };
+    steered
+        .map(|(address, _)| address)
+        .filter_map(|address| Some((*address, nodes_of(address)?)))
+        .collect()
+}

@@ -1,0 +1,375 @@
+//! The loop that alone touches the kernel.
+
+use crate::Config;
+use crate::board::Board;
+use crate::chain;
+use crate::facts::Links;
+use crate::gateway::Gateway;
+use crate::probe::{Seen, Targets};
+use crate::remembered::Remembered;
+use crate::report;
+use crate::socket::Query;
+use crate::source::Status;
+use egret_core::model::{NodeName, Snapshot};
+use egret_core::node::{NodeFacts, NodeOutcome, node_state};
+use egret_datapath::driver::Datapath;
+use egret_datapath::route::Device;
+use egret_objects::View;
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender};
+use std::time::{Duration, Instant};
+
+/// Everything is looked over at least this often: damage is mended within it.
+const TICK: Duration = Duration::from_millis(500);
+/// Ports in use are counted this often.
+const COUNT_PORTS: Duration = Duration::from_secs(5);
+/// Events taken up before the kernel is touched again.
+const BURST_MAX: usize = 64;
+
+/// What wakes the loop.
+pub(crate) enum Event {
+    /// The objects, newest view.
+    View(Box<View>),
+    /// The objects cannot be read; what is known stays.
+    SourceError(String),
+    /// What the probes say.
+    Gateways(Seen),
+    /// A link, address, route or rule has changed.
+    Links,
+    /// Somebody asks.
+    Query(Query),
+}
+
+pub(crate) struct MainLoop {
+    config: Config,
+    datapath: Datapath,
+    gateway: Gateway,
+    board: Arc<Board>,
+    status: Sender<Status>,
+    probes: Sender<Targets>,
+    started: Instant,
+    view: Option<Box<View>>,
+    seen: Seen,
+    ever_live: BTreeSet<NodeName>,
+    remembered: Remembered,
+    links: Option<Links>,
+    tunnel: Option<Device>,
+    outcome: Option<NodeOutcome>,
+    ports: BTreeMap<IpAddr, u32>,
+    ports_counted: Option<Instant>,
+    told_targets: Targets,
+    told_status: Option<Status>,
+    /// Version of the record when it was told.
+    told_version: u64,
+    trouble: Option<String>,
+    /// The objects or the gateways' liveness changed since the last round.
+    news: bool,
+}
+
+impl MainLoop {
+    pub(crate) fn new(
+        config: &Config,
+        datapath: Datapath,
+        board: &Arc<Board>,
+        status: Sender<Status>,
+        probes: Sender<Targets>,
+    ) -> Self {
+        MainLoop {
+            config: config.clone(),
+            datapath,
+            gateway: Gateway::new(&config.node, &config.pin_directory),
+            board: board.clone(),
+            status,
+            probes,
+            started: Instant::now(),
+            view: None,
+            seen: Seen::default(),
+            ever_live: BTreeSet::new(),
+            remembered: Remembered::load(&config.state_directory),
+            links: None,
+            tunnel: None,
+            outcome: None,
+            ports: BTreeMap::new(),
+            ports_counted: None,
+            told_targets: Targets::default(),
+            told_status: None,
+            told_version: 0,
+            trouble: Some("no objects read yet".into()),
+            news: false,
+        }
+    }
+
+    pub(crate) fn run(mut self, inbox: &Receiver<Event>, stop: &AtomicBool) {
+        let mut tick = Instant::now() + TICK;
+        while !stop.load(Ordering::Relaxed) {
+            let wait = self.wait(tick);
+            match inbox.recv_timeout(wait) {
+                Ok(event) => {
+                    self.take_up(event);
+                    for event in inbox.try_iter().take(BURST_MAX) {
+                        self.take_up(event);
+                    }
+                }
+                Err(RecvTimeoutError::Timeout) => {}
+                Err(RecvTimeoutError::Disconnected) => return,
+            }
+            let ticked = Instant::now() >= tick;
+            if ticked {
+                tick = Instant::now() + TICK;
+                self.mend();
+            }
+            if self.news || ticked {
+                self.news = false;
+                self.round();
+            }
+            self.gateway.announce(self.now_ms());
+            self.board.round(self.trouble.clone());
+        }
+    }
+
+    fn now_ms(&self) -> u64 {
+        u64::try_from(self.started.elapsed().as_millis()).unwrap_or(u64::MAX)
+    }
+
+    fn wait(&self, tick: Instant) -> Duration {
+        let due = self.gateway.next_deadline().unwrap_or(u64::MAX);
+        let announce = Duration::from_millis(due.saturating_sub(self.now_ms()));
+        tick.saturating_duration_since(Instant::now()).min(announce)
+    }
+
+    fn take_up(&mut self, event: Event) {
+        match event {
+            Event::View(view) => {
+                self.view = Some(view);
+                self.news = true;
+            }
+            Event::SourceError(error) => {
+                tracing::warn!(error, "the objects cannot be read: what is known stays");
+            }
+            Event::Gateways(seen) => {
+                self.ever_live.extend(seen.live.iter().cloned());
+                self.board.with(|metrics| {
+                    metrics.gateway_losses.inc_by(seen.losses);
+                });
+                self.seen = seen;
+                self.news = true;
+            }
+            Event::Links => {
+                self.mend();
+                self.news = true;
+            }
+            Event::Query(query) => query.answer(self.view.as_deref(), &self.outcome, &self.seen),
+        }
+    }
+
+    /// Finds damage that others did; the next round mends it.
+    fn mend(&mut self) {
+        if self.outcome.is_none() || self.tunnel.is_none() {
+            return;
+        }
+        match self.datapath.verify() {
+            Ok(true) => {}
+            Ok(false) => {
+                tracing::warn!("something of ours was changed or removed by others: mending it");
+                self.board.with(|metrics| {
+                    metrics.repairs.inc();
+                });
+                self.tunnel = None;
+                self.news = true;
+            }
+            Err(error) => tracing::warn!(error = %chain(&error), "looking the data path over"),
+        }
+    }
+
+    /// Facts and objects to state, state to kernel, and what came of it to the status.
+    fn round(&mut self) {
+        let Some(view) = self.view.take() else { return };
+        self.trouble = self.carry_out(&view.snapshot).err();
+        if let Some(trouble) = &self.trouble {
+            tracing::warn!(trouble, "the node's state is not carried out");
+        }
+        self.report(&view);
+        self.view = Some(view);
+    }
+
+    fn carry_out(&mut self, snapshot: &Snapshot) -> Result<(), String> {
+        let node = self.config.node.clone();
+        let links = Links::look(self.datapath.routing(), snapshot, &node).map_err(|e| chain(&e))?;
+        let facts = self.facts(&links);
+        let outcome = node_state(snapshot, &facts, &node).map_err(|e| chain(&e))?;
+        let state = &outcome.state;
+        if self.tunnel.is_none() || self.links.as_ref() != Some(&links) {
+            let device = self.datapath.routing().ensure_tunnel(&state.tunnel);
+            self.tunnel = Some(device.map_err(|e| chain(&e))?);
+        }
+        if let (Some(_), Some(device)) = (&state.gateway, &self.tunnel) {
+            self.gateway.attach(&state.tunnel, device, &links);
+        }
+        self.retarget(snapshot, &outcome);
+        let link_up = links
+            .external_fact()
+            .is_some_and(|external| external.link_up);
+        self.links = Some(links);
+        if !self.seen.settled {
+            return Err("waiting for the gateways' first answers".into());
+        }
+        match &state.gateway {
+            Some(gateway) => {
+                // Tables first: a gateway announces only what it can steer, and own ranges count on own tables.
+                self.gateway.apply(gateway, state.tunnel.index);
+                let now_ms = self.now_ms();
+                let loaded =
+                    |name: &&NodeName| self.seen.versions.get(*name).is_some_and(|v| *v > 0);
+                let live = self.seen.live.iter().filter(loaded).cloned().collect();
+                self.gateway
+                    .decide(snapshot, gateway, &live, link_up, now_ms);
+                self.gateway.apply(gateway, state.tunnel.index);
+            }
+            None => self.gateway.detach(),
+        }
+        self.program(&outcome)?;
+        self.remember(&outcome);
+        self.outcome = Some(outcome);
+        Ok(())
+    }
+
+    fn program(&mut self, outcome: &NodeOutcome) -> Result<(), String> {
+        let started = Instant::now();
+        let result = self.datapath.apply(&outcome.state);
+        let seconds = started.elapsed().as_secs_f64();
+        let applied = result.map_err(|error| {
+            self.board.with(|metrics| {
+                metrics.apply_errors.inc();
+            });
+            chain(&error)
+        })?;
+        self.board.with(|metrics| {
+            metrics.applies.inc();
+            metrics.apply_seconds.observe(seconds);
+            metrics.ended_flows.inc_by(applied.ended_flows as u64);
+        });
+        for name in &applied.sysctls {
+            tracing::info!(name, "node-wide setting changed; --cleanup puts it back");
+        }
+        if applied.ended_flows > 0 {
+            tracing::info!(
+                flows = applied.ended_flows,
+                "flows ended by a policy change"
+            );
+        }
+        let due = self
+            .ports_counted
+            .is_none_or(|at| at.elapsed() >= COUNT_PORTS);
+        if due || applied.ended_flows > 0 || self.grants_changed(outcome) {
+            self.ports = self
+                .datapath
+                .ports_in_use()
+                .map_err(|error| chain(&error))?;
+            self.ports_counted = Some(Instant::now());
+        }
+        Ok(())
+    }
+
+    fn grants_changed(&self, outcome: &NodeOutcome) -> bool {
+        self.outcome.as_ref().map(|before| &before.granted) != Some(&outcome.granted)
+    }
+
+    fn facts(&self, links: &Links) -> NodeFacts {
+        NodeFacts {
+            external: links.external_fact(),
+            underlay_mtu: links.underlay_mtu,
+            live: self.seen.live.clone(),
+            ever_live: self.ever_live.clone(),
+            settled: self.seen.settled,
+            versions: self.seen.versions.clone(),
+            announcing: self.gateway.announcing(),
+            previous_groups: self.remembered.groups.clone(),
+            last_group_members: self.remembered.members.clone(),
+            local_addresses: links.local_addresses.clone(),
+        }
+    }
+
+    /// Probes every gateway but this node itself.
+    fn retarget(&mut self, snapshot: &Snapshot, outcome: &NodeOutcome) {
+        let tunnel = &outcome.state.tunnel;
+        let me = self
+            .tunnel
+            .as_ref()
+            .map(|device| (tunnel.index, tunnel.underlay, device.index));
+        let mut targets = Targets {
+            me,
+            peers: BTreeMap::new(),
+        };
+        for (index, peer) in outcome.state.peers.iter().filter(|(_, peer)| peer.gateway) {
+            let name = NodeName(peer.node.clone());
+            let Some(node) = snapshot.nodes.get(&name) else {
+                continue;
+            };
+            let gateways = snapshot.gateways.values();
+            let settings = gateways
+                .filter(|gateway| gateway.nodes.matches(&node.labels))
+                .map(|gateway| (gateway.probe_interval_ms, gateway.probe_failures))
+                .min();
+            if let Some((interval_ms, failures)) = settings {
+                targets
+                    .peers
+                    .insert(name, (*index, peer.underlay, interval_ms, failures));
+            }
+        }
+        if targets != self.told_targets && self.probes.send(targets.clone()).is_ok() {
+            self.told_targets = targets;
+        }
+    }
+
+    fn remember(&mut self, outcome: &NodeOutcome) {
+        let now = Remembered {
+            groups: outcome.groups.clone(),
+            members: outcome.group_members.clone(),
+        };
+        if now != self.remembered {
+            if let Err(error) = now.save(&self.config.state_directory) {
+                tracing::warn!(%error, "the groups' numbers cannot be written down");
+            }
+            self.remembered = now;
+        }
+    }
+
+    fn report(&mut self, view: &View) {
+        let counters = self.datapath.counters().unwrap_or_default();
+        report::metrics(
+            &self.board,
+            self.outcome.as_ref(),
+            &self.seen,
+            &counters,
+            &self.ports,
+        );
+        self.board
+            .with(|metrics| report::gateway_metrics(metrics, &self.gateway));
+        let Some(record) = view.snapshot.node_records.get(&self.config.node) else {
+            return;
+        };
+        if !self.seen.settled {
+            return;
+        }
+        let status = report::status(
+            record,
+            view,
+            self.outcome.as_ref().filter(|_| self.trouble.is_none()),
+            &self.gateway,
+            self.links.as_ref(),
+            &self.ports,
+            self.trouble.as_deref(),
+        );
+        // Told already and not yet written is enough; told, written and lost (a record made anew) is not.
+        let lost = record.resource_version != self.told_version && *record != status.record;
+        if (lost || self.told_status.as_ref() != Some(&status))
+            && self.status.send(status.clone()).is_ok()
+        {
+            self.told_version = record.resource_version;
+            self.told_status = Some(status);
+        }
+    }
+}

@@ -1,0 +1,237 @@
+//! Probes gateways through the tunnel. Who is alive is decided by `core::machines::Liveness`; here are the sockets.
+//!
+//! A request is a tunnel packet made by hand, from the node's underlay address; the gateway's eBPF program sends it back
+//! through its tunnel, so the answer proves the path and not a process.
+
+use crate::AgentError;
+use crate::main_loop::Event;
+use crate::source::spawn;
+use egret_core::machines::{Liveness, LivenessCommand, ProbeSettings};
+use egret_core::model::NodeName;
+use egret_core::numbers::{TUNNEL_DEVICE, TUNNEL_PORT};
+use egret_wire::link_local;
+use egret_wire::probe::{Kind, PORT, Probe};
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use socket2::{Domain, Protocol, Socket, Type};
+use std::collections::{BTreeMap, BTreeSet};
+use std::hash::{BuildHasher, RandomState};
+use std::io;
+use std::net::{IpAddr, SocketAddr, SocketAddrV6, UdpSocket};
+use std::os::fd::AsFd;
+use std::sync::mpsc::{self, Receiver, Sender, TryRecvError};
+use std::time::{Duration, Instant};
+
+/// Longest sleep: how late a change of peers may be noticed.
+const LOOK_MS: u64 = 20;
+/// Answers read between two looks at the clock.
+const BURST_MAX: usize = 256;
+
+/// Whom to probe, and from where.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Targets {
+    /// Own number in the tunnel, own underlay address, index of the tunnel device.
+    pub(crate) me: Option<(u16, IpAddr, u32)>,
+    /// Gateways: number in the tunnel, underlay address, settings.
+    pub(crate) peers: BTreeMap<NodeName, (u16, IpAddr, u64, u32)>,
+}
+
+/// What the probes say.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Seen {
+    pub(crate) live: BTreeSet<NodeName>,
+    pub(crate) versions: BTreeMap<NodeName, u64>,
+    pub(crate) settled: bool,
+    /// Gateways that were lost since the last message.
+    pub(crate) losses: u64,
+}
+
+/// Starts the thread and returns the way to tell it whom to probe.
+pub(crate) fn start(events: Sender<Event>) -> Result<Sender<Targets>, AgentError> {
+    let (sender, inbox) = mpsc::channel();
+    let prober = Prober {
+        events,
+        inbox,
+        started: Instant::now(),
+        // Keyed by the operating system's randomness: nonces cannot be guessed.
+        liveness: Liveness::new(RandomState::new().hash_one("egret probes")),
+        targets: Targets::default(),
+        sockets: None,
+        told: Seen::default(),
+    };
+    spawn("probes", move || prober.run())?;
+    Ok(sender)
+}
+
+struct Sockets {
+    requests: UdpSocket,
+    replies: UdpSocket,
+    reply_port: u16,
+}
+
+struct Prober {
+    events: Sender<Event>,
+    inbox: Receiver<Targets>,
+    started: Instant,
+    liveness: Liveness,
+    targets: Targets,
+    sockets: Option<Sockets>,
+    told: Seen,
+}
+
+impl Prober {
+    fn run(mut self) {
+        loop {
+            match self.inbox.try_recv() {
+                Ok(targets) => self.retarget(targets),
+                Err(TryRecvError::Empty) => {}
+                Err(TryRecvError::Disconnected) => return,
+            }
+            self.sleep();
+            // Answers first: a late wake-up must not make a gateway dead whose answer is here.
+            self.read_replies();
+            let now_ms = self.now_ms();
+            self.liveness.handle_deadline(now_ms);
+            if !self.carry_out() {
+                return;
+            }
+        }
+    }
+
+    fn now_ms(&self) -> u64 {
+        u64::try_from(self.started.elapsed().as_millis()).unwrap_or(u64::MAX)
+    }
+
+    fn retarget(&mut self, mut targets: Targets) {
+        while let Ok(newer) = self.inbox.try_recv() {
+            targets = newer;
+        }
+        if targets.me != self.targets.me || self.sockets.is_none() {
+            self.sockets = targets.me.and_then(|(index, underlay, device)| {
+                open(index, underlay, device)
+                    .inspect_err(|error| tracing::warn!(%error, "probes cannot be sent yet"))
+                    .ok()
+            });
+        }
+        let settings = |(_, _, interval_ms, failures): &(u16, IpAddr, u64, u32)| ProbeSettings {
+            interval_ms: *interval_ms,
+            failures: *failures,
+        };
+        let peers = targets
+            .peers
+            .iter()
+            .map(|(name, peer)| (name.clone(), settings(peer)));
+        let now_ms = self.now_ms();
+        self.liveness.set_peers(&peers.collect(), now_ms);
+        self.targets = targets;
+    }
+
+    fn sleep(&self) {
+        let due = self.liveness.next_deadline().unwrap_or(u64::MAX);
+        let wait_ms = due.saturating_sub(self.now_ms()).min(LOOK_MS);
+        match &self.sockets {
+            Some(sockets) => {
+                let timeout = PollTimeout::try_from(wait_ms as i32).unwrap_or(PollTimeout::ZERO);
+                let mut wait = [PollFd::new(sockets.replies.as_fd(), PollFlags::POLLIN)];
+                // Interrupted or not: the loop looks at everything.
+                let _ = poll(&mut wait, timeout);
+            }
+            None => std::thread::sleep(Duration::from_millis(wait_ms)),
+        }
+    }
+
+    fn read_replies(&mut self) {
+        let Some(sockets) = &self.sockets else { return };
+        let mut buffer = [0u8; 128];
+        let now_ms = u64::try_from(self.started.elapsed().as_millis()).unwrap_or(u64::MAX);
+        for _ in 0..BURST_MAX {
+            let Ok((length, from)) = sockets.replies.recv_from(&mut buffer) else {
+                return;
+            };
+            let Ok(probe) = Probe::decode(&buffer[..length]) else {
+                continue;
+            };
+            let sender = self
+                .targets
+                .peers
+                .iter()
+                .find(|(_, peer)| peer.0 == probe.sender);
+            let genuine = probe.kind == Kind::Reply
+                && from.port() == PORT
+                && from.ip() == IpAddr::V6(link_local(probe.sender));
+            if let (true, Some((name, _))) = (genuine, sender) {
+                let version = probe.steering_version;
+                self.liveness
+                    .reply_received(name, probe.nonce, version, now_ms);
+            }
+        }
+    }
+
+    /// Sends what is due and tells the main loop what is new; `false`: nobody listens any more.
+    fn carry_out(&mut self) -> bool {
+        let commands = self.liveness.drain();
+        let mut news = false;
+        let mut losses = 0;
+        for command in commands {
+            match command {
+                LivenessCommand::SendProbe { peer, nonce } => self.send(&peer, nonce),
+                LivenessCommand::Dead { peer } => {
+                    tracing::warn!(gateway = %peer, "gateway does not answer");
+                    (news, losses) = (true, losses + 1);
+                }
+                LivenessCommand::Alive { peer } => {
+                    tracing::info!(gateway = %peer, "gateway answers");
+                    news = true;
+                }
+                LivenessCommand::Version { .. } => news = true,
+            }
+        }
+        let settled = self.sockets.is_some() && self.liveness.settled();
+        if !news && settled == self.told.settled {
+            return true;
+        }
+        let (live, versions) = (self.liveness.live(), self.liveness.versions());
+        self.told = Seen {
+            live,
+            versions,
+            settled,
+            losses,
+        };
+        self.events.send(Event::Gateways(self.told.clone())).is_ok()
+    }
+
+    fn send(&self, peer: &NodeName, nonce: u64) {
+        let (Some(sockets), Some((index, underlay, ..))) =
+            (&self.sockets, self.targets.peers.get(peer))
+        else {
+            return;
+        };
+        let sender = self.targets.me.map_or(0, |(index, ..)| index);
+        let probe = Probe {
+            kind: Kind::Request,
+            sender,
+            nonce,
+            steering_version: 0,
+        };
+        let frame = probe.encode_frame(*index, sockets.reply_port, PORT);
+        // An error (no route, interface down) is a lost probe.
+        let _ = sockets.requests.send_to(&frame, (*underlay, TUNNEL_PORT));
+    }
+}
+
+fn open(index: u16, underlay: IpAddr, device: u32) -> io::Result<Sockets> {
+    let requests = UdpSocket::bind((underlay, 0))?;
+    requests.set_nonblocking(true)?;
+    let replies = Socket::new(Domain::IPV6, Type::DGRAM, Some(Protocol::UDP))?;
+    replies.set_only_v6(true)?;
+    replies.bind_device(Some(TUNNEL_DEVICE.as_bytes()))?;
+    let address = SocketAddrV6::new(link_local(index), 0, 0, device);
+    replies.bind(&SocketAddr::from(address).into())?;
+    replies.set_nonblocking(true)?;
+    let replies: UdpSocket = replies.into();
+    let reply_port = replies.local_addr()?.port();
+    Ok(Sockets {
+        requests,
+        replies,
+        reply_port,
+    })
+}

@@ -1,0 +1,66 @@
+//! What a restarted agent must know to adopt what its predecessor left: which group had which number and members.
+
+use egret_core::model::GroupKey;
+use egret_core::node::{GroupNumber, TunnelIndex};
+use serde::{Deserialize, Serialize};
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::Path;
+use std::{fs, io};
+
+const FILE: &str = "groups.json";
+
+/// Group numbers (they are in packet marks, rules and next hop ids) and members.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Remembered {
+    pub(crate) groups: BTreeMap<GroupKey, GroupNumber>,
+    pub(crate) members: BTreeMap<GroupKey, BTreeSet<TunnelIndex>>,
+}
+
+/// The form on disk: JSON has no maps with structured keys.
+#[derive(Default, Serialize, Deserialize)]
+struct OnDisk {
+    groups: Vec<(GroupKey, GroupNumber)>,
+    members: Vec<(GroupKey, BTreeSet<TunnelIndex>)>,
+}
+
+impl Remembered {
+    /// What is written down; nothing where there is nothing or it cannot be read (then numbers are given anew).
+    pub(crate) fn load(directory: &Path) -> Self {
+        let on_disk: OnDisk = fs::read(directory.join(FILE))
+            .ok()
+            .and_then(|bytes| serde_json::from_slice(&bytes).ok())
+            .unwrap_or_default();
+        Remembered {
+            groups: on_disk.groups.into_iter().collect(),
+            members: on_disk.members.into_iter().collect(),
+        }
+    }
+
+    /// Writes it down, by rename.
+    pub(crate) fn save(&self, directory: &Path) -> io::Result<()> {
+        let on_disk = OnDisk {
+            groups: self
+                .groups
+                .iter()
+                .map(|(key, number)| (key.clone(), *number))
+                .collect(),
+            members: self
+                .members
+                .iter()
+                .map(|(key, all)| (key.clone(), all.clone()))
+                .collect(),
+        };
+        fs::create_dir_all(directory)?;
+        let temporary = directory.join("groups.tmp");
+        fs::write(&temporary, serde_json::to_vec(&on_disk)?)?;
+        fs::rename(temporary, directory.join(FILE))
+    }
+
+    /// Removes the record.
+    pub(crate) fn forget(directory: &Path) -> io::Result<()> {
+        match fs::remove_file(directory.join(FILE)) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+            _ => Ok(()),
+        }
+    }
+}

@@ -1,0 +1,386 @@
+//! What is told about this node and cluster: metrics, the node's status, and `egret status`.
+
+use crate::board::Board;
+use crate::facts::Links;
+use crate::gateway::Gateway;
+use crate::metrics::{ByAddress, ByGateway, ByReason, Metrics};
+use crate::probe::Seen;
+use egret_core::model::{Finding, NodeRecord};
+use egret_core::node::NodeOutcome;
+use egret_objects::{Condition, ConditionStatus, NodeReport, View};
+use serde::Serialize;
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+
+use crate::source::Status as NodeStatus;
+
+/// `apiVersion` of everything that `-o json` prints.
+pub const CLI_API_VERSION: &str = "egret.dev/cli/v1";
+
+/// `egret status -o json`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Status {
+    api_version: &'static str,
+    kind: &'static str,
+    /// Where the answer comes from: an agent, or the objects alone.
+    pub source: String,
+    /// Every policy.
+    pub policies: Vec<PolicyStatus>,
+    /// Every egress address.
+    pub addresses: Vec<AddressStatus>,
+    /// Every gateway node.
+    pub gateways: Vec<GatewayStatus>,
+    /// What is to be mended.
+    pub findings: Vec<FindingStatus>,
+}
+
+/// One policy of [`Status`].
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct PolicyStatus {
+    /// `Egress` or `ClusterEgress`.
+    pub kind: String,
+    /// Empty for `ClusterEgress`.
+    pub namespace: String,
+    /// Its name.
+    pub name: String,
+    /// Every selected pod leaves by its address.
+    pub ready: bool,
+    /// Addresses in use.
+    pub addresses: Vec<IpAddr>,
+    /// Pods selected and programmed.
+    pub pods: Pods,
+    /// Why it is or is not ready.
+    pub reason: String,
+    /// The same for people.
+    pub message: String,
+}
+
+/// Pods of one policy.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+pub struct Pods {
+    /// Selected.
+    pub selected: u32,
+    /// Programmed.
+    pub programmed: u32,
+}
+
+/// One address of [`Status`].
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct AddressStatus {
+    /// The address.
+    pub address: IpAddr,
+    /// The gateway that answers for it.
+    pub announcer: Option<String>,
+    /// Who may use which ports.
+    pub leases: Vec<LeaseStatus>,
+}
+
+/// One lease of [`Status`].
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct LeaseStatus {
+    /// The worker.
+    pub node: String,
+    /// `first-last`.
+    pub ranges: Vec<String>,
+    /// Granted, Active, Draining or HoldDown.
+    pub state: String,
+    /// The steering version that includes it.
+    pub epoch: u64,
+}
+
+/// One gateway of [`Status`].
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct GatewayStatus {
+    /// The node.
+    pub node: String,
+    /// It answers probes (asked of an agent), or its agent has reported (read from the objects).
+    pub live: bool,
+    /// Its steering version.
+    pub version: u64,
+    /// `ebpf` or `nftables`.
+    pub datapath: Option<String>,
+}
+
+/// One finding of [`Status`].
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct FindingStatus {
+    /// Kind, namespace and name.
+    pub object: String,
+    /// Path of the field.
+    pub field: String,
+    /// What it says.
+    pub value: String,
+    /// What would be right.
+    pub remedy: String,
+}
+
+impl FindingStatus {
+    /// The same in words of the command line.
+    pub fn of(finding: &Finding) -> Self {
+        FindingStatus {
+            object: finding.object.to_string(),
+            field: finding.field.clone(),
+            value: finding.value.clone(),
+            remedy: finding.remedy.clone(),
+        }
+    }
+}
+
+impl Status {
+    /// From the objects alone.
+    pub fn of_objects(view: &View) -> Self {
+        let gateways = view.gateways.values().flat_map(|gateway| &gateway.gateways);
+        let mut by_node: BTreeMap<String, GatewayStatus> = BTreeMap::new();
+        for member in gateways {
+            let status = GatewayStatus {
+                node: member.node.0.clone(),
+                live: member.live,
+                version: member.steering_version,
+                datapath: member.datapath.clone(),
+            };
+            by_node.insert(member.node.0.clone(), status);
+        }
+        Status {
+            api_version: CLI_API_VERSION,
+            kind: "Status",
+            source: "objects (no agent was asked: live means that its agent has reported)".into(),
+            policies: policies(view),
+            addresses: addresses(view),
+            gateways: by_node.into_values().collect(),
+            findings: view.findings.iter().map(FindingStatus::of).collect(),
+        }
+    }
+
+    /// The same, with what this node's probes say of the gateways.
+    pub(crate) fn of_agent(view: &View, outcome: Option<&NodeOutcome>, seen: &Seen) -> Self {
+        let mut status = Self::of_objects(view);
+        status.source = "agent".into();
+        for gateway in &mut status.gateways {
+            let name = egret_core::model::NodeName(gateway.node.clone());
+            if seen.versions.contains_key(&name) || seen.settled {
+                gateway.live = seen.live.contains(&name) || outcome_is_of(outcome, &gateway.node);
+            }
+            if let Some(version) = seen.versions.get(&name) {
+                gateway.version = *version;
+            }
+        }
+        let findings = outcome.into_iter().flat_map(|outcome| &outcome.findings);
+        status.findings.extend(findings.map(FindingStatus::of));
+        status
+    }
+
+    /// Everything is as it should be.
+    pub fn is_good(&self) -> bool {
+        self.findings.is_empty()
+            && self.policies.iter().all(|policy| policy.ready)
+            && self.gateways.iter().all(|gateway| gateway.live)
+    }
+}
+
+/// A node does not probe itself; it answers for itself as long as it has a gateway state.
+fn outcome_is_of(outcome: Option<&NodeOutcome>, node: &str) -> bool {
+    outcome.is_some_and(|outcome| {
+        let own = outcome.state.tunnel.index;
+        outcome.state.gateway.is_some()
+            && outcome.state.peers.values().all(|peer| peer.node != node)
+            && !outcome.state.peers.contains_key(&own)
+    })
+}
+
+fn policies(view: &View) -> Vec<PolicyStatus> {
+    let one = |policy: &egret_core::model::Policy| {
+        let status = view
+            .policies
+            .get(&policy.object)
+            .cloned()
+            .unwrap_or_default();
+        let ready = status.conditions.iter().find(|c| c.kind == "Ready");
+        let pods = Pods {
+            selected: status.selected,
+            programmed: status.programmed,
+        };
+        PolicyStatus {
+            kind: format!("{:?}", policy.object.kind),
+            namespace: policy.object.namespace.clone(),
+            name: policy.object.name.clone(),
+            ready: ready.is_some_and(|c| c.status == ConditionStatus::True)
+                && status.observed_generation == policy.generation,
+            addresses: status.addresses,
+            pods,
+            reason: ready.map_or("NotPlannedYet".into(), |c| c.reason.clone()),
+            message: ready.map_or("no controller has looked at it".into(), |c| {
+                c.message.clone()
+            }),
+        }
+    };
+    view.snapshot.policies.iter().map(one).collect()
+}
+
+fn addresses(view: &View) -> Vec<AddressStatus> {
+    let lease = |lease: &egret_core::model::Lease| LeaseStatus {
+        node: lease.node.0.clone(),
+        ranges: lease.ranges.iter().map(ToString::to_string).collect(),
+        state: format!("{:?}", lease.state),
+        epoch: lease.epoch,
+    };
+    let announcer = |address: &IpAddr| {
+        let records = view.snapshot.node_records.values();
+        let mut nodes = records.filter(|record| record.announcing.contains(address));
+        nodes.next().map(|record| record.node.0.clone())
+    };
+    view.snapshot
+        .addresses
+        .values()
+        .map(|record| AddressStatus {
+            address: record.address,
+            announcer: announcer(&record.address),
+            leases: record.leases.iter().map(lease).collect(),
+        })
+        .collect()
+}
+
+pub(crate) fn metrics(
+    board: &Board,
+    outcome: Option<&NodeOutcome>,
+    seen: &Seen,
+    counters: &BTreeMap<String, u64>,
+    ports: &BTreeMap<IpAddr, u32>,
+) {
+    board.with(|metrics| {
+        for (reason, packets) in counters {
+            let label = ByReason {
+                reason: reason.clone(),
+            };
+            metrics.worker_packets.get_or_create(&label).set(*packets);
+        }
+        metrics.gateway_live.clear();
+        for gateway in seen.versions.keys().chain(&seen.live) {
+            let label = ByGateway {
+                gateway: gateway.0.clone(),
+            };
+            let live = i64::from(seen.live.contains(gateway));
+            metrics.gateway_live.get_or_create(&label).set(live);
+        }
+        metrics.ports_in_use.clear();
+        for (address, used) in ports {
+            let label = ByAddress {
+                address: address.to_string(),
+            };
+            metrics
+                .ports_in_use
+                .get_or_create(&label)
+                .set(i64::from(*used));
+        }
+        let Some(outcome) = outcome else { return };
+        metrics
+            .selected_pods
+            .set(outcome.state.worker.pods.len() as i64);
+        metrics.findings.set(outcome.findings.len() as i64);
+        metrics.ports_leased.clear();
+        for target in outcome.state.worker.targets.values() {
+            let label = ByAddress {
+                address: target.address.to_string(),
+            };
+            let ports = target
+                .ranges
+                .iter()
+                .map(|r| i64::from(r.last) - i64::from(r.first) + 1);
+            metrics.ports_leased.get_or_create(&label).set(ports.sum());
+        }
+    });
+}
+
+pub(crate) fn gateway_metrics(metrics: &mut Metrics, gateway: &Gateway) {
+    for (reason, packets) in gateway.counters() {
+        let label = ByReason {
+            reason: reason.into(),
+        };
+        metrics.gateway_packets.get_or_create(&label).set(packets);
+    }
+    metrics.announcing.set(gateway.announcing().len() as i64);
+    metrics.steering_version.set(gateway.version());
+}
+
+/// This node's status. Without an outcome nothing is reported as programmed.
+pub(crate) fn status(
+    record: &NodeRecord,
+    view: &View,
+    outcome: Option<&NodeOutcome>,
+    gateway: &Gateway,
+    links: Option<&Links>,
+    ports: &BTreeMap<IpAddr, u32>,
+    trouble: Option<&str>,
+) -> NodeStatus {
+    let node = view.snapshot.nodes.get(&record.node);
+    let mut demand = ports.clone();
+    for address in outcome.into_iter().flat_map(|outcome| &outcome.granted) {
+        demand.entry(*address).or_default();
+    }
+    let is_gateway = outcome.is_some_and(|outcome| outcome.state.gateway.is_some());
+    let record = NodeRecord {
+        underlay_addresses: node.map(|node| node.addresses.clone()).unwrap_or_default(),
+        steering_version: gateway.version(),
+        announcing: gateway.announcing(),
+        // Without an outcome the controller must not conclude that anything is drained.
+        demand: if outcome.is_some() {
+            demand
+        } else {
+            record.demand.clone()
+        },
+        programmed: outcome
+            .map(|outcome| outcome.programmed.clone())
+            .unwrap_or_default(),
+        datapath: gateway.datapath().filter(|_| is_gateway),
+        ..record.clone()
+    };
+    let report = NodeReport {
+        tunnel_mac: Some(mac_text(egret_wire::tunnel_mac(record.tunnel_index))),
+        external_interface: links
+            .and_then(|links| links.external.as_ref())
+            .map(|(device, ..)| device.name.clone()),
+        abilities: vec!["nftables".into(), "ebpf".into()],
+        conditions: conditions(outcome, gateway, trouble),
+    };
+    NodeStatus { record, report }
+}
+
+fn mac_text(mac: [u8; 6]) -> String {
+    mac.map(|byte| format!("{byte:02x}")).join(":")
+}
+
+fn conditions(
+    outcome: Option<&NodeOutcome>,
+    gateway: &Gateway,
+    trouble: Option<&str>,
+) -> Vec<Condition> {
+    let trouble = trouble.or(gateway.trouble.as_deref());
+    let mut conditions = vec![match trouble {
+        None => Condition::new(
+            "Ready",
+            ConditionStatus::True,
+            "Programmed",
+            "the kernel is as wanted",
+        ),
+        Some(text) => Condition::new("Ready", ConditionStatus::False, "NotProgrammed", text),
+    }];
+    let mut by_kind: BTreeMap<String, Vec<String>> = BTreeMap::new();
+    for report in outcome.into_iter().flat_map(|outcome| &outcome.reports) {
+        let line = format!("{}: {}", report.subject, report.text);
+        by_kind
+            .entry(format!("{:?}", report.kind))
+            .or_default()
+            .push(line);
+    }
+    if !by_kind.is_empty() {
+        let reason = by_kind.keys().next().cloned().unwrap_or_default();
+        let message: Vec<String> = by_kind.into_values().flatten().collect();
+        conditions.push(Condition::new(
+            "Degraded",
+            ConditionStatus::True,
+            &reason,
+            message.join("; "),
+        ));
+    }
+    conditions
+}

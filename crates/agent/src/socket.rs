@@ -1,0 +1,127 @@
+//! Questions of the command line to the agent of the same node: one line of JSON each way. Nothing here changes anything.
+
+use crate::AgentError;
+use crate::main_loop::Event;
+use crate::probe::Seen;
+use crate::report::Status;
+use crate::source::spawn;
+use egret_core::node::NodeOutcome;
+use egret_objects::View;
+use serde::{Deserialize, Serialize};
+use std::io::{self, BufRead, BufReader, Read, Write};
+use std::net::IpAddr;
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::path::Path;
+use std::sync::mpsc::{self, Sender};
+use std::time::Duration;
+
+/// Longest question in bytes.
+const QUESTION_BYTES_MAX: u64 = 4096;
+/// Longest wait for either side.
+const PATIENCE: Duration = Duration::from_secs(3);
+
+/// What can be asked.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "ask", rename_all = "camelCase")]
+pub enum Question {
+    /// How everything is.
+    Status,
+    /// What becomes of a pod's traffic.
+    Explain {
+        /// Namespace of the pod.
+        namespace: String,
+        /// Its name.
+        pod: String,
+        /// Towards this destination.
+        to: Option<IpAddr>,
+    },
+}
+
+/// A question on its way to the main loop, which alone knows the answer.
+pub(crate) struct Query {
+    question: Question,
+    reply: Sender<String>,
+}
+
+impl Query {
+    pub(crate) fn answer(&self, view: Option<&View>, outcome: &Option<NodeOutcome>, seen: &Seen) {
+        let Some(view) = view else {
+            let _ = self
+                .reply
+                .send(r#"{"error":"the agent has read no objects yet"}"#.into());
+            return;
+        };
+        let answer = match &self.question {
+            Question::Status => to_json(&Status::of_agent(view, outcome.as_ref(), seen)),
+            Question::Explain { namespace, pod, to } => {
+                let explained = egret_core::explain::explain(
+                    &view.snapshot,
+                    outcome.as_ref(),
+                    (namespace, pod),
+                    *to,
+                );
+                to_json(&explained)
+            }
+        };
+        // Whoever asked may have gone.
+        let _ = self.reply.send(answer);
+    }
+}
+
+fn to_json<T: Serialize>(value: &T) -> String {
+    serde_json::to_string(value).unwrap_or_else(|error| format!(r#"{{"error":"{error}"}}"#))
+}
+
+/// Listens for questions.
+pub(crate) fn listen(path: &Path, events: Sender<Event>) -> Result<(), AgentError> {
+    let error = |source| AgentError::Io {
+        doing: "listening on the agent's socket",
+        source,
+    };
+    if let Some(directory) = path.parent() {
+        std::fs::create_dir_all(directory).map_err(error)?;
+    }
+    match std::fs::remove_file(path) {
+        Err(failed) if failed.kind() != io::ErrorKind::NotFound => return Err(error(failed)),
+        _ => {}
+    }
+    let listener = UnixListener::bind(path).map_err(error)?;
+    spawn("socket", move || {
+        for stream in listener.incoming().flatten() {
+            if let Err(error) = serve(stream, &events) {
+                tracing::debug!(%error, "a question was not answered");
+            }
+        }
+    })
+}
+
+fn serve(mut stream: UnixStream, events: &Sender<Event>) -> io::Result<()> {
+    stream.set_read_timeout(Some(PATIENCE))?;
+    stream.set_write_timeout(Some(PATIENCE))?;
+    let mut line = String::new();
+    BufReader::new((&stream).take(QUESTION_BYTES_MAX)).read_line(&mut line)?;
+    let answer = match serde_json::from_str(&line) {
+        Ok(question) => {
+            let (reply, inbox) = mpsc::channel();
+            let _ = events.send(Event::Query(Query { question, reply }));
+            inbox.recv_timeout(PATIENCE).map_err(io::Error::other)?
+        }
+        Err(error) => to_json(&serde_json::json!({ "error": error.to_string() })),
+    };
+    stream.write_all(answer.as_bytes())?;
+    stream.write_all(b"\n")
+}
+
+/// Asks the agent that listens at `path`; the answer is JSON.
+///
+/// # Errors
+/// Where no agent listens there, or it does not answer in time.
+pub fn ask(path: &Path, question: &Question) -> io::Result<String> {
+    let mut stream = UnixStream::connect(path)?;
+    stream.set_read_timeout(Some(PATIENCE))?;
+    stream.write_all(serde_json::to_string(question)?.as_bytes())?;
+    stream.write_all(b"\n")?;
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer)?;
+    Ok(answer)
+}

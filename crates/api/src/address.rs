@@ -1,0 +1,113 @@
+//! `EgressAddress`: who may use which source ports of one address. Written by the controller.
+
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
+use kube::{CustomResource, KubeSchema};
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+use std::net::IpAddr;
+
+/// One egress address and the leases on its source ports. The controller writes it; nobody else should.
+#[derive(CustomResource, KubeSchema, Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[kube(
+    group = "egret.dev",
+    version = "v1alpha1",
+    kind = "EgressAddress",
+    plural = "egressaddresses",
+    shortname = "egraddr",
+    category = "egret",
+    status = "AddressStatus",
+    derive = "PartialEq",
+    doc = "One egress address and the leases on its source ports. Written by Egret's controller.",
+    printcolumn(name = "Address", type_ = "string", json_path = ".spec.address"),
+    printcolumn(name = "Gateway", type_ = "string", json_path = ".spec.gateway"),
+    printcolumn(name = "Announcer", type_ = "string", json_path = ".status.announcer"),
+    printcolumn(name = "Leased", type_ = "integer", json_path = ".status.portsLeased"),
+    printcolumn(name = "Free", type_ = "integer", json_path = ".status.portsFree"),
+    printcolumn(
+        name = "Epoch",
+        type_ = "integer",
+        json_path = ".spec.epoch",
+        priority = 1
+    )
+)]
+#[serde(rename_all = "camelCase")]
+pub struct EgressAddressSpec {
+    /// The address.
+    #[schemars(length(min = 2, max = 45))]
+    pub address: String,
+    /// Name of the EgressGateway that serves it.
+    #[schemars(length(min = 1, max = 253))]
+    pub gateway: String,
+    /// The highest epoch that any lease of it ever had.
+    pub epoch: i64,
+    /// Who may use which ports.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub leases: Vec<AddressLease>,
+}
+
+/// What one worker may use of an address.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct AddressLease {
+    /// The worker.
+    pub node: String,
+    /// Source ports, inclusive, for example "1024-1279"; whole blocks of 64.
+    pub ranges: Vec<String>,
+    /// The steering version that a gateway must have before these ports may be used.
+    pub epoch: i64,
+    /// Where the lease is in its life.
+    pub state: LeaseStateName,
+    /// When it came into this state.
+    pub since: Time,
+}
+
+/// Where a lease is in its life.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub enum LeaseStateName {
+    /// Written; gateways may not all know it yet.
+    Granted,
+    /// Every live gateway has it.
+    Active,
+    /// The worker must stop using it; flows that exist end.
+    Draining,
+    /// Nobody's; rests until another worker may have it.
+    HoldDown,
+}
+
+/// What became of an address.
+#[derive(KubeSchema, Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct AddressStatus {
+    /// The gateway that answers for it on the network.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub announcer: Option<String>,
+    /// The policies that use it, as kind/namespace/name (ClusterEgress: kind/name).
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub users: Vec<String>,
+    /// Source ports that workers hold.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ports_leased: Option<i32>,
+    /// Source ports that a worker could still get.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ports_free: Option<i32>,
+    /// Ready, PortsExhausted, Degraded.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[x_kube(merge_strategy = ListMerge::Map(vec!["type".into()]))]
+    pub conditions: Vec<Condition>,
+}
+
+/// Name of the `EgressAddress` of an address: `v4-192-168-122-222`, or `v6-` and eight groups of four hex digits.
+pub fn address_object_name(address: IpAddr) -> String {
+    match address {
+        IpAddr::V4(v4) => {
+            let [a, b, c, d] = v4.octets();
+            format!("v4-{a}-{b}-{c}-{d}")
+        }
+        IpAddr::V6(v6) => v6
+            .segments()
+            .iter()
+            .fold(String::from("v6"), |name, group| {
+                format!("{name}-{group:04x}")
+            }),
+    }
+}

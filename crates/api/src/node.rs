@@ -1,0 +1,127 @@
+//! `EgressNode`: what controller and agent of one node tell each other.
+
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
+use kube::{CustomResource, KubeSchema};
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+use crate::DatapathName;
+
+/// One node, as Egret sees it: the controller writes the spec, the node's agent the status.
+#[derive(CustomResource, KubeSchema, Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[kube(
+    group = "egret.dev",
+    version = "v1alpha1",
+    kind = "EgressNode",
+    plural = "egressnodes",
+    shortname = "egrnode",
+    category = "egret",
+    status = "NodeStatus",
+    derive = "PartialEq",
+    doc = "One node, as Egret sees it. Spec by the controller, status by the node's agent.",
+    printcolumn(
+        name = "Ready",
+        type_ = "string",
+        json_path = ".status.conditions[?(@.type==\"Ready\")].status"
+    ),
+    printcolumn(name = "Index", type_ = "integer", json_path = ".spec.tunnelIndex"),
+    printcolumn(
+        name = "Underlay",
+        type_ = "string",
+        json_path = ".status.underlayAddresses"
+    ),
+    printcolumn(name = "Datapath", type_ = "string", json_path = ".status.datapath"),
+    printcolumn(
+        name = "Version",
+        type_ = "integer",
+        json_path = ".status.steeringVersion"
+    ),
+    printcolumn(
+        name = "Announcing",
+        type_ = "string",
+        json_path = ".status.announcing",
+        priority = 1
+    )
+)]
+#[serde(rename_all = "camelCase")]
+pub struct EgressNodeSpec {
+    /// Number of the node inside the tunnel; unique, never changed.
+    #[schemars(range(min = 1, max = 65533))]
+    pub tunnel_index: i32,
+    /// What this node's pods may use.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub grants: Vec<NodeGrant>,
+}
+
+/// Source ports of one address that a node may use.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct NodeGrant {
+    /// The egress address.
+    pub address: String,
+    /// Name of the EgressGateway that serves it.
+    pub gateway: String,
+    /// Source ports, inclusive, for example "1024-1279"; whole blocks of 64.
+    pub ranges: Vec<String>,
+    /// The steering version that a gateway must have before these ports may be used.
+    pub epoch: i64,
+}
+
+/// What the agent of a node found and did.
+#[derive(KubeSchema, Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct NodeStatus {
+    /// Addresses that tunnel packets to this node are sent to, the preferred one first.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub underlay_addresses: Vec<String>,
+    /// MAC address of its tunnel device.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tunnel_mac: Option<String>,
+    /// The device that leads out of the cluster, on gateways.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub external_interface: Option<String>,
+    /// What this node's kernel can do.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub abilities: Vec<String>,
+    /// What carries packets here, on gateways.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub datapath: Option<DatapathName>,
+    /// Highest epoch such that every lease up to it is applied here; 0 on pure workers.
+    #[serde(default)]
+    pub steering_version: i64,
+    /// Egress addresses that this node answers for on the network.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub announcing: Vec<String>,
+    /// Source ports in use; an address stays listed until its last flow here has ended.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub demand: Vec<PortDemand>,
+    /// What is programmed here.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub programmed: Vec<ProgrammedPolicy>,
+    /// Ready, Degraded, ForwardBlocked, Unsupported.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[x_kube(merge_strategy = ListMerge::Map(vec!["type".into()]))]
+    pub conditions: Vec<Condition>,
+}
+
+/// Source ports of one address in use on a node.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct PortDemand {
+    /// The egress address.
+    pub address: String,
+    /// Source ports in use.
+    pub ports: i64,
+}
+
+/// How many pods of a policy a node has programmed.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct ProgrammedPolicy {
+    /// The policy: "Egress/namespace/name" or "ClusterEgress/name".
+    pub policy: String,
+    /// The metadata.generation of it that is programmed.
+    pub generation: i64,
+    /// Pods of it here that are programmed and can use their lease.
+    pub pods: i32,
+}

@@ -1,0 +1,208 @@
+//! What can be typed.
+
+use clap::{Parser, Subcommand, ValueEnum};
+use egret_lab::LabCommand;
+use std::net::IpAddr;
+use std::path::PathBuf;
+
+/// Something is not as it should be.
+pub const EXIT_NOT_GOOD: u8 = 1;
+/// Cannot reach what is needed: no agent, no directory, no rights.
+pub const EXIT_UNREACHABLE: u8 = 3;
+
+/// Fixed source addresses for pods that leave a Kubernetes cluster.
+#[derive(Debug, Parser)]
+#[command(
+    name = "egret",
+    version,
+    max_term_width = 110,
+    after_help = "\
+Exit codes: 0 good, 1 something is not as it should be, 2 wrong usage, 3 cannot reach what is needed.
+EGRET_LOG sets what is logged, for example EGRET_LOG=debug or EGRET_LOG=egret_agent=trace."
+)]
+pub struct Arguments {
+    /// How log lines look.
+    #[arg(long, value_enum, default_value = "text", global = true)]
+    pub log_format: LogFormat,
+    #[command(subcommand)]
+    pub verb: Verb,
+}
+
+/// How log lines look.
+#[derive(Clone, Copy, Debug, ValueEnum)]
+pub enum LogFormat {
+    /// For people.
+    Text,
+    /// For machines.
+    Json,
+}
+
+/// How answers are printed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Output {
+    /// For people.
+    Text,
+    /// For machines; the schema is in docs/cli-v1.schema.json.
+    Json,
+}
+
+/// Where objects come from.
+#[derive(Clone, Debug)]
+pub enum SourceArgument {
+    /// A directory of manifests.
+    Directory(PathBuf),
+}
+
+fn source(text: &str) -> Result<SourceArgument, String> {
+    match text.split_once(':') {
+        Some(("dir", path)) if !path.is_empty() => Ok(SourceArgument::Directory(path.into())),
+        _ if text == "kube" => Err(
+            "the Kubernetes API is not built yet; use dir:PATH with a directory of manifests"
+                .into(),
+        ),
+        _ => Err(format!("{text:?} is not a source: write dir:PATH")),
+    }
+}
+
+#[derive(Debug, Subcommand)]
+pub enum Verb {
+    /// Run the agent of one node: programs its kernel, probes gateways, announces addresses
+    Agent(AgentArguments),
+    /// Run the controller: allocates addresses, leases source ports, writes status
+    Controller(ControllerArguments),
+    /// Show policies, addresses, gateways and findings
+    Status(StatusArguments),
+    /// Show step by step what becomes of a pod's traffic
+    Explain(ExplainArguments),
+    /// Show what the controller would decide, with a reason for every line; changes nothing
+    Plan(PlanArguments),
+    /// Print the CustomResourceDefinitions as YAML
+    Crds,
+    /// Run a cluster in network namespaces on this machine, with real packets
+    Lab {
+        #[command(flatten)]
+        lab: LabCommand,
+    },
+}
+
+impl Verb {
+    /// Daemons tell what they do; questions only what is wrong.
+    pub fn default_log(&self) -> &'static str {
+        match self {
+            Verb::Agent(_) | Verb::Controller(_) => "info",
+            _ => "warn",
+        }
+    }
+}
+
+#[derive(Debug, clap::Args)]
+pub struct AgentArguments {
+    /// Name of this node, as its Node object has it
+    #[arg(long, required_unless_present = "cleanup", default_value = "")]
+    pub node: String,
+    /// Where objects come from: dir:PATH
+    #[arg(long, value_parser = source, required_unless_present = "cleanup")]
+    pub source: Option<SourceArgument>,
+    /// Remove everything of Egret from this node's kernel and end; the agent must not run
+    #[arg(long)]
+    pub cleanup: bool,
+    /// Settings that agent and controller must agree on
+    #[command(flatten)]
+    pub settings: SettingsArguments,
+    /// Port of /metrics, /healthz and /readyz; 0: none
+    #[arg(long, default_value_t = egret_core::numbers::AGENT_HTTP_PORT)]
+    pub http_port: u16,
+    /// What must outlive the agent
+    #[arg(long, default_value = egret_core::numbers::STATE_DIR)]
+    pub state_directory: PathBuf,
+    /// Directory on a BPF file system for pinned programs and maps
+    #[arg(long, default_value = egret_core::numbers::PIN_DIR)]
+    pub pin_directory: PathBuf,
+    /// Socket that `egret status` and `egret explain` ask
+    #[arg(long, default_value = egret_core::numbers::AGENT_SOCKET)]
+    pub socket: PathBuf,
+}
+
+#[derive(Debug, clap::Args)]
+pub struct ControllerArguments {
+    /// Where objects come from: dir:PATH
+    #[arg(long, value_parser = source)]
+    pub source: SourceArgument,
+    #[command(flatten)]
+    pub settings: SettingsArguments,
+    /// Port of /metrics, /healthz and /readyz; 0: none
+    #[arg(long, default_value_t = egret_core::numbers::CONTROLLER_HTTP_PORT)]
+    pub http_port: u16,
+}
+
+/// Settings of the installation that planning depends on: the same for the controller and every agent.
+#[derive(Clone, Debug, clap::Args)]
+pub struct SettingsArguments {
+    /// May addresses that are in no EgressPool be used?
+    #[arg(long, value_enum, default_value = "Deny", ignore_case = true)]
+    pub unpooled_addresses: Unpooled,
+    /// Destinations that are never egress traffic, beside those that are found by themselves
+    #[arg(long, value_name = "CIDR", value_delimiter = ',')]
+    pub never_destination: Vec<ipnet::IpNet>,
+    /// Service address ranges of the cluster
+    #[arg(long, value_name = "CIDR", value_delimiter = ',')]
+    pub service_cidr: Vec<ipnet::IpNet>,
+    /// Seconds that a released port range rests before another worker may have it
+    #[arg(long, default_value_t = egret_core::numbers::LEASE_HOLD_DOWN_SECS)]
+    pub hold_down_secs: u64,
+}
+
+/// `unpooledAddresses`.
+#[derive(Clone, Copy, Debug, ValueEnum)]
+pub enum Unpooled {
+    /// Any namespace may use them.
+    #[value(name = "Allow")]
+    Allow,
+    /// Nobody may.
+    #[value(name = "Deny")]
+    Deny,
+}
+
+#[derive(Debug, clap::Args)]
+pub struct StatusArguments {
+    /// Read this source instead of asking the agent of this node
+    #[arg(long, value_parser = source)]
+    pub source: Option<SourceArgument>,
+    /// Socket of the agent
+    #[arg(long, default_value = egret_core::numbers::AGENT_SOCKET)]
+    pub socket: PathBuf,
+    #[command(flatten)]
+    pub settings: SettingsArguments,
+    #[arg(short, long, value_enum, default_value = "text")]
+    pub output: Output,
+}
+
+#[derive(Debug, clap::Args)]
+pub struct ExplainArguments {
+    /// The pod, as NAMESPACE/NAME
+    pub pod: String,
+    /// Towards this destination
+    #[arg(long, value_name = "ADDRESS")]
+    pub to: Option<IpAddr>,
+    /// Read this source instead of asking the agent of this node
+    #[arg(long, value_parser = source)]
+    pub source: Option<SourceArgument>,
+    /// Socket of the agent
+    #[arg(long, default_value = egret_core::numbers::AGENT_SOCKET)]
+    pub socket: PathBuf,
+    #[command(flatten)]
+    pub settings: SettingsArguments,
+    #[arg(short, long, value_enum, default_value = "text")]
+    pub output: Output,
+}
+
+#[derive(Debug, clap::Args)]
+pub struct PlanArguments {
+    /// Where objects come from: dir:PATH
+    #[arg(long, value_parser = source)]
+    pub source: SourceArgument,
+    #[command(flatten)]
+    pub settings: SettingsArguments,
+    #[arg(short, long, value_enum, default_value = "text")]
+    pub output: Output,
+}

@@ -1,0 +1,238 @@
+//! Carries out one verb.
+
+use crate::args::{
+    AgentArguments, ControllerArguments, EXIT_NOT_GOOD, EXIT_UNREACHABLE, ExplainArguments,
+    PlanArguments, SettingsArguments, SourceArgument, StatusArguments, Unpooled, Verb,
+};
+use crate::{http, show};
+use anyhow::Context;
+use egret_agent::report::Status;
+use egret_agent::{OpenSource, Question};
+use egret_core::model::{NodeName, Settings, UnpooledAddresses};
+use egret_core::numbers::TUNNEL_INDEX_MAX;
+use egret_objects::dir::{self, DirSource};
+use egret_objects::{Source, SourceError, View};
+use std::process::ExitCode;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{SystemTime, UNIX_EPOCH};
+
+pub fn run(verb: Verb) -> anyhow::Result<ExitCode> {
+    match verb {
+        Verb::Agent(arguments) if arguments.cleanup => Ok(cleanup(&arguments)),
+        Verb::Agent(arguments) => agent(&arguments),
+        Verb::Controller(arguments) => controller(&arguments),
+        Verb::Status(arguments) => status(&arguments),
+        Verb::Explain(arguments) => explain(&arguments),
+        Verb::Plan(arguments) => plan(&arguments),
+        Verb::Crds => crds(),
+        Verb::Lab { lab } => egret_lab::cli::run(lab),
+    }
+}
+
+fn settings(arguments: &SettingsArguments) -> Settings {
+    Settings {
+        unpooled_addresses: match arguments.unpooled_addresses {
+            Unpooled::Allow => UnpooledAddresses::Allow,
+            Unpooled::Deny => UnpooledAddresses::Deny,
+        },
+        never_destinations: arguments.never_destination.clone(),
+        service_cidrs: arguments.service_cidr.clone(),
+        hold_down_secs: arguments.hold_down_secs,
+    }
+}
+
+fn opener(source: &SourceArgument, settings: &SettingsArguments) -> OpenSource {
+    let SourceArgument::Directory(path) = source.clone();
+    let settings = self::settings(settings);
+    Arc::new(move || -> Result<Box<dyn Source>, SourceError> {
+        let settings = dir::Settings {
+            installation: settings.clone(),
+            ..Default::default()
+        };
+        Ok(Box::new(DirSource::open(&path, settings)?))
+    })
+}
+
+/// For questions: nothing in the directory is written, not even a lock.
+fn view(source: &SourceArgument, settings: &SettingsArguments) -> anyhow::Result<View> {
+    let SourceArgument::Directory(path) = source;
+    let installation = self::settings(settings);
+    let read_only = dir::Settings {
+        record: false,
+        installation,
+        ..Default::default()
+    };
+    let opened = DirSource::open(path, read_only);
+    let mut source = opened.with_context(|| format!("opening {}", path.display()))?;
+    source
+        .snapshot()
+        .with_context(|| format!("reading {}", path.display()))
+}
+
+/// Sets the flag at SIGTERM or SIGINT.
+fn stop_at_signal() -> anyhow::Result<Arc<AtomicBool>> {
+    use nix::sys::signal::{SigSet, Signal};
+    let mut signals = SigSet::empty();
+    signals.add(Signal::SIGTERM);
+    signals.add(Signal::SIGINT);
+    signals.thread_block().context("blocking signals")?;
+    let stop = Arc::new(AtomicBool::new(false));
+    let flag = stop.clone();
+    std::thread::Builder::new()
+        .name("signals".into())
+        .spawn(move || {
+            let _ = signals.wait();
+            flag.store(true, Ordering::Relaxed);
+        })?;
+    Ok(stop)
+}
+
+fn agent(arguments: &AgentArguments) -> anyhow::Result<ExitCode> {
+    let stop = stop_at_signal()?;
+    let source = arguments
+        .source
+        .as_ref()
+        .expect("clap requires it without --cleanup");
+    let board = Arc::new(egret_agent::Board::default());
+    http::serve(arguments.http_port, board.clone());
+    let config = egret_agent::Config {
+        node: NodeName(arguments.node.clone()),
+        state_directory: arguments.state_directory.clone(),
+        pin_directory: arguments.pin_directory.clone(),
+        socket: arguments.socket.clone(),
+    };
+    tracing::info!(node = %config.node, "agent starts");
+    egret_agent::run(&config, opener(source, &arguments.settings), &board, &stop)?;
+    tracing::info!("agent ends; what is in the kernel stays for the next one");
+    Ok(ExitCode::SUCCESS)
+}
+
+fn cleanup(arguments: &AgentArguments) -> ExitCode {
+    let errors = egret_agent::cleanup(&arguments.state_directory, &arguments.pin_directory);
+    for error in &errors {
+        eprintln!("egret: {error}");
+    }
+    match errors.is_empty() {
+        true => {
+            println!("Nothing of Egret is left in this kernel.");
+            ExitCode::SUCCESS
+        }
+        false => ExitCode::from(EXIT_NOT_GOOD),
+    }
+}
+
+fn controller(arguments: &ControllerArguments) -> anyhow::Result<ExitCode> {
+    let stop = stop_at_signal()?;
+    let board = Arc::new(egret_controller::Board::default());
+    http::serve(arguments.http_port, board.clone());
+    let source = opener(&arguments.source, &arguments.settings)()?;
+    tracing::info!(tunnel_indexes = TUNNEL_INDEX_MAX, "controller starts");
+    egret_controller::run(source, &board, &stop);
+    tracing::info!("controller ends");
+    Ok(ExitCode::SUCCESS)
+}
+
+fn status(arguments: &StatusArguments) -> anyhow::Result<ExitCode> {
+    let json = match &arguments.source {
+        Some(source) => {
+            let view = view(source, &arguments.settings)?;
+            serde_json::to_value(Status::of_objects(&view))?
+        }
+        None => match ask(&arguments.socket, &Question::Status)? {
+            Ok(json) => json,
+            Err(code) => return Ok(code),
+        },
+    };
+    let good = show::status(&json, arguments.output)?;
+    Ok(if good {
+        ExitCode::SUCCESS
+    } else {
+        ExitCode::from(EXIT_NOT_GOOD)
+    })
+}
+
+fn explain(arguments: &ExplainArguments) -> anyhow::Result<ExitCode> {
+    let Some((namespace, pod)) = arguments.pod.split_once('/') else {
+        eprintln!(
+            "egret: {:?} is not a pod: write NAMESPACE/NAME",
+            arguments.pod
+        );
+        return Ok(ExitCode::from(2));
+    };
+    let json = match &arguments.source {
+        Some(source) => {
+            let view = view(source, &arguments.settings)?;
+            let explained =
+                egret_core::explain::explain(&view.snapshot, None, (namespace, pod), arguments.to);
+            serde_json::to_value(explained)?
+        }
+        None => {
+            let (namespace, pod) = (namespace.to_string(), pod.to_string());
+            let question = Question::Explain {
+                namespace,
+                pod,
+                to: arguments.to,
+            };
+            match ask(&arguments.socket, &question)? {
+                Ok(json) => json,
+                Err(code) => return Ok(code),
+            }
+        }
+    };
+    let good = show::explanation(&json, arguments.output)?;
+    Ok(if good {
+        ExitCode::SUCCESS
+    } else {
+        ExitCode::from(EXIT_NOT_GOOD)
+    })
+}
+
+fn ask(
+    socket: &std::path::Path,
+    question: &Question,
+) -> anyhow::Result<Result<serde_json::Value, ExitCode>> {
+    match egret_agent::ask(socket, question) {
+        Ok(answer) => {
+            let json: serde_json::Value = serde_json::from_str(&answer)?;
+            if let Some(error) = json.get("error").and_then(|error| error.as_str()) {
+                eprintln!("egret: the agent says: {error}");
+                return Ok(Err(ExitCode::from(EXIT_UNREACHABLE)));
+            }
+            Ok(Ok(json))
+        }
+        Err(error) => {
+            eprintln!(
+                "egret: no agent answers at {}: {error}. Read the objects instead with --source dir:PATH",
+                socket.display()
+            );
+            Ok(Err(ExitCode::from(EXIT_UNREACHABLE)))
+        }
+    }
+}
+
+fn plan(arguments: &PlanArguments) -> anyhow::Result<ExitCode> {
+    let view = view(&arguments.source, &arguments.settings)?;
+    let now = SystemTime::now().duration_since(UNIX_EPOCH)?.as_secs();
+    let cluster = egret_core::plan::plan(&view.snapshot, i64::try_from(now)?);
+    let findings: Vec<_> = view
+        .findings
+        .iter()
+        .chain(&cluster.findings)
+        .cloned()
+        .collect();
+    show::plan(&cluster, &findings, arguments.output)?;
+    let good = findings.is_empty();
+    Ok(if good {
+        ExitCode::SUCCESS
+    } else {
+        ExitCode::from(EXIT_NOT_GOOD)
+    })
+}
+
+fn crds() -> anyhow::Result<ExitCode> {
+    for crd in egret_api::crds() {
+        print!("---\n{}", serde_saphyr::to_string(&crd)?);
+    }
+    Ok(ExitCode::SUCCESS)
+}

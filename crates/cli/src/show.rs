@@ -1,0 +1,173 @@
+//! Prints answers, for people or machines.
+
+use crate::args::Output;
+use egret_agent::report::{CLI_API_VERSION, FindingStatus};
+use egret_core::model::Finding;
+use egret_core::plan::ClusterPlan;
+use serde_json::{Value, json};
+
+/// Prints a Status and says whether everything is as it should be.
+pub fn status(status: &Value, output: Output) -> anyhow::Result<bool> {
+    let list = |name: &str| status[name].as_array().cloned().unwrap_or_default();
+    let good = list("policies")
+        .iter()
+        .all(|policy| policy["ready"] == true)
+        && list("gateways")
+            .iter()
+            .all(|gateway| gateway["live"] == true)
+        && list("findings").is_empty();
+    if output == Output::Json {
+        println!("{}", serde_json::to_string_pretty(status)?);
+        return Ok(good);
+    }
+    println!("From: {}", text(&status["source"]));
+    let policies = list("policies").into_iter().map(|p| {
+        let name = [text(&p["namespace"]), text(&p["name"])];
+        let name: Vec<String> = name.into_iter().filter(|part| !part.is_empty()).collect();
+        let pods = format!("{}/{}", p["pods"]["programmed"], p["pods"]["selected"]);
+        vec![
+            text(&p["kind"]),
+            name.join("/"),
+            ready(&p),
+            strings(&p["addresses"]),
+            pods,
+            text(&p["message"]),
+        ]
+    });
+    table(
+        &["POLICY", "NAME", "READY", "ADDRESSES", "PODS", "WHY"],
+        policies.collect(),
+    );
+    let addresses = list("addresses").into_iter().map(|a| {
+        let leases = a["leases"].as_array().cloned().unwrap_or_default();
+        let lease = |l: &Value| {
+            format!(
+                "{} {} ({})",
+                text(&l["node"]),
+                strings(&l["ranges"]),
+                text(&l["state"])
+            )
+        };
+        let leases: Vec<String> = leases.iter().map(lease).collect();
+        vec![
+            text(&a["address"]),
+            text(&a["announcer"]),
+            leases.join("; "),
+        ]
+    });
+    table(&["ADDRESS", "ANNOUNCER", "LEASES"], addresses.collect());
+    let gateways = list("gateways").into_iter().map(|g| {
+        vec![
+            text(&g["node"]),
+            text(&g["live"]),
+            text(&g["version"]),
+            text(&g["datapath"]),
+        ]
+    });
+    table(
+        &["GATEWAY", "LIVE", "VERSION", "DATAPATH"],
+        gateways.collect(),
+    );
+    let findings = list("findings").into_iter().map(|f| {
+        vec![
+            text(&f["object"]),
+            text(&f["field"]),
+            text(&f["value"]),
+            text(&f["remedy"]),
+        ]
+    });
+    table(&["FINDING", "FIELD", "VALUE", "REMEDY"], findings.collect());
+    Ok(good)
+}
+
+fn ready(policy: &Value) -> String {
+    if policy["ready"] == true {
+        "yes".into()
+    } else {
+        "no".into()
+    }
+}
+
+fn text(value: &Value) -> String {
+    match value {
+        Value::Null => String::new(),
+        Value::String(text) => text.clone(),
+        other => other.to_string(),
+    }
+}
+
+fn strings(value: &Value) -> String {
+    let all = value.as_array().cloned().unwrap_or_default();
+    all.iter().map(text).collect::<Vec<_>>().join(",")
+}
+
+/// Columns as wide as their content; the last one runs on.
+fn table(head: &[&str], rows: Vec<Vec<String>>) {
+    if rows.is_empty() {
+        return;
+    }
+    println!();
+    let mut all: Vec<Vec<String>> = vec![head.iter().map(|title| (*title).to_string()).collect()];
+    all.extend(rows);
+    for row in &all {
+        let mut line = String::new();
+        for (column, cell) in row.iter().enumerate() {
+            let width = all
+                .iter()
+                .map(|row| row[column].chars().count())
+                .max()
+                .unwrap_or(0);
+            if column + 1 < row.len() {
+                line.push_str(&format!("{cell:<width$}  "));
+            } else {
+                line.push_str(cell);
+            }
+        }
+        println!("{}", line.trim_end());
+    }
+}
+
+/// Prints an Explanation, one line per step, and says whether it ends well.
+pub fn explanation(explanation: &Value, output: Output) -> anyhow::Result<bool> {
+    let steps = explanation["steps"].as_array().cloned().unwrap_or_default();
+    let good = steps.iter().all(|step| step["ok"] == true);
+    if output == Output::Json {
+        let mut whole = explanation.clone();
+        whole["apiVersion"] = CLI_API_VERSION.into();
+        whole["kind"] = "Explanation".into();
+        println!("{}", serde_json::to_string_pretty(&whole)?);
+        return Ok(good);
+    }
+    for step in steps {
+        let sign = if step["ok"] == true { ' ' } else { '!' };
+        println!(
+            "{sign} {:<8} {}",
+            text(&step["stage"]).to_lowercase(),
+            text(&step["text"])
+        );
+    }
+    Ok(good)
+}
+
+/// Prints a plan with its reasons and findings.
+pub fn plan(cluster: &ClusterPlan, findings: &[Finding], output: Output) -> anyhow::Result<()> {
+    let told: Vec<FindingStatus> = findings.iter().map(FindingStatus::of).collect();
+    if output == Output::Json {
+        let whole = json!({
+            "apiVersion": CLI_API_VERSION,
+            "kind": "Plan",
+            "plan": cluster,
+            "findings": told,
+        });
+        println!("{}", serde_json::to_string_pretty(&whole)?);
+        return Ok(());
+    }
+    let reasons = cluster.reasons.iter();
+    let reasons = reasons.map(|reason| vec![reason.subject.clone(), reason.text.clone()]);
+    table(&["WHAT", "WHY"], reasons.collect());
+    let findings = told
+        .into_iter()
+        .map(|f| vec![f.object, f.field, f.value, f.remedy]);
+    table(&["FINDING", "FIELD", "VALUE", "REMEDY"], findings.collect());
+    Ok(())
+}

@@ -1,0 +1,66 @@
+//! What a node state makes of one flow: the same answer as the kernel's maps, for flows that exist already.
+
+use super::state::{Verdict, WorkerState};
+use crate::model::Protocol;
+use std::net::IpAddr;
+
+/// What becomes of a flow.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Fate {
+    /// No policy selects it: none of our business.
+    Untouched,
+    /// It leaves with this source address.
+    Egress(IpAddr),
+    /// It is selected, but cannot leave now.
+    Refused,
+}
+
+impl WorkerState {
+    /// The fate of a flow by its pod, its destination after any destination translation, its IP protocol number and
+    /// its destination port.
+    pub fn fate(&self, pod: IpAddr, destination: IpAddr, protocol: u8, port: u16) -> Fate {
+        let profile = self.pods.get(&pod).and_then(|id| self.profiles.get(id));
+        let Some(profile) = profile else {
+            return Fate::Untouched;
+        };
+        if self
+            .never
+            .iter()
+            .any(|prefix| prefix.contains(&destination))
+        {
+            return Fate::Untouched;
+        }
+        let protocol = match (protocol, destination) {
+            (6, _) => Protocol::Tcp,
+            (17, _) => Protocol::Udp,
+            (132, _) => Protocol::Sctp,
+            (1, IpAddr::V4(_)) | (58, IpAddr::V6(_)) => Protocol::Icmp,
+            _ => {
+                let inside = |(first, last): &(IpAddr, IpAddr)| {
+                    first.is_ipv4() == destination.is_ipv4()
+                        && (*first..=*last).contains(&destination)
+                };
+                let refused = profile.portless.iter().any(inside);
+                return if refused {
+                    Fate::Refused
+                } else {
+                    Fate::Untouched
+                };
+            }
+        };
+        let found = profile.boxes.iter().find(|b| {
+            b.first.is_ipv4() == destination.is_ipv4()
+                && (b.first..=b.last).contains(&destination)
+                && b.protocol.is_none_or(|p| p == protocol)
+                && (protocol == Protocol::Icmp || (b.port_first..=b.port_last).contains(&port))
+        });
+        match found.map(|b| b.verdict) {
+            None => Fate::Untouched,
+            Some(Verdict::FamilyNotCovered | Verdict::Unavailable) => Fate::Refused,
+            Some(Verdict::Target(id)) => self
+                .targets
+                .get(&id)
+                .map_or(Fate::Refused, |target| Fate::Egress(target.address)),
+        }
+    }
+}

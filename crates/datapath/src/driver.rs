@@ -1,0 +1,165 @@
+//! One node's data path as a whole: applies a state in the order that leaves no gap, verifies it, removes it.
+
+mod flows;
+
+use crate::conntrack::Conntrack;
+use crate::netlink::NetlinkError;
+use crate::nft::{NftError, Nftables};
+use crate::route::{RouteError, Routing};
+use crate::sysctl::{HASH_SETTINGS, NODE_SETTINGS, SysctlError, Sysctls};
+use crate::worker;
+use egret_core::node::{NodeState, WorkerState};
+use egret_core::numbers::NFT_TABLE;
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
+use std::path::Path;
+
+/// Why the data path is not as it should be.
+#[derive(Debug, thiserror::Error)]
+pub enum DatapathError {
+    /// Links, routes, rules.
+    #[error(transparent)]
+    Route(#[from] RouteError),
+    /// nftables.
+    #[error(transparent)]
+    Nft(#[from] NftError),
+    /// Connection tracking.
+    #[error("connection tracking")]
+    Conntrack(#[source] NetlinkError),
+    /// Node-wide settings.
+    #[error(transparent)]
+    Sysctl(#[from] SysctlError),
+}
+
+/// What one [`Datapath::apply`] did.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Applied {
+    /// Flows that the change ended.
+    pub ended_flows: usize,
+    /// Node-wide settings that were changed.
+    pub sysctls: Vec<String>,
+}
+
+/// The data path of the network namespace of the thread that opened it.
+pub struct Datapath {
+    nft: Nftables,
+    routing: Routing,
+    conntrack: Conntrack,
+    sysctls: Sysctls,
+    applied: Option<NodeState>,
+}
+
+impl Datapath {
+    /// Opens the sockets; nothing is changed yet. `state_directory` keeps what must outlive the process.
+    pub fn open(state_directory: &Path) -> Result<Self, DatapathError> {
+        Ok(Datapath {
+            nft: Nftables::open(NFT_TABLE)?,
+            routing: Routing::open()?,
+            conntrack: Conntrack::open().map_err(DatapathError::Conntrack)?,
+            sysctls: Sysctls::new(state_directory),
+            applied: None,
+        })
+    }
+
+    /// Links and routes, for what the agent wants to know about its node.
+    pub fn routing(&mut self) -> &mut Routing {
+        &mut self.routing
+    }
+
+    /// Makes the kernel equal to the state: ways first, then the ruleset in one transaction, then what is left over.
+    /// Flows that the change takes away from their source are ended cleanly.
+    pub fn apply(&mut self, state: &NodeState) -> Result<Applied, DatapathError> {
+        let mut sysctls = self.sysctls.ensure(NODE_SETTINGS)?;
+        if self.sysctls.differ(HASH_SETTINGS)? && !self.routing.foreign_multipath()? {
+            sysctls.extend(self.sysctls.ensure(HASH_SETTINGS)?);
+        }
+        self.routing.prepare(state)?;
+        let moved = self
+            .applied
+            .as_ref()
+            .is_none_or(|old| moves_flows(&old.worker, &state.worker));
+        let known = self.known_addresses(state);
+        if moved && self.applied.is_some() {
+            self.remember_ended(state, &known)?;
+        }
+        self.nft.apply(&worker::table(state))?;
+        let ended_flows = if moved {
+            self.end_flows(state, &known)?
+        } else {
+            0
+        };
+        self.routing.settle()?;
+        self.applied = Some(state.clone());
+        Ok(Applied {
+            ended_flows,
+            sysctls,
+        })
+    }
+
+    /// Whether everything that was applied is still there; `false`: the next [`Self::apply`] mends it.
+    pub fn verify(&mut self) -> Result<bool, DatapathError> {
+        let routes = self.routing.verify()?;
+        Ok(self.nft.verify()? && routes)
+    }
+
+    /// Source ports in use, by egress address.
+    pub fn ports_in_use(&mut self) -> Result<BTreeMap<IpAddr, u32>, DatapathError> {
+        let mut ports: BTreeMap<IpAddr, BTreeSet<(u8, u16)>> = BTreeMap::new();
+        let Some(state) = &self.applied else {
+            return Ok(BTreeMap::new());
+        };
+        let egress = &state.worker.egress_addresses;
+        for flow in self.conntrack.flows().map_err(DatapathError::Conntrack)? {
+            if egress.contains(&flow.reply.destination)
+                && flow.reply.destination != flow.original.source
+            {
+                let port = (flow.reply.protocol, flow.reply.destination_port);
+                ports
+                    .entry(flow.reply.destination)
+                    .or_default()
+                    .insert(port);
+            }
+        }
+        Ok(ports
+            .into_iter()
+            .map(|(address, ports)| (address, ports.len() as u32))
+            .collect())
+    }
+
+    /// Packets counted, by reason.
+    pub fn counters(&mut self) -> Result<BTreeMap<String, u64>, DatapathError> {
+        Ok(self.nft.counters()?)
+    }
+
+    /// Removes everything of ours and puts settings back. Goes on after errors and returns them all.
+    pub fn remove(&mut self) -> Vec<DatapathError> {
+        self.applied = None;
+        let mut errors = Vec::new();
+        errors.extend(self.nft.remove().err().map(DatapathError::from));
+        errors.extend(self.routing.remove().err().map(DatapathError::from));
+        errors.extend(self.sysctls.restore().err().map(DatapathError::from));
+        errors
+    }
+
+    /// Egress addresses of the state before and of this one: flows of both are ours.
+    fn known_addresses(&self, state: &NodeState) -> BTreeSet<IpAddr> {
+        let mut known = state.worker.egress_addresses.clone();
+        if let Some(old) = &self.applied {
+            known.extend(&old.worker.egress_addresses);
+        }
+        known
+    }
+}
+
+/// Whether a flow that exists may get another source (new ranges alone move none).
+fn moves_flows(old: &WorkerState, new: &WorkerState) -> bool {
+    let addresses = |state: &WorkerState| -> BTreeMap<_, _> {
+        state
+            .targets
+            .iter()
+            .map(|(id, target)| (*id, target.address))
+            .collect()
+    };
+    (&old.pods, &old.profiles, &old.never) != (&new.pods, &new.profiles, &new.never)
+        || addresses(old) != addresses(new)
+}

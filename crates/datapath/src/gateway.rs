@@ -1,0 +1,326 @@
+//! The gateway's data path: loads the two eBPF programs of `bpf/`, keeps their tables, reads their counters.
+//!
+//! ```text
+//! GatewayState --apply--> maps: workers, owners, steering, (version last)
+//!                           ^ pinned: traffic survives the agent, the next one adopts them
+//!  external device --external_in--+--egress_in-- egret0
+//! ```
+//!
+//! Nothing is decided here; what each program does is told in `bpf/gateway.bpf.c` and `docs/datapath.md`.
+
+pub mod abi;
+pub mod announce;
+mod counters;
+mod maps;
+mod programs;
+
+pub use counters::{COUNTERS, Counter};
+pub use programs::{Attachment, OBJECT, object_hash};
+
+use aya::EbpfError;
+use aya::maps::MapError;
+use aya::pin::PinError;
+use aya::programs::ProgramError;
+use egret_core::node::{GatewayState, TunnelIndex};
+use maps::Tables;
+use std::collections::{BTreeMap, BTreeSet};
+use std::io::ErrorKind;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::path::{Path, PathBuf};
+use thiserror::Error;
+
+/// What the programs must know about their node.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct GatewayConfig {
+    /// Index of the tunnel device `egret0`.
+    pub tunnel_ifindex: u32,
+    /// Index of the external device: an Ethernet device, maybe the node's only one.
+    pub external_ifindex: u32,
+    /// Own tunnel index.
+    pub own_index: TunnelIndex,
+    /// Largest IP packet inside the tunnel, bytes.
+    pub tunnel_mtu: u32,
+    /// MAC address of the external device: what ARP and ND answers name.
+    pub external_mac: [u8; 6],
+    /// Source of ICMP errors. `None`: towards outside the egress address itself, towards pods none are sent.
+    pub external_v4: Option<Ipv4Addr>,
+    /// The same for IPv6.
+    pub external_v6: Option<Ipv6Addr>,
+}
+
+/// Why the gateway's data path could not be set up or changed.
+#[derive(Debug, Error)]
+pub enum GatewayError {
+    /// The directory for pins is not on a BPF file system.
+    #[error("{} is not on a BPF file system (mount -t bpf bpf /sys/fs/bpf)", path.display())]
+    NotBpffs {
+        /// The directory.
+        path: PathBuf,
+    },
+    /// There is no device of that index.
+    #[error("there is no network device with index {ifindex}")]
+    NoDevice {
+        /// The index.
+        ifindex: u32,
+    },
+    /// The kernel does not take the programs or maps.
+    #[error("loading the gateway's eBPF programs")]
+    Load {
+        /// What the verifier or the kernel said.
+        #[source]
+        source: Box<EbpfError>,
+    },
+    /// A program cannot be attached.
+    #[error("attaching {program} to {device}")]
+    Attach {
+        /// Program.
+        program: &'static str,
+        /// Device.
+        device: String,
+        /// What the kernel said.
+        #[source]
+        source: Box<ProgramError>,
+    },
+    /// Making, reading or removing a pin failed.
+    #[error("pin {}", path.display())]
+    Pin {
+        /// The pin.
+        path: PathBuf,
+        /// What the kernel said.
+        #[source]
+        source: std::io::Error,
+    },
+    /// Something that is not ours is pinned by our name.
+    #[error("{} is not a link of a gateway program; remove it", path.display())]
+    ForeignPin {
+        /// The pin.
+        path: PathBuf,
+    },
+    /// Reading or writing a map failed.
+    #[error("eBPF map {map}")]
+    Map {
+        /// Name of the map.
+        map: &'static str,
+        /// What the kernel said.
+        #[source]
+        source: Box<MapError>,
+    },
+}
+
+impl GatewayError {
+    fn load(error: impl Into<EbpfError>) -> Self {
+        Self::Load {
+            source: Box::new(error.into()),
+        }
+    }
+
+    fn attach(program: &'static str, device: &str, error: impl Into<ProgramError>) -> Self {
+        Self::Attach {
+            program,
+            device: device.to_owned(),
+            source: Box::new(error.into()),
+        }
+    }
+
+    fn map(map: &'static str, error: MapError) -> Self {
+        Self::Map {
+            map,
+            source: Box::new(error),
+        }
+    }
+
+    fn pin(path: &Path, error: PinError) -> Self {
+        Self::Pin {
+            path: path.to_owned(),
+            source: std::io::Error::other(error),
+        }
+    }
+}
+
+/// Where our pins are: `<pin directory>/gateway/`.
+#[derive(Clone, Debug)]
+struct Pins(PathBuf);
+
+impl Pins {
+    fn new(pin_dir: &Path) -> Self {
+        Self(pin_dir.join("gateway"))
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.0.join(name)
+    }
+
+    fn create(&self) -> Result<(), GatewayError> {
+        let error = |source| GatewayError::Pin {
+            path: self.0.clone(),
+            source,
+        };
+        std::fs::create_dir_all(&self.0).map_err(error)?;
+        let kind = nix::sys::statfs::statfs(&self.0).map_err(|errno| error(errno.into()))?;
+        match kind.filesystem_type() {
+            nix::sys::statfs::BPF_FS_MAGIC => Ok(()),
+            _ => Err(GatewayError::NotBpffs {
+                path: self.0.clone(),
+            }),
+        }
+    }
+}
+
+/// The gateway's data path of one node. Dropping it changes nothing in the kernel.
+pub struct GatewayDriver {
+    tables: Tables,
+}
+
+impl std::fmt::Debug for GatewayDriver {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("GatewayDriver")
+            .field("config", self.tables.config())
+            .finish_non_exhaustive()
+    }
+}
+
+impl GatewayDriver {
+    /// Loads the programs and attaches them, or adopts what a previous run left.
+    ///
+    /// Pinned tables keep their content. Pinned links stay untouched where they hold programs of this very object;
+    /// otherwise the program is replaced in place, between two packets. Tables of another shape (an older or newer
+    /// version of Egret) cannot be adopted: everything is made anew and the gateway forwards nothing until
+    /// [`GatewayDriver::apply`].
+    ///
+    /// # Errors
+    /// [`GatewayError`]: not a BPF file system, a missing device, or a refusal by the kernel.
+    pub fn open(pin_dir: &Path, config: &GatewayConfig) -> Result<Self, GatewayError> {
+        Self::open_with(pin_dir, config, programs::supported())
+    }
+
+    /// The same, attached in the given way whatever the kernel has (for tests).
+    ///
+    /// # Errors
+    /// As [`GatewayDriver::open`].
+    #[doc(hidden)]
+    pub fn open_with(
+        pin_dir: &Path,
+        config: &GatewayConfig,
+        attachment: Attachment,
+    ) -> Result<Self, GatewayError> {
+        let pins = Pins::new(pin_dir);
+        pins.create()?;
+        if !maps::pinned_in_our_shape(&pins) {
+            if Self::remove(pin_dir)? {
+                tracing::warn!(directory = %pin_dir.display(), "tables of another version; made anew");
+            }
+            pins.create()?;
+        }
+        if maps::pinned_in_our_shape(&pins) {
+            let mut tables = Tables::open(&pins)?;
+            let same = tables.config().object_hash == object_hash();
+            if same && attachment == Attachment::Tcx && programs::attached(&pins, config) {
+                tables.set_config(node_config(config, tables.config()))?;
+                return Ok(Self { tables });
+            }
+        }
+        let mut object = programs::load(&pins)?;
+        let mut tables = Tables::open(&pins)?;
+        tables.set_config(node_config(config, tables.config()))?;
+        programs::attach(&mut object, &pins, config, attachment)?;
+        let hash = object_hash();
+        tables.set_config(abi::Config {
+            object_hash: hash,
+            attachment: attachment as u8,
+            ..*tables.config()
+        })?;
+        tracing::info!(?attachment, object_hash = hash, "gateway programs attached");
+        Ok(Self { tables })
+    }
+
+    /// Brings the tables to the desired state: workers, then steering, then what is gone, the version last, so that a
+    /// reported version is never ahead of the tables. `own` is this node: its own blocks go up the stack.
+    ///
+    /// `state.workers` must name every node that sends to this one through the tunnel, gateways too: others get no
+    /// answer to a probe and nothing through.
+    ///
+    /// Returns the addresses that this node announces from now on and did not before: they want [`announce::gratuitous`].
+    ///
+    /// # Errors
+    /// [`GatewayError::Map`]; what was written stays, and the next call goes on from there.
+    pub fn apply(
+        &mut self,
+        state: &GatewayState,
+        own: TunnelIndex,
+    ) -> Result<Vec<IpAddr>, GatewayError> {
+        self.tables.apply(state, own)
+    }
+
+    /// The steering version that probes report.
+    pub fn version(&self) -> u64 {
+        self.tables.config().steering_version
+    }
+
+    /// The addresses in the steering table; after [`GatewayDriver::open`] those that a previous run left.
+    pub fn addresses(&self) -> BTreeSet<IpAddr> {
+        self.tables.addresses()
+    }
+
+    /// Those of them that this node answers ARP and ND for.
+    pub fn announcing(&self) -> BTreeSet<IpAddr> {
+        self.tables.announcing()
+    }
+
+    /// Packets by what became of them, since the maps were made.
+    ///
+    /// # Errors
+    /// [`GatewayError::Map`].
+    pub fn counters(&self) -> Result<BTreeMap<&'static str, u64>, GatewayError> {
+        self.tables.counters()
+    }
+
+    /// Takes everything away: programs off their devices, links, maps, directories (the pin directory itself where it
+    /// is empty then). Whether there was anything.
+    ///
+    /// On kernels before 6.6 the `clsact` qdisc stays, which other programs may use.
+    ///
+    /// # Errors
+    /// [`GatewayError::Pin`].
+    pub fn remove(pin_dir: &Path) -> Result<bool, GatewayError> {
+        let pins = Pins::new(pin_dir);
+        if !pins.0.exists() {
+            return Ok(false);
+        }
+        let config = Tables::open(&pins)
+            .map(|tables| *tables.config())
+            .unwrap_or_default();
+        let mut found = programs::detach(&pins, &config)?;
+        for name in maps::PINNED {
+            let path = pins.path(name);
+            match std::fs::remove_file(&path) {
+                Ok(()) => found = true,
+                Err(source) if source.kind() == ErrorKind::NotFound => {}
+                Err(source) => return Err(GatewayError::Pin { path, source }),
+            }
+        }
+        std::fs::remove_dir(&pins.0).map_err(|source| GatewayError::Pin {
+            path: pins.0.clone(),
+            source,
+        })?;
+        // Others may have pins beside ours; then it is not empty and stays.
+        let _not_empty = std::fs::remove_dir(pin_dir);
+        Ok(found)
+    }
+}
+
+/// What the programs are told; version and hash are kept.
+fn node_config(config: &GatewayConfig, old: &abi::Config) -> abi::Config {
+    let v4 = config.external_v4.map(|v4| abi::address(IpAddr::V4(v4)));
+    let v6 = config.external_v6.map(|v6| abi::address(IpAddr::V6(v6)));
+    abi::Config {
+        external_ifindex: config.external_ifindex,
+        tunnel_ifindex: config.tunnel_ifindex,
+        tunnel_mtu: config.tunnel_mtu,
+        own_index: config.own_index,
+        external_mac: config.external_mac,
+        tunnel_mac: abi::tunnel_mac(config.own_index),
+        external_v4: v4.unwrap_or_default(),
+        external_v6: v6.unwrap_or_default(),
+        ..*old
+    }
+}

@@ -1,0 +1,238 @@
+//! What the eBPF programs and their loader agree on: the Rust side of `bpf/include/abi.h`.
+
+use egret_core::node::{Steering, TunnelIndex};
+use std::collections::BTreeSet;
+use std::net::{IpAddr, Ipv6Addr};
+
+/// Blocks of one address: 65536 ports by 64.
+pub const BLOCKS: usize = 1024;
+/// Slot of a block that is nobody's.
+pub const SLOT_NONE: u16 = 0;
+/// Slot of a block of this node's own worker role: the packet goes up the stack.
+pub const SLOT_SELF: u16 = 0xffff;
+/// Flag of an address: this gateway answers ARP and ND for it.
+pub const ANNOUNCE: u32 = 1;
+
+/// An address as the programs have it: IPv4 as `::ffff:a.b.c.d`, network byte order.
+pub type Address = [u8; 16];
+
+/// `struct egret_config`.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Config {
+    /// Index of the external device.
+    pub external_ifindex: u32,
+    /// Index of the tunnel device.
+    pub tunnel_ifindex: u32,
+    /// Largest IP packet inside the tunnel, bytes.
+    pub tunnel_mtu: u32,
+    /// Own tunnel index.
+    pub own_index: u16,
+    /// MAC address of the external device.
+    pub external_mac: [u8; 6],
+    /// Own MAC address inside the tunnel.
+    pub tunnel_mac: [u8; 6],
+    /// The loader's own note: 0 tcx links, 1 clsact filters.
+    pub attachment: u8,
+    /// Zero.
+    pub reserved: [u8; 5],
+    /// Source of ICMP errors; all zero: none.
+    pub external_v4: Address,
+    /// Source of ICMPv6 errors; all zero: none.
+    pub external_v6: Address,
+    /// What probes report; written last.
+    pub steering_version: u64,
+    /// Hash of the object that the attached programs came from.
+    pub object_hash: u64,
+}
+
+/// `struct egret_steering`.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct SteeringValue {
+    /// The key again, see `abi.h`.
+    pub address: Address,
+    /// [`ANNOUNCE`].
+    pub flags: u32,
+    /// Tunnel index by block, or [`SLOT_NONE`], [`SLOT_SELF`].
+    pub slots: [u16; BLOCKS],
+}
+
+/// `struct egret_worker`.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Worker {
+    /// Underlay address.
+    pub underlay: Address,
+    /// MAC address inside the tunnel.
+    pub tunnel_mac: [u8; 6],
+    /// Zero.
+    pub reserved: [u8; 2],
+}
+
+/// `struct egret_owner`.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Owner {
+    /// Egress address.
+    pub address: Address,
+    /// Tunnel index (own index for this node's own blocks).
+    pub worker: u32,
+}
+
+/// Key and value of `fragments`, for the size alone: only the programs write it.
+pub const FRAGMENT_BYTES: (u32, u32) = (40, 16);
+
+// SAFETY: repr(C), only integers and arrays of them, no padding (the tests compare the sizes with the sum of the fields).
+unsafe impl aya::Pod for Config {}
+// SAFETY: as above.
+unsafe impl aya::Pod for SteeringValue {}
+// SAFETY: as above.
+unsafe impl aya::Pod for Worker {}
+// SAFETY: as above.
+unsafe impl aya::Pod for Owner {}
+
+/// The form in which the programs have an address.
+pub fn address(address: IpAddr) -> Address {
+    match address {
+        IpAddr::V4(v4) => v4.to_ipv6_mapped().octets(),
+        IpAddr::V6(v6) => v6.octets(),
+    }
+}
+
+/// The address that the programs mean.
+pub fn ip(address: Address) -> IpAddr {
+    Ipv6Addr::from(address).to_canonical()
+}
+
+/// The MAC address of a node inside the tunnel (the same as `egret_wire::tunnel_mac`, which a test checks).
+pub const fn tunnel_mac(index: TunnelIndex) -> [u8; 6] {
+    let [high, low] = index.to_be_bytes();
+    [0x02, 0x65, 0x67, 0x72, high, low]
+}
+
+impl Worker {
+    /// The entry of a worker.
+    pub fn new(index: TunnelIndex, underlay: IpAddr) -> Self {
+        Self {
+            underlay: address(underlay),
+            tunnel_mac: tunnel_mac(index),
+            reserved: [0; 2],
+        }
+    }
+}
+
+impl SteeringValue {
+    /// The table of an address on the node `own`. Blocks beyond 1023 are left out: they name no port.
+    pub fn new(egress: IpAddr, steering: &Steering, own: TunnelIndex) -> Self {
+        let mut value = Self {
+            address: address(egress),
+            flags: if steering.announce { ANNOUNCE } else { 0 },
+            slots: [SLOT_NONE; BLOCKS],
+        };
+        for (block, worker) in &steering.blocks {
+            debug_assert!(
+                usize::from(*block) < BLOCKS,
+                "block {block} of {egress} names no port"
+            );
+            if let Some(slot) = value.slots.get_mut(usize::from(*block)) {
+                *slot = if *worker == own { SLOT_SELF } else { *worker };
+            }
+        }
+        value
+    }
+
+    /// The workers that have any block, this node by its own index.
+    pub fn owners(&self, own: TunnelIndex) -> BTreeSet<Owner> {
+        let worker = |slot: &u16| match *slot {
+            SLOT_NONE => None,
+            SLOT_SELF => Some(own),
+            other => Some(other),
+        };
+        let workers = self.slots.iter().filter_map(worker);
+        workers
+            .map(|worker| Owner {
+                address: self.address,
+                worker: u32::from(worker),
+            })
+            .collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::mem::size_of;
+
+    #[test]
+    fn no_shape_has_padding() {
+        assert_eq!(
+            size_of::<Config>(),
+            4 * 3 + 2 + 6 * 2 + 1 + 5 + 16 * 2 + 8 * 2
+        );
+        assert_eq!(size_of::<SteeringValue>(), 16 + 4 + 2 * BLOCKS);
+        assert_eq!(size_of::<Worker>(), 16 + 6 + 2);
+        assert_eq!(size_of::<Owner>(), 16 + 4);
+    }
+
+    #[test]
+    fn constants_are_those_of_the_header() {
+        let header = include_str!("../../../../bpf/include/abi.h");
+        let has = |name: &str, value: &str| {
+            let line = header
+                .lines()
+                .find(|line| line.starts_with(&format!("#define {name} ")));
+            assert_eq!(
+                line.and_then(|line| line.split_whitespace().nth(2)),
+                Some(value),
+                "{name}"
+            );
+        };
+        has("EGRET_VNI", &egret_core::numbers::TUNNEL_VNI.to_string());
+        has(
+            "EGRET_PROBE_PORT",
+            &egret_core::numbers::PROBE_PORT.to_string(),
+        );
+        has(
+            "EGRET_BLOCK_SHIFT",
+            &egret_core::numbers::BLOCK_PORTS.ilog2().to_string(),
+        );
+        has("EGRET_BLOCKS", &BLOCKS.to_string());
+        has("EGRET_SLOT_NONE", &SLOT_NONE.to_string());
+        has("EGRET_SLOT_SELF", &format!("{SLOT_SELF:#x}"));
+        has("EGRET_ANNOUNCE", &format!("{ANNOUNCE}u"));
+    }
+
+    #[test]
+    fn the_tunnel_mac_is_that_of_the_wire_format() {
+        for index in [1, 0x102, u16::MAX] {
+            assert_eq!(tunnel_mac(index), egret_wire::tunnel_mac(index));
+        }
+        assert_eq!(egret_wire::probe::PORT, egret_core::numbers::PROBE_PORT);
+        assert_eq!(egret_wire::probe::VNI, egret_core::numbers::TUNNEL_VNI);
+    }
+
+    #[test]
+    fn a_table_has_its_own_blocks_as_self_and_the_rest_as_nobodys() {
+        let steering = Steering {
+            blocks: [(16, 7), (17, 3), (1023, 9)].into(),
+            announce: true,
+        };
+        let value = SteeringValue::new("192.0.2.1".parse().unwrap(), &steering, 3);
+        assert_eq!(
+            (value.flags, ip(value.address)),
+            (ANNOUNCE, "192.0.2.1".parse().unwrap())
+        );
+        assert_eq!(
+            (
+                value.slots[15],
+                value.slots[16],
+                value.slots[17],
+                value.slots[1023]
+            ),
+            (0, 7, SLOT_SELF, 9)
+        );
+        let owners: Vec<u32> = value.owners(3).iter().map(|owner| owner.worker).collect();
+        assert_eq!(owners, [3, 7, 9]);
+    }
+}

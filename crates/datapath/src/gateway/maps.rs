@@ -1,0 +1,278 @@
+//! The tables of the programs: what they hold, and bringing them to a desired state.
+
+use super::abi::{self, Address, Config, FRAGMENT_BYTES, Owner, SteeringValue, Worker};
+use super::counters::COUNTERS;
+use super::{GatewayError, Pins};
+use aya::maps::{Array, HashMap, Map, MapData, MapError, MapInfo, PerCpuArray};
+use egret_core::node::{GatewayState, TunnelIndex};
+use std::collections::{BTreeMap, BTreeSet};
+use std::mem::size_of;
+use std::net::IpAddr;
+
+/// The maps that are pinned, by name in `bpf/include/maps.h`.
+pub(super) const PINNED: &[&str] = &[
+    "config",
+    "steering",
+    "workers",
+    "owners",
+    "fragments",
+    "counters",
+];
+
+/// The pinned maps, and what is in them.
+pub(super) struct Tables {
+    config_map: Array<MapData, Config>,
+    steering_map: HashMap<MapData, Address, SteeringValue>,
+    workers_map: HashMap<MapData, u32, Worker>,
+    owners_map: HashMap<MapData, Owner, u32>,
+    counters_map: PerCpuArray<MapData, u64>,
+    config: Config,
+    steering: BTreeMap<Address, Box<SteeringValue>>,
+    workers: BTreeMap<u32, Worker>,
+    owners: BTreeSet<Owner>,
+}
+
+/// Sizes of key and value of a pinned map, bytes.
+fn shape(name: &str) -> (u32, u32) {
+    match name {
+        "config" => (4, size_of::<Config>() as u32),
+        "steering" => (16, size_of::<SteeringValue>() as u32),
+        "workers" => (4, size_of::<Worker>() as u32),
+        "owners" => (size_of::<Owner>() as u32, 4),
+        "fragments" => FRAGMENT_BYTES,
+        "counters" => (4, 8),
+        other => unreachable!("{other} is not in PINNED"),
+    }
+}
+
+/// Whether all maps are pinned, in the shape that our programs have them in.
+pub(super) fn pinned_in_our_shape(pins: &Pins) -> bool {
+    PINNED.iter().all(|name| {
+        let info = MapInfo::from_pin(pins.path(name));
+        let counters = COUNTERS.len() as u32;
+        info.is_ok_and(|info| {
+            (info.key_size(), info.value_size()) == shape(name)
+                && (*name != "counters" || info.max_entries() == counters)
+        })
+    })
+}
+
+impl Tables {
+    /// Opens the pinned maps and reads what is in them.
+    pub fn open(pins: &Pins) -> Result<Self, GatewayError> {
+        let map = |name: &'static str| {
+            MapData::from_pin(pins.path(name)).map_err(|error| GatewayError::map(name, error))
+        };
+        let hash = |name: &'static str| map(name).map(Map::HashMap);
+        let wrong = GatewayError::map;
+        let mut tables = Self {
+            config_map: Array::try_from(Map::Array(map("config")?))
+                .map_err(|e| wrong("config", e))?,
+            steering_map: HashMap::try_from(hash("steering")?).map_err(|e| wrong("steering", e))?,
+            workers_map: HashMap::try_from(hash("workers")?).map_err(|e| wrong("workers", e))?,
+            owners_map: HashMap::try_from(hash("owners")?).map_err(|e| wrong("owners", e))?,
+            counters_map: PerCpuArray::try_from(Map::PerCpuArray(map("counters")?))
+                .map_err(|e| wrong("counters", e))?,
+            config: Config::default(),
+            steering: BTreeMap::new(),
+            workers: BTreeMap::new(),
+            owners: BTreeSet::new(),
+        };
+        tables.read().map_err(|(name, error)| wrong(name, error))?;
+        Ok(tables)
+    }
+
+    fn read(&mut self) -> Result<(), (&'static str, MapError)> {
+        self.config = self
+            .config_map
+            .get(&0, 0)
+            .map_err(|error| ("config", error))?;
+        for entry in self.steering_map.iter() {
+            let (address, value) = entry.map_err(|error| ("steering", error))?;
+            self.steering.insert(address, Box::new(value));
+        }
+        for entry in self.workers_map.iter() {
+            let (index, worker) = entry.map_err(|error| ("workers", error))?;
+            self.workers.insert(index, worker);
+        }
+        for owner in self.owners_map.keys() {
+            self.owners
+                .insert(owner.map_err(|error| ("owners", error))?);
+        }
+        Ok(())
+    }
+
+    /// What the programs are told about this node.
+    pub fn config(&self) -> &Config {
+        &self.config
+    }
+
+    /// Tells the programs about this node.
+    pub fn set_config(&mut self, config: Config) -> Result<(), GatewayError> {
+        if config != self.config {
+            self.config_map
+                .set(0, config, 0)
+                .map_err(|error| GatewayError::map("config", error))?;
+            self.config = config;
+        }
+        Ok(())
+    }
+
+    /// The addresses in the steering table.
+    pub fn addresses(&self) -> BTreeSet<IpAddr> {
+        self.steering
+            .keys()
+            .map(|address| abi::ip(*address))
+            .collect()
+    }
+
+    /// Those of them that are answered for.
+    pub fn announcing(&self) -> BTreeSet<IpAddr> {
+        let announced = self
+            .steering
+            .iter()
+            .filter(|(_, value)| value.flags & abi::ANNOUNCE != 0);
+        announced.map(|(address, _)| abi::ip(*address)).collect()
+    }
+
+    /// Brings the tables to `state`, so that at no moment a packet is steered by half of it: workers before the blocks
+    /// that name them, owners before the blocks that they prove, removals in the opposite order, the version last.
+    /// Returns the addresses that are announced now and were not before.
+    pub fn apply(
+        &mut self,
+        state: &GatewayState,
+        own: TunnelIndex,
+    ) -> Result<Vec<IpAddr>, GatewayError> {
+        let steering: BTreeMap<Address, Box<SteeringValue>> = (state.addresses.iter())
+            .map(|(ip, steering)| {
+                (
+                    abi::address(*ip),
+                    Box::new(SteeringValue::new(*ip, steering, own)),
+                )
+            })
+            .collect();
+        let owners: BTreeSet<Owner> = steering
+            .values()
+            .flat_map(|value| value.owners(own))
+            .collect();
+        let workers: BTreeMap<u32, Worker> = (state.workers.iter())
+            .filter(|(index, _)| **index != own) // the tunnel never leads to ourselves
+            .map(|(index, underlay)| (u32::from(*index), Worker::new(*index, *underlay)))
+            .collect();
+
+        self.add_workers(&workers)?;
+        self.add_owners(&owners)?;
+        let announced = self.put_steering(&steering)?;
+        self.remove_all_but(&steering, &owners, &workers)?;
+        self.set_config(Config {
+            steering_version: state.version,
+            ..self.config
+        })?;
+        Ok(announced)
+    }
+
+    fn add_workers(&mut self, workers: &BTreeMap<u32, Worker>) -> Result<(), GatewayError> {
+        for (index, worker) in workers {
+            if self.workers.get(index) != Some(worker) {
+                let done = self.workers_map.insert(index, worker, 0);
+                done.map_err(|error| GatewayError::map("workers", error))?;
+                self.workers.insert(*index, *worker);
+            }
+        }
+        Ok(())
+    }
+
+    fn add_owners(&mut self, owners: &BTreeSet<Owner>) -> Result<(), GatewayError> {
+        let new: Vec<Owner> = owners.difference(&self.owners).copied().collect();
+        for owner in new {
+            let done = self.owners_map.insert(owner, 1, 0);
+            done.map_err(|error| GatewayError::map("owners", error))?;
+            self.owners.insert(owner);
+        }
+        Ok(())
+    }
+
+    fn put_steering(
+        &mut self,
+        steering: &BTreeMap<Address, Box<SteeringValue>>,
+    ) -> Result<Vec<IpAddr>, GatewayError> {
+        let mut announced = Vec::new();
+        for (address, value) in steering {
+            let old = self.steering.get(address);
+            if old == Some(value) {
+                continue;
+            }
+            let was_announced = old.is_some_and(|old| old.flags & abi::ANNOUNCE != 0);
+            let done = self.steering_map.insert(address, **value, 0);
+            done.map_err(|error| GatewayError::map("steering", error))?;
+            if value.flags & abi::ANNOUNCE != 0 && !was_announced {
+                announced.push(abi::ip(*address));
+            }
+            self.steering.insert(*address, value.clone());
+        }
+        Ok(announced)
+    }
+
+    fn remove_all_but(
+        &mut self,
+        steering: &BTreeMap<Address, Box<SteeringValue>>,
+        owners: &BTreeSet<Owner>,
+        workers: &BTreeMap<u32, Worker>,
+    ) -> Result<(), GatewayError> {
+        let gone: Vec<Address> = self
+            .steering
+            .keys()
+            .filter(|address| !steering.contains_key(*address))
+            .copied()
+            .collect();
+        for address in gone {
+            let done = self.steering_map.remove(&address);
+            done.or_else(absent)
+                .map_err(|error| GatewayError::map("steering", error))?;
+            self.steering.remove(&address);
+        }
+        let gone: Vec<Owner> = self.owners.difference(owners).copied().collect();
+        for owner in gone {
+            let done = self.owners_map.remove(&owner);
+            done.or_else(absent)
+                .map_err(|error| GatewayError::map("owners", error))?;
+            self.owners.remove(&owner);
+        }
+        let gone: Vec<u32> = self
+            .workers
+            .keys()
+            .filter(|index| !workers.contains_key(*index))
+            .copied()
+            .collect();
+        for index in gone {
+            let done = self.workers_map.remove(&index);
+            done.or_else(absent)
+                .map_err(|error| GatewayError::map("workers", error))?;
+            self.workers.remove(&index);
+        }
+        Ok(())
+    }
+
+    /// The counters, summed over CPUs, by name.
+    pub fn counters(&self) -> Result<BTreeMap<&'static str, u64>, GatewayError> {
+        let one = |(index, counter): (usize, &super::Counter)| {
+            let values = self.counters_map.get(&(index as u32), 0);
+            let values = values.map_err(|error| GatewayError::map("counters", error))?;
+            Ok((counter.name, values.iter().sum()))
+        };
+        COUNTERS.iter().enumerate().map(one).collect()
+    }
+}
+
+/// An element that is gone already is as good as removed.
+fn absent(error: MapError) -> Result<(), MapError> {
+    match error {
+        MapError::KeyNotFound => Ok(()),
+        MapError::SyscallError(ref call)
+            if call.io_error.kind() == std::io::ErrorKind::NotFound =>
+        {
+            Ok(())
+        }
+        other => Err(other),
+    }
+}

@@ -1,0 +1,299 @@
+//! Loading, attaching and replacing the two programs.
+//!
+//! From kernel 6.6 they are tcx links, pinned: they stay when the agent goes, and `BPF_LINK_UPDATE` replaces a program
+//! between two packets. Before, they are clsact filters with a fixed priority and handle, which stay by themselves and
+//! are replaced by one netlink message.
+
+use super::abi::Config;
+use super::{GatewayConfig, GatewayError, Pins};
+use aya::programs::links::{FdLink, PinnedLink};
+use aya::programs::tc::{
+    NlOptions, SchedClassifierLink, TcAttachOptions, TcError, TcHandle, qdisc_add_clsact,
+};
+use aya::programs::{Link, LinkOrder, ProgramError, SchedClassifier, TcAttachType};
+use aya::util::KernelVersion;
+use aya::{Ebpf, EbpfLoader, include_bytes_aligned};
+use nix::libc;
+use std::ffi::CString;
+use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt;
+use std::path::Path;
+
+/// The compiled programs.
+pub static OBJECT: &[u8] = include_bytes_aligned!(concat!(env!("OUT_DIR"), "/gateway.bpf.o"));
+
+/// Priority of our clsact filters: before everybody else's.
+const FILTER_PRIORITY: u16 = 1;
+/// Handle of our clsact filters, "eg" in ASCII: what a filter of ours is known by.
+const FILTER_HANDLE: TcHandle = TcHandle::new(0, 0x6567);
+
+/// How programs are attached.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Attachment {
+    /// tcx links (kernel 6.6 and later).
+    Tcx = 0,
+    /// clsact filters (before).
+    Clsact = 1,
+}
+
+/// One of the two programs, and where it belongs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Place {
+    /// Function name in `bpf/gateway.bpf.c`.
+    pub program: &'static str,
+    /// Name of the pinned link (no dots: bpffs refuses them).
+    pub pin: &'static str,
+    /// Index of its device.
+    pub ifindex: u32,
+}
+
+/// Both places. The external side is attached last: until then nothing comes in for which there is no way out.
+pub(super) fn places(tunnel_ifindex: u32, external_ifindex: u32) -> [Place; 2] {
+    [
+        Place {
+            program: "egress_in",
+            pin: "egress_in_link",
+            ifindex: tunnel_ifindex,
+        },
+        Place {
+            program: "external_in",
+            pin: "external_in_link",
+            ifindex: external_ifindex,
+        },
+    ]
+}
+
+/// Hash of [`OBJECT`].
+pub fn object_hash() -> u64 {
+    env!("EGRET_GATEWAY_OBJECT_HASH")
+        .parse()
+        .expect("build.rs writes a decimal number")
+}
+
+/// Creates or adopts the pinned maps, and loads the programs over them.
+pub(super) fn load(pins: &Pins) -> Result<Ebpf, GatewayError> {
+    let mut loader = EbpfLoader::new();
+    // Nothing in the programs is relocated by the kernel's own types, which take long to read.
+    loader.btf(None);
+    for name in super::maps::PINNED {
+        loader.map_pin_path(name, pins.path(name));
+    }
+    let mut object = loader.load(OBJECT).map_err(GatewayError::load)?;
+    for (_, program) in object.programs_mut() {
+        let program: &mut SchedClassifier = program.try_into().map_err(GatewayError::load)?;
+        program.load().map_err(GatewayError::load)?;
+    }
+    Ok(object)
+}
+
+/// The kind of attachment that this kernel has.
+pub(super) fn supported() -> Attachment {
+    match KernelVersion::current() {
+        Ok(version) if version >= KernelVersion::new(6, 6, 0) => Attachment::Tcx,
+        _ => Attachment::Clsact,
+    }
+}
+
+/// Whether the pinned links exist and are on the right devices, so that nothing has to be touched.
+pub(super) fn attached(pins: &Pins, config: &GatewayConfig) -> bool {
+    places(config.tunnel_ifindex, config.external_ifindex)
+        .iter()
+        .all(|place| {
+            let link = pinned(&pins.path(place.pin));
+            let name = device(place.ifindex);
+            matches!((link, name), (Some(link), Ok(name)) if on_device(&link, &name))
+        })
+}
+
+/// Attaches the loaded programs, or puts them in the place of those that are attached.
+pub(super) fn attach(
+    object: &mut Ebpf,
+    pins: &Pins,
+    config: &GatewayConfig,
+    attachment: Attachment,
+) -> Result<(), GatewayError> {
+    for place in places(config.tunnel_ifindex, config.external_ifindex) {
+        let program = object
+            .program_mut(place.program)
+            .expect("the object has both programs");
+        let program: &mut SchedClassifier = program.try_into().map_err(GatewayError::load)?;
+        match attachment {
+            Attachment::Tcx => attach_link(program, &pins.path(place.pin), place)?,
+            Attachment::Clsact => attach_filter(program, place)?,
+        }
+    }
+    Ok(())
+}
+
+fn attach_link(
+    program: &mut SchedClassifier,
+    pin: &Path,
+    place: Place,
+) -> Result<(), GatewayError> {
+    let name = device(place.ifindex)?;
+    let error = |error: ProgramError| GatewayError::attach(place.program, &name, error);
+    if let Some(old) = pinned(pin).filter(|old| on_device(old, &name)) {
+        let link = SchedClassifierLink::try_from(old).map_err(|_| GatewayError::ForeignPin {
+            path: pin.to_owned(),
+        })?;
+        let id = program.attach_to_link(link).map_err(error)?;
+        // The link lives by its pin; this only closes our descriptor of it.
+        drop(program.take_link(id).map_err(error)?);
+        return Ok(());
+    }
+    let order = TcAttachOptions::TcxOrder(LinkOrder::first());
+    let id = program
+        .attach_with_options(&name, TcAttachType::Ingress, order)
+        .map_err(error)?;
+    let link: FdLink = program
+        .take_link(id)
+        .map_err(error)?
+        .try_into()
+        .expect("made as a tcx link just now");
+    // A link that was on another device goes only now that the new one is in place.
+    match std::fs::remove_file(pin) {
+        Err(source) if source.kind() != std::io::ErrorKind::NotFound => {
+            return Err(GatewayError::Pin {
+                path: pin.to_owned(),
+                source,
+            });
+        }
+        _ => {}
+    }
+    link.pin(pin)
+        .map_err(|source| GatewayError::pin(pin, source))?;
+    Ok(())
+}
+
+fn pinned(pin: &Path) -> Option<FdLink> {
+    PinnedLink::from_pin(pin).ok().map(FdLink::from)
+}
+
+/// Whether the link's program is among those of the device (a link outlives its device, attached to nothing).
+fn on_device(link: &FdLink, name: &str) -> bool {
+    let Ok(info) = link.info() else { return false };
+    match SchedClassifier::query_tcx(name, TcAttachType::Ingress) {
+        Ok((_, programs)) => programs
+            .iter()
+            .any(|program| program.id() == info.program_id()),
+        Err(_) => false,
+    }
+}
+
+fn attach_filter(program: &mut SchedClassifier, place: Place) -> Result<(), GatewayError> {
+    let name = device(place.ifindex)?;
+    let error = |error: ProgramError| GatewayError::attach(place.program, &name, error);
+    // Fails where the qdisc is there already; whether it is shows in the next call.
+    let _exists = qdisc_add_clsact(&name);
+    let same = filter(&name)
+        .map_err(|source| GatewayError::attach(place.program, &name, TcError::from(source)))?;
+    let id = match program.attach_to_link(same) {
+        Ok(id) => id,
+        Err(_) => {
+            let options = NlOptions {
+                priority: FILTER_PRIORITY,
+                handle: FILTER_HANDLE,
+                classid: None,
+            };
+            program
+                .attach_with_options(
+                    &name,
+                    TcAttachType::Ingress,
+                    TcAttachOptions::Netlink(options),
+                )
+                .map_err(error)?
+        }
+    };
+    // Its destructor would detach the filter, which must outlive us.
+    std::mem::forget(program.take_link(id).map_err(error)?);
+    Ok(())
+}
+
+fn filter(name: &str) -> std::io::Result<SchedClassifierLink> {
+    SchedClassifierLink::attached(
+        name,
+        TcAttachType::Ingress,
+        FILTER_PRIORITY,
+        FILTER_HANDLE,
+        None,
+    )
+}
+
+/// Takes both programs off their devices. Whether anything was there.
+pub(super) fn detach(pins: &Pins, config: &Config) -> Result<bool, GatewayError> {
+    let mut found = false;
+    for place in places(config.tunnel_ifindex, config.external_ifindex) {
+        let path = pins.path(place.pin);
+        let error = |source| GatewayError::Pin {
+            path: path.clone(),
+            source,
+        };
+        found |= detach_link(&path).map_err(error)?;
+        if config.attachment != Attachment::Clsact as u8 {
+            continue;
+        }
+        // A device that is gone took its filter along.
+        if let Ok(name) = device(place.ifindex) {
+            let filter = filter(&name).map(Link::detach);
+            found |= matches!(filter, Ok(Ok(())));
+        }
+    }
+    Ok(found)
+}
+
+/// Detaches a pinned link and removes its pin. Whether there was one.
+///
+/// Removing the pin alone would detach it too, but later, by a kernel thread.
+fn detach_link(path: &Path) -> std::io::Result<bool> {
+    const BPF_OBJ_GET: libc::c_long = 7;
+    const BPF_LINK_DETACH: libc::c_long = 34;
+    /// The part of `union bpf_attr` that either command reads: pathname and flags, or link_fd in front.
+    #[repr(C)]
+    struct Attribute {
+        first: u64,
+        rest: [u32; 2],
+    }
+    let call = |command: libc::c_long, attribute: &Attribute| {
+        let size = std::mem::size_of::<Attribute>();
+        // SAFETY: bpf(2) reads `size` bytes of the attribute, and for BPF_OBJ_GET the string that it points to, which
+        // the caller keeps alive.
+        let done = unsafe { libc::syscall(libc::SYS_bpf, command, attribute, size) };
+        if done < 0 {
+            Err(std::io::Error::last_os_error())
+        } else {
+            Ok(done as i32)
+        }
+    };
+    let name = CString::new(path.as_os_str().as_bytes())?;
+    let get = Attribute {
+        first: name.as_ptr() as u64,
+        rest: [0; 2],
+    };
+    let link = match call(BPF_OBJ_GET, &get) {
+        // SAFETY: the kernel has just made this descriptor for us alone.
+        Ok(descriptor) => unsafe { OwnedFd::from_raw_fd(descriptor) },
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(false),
+        Err(error) => return Err(error),
+    };
+    let mut detach = Attribute {
+        first: 0,
+        rest: [0; 2],
+    };
+    // link_fd is the first 32 bits, whatever the byte order
+    detach.first = u64::from_ne_bytes({
+        let mut bytes = [0; 8];
+        bytes[..4].copy_from_slice(&link.as_raw_fd().to_ne_bytes());
+        bytes
+    });
+    // A link whose device is gone is detached already (ENOLINK).
+    let _detached_already = call(BPF_LINK_DETACH, &detach);
+    std::fs::remove_file(path)?;
+    Ok(true)
+}
+
+fn device(ifindex: u32) -> Result<String, GatewayError> {
+    match nix::net::if_::if_indextoname(ifindex) {
+        Ok(name) => Ok(name.to_string_lossy().into_owned()),
+        Err(_) => Err(GatewayError::NoDevice { ifindex }),
+    }
+}

@@ -1,0 +1,13 @@
+//! Our own nftables table as a value, and its way into the kernel.
+//!
+//! [`Table`] says what the table contains; [`Nftables::apply`] turns the difference to what was applied before into one
+//! transaction. Golden tests compare the result with what the `nft` program makes of the same rules written as text.
+
+mod apply;
+mod expression;
+mod message;
+mod table;
+
+pub use apply::{NftError, Nftables};
+pub use expression::{Expression, FibResult, Key, MetaKey, Register, Rule, VERDICT};
+pub use table::{Chain, Element, ElementKey, Hook, Set, SetType, Table, Value};

@@ -1,0 +1,362 @@
+//! Turns the wanted table into one transaction, and sends it.
+
+use super::message as m;
+use super::table::{Element, Set, Table, Value};
+use crate::netlink::{Attrs, NetlinkError, NetlinkSocket, Request, attributes};
+use std::collections::{BTreeMap, BTreeSet};
+
+/// Why the table is not as it should be.
+#[derive(Debug, thiserror::Error)]
+pub enum NftError {
+    /// The kernel refused something.
+    #[error("programming nftables table {table}")]
+    Netlink {
+        /// Name of the table.
+        table: String,
+        /// Why.
+        #[source]
+        source: NetlinkError,
+    },
+    /// Another live process owns the table of our name.
+    #[error(
+        "nftables table inet {table} belongs to another running process (port id {owner}): stop that agent first"
+    )]
+    Owned {
+        /// Name of the table.
+        table: String,
+        /// Its netlink port id.
+        owner: u32,
+    },
+}
+
+/// One nftables table of family inet in the namespace of the thread that opened it.
+///
+/// The table is owned by this socket and persists when it closes (Linux 6.9), so that a foreign `nft flush ruleset` does
+/// not touch it and traffic survives the agent; on older kernels it is an ordinary table.
+pub struct Nftables {
+    socket: NetlinkSocket,
+    name: String,
+    flags: u32,
+    applied: Option<Table>,
+    generation: u32,
+}
+
+impl Nftables {
+    /// Opens the socket; nothing is changed yet.
+    pub fn open(name: &str) -> Result<Self, NftError> {
+        let socket = NetlinkSocket::open(libc::NETLINK_NETFILTER);
+        let socket = socket.map_err(|source| NftError::Netlink {
+            table: name.into(),
+            source,
+        })?;
+        let flags = m::TABLE_OWNER_PERSIST;
+        Ok(Nftables {
+            socket,
+            name: name.into(),
+            flags,
+            applied: None,
+            generation: 0,
+        })
+    }
+
+    /// Whether the kernel keeps other processes from changing our table.
+    pub fn owned(&self) -> bool {
+        self.flags != 0
+    }
+
+    /// Makes the kernel's table equal to `wanted`, in one transaction. The first call replaces what an earlier process
+    /// left, later ones send the difference only. Content of run-time sets lives through later calls.
+    pub fn apply(&mut self, wanted: &Table) -> Result<(), NftError> {
+        let result = match self.applied.take() {
+            Some(applied) if applied == *wanted => {
+                self.applied = Some(applied);
+                return Ok(());
+            }
+            Some(applied) => {
+                let requests = difference(&self.name, &applied, wanted);
+                self.socket.batch(&requests)
+            }
+            None => self.replace(wanted),
+        };
+        self.error(result)?;
+        self.applied = Some(wanted.clone());
+        self.generation = self.read_generation()?;
+        Ok(())
+    }
+
+    /// Whether the table still has the chains, rules and sets that were applied; `false` forgets it, so that the next
+    /// [`Self::apply`] replaces everything. Costs one small message while nobody changed any table of the namespace.
+    pub fn verify(&mut self) -> Result<bool, NftError> {
+        let Some(applied) = self.applied.take() else {
+            return Ok(false);
+        };
+        let generation = self.read_generation()?;
+        let intact = generation == self.generation || self.same_names(&applied)?;
+        self.generation = generation;
+        self.applied = intact.then_some(applied);
+        Ok(intact)
+    }
+
+    /// Forgets what was applied: the next [`Self::apply`] replaces the whole table in one transaction.
+    pub fn forget(&mut self) {
+        self.applied = None;
+    }
+
+    /// Adds elements to a run-time set; those that are there already keep their timeout.
+    pub fn remember(&mut self, set: &str, elements: &[Element]) -> Result<(), NftError> {
+        let shape = match self.applied.as_ref().and_then(|table| table.sets.get(set)) {
+            Some(shape) if !elements.is_empty() => shape,
+            _ => return Ok(()),
+        };
+        let content = elements
+            .iter()
+            .map(|e| (&e.key, &Value::Member, Some(e.timeout_secs)));
+        let requests = m::elements(&self.name, set, shape, content, false);
+        let result = self.socket.batch(&requests);
+        self.error(result)
+    }
+
+    /// Packets counted by each named counter.
+    pub fn counters(&mut self) -> Result<BTreeMap<String, u64>, NftError> {
+        let attrs = Attrs::default().text(1, &self.name).be32(3, 1);
+        let request = m::request(m::GETOBJ, 0, attrs, "counters".into());
+        let replies = self.socket.dump(&request);
+        let replies = self.error(replies)?;
+        let mut counters = BTreeMap::new();
+        for reply in replies {
+            let object = named(&reply.body);
+            let packets = object.get(&4).and_then(|data| {
+                let packets = attributes(data).find(|(kind, _)| *kind == 2)?.1;
+                Some(u64::from_be_bytes(packets.try_into().ok()?))
+            });
+            if let (true, Some(name), Some(packets)) =
+                (text(&object, 1) == self.name, object.get(&2), packets)
+            {
+                counters.insert(trimmed(name), packets);
+            }
+        }
+        Ok(counters)
+    }
+
+    /// Removes the table, if it is there.
+    pub fn remove(&mut self) -> Result<bool, NftError> {
+        self.applied = None;
+        if self.owner()?.is_none() {
+            return Ok(false);
+        }
+        let requests = [
+            m::new_table(&self.name, self.flags),
+            m::delete_table(&self.name),
+        ];
+        let result = self
+            .socket
+            .batch(&requests)
+            .or_else(|_| self.socket.batch(&requests[1..]));
+        self.error(result)?;
+        Ok(true)
+    }
+
+    fn replace(&mut self, wanted: &Table) -> Result<(), NetlinkError> {
+        let whole = |flags| {
+            // Adopt what is there (or make it), drop it, make ours: one transaction, so no packet sees a gap.
+            let mut requests = vec![
+                m::new_table(&self.name, flags),
+                m::delete_table(&self.name),
+                m::new_table(&self.name, flags),
+            ];
+            requests.extend(difference(&self.name, &Table::default(), wanted));
+            requests
+        };
+        let requests = whole(self.flags);
+        match self.socket.batch(&requests) {
+            Err(NetlinkError::Refused {
+                errno: libc::EOPNOTSUPP | libc::EINVAL,
+                ..
+            }) if self.flags != 0 => {
+                let requests = whole(0);
+                self.socket.batch(&requests)?;
+                self.flags = 0;
+                Ok(())
+            }
+            result => result,
+        }
+    }
+
+    /// The owner of the table of our name; `None`: there is no such table.
+    fn owner(&mut self) -> Result<Option<u32>, NftError> {
+        let attrs = Attrs::default().text(1, &self.name);
+        let request = m::request(m::GETTABLE, 0, attrs, format!("table {}", self.name));
+        match self.socket.query(&request) {
+            Ok(reply) => Ok(Some(number(&named(&reply.body), 7))),
+            Err(error) if error.errno() == Some(libc::ENOENT) => Ok(None),
+            Err(error) => self.error(Err(error)),
+        }
+    }
+
+    fn read_generation(&mut self) -> Result<u32, NftError> {
+        const GETGEN: u16 = 16;
+        let request = m::request(GETGEN, 0, Attrs::default(), "generation".into());
+        let reply = self.socket.query(&request);
+        let reply = self.error(reply)?;
+        Ok(number(&named(&reply.body), 1))
+    }
+
+    fn same_names(&mut self, applied: &Table) -> Result<bool, NftError> {
+        let ours = Attrs::default().text(1, &self.name);
+        let mut rules: BTreeMap<String, usize> = BTreeMap::new();
+        for chain in self.dump(m::GETCHAIN, Attrs::default())? {
+            if text(&chain, 1) == self.name {
+                rules.insert(text(&chain, 3), 0);
+            }
+        }
+        for rule in self.dump(m::GETRULE, ours.clone())? {
+            if text(&rule, 1) == self.name {
+                *rules.entry(text(&rule, 2)).or_default() += 1;
+            }
+        }
+        let sets: BTreeSet<String> = match self.dump(m::GETSET, ours) {
+            Ok(sets) => sets
+                .iter()
+                .filter(|set| text(set, 1) == self.name)
+                .map(|set| text(set, 2))
+                .collect(),
+            Err(NftError::Netlink { source, .. }) if source.errno() == Some(libc::ENOENT) => {
+                return Ok(false);
+            }
+            Err(error) => return Err(error),
+        };
+        let wanted: BTreeMap<_, _> = applied
+            .chains
+            .iter()
+            .map(|(name, chain)| (name.clone(), chain.rules.len()))
+            .collect();
+        Ok(rules == wanted && sets.iter().eq(applied.sets.keys()))
+    }
+
+    fn dump(&mut self, kind: u16, attrs: Attrs) -> Result<Vec<BTreeMap<u16, Vec<u8>>>, NftError> {
+        let request = m::request(kind, 0, attrs, "nftables dump".into());
+        let replies = self.socket.dump(&request);
+        Ok(self
+            .error(replies)?
+            .iter()
+            .map(|reply| named(&reply.body))
+            .collect())
+    }
+
+    fn error<T>(&mut self, result: Result<T, NetlinkError>) -> Result<T, NftError> {
+        let source = match result {
+            Ok(value) => return Ok(value),
+            Err(source) => source,
+        };
+        if source.errno() == Some(libc::EPERM)
+            && let Ok(Some(owner)) = self.owner()
+            && owner != 0
+        {
+            return Err(NftError::Owned {
+                table: self.name.clone(),
+                owner,
+            });
+        }
+        Err(NftError::Netlink {
+            table: self.name.clone(),
+            source,
+        })
+    }
+}
+
+fn named(body: &[u8]) -> BTreeMap<u16, Vec<u8>> {
+    attributes(body.get(4..).unwrap_or(&[]))
+        .map(|(kind, value)| (kind, value.to_vec()))
+        .collect()
+}
+
+fn trimmed(value: &[u8]) -> String {
+    String::from_utf8_lossy(value)
+        .trim_end_matches('\0')
+        .to_string()
+}
+
+fn text(object: &BTreeMap<u16, Vec<u8>>, kind: u16) -> String {
+    object
+        .get(&kind)
+        .map(|value| trimmed(value))
+        .unwrap_or_default()
+}
+
+fn number(object: &BTreeMap<u16, Vec<u8>>, kind: u16) -> u32 {
+    let bytes = object
+        .get(&kind)
+        .and_then(|value| <[u8; 4]>::try_from(&value[..]).ok());
+    bytes.map_or(0, u32::from_be_bytes)
+}
+
+/// The requests that turn `old` into `new`: what others refer to is made first and removed last.
+fn difference(table: &str, old: &Table, new: &Table) -> Vec<Request> {
+    let mut requests = Vec::new();
+    for counter in new
+        .counters
+        .iter()
+        .filter(|counter| !old.counters.contains(counter))
+    {
+        requests.push(m::new_counter(table, counter));
+    }
+    for (id, (name, set)) in new.sets.iter().enumerate() {
+        match old.sets.get(name) {
+            Some(before) => assert!(before.same_shape(set), "set {name} never changes its shape"),
+            None => requests.push(m::new_set(table, name, id as u32 + 1, set)),
+        }
+    }
+    for (name, chain) in &new.chains {
+        if !old.chains.contains_key(name) {
+            requests.push(m::new_chain(table, name, chain));
+        }
+    }
+    for (name, chain) in &new.chains {
+        let before = old.chains.get(name);
+        if before.is_some_and(|before| before.rules == chain.rules) {
+            continue;
+        }
+        if before.is_some_and(|before| !before.rules.is_empty()) {
+            requests.push(m::flush_chain(table, name));
+        }
+        for (number, rule) in chain.rules.iter().enumerate() {
+            requests.push(m::new_rule(table, name, number, rule));
+        }
+    }
+    for (name, set) in &new.sets {
+        requests.extend(changed_elements(table, name, old.sets.get(name), set));
+    }
+    for (name, chain) in &old.chains {
+        if !new.chains.contains_key(name) && !chain.rules.is_empty() {
+            requests.push(m::flush_chain(table, name));
+        }
+    }
+    for name in old.sets.keys().filter(|name| !new.sets.contains_key(*name)) {
+        requests.push(m::delete_set(table, name));
+    }
+    for name in old
+        .chains
+        .keys()
+        .filter(|name| !new.chains.contains_key(*name))
+    {
+        requests.push(m::delete_chain(table, name));
+    }
+    requests
+}
+
+fn changed_elements(table: &str, name: &str, old: Option<&Set>, new: &Set) -> Vec<Request> {
+    let nothing = BTreeMap::new();
+    let before = old.map_or(&nothing, |set| &set.elements);
+    let gone = before
+        .iter()
+        .filter(|(key, value)| new.elements.get(key) != Some(value))
+        .map(|(key, value)| (key, value, None));
+    let added = new
+        .elements
+        .iter()
+        .filter(|(key, value)| before.get(key) != Some(value))
+        .map(|(key, value)| (key, value, None));
+    let mut requests = m::elements(table, name, new, gone, true);
+    requests.extend(m::elements(table, name, new, added, false));
+    requests
+}

@@ -1,0 +1,275 @@
+//! Expressions of nftables rules (`include/uapi/linux/netfilter/nf_tables.h`), as far as we use them.
+
+use crate::netlink::Attrs;
+use std::net::IpAddr;
+
+/// A 32-bit register, 0..=15. A key that is longer takes the following ones too.
+pub type Register = u32;
+
+/// Where [`Expression::Verdict`] and verdict maps put their verdict.
+pub const VERDICT: u32 = 0;
+
+const NFT_REG32_00: u32 = 8;
+
+/// What `meta` reads or sets (`enum nft_meta_keys`).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[allow(missing_docs)]
+#[repr(u32)]
+pub enum MetaKey {
+    Mark = 3,
+    Iif = 4,
+    IifName = 6,
+    OifName = 7,
+    NfProto = 15,
+    L4Proto = 16,
+}
+
+/// What `ct` reads (`enum nft_ct_keys`).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[allow(missing_docs)]
+#[repr(u32)]
+pub enum Key {
+    State = 0,
+    Direction = 1,
+    SourceV4 = 19,
+    DestinationV4 = 20,
+    SourceV6 = 21,
+    DestinationV6 = 22,
+}
+
+/// What `fib` answers (`enum nft_fib_result`).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u32)]
+pub enum FibResult {
+    /// Index of the device.
+    Oif = 1,
+    /// Type of the address (`RTN_LOCAL`, ...).
+    AddressType = 3,
+}
+
+/// One expression.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Expression {
+    /// Loads metadata of the packet.
+    Meta(MetaKey, Register),
+    /// Sets the packet's mark from a register.
+    SetMark(Register),
+    /// Loads bytes of the network header (`true`: of the transport header).
+    Payload {
+        /// Transport instead of network header.
+        transport: bool,
+        /// Offset in bytes.
+        offset: u32,
+        /// Length in bytes.
+        length: u32,
+        /// Destination.
+        register: Register,
+    },
+    /// Goes on only if the register equals (or, negated, differs from) the bytes.
+    Compare {
+        /// Register.
+        register: Register,
+        /// Must differ instead.
+        negated: bool,
+        /// Bytes.
+        bytes: Vec<u8>,
+    },
+    /// register = (register & mask) ^ xor.
+    Bitwise {
+        /// Register, in and out.
+        register: Register,
+        /// Mask.
+        mask: Vec<u8>,
+        /// Xor.
+        xor: Vec<u8>,
+    },
+    /// Goes on only if the key is in the set (not in it: negated).
+    InSet {
+        /// Name of the set.
+        set: String,
+        /// Register of the key.
+        register: Register,
+        /// Must not be in the set.
+        negated: bool,
+    },
+    /// Takes the verdict that the map holds for the key, if any.
+    VerdictMap {
+        /// Name of the map.
+        set: String,
+        /// Register of the key.
+        register: Register,
+    },
+    /// Loads constant bytes.
+    Load(Register, Vec<u8>),
+    /// Ends the rule: accept (1), drop (0), return (-5), jump (-3) and goto (-4) to a chain.
+    Verdict(i32, Option<String>),
+    /// Loads what conntrack knows; the flag asks for the reply direction of tuple keys (`None`: no direction).
+    Conntrack(Key, Option<bool>, Register),
+    /// Counts packets and bytes in the named counter.
+    Count(String),
+    /// Refuses towards the sender: TCP reset, or administratively prohibited.
+    RejectReset,
+    /// See [`Expression::RejectReset`].
+    RejectProhibited,
+    /// The packet is not tracked.
+    Notrack,
+    /// Source translation to one address and a range of ports.
+    Snat {
+        /// Family (`NFPROTO_IPV4`, `NFPROTO_IPV6`).
+        family: u32,
+        /// Registers of address, first and last port.
+        registers: (Register, Register, Register),
+    },
+    /// Lowers the MSS option of TCP to the 16 bits in the register.
+    ClampMss(Register),
+    /// A random number below the modulus.
+    Random(u32, Register),
+    /// Looks the packet's addresses up in the routing table.
+    Fib {
+        /// `NFTA_FIB_F_*`: 1 source, 2 destination, 8 input device.
+        flags: u32,
+        /// What to answer; with `present`, 0 or 1 only.
+        result: FibResult,
+        /// Only whether there is an answer.
+        present: bool,
+        /// Destination.
+        register: Register,
+    },
+}
+
+/// One rule: expressions in their order.
+pub type Rule = Vec<Expression>;
+
+impl Expression {
+    /// Loads `address` bytes.
+    pub fn load_address(register: Register, address: IpAddr) -> Self {
+        Expression::Load(register, address_bytes(address))
+    }
+
+    pub(super) fn encode(&self) -> Attrs {
+        let (name, data) = self.data();
+        let element = Attrs::default().text(1, name).nest(2, data);
+        Attrs::default().nest(1, element)
+    }
+
+    fn data(&self) -> (&'static str, Attrs) {
+        let a = Attrs::default();
+        match self {
+            Expression::Meta(key, to) => ("meta", a.be32(1, reg(*to)).be32(2, *key as u32)),
+            Expression::SetMark(from) => {
+                ("meta", a.be32(2, MetaKey::Mark as u32).be32(3, reg(*from)))
+            }
+            Expression::Payload {
+                transport,
+                offset,
+                length,
+                register,
+            } => {
+                let base = if *transport { 2 } else { 1 };
+                let a = a.be32(1, reg(*register)).be32(2, base);
+                ("payload", a.be32(3, *offset).be32(4, *length))
+            }
+            Expression::Compare {
+                register,
+                negated,
+                bytes,
+            } => {
+                let a = a.be32(1, reg(*register)).be32(2, u32::from(*negated));
+                ("cmp", a.nest(3, value(bytes)))
+            }
+            Expression::Bitwise {
+                register,
+                mask,
+                xor,
+            } => {
+                let a = a.be32(1, reg(*register)).be32(2, reg(*register));
+                let a = a.be32(3, mask.len() as u32);
+                ("bitwise", a.nest(4, value(mask)).nest(5, value(xor)))
+            }
+            Expression::InSet {
+                set,
+                register,
+                negated,
+            } => {
+                let a = a.text(1, set).be32(2, reg(*register));
+                ("lookup", if *negated { a.be32(5, 1) } else { a })
+            }
+            Expression::VerdictMap { set, register } => (
+                "lookup",
+                a.text(1, set).be32(2, reg(*register)).be32(3, VERDICT),
+            ),
+            Expression::Load(to, bytes) => ("immediate", a.be32(1, reg(*to)).nest(2, value(bytes))),
+            Expression::Verdict(code, chain) => {
+                let data = Attrs::default().nest(2, verdict(*code, chain.as_deref()));
+                ("immediate", a.be32(1, VERDICT).nest(2, data))
+            }
+            Expression::Conntrack(key, reply, to) => {
+                let a = a.be32(1, reg(*to)).be32(2, *key as u32);
+                (
+                    "ct",
+                    reply.map_or(a.clone(), |reply| a.u8(3, u8::from(reply))),
+                )
+            }
+            Expression::Count(name) => ("objref", a.be32(1, 1).text(2, name)),
+            Expression::RejectReset => ("reject", a.be32(1, 1).u8(2, 0)),
+            Expression::RejectProhibited => ("reject", a.be32(1, 2).u8(2, 3)),
+            Expression::Notrack => ("notrack", a),
+            Expression::Snat {
+                family,
+                registers: (address, first, last),
+            } => {
+                let a = a.be32(1, 0).be32(2, *family).be32(3, reg(*address));
+                ("nat", a.be32(5, reg(*first)).be32(6, reg(*last)))
+            }
+            Expression::ClampMss(from) => {
+                // exthdr: type 2 (MSS), offset 2, length 2, operation 1 (TCP options), written from a register.
+                let a = a.u8(2, 2).be32(3, 2).be32(4, 2).be32(6, 1);
+                ("exthdr", a.be32(7, reg(*from)))
+            }
+            Expression::Random(modulus, to) => (
+                "numgen",
+                a.be32(1, reg(*to)).be32(2, *modulus).be32(3, 1).be32(4, 0),
+            ),
+            Expression::Fib {
+                flags,
+                result,
+                present,
+                register,
+            } => {
+                let flags = flags | if *present { 0x20 } else { 0 };
+                (
+                    "fib",
+                    a.be32(1, reg(*register))
+                        .be32(2, *result as u32)
+                        .be32(3, flags),
+                )
+            }
+        }
+    }
+}
+
+/// Bytes of an address in network order.
+pub(crate) fn address_bytes(address: IpAddr) -> Vec<u8> {
+    match address {
+        IpAddr::V4(address) => address.octets().to_vec(),
+        IpAddr::V6(address) => address.octets().to_vec(),
+    }
+}
+
+/// `NFTA_DATA_VALUE`.
+pub(super) fn value(bytes: &[u8]) -> Attrs {
+    Attrs::default().bytes(1, bytes)
+}
+
+/// Inside of `NFTA_DATA_VERDICT`.
+pub(super) fn verdict(code: i32, chain: Option<&str>) -> Attrs {
+    let attrs = Attrs::default().be32(1, code as u32);
+    match chain {
+        Some(chain) => attrs.text(2, chain),
+        None => attrs,
+    }
+}
+
+fn reg(register: Register) -> u32 {
+    NFT_REG32_00 + register
+}

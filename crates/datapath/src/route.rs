@@ -1,0 +1,12 @@
+//! The tunnel device and what leads into it: neighbours, next hop objects, groups, routes and rules.
+//!
+//! Everything carries our route protocol number or hangs on our device, and only that is ever deleted.
+
+mod kernel;
+mod tunnel;
+mod wanted;
+mod wire;
+
+pub use kernel::{RouteError, Routing};
+pub use tunnel::Device;
+pub use wanted::{NextHop, RouteEntry, RouteKind, RuleEntry, Wanted};

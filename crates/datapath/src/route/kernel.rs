@@ -1,0 +1,300 @@
+//! Observes, compares and applies.
+
+use super::tunnel::{self, Device};
+use super::wanted::{RouteEntry, RuleEntry, Wanted};
+use super::wire;
+use crate::netlink::{NetlinkError, NetlinkSocket, Request, flags};
+use egret_core::node::{NodeState, Tunnel};
+use netlink_packet_route::RouteNetlinkMessage as Message;
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+
+/// Why links and routes are not as they should be.
+#[derive(Debug, thiserror::Error)]
+pub enum RouteError {
+    /// The kernel refused something.
+    #[error(transparent)]
+    Netlink(#[from] NetlinkError),
+    /// The tunnel device cannot have IPv6.
+    #[error(transparent)]
+    Sysctl(#[from] crate::sysctl::SysctlError),
+    /// There is a device of our name that is not ours; it is left alone.
+    #[error("device {device} exists and is not a tunnel of Egret: rename or remove it")]
+    NotOurs {
+        /// Name.
+        device: String,
+    },
+    /// The device went away while it was worked on.
+    #[error("device {device} was removed while it was set up")]
+    Vanished {
+        /// Name.
+        device: String,
+    },
+}
+
+/// Links and routes of the namespace of the thread that opened it.
+pub struct Routing {
+    socket: NetlinkSocket,
+    applied: Option<(Tunnel, Device, Wanted)>,
+    stale: Option<Wanted>,
+}
+
+impl Routing {
+    /// Opens the socket; nothing is changed yet.
+    pub fn open() -> Result<Self, RouteError> {
+        Ok(Routing {
+            socket: NetlinkSocket::open(libc::NETLINK_ROUTE)?,
+            applied: None,
+            stale: None,
+        })
+    }
+
+    /// Every network device.
+    pub fn devices(&mut self) -> Result<Vec<Device>, RouteError> {
+        tunnel::devices(&mut self.socket)
+    }
+
+    /// Addresses of every device, by its index.
+    pub fn addresses(&mut self) -> Result<BTreeMap<u32, Vec<IpAddr>>, RouteError> {
+        use netlink_packet_route::address::AddressAttribute;
+        let mut addresses: BTreeMap<u32, Vec<IpAddr>> = BTreeMap::new();
+        for message in wire::addresses(&mut self.socket, None)? {
+            for attribute in &message.attributes {
+                match attribute {
+                    AddressAttribute::Local(address)
+                    | AddressAttribute::Address(address @ IpAddr::V6(_)) => {
+                        addresses
+                            .entry(message.header.index)
+                            .or_default()
+                            .push(*address);
+                    }
+                    _ => {}
+                }
+            }
+        }
+        Ok(addresses)
+    }
+
+    /// The device of the default route with the lowest metric, IPv4 before IPv6.
+    pub fn default_device(&mut self) -> Result<Option<Device>, RouteError> {
+        let index = wire::default_device(&mut self.socket)?;
+        Ok(self
+            .devices()?
+            .into_iter()
+            .find(|device| Some(device.index) == index))
+    }
+
+    /// Whether a route of others spreads over several next hops.
+    pub fn foreign_multipath(&mut self) -> Result<bool, RouteError> {
+        wire::foreign_multipath(&mut self.socket)
+    }
+
+    /// Makes the tunnel device alone what it should be: probes need it before anything else is decided.
+    pub fn ensure_tunnel(&mut self, tunnel: &Tunnel) -> Result<Device, RouteError> {
+        tunnel::ensure(&mut self.socket, tunnel)
+    }
+
+    /// Adds what the state asks for and is not there yet, from the bottom up, so that no rule ever leads nowhere.
+    /// What did not change since the last call costs nothing; the first call compares with what is there (adopting
+    /// what an earlier process left). [`Self::settle`] then removes what is not asked for any more.
+    pub fn prepare(&mut self, state: &NodeState) -> Result<Device, RouteError> {
+        let wanted = Wanted::of(state);
+        let (device, before) = match self.applied.take() {
+            Some((tunnel, device, before)) if tunnel == state.tunnel => (device, before),
+            _ => {
+                let device = tunnel::ensure(&mut self.socket, &state.tunnel)?;
+                let before = self.observe(&device, state.tunnel.underlay)?;
+                (device, before)
+            }
+        };
+        self.grow(&device, &before, &wanted)?;
+        self.stale = Some(before);
+        self.applied = Some((state.tunnel.clone(), device.clone(), wanted));
+        Ok(device)
+    }
+
+    /// Removes what the last [`Self::prepare`] found and did not want, from the top down.
+    pub fn settle(&mut self) -> Result<(), RouteError> {
+        match (self.stale.take(), self.applied.clone()) {
+            (Some(before), Some((_, device, wanted))) => self.shrink(&device, &before, &wanted),
+            _ => Ok(()),
+        }
+    }
+
+    /// Whether everything applied is still there; `false` forgets it, so that the next [`Self::prepare`] mends it.
+    pub fn verify(&mut self) -> Result<bool, RouteError> {
+        let Some((tunnel, device, wanted)) = self.applied.take() else {
+            return Ok(false);
+        };
+        let now = tunnel::find(&mut self.socket)?;
+        let intact = now.as_ref().is_some_and(|now| {
+            (now.index, now.mtu, now.up) == (device.index, tunnel.mtu, true) && now.ours
+        }) && self.observe(&device, tunnel.underlay)? == wanted;
+        if intact {
+            self.applied = Some((tunnel, device, wanted));
+        }
+        Ok(intact)
+    }
+
+    /// Removes rules, routes, next hops and the device; whether there was anything.
+    pub fn remove(&mut self) -> Result<bool, RouteError> {
+        self.applied = None;
+        let device = tunnel::find(&mut self.socket)?.filter(|device| device.ours);
+        let index = device.as_ref().map_or(0, |device| device.index);
+        let rules = wire::rules(&mut self.socket)?;
+        let routes = wire::routes(&mut self.socket)?;
+        let hops = wire::nexthops(&mut self.socket, index, IpAddr::from([0, 0, 0, 0]))?;
+        for rule in &rules {
+            self.delete_rule(rule)?;
+        }
+        for route in &routes {
+            self.delete_route(route)?;
+        }
+        for id in hops.groups.keys().chain(hops.hops.keys()) {
+            self.gone(wire::delete_nexthop(*id))?;
+        }
+        let device = tunnel::delete(&mut self.socket)?;
+        let something = !(rules.is_empty() && routes.is_empty() && hops.hops.is_empty());
+        Ok(device || something)
+    }
+
+    fn observe(&mut self, device: &Device, source: IpAddr) -> Result<Wanted, RouteError> {
+        let hops = wire::nexthops(&mut self.socket, device.index, source)?;
+        let mut neighbours = wire::neighbours(&mut self.socket, device.index)?;
+        neighbours.retain(|address, _| tunnel::is_tunnel_address(*address));
+        let unusable = |id: &u32| super::NextHop {
+            via: std::net::Ipv6Addr::UNSPECIFIED,
+            underlay: IpAddr::from(id.to_be_bytes()),
+            source,
+        };
+        let hops_found: BTreeMap<_, _> = hops
+            .hops
+            .into_iter()
+            .map(|(id, hop)| (id, hop.unwrap_or_else(|| unusable(&id))))
+            .collect();
+        Ok(Wanted {
+            neighbours,
+            hops: hops_found,
+            groups: hops.groups,
+            routes: wire::routes(&mut self.socket)?,
+            rules: wire::rules(&mut self.socket)?,
+        })
+    }
+
+    fn grow(&mut self, device: &Device, old: &Wanted, new: &Wanted) -> Result<(), RouteError> {
+        let replace = flags::CREATE | flags::REPLACE;
+        for (address, mac) in &new.neighbours {
+            if old.neighbours.get(address) != Some(mac) {
+                let message = wire::neighbour(device.index, *address, Some(*mac));
+                let message = Message::NewNeighbour(message);
+                self.send(
+                    wire::RTM_NEWNEIGH,
+                    replace,
+                    message,
+                    &format!("neighbour {address}"),
+                )?;
+            }
+        }
+        for (id, hop) in &new.hops {
+            if old.hops.get(id) != Some(hop) {
+                self.socket
+                    .execute(&wire::new_hop(device.index, *id, hop))?;
+            }
+        }
+        for (id, members) in &new.groups {
+            if old.groups.get(id) != Some(members) {
+                self.socket.execute(&wire::new_group(*id, members))?;
+            }
+        }
+        for route in new.routes.difference(&old.routes) {
+            let message = Message::NewRoute(wire::route(route));
+            self.send(
+                wire::RTM_NEWROUTE,
+                replace,
+                message,
+                &format!("route {route:?}"),
+            )?;
+        }
+        for rule in new.rules.difference(&old.rules) {
+            let message = Message::NewRule(wire::rule(rule));
+            let how = flags::CREATE | flags::EXCL;
+            self.send(wire::RTM_NEWRULE, how, message, &format!("rule {rule:?}"))?;
+        }
+        Ok(())
+    }
+
+    fn shrink(&mut self, device: &Device, old: &Wanted, new: &Wanted) -> Result<(), RouteError> {
+        for rule in old.rules.difference(&new.rules) {
+            self.delete_rule(rule)?;
+        }
+        for route in old.routes.difference(&new.routes) {
+            // A replaced route (same table, prefix and metric) is gone already.
+            let same = |new: &&RouteEntry| {
+                (new.table, new.to, new.metric) == (route.table, route.to, route.metric)
+            };
+            if !new.routes.iter().any(|new| same(&new)) {
+                self.delete_route(route)?;
+            }
+        }
+        for id in old.groups.keys().filter(|id| !new.groups.contains_key(id)) {
+            self.gone(wire::delete_nexthop(*id))?;
+        }
+        for id in old.hops.keys().filter(|id| !new.hops.contains_key(id)) {
+            self.gone(wire::delete_nexthop(*id))?;
+        }
+        for address in old
+            .neighbours
+            .keys()
+            .filter(|a| !new.neighbours.contains_key(a))
+        {
+            let message = Message::DelNeighbour(wire::neighbour(device.index, *address, None));
+            let what = format!("deletion of neighbour {address}");
+            let result = self.send(wire::RTM_DELNEIGH, 0, message, &what);
+            absent_is_fine(result)?;
+        }
+        Ok(())
+    }
+
+    fn delete_rule(&mut self, rule: &RuleEntry) -> Result<(), RouteError> {
+        let message = Message::DelRule(wire::rule(rule));
+        let what = format!("deletion of rule {rule:?}");
+        let result = self.send(wire::RTM_DELRULE, 0, message, &what);
+        absent_is_fine(result)
+    }
+
+    fn delete_route(&mut self, route: &RouteEntry) -> Result<(), RouteError> {
+        let message = Message::DelRoute(wire::route(route));
+        let what = format!("deletion of route {route:?}");
+        let result = self.send(wire::RTM_DELROUTE, 0, message, &what);
+        absent_is_fine(result)
+    }
+
+    fn send(
+        &mut self,
+        kind: u16,
+        how: u16,
+        message: Message,
+        what: &str,
+    ) -> Result<(), RouteError> {
+        wire::execute(&mut self.socket, kind, how, message, what)
+    }
+
+    fn gone(&mut self, request: Request) -> Result<(), RouteError> {
+        let result = self.socket.execute(&request).map_err(RouteError::from);
+        absent_is_fine(result)
+    }
+}
+
+fn absent_is_fine(result: Result<(), RouteError>) -> Result<(), RouteError> {
+    match result {
+        Err(RouteError::Netlink(error))
+            if matches!(
+                error.errno(),
+                Some(libc::ENOENT | libc::ESRCH | libc::ENODEV)
+            ) =>
+        {
+            Ok(())
+        }
+        result => result,
+    }
+}

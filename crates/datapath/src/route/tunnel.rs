@@ -1,0 +1,257 @@
+//! The tunnel device: VXLAN in collect-metadata mode, so that one device leads to every node.
+
+use super::kernel::RouteError;
+use super::wanted::link_local;
+use super::wire;
+use crate::gateway::abi::tunnel_mac;
+use crate::netlink::{Attrs, NetlinkSocket, Request, flags};
+use crate::sysctl::enable_ipv6;
+use egret_core::node::{Tunnel, TunnelIndex};
+use egret_core::numbers::{TUNNEL_ADDRESS, TUNNEL_DEVICE, TUNNEL_PORT};
+use netlink_packet_route::RouteNetlinkMessage as Message;
+use netlink_packet_route::address::AddressAttribute;
+use netlink_packet_route::link::{InfoData, InfoKind, InfoVxlan, LinkAttribute, LinkFlags};
+use netlink_packet_route::link::{LinkInfo, LinkMessage};
+use std::collections::BTreeSet;
+use std::net::{IpAddr, Ipv6Addr};
+
+const RTM_NEWLINK: u16 = 16;
+const RTM_DELLINK: u16 = 17;
+const RTM_SETLINK: u16 = 19;
+const RTM_GETLINK: u16 = 18;
+
+/// A network device, as far as we look at it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Device {
+    /// Index.
+    pub index: u32,
+    /// Name.
+    pub name: String,
+    /// MAC address; empty where there is none.
+    pub mac: Vec<u8>,
+    /// MTU in bytes.
+    pub mtu: u32,
+    /// Administratively up.
+    pub up: bool,
+    /// Up and with carrier.
+    pub running: bool,
+    /// It is a VXLAN device on our port that takes its way from the packet.
+    pub ours: bool,
+}
+
+impl Device {
+    fn of(message: &LinkMessage) -> Self {
+        let mut device = Device {
+            index: message.header.index,
+            name: String::new(),
+            mac: Vec::new(),
+            mtu: 0,
+            up: message.header.flags.contains(LinkFlags::Up),
+            running: message
+                .header
+                .flags
+                .contains(LinkFlags::Up | LinkFlags::LowerUp),
+            ours: false,
+        };
+        for attribute in &message.attributes {
+            match attribute {
+                LinkAttribute::IfName(name) => device.name.clone_from(name),
+                LinkAttribute::Address(mac) => device.mac.clone_from(mac),
+                LinkAttribute::Mtu(mtu) => device.mtu = *mtu,
+                LinkAttribute::LinkInfo(info) => device.ours = is_our_tunnel(info),
+                _ => {}
+            }
+        }
+        device
+    }
+}
+
+fn is_our_tunnel(info: &[LinkInfo]) -> bool {
+    info.iter().any(|info| match info {
+        LinkInfo::Data(InfoData::Vxlan(data)) => {
+            data.contains(&InfoVxlan::Port(TUNNEL_PORT))
+                && data.contains(&InfoVxlan::CollectMetadata(true))
+        }
+        _ => false,
+    })
+}
+
+/// Every device of the namespace.
+pub(super) fn devices(socket: &mut NetlinkSocket) -> Result<Vec<Device>, RouteError> {
+    let message = Message::GetLink(LinkMessage::default());
+    let found = wire::dump(socket, RTM_GETLINK, message, "the devices")?;
+    let link = |message| match message {
+        Message::NewLink(link) => Some(Device::of(&link)),
+        _ => None,
+    };
+    Ok(found.into_iter().filter_map(link).collect())
+}
+
+/// Makes the tunnel device what it should be; a device of that name which is not ours is an error.
+pub(super) fn ensure(socket: &mut NetlinkSocket, tunnel: &Tunnel) -> Result<Device, RouteError> {
+    let mac = tunnel_mac(tunnel.index);
+    let mut device = find(socket)?;
+    if let Some(found) = &device {
+        if !found.ours {
+            return Err(RouteError::NotOurs {
+                device: TUNNEL_DEVICE.into(),
+            });
+        }
+        if found.mac != mac {
+            // Another node's number once: its neighbours would not take our packets.
+            delete(socket)?;
+            device = None;
+        }
+    }
+    let device = match device {
+        Some(device) => device,
+        None => create(socket, mac)?,
+    };
+    if device.mtu != tunnel.mtu || !device.up {
+        configure(socket, device.index, tunnel.mtu)?;
+    }
+    enable_ipv6(TUNNEL_DEVICE)?;
+    addresses(socket, device.index, tunnel.index)?;
+    find(socket)?.ok_or(RouteError::Vanished {
+        device: TUNNEL_DEVICE.into(),
+    })
+}
+
+pub(super) fn find(socket: &mut NetlinkSocket) -> Result<Option<Device>, RouteError> {
+    Ok(devices(socket)?
+        .into_iter()
+        .find(|device| device.name == TUNNEL_DEVICE))
+}
+
+fn create(socket: &mut NetlinkSocket, mac: [u8; 6]) -> Result<Device, RouteError> {
+    let mut message = LinkMessage::default();
+    message.attributes = vec![
+        LinkAttribute::IfName(TUNNEL_DEVICE.into()),
+        LinkAttribute::Address(mac.to_vec()),
+        LinkAttribute::LinkInfo(vec![
+            LinkInfo::Kind(InfoKind::Vxlan),
+            LinkInfo::Data(InfoData::Vxlan(vec![
+                InfoVxlan::CollectMetadata(true),
+                InfoVxlan::Port(TUNNEL_PORT),
+                InfoVxlan::Learning(false),
+                InfoVxlan::UDPZeroCsumTX(true),
+                InfoVxlan::UDPZeroCsumRX(true),
+            ])),
+        ]),
+    ];
+    let how = flags::CREATE | flags::EXCL;
+    wire::execute(
+        socket,
+        RTM_NEWLINK,
+        how,
+        Message::NewLink(message),
+        "the tunnel device",
+    )?;
+    let device = find(socket)?.ok_or(RouteError::Vanished {
+        device: TUNNEL_DEVICE.into(),
+    })?;
+    // No addresses of the kernel's own making; and loose reverse-path filtering: what comes out of the tunnel
+    // comes from anywhere.
+    const IFLA_AF_SPEC: u16 = 26;
+    const IFLA_INET_CONF: u16 = 1;
+    const IPV4_DEVCONF_RP_FILTER: u16 = 8;
+    const IFLA_INET6_ADDR_GEN_MODE: u16 = 8;
+    const GEN_MODE_NONE: u8 = 1;
+    const LOOSE: u32 = 2;
+    let v4 = Attrs::default().nest(
+        IFLA_INET_CONF,
+        Attrs::default().u32(IPV4_DEVCONF_RP_FILTER, LOOSE),
+    );
+    let v6 = Attrs::default().u8(IFLA_INET6_ADDR_GEN_MODE, GEN_MODE_NONE);
+    let families = Attrs::default()
+        .nest(libc::AF_INET as u16, v4)
+        .nest(libc::AF_INET6 as u16, v6);
+    let body = Attrs::after(&link_header(device.index, 0))
+        .nest(IFLA_AF_SPEC, families)
+        .finish();
+    let what = "settings of the tunnel device".to_string();
+    socket.execute(&Request {
+        kind: RTM_SETLINK,
+        flags: 0,
+        body,
+        what,
+    })?;
+    Ok(device)
+}
+
+fn link_header(index: u32, up: u32) -> Vec<u8> {
+    let mut header = vec![0u8; 4];
+    header.extend(index.to_ne_bytes());
+    header.extend(up.to_ne_bytes());
+    header.extend(up.to_ne_bytes());
+    header
+}
+
+fn configure(socket: &mut NetlinkSocket, index: u32, mtu: u32) -> Result<(), RouteError> {
+    const IFLA_MTU: u16 = 4;
+    let body = Attrs::after(&link_header(index, libc::IFF_UP as u32))
+        .u32(IFLA_MTU, mtu)
+        .finish();
+    let what = "MTU and state of the tunnel device".to_string();
+    Ok(socket.execute(&Request {
+        kind: RTM_SETLINK,
+        flags: 0,
+        body,
+        what,
+    })?)
+}
+
+fn addresses(
+    socket: &mut NetlinkSocket,
+    device: u32,
+    index: TunnelIndex,
+) -> Result<(), RouteError> {
+    let wanted: BTreeSet<(IpAddr, u8)> = BTreeSet::from([
+        (IpAddr::V4(TUNNEL_ADDRESS), 32),
+        (IpAddr::V6(link_local(index)), 64),
+    ]);
+    let present: BTreeSet<(IpAddr, u8)> = wire::addresses(socket, Some(device))?
+        .into_iter()
+        .filter_map(|message| {
+            let length = message.header.prefix_len;
+            message
+                .attributes
+                .iter()
+                .find_map(|attribute| match attribute {
+                    AddressAttribute::Local(address) => Some((*address, length)),
+                    AddressAttribute::Address(address @ IpAddr::V6(_)) => Some((*address, length)),
+                    _ => None,
+                })
+        })
+        .collect();
+    for (address, length) in wanted.difference(&present) {
+        wire::add_address(socket, device, *address, *length)?;
+    }
+    for (address, length) in present.difference(&wanted) {
+        wire::delete_address(socket, device, *address, *length)?;
+    }
+    Ok(())
+}
+
+/// Deletes the device, and with it all that hangs on it.
+pub(super) fn delete(socket: &mut NetlinkSocket) -> Result<bool, RouteError> {
+    match find(socket)? {
+        Some(device) if device.ours => {
+            let body = link_header(device.index, 0);
+            let what = "deletion of the tunnel device".to_string();
+            socket.execute(&Request {
+                kind: RTM_DELLINK,
+                flags: 0,
+                body,
+                what,
+            })?;
+            Ok(true)
+        }
+        _ => Ok(false),
+    }
+}
+
+/// The number that a tunnel address of a neighbour stands for.
+pub(super) fn is_tunnel_address(address: Ipv6Addr) -> bool {
+    address.segments()[..7] == [0xfe80, 0, 0, 0, 0, 0, 0]
+}

@@ -1,0 +1,152 @@
+//! What a node's state asks of rtnetlink, as values that can be compared with what is there.
+
+use crate::gateway::abi::tunnel_mac;
+use egret_core::node::{Group, NodeState, TunnelIndex};
+use egret_core::numbers::{MARK_SHIFT, NEXTHOP_BASE, NEXTHOP_GROUP_OFFSET, ROUTE_TABLE_BASE};
+use ipnet::IpNet;
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::{IpAddr, Ipv6Addr};
+
+/// One next hop: a gateway, through the tunnel.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct NextHop {
+    /// Link-local address inside the tunnel.
+    pub via: Ipv6Addr,
+    /// Where the tunnel leads.
+    pub underlay: IpAddr,
+    /// Own underlay address: the gateway's ownership check goes by it.
+    pub source: IpAddr,
+}
+
+/// What a route of ours does.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum RouteKind {
+    /// To this next hop group.
+    Group(u32),
+    /// Back to the tables of lower precedence.
+    Throw,
+    /// The sender is told that the destination is unreachable.
+    Unreachable,
+}
+
+/// One route of ours.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct RouteEntry {
+    /// Table.
+    pub table: u32,
+    /// Destination.
+    pub to: IpNet,
+    /// Metric.
+    pub metric: u32,
+    /// What it does.
+    pub kind: RouteKind,
+}
+
+/// One policy routing rule of ours: packets with the mark use the table.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct RuleEntry {
+    /// IPv6 instead of IPv4.
+    pub v6: bool,
+    /// Mark under our mask.
+    pub mark: u32,
+    /// Table.
+    pub table: u32,
+}
+
+/// Everything beside the device itself.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Wanted {
+    /// Permanent neighbours on the tunnel device.
+    pub neighbours: BTreeMap<Ipv6Addr, [u8; 6]>,
+    /// Next hops by id.
+    pub hops: BTreeMap<u32, NextHop>,
+    /// Next hop groups by id.
+    pub groups: BTreeMap<u32, BTreeSet<u32>>,
+    /// Routes.
+    pub routes: BTreeSet<RouteEntry>,
+    /// Rules.
+    pub rules: BTreeSet<RuleEntry>,
+}
+
+/// Metric of the route behind the group: highest number, so lowest precedence.
+const METRIC_LAST: u32 = u32::MAX;
+/// Metric of routes to groups: the kernel's own default for IPv6.
+const METRIC_GROUP: u32 = 1024;
+
+/// Link-local address of a node inside the tunnel.
+pub(super) fn link_local(index: TunnelIndex) -> Ipv6Addr {
+    Ipv6Addr::new(0xfe80, 0, 0, 0, 0, 0, 0, index)
+}
+
+impl Wanted {
+    /// What this state asks for.
+    pub fn of(state: &NodeState) -> Self {
+        let mut wanted = Wanted::default();
+        for (index, peer) in state.peers.iter().filter(|(_, peer)| peer.gateway) {
+            let via = link_local(*index);
+            wanted.neighbours.insert(via, tunnel_mac(*index));
+            let hop = NextHop {
+                via,
+                underlay: peer.underlay,
+                source: state.tunnel.underlay,
+            };
+            wanted.hops.insert(NEXTHOP_BASE + u32::from(*index), hop);
+        }
+        for (number, group) in &state.worker.groups {
+            match group {
+                Group::Tunnel(members) => wanted.group(*number, members, state),
+                Group::Nowhere => wanted.table(*number, None, state),
+                Group::Local { .. } => {}
+            }
+        }
+        wanted
+    }
+
+    fn group(&mut self, number: u8, members: &BTreeSet<TunnelIndex>, state: &NodeState) {
+        let id = NEXTHOP_BASE + NEXTHOP_GROUP_OFFSET + u32::from(number);
+        let hops: BTreeSet<u32> = members
+            .iter()
+            .map(|index| NEXTHOP_BASE + u32::from(*index))
+            .filter(|id| self.hops.contains_key(id))
+            .collect();
+        if hops.is_empty() {
+            return self.table(number, None, state);
+        }
+        self.groups.insert(id, hops);
+        self.table(number, Some(id), state);
+    }
+
+    fn table(&mut self, number: u8, group: Option<u32>, state: &NodeState) {
+        let table = ROUTE_TABLE_BASE + u32::from(number);
+        for v6 in [false, true] {
+            let default = if v6 { "::/0" } else { "0.0.0.0/0" };
+            let to: IpNet = default.parse().expect("a constant prefix");
+            let mut route = |metric, kind| {
+                self.routes.insert(RouteEntry {
+                    table,
+                    to,
+                    metric,
+                    kind,
+                });
+            };
+            route(METRIC_LAST, RouteKind::Unreachable);
+            if let Some(id) = group {
+                route(METRIC_GROUP, RouteKind::Group(id));
+            }
+            self.rules.insert(RuleEntry {
+                v6,
+                mark: u32::from(number) << MARK_SHIFT,
+                table,
+            });
+        }
+        for prefix in &state.worker.throw {
+            let kind = RouteKind::Throw;
+            self.routes.insert(RouteEntry {
+                table,
+                to: *prefix,
+                metric: METRIC_GROUP,
+                kind,
+            });
+        }
+    }
+}

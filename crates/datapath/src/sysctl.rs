@@ -1,0 +1,208 @@
+//! Node-wide settings that forwarding needs. What was there before is written down and restored at `--cleanup`.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+
+/// Why a setting is not as it should be.
+#[derive(Debug, thiserror::Error)]
+pub enum SysctlError {
+    /// A file of /proc/sys could not be read or written.
+    #[error("sysctl {name}")]
+    Setting {
+        /// Name with dots.
+        name: String,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
+    /// The record of earlier values could not be read or written.
+    #[error("record of sysctls {path}")]
+    Record {
+        /// Its path.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
+}
+
+/// What every node needs (kernel: Documentation/networking/ip-sysctl.rst).
+pub const NODE_SETTINGS: &[(&str, &str)] = &[
+    ("net.ipv4.ip_forward", "1"),
+    ("net.ipv6.conf.all.forwarding", "1"),
+];
+/// Without these every flow of one pod and destination uses one gateway. Changed only where no multipath route of
+/// others exists, because they are node-wide.
+pub const HASH_SETTINGS: &[(&str, &str)] = &[
+    ("net.ipv4.fib_multipath_hash_policy", "1"),
+    ("net.ipv6.fib_multipath_hash_policy", "1"),
+];
+
+/// Sysctls of the namespace of the calling thread, and the record of what we changed.
+pub struct Sysctls {
+    record: PathBuf,
+}
+
+impl Sysctls {
+    /// The record lives in `directory` as `sysctls`.
+    pub fn new(directory: &Path) -> Self {
+        Sysctls {
+            record: directory.join("sysctls"),
+        }
+    }
+
+    /// Sets what differs, after its old value is safely written down. Returns the names that were changed.
+    pub fn ensure(&self, settings: &[(&str, &str)]) -> Result<Vec<String>, SysctlError> {
+        let mut changed = Vec::new();
+        for (name, value) in settings {
+            let Some(before) = read(name)? else { continue };
+            if before == *value {
+                continue;
+            }
+            let mut record = self.read_record()?;
+            if !record.contains_key(*name) {
+                record.insert((*name).to_string(), before);
+                self.write_record(&record)?;
+            }
+            write(name, value)?;
+            changed.push((*name).to_string());
+        }
+        Ok(changed)
+    }
+
+    /// Whether any of them has another value now.
+    pub fn differ(&self, settings: &[(&str, &str)]) -> Result<bool, SysctlError> {
+        for (name, value) in settings {
+            if read(name)?.is_some_and(|now| now != *value) {
+                return Ok(true);
+            }
+        }
+        Ok(false)
+    }
+
+    /// Puts back what was there before, and forgets the record. A value that somebody else has changed since stays.
+    pub fn restore(&self) -> Result<bool, SysctlError> {
+        let record = self.read_record()?;
+        for (name, before) in &record {
+            let ours = NODE_SETTINGS
+                .iter()
+                .chain(HASH_SETTINGS)
+                .find(|(ours, _)| ours == name);
+            let now = read(name)?;
+            if ours.is_some_and(|(_, value)| now.as_deref() == Some(*value)) {
+                write(name, before)?;
+            }
+        }
+        match fs::remove_file(&self.record) {
+            Err(source) if source.kind() != io::ErrorKind::NotFound => Err(SysctlError::Record {
+                path: self.record.clone(),
+                source,
+            }),
+            _ => Ok(!record.is_empty()),
+        }
+    }
+
+    fn read_record(&self) -> Result<BTreeMap<String, String>, SysctlError> {
+        let text = match fs::read_to_string(&self.record) {
+            Ok(text) => text,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => String::new(),
+            Err(source) => {
+                return Err(SysctlError::Record {
+                    path: self.record.clone(),
+                    source,
+                });
+            }
+        };
+        let lines = text.lines().filter_map(|line| line.split_once(" = "));
+        Ok(lines
+            .map(|(name, value)| (name.to_string(), value.to_string()))
+            .collect())
+    }
+
+    fn write_record(&self, record: &BTreeMap<String, String>) -> Result<(), SysctlError> {
+        let text: String = record
+            .iter()
+            .map(|(name, value)| format!("{name} = {value}\n"))
+            .collect();
+        let temporary = self.record.with_extension("tmp");
+        let directory = self.record.parent().unwrap_or(Path::new("/"));
+        fs::create_dir_all(directory)
+            .and_then(|()| fs::write(&temporary, text))
+            .and_then(|()| fs::rename(&temporary, &self.record))
+            .map_err(|source| SysctlError::Record {
+                path: self.record.clone(),
+                source,
+            })
+    }
+}
+
+/// Gives one device IPv6, whatever the default for new devices is; the setting goes with the device.
+pub fn enable_ipv6(device: &str) -> Result<(), SysctlError> {
+    let name = format!("net.ipv6.conf.{device}.disable_ipv6");
+    match read(&name)?.as_deref() {
+        Some("1") => write(&name, "0"),
+        _ => Ok(()),
+    }
+}
+
+fn path(name: &str) -> PathBuf {
+    Path::new("/proc/sys").join(name.replace('.', "/"))
+}
+
+/// The value, or `None` where this kernel has no such setting (IPv6 switched off).
+fn read(name: &str) -> Result<Option<String>, SysctlError> {
+    match fs::read_to_string(path(name)) {
+        Ok(text) => Ok(Some(text.trim().to_string())),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+        Err(source) => Err(SysctlError::Setting {
+            name: name.into(),
+            source,
+        }),
+    }
+}
+
+fn write(name: &str, value: &str) -> Result<(), SysctlError> {
+    fs::write(path(name), value).map_err(|source| SysctlError::Setting {
+        name: name.into(),
+        source,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_was_changed_is_put_back_and_what_others_changed_since_stays() {
+        std::thread::spawn(|| {
+            nix::sched::unshare(nix::sched::CloneFlags::CLONE_NEWNET).expect("root");
+            let directory = tempfile::tempdir().expect("a directory");
+            write("net.ipv4.ip_forward", "0").expect("write");
+            write("net.ipv6.conf.all.forwarding", "0").expect("write");
+            let sysctls = Sysctls::new(directory.path());
+            let changed = sysctls.ensure(NODE_SETTINGS).expect("ensure");
+            assert_eq!(
+                changed,
+                ["net.ipv4.ip_forward", "net.ipv6.conf.all.forwarding"]
+            );
+            assert!(sysctls.ensure(NODE_SETTINGS).expect("again").is_empty());
+            write("net.ipv6.conf.all.forwarding", "2").expect("somebody else");
+            assert!(sysctls.restore().expect("restore"));
+            assert_eq!(
+                read("net.ipv4.ip_forward").expect("read").as_deref(),
+                Some("0")
+            );
+            assert_eq!(
+                read("net.ipv6.conf.all.forwarding")
+                    .expect("read")
+                    .as_deref(),
+                Some("2")
+            );
+            assert!(!sysctls.restore().expect("nothing left to restore"));
+        })
+        .join()
+        .expect("the thread passes");
+    }
+}

@@ -1,0 +1,36 @@
+//! What a worker's nftables table contains: classification, source translation and guard (design section 4).
+//!
+//! ```text
+//! prerouting -300 raw_in       node-to-peer tunnel packets untracked
+//! output     -300 raw_out      node-to-peer tunnel packets untracked
+//! input      -150 tunnel_in    tunnel packets from strangers dropped
+//! forward    -150 clamp        hand-made tunnel packets dropped; MSS lowered to what the tunnel carries
+//! prerouting  -99 classify     late packets of ended flows dropped; source -> profile -> destination box -> target: mark
+//! postrouting  90 nat          source -> profile -> destination box -> target: source translation into the lease
+//! postrouting 300 guard        what would leave with a wrong source is dropped; our mark bits are cleared
+//! ```
+
+mod base;
+mod counters;
+mod names;
+mod profile;
+mod rule;
+
+pub use counters::{COUNTERS, Counter};
+pub use names::{ENDED_SETS, LATE_SETS};
+
+use crate::nft::Table;
+use egret_core::node::NodeState;
+
+/// The whole table of one node. A pure function: equal states make equal tables.
+pub fn table(state: &NodeState) -> Table {
+    let mut table = Table {
+        counters: COUNTERS.iter().map(|counter| counter.name).collect(),
+        ..Table::default()
+    };
+    base::sets(state, &mut table);
+    base::chains(state, &mut table);
+    profile::targets(state, &mut table);
+    profile::profiles(state, &mut table);
+    table
+}

@@ -1,0 +1,395 @@
+//! The sets and chains that every node's table has, whatever its policies.
+
+use super::counters as c;
+use super::names::{ENDED_SETS, FAMILIES, Family, LATE_SETS, Stage};
+use super::rule::{End, STATE_ESTABLISHED, STATE_INVALID, STATE_NEW, STATE_RELATED};
+use super::rule::{STATE_UNTRACKED, UDP};
+use super::rule::{Way, rule};
+use crate::nft::{Chain, ElementKey, Hook, Rule, Set, SetType, Table, Value};
+use egret_core::node::{Group, NodeState};
+use egret_core::numbers::{ENDED_FLOWS_MAX, MARK_MASK, PROBE_PORT, TUNNEL_DEVICE, TUNNEL_PORT};
+use ipnet::IpNet;
+use std::net::IpAddr;
+
+/// Own devices: the tunnel, and the external device of a node that is its own gateway.
+const DEVICES: &str = "devices";
+/// Protocols whose ports (or echo ids) are translated.
+pub(super) const TRANSPORT: &str = "transport";
+/// Bytes of the link-local prefix that the tunnel uses: fe80::/64.
+const TUNNEL_PREFIX: [u8; 8] = [0xfe, 0x80, 0, 0, 0, 0, 0, 0];
+const TCP_FIN_SYN_RST_ACK: u8 = 0x17;
+const TCP_SYN_RST: u8 = 0x06;
+pub(super) const TCP_SYN: u8 = 0x02;
+
+pub(super) fn address_type(family: Family) -> SetType {
+    match family {
+        Family::V4 => SetType::Ipv4,
+        Family::V6 => SetType::Ipv6,
+    }
+}
+
+/// TCP flags that tell a first packet from the rest.
+pub(super) fn not_first(builder: super::rule::Builder) -> super::rule::Builder {
+    builder.tcp_flags(TCP_FIN_SYN_RST_ACK, TCP_SYN, false)
+}
+
+pub(super) fn sets(state: &NodeState, table: &mut Table) {
+    for family in FAMILIES {
+        let of_family = |address: &&IpAddr| Family::of(**address) == family;
+        let peers = state.peers.values().map(|peer| &peer.underlay);
+        let leased = state.worker.targets.values().map(|target| &target.address);
+        addresses(
+            table,
+            family.named("peers"),
+            family,
+            peers.filter(of_family),
+        );
+        addresses(
+            table,
+            family.named("nodes"),
+            family,
+            state.node_addresses.iter().filter(of_family),
+        );
+        let egress = &state.worker.egress_addresses;
+        addresses(
+            table,
+            family.named("egress"),
+            family,
+            egress.iter().filter(of_family),
+        );
+        addresses(
+            table,
+            family.named("leased"),
+            family,
+            leased.filter(of_family),
+        );
+        never(state, table, family);
+        for names in [LATE_SETS, ENDED_SETS] {
+            let ty = address_type(family);
+            let mut set = Set::new(&[ty, ty, SetType::Protocol, SetType::Port, SetType::Port]);
+            set.runtime_max = Some(ENDED_FLOWS_MAX);
+            table.sets.insert(names[family as usize].into(), set);
+        }
+    }
+    let mut transport = Set::new(&[SetType::Protocol]);
+    for protocol in [1u8, 6, 17, 58, 132] {
+        transport
+            .elements
+            .insert(ElementKey::single(&[&[protocol]]), Value::Member);
+    }
+    table.sets.insert(TRANSPORT.into(), transport);
+    let mut devices = Set::new(&[SetType::InterfaceName]);
+    for device in own_devices(state) {
+        devices
+            .elements
+            .insert(ElementKey::interface(device), Value::Member);
+    }
+    table.sets.insert(DEVICES.into(), devices);
+}
+
+fn own_devices(state: &NodeState) -> impl Iterator<Item = &str> {
+    let local = state
+        .worker
+        .groups
+        .values()
+        .filter_map(|group| match group {
+            Group::Local { device } => Some(device.as_str()),
+            Group::Tunnel(_) | Group::Nowhere => None,
+        });
+    std::iter::once(TUNNEL_DEVICE).chain(local)
+}
+
+fn addresses<'a>(
+    table: &mut Table,
+    name: String,
+    family: Family,
+    content: impl Iterator<Item = &'a IpAddr>,
+) {
+    let mut set = Set::new(&[address_type(family)]);
+    for address in content {
+        set.elements
+            .insert(ElementKey::address(*address), Value::Member);
+    }
+    table.sets.insert(name, set);
+}
+
+fn never(state: &NodeState, table: &mut Table, family: Family) {
+    let prefixes: Vec<IpNet> = state
+        .worker
+        .never
+        .iter()
+        .filter(|prefix| Family::of(prefix.addr()) == family)
+        .copied()
+        .collect();
+    let mut set = Set::new(&[address_type(family)]);
+    set.interval = true;
+    for prefix in IpNet::aggregate(&prefixes) {
+        let key = range_key(prefix.network(), prefix.broadcast());
+        set.elements.insert(key, Value::Member);
+    }
+    table.sets.insert(family.named("never"), set);
+}
+
+/// Key of an address range.
+pub(super) fn range_key(first: IpAddr, last: IpAddr) -> ElementKey {
+    ElementKey {
+        first: ElementKey::address(first).first,
+        last: ElementKey::address(last).first,
+    }
+}
+
+pub(super) fn chains(state: &NodeState, table: &mut Table) {
+    const PREROUTING: u32 = 0;
+    const INPUT: u32 = 1;
+    const FORWARD: u32 = 2;
+    const OUTPUT: u32 = 3;
+    const POSTROUTING: u32 = 4;
+    let mut base = |name: &str, number, priority, rules: Vec<Rule>| {
+        let hook = Hook {
+            number,
+            priority,
+            nat: name == "nat",
+        };
+        table.chains.insert(
+            name.into(),
+            Chain {
+                hook: Some(hook),
+                rules,
+            },
+        );
+    };
+    base("raw_in", PREROUTING, -300, raw_in(state));
+    base("raw_out", OUTPUT, -300, raw_out(state));
+    base("tunnel_in", INPUT, -150, tunnel_in());
+    base("clamp", FORWARD, -150, clamp(state.tunnel.mtu));
+    base("classify", PREROUTING, -99, classify(state));
+    base("nat", POSTROUTING, 90, by_pod(Stage::Nat));
+    base("guard", POSTROUTING, 300, guard());
+    let mut plain = |name: &str, rules: Vec<Rule>| {
+        table
+            .chains
+            .insert(name.into(), Chain { hook: None, rules });
+    };
+    plain("from_tunnel", from_tunnel());
+    plain("refuse_ended", refuse(c::ENDED));
+    for (reason, counter) in [("family", c::FAMILY), ("unavailable", c::UNAVAILABLE)] {
+        let classified = match reason {
+            "family" => vec![rule().count(counter).prohibit()],
+            _ => vec![rule().count(counter).drop()],
+        };
+        plain(&Stage::Classify.refusal(reason), classified);
+    }
+    plain(
+        &Stage::Classify.refusal("portless"),
+        vec![rule().count(c::PORTLESS).prohibit()],
+    );
+    plain(
+        &Stage::Guard.refusal("selected"),
+        vec![rule().count(c::GUARD_SELECTED).drop()],
+    );
+}
+
+fn tunnel_packet() -> super::rule::Builder {
+    rule().protocol(UDP).port(End::Destination, TUNNEL_PORT)
+}
+
+fn raw_in(state: &NodeState) -> Vec<Rule> {
+    let family = Family::of(state.tunnel.underlay);
+    let mut rules = vec![
+        tunnel_packet()
+            .address_in(family, End::Source, &family.named("peers"))
+            .address_is(End::Destination, state.tunnel.underlay, true)
+            .notrack(),
+    ];
+    for family in FAMILIES {
+        rules.push(
+            rule()
+                .tuple_in(family, LATE_SETS[family as usize])
+                .count(c::LATE)
+                .drop(),
+        );
+    }
+    rules
+}
+
+fn raw_out(state: &NodeState) -> Vec<Rule> {
+    let family = Family::of(state.tunnel.underlay);
+    vec![
+        tunnel_packet()
+            .address_is(End::Source, state.tunnel.underlay, true)
+            .address_in(family, End::Destination, &family.named("peers"))
+            .notrack(),
+    ]
+}
+
+fn tunnel_in() -> Vec<Rule> {
+    let mut rules: Vec<Rule> = FAMILIES
+        .into_iter()
+        .map(|family| {
+            tunnel_packet()
+                .address_not_in(family, End::Source, &family.named("peers"))
+                .count(c::STRANGER)
+                .drop()
+        })
+        .collect();
+    // A pod that borrows a peer's address: the way back to that address is not the pod's device.
+    rules.push(
+        tunnel_packet()
+            .source_is_implausible()
+            .count(c::STRANGER)
+            .drop(),
+    );
+    rules
+}
+
+fn clamp(tunnel_mtu: u32) -> Vec<Rule> {
+    let mut rules = Vec::new();
+    for family in FAMILIES {
+        let nodes = family.named("nodes");
+        rules.push(
+            tunnel_packet()
+                .address_in(family, End::Destination, &nodes)
+                .count(c::HANDMADE)
+                .drop(),
+        );
+    }
+    let through = rule().device(Way::In, TUNNEL_DEVICE, true);
+    rules.push(
+        through
+            .device(Way::Out, TUNNEL_DEVICE, true)
+            .count(c::TRANSIT)
+            .drop(),
+    );
+    for way in [Way::In, Way::Out] {
+        for family in FAMILIES {
+            let headers = if family == Family::V4 { 40 } else { 60 };
+            let mss = u16::try_from(tunnel_mtu.saturating_sub(headers)).unwrap_or(u16::MAX);
+            rules.push(
+                rule()
+                    .device(way, TUNNEL_DEVICE, true)
+                    .family(family)
+                    .tcp_flags(TCP_SYN_RST, TCP_SYN, true)
+                    .mss_at_most(mss),
+            );
+        }
+    }
+    rules
+}
+
+fn classify(state: &NodeState) -> Vec<Rule> {
+    let mut rules = vec![
+        rule()
+            .device(Way::In, TUNNEL_DEVICE, true)
+            .goto("from_tunnel"),
+    ];
+    for family in FAMILIES {
+        // The other end of a flow that ended here: neither the pod nor this node's stack may answer it. A flow that
+        // has got the same port since is established and passes.
+        let late = rule().state(STATE_NEW | STATE_INVALID | STATE_UNTRACKED);
+        rules.push(
+            late.tuple_in(family, LATE_SETS[family as usize])
+                .count(c::LATE)
+                .drop(),
+        );
+    }
+    if let Some(gateway) = &state.gateway {
+        // The way back of a node that is its own gateway: what conntrack did not translate back belongs to no flow.
+        for family in FAMILIES {
+            rules.push(
+                rule()
+                    .device(Way::In, &gateway.external_device, true)
+                    .address_in(family, End::Destination, &family.named("egress"))
+                    .count(c::UNSOLICITED)
+                    .drop(),
+            );
+        }
+    }
+    rules.push(rule().direction(true).accept());
+    rules.extend(by_pod(Stage::Classify));
+    for family in FAMILIES {
+        // Not selected any more, but its flow still has an egress address: a policy ended.
+        let was_ours = rule().state(STATE_ESTABLISHED);
+        rules.push(
+            was_ours
+                .translated_source_in(family, &family.named("egress"))
+                .goto("refuse_ended"),
+        );
+        let ended = rule().tuple_in(family, ENDED_SETS[family as usize]);
+        rules.push(not_first(ended).goto("refuse_ended"));
+    }
+    rules
+}
+
+fn by_pod(stage: Stage) -> Vec<Rule> {
+    FAMILIES
+        .into_iter()
+        .map(|family| rule().by_source(family, stage.pods(family)))
+        .collect()
+}
+
+fn from_tunnel() -> Vec<Rule> {
+    vec![
+        // Answers to this node's probes.
+        rule()
+            .address_starts(Family::V6, End::Source, &TUNNEL_PREFIX)
+            .address_starts(Family::V6, End::Destination, &TUNNEL_PREFIX)
+            .protocol(UDP)
+            .port(End::Source, PROBE_PORT)
+            .accept(),
+        rule()
+            .state(STATE_ESTABLISHED | STATE_RELATED)
+            .direction(true)
+            .accept(),
+        rule().count(c::UNSOLICITED).drop(),
+    ]
+}
+
+/// Refuses towards the pod: TCP by a reset, the rest as administratively prohibited.
+fn refuse(counter: &str) -> Vec<Rule> {
+    vec![
+        rule().protocol(super::rule::TCP).count(counter).reset(),
+        rule().count(counter).prohibit(),
+    ]
+}
+
+/// Trusts no mark: foreign rules clear marks, and the kernel's own MLD reports carry garbage ones.
+fn guard() -> Vec<Rule> {
+    let mut rules = Vec::new();
+    for family in FAMILIES {
+        let pods = Stage::Guard.pods(family);
+        let tracked = rule().forwarded(true).direction(false);
+        rules.push(tracked.by_original_source(family, pods.clone()));
+        let untracked = rule()
+            .forwarded(true)
+            .state(STATE_INVALID | STATE_UNTRACKED);
+        rules.push(untracked.by_source(family, pods));
+    }
+    for family in FAMILIES {
+        rules.push(
+            rule()
+                .address_in(family, End::Source, &family.named("egress"))
+                .leaves_by_other_than(DEVICES)
+                .count(c::GUARD_EGRESS)
+                .drop(),
+        );
+    }
+    // Nothing that this node makes itself belongs into the tunnel (its own multicast reports among it).
+    rules.push(
+        rule()
+            .device(Way::Out, TUNNEL_DEVICE, true)
+            .forwarded(false)
+            .drop(),
+    );
+    for family in FAMILIES {
+        rules.push(
+            rule()
+                .device(Way::Out, TUNNEL_DEVICE, true)
+                .address_not_in(family, End::Source, &family.named("leased"))
+                .count(c::GUARD_DEVICE)
+                .drop(),
+        );
+    }
+    // The tunnel looks its own way up with the packet's mark: ours must be gone by then.
+    rules.push(rule().set_mark(MARK_MASK, 0).done());
+    rules
+}

@@ -1,0 +1,87 @@
+//! Names of sets and chains. Those of profiles and targets carry the id, so that an edit keeps the names of the rest.
+
+use egret_core::node::{ProfileId, TargetId};
+use std::net::IpAddr;
+
+/// Address family.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Family {
+    V4,
+    V6,
+}
+
+pub(super) const FAMILIES: [Family; 2] = [Family::V4, Family::V6];
+
+impl Family {
+    pub(super) fn of(address: IpAddr) -> Self {
+        if address.is_ipv4() {
+            Family::V4
+        } else {
+            Family::V6
+        }
+    }
+
+    pub(super) fn digit(self) -> char {
+        match self {
+            Family::V4 => '4',
+            Family::V6 => '6',
+        }
+    }
+
+    pub(super) fn named(self, name: &str) -> String {
+        format!("{name}{}", self.digit())
+    }
+}
+
+/// Run-time sets of outer tuples whose late packets are dropped, for IPv4 and IPv6.
+pub const LATE_SETS: [&str; 2] = ["late4", "late6"];
+/// Run-time sets of pods' tuples whose further packets are reset, for IPv4 and IPv6.
+pub const ENDED_SETS: [&str; 2] = ["ended4", "ended6"];
+
+/// The three places that look a packet up.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Stage {
+    Classify,
+    Nat,
+    Guard,
+}
+
+pub(super) const STAGES: [Stage; 3] = [Stage::Classify, Stage::Nat, Stage::Guard];
+
+impl Stage {
+    pub(super) fn word(self) -> &'static str {
+        match self {
+            Stage::Classify => "classify",
+            Stage::Nat => "nat",
+            Stage::Guard => "guard",
+        }
+    }
+
+    /// Map: pod address -> profile chain.
+    pub(super) fn pods(self, family: Family) -> String {
+        family.named(&format!("{}_pods", self.word()))
+    }
+
+    pub(super) fn profile(self, family: Family, id: ProfileId) -> String {
+        format!("{}{}_{:016x}", self.word(), family.digit(), id.0)
+    }
+
+    /// Map: destination box -> target chain.
+    pub(super) fn boxes(self, family: Family, id: ProfileId) -> String {
+        format!("{}{}_to_{:016x}", self.word(), family.digit(), id.0)
+    }
+
+    /// Map: destination -> refusal of protocols without ports.
+    pub(super) fn portless(self, family: Family, id: ProfileId) -> String {
+        format!("{}{}_portless_{:016x}", self.word(), family.digit(), id.0)
+    }
+
+    pub(super) fn target(self, id: TargetId) -> String {
+        format!("{}_target_{:016x}", self.word(), id.0)
+    }
+
+    /// Chain that refuses for a reason that no target has.
+    pub(super) fn refusal(self, reason: &str) -> String {
+        format!("{}_{reason}", self.word())
+    }
+}

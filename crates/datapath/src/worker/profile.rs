@@ -1,0 +1,197 @@
+//! Profiles (pod -> destinations) and targets (what selected traffic becomes), once for each of the three stages.
+
+use super::base::{TRANSPORT, address_type, not_first, range_key};
+use super::counters as c;
+use super::names::{FAMILIES, Family, STAGES, Stage};
+use super::rule::{End, STATE_ESTABLISHED, STATE_INVALID, STATE_NEW, STATE_UNTRACKED, Way, rule};
+use crate::nft::{Chain, ElementKey, Rule, Set, SetType, Table, Value};
+use egret_core::model::Protocol;
+use egret_core::node::{DestinationBox, Group, NodeState, Profile, ProfileId, Target, Verdict};
+use egret_core::numbers::{GROUP_LOCAL, MARK_MASK, MARK_SHIFT, TUNNEL_DEVICE};
+use std::net::IpAddr;
+
+const JUMP: i32 = -3;
+const GOTO: i32 = -4;
+const DROP: i32 = 0;
+
+pub(super) fn targets(state: &NodeState, table: &mut Table) {
+    let mut plain = |name: String, rules: Vec<Rule>| {
+        table.chains.insert(name, Chain { hook: None, rules });
+    };
+    for (id, target) in &state.worker.targets {
+        let group = state
+            .worker
+            .groups
+            .get(&target.group)
+            .unwrap_or(&Group::Nowhere);
+        plain(Stage::Classify.target(*id), classify(target, group));
+        plain(Stage::Nat.target(*id), nat(target));
+        plain(Stage::Guard.target(*id), guard(target, group));
+    }
+}
+
+fn classify(target: &Target, group: &Group) -> Vec<Rule> {
+    let mark = match group {
+        Group::Local { .. } => GROUP_LOCAL,
+        Group::Tunnel(_) | Group::Nowhere => target.group,
+    };
+    let old = || {
+        rule()
+            .state(STATE_ESTABLISHED)
+            .translated_source_is(target.address, false)
+    };
+    vec![
+        rule().state(STATE_INVALID).count(c::INVALID).drop(),
+        // A flow from before this policy: it has another source, and ends here.
+        old().protocol(super::rule::TCP).count(c::ENDED).reset(),
+        old().count(c::ENDED).prohibit(),
+        not_first(rule().state(STATE_NEW | STATE_UNTRACKED))
+            .count(c::MIDSTREAM)
+            .reset(),
+        rule()
+            .set_mark(MARK_MASK, u32::from(mark) << MARK_SHIFT)
+            .accept(),
+    ]
+}
+
+/// Equal ranges, taken with equal probability: one in n, else one in n-1, ...
+fn nat(target: &Target) -> Vec<Rule> {
+    let mut rules = Vec::new();
+    for (number, range) in target.ranges.iter().enumerate() {
+        let left = (target.ranges.len() - number) as u32;
+        let rule = rule().protocol_in(TRANSPORT, true);
+        let rule = if left > 1 { rule.one_of(left) } else { rule };
+        rules.push(rule.snat(target.address, range.first, range.last));
+    }
+    rules.push(rule().count(c::NO_LEASE).drop());
+    rules
+}
+
+fn guard(target: &Target, group: &Group) -> Vec<Rule> {
+    let device = match group {
+        Group::Local { device } => Some(device.as_str()),
+        Group::Tunnel(_) => Some(TUNNEL_DEVICE),
+        Group::Nowhere => None,
+    };
+    let mut rules = Vec::new();
+    if let Some(device) = device {
+        let rule = rule().device(Way::Out, device, true);
+        rules.push(
+            rule.address_is(End::Source, target.address, true)
+                .give_back(),
+        );
+    }
+    rules.push(rule().count(c::GUARD_SELECTED).drop());
+    rules
+}
+
+pub(super) fn profiles(state: &NodeState, table: &mut Table) {
+    for family in FAMILIES {
+        for stage in STAGES {
+            pods(state, table, stage, family);
+            for (id, profile) in &state.worker.profiles {
+                one(table, stage, family, *id, profile);
+            }
+        }
+    }
+}
+
+fn pods(state: &NodeState, table: &mut Table, stage: Stage, family: Family) {
+    let mut map = Set::new(&[address_type(family)]);
+    map.verdicts = true;
+    for (address, id) in &state.worker.pods {
+        if Family::of(*address) == family {
+            let verdict = Value::Verdict(JUMP, Some(stage.profile(family, *id)));
+            map.elements.insert(ElementKey::address(*address), verdict);
+        }
+    }
+    table.sets.insert(stage.pods(family), map);
+}
+
+fn one(table: &mut Table, stage: Stage, family: Family, id: ProfileId, profile: &Profile) {
+    let boxes = stage.boxes(family, id);
+    let portless = stage.portless(family, id);
+    let mut rules = vec![
+        rule()
+            .address_in(family, End::Destination, &family.named("never"))
+            .give_back(),
+    ];
+    if stage == Stage::Classify {
+        rules.push(rule().destination_is_local().give_back());
+    }
+    rules.push(
+        rule()
+            .protocol_in(TRANSPORT, true)
+            .by_box(family, boxes.clone()),
+    );
+    rules.push(
+        rule()
+            .protocol_in(TRANSPORT, false)
+            .by_destination(family, portless.clone()),
+    );
+    table
+        .chains
+        .insert(stage.profile(family, id), Chain { hook: None, rules });
+
+    let mut map = Set::new(&[address_type(family), SetType::Protocol, SetType::Port]);
+    (map.verdicts, map.interval) = (true, true);
+    for b in profile
+        .boxes
+        .iter()
+        .filter(|b| Family::of(b.first) == family)
+    {
+        map.elements
+            .insert(box_key(b), box_verdict(stage, b.verdict));
+    }
+    table.sets.insert(boxes, map);
+
+    let mut map = Set::new(&[address_type(family)]);
+    (map.verdicts, map.interval) = (true, true);
+    let refusal = match stage {
+        Stage::Classify => Value::Verdict(GOTO, Some(stage.refusal("portless"))),
+        Stage::Guard => Value::Verdict(GOTO, Some(stage.refusal("selected"))),
+        Stage::Nat => Value::Verdict(DROP, None),
+    };
+    for (first, last) in profile
+        .portless
+        .iter()
+        .filter(|(first, _)| Family::of(*first) == family)
+    {
+        map.elements
+            .insert(range_key(*first, *last), refusal.clone());
+    }
+    table.sets.insert(portless, map);
+}
+
+fn box_key(b: &DestinationBox) -> ElementKey {
+    let (protocol_first, protocol_last) = match (b.protocol, b.first) {
+        (None, _) => (0, 255),
+        (Some(Protocol::Tcp), _) => (6, 6),
+        (Some(Protocol::Udp), _) => (17, 17),
+        (Some(Protocol::Sctp), _) => (132, 132),
+        (Some(Protocol::Icmp), IpAddr::V4(_)) => (1, 1),
+        (Some(Protocol::Icmp), IpAddr::V6(_)) => (58, 58),
+    };
+    let key = |address: IpAddr, protocol: u8, port: u16| {
+        let address = ElementKey::address(address).first;
+        ElementKey::single(&[&address, &[protocol], &port.to_be_bytes()]).first
+    };
+    ElementKey {
+        first: key(b.first, protocol_first, b.port_first),
+        last: key(b.last, protocol_last, b.port_last),
+    }
+}
+
+fn box_verdict(stage: Stage, verdict: Verdict) -> Value {
+    match (stage, verdict) {
+        (_, Verdict::Target(id)) => Value::Verdict(GOTO, Some(stage.target(id))),
+        (Stage::Classify, Verdict::FamilyNotCovered) => {
+            Value::Verdict(GOTO, Some(stage.refusal("family")))
+        }
+        (Stage::Classify, Verdict::Unavailable) => {
+            Value::Verdict(GOTO, Some(stage.refusal("unavailable")))
+        }
+        (Stage::Guard, _) => Value::Verdict(GOTO, Some(stage.refusal("selected"))),
+        (Stage::Nat, _) => Value::Verdict(DROP, None),
+    }
+}

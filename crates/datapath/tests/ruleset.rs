@@ -1,0 +1,271 @@
+//! The worker's ruleset in a real kernel, compared with what the `nft` program reads back.
+
+use egret_core::model::{PortRange, Protocol};
+use egret_core::node::*;
+use egret_datapath::nft::Nftables;
+use egret_datapath::worker;
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
+use std::process::Command;
+
+/// Runs `f` on a thread of its own in a new network namespace, which vanishes with the thread.
+fn in_new_namespace<T: Send>(f: impl FnOnce() -> T + Send) -> T {
+    std::thread::scope(|scope| {
+        let thread = scope.spawn(|| {
+            nix::sched::unshare(nix::sched::CloneFlags::CLONE_NEWNET).expect("root");
+            f()
+        });
+        thread
+            .join()
+            .unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+    })
+}
+
+fn run(command: &str) -> String {
+    let output = Command::new("sh")
+        .args(["-c", command])
+        .output()
+        .expect("sh");
+    assert!(
+        output.status.success(),
+        "{command}: {}",
+        String::from_utf8_lossy(&output.stderr)
+    );
+    String::from_utf8(output.stdout).expect("text")
+}
+
+fn ip(text: &str) -> IpAddr {
+    text.parse().expect("an address")
+}
+
+fn state() -> NodeState {
+    let (v4, v6) = (TargetId(1), TargetId(2));
+    let profile = Profile {
+        boxes: vec![
+            DestinationBox {
+                first: ip("198.51.100.0"),
+                last: ip("198.51.100.127"),
+                protocol: Some(Protocol::Tcp),
+                port_first: 443,
+                port_last: 500,
+                verdict: Verdict::Target(v4),
+            },
+            DestinationBox {
+                first: ip("203.0.113.0"),
+                last: ip("203.0.113.255"),
+                protocol: None,
+                port_first: 0,
+                port_last: 65535,
+                verdict: Verdict::Target(v4),
+            },
+            DestinationBox {
+                first: ip("2001:db8::"),
+                last: ip("2001:db8:ffff:ffff:ffff:ffff:ffff:ffff"),
+                protocol: None,
+                port_first: 0,
+                port_last: 65535,
+                verdict: Verdict::Target(v6),
+            },
+        ],
+        portless: vec![(ip("203.0.113.0"), ip("203.0.113.255"))],
+    };
+    let ranges = vec![
+        PortRange {
+            first: 1024,
+            last: 1279,
+        },
+        PortRange {
+            first: 4096,
+            last: 4351,
+        },
+    ];
+    NodeState {
+        tunnel: Tunnel {
+            index: 1,
+            underlay: ip("192.168.122.11"),
+            mtu: 1450,
+        },
+        peers: BTreeMap::from([(
+            7,
+            Peer {
+                node: "gateway1".into(),
+                underlay: ip("192.168.122.21"),
+                gateway: true,
+            },
+        )]),
+        node_addresses: BTreeSet::from([
+            ip("192.168.122.11"),
+            ip("192.168.122.21"),
+            ip("fd00:122::11"),
+        ]),
+        worker: WorkerState {
+            never: ["10.244.0.0/16", "127.0.0.0/8", "fe80::/10"]
+                .iter()
+                .map(|net| net.parse().expect("a prefix"))
+                .collect(),
+            throw: BTreeSet::from(["10.244.1.0/24".parse().expect("a prefix")]),
+            groups: BTreeMap::from([(1, Group::Tunnel(BTreeSet::from([7])))]),
+            targets: BTreeMap::from([
+                (
+                    v4,
+                    Target {
+                        address: ip("192.168.122.222"),
+                        group: 1,
+                        ranges: ranges.clone(),
+                    },
+                ),
+                (
+                    v6,
+                    Target {
+                        address: ip("fd00:122::222"),
+                        group: 1,
+                        ranges,
+                    },
+                ),
+            ]),
+            profiles: BTreeMap::from([(ProfileId(9), profile)]),
+            pods: BTreeMap::from([
+                (ip("10.244.1.5"), ProfileId(9)),
+                (ip("fd00:244:1::5"), ProfileId(9)),
+            ]),
+            egress_addresses: BTreeSet::from([ip("192.168.122.222"), ip("fd00:122::222")]),
+        },
+        gateway: None,
+    }
+}
+
+#[test]
+fn the_kernel_holds_the_ruleset_that_the_golden_file_shows() {
+    let listed = in_new_namespace(|| {
+        let mut nft = Nftables::open("egret").expect("open");
+        nft.apply(&worker::table(&state())).expect("apply");
+        assert!(nft.verify().expect("verify"));
+        let listed = run("nft list table inet egret");
+        // The first line names this test program, the second the owner flag of newer kernels.
+        listed
+            .lines()
+            .skip(2)
+            .map(|line| format!("{line}\n"))
+            .collect::<String>()
+    });
+    expect_test::expect_file!["golden/worker.nft"].assert_eq(&listed);
+}
+
+#[test]
+fn a_change_ends_where_a_fresh_start_would() {
+    let mut changed = state();
+    changed.worker.pods.remove(&ip("fd00:244:1::5"));
+    changed.worker.pods.insert(ip("10.244.1.6"), ProfileId(9));
+    let profile = changed
+        .worker
+        .profiles
+        .get_mut(&ProfileId(9))
+        .expect("there");
+    profile.boxes[0].port_last = 600;
+    profile.portless.clear();
+    changed
+        .worker
+        .targets
+        .get_mut(&TargetId(1))
+        .expect("there")
+        .ranges
+        .pop();
+    let fresh = in_new_namespace(|| {
+        let mut nft = Nftables::open("egret").expect("open");
+        nft.apply(&worker::table(&changed)).expect("apply");
+        run("nft list table inet egret")
+    });
+    let edited = in_new_namespace(|| {
+        let mut nft = Nftables::open("egret").expect("open");
+        let mut without = changed.clone();
+        without.worker.pods.clear();
+        without.worker.profiles.clear();
+        without.worker.targets.clear();
+        for step in [&state(), &without, &state(), &changed] {
+            nft.apply(&worker::table(step)).expect("apply");
+        }
+        run("nft list table inet egret")
+    });
+    assert_eq!(content(&fresh), content(&edited));
+}
+
+/// Content without what may differ between equal tables: order, owner and the listing program's layout of elements.
+fn content(listing: &str) -> Vec<String> {
+    let mut chain = String::new();
+    let mut lines = Vec::new();
+    for line in listing.lines().map(str::trim) {
+        let owner = line == "flags" || line.starts_with("flags owner");
+        if line.is_empty() || line == "}" || line.starts_with("table ") || owner {
+            continue;
+        }
+        if line.ends_with('{') {
+            chain = line.to_string();
+        }
+        let element = line
+            .trim_start_matches("elements = {")
+            .trim_end_matches(['}', ',', ' ']);
+        for part in element.split(", ") {
+            lines.push(format!("{chain} {}", part.trim()));
+        }
+    }
+    lines.sort();
+    lines
+}
+
+#[test]
+fn a_foreign_flush_leaves_the_table_and_a_restart_adopts_it() {
+    in_new_namespace(|| {
+        run("nft add table ip foreign");
+        let mut nft = Nftables::open("egret").expect("open");
+        nft.apply(&worker::table(&state())).expect("apply");
+        if !nft.owned() {
+            println!("skipped: this kernel has no table owners that persist (Linux 6.9)");
+            return;
+        }
+        run("nft add table ip foreign; nft flush ruleset");
+        assert!(
+            nft.verify().expect("verify"),
+            "the flush must not touch our table"
+        );
+        let before = run("nft list table inet egret");
+        drop(nft);
+        let after = run("nft list table inet egret");
+        assert_eq!(
+            content(&after),
+            content(&before),
+            "the table outlives its agent"
+        );
+        let mut nft = Nftables::open("egret").expect("open again");
+        nft.apply(&worker::table(&state())).expect("adopt");
+        run("nft flush ruleset");
+        assert!(nft.verify().expect("verify"), "adopted means owned again");
+        let mut second = Nftables::open("egret").expect("open");
+        let error = second
+            .apply(&worker::table(&state()))
+            .expect_err("owned by the first");
+        assert!(
+            error.to_string().contains("another running process"),
+            "{error}"
+        );
+        run("nft add table ip foreign");
+        assert!(nft.remove().expect("remove"));
+        assert_eq!(run("nft list tables"), "table ip foreign\n");
+    });
+}
+
+#[test]
+fn damage_is_seen_and_mended() {
+    in_new_namespace(|| {
+        let mut nft = Nftables::open("egret").expect("open");
+        nft.apply(&worker::table(&state())).expect("apply");
+        assert!(nft.remove().expect("remove"));
+        nft.apply(&worker::table(&state())).expect("apply");
+        run("nft add table ip foreign");
+        assert!(
+            nft.verify().expect("verify"),
+            "a foreign table is none of our business"
+        );
+        let counters = nft.counters().expect("counters");
+        assert_eq!(counters.len(), worker::COUNTERS.len());
+    });
+}

@@ -1,0 +1,432 @@
+//! The verbs: a whole lab up and down, and what can be done to it in between.
+
+use crate::LabError;
+use crate::error::io;
+use crate::host;
+use crate::layout::{CONTROL, HostLayout, Layout};
+use crate::manifest;
+use crate::namespace::{Place, PlaceName};
+use crate::process::wait_for;
+use crate::state::{HostProcesses, State, StateDir};
+use crate::topology::{Pod, Role, Topology};
+use crate::traffic::server::ECHO_PORTS;
+use crate::{ready, teardown};
+use std::collections::BTreeMap;
+use std::net::{Ipv6Addr, TcpStream};
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::Duration;
+
+/// Longest wait for the standing server to listen.
+const SERVER_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// How to bring a lab up.
+#[derive(Debug, Clone)]
+pub struct UpOptions {
+    /// The program `egret`, started as `egret agent ...` and `egret controller ...`.
+    pub egret: PathBuf,
+    /// Arguments of every agent after those of the lab.
+    pub agent_args: Vec<String>,
+    /// Start agents and controller; without, the lab is raw, for tests of the data path.
+    pub agents: bool,
+    /// Start `egret lab serve` in the first server host, to answer by hand-made clients.
+    pub standing_server: bool,
+}
+
+/// A lab that is up. Dropping the value leaves it up; see [`Lab::owned`].
+#[derive(Debug, Clone)]
+pub struct Lab {
+    pub(crate) dir: StateDir,
+}
+
+/// A lab that goes down when this value is dropped, also by a panic.
+#[derive(Debug)]
+pub struct OwnedLab(Lab);
+
+impl std::ops::Deref for OwnedLab {
+    type Target = Lab;
+
+    fn deref(&self) -> &Lab {
+        &self.0
+    }
+}
+
+impl Drop for OwnedLab {
+    fn drop(&mut self) {
+        match Lab::down(self.0.name()) {
+            Ok(()) | Err(LabError::NotUp(_)) => {}
+            Err(error) => tracing::error!("taking lab {} down: {error}", self.0.name()),
+        }
+    }
+}
+
+/// Agents and controller must agree on these: in a lab anybody may use any address.
+const SETTINGS: [&str; 2] = ["--unpooled-addresses", "Allow"];
+
+impl Lab {
+    /// Builds a lab and waits until its hosts reach their routers. What was built is taken down again on failure.
+    ///
+    /// # Errors
+    /// A bad name or topology, a lab of this name is there already, or anything that the system refuses.
+    pub fn up(name: &str, topology: &Topology, options: &UpOptions) -> Result<Self, LabError> {
+        topology.validate()?;
+        let dir = StateDir::new(name)?;
+        let egret = visible_program(options)?;
+        let _lock = dir.lock()?;
+        if dir.exists() {
+            return Err(LabError::IsUp(name.to_owned()));
+        }
+        let state = State {
+            topology: topology.clone(),
+            egret,
+            agent_args: options.agent_args.clone(),
+            agents: options.agents,
+            hosts: BTreeMap::new(),
+            controller: None,
+            server: None,
+        };
+        let lab = Self { dir };
+        match lab.build(state, options) {
+            Ok(()) => Ok(lab),
+            Err(error) => {
+                if let Err(remains) = teardown::down(&lab.dir) {
+                    tracing::error!("cleaning up after a failed start: {remains}");
+                }
+                Err(error)
+            }
+        }
+    }
+
+    fn build(&self, mut state: State, options: &UpOptions) -> Result<(), LabError> {
+        let layout = state.layout();
+        for folder in [
+            self.dir.objects(),
+            self.dir.log(),
+            self.dir.path().join("mnt"),
+        ] {
+            std::fs::create_dir_all(&folder)
+                .map_err(io(format!("creating {}", folder.display())))?;
+        }
+        self.dir.write(&state)?;
+        manifest::write_cluster(&self.dir.objects(), &layout)?;
+        self.start_namespaces(&mut state, &layout)?;
+        let control = state.init_of(CONTROL)?;
+        host::build_bridges(control, &layout.bridges)?;
+        let all: Vec<&HostLayout> = layout.hosts.iter().collect();
+        self.connect(&state, &layout, &all)?;
+        if options.agents {
+            for name in layout
+                .hosts
+                .iter()
+                .filter(|host| host.is_node())
+                .map(|host| &host.name)
+            {
+                self.start_agent(&mut state, name)?;
+            }
+            self.start_controller(&mut state)?;
+        }
+        if options.standing_server {
+            self.start_server(&mut state, &layout)?;
+        }
+        Ok(())
+    }
+
+    /// Starts the namespaces of all hosts at once.
+    fn start_namespaces(&self, state: &mut State, layout: &Layout) -> Result<(), LabError> {
+        let mut wanted = vec![(CONTROL.to_owned(), host::control_sysctls())];
+        wanted.extend(
+            layout
+                .hosts
+                .iter()
+                .map(|host| (host.name.clone(), host::sysctls(host))),
+        );
+        let dir = &self.dir;
+        let started: Vec<(String, Result<HostProcesses, LabError>)> = std::thread::scope(|scope| {
+            let threads: Vec<_> = wanted
+                .into_iter()
+                .map(|(name, sysctls)| {
+                    scope.spawn(move || {
+                        let result = host::start(dir, &name, &sysctls);
+                        (name, result)
+                    })
+                })
+                .collect();
+            let joined = threads.into_iter().map(|thread| thread.join());
+            joined
+                .map(|result| result.expect("starting a host does not panic"))
+                .collect()
+        });
+        let mut failure = Ok(());
+        for (name, result) in started {
+            match result {
+                Ok(processes) => drop(state.hosts.insert(name, processes)),
+                Err(error) => failure = Err(error),
+            }
+        }
+        self.dir.write(state)?;
+        failure
+    }
+
+    /// Plugs hosts in, configures them and waits until their routers answer.
+    pub(crate) fn connect(
+        &self,
+        state: &State,
+        layout: &Layout,
+        hosts: &[&HostLayout],
+    ) -> Result<(), LabError> {
+        let mut inits = Vec::new();
+        for host in hosts {
+            inits.push((*host, state.init_of(&host.name)?));
+        }
+        let control = state.init_of(CONTROL)?;
+        host::plug(control, inits.iter().copied())?;
+        in_parallel(&inits, |(host, init)| {
+            host::configure(host, *init, &layout.pod_cidrs)
+        })?;
+        in_parallel(&inits, |(host, init)| {
+            ready::wait_joined(host, control, &layout.bridges)?;
+            ready::wait(host, *init)
+        })
+    }
+
+    pub(crate) fn start_agent(&self, state: &mut State, name: &str) -> Result<(), LabError> {
+        let mut arguments = vec!["agent".to_owned(), "--node".to_owned(), name.to_owned()];
+        arguments.extend(["--source".to_owned(), self.source()]);
+        arguments.extend(SETTINGS.map(str::to_owned));
+        arguments.extend(state.agent_args.iter().cloned());
+        let init = state.init_of(name)?;
+        let daemon = host::start_daemon(&self.dir, name, init, &state.egret, &arguments)?;
+        if let Some(processes) = state.hosts.get_mut(name) {
+            processes.agent = Some(daemon);
+        }
+        self.dir.write(state)
+    }
+
+    pub(crate) fn start_controller(&self, state: &mut State) -> Result<(), LabError> {
+        let source = self.source();
+        let mut arguments = ["controller", "--source", &source]
+            .map(str::to_owned)
+            .to_vec();
+        arguments.extend(SETTINGS.map(str::to_owned));
+        let init = state.init_of(CONTROL)?;
+        let daemon = host::start_daemon(&self.dir, CONTROL, init, &state.egret, &arguments)?;
+        state.controller = Some(daemon);
+        self.dir.write(state)
+    }
+
+    pub(crate) fn start_server(&self, state: &mut State, layout: &Layout) -> Result<(), LabError> {
+        let Some(server) = layout
+            .hosts
+            .iter()
+            .find(|host| host.roles.contains(&Role::Server))
+        else {
+            return Ok(());
+        };
+        let init = state.init_of(&server.name)?;
+        let arguments = ["lab", "serve"].map(str::to_owned);
+        let daemon = host::start_daemon(&self.dir, &server.name, init, &state.egret, &arguments)?;
+        state.server = Some(daemon);
+        self.dir.write(state)?;
+        let port = *ECHO_PORTS.last().expect("there are echo ports");
+        let answers = || TcpStream::connect((Ipv6Addr::LOCALHOST, port)).is_ok();
+        let mut is_up = false;
+        host::run_inside(init, || {
+            wait_for("the answering server", SERVER_TIMEOUT, || {
+                is_up = answers();
+                is_up || !daemon.process.is_alive()
+            })
+        })??;
+        let what = "the answering server".to_owned();
+        is_up.then_some(()).ok_or(LabError::Ended { what })
+    }
+
+    fn source(&self) -> String {
+        format!("dir:{}", self.dir.objects().display())
+    }
+
+    /// A lab that is up.
+    ///
+    /// # Errors
+    /// It is not up.
+    pub fn open(name: &str) -> Result<Self, LabError> {
+        let dir = StateDir::new(name)?;
+        dir.read()?;
+        Ok(Self { dir })
+    }
+
+    /// Ties the life of the lab to the value.
+    pub fn owned(self) -> OwnedLab {
+        OwnedLab(self)
+    }
+
+    /// Takes a lab down, also one whose start or processes crashed. Waits for nothing inside of it.
+    ///
+    /// # Errors
+    /// It is not up, or something could not be removed; everything else is.
+    pub fn down(name: &str) -> Result<(), LabError> {
+        let dir = StateDir::new(name)?;
+        let _lock = dir.lock()?;
+        if !dir.exists() {
+            return Err(LabError::NotUp(name.to_owned()));
+        }
+        teardown::down(&dir)
+    }
+
+    /// Its name.
+    pub fn name(&self) -> &str {
+        self.dir.name()
+    }
+
+    /// Its state folder.
+    pub fn dir(&self) -> &StateDir {
+        &self.dir
+    }
+
+    /// Devices, addresses and routes of every host and pod.
+    ///
+    /// # Errors
+    /// It is not up.
+    pub fn layout(&self) -> Result<Layout, LabError> {
+        Ok(self.dir.read()?.layout())
+    }
+
+    /// A host (`worker1`, also `control`) or pod (`pod/default/a1`).
+    ///
+    /// # Errors
+    /// There is no such place in this lab.
+    pub fn place(&self, name: &str) -> Result<Place, LabError> {
+        let name: PlaceName = name.parse()?;
+        let state = self.dir.read()?;
+        match &name {
+            PlaceName::Host(host) => state.check_host(host)?,
+            PlaceName::Pod(namespace, pod) => {
+                let found = state.layout().pod(namespace, pod).is_some();
+                let name = format!("{namespace}/{pod}");
+                found.then_some(()).ok_or(LabError::NoSuchPod(name))?;
+            }
+        }
+        Ok(Place {
+            state_dir: self.dir.clone(),
+            name,
+        })
+    }
+
+    /// Runs `work` on a fresh thread inside the network namespace of a host or pod.
+    ///
+    /// # Errors
+    /// The host is off, or its namespace cannot be entered.
+    pub fn in_netns<T: Send>(
+        &self,
+        place: &Place,
+        work: impl FnOnce() -> T + Send,
+    ) -> Result<T, LabError> {
+        place.run(work)
+    }
+
+    /// A command that runs a program inside a host or pod; the caller sets its arguments and streams.
+    ///
+    /// # Errors
+    /// The host is off.
+    pub fn exec(
+        &self,
+        place: &Place,
+        program: impl AsRef<std::ffi::OsStr>,
+    ) -> Result<Command, LabError> {
+        let state = self.dir.read()?;
+        let mut command = Command::new("nsenter");
+        let enter = |command: &mut Command, pid: i32| {
+            command.args(["-t", &pid.to_string(), "-m", "-n", "-u", "-p", "--"]);
+        };
+        match &place.name {
+            PlaceName::Host(host) => enter(&mut command, state.init_of(host)?.pid),
+            PlaceName::Pod(namespace, name) => {
+                let layout = state.layout();
+                let no_pod = || LabError::NoSuchPod(format!("{namespace}/{name}"));
+                let (host, pod) = layout.pod(namespace, name).ok_or_else(no_pod)?;
+                enter(&mut command, state.init_of(&host.name)?.pid);
+                command.args(["ip", "netns", "exec", &pod.netns()]);
+            }
+        }
+        let (marker, value) = self.dir.marker();
+        command.arg(program).env(marker, value).current_dir("/");
+        Ok(command)
+    }
+
+    /// Adds a pod to a running node, with the next free addresses: first its Pod object without address, as Kubernetes
+    /// does once it is bound, then its network, then the object with its addresses.
+    ///
+    /// # Errors
+    /// No such host, it is off, or the pod cannot be there.
+    pub fn add_pod(&self, host: &str, pod: Pod) -> Result<Place, LabError> {
+        let _lock = self.dir.lock()?;
+        let mut state = self.dir.read()?;
+        let init = state.init_of(host)?;
+        let name = PlaceName::Pod(pod.namespace.clone(), pod.name.clone());
+        let mut hosts = state.topology.hosts.iter_mut();
+        let wanted = hosts.find(|wanted| wanted.name == host);
+        wanted.ok_or(LabError::NotControl)?.pods.push(pod);
+        state.topology.validate()?;
+        let layout = state.layout();
+        let host = layout.host(host).ok_or(LabError::NotControl)?;
+        let pod = host.pods.last().expect("it was just added");
+        manifest::write_pod(&self.dir.objects(), host, pod, false)?;
+        host::add_pods(init, std::slice::from_ref(pod))?;
+        self.dir.write(&state)?;
+        manifest::write_pod(&self.dir.objects(), host, pod, true)?;
+        Ok(Place {
+            state_dir: self.dir.clone(),
+            name,
+        })
+    }
+
+    /// Puts every object of a manifest file into the source directory; returns their names.
+    ///
+    /// # Errors
+    /// A document without kind or name; then nothing is written.
+    pub fn apply(&self, file: &Path) -> Result<Vec<String>, LabError> {
+        let _lock = self.dir.lock()?;
+        manifest::apply(&self.dir.objects(), file)
+    }
+
+    /// Removes every object of a manifest file from the source directory; returns those that were there.
+    ///
+    /// # Errors
+    /// As [`Lab::apply`].
+    pub fn delete(&self, file: &Path) -> Result<Vec<String>, LabError> {
+        let _lock = self.dir.lock()?;
+        manifest::delete(&self.dir.objects(), file)
+    }
+}
+
+/// Refuses a program that hosts cannot see.
+fn visible_program(options: &UpOptions) -> Result<PathBuf, LabError> {
+    if !options.agents && !options.standing_server {
+        return Ok(options.egret.clone());
+    }
+    let path = std::fs::canonicalize(&options.egret).map_err(io(format!(
+        "looking for the program {}",
+        options.egret.display()
+    )))?;
+    if path.starts_with("/run") || path.starts_with("/var/lib") {
+        return Err(LabError::HiddenProgram(path));
+    }
+    Ok(path)
+}
+
+fn in_parallel<T: Sync>(
+    items: &[T],
+    work: impl Fn(&T) -> Result<(), LabError> + Sync,
+) -> Result<(), LabError> {
+    std::thread::scope(|scope| {
+        let work = &work;
+        let threads: Vec<_> = items
+            .iter()
+            .map(|item| scope.spawn(move || work(item)))
+            .collect();
+        let results = threads.into_iter().map(|thread| match thread.join() {
+            Ok(result) => result,
+            Err(panic) => std::panic::resume_unwind(panic),
+        });
+        results.collect::<Vec<_>>().into_iter().collect()
+    })
+}

@@ -1,0 +1,156 @@
+//! Namespaces, nodes, pods, Services and EndpointSlices.
+
+use super::Check;
+use super::field::{address, prefix};
+use egret_core::model::{Finding, Kind, Labels, Namespace, Node, NodeName, Pod, Service};
+use k8s_openapi::api::core::v1 as core;
+use k8s_openapi::api::discovery::v1::EndpointSlice;
+use std::collections::BTreeSet;
+use std::net::IpAddr;
+
+/// Label that Kubernetes puts on every namespace.
+const NAMESPACE_NAME_LABEL: &str = "kubernetes.io/metadata.name";
+/// Label that names the Service of an EndpointSlice.
+const SERVICE_NAME_LABEL: &str = "kubernetes.io/service-name";
+
+/// The endpoints that one EndpointSlice adds to a Service.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Slice {
+    /// Its namespace.
+    pub namespace: String,
+    /// The Service, if any.
+    pub service: Option<String>,
+    /// Endpoint addresses, ready or not: an endpoint that is not ready sends packets too.
+    pub addresses: BTreeSet<IpAddr>,
+}
+
+/// A Namespace.
+pub fn namespace(object: &core::Namespace) -> Result<Namespace, Vec<Finding>> {
+    let check = Check::new(Kind::Namespace, &object.metadata);
+    let name = check.object.name.clone();
+    let mut labels: Labels = object.metadata.labels.clone().unwrap_or_default();
+    labels.insert(NAMESPACE_NAME_LABEL.to_owned(), name.clone());
+    check.finish(Some(Namespace { name, labels }))
+}
+
+/// A Node.
+pub fn node(object: &core::Node) -> Result<Node, Vec<Finding>> {
+    let mut check = Check::new(Kind::Node, &object.metadata);
+    let reported = object
+        .status
+        .as_ref()
+        .and_then(|status| status.addresses.as_deref())
+        .unwrap_or_default();
+    let mut internal = Vec::new();
+    let mut others = Vec::new();
+    for (index, entry) in reported.iter().enumerate() {
+        let list = match entry.type_.as_str() {
+            "InternalIP" => &mut internal,
+            "ExternalIP" => &mut others,
+            _ => continue, // names, not addresses
+        };
+        let field = format!("status.addresses[{index}].address");
+        list.extend(check.take(field, &entry.address, address(&entry.address)));
+    }
+    internal.extend(others);
+    let spec = object.spec.clone().unwrap_or_default();
+    let cidrs = spec
+        .pod_cidrs
+        .unwrap_or_else(|| spec.pod_cidr.into_iter().collect());
+    let mut pod_cidrs = Vec::new();
+    for (index, text) in cidrs.iter().enumerate() {
+        pod_cidrs.extend(check.take(format!("spec.podCIDRs[{index}]"), text, prefix(text)));
+    }
+    let node = Node {
+        name: NodeName(check.object.name.clone()),
+        labels: object.metadata.labels.clone().unwrap_or_default(),
+        addresses: internal,
+        pod_cidrs,
+    };
+    check.finish(Some(node))
+}
+
+/// A Pod; `None` until it is bound to a node.
+pub fn pod(object: &core::Pod) -> Result<Option<Pod>, Vec<Finding>> {
+    let mut check = Check::new(Kind::Pod, &object.metadata);
+    let spec = object.spec.as_ref();
+    let status = object.status.as_ref();
+    let single = || {
+        status
+            .and_then(|status| status.pod_ip.clone())
+            .into_iter()
+            .collect()
+    };
+    let texts: Vec<String> = match status.and_then(|status| status.pod_ips.as_ref()) {
+        Some(ips) if !ips.is_empty() => ips.iter().map(|ip| ip.ip.clone()).collect(),
+        _ => single(),
+    };
+    let mut addresses = Vec::new();
+    for (index, text) in texts.iter().enumerate() {
+        addresses.extend(check.take(format!("status.podIPs[{index}].ip"), text, address(text)));
+    }
+    let phase = status.and_then(|status| status.phase.as_deref());
+    let node = spec
+        .and_then(|spec| spec.node_name.clone())
+        .filter(|name| !name.is_empty());
+    let pod = node.map(|node| Pod {
+        namespace: check.object.namespace.clone(),
+        name: check.object.name.clone(),
+        uid: object.metadata.uid.clone().unwrap_or_default(),
+        labels: object.metadata.labels.clone().unwrap_or_default(),
+        node: NodeName(node),
+        addresses,
+        host_network: spec.and_then(|spec| spec.host_network).unwrap_or(false),
+        finished: matches!(phase, Some("Succeeded" | "Failed")),
+    });
+    check.finish(Some(pod))
+}
+
+/// A Service, without its endpoints.
+pub fn service(object: &core::Service) -> Result<Service, Vec<Finding>> {
+    let mut check = Check::new(Kind::Service, &object.metadata);
+    let spec = object.spec.clone().unwrap_or_default();
+    let texts = spec
+        .cluster_ips
+        .unwrap_or_else(|| spec.cluster_ip.into_iter().collect());
+    let mut cluster_addresses = Vec::new();
+    for (index, text) in texts.iter().enumerate() {
+        if text.is_empty() || text == "None" {
+            continue; // headless
+        }
+        let field = format!("spec.clusterIPs[{index}]");
+        cluster_addresses.extend(check.take(field, text, address(text)));
+    }
+    let service = Service {
+        namespace: check.object.namespace.clone(),
+        name: check.object.name.clone(),
+        cluster_addresses,
+        selector: spec.selector.filter(|labels| !labels.is_empty()),
+        endpoints: BTreeSet::new(),
+    };
+    check.finish(Some(service))
+}
+
+/// An EndpointSlice.
+pub fn endpoint_slice(object: &EndpointSlice) -> Result<Slice, Vec<Finding>> {
+    let mut check = Check::new(Kind::EndpointSlice, &object.metadata);
+    let mut addresses = BTreeSet::new();
+    if object.address_type != "FQDN" {
+        let endpoints = object.endpoints.as_deref().unwrap_or_default();
+        for (index, endpoint) in endpoints.iter().enumerate() {
+            for text in &endpoint.addresses {
+                let field = format!("endpoints[{index}].addresses");
+                addresses.extend(check.take(field, text, address(text)));
+            }
+        }
+    }
+    let labels = object.metadata.labels.as_ref();
+    let slice = Slice {
+        namespace: check.object.namespace.clone(),
+        service: labels
+            .and_then(|labels| labels.get(SERVICE_NAME_LABEL))
+            .cloned(),
+        addresses,
+    };
+    check.finish(Some(slice))
+}

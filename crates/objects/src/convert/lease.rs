@@ -1,0 +1,279 @@
+//! `EgressAddress` and `EgressNode`, both ways: what Egret itself wrote down.
+
+use super::field::{address, egress_address, number, port_ranges};
+use super::{Check, resource_version};
+use egret_api as api;
+use egret_core::model::{
+    AddressRecord, Finding, GatewayName, Grant, Kind, Lease, LeaseState, NodeName, NodeRecord,
+    ObjectRef, PortRange, Programmed,
+};
+use egret_core::numbers::TUNNEL_INDEX_MAX;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
+use k8s_openapi::jiff::Timestamp;
+use std::net::IpAddr;
+
+/// What a person should do about a bad object that only Egret writes.
+const OURS: &str = "Egret writes this object; delete it to have it written anew";
+
+/// An `EgressAddress`.
+pub fn address_record(object: &api::EgressAddress) -> Result<AddressRecord, Vec<Finding>> {
+    let mut check = Check::new(Kind::EgressAddress, &object.metadata);
+    let spec = &object.spec;
+    let parsed_address = check.take("spec.address", &spec.address, egress_address(&spec.address));
+    if let Some(address) = parsed_address
+        && api::address_object_name(address) != check.object.name
+    {
+        check.bad("metadata.name", check.object.name.clone(), OURS);
+    }
+    let epoch = epoch(&mut check, "spec.epoch", spec.epoch);
+    let leases: Option<Vec<Lease>> = spec
+        .leases
+        .iter()
+        .enumerate()
+        .map(|(index, lease)| self::lease(&mut check, &format!("spec.leases[{index}]"), lease))
+        .collect();
+    let record = (|| {
+        Some(AddressRecord {
+            address: parsed_address?,
+            gateway: GatewayName(spec.gateway.clone()),
+            epoch: epoch?,
+            leases: leases?,
+            resource_version: resource_version(&object.metadata),
+        })
+    })();
+    check.finish(record)
+}
+
+fn lease(check: &mut Check, field: &str, lease: &api::AddressLease) -> Option<Lease> {
+    Some(Lease {
+        node: NodeName(lease.node.clone()),
+        ranges: port_ranges(check, &format!("{field}.ranges"), &lease.ranges)?,
+        epoch: epoch(check, &format!("{field}.epoch"), lease.epoch)?,
+        state: match lease.state {
+            api::LeaseStateName::Granted => LeaseState::Granted,
+            api::LeaseStateName::Active => LeaseState::Active,
+            api::LeaseStateName::Draining => LeaseState::Draining,
+            api::LeaseStateName::HoldDown => LeaseState::HoldDown,
+        },
+        since_secs: lease.since.0.as_second(),
+    })
+}
+
+fn epoch(check: &mut Check, field: &str, value: i64) -> Option<u64> {
+    number(check, field, value, 0, i64::MAX)
+}
+
+/// The spec that says what the record says.
+pub fn address_spec(record: &AddressRecord) -> api::EgressAddressSpec {
+    api::EgressAddressSpec {
+        address: record.address.to_string(),
+        gateway: record.gateway.0.clone(),
+        epoch: api_number(record.epoch),
+        leases: record
+            .leases
+            .iter()
+            .map(|lease| api::AddressLease {
+                node: lease.node.0.clone(),
+                ranges: range_texts(&lease.ranges),
+                epoch: api_number(lease.epoch),
+                state: match lease.state {
+                    LeaseState::Granted => api::LeaseStateName::Granted,
+                    LeaseState::Active => api::LeaseStateName::Active,
+                    LeaseState::Draining => api::LeaseStateName::Draining,
+                    LeaseState::HoldDown => api::LeaseStateName::HoldDown,
+                },
+                since: time(lease.since_secs),
+            })
+            .collect(),
+    }
+}
+
+/// An `EgressNode`.
+pub fn node_record(object: &api::EgressNode) -> Result<NodeRecord, Vec<Finding>> {
+    let mut check = Check::new(Kind::EgressNode, &object.metadata);
+    let index: Option<u16> = number(
+        &mut check,
+        "spec.tunnelIndex",
+        object.spec.tunnel_index.into(),
+        1,
+        TUNNEL_INDEX_MAX.into(),
+    );
+    let grants: Option<Vec<Grant>> = object
+        .spec
+        .grants
+        .iter()
+        .enumerate()
+        .map(|(index, grant)| self::grant(&mut check, &format!("spec.grants[{index}]"), grant))
+        .collect();
+    let status = object.status.clone().unwrap_or_default();
+    let record = (|| {
+        let check = &mut check;
+        Some(NodeRecord {
+            node: NodeName(check.object.name.clone()),
+            tunnel_index: index?,
+            grants: grants?,
+            underlay_addresses: addresses(
+                check,
+                "status.underlayAddresses",
+                &status.underlay_addresses,
+            )?,
+            steering_version: epoch(check, "status.steeringVersion", status.steering_version)?,
+            announcing: addresses(check, "status.announcing", &status.announcing)?
+                .into_iter()
+                .collect(),
+            demand: status
+                .demand
+                .iter()
+                .enumerate()
+                .map(|(index, demand)| {
+                    let field = format!("status.demand[{index}]");
+                    let text = &demand.address;
+                    let address = check.take(format!("{field}.address"), text, address(text))?;
+                    let ports = number(check, &format!("{field}.ports"), demand.ports, 0, 1 << 31)?;
+                    Some((address, ports))
+                })
+                .collect::<Option<_>>()?,
+            programmed: programmed(check, &status.programmed)?,
+            datapath: status
+                .datapath
+                .map(|datapath| datapath_text(datapath).to_owned()),
+            resource_version: resource_version(&object.metadata),
+        })
+    })();
+    check.finish(record)
+}
+
+fn grant(check: &mut Check, field: &str, grant: &api::NodeGrant) -> Option<Grant> {
+    let text = &grant.address;
+    Some(Grant {
+        address: check.take(format!("{field}.address"), text, egress_address(text))?,
+        gateway: GatewayName(grant.gateway.clone()),
+        ranges: port_ranges(check, &format!("{field}.ranges"), &grant.ranges)?,
+        epoch: epoch(check, &format!("{field}.epoch"), grant.epoch)?,
+    })
+}
+
+fn addresses(check: &mut Check, field: &str, texts: &[String]) -> Option<Vec<IpAddr>> {
+    texts
+        .iter()
+        .enumerate()
+        .map(|(index, text)| check.take(format!("{field}[{index}]"), text, address(text)))
+        .collect()
+}
+
+fn programmed(check: &mut Check, all: &[api::ProgrammedPolicy]) -> Option<Vec<Programmed>> {
+    all.iter()
+        .enumerate()
+        .map(|(index, one)| {
+            let field = format!("status.programmed[{index}]");
+            let policy = policy_ref(&one.policy).ok_or_else(|| OURS.to_owned());
+            Some(Programmed {
+                policy: check.take(format!("{field}.policy"), &one.policy, policy)?,
+                generation: one.generation,
+                pods: number(check, &format!("{field}.pods"), one.pods.into(), 0, 1 << 31)?,
+            })
+        })
+        .collect()
+}
+
+/// `Egress/namespace/name` or `ClusterEgress/name`.
+pub fn policy_text(policy: &ObjectRef) -> String {
+    if policy.namespace.is_empty() {
+        format!("{:?}/{}", policy.kind, policy.name)
+    } else {
+        format!("{:?}/{}/{}", policy.kind, policy.namespace, policy.name)
+    }
+}
+
+/// The other way.
+fn policy_ref(text: &str) -> Option<ObjectRef> {
+    let parts: Vec<&str> = text.split('/').collect();
+    let (kind, namespace, name) = match parts[..] {
+        ["Egress", namespace, name] => (Kind::Egress, namespace, name),
+        ["ClusterEgress", name] => (Kind::ClusterEgress, "", name),
+        _ => return None,
+    };
+    Some(ObjectRef {
+        kind,
+        namespace: namespace.to_owned(),
+        name: name.to_owned(),
+    })
+}
+
+/// The controller's part of an `EgressNode`.
+pub fn node_spec(record: &NodeRecord) -> api::EgressNodeSpec {
+    api::EgressNodeSpec {
+        tunnel_index: record.tunnel_index.into(),
+        grants: record
+            .grants
+            .iter()
+            .map(|grant| api::NodeGrant {
+                address: grant.address.to_string(),
+                gateway: grant.gateway.0.clone(),
+                ranges: range_texts(&grant.ranges),
+                epoch: api_number(grant.epoch),
+            })
+            .collect(),
+    }
+}
+
+/// The agent's part of an `EgressNode`, as far as the record has it.
+pub fn node_status(record: &NodeRecord) -> api::NodeStatus {
+    api::NodeStatus {
+        underlay_addresses: record
+            .underlay_addresses
+            .iter()
+            .map(IpAddr::to_string)
+            .collect(),
+        steering_version: api_number(record.steering_version),
+        announcing: record.announcing.iter().map(IpAddr::to_string).collect(),
+        demand: record
+            .demand
+            .iter()
+            .map(|(address, ports)| api::PortDemand {
+                address: address.to_string(),
+                ports: (*ports).into(),
+            })
+            .collect(),
+        programmed: record
+            .programmed
+            .iter()
+            .map(|one| api::ProgrammedPolicy {
+                policy: policy_text(&one.policy),
+                generation: one.generation,
+                pods: i32::try_from(one.pods).unwrap_or(i32::MAX),
+            })
+            .collect(),
+        datapath: record.datapath.as_deref().and_then(datapath_name),
+        ..api::NodeStatus::default()
+    }
+}
+
+pub(super) fn datapath_text(name: api::DatapathName) -> &'static str {
+    match name {
+        api::DatapathName::Ebpf => "ebpf",
+        api::DatapathName::Nftables => "nftables",
+    }
+}
+
+pub(super) fn datapath_name(text: &str) -> Option<api::DatapathName> {
+    match text {
+        "ebpf" => Some(api::DatapathName::Ebpf),
+        "nftables" => Some(api::DatapathName::Nftables),
+        _ => None,
+    }
+}
+
+fn range_texts(ranges: &[PortRange]) -> Vec<String> {
+    ranges.iter().map(PortRange::to_string).collect()
+}
+
+/// Kubernetes has signed numbers only; epochs never come near the end of them.
+pub(super) fn api_number(value: u64) -> i64 {
+    i64::try_from(value).unwrap_or(i64::MAX)
+}
+
+/// Seconds since the epoch as the API's time.
+pub(super) fn time(secs: i64) -> Time {
+    Time(Timestamp::from_second(secs).unwrap_or(Timestamp::UNIX_EPOCH))
+}

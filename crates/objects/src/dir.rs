@@ -1,0 +1,238 @@
+//! The directory source: `PATH/**/*.yaml` and `PATH/status`. The whole of `interfaces.md`, "Directory source".
+//!
+//! ```text
+//!  snapshot():  tree     the user's files, parsed once per change   (no lock; read again until quiet)
+//!               store    PATH/status, scanned under the shared lock
+//!               merge    what is in force; what our copies should say
+//!               write    copies that differ, under the exclusive lock   (unless read-only)
+//!               assemble the view
+//! ```
+//!
+//! Several processes share one directory: agents in mount namespaces of their own, one controller, the command line.
+
+mod assemble;
+mod document;
+mod locate;
+mod lock;
+mod merge;
+mod object;
+mod store;
+mod tree;
+mod watch;
+mod write;
+
+pub(crate) use object::is_object_name;
+
+use crate::{SourceError, View};
+use egret_core::model::{Finding, UnpooledAddresses};
+use egret_core::numbers::LEASE_HOLD_DOWN_SECS;
+use merge::Merged;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant, SystemTime};
+use store::Store;
+use tree::Tree;
+use watch::Watch;
+
+/// Rounds of reading again while files keep changing; what is there then is taken.
+const ROUNDS_MAX: u32 = 20;
+/// Copies that are written before others get the lock again: on a slow disk a write takes milliseconds, and waiting
+/// for the lock ends after seconds.
+const WRITES_PER_LOCK: usize = 256;
+/// Turns with the lock in one snapshot: a quarter of a million objects. The next snapshot does the rest.
+const RECORD_ROUNDS_MAX: u32 = 1000;
+/// How soon to look again at a file that changed just before it was read.
+const RACY_LOOK: Duration = Duration::from_millis(60);
+
+/// How a directory is read.
+#[derive(Clone, Debug)]
+pub struct Settings {
+    /// Keep copies under `PATH/status` (generation, first-seen time, last good). Off for readers that must leave no
+    /// trace, such as `egret plan`; then [`crate::Source`]'s writes fail with [`SourceError::ReadOnly`].
+    pub record: bool,
+    /// A file that changed less than this ago is read again before it counts.
+    pub debounce: Duration,
+    /// How often [`crate::Source::wait`] compares signatures, for changes that inotify does not tell.
+    pub look_every: Duration,
+    /// Settings that planning depends on; they end up in every snapshot.
+    pub installation: egret_core::model::Settings,
+}
+
+impl Default for Settings {
+    /// What lab, tests and hosts without Kubernetes want: records, addresses outside every pool allowed.
+    fn default() -> Self {
+        Self {
+            record: true,
+            debounce: Duration::from_millis(10),
+            look_every: Duration::from_secs(2),
+            installation: egret_core::model::Settings {
+                unpooled_addresses: UnpooledAddresses::Allow,
+                never_destinations: Vec::new(),
+                service_cidrs: Vec::new(),
+                hold_down_secs: LEASE_HOLD_DOWN_SECS,
+            },
+        }
+    }
+}
+
+/// A directory of manifests.
+pub struct DirSource {
+    root: PathBuf,
+    settings: Settings,
+    tree: Tree,
+    store: Store,
+    watch: Watch,
+}
+
+impl DirSource {
+    /// Opens a directory, which must exist.
+    pub fn open(path: impl AsRef<Path>, settings: Settings) -> Result<Self, SourceError> {
+        let root = path.as_ref().to_owned();
+        let metadata = std::fs::metadata(&root);
+        let metadata = metadata.map_err(|e| tree::io_error("opening", &root, e))?;
+        if !metadata.is_dir() {
+            let error = std::io::Error::from(std::io::ErrorKind::NotADirectory);
+            return Err(tree::io_error("opening", &root, error));
+        }
+        let (tree, store) = (Tree::new(root.clone()), Store::new(&root));
+        Ok(Self {
+            root,
+            settings,
+            tree,
+            store,
+            watch: Watch::new(),
+        })
+    }
+
+    /// The directory.
+    pub fn path(&self) -> &Path {
+        &self.root
+    }
+
+    fn view(&mut self) -> Result<View, SourceError> {
+        let mut merged = self.observe()?;
+        if self.settings.record && merged.has_writes() {
+            // Reading goes on where nothing can be written (P9), without what copies give.
+            if let Err(error) = self.record(&mut merged) {
+                let why = std::error::Error::source(&error).map(|e| format!(": {e}"));
+                merged
+                    .findings
+                    .push(unwritable(&error, &why.unwrap_or_default()));
+            }
+        }
+        Ok(assemble::assemble(&merged, &self.settings.installation))
+    }
+
+    /// Reads files and copies at one moment.
+    fn observe(&mut self) -> Result<Merged, SourceError> {
+        for _ in 0..ROUNDS_MAX {
+            self.read_files()?;
+            let _lock = self.store.lock_shared()?;
+            self.scan_copies()?;
+            let again = self.list_files()?;
+            if !self.tree.differs(&again) {
+                break;
+            }
+        }
+        Ok(merge::merge(&self.tree, &mut self.store, now_secs()))
+    }
+
+    fn list_files(&mut self) -> Result<tree::Listing, SourceError> {
+        let watch = &mut self.watch;
+        self.tree.list(&mut |directory| watch.add(directory, false))
+    }
+
+    /// Reads the user's files again until none of them changed just now.
+    fn read_files(&mut self) -> Result<(), SourceError> {
+        let debounce = self.settings.debounce;
+        for _ in 0..ROUNDS_MAX {
+            let listing = self.list_files()?;
+            if !self.tree.differs(&listing) && !self.tree.is_racy() {
+                return Ok(());
+            }
+            match self.tree.read(listing) {
+                Some(age) if age < debounce => std::thread::sleep(debounce - age),
+                _ => return Ok(()),
+            }
+        }
+        Ok(())
+    }
+
+    /// The caller holds a lock.
+    fn scan_copies(&mut self) -> Result<(), SourceError> {
+        let watch = &mut self.watch;
+        let listing = self
+            .store
+            .list(&mut |directory| watch.add(directory, true))?;
+        self.store.read(listing);
+        Ok(())
+    }
+
+    /// Brings our copies up to date, a few at a time, so that nobody waits long for the lock. Decided again under the
+    /// exclusive lock, since another process may have done it, or seen a newer edit.
+    fn record(&mut self, merged: &mut Merged) -> Result<(), SourceError> {
+        for _ in 0..RECORD_ROUNDS_MAX {
+            if !merged.has_writes() {
+                break;
+            }
+            let mut lock = self.store.lock_exclusive()?;
+            let listing = self.list_files()?;
+            if self.tree.differs(&listing) {
+                self.read_files()?;
+            }
+            self.scan_copies()?;
+            *merged = merge::merge(&self.tree, &mut self.store, now_secs());
+            for (key, whole) in merged.writes.iter().take(WRITES_PER_LOCK) {
+                self.store.put(&mut lock, key, whole.as_ref().clone())?;
+            }
+            for key in merged.deletes.iter().take(WRITES_PER_LOCK) {
+                self.store.remove(&mut lock, key)?;
+            }
+            *merged = merge::merge(&self.tree, &mut self.store, now_secs());
+        }
+        Ok(())
+    }
+
+    fn wait_for_change(&mut self, timeout: Duration) -> Result<bool, SourceError> {
+        let deadline = Instant::now() + timeout;
+        let racy = self.tree.is_racy() || self.store.is_racy();
+        let mut look = if racy {
+            RACY_LOOK
+        } else {
+            self.settings.look_every
+        };
+        loop {
+            let left = deadline.saturating_duration_since(Instant::now());
+            if self.watch.wait(left.min(look))? {
+                self.watch.settle(self.settings.debounce)?;
+                return Ok(true);
+            }
+            if racy && left >= look || self.differs()? {
+                return Ok(true);
+            }
+            if left <= look {
+                return Ok(false);
+            }
+            look = self.settings.look_every;
+        }
+    }
+
+    /// Whether signatures differ from what was read.
+    fn differs(&mut self) -> Result<bool, SourceError> {
+        Ok(self.tree.differs(&self.tree.list(&mut |_| {})?)
+            || self.store.differs(&self.store.list(&mut |_| {})?))
+    }
+}
+
+fn unwritable(error: &SourceError, why: &str) -> Finding {
+    let remedy = format!(
+        "make it writable for Egret, which keeps last good objects and status there: {error}{why}"
+    );
+    tree::file_finding("status", remedy)
+}
+
+fn now_secs() -> i64 {
+    let since = SystemTime::now()
+        .duration_since(SystemTime::UNIX_EPOCH)
+        .unwrap_or_default();
+    i64::try_from(since.as_secs()).unwrap_or(i64::MAX)
+}

@@ -1,0 +1,148 @@
+//! The view that readers get, out of the objects in force.
+
+use super::merge::{Effective, Merged};
+use super::object::Converted;
+use crate::convert::{self, cluster::Slice};
+use crate::source::View;
+use egret_core::model::{Kind, ObjectRef, Settings, Snapshot};
+use k8s_openapi::jiff::Timestamp;
+use serde::de::DeserializeOwned;
+use serde_json::Value;
+use std::collections::BTreeMap;
+
+/// The Service whose endpoints are the API servers.
+const API_SERVER: (&str, &str) = ("default", "kubernetes");
+
+pub(super) fn assemble(merged: &Merged, settings: &Settings) -> View {
+    let mut view = empty(settings);
+    let mut slices = Vec::new();
+    for (key, effective) in &merged.objects {
+        add(&mut view, key, effective, &mut slices);
+    }
+    for slice in slices {
+        let Some(service) = slice.service else {
+            continue;
+        };
+        let key = (slice.namespace, service);
+        if (key.0.as_str(), key.1.as_str()) == API_SERVER {
+            view.snapshot.api_server.extend(&slice.addresses);
+        }
+        if let Some(service) = view.snapshot.services.get_mut(&key) {
+            service.endpoints.extend(slice.addresses);
+        }
+    }
+    view.findings = merged.findings.clone();
+    view
+}
+
+fn empty(settings: &Settings) -> View {
+    View {
+        snapshot: Snapshot {
+            settings: settings.clone(),
+            policies: Vec::new(),
+            gateways: BTreeMap::new(),
+            pools: BTreeMap::new(),
+            nodes: BTreeMap::new(),
+            namespaces: BTreeMap::new(),
+            pods: BTreeMap::new(),
+            services: BTreeMap::new(),
+            api_server: Default::default(),
+            addresses: BTreeMap::new(),
+            node_records: BTreeMap::new(),
+        },
+        findings: Vec::new(),
+        policies: BTreeMap::new(),
+        gateways: BTreeMap::new(),
+        pools: BTreeMap::new(),
+        addresses: BTreeMap::new(),
+        nodes: BTreeMap::new(),
+    }
+}
+
+/// The object's status, if it has one that can be read.
+fn status<T: DeserializeOwned>(effective: &Effective) -> Option<T> {
+    let status = effective.whole.get("status")?;
+    T::deserialize(status).ok()
+}
+
+fn uid(metadata: &Value) -> String {
+    metadata["uid"].as_str().unwrap_or_default().to_owned()
+}
+
+fn created_secs(metadata: &Value) -> i64 {
+    let parsed = metadata["creationTimestamp"]
+        .as_str()
+        .map(str::parse::<Timestamp>);
+    parsed.and_then(Result::ok).map_or(0, Timestamp::as_second)
+}
+
+fn add(view: &mut View, key: &ObjectRef, effective: &Effective, slices: &mut Vec<Slice>) {
+    let metadata = &effective.whole["metadata"];
+    let snapshot = &mut view.snapshot;
+    match effective.converted.as_ref() {
+        Converted::Policy(policy) => {
+            let mut policy = policy.clone();
+            policy.uid = uid(metadata);
+            policy.generation = metadata["generation"].as_i64().unwrap_or(0);
+            policy.created_secs = created_secs(metadata);
+            let status = status(effective).map(|status| convert::policy_status(&status));
+            policy.assigned = status
+                .as_ref()
+                .map(|s| s.addresses.clone())
+                .unwrap_or_default();
+            snapshot.policies.push(policy);
+            view.policies
+                .extend(status.map(|status| (key.clone(), status)));
+        }
+        Converted::Gateway(gateway) => {
+            snapshot
+                .gateways
+                .insert(gateway.name.clone(), gateway.clone());
+            let status = status(effective).map(|status| convert::gateway_status(&status));
+            view.gateways
+                .extend(status.map(|status| (gateway.name.clone(), status)));
+        }
+        Converted::Pool(pool) => {
+            snapshot.pools.insert(pool.name.clone(), pool.clone());
+            let status = status(effective).map(|status| convert::pool_status(&status));
+            view.pools
+                .extend(status.map(|status| (pool.name.clone(), status)));
+        }
+        Converted::Namespace(namespace) => {
+            snapshot
+                .namespaces
+                .insert(namespace.name.clone(), namespace.clone());
+        }
+        Converted::Node(node) => {
+            snapshot.nodes.insert(node.name.clone(), node.clone());
+        }
+        Converted::Pod(None) => {}
+        Converted::Pod(Some(pod)) => {
+            let mut pod = pod.clone();
+            pod.uid = uid(metadata);
+            snapshot
+                .pods
+                .insert((pod.namespace.clone(), pod.name.clone()), pod);
+        }
+        Converted::Service(service) => {
+            let key = (service.namespace.clone(), service.name.clone());
+            snapshot.services.insert(key, service.clone());
+        }
+        Converted::Slice(slice) => slices.push(slice.clone()),
+        Converted::Address(record) => {
+            debug_assert_eq!(key.kind, Kind::EgressAddress);
+            snapshot.addresses.insert(record.address, record.clone());
+            let status = status(effective).map(|status| convert::address_status(&status));
+            view.addresses
+                .extend(status.map(|status| (record.address, status)));
+        }
+        Converted::NodeRecord(record) => {
+            snapshot
+                .node_records
+                .insert(record.node.clone(), record.clone());
+            let report = status(effective).map(|status| convert::node_report(&status));
+            view.nodes
+                .extend(report.map(|report| (record.node.clone(), report)));
+        }
+    }
+}

@@ -1,0 +1,369 @@
+//! What a manifest is: its kind, its name, and the model value it becomes.
+
+use crate::convert::{self, cluster};
+use egret_core::model::{
+    AddressRecord, Finding, Gateway, Kind, Namespace, Node, NodeRecord, ObjectRef, Pod, Policy,
+    Pool, Service,
+};
+use serde::de::DeserializeOwned;
+use serde_json::Value;
+use std::collections::BTreeMap;
+use std::sync::OnceLock;
+
+/// Longest name of an object (RFC 1123 subdomain).
+const NAME_MAX: usize = 253;
+/// Longest name of a namespace (RFC 1123 label).
+const NAMESPACE_MAX: usize = 63;
+/// Longest value that a finding shows, in characters.
+const SHOWN_MAX: usize = 100;
+
+/// Kinds that are read, and whether they are namespaced.
+pub(super) const KINDS: [(Kind, &str, bool); 11] = [
+    (Kind::ClusterEgress, egret_api::API_VERSION, false),
+    (Kind::Egress, egret_api::API_VERSION, true),
+    (Kind::EgressGateway, egret_api::API_VERSION, false),
+    (Kind::EgressPool, egret_api::API_VERSION, false),
+    (Kind::EgressAddress, egret_api::API_VERSION, false),
+    (Kind::EgressNode, egret_api::API_VERSION, false),
+    (Kind::Namespace, "v1", false),
+    (Kind::Node, "v1", false),
+    (Kind::Pod, "v1", true),
+    (Kind::Service, "v1", true),
+    (Kind::EndpointSlice, "discovery.k8s.io/v1", true),
+];
+
+/// Whether objects of this kind live in namespaces.
+pub(super) fn is_namespaced(kind: Kind) -> bool {
+    KINDS
+        .iter()
+        .any(|(known, _, namespaced)| *known == kind && *namespaced)
+}
+
+/// Whether people write the spec and Egret the status.
+pub(super) fn is_ours(kind: Kind) -> bool {
+    KINDS
+        .iter()
+        .any(|(known, version, _)| *known == kind && *version == egret_api::API_VERSION)
+}
+
+/// What `apiVersion` and `kind` of a manifest mean to us.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum Class {
+    /// A kind that is read.
+    Known(Kind),
+    /// Something of somebody else.
+    Foreign,
+    /// Meant for us but not a kind that exists; with a remedy.
+    Mistaken(String),
+}
+
+pub(super) fn classify(api_version: &str, kind: &str) -> Class {
+    let named = KINDS
+        .iter()
+        .find(|(known, _, _)| format!("{known:?}") == kind);
+    let group = api_version.split_once('/').map_or("", |(group, _)| group);
+    match named {
+        Some((known, version, _)) if *version == api_version => Class::Known(*known),
+        Some((_, version, _)) if group == egret_api::GROUP => {
+            Class::Mistaken(format!("write apiVersion: {version}"))
+        }
+        // The KEP's own manifest says `apiVersion: v1`.
+        Some((known, version, _)) if is_ours(*known) && api_version == "v1" => {
+            Class::Mistaken(format!("write apiVersion: {version}"))
+        }
+        None if group == egret_api::GROUP => Class::Mistaken(
+            "write kind Egress, ClusterEgress, EgressGateway or EgressPool".to_owned(),
+        ),
+        _ => Class::Foreign,
+    }
+}
+
+/// Whether an object can have this name: also what makes it safe as part of a file name.
+pub(crate) fn is_object_name(text: &str) -> bool {
+    let edge = |b: Option<&u8>| b.is_some_and(u8::is_ascii_alphanumeric);
+    let bytes = text.as_bytes();
+    (1..=NAME_MAX).contains(&bytes.len())
+        && edge(bytes.first())
+        && edge(bytes.last())
+        && bytes
+            .iter()
+            .all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || *b == b'-' || *b == b'.')
+}
+
+fn is_namespace_name(text: &str) -> bool {
+    is_object_name(text) && text.len() <= NAMESPACE_MAX && !text.contains('.')
+}
+
+/// Kind, namespace and name of a manifest of a known kind, or the field that is wrong and a remedy.
+pub(super) fn identify(kind: Kind, value: &Value) -> Result<ObjectRef, (&'static str, String)> {
+    let metadata = &value["metadata"];
+    let name = metadata["name"]
+        .as_str()
+        .filter(|name| is_object_name(name))
+        .ok_or((
+            "metadata.name",
+            "give it a name: lower case letters, digits, '-' and '.'".to_owned(),
+        ))?;
+    let namespace = match (&metadata["namespace"], is_namespaced(kind)) {
+        (_, false) => "",
+        (Value::Null, true) => "default",
+        (given, true) => given
+            .as_str()
+            .filter(|name| is_namespace_name(name))
+            .ok_or((
+                "metadata.namespace",
+                "write the name of a namespace: lower case letters, digits and '-'".to_owned(),
+            ))?,
+    };
+    Ok(ObjectRef {
+        kind,
+        namespace: namespace.to_owned(),
+        name: name.to_owned(),
+    })
+}
+
+/// A manifest as the model has it.
+#[derive(Clone, Debug, PartialEq)]
+pub(super) enum Converted {
+    Policy(Policy),
+    Gateway(Gateway),
+    Pool(Pool),
+    Namespace(Namespace),
+    Node(Node),
+    /// `None`: not bound to a node.
+    Pod(Option<Pod>),
+    Service(Service),
+    Slice(cluster::Slice),
+    Address(AddressRecord),
+    NodeRecord(NodeRecord),
+}
+
+/// What became of a manifest: the value or what is wrong, and what was overlooked (unknown fields).
+pub(super) struct Outcome {
+    pub result: Result<Converted, Vec<Finding>>,
+    pub unknown: Vec<Finding>,
+}
+
+/// Converts a manifest. Its `metadata` must already have name and namespace.
+pub(super) fn convert(object: &ObjectRef, value: &Value) -> Outcome {
+    match object.kind {
+        Kind::Egress => run(object, value, convert::policy::egress, Converted::Policy),
+        Kind::ClusterEgress => run(
+            object,
+            value,
+            convert::policy::cluster_egress,
+            Converted::Policy,
+        ),
+        Kind::EgressGateway => run(object, value, convert::gateway::gateway, Converted::Gateway),
+        Kind::EgressPool => run(object, value, convert::pool::pool, Converted::Pool),
+        Kind::EgressAddress => run(
+            object,
+            value,
+            convert::lease::address_record,
+            Converted::Address,
+        ),
+        Kind::EgressNode => run(
+            object,
+            value,
+            convert::lease::node_record,
+            Converted::NodeRecord,
+        ),
+        Kind::Namespace => run(object, value, cluster::namespace, Converted::Namespace),
+        Kind::Node => run(object, value, cluster::node, Converted::Node),
+        Kind::Pod => run(object, value, cluster::pod, Converted::Pod),
+        Kind::Service => run(object, value, cluster::service, Converted::Service),
+        Kind::EndpointSlice => run(object, value, cluster::endpoint_slice, Converted::Slice),
+        Kind::File => unreachable!("File is no kind of manifest: identify() never gives it"),
+    }
+}
+
+fn run<T: DeserializeOwned, M>(
+    object: &ObjectRef,
+    value: &Value,
+    parse: impl FnOnce(&T) -> Result<M, Vec<Finding>>,
+    wrap: impl FnOnce(M) -> Converted,
+) -> Outcome {
+    let mut ignored = Vec::new();
+    let mut track = serde_path_to_error::Track::new();
+    let deserializer = serde_path_to_error::Deserializer::new(value, &mut track);
+    let typed: Result<T, serde_json::Error> =
+        serde_ignored::deserialize(deserializer, |path| ignored.push(path.to_string()));
+    ignored.retain(|path| path != "apiVersion" && path != "kind"); // read before, by classify()
+    let unknown = match is_ours(object.kind) {
+        true => ignored
+            .iter()
+            .map(|path| unknown_field(object, value, path))
+            .collect(),
+        false => Vec::new(), // a newer Kubernetes has fields that we need not know
+    };
+    let result = match typed {
+        Ok(typed) => parse(&typed).map(wrap),
+        Err(error) => Err(vec![wrong_type(
+            object,
+            value,
+            &track.path().to_string(),
+            &error,
+        )]),
+    };
+    Outcome { result, unknown }
+}
+
+/// serde's message as a finding. serde_json adds no position to errors about values.
+fn wrong_type(object: &ObjectRef, value: &Value, path: &str, error: &serde_json::Error) -> Finding {
+    let message = error.to_string();
+    let field = if path == "." {
+        String::new()
+    } else {
+        path.replace(".?", "")
+    };
+    let missing = message
+        .strip_prefix("missing field `")
+        .and_then(|m| m.split_once('`'));
+    let (field, remedy) = match missing {
+        Some((name, _)) => {
+            let dot = if field.is_empty() { "" } else { "." };
+            (
+                format!("{field}{dot}{name}"),
+                "add this field: it is required".to_owned(),
+            )
+        }
+        None => (field, type_remedy(&message)),
+    };
+    Finding {
+        object: object.clone(),
+        value: shown(value, &field),
+        field,
+        remedy,
+    }
+}
+
+/// `invalid type: integer `1`, expected a string` and its like, as advice.
+fn type_remedy(message: &str) -> String {
+    let Some((found, wanted)) = message.rsplit_once(", expected ") else {
+        return format!("mend the value: {message}");
+    };
+    if message.starts_with("unknown variant") {
+        return format!("write {}", wanted.replace("one of ", "").replace('`', ""));
+    }
+    if wanted.contains("string") && (found.contains("integer") || found.contains("boolean")) {
+        return "put the value in quotes: it must be a string".to_owned();
+    }
+    let wanted = match wanted {
+        "a sequence" => "a list",
+        "a map" | "struct" => "a mapping",
+        "a boolean" => "true or false",
+        "i32" | "i64" | "u16" | "u32" | "u64" => "a whole number",
+        other if other.starts_with("struct ") => "a mapping",
+        other => other,
+    };
+    format!("write {wanted} here")
+}
+
+fn unknown_field(object: &ObjectRef, value: &Value, raw: &str) -> Finding {
+    let field = bracket_indexes(raw);
+    let name = field.rsplit('.').next().unwrap_or_default();
+    let remedy = match near_field(object.kind, &field, name) {
+        _ if object.kind == Kind::ClusterEgress && field == "spec.serviceName" => {
+            "use an Egress: a ClusterEgress has no namespace to find a Service in".to_owned()
+        }
+        Some(near) => format!("write {near}: there is no field {name} here; it was ignored"),
+        None => format!("remove it: there is no field {name} here; it was ignored"),
+    };
+    Finding {
+        object: object.clone(),
+        value: shown(value, &field),
+        field,
+        remedy,
+    }
+}
+
+/// serde_ignored's `spec.destinations.?.0.port` as `spec.destinations[0].port`.
+fn bracket_indexes(raw: &str) -> String {
+    raw.split('.')
+        .filter(|part| *part != "?")
+        .fold(String::new(), |path, part| match part.parse::<usize>() {
+            Ok(index) => format!("{path}[{index}]"),
+            Err(_) if path.is_empty() => part.to_owned(),
+            Err(_) => format!("{path}.{part}"),
+        })
+}
+
+/// The field that a person may have meant, out of the kind's schema.
+fn near_field(kind: Kind, field: &str, name: &str) -> Option<String> {
+    static SCHEMAS: OnceLock<BTreeMap<String, Value>> = OnceLock::new();
+    let schemas = SCHEMAS.get_or_init(|| {
+        egret_api::crds()
+            .iter()
+            .filter_map(|crd| {
+                let schema = crd.spec.versions.first()?.schema.as_ref()?;
+                let schema = serde_json::to_value(schema.open_api_v3_schema.as_ref()?).ok()?;
+                Some((crd.spec.names.kind.clone(), schema))
+            })
+            .collect()
+    });
+    let mut node = schemas.get(&format!("{kind:?}"))?;
+    let parent = field.rsplit_once('.').map_or("", |(parent, _)| parent);
+    for part in parent.split('.').filter(|part| !part.is_empty()) {
+        let (key, indexes) = part
+            .split_once('[')
+            .map_or((part, 0), |(key, rest)| (key, rest.matches(']').count()));
+        node = &node["properties"][key];
+        for _ in 0..indexes {
+            node = &node["items"];
+        }
+    }
+    let known = node["properties"].as_object()?;
+    known
+        .keys()
+        .map(|key| (distance(&key.to_lowercase(), &name.to_lowercase()), key))
+        .filter(|(far, key)| *far <= 2 && *far < key.len())
+        .min()
+        .map(|(_, key)| key.clone())
+}
+
+/// Edits that make one word out of the other (Levenshtein).
+fn distance(a: &str, b: &str) -> usize {
+    let mut row: Vec<usize> = (0..=b.len()).collect();
+    for (i, x) in a.bytes().enumerate() {
+        let mut diagonal = row[0];
+        row[0] = i + 1;
+        for (j, y) in b.bytes().enumerate() {
+            let replaced = diagonal + usize::from(x != y);
+            diagonal = row[j + 1];
+            row[j + 1] = replaced.min(diagonal + 1).min(row[j] + 1);
+        }
+    }
+    row[b.len()]
+}
+
+/// What a field says, short enough for a line.
+pub(super) fn shown(value: &Value, field: &str) -> String {
+    let mut node = value;
+    for part in segments(field) {
+        let next = match part.parse::<usize>() {
+            Ok(index) => node.get(index),
+            Err(_) => node.get(&part),
+        };
+        let Some(next) = next else {
+            return String::new();
+        };
+        node = next;
+    }
+    let text = match node {
+        Value::String(text) => text.clone(),
+        other => other.to_string(),
+    };
+    match text.char_indices().nth(SHOWN_MAX) {
+        Some((end, _)) => format!("{}…", &text[..end]),
+        None => text,
+    }
+}
+
+/// The parts of `spec.destinations[0].cidr`.
+pub(super) fn segments(field: &str) -> Vec<String> {
+    field
+        .split(['.', '[', ']'])
+        .filter(|part| !part.is_empty())
+        .map(str::to_owned)
+        .collect()
+}

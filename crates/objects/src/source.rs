@@ -1,0 +1,175 @@
+//! What every source of objects can do.
+
+use crate::status::{
+    AddressStatus, Condition, GatewayStatus, NodeReport, PolicyStatus, PoolStatus,
+};
+use egret_core::model::{
+    AddressRecord, Finding, GatewayName, NodeName, NodeRecord, ObjectRef, PoolName, Snapshot,
+};
+use std::collections::BTreeMap;
+use std::io;
+use std::net::IpAddr;
+use std::path::PathBuf;
+use std::time::Duration;
+use thiserror::Error;
+
+/// Everything that a source knows at one moment.
+#[derive(Clone, Debug, PartialEq)]
+pub struct View {
+    /// The objects, validated.
+    pub snapshot: Snapshot,
+    /// What is wrong with objects; sorted.
+    pub findings: Vec<Finding>,
+    /// Status of policies, as it was last written.
+    pub policies: BTreeMap<ObjectRef, PolicyStatus>,
+    /// Status of gateways.
+    pub gateways: BTreeMap<GatewayName, GatewayStatus>,
+    /// Status of pools.
+    pub pools: BTreeMap<PoolName, PoolStatus>,
+    /// Status of addresses.
+    pub addresses: BTreeMap<IpAddr, AddressStatus>,
+    /// What agents report beside their [`NodeRecord`].
+    pub nodes: BTreeMap<NodeName, NodeReport>,
+}
+
+/// Why a source could not do as asked.
+#[derive(Debug, Error)]
+pub enum SourceError {
+    /// Somebody else wrote the object first: read it again and decide again.
+    #[error("{object} has version {found}, expected {expected} (0: absent)")]
+    Conflict {
+        /// The object.
+        object: String,
+        /// The version that the caller had seen; 0: none.
+        expected: u64,
+        /// The version that is there; 0: none.
+        found: u64,
+    },
+    /// The object that should be changed is not there.
+    #[error("{object} does not exist")]
+    NotFound {
+        /// The object.
+        object: String,
+    },
+    /// A stored object cannot be read, so changing it could destroy what it says.
+    #[error("{object} cannot be read and is therefore not overwritten: {why}")]
+    Unreadable {
+        /// The object.
+        object: String,
+        /// What is wrong with it.
+        why: String,
+    },
+    /// The lock of the status directory did not come free in time.
+    #[error("{path} stays locked by another process")]
+    Locked {
+        /// The lock file.
+        path: PathBuf,
+    },
+    /// The source was opened for reading only.
+    #[error("the source was opened for reading only")]
+    ReadOnly,
+    /// The file system refused.
+    #[error("{doing} {path}")]
+    Io {
+        /// What was being done, for example "reading".
+        doing: &'static str,
+        /// With what.
+        path: PathBuf,
+        /// What the system said.
+        #[source]
+        source: io::Error,
+    },
+}
+
+/// A place that objects are read from and that status is written to.
+///
+/// Writes say what should be there; a write that would change nothing is left out. `now_secs` (seconds since the
+/// epoch) becomes the transition time of conditions that changed.
+pub trait Source: Send {
+    /// Reads the newest view.
+    fn snapshot(&mut self) -> Result<View, SourceError>;
+
+    /// Blocks until something may have changed since the last [`Source::snapshot`] (`true`) or the time is over
+    /// (`false`).
+    fn wait(&mut self, timeout: Duration) -> Result<bool, SourceError>;
+
+    /// Writes an `EgressAddress` if its version is still `record.resource_version` (0: if it does not exist) and
+    /// returns the new version. Fails with [`SourceError::Conflict`].
+    fn write_address(&mut self, record: &AddressRecord) -> Result<u64, SourceError>;
+
+    /// Deletes an `EgressAddress` if its version is still this. Fails with [`SourceError::Conflict`].
+    fn delete_address(&mut self, address: IpAddr, resource_version: u64)
+    -> Result<(), SourceError>;
+
+    /// Writes the controller's part of an `EgressNode` (tunnel index, grants), making it if it is not there, and
+    /// leaves the agent's part as it is. Returns its version.
+    fn write_node_spec(&mut self, record: &NodeRecord) -> Result<u64, SourceError>;
+
+    /// Writes the agent's part of an `EgressNode` and leaves the controller's part as it is. Fails with
+    /// [`SourceError::NotFound`] until the controller has made it. Returns its version.
+    fn write_node_status(
+        &mut self,
+        record: &NodeRecord,
+        report: &NodeReport,
+        now_secs: i64,
+    ) -> Result<u64, SourceError>;
+
+    /// Deletes the `EgressNode` of a node that is gone. No error if there is none.
+    fn delete_node(&mut self, node: &NodeName) -> Result<(), SourceError>;
+
+    /// Writes the status of an `Egress` or `ClusterEgress`. Returns whether anything changed; an object that is
+    /// gone is left alone.
+    fn write_policy_status(
+        &mut self,
+        object: &ObjectRef,
+        status: &PolicyStatus,
+        now_secs: i64,
+    ) -> Result<bool, SourceError>;
+
+    /// Writes the status of an `EgressGateway`.
+    fn write_gateway_status(
+        &mut self,
+        gateway: &GatewayName,
+        status: &GatewayStatus,
+        now_secs: i64,
+    ) -> Result<bool, SourceError>;
+
+    /// Writes the status of an `EgressPool`.
+    fn write_pool_status(
+        &mut self,
+        pool: &PoolName,
+        status: &PoolStatus,
+        now_secs: i64,
+    ) -> Result<bool, SourceError>;
+
+    /// Writes the status of an `EgressAddress`. Raises its version like every write.
+    fn write_address_status(
+        &mut self,
+        address: IpAddr,
+        status: &AddressStatus,
+        now_secs: i64,
+    ) -> Result<bool, SourceError>;
+}
+
+/// The conditions that should be there, each with the time at which its status last changed: the old time where the
+/// status is the same, `now_secs` where it is not.
+pub fn carry_transition_times(
+    old: &[Condition],
+    new: &[Condition],
+    now_secs: i64,
+) -> Vec<Condition> {
+    let since = |wanted: &Condition| {
+        old.iter()
+            .find(|c| c.kind == wanted.kind && c.status == wanted.status)
+            .map_or(now_secs, |c| c.since_secs)
+    };
+    let mut conditions: Vec<Condition> = new
+        .iter()
+        .map(|c| Condition {
+            since_secs: since(c),
+            ..c.clone()
+        })
+        .collect();
+    conditions.sort_by(|a, b| a.kind.cmp(&b.kind));
+    conditions
+}

@@ -1,0 +1,135 @@
+//! What controller and agents say about objects, without the API's spelling.
+
+use egret_core::model::NodeName;
+use serde::{Deserialize, Serialize};
+use std::net::IpAddr;
+
+/// Whether a condition holds.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[allow(missing_docs)]
+pub enum ConditionStatus {
+    True,
+    False,
+    Unknown,
+}
+
+/// One condition of an object.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Condition {
+    /// Its type, one of [`crate::condition`].
+    #[serde(rename = "type")]
+    pub kind: String,
+    /// Whether it holds.
+    pub status: ConditionStatus,
+    /// Why, one of [`crate::reason`].
+    pub reason: String,
+    /// Why, for people.
+    pub message: String,
+    /// Seconds since the epoch at which `status` last changed. Ignored when written.
+    pub since_secs: i64,
+}
+
+impl Condition {
+    /// A condition; the source fills in the time.
+    pub fn new(
+        kind: &str,
+        status: ConditionStatus,
+        reason: &str,
+        message: impl Into<String>,
+    ) -> Self {
+        Self {
+            kind: kind.into(),
+            status,
+            reason: reason.into(),
+            message: message.into(),
+            since_secs: 0,
+        }
+    }
+}
+
+/// Status of an `Egress` or `ClusterEgress`.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct PolicyStatus {
+    /// The generation that it speaks of.
+    pub observed_generation: i64,
+    /// The egress addresses in use.
+    pub addresses: Vec<IpAddr>,
+    /// Pods that the policy selects.
+    pub selected: u32,
+    /// Those that are programmed.
+    pub programmed: u32,
+    /// Conditions.
+    pub conditions: Vec<Condition>,
+}
+
+/// Status of an `EgressGateway`.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct GatewayStatus {
+    /// The generation that it speaks of; 0: not known.
+    pub observed_generation: i64,
+    /// Its nodes.
+    pub gateways: Vec<GatewayMember>,
+    /// Conditions.
+    pub conditions: Vec<Condition>,
+}
+
+/// One node of an `EgressGateway`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct GatewayMember {
+    /// The node.
+    pub node: NodeName,
+    /// It answers probes.
+    pub live: bool,
+    /// Steering version that it has applied.
+    pub steering_version: u64,
+    /// `ebpf` or `nftables`.
+    pub datapath: Option<String>,
+}
+
+/// Status of an `EgressPool`.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct PoolStatus {
+    /// The generation that it speaks of; 0: not known.
+    pub observed_generation: i64,
+    /// Addresses in the pool.
+    pub total: u128,
+    /// Addresses in use.
+    pub used: u64,
+    /// Conditions.
+    pub conditions: Vec<Condition>,
+}
+
+/// Status of an `EgressAddress`.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct AddressStatus {
+    /// The gateway that answers for it.
+    pub announcer: Option<NodeName>,
+    /// The policies that use it, as kind/namespace/name.
+    pub users: Vec<String>,
+    /// Source ports that workers hold.
+    pub ports_leased: u32,
+    /// Source ports that a worker could still get.
+    pub ports_free: u32,
+    /// Conditions.
+    pub conditions: Vec<Condition>,
+}
+
+/// What an agent reports about its node beside the fields of `NodeRecord`.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct NodeReport {
+    /// MAC address of the tunnel device.
+    pub tunnel_mac: Option<String>,
+    /// Device that leads out of the cluster, on gateways.
+    pub external_interface: Option<String>,
+    /// What the kernel can do.
+    pub abilities: Vec<String>,
+    /// Conditions.
+    pub conditions: Vec<Condition>,
+}
