@@ -268,7 +268,7 @@ fn lease_step(result: &mut Explanation, snapshot: &Snapshot, node: &NodeName, ad
 
 /// What the node's kernel is told to do.
 fn by_outcome(
-    mut result: Explanation,
+    result: Explanation,
     snapshot: &Snapshot,
     outcome: &NodeOutcome,
     pod: &Pod,
