@@ -4,6 +4,11 @@ use std::process::Command;
 
 #[test]
 fn the_definitions_in_deploy_are_current() {
-    let status = Command::new(env!("CARGO_BIN_EXE_xtask")).args(["crds", "--check"]).status();
-    assert!(status.expect("xtask runs").success(), "run: cargo run -p xtask -- crds");
+    let status = Command::new(env!("CARGO_BIN_EXE_xtask"))
+        .args(["crds", "--check"])
+        .status();
+    assert!(
+        status.expect("xtask runs").success(),
+        "run: cargo run -p xtask -- crds"
+    );
 }

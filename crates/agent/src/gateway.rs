@@ -102,13 +102,17 @@ impl Gateway {
         self.announcer.update(&addresses, live, fit, now_ms);
     }
 
-    /// Brings tables and multicast groups to the state, with the announcer's flags.
-    pub(crate) fn apply(&mut self, state: &GatewayState, own: u16) {
+    /// Brings tables and multicast groups to the state, with the announcer's flags. Without an external link the tables
+    /// are kept, but probes are told version 0: nobody sends through a gateway that cannot send on.
+    pub(crate) fn apply(&mut self, state: &GatewayState, own: u16, link_up: bool) {
         let announcing = self.announcer.announcing();
         let Some(attached) = &mut self.attached else {
             return;
         };
         let mut state = state.clone();
+        if !link_up {
+            state.version = 0;
+        }
         for (address, steering) in &mut state.addresses {
             steering.announce = announcing.contains(address);
         }

@@ -219,14 +219,14 @@ impl MainLoop {
         match &state.gateway {
             Some(gateway) => {
                 // Tables first: a gateway announces only what it can steer, and own ranges count on own tables.
-                self.gateway.apply(gateway, state.tunnel.index);
+                self.gateway.apply(gateway, state.tunnel.index, link_up);
                 let now_ms = self.now_ms();
                 let loaded =
                     |name: &&NodeName| self.seen.versions.get(*name).is_some_and(|v| *v > 0);
                 let live = self.seen.live.iter().filter(loaded).cloned().collect();
                 self.gateway
                     .decide(snapshot, gateway, &live, link_up, now_ms);
-                self.gateway.apply(gateway, state.tunnel.index);
+                self.gateway.apply(gateway, state.tunnel.index, link_up);
             }
             None => self.gateway.detach(),
         }

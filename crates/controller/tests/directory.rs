@@ -196,6 +196,14 @@ fn a_lease_is_granted_activated_drained_and_forgotten() {
     let view = running.wait("draining", drained);
     assert!(view.snapshot.node_records[&worker].grants.is_empty());
     running.report(&view, "worker1", |record| record.demand.clear());
+    let held = |v: &View| lease_state(v) == Some(LeaseState::HoldDown);
+    let view = running.wait("hold-down", held);
+    let epoch = view.snapshot.addresses[&grant.address].epoch;
+    assert!(
+        epoch > grant.epoch,
+        "gateways must learn that the blocks are nobody's"
+    );
+    running.report(&view, "gateway1", |record| record.steering_version = epoch);
     running.wait("the address forgotten", |view| {
         view.snapshot.addresses.is_empty()
     });
