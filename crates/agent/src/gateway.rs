@@ -208,6 +208,11 @@ fn serving_nodes(
     snapshot: &Snapshot,
     state: &GatewayState,
 ) -> BTreeMap<IpAddr, BTreeSet<NodeName>> {
+    // An address without blocks (held down) is answered for by nobody.
+    let steered = state
+        .addresses
+        .iter()
+        .filter(|(_, steering)| !steering.blocks.is_empty());
     let nodes_of = |address: &IpAddr| {
         let record = snapshot.addresses.get(address)?;
         let gateway = snapshot.gateways.get(&record.gateway)?;
@@ -217,9 +222,8 @@ fn serving_nodes(
             .filter(|node| gateway.nodes.matches(&node.labels));
         Some(nodes.map(|node| node.name.clone()).collect())
     };
-    state
-        .addresses
-        .keys()
+    steered
+        .map(|(address, _)| address)
         .filter_map(|address| Some((*address, nodes_of(address)?)))
         .collect()
 }

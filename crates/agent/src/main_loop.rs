@@ -62,6 +62,8 @@ pub(crate) struct MainLoop {
     ports_counted: Option<Instant>,
     told_targets: Targets,
     told_status: Option<Status>,
+    /// Version of the record when it was told.
+    told_version: u64,
     trouble: Option<String>,
     /// The objects or the gateways' liveness changed since the last round.
     news: bool,
@@ -94,6 +96,7 @@ impl MainLoop {
             ports_counted: None,
             told_targets: Targets::default(),
             told_status: None,
+            told_version: 0,
             trouble: Some("no objects read yet".into()),
             news: false,
         }
@@ -360,7 +363,12 @@ impl MainLoop {
             &self.ports,
             self.trouble.as_deref(),
         );
-        if self.told_status.as_ref() != Some(&status) && self.status.send(status.clone()).is_ok() {
+        // Told already and not yet written is enough; told, written and lost (a record made anew) is not.
+        let lost = record.resource_version != self.told_version && *record != status.record;
+        if (lost || self.told_status.as_ref() != Some(&status))
+            && self.status.send(status.clone()).is_ok()
+        {
+            self.told_version = record.resource_version;
             self.told_status = Some(status);
         }
     }

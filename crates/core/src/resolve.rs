@@ -233,3 +233,21 @@ fn settle_conflicts(resolved: &mut [Resolved<'_>], findings: &mut BTreeSet<Findi
         }
     }
 }
+
+/// Addresses out of pools, as the controller reported them.
+pub(crate) fn assigned(snapshot: &Snapshot) -> BTreeMap<&ObjectRef, Vec<IpAddr>> {
+    let out_of_pool = |policy: &Policy| match &policy.addresses {
+        AddressRequest::Fixed(_) => Vec::new(),
+        AddressRequest::Pool(name) => {
+            let pool = snapshot.pools.get(name);
+            let mine = policy.assigned.iter().copied();
+            mine.filter(|a| pool.is_some_and(|pool| in_pool(pool, *a)))
+                .collect()
+        }
+    };
+    snapshot
+        .policies
+        .iter()
+        .map(|policy| (&policy.object, out_of_pool(policy)))
+        .collect()
+}

@@ -112,7 +112,7 @@ pub struct NodeOutcome {
     /// Numbers of the groups: the next `NodeFacts::previous_groups`.
     #[serde(with = "crate::pairs")]
     pub groups: BTreeMap<GroupKey, GroupNumber>,
-    /// Members of tunnel groups: the next `NodeFacts::last_group_members`.
+    /// Members of the tunnel groups in use: the next `NodeFacts::last_group_members`.
     #[serde(with = "crate::pairs")]
     pub group_members: BTreeMap<GroupKey, BTreeSet<TunnelIndex>>,
     /// The group of each target, for people.

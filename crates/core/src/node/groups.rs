@@ -51,8 +51,6 @@ impl<'a> Groups<'a> {
         me: &'a Me<'a>,
         own_version: u64,
     ) -> Self {
-        let mut members = facts.last_group_members.clone();
-        members.retain(|key, _| snapshot.gateways.contains_key(&key.gateway));
         Self {
             snapshot,
             facts,
@@ -61,7 +59,7 @@ impl<'a> Groups<'a> {
             groups: BTreeMap::new(),
             targets: BTreeMap::new(),
             numbers: BTreeMap::new(),
-            members,
+            members: BTreeMap::new(),
             keys: BTreeMap::new(),
             reports: Vec::new(),
             known: BTreeMap::new(),
@@ -209,10 +207,13 @@ impl<'a> Groups<'a> {
                         }
                     }
                     None => {
-                        let last = order.iter().find(|n| {
-                            self.facts.last_group_members.contains_key(&key(Some(**n)))
-                                || self.facts.ever_live.contains(**n)
-                        });
+                        // Only groups in use are remembered, so the first of them in this order is the one that
+                        // this address had: an earlier one would have been taken.
+                        let remembered = order
+                            .iter()
+                            .find(|n| self.facts.last_group_members.contains_key(&key(Some(**n))));
+                        let ever = || order.iter().find(|n| self.facts.ever_live.contains(**n));
+                        let last = remembered.or_else(ever);
                         self.last(key(last.copied()), &nodes)
                     }
                 }
@@ -222,16 +223,18 @@ impl<'a> Groups<'a> {
 
     /// Fail static: the last members stay, with the ranges that they knew.
     fn last(&self, key: GroupKey, nodes: &BTreeSet<&NodeName>) -> Way {
-        let known = self
+        let others = || nodes.iter().filter(|n| **n != self.me.name);
+        // A number may have gone over to another node; only gateways of the group are meant.
+        let gateways: BTreeSet<TunnelIndex> = others().filter_map(|n| self.index(n)).collect();
+        let known: BTreeSet<TunnelIndex> = self
             .facts
             .last_group_members
             .get(&key)
-            .cloned()
+            .map(|last| last.intersection(&gateways).copied().collect())
             .unwrap_or_default();
-        let ever = nodes
-            .iter()
+        let ever = others()
             .filter(|n| key.only.as_ref().is_none_or(|only| only == **n))
-            .filter(|n| **n != self.me.name && self.facts.ever_live.contains(**n));
+            .filter(|n| self.facts.ever_live.contains(**n));
         let members: BTreeSet<TunnelIndex> = if known.is_empty() {
             ever.filter_map(|n| self.index(n)).collect()
         } else {

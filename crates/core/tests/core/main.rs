@@ -1,6 +1,10 @@
 //! Tests of core from outside: whole snapshots through planner, node state and checker.
 
+mod corruption;
 mod destinations;
+mod explaining;
 mod histories;
+mod leases;
+mod nodes;
 mod planning;
 mod scene;

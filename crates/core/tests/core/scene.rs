@@ -325,3 +325,13 @@ impl Scene {
         panic!("controller and agents never come to rest");
     }
 }
+
+/// The KEP's manifest with a selected and an unselected pod on worker1 and a selected one on worker2.
+pub fn kep_scene() -> Scene {
+    let mut scene = Scene::new(3, 3);
+    scene.add_policy(egress("default", "my-app", &["192.168.122.222"]));
+    scene.add_pod("a1", "worker1", 10, &[("app", "MyApp")]);
+    scene.add_pod("b1", "worker1", 11, &[("app", "Other")]);
+    scene.add_pod("a2", "worker2", 10, &[("app", "MyApp")]);
+    scene
+}
