@@ -150,7 +150,8 @@ fn kube(edges: &[Edge]) -> Vec<String> {
 /// Every dependency's name is in the source of the crate that asks for it.
 fn used(tree: &Tree, edges: &[Edge]) -> Vec<String> {
     let mut problems = Vec::new();
-    for edge in edges {
+    // The lab tests choose from what their crate offers.
+    for edge in edges.iter().filter(|edge| edge.from != "egret-tests") {
         let name = edge.to.replace('-', "_");
         let mut files = tree.with_suffix(&[".rs"]);
         if !files.any(|(path, text)| path.starts_with(&edge.folder) && mentions(text, &name)) {
