@@ -114,8 +114,11 @@ fn properties(tree: &Tree) -> Vec<String> {
         .filter(|link| link.target.ends_with(".rs"))
     {
         let name = link.text.trim_matches('`');
-        let source = resolve(PROPERTIES, link.target).and_then(|path| tree.get(&path));
-        if source.is_some_and(|source| !is_test(source, name)) {
+        let Some(path) = resolve(PROPERTIES, link.target) else {
+            continue;
+        };
+        let source = tree.get(&path);
+        if source.is_some_and(|source| !names_test(&path, source, name)) {
             problems.push(format!(
                 "{PROPERTIES}:{}: {} has no test {name}",
                 link.line, link.target
@@ -141,6 +144,15 @@ fn properties(tree: &Tree) -> Vec<String> {
         }
     }
     problems
+}
+
+/// Programs with a `main` of their own, which lists their tests.
+const LAB_TESTS: &str = "tests/tests/";
+
+/// Whether the function is in the file as a test: marked as one, or listed by the program's `main`.
+fn names_test(path: &str, source: &str, name: &str) -> bool {
+    let listed = || source.contains(&format!("fn {name}(")) && source.matches(name).count() > 1;
+    is_test(source, name) || (path.starts_with(LAB_TESTS) && listed())
 }
 
 /// Whether the function is there and marked as a test.
@@ -192,6 +204,11 @@ mod tests {
         let source = "#[test]\nfn good() {}\nfn plain() {}\nproptest! {\n    /// why\n    #[test]\n    fn random(x in y) {}\n}";
         assert!(is_test(source, "good") && is_test(source, "random"));
         assert!(!is_test(source, "plain") && !is_test(source, "goo") && !is_test(source, "gone"));
+        let lab = "fn main() { run(&[(\"a\", a)]) }\nfn a(c: &C) {}\nfn b(c: &C) {}";
+        assert!(
+            names_test("tests/tests/x.rs", lab, "a") && !names_test("tests/tests/x.rs", lab, "c")
+        );
+        assert!(!names_test("crates/x/tests/x.rs", lab, "a"));
         let text = |link: &str| {
             let sections = (1..=PROPERTIES_LAST).map(|n| format!("\n## P{n} x\n{link}\n"));
             sections.collect::<String>()
