@@ -92,19 +92,14 @@ pub fn explain(
     let Some(pod) = snapshot.pods.get(&(pod.0.to_owned(), pod.1.to_owned())) else {
         return result.end(Leaves::Unknown, false, "there is no such pod");
     };
-    let list = |all: &[IpAddr]| match all {
-        [] => "no address yet".to_owned(),
-        all => all
-            .iter()
-            .map(ToString::to_string)
-            .collect::<Vec<_>>()
-            .join(", "),
+    let addresses: Vec<String> = pod.addresses.iter().map(ToString::to_string).collect();
+    let addresses = if addresses.is_empty() {
+        "no address yet".to_owned()
+    } else {
+        addresses.join(", ")
     };
-    result.say(
-        Stage::Pod,
-        !pod.addresses.is_empty(),
-        format!("{} on {}, {}", result.pod, pod.node, list(&pod.addresses)),
-    );
+    let text = format!("{} on {}, {addresses}", result.pod, pod.node);
+    result.say(Stage::Pod, !pod.addresses.is_empty(), text);
     if pod.host_network {
         let text = "untouched: it uses its node's network, and such pods are never selected";
         return result.end(Leaves::Untouched, true, text);
@@ -116,6 +111,17 @@ pub fn explain(
             "untouched: the pod has run to its end",
         );
     }
+    by_policies(result, snapshot, outcome, pod)
+}
+
+/// What the policies make of a pod that may be selected.
+fn by_policies(
+    mut result: Explanation,
+    snapshot: &Snapshot,
+    outcome: Option<&NodeOutcome>,
+    pod: &Pod,
+) -> Explanation {
+    let to = result.to;
     let (resolved, _) = resolve(snapshot, &assigned(snapshot));
     let selected = select(snapshot, &resolved, std::iter::once(pod));
     let policies = &selected.policies[0];
@@ -262,7 +268,7 @@ fn lease_step(result: &mut Explanation, snapshot: &Snapshot, node: &NodeName, ad
 
 /// What the node's kernel is told to do.
 fn by_outcome(
-    mut result: Explanation,
+    result: Explanation,
     snapshot: &Snapshot,
     outcome: &NodeOutcome,
     pod: &Pod,
@@ -278,8 +284,11 @@ fn by_outcome(
         .filter_map(|id| worker.profiles.get(id))
         .collect();
     if profiles.is_empty() {
-        let text = format!("{} has not programmed it", pod.node);
-        return result.end(Leaves::Unknown, false, text);
+        return result.end(
+            Leaves::Unknown,
+            false,
+            format!("{} has not programmed it", pod.node),
+        );
     }
     let to = result.to;
     let here = |first: IpAddr, last: IpAddr| match to {
@@ -289,7 +298,7 @@ fn by_outcome(
             .iter()
             .any(|a| family_index(*a) == family_index(first)),
     };
-    let boxes = profiles.iter().flat_map(|profile| &profile.boxes);
+    let boxes = profiles.iter().flat_map(|p| &p.boxes);
     let mut verdicts: BTreeSet<Verdict> = BTreeSet::new();
     let mut whole = false;
     for one in boxes.filter(|b| here(b.first, b.last)) {
@@ -330,7 +339,6 @@ fn by_outcome(
     } else {
         Leaves::From(from)
     };
-    result.leaves = leaves.clone();
     result.end(leaves, ok, lines.join("; "))
 }
 

@@ -168,6 +168,7 @@ fn one<'a>(
     };
     let node_address = address::node_address_consent(snapshot, policy, findings);
     findings.extend(problems.iter().map(|p| p.finding(&policy.object)));
+    findings.extend(arms::missing_service(snapshot, policy));
     let refusal = problems.into_iter().next().map(|p| Refusal {
         reason: p.reason,
         message: format!("{} {}: {}", p.field, p.value, p.remedy),

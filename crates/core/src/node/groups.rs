@@ -156,68 +156,38 @@ impl<'a> Groups<'a> {
         let versions = live.iter().map(|n| self.version(n)).chain(own);
         let version = versions.min().unwrap_or(0);
         let alive = local || !live.is_empty();
-        match gateway.outbound {
-            Outbound::AnyGateway => {
-                let key = GroupKey {
-                    gateway: gateway.name.clone(),
-                    only: None,
-                };
-                if local {
-                    Way {
-                        key,
-                        group: self.local(),
-                        version,
-                        alive,
-                    }
-                } else if alive {
-                    Way {
-                        key,
-                        group: self.tunnel(live.iter().copied()),
-                        version,
-                        alive,
-                    }
-                } else {
-                    self.last(key, &nodes)
-                }
-            }
+        let key = |only: Option<&NodeName>| GroupKey {
+            gateway: gateway.name.clone(),
+            only: only.cloned(),
+        };
+        let (key, group) = match gateway.outbound {
+            Outbound::AnyGateway if local => (key(None), self.local()),
+            Outbound::AnyGateway if alive => (key(None), self.tunnel(live.iter().copied())),
+            Outbound::AnyGateway => return self.last(key(None), &nodes),
             Outbound::Announcer => {
                 let order = announcer_order(address, nodes.iter().copied());
-                let sender = order
-                    .iter()
-                    .find(|n| live.contains(**n) || (local && **n == self.me.name))
-                    .copied();
-                let key = |only: Option<&NodeName>| GroupKey {
-                    gateway: gateway.name.clone(),
-                    only: only.cloned(),
-                };
-                match sender {
-                    Some(me) if me == self.me.name => Way {
-                        key: key(sender),
-                        group: self.local(),
-                        version,
-                        alive,
-                    },
-                    Some(other) => {
-                        let group = self.tunnel(std::iter::once(other));
-                        Way {
-                            key: key(sender),
-                            group,
-                            version,
-                            alive,
-                        }
-                    }
+                let sends = |n: &&&NodeName| live.contains(**n) || (local && **n == self.me.name);
+                match order.iter().find(sends).copied() {
+                    Some(me) if me == self.me.name => (key(Some(me)), self.local()),
+                    Some(other) => (key(Some(other)), self.tunnel(std::iter::once(other))),
                     None => {
                         // Only groups in use are remembered, so the first of them in this order is the one that
                         // this address had: an earlier one would have been taken.
-                        let remembered = order
-                            .iter()
-                            .find(|n| self.facts.last_group_members.contains_key(&key(Some(**n))));
+                        let members = &self.facts.last_group_members;
+                        let remembered =
+                            order.iter().find(|n| members.contains_key(&key(Some(**n))));
                         let ever = || order.iter().find(|n| self.facts.ever_live.contains(**n));
                         let last = remembered.or_else(ever);
-                        self.last(key(last.copied()), &nodes)
+                        return self.last(key(last.copied()), &nodes);
                     }
                 }
             }
+        };
+        Way {
+            key,
+            group,
+            version,
+            alive,
         }
     }
 

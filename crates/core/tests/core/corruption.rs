@@ -278,6 +278,12 @@ fn profiles_and_references_that_must_not_be_are_seen() {
             last: 1087,
         };
     });
+}
+
+#[test]
+fn groups_pods_and_guards_that_must_not_be_are_seen() {
+    let scene = scene();
+    let node = |rule, corrupt: fn(&mut NodeOutcome)| expect_node(rule, &scene, "worker1", corrupt);
     node(Rule::GroupWrong, |o| {
         let index = o.state.tunnel.index;
         o.state
@@ -367,4 +373,32 @@ fn steering_that_must_not_be_is_seen() {
     node(Rule::SteeringWrong, |g| g.workers.clear());
     node(Rule::VersionWrong, |g| g.version += 1);
     node(Rule::VersionWrong, |g| g.version -= 1);
+}
+
+#[test]
+fn a_gateway_that_is_a_worker_of_another_group_knows_its_own_blocks() {
+    let mut scene = kep_scene();
+    scene.snapshot.policies[0].gateway = Some(GatewayName("main".into()));
+    let mut other = gateway("other");
+    other.nodes = selector(&[("role", "worker")]);
+    scene.snapshot.gateways.insert(other.name.clone(), other);
+    scene.settle();
+    let own = scene.snapshot.node_records[&node_name("worker1")].tunnel_index;
+    let blocks = scene.outcome("worker1").state.gateway.unwrap().addresses[&ip(E)]
+        .blocks
+        .clone();
+    assert!(blocks.len() == 16 && blocks.values().all(|index| *index == own));
+    expect_node(Rule::SteeringWrong, &scene, "worker1", |o| {
+        o.state
+            .gateway
+            .as_mut()
+            .unwrap()
+            .addresses
+            .get_mut(&ip(E))
+            .unwrap()
+            .announce = true;
+    });
+    expect_node(Rule::SteeringWrong, &scene, "worker1", |o| {
+        o.state.gateway.as_mut().unwrap().addresses.clear();
+    });
 }

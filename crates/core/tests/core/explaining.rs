@@ -51,7 +51,7 @@ fn a_selected_pod_is_explained_from_pod_to_verdict() {
         + Pod: default/a1 on worker1, 10.244.1.10, fd00:244:1::10
         + Policy: Egress default/my-app selects it
         + Address: 192.168.122.222
-        + Lease: worker1 has 26624-26879 37120-37375 41216-41471 47616-47871 (epoch 1, Active)
+        + Lease: worker1 has 6656-6911 7168-7423 28160-28415 32768-33023 (epoch 1, Active)
         + Gateway: EgressGateway main; 192.168.122.222 is announced by gateway2
         + Verdict: leaves from 192.168.122.222 by gateway1 or gateway2 or gateway3
     "#]]

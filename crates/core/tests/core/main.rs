@@ -7,4 +7,5 @@ mod histories;
 mod leases;
 mod nodes;
 mod planning;
+mod scale;
 mod scene;

@@ -318,3 +318,49 @@ fn the_tunnel_is_smaller_than_the_underlay_and_than_the_gateway_asks() {
         "IPv6 underlay"
     );
 }
+
+#[test]
+fn a_profile_with_too_many_boxes_leaves_out_the_policy_that_ranks_last() {
+    let mut scene = kep_scene();
+    let mut huge = egress("default", "huge", &["192.0.2.9"]);
+    huge.priority = -1;
+    let ports: Vec<PortMatch> = (0..33)
+        .map(|n| PortMatch {
+            protocol: Protocol::Tcp,
+            first: 2 * n + 1,
+            last: 2 * n + 1,
+        })
+        .collect();
+    let one = |n: u32| Destination {
+        cidr: format!("203.{}.{}.1/32", n / 250, n % 250).parse().unwrap(),
+        except: Vec::new(),
+        ports: ports.clone(),
+    };
+    huge.destinations = Some((0..2_000).map(one).collect());
+    scene.add_policy(huge);
+    let small = Destination {
+        cidr: "198.51.100.0/24".parse().unwrap(),
+        except: Vec::new(),
+        ports: Vec::new(),
+    };
+    scene.snapshot.policies[0].destinations = Some(vec![small]);
+    scene.settle();
+    let outcome = scene.outcome("worker1");
+    let names: Vec<&str> = outcome
+        .findings
+        .iter()
+        .map(|f| f.object.name.as_str())
+        .collect();
+    assert_eq!(names, ["huge"]);
+    let profile = outcome.state.worker.profiles.values().next().unwrap();
+    assert_eq!(profile.boxes.len(), 1, "the other one is carried out");
+    let pods: Vec<u32> = outcome.programmed.iter().map(|p| p.pods).collect();
+    assert_eq!(pods, [0, 1]);
+    assert!(
+        !scene
+            .plan()
+            .policies
+            .iter()
+            .any(|(o, p)| o.name == "huge" && p.ready)
+    );
+}

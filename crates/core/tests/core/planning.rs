@@ -212,6 +212,12 @@ fn what_cannot_be_carried_out_is_refused_with_a_finding_and_its_traffic_is_dropp
         (RefusalReason::AddressInCluster, |s| {
             policy(s).addresses = AddressRequest::Fixed(vec![ip("10.96.0.1")]);
         }),
+        (RefusalReason::AddressInCluster, |s| {
+            s.snapshot
+                .pods
+                .values_mut()
+                .for_each(|pod| pod.addresses.push(ip("192.0.2.1")));
+        }),
         (RefusalReason::NoAddress, |s| {
             policy(s).addresses = AddressRequest::Fixed(vec![])
         }),
@@ -424,6 +430,11 @@ fn service_selection_finds_the_pods_behind_it() {
     };
     let mut scene = with(vec![policy]);
     scene.add_pod("b", "worker2", 12, &[("app", "Other")]);
+    let plan = scene.settle();
+    assert_eq!(
+        (only(&plan).selected, plan.findings[0].field.as_str()),
+        (0, "spec.serviceName")
+    );
     let mut service = Service {
         namespace: "default".into(),
         name: "web".into(),
