@@ -1,0 +1,81 @@
+//! Hand-made packets, sent from the network namespace of the calling thread.
+
+use etherparse::PacketBuilder;
+use socket2::{Domain, Protocol, Socket, Type};
+use std::net::{IpAddr, SocketAddr};
+
+/// VXLAN port and network identifier of the tunnel.
+pub const TUNNEL: (u16, u32) = (14789, 14790);
+/// `IPPROTO_RAW`: the sender writes the IP header itself, with any source.
+const RAW: i32 = 255;
+
+/// An IP packet with UDP in it.
+///
+/// # Panics
+/// Source and destination are of different families.
+pub fn udp(source: SocketAddr, destination: SocketAddr, payload: &[u8]) -> Vec<u8> {
+    let mut packet = Vec::new();
+    let (from, to) = (source.port(), destination.port());
+    let written = match (source.ip(), destination.ip()) {
+        (IpAddr::V4(source), IpAddr::V4(destination)) => {
+            PacketBuilder::ipv4(source.octets(), destination.octets(), 64)
+                .udp(from, to)
+                .write(&mut packet, payload)
+        }
+        (IpAddr::V6(source), IpAddr::V6(destination)) => {
+            PacketBuilder::ipv6(source.octets(), destination.octets(), 64)
+                .udp(from, to)
+                .write(&mut packet, payload)
+        }
+        _ => panic!("{source} and {destination} are of different families"),
+    };
+    written.expect("writing into memory");
+    packet
+}
+
+/// An IP packet inside a VXLAN packet's payload: VXLAN header, Ethernet header, packet.
+pub fn vxlan(to: [u8; 6], from: [u8; 6], packet: &[u8]) -> Vec<u8> {
+    let mut payload = vec![0x08, 0, 0, 0];
+    payload.extend((TUNNEL.1 << 8).to_be_bytes());
+    payload.extend(to);
+    payload.extend(from);
+    payload.extend(if packet[0] >> 4 == 4 {
+        [0x08, 0x00]
+    } else {
+        [0x86, 0xdd]
+    });
+    payload.extend(packet);
+    payload
+}
+
+/// Sends a whole IP packet with the source that it carries.
+///
+/// # Errors
+/// The system refuses.
+pub fn send_raw(packet: &[u8]) -> std::io::Result<()> {
+    let (domain, destination): (_, IpAddr) = if packet[0] >> 4 == 4 {
+        let bytes: [u8; 4] = packet[16..20].try_into().expect("four bytes");
+        (Domain::IPV4, bytes.into())
+    } else {
+        let bytes: [u8; 16] = packet[24..40].try_into().expect("sixteen bytes");
+        (Domain::IPV6, bytes.into())
+    };
+    let socket = Socket::new(domain, Type::RAW, Some(Protocol::from(RAW)))?;
+    socket.send_to(packet, &SocketAddr::new(destination, 0).into())?;
+    Ok(())
+}
+
+/// Sends the payload of a protocol without ports, such as GRE (47) and ESP (50).
+///
+/// # Errors
+/// The system refuses, also because it was told that the destination is administratively prohibited.
+pub fn send_protocol(destination: IpAddr, protocol: u8, payload: &[u8]) -> std::io::Result<()> {
+    let domain = if destination.is_ipv4() {
+        Domain::IPV4
+    } else {
+        Domain::IPV6
+    };
+    let socket = Socket::new(domain, Type::RAW, Some(Protocol::from(i32::from(protocol))))?;
+    socket.send_to(payload, &SocketAddr::new(destination, 0).into())?;
+    Ok(())
+}
