@@ -98,7 +98,7 @@ fn run_group<C>(
 
 fn caught<T>(work: impl FnOnce() -> anyhow::Result<T>) -> Result<T, String> {
     match catch_unwind(AssertUnwindSafe(work)) {
-        Ok(result) => result.map_err(|error| format!("{error:?}")),
+        Ok(result) => result.map_err(|error| format!("{error:#}")),
         // The panic hook has printed what and where.
         Err(_) => Err("panicked".to_owned()),
     }

@@ -204,7 +204,9 @@ impl Lab {
 
     pub(crate) fn start_controller(&self, state: &mut State) -> Result<(), LabError> {
         let source = self.source();
-        let mut arguments = ["controller", "--source", &source].map(str::to_owned).to_vec();
+        let mut arguments = ["controller", "--source", &source]
+            .map(str::to_owned)
+            .to_vec();
         arguments.extend(SETTINGS.map(str::to_owned));
         let init = state.init_of(CONTROL)?;
         let daemon = host::start_daemon(&self.dir, CONTROL, init, &state.egret, &arguments)?;
