@@ -1,6 +1,6 @@
 //! Hand-made packets, sent from the network namespace of the calling thread.
 
-use etherparse::PacketBuilder;
+use etherparse::{IpHeaders, PacketBuilder, PacketBuilderStep};
 use socket2::{Domain, Protocol, Socket, Type};
 use std::net::{IpAddr, SocketAddr};
 
@@ -9,25 +9,70 @@ pub const TUNNEL: (u16, u32) = (14789, 14790);
 /// `IPPROTO_RAW`: the sender writes the IP header itself, with any source.
 const RAW: i32 = 255;
 
+/// Flags of a hand-made TCP packet.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Tcp {
+    /// Opens a connection.
+    Syn,
+    /// Continues one.
+    Ack,
+}
+
+fn headers(source: IpAddr, destination: IpAddr) -> PacketBuilderStep<IpHeaders> {
+    match (source, destination) {
+        (IpAddr::V4(source), IpAddr::V4(destination)) => {
+            PacketBuilder::ipv4(source.octets(), destination.octets(), 64)
+        }
+        (IpAddr::V6(source), IpAddr::V6(destination)) => {
+            PacketBuilder::ipv6(source.octets(), destination.octets(), 64)
+        }
+        _ => panic!("{source} and {destination} are of different families"),
+    }
+}
+
 /// An IP packet with UDP in it.
 ///
 /// # Panics
 /// Source and destination are of different families.
 pub fn udp(source: SocketAddr, destination: SocketAddr, payload: &[u8]) -> Vec<u8> {
     let mut packet = Vec::new();
-    let (from, to) = (source.port(), destination.port());
-    let written = match (source.ip(), destination.ip()) {
-        (IpAddr::V4(source), IpAddr::V4(destination)) => {
-            PacketBuilder::ipv4(source.octets(), destination.octets(), 64)
-                .udp(from, to)
-                .write(&mut packet, payload)
-        }
-        (IpAddr::V6(source), IpAddr::V6(destination)) => {
-            PacketBuilder::ipv6(source.octets(), destination.octets(), 64)
-                .udp(from, to)
-                .write(&mut packet, payload)
-        }
-        _ => panic!("{source} and {destination} are of different families"),
+    headers(source.ip(), destination.ip())
+        .udp(source.port(), destination.port())
+        .write(&mut packet, payload)
+        .expect("writing into memory");
+    packet
+}
+
+/// An IP packet with TCP in it, without payload.
+///
+/// # Panics
+/// Source and destination are of different families.
+pub fn tcp(source: SocketAddr, destination: SocketAddr, flags: Tcp) -> Vec<u8> {
+    let mut packet = Vec::new();
+    let tcp =
+        headers(source.ip(), destination.ip()).tcp(source.port(), destination.port(), 1000, 1000);
+    let tcp = match flags {
+        Tcp::Syn => tcp.syn(),
+        Tcp::Ack => tcp.ack(2000),
+    };
+    tcp.write(&mut packet, &[]).expect("writing into memory");
+    packet
+}
+
+/// An answer to an echo request that nobody made.
+///
+/// # Panics
+/// Source and destination are of different families.
+pub fn echo_reply(source: IpAddr, destination: IpAddr, id: u16) -> Vec<u8> {
+    let mut packet = Vec::new();
+    let headers = headers(source, destination);
+    let written = match source {
+        IpAddr::V4(_) => headers
+            .icmpv4_echo_reply(id, 1)
+            .write(&mut packet, b"stray"),
+        IpAddr::V6(_) => headers
+            .icmpv6_echo_reply(id, 1)
+            .write(&mut packet, b"stray"),
     };
     written.expect("writing into memory");
     packet

@@ -68,3 +68,8 @@ pub fn path_mtu(socket: &UdpSocket) -> std::io::Result<u32> {
     }
     Ok(value.unsigned_abs())
 }
+
+/// Whether a packet was refused because it exceeds the path MTU (`EMSGSIZE`).
+pub fn is_too_big(result: std::io::Result<usize>) -> bool {
+    result.is_err_and(|error| error.raw_os_error() == Some(libc::EMSGSIZE))
+}
