@@ -17,11 +17,7 @@ use std::process::ExitCode;
 fn main() -> ExitCode {
     run(vec![Group::new(
         "hostile",
-        || {
-            let cluster = Cluster::up("hostile", &Topology::built_in())?;
-            cluster.apply(&[egress("myapp", "MyApp", &EGRESS, "")])?;
-            Ok(cluster)
-        },
+        up,
         steps![
             a_packet_without_state_crosses_the_tunnel_once_and_is_counted,
             a_packet_to_an_unleased_port_never_enters_the_tunnel,
@@ -46,6 +42,21 @@ const NODES: [&str; 6] = [
 ];
 const GATEWAYS: [&str; 3] = ["gateway1", "gateway2", "gateway3"];
 const PORT: u16 = 7777;
+
+fn up() -> anyhow::Result<Cluster> {
+    let cluster = Cluster::up("hostile", &Topology::built_in())?;
+    // Where the kernel filters forged IPv4 sources itself, nothing of what Egret does about them would be tried.
+    let worker = cluster.host("worker1")?;
+    let layout = cluster.lab().layout()?;
+    let pods = &layout.host("worker1").context("worker1")?.pods;
+    let devices = pods.iter().map(|pod| pod.device.as_str());
+    for device in devices.chain(["all"]) {
+        let setting = format!("net.ipv4.conf.{device}.rp_filter=0");
+        cluster.exec(&worker, &["sysctl", "-qw", &setting])?;
+    }
+    cluster.apply(&[egress("myapp", "MyApp", &EGRESS, "")])?;
+    Ok(cluster)
+}
 
 /// A legitimate exchange by every worker: what was sent before it has been dealt with by then.
 fn settle(cluster: &Cluster) -> Outcome {
