@@ -63,6 +63,8 @@ pub(crate) struct MainLoop {
     told_targets: Targets,
     told_status: Option<Status>,
     trouble: Option<String>,
+    /// Others' forward chains that drop the tunnel's packets.
+    forward_blocked: Vec<String>,
     /// The objects or the gateways' liveness changed since the last round.
     news: bool,
 }
@@ -95,6 +97,7 @@ impl MainLoop {
             told_targets: Targets::default(),
             told_status: None,
             trouble: Some("no objects read yet".into()),
+            forward_blocked: Vec::new(),
             news: false,
         }
     }
@@ -248,6 +251,12 @@ impl MainLoop {
             metrics.apply_seconds.observe(seconds);
             metrics.ended_flows.inc_by(applied.ended_flows as u64);
         });
+        if self.forward_blocked != applied.forward_blocked {
+            for text in &applied.forward_blocked {
+                tracing::warn!(text, "forwarding is blocked by others");
+            }
+            self.forward_blocked = applied.forward_blocked;
+        }
         for name in &applied.sysctls {
             tracing::info!(name, "node-wide setting changed; --cleanup puts it back");
         }
@@ -358,7 +367,7 @@ impl MainLoop {
             &self.gateway,
             self.links.as_ref(),
             &self.ports,
-            self.trouble.as_deref(),
+            (self.trouble.as_deref(), &self.forward_blocked),
         );
         if self.told_status.as_ref() != Some(&status) && self.status.send(status.clone()).is_ok() {
             self.told_status = Some(status);
