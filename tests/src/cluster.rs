@@ -139,6 +139,17 @@ impl Cluster {
         self.wait_ready()
     }
 
+    /// Deletes the objects of manifests; does not wait for what follows.
+    ///
+    /// # Errors
+    /// A bad manifest.
+    pub fn delete(&self, manifests: &[String]) -> anyhow::Result<()> {
+        let path = self.lab.dir().path().join("delete.yaml");
+        std::fs::write(&path, manifests.join("---\n"))?;
+        self.lab.delete(&path)?;
+        Ok(())
+    }
+
     /// Waits until every policy is ready and every gateway has reported.
     ///
     /// # Errors

@@ -5,12 +5,24 @@ use crate::cluster::{DEADLINE, echo};
 use anyhow::{Context, ensure};
 use egret_lab::Place;
 use egret_lab::capture::{Capture, Direction, Packet};
+use egret_lab::topology::Role;
 use egret_lab::traffic::ping_source;
 use egret_lab::traffic::source::{tcp_source_within, udp_echo};
 use std::net::IpAddr;
 
 /// Bridge of the segment where the server is.
 const OUTSIDE: &str = "br-outside";
+
+/// A report about a packet that came in, not a packet of a pod.
+fn is_icmp_error(packet: &Packet) -> bool {
+    let is_v4 = packet.source.is_ipv4();
+    let kind = packet.bytes.get(14 + if is_v4 { 20 } else { 40 });
+    match (packet.protocol, kind) {
+        (1, Some(kind)) => matches!(kind, 3 | 11 | 12),
+        (58, Some(kind)) => *kind < 128,
+        _ => false,
+    }
+}
 
 /// Captures on all devices of the router that face the cluster.
 pub struct Leaving {
@@ -19,7 +31,8 @@ pub struct Leaving {
 }
 
 impl Leaving {
-    /// Watches from now on for packets from the cluster to the segment `outside` that must not be.
+    /// Watches from now on for packets from the cluster to the segment `outside` that must not be. ICMP errors that
+    /// gateways send under their own address (too big, expired) are not looked at.
     ///
     /// # Errors
     /// There is no router, or nothing can be captured.
@@ -35,12 +48,19 @@ impl Leaving {
             .filter(|link| link.bridge == OUTSIDE)
             .flat_map(|link| link.addresses.clone())
             .collect();
+        let gateways: Vec<IpAddr> = layout
+            .hosts
+            .iter()
+            .filter(|host| host.roles.contains(&Role::Gateway))
+            .flat_map(|host| host.addresses().collect::<Vec<_>>())
+            .collect();
         let place = cluster.host("router")?;
         let (mut captures, mut sources) = (Vec::new(), Vec::new());
         for link in router.links.iter().filter(|link| link.bridge != OUTSIDE) {
-            let networks = networks.clone();
+            let (networks, gateways) = (networks.clone(), gateways.clone());
             let leaves = move |packet: &Packet| {
                 packet.direction == Direction::In
+                    && !(is_icmp_error(packet) && gateways.contains(&packet.source))
                     && networks
                         .iter()
                         .any(|network| network.contains(&packet.destination))
