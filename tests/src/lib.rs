@@ -1,1 +1,42 @@
-//! (skeleton)
+//! Tests of the whole product in the lab: real packets, captured where they would leave the cluster.
+//!
+//! ```text
+//! steps     named behaviours that share one lab, run one after the other   (the `main` of every file in tests/)
+//! cluster   a lab with agents, a controller, policies and an answering server
+//! watch     captures: which sources were seen, and which must not be
+//! packet    hand-made packets
+//! socket    what the standard library's sockets do not tell: path MTU, don't fragment
+//! ```
+
+pub mod cluster;
+pub mod packet;
+pub mod socket;
+pub mod steps;
+pub mod watch;
+
+pub use cluster::Cluster;
+pub use steps::{Outcome, Step, run};
+
+use std::path::PathBuf;
+
+/// The program under test: `EGRET_BIN`, else `egret` beside the folder of the test program.
+///
+/// # Errors
+/// It is not built.
+pub fn egret() -> anyhow::Result<PathBuf> {
+    let path = match std::env::var_os("EGRET_BIN") {
+        Some(path) => PathBuf::from(path),
+        None => {
+            let own = std::env::current_exe()?;
+            // target/debug/deps/test -> target/debug/egret
+            let built = own.ancestors().nth(2).map(|folder| folder.join("egret"));
+            built.unwrap_or_default()
+        }
+    };
+    anyhow::ensure!(
+        path.is_file(),
+        "{} is not there: build it with `cargo build --bin egret`, or name another one in EGRET_BIN",
+        path.display()
+    );
+    Ok(path)
+}

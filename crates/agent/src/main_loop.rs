@@ -65,6 +65,8 @@ pub(crate) struct MainLoop {
     /// Version of the record when it was told.
     told_version: u64,
     trouble: Option<String>,
+    /// Others' forward chains that drop the tunnel's packets.
+    forward_blocked: Vec<String>,
     /// The objects or the gateways' liveness changed since the last round.
     news: bool,
 }
@@ -98,6 +100,7 @@ impl MainLoop {
             told_status: None,
             told_version: 0,
             trouble: Some("no objects read yet".into()),
+            forward_blocked: Vec::new(),
             news: false,
         }
     }
@@ -251,6 +254,12 @@ impl MainLoop {
             metrics.apply_seconds.observe(seconds);
             metrics.ended_flows.inc_by(applied.ended_flows as u64);
         });
+        if self.forward_blocked != applied.forward_blocked {
+            for text in &applied.forward_blocked {
+                tracing::warn!(text, "forwarding is blocked by others");
+            }
+            self.forward_blocked = applied.forward_blocked;
+        }
         for name in &applied.sysctls {
             tracing::info!(name, "node-wide setting changed; --cleanup puts it back");
         }
@@ -361,7 +370,7 @@ impl MainLoop {
             &self.gateway,
             self.links.as_ref(),
             &self.ports,
-            self.trouble.as_deref(),
+            (self.trouble.as_deref(), &self.forward_blocked),
         );
         // Told already and not yet written is enough; told, written and lost (a record made anew) is not.
         let lost = record.resource_version != self.told_version && *record != status.record;

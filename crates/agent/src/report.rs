@@ -310,7 +310,7 @@ pub(crate) fn status(
     gateway: &Gateway,
     links: Option<&Links>,
     ports: &BTreeMap<IpAddr, u32>,
-    trouble: Option<&str>,
+    (trouble, forward_blocked): (Option<&str>, &[String]),
 ) -> NodeStatus {
     let node = view.snapshot.nodes.get(&record.node);
     let mut demand = ports.clone();
@@ -340,7 +340,7 @@ pub(crate) fn status(
             .and_then(|links| links.external.as_ref())
             .map(|(device, ..)| device.name.clone()),
         abilities: vec!["nftables".into(), "ebpf".into()],
-        conditions: conditions(outcome, gateway, trouble),
+        conditions: conditions(outcome, gateway, trouble, forward_blocked),
     };
     NodeStatus { record, report }
 }
@@ -353,6 +353,7 @@ fn conditions(
     outcome: Option<&NodeOutcome>,
     gateway: &Gateway,
     trouble: Option<&str>,
+    forward_blocked: &[String],
 ) -> Vec<Condition> {
     let trouble = trouble.or(gateway.trouble.as_deref());
     let mut conditions = vec![match trouble {
@@ -364,6 +365,14 @@ fn conditions(
         ),
         Some(text) => Condition::new("Ready", ConditionStatus::False, "NotProgrammed", text),
     }];
+    if !forward_blocked.is_empty() {
+        conditions.push(Condition::new(
+            "ForwardBlocked",
+            ConditionStatus::True,
+            "PolicyDrop",
+            forward_blocked.join("; "),
+        ));
+    }
     let mut by_kind: BTreeMap<String, Vec<String>> = BTreeMap::new();
     for report in outcome.into_iter().flat_map(|outcome| &outcome.reports) {
         let line = format!("{}: {}", report.subject, report.text);

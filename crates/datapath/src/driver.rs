@@ -4,7 +4,7 @@ mod flows;
 
 use crate::conntrack::Conntrack;
 use crate::netlink::NetlinkError;
-use crate::nft::{NftError, Nftables};
+use crate::nft::{Forwarding, NftError, Nftables};
 use crate::route::{RouteError, Routing};
 use crate::sysctl::{HASH_SETTINGS, NODE_SETTINGS, SysctlError, Sysctls};
 use crate::worker;
@@ -38,11 +38,14 @@ pub struct Applied {
     pub ended_flows: usize,
     /// Node-wide settings that were changed.
     pub sysctls: Vec<String>,
+    /// Foreign forward chains that drop what goes through the tunnel, each with its remedy.
+    pub forward_blocked: Vec<String>,
 }
 
 /// The data path of the network namespace of the thread that opened it.
 pub struct Datapath {
     nft: Nftables,
+    forwarding: Forwarding,
     routing: Routing,
     conntrack: Conntrack,
     sysctls: Sysctls,
@@ -54,6 +57,7 @@ impl Datapath {
     pub fn open(state_directory: &Path) -> Result<Self, DatapathError> {
         Ok(Datapath {
             nft: Nftables::open(NFT_TABLE)?,
+            forwarding: Forwarding::open()?,
             routing: Routing::open()?,
             conntrack: Conntrack::open().map_err(DatapathError::Conntrack)?,
             sysctls: Sysctls::new(state_directory),
@@ -83,6 +87,7 @@ impl Datapath {
             self.remember_ended(state, &known)?;
         }
         self.nft.apply(&worker::table(state))?;
+        let forward_blocked = self.open_forwarding(state)?;
         let ended_flows = if moved {
             self.end_flows(state, &known)?
         } else {
@@ -93,13 +98,15 @@ impl Datapath {
         Ok(Applied {
             ended_flows,
             sysctls,
+            forward_blocked,
         })
     }
 
     /// Whether everything that was applied is still there; `false`: the next [`Self::apply`] mends it.
     pub fn verify(&mut self) -> Result<bool, DatapathError> {
         let routes = self.routing.verify()?;
-        Ok(self.nft.verify()? && routes)
+        let forwarding = self.forwarding.verify()?;
+        Ok(self.nft.verify()? && forwarding && routes)
     }
 
     /// Source ports in use, by egress address.
@@ -136,9 +143,19 @@ impl Datapath {
         self.applied = None;
         let mut errors = Vec::new();
         errors.extend(self.nft.remove().err().map(DatapathError::from));
+        errors.extend(self.forwarding.remove().err().map(DatapathError::from));
         errors.extend(self.routing.remove().err().map(DatapathError::from));
         errors.extend(self.sysctls.restore().err().map(DatapathError::from));
         errors
+    }
+
+    /// Only a worker that sends through the tunnel needs others' forward chains open.
+    fn open_forwarding(&mut self, state: &NodeState) -> Result<Vec<String>, DatapathError> {
+        if state.worker.targets.is_empty() {
+            self.forwarding.remove()?;
+            return Ok(Vec::new());
+        }
+        Ok(self.forwarding.ensure()?)
     }
 
     /// Egress addresses of the state before and of this one: flows of both are ours.

@@ -5,9 +5,12 @@
 
 mod apply;
 mod expression;
+mod forward;
+mod legacy;
 mod message;
 mod table;
 
 pub use apply::{NftError, Nftables};
 pub use expression::{Expression, FibResult, Key, MetaKey, Register, Rule, VERDICT};
+pub use forward::Forwarding;
 pub use table::{Chain, Element, ElementKey, Hook, Set, SetType, Table, Value};

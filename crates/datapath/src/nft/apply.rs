@@ -264,7 +264,7 @@ impl Nftables {
     }
 }
 
-fn named(body: &[u8]) -> BTreeMap<u16, Vec<u8>> {
+pub(super) fn named(body: &[u8]) -> BTreeMap<u16, Vec<u8>> {
     attributes(body.get(4..).unwrap_or(&[]))
         .map(|(kind, value)| (kind, value.to_vec()))
         .collect()
@@ -276,14 +276,14 @@ fn trimmed(value: &[u8]) -> String {
         .to_string()
 }
 
-fn text(object: &BTreeMap<u16, Vec<u8>>, kind: u16) -> String {
+pub(super) fn text(object: &BTreeMap<u16, Vec<u8>>, kind: u16) -> String {
     object
         .get(&kind)
         .map(|value| trimmed(value))
         .unwrap_or_default()
 }
 
-fn number(object: &BTreeMap<u16, Vec<u8>>, kind: u16) -> u32 {
+pub(super) fn number(object: &BTreeMap<u16, Vec<u8>>, kind: u16) -> u32 {
     let bytes = object
         .get(&kind)
         .and_then(|value| <[u8; 4]>::try_from(&value[..]).ok());

@@ -79,6 +79,8 @@ pub fn udp_echo(
                 .map_err(failed("setting a deadline for"))?;
             match socket.recv(&mut buffer) {
                 Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => {}
+                // The network has told its path MTU; the next packet heeds it.
+                Err(error) if error.raw_os_error() == Some(libc::EMSGSIZE) => {}
                 result => break result.map_err(failed("waiting for UDP from"))?,
             }
         };

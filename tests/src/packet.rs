@@ -1,0 +1,126 @@
+//! Hand-made packets, sent from the network namespace of the calling thread.
+
+use etherparse::{IpHeaders, PacketBuilder, PacketBuilderStep};
+use socket2::{Domain, Protocol, Socket, Type};
+use std::net::{IpAddr, SocketAddr};
+
+/// VXLAN port and network identifier of the tunnel.
+pub const TUNNEL: (u16, u32) = (14789, 14790);
+/// `IPPROTO_RAW`: the sender writes the IP header itself, with any source.
+const RAW: i32 = 255;
+
+/// Flags of a hand-made TCP packet.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Tcp {
+    /// Opens a connection.
+    Syn,
+    /// Continues one.
+    Ack,
+}
+
+fn headers(source: IpAddr, destination: IpAddr) -> PacketBuilderStep<IpHeaders> {
+    match (source, destination) {
+        (IpAddr::V4(source), IpAddr::V4(destination)) => {
+            PacketBuilder::ipv4(source.octets(), destination.octets(), 64)
+        }
+        (IpAddr::V6(source), IpAddr::V6(destination)) => {
+            PacketBuilder::ipv6(source.octets(), destination.octets(), 64)
+        }
+        _ => panic!("{source} and {destination} are of different families"),
+    }
+}
+
+/// An IP packet with UDP in it.
+///
+/// # Panics
+/// Source and destination are of different families.
+pub fn udp(source: SocketAddr, destination: SocketAddr, payload: &[u8]) -> Vec<u8> {
+    let mut packet = Vec::new();
+    headers(source.ip(), destination.ip())
+        .udp(source.port(), destination.port())
+        .write(&mut packet, payload)
+        .expect("writing into memory");
+    packet
+}
+
+/// An IP packet with TCP in it, without payload.
+///
+/// # Panics
+/// Source and destination are of different families.
+pub fn tcp(source: SocketAddr, destination: SocketAddr, flags: Tcp) -> Vec<u8> {
+    let mut packet = Vec::new();
+    let tcp =
+        headers(source.ip(), destination.ip()).tcp(source.port(), destination.port(), 1000, 1000);
+    let tcp = match flags {
+        Tcp::Syn => tcp.syn(),
+        Tcp::Ack => tcp.ack(2000),
+    };
+    tcp.write(&mut packet, &[]).expect("writing into memory");
+    packet
+}
+
+/// An answer to an echo request that nobody made.
+///
+/// # Panics
+/// Source and destination are of different families.
+pub fn echo_reply(source: IpAddr, destination: IpAddr, id: u16) -> Vec<u8> {
+    let mut packet = Vec::new();
+    let headers = headers(source, destination);
+    let written = match source {
+        IpAddr::V4(_) => headers
+            .icmpv4_echo_reply(id, 1)
+            .write(&mut packet, b"stray"),
+        IpAddr::V6(_) => headers
+            .icmpv6_echo_reply(id, 1)
+            .write(&mut packet, b"stray"),
+    };
+    written.expect("writing into memory");
+    packet
+}
+
+/// An IP packet inside a VXLAN packet's payload: VXLAN header, Ethernet header, packet.
+pub fn vxlan(to: [u8; 6], from: [u8; 6], packet: &[u8]) -> Vec<u8> {
+    let mut payload = vec![0x08, 0, 0, 0];
+    payload.extend((TUNNEL.1 << 8).to_be_bytes());
+    payload.extend(to);
+    payload.extend(from);
+    payload.extend(if packet[0] >> 4 == 4 {
+        [0x08, 0x00]
+    } else {
+        [0x86, 0xdd]
+    });
+    payload.extend(packet);
+    payload
+}
+
+/// Sends a whole IP packet with the source that it carries.
+///
+/// # Errors
+/// The system refuses.
+pub fn send_raw(packet: &[u8]) -> std::io::Result<()> {
+    let (domain, destination): (_, IpAddr) = if packet[0] >> 4 == 4 {
+        let bytes: [u8; 4] = packet[16..20].try_into().expect("four bytes");
+        (Domain::IPV4, bytes.into())
+    } else {
+        let bytes: [u8; 16] = packet[24..40].try_into().expect("sixteen bytes");
+        (Domain::IPV6, bytes.into())
+    };
+    let socket = Socket::new(domain, Type::RAW, Some(Protocol::from(RAW)))?;
+    socket.send_to(packet, &SocketAddr::new(destination, 0).into())?;
+    Ok(())
+}
+
+/// Sends the payload of a protocol without ports, such as GRE (47) and ESP (50).
+///
+/// # Errors
+/// The system refuses, also because it was told that the destination is administratively prohibited.
+pub fn send_protocol(destination: IpAddr, protocol: u8, payload: &[u8]) -> std::io::Result<()> {
+    let domain = if destination.is_ipv4() {
+        Domain::IPV4
+    } else {
+        Domain::IPV6
+    };
+    let socket = Socket::new(domain, Type::RAW, Some(Protocol::from(i32::from(protocol))))?;
+    socket.send_to(payload, &SocketAddr::new(destination, 0).into())?;
+    Ok(())
+}

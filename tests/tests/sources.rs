@@ -1,0 +1,618 @@
+//! Selected pods leave with their egress address and nothing else, captured at the router, over both families.
+
+use anyhow::{Context, ensure};
+use egret_lab::Topology;
+use egret_lab::capture::{Capture, Direction};
+use egret_lab::process::wait_for;
+use egret_lab::topology::{Cni, Forward, Host, Link, Role, RpFilter, Segment};
+use egret_lab::traffic::source::udp_echo;
+use egret_tests::cluster::{DEADLINE, EGRESS, SERVERS, echo, egress, ip, pod};
+use egret_tests::steps::Group;
+use egret_tests::watch::{Leaving, expect_source};
+use egret_tests::{Cluster, Outcome, run, steps};
+use std::net::IpAddr;
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    run(vec![
+        Group::new(
+            "workers_and_gateways",
+            workers_and_gateways,
+            steps![
+                unselected_pods_leave_with_their_nodes_address,
+                selected_pods_on_every_worker_leave_with_the_egress_address,
+                no_packet_of_a_selected_pod_has_another_source,
+                every_gateway_carries_for_the_address,
+            ],
+        ),
+        Group::new(
+            "node_that_is_also_a_gateway",
+            both_roles,
+            steps![
+                its_pods_leave_with_the_egress_address_whoever_announces_it,
+                its_pods_leave_by_its_own_external_device,
+                what_the_others_announce_returns_through_the_tunnel,
+            ],
+        ),
+        Group::new(
+            "single_node",
+            single_node,
+            steps![
+                the_selected_pod_leaves_with_the_egress_address,
+                the_unselected_pod_keeps_the_nodes_address,
+                nothing_touches_a_tunnel,
+            ],
+        ),
+        Group::new(
+            "edge",
+            edge,
+            steps![
+                selected_pods_leave_by_the_gateways_external_link,
+                unselected_pods_keep_their_nodes_address_and_way,
+            ],
+        ),
+        Group::new(
+            "edge_single_node",
+            edge_single_node,
+            steps![the_pod_leaves_by_the_external_link],
+        ),
+        Group::new(
+            "other_cnis",
+            other_cnis,
+            steps![
+                pods_of_every_cni_leave_with_the_egress_address,
+                a_gateway_forwards_whatever_its_own_settings,
+                the_accept_comes_after_the_rules_of_others,
+                an_accept_that_others_flush_comes_back,
+                an_old_table_that_drops_is_reported_with_its_remedy,
+                without_policies_others_chains_are_as_before,
+            ],
+        ),
+        Group::new("ipv6_only", ipv6_only, steps![an_ipv6_only_cluster_works]),
+        Group::new("ipv4_only", ipv4_only, steps![an_ipv4_only_cluster_works]),
+    ])
+}
+
+/// Every pair of server and egress address, one per family.
+fn families() -> [(IpAddr, IpAddr); 2] {
+    [0, 1].map(|family| (ip(SERVERS[family]), ip(EGRESS[family])))
+}
+
+fn workers_and_gateways() -> anyhow::Result<Cluster> {
+    let cluster = Cluster::up("plain", &Topology::built_in())?;
+    // Before the policy: the masquerade of the CNI is what the egress address is compared with.
+    for n in 1..=3 {
+        for (server, _) in families() {
+            let node = cluster.node_address(&format!("worker{n}"), server)?;
+            expect_source(&cluster.pod(&format!("a{n}"))?, server, node)?;
+        }
+    }
+    cluster.apply(&[egress("myapp", "MyApp", &EGRESS, "")])?;
+    Ok(cluster)
+}
+
+fn unselected_pods_leave_with_their_nodes_address(cluster: &Cluster) -> Outcome {
+    for n in 1..=3 {
+        for (server, _) in families() {
+            let node = cluster.node_address(&format!("worker{n}"), server)?;
+            expect_source(&cluster.pod(&format!("other{n}"))?, server, node)?;
+        }
+    }
+    Ok(())
+}
+
+fn selected_pods_on_every_worker_leave_with_the_egress_address(cluster: &Cluster) -> Outcome {
+    for name in ["a1", "b1", "a2", "b2", "a3", "b3"] {
+        for (server, address) in families() {
+            expect_source(&cluster.pod(name)?, server, address)?;
+        }
+    }
+    Ok(())
+}
+
+fn no_packet_of_a_selected_pod_has_another_source(cluster: &Cluster) -> Outcome {
+    let watch = Leaving::watch(cluster, |packet| !EGRESS.map(ip).contains(&packet.source))?;
+    for name in ["a1", "a2", "a3"] {
+        for (server, address) in families() {
+            expect_source(&cluster.pod(name)?, server, address)?;
+        }
+    }
+    watch.clean()?;
+    // The same watch sees what an unselected pod sends, so it can fail.
+    let watch = Leaving::watch(cluster, |packet| !EGRESS.map(ip).contains(&packet.source))?;
+    let node = cluster.node_address("worker1", ip(SERVERS[0]))?;
+    expect_source(&cluster.pod("other1")?, ip(SERVERS[0]), node)?;
+    ensure!(watch.count()? > 0, "the watch is blind");
+    Ok(())
+}
+
+fn every_gateway_carries_for_the_address(cluster: &Cluster) -> Outcome {
+    let mut captures = Vec::new();
+    for n in 1..=3 {
+        let leaves = |packet: &egret_lab::capture::Packet| {
+            packet.direction == Direction::Out && EGRESS.map(ip).contains(&packet.source)
+        };
+        captures.push(Capture::start(
+            &cluster.host(&format!("gateway{n}"))?,
+            "eth0",
+            leaves,
+        )?);
+    }
+    let pod = cluster.pod("a1")?;
+    // The way of a flow is by a hash of its ports: by chance, all of 60 flows miss one of three once in 10^10 runs.
+    for (server, address) in families() {
+        for _ in 0..30 {
+            let seen = egret_lab::traffic::udp_source(&pod, echo(server))?;
+            ensure!(seen.ip() == address, "{seen}");
+        }
+    }
+    for (n, capture) in captures.into_iter().enumerate() {
+        ensure!(
+            capture.stop()?.offending_count > 0,
+            "gateway{} carried nothing",
+            n + 1
+        );
+    }
+    Ok(())
+}
+
+/// Addresses of the four pods of the node with both roles.
+fn slot(n: usize) -> [String; 2] {
+    [format!("192.168.122.23{n}"), format!("fd00:122::23{n}")]
+}
+
+fn both_roles() -> anyhow::Result<Cluster> {
+    let mut topology = Topology::built_in();
+    topology
+        .hosts
+        .retain(|host| !["worker3", "gateway2", "gateway3"].contains(&host.name.as_str()));
+    let node = topology
+        .hosts
+        .iter_mut()
+        .find(|host| host.name == "worker2")
+        .context("worker2")?;
+    node.roles = vec![Role::Worker, Role::Gateway];
+    node.pods
+        .extend((0..SLOTS).map(|n| pod(&format!("s{n}"), &format!("slot{n}"))));
+    let cluster = Cluster::up("both", &topology)?;
+    let mut policies = vec![egress("myapp", "MyApp", &EGRESS, "")];
+    for n in 0..SLOTS {
+        let [v4, v6] = slot(n);
+        policies.push(egress(
+            &format!("slot{n}"),
+            &format!("slot{n}"),
+            &[&v4, &v6],
+            "",
+        ));
+    }
+    cluster.apply(&policies)?;
+    Ok(cluster)
+}
+
+/// So many addresses that both gateways announce some of each family.
+const SLOTS: usize = 6;
+
+fn its_pods_leave_with_the_egress_address_whoever_announces_it(cluster: &Cluster) -> Outcome {
+    for (family, server) in SERVERS.map(ip).into_iter().enumerate() {
+        let mut announcers = std::collections::BTreeSet::new();
+        for n in 0..SLOTS {
+            let address = ip(&slot(n)[family]);
+            announcers.insert(cluster.announcer(address)?);
+            expect_source(&cluster.pod(&format!("s{n}"))?, server, address)?;
+        }
+        ensure!(
+            announcers.len() == 2,
+            "only {announcers:?} announces: take more addresses"
+        );
+        // Its gateway also serves the worker without that role.
+        for name in ["a1", "a2"] {
+            expect_source(&cluster.pod(name)?, server, ip(EGRESS[family]))?;
+        }
+    }
+    Ok(())
+}
+
+fn its_pods_leave_by_its_own_external_device(cluster: &Cluster) -> Outcome {
+    let node = cluster.host("worker2")?;
+    let ours = |packet: &egret_lab::capture::Packet| {
+        packet.direction == Direction::Out
+            && (0..SLOTS).any(|n| slot(n).contains(&packet.source.to_string()))
+    };
+    let own = Capture::start(&node, "eth0", ours)?;
+    let tunnel = Capture::start(&node, "egret0", ours)?;
+    let watch = Leaving::watch(cluster, move |packet| {
+        !(0..SLOTS).any(|n| slot(n).contains(&packet.source.to_string()))
+    })?;
+    for (family, server) in SERVERS.map(ip).into_iter().enumerate() {
+        for n in 0..SLOTS {
+            expect_source(
+                &cluster.pod(&format!("s{n}"))?,
+                server,
+                ip(&slot(n)[family]),
+            )?;
+        }
+    }
+    watch.clean()?;
+    ensure!(
+        own.stop()?.offending_count > 0,
+        "nothing left by the node's own device"
+    );
+    tunnel.stop()?.clean().map_err(anyhow::Error::msg)
+}
+
+fn what_the_others_announce_returns_through_the_tunnel(cluster: &Cluster) -> Outcome {
+    for (family, server) in SERVERS.map(ip).into_iter().enumerate() {
+        for n in 0..SLOTS {
+            let address = ip(&slot(n)[family]);
+            let returns = move |packet: &egret_lab::capture::Packet| {
+                packet.direction == Direction::In && packet.destination == address
+            };
+            let tunnel = Capture::start(&cluster.host("worker2")?, "egret0", returns)?;
+            expect_source(&cluster.pod(&format!("s{n}"))?, server, address)?;
+            let through_tunnel = tunnel.stop()?.offending_count > 0;
+            let announced_here = cluster.announcer(address)? == "worker2";
+            ensure!(
+                through_tunnel != announced_here,
+                "{address}: announced here {announced_here}, back through the tunnel {through_tunnel}"
+            );
+        }
+    }
+    Ok(())
+}
+
+fn single_node() -> anyhow::Result<Cluster> {
+    let mut topology = Topology::built_in();
+    topology
+        .hosts
+        .retain(|host| !host.is_node() || host.name == "worker1");
+    topology.hosts[0].roles = vec![Role::Worker, Role::Gateway];
+    let cluster = Cluster::up("single", &topology)?;
+    cluster.apply(&[egress("myapp", "MyApp", &EGRESS, "")])?;
+    Ok(cluster)
+}
+
+fn the_selected_pod_leaves_with_the_egress_address(cluster: &Cluster) -> Outcome {
+    let watch = Leaving::watch(cluster, |packet| !EGRESS.map(ip).contains(&packet.source))?;
+    for (server, address) in families() {
+        for name in ["a1", "b1"] {
+            expect_source(&cluster.pod(name)?, server, address)?;
+        }
+    }
+    watch.clean()
+}
+
+fn the_unselected_pod_keeps_the_nodes_address(cluster: &Cluster) -> Outcome {
+    for (server, _) in families() {
+        let node = cluster.node_address("worker1", server)?;
+        expect_source(&cluster.pod("other1")?, server, node)?;
+    }
+    Ok(())
+}
+
+fn nothing_touches_a_tunnel(cluster: &Cluster) -> Outcome {
+    let node = cluster.host("worker1")?;
+    let ours = |packet: &egret_lab::capture::Packet| {
+        EGRESS.map(ip).contains(&packet.source) || EGRESS.map(ip).contains(&packet.destination)
+    };
+    let tunnel = Capture::start(&node, "egret0", ours)?;
+    the_selected_pod_leaves_with_the_egress_address(cluster)?;
+    tunnel.stop()?.clean().map_err(anyhow::Error::msg)
+}
+
+fn edge_segment() -> Segment {
+    Segment {
+        name: "edge".to_owned(),
+        cidrs: vec![
+            "198.51.100.0/24".parse().expect("a literal prefix"),
+            "2001:db8:2::/64".parse().expect("a literal prefix"),
+        ],
+        mld_snooping: true,
+    }
+}
+
+fn edge_link() -> Link {
+    Link {
+        external: true,
+        ..Link::to("edge")
+    }
+}
+
+/// Egress addresses on the edge segment.
+const EDGE: [&str; 2] = ["198.51.100.222", "2001:db8:2::222"];
+
+/// Gateways have a second link, and egress addresses are of its segment.
+fn edge() -> anyhow::Result<Cluster> {
+    let mut topology = Topology::built_in();
+    topology.segments.push(edge_segment());
+    let gateways = |host: &&mut Host| host.has(Role::Gateway);
+    for host in topology.hosts.iter_mut().filter(gateways) {
+        host.links.push(edge_link());
+    }
+    let cluster = Cluster::up("edge", &topology)?;
+    cluster.apply(&[egress("myapp", "MyApp", &EDGE, "")])?;
+    Ok(cluster)
+}
+
+fn selected_pods_leave_by_the_gateways_external_link(cluster: &Cluster) -> Outcome {
+    let watch = Leaving::watch(cluster, |packet| !EDGE.map(ip).contains(&packet.source))?;
+    let nodes = Capture::start(&cluster.host("router")?, "eth0", |packet| {
+        EDGE.map(ip).contains(&packet.source)
+    })?;
+    for name in ["a1", "a2", "a3"] {
+        for (server, address) in SERVERS.map(ip).into_iter().zip(EDGE.map(ip)) {
+            expect_source(&cluster.pod(name)?, server, address)?;
+        }
+    }
+    watch.clean()?;
+    nodes.stop()?.clean().map_err(anyhow::Error::msg)
+}
+
+fn unselected_pods_keep_their_nodes_address_and_way(cluster: &Cluster) -> Outcome {
+    for server in SERVERS.map(ip) {
+        let node = cluster.node_address("worker1", server)?;
+        expect_source(&cluster.pod("other1")?, server, node)?;
+    }
+    Ok(())
+}
+
+fn edge_single_node() -> anyhow::Result<Cluster> {
+    let mut topology = Topology::built_in();
+    topology.segments.push(edge_segment());
+    topology
+        .hosts
+        .retain(|host| !host.is_node() || host.name == "worker1");
+    topology.hosts[0].roles = vec![Role::Worker, Role::Gateway];
+    topology.hosts[0].links.push(edge_link());
+    let cluster = Cluster::up("edge1", &topology)?;
+    cluster.apply(&[egress("myapp", "MyApp", &EDGE, "")])?;
+    Ok(cluster)
+}
+
+fn the_pod_leaves_by_the_external_link(cluster: &Cluster) -> Outcome {
+    let watch = Leaving::watch(cluster, |packet| !EDGE.map(ip).contains(&packet.source))?;
+    for (server, address) in SERVERS.map(ip).into_iter().zip(EDGE.map(ip)) {
+        expect_source(&cluster.pod("a1")?, server, address)?;
+    }
+    watch.clean()
+}
+
+/// Each worker another CNI, dropping forward policies, strict filters; the last gateway runs pods as well.
+fn other_cnis() -> anyhow::Result<Cluster> {
+    let mut topology = Topology::built_in();
+    for host in &mut topology.hosts {
+        (host.cni, host.forward, host.rp_filter, host.src_valid_mark) = match host.name.as_str() {
+            "worker1" => (Cni::IptablesNft, Forward::Drop, RpFilter::Strict, true),
+            "worker2" => (Cni::Nft, Forward::Drop, RpFilter::Strict, false),
+            "worker3" => (Cni::IptablesLegacy, Forward::Accept, RpFilter::Strict, true),
+            "gateway1" => (Cni::None, Forward::Drop, RpFilter::Strict, true),
+            "gateway3" => (Cni::Nft, Forward::Drop, RpFilter::Strict, true),
+            _ => continue,
+        };
+        if host.name == "gateway3" {
+            host.roles.push(Role::Worker);
+            host.pods.push(pod("g3", "MyApp"));
+            host.pod_cidrs = vec![
+                "10.244.4.0/24".parse().expect("a literal prefix"),
+                "fd00:244:4::/64".parse().expect("a literal prefix"),
+            ];
+        }
+    }
+    // Only the policy of the old tables is out of reach.
+    let old = Host {
+        pod_cidrs: vec![
+            "10.244.5.0/24".parse().expect("a literal prefix"),
+            "fd00:244:5::/64".parse().expect("a literal prefix"),
+        ],
+        pods: vec![pod("old", "MyApp")],
+        cni: Cni::IptablesLegacy,
+        forward: Forward::Drop,
+        ..Host::plain("worker4", Role::Worker, &["nodes"])
+    };
+    topology.hosts.insert(3, old);
+    let cluster = Cluster::up("cnis", &topology)?;
+    cluster.apply(&[egress("myapp", "MyApp", &EGRESS, "")])?;
+    Ok(cluster)
+}
+
+fn pods_of_every_cni_leave_with_the_egress_address(cluster: &Cluster) -> Outcome {
+    let watch = Leaving::watch(cluster, |packet| !EGRESS.map(ip).contains(&packet.source))?;
+    for (server, address) in families() {
+        for name in ["a1", "a2", "a3", "g3"] {
+            expect_source(&cluster.pod(name)?, server, address)?;
+        }
+    }
+    watch.clean()
+}
+
+fn a_gateway_forwards_whatever_its_own_settings(cluster: &Cluster) -> Outcome {
+    for gateway in ["gateway1", "gateway3"] {
+        let leaves = |packet: &egret_lab::capture::Packet| {
+            packet.direction == Direction::Out && EGRESS.map(ip).contains(&packet.source)
+        };
+        let capture = Capture::start(&cluster.host(gateway)?, "eth0", leaves)?;
+        for (server, address) in families() {
+            for _ in 0..20 {
+                let seen = egret_lab::traffic::udp_source(&cluster.pod("a1")?, echo(server))?;
+                ensure!(seen.ip() == address, "{seen}");
+            }
+        }
+        ensure!(
+            capture.stop()?.offending_count > 0,
+            "{gateway} carried nothing"
+        );
+    }
+    Ok(())
+}
+
+/// The built-in lab with one family, also below the tunnel.
+fn one_family(name: &str, is_v4: bool) -> anyhow::Result<Cluster> {
+    let mut topology = Topology::built_in();
+    for segment in &mut topology.segments {
+        segment.cidrs.retain(|cidr| cidr.addr().is_ipv4() == is_v4);
+    }
+    for host in &mut topology.hosts {
+        host.pod_cidrs.retain(|cidr| cidr.addr().is_ipv4() == is_v4);
+        for link in &mut host.links {
+            link.addresses.retain(|address| address.is_ipv4() == is_v4);
+        }
+    }
+    let cluster = Cluster::up(name, &topology)?;
+    let address = EGRESS[usize::from(!is_v4)];
+    cluster.apply(&[egress("myapp", "MyApp", &[address], "")])?;
+    Ok(cluster)
+}
+
+fn ipv6_only() -> anyhow::Result<Cluster> {
+    one_family("six", false)
+}
+
+fn ipv4_only() -> anyhow::Result<Cluster> {
+    one_family("four", true)
+}
+
+fn one_family_works(cluster: &Cluster, family: usize) -> Outcome {
+    let (server, address) = families()[family];
+    let watch = Leaving::watch(cluster, move |packet| packet.source != address)?;
+    for name in ["a1", "a2", "a3"] {
+        let pod = cluster.pod(name)?;
+        expect_source(&pod, server, address)?;
+        let seen = udp_echo(&pod, echo(server), 3000, DEADLINE)?;
+        ensure!(seen.ip() == address, "fragments came from {seen}");
+    }
+    watch.clean()?;
+    let node = cluster.node_address("worker1", server)?;
+    expect_source(&cluster.pod("other1")?, server, node)
+}
+
+fn an_ipv6_only_cluster_works(cluster: &Cluster) -> Outcome {
+    one_family_works(cluster, 1)
+}
+
+fn an_ipv4_only_cluster_works(cluster: &Cluster) -> Outcome {
+    one_family_works(cluster, 0)
+}
+
+/// Rules of a chain as `nft` shows them.
+fn chain(cluster: &Cluster, host: &str, chain: &[&str]) -> anyhow::Result<Vec<String>> {
+    let mut words = vec!["nft", "-s", "list", "chain"];
+    words.extend(chain);
+    let text = cluster.exec(&cluster.host(host)?, &words)?;
+    Ok(text.lines().map(|line| line.trim().to_owned()).collect())
+}
+
+/// The dropping forward chains of the lab: host, and the chain's family, table and name.
+const DROPPING: [(&str, [&str; 3]); 4] = [
+    ("worker1", ["ip", "filter", "FORWARD"]),
+    ("worker1", ["ip6", "filter", "FORWARD"]),
+    ("worker2", ["inet", "cni", "cni-forward"]),
+    ("gateway3", ["inet", "cni", "cni-forward"]),
+];
+
+const OURS: [&str; 2] = [
+    "iifname \"egret0\" accept comment \"egret\"",
+    "oifname \"egret0\" accept comment \"egret\"",
+];
+
+fn the_accept_comes_after_the_rules_of_others(cluster: &Cluster) -> Outcome {
+    for (host, place) in DROPPING {
+        let lines = chain(cluster, host, &place)?;
+        let rules: Vec<&String> = lines
+            .iter()
+            .take_while(|line| *line != "}")
+            .skip(3)
+            .collect();
+        ensure!(
+            rules.len() > 2 && rules[rules.len() - 2..] == OURS,
+            "{host} {place:?}: {lines:#?}"
+        );
+    }
+    // What the operator uses to look still understands the table.
+    for program in ["iptables-nft", "ip6tables-nft"] {
+        let listed = cluster.exec(&cluster.host("worker1")?, &[program, "-S", "FORWARD"])?;
+        ensure!(listed.contains("-o egret0"), "{program}: {listed}");
+    }
+    Ok(())
+}
+
+fn an_accept_that_others_flush_comes_back(cluster: &Cluster) -> Outcome {
+    let (host, place) = DROPPING[2];
+    let handles = cluster.exec(
+        &cluster.host(host)?,
+        &["nft", "-a", "list", "chain", place[0], place[1], place[2]],
+    )?;
+    let ours = handles
+        .lines()
+        .find(|line| line.contains("oifname \"egret0\""))
+        .context("our rule")?;
+    let handle = ours.rsplit(' ').next().context("its handle")?;
+    let delete = [
+        "nft", "delete", "rule", place[0], place[1], place[2], "handle", handle,
+    ];
+    cluster.exec(&cluster.host(host)?, &delete)?;
+    wait_for("the rule to come back", DEADLINE, || {
+        chain(cluster, host, &place).is_ok_and(|lines| {
+            OURS.iter()
+                .all(|ours| lines.iter().filter(|line| line == ours).count() == 1)
+        })
+    })?;
+    expect_source(&cluster.pod("a2")?, ip(SERVERS[0]), ip(EGRESS[0]))
+}
+
+fn is_blocked(cluster: &Cluster, host: &str) -> Option<String> {
+    let object = cluster.object("egressnode", None, host)?;
+    let conditions = object["status"]["conditions"].as_array()?;
+    let found = conditions
+        .iter()
+        .find(|condition| condition["type"] == "ForwardBlocked")?;
+    (found["status"] == "True").then(|| found["message"].to_string())
+}
+
+fn an_old_table_that_drops_is_reported_with_its_remedy(cluster: &Cluster) -> Outcome {
+    let reported = |host: &str| is_blocked(cluster, host);
+    wait_for("the condition of worker4", DEADLINE, || {
+        reported("worker4").is_some()
+    })?;
+    for host in ["worker1", "worker2", "worker3", "gateway3"] {
+        ensure!(reported(host).is_none(), "{host}: {:?}", reported(host));
+    }
+    // Until then its pods get nowhere, and never out by the node's address.
+    let watch = Leaving::watch(cluster, |packet| !EGRESS.map(ip).contains(&packet.source))?;
+    let pod = cluster.pod("old")?;
+    for server in SERVERS.map(ip) {
+        ensure!(
+            egret_lab::traffic::tcp_source(&pod, echo(server)).is_err(),
+            "not blocked at all"
+        );
+    }
+    ensure!(watch.count()? == 0, "a packet left with another source");
+    let said = reported("worker4").context("the condition")?;
+    for program in ["iptables-legacy", "ip6tables-legacy"] {
+        for way in ["-i", "-o"] {
+            let remedy = [program, "-A", "FORWARD", way, "egret0", "-j", "ACCEPT"];
+            ensure!(
+                said.contains(&remedy.join(" ")),
+                "the remedy is not in {said}"
+            );
+            cluster.exec(&cluster.host("worker4")?, &remedy)?;
+        }
+    }
+    for (server, address) in families() {
+        expect_source(&pod, server, address)?;
+    }
+    wait_for("the condition of worker4 to end", DEADLINE, || {
+        reported("worker4").is_none()
+    })?;
+    Ok(())
+}
+
+fn without_policies_others_chains_are_as_before(cluster: &Cluster) -> Outcome {
+    cluster.delete(&[egress("myapp", "MyApp", &EGRESS, "")])?;
+    for (host, place) in DROPPING {
+        wait_for("our rules to be gone", DEADLINE, || {
+            chain(cluster, host, &place)
+                .is_ok_and(|lines| !lines.iter().any(|line| line.contains("egret")))
+        })
+        .context(host)?;
+    }
+    Ok(())
+}
