@@ -1,1 +1,3 @@
-//! (skeleton)
+//! Tests of the whole product in the lab.
+
+pub mod chaos;
