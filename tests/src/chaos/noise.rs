@@ -19,7 +19,7 @@ const PATIENCE: Duration = Duration::from_millis(500);
 /// Longest wait for a datagram's or echo's answer: the next one is due.
 const SHORT: Duration = Duration::from_millis(50);
 /// A long flow that stands still for longer is given up.
-const LONG: Duration = Duration::from_secs(10);
+const LONG: Duration = Duration::from_secs(2);
 
 /// What one thread does.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
