@@ -11,7 +11,7 @@ mod scene;
 mod watch;
 
 pub use noise::{Kind, Noise};
-pub use scene::{DEADLINE, Scene, egress, ip, program, wait};
+pub use scene::{DEADLINE, Scene, egress, ip, program, wait, without_memory};
 pub use watch::{Phase, Verdict, Watch};
 
 /// Repetitions of every disturbance: `EGRET_TEST_REPETITIONS`, else 50.

@@ -3,7 +3,7 @@
 use anyhow::{Context, bail, ensure};
 use egret_lab::process::{run, wait_for};
 use egret_lab::traffic::Server;
-use egret_lab::{Hurt, Lab, OwnedLab, Place, Topology, UpOptions};
+use egret_lab::{Hurt, Lab, OwnedLab, Place, Snapshot, Topology, UpOptions};
 use serde_json::Value;
 use std::io::{Read, Write};
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpStream};
@@ -317,4 +317,24 @@ impl Scene {
             eprintln!("-- {}\n{last}", entry.file_name().to_string_lossy());
         }
     }
+}
+
+/// A snapshot without what agents remember for a while: tuples of flows that a policy change ended.
+pub fn without_memory(mut snapshot: Snapshot) -> Snapshot {
+    for line in snapshot.sections.values_mut() {
+        let mut is_memory = false;
+        line.retain(|line| {
+            let trimmed = line.trim_start();
+            if trimmed.starts_with("set ")
+                || trimmed.starts_with("map ")
+                || trimmed.starts_with("chain ")
+            {
+                is_memory = ["set late", "set ended"]
+                    .iter()
+                    .any(|name| trimmed.starts_with(name));
+            }
+            !is_memory
+        });
+    }
+    snapshot
 }
