@@ -23,6 +23,7 @@ fn main() -> ExitCode {
                 selected_pods_on_every_worker_leave_with_the_egress_address,
                 no_packet_of_a_selected_pod_has_another_source,
                 every_gateway_carries_for_the_address,
+                in_ordinary_use_nothing_is_dropped,
             ],
         ),
         Group::new(
@@ -152,6 +153,16 @@ fn every_gateway_carries_for_the_address(cluster: &Cluster) -> Outcome {
             "gateway{} carried nothing",
             n + 1
         );
+    }
+    Ok(())
+}
+
+/// After all the traffic above: a counter that rises by itself would hide what it is for.
+fn in_ordinary_use_nothing_is_dropped(cluster: &Cluster) -> Outcome {
+    for n in 1..=3 {
+        let host = format!("worker{n}");
+        let counters = cluster.worker_counters(&host)?;
+        ensure!(counters.is_empty(), "{host}: {counters:?}");
     }
     Ok(())
 }
