@@ -1,6 +1,7 @@
 //! Tests of the whole product in the lab: real packets, captured where they would leave the cluster.
 //!
 //! ```text
+//! chaos     noise of many flows while something is done to the cluster, and the watch over its sources
 //! steps     named behaviours that share one lab, run one after the other   (the `main` of every file in tests/)
 //! cluster   a lab with agents, a controller, policies and an answering server
 //! watch     captures: which sources were seen, and which must not be
@@ -8,6 +9,7 @@
 //! socket    what the standard library's sockets do not tell: path MTU, don't fragment
 //! ```
 
+pub mod chaos;
 pub mod cluster;
 pub mod packet;
 pub mod socket;

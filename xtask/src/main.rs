@@ -1,6 +1,7 @@
 //! Development tasks: `cargo run -p xtask -- TASK`.
 
 mod crds;
+mod tidy;
 
 use clap::{Parser, Subcommand};
 
@@ -19,10 +20,13 @@ enum Task {
         #[arg(long)]
         check: bool,
     },
+    /// Check the rules that neither compiler nor lints know.
+    Tidy,
 }
 
 fn main() -> anyhow::Result<()> {
     match Arguments::parse().task {
         Task::Crds { check } => crds::run(check),
+        Task::Tidy => tidy::run(),
     }
 }

@@ -102,13 +102,17 @@ impl Gateway {
         self.announcer.update(&addresses, live, fit, now_ms);
     }
 
-    /// Brings tables and multicast groups to the state, with the announcer's flags.
-    pub(crate) fn apply(&mut self, state: &GatewayState, own: u16) {
+    /// Brings tables and multicast groups to the state, with the announcer's flags. Without an external link the tables
+    /// are kept, but probes are told version 0: nobody sends through a gateway that cannot send on.
+    pub(crate) fn apply(&mut self, state: &GatewayState, own: u16, link_up: bool) {
         let announcing = self.announcer.announcing();
         let Some(attached) = &mut self.attached else {
             return;
         };
         let mut state = state.clone();
+        if !link_up {
+            state.version = 0;
+        }
         for (address, steering) in &mut state.addresses {
             steering.announce = announcing.contains(address);
         }
@@ -208,6 +212,11 @@ fn serving_nodes(
     snapshot: &Snapshot,
     state: &GatewayState,
 ) -> BTreeMap<IpAddr, BTreeSet<NodeName>> {
+    // An address without blocks (held down) is answered for by nobody.
+    let steered = state
+        .addresses
+        .iter()
+        .filter(|(_, steering)| !steering.blocks.is_empty());
     let nodes_of = |address: &IpAddr| {
         let record = snapshot.addresses.get(address)?;
         let gateway = snapshot.gateways.get(&record.gateway)?;
@@ -217,9 +226,8 @@ fn serving_nodes(
             .filter(|node| gateway.nodes.matches(&node.labels));
         Some(nodes.map(|node| node.name.clone()).collect())
     };
-    state
-        .addresses
-        .keys()
+    steered
+        .map(|(address, _)| address)
         .filter_map(|address| Some((*address, nodes_of(address)?)))
         .collect()
 }

@@ -62,6 +62,8 @@ pub(crate) struct MainLoop {
     ports_counted: Option<Instant>,
     told_targets: Targets,
     told_status: Option<Status>,
+    /// Version of the record when it was told.
+    told_version: u64,
     trouble: Option<String>,
     /// Others' forward chains that drop the tunnel's packets.
     forward_blocked: Vec<String>,
@@ -96,6 +98,7 @@ impl MainLoop {
             ports_counted: None,
             told_targets: Targets::default(),
             told_status: None,
+            told_version: 0,
             trouble: Some("no objects read yet".into()),
             forward_blocked: Vec::new(),
             news: false,
@@ -219,14 +222,14 @@ impl MainLoop {
         match &state.gateway {
             Some(gateway) => {
                 // Tables first: a gateway announces only what it can steer, and own ranges count on own tables.
-                self.gateway.apply(gateway, state.tunnel.index);
+                self.gateway.apply(gateway, state.tunnel.index, link_up);
                 let now_ms = self.now_ms();
                 let loaded =
                     |name: &&NodeName| self.seen.versions.get(*name).is_some_and(|v| *v > 0);
                 let live = self.seen.live.iter().filter(loaded).cloned().collect();
                 self.gateway
                     .decide(snapshot, gateway, &live, link_up, now_ms);
-                self.gateway.apply(gateway, state.tunnel.index);
+                self.gateway.apply(gateway, state.tunnel.index, link_up);
             }
             None => self.gateway.detach(),
         }
@@ -369,7 +372,12 @@ impl MainLoop {
             &self.ports,
             (self.trouble.as_deref(), &self.forward_blocked),
         );
-        if self.told_status.as_ref() != Some(&status) && self.status.send(status.clone()).is_ok() {
+        // Told already and not yet written is enough; told, written and lost (a record made anew) is not.
+        let lost = record.resource_version != self.told_version && *record != status.record;
+        if (lost || self.told_status.as_ref() != Some(&status))
+            && self.status.send(status.clone()).is_ok()
+        {
+            self.told_version = record.resource_version;
             self.told_status = Some(status);
         }
     }

@@ -1,7 +1,11 @@
 //! Why a pod leaves as it does: pod -> policy -> address -> lease -> gateway -> verdict, one line per step.
 
+use crate::compile::{Claim, compile};
 use crate::model::*;
-use crate::node::NodeOutcome;
+use crate::node::{Group, NodeOutcome, Profile, TargetId, Verdict};
+use crate::resolve::{
+    Paired, Precedence, Resolved, age_ranks, assigned, family_index, pair, resolve, select,
+};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeSet;
 use std::net::IpAddr;
@@ -55,6 +59,22 @@ pub struct Explanation {
     pub leaves: Leaves,
 }
 
+impl Explanation {
+    fn say(&mut self, stage: Stage, ok: bool, text: impl Into<String>) {
+        self.steps.push(Step {
+            stage,
+            ok,
+            text: text.into(),
+        });
+    }
+
+    fn end(mut self, leaves: Leaves, ok: bool, text: impl Into<String>) -> Self {
+        self.say(Stage::Verdict, ok, text);
+        self.leaves = leaves;
+        self
+    }
+}
+
 /// Explains how traffic of `pod` (namespace, name) leaves, to anywhere or to `to`. `outcome` is the state of the pod's
 /// node, where it is at hand.
 pub fn explain(
@@ -69,6 +89,297 @@ pub fn explain(
         steps: Vec::new(),
         leaves: Leaves::Unknown,
     };
-    let _ = (snapshot, outcome, &mut result);
-    result
+    let Some(pod) = snapshot.pods.get(&(pod.0.to_owned(), pod.1.to_owned())) else {
+        return result.end(Leaves::Unknown, false, "there is no such pod");
+    };
+    let addresses: Vec<String> = pod.addresses.iter().map(ToString::to_string).collect();
+    let addresses = if addresses.is_empty() {
+        "no address yet".to_owned()
+    } else {
+        addresses.join(", ")
+    };
+    let text = format!("{} on {}, {addresses}", result.pod, pod.node);
+    result.say(Stage::Pod, !pod.addresses.is_empty(), text);
+    if pod.host_network {
+        let text = "untouched: it uses its node's network, and such pods are never selected";
+        return result.end(Leaves::Untouched, true, text);
+    }
+    if pod.finished {
+        return result.end(
+            Leaves::Untouched,
+            true,
+            "untouched: the pod has run to its end",
+        );
+    }
+    by_policies(result, snapshot, outcome, pod)
+}
+
+/// What the policies make of a pod that may be selected.
+fn by_policies(
+    mut result: Explanation,
+    snapshot: &Snapshot,
+    outcome: Option<&NodeOutcome>,
+    pod: &Pod,
+) -> Explanation {
+    let to = result.to;
+    let (resolved, _) = resolve(snapshot, &assigned(snapshot));
+    let selected = select(snapshot, &resolved, std::iter::once(pod));
+    let policies = &selected.policies[0];
+    if policies.is_empty() {
+        result.say(Stage::Policy, true, "no policy selects it");
+        return result.end(
+            Leaves::Untouched,
+            true,
+            "untouched: it leaves as without Egret",
+        );
+    }
+    if let Some(to) = to
+        && outcome.is_some_and(|o| o.state.worker.never.iter().any(|net| net.contains(&to)))
+    {
+        let text = format!("untouched: {to} is inside the cluster or never egress traffic");
+        return result.end(Leaves::Untouched, true, text);
+    }
+    let involved = involved(&resolved, policies, to);
+    if involved.is_empty() {
+        let to = to.map_or("anywhere".to_owned(), |to| to.to_string());
+        result.say(
+            Stage::Policy,
+            true,
+            format!("none of its policies has {to} as destination"),
+        );
+        return result.end(
+            Leaves::Untouched,
+            true,
+            "untouched: it leaves as without Egret",
+        );
+    }
+    for number in &involved {
+        policy_steps(&mut result, snapshot, &resolved[*number], pod);
+    }
+    match outcome {
+        Some(outcome) => by_outcome(result, snapshot, outcome, pod),
+        None => result.end(
+            Leaves::Unknown,
+            true,
+            format!("the state of {} is not at hand: ask its agent", pod.node),
+        ),
+    }
+}
+
+/// The policies that decide: those that win somewhere, or for `to`, in the order in which they win.
+fn involved(resolved: &[Resolved<'_>], policies: &[usize], to: Option<IpAddr>) -> Vec<usize> {
+    let ages = age_ranks(resolved.iter().map(|r| r.policy));
+    let precedence = |number: usize, prefix: u8| {
+        let policy = resolved[number].policy;
+        Precedence::new(policy, prefix, ages[&policy.object])
+    };
+    let claims: Vec<Claim<'_, usize>> = policies
+        .iter()
+        .map(|number| Claim {
+            precedence: Box::new(move |prefix| precedence(*number, prefix)),
+            destinations: resolved[*number].policy.destinations.as_deref(),
+            verdicts: [Some(*number); 2],
+        })
+        .collect();
+    let here = |first: IpAddr, last: IpAddr| {
+        to.is_none_or(|to| to.is_ipv4() == first.is_ipv4() && first <= to && to <= last)
+    };
+    let boxes = compile(&claims).boxes;
+    let winners = boxes
+        .into_iter()
+        .filter(|b| here(b.first, b.last))
+        .map(|b| b.verdict);
+    let mut winners: Vec<usize> = winners.collect::<BTreeSet<_>>().into_iter().collect();
+    winners.sort_by_key(|number| precedence(*number, 0));
+    winners
+}
+
+fn policy_steps(result: &mut Explanation, snapshot: &Snapshot, one: &Resolved<'_>, pod: &Pod) {
+    let object = &one.policy.object;
+    match &one.refusal {
+        None => result.say(Stage::Policy, true, format!("{object} selects it")),
+        Some(refusal) => {
+            let text = format!("{object} selects it and is refused: {}", refusal.message);
+            result.say(Stage::Policy, false, text);
+        }
+    }
+    let paired: Paired = pair(snapshot, one, pod);
+    for address in paired.into_iter().flatten().filter(|a| has_family(pod, *a)) {
+        let of = one.addresses.len();
+        let why = if of > 1 {
+            format!(", paired to it among {of}")
+        } else {
+            String::new()
+        };
+        result.say(Stage::Address, true, format!("{address}{why}"));
+        lease_step(result, snapshot, &pod.node, address);
+        let Some(gateway) = one.gateway else { continue };
+        let announcers: Vec<&str> = snapshot
+            .node_records
+            .values()
+            .filter(|record| record.announcing.contains(&address))
+            .map(|record| record.node.0.as_str())
+            .collect();
+        let announced = match announcers.as_slice() {
+            [] => "nobody reports that it announces the address".to_owned(),
+            some => format!("{address} is announced by {}", some.join(", ")),
+        };
+        let text = format!("EgressGateway {}; {announced}", gateway.name.0);
+        result.say(Stage::Gateway, !announcers.is_empty(), text);
+    }
+}
+
+fn has_family(pod: &Pod, address: IpAddr) -> bool {
+    pod.addresses.is_empty()
+        || pod
+            .addresses
+            .iter()
+            .any(|a| a.is_ipv4() == address.is_ipv4())
+}
+
+fn lease_step(result: &mut Explanation, snapshot: &Snapshot, node: &NodeName, address: IpAddr) {
+    let grants = snapshot
+        .node_records
+        .get(node)
+        .map_or(&[][..], |record| &record.grants);
+    let Some(grant) = grants.iter().find(|grant| grant.address == address) else {
+        result.say(
+            Stage::Lease,
+            false,
+            format!("{node} has no ports of {address}"),
+        );
+        return;
+    };
+    let ranges: Vec<String> = grant.ranges.iter().map(ToString::to_string).collect();
+    let lease = snapshot.addresses.get(&address).and_then(|record| {
+        record
+            .leases
+            .iter()
+            .find(|l| l.node == *node && l.ranges == grant.ranges)
+    });
+    let state = lease.map_or(String::new(), |lease| format!(", {:?}", lease.state));
+    let text = format!(
+        "{node} has {} (epoch {}{state})",
+        ranges.join(" "),
+        grant.epoch
+    );
+    result.say(Stage::Lease, true, text);
+}
+
+/// What the node's kernel is told to do.
+fn by_outcome(
+    result: Explanation,
+    snapshot: &Snapshot,
+    outcome: &NodeOutcome,
+    pod: &Pod,
+) -> Explanation {
+    let worker = &outcome.state.worker;
+    let ids: BTreeSet<_> = pod
+        .addresses
+        .iter()
+        .filter_map(|a| worker.pods.get(a))
+        .collect();
+    let profiles: Vec<&Profile> = ids
+        .iter()
+        .filter_map(|id| worker.profiles.get(id))
+        .collect();
+    if profiles.is_empty() {
+        return result.end(
+            Leaves::Unknown,
+            false,
+            format!("{} has not programmed it", pod.node),
+        );
+    }
+    let to = result.to;
+    let here = |first: IpAddr, last: IpAddr| match to {
+        Some(to) => to.is_ipv4() == first.is_ipv4() && first <= to && to <= last,
+        None => pod
+            .addresses
+            .iter()
+            .any(|a| family_index(*a) == family_index(first)),
+    };
+    let boxes = profiles.iter().flat_map(|p| &p.boxes);
+    let mut verdicts: BTreeSet<Verdict> = BTreeSet::new();
+    let mut whole = false;
+    for one in boxes.filter(|b| here(b.first, b.last)) {
+        verdicts.insert(one.verdict);
+        whole |= one.protocol.is_none();
+    }
+    let mut from = BTreeSet::new();
+    let mut lines = Vec::new();
+    let mut ok = true;
+    for verdict in &verdicts {
+        let (line, good) = match verdict {
+            Verdict::Target(id) => {
+                let (address, line, good) = target_line(snapshot, outcome, *id);
+                from.extend(address.filter(|_| good));
+                (line, good)
+            }
+            Verdict::FamilyNotCovered => (
+                "rejected: the policy has no address of this family".to_owned(),
+                true,
+            ),
+            Verdict::Unavailable => (
+                "dropped: the policy's address cannot be used now".to_owned(),
+                false,
+            ),
+        };
+        lines.push(line);
+        ok &= good;
+    }
+    if lines.is_empty() {
+        let text = "untouched: nothing of it is programmed for this destination";
+        return result.end(Leaves::Untouched, true, text);
+    }
+    if to.is_some() && !whole {
+        lines.push("other protocols and ports untouched".to_owned());
+    }
+    let leaves = if from.is_empty() {
+        Leaves::Stopped
+    } else {
+        Leaves::From(from)
+    };
+    result.end(leaves, ok, lines.join("; "))
+}
+
+fn target_line(
+    snapshot: &Snapshot,
+    outcome: &NodeOutcome,
+    id: TargetId,
+) -> (Option<IpAddr>, String, bool) {
+    let worker = &outcome.state.worker;
+    let Some(target) = worker.targets.get(&id) else {
+        return (None, "its target is missing".to_owned(), false);
+    };
+    let address = target.address;
+    if target.ranges.is_empty() {
+        let text = format!("new connections are dropped: no port of {address} can be used yet");
+        return (Some(address), text, false);
+    }
+    let name = |index: &u16| {
+        let record = snapshot
+            .node_records
+            .values()
+            .find(|r| r.tunnel_index == *index);
+        record.map_or(format!("node {index}"), |record| record.node.to_string())
+    };
+    match worker.groups.get(&target.group) {
+        Some(Group::Tunnel(members)) => {
+            let names: Vec<String> = members.iter().map(name).collect();
+            (
+                Some(address),
+                format!("leaves from {address} by {}", names.join(" or ")),
+                true,
+            )
+        }
+        Some(Group::Local { device }) => (
+            Some(address),
+            format!("leaves from {address} by this node's {device}"),
+            true,
+        ),
+        Some(Group::Nowhere) | None => {
+            let text = format!("dropped: no gateway of {address} has ever answered");
+            (Some(address), text, false)
+        }
+    }
 }

@@ -16,9 +16,9 @@ pub use lookup::Fate;
 pub use state::*;
 
 use crate::model::*;
-use crate::resolve::{Resolved, in_pool, resolve, select};
+use crate::resolve::{Resolved, assigned, resolve, select};
 use groups::Groups;
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use std::net::IpAddr;
 
 /// What this node's kernel must contain. The gateway's part must be applied before the worker's: own ranges become
@@ -83,24 +83,6 @@ pub fn node_state(
         target_groups: groups.keys,
         granted: me.record.grants.iter().map(|grant| grant.address).collect(),
     })
-}
-
-/// Addresses out of pools, as the controller reported them.
-fn assigned(snapshot: &Snapshot) -> BTreeMap<&ObjectRef, Vec<IpAddr>> {
-    let out_of_pool = |policy: &Policy| match &policy.addresses {
-        AddressRequest::Fixed(_) => Vec::new(),
-        AddressRequest::Pool(name) => {
-            let pool = snapshot.pools.get(name);
-            let mine = policy.assigned.iter().copied();
-            mine.filter(|a| pool.is_some_and(|pool| in_pool(pool, *a)))
-                .collect()
-        }
-    };
-    snapshot
-        .policies
-        .iter()
-        .map(|policy| (&policy.object, out_of_pool(policy)))
-        .collect()
 }
 
 /// Every address that only Egret may send from. An address that a node has by now is not among them: dropping it on the

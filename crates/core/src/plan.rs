@@ -179,6 +179,7 @@ pub fn plan(snapshot: &Snapshot, now_secs: i64) -> ClusterPlan {
     let leases = lease::plan_leases(snapshot, &wanted, now_secs, &mut reasons, &mut findings);
     let nodes = nodes::plan_nodes(snapshot, &leases.records, &mut reasons, &mut findings);
     let address_status = status::addresses(snapshot, &wanted, &leases);
+    let gateways = status::gateways(snapshot);
     let overlaps = wanted::overlaps(&resolved, &selected);
     let policies = conditions::policies(conditions::Inputs {
         snapshot,
@@ -187,6 +188,7 @@ pub fn plan(snapshot: &Snapshot, now_secs: i64) -> ClusterPlan {
         overlaps: &overlaps,
         addresses: &address_status,
         wanted: &wanted,
+        gateways: &gateways,
     });
     for (object, policy) in &policies {
         reasons.extend(policy.conditions.iter().map(|c| Reason {
@@ -199,7 +201,7 @@ pub fn plan(snapshot: &Snapshot, now_secs: i64) -> ClusterPlan {
     ClusterPlan {
         findings: findings.into_iter().collect(),
         policies,
-        gateways: status::gateways(snapshot),
+        gateways,
         pools: status::pools(snapshot, &leases.records),
         address_writes: lease::write_order(snapshot, &leases),
         address_deletions: leases.deletions,

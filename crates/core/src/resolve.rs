@@ -168,6 +168,7 @@ fn one<'a>(
     };
     let node_address = address::node_address_consent(snapshot, policy, findings);
     findings.extend(problems.iter().map(|p| p.finding(&policy.object)));
+    findings.extend(arms::missing_service(snapshot, policy));
     let refusal = problems.into_iter().next().map(|p| Refusal {
         reason: p.reason,
         message: format!("{} {}: {}", p.field, p.value, p.remedy),
@@ -232,4 +233,22 @@ fn settle_conflicts(resolved: &mut [Resolved<'_>], findings: &mut BTreeSet<Findi
                 .or_insert_with(|| (gateway.name.clone(), this.policy.object.clone()));
         }
     }
+}
+
+/// Addresses out of pools, as the controller reported them.
+pub(crate) fn assigned(snapshot: &Snapshot) -> BTreeMap<&ObjectRef, Vec<IpAddr>> {
+    let out_of_pool = |policy: &Policy| match &policy.addresses {
+        AddressRequest::Fixed(_) => Vec::new(),
+        AddressRequest::Pool(name) => {
+            let pool = snapshot.pools.get(name);
+            let mine = policy.assigned.iter().copied();
+            mine.filter(|a| pool.is_some_and(|pool| in_pool(pool, *a)))
+                .collect()
+        }
+    };
+    snapshot
+        .policies
+        .iter()
+        .map(|policy| (&policy.object, out_of_pool(policy)))
+        .collect()
 }

@@ -6,7 +6,7 @@ use crate::conntrack::Conntrack;
 use crate::netlink::NetlinkError;
 use crate::nft::{Forwarding, NftError, Nftables};
 use crate::route::{RouteError, Routing};
-use crate::sysctl::{NODE_SETTINGS, SysctlError, Sysctls};
+use crate::sysctl::{HASH_SETTINGS, NODE_SETTINGS, SysctlError, Sysctls};
 use crate::worker;
 use egret_core::node::{NodeState, WorkerState};
 use egret_core::numbers::NFT_TABLE;
@@ -73,7 +73,10 @@ impl Datapath {
     /// Makes the kernel equal to the state: ways first, then the ruleset in one transaction, then what is left over.
     /// Flows that the change takes away from their source are ended cleanly.
     pub fn apply(&mut self, state: &NodeState) -> Result<Applied, DatapathError> {
-        let sysctls = self.sysctls.ensure(NODE_SETTINGS)?;
+        let mut sysctls = self.sysctls.ensure(NODE_SETTINGS)?;
+        if self.sysctls.differ(HASH_SETTINGS)? && !self.routing.foreign_multipath()? {
+            sysctls.extend(self.sysctls.ensure(HASH_SETTINGS)?);
+        }
         self.routing.prepare(state)?;
         let moved = self
             .applied

@@ -226,6 +226,7 @@ impl GatewayDriver {
         let hash = object_hash();
         tables.set_config(abi::Config {
             object_hash: hash,
+            attachment: attachment as u8,
             ..*tables.config()
         })?;
         tracing::info!(?attachment, object_hash = hash, "gateway programs attached");
@@ -258,6 +259,11 @@ impl GatewayDriver {
     /// The addresses in the steering table; after [`GatewayDriver::open`] those that a previous run left.
     pub fn addresses(&self) -> BTreeSet<IpAddr> {
         self.tables.addresses()
+    }
+
+    /// Those of them that this node answers ARP and ND for.
+    pub fn announcing(&self) -> BTreeSet<IpAddr> {
+        self.tables.announcing()
     }
 
     /// Packets by what became of them, since the maps were made.

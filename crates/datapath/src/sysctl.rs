@@ -72,6 +72,16 @@ impl Sysctls {
         Ok(changed)
     }
 
+    /// Whether any of them has another value now.
+    pub fn differ(&self, settings: &[(&str, &str)]) -> Result<bool, SysctlError> {
+        for (name, value) in settings {
+            if read(name)?.is_some_and(|now| now != *value) {
+                return Ok(true);
+            }
+        }
+        Ok(false)
+    }
+
     /// Puts back what was there before, and forgets the record. A value that somebody else has changed since stays.
     pub fn restore(&self) -> Result<bool, SysctlError> {
         let record = self.read_record()?;
@@ -125,6 +135,15 @@ impl Sysctls {
                 path: self.record.clone(),
                 source,
             })
+    }
+}
+
+/// Gives one device IPv6, whatever the default for new devices is; the setting goes with the device.
+pub fn enable_ipv6(device: &str) -> Result<(), SysctlError> {
+    let name = format!("net.ipv6.conf.{device}.disable_ipv6");
+    match read(&name)?.as_deref() {
+        Some("1") => write(&name, "0"),
+        _ => Ok(()),
     }
 }
 

@@ -112,7 +112,8 @@ fn agents_run_on_every_node_and_can_be_killed_frozen_and_started() {
         std::fs::read_to_string(lab.dir().log().join(format!("{host}.log"))).unwrap_or_default()
     };
     let source = format!("dir:{}", lab.dir().objects().display());
-    let expected = format!("agent --node gateway2 --source {source} --extra\n");
+    let expected =
+        format!("agent --node gateway2 --source {source} --unpooled-addresses Allow --extra\n");
     wait_for("the agent's log", DEADLINE, || log("gateway2") == expected).unwrap();
     let expected = format!("controller --source {source} --unpooled-addresses Allow\n");
     wait_for("the controller's log", DEADLINE, || {

@@ -148,6 +148,8 @@ fn deletions(snapshot: &Snapshot, plan: &ClusterPlan, found: &mut Found) {
             );
         }
     }
+    let leases = plan.addresses.values().flat_map(|record| &record.leases);
+    let holders: BTreeSet<&NodeName> = leases.map(|lease| &lease.node).collect();
     for (name, record) in &snapshot.node_records {
         let listed = plan.node_deletions.contains(name);
         let planned = plan.node_records.contains_key(name);
@@ -157,11 +159,7 @@ fn deletions(snapshot: &Snapshot, plan: &ClusterPlan, found: &mut Found) {
             name,
             "planned or deleted",
         );
-        let holds = plan
-            .addresses
-            .values()
-            .flat_map(|r| &r.leases)
-            .any(|l| l.node == *name);
+        let holds = holders.contains(name);
         let gone = !snapshot.nodes.contains_key(name);
         let right = if listed {
             gone && !holds
@@ -190,6 +188,19 @@ fn acknowledged(snapshot: &Snapshot, epoch: u64) -> bool {
 }
 
 fn nodes(snapshot: &Snapshot, plan: &ClusterPlan, found: &mut Found) {
+    let mut leased: BTreeMap<&NodeName, Vec<Grant>> = BTreeMap::new();
+    for record in plan.addresses.values() {
+        for lease in &record.leases {
+            if matches!(lease.state, LeaseState::Granted | LeaseState::Active) {
+                leased.entry(&lease.node).or_default().push(Grant {
+                    address: record.address,
+                    gateway: record.gateway.clone(),
+                    ranges: lease.ranges.clone(),
+                    epoch: lease.epoch,
+                });
+            }
+        }
+    }
     let mut indexes: BTreeMap<u16, &NodeName> = BTreeMap::new();
     for (name, spec) in &plan.node_records {
         let valid = (1..=0xfffd).contains(&spec.tunnel_index);
@@ -201,19 +212,7 @@ fn nodes(snapshot: &Snapshot, plan: &ClusterPlan, found: &mut Found) {
                 format!("{} is that of {other} too", spec.tunnel_index),
             );
         }
-        let mut leased: Vec<Grant> = Vec::new();
-        for record in plan.addresses.values() {
-            for lease in record.leases.iter().filter(|l| l.node == *name) {
-                if matches!(lease.state, LeaseState::Granted | LeaseState::Active) {
-                    leased.push(Grant {
-                        address: record.address,
-                        gateway: record.gateway.clone(),
-                        ranges: lease.ranges.clone(),
-                        epoch: lease.epoch,
-                    });
-                }
-            }
-        }
+        let leased = leased.remove(name).unwrap_or_default();
         found.expect(
             leased == spec.grants,
             Rule::GrantsDiffer,

@@ -4,7 +4,7 @@ use super::boxes::check_profile;
 use super::leases::steering;
 use super::{Found, Rule, Violation};
 use crate::model::*;
-use crate::node::{Group, NodeFacts, NodeOutcome, NodeState, Verdict};
+use crate::node::{GatewayState, Group, NodeFacts, NodeOutcome, NodeState, Verdict};
 use ipnet::IpNet;
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
@@ -360,20 +360,15 @@ fn gateway(snapshot: &Snapshot, own: &Node, state: &NodeState, found: &mut Found
     let Some(gateway) = &state.gateway else {
         return;
     };
-    let mine: BTreeSet<&GatewayName> = snapshot
-        .gateways
-        .values()
-        .filter(|g| g.nodes.matches(&own.labels))
-        .map(|g| &g.name)
-        .collect();
     let highest = snapshot
         .addresses
         .values()
         .map(|r| r.epoch)
         .max()
         .unwrap_or(0);
+    let version = gateway.version == highest;
     found.expect(
-        gateway.version == highest,
+        version,
         Rule::VersionWrong,
         &own.name,
         "not the highest epoch",
@@ -403,41 +398,61 @@ fn gateway(snapshot: &Snapshot, own: &Node, state: &NodeState, found: &mut Found
         "workers are not the nodes with an address",
     );
     for record in snapshot.addresses.values() {
-        let served = gateway.addresses.get(&record.address);
-        let usable = mine.contains(&record.gateway);
-        let Some(served) = served else {
-            let supported = snapshot.gateways.get(&record.gateway).is_some_and(|g| {
-                !g.wireguard && matches!(g.announce, AnnounceMode::L2 | AnnounceMode::Static)
-            });
-            found.expect(
-                !(usable && supported),
-                Rule::SteeringWrong,
-                record.address,
-                "missing",
-            );
-            continue;
-        };
-        found.expect(
-            usable,
-            Rule::SteeringWrong,
-            record.address,
-            "not of this gateway's groups",
-        );
-        let expected: BTreeMap<u16, u16> = steering(record)
-            .into_iter()
-            .filter_map(|(block, node)| Some((block, *indexes.get(node)?)))
-            .collect();
-        found.expect(
-            served.blocks == expected,
-            Rule::SteeringWrong,
-            record.address,
-            "blocks",
-        );
+        tables(snapshot, own, state, gateway, (record, &indexes), found);
     }
     for address in gateway.addresses.keys() {
         let there = snapshot.addresses.contains_key(address);
         found.expect(there, Rule::SteeringWrong, address, "no record of it");
     }
+}
+
+/// The steering table of one address: whole on the gateways of its group; on others only the node's own blocks.
+fn tables(
+    snapshot: &Snapshot,
+    own: &Node,
+    state: &NodeState,
+    gateway: &GatewayState,
+    (record, indexes): (&AddressRecord, &BTreeMap<&NodeName, u16>),
+    found: &mut Found,
+) {
+    let mine = snapshot.gateways.get(&record.gateway).is_some_and(|g| {
+        g.nodes.matches(&own.labels)
+            && !g.wireguard
+            && matches!(g.announce, AnnounceMode::L2 | AnnounceMode::Static)
+    });
+    let mut expected: BTreeMap<u16, u16> = steering(record)
+        .into_iter()
+        .filter_map(|(block, node)| Some((block, *indexes.get(node)?)))
+        .collect();
+    if !mine {
+        expected.retain(|_, index| *index == state.tunnel.index);
+    }
+    let address = record.address;
+    let Some(served) = gateway.addresses.get(&address) else {
+        let unneeded = !mine && expected.is_empty();
+        found.expect(unneeded, Rule::SteeringWrong, address, "missing");
+        return;
+    };
+    let needed = mine || !expected.is_empty();
+    found.expect(
+        needed,
+        Rule::SteeringWrong,
+        address,
+        "not of this gateway's groups",
+    );
+    found.expect(
+        served.blocks == expected,
+        Rule::SteeringWrong,
+        address,
+        "blocks",
+    );
+    let announces = mine || !served.announce;
+    found.expect(
+        announces,
+        Rule::SteeringWrong,
+        address,
+        "announced for another group",
+    );
 }
 
 fn programmed(snapshot: &Snapshot, name: &NodeName, outcome: &NodeOutcome, found: &mut Found) {

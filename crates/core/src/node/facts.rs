@@ -112,13 +112,15 @@ pub struct NodeOutcome {
     /// Numbers of the groups: the next `NodeFacts::previous_groups`.
     #[serde(with = "crate::pairs")]
     pub groups: BTreeMap<GroupKey, GroupNumber>,
-    /// Members of tunnel groups: the next `NodeFacts::last_group_members`.
+    /// Members of the tunnel groups in use: the next `NodeFacts::last_group_members`.
     #[serde(with = "crate::pairs")]
     pub group_members: BTreeMap<GroupKey, BTreeSet<TunnelIndex>>,
     /// The group of each target, for people.
     pub target_groups: BTreeMap<TargetId, GroupKey>,
-    /// Addresses that are granted. `NodeRecord::demand` must list these (with 0 if no port is in use) and every other
-    /// address that still has a connection: the controller takes a range back when its address is not listed.
+    /// Addresses that are granted. `NodeRecord::demand` must list these (with 0 if no port is in use) *before* the
+    /// state is applied, written with compare-and-swap against the version that the grant was read in, and keep listing
+    /// every address that still has a connection: the controller takes a range back when its address is not listed,
+    /// and the compare-and-swap settles who was first.
     pub granted: BTreeSet<IpAddr>,
 }
 

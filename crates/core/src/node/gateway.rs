@@ -49,12 +49,21 @@ pub(super) fn state(
         .iter()
         .map(|(index, name, _)| (*name, *index))
         .collect();
-    let addresses = snapshot
-        .addresses
-        .values()
-        .filter(|record| mine.iter().any(|g| g.name == record.gateway))
-        .map(|record| (record.address, steering(record, &indexes, facts)))
-        .collect();
+    let mut addresses = BTreeMap::new();
+    for record in snapshot.addresses.values() {
+        let mut table = steering(record, &indexes, facts);
+        if !mine.iter().any(|g| g.name == record.gateway) {
+            // Served by gateways that this node is not one of: it is a worker there, and only what comes back to its
+            // own blocks may pass.
+            let own = me.record.tunnel_index;
+            table.blocks.retain(|_, index| *index == own);
+            table.announce = false;
+            if table.blocks.is_empty() {
+                continue;
+            }
+        }
+        addresses.insert(record.address, table);
+    }
     let workers = reachable
         .iter()
         .map(|(index, _, underlay)| (*index, *underlay))

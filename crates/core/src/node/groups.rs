@@ -51,8 +51,6 @@ impl<'a> Groups<'a> {
         me: &'a Me<'a>,
         own_version: u64,
     ) -> Self {
-        let mut members = facts.last_group_members.clone();
-        members.retain(|key, _| snapshot.gateways.contains_key(&key.gateway));
         Self {
             snapshot,
             facts,
@@ -61,7 +59,7 @@ impl<'a> Groups<'a> {
             groups: BTreeMap::new(),
             targets: BTreeMap::new(),
             numbers: BTreeMap::new(),
-            members,
+            members: BTreeMap::new(),
             keys: BTreeMap::new(),
             reports: Vec::new(),
             known: BTreeMap::new(),
@@ -158,80 +156,55 @@ impl<'a> Groups<'a> {
         let versions = live.iter().map(|n| self.version(n)).chain(own);
         let version = versions.min().unwrap_or(0);
         let alive = local || !live.is_empty();
-        match gateway.outbound {
-            Outbound::AnyGateway => {
-                let key = GroupKey {
-                    gateway: gateway.name.clone(),
-                    only: None,
-                };
-                if local {
-                    Way {
-                        key,
-                        group: self.local(),
-                        version,
-                        alive,
-                    }
-                } else if alive {
-                    Way {
-                        key,
-                        group: self.tunnel(live.iter().copied()),
-                        version,
-                        alive,
-                    }
-                } else {
-                    self.last(key, &nodes)
-                }
-            }
+        let key = |only: Option<&NodeName>| GroupKey {
+            gateway: gateway.name.clone(),
+            only: only.cloned(),
+        };
+        let (key, group) = match gateway.outbound {
+            Outbound::AnyGateway if local => (key(None), self.local()),
+            Outbound::AnyGateway if alive => (key(None), self.tunnel(live.iter().copied())),
+            Outbound::AnyGateway => return self.last(key(None), &nodes),
             Outbound::Announcer => {
                 let order = announcer_order(address, nodes.iter().copied());
-                let sender = order
-                    .iter()
-                    .find(|n| live.contains(**n) || (local && **n == self.me.name))
-                    .copied();
-                let key = |only: Option<&NodeName>| GroupKey {
-                    gateway: gateway.name.clone(),
-                    only: only.cloned(),
-                };
-                match sender {
-                    Some(me) if me == self.me.name => Way {
-                        key: key(sender),
-                        group: self.local(),
-                        version,
-                        alive,
-                    },
-                    Some(other) => {
-                        let group = self.tunnel(std::iter::once(other));
-                        Way {
-                            key: key(sender),
-                            group,
-                            version,
-                            alive,
-                        }
-                    }
+                let sends = |n: &&&NodeName| live.contains(**n) || (local && **n == self.me.name);
+                match order.iter().find(sends).copied() {
+                    Some(me) if me == self.me.name => (key(Some(me)), self.local()),
+                    Some(other) => (key(Some(other)), self.tunnel(std::iter::once(other))),
                     None => {
-                        let last = order.iter().find(|n| {
-                            self.facts.last_group_members.contains_key(&key(Some(**n)))
-                                || self.facts.ever_live.contains(**n)
-                        });
-                        self.last(key(last.copied()), &nodes)
+                        // Only groups in use are remembered, so the first of them in this order is the one that
+                        // this address had: an earlier one would have been taken.
+                        let members = &self.facts.last_group_members;
+                        let remembered =
+                            order.iter().find(|n| members.contains_key(&key(Some(**n))));
+                        let ever = || order.iter().find(|n| self.facts.ever_live.contains(**n));
+                        let last = remembered.or_else(ever);
+                        return self.last(key(last.copied()), &nodes);
                     }
                 }
             }
+        };
+        Way {
+            key,
+            group,
+            version,
+            alive,
         }
     }
 
     /// Fail static: the last members stay, with the ranges that they knew.
     fn last(&self, key: GroupKey, nodes: &BTreeSet<&NodeName>) -> Way {
-        let known = self
+        let others = || nodes.iter().filter(|n| **n != self.me.name);
+        // A number may have gone over to another node; only gateways of the group are meant.
+        let gateways: BTreeSet<TunnelIndex> = others().filter_map(|n| self.index(n)).collect();
+        let known: BTreeSet<TunnelIndex> = self
             .facts
             .last_group_members
             .get(&key)
-            .cloned()
+            .map(|last| last.intersection(&gateways).copied().collect())
             .unwrap_or_default();
-        let ever = nodes
-            .iter()
+        let ever = others()
             .filter(|n| key.only.as_ref().is_none_or(|only| only == **n))
-            .filter(|n| **n != self.me.name && self.facts.ever_live.contains(**n));
+            .filter(|n| self.facts.ever_live.contains(**n));
         let members: BTreeSet<TunnelIndex> = if known.is_empty() {
             ever.filter_map(|n| self.index(n)).collect()
         } else {

@@ -1,9 +1,9 @@
 //! What is told about policies.
 
 use super::wanted::WantedByAddress;
-use super::{AddressStatus, Condition, ConditionType, PolicyPlan};
+use super::{AddressStatus, Condition, ConditionType, GatewayNode, GatewayPlan, PolicyPlan};
 use crate::model::*;
-use crate::resolve::{Resolved, Selected, gateway_nodes};
+use crate::resolve::{Resolved, Selected};
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
@@ -14,6 +14,7 @@ pub(super) struct Inputs<'a, 'b> {
     pub overlaps: &'b BTreeMap<usize, BTreeSet<usize>>,
     pub addresses: &'b BTreeMap<IpAddr, AddressStatus>,
     pub wanted: &'b WantedByAddress<'a>,
+    pub gateways: &'b BTreeMap<GatewayName, GatewayPlan>,
 }
 
 /// Pods of one policy.
@@ -146,7 +147,7 @@ fn conditions(
             message,
         ));
     }
-    all.extend(degraded(inputs.snapshot, one));
+    all.extend(degraded(inputs, one));
     all
 }
 
@@ -234,17 +235,7 @@ fn ready(
     if !allocated.status {
         return no("NotAllocated", allocated.message);
     }
-    let nodes = one
-        .gateway
-        .map(|g| gateway_nodes(g, &inputs.snapshot.nodes))
-        .unwrap_or_default();
-    let running = nodes.iter().any(|node| {
-        inputs
-            .snapshot
-            .node_records
-            .get(*node)
-            .is_some_and(|r| !r.underlay_addresses.is_empty())
-    });
+    let running = gateway_nodes(inputs, one).iter().any(|node| node.running);
     if !running {
         return no(
             "NoGateway",
@@ -281,12 +272,18 @@ fn reaches(policy: &Policy, families: &[&str]) -> bool {
     })
 }
 
-fn degraded(snapshot: &Snapshot, one: &Resolved<'_>) -> Option<Condition> {
-    let weak: Vec<String> = gateway_nodes(one.gateway?, &snapshot.nodes)
-        .into_iter()
-        .filter_map(|node| snapshot.node_records.get(node))
-        .filter(|record| record.datapath.as_deref() == Some("nftables"))
-        .map(|record| record.node.0.clone())
+fn gateway_nodes<'i>(inputs: &'i Inputs<'_, '_>, one: &Resolved<'_>) -> &'i [GatewayNode] {
+    let plan = one
+        .gateway
+        .and_then(|gateway| inputs.gateways.get(&gateway.name));
+    plan.map_or(&[], |plan| &plan.nodes)
+}
+
+fn degraded(inputs: &Inputs<'_, '_>, one: &Resolved<'_>) -> Option<Condition> {
+    let weak: Vec<&str> = gateway_nodes(inputs, one)
+        .iter()
+        .filter(|node| node.datapath.as_deref() == Some("nftables"))
+        .map(|node| node.node.0.as_str())
         .collect();
     (!weak.is_empty()).then(|| {
         condition(

@@ -33,6 +33,8 @@ struct Cluster<'a> {
     hold_down_secs: i64,
     /// Highest epoch that exists anywhere.
     epoch: u64,
+    /// The epoch that every gateway of each group has.
+    reported: BTreeMap<&'a GatewayName, u64>,
 }
 
 /// Epochs that a node reports beyond any that was written are believed up to here; more would only wear out the
@@ -51,6 +53,7 @@ pub(super) fn plan_leases(
         now_secs,
         hold_down_secs: i64::try_from(snapshot.settings.hold_down_secs).unwrap_or(i64::MAX),
         epoch: highest_epoch(snapshot),
+        reported: reported_epochs(snapshot),
     };
     let mut result = PlannedLeases {
         records: BTreeMap::new(),
@@ -221,7 +224,10 @@ impl AddressWork {
         let lease = &self.record.leases[position];
         let needed = wanted.is_some_and(|w| w.workers.contains(&lease.node));
         let known = !self.renumber.contains(&position)
-            && everyone_knows(cluster.snapshot, &self.record.gateway, lease.epoch);
+            && cluster
+                .reported
+                .get(&self.record.gateway)
+                .is_some_and(|known| *known >= lease.epoch);
         match (lease.state, needed) {
             (LeaseState::Granted, true) if known => {
                 Some((LeaseState::Active, "every gateway has it"))
@@ -308,18 +314,21 @@ impl AddressWork {
     }
 }
 
-/// Whether every gateway of the group reports this epoch. The controller does not probe, so a gateway counts from its
-/// agent's first report until its Node is gone; workers, who do probe, decide for themselves what they may use.
-fn everyone_knows(snapshot: &Snapshot, gateway: &GatewayName, epoch: u64) -> bool {
-    let Some(gateway) = snapshot.gateways.get(gateway) else {
-        return false;
+/// The epoch that every gateway of each group reports; none where no agent runs. The controller does not probe, so a
+/// gateway counts from its agent's first report until its Node is gone; workers, who do probe, decide for themselves
+/// what they may use.
+fn reported_epochs(snapshot: &Snapshot) -> BTreeMap<&GatewayName, u64> {
+    let reported = |gateway: &Gateway| {
+        gateway_nodes(gateway, &snapshot.nodes)
+            .into_iter()
+            .filter_map(|node| snapshot.node_records.get(node))
+            .filter(|record| !record.underlay_addresses.is_empty())
+            .map(|record| record.steering_version)
+            .min()
     };
-    let mut running = gateway_nodes(gateway, &snapshot.nodes)
-        .into_iter()
-        .filter_map(|node| snapshot.node_records.get(node))
-        .filter(|record| !record.underlay_addresses.is_empty())
-        .peekable();
-    running.peek().is_some() && running.all(|record| record.steering_version >= epoch)
+    let all = snapshot.gateways.values();
+    all.filter_map(|gateway| Some((&gateway.name, reported(gateway)?)))
+        .collect()
 }
 
 /// Whether the worker has seen that its grant is gone and has no connection left in it.
@@ -335,17 +344,7 @@ fn drained(snapshot: &Snapshot, node: &NodeName, address: IpAddr) -> bool {
 /// gateway that slept would seem to know leases that it has never seen.
 fn delete_unused(cluster: &Cluster<'_>, wanted: &WantedByAddress<'_>, result: &mut PlannedLeases) {
     let highest = result.records.values().map(|r| r.epoch).max().unwrap_or(0);
-    let reported = |epoch: u64| {
-        let gateways = cluster.snapshot.gateways.values();
-        let nodes: BTreeSet<_> = gateways
-            .flat_map(|g| gateway_nodes(g, &cluster.snapshot.nodes))
-            .collect();
-        nodes
-            .into_iter()
-            .filter_map(|node| cluster.snapshot.node_records.get(node))
-            .filter(|record| !record.underlay_addresses.is_empty())
-            .all(|record| record.steering_version >= epoch)
-    };
+    let reported = |epoch: u64| cluster.reported.values().all(|known| *known >= epoch);
     let unused: Vec<IpAddr> = result
         .records
         .values()

@@ -65,6 +65,26 @@ pub(super) fn plan_nodes(
         };
         records.insert(name.clone(), spec);
     }
+    number_new(
+        snapshot,
+        &used,
+        &mut grants,
+        &mut records,
+        reasons,
+        findings,
+    );
+    PlannedNodes { records, deletions }
+}
+
+/// Gives every node without a record the lowest free tunnel index.
+fn number_new(
+    snapshot: &Snapshot,
+    used: &BTreeSet<u16>,
+    grants: &mut BTreeMap<&NodeName, Vec<Grant>>,
+    records: &mut BTreeMap<NodeName, NodeRecordSpec>,
+    reasons: &mut Vec<Reason>,
+    findings: &mut BTreeSet<Finding>,
+) {
     let mut free = (1..=TUNNEL_INDEX_MAX).filter(|index| !used.contains(index));
     let missing: BTreeSet<&NodeName> = snapshot
         .nodes
@@ -96,7 +116,6 @@ pub(super) fn plan_nodes(
             },
         );
     }
-    PlannedNodes { records, deletions }
 }
 
 /// Records that must be written.

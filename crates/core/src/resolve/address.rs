@@ -27,7 +27,8 @@ pub(super) fn pools_of(snapshot: &Snapshot, address: IpAddr) -> impl Iterator<It
         .filter(move |pool| in_pool(pool, address))
 }
 
-/// Addresses that nodes and Services have, and the prefixes that pods and Services have.
+/// Those of the wanted addresses that nodes, Services and pods have, and the prefixes of pods and Services. An agent sees
+/// only its own pods here; what it accepts and the controller does not gets no ports.
 pub(super) struct ClusterAddresses<'a> {
     hosts: BTreeMap<IpAddr, (Kind, &'a str)>,
     prefixes: Vec<(IpNet, Kind, &'a str)>,
@@ -53,6 +54,12 @@ impl<'a> ClusterAddresses<'a> {
                 .filter(|a| wanted.contains(a))
             {
                 hosts.insert(*address, (Kind::Service, service.name.as_str()));
+            }
+        }
+        let pods = snapshot.pods.values().filter(|pod| !pod.finished);
+        for (pod, address) in pods.flat_map(|pod| pod.addresses.iter().map(move |a| (pod, a))) {
+            if wanted.contains(address) {
+                hosts.insert(*address, (Kind::Pod, pod.name.as_str()));
             }
         }
         for node in snapshot.nodes.values() {

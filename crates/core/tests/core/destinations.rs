@@ -254,7 +254,7 @@ fn scene_of(policies: &[Policy]) -> Scene {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 200, ..ProptestConfig::default() })]
+    #![proptest_config(cases(150))]
 
     #[test]
     fn boxes_answer_like_the_policies_themselves(policies in policies()) {

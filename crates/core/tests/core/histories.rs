@@ -153,18 +153,6 @@ fn take(scene: &mut Scene, step: &Step) {
                 .policies
                 .retain(|p| p.object.name != format!("p{number}"));
         }
-        Step::EditPolicy(number) => {
-            let name = format!("p{number}");
-            for policy in scene
-                .snapshot
-                .policies
-                .iter_mut()
-                .filter(|p| p.object.name == name)
-            {
-                policy.generation += 1;
-                policy.priority = 1 - policy.priority;
-            }
-        }
         other => take_in_cluster(scene, other),
     }
 }
@@ -179,6 +167,18 @@ fn add(scene: &mut Scene, policy: Policy) {
 
 fn take_in_cluster(scene: &mut Scene, step: &Step) {
     match step {
+        Step::EditPolicy(number) => {
+            let name = format!("p{number}");
+            for policy in scene
+                .snapshot
+                .policies
+                .iter_mut()
+                .filter(|p| p.object.name == name)
+            {
+                policy.generation += 1;
+                policy.priority = 1 - policy.priority;
+            }
+        }
         Step::AddWorker(number) => scene.add_node(&format!("worker{number}"), *number, "worker"),
         Step::RemoveNode(number) => {
             let name = match number {
@@ -290,7 +290,7 @@ fn made_before_use(scene: &Scene, node: &NodeName) {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 150, max_shrink_iters: 2_000, ..ProptestConfig::default() })]
+    #![proptest_config(cases(100))]
 
     #[test]
     fn whatever_happens_the_checker_is_silent(steps in prop::collection::vec(step(), 1..60)) {

@@ -1,6 +1,11 @@
 //! Tests of core from outside: whole snapshots through planner, node state and checker.
 
+mod corruption;
 mod destinations;
+mod explaining;
 mod histories;
+mod leases;
+mod nodes;
 mod planning;
+mod scale;
 mod scene;

@@ -3,6 +3,7 @@
 use egret_core::model::*;
 use egret_core::node::{External, NodeFacts, NodeOutcome, node_state};
 use egret_core::plan::{ClusterPlan, plan};
+use proptest::prelude::ProptestConfig;
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
@@ -323,5 +324,25 @@ impl Scene {
             }
         }
         panic!("controller and agents never come to rest");
+    }
+}
+
+/// The KEP's manifest with a selected and an unselected pod on worker1 and a selected one on worker2.
+pub fn kep_scene() -> Scene {
+    let mut scene = Scene::new(3, 3);
+    scene.add_policy(egress("default", "my-app", &["192.168.122.222"]));
+    scene.add_pod("a1", "worker1", 10, &[("app", "MyApp")]);
+    scene.add_pod("b1", "worker1", 11, &[("app", "Other")]);
+    scene.add_pod("a2", "worker2", 10, &[("app", "MyApp")]);
+    scene
+}
+
+/// Proptest's settings with this many cases, unless PROPTEST_CASES asks for another number.
+pub fn cases(cases: u32) -> ProptestConfig {
+    let config = ProptestConfig::default();
+    let untouched = config.cases == 256;
+    ProptestConfig {
+        cases: if untouched { cases } else { config.cases },
+        ..config
     }
 }

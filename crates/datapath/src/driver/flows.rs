@@ -37,10 +37,9 @@ impl Datapath {
                 .map(|flow| element(&flow.reply))
                 .take(ENDED_FLOWS_MAX as usize)
                 .collect();
-            // A flow that stays selected meets the reset of mid-stream packets; one that is not must be remembered.
+            // A flow that stays selected meets the reset of mid-stream packets, but only for as long as its pod does.
             let ended: Vec<Element> = family()
                 .filter(|flow| flow.original.protocol == TCP)
-                .filter(|flow| fate(flow, state) == Fate::Untouched)
                 .map(|flow| {
                     let destination = flow.reply.source;
                     let destination_port = flow.reply.source_port;
@@ -52,8 +51,12 @@ impl Datapath {
                 })
                 .take(ENDED_FLOWS_MAX as usize)
                 .collect();
-            self.nft.remember(LATE_SETS[number], &late)?;
-            self.nft.remember(ENDED_SETS[number], &ended)?;
+            let missing = self.nft.remember(LATE_SETS[number], &late)?
+                + self.nft.remember(ENDED_SETS[number], &ended)?;
+            if missing > 0 {
+                // The guard still keeps their packets from leaving with a wrong source.
+                tracing::warn!(missing, "too many ended flows to remember them all");
+            }
         }
         Ok(flows)
     }

@@ -126,6 +126,15 @@ impl Tables {
             .collect()
     }
 
+    /// Those of them that are answered for.
+    pub fn announcing(&self) -> BTreeSet<IpAddr> {
+        let announced = self
+            .steering
+            .iter()
+            .filter(|(_, value)| value.flags & abi::ANNOUNCE != 0);
+        announced.map(|(address, _)| abi::ip(*address)).collect()
+    }
+
     /// Brings the tables to `state`, so that at no moment a packet is steered by half of it: workers before the blocks
     /// that name them, owners before the blocks that they prove, removals in the opposite order, the version last.
     /// Returns the addresses that are announced now and were not before.

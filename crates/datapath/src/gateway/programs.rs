@@ -9,11 +9,14 @@ use super::{GatewayConfig, GatewayError, Pins};
 use aya::programs::links::{FdLink, PinnedLink};
 use aya::programs::tc::{
     NlOptions, SchedClassifierLink, TcAttachOptions, TcError, TcHandle, qdisc_add_clsact,
-    qdisc_detach_program,
 };
-use aya::programs::{LinkOrder, ProgramError, SchedClassifier, TcAttachType};
+use aya::programs::{Link, LinkOrder, ProgramError, SchedClassifier, TcAttachType};
 use aya::util::KernelVersion;
 use aya::{Ebpf, EbpfLoader, include_bytes_aligned};
+use nix::libc;
+use std::ffi::CString;
+use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 
 /// The compiled programs.
@@ -70,6 +73,8 @@ pub fn object_hash() -> u64 {
 /// Creates or adopts the pinned maps, and loads the programs over them.
 pub(super) fn load(pins: &Pins) -> Result<Ebpf, GatewayError> {
     let mut loader = EbpfLoader::new();
+    // Nothing in the programs is relocated by the kernel's own types, which take long to read.
+    loader.btf(None);
     for name in super::maps::PINNED {
         loader.map_pin_path(name, pins.path(name));
     }
@@ -219,21 +224,71 @@ pub(super) fn detach(pins: &Pins, config: &Config) -> Result<bool, GatewayError>
     let mut found = false;
     for place in places(config.tunnel_ifindex, config.external_ifindex) {
         let path = pins.path(place.pin);
-        match std::fs::remove_file(&path) {
-            Ok(()) => found = true,
-            Err(source) if source.kind() == std::io::ErrorKind::NotFound => {}
-            Err(source) => return Err(GatewayError::Pin { path, source }),
-        }
+        let error = |source| GatewayError::Pin {
+            path: path.clone(),
+            source,
+        };
+        found |= detach_link(&path).map_err(error)?;
         if config.attachment != Attachment::Clsact as u8 {
             continue;
         }
         // A device that is gone took its filter along.
         if let Ok(name) = device(place.ifindex) {
-            let done = qdisc_detach_program(&name, TcAttachType::Ingress, place.program);
-            found |= done.is_ok();
+            let filter = filter(&name).map(Link::detach);
+            found |= matches!(filter, Ok(Ok(())));
         }
     }
     Ok(found)
+}
+
+/// Detaches a pinned link and removes its pin. Whether there was one.
+///
+/// Removing the pin alone would detach it too, but later, by a kernel thread.
+fn detach_link(path: &Path) -> std::io::Result<bool> {
+    const BPF_OBJ_GET: libc::c_long = 7;
+    const BPF_LINK_DETACH: libc::c_long = 34;
+    /// The part of `union bpf_attr` that either command reads: pathname and flags, or link_fd in front.
+    #[repr(C)]
+    struct Attribute {
+        first: u64,
+        rest: [u32; 2],
+    }
+    let call = |command: libc::c_long, attribute: &Attribute| {
+        let size = std::mem::size_of::<Attribute>();
+        // SAFETY: bpf(2) reads `size` bytes of the attribute, and for BPF_OBJ_GET the string that it points to, which
+        // the caller keeps alive.
+        let done = unsafe { libc::syscall(libc::SYS_bpf, command, attribute, size) };
+        if done < 0 {
+            Err(std::io::Error::last_os_error())
+        } else {
+            Ok(done as i32)
+        }
+    };
+    let name = CString::new(path.as_os_str().as_bytes())?;
+    let get = Attribute {
+        first: name.as_ptr() as u64,
+        rest: [0; 2],
+    };
+    let link = match call(BPF_OBJ_GET, &get) {
+        // SAFETY: the kernel has just made this descriptor for us alone.
+        Ok(descriptor) => unsafe { OwnedFd::from_raw_fd(descriptor) },
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(false),
+        Err(error) => return Err(error),
+    };
+    let mut detach = Attribute {
+        first: 0,
+        rest: [0; 2],
+    };
+    // link_fd is the first 32 bits, whatever the byte order
+    detach.first = u64::from_ne_bytes({
+        let mut bytes = [0; 8];
+        bytes[..4].copy_from_slice(&link.as_raw_fd().to_ne_bytes());
+        bytes
+    });
+    // A link whose device is gone is detached already (ENOLINK).
+    let _detached_already = call(BPF_LINK_DETACH, &detach);
+    std::fs::remove_file(path)?;
+    Ok(true)
 }
 
 fn device(ifindex: u32) -> Result<String, GatewayError> {

@@ -102,18 +102,27 @@ impl Nftables {
         self.applied = None;
     }
 
-    /// Adds elements to a run-time set; those that are there already keep their timeout.
-    pub fn remember(&mut self, set: &str, elements: &[Element]) -> Result<(), NftError> {
-        let shape = match self.applied.as_ref().and_then(|table| table.sets.get(set)) {
-            Some(shape) if !elements.is_empty() => shape,
-            _ => return Ok(()),
+    /// Adds elements to a run-time set, as many as fit; those that are there already keep their timeout. Returns how many
+    /// did not fit.
+    pub fn remember(&mut self, set: &str, elements: &[Element]) -> Result<usize, NftError> {
+        /// Elements of one transaction: what does not fit is refused with all others of its transaction.
+        const AT_ONCE: usize = 1024;
+        let Some(shape) = self.applied.as_ref().and_then(|table| table.sets.get(set)) else {
+            return Ok(0);
         };
-        let content = elements
-            .iter()
-            .map(|e| (&e.key, &Value::Member, Some(e.timeout_secs)));
-        let requests = m::elements(&self.name, set, shape, content, false);
-        let result = self.socket.batch(&requests);
-        self.error(result)
+        let mut missing = 0;
+        for some in elements.chunks(AT_ONCE) {
+            let content = some
+                .iter()
+                .map(|e| (&e.key, &Value::Member, Some(e.timeout_secs)));
+            let requests = m::elements(&self.name, set, shape, content, false);
+            match self.socket.batch(&requests) {
+                Err(error) if error.errno() == Some(libc::ENFILE) => missing += some.len(),
+                Err(error) => return self.error(Err(error)),
+                Ok(()) => {}
+            }
+        }
+        Ok(missing)
     }
 
     /// Packets counted by each named counter.

@@ -15,6 +15,9 @@ pub enum RouteError {
     /// The kernel refused something.
     #[error(transparent)]
     Netlink(#[from] NetlinkError),
+    /// The tunnel device cannot have IPv6.
+    #[error(transparent)]
+    Sysctl(#[from] crate::sysctl::SysctlError),
     /// There is a device of our name that is not ours; it is left alone.
     #[error("device {device} exists and is not a tunnel of Egret: rename or remove it")]
     NotOurs {
@@ -79,6 +82,11 @@ impl Routing {
             .devices()?
             .into_iter()
             .find(|device| Some(device.index) == index))
+    }
+
+    /// Whether a route of others spreads over several next hops.
+    pub fn foreign_multipath(&mut self) -> Result<bool, RouteError> {
+        wire::foreign_multipath(&mut self.socket)
     }
 
     /// Makes the tunnel device alone what it should be: probes need it before anything else is decided.

@@ -5,6 +5,7 @@ use super::wanted::link_local;
 use super::wire;
 use crate::gateway::abi::tunnel_mac;
 use crate::netlink::{Attrs, NetlinkSocket, Request, flags};
+use crate::sysctl::enable_ipv6;
 use egret_core::node::{Tunnel, TunnelIndex};
 use egret_core::numbers::{TUNNEL_ADDRESS, TUNNEL_DEVICE, TUNNEL_PORT};
 use netlink_packet_route::RouteNetlinkMessage as Message;
@@ -109,6 +110,7 @@ pub(super) fn ensure(socket: &mut NetlinkSocket, tunnel: &Tunnel) -> Result<Devi
     if device.mtu != tunnel.mtu || !device.up {
         configure(socket, device.index, tunnel.mtu)?;
     }
+    enable_ipv6(TUNNEL_DEVICE)?;
     addresses(socket, device.index, tunnel.index)?;
     find(socket)?.ok_or(RouteError::Vanished {
         device: TUNNEL_DEVICE.into(),

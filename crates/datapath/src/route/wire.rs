@@ -315,6 +315,35 @@ pub(super) fn default_device(socket: &mut NetlinkSocket) -> Result<Option<u32>, 
     Ok(None)
 }
 
+/// Whether anybody else's route spreads over several next hops: hash policies are node-wide and would move its flows.
+pub(super) fn foreign_multipath(socket: &mut NetlinkSocket) -> Result<bool, RouteError> {
+    for v6 in [false, true] {
+        let mut message = RouteMessage::default();
+        message.header.address_family = family(v6);
+        for message in dump(
+            socket,
+            RTM_GETROUTE,
+            Message::GetRoute(message),
+            "all routes",
+        )? {
+            let Message::NewRoute(message) = message else {
+                continue;
+            };
+            let ours = message.header.protocol == RouteProtocol::Other(ROUTE_PROTOCOL);
+            let spreads = |attribute: &RouteAttribute| {
+                matches!(
+                    attribute,
+                    RouteAttribute::MultiPath(_) | RouteAttribute::NhId(_)
+                )
+            };
+            if !ours && message.attributes.iter().any(spreads) {
+                return Ok(true);
+            }
+        }
+    }
+    Ok(false)
+}
+
 fn read_route(message: &RouteMessage, v6: bool) -> Option<RouteEntry> {
     let unspecified: IpAddr = if v6 {
         Ipv6Addr::UNSPECIFIED.into()

@@ -7,7 +7,9 @@ use super::rule::{STATE_UNTRACKED, UDP};
 use super::rule::{Way, rule};
 use crate::nft::{Chain, ElementKey, Hook, Rule, Set, SetType, Table, Value};
 use egret_core::node::{Group, NodeState};
-use egret_core::numbers::{ENDED_FLOWS_MAX, MARK_MASK, PROBE_PORT, TUNNEL_DEVICE, TUNNEL_PORT};
+use egret_core::numbers::{
+    ENDED_FLOWS_MAX, GROUP_LOCAL, MARK_MASK, MARK_SHIFT, PROBE_PORT, TUNNEL_DEVICE, TUNNEL_PORT,
+};
 use ipnet::IpNet;
 use std::net::IpAddr;
 
@@ -161,7 +163,7 @@ pub(super) fn chains(state: &NodeState, table: &mut Table) {
     base("raw_in", PREROUTING, -300, raw_in(state));
     base("raw_out", OUTPUT, -300, raw_out(state));
     base("tunnel_in", INPUT, -150, tunnel_in());
-    base("clamp", FORWARD, -150, clamp(state.tunnel.mtu));
+    base("clamp", FORWARD, -150, clamp(state));
     base("classify", PREROUTING, -99, classify(state));
     base("nat", POSTROUTING, 90, by_pod(Stage::Nat));
     base("guard", POSTROUTING, 300, guard());
@@ -195,21 +197,12 @@ fn tunnel_packet() -> super::rule::Builder {
 
 fn raw_in(state: &NodeState) -> Vec<Rule> {
     let family = Family::of(state.tunnel.underlay);
-    let mut rules = vec![
+    vec![
         tunnel_packet()
             .address_in(family, End::Source, &family.named("peers"))
             .address_is(End::Destination, state.tunnel.underlay, true)
             .notrack(),
-    ];
-    for family in FAMILIES {
-        rules.push(
-            rule()
-                .tuple_in(family, LATE_SETS[family as usize])
-                .count(c::LATE)
-                .drop(),
-        );
-    }
-    rules
+    ]
 }
 
 fn raw_out(state: &NodeState) -> Vec<Rule> {
@@ -242,7 +235,11 @@ fn tunnel_in() -> Vec<Rule> {
     rules
 }
 
-fn clamp(tunnel_mtu: u32) -> Vec<Rule> {
+fn clamp(state: &NodeState) -> Vec<Rule> {
+    let mss = |family| {
+        let headers = if family == Family::V4 { 40 } else { 60 };
+        u16::try_from(state.tunnel.mtu.saturating_sub(headers)).unwrap_or(u16::MAX)
+    };
     let mut rules = Vec::new();
     for family in FAMILIES {
         let nodes = family.named("nodes");
@@ -262,16 +259,24 @@ fn clamp(tunnel_mtu: u32) -> Vec<Rule> {
     );
     for way in [Way::In, Way::Out] {
         for family in FAMILIES {
-            let headers = if family == Family::V4 { 40 } else { 60 };
-            let mss = u16::try_from(tunnel_mtu.saturating_sub(headers)).unwrap_or(u16::MAX);
             rules.push(
                 rule()
                     .device(way, TUNNEL_DEVICE, true)
                     .family(family)
                     .tcp_flags(TCP_SYN_RST, TCP_SYN, true)
-                    .mss_at_most(mss),
+                    .mss_at_most(mss(family)),
             );
         }
+    }
+    // Out by the own device, but the answers may come through another gateway and its tunnel.
+    for family in FAMILIES {
+        rules.push(
+            rule()
+                .mark_is(MARK_MASK, u32::from(GROUP_LOCAL) << MARK_SHIFT)
+                .family(family)
+                .tcp_flags(TCP_SYN_RST, TCP_SYN, true)
+                .mss_at_most(mss(family)),
+        );
     }
     rules
 }
@@ -314,7 +319,9 @@ fn classify(state: &NodeState) -> Vec<Rule> {
                 .translated_source_in(family, &family.named("egress"))
                 .goto("refuse_ended"),
         );
-        let ended = rule().tuple_in(family, ENDED_SETS[family as usize]);
+        // A new flow of the same ports is established by the time it sends anything but its first packet.
+        let ended = rule().state(STATE_NEW | STATE_INVALID | STATE_UNTRACKED);
+        let ended = ended.tuple_in(family, ENDED_SETS[family as usize]);
         rules.push(not_first(ended).goto("refuse_ended"));
     }
     rules

@@ -339,6 +339,17 @@ impl Builder {
         self.push(Expression::VerdictMap { set, register: 0 }).0
     }
 
+    /// These bits of the mark are exactly so.
+    pub(super) fn mark_is(self, mask: u32, mark: u32) -> Self {
+        self.push(Expression::Meta(MetaKey::Mark, 0))
+            .push(Expression::Bitwise {
+                register: 0,
+                mask: mask.to_ne_bytes().to_vec(),
+                xor: vec![0; 4],
+            })
+            .equals(0, &mark.to_ne_bytes())
+    }
+
     pub(super) fn set_mark(self, mask: u32, mark: u32) -> Self {
         self.push(Expression::Meta(MetaKey::Mark, 0))
             .push(Expression::Bitwise {

@@ -7,7 +7,7 @@ use std::process::Command;
 use std::time::{Duration, Instant};
 
 /// How long a test waits for anything: far more than it takes, since the machine may be busy.
-pub const PATIENCE: Duration = Duration::from_secs(3);
+pub const PATIENCE: Duration = Duration::from_secs(20);
 
 /// A network namespace that lives as long as this value.
 pub struct Net {

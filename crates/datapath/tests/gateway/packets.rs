@@ -4,17 +4,9 @@ use etherparse::{
     IpNumber, Ipv4Header, Ipv6FragmentHeader, Ipv6Header, NetSlice, PacketBuilder, SlicedPacket,
     TransportSlice, UdpHeader,
 };
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::net::IpAddr;
 
-pub fn v4(text: &str) -> [u8; 4] {
-    text.parse::<Ipv4Addr>().unwrap().octets()
-}
-
-pub fn v6(text: &str) -> [u8; 16] {
-    text.parse::<Ipv6Addr>().unwrap().octets()
-}
-
-/// A whole IP packet with UDP in it.
+/// A whole IP packet with UDP in it; IPv4 without DF.
 pub fn udp(from: (&str, u16), to: (&str, u16), hops: u8, payload: &[u8]) -> Vec<u8> {
     let mut bytes = Vec::new();
     match (from.0.parse().unwrap(), to.0.parse().unwrap()) {
@@ -28,13 +20,21 @@ pub fn udp(from: (&str, u16), to: (&str, u16), hops: u8, payload: &[u8]) -> Vec<
             .unwrap(),
         _ => panic!("one family"),
     }
-    bytes
+    if bytes[0] >> 4 == 4 {
+        with_df(bytes, false)
+    } else {
+        bytes
+    }
 }
 
 /// The same, DF set (IPv4).
-pub fn dont_fragment(mut packet: Vec<u8>) -> Vec<u8> {
+pub fn dont_fragment(packet: Vec<u8>) -> Vec<u8> {
+    with_df(packet, true)
+}
+
+fn with_df(mut packet: Vec<u8>, dont_fragment: bool) -> Vec<u8> {
     let mut header = Ipv4Header::from_slice(&packet).unwrap().0;
-    header.dont_fragment = true;
+    header.dont_fragment = dont_fragment;
     header.header_checksum = header.calc_header_checksum();
     packet[..20].copy_from_slice(&header.to_bytes());
     packet

@@ -8,7 +8,7 @@
 //! Workers are plain UDP sockets that speak VXLAN by hand: every byte into and out of the tunnel is the test's. The
 //! outside is a real kernel: it resolves neighbours, checks checksums, reassembles and learns path MTUs.
 
-use crate::namespaces::{Net, command, own_bpffs, wait};
+use crate::namespaces::{Net, own_bpffs, wait};
 use egret_core::node::{GatewayState, Steering};
 use egret_datapath::gateway::{Attachment, GatewayConfig, GatewayDriver};
 use nix::libc;
@@ -260,9 +260,92 @@ pub fn ping(net: &Net, arguments: &str) -> bool {
     })
 }
 
-pub fn run(line: &str) {
-    command(line);
+/// Sets DF, or its IPv6 sense: never fragment, learn the path MTU.
+pub fn discover_mtu(socket: &UdpSocket, family: usize) {
+    let (level, option) = [
+        (libc::IPPROTO_IP, libc::IP_MTU_DISCOVER),
+        (libc::IPPROTO_IPV6, libc::IPV6_MTU_DISCOVER),
+    ][family];
+    let value: i32 = libc::IP_PMTUDISC_DO;
+    // SAFETY: the option takes an int, which lives through the call.
+    let done = unsafe {
+        libc::setsockopt(
+            socket.as_raw_fd(),
+            level,
+            option,
+            (&raw const value).cast(),
+            4,
+        )
+    };
+    assert_eq!(done, 0);
 }
+
+/// What a connected socket knows as its path MTU.
+pub fn path_mtu(socket: &UdpSocket, family: usize) -> i32 {
+    let (level, option) = [
+        (libc::IPPROTO_IP, libc::IP_MTU),
+        (libc::IPPROTO_IPV6, libc::IPV6_MTU),
+    ][family];
+    let (mut value, mut length): (i32, u32) = (0, 4);
+    // SAFETY: value and length live through the call, and length is the size of value.
+    let done = unsafe {
+        let value = (&raw mut value).cast();
+        libc::getsockopt(socket.as_raw_fd(), level, option, value, &raw mut length)
+    };
+    assert_eq!(done, 0);
+    value
+}
+
+/// A device's raw frames.
+pub struct Wire {
+    socket: socket2::Socket,
+    address: socket2::SockAddr,
+}
+
+impl Wire {
+    /// Of a device of the current namespace.
+    pub fn open(device: &str) -> Self {
+        let all = (libc::ETH_P_ALL as u16).to_be();
+        let socket =
+            socket2::Socket::new(socket2::Domain::PACKET, socket2::Type::RAW, None).unwrap();
+        let ifindex = nix::net::if_::if_nametoindex(device).unwrap();
+        // SAFETY: the storage is zeroed and larger than sockaddr_ll, which is written in full before its length is set.
+        let ((), address) = unsafe {
+            socket2::SockAddr::try_init(|storage, length| {
+                let to: *mut libc::sockaddr_ll = storage.cast();
+                (*to).sll_family = libc::AF_PACKET as u16;
+                (*to).sll_protocol = all;
+                (*to).sll_ifindex = ifindex as i32;
+                *length = std::mem::size_of::<libc::sockaddr_ll>() as u32;
+                Ok(())
+            })
+        }
+        .unwrap();
+        socket.bind(&address).unwrap();
+        socket
+            .set_read_timeout(Some(crate::namespaces::PATIENCE))
+            .unwrap();
+        Self { socket, address }
+    }
+
+    /// Sends a frame.
+    pub fn send(&self, frame: &[u8]) {
+        self.socket.send_to(frame, &self.address).unwrap();
+    }
+
+    /// The next frame that `wanted` accepts.
+    pub fn receive(&self, wanted: impl Fn(&[u8]) -> bool) -> Vec<u8> {
+        use std::io::Read;
+        let mut bytes = [0; 2048];
+        loop {
+            let length = (&self.socket).read(&mut bytes).expect("a frame in time");
+            if wanted(&bytes[..length]) {
+                return bytes[..length].to_vec();
+            }
+        }
+    }
+}
+
 /// `ethtool -K DEVICE tx off`.
 fn without_checksum_offload(device: &str) {
     const SIOCETHTOOL: libc::c_ulong = 0x8946;

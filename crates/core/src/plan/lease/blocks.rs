@@ -3,10 +3,14 @@
 use crate::hash::StableHash;
 use crate::model::{NodeName, PortRange};
 use crate::numbers::{BLOCK_PORTS, LEASE_PORT_FIRST, LEASE_RANGES_MAX};
+use std::collections::BTreeSet;
 use std::net::IpAddr;
 
 const BLOCK_FIRST: usize = (LEASE_PORT_FIRST / BLOCK_PORTS) as usize;
 const BLOCKS_END: usize = 65_536 / BLOCK_PORTS as usize;
+
+/// Places that are tried at random before everything is looked at.
+const SCATTER_ATTEMPTS: u64 = 16;
 
 /// Size of a first grant in blocks, a power of two: `initial_ports` at most, and so small that the workers expected
 /// can have twice as much.
@@ -61,20 +65,29 @@ impl Blocks {
         count: usize,
         length: usize,
     ) -> Option<Vec<PortRange>> {
-        let mut slots: Vec<(u64, usize)> = (0..BLOCKS_END / length)
-            .map(|slot| slot * length)
-            .filter(|start| self.0[*start..start + length].iter().all(|free| *free))
-            .map(|start| {
-                let hash = StableHash::new("scatter").address(address).text(&node.0);
-                (hash.number(start as u64).finish(), start)
-            })
-            .collect();
-        if slots.len() < count {
+        let hash = StableHash::new("scatter").address(address).text(&node.0);
+        let free = |free: &[bool], start: usize| free[start..start + length].iter().all(|f| *f);
+        let slots = BLOCKS_END / length;
+        let mut starts: BTreeSet<usize> = BTreeSet::new();
+        for attempt in 0..SCATTER_ATTEMPTS {
+            let slot = hash.number(attempt).finish() % slots as u64;
+            let start = usize::try_from(slot).expect("a slot number is small") * length;
+            if starts.len() < count && free(&self.0, start) {
+                starts.insert(start);
+            }
+        }
+        // Little is free: look at everything, from a place that differs from worker to worker.
+        let offset = usize::try_from(hash.finish() % slots as u64).expect("a slot number is small");
+        let all = (0..slots).map(|slot| (slot + offset) % slots * length);
+        for start in all.filter(|start| free(&self.0, *start)) {
+            if starts.len() == count {
+                break;
+            }
+            starts.insert(start);
+        }
+        if starts.len() < count {
             return None;
         }
-        slots.sort_unstable();
-        let mut starts: Vec<usize> = slots.into_iter().take(count).map(|(_, s)| s).collect();
-        starts.sort_unstable();
         let range = |start: usize| {
             self.0[start..start + length].fill(false);
             let port = |block: usize| u16::try_from(block * usize::from(BLOCK_PORTS));

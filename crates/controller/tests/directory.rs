@@ -1,0 +1,233 @@
+//! The controller on a directory of manifests, with this test in the place of the agents.
+
+use egret_controller::Board;
+use egret_core::model::{
+    LeaseState, NodeName, NodeRecord, ObjectRef, Programmed, Settings, UnpooledAddresses,
+};
+use egret_objects::dir::{self, DirSource};
+use egret_objects::{ConditionStatus, NodeReport, Source, View};
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+const DEADLINE: Duration = Duration::from_secs(30);
+const EGRESS: &str = "192.0.2.222";
+
+const CLUSTER: &str = "
+apiVersion: v1
+kind: Node
+metadata: {name: worker1}
+spec: {podCIDRs: [10.244.1.0/24]}
+status: {addresses: [{type: InternalIP, address: 192.0.2.11}]}
+---
+apiVersion: v1
+kind: Node
+metadata: {name: gateway1, labels: {egress: 'yes'}}
+status: {addresses: [{type: InternalIP, address: 192.0.2.21}]}
+---
+apiVersion: v1
+kind: Namespace
+metadata: {name: default}
+---
+apiVersion: v1
+kind: Pod
+metadata: {name: a, namespace: default, labels: {app: MyApp}}
+spec: {nodeName: worker1, containers: [{name: c}]}
+status: {phase: Running, podIPs: [{ip: 10.244.1.5}]}
+---
+apiVersion: egret.dev/v1alpha1
+kind: EgressGateway
+metadata: {name: default}
+spec: {default: true, nodeSelector: {matchLabels: {egress: 'yes'}}}
+";
+
+const POLICY: &str = "
+apiVersion: egret.dev/v1alpha1
+kind: Egress
+metadata: {name: my-egress, namespace: default}
+spec: {selector: {app: MyApp}, ip: 192.0.2.222}
+";
+
+struct Running {
+    stop: Arc<AtomicBool>,
+    thread: Option<JoinHandle<()>>,
+    source: DirSource,
+}
+
+impl Running {
+    fn start(path: &Path) -> Self {
+        let open = || {
+            let installation = Settings {
+                unpooled_addresses: UnpooledAddresses::Allow,
+                never_destinations: Vec::new(),
+                service_cidrs: Vec::new(),
+                hold_down_secs: 0,
+            };
+            let settings = dir::Settings {
+                installation,
+                ..Default::default()
+            };
+            DirSource::open(path, settings).expect("a directory")
+        };
+        let stop = Arc::new(AtomicBool::new(false));
+        let (flag, source) = (stop.clone(), open());
+        let board = Arc::new(Board::default());
+        let thread = std::thread::spawn(move || {
+            egret_controller::run(Box::new(source), &board, &flag);
+        });
+        Running {
+            stop,
+            thread: Some(thread),
+            source: open(),
+        }
+    }
+
+    fn wait(&mut self, what: &str, condition: impl Fn(&View) -> bool) -> View {
+        let deadline = Instant::now() + DEADLINE;
+        loop {
+            let view = self.source.snapshot().expect("readable");
+            if condition(&view) {
+                return view;
+            }
+            assert!(
+                Instant::now() < deadline,
+                "{what} did not happen: {view:#?}"
+            );
+            self.source
+                .wait(Duration::from_millis(200))
+                .expect("waiting");
+        }
+    }
+
+    /// Writes a node's status as its agent would.
+    fn report(&mut self, view: &View, node: &str, change: impl Fn(&mut NodeRecord)) {
+        let name = NodeName(node.into());
+        let mut record = view.snapshot.node_records[&name].clone();
+        change(&mut record);
+        let report = NodeReport::default();
+        self.source
+            .write_node_status(&record, &report, 1)
+            .expect("writable");
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        self.stop.store(true, Ordering::Relaxed);
+        let ended = self.thread.take().map(JoinHandle::join);
+        assert!(ended.is_none_or(|result| result.is_ok()) || std::thread::panicking());
+    }
+}
+
+fn lease_state(view: &View) -> Option<LeaseState> {
+    let address = EGRESS.parse().expect("an address");
+    Some(view.snapshot.addresses.get(&address)?.leases.first()?.state)
+}
+
+fn ready(view: &View) -> Option<ConditionStatus> {
+    let (_, status) = view.policies.iter().next()?;
+    status
+        .conditions
+        .iter()
+        .find(|c| c.kind == "Ready")
+        .map(|c| c.status)
+}
+
+#[test]
+fn a_lease_is_granted_activated_drained_and_forgotten() {
+    let directory = tempfile::tempdir().expect("a directory");
+    let path = directory.path();
+    std::fs::write(path.join("cluster.yaml"), CLUSTER).expect("written");
+    std::fs::write(path.join("policy.yaml"), POLICY).expect("written");
+    let mut running = Running::start(path);
+
+    let worker = NodeName("worker1".into());
+    let granted = |view: &View| {
+        let record = view.snapshot.node_records.get(&worker);
+        record.is_some_and(|record| record.grants.len() == 1)
+    };
+    let view = running.wait("a grant", granted);
+    let grant = view.snapshot.node_records[&worker].grants[0].clone();
+    assert_eq!(
+        lease_state(&view),
+        Some(LeaseState::Granted),
+        "no gateway has it yet"
+    );
+    assert_ne!(
+        ready(&view),
+        Some(ConditionStatus::True),
+        "nothing is programmed yet"
+    );
+
+    running.report(&view, "gateway1", |record| {
+        record.steering_version = grant.epoch;
+        record.datapath = Some("ebpf".into());
+        record.underlay_addresses = vec!["192.0.2.21".parse().expect("an address")];
+    });
+    let view = running.wait("the lease active", |v| {
+        lease_state(v) == Some(LeaseState::Active)
+    });
+    running.report(&view, "worker1", |record| {
+        record.demand.insert(grant.address, 3);
+        record.programmed = view
+            .snapshot
+            .policies
+            .iter()
+            .map(|policy| Programmed {
+                policy: ObjectRef {
+                    ..policy.object.clone()
+                },
+                generation: policy.generation,
+                pods: 1,
+            })
+            .collect();
+    });
+    let view = running.wait("ready", |view| ready(view) == Some(ConditionStatus::True));
+    let address = view.snapshot.addresses[&grant.address].clone();
+    assert_eq!(
+        address.leases[0].ranges, grant.ranges,
+        "activation moves nothing"
+    );
+
+    std::fs::remove_file(path.join("policy.yaml")).expect("removed");
+    let drained = |v: &View| lease_state(v) == Some(LeaseState::Draining);
+    let view = running.wait("draining", drained);
+    assert!(view.snapshot.node_records[&worker].grants.is_empty());
+    running.report(&view, "worker1", |record| record.demand.clear());
+    let held = |v: &View| lease_state(v) == Some(LeaseState::HoldDown);
+    let view = running.wait("hold-down", held);
+    let epoch = view.snapshot.addresses[&grant.address].epoch;
+    assert!(
+        epoch > grant.epoch,
+        "gateways must learn that the blocks are nobody's"
+    );
+    running.report(&view, "gateway1", |record| record.steering_version = epoch);
+    running.wait("the address forgotten", |view| {
+        view.snapshot.addresses.is_empty()
+    });
+}
+
+#[test]
+fn a_bad_policy_is_told_and_stops_no_other() {
+    let directory = tempfile::tempdir().expect("a directory");
+    let path = directory.path();
+    std::fs::write(path.join("cluster.yaml"), CLUSTER).expect("written");
+    let bad = POLICY
+        .replace("my-egress", "bad")
+        .replace(EGRESS, "not-an-address");
+    std::fs::write(path.join("bad.yaml"), bad).expect("written");
+    std::fs::write(path.join("policy.yaml"), POLICY).expect("written");
+    let mut running = Running::start(path);
+    let view = running.wait("a lease", |view| lease_state(view).is_some());
+    let finding = view
+        .findings
+        .iter()
+        .find(|finding| finding.object.name == "bad");
+    let finding = finding.expect("the bad one is told");
+    assert_eq!(
+        (finding.field.as_str(), finding.value.as_str()),
+        ("spec.ip", "not-an-address")
+    );
+}

@@ -1,0 +1,261 @@
+//! The life of the gateway's data path in the kernel: adopted, replaced under traffic, moved, removed; and announced.
+
+use crate::packets::{tunnelled, udp};
+use crate::site::{EGRESS, EXTERNAL_MAC, OUTSIDE, OWN, Site, Wire, receive, state};
+use aya::maps::{Array, Map, MapData};
+use aya::programs::{SchedClassifier, TcAttachType};
+use egret_datapath::gateway::abi::Config;
+use egret_datapath::gateway::{Attachment, GatewayDriver, GatewayError, announce};
+use std::collections::BTreeSet;
+use std::net::{IpAddr, Ipv6Addr};
+use std::path::Path;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+/// Each takes the verifier about half a second.
+const REPLACEMENTS: usize = 8;
+
+fn programs() -> Vec<u32> {
+    let on = |device| {
+        SchedClassifier::query_tcx(device, TcAttachType::Ingress)
+            .unwrap()
+            .1
+    };
+    ["ge", "egret0"]
+        .into_iter()
+        .flat_map(on)
+        .map(|program| program.id())
+        .collect()
+}
+
+/// Makes the pinned hash that of another build.
+fn pretend_other_build(pins: &Path) {
+    let map = Map::Array(MapData::from_pin(pins.join("gateway/config")).unwrap());
+    let mut map: Array<MapData, Config> = Array::try_from(map).unwrap();
+    let config = map.get(&0, 0).unwrap();
+    map.set(
+        0,
+        Config {
+            object_hash: 1,
+            ..config
+        },
+        0,
+    )
+    .unwrap();
+}
+
+fn send(site: &Site, payload: &[u8]) {
+    let packet = udp((EGRESS[0], 1024), (OUTSIDE[0], 9000), 64, payload);
+    site.worker(11)
+        .send_to(&tunnelled(11, OWN, &packet), site.tunnel())
+        .unwrap();
+}
+
+#[test]
+fn the_next_agent_adopts_tables_and_programs_and_replaces_those_of_another_build() {
+    let mut site = Site::new();
+    let server = site.server(0, 9000);
+    send(&site, b"one");
+    assert_eq!(receive(&server).0, b"one");
+    let first = programs();
+    assert_eq!(first.len(), 2);
+
+    site.driver = GatewayDriver::open(&site.pins, &site.config).unwrap();
+    assert_eq!(programs(), first, "the same build touches nothing");
+    assert_eq!(site.driver.version(), 77);
+    assert_eq!(
+        site.driver.addresses(),
+        EGRESS.map(|ip| ip.parse().unwrap()).into()
+    );
+    assert!(
+        site.driver.apply(&state(false), OWN).unwrap().is_empty(),
+        "nothing is new"
+    );
+    assert_eq!(site.counter("out_forwarded"), 1);
+
+    pretend_other_build(&site.pins);
+    site.driver = GatewayDriver::open(&site.pins, &site.config).unwrap();
+    let second = programs();
+    assert_eq!(second.len(), 2, "replaced, not added");
+    assert!(second.iter().all(|program| !first.contains(program)));
+    assert_eq!(site.driver.version(), 77);
+    send(&site, b"two");
+    assert_eq!(receive(&server).0, b"two");
+    assert_eq!(site.counter("out_forwarded"), 2);
+}
+
+#[test]
+fn replacing_the_programs_under_traffic_loses_no_packet() {
+    let mut site = Site::new();
+    let server = site.server(0, 9000);
+    let worker = site.worker(11);
+    let done = AtomicBool::new(false);
+    let tunnel = site.tunnel();
+    let (sent, got) = std::thread::scope(|scope| {
+        let sender = scope.spawn(|| {
+            let mut sent = 0u64;
+            // one packet at a time: the next goes when the last has arrived
+            while !done.load(Ordering::Relaxed) || sent < 1000 {
+                let packet = udp(
+                    (EGRESS[0], 1024),
+                    (OUTSIDE[0], 9000),
+                    64,
+                    &sent.to_be_bytes(),
+                );
+                worker
+                    .send_to(&tunnelled(11, OWN, &packet), tunnel)
+                    .unwrap();
+                assert_eq!(receive(&server).0, sent.to_be_bytes());
+                sent += 1;
+            }
+            sent
+        });
+        for _ in 0..REPLACEMENTS {
+            pretend_other_build(&site.pins);
+            site.driver = GatewayDriver::open(&site.pins, &site.config).unwrap();
+        }
+        done.store(true, Ordering::Relaxed);
+        let sent = sender.join().unwrap();
+        (sent, site.counter("out_forwarded"))
+    });
+    assert_eq!(sent, got);
+}
+
+#[test]
+fn a_device_that_came_back_is_served_again() {
+    let mut site = Site::new();
+    let server = site.server(0, 9000);
+    site.gateway.ip("link delete egret0");
+    site.gateway.ip("link add egret0 address 02:65:67:72:00:02 mtu 1430 type vxlan external dstport 14789 nolearning");
+    site.gateway.ip("link set egret0 up");
+    site.config.tunnel_ifindex = nix::net::if_::if_nametoindex("egret0").unwrap();
+    site.driver = GatewayDriver::open(&site.pins, &site.config).unwrap();
+    assert_eq!(programs().len(), 2);
+    send(&site, b"again");
+    assert_eq!(receive(&server).0, b"again");
+}
+
+#[test]
+fn removal_leaves_nothing_and_may_be_repeated() {
+    for attachment in [Attachment::Tcx, Attachment::Clsact] {
+        std::thread::spawn(move || {
+            let site = Site::with(false, attachment);
+            assert!(GatewayDriver::remove(&site.pins).unwrap());
+            assert_eq!(programs(), []);
+            let filters = std::process::Command::new("tc")
+                .args(["filter", "show", "dev", "ge", "ingress"])
+                .output()
+                .unwrap();
+            assert_eq!(String::from_utf8_lossy(&filters.stdout), "");
+            assert!(!site.pins.exists());
+            assert!(!GatewayDriver::remove(&site.pins).unwrap());
+        })
+        .join()
+        .unwrap();
+    }
+}
+
+#[test]
+fn tables_follow_the_state_and_the_version_comes_with_them() {
+    let mut site = Site::new();
+    let mut less = state(false);
+    let v6: IpAddr = EGRESS[1].parse().unwrap();
+    less.addresses.remove(&v6);
+    less.workers.remove(&12);
+    less.version = 80;
+    assert!(site.driver.apply(&less, OWN).unwrap().is_empty());
+    assert_eq!(
+        site.driver.addresses(),
+        BTreeSet::from([EGRESS[0].parse().unwrap()])
+    );
+    // a second agent reads the same from the kernel
+    let other = GatewayDriver::open(&site.pins, &site.config).unwrap();
+    assert_eq!(
+        (other.version(), other.addresses()),
+        (80, site.driver.addresses())
+    );
+    assert_eq!(site.driver.apply(&state(false), OWN).unwrap(), [v6]);
+}
+
+#[test]
+fn a_directory_that_is_no_bpf_file_system_is_refused() {
+    let site = Site::new();
+    let directory = tempfile::tempdir().unwrap();
+    let error = GatewayDriver::open(directory.path(), &site.config).unwrap_err();
+    assert!(matches!(error, GatewayError::NotBpffs { .. }), "{error}");
+}
+
+#[test]
+fn hosts_outside_follow_an_announcement() {
+    let site = Site::new();
+    for (family, egress) in EGRESS.iter().enumerate() {
+        let add = format!("neigh add {egress} lladdr 02:00:00:00:aa:aa dev oe nud stale");
+        site.outside.ip(&add);
+        announce::gratuitous(
+            site.config.external_ifindex,
+            EXTERNAL_MAC,
+            egress.parse().unwrap(),
+        )
+        .unwrap();
+        crate::namespaces::wait("the new MAC address", || {
+            let table = site.outside.run(|| {
+                let args = ["neigh", "show", "to", egress];
+                std::process::Command::new("ip")
+                    .args(args)
+                    .output()
+                    .unwrap()
+                    .stdout
+            });
+            String::from_utf8_lossy(&table)
+                .contains("02:00:00:00:ee:02")
+                .then_some(())
+        });
+        assert_eq!(family, if egress.contains(':') { 1 } else { 0 });
+    }
+}
+
+/// Groups of the device: joined ones by /proc/net/igmp6, link-layer entries by /proc/net/dev_mcast.
+fn groups(file: &str) -> BTreeSet<String> {
+    let text = std::fs::read_to_string(format!("/proc/thread-self/net/{file}")).unwrap();
+    let of_device = text
+        .lines()
+        .filter(|line| line.split_whitespace().nth(1) == Some("ge"));
+    of_device
+        .map(|line| line.split_whitespace().collect::<Vec<_>>().join(" "))
+        .collect()
+}
+
+#[test]
+fn solicitations_get_through_also_without_an_agent() {
+    let site = Site::new();
+    let addresses: BTreeSet<IpAddr> = (1..=200u16)
+        .map(|i| IpAddr::from(Ipv6Addr::new(0x2001, 0xdb8, 0xe, 0, 0, 0, 0xa7, i)))
+        .chain(["203.0.113.100".parse().unwrap()])
+        .collect();
+    let (joined, entries) = (groups("igmp6").len(), groups("dev_mcast").len());
+    // the kernel says on the link which groups it wants (MLD)
+    let wire = site.outside.run(|| Wire::open("oe"));
+    let mut nodes = announce::SolicitedNodes::new(site.config.external_ifindex, "ge");
+    nodes.set(&addresses).unwrap();
+    nodes.set(&addresses).unwrap();
+    assert_eq!(
+        (groups("igmp6").len(), groups("dev_mcast").len()),
+        (joined + 200, entries + 200)
+    );
+    let group = announce::solicited_node("2001:db8:e::a7:1".parse().unwrap()).octets();
+    wire.receive(|frame| {
+        frame[12..14] == [0x86, 0xdd] && frame.windows(16).any(|part| part == group)
+    });
+
+    drop(nodes);
+    assert_eq!(
+        (groups("igmp6").len(), groups("dev_mcast").len()),
+        (joined, entries + 200)
+    );
+    let mut nodes = announce::SolicitedNodes::new(site.config.external_ifindex, "ge");
+    nodes.adopt(&addresses);
+    nodes.set(&BTreeSet::new()).unwrap();
+    assert_eq!(
+        (groups("igmp6").len(), groups("dev_mcast").len()),
+        (joined, entries)
+    );
+}

@@ -1,0 +1,16 @@
+//! The gateway's data path in a real kernel. Needs root, makes its own network namespaces and BPF file systems.
+
+#[path = "gateway/answers.rs"]
+mod answers;
+#[path = "gateway/driver.rs"]
+mod driver;
+#[path = "gateway/lan.rs"]
+mod lan;
+#[path = "gateway/namespaces.rs"]
+mod namespaces;
+#[path = "gateway/packets.rs"]
+mod packets;
+#[path = "gateway/programs.rs"]
+mod programs;
+#[path = "gateway/site.rs"]
+mod site;

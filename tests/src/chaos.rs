@@ -1,0 +1,21 @@
+//! Hurting a running cluster while its pods send without pause, and judging every packet at the router.
+//!
+//! ```text
+//! scene   a lab with agents, controller and server; policies put, taken and awaited; agents restarted
+//! noise   selected pods that open connections, send datagrams, ping and hold long flows, both families
+//! watch   captures on both sides of the router: a packet to the server has an allowed source, or it is kept
+//! ```
+
+mod noise;
+mod scene;
+mod watch;
+
+pub use noise::{Kind, Noise};
+pub use scene::{DEADLINE, Scene, egress, ip, program, wait, without_memory};
+pub use watch::{Phase, Verdict, Watch};
+
+/// Repetitions of every disturbance: `EGRET_TEST_REPETITIONS`, else 50.
+pub fn repetitions() -> usize {
+    let text = std::env::var("EGRET_TEST_REPETITIONS").ok();
+    text.and_then(|text| text.parse().ok()).unwrap_or(50)
+}

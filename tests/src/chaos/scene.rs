@@ -1,0 +1,340 @@
+//! A lab with agents, controller, policies and an answering server.
+
+use anyhow::{Context, bail, ensure};
+use egret_lab::process::{run, wait_for};
+use egret_lab::traffic::Server;
+use egret_lab::{Hurt, Lab, OwnedLab, Place, Snapshot, Topology, UpOptions};
+use serde_json::Value;
+use std::io::{Read, Write};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpStream};
+use std::path::PathBuf;
+use std::process::Command;
+use std::time::Duration;
+
+/// Longest wait for anything; generous, since the machine may be busy.
+pub const DEADLINE: Duration = Duration::from_secs(60);
+/// Port of the agent's health endpoint.
+const AGENT_HTTP_PORT: u16 = 9791;
+
+/// An address literal.
+///
+/// # Panics
+/// It is none.
+pub fn ip(text: &str) -> IpAddr {
+    text.parse().expect("a literal address")
+}
+
+/// The program under test: `EGRET_BIN`, else `egret` beside the folder of the test program.
+///
+/// # Errors
+/// It is not built.
+pub fn program() -> anyhow::Result<PathBuf> {
+    let path = match std::env::var_os("EGRET_BIN") {
+        Some(path) => PathBuf::from(path),
+        None => {
+            let own = std::env::current_exe()?;
+            // target/debug/deps/TEST -> target/debug/egret
+            own.ancestors()
+                .nth(2)
+                .context("a test program has a folder")?
+                .join("egret")
+        }
+    };
+    ensure!(
+        path.is_file(),
+        "{} is not there: build it with `cargo build --bin egret`, or name another one in EGRET_BIN",
+        path.display()
+    );
+    Ok(path)
+}
+
+/// Waits for a condition within [`DEADLINE`].
+///
+/// # Errors
+/// It does not come true.
+pub fn wait(what: &str, condition: impl FnMut() -> bool) -> anyhow::Result<()> {
+    Ok(wait_for(what, DEADLINE, condition)?)
+}
+
+/// Manifest of an `Egress` in the namespace `default` for the pods labelled `app: MyApp`; no destinations: all.
+pub fn egress(name: &str, ips: &[IpAddr], destinations: &[&str]) -> String {
+    let ips: Vec<String> = ips.iter().map(|ip| format!("\"{ip}\"")).collect();
+    let mut text = format!(
+        "apiVersion: egret.dev/v1alpha1\nkind: Egress\nmetadata: {{name: {name}, namespace: default}}\n\
+         spec:\n  selector: {{app: MyApp}}\n  ips: [{}]\n",
+        ips.join(", ")
+    );
+    if !destinations.is_empty() {
+        let list: Vec<String> = destinations
+            .iter()
+            .map(|cidr| format!("{{cidr: \"{cidr}\"}}"))
+            .collect();
+        text += &format!("  destinations: [{}]\n", list.join(", "));
+    }
+    text
+}
+
+/// A lab that is up, with its server. Goes down with the value.
+pub struct Scene {
+    // Sockets keep namespaces alive, so the server ends before the lab.
+    server: Option<Server>,
+    lab: OwnedLab,
+}
+
+impl Scene {
+    /// Brings a lab up.
+    ///
+    /// # Errors
+    /// The program is not built, or the lab does not come up.
+    pub fn up(test: &str, topology: &Topology) -> anyhow::Result<Self> {
+        let options = UpOptions {
+            egret: program()?,
+            agent_args: Vec::new(),
+            agents: true,
+            standing_server: false,
+        };
+        // The name says which process made it, so that parallel runs do not meet.
+        let name = format!("tb-{test}-{}", std::process::id());
+        let lab = Lab::up(&name, topology, &options)?.owned();
+        let server = Some(Server::start(&lab.place("server")?)?);
+        Ok(Self { server, lab })
+    }
+
+    /// The lab.
+    pub fn lab(&self) -> &Lab {
+        &self.lab
+    }
+
+    /// A host.
+    ///
+    /// # Errors
+    /// There is no such host.
+    pub fn host(&self, name: &str) -> anyhow::Result<Place> {
+        Ok(self.lab.place(name)?)
+    }
+
+    /// A pod of the namespace `default`.
+    ///
+    /// # Errors
+    /// There is no such pod.
+    pub fn pod(&self, name: &str) -> anyhow::Result<Place> {
+        Ok(self.lab.place(&format!("pod/default/{name}"))?)
+    }
+
+    /// Puts manifests into the source directory.
+    ///
+    /// # Errors
+    /// A bad manifest.
+    pub fn put(&self, manifest: &str) -> anyhow::Result<()> {
+        let file = self.file(manifest)?;
+        self.lab.apply(&file)?;
+        Ok(())
+    }
+
+    /// Takes manifests out of the source directory.
+    ///
+    /// # Errors
+    /// A bad manifest.
+    pub fn take(&self, manifest: &str) -> anyhow::Result<()> {
+        let file = self.file(manifest)?;
+        self.lab.delete(&file)?;
+        Ok(())
+    }
+
+    fn file(&self, manifest: &str) -> anyhow::Result<PathBuf> {
+        let path = self.lab.dir().path().join("manifest.yaml");
+        std::fs::write(&path, manifest)?;
+        Ok(path)
+    }
+
+    /// Our copy of an object, if it is there.
+    pub fn object(&self, kind: &str, name: &str) -> Option<Value> {
+        let folder = self.lab.dir().objects().join("status").join(kind);
+        let text = std::fs::read_to_string(folder.join(format!("{name}.yaml"))).ok()?;
+        serde_saphyr::from_str(&text).ok()
+    }
+
+    /// The generation of a policy of `default` whose status says Ready; 0: it does not.
+    pub fn ready_generation(&self, policy: &str) -> i64 {
+        let object = self.object("Egress", &format!("default.{policy}"));
+        let object = object.unwrap_or_default();
+        let conditions = object["status"]["conditions"].as_array();
+        let mut ready = conditions.into_iter().flatten();
+        let is_ready = ready.any(|one| one["type"] == "Ready" && one["status"] == "True");
+        let generation = &object["status"]["observedGeneration"];
+        let current = *generation == object["metadata"]["generation"];
+        match generation.as_i64() {
+            Some(generation) if is_ready && current => generation,
+            _ => 0,
+        }
+    }
+
+    /// Waits until a policy is Ready in a generation above `after`, and returns it.
+    ///
+    /// # Errors
+    /// It does not become so; the error has the object's last status.
+    pub fn wait_ready(&self, policy: &str, after: i64) -> anyhow::Result<i64> {
+        let mut generation = 0;
+        let result = wait(&format!("policy {policy} to be Ready"), || {
+            generation = self.ready_generation(policy);
+            generation > after
+        });
+        result.with_context(|| {
+            let object = self.object("Egress", &format!("default.{policy}"));
+            format!("{}", object.unwrap_or_default())
+        })?;
+        Ok(generation)
+    }
+
+    /// Puts a policy (new or changed) and waits until it is Ready.
+    ///
+    /// # Errors
+    /// A bad manifest, or it does not become Ready.
+    pub fn put_ready(&self, policy: &str, manifest: &str) -> anyhow::Result<i64> {
+        let before = self.ready_generation(policy);
+        self.put(manifest)?;
+        self.wait_ready(policy, before)
+    }
+
+    /// Whether the agent of a host says that everything is carried out.
+    pub fn agent_ready(&self, host: &str) -> bool {
+        let ask = || -> std::io::Result<String> {
+            let endpoint = SocketAddr::from((Ipv4Addr::LOCALHOST, AGENT_HTTP_PORT));
+            let mut stream = TcpStream::connect_timeout(&endpoint, Duration::from_secs(1))?;
+            stream.set_read_timeout(Some(Duration::from_secs(5)))?;
+            stream.write_all(b"GET /readyz HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")?;
+            let mut answer = String::new();
+            stream.read_to_string(&mut answer)?;
+            Ok(answer)
+        };
+        let place = self.lab.place(host);
+        let answer = place.and_then(|place| place.run(ask));
+        matches!(answer, Ok(Ok(answer)) if answer.starts_with("HTTP/1.1 200"))
+    }
+
+    /// Waits until the agents of these hosts say that everything is carried out.
+    ///
+    /// # Errors
+    /// One does not.
+    pub fn wait_agents(&self, hosts: &[&str]) -> anyhow::Result<()> {
+        for host in hosts {
+            wait(&format!("the agent of {host} to be ready"), || {
+                self.agent_ready(host)
+            })?;
+        }
+        Ok(())
+    }
+
+    /// Ends agents (`SIGKILL`, or `SIGTERM` so that they end in order), starts new ones and waits until they are ready.
+    ///
+    /// # Errors
+    /// An agent does not end or does not become ready.
+    pub fn restart_agents(&self, hosts: &[&str], in_order: bool) -> anyhow::Result<()> {
+        for host in hosts {
+            match in_order {
+                true => self.end_agent(host)?,
+                false => self.lab.kill(host, Hurt::Agent)?,
+            }
+        }
+        for host in hosts {
+            self.lab.start(host)?;
+        }
+        self.wait_agents(hosts)
+    }
+
+    fn end_agent(&self, host: &str) -> anyhow::Result<()> {
+        let state = self.lab.dir().read()?;
+        let agent = state.hosts.get(host).and_then(|host| host.agent);
+        let agent = agent.with_context(|| format!("{host} has no agent"))?;
+        agent.process.signal(nix::sys::signal::Signal::SIGTERM);
+        wait(&format!("the agent of {host} to end"), || {
+            agent.launcher.reap();
+            !agent.process.is_alive()
+        })
+    }
+
+    /// Runs a shell line in a host; its output.
+    ///
+    /// # Errors
+    /// It fails; the error has what it said.
+    pub fn shell(&self, host: &str, line: &str) -> anyhow::Result<String> {
+        let place = self.host(host)?;
+        let mut command: Command = self.lab.exec(&place, "sh")?;
+        Ok(run(command.args(["-c", line]), "")?)
+    }
+
+    /// What the agent of a host answers to `egret status -o json`.
+    ///
+    /// # Errors
+    /// It does not run.
+    pub fn status(&self, host: &str) -> anyhow::Result<Value> {
+        let place = self.host(host)?;
+        let mut command = self.lab.exec(&place, program()?)?;
+        let output = command.args(["status", "-o", "json"]).output()?;
+        if output.stdout.is_empty() {
+            bail!("{}", String::from_utf8_lossy(&output.stderr));
+        }
+        Ok(serde_json::from_slice(&output.stdout)?)
+    }
+
+    /// Waits until the agent of a host sees exactly these gateways alive, with tables where there is any address.
+    ///
+    /// # Errors
+    /// It does not.
+    pub fn wait_live(&self, host: &str, gateways: &[&str]) -> anyhow::Result<()> {
+        let mut last = Value::Null;
+        let result = wait(&format!("{host} to see {gateways:?} alive"), || {
+            last = self.status(host).unwrap_or_default();
+            let list = last["gateways"].as_array().cloned().unwrap_or_default();
+            let live = list.iter().filter(|g| g["live"] == true).filter(|g| {
+                g["version"].as_u64() > Some(0) || last["addresses"] == Value::Array(Vec::new())
+            });
+            let mut live: Vec<&str> = live.filter_map(|g| g["node"].as_str()).collect();
+            live.sort_unstable();
+            live == gateways
+        });
+        result.with_context(|| last["gateways"].to_string())
+    }
+}
+
+impl Drop for Scene {
+    fn drop(&mut self) {
+        self.server = None;
+        if std::thread::panicking() {
+            self.print_logs();
+        }
+    }
+}
+
+impl Scene {
+    /// The ends of all logs, for a test that failed.
+    pub fn print_logs(&self) {
+        let entries = std::fs::read_dir(self.lab.dir().log()).into_iter();
+        for entry in entries.flatten().flatten() {
+            let text = std::fs::read_to_string(entry.path()).unwrap_or_default();
+            let lines: Vec<&str> = text.lines().collect();
+            let last = lines[lines.len().saturating_sub(60)..].join("\n");
+            eprintln!("-- {}\n{last}", entry.file_name().to_string_lossy());
+        }
+    }
+}
+
+/// A snapshot without what agents remember for a while: tuples of flows that a policy change ended.
+pub fn without_memory(mut snapshot: Snapshot) -> Snapshot {
+    for line in snapshot.sections.values_mut() {
+        let mut is_memory = false;
+        line.retain(|line| {
+            let trimmed = line.trim_start();
+            if trimmed.starts_with("set ")
+                || trimmed.starts_with("map ")
+                || trimmed.starts_with("chain ")
+            {
+                is_memory = ["set late", "set ended"]
+                    .iter()
+                    .any(|name| trimmed.starts_with(name));
+            }
+            !is_memory
+        });
+    }
+    snapshot
+}

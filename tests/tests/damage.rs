@@ -1,0 +1,133 @@
+//! What others damage is mended within seconds, without one packet with a wrong source meanwhile; and a restarted agent
+//! adopts what is there: group numbers, next hops, rules, routes and ranges stay as they were.
+
+use anyhow::{Result, ensure};
+use egret_lab::{Snapshot, Topology};
+use egret_tests::chaos::{DEADLINE, Noise, Phase, Scene, Watch, egress, ip, without_memory};
+use std::net::IpAddr;
+use std::time::{Duration, Instant};
+
+const SERVERS: [&str; 2] = ["203.0.113.10", "2001:db8:1::10"];
+const EGRESS: [&str; 2] = ["192.168.122.222", "fd00:122::222"];
+/// Mending takes at most a tick of half a second; the rest is for a busy machine.
+const MENDED_WITHIN: Duration = Duration::from_secs(20);
+
+const TOPOLOGY: &str = "
+segments:
+- {name: nodes, cidrs: [192.168.122.0/24, fd00:122::/64]}
+- {name: outside, cidrs: [203.0.113.0/24, 2001:db8:1::/64]}
+hosts:
+- {name: w1, roles: [worker], links: [{segment: nodes}], podCidrs: [10.244.1.0/24, fd00:244:1::/64],
+   pods: [{name: a1, labels: {app: MyApp}}]}
+- {name: wg1, roles: [worker, gateway], links: [{segment: nodes}], podCidrs: [10.244.2.0/24, fd00:244:2::/64], cni: nft,
+   pods: [{name: a2, labels: {app: MyApp}}]}
+- {name: g1, roles: [gateway], links: [{segment: nodes}]}
+- {name: clock, links: [{segment: nodes}]}
+- {name: router, roles: [router]}
+- {name: server, roles: [server], links: [{segment: outside}]}
+";
+
+/// Shell lines that damage a worker, and what they damage.
+const DAMAGE: [(&str, &str); 8] = [
+    ("the tunnel device", "ip link delete egret0"),
+    ("the tunnel device down", "ip link set egret0 down"),
+    ("all next hops", "ip nexthop flush proto 79"),
+    (
+        "the routes of a group, IPv4",
+        "ip -4 route flush table 14791",
+    ),
+    (
+        "the routes of a group, IPv6",
+        "ip -6 route flush table 14791",
+    ),
+    (
+        "the rules, IPv4",
+        "while ip -4 rule delete priority 79 2>/dev/null; do :; done",
+    ),
+    (
+        "the rules, IPv6",
+        "while ip -6 rule delete priority 79 2>/dev/null; do :; done",
+    ),
+    (
+        "the neighbours of the tunnel",
+        "ip -6 neigh flush dev egret0 nud permanent",
+    ),
+];
+
+fn up(test: &str) -> Result<Scene> {
+    let scene = Scene::up(test, &Topology::from_yaml(TOPOLOGY)?)?;
+    let ips: Vec<IpAddr> = EGRESS.map(ip).to_vec();
+    scene.put_ready("main", &egress("main", &ips, &[]))?;
+    scene.wait_live("w1", &["g1", "wg1"])?;
+    scene.wait_live("wg1", &["g1", "wg1"])?;
+    scene.wait_agents(&["w1", "wg1", "g1"])?;
+    Ok(scene)
+}
+
+fn snapshot(scene: &Scene, host: &str) -> Result<Snapshot> {
+    Ok(without_memory(Snapshot::take(&scene.host(host)?)?))
+}
+
+/// Waits until a host is as in `wanted` again.
+fn wait_same(scene: &Scene, host: &str, wanted: &Snapshot) -> Result<()> {
+    let deadline = Instant::now() + DEADLINE.min(MENDED_WITHIN);
+    loop {
+        let differences = wanted.diff(&snapshot(scene, host)?);
+        if differences.is_empty() {
+            return Ok(());
+        }
+        ensure!(
+            Instant::now() < deadline,
+            "{host} is not mended:\n{}",
+            differences.join("\n")
+        );
+    }
+}
+
+#[test]
+fn damage_is_mended_and_nothing_leaves_wrong_meanwhile() -> Result<()> {
+    let scene = up("damage")?;
+    let egress = EGRESS.map(ip);
+    let watch = Watch::start(&scene, &egress)?;
+    watch.phase(Phase::only(egress))?;
+    let noise = Noise::start(&[scene.pod("a1")?, scene.pod("a2")?], &SERVERS.map(ip))?;
+    noise.wait_answers()?;
+    for host in ["w1", "wg1"] {
+        let before = snapshot(&scene, host)?;
+        for (what, line) in DAMAGE {
+            let started = Instant::now();
+            scene.shell(host, line)?;
+            wait_same(&scene, host, &before)?;
+            println!(
+                "{what} on {host}: mended after {} ms at most",
+                started.elapsed().as_millis()
+            );
+            noise.wait_answers()?;
+        }
+    }
+    let verdict = watch.stop()?;
+    noise.stop();
+    verdict.assert_clean(&egress);
+    Ok(())
+}
+
+#[test]
+fn a_restarted_agent_adopts_what_is_there() -> Result<()> {
+    let scene = up("adopt")?;
+    for (host, in_order) in [("w1", false), ("wg1", false), ("g1", true), ("w1", true)] {
+        let before = snapshot(&scene, host)?;
+        let groups = before.sections.get("nexthops").cloned().unwrap_or_default();
+        ensure!(
+            host == "g1" || !groups.is_empty(),
+            "{host} has no next hops to adopt"
+        );
+        scene.restart_agents(&[host], in_order)?;
+        let differences = before.diff(&snapshot(&scene, host)?);
+        ensure!(
+            differences.is_empty(),
+            "{host} differs after a restart:\n{}",
+            differences.join("\n")
+        );
+    }
+    Ok(())
+}

@@ -1,0 +1,14 @@
+//! What is generated and committed is what the code would generate now.
+
+use std::process::Command;
+
+#[test]
+fn the_definitions_in_deploy_are_current() {
+    let status = Command::new(env!("CARGO_BIN_EXE_xtask"))
+        .args(["crds", "--check"])
+        .status();
+    assert!(
+        status.expect("xtask runs").success(),
+        "run: cargo run -p xtask -- crds"
+    );
+}
