@@ -259,6 +259,25 @@ impl Cluster {
             .with_context(|| format!("no counter {name} on {host}: {text}"))
     }
 
+    /// All counters of a worker's ruleset that are not zero, read from the kernel.
+    ///
+    /// # Errors
+    /// It has no ruleset.
+    pub fn worker_counters(&self, host: &str) -> anyhow::Result<BTreeMap<String, u64>> {
+        let words = ["nft", "-j", "list", "counters", "table", "inet", "egret"];
+        let json: Value = serde_json::from_str(&self.exec(&self.host(host)?, &words)?)?;
+        let objects = json["nftables"].as_array().cloned().unwrap_or_default();
+        let counter = |object: &Value| {
+            let counter = &object["counter"];
+            Some((
+                counter["name"].as_str()?.to_owned(),
+                counter["packets"].as_u64()?,
+            ))
+        };
+        let counters = objects.iter().filter_map(counter);
+        Ok(counters.filter(|(_, packets)| *packets > 0).collect())
+    }
+
     /// A counter of a gateway's eBPF programs, as its agent's metrics show it: a moment old.
     ///
     /// # Errors

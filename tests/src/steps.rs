@@ -26,11 +26,14 @@ macro_rules! steps {
     };
 }
 
+/// Runs the steps that the function wants.
+type Work = dyn FnOnce(&dyn Fn(&str) -> bool) -> Tally;
+
 /// Steps that share one lab.
 pub struct Group {
     name: &'static str,
     steps: Vec<&'static str>,
-    run: Box<dyn FnOnce(&dyn Fn(&str) -> bool) -> Tally>,
+    run: Box<Work>,
 }
 
 #[derive(Default)]

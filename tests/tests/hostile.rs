@@ -444,8 +444,8 @@ fn refused_or_sent(result: std::io::Result<()>) -> Outcome {
 }
 
 fn a_tcp_packet_without_flow_is_reset_towards_the_pod(cluster: &Cluster) -> Outcome {
-    for family in 0..2 {
-        let server = SocketAddr::new(ip(MARK[family]), 80);
+    for mark in MARK.map(ip) {
+        let server = SocketAddr::new(mark, 80);
         let own = SocketAddr::new(cluster.pod_address("a1", server.ip())?, 4444);
         let resets = Capture::start(&cluster.pod("a1")?, "eth0", move |packet| {
             // Byte 13 of the TCP header, after Ethernet and an IP header without options.

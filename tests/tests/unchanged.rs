@@ -62,8 +62,10 @@ struct Scene {
     cluster: Cluster,
 }
 
+type Observe = fn(&Cluster) -> anyhow::Result<Observations>;
+
 /// Everything that must not change, by name.
-const UNCHANGED: [(&str, fn(&Cluster) -> anyhow::Result<Observations>); 14] = [
+const UNCHANGED: [(&str, Observe); 14] = [
     ("outside the list", |c| {
         from_pods(c, &["l1", "l2"], &OUTSIDE_LIST)
     }),

@@ -387,6 +387,13 @@ fn guard() -> Vec<Rule> {
             .forwarded(false)
             .drop(),
     );
+    // The kernel's MLD reports name the tunnel as the device that they came by, as if they were forwarded.
+    rules.push(
+        rule()
+            .device(Way::Out, TUNNEL_DEVICE, true)
+            .address_starts(Family::V6, End::Destination, &[0xff])
+            .drop(),
+    );
     for family in FAMILIES {
         rules.push(
             rule()
