@@ -34,11 +34,11 @@ const DAMAGE: [(&str, &str); 8] = [
     ("all next hops", "ip nexthop flush proto 79"),
     (
         "the routes of a group, IPv4",
-        "ip -4 route flush table 14791",
+        "ip -4 route delete default table 14791",
     ),
     (
         "the routes of a group, IPv6",
-        "ip -6 route flush table 14791",
+        "ip -6 route delete default table 14791",
     ),
     (
         "the rules, IPv4",
@@ -94,7 +94,9 @@ fn damage_is_mended_and_nothing_leaves_wrong_meanwhile() -> Result<()> {
     noise.wait_answers()?;
     for host in ["w1", "wg1"] {
         let before = snapshot(&scene, host)?;
-        for (what, line) in DAMAGE {
+        // A node that is a gateway itself has no group of others while its own link is up.
+        let has_group = |line: &str| host == "w1" || !line.contains("14791");
+        for (what, line) in DAMAGE.into_iter().filter(|(_, line)| has_group(line)) {
             let started = Instant::now();
             scene.shell(host, line)?;
             wait_same(&scene, host, &before)?;

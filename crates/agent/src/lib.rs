@@ -91,7 +91,7 @@ pub fn run(
 }
 
 /// Removes everything of Egret from this node's kernel and file system. Goes on after errors and returns them all.
-pub fn cleanup(state_directory: &Path, pin_directory: &Path) -> Vec<String> {
+pub fn cleanup(state_directory: &Path, pin_directory: &Path, socket: &Path) -> Vec<String> {
     let mut errors = Vec::new();
     if let Err(error) = egret_datapath::gateway::GatewayDriver::remove(pin_directory) {
         errors.push(chain(&error));
@@ -102,6 +102,18 @@ pub fn cleanup(state_directory: &Path, pin_directory: &Path) -> Vec<String> {
     }
     if let Err(error) = remembered::Remembered::forget(state_directory) {
         errors.push(format!("record of groups: {error}"));
+    }
+    match std::fs::remove_file(socket) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => {
+            errors.push(format!("socket {}: {error}", socket.display()));
+        }
+        _ => {}
+    }
+    // The directory is ours only by its default name, and only if nobody else keeps anything in it.
+    if socket == Path::new(egret_core::numbers::AGENT_SOCKET)
+        && let Some(directory) = socket.parent()
+    {
+        let _in_use = std::fs::remove_dir(directory);
     }
     errors
 }

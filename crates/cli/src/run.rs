@@ -109,7 +109,11 @@ fn agent(arguments: &AgentArguments) -> anyhow::Result<ExitCode> {
 }
 
 fn cleanup(arguments: &AgentArguments) -> ExitCode {
-    let errors = egret_agent::cleanup(&arguments.state_directory, &arguments.pin_directory);
+    let errors = egret_agent::cleanup(
+        &arguments.state_directory,
+        &arguments.pin_directory,
+        &arguments.socket,
+    );
     for error in &errors {
         eprintln!("egret: {error}");
     }

@@ -11,16 +11,17 @@ const FNV_OFFSET: u64 = 0xcbf2_9ce4_8422_2325;
 const FNV_PRIME: u64 = 0x0000_0100_0000_01b3;
 
 /// A hash in the making.
-#[derive(Clone, Copy)]
-pub(crate) struct StableHash(u64);
+#[derive(Clone, Copy, Debug)]
+pub struct StableHash(u64);
 
 impl StableHash {
     /// Starts a hash for one purpose; different purposes never share values.
-    pub(crate) fn new(purpose: &str) -> Self {
+    pub fn new(purpose: &str) -> Self {
         Self(FNV_OFFSET).text(purpose)
     }
 
-    fn raw(mut self, bytes: &[u8]) -> Self {
+    /// Adds bytes, without their length.
+    pub fn raw(mut self, bytes: &[u8]) -> Self {
         for byte in bytes {
             self.0 = (self.0 ^ u64::from(*byte)).wrapping_mul(FNV_PRIME);
         }
@@ -28,17 +29,17 @@ impl StableHash {
     }
 
     /// Adds a text, with its length.
-    pub(crate) fn text(self, text: &str) -> Self {
+    pub fn text(self, text: &str) -> Self {
         self.number(text.len() as u64).raw(text.as_bytes())
     }
 
     /// Adds a number.
-    pub(crate) fn number(self, number: u64) -> Self {
+    pub fn number(self, number: u64) -> Self {
         self.raw(&number.to_le_bytes())
     }
 
     /// Adds an address, with its family.
-    pub(crate) fn address(self, address: IpAddr) -> Self {
+    pub fn address(self, address: IpAddr) -> Self {
         match address {
             IpAddr::V4(v4) => self.raw(&[4]).raw(&v4.octets()),
             IpAddr::V6(v6) => self.raw(&[6]).raw(&v6.octets()),
@@ -46,7 +47,7 @@ impl StableHash {
     }
 
     /// The hash (splitmix64's finaliser).
-    pub(crate) fn finish(self) -> u64 {
+    pub fn finish(self) -> u64 {
         let mut z = self.0;
         z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
         z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);

@@ -16,7 +16,7 @@
 pub mod check;
 mod compile;
 pub mod explain;
-mod hash;
+pub mod hash;
 pub mod machines;
 pub mod model;
 pub mod node;

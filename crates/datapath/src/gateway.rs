@@ -286,9 +286,11 @@ impl GatewayDriver {
         if !pins.0.exists() {
             return Ok(false);
         }
-        let config = Tables::open(&pins)
-            .map(|tables| *tables.config())
-            .unwrap_or_default();
+        let tables = Tables::open(&pins).ok();
+        if let Some(tables) = &tables {
+            leave_groups(tables);
+        }
+        let config = tables.map(|tables| *tables.config()).unwrap_or_default();
         let mut found = programs::detach(&pins, &config)?;
         for name in maps::PINNED {
             let path = pins.path(name);
@@ -305,6 +307,20 @@ impl GatewayDriver {
         // Others may have pins beside ours; then it is not empty and stays.
         let _not_empty = std::fs::remove_dir(pin_dir);
         Ok(found)
+    }
+}
+
+/// Leaves the multicast groups of every address in the tables: their link-layer entries outlive the agent.
+fn leave_groups(tables: &Tables) {
+    let ifindex = tables.config().external_ifindex;
+    // A device that has gone took its entries along.
+    let Ok(device) = nix::net::if_::if_indextoname(ifindex) else {
+        return;
+    };
+    let mut solicited = announce::SolicitedNodes::new(ifindex, &device.to_string_lossy());
+    solicited.adopt(&tables.addresses());
+    for error in solicited.set(&BTreeSet::new()).err().unwrap_or_default() {
+        tracing::warn!(%error, "a solicited-node group stays joined");
     }
 }
 

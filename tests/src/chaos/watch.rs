@@ -16,13 +16,15 @@ const MARKER_PORT: u16 = 40_000;
 /// Phases that fit below the ephemeral ports of an answer.
 const PHASES_MAX: usize = 2_000;
 const TCP: u8 = 6;
+/// Time to live of packets that have crossed no router (Linux's default).
+const FIRST_HOPS: u8 = 64;
 
 /// What may be seen.
 #[derive(Debug, Clone, Default)]
 pub struct Phase {
     /// Allowed sources.
     pub sources: BTreeSet<IpAddr>,
-    /// Allowed sources that may not send a TCP reset: nodes whose stack must not answer for a pod.
+    /// Allowed sources whose own stack may not send a TCP reset: it must not answer for a pod.
     pub no_reset: BTreeSet<IpAddr>,
 }
 
@@ -248,6 +250,10 @@ fn judge(law: &Law, side: &mut Side, packet: &Packet) -> bool {
     if !law.servers.contains(&packet.destination) {
         return false;
     }
+    if is_link_local(packet.source) {
+        // Neighbour discovery of the router itself: nothing forwarded has such a source (RFC 4291 2.5.6).
+        return false;
+    }
     if law.ignored.contains(&packet.source) {
         let marker = packet.ports.and_then(|(_, to)| to.checked_sub(MARKER_PORT));
         if let Some(number) = marker
@@ -295,7 +301,9 @@ fn problem(law: &Law, phase: usize, packet: &Packet) -> Option<String> {
         ));
     }
     let is_reset = *protocol == TCP && tcp_flags(packet).is_some_and(|flags| flags & 4 != 0);
-    (is_reset && allowed.no_reset.contains(source))
+    // What a pod sends has crossed its node by here.
+    let is_own = hops_left(packet) == Some(FIRST_HOPS) && packet.direction == Direction::In;
+    (is_reset && is_own && allowed.no_reset.contains(source))
         .then(|| format!("phase {phase}: reset from {source}"))
 }
 
@@ -315,6 +323,16 @@ fn reported(packet: &Packet) -> Option<IpAddr> {
         }
         _ => None,
     }
+}
+
+fn is_link_local(address: IpAddr) -> bool {
+    matches!(address, IpAddr::V6(v6) if v6.is_unicast_link_local())
+}
+
+/// Time to live or hop limit.
+fn hops_left(packet: &Packet) -> Option<u8> {
+    let offset = if packet.source.is_ipv4() { 8 } else { 7 };
+    packet.bytes.get(14 + offset).copied()
 }
 
 /// Byte 13 of the TCP header of a packet without IPv6 extension headers.

@@ -64,8 +64,13 @@ impl Nftables {
         self.flags != 0
     }
 
-    /// Makes the kernel's table equal to `wanted`, in one transaction. The first call replaces what an earlier process
-    /// left, later ones send the difference only. Content of run-time sets lives through later calls.
+    /// Makes the kernel's table equal to `wanted`; every packet meets the old rules or the new ones. The first call
+    /// replaces what an earlier process left, later ones send the difference only. Content of run-time sets lives
+    /// through later calls.
+    ///
+    /// One transaction does not suffice: the kernel switches rules at once, but shows the content of maps of ranges
+    /// (pipapo) only at the end of the commit, and a packet in between finds them empty. So what is new is made first,
+    /// where no packet comes by, and a whole table is replaced under the cover of a second one with the same rules.
     pub fn apply(&mut self, wanted: &Table) -> Result<(), NftError> {
         let result = match self.applied.take() {
             Some(applied) if applied == *wanted => {
@@ -73,8 +78,10 @@ impl Nftables {
                 return Ok(());
             }
             Some(applied) => {
-                let requests = difference(&self.name, &applied, wanted);
-                self.socket.batch(&requests)
+                let change = difference(&self.name, &applied, wanted);
+                self.socket
+                    .batch(&change.prepare)
+                    .and_then(|()| self.socket.batch(&change.switch))
             }
             None => self.replace(wanted),
         };
@@ -150,30 +157,56 @@ impl Nftables {
     /// Removes the table, if it is there.
     pub fn remove(&mut self) -> Result<bool, NftError> {
         self.applied = None;
-        if self.owner()?.is_none() {
-            return Ok(false);
+        let cover = self.cover();
+        for name in [cover, self.name.clone()] {
+            if self.owner_of(&name)?.is_none() {
+                if name == self.name {
+                    return Ok(false);
+                }
+                continue;
+            }
+            let result = self.delete(&name);
+            self.error(result)?;
         }
-        let requests = [
-            m::new_table(&self.name, self.flags),
-            m::delete_table(&self.name),
-        ];
-        let result = self
-            .socket
-            .batch(&requests)
-            .or_else(|_| self.socket.batch(&requests[1..]));
-        self.error(result)?;
         Ok(true)
     }
 
+    fn delete(&mut self, name: &str) -> Result<(), NetlinkError> {
+        let requests = [m::new_table(name, self.flags), m::delete_table(name)];
+        let result = self.socket.batch(&requests);
+        result.or_else(|_| self.socket.batch(&requests[1..]))
+    }
+
+    /// Name of the table that stands in while ours is replaced.
+    fn cover(&self) -> String {
+        format!("{}_cover", self.name)
+    }
+
     fn replace(&mut self, wanted: &Table) -> Result<(), NetlinkError> {
+        let cover = self.cover();
+        let is_there = matches!(self.owner_of(&self.name.clone()), Ok(Some(_)));
+        if is_there {
+            self.replace_whole(&cover, wanted)?;
+        }
+        let result = self.replace_whole(&self.name.clone(), wanted);
+        // Also what an agent left that died in between.
+        if is_there || matches!(self.owner_of(&cover), Ok(Some(_))) {
+            self.delete(&cover)?;
+        }
+        result
+    }
+
+    fn replace_whole(&mut self, name: &str, wanted: &Table) -> Result<(), NetlinkError> {
         let whole = |flags| {
-            // Adopt what is there (or make it), drop it, make ours: one transaction, so no packet sees a gap.
+            // Adopt what is there (or make it), drop it, make ours.
             let mut requests = vec![
-                m::new_table(&self.name, flags),
-                m::delete_table(&self.name),
-                m::new_table(&self.name, flags),
+                m::new_table(name, flags),
+                m::delete_table(name),
+                m::new_table(name, flags),
             ];
-            requests.extend(difference(&self.name, &Table::default(), wanted));
+            let change = difference(name, &Table::default(), wanted);
+            requests.extend(change.prepare);
+            requests.extend(change.switch);
             requests
         };
         let requests = whole(self.flags);
@@ -191,10 +224,10 @@ impl Nftables {
         }
     }
 
-    /// The owner of the table of our name; `None`: there is no such table.
-    fn owner(&mut self) -> Result<Option<u32>, NftError> {
-        let attrs = Attrs::default().text(1, &self.name);
-        let request = m::request(m::GETTABLE, 0, attrs, format!("table {}", self.name));
+    /// The owner of a table; `None`: there is no such table.
+    fn owner_of(&mut self, name: &str) -> Result<Option<u32>, NftError> {
+        let attrs = Attrs::default().text(1, name);
+        let request = m::request(m::GETTABLE, 0, attrs, format!("table {name}"));
         match self.socket.query(&request) {
             Ok(reply) => Ok(Some(number(&named(&reply.body), 7))),
             Err(error) if error.errno() == Some(libc::ENOENT) => Ok(None),
@@ -258,7 +291,7 @@ impl Nftables {
             Err(source) => source,
         };
         if source.errno() == Some(libc::EPERM)
-            && let Ok(Some(owner)) = self.owner()
+            && let Ok(Some(owner)) = self.owner_of(&self.name.clone())
             && owner != 0
         {
             return Err(NftError::Owned {
@@ -299,41 +332,69 @@ pub(super) fn number(object: &BTreeMap<u16, Vec<u8>>, kind: u16) -> u32 {
     bytes.map_or(0, u32::from_be_bytes)
 }
 
+/// How one table becomes another.
+struct Change {
+    /// What is new and no packet comes by yet.
+    prepare: Vec<Request>,
+    /// What brings packets there, and removes what is old.
+    switch: Vec<Request>,
+}
+
 /// The requests that turn `old` into `new`: what others refer to is made first and removed last.
-fn difference(table: &str, old: &Table, new: &Table) -> Vec<Request> {
-    let mut requests = Vec::new();
-    for counter in new
-        .counters
-        .iter()
-        .filter(|counter| !old.counters.contains(counter))
-    {
-        requests.push(m::new_counter(table, counter));
+fn difference(table: &str, old: &Table, new: &Table) -> Change {
+    let mut prepare = Vec::new();
+    let counters = new.counters.iter();
+    for counter in counters.filter(|counter| !old.counters.contains(counter)) {
+        prepare.push(m::new_counter(table, counter));
     }
     for (id, (name, set)) in new.sets.iter().enumerate() {
         match old.sets.get(name) {
             Some(before) => assert!(before.same_shape(set), "set {name} never changes its shape"),
-            None => requests.push(m::new_set(table, name, id as u32 + 1, set)),
+            None => prepare.push(m::new_set(table, name, id as u32 + 1, set)),
         }
     }
-    for (name, chain) in &new.chains {
-        if !old.chains.contains_key(name) {
-            requests.push(m::new_chain(table, name, chain));
+    let is_new = |name: &String| !old.chains.contains_key(name);
+    for (name, chain) in new.chains.iter().filter(|(name, _)| is_new(name)) {
+        if chain.hook.is_none() {
+            prepare.push(m::new_chain(table, name, chain));
         }
     }
+    for (name, chain) in new.chains.iter().filter(|(name, _)| is_new(name)) {
+        if chain.hook.is_none() {
+            let rules = chain.rules.iter().enumerate();
+            prepare.extend(rules.map(|(number, rule)| m::new_rule(table, name, number, rule)));
+        }
+    }
+    for (name, set) in new
+        .sets
+        .iter()
+        .filter(|(name, _)| !old.sets.contains_key(*name))
+    {
+        prepare.extend(changed_elements(table, name, None, set));
+    }
+    let switch = switch(table, old, new);
+    Change { prepare, switch }
+}
+
+fn switch(table: &str, old: &Table, new: &Table) -> Vec<Request> {
+    let mut requests = Vec::new();
     for (name, chain) in &new.chains {
         let before = old.chains.get(name);
-        if before.is_some_and(|before| before.rules == chain.rules) {
-            continue;
-        }
-        if before.is_some_and(|before| !before.rules.is_empty()) {
-            requests.push(m::flush_chain(table, name));
+        match (before, chain.hook) {
+            (None, None) => continue,
+            (None, Some(_)) => requests.push(m::new_chain(table, name, chain)),
+            (Some(before), _) if before.rules == chain.rules => continue,
+            (Some(before), _) if before.rules.is_empty() => {}
+            (Some(_), _) => requests.push(m::flush_chain(table, name)),
         }
         for (number, rule) in chain.rules.iter().enumerate() {
             requests.push(m::new_rule(table, name, number, rule));
         }
     }
     for (name, set) in &new.sets {
-        requests.extend(changed_elements(table, name, old.sets.get(name), set));
+        if let Some(before) = old.sets.get(name) {
+            requests.extend(changed_elements(table, name, Some(before), set));
+        }
     }
     for (name, chain) in &old.chains {
         if !new.chains.contains_key(name) && !chain.rules.is_empty() {

@@ -5,6 +5,7 @@ use super::counters as c;
 use super::names::{FAMILIES, Family, STAGES, Stage};
 use super::rule::{End, STATE_ESTABLISHED, STATE_INVALID, STATE_NEW, STATE_UNTRACKED, Way, rule};
 use crate::nft::{Chain, ElementKey, Rule, Set, SetType, Table, Value};
+use egret_core::hash::StableHash;
 use egret_core::model::Protocol;
 use egret_core::node::{DestinationBox, Group, NodeState, Profile, ProfileId, Target, Verdict};
 use egret_core::numbers::{GROUP_LOCAL, MARK_MASK, MARK_SHIFT, TUNNEL_DEVICE};
@@ -109,8 +110,12 @@ fn pods(state: &NodeState, table: &mut Table, stage: Stage, family: Family) {
 }
 
 fn one(table: &mut Table, stage: Stage, family: Family, id: ProfileId, profile: &Profile) {
-    let boxes = stage.boxes(family, id);
-    let portless = stage.portless(family, id);
+    let (boxes, portless) = (
+        boxes(stage, family, profile),
+        portless(stage, family, profile),
+    );
+    let boxes_name = named_by_content(stage.boxes(family, id), &boxes);
+    let portless_name = named_by_content(stage.portless(family, id), &portless);
     let mut rules = vec![
         rule()
             .address_in(family, End::Destination, &family.named("never"))
@@ -122,17 +127,21 @@ fn one(table: &mut Table, stage: Stage, family: Family, id: ProfileId, profile: 
     rules.push(
         rule()
             .protocol_in(TRANSPORT, true)
-            .by_box(family, boxes.clone()),
+            .by_box(family, boxes_name.clone()),
     );
     rules.push(
         rule()
             .protocol_in(TRANSPORT, false)
-            .by_destination(family, portless.clone()),
+            .by_destination(family, portless_name.clone()),
     );
     table
         .chains
         .insert(stage.profile(family, id), Chain { hook: None, rules });
+    table.sets.insert(boxes_name, boxes);
+    table.sets.insert(portless_name, portless);
+}
 
+fn boxes(stage: Stage, family: Family, profile: &Profile) -> Set {
     let mut map = Set::new(&[address_type(family), SetType::Protocol, SetType::Port]);
     (map.verdicts, map.interval) = (true, true);
     for b in profile
@@ -143,8 +152,10 @@ fn one(table: &mut Table, stage: Stage, family: Family, id: ProfileId, profile: 
         map.elements
             .insert(box_key(b), box_verdict(stage, b.verdict));
     }
-    table.sets.insert(boxes, map);
+    map
+}
 
+fn portless(stage: Stage, family: Family, profile: &Profile) -> Set {
     let mut map = Set::new(&[address_type(family)]);
     (map.verdicts, map.interval) = (true, true);
     let refusal = match stage {
@@ -160,7 +171,23 @@ fn one(table: &mut Table, stage: Stage, family: Family, id: ProfileId, profile: 
         map.elements
             .insert(range_key(*first, *last), refusal.clone());
     }
-    table.sets.insert(portless, map);
+    map
+}
+
+/// Maps of ranges never change their content: other content has another name. A packet then meets the old map or the
+/// new one, whole, while the kernel shows changes of such a map only some time after it has switched the rules.
+fn named_by_content(name: String, map: &Set) -> String {
+    let mut hash = StableHash::new("map").number(map.elements.len() as u64);
+    for (key, value) in &map.elements {
+        hash = hash.raw(&key.first).raw(&key.last);
+        hash = match value {
+            Value::Member => hash.number(0),
+            Value::Verdict(code, chain) => hash
+                .number(i64::from(*code) as u64)
+                .text(chain.as_deref().unwrap_or_default()),
+        };
+    }
+    format!("{name}_{:016x}", hash.finish())
 }
 
 fn box_key(b: &DestinationBox) -> ElementKey {
