@@ -36,8 +36,12 @@ impl Remembered {
         }
     }
 
-    /// Writes it down, by rename.
+    /// Writes it down, by rename. Where there is nothing to remember, no file is left either: a node without policies is
+    /// as it was before them.
     pub(crate) fn save(&self, directory: &Path) -> io::Result<()> {
+        if *self == Self::default() {
+            return Self::forget(directory);
+        }
         let on_disk = OnDisk {
             groups: self
                 .groups
@@ -62,5 +66,30 @@ impl Remembered {
             Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
             _ => Ok(()),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_saved_is_loaded_and_nothing_leaves_no_file() {
+        let directory = tempfile::tempdir().unwrap();
+        let key = GroupKey {
+            gateway: egret_core::model::GatewayName("default".into()),
+            only: None,
+        };
+        let some = Remembered {
+            groups: [(key.clone(), GroupNumber(7))].into(),
+            members: [(key, [TunnelIndex(1)].into())].into(),
+        };
+        some.save(directory.path()).unwrap();
+        assert_eq!(Remembered::load(directory.path()), some);
+        Remembered::default().save(directory.path()).unwrap();
+        assert_eq!(fs::read_dir(directory.path()).unwrap().count(), 0);
+        assert_eq!(Remembered::load(directory.path()), Remembered::default());
+        // Also where nothing was ever written.
+        Remembered::default().save(directory.path()).unwrap();
     }
 }

@@ -1,7 +1,10 @@
 //! `egret lab ...`: the verbs on the command line.
 
+use crate::demo;
 use crate::traffic::{Server, ping_source, tcp_source, udp_source};
-use crate::{HostStatus, Hurt, Lab, LabError, Snapshot, StateDir, Topology, UpOptions};
+use crate::{
+    DemoOptions, HostStatus, Hurt, Lab, LabError, Snapshot, StateDir, Topology, UpOptions,
+};
 use anyhow::Context;
 use clap::{Args, Subcommand};
 use std::io::Write;
@@ -45,6 +48,12 @@ enum Verb {
         /// Further arguments of every agent
         #[arg(last = true, value_name = "AGENT_ARGS")]
         agent_args: Vec<String>,
+    },
+    /// Bring the built-in lab up, show the main job with a mark on every line that is checked, take the lab down
+    Demo {
+        /// Leave the lab up
+        #[arg(long)]
+        keep: bool,
     },
     /// Show hosts, pods, their addresses and what runs
     Status,
@@ -140,6 +149,7 @@ fn run_verb(name: &str, verb: Verb) -> anyhow::Result<ExitCode> {
             no_agents,
             agent_args,
         } => up(name, file, no_agents, agent_args)?,
+        Verb::Demo { keep } => return show_demo(name, keep),
         Verb::Status => return status(name),
         Verb::Exec { place, command } => return exec(name, &place, &command),
         Verb::Kill { host, how } => Lab::open(name)?.kill(&host, how)?,
@@ -194,6 +204,22 @@ fn up(
         lab.dir().objects().display(),
         lab.dir().log().display()
     ))
+}
+
+fn show_demo(name: &str, keep: bool) -> anyhow::Result<ExitCode> {
+    if !nix::unistd::geteuid().is_root() {
+        eprintln!("error: the demo makes network namespaces and needs root");
+        return Ok(ExitCode::from(EXIT_UNREACHABLE));
+    }
+    let egret = std::env::current_exe().context("looking for this program")?;
+    demo::run(&DemoOptions {
+        name: name.to_owned(),
+        egret,
+        called: std::env::args()
+            .next()
+            .unwrap_or_else(|| "egret".to_owned()),
+        keep,
+    })
 }
 
 fn status(name: &str) -> anyhow::Result<ExitCode> {
@@ -337,6 +363,8 @@ mod tests {
             "lab ask pod/default/a1",
             "lab ask pod/default/a1 2001:db8:1::10",
             "lab down",
+            "lab demo",
+            "lab demo --keep",
         ] {
             Program::try_parse_from(line.split(' '))
                 .unwrap_or_else(|error| panic!("{line}: {error}"));

@@ -69,6 +69,19 @@ impl Lab {
     /// # Errors
     /// A bad name or topology, a lab of this name is there already, or anything that the system refuses.
     pub fn up(name: &str, topology: &Topology, options: &UpOptions) -> Result<Self, LabError> {
+        Self::up_with(name, topology, options, &[])
+    }
+
+    /// As [`Lab::up`] with further settings that agents and controller must agree on (`egret controller --help`).
+    ///
+    /// # Errors
+    /// As [`Lab::up`].
+    pub fn up_with(
+        name: &str,
+        topology: &Topology,
+        options: &UpOptions,
+        settings: &[&str],
+    ) -> Result<Self, LabError> {
         topology.validate()?;
         let dir = StateDir::new(name)?;
         let egret = visible_program(options)?;
@@ -80,6 +93,11 @@ impl Lab {
             topology: topology.clone(),
             egret,
             agent_args: options.agent_args.clone(),
+            settings: SETTINGS
+                .iter()
+                .chain(settings)
+                .map(ToString::to_string)
+                .collect(),
             agents: options.agents,
             hosts: BTreeMap::new(),
             controller: None,
@@ -192,8 +210,7 @@ impl Lab {
     pub(crate) fn start_agent(&self, state: &mut State, name: &str) -> Result<(), LabError> {
         let mut arguments = vec!["agent".to_owned(), "--node".to_owned(), name.to_owned()];
         arguments.extend(["--source".to_owned(), self.source()]);
-        arguments.extend(SETTINGS.map(str::to_owned));
-        arguments.extend(state.agent_args.iter().cloned());
+        arguments.extend(state.settings.iter().chain(&state.agent_args).cloned());
         let init = state.init_of(name)?;
         let daemon = host::start_daemon(&self.dir, name, init, &state.egret, &arguments)?;
         if let Some(processes) = state.hosts.get_mut(name) {
@@ -207,7 +224,7 @@ impl Lab {
         let mut arguments = ["controller", "--source", &source]
             .map(str::to_owned)
             .to_vec();
-        arguments.extend(SETTINGS.map(str::to_owned));
+        arguments.extend(state.settings.iter().cloned());
         let init = state.init_of(CONTROL)?;
         let daemon = host::start_daemon(&self.dir, CONTROL, init, &state.egret, &arguments)?;
         state.controller = Some(daemon);

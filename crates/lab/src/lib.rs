@@ -17,6 +17,7 @@
 
 pub mod capture;
 pub mod cli;
+pub mod demo;
 pub mod error;
 mod firewall;
 mod host;
@@ -36,6 +37,7 @@ pub mod traffic;
 
 pub use capture::Capture;
 pub use cli::LabCommand;
+pub use demo::DemoOptions;
 pub use error::LabError;
 pub use hurt::Hurt;
 pub use lab::{Lab, OwnedLab, UpOptions};

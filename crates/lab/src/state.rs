@@ -28,6 +28,8 @@ pub struct State {
     pub egret: PathBuf,
     /// Arguments of every agent after those of the lab.
     pub agent_args: Vec<String>,
+    /// Settings that agents and controller agree on.
+    pub settings: Vec<String>,
     /// Whether agents and controller run.
     pub agents: bool,
     /// Namespaces of hosts and of [`CONTROL`]; a host that is off has none.
