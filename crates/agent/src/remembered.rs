@@ -81,8 +81,8 @@ mod tests {
             only: None,
         };
         let some = Remembered {
-            groups: [(key.clone(), GroupNumber(7))].into(),
-            members: [(key, [TunnelIndex(1)].into())].into(),
+            groups: [(key.clone(), 7)].into(),
+            members: [(key, [1].into())].into(),
         };
         some.save(directory.path()).unwrap();
         assert_eq!(Remembered::load(directory.path()), some);
