@@ -272,10 +272,7 @@ fn nothing_stays(test: &str, topology: &str) -> Result<()> {
                 .is_some_and(|after| snapshot.diff(after).is_empty())
         })
     })
-    .or_else(|error| {
-        assert_same("left by a policy that was removed", &idle, &after);
-        Err(error)
-    })?;
+    .inspect_err(|_| assert_same("left by a policy that was removed", &idle, &after))?;
 
     bare.put_policy()?;
     bare.kill()?;
