@@ -42,20 +42,47 @@ board!(egret_controller::Board);
 /// A main loop that has not gone round for this long hangs.
 const HANG: Duration = Duration::from_secs(30);
 
-/// Serves on a thread of its own, as long as the process lives. A port that cannot be had is reported and does not stop
-/// the component: traffic matters more than its metrics.
+/// Pause before a port that is taken is tried again.
+const RETRY: Duration = Duration::from_millis(250);
+
+/// Serves on a thread of its own, as long as the process lives. A port that cannot be had is reported, tried again until
+/// it is free (a predecessor that is ending may still have it), and does not stop the component: traffic matters more
+/// than its metrics.
 pub fn serve(port: u16, board: Arc<dyn Board>) {
     if port == 0 {
         return;
     }
-    if let Err(error) = start(port, board) {
+    let thread = std::thread::Builder::new().name("http".into());
+    let started = thread.spawn(move || {
+        let listener = listen(port);
+        if let Err(error) = listener.and_then(|listener| serve_on(listener, board)) {
+            tracing::warn!(%error, "metrics and health are no longer served");
+        }
+    });
+    if let Err(error) = started {
         tracing::warn!(port, %error, "metrics and health are not served");
     }
 }
 
-fn start(port: u16, board: Arc<dyn Board>) -> io::Result<()> {
-    let listener =
-        TcpListener::bind(("::", port)).or_else(|_| TcpListener::bind(("0.0.0.0", port)))?;
+/// Waits for the port as long as it takes.
+fn listen(port: u16) -> io::Result<TcpListener> {
+    let mut is_told = false;
+    loop {
+        let listener = TcpListener::bind(("::", port));
+        match listener.or_else(|_| TcpListener::bind(("0.0.0.0", port))) {
+            Err(error) if error.kind() == io::ErrorKind::AddrInUse => {
+                if !is_told {
+                    tracing::warn!(port, %error, "metrics and health are not served until the port is free");
+                    is_told = true;
+                }
+                std::thread::sleep(RETRY);
+            }
+            result => return result,
+        }
+    }
+}
+
+fn serve_on(listener: TcpListener, board: Arc<dyn Board>) -> io::Result<()> {
     listener.set_nonblocking(true)?;
     let router = Router::new()
         .route("/metrics", get(metrics))
@@ -65,17 +92,9 @@ fn start(port: u16, board: Arc<dyn Board>) -> io::Result<()> {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()?;
-    std::thread::Builder::new()
-        .name("http".into())
-        .spawn(move || {
-            let served = runtime.block_on(async move {
-                axum::serve(tokio::net::TcpListener::from_std(listener)?, router).await
-            });
-            if let Err(error) = served {
-                tracing::warn!(%error, "metrics and health are no longer served");
-            }
-        })?;
-    Ok(())
+    runtime.block_on(async move {
+        axum::serve(tokio::net::TcpListener::from_std(listener)?, router).await
+    })
 }
 
 async fn metrics(State(board): State<Arc<dyn Board>>) -> Response {

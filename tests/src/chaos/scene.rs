@@ -218,9 +218,13 @@ impl Scene {
     /// One does not.
     pub fn wait_agents(&self, hosts: &[&str]) -> anyhow::Result<()> {
         for host in hosts {
-            wait(&format!("the agent of {host} to be ready"), || {
+            let result = wait(&format!("the agent of {host} to be ready"), || {
                 self.agent_ready(host)
-            })?;
+            });
+            if result.is_err() {
+                self.print_logs();
+            }
+            result?;
         }
         Ok(())
     }
@@ -313,7 +317,7 @@ impl Scene {
         for entry in entries.flatten().flatten() {
             let text = std::fs::read_to_string(entry.path()).unwrap_or_default();
             let lines: Vec<&str> = text.lines().collect();
-            let last = lines[lines.len().saturating_sub(60)..].join("\n");
+            let last = lines[lines.len().saturating_sub(15)..].join("\n");
             eprintln!("-- {}\n{last}", entry.file_name().to_string_lossy());
         }
     }
