@@ -410,6 +410,11 @@ impl Screen {
             }
         ));
         let objects = format!("/run/egret-lab/{name}/objects");
+        // Programs in a host start in `/`.
+        let program = match called.starts_with('/') {
+            true => called.clone(),
+            false => format!("$PWD/{called}"),
+        };
         let commands = [
             (format!("{lab} up"), "the same lab, and it stays up"),
             (
@@ -423,6 +428,10 @@ impl Screen {
             (
                 format!("{called} status --source dir:{objects}"),
                 "policies, addresses, leases, gateways",
+            ),
+            (
+                format!("{lab} exec worker1 -- {program} explain default/a1"),
+                "why does it leave as it does?",
             ),
             (
                 format!("{lab} exec pod/default/a1 -- bash"),
