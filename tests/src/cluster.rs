@@ -166,6 +166,25 @@ impl Cluster {
         Ok(())
     }
 
+    /// Waits until a policy is ready with so many pods.
+    ///
+    /// # Errors
+    /// It is not in time.
+    pub fn wait_selected(&self, policy: &str, pods: u64) -> anyhow::Result<()> {
+        let what = format!("{policy} to be ready with {pods} pods");
+        wait_for(&what, DEADLINE, || {
+            let policies = self.status().map(|status| status["policies"].clone());
+            let policies = policies.unwrap_or_default();
+            let mut policies = policies.as_array().into_iter().flatten();
+            policies.any(|found| {
+                found["name"] == policy
+                    && found["ready"] == true
+                    && found["pods"]["programmed"] == pods
+            })
+        })?;
+        Ok(())
+    }
+
     /// `egret status -o json`, read from the directory.
     ///
     /// # Errors
@@ -322,9 +341,11 @@ fn all_ready(status: &Value) -> bool {
         && list("gateways")
             .iter()
             .all(|gateway| gateway["live"] == true)
-        && list("addresses")
-            .iter()
-            .all(|address| address["announcer"].is_string())
+        && list("addresses").iter().all(|address| {
+            // Nobody needs to answer for an address that nobody uses.
+            address["announcer"].is_string()
+                || address["leases"].as_array().is_none_or(Vec::is_empty)
+        })
 }
 
 fn metrics() -> anyhow::Result<String> {

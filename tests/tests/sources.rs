@@ -22,6 +22,7 @@ fn main() -> ExitCode {
                 no_packet_of_a_selected_pod_has_another_source,
                 every_gateway_carries_for_the_address,
                 in_ordinary_use_nothing_is_dropped,
+                pods_that_come_later_leave_with_their_egress_address,
             ],
         ),
         Group::new(
@@ -147,6 +148,22 @@ fn in_ordinary_use_nothing_is_dropped(cluster: &Cluster) -> Outcome {
         let host = format!("worker{n}");
         let counters = cluster.worker_counters(&host)?;
         ensure!(counters.is_empty(), "{host}: {counters:?}");
+    }
+    Ok(())
+}
+
+/// One pod of a policy that is there, and one on a node that has no lease of its address yet.
+fn pods_that_come_later_leave_with_their_egress_address(cluster: &Cluster) -> Outcome {
+    let [v4, v6] = slot(9);
+    cluster.apply(&[egress("late", "Late", &[&v4, &v6], "")])?;
+    for (name, host, app) in [("late1", "worker1", "MyApp"), ("late2", "worker2", "Late")] {
+        cluster.lab().add_pod(host, pod(name, app))?;
+    }
+    cluster.wait_selected("myapp", 7)?;
+    cluster.wait_selected("late", 1)?;
+    for (family, server) in SERVERS.map(ip).into_iter().enumerate() {
+        expect_source(&cluster.pod("late1")?, server, ip(EGRESS[family]))?;
+        expect_source(&cluster.pod("late2")?, server, ip(&slot(9)[family]))?;
     }
     Ok(())
 }
