@@ -2,6 +2,7 @@
 
 use anyhow::{Context, bail, ensure};
 use egret_lab::Topology;
+use egret_lab::capture::{Capture, Packet};
 use egret_lab::process::wait_for;
 use egret_lab::traffic::ping::PingError;
 use egret_lab::traffic::source::{tcp_source_within, udp_echo};
@@ -31,6 +32,7 @@ fn main() -> ExitCode {
         steps![
             the_family_with_an_address_leaves_by_it,
             the_other_family_is_administratively_prohibited_at_once,
+            a_tcp_connection_of_the_other_family_ends_with_its_first_packet,
             nothing_of_the_other_family_leaves,
             the_refusals_are_counted,
             the_condition_names_what_is_not_covered,
@@ -73,7 +75,6 @@ fn the_other_family_is_administratively_prohibited_at_once(cluster: &Cluster) ->
     for (name, missing) in CASES {
         let (pod, server) = (cluster.pod(name)?, ip(SERVERS[missing]));
         let by = prohibited(missing);
-        refused("TCP", tcp_source_within(&pod, echo(server), DEADLINE), by)?;
         refused("UDP", udp_echo(&pod, echo(server), 32, DEADLINE), by)?;
         let options = PingOptions {
             timeout: DEADLINE,
@@ -88,9 +89,24 @@ fn the_other_family_is_administratively_prohibited_at_once(cluster: &Cluster) ->
     Ok(())
 }
 
+/// A second packet would be a retransmission: programs that try one address after the other would wait for it.
+fn a_tcp_connection_of_the_other_family_ends_with_its_first_packet(cluster: &Cluster) -> Outcome {
+    for (name, missing) in CASES {
+        let (pod, server) = (cluster.pod(name)?, ip(SERVERS[missing]));
+        let is_syn = move |packet: &Packet| packet.destination == server && packet.protocol == 6;
+        let capture = Capture::start(&pod, "eth0", is_syn)?;
+        let connected = tcp_source_within(&pod, echo(server), DEADLINE);
+        refused("TCP", connected, ErrorKind::ConnectionRefused)?;
+        let packets = capture.stop()?.offending_count;
+        ensure!(packets == 1, "{name} sent {packets} packets");
+    }
+    Ok(())
+}
+
 fn nothing_of_the_other_family_leaves(cluster: &Cluster) -> Outcome {
     let watch = Leaving::watch(cluster, |packet| !EGRESS.map(ip).contains(&packet.source))?;
     the_other_family_is_administratively_prohibited_at_once(cluster)?;
+    a_tcp_connection_of_the_other_family_ends_with_its_first_packet(cluster)?;
     the_family_with_an_address_leaves_by_it(cluster)?;
     watch.clean()
 }

@@ -176,7 +176,9 @@ pub(super) fn chains(state: &NodeState, table: &mut Table) {
     plain("refuse_ended", refuse(c::ENDED));
     for (reason, counter) in [("family", c::FAMILY), ("unavailable", c::UNAVAILABLE)] {
         let classified = match reason {
-            "family" => vec![rule().count(counter).prohibit()],
+            // TCP by a reset: an ICMP error that answers a SYN finds the pod's socket still locked by connect(), which
+            // is on this same kernel, and only the retransmission a second later would fail.
+            "family" => refuse(counter),
             _ => vec![rule().count(counter).drop()],
         };
         plain(&Stage::Classify.refusal(reason), classified);
