@@ -227,7 +227,7 @@ impl<'a> Demo<'a> {
             shown(pod).then_some(wanted)
         })?;
         screen.note(
-            "refused: ICMPv6 says \"prohibited\" at once; Linux believes it of TCP at the second SYN, after 1 s",
+            "refused: TCP by a reset, the rest by ICMPv6 \"prohibited\", so that programs go on with IPv4",
         );
         Ok(())
     }
