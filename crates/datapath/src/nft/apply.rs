@@ -104,11 +104,6 @@ impl Nftables {
         Ok(intact)
     }
 
-    /// Forgets what was applied: the next [`Self::apply`] replaces the whole table in one transaction.
-    pub fn forget(&mut self) {
-        self.applied = None;
-    }
-
     /// Adds elements to a run-time set, as many as fit; those that are there already keep their timeout. Returns how many
     /// did not fit.
     pub fn remember(&mut self, set: &str, elements: &[Element]) -> Result<usize, NftError> {

@@ -2,7 +2,7 @@
 
 use super::tunnel::{self, Device};
 use super::wanted::{RouteEntry, RuleEntry, Wanted};
-use super::wire;
+use super::{nexthop, wire};
 use crate::netlink::{NetlinkError, NetlinkSocket, Request, flags};
 use egret_core::node::{NodeState, Tunnel};
 use netlink_packet_route::RouteNetlinkMessage as Message;
@@ -143,7 +143,7 @@ impl Routing {
         let index = device.as_ref().map_or(0, |device| device.index);
         let rules = wire::rules(&mut self.socket)?;
         let routes = wire::routes(&mut self.socket)?;
-        let hops = wire::nexthops(&mut self.socket, index, IpAddr::from([0, 0, 0, 0]))?;
+        let hops = nexthop::nexthops(&mut self.socket, index, IpAddr::from([0, 0, 0, 0]))?;
         for rule in &rules {
             self.delete_rule(rule)?;
         }
@@ -151,7 +151,7 @@ impl Routing {
             self.delete_route(route)?;
         }
         for id in hops.groups.keys().chain(hops.hops.keys()) {
-            self.gone(wire::delete_nexthop(*id))?;
+            self.gone(nexthop::delete_nexthop(*id))?;
         }
         let device = tunnel::delete(&mut self.socket)?;
         let something = !(rules.is_empty() && routes.is_empty() && hops.hops.is_empty());
@@ -159,7 +159,7 @@ impl Routing {
     }
 
     fn observe(&mut self, device: &Device, source: IpAddr) -> Result<Wanted, RouteError> {
-        let hops = wire::nexthops(&mut self.socket, device.index, source)?;
+        let hops = nexthop::nexthops(&mut self.socket, device.index, source)?;
         let mut neighbours = wire::neighbours(&mut self.socket, device.index)?;
         neighbours.retain(|address, _| tunnel::is_tunnel_address(*address));
         let unusable = |id: &u32| super::NextHop {
@@ -198,12 +198,12 @@ impl Routing {
         for (id, hop) in &new.hops {
             if old.hops.get(id) != Some(hop) {
                 self.socket
-                    .execute(&wire::new_hop(device.index, *id, hop))?;
+                    .execute(&nexthop::new_hop(device.index, *id, hop))?;
             }
         }
         for (id, members) in &new.groups {
             if old.groups.get(id) != Some(members) {
-                self.socket.execute(&wire::new_group(*id, members))?;
+                self.socket.execute(&nexthop::new_group(*id, members))?;
             }
         }
         for route in new.routes.difference(&old.routes) {
@@ -237,10 +237,10 @@ impl Routing {
             }
         }
         for id in old.groups.keys().filter(|id| !new.groups.contains_key(id)) {
-            self.gone(wire::delete_nexthop(*id))?;
+            self.gone(nexthop::delete_nexthop(*id))?;
         }
         for id in old.hops.keys().filter(|id| !new.hops.contains_key(id)) {
-            self.gone(wire::delete_nexthop(*id))?;
+            self.gone(nexthop::delete_nexthop(*id))?;
         }
         for address in old
             .neighbours

@@ -1,0 +1,188 @@
+//! Messages of next hop objects (`linux/nexthop.h`, `linux/lwtunnel.h`), which `netlink-packet-route` lacks.
+
+use super::kernel::RouteError;
+use super::wanted::NextHop;
+use crate::netlink::{Attrs, NetlinkSocket, Request, attributes, flags};
+use egret_core::numbers::{NEXTHOP_BASE, NEXTHOP_GROUP_OFFSET, ROUTE_PROTOCOL, TUNNEL_VNI};
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
+
+const RTM_NEWNEXTHOP: u16 = 104;
+const RTM_DELNEXTHOP: u16 = 105;
+const RTM_GETNEXTHOP: u16 = 106;
+
+const NHA_ID: u16 = 1;
+const NHA_GROUP: u16 = 2;
+const NHA_OIF: u16 = 5;
+const NHA_GATEWAY: u16 = 6;
+const NHA_ENCAP_TYPE: u16 = 7;
+const NHA_ENCAP: u16 = 8;
+const LWTUNNEL_ENCAP_IP: u16 = 2;
+const LWTUNNEL_ENCAP_IP6: u16 = 4;
+// The same numbers in both enumerations (linux/lwtunnel.h).
+const LWTUNNEL_IP_ID: u16 = 1;
+const LWTUNNEL_IP_DST: u16 = 2;
+const LWTUNNEL_IP_SRC: u16 = 3;
+
+/// `struct nhmsg`: family, scope, protocol, reserved, flags.
+fn nexthop_header(family: i32) -> [u8; 8] {
+    [family as u8, 0, ROUTE_PROTOCOL, 0, 0, 0, 0, 0]
+}
+
+pub(super) fn new_hop(device: u32, id: u32, hop: &NextHop) -> Request {
+    let (kind, encap) = encapsulation(hop);
+    let attrs = Attrs::after(&nexthop_header(libc::AF_INET6))
+        .u32(NHA_ID, id)
+        .u32(NHA_OIF, device);
+    let body = attrs
+        .bytes(NHA_GATEWAY, &hop.via.octets())
+        .u16(NHA_ENCAP_TYPE, kind)
+        .nest(NHA_ENCAP, encap)
+        .finish();
+    let what = format!("next hop {id:#x} to gateway {}", hop.underlay);
+    Request {
+        kind: RTM_NEWNEXTHOP,
+        flags: flags::CREATE | flags::REPLACE,
+        body,
+        what,
+    }
+}
+
+fn encapsulation(hop: &NextHop) -> (u16, Attrs) {
+    let attrs = Attrs::default().be64(LWTUNNEL_IP_ID, u64::from(TUNNEL_VNI));
+    match (hop.underlay, hop.source) {
+        (IpAddr::V4(to), IpAddr::V4(from)) => {
+            let attrs = attrs.bytes(LWTUNNEL_IP_DST, &to.octets());
+            (
+                LWTUNNEL_ENCAP_IP,
+                attrs.bytes(LWTUNNEL_IP_SRC, &from.octets()),
+            )
+        }
+        (IpAddr::V6(to), IpAddr::V6(from)) => {
+            let attrs = attrs.bytes(LWTUNNEL_IP_DST, &to.octets());
+            (
+                LWTUNNEL_ENCAP_IP6,
+                attrs.bytes(LWTUNNEL_IP_SRC, &from.octets()),
+            )
+        }
+        (to, _) => {
+            let attrs = match to {
+                IpAddr::V4(to) => attrs.bytes(LWTUNNEL_IP_DST, &to.octets()),
+                IpAddr::V6(to) => attrs.bytes(LWTUNNEL_IP_DST, &to.octets()),
+            };
+            (
+                if to.is_ipv4() {
+                    LWTUNNEL_ENCAP_IP
+                } else {
+                    LWTUNNEL_ENCAP_IP6
+                },
+                attrs,
+            )
+        }
+    }
+}
+
+pub(super) fn new_group(id: u32, members: &BTreeSet<u32>) -> Request {
+    let mut group = Vec::new();
+    for member in members {
+        // struct nexthop_grp: id, weight - 1, reserved.
+        group.extend(member.to_ne_bytes());
+        group.extend([0u8; 4]);
+    }
+    let attrs = Attrs::after(&nexthop_header(libc::AF_UNSPEC)).u32(NHA_ID, id);
+    let body = attrs.bytes(NHA_GROUP, &group).finish();
+    let what = format!("next hop group {id:#x}");
+    Request {
+        kind: RTM_NEWNEXTHOP,
+        flags: flags::CREATE | flags::REPLACE,
+        body,
+        what,
+    }
+}
+
+pub(super) fn delete_nexthop(id: u32) -> Request {
+    let mut header = nexthop_header(libc::AF_UNSPEC);
+    header[2] = 0;
+    let body = Attrs::after(&header).u32(NHA_ID, id).finish();
+    let what = format!("deletion of next hop {id:#x}");
+    Request {
+        kind: RTM_DELNEXTHOP,
+        flags: 0,
+        body,
+        what,
+    }
+}
+
+/// Our next hops (with `None` where one is not in the form that we write) and groups.
+pub(super) struct NextHops {
+    pub(super) hops: BTreeMap<u32, Option<NextHop>>,
+    pub(super) groups: BTreeMap<u32, BTreeSet<u32>>,
+}
+
+pub(super) fn nexthops(
+    socket: &mut NetlinkSocket,
+    device: u32,
+    source: IpAddr,
+) -> Result<NextHops, RouteError> {
+    let request = Request {
+        kind: RTM_GETNEXTHOP,
+        flags: 0,
+        body: vec![0; 8],
+        what: "next hops".into(),
+    };
+    let mut found = NextHops {
+        hops: BTreeMap::new(),
+        groups: BTreeMap::new(),
+    };
+    for reply in socket.dump(&request)? {
+        if reply.body.len() < 8 || reply.body[2] != ROUTE_PROTOCOL {
+            continue;
+        }
+        let attrs: BTreeMap<u16, &[u8]> = attributes(&reply.body[8..]).collect();
+        let Some(id) = attrs.get(&NHA_ID).and_then(|bytes| number(bytes)) else {
+            continue;
+        };
+        if !(NEXTHOP_BASE..NEXTHOP_BASE + 2 * NEXTHOP_GROUP_OFFSET).contains(&id) {
+            continue;
+        }
+        match attrs.get(&NHA_GROUP) {
+            Some(group) => {
+                let members = group
+                    .chunks_exact(8)
+                    .filter_map(|entry| number(&entry[..4]));
+                found.groups.insert(id, members.collect());
+            }
+            None => {
+                let there = attrs.get(&NHA_OIF).and_then(|bytes| number(bytes)) == Some(device);
+                let hop = there.then(|| read_hop(&attrs, source)).flatten();
+                found.hops.insert(id, hop);
+            }
+        }
+    }
+    Ok(found)
+}
+
+fn read_hop(attrs: &BTreeMap<u16, &[u8]>, source: IpAddr) -> Option<NextHop> {
+    let via: [u8; 16] = (*attrs.get(&NHA_GATEWAY)?).try_into().ok()?;
+    let encap: BTreeMap<u16, &[u8]> = attributes(attrs.get(&NHA_ENCAP)?).collect();
+    let address = |bytes: &[u8]| -> Option<IpAddr> {
+        match bytes.len() {
+            4 => Some(<[u8; 4]>::try_from(bytes).ok()?.into()),
+            16 => Some(<[u8; 16]>::try_from(bytes).ok()?.into()),
+            _ => None,
+        }
+    };
+    let vni = u64::from_be_bytes((*encap.get(&LWTUNNEL_IP_ID)?).try_into().ok()?);
+    let underlay = address(encap.get(&LWTUNNEL_IP_DST)?)?;
+    let found_source = encap.get(&LWTUNNEL_IP_SRC).and_then(|bytes| address(bytes));
+    let same = vni == u64::from(TUNNEL_VNI) && found_source.is_none_or(|found| found == source);
+    same.then_some(NextHop {
+        via: via.into(),
+        underlay,
+        source,
+    })
+}
+
+fn number(bytes: &[u8]) -> Option<u32> {
+    Some(u32::from_ne_bytes(bytes.try_into().ok()?))
+}
