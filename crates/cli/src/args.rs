@@ -86,6 +86,14 @@ pub enum Verb {
 }
 
 impl Verb {
+    /// It answers on standard output and does nothing else.
+    pub fn only_prints(&self) -> bool {
+        match self {
+            Verb::Status(_) | Verb::Explain(_) | Verb::Plan(_) | Verb::Crds => true,
+            Verb::Agent(_) | Verb::Controller(_) | Verb::Lab { .. } => false,
+        }
+    }
+
     /// Daemons tell what they do; questions only what is wrong.
     pub fn default_log(&self) -> &'static str {
         match self {

@@ -11,6 +11,9 @@ use std::process::ExitCode;
 fn main() -> ExitCode {
     let arguments = args::Arguments::parse();
     logging(&arguments);
+    if arguments.verb.only_prints() {
+        end_with_the_reader();
+    }
     match run::run(arguments.verb) {
         Ok(code) => code,
         Err(error) => {
@@ -18,6 +21,14 @@ fn main() -> ExitCode {
             ExitCode::from(args::EXIT_UNREACHABLE)
         }
     }
+}
+
+/// `egret crds | head` ends quietly when `head` has enough, as other programs do.
+fn end_with_the_reader() {
+    use nix::sys::signal::{SigHandler, Signal, signal};
+    // SAFETY: the default action is no handler of ours, and no other thread runs yet.
+    let set = unsafe { signal(Signal::SIGPIPE, SigHandler::SigDfl) };
+    set.expect("SIGPIPE has a default action");
 }
 
 fn logging(arguments: &args::Arguments) {
