@@ -39,6 +39,15 @@ fn up(test: &str) -> Result<Scene> {
     Scene::up(test, &Topology::from_yaml(TOPOLOGY)?)
 }
 
+/// The gateway of the lab, with this many ports in a first grant.
+fn gateway(initial_ports: u16) -> String {
+    format!(
+        "apiVersion: egret.dev/v1alpha1\nkind: EgressGateway\nmetadata: {{name: default}}\nspec:\n  default: true\n  \
+        nodeSelector: {{matchLabels: {{egret.dev/gateway: \"true\"}}}}\n  externalInterface: eth0\n  \
+        leases: {{initialPorts: {initial_ports}, expectedWorkers: 2}}\n"
+    )
+}
+
 fn pods(scene: &Scene) -> Result<Vec<Place>> {
     Ok(vec![scene.pod("a1")?, scene.pod("a2")?])
 }
@@ -191,6 +200,8 @@ fn destinations_edited_with_live_flows() -> Result<()> {
 #[test]
 fn policy_started_with_live_flows() -> Result<()> {
     let scene = up("started")?;
+    // Every start leases anew while the ports of the last ones still rest: 50 times 2 nodes must fit.
+    scene.put(&gateway(256))?;
     scene.wait_live("w1", &["g1", "wg1"])?;
     let nodes = node_addresses(&scene)?;
     let watch = Watch::start(&scene, &ips(E1))?;
@@ -334,10 +345,7 @@ fn foreign_rules_clear_the_mark() -> Result<()> {
 #[test]
 fn lease_exhausted() -> Result<()> {
     let scene = up("exhausted")?;
-    let gateway = "apiVersion: egret.dev/v1alpha1\nkind: EgressGateway\nmetadata: {name: default}\nspec:\n  default: true\n  \
-        nodeSelector: {matchLabels: {egret.dev/gateway: \"true\"}}\n  externalInterface: eth0\n  \
-        leases: {initialPorts: 64, expectedWorkers: 2}\n";
-    scene.put(gateway)?;
+    scene.put(&gateway(64))?;
     scene.put_ready("main", &egress("main", &ips(E1), &[]))?;
     scene.wait_live("w1", &["g1", "wg1"])?;
     let watch = Watch::start(&scene, &ips(E1))?;
