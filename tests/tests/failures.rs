@@ -9,7 +9,7 @@ use egret_lab::traffic::{
     BusyFlows, IdleFlows, ProbeReport, UdpProbe, ping_source, tcp_source, udp_source,
 };
 use egret_lab::{Hurt, Topology};
-use egret_tests::chaos::{Scene, egress, ip, wait};
+use egret_tests::chaos::{Scene, egress, ip, repetitions, wait};
 use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
@@ -255,6 +255,22 @@ fn worker_agent_dead_or_frozen() -> Result<()> {
         new_flows_work(&scene)?;
         load.finish_without_loss(&format!("the worker's agent: {how:?}, then running again"));
     }
+    Ok(())
+}
+
+/// Every start replaces the whole table; flows that live must neither lose a packet nor be taken for ended ones.
+#[test]
+fn worker_agent_started_again_and_again() -> Result<()> {
+    let scene = up("again")?;
+    let load = Load::start(&scene)?;
+    for _ in 0..repetitions() {
+        scene.restart_agents(&["w1"], false)?;
+    }
+    load.meanwhile()?;
+    load.finish_without_loss(&format!(
+        "the worker's agent started {} times",
+        repetitions()
+    ));
     Ok(())
 }
 

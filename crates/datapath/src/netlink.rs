@@ -188,6 +188,9 @@ impl NetlinkSocket {
         const BEGIN: u16 = 0x10;
         const END: u16 = 0x11;
         const NFTABLES: u16 = 10;
+        if requests.is_empty() {
+            return Ok(());
+        }
         let edge = |kind| Request {
             kind,
             flags: 0,

@@ -72,20 +72,20 @@ impl Nftables {
     /// (pipapo) only at the end of the commit, and a packet in between finds them empty. So what is new is made first,
     /// where no packet comes by, and a whole table is replaced under the cover of a second one with the same rules.
     pub fn apply(&mut self, wanted: &Table) -> Result<(), NftError> {
-        let result = match self.applied.take() {
+        match self.applied.take() {
             Some(applied) if applied == *wanted => {
                 self.applied = Some(applied);
                 return Ok(());
             }
             Some(applied) => {
                 let change = difference(&self.name, &applied, wanted);
-                self.socket
-                    .batch(&change.prepare)
-                    .and_then(|()| self.socket.batch(&change.switch))
+                for step in [change.prepare, change.switch, change.retire] {
+                    let result = self.socket.batch(&step);
+                    self.error(result)?;
+                }
             }
-            None => self.replace(wanted),
-        };
-        self.error(result)?;
+            None => self.replace(wanted)?,
+        }
         self.applied = Some(wanted.clone());
         self.generation = self.read_generation()?;
         Ok(())
@@ -152,24 +152,8 @@ impl Nftables {
     /// Removes the table, if it is there.
     pub fn remove(&mut self) -> Result<bool, NftError> {
         self.applied = None;
-        let cover = self.cover();
-        for name in [cover, self.name.clone()] {
-            if self.owner_of(&name)?.is_none() {
-                if name == self.name {
-                    return Ok(false);
-                }
-                continue;
-            }
-            let result = self.delete(&name);
-            self.error(result)?;
-        }
-        Ok(true)
-    }
-
-    fn delete(&mut self, name: &str) -> Result<(), NetlinkError> {
-        let requests = [m::new_table(name, self.flags), m::delete_table(name)];
-        let result = self.socket.batch(&requests);
-        result.or_else(|_| self.socket.batch(&requests[1..]))
+        self.take_away(&self.cover())?;
+        self.take_away(&self.name.clone())
     }
 
     /// Name of the table that stands in while ours is replaced.
@@ -177,46 +161,58 @@ impl Nftables {
         format!("{}_cover", self.name)
     }
 
-    fn replace(&mut self, wanted: &Table) -> Result<(), NetlinkError> {
-        let cover = self.cover();
-        let is_there = matches!(self.owner_of(&self.name.clone()), Ok(Some(_)));
+    fn replace(&mut self, wanted: &Table) -> Result<(), NftError> {
+        let (name, cover) = (self.name.clone(), self.cover());
+        let is_there = self.owner_of(&name)?.is_some();
         if is_there {
-            self.replace_whole(&cover, wanted)?;
+            self.lay(&cover, wanted)?;
         }
-        let result = self.replace_whole(&self.name.clone(), wanted);
+        self.lay(&name, wanted)?;
         // Also what an agent left that died in between.
-        if is_there || matches!(self.owner_of(&cover), Ok(Some(_))) {
-            self.delete(&cover)?;
-        }
-        result
+        self.take_away(&cover)?;
+        Ok(())
     }
 
-    fn replace_whole(&mut self, name: &str, wanted: &Table) -> Result<(), NetlinkError> {
+    /// Makes a whole table in place of one that may be there: complete first, then its hooks.
+    fn lay(&mut self, table: &str, wanted: &Table) -> Result<(), NftError> {
+        self.take_away(table)?;
+        let change = difference(table, &Table::default(), wanted);
         let whole = |flags| {
-            // Adopt what is there (or make it), drop it, make ours.
-            let mut requests = vec![
-                m::new_table(name, flags),
-                m::delete_table(name),
-                m::new_table(name, flags),
-            ];
-            let change = difference(name, &Table::default(), wanted);
-            requests.extend(change.prepare);
-            requests.extend(change.switch);
-            requests
+            let make = m::new_table(table, flags);
+            std::iter::once(make).chain(change.prepare.iter().cloned())
         };
-        let requests = whole(self.flags);
-        match self.socket.batch(&requests) {
+        let result = match self.socket.batch(&whole(self.flags).collect::<Vec<_>>()) {
             Err(NetlinkError::Refused {
                 errno: libc::EOPNOTSUPP | libc::EINVAL,
                 ..
             }) if self.flags != 0 => {
-                let requests = whole(0);
-                self.socket.batch(&requests)?;
                 self.flags = 0;
-                Ok(())
+                self.socket.batch(&whole(0).collect::<Vec<_>>())
             }
             result => result,
+        };
+        let result = result.and_then(|()| self.socket.batch(&change.switch));
+        self.error(result)
+    }
+
+    /// Removes a table, if it is there: first what brings packets to it, so that none finds half of it.
+    fn take_away(&mut self, table: &str) -> Result<bool, NftError> {
+        if self.owner_of(table)?.is_none() {
+            return Ok(false);
         }
+        let hooks: Vec<Request> = self
+            .dump(m::GETCHAIN, Attrs::default())?
+            .iter()
+            .filter(|chain| text(chain, 1) == table && chain.contains_key(&4))
+            .map(|chain| m::delete_chain(table, &text(chain, 3)))
+            .collect();
+        // Adopted, when its owner is dead.
+        let adopted = [vec![m::new_table(table, self.flags)], hooks.clone()].concat();
+        let result = self.socket.batch(&adopted);
+        let result = result.or_else(|_| self.socket.batch(&hooks));
+        let result = result.and_then(|()| self.socket.batch(&[m::delete_table(table)]));
+        self.error(result)?;
+        Ok(true)
     }
 
     /// The owner of a table; `None`: there is no such table.
@@ -331,8 +327,10 @@ pub(super) fn number(object: &BTreeMap<u16, Vec<u8>>, kind: u16) -> u32 {
 struct Change {
     /// What is new and no packet comes by yet.
     prepare: Vec<Request>,
-    /// What brings packets there, and removes what is old.
+    /// What brings packets there.
     switch: Vec<Request>,
+    /// What is old and no packet comes by any more.
+    retire: Vec<Request>,
 }
 
 /// The requests that turn `old` into `new`: what others refer to is made first and removed last.
@@ -367,8 +365,11 @@ fn difference(table: &str, old: &Table, new: &Table) -> Change {
     {
         prepare.extend(changed_elements(table, name, None, set));
     }
-    let switch = switch(table, old, new);
-    Change { prepare, switch }
+    Change {
+        prepare,
+        switch: switch(table, old, new),
+        retire: retire(table, old, new),
+    }
 }
 
 fn switch(table: &str, old: &Table, new: &Table) -> Vec<Request> {
@@ -391,6 +392,11 @@ fn switch(table: &str, old: &Table, new: &Table) -> Vec<Request> {
             requests.extend(changed_elements(table, name, Some(before), set));
         }
     }
+    requests
+}
+
+fn retire(table: &str, old: &Table, new: &Table) -> Vec<Request> {
+    let mut requests = Vec::new();
     for (name, chain) in &old.chains {
         if !new.chains.contains_key(name) && !chain.rules.is_empty() {
             requests.push(m::flush_chain(table, name));
