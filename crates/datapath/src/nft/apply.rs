@@ -165,6 +165,11 @@ impl Nftables {
         let (name, cover) = (self.name.clone(), self.cover());
         let is_there = self.owner_of(&name)?.is_some();
         if is_there {
+            // Adopted before anything is made: it may be another's. Kernels without owners refuse the flags only.
+            match self.socket.batch(&[m::new_table(&name, self.flags)]) {
+                Err(error) if error.errno() == Some(libc::EPERM) => self.error(Err(error))?,
+                _ => {}
+            }
             self.lay(&cover, wanted)?;
         }
         self.lay(&name, wanted)?;
