@@ -1,5 +1,6 @@
 //! Development tasks: `cargo run -p xtask -- TASK`.
 
+mod conditions;
 mod crds;
 mod tidy;
 
@@ -20,6 +21,12 @@ enum Task {
         #[arg(long)]
         check: bool,
     },
+    /// Write docs/conditions.md from the reasons in crates/core.
+    Conditions {
+        /// Write nothing; fail if the page is not current.
+        #[arg(long)]
+        check: bool,
+    },
     /// Check the rules that neither compiler nor lints know.
     Tidy,
 }
@@ -27,6 +34,7 @@ enum Task {
 fn main() -> anyhow::Result<()> {
     match Arguments::parse().task {
         Task::Crds { check } => crds::run(check),
+        Task::Conditions { check } => conditions::run(check),
         Task::Tidy => tidy::run(),
     }
 }

@@ -12,3 +12,14 @@ fn the_definitions_in_deploy_are_current() {
         "run: cargo run -p xtask -- crds"
     );
 }
+
+#[test]
+fn the_page_about_conditions_is_current() {
+    let status = Command::new(env!("CARGO_BIN_EXE_xtask"))
+        .args(["conditions", "--check"])
+        .status();
+    assert!(
+        status.expect("xtask runs").success(),
+        "run: cargo run -p xtask -- conditions"
+    );
+}

@@ -5,6 +5,7 @@ use crate::facts::Links;
 use crate::gateway::Gateway;
 use crate::metrics::{ByAddress, ByGateway, ByReason, Metrics};
 use crate::probe::Seen;
+use egret_core::condition::{Condition as Said, ConditionType, Reason};
 use egret_core::model::{Finding, NodeRecord};
 use egret_core::node::NodeOutcome;
 use egret_objects::{Condition, ConditionStatus, NodeReport, View};
@@ -356,40 +357,37 @@ fn conditions(
     forward_blocked: &[String],
 ) -> Vec<Condition> {
     let trouble = trouble.or(gateway.trouble.as_deref());
+    let holds = |kind, reason, text: String| Condition::from(&Said::new(kind, true, reason, text));
     let mut conditions = vec![match trouble {
-        None => Condition::new(
-            "Ready",
-            ConditionStatus::True,
-            "Programmed",
-            "the kernel is as wanted",
+        None => holds(
+            ConditionType::Ready,
+            Reason::Programmed,
+            "the kernel is as wanted".into(),
         ),
-        Some(text) => Condition::new("Ready", ConditionStatus::False, "NotProgrammed", text),
+        Some(text) => {
+            let (kind, reason) = (ConditionType::Ready, Reason::NotProgrammed);
+            Condition::from(&Said::new(kind, false, reason, text))
+        }
     }];
     if !forward_blocked.is_empty() {
-        conditions.push(Condition::new(
-            "ForwardBlocked",
-            ConditionStatus::True,
-            "PolicyDrop",
-            forward_blocked.join("; "),
+        let text = forward_blocked.join("; ");
+        conditions.push(holds(
+            ConditionType::ForwardBlocked,
+            Reason::PolicyDrop,
+            text,
         ));
     }
-    let mut by_kind: BTreeMap<String, Vec<String>> = BTreeMap::new();
+    let mut by_reason: BTreeMap<Reason, Vec<String>> = BTreeMap::new();
     for report in outcome.into_iter().flat_map(|outcome| &outcome.reports) {
         let line = format!("{}: {}", report.subject, report.text);
-        by_kind
-            .entry(format!("{:?}", report.kind))
+        by_reason
+            .entry(report.kind.reason())
             .or_default()
             .push(line);
     }
-    if !by_kind.is_empty() {
-        let reason = by_kind.keys().next().cloned().unwrap_or_default();
-        let message: Vec<String> = by_kind.into_values().flatten().collect();
-        conditions.push(Condition::new(
-            "Degraded",
-            ConditionStatus::True,
-            &reason,
-            message.join("; "),
-        ));
+    if let Some(reason) = by_reason.keys().next().copied() {
+        let text: Vec<String> = by_reason.into_values().flatten().collect();
+        conditions.push(holds(ConditionType::Degraded, reason, text.join("; ")));
     }
     conditions
 }

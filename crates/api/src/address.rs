@@ -31,6 +31,10 @@ use std::net::IpAddr;
     )
 )]
 #[serde(rename_all = "camelCase")]
+#[x_kube(validation = Rule::new("self.address == oldSelf.address")
+    .message("the address of an EgressAddress never changes: leases on its ports depend on it"))]
+#[x_kube(validation = Rule::new("self.epoch >= oldSelf.epoch")
+    .message("the epoch never goes back: gateways would take old leases for new ones"))]
 pub struct EgressAddressSpec {
     /// The address.
     #[schemars(length(min = 2, max = 45))]

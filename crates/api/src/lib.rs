@@ -1,4 +1,4 @@
-//! The six kinds of `egret.dev/v1alpha1`, as Kubernetes sees them: structs, schemas, conditions and reasons.
+//! The six kinds of `egret.dev/v1alpha1`, as Kubernetes sees them: structs and schemas.
 //! No behaviour: `objects` turns these into `egret_core::model`, and nothing else reads them.
 //!
 //! ```text
@@ -14,14 +14,12 @@
 #![allow(clippy::duplicated_attributes)]
 
 mod address;
-mod conditions;
 mod gateway;
 mod node;
 mod policy;
 mod pool;
 
 pub use address::*;
-pub use conditions::*;
 pub use gateway::*;
 pub use node::*;
 pub use policy::*;

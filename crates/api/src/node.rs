@@ -44,6 +44,8 @@ use crate::DatapathName;
     )
 )]
 #[serde(rename_all = "camelCase")]
+#[x_kube(validation = Rule::new("self.tunnelIndex == oldSelf.tunnelIndex")
+    .message("the tunnel index of a node never changes: other nodes send tunnel packets by it"))]
 pub struct EgressNodeSpec {
     /// Number of the node inside the tunnel; unique, never changed.
     #[schemars(range(min = 1, max = 65533))]

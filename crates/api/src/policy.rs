@@ -71,7 +71,8 @@ pub struct EgressSpec {
     pub ip: Option<String>,
     /// Several egress addresses; a pod is paired to one of each family and keeps it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[schemars(length(min = 1, max = 64))]
+    #[schemars(length(min = 1, max = 64), inner(length(min = 2, max = 45)))]
+    #[x_kube(merge_strategy = ListMerge::Set)]
     pub ips: Option<Vec<String>>,
     /// Name of an EgressPool that one address of each of its families is taken from.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -160,7 +161,8 @@ pub struct ClusterEgressSpec {
     pub ip: Option<String>,
     /// Several egress addresses; a pod is paired to one of each family and keeps it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[schemars(length(min = 1, max = 64))]
+    #[schemars(length(min = 1, max = 64), inner(length(min = 2, max = 45)))]
+    #[x_kube(merge_strategy = ListMerge::Set)]
     pub ips: Option<Vec<String>>,
     /// Name of an EgressPool that one address of each of its families is taken from.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -194,7 +196,7 @@ pub struct DestinationSpec {
     pub cidr: String,
     /// Prefixes inside cidr that are not meant.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    #[schemars(length(max = 250))]
+    #[schemars(length(max = 250), inner(length(min = 4, max = 49)))]
     pub except: Vec<String>,
     /// Protocols and ports. Absent: all of them.
     #[serde(default, skip_serializing_if = "Option::is_none")]

@@ -38,7 +38,7 @@ use serde::{Deserialize, Serialize};
 pub struct EgressPoolSpec {
     /// Prefixes whose addresses, the first and the last too, are in the pool; host bits must be zero.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    #[schemars(length(max = 250))]
+    #[schemars(length(max = 250), inner(length(min = 4, max = 49)))]
     pub cidrs: Vec<String>,
     /// Ranges of addresses that are in the pool.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
@@ -78,7 +78,8 @@ pub struct PoolNamespaces {
     pub all: bool,
     /// These namespaces.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[schemars(length(max = 1000))]
+    #[schemars(length(min = 1, max = 1000), inner(length(min = 1, max = 63)))]
+    #[x_kube(merge_strategy = ListMerge::Set)]
     pub names: Option<Vec<String>>,
     /// Namespaces with these labels.
     #[serde(default, skip_serializing_if = "Option::is_none")]

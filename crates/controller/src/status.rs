@@ -1,11 +1,14 @@
 //! The plan's words about objects, in the form in which the source writes them.
 
-use egret_core::model::GatewayName;
-use egret_core::plan::{ClusterPlan, Condition, GatewayPlan, PolicyPlan};
+use egret_core::condition::Condition;
+use egret_core::plan::{ClusterPlan, GatewayPlan, PolicyPlan};
 use egret_objects::{
-    AddressStatus, Condition as Written, ConditionStatus, GatewayMember, GatewayStatus,
-    PolicyStatus, PoolStatus,
+    AddressStatus, Condition as Written, GatewayMember, GatewayStatus, PolicyStatus, PoolStatus,
 };
+
+fn conditions(all: &[Condition]) -> Vec<Written> {
+    all.iter().map(Written::from).collect()
+}
 
 pub(super) fn policy(plan: &PolicyPlan) -> PolicyStatus {
     PolicyStatus {
@@ -13,17 +16,8 @@ pub(super) fn policy(plan: &PolicyPlan) -> PolicyStatus {
         addresses: plan.addresses.clone(),
         selected: plan.selected,
         programmed: plan.programmed,
-        conditions: plan.conditions.iter().map(condition).collect(),
+        conditions: conditions(&plan.conditions),
     }
-}
-
-fn condition(condition: &Condition) -> Written {
-    let status = match condition.status {
-        true => ConditionStatus::True,
-        false => ConditionStatus::False,
-    };
-    let kind = format!("{:?}", condition.kind);
-    Written::new(&kind, status, &condition.reason, condition.message.clone())
 }
 
 /// A gateway counts as live in its object's status while its agent has reported; whether packets pass is known to the
@@ -36,46 +30,25 @@ pub(super) fn gateway(plan: &GatewayPlan) -> GatewayStatus {
         datapath: node.datapath.clone(),
     };
     GatewayStatus {
-        observed_generation: 0,
+        observed_generation: plan.generation,
         gateways: plan.nodes.iter().map(member).collect(),
-        conditions: Vec::new(),
+        conditions: conditions(&plan.conditions),
     }
 }
 
 pub(super) fn pool(plan: &egret_core::plan::PoolPlan) -> PoolStatus {
-    let (total, used) = (plan.total, plan.used);
     PoolStatus {
-        observed_generation: 0,
-        total,
-        used,
-        conditions: Vec::new(),
+        observed_generation: plan.generation,
+        total: plan.total,
+        used: plan.used,
+        conditions: conditions(&plan.conditions),
     }
 }
 
 pub(super) fn address(
     cluster: &ClusterPlan,
     status: &egret_core::plan::AddressStatus,
-    gateway: Option<&GatewayName>,
 ) -> AddressStatus {
-    let mut conditions = Vec::new();
-    if !status.exhausted.is_empty() {
-        let nodes: Vec<&str> = status
-            .exhausted
-            .iter()
-            .map(|node| node.0.as_str())
-            .collect();
-        let message = format!(
-            "no free port block for {}: use more addresses, or lower leases.initialPorts of {}",
-            nodes.join(", "),
-            gateway.map_or("its gateway", |gateway| gateway.0.as_str()),
-        );
-        conditions.push(Written::new(
-            "PortsExhausted",
-            ConditionStatus::True,
-            "NoFreeBlock",
-            message,
-        ));
-    }
     debug_assert!(
         status
             .users
@@ -87,7 +60,7 @@ pub(super) fn address(
         users: status.users.iter().map(user).collect(),
         ports_leased: status.ports_leased,
         ports_free: status.ports_free,
-        conditions,
+        conditions: conditions(&status.conditions),
     }
 }
 

@@ -120,22 +120,28 @@ fn statuses(
     }
     for (name, plan) in &cluster.gateways {
         let wanted = status::gateway(plan);
-        if view.gateways.get(name).map(|before| &before.gateways) != Some(&wanted.gateways) {
+        let same = view.gateways.get(name).is_some_and(|before| {
+            before.gateways == wanted.gateways
+                && before.observed_generation == wanted.observed_generation
+                && timeless(&before.conditions) == timeless(&wanted.conditions)
+        });
+        if !same {
             source.write_gateway_status(name, &wanted, now_secs)?;
         }
     }
     for (name, plan) in &cluster.pools {
         let wanted = status::pool(plan);
-        let same = |before: &&egret_objects::PoolStatus| {
-            (before.total, before.used) == (wanted.total, wanted.used)
-        };
-        if view.pools.get(name).filter(same).is_none() {
+        let same = view.pools.get(name).is_some_and(|before| {
+            (before.total, before.used, before.observed_generation)
+                == (wanted.total, wanted.used, wanted.observed_generation)
+                && timeless(&before.conditions) == timeless(&wanted.conditions)
+        });
+        if !same {
             source.write_pool_status(name, &wanted, now_secs)?;
         }
     }
     for (address, plan) in &cluster.address_status {
-        let gateway = cluster.addresses.get(address).map(|record| &record.gateway);
-        let wanted = status::address(cluster, plan, gateway);
+        let wanted = status::address(cluster, plan);
         let same = view.addresses.get(address).is_some_and(|before| {
             (&before.announcer, &before.users) == (&wanted.announcer, &wanted.users)
                 && (before.ports_leased, before.ports_free)

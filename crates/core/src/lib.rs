@@ -15,6 +15,7 @@
 
 pub mod check;
 mod compile;
+pub mod condition;
 pub mod explain;
 pub mod hash;
 pub mod machines;

@@ -10,7 +10,8 @@ mod nodes;
 mod status;
 mod wanted;
 
-pub use crate::resolve::{Refusal, RefusalReason};
+use crate::condition::Condition;
+pub use crate::resolve::Refusal;
 
 use crate::model::*;
 use crate::resolve::{resolve, select};
@@ -48,44 +49,18 @@ pub struct ClusterPlan {
     /// Records of nodes that are gone and have no lease any more.
     pub node_deletions: Vec<NodeName>,
     /// One line for everything above: why it is so. Sorted by subject.
-    pub reasons: Vec<Reason>,
+    pub reasons: Vec<PlanReason>,
     /// Seconds since the epoch at which planning again would change something although no object changed.
     pub next_change_secs: Option<i64>,
 }
 
 /// Why something is as it is.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
-pub struct Reason {
+pub struct PlanReason {
     /// What: an object or an address.
     pub subject: String,
     /// Why, as a sentence.
     pub text: String,
-}
-
-/// Types of conditions (`interfaces.md`).
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
-#[allow(missing_docs)]
-pub enum ConditionType {
-    Accepted,
-    Allocated,
-    Ready,
-    PortsExhausted,
-    FamilyNotCovered,
-    Overlapped,
-    Degraded,
-}
-
-/// A condition, without its times: those are the business of whoever writes it.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Condition {
-    /// Its type.
-    pub kind: ConditionType,
-    /// True or False.
-    pub status: bool,
-    /// One CamelCase word.
-    pub reason: String,
-    /// A sentence.
-    pub message: String,
 }
 
 /// What becomes of one policy.
@@ -118,8 +93,12 @@ pub struct PolicyPlan {
 /// What is known about one gateway group.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct GatewayPlan {
+    /// Generation that this speaks of.
+    pub generation: i64,
     /// Its nodes, by name.
     pub nodes: Vec<GatewayNode>,
+    /// All conditions.
+    pub conditions: Vec<Condition>,
 }
 
 /// One node of a gateway group.
@@ -138,10 +117,14 @@ pub struct GatewayNode {
 /// What is used of one pool.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct PoolPlan {
+    /// Generation that this speaks of.
+    pub generation: i64,
     /// Addresses in it, saturating.
     pub total: u128,
     /// Of those, addresses with a record.
     pub used: u64,
+    /// All conditions.
+    pub conditions: Vec<Condition>,
 }
 
 /// What is told about an address.
@@ -157,6 +140,8 @@ pub struct AddressStatus {
     pub ports_free: u32,
     /// Workers that need a lease and got none because no block was free.
     pub exhausted: BTreeSet<NodeName>,
+    /// All conditions.
+    pub conditions: Vec<Condition>,
 }
 
 /// What the controller writes into a node record.
@@ -170,7 +155,7 @@ pub struct NodeRecordSpec {
 
 /// Plans the cluster. `now_secs`: seconds since the Unix epoch.
 pub fn plan(snapshot: &Snapshot, now_secs: i64) -> ClusterPlan {
-    let mut reasons: Vec<Reason> = Vec::new();
+    let mut reasons: Vec<PlanReason> = Vec::new();
     let allocation = allocate::allocate(snapshot, &mut reasons);
     let (resolved, mut findings) = resolve(snapshot, &allocation.assigned);
     findings.extend(allocation.findings);
@@ -191,7 +176,7 @@ pub fn plan(snapshot: &Snapshot, now_secs: i64) -> ClusterPlan {
         gateways: &gateways,
     });
     for (object, policy) in &policies {
-        reasons.extend(policy.conditions.iter().map(|c| Reason {
+        reasons.extend(policy.conditions.iter().map(|c| PlanReason {
             subject: object.to_string(),
             text: format!("{:?} is {}: {} ({})", c.kind, c.status, c.reason, c.message),
         }));

@@ -10,59 +10,23 @@ mod rank;
 mod select;
 
 pub(crate) use address::{cluster_address, family_index, in_pool};
-pub(crate) use gateway::{gateway_nodes, usable_gateway};
+pub(crate) use gateway::{gateway_nodes, gateway_problem, usable_gateway};
 pub(crate) use pair::{Paired, pair, pool_gives};
 pub(crate) use rank::{AgeRank, Precedence, age_ranks};
 pub(crate) use select::{Selected, select};
 
+use crate::condition::Reason;
 use crate::model::*;
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::net::IpAddr;
 
-/// Why a policy is refused. The name is the reason of its `Accepted` or `Allocated` condition.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
-pub enum RefusalReason {
-    /// Selection by workload is not built.
-    UnsupportedSelection,
-    /// Only translation at the pod's node is built.
-    UnsupportedTranslation,
-    /// Only addresses that Egret itself answers for are built.
-    UnsupportedPresence,
-    /// The gateway asks for something that is not built.
-    UnsupportedGateway,
-    /// No such gateway.
-    GatewayNotFound,
-    /// The policy names none and neither is one marked default nor is there only one.
-    GatewayAmbiguous,
-    /// The address' pool belongs to another gateway.
-    GatewayMismatch,
-    /// No such pool.
-    PoolNotFound,
-    /// The address is not for this namespace.
-    AddressDenied,
-    /// No host could use this address.
-    AddressInvalid,
-    /// A node, a Service or a pod of the cluster has this address.
-    AddressInCluster,
-    /// An older policy uses this address by another gateway.
-    AddressConflict,
-    /// It asks for no address at all.
-    NoAddress,
-}
-
-impl fmt::Display for RefusalReason {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{self:?}")
-    }
-}
-
 /// Why a policy is refused, for people too.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Refusal {
     /// One word.
-    pub reason: RefusalReason,
+    pub reason: Reason,
     /// A sentence.
     pub message: String,
 }
@@ -84,7 +48,7 @@ pub(crate) struct Resolved<'a> {
 
 /// A problem that refuses a policy, with the finding for its author.
 pub(crate) struct Problem {
-    pub reason: RefusalReason,
+    pub reason: Reason,
     pub field: String,
     pub value: String,
     pub remedy: String,
@@ -92,7 +56,7 @@ pub(crate) struct Problem {
 
 impl Problem {
     pub(crate) fn new(
-        reason: RefusalReason,
+        reason: Reason,
         field: impl Into<String>,
         value: impl fmt::Display,
         remedy: impl Into<String>,
@@ -210,7 +174,7 @@ fn settle_conflicts(resolved: &mut [Resolved<'_>], findings: &mut BTreeSet<Findi
         });
         if let Some((address, (name, by))) = clash {
             let problem = Problem::new(
-                RefusalReason::AddressConflict,
+                Reason::AddressConflict,
                 "spec.gateway",
                 &gateway.name.0,
                 format!(
@@ -221,7 +185,7 @@ fn settle_conflicts(resolved: &mut [Resolved<'_>], findings: &mut BTreeSet<Findi
             findings.insert(problem.finding(&this.policy.object));
             let message = problem.remedy;
             this.refusal = Some(Refusal {
-                reason: RefusalReason::AddressConflict,
+                reason: Reason::AddressConflict,
                 message,
             });
             this.addresses.clear();

@@ -18,6 +18,5 @@ pub mod dir;
 mod source;
 mod status;
 
-pub use egret_api::{condition, reason};
 pub use source::*;
 pub use status::*;

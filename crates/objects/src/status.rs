@@ -17,12 +17,12 @@ pub enum ConditionStatus {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Condition {
-    /// Its type, one of [`crate::condition`].
+    /// Its type: [`egret_core::condition::ConditionType`], or another's.
     #[serde(rename = "type")]
     pub kind: String,
     /// Whether it holds.
     pub status: ConditionStatus,
-    /// Why, one of [`crate::reason`].
+    /// Why: [`egret_core::condition::Reason`], or another's.
     pub reason: String,
     /// Why, for people.
     pub message: String,
@@ -30,19 +30,17 @@ pub struct Condition {
     pub since_secs: i64,
 }
 
-impl Condition {
-    /// A condition; the source fills in the time.
-    pub fn new(
-        kind: &str,
-        status: ConditionStatus,
-        reason: &str,
-        message: impl Into<String>,
-    ) -> Self {
+impl From<&egret_core::condition::Condition> for Condition {
+    /// The source fills in the time.
+    fn from(condition: &egret_core::condition::Condition) -> Self {
         Self {
-            kind: kind.into(),
-            status,
-            reason: reason.into(),
-            message: message.into(),
+            kind: condition.kind.to_string(),
+            status: match condition.status {
+                true => ConditionStatus::True,
+                false => ConditionStatus::False,
+            },
+            reason: condition.reason.to_string(),
+            message: condition.message.clone(),
             since_secs: 0,
         }
     }

@@ -240,6 +240,8 @@ pub enum Outbound {
 pub struct Gateway {
     /// Its name.
     pub name: GatewayName,
+    /// Its `metadata.generation`.
+    pub generation: i64,
     /// Policies that name no gateway use it.
     pub default: bool,
     /// Which nodes are gateways.
@@ -269,6 +271,8 @@ pub struct Gateway {
 pub struct Pool {
     /// Its name.
     pub name: PoolName,
+    /// Its `metadata.generation`.
+    pub generation: i64,
     /// Inclusive address ranges, each of one family.
     pub ranges: Vec<(IpAddr, IpAddr)>,
     /// Gateway of its addresses.

@@ -1,6 +1,7 @@
 //! What only the node itself knows, and what comes out beside the state.
 
 use super::state::*;
+use crate::condition::Reason;
 use crate::model::*;
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet};
@@ -85,6 +86,22 @@ pub enum ReportKind {
     Limit,
     /// Two pods have one address.
     PodAddressConflict,
+}
+
+impl ReportKind {
+    /// The reason of the node's condition that says so.
+    pub fn reason(self) -> Reason {
+        match self {
+            ReportKind::FailStatic => Reason::FailStatic,
+            ReportKind::NoGateway => Reason::NoGateway,
+            ReportKind::NodeAddress => Reason::NodeAddress,
+            ReportKind::AwaitingGateways => Reason::AwaitingGateways,
+            ReportKind::NoExternalDevice => Reason::NoExternalDevice,
+            ReportKind::ExternalDeviceConflict => Reason::ExternalDeviceConflict,
+            ReportKind::Limit => Reason::Limit,
+            ReportKind::PodAddressConflict => Reason::PodAddressConflict,
+        }
+    }
 }
 
 /// One line of a node's condition.

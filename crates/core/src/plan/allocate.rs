@@ -1,6 +1,6 @@
 //! Addresses out of pools: a policy keeps what it has, else it gets the lowest free one of each family of its pool.
 
-use super::Reason;
+use super::PlanReason;
 use crate::model::*;
 use crate::resolve::{cluster_address, family_index, in_pool, pool_gives};
 use std::collections::{BTreeMap, BTreeSet};
@@ -12,7 +12,10 @@ pub(super) struct Allocation<'a> {
 }
 
 /// Allocates for every policy that names a pool and may use it.
-pub(super) fn allocate<'a>(snapshot: &'a Snapshot, reasons: &mut Vec<Reason>) -> Allocation<'a> {
+pub(super) fn allocate<'a>(
+    snapshot: &'a Snapshot,
+    reasons: &mut Vec<PlanReason>,
+) -> Allocation<'a> {
     let mut asking: Vec<(&Policy, &Pool)> = snapshot
         .policies
         .iter()
@@ -83,7 +86,7 @@ fn complete(
     taken: &mut BTreeSet<IpAddr>,
     of_cluster: &impl Fn(IpAddr) -> bool,
     findings: &mut Vec<Finding>,
-    reasons: &mut Vec<Reason>,
+    reasons: &mut Vec<PlanReason>,
 ) {
     for family in 0..2 {
         let mut ranges = pool
@@ -106,7 +109,7 @@ fn complete(
             Some(address) => {
                 taken.insert(address);
                 mine.push(address);
-                reasons.push(Reason {
+                reasons.push(PlanReason {
                     subject: policy.object.to_string(),
                     text: format!(
                         "{address} is the lowest free address of pool {}",

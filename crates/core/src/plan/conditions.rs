@@ -1,7 +1,9 @@
 //! What is told about policies.
 
+use super::status::without_ebpf;
 use super::wanted::WantedByAddress;
-use super::{AddressStatus, Condition, ConditionType, GatewayNode, GatewayPlan, PolicyPlan};
+use super::{AddressStatus, GatewayNode, GatewayPlan, PolicyPlan};
+use crate::condition::{Condition, ConditionType, Reason};
 use crate::model::*;
 use crate::resolve::{Resolved, Selected};
 use std::collections::{BTreeMap, BTreeSet};
@@ -80,20 +82,6 @@ pub(super) fn policies(inputs: Inputs<'_, '_>) -> BTreeMap<ObjectRef, PolicyPlan
     plans
 }
 
-fn condition(
-    kind: ConditionType,
-    status: bool,
-    reason: impl ToString,
-    message: impl Into<String>,
-) -> Condition {
-    Condition {
-        kind,
-        status,
-        reason: reason.to_string(),
-        message: message.into(),
-    }
-}
-
 fn conditions(
     inputs: &Inputs<'_, '_>,
     number: usize,
@@ -109,10 +97,10 @@ fn conditions(
     ];
     if !exhausted.is_empty() {
         let message = format!("no free port block is left for: {}", exhausted.join("; "));
-        all.push(condition(
+        all.push(Condition::new(
             ConditionType::PortsExhausted,
             true,
-            "NoFreeBlock",
+            Reason::NoFreeBlock,
             message,
         ));
     }
@@ -127,10 +115,10 @@ fn conditions(
             "it has no {} address: such traffic of its pods is rejected, not sent by another address",
             lacking.join(" and no ")
         );
-        all.push(condition(
+        all.push(Condition::new(
             ConditionType::FamilyNotCovered,
             true,
-            "NoAddressOfFamily",
+            Reason::NoAddressOfFamily,
             message,
         ));
     }
@@ -140,35 +128,35 @@ fn conditions(
             "these win for some destinations of some pods: {}",
             names.join(", ")
         );
-        all.push(condition(
+        all.push(Condition::new(
             ConditionType::Overlapped,
             true,
-            "OtherPolicyWins",
+            Reason::OtherPolicyWins,
             message,
         ));
     }
-    all.extend(degraded(inputs, one));
+    all.extend(without_ebpf(gateway_nodes(inputs, one)));
     all
 }
 
 fn accepted(plan: &PolicyPlan, host_network: u32) -> Condition {
     match &plan.refusal {
-        Some(refusal) => condition(
+        Some(refusal) => Condition::new(
             ConditionType::Accepted,
             false,
             refusal.reason,
             refusal.message.clone(),
         ),
-        None if host_network > 0 => condition(
+        None if host_network > 0 => Condition::new(
             ConditionType::Accepted,
             true,
-            "HostNetworkPods",
+            Reason::HostNetworkPods,
             format!("{host_network} matching pods use their node's network and are never selected"),
         ),
-        None => condition(
+        None => Condition::new(
             ConditionType::Accepted,
             true,
-            "Accepted",
+            Reason::Accepted,
             "it can be carried out",
         ),
     }
@@ -177,7 +165,7 @@ fn accepted(plan: &PolicyPlan, host_network: u32) -> Condition {
 fn allocated(one: &Resolved<'_>, plan: &PolicyPlan) -> Condition {
     let kind = ConditionType::Allocated;
     if plan.refusal.is_some() {
-        return condition(kind, false, "NotAccepted", "it is refused");
+        return Condition::new(kind, false, Reason::NotAccepted, "it is refused");
     }
     let has = [plan.families.0, plan.families.1];
     if one
@@ -186,15 +174,15 @@ fn allocated(one: &Resolved<'_>, plan: &PolicyPlan) -> Condition {
         .zip(has)
         .any(|(covers, has)| *covers && !has)
     {
-        return condition(
+        return Condition::new(
             kind,
             false,
-            "PoolExhausted",
+            Reason::PoolExhausted,
             "its pool has no free address of a family",
         );
     }
     let names: Vec<String> = plan.addresses.iter().map(ToString::to_string).collect();
-    condition(kind, true, "Allocated", names.join(", "))
+    Condition::new(kind, true, Reason::Allocated, names.join(", "))
 }
 
 /// Nodes of this policy that got no ports, with the address.
@@ -226,37 +214,42 @@ fn ready(
     exhausted: &[String],
     addressed: u32,
 ) -> Condition {
-    let no =
-        |reason: &str, message: String| condition(ConditionType::Ready, false, reason, message);
+    let no = |reason: Reason, message: String| {
+        Condition::new(ConditionType::Ready, false, reason, message)
+    };
     if let Some(refusal) = &plan.refusal {
-        return no("NotAccepted", refusal.message.clone());
+        return no(Reason::NotAccepted, refusal.message.clone());
     }
     let allocated = allocated(one, plan);
     if !allocated.status {
-        return no("NotAllocated", allocated.message);
+        return no(Reason::NotAllocated, allocated.message);
     }
     let running = gateway_nodes(inputs, one).iter().any(|node| node.running);
     if !running {
         return no(
-            "NoGateway",
+            Reason::NoGateway,
             "no gateway node of its gateway runs an agent".into(),
         );
     }
     if !exhausted.is_empty() {
-        return no("PortsExhausted", exhausted.join("; "));
+        return no(Reason::PortsExhausted, exhausted.join("; "));
     }
     if plan.programmed < addressed {
         return no(
-            "Programming",
+            Reason::Programming,
             format!("{} of {addressed} pods are programmed", plan.programmed),
         );
     }
-    let yes =
-        |reason: &str, message: String| condition(ConditionType::Ready, true, reason, message);
+    let yes = |reason: Reason, message: String| {
+        Condition::new(ConditionType::Ready, true, reason, message)
+    };
     if plan.selected == 0 {
-        return yes("NoPods", "no running pod is selected".into());
+        return yes(Reason::NoPods, "no running pod is selected".into());
     }
-    yes("Programmed", format!("all {addressed} pods are programmed"))
+    yes(
+        Reason::Programmed,
+        format!("all {addressed} pods are programmed"),
+    )
 }
 
 /// Whether the policy has destinations of one of these families.
@@ -277,23 +270,4 @@ fn gateway_nodes<'i>(inputs: &'i Inputs<'_, '_>, one: &Resolved<'_>) -> &'i [Gat
         .gateway
         .and_then(|gateway| inputs.gateways.get(&gateway.name));
     plan.map_or(&[], |plan| &plan.nodes)
-}
-
-fn degraded(inputs: &Inputs<'_, '_>, one: &Resolved<'_>) -> Option<Condition> {
-    let weak: Vec<&str> = gateway_nodes(inputs, one)
-        .iter()
-        .filter(|node| node.datapath.as_deref() == Some("nftables"))
-        .map(|node| node.node.0.as_str())
-        .collect();
-    (!weak.is_empty()).then(|| {
-        condition(
-            ConditionType::Degraded,
-            true,
-            "NftablesDatapath",
-            format!(
-                "without the eBPF programs and so without ownership check: {}",
-                weak.join(", ")
-            ),
-        )
-    })
 }

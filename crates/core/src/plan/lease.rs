@@ -11,7 +11,7 @@
 mod blocks;
 mod sanity;
 
-use super::Reason;
+use super::PlanReason;
 use super::wanted::{Wanted, WantedByAddress};
 use crate::model::*;
 use crate::resolve::gateway_nodes;
@@ -45,7 +45,7 @@ pub(super) fn plan_leases(
     snapshot: &Snapshot,
     wanted: &WantedByAddress<'_>,
     now_secs: i64,
-    reasons: &mut Vec<Reason>,
+    reasons: &mut Vec<PlanReason>,
     findings: &mut BTreeSet<Finding>,
 ) -> PlannedLeases {
     let mut cluster = Cluster {
@@ -119,7 +119,7 @@ struct AddressWork {
     steering_changed: bool,
     renumber: BTreeSet<usize>,
     exhausted: BTreeSet<NodeName>,
-    reasons: Vec<Reason>,
+    reasons: Vec<PlanReason>,
 }
 
 impl AddressWork {
@@ -170,7 +170,7 @@ impl AddressWork {
     }
 
     fn say(&mut self, text: String) {
-        self.reasons.push(Reason {
+        self.reasons.push(PlanReason {
             subject: self.record.address.to_string(),
             text,
         });

@@ -1,6 +1,6 @@
 //! Node records: a tunnel index for every node, and the grants of its leases.
 
-use super::{NodeRecordSpec, Reason};
+use super::{NodeRecordSpec, PlanReason};
 use crate::model::*;
 use crate::numbers::TUNNEL_INDEX_MAX;
 use std::collections::{BTreeMap, BTreeSet};
@@ -14,7 +14,7 @@ pub(super) struct PlannedNodes {
 pub(super) fn plan_nodes(
     snapshot: &Snapshot,
     addresses: &BTreeMap<IpAddr, AddressRecord>,
-    reasons: &mut Vec<Reason>,
+    reasons: &mut Vec<PlanReason>,
     findings: &mut BTreeSet<Finding>,
 ) -> PlannedNodes {
     let mut grants: BTreeMap<&NodeName, Vec<Grant>> = BTreeMap::new();
@@ -41,7 +41,7 @@ pub(super) fn plan_nodes(
                 deletions.push(name.clone());
                 continue;
             }
-            reasons.push(Reason {
+            reasons.push(PlanReason {
                 subject: format!("EgressNode {name}"),
                 text: "its Node is gone; the record stays until its leases have come to their end"
                     .into(),
@@ -82,7 +82,7 @@ fn number_new(
     used: &BTreeSet<u16>,
     grants: &mut BTreeMap<&NodeName, Vec<Grant>>,
     records: &mut BTreeMap<NodeName, NodeRecordSpec>,
-    reasons: &mut Vec<Reason>,
+    reasons: &mut Vec<PlanReason>,
     findings: &mut BTreeSet<Finding>,
 ) {
     let mut free = (1..=TUNNEL_INDEX_MAX).filter(|index| !used.contains(index));
@@ -103,7 +103,7 @@ fn number_new(
             });
             continue;
         };
-        reasons.push(Reason {
+        reasons.push(PlanReason {
             subject: format!("EgressNode {name}"),
             text: format!("tunnel index {tunnel_index} is the lowest free one"),
         });

@@ -3,10 +3,11 @@
 use super::lease::PlannedLeases;
 use super::wanted::WantedByAddress;
 use super::{AddressStatus, GatewayNode, GatewayPlan, PoolPlan};
+use crate::condition::{Condition, ConditionType, Reason};
 use crate::model::*;
 use crate::numbers::LEASE_PORT_FIRST;
-use crate::resolve::{gateway_nodes, in_pool};
-use std::collections::BTreeMap;
+use crate::resolve::{gateway_nodes, gateway_problem, in_pool};
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
 const LEASABLE_PORTS: u32 = 65_536 - LEASE_PORT_FIRST as u32;
@@ -35,16 +36,16 @@ pub(super) fn addresses(
         let users = wanted
             .get(&record.address)
             .map(|w| w.users.iter().copied().cloned().collect());
+        let announcer = announcers.get(&record.address).map(|name| (*name).clone());
+        let exhausted = leases.exhausted.get(&record.address).cloned();
+        let exhausted = exhausted.unwrap_or_default();
         AddressStatus {
-            announcer: announcers.get(&record.address).map(|name| (*name).clone()),
             users: users.unwrap_or_default(),
             ports_leased: ports(false),
             ports_free: LEASABLE_PORTS - ports(false) - ports(true),
-            exhausted: leases
-                .exhausted
-                .get(&record.address)
-                .cloned()
-                .unwrap_or_default(),
+            conditions: address_conditions(record, announcer.as_ref(), &exhausted),
+            announcer,
+            exhausted,
         }
     };
     leases
@@ -52,6 +53,82 @@ pub(super) fn addresses(
         .values()
         .map(|record| (record.address, one(record)))
         .collect()
+}
+
+fn address_conditions(
+    record: &AddressRecord,
+    announcer: Option<&NodeName>,
+    exhausted: &BTreeSet<NodeName>,
+) -> Vec<Condition> {
+    let ready =
+        |holds, reason, text: String| Condition::new(ConditionType::Ready, holds, reason, text);
+    let mut all = vec![match announcer {
+        Some(node) => ready(
+            true,
+            Reason::Announced,
+            format!("{} answers for it", node.0),
+        ),
+        None => {
+            let text = format!("no gateway of {} answers for it yet", record.gateway.0);
+            ready(false, Reason::NotAnnounced, text)
+        }
+    }];
+    if !exhausted.is_empty() {
+        let nodes: Vec<&str> = exhausted.iter().map(|node| node.0.as_str()).collect();
+        all.push(Condition::new(
+            ConditionType::PortsExhausted,
+            true,
+            Reason::NoFreeBlock,
+            format!(
+                "no free port block for {}: use more addresses, or lower leases.initialPorts of {}",
+                nodes.join(", "),
+                record.gateway.0
+            ),
+        ));
+    }
+    all
+}
+
+/// Conditions of a gateway group.
+fn gateway_conditions(gateway: &Gateway, nodes: &[GatewayNode]) -> Vec<Condition> {
+    let accepted = match gateway_problem(gateway) {
+        None => (true, Reason::Accepted, "it can be carried out".into()),
+        Some(problem) => (false, Reason::UnsupportedGateway, problem),
+    };
+    let running = nodes.iter().filter(|node| node.running).count();
+    let text = format!("agents run on {running} of {} nodes", nodes.len());
+    let ready = match running {
+        0 => (false, Reason::NoGateway, text),
+        _ => (true, Reason::Serving, text),
+    };
+    let mut all: Vec<Condition> = [
+        (ConditionType::Accepted, accepted),
+        (ConditionType::Ready, ready),
+    ]
+    .into_iter()
+    .map(|(kind, (holds, reason, text))| Condition::new(kind, holds, reason, text))
+    .collect();
+    all.extend(without_ebpf(nodes));
+    all
+}
+
+/// The condition about gateways that run without eBPF, if there are any.
+pub(super) fn without_ebpf(nodes: &[GatewayNode]) -> Option<Condition> {
+    let weak: Vec<&str> = nodes
+        .iter()
+        .filter(|node| node.datapath.as_deref() == Some("nftables"))
+        .map(|node| node.node.0.as_str())
+        .collect();
+    (!weak.is_empty()).then(|| {
+        let nodes = weak.join(", ");
+        let text = format!("without the eBPF programs and so without ownership check: {nodes}");
+        Condition::new(
+            ConditionType::Degraded,
+            true,
+            Reason::NftablesDatapath,
+            text,
+        )
+    })
 }
 
 pub(super) fn gateways(snapshot: &Snapshot) -> BTreeMap<GatewayName, GatewayPlan> {
@@ -64,11 +141,16 @@ pub(super) fn gateways(snapshot: &Snapshot) -> BTreeMap<GatewayName, GatewayPlan
             datapath: record.and_then(|r| r.datapath.clone()),
         }
     };
-    let plan = |gateway: &Gateway| GatewayPlan {
-        nodes: gateway_nodes(gateway, &snapshot.nodes)
+    let plan = |gateway: &Gateway| {
+        let nodes = gateway_nodes(gateway, &snapshot.nodes)
             .into_iter()
-            .map(node)
-            .collect(),
+            .map(node);
+        let nodes: Vec<GatewayNode> = nodes.collect();
+        GatewayPlan {
+            generation: gateway.generation,
+            conditions: gateway_conditions(gateway, &nodes),
+            nodes,
+        }
     };
     snapshot
         .gateways
@@ -88,13 +170,46 @@ pub(super) fn pools(
         (IpAddr::V6(a), IpAddr::V6(b)) => b.to_bits().saturating_sub(a.to_bits()).saturating_add(1),
         _ => 0,
     };
-    let plan = |pool: &Pool| PoolPlan {
-        total: pool.ranges.iter().map(size).fold(0, u128::saturating_add),
-        used: records.keys().filter(|a| in_pool(pool, **a)).count() as u64,
+    let plan = |pool: &Pool| {
+        let total = pool.ranges.iter().map(size).fold(0, u128::saturating_add);
+        let used = records.keys().filter(|a| in_pool(pool, **a)).count() as u64;
+        PoolPlan {
+            generation: pool.generation,
+            total,
+            used,
+            conditions: pool_conditions(snapshot, pool, (total, used)),
+        }
     };
     snapshot
         .pools
         .values()
         .map(|pool| (pool.name.clone(), plan(pool)))
         .collect()
+}
+
+fn pool_conditions(snapshot: &Snapshot, pool: &Pool, (total, used): (u128, u64)) -> Vec<Condition> {
+    let missing = pool
+        .gateway
+        .as_ref()
+        .filter(|name| !snapshot.gateways.contains_key(name));
+    let accepted = match missing {
+        None => (true, Reason::Accepted, "it can be carried out".into()),
+        Some(name) => {
+            let text = format!("spec.gateway: there is no EgressGateway {}", name.0);
+            (false, Reason::GatewayNotFound, text)
+        }
+    };
+    let text = format!("{used} of {total} addresses are in use");
+    let ready = match (missing, u128::from(used) < total) {
+        (Some(_), _) => (false, Reason::GatewayNotFound, accepted.2.clone()),
+        (None, false) => (false, Reason::PoolExhausted, text),
+        (None, true) => (true, Reason::Available, text),
+    };
+    [
+        (ConditionType::Accepted, accepted),
+        (ConditionType::Ready, ready),
+    ]
+    .into_iter()
+    .map(|(kind, (holds, reason, text))| Condition::new(kind, holds, reason, text))
+    .collect()
 }

@@ -1,6 +1,7 @@
 //! Which addresses a policy asks for, and whether it may have them.
 
-use super::{Problem, RefusalReason, pool_gives};
+use super::{Problem, pool_gives};
+use crate::condition::Reason;
 use crate::model::*;
 use ipnet::IpNet;
 use std::collections::{BTreeMap, BTreeSet};
@@ -166,7 +167,7 @@ pub(super) fn problems(
     match &policy.addresses {
         AddressRequest::Pool(name) => match snapshot.pools.get(name) {
             None => vec![Problem::new(
-                RefusalReason::PoolNotFound,
+                Reason::PoolNotFound,
                 "spec.pool",
                 &name.0,
                 "there is no such EgressPool; create it or name another",
@@ -176,7 +177,7 @@ pub(super) fn problems(
                 .collect(),
         },
         AddressRequest::Fixed(addresses) if addresses.is_empty() => vec![Problem::new(
-            RefusalReason::NoAddress,
+            Reason::NoAddress,
             "spec.ips",
             "[]",
             "name at least one address, or a pool",
@@ -205,7 +206,7 @@ fn fixed_problem(
 ) -> Option<Problem> {
     if unusable(address) {
         return Some(Problem::new(
-            RefusalReason::AddressInvalid,
+            Reason::AddressInvalid,
             field,
             address,
             "no host can use this as its source address; choose a unicast address",
@@ -213,7 +214,7 @@ fn fixed_problem(
     }
     if let Some(remedy) = index.problem(address) {
         return Some(Problem::new(
-            RefusalReason::AddressInCluster,
+            Reason::AddressInCluster,
             field,
             address,
             remedy,
@@ -224,7 +225,7 @@ fn fixed_problem(
         return match snapshot.settings.unpooled_addresses {
             UnpooledAddresses::Allow => None,
             UnpooledAddresses::Deny => Some(Problem::new(
-                RefusalReason::AddressDenied,
+                Reason::AddressDenied,
                 field,
                 address,
                 "it is in no EgressPool, and this installation allows only addresses out of pools; add it to one",
@@ -252,7 +253,7 @@ fn denied_by_pool(
         return None;
     }
     Some(Problem::new(
-        RefusalReason::AddressDenied,
+        Reason::AddressDenied,
         field,
         &pool.name.0,
         format!(

@@ -1,13 +1,14 @@
 //! Arms of the model that exist and are not built yet: refused with a finding, never guessed at.
 
-use super::{Problem, RefusalReason};
+use super::Problem;
+use crate::condition::Reason;
 use crate::model::*;
 
 pub(super) fn problems(policy: &Policy) -> Vec<Problem> {
     let mut problems = Vec::new();
     if let Selection::Workload { kind, name, .. } = &policy.selection {
         problems.push(Problem::new(
-            RefusalReason::UnsupportedSelection,
+            Reason::UnsupportedSelection,
             "spec.selection.workload",
             format!("{kind} {name}"),
             "selection by workload is not supported yet; select by pod labels",
@@ -16,7 +17,7 @@ pub(super) fn problems(policy: &Policy) -> Vec<Problem> {
     match policy.translation {
         Translation::Leased => {}
         Translation::AtHolder | Translation::None => problems.push(Problem::new(
-            RefusalReason::UnsupportedTranslation,
+            Reason::UnsupportedTranslation,
             "spec.translation",
             format!("{:?}", policy.translation),
             "only translation at the pod's node (Leased) is supported yet",
@@ -24,7 +25,7 @@ pub(super) fn problems(policy: &Policy) -> Vec<Problem> {
     }
     if let Presence::HeldBy(holder) = &policy.presence {
         problems.push(Problem::new(
-            RefusalReason::UnsupportedPresence,
+            Reason::UnsupportedPresence,
             "spec.presence",
             holder,
             "only addresses that Egret itself answers for are supported yet",

@@ -1,7 +1,8 @@
 //! Which gateway a policy uses, and which nodes are its gateways.
 
+use super::Problem;
 use super::address::pools_of;
-use super::{Problem, RefusalReason};
+use crate::condition::Reason;
 use crate::model::*;
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -41,6 +42,11 @@ fn unsupported(gateway: &Gateway) -> Option<(&'static str, String, &'static str)
 /// Whether this gateway can be carried out at all.
 pub(crate) fn usable_gateway(gateway: &Gateway) -> bool {
     unsupported(gateway).is_none()
+}
+
+/// What of this gateway cannot be carried out, if anything, in one sentence.
+pub(crate) fn gateway_problem(gateway: &Gateway) -> Option<String> {
+    unsupported(gateway).map(|(field, value, remedy)| format!("{field}: {value}: {remedy}"))
 }
 
 /// Findings about gateways themselves.
@@ -96,7 +102,7 @@ pub(super) fn of_policy<'a>(
     let name = match (&policy.gateway, pooled) {
         (Some(named), Some((pool, of_pool))) if named != of_pool => {
             return Err(Problem::new(
-                RefusalReason::GatewayMismatch,
+                Reason::GatewayMismatch,
                 "spec.gateway",
                 &named.0,
                 format!(
@@ -111,7 +117,7 @@ pub(super) fn of_policy<'a>(
     let gateway = match name {
         Some(name) => snapshot.gateways.get(name).ok_or_else(|| {
             Problem::new(
-                RefusalReason::GatewayNotFound,
+                Reason::GatewayNotFound,
                 "spec.gateway",
                 &name.0,
                 "there is no such EgressGateway; create it or name another",
@@ -123,7 +129,7 @@ pub(super) fn of_policy<'a>(
         Ok(gateway)
     } else {
         Err(Problem::new(
-            RefusalReason::UnsupportedGateway,
+            Reason::UnsupportedGateway,
             "spec.gateway",
             &gateway.name.0,
             "this gateway asks for something that is not supported yet; see its own findings",
@@ -139,13 +145,13 @@ fn unnamed(snapshot: &Snapshot) -> Result<&Gateway, Problem> {
     match (all.next(), all.next()) {
         (Some(only), None) => Ok(only),
         (None, _) => Err(Problem::new(
-            RefusalReason::GatewayNotFound,
+            Reason::GatewayNotFound,
             "spec.gateway",
             "",
             "there is no EgressGateway; create one",
         )),
         (Some(_), Some(_)) => Err(Problem::new(
-            RefusalReason::GatewayAmbiguous,
+            Reason::GatewayAmbiguous,
             "spec.gateway",
             "",
             "there are several EgressGateways; name one, or mark one of them default",
@@ -175,7 +181,7 @@ fn of_pools<'a>(
         match found {
             Some((first, other)) if other != gateway => {
                 return Err(Problem::new(
-                    RefusalReason::GatewayMismatch,
+                    Reason::GatewayMismatch,
                     "spec.ips",
                     &pool.name.0,
                     format!(

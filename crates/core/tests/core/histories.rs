@@ -316,7 +316,7 @@ proptest! {
         let plan = scene.plan();
         let gateways = !scene.gateway_nodes().is_empty();
         for (object, policy) in plan.policies.iter().filter(|(_, p)| p.refusal.is_none()) {
-            let allocated = !policy.conditions.iter().any(|c| c.reason == "PoolExhausted");
+            let allocated = !policy.conditions.iter().any(|c| c.reason == egret_core::condition::Reason::PoolExhausted);
             prop_assert!(policy.ready || !gateways || !allocated, "{object} {:?}", policy.conditions);
         }
         // No policy: nothing is left, in the end not even records.

@@ -2,8 +2,8 @@
 
 use crate::scene::*;
 use egret_core::check::check_plan;
+use egret_core::condition::ConditionType;
 use egret_core::model::*;
-use egret_core::plan::ConditionType;
 use std::net::IpAddr;
 
 const E: &str = "192.168.122.222";

@@ -1,9 +1,10 @@
 //! Plans of small clusters: addresses, gateways, refusals, conditions.
 
 use crate::scene::*;
+use egret_core::condition::{ConditionType, Reason};
 use egret_core::model::*;
 use egret_core::node::Verdict;
-use egret_core::plan::{ClusterPlan, ConditionType, PolicyPlan, RefusalReason};
+use egret_core::plan::{ClusterPlan, PolicyPlan};
 
 fn only(plan: &ClusterPlan) -> &PolicyPlan {
     assert_eq!(plan.policies.len(), 1);
@@ -150,37 +151,33 @@ fn what_cannot_be_carried_out_is_refused_with_a_finding_and_its_traffic_is_dropp
     fn main(scene: &mut Scene) -> &mut Gateway {
         scene.snapshot.gateways.values_mut().next().unwrap()
     }
-    let cases: Vec<(RefusalReason, Edit)> = vec![
-        (RefusalReason::UnsupportedTranslation, |s| {
+    let cases: Vec<(Reason, Edit)> = vec![
+        (Reason::UnsupportedTranslation, |s| {
             policy(s).translation = Translation::AtHolder
         }),
-        (RefusalReason::UnsupportedTranslation, |s| {
+        (Reason::UnsupportedTranslation, |s| {
             policy(s).translation = Translation::None
         }),
-        (RefusalReason::UnsupportedPresence, |s| {
+        (Reason::UnsupportedPresence, |s| {
             policy(s).presence = Presence::HeldBy("x".into())
         }),
-        (RefusalReason::UnsupportedGateway, |s| {
+        (Reason::UnsupportedGateway, |s| {
             main(s).announce = AnnounceMode::Bgp
         }),
-        (RefusalReason::UnsupportedGateway, |s| {
+        (Reason::UnsupportedGateway, |s| {
             main(s).announce = AnnounceMode::Azure
         }),
-        (RefusalReason::UnsupportedGateway, |s| {
-            main(s).wireguard = true
-        }),
-        (RefusalReason::GatewayNotFound, |s| {
+        (Reason::UnsupportedGateway, |s| main(s).wireguard = true),
+        (Reason::GatewayNotFound, |s| {
             policy(s).gateway = Some(GatewayName("no".into()))
         }),
-        (RefusalReason::GatewayNotFound, |s| {
-            s.snapshot.gateways.clear()
-        }),
-        (RefusalReason::GatewayAmbiguous, |s| {
+        (Reason::GatewayNotFound, |s| s.snapshot.gateways.clear()),
+        (Reason::GatewayAmbiguous, |s| {
             s.snapshot
                 .gateways
                 .insert(GatewayName("two".into()), gateway("two"));
         }),
-        (RefusalReason::GatewayMismatch, |s| {
+        (Reason::GatewayMismatch, |s| {
             let mut pool = pool("pool", "192.0.2.0", "192.0.2.255");
             pool.gateway = Some(GatewayName("two".into()));
             s.snapshot
@@ -189,36 +186,36 @@ fn what_cannot_be_carried_out_is_refused_with_a_finding_and_its_traffic_is_dropp
             s.snapshot.pools.insert(pool.name.clone(), pool);
             policy(s).gateway = Some(GatewayName("main".into()));
         }),
-        (RefusalReason::PoolNotFound, |s| {
+        (Reason::PoolNotFound, |s| {
             policy(s).addresses = AddressRequest::Pool(PoolName("no".into()));
         }),
-        (RefusalReason::AddressDenied, |s| {
+        (Reason::AddressDenied, |s| {
             s.snapshot.settings.unpooled_addresses = UnpooledAddresses::Deny;
         }),
-        (RefusalReason::AddressDenied, |s| {
+        (Reason::AddressDenied, |s| {
             let mut pool = pool("pool", "192.0.2.0", "192.0.2.255");
             pool.namespaces = Namespaces::Names(["other".to_owned()].into());
             s.snapshot.pools.insert(pool.name.clone(), pool);
         }),
-        (RefusalReason::AddressInvalid, |s| {
+        (Reason::AddressInvalid, |s| {
             policy(s).addresses = AddressRequest::Fixed(vec![ip("224.0.0.1")]);
         }),
-        (RefusalReason::AddressInCluster, |s| {
+        (Reason::AddressInCluster, |s| {
             policy(s).addresses = AddressRequest::Fixed(vec![ip("192.168.122.1")]);
         }),
-        (RefusalReason::AddressInCluster, |s| {
+        (Reason::AddressInCluster, |s| {
             policy(s).addresses = AddressRequest::Fixed(vec![ip("10.244.1.200")]);
         }),
-        (RefusalReason::AddressInCluster, |s| {
+        (Reason::AddressInCluster, |s| {
             policy(s).addresses = AddressRequest::Fixed(vec![ip("10.96.0.1")]);
         }),
-        (RefusalReason::AddressInCluster, |s| {
+        (Reason::AddressInCluster, |s| {
             s.snapshot
                 .pods
                 .values_mut()
                 .for_each(|pod| pod.addresses.push(ip("192.0.2.1")));
         }),
-        (RefusalReason::NoAddress, |s| {
+        (Reason::NoAddress, |s| {
             policy(s).addresses = AddressRequest::Fixed(vec![])
         }),
     ];
@@ -238,13 +235,11 @@ fn what_cannot_be_carried_out_is_refused_with_a_finding_and_its_traffic_is_dropp
         let found = plan.findings.iter().any(|f| f.object.name == "bad");
         assert!(found, "case {number}: {:?}", plan.findings);
         // P9: bad input does not stop the good, where it does not name the same gateway.
-        if !matches!(
-            reason,
-            RefusalReason::UnsupportedGateway | RefusalReason::AddressDenied
-        ) && scene
-            .snapshot
-            .gateways
-            .contains_key(&GatewayName("main".into()))
+        if !matches!(reason, Reason::UnsupportedGateway | Reason::AddressDenied)
+            && scene
+                .snapshot
+                .gateways
+                .contains_key(&GatewayName("main".into()))
         {
             assert!(named(&plan, "good").ready, "case {number}");
         }
@@ -293,7 +288,7 @@ fn an_address_belongs_to_the_gateway_of_its_oldest_policy() {
     let plan = scene.settle();
     assert_eq!(
         named(&plan, "a-young").refusal.as_ref().unwrap().reason,
-        RefusalReason::AddressConflict
+        Reason::AddressConflict
     );
     assert!(named(&plan, "old").refusal.is_none());
     assert_eq!(plan.findings.len(), 1);
@@ -403,8 +398,8 @@ fn pods_of_the_node_network_and_finished_pods_are_not_selected() {
     assert_eq!(policy.selected, 0);
     let accepted = &policy.conditions[0];
     assert_eq!(
-        (accepted.status, accepted.reason.as_str()),
-        (true, "HostNetworkPods")
+        (accepted.status, accepted.reason),
+        (true, Reason::HostNetworkPods)
     );
 }
 
@@ -454,4 +449,46 @@ fn service_selection_finds_the_pods_behind_it() {
         only(&scene.settle()).pods.keys().next(),
         Some(&node_name("worker2"))
     );
+}
+
+#[test]
+fn gateways_pools_and_addresses_say_whether_they_serve() {
+    let says =
+        |conditions: &[egret_core::condition::Condition]| -> Vec<(ConditionType, bool, Reason)> {
+            conditions
+                .iter()
+                .map(|c| (c.kind, c.status, c.reason))
+                .collect()
+        };
+    let mut scene = kep_scene();
+    let full = pool("full", "192.168.122.222", "192.168.122.222");
+    scene.snapshot.pools.insert(full.name.clone(), full);
+    scene.settle();
+    let announcer = scene.snapshot.node_records.get_mut(&node_name("gateway1"));
+    announcer.unwrap().announcing = [ip("192.168.122.222")].into();
+    let plan = scene.plan();
+    let accepted = (ConditionType::Accepted, true, Reason::Accepted);
+    let gateway = plan.gateways.values().next().unwrap();
+    let serving = (ConditionType::Ready, true, Reason::Serving);
+    assert_eq!(says(&gateway.conditions), [accepted, serving]);
+    let exhausted = (ConditionType::Ready, false, Reason::PoolExhausted);
+    let pool = plan.pools.values().next().unwrap();
+    assert_eq!(says(&pool.conditions), [accepted, exhausted]);
+    let address = plan.address_status.values().next().unwrap();
+    let announced = (ConditionType::Ready, true, Reason::Announced);
+    assert_eq!(says(&address.conditions), [announced]);
+
+    for record in scene.snapshot.node_records.values_mut() {
+        record.underlay_addresses.clear();
+        record.announcing.clear();
+        record.datapath = Some("nftables".into());
+    }
+    let plan = scene.plan();
+    let gateway = plan.gateways.values().next().unwrap();
+    let alone = (ConditionType::Ready, false, Reason::NoGateway);
+    let weak = (ConditionType::Degraded, true, Reason::NftablesDatapath);
+    assert_eq!(says(&gateway.conditions), [accepted, alone, weak]);
+    let address = plan.address_status.values().next().unwrap();
+    let silent = (ConditionType::Ready, false, Reason::NotAnnounced);
+    assert_eq!(says(&address.conditions), [silent]);
 }

@@ -57,6 +57,7 @@ pub fn egress(namespace: &str, name: &str, addresses: &[&str]) -> Policy {
 pub fn gateway(name: &str) -> Gateway {
     Gateway {
         name: GatewayName(name.into()),
+        generation: 1,
         default: false,
         nodes: selector(&[("role", "gateway")]),
         external_interface: None,
@@ -74,6 +75,7 @@ pub fn gateway(name: &str) -> Gateway {
 pub fn pool(name: &str, first: &str, last: &str) -> Pool {
     Pool {
         name: PoolName(name.into()),
+        generation: 1,
         ranges: vec![(ip(first), ip(last))],
         gateway: None,
         namespaces: Namespaces::All,

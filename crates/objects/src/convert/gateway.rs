@@ -12,11 +12,15 @@ const DEVICE_NAME_MAX: usize = 15;
 /// An `EgressGateway`.
 pub fn gateway(object: &api::EgressGateway) -> Result<Gateway, Vec<Finding>> {
     let mut check = Check::new(Kind::EgressGateway, &object.metadata);
-    let parsed = parse(&mut check, &object.spec);
+    let parsed = parse(&mut check, object.metadata.generation, &object.spec);
     check.finish(parsed)
 }
 
-fn parse(check: &mut Check, spec: &api::EgressGatewaySpec) -> Option<Gateway> {
+fn parse(
+    check: &mut Check,
+    generation: Option<i64>,
+    spec: &api::EgressGatewaySpec,
+) -> Option<Gateway> {
     let nodes = selector(check, "spec.nodeSelector", &spec.node_selector);
     let device = &spec.external_interface;
     let device = check.take("spec.externalInterface", device, device_name(device));
@@ -51,6 +55,7 @@ fn parse(check: &mut Check, spec: &api::EgressGatewaySpec) -> Option<Gateway> {
     }
     Some(Gateway {
         name: GatewayName(check.object.name.clone()),
+        generation: generation.unwrap_or(0),
         default: spec.default,
         nodes: nodes?,
         external_interface: device?,

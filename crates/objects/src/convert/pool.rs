@@ -10,16 +10,17 @@ use std::net::IpAddr;
 /// An `EgressPool`. Its ranges come out sorted and disjoint.
 pub fn pool(object: &api::EgressPool) -> Result<Pool, Vec<Finding>> {
     let mut check = Check::new(Kind::EgressPool, &object.metadata);
-    let parsed = parse(&mut check, &object.spec);
+    let parsed = parse(&mut check, object.metadata.generation, &object.spec);
     check.finish(parsed)
 }
 
-fn parse(check: &mut Check, spec: &api::EgressPoolSpec) -> Option<Pool> {
+fn parse(check: &mut Check, generation: Option<i64>, spec: &api::EgressPoolSpec) -> Option<Pool> {
     let ranges = ranges(check, spec);
     let gateway = gateway_name(check, &spec.gateway);
     let namespaces = namespaces(check, &spec.namespaces);
     Some(Pool {
         name: PoolName(check.object.name.clone()),
+        generation: generation.unwrap_or(0),
         ranges,
         gateway: gateway?,
         namespaces: namespaces?,

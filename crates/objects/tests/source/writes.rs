@@ -7,7 +7,7 @@ use egret_core::model::{
 };
 use egret_objects::{
     AddressStatus, Condition, ConditionStatus, GatewayMember, GatewayStatus, NodeReport,
-    PolicyStatus, Source, SourceError, condition, reason,
+    PolicyStatus, Source, SourceError,
 };
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
@@ -72,7 +72,16 @@ fn node_record() -> NodeRecord {
 }
 
 fn ready(status: ConditionStatus) -> Condition {
-    Condition::new(condition::READY, status, reason::PROGRAMMED, "all pods")
+    let condition = egret_core::condition::Condition::new(
+        egret_core::condition::ConditionType::Ready,
+        status == ConditionStatus::True,
+        match status {
+            ConditionStatus::True => egret_core::condition::Reason::Programmed,
+            _ => egret_core::condition::Reason::NotProgrammed,
+        },
+        "all pods",
+    );
+    Condition::from(&condition)
 }
 
 #[test]

@@ -1,0 +1,210 @@
+//! Conditions: their types, their reasons, and what people do about each. They are an interface: alerts and scripts
+//! name them. `docs/conditions.md` is generated from this table.
+
+use serde::{Deserialize, Serialize};
+use std::fmt;
+
+macro_rules! types {
+    ($($name:ident: $meaning:literal;)+) => {
+        /// Types of conditions.
+        #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+        pub enum ConditionType { $(#[doc = $meaning] $name,)+ }
+
+        impl ConditionType {
+            /// Every type, in the order in which people read them.
+            pub const ALL: &'static [ConditionType] = &[$(ConditionType::$name,)+];
+
+            /// What it says when it holds.
+            pub fn meaning(self) -> &'static str {
+                match self { $(ConditionType::$name => $meaning,)+ }
+            }
+        }
+    };
+}
+
+types! {
+    Accepted: "The object is understood and will be carried out.";
+    Allocated: "Its addresses are known and not refused to it.";
+    Ready: "It does what it is for.";
+    PortsExhausted: "A worker gets or has no source ports left for an address.";
+    FamilyNotCovered: "The addresses lack a family: traffic of that family is refused.";
+    Overlapped: "Another policy comes before this one for some pods and destinations.";
+    Degraded: "It works, with less than was promised.";
+    ForwardBlocked: "A node's firewall refuses forwarding and Egret cannot mend it there.";
+    Unsupported: "The network plugin of a node takes packets past the kernel in a way that Egret does not know.";
+}
+
+impl fmt::Display for ConditionType {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Debug::fmt(self, f)
+    }
+}
+
+/// A condition, without its times: those are the business of whoever writes it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Condition {
+    /// Its type.
+    pub kind: ConditionType,
+    /// True or False.
+    pub status: bool,
+    /// Why, in one word.
+    pub reason: Reason,
+    /// Why, in a sentence.
+    pub message: String,
+}
+
+impl Condition {
+    /// A condition that holds, or does not.
+    pub fn new(
+        kind: ConditionType,
+        status: bool,
+        reason: Reason,
+        message: impl Into<String>,
+    ) -> Self {
+        let message = message.into();
+        debug_assert!(
+            reason.used_in().contains(&(kind, status)),
+            "{kind}={status} is never because of {reason}"
+        );
+        Condition {
+            kind,
+            status,
+            reason,
+            message,
+        }
+    }
+}
+
+macro_rules! reasons {
+    ($($name:ident: $($kind:ident $status:literal),+; $meaning:literal, $remedy:literal;)+) => {
+        /// Reasons of conditions.
+        #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+        pub enum Reason { $(#[doc = $meaning] $name,)+ }
+
+        impl Reason {
+            /// Every reason.
+            pub const ALL: &'static [Reason] = &[$(Reason::$name,)+];
+
+            /// The conditions it is used in, each with the status that it then has.
+            pub fn used_in(self) -> &'static [(ConditionType, bool)] {
+                match self { $(Reason::$name => &[$((ConditionType::$kind, $status)),+],)+ }
+            }
+
+            /// What it says.
+            pub fn meaning(self) -> &'static str {
+                match self { $(Reason::$name => $meaning,)+ }
+            }
+
+            /// What to do about it; empty where nothing is wrong.
+            pub fn remedy(self) -> &'static str {
+                match self { $(Reason::$name => $remedy,)+ }
+            }
+        }
+    };
+}
+
+reasons! {
+    Accepted: Accepted true;
+        "It can be carried out.", "";
+    HostNetworkPods: Accepted true;
+        "Matching pods use their node's network and are never selected.",
+        "Give those pods a network of their own, or allow the nodes' addresses outside.";
+    UnsupportedSelection: Accepted false;
+        "Pods are selected in a way that this version does not know.",
+        "Select pods by labels or by Service.";
+    UnsupportedTranslation: Accepted false;
+        "The translation asked for is not built.", "See what works today in the README.";
+    UnsupportedPresence: Accepted false;
+        "Only addresses that Egret itself answers for are served.", "See what works today in the README.";
+    UnsupportedGateway: Accepted false;
+        "The gateway asks for something that is not built.",
+        "Change the field that the message names.";
+    GatewayNotFound: Accepted false, Ready false;
+        "The named gateway does not exist.", "Create that EgressGateway, or name another.";
+    GatewayAmbiguous: Accepted false, Ready false;
+        "No gateway is named, none is marked default, and there is not exactly one.",
+        "Set spec.gateway, or mark one EgressGateway default.";
+    GatewayMismatch: Accepted false;
+        "The address belongs to a pool of another gateway.",
+        "Name the pool's gateway, or an address outside the pool.";
+    PoolNotFound: Accepted false;
+        "The named pool does not exist.", "Create that EgressPool, or name another.";
+    AddressDenied: Accepted false;
+        "The address is not for this namespace.",
+        "Ask for the namespace to be listed in the pool's spec.namespaces, or for a pool with this address.";
+    AddressInvalid: Accepted false;
+        "No host could use this address.", "Use a unicast address that the outside knows.";
+    AddressInCluster: Accepted false;
+        "A node, a Service or a pod of the cluster has this address.", "Use an address that nothing else has.";
+    AddressConflict: Accepted false;
+        "An older policy uses this address by another gateway.", "Use one gateway per address.";
+    NoAddress: Accepted false;
+        "The policy asks for no address.", "Set ip, ips or pool.";
+    Allocated: Allocated true;
+        "The addresses are there; the message lists them.", "";
+    NotAccepted: Allocated false, Ready false;
+        "The policy is refused; Accepted says why.", "See Accepted.";
+    NotAllocated: Ready false;
+        "An address is missing; Allocated says why.", "See Allocated.";
+    PoolExhausted: Allocated false, Ready false;
+        "The pool has no free address of a family.", "Add addresses to the pool, or remove policies.";
+    Programmed: Ready true;
+        "Everything is in the kernel as wanted.", "";
+    NoPods: Ready true;
+        "No running pod is selected.", "";
+    Serving: Ready true;
+        "A gateway node serves.", "";
+    Available: Ready true;
+        "Addresses are free.", "";
+    Announced: Ready true;
+        "A gateway answers for the address.", "";
+    NotAnnounced: Ready false;
+        "No gateway answers for the address yet.",
+        "Wait for a gateway of its EgressGateway to live; see `egret status`.";
+    Programming: Ready false;
+        "Some selected pods are not programmed yet.", "Wait; if it stays, see the EgressNode of the pods' nodes.";
+    NoGateway: Ready false, Degraded true;
+        "No gateway node lives.", "Label nodes for the gateway's nodeSelector, and see that its agents run.";
+    PortsExhausted: Ready false;
+        "A worker has no source ports; PortsExhausted says where.", "See PortsExhausted.";
+    NotProgrammed: Ready false;
+        "The agent could not bring the kernel into the wanted state; the message has its error.",
+        "Mend what the message names; the agent tries again by itself.";
+    NoFreeBlock: PortsExhausted true;
+        "No port block of an address is free for a worker.",
+        "Add addresses, or lower leases.initialPorts of the gateway.";
+    NoAddressOfFamily: FamilyNotCovered true;
+        "The policy has no address of a family that its pods use; such traffic is refused at once.",
+        "Add an address of that family, or destinations of the other family only.";
+    OtherPolicyWins: Overlapped true;
+        "Another policy wins for some destinations of some pods; the message names it.",
+        "Raise priority, or narrow one of them.";
+    NftablesDatapath: Degraded true;
+        "A gateway runs without eBPF, so nobody checks who owns a source port there.",
+        "Give the node a kernel of `docs/requirements.md`, or use others as gateways.";
+    FailStatic: Degraded true;
+        "No gateway answers; the last ones are kept and nothing leaves by another way.",
+        "See why the gateways do not answer.";
+    NodeAddress: Degraded true;
+        "Traffic leaves by the node's address, as whenUnavailable: NodeAddress asks.",
+        "Mend what Ready names.";
+    AwaitingGateways: Degraded true;
+        "Gateways do not know this node's source ports yet.", "Wait; if it stays, see the gateways' agents.";
+    NoExternalDevice: Degraded true;
+        "A gateway node has no external device.", "Set externalInterface, or give the node a default route.";
+    ExternalDeviceConflict: Degraded true;
+        "Gateways of one node ask for different external devices.", "Use one externalInterface per node.";
+    Limit: Degraded true;
+        "A limit was reached; the message names it.", "See `docs/numbers.md`.";
+    PodAddressConflict: Degraded true;
+        "Two pods have one address.", "Delete the one that is stale.";
+    PolicyDrop: ForwardBlocked true;
+        "A FORWARD policy drops, in tables that Egret cannot append to.",
+        "Accept forwarded packets of the tunnel device there; the message has the command.";
+}
+
+impl fmt::Display for Reason {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Debug::fmt(self, f)
+    }
+}
