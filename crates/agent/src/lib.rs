@@ -3,7 +3,8 @@
 //! ```text
 //! source thread --View------\
 //! probe thread  --liveness---+--> main loop: facts + View -> core::node_state -> gateway, then worker data path
-//! link thread   --changes---/          |                        |
+//! link thread   --changes---+          |                        |
+//! flow thread   --full ports+          |                        |
 //! socket thread --questions-/          +-> announcer            +-> status thread -> source
 //! ```
 //!
@@ -16,6 +17,7 @@ mod gateway;
 mod links;
 mod main_loop;
 mod metrics;
+mod port_use;
 mod probe;
 mod remembered;
 pub mod report;
@@ -84,8 +86,9 @@ pub fn run(
     let status = source::write(&open)?;
     let probes = probe::start(events.clone())?;
     links::watch(events.clone())?;
+    let ranges = port_use::start(events.clone())?;
     socket::listen(&config.socket, events)?;
-    main_loop::MainLoop::new(config, datapath, board, status, probes).run(&inbox, stop);
+    main_loop::MainLoop::new(config, datapath, board, status, probes, ranges).run(&inbox, stop);
     let _ = std::fs::remove_file(&config.socket);
     Ok(())
 }

@@ -5,13 +5,16 @@ use crate::board::Board;
 use crate::chain;
 use crate::facts::Links;
 use crate::gateway::Gateway;
+use crate::port_use::Ranges;
 use crate::probe::{Seen, Targets};
 use crate::remembered::Remembered;
 use crate::report;
 use crate::socket::Query;
 use crate::source::Status;
+use egret_core::machines::Destination;
 use egret_core::model::{NodeName, Snapshot};
 use egret_core::node::{NodeFacts, NodeOutcome, node_state};
+use egret_core::numbers::{FULL_DESTINATION_SECS, FULL_DESTINATIONS_MAX};
 use egret_datapath::driver::Datapath;
 use egret_datapath::route::Device;
 use egret_objects::View;
@@ -28,6 +31,8 @@ const TICK: Duration = Duration::from_millis(500);
 const COUNT_PORTS: Duration = Duration::from_secs(5);
 /// Events taken up before the kernel is touched again.
 const BURST_MAX: usize = 64;
+/// Full destinations are refused anew this often, well before the kernel forgets them.
+const REFUSE_AGAIN: Duration = Duration::from_secs(FULL_DESTINATION_SECS / 3);
 
 /// What wakes the loop.
 pub(crate) enum Event {
@@ -39,6 +44,8 @@ pub(crate) enum Event {
     Gateways(Seen),
     /// A link, address, route or rule has changed.
     Links,
+    /// Destinations towards which a lease is used up, and how often one was left out for lack of room.
+    Full(BTreeSet<Destination>, u64),
     /// Somebody asks.
     Query(Query),
 }
@@ -60,6 +67,12 @@ pub(crate) struct MainLoop {
     outcome: Option<NodeOutcome>,
     ports: BTreeMap<IpAddr, u32>,
     ports_counted: Option<Instant>,
+    /// Destinations towards which a lease is used up.
+    full: BTreeSet<Destination>,
+    /// When the kernel was told so.
+    full_told: Instant,
+    ranges: Sender<Ranges>,
+    told_ranges: Ranges,
     told_targets: Targets,
     told_status: Option<Status>,
     /// Version of the record when it was told.
@@ -78,6 +91,7 @@ impl MainLoop {
         board: &Arc<Board>,
         status: Sender<Status>,
         probes: Sender<Targets>,
+        ranges: Sender<Ranges>,
     ) -> Self {
         MainLoop {
             config: config.clone(),
@@ -96,6 +110,10 @@ impl MainLoop {
             outcome: None,
             ports: BTreeMap::new(),
             ports_counted: None,
+            full: BTreeSet::new(),
+            full_told: Instant::now(),
+            ranges,
+            told_ranges: Ranges::new(),
             told_targets: Targets::default(),
             told_status: None,
             told_version: 0,
@@ -123,6 +141,9 @@ impl MainLoop {
             if ticked {
                 tick = Instant::now() + TICK;
                 self.mend();
+                if !self.full.is_empty() && self.full_told.elapsed() >= REFUSE_AGAIN {
+                    self.refuse_full();
+                }
             }
             if self.news || ticked {
                 self.news = false;
@@ -164,7 +185,31 @@ impl MainLoop {
                 self.mend();
                 self.news = true;
             }
+            Event::Full(full, left_out) => {
+                if left_out > 0 {
+                    tracing::warn!(
+                        left_out,
+                        limit = FULL_DESTINATIONS_MAX,
+                        "too many full destinations to refuse all"
+                    );
+                }
+                for new in full.difference(&self.full) {
+                    tracing::warn!(egress = %new.egress, destination = %new.address, protocol = new.protocol,
+                        port = new.port, "all leased source ports are in use towards this destination: new flows are refused");
+                }
+                self.full = full;
+                self.refuse_full();
+                self.news = true;
+            }
             Event::Query(query) => query.answer(self.view.as_deref(), &self.outcome, &self.seen),
+        }
+    }
+
+    /// Tells the kernel which destinations to refuse; it forgets them unless told again.
+    fn refuse_full(&mut self) {
+        self.full_told = Instant::now();
+        if let Err(error) = self.datapath.refuse_full(&self.full) {
+            tracing::warn!(error = %chain(&error), "refusing full destinations");
         }
     }
 
@@ -234,6 +279,7 @@ impl MainLoop {
             None => self.gateway.detach(),
         }
         self.program(&outcome)?;
+        self.follow_flows(&outcome);
         self.remember(&outcome);
         self.outcome = Some(outcome);
         Ok(())
@@ -280,6 +326,16 @@ impl MainLoop {
             self.ports_counted = Some(Instant::now());
         }
         Ok(())
+    }
+
+    fn follow_flows(&mut self, outcome: &NodeOutcome) {
+        let mut ranges = Ranges::new();
+        for target in outcome.state.worker.targets.values() {
+            ranges.insert(target.address, target.ranges.clone());
+        }
+        if ranges != self.told_ranges && self.ranges.send(ranges.clone()).is_ok() {
+            self.told_ranges = ranges;
+        }
     }
 
     fn grants_changed(&self, outcome: &NodeOutcome) -> bool {
@@ -353,8 +409,13 @@ impl MainLoop {
             self.outcome.as_ref(),
             &self.seen,
             &counters,
-            &self.ports,
+            (&self.ports, &self.full),
         );
+        if let Ok(failed) = self.datapath.insert_failed() {
+            self.board.with(|metrics| {
+                metrics.insert_failed.set(failed);
+            });
+        }
         self.board
             .with(|metrics| report::gateway_metrics(metrics, &self.gateway));
         let Some(record) = view.snapshot.node_records.get(&self.config.node) else {
@@ -369,7 +430,7 @@ impl MainLoop {
             self.outcome.as_ref().filter(|_| self.trouble.is_none()),
             &self.gateway,
             self.links.as_ref(),
-            &self.ports,
+            (&self.ports, &self.full),
             (self.trouble.as_deref(), &self.forward_blocked),
         );
         // Told already and not yet written is enough; told, written and lost (a record made anew) is not.

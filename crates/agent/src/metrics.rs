@@ -56,6 +56,10 @@ pub struct Metrics {
     pub ports_in_use: Family<ByAddress, Gauge>,
     /// Source ports that may be used.
     pub ports_leased: Family<ByAddress, Gauge>,
+    /// Destinations towards which a lease is used up.
+    pub full_destinations: Family<ByAddress, Gauge>,
+    /// Flows that the kernel could not enter into its table.
+    pub insert_failed: Gauge<u64, AtomicU64>,
     /// Pod addresses that policies select on this node.
     pub selected_pods: Gauge,
     /// Addresses that this node announces.
@@ -82,6 +86,8 @@ impl Default for Metrics {
             ended_flows: Counter::default(),
             ports_in_use: Family::default(),
             ports_leased: Family::default(),
+            full_destinations: Family::default(),
+            insert_failed: Gauge::default(),
             selected_pods: Gauge::default(),
             announcing: Gauge::default(),
             steering_version: Gauge::default(),
@@ -141,6 +147,16 @@ impl Metrics {
             "ports_leased",
             "Source ports that may be used, by address",
             self.ports_leased.clone(),
+        );
+        r.register(
+            "full_destinations",
+            "Destinations towards which every leased port is in use, by address",
+            self.full_destinations.clone(),
+        );
+        r.register(
+            "insert_failed",
+            "Flows that the kernel could not track, of this node as a whole; lost without a word when a lease is used up",
+            self.insert_failed.clone(),
         );
         r.register(
             "selected_pods",

@@ -6,12 +6,13 @@ use crate::gateway::Gateway;
 use crate::metrics::{ByAddress, ByGateway, ByReason, Metrics};
 use crate::probe::Seen;
 use egret_core::condition::{Condition as Said, ConditionType, Reason};
+use egret_core::machines::Destination;
 use egret_core::model::{Finding, NodeRecord};
 use egret_core::node::NodeOutcome;
 use egret_objects::{Condition, ConditionStatus, NodeReport, View};
 use serde::Serialize;
-use std::collections::BTreeMap;
-use std::net::IpAddr;
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::{IpAddr, SocketAddr};
 
 use crate::source::Status as NodeStatus;
 
@@ -246,9 +247,17 @@ pub(crate) fn metrics(
     outcome: Option<&NodeOutcome>,
     seen: &Seen,
     counters: &BTreeMap<String, u64>,
-    ports: &BTreeMap<IpAddr, u32>,
+    (ports, full): (&BTreeMap<IpAddr, u32>, &BTreeSet<Destination>),
 ) {
     board.with(|metrics| {
+        metrics.full_destinations.clear();
+        for (address, count) in full_destinations(full) {
+            let label = ByAddress {
+                address: address.to_string(),
+            };
+            let gauge = metrics.full_destinations.get_or_create(&label);
+            gauge.set(i64::from(count));
+        }
         for (reason, packets) in counters {
             let label = ByReason {
                 reason: reason.clone(),
@@ -303,6 +312,35 @@ pub(crate) fn gateway_metrics(metrics: &mut Metrics, gateway: &Gateway) {
     metrics.steering_version.set(gateway.version());
 }
 
+fn full_destinations(full: &BTreeSet<Destination>) -> BTreeMap<IpAddr, u32> {
+    let mut counts = BTreeMap::new();
+    for one in full {
+        *counts.entry(one.egress).or_default() += 1;
+    }
+    counts
+}
+
+/// Names the first few.
+fn full_text(full: &BTreeSet<Destination>) -> String {
+    const NAMED_MAX: usize = 5;
+    let name = |one: &Destination| {
+        let protocol = match one.protocol {
+            6 => "TCP".to_owned(),
+            17 => "UDP".to_owned(),
+            132 => "SCTP".to_owned(),
+            other => other.to_string(),
+        };
+        let to = SocketAddr::new(one.address, one.port);
+        format!("{protocol} {to} by {}", one.egress)
+    };
+    let named: Vec<String> = full.iter().take(NAMED_MAX).map(name).collect();
+    let more = match full.len().saturating_sub(NAMED_MAX) {
+        0 => String::new(),
+        more => format!(" and {more} more"),
+    };
+    format!("new flows are refused towards {}{more}", named.join(", "))
+}
+
 /// This node's status. Without an outcome nothing is reported as programmed.
 pub(crate) fn status(
     record: &NodeRecord,
@@ -310,7 +348,7 @@ pub(crate) fn status(
     outcome: Option<&NodeOutcome>,
     gateway: &Gateway,
     links: Option<&Links>,
-    ports: &BTreeMap<IpAddr, u32>,
+    (ports, full): (&BTreeMap<IpAddr, u32>, &BTreeSet<Destination>),
     (trouble, forward_blocked): (Option<&str>, &[String]),
 ) -> NodeStatus {
     let node = view.snapshot.nodes.get(&record.node);
@@ -329,6 +367,7 @@ pub(crate) fn status(
         } else {
             record.demand.clone()
         },
+        full_destinations: full_destinations(full),
         programmed: outcome
             .map(|outcome| outcome.programmed.clone())
             .unwrap_or_default(),
@@ -341,7 +380,7 @@ pub(crate) fn status(
             .and_then(|links| links.external.as_ref())
             .map(|(device, ..)| device.name.clone()),
         abilities: vec!["nftables".into(), "ebpf".into()],
-        conditions: conditions(outcome, gateway, trouble, forward_blocked),
+        conditions: conditions(outcome, gateway, trouble, forward_blocked, full),
     };
     NodeStatus { record, report }
 }
@@ -355,6 +394,7 @@ fn conditions(
     gateway: &Gateway,
     trouble: Option<&str>,
     forward_blocked: &[String],
+    full: &BTreeSet<Destination>,
 ) -> Vec<Condition> {
     let trouble = trouble.or(gateway.trouble.as_deref());
     let holds = |kind, reason, text: String| Condition::from(&Said::new(kind, true, reason, text));
@@ -369,6 +409,13 @@ fn conditions(
             Condition::from(&Said::new(kind, false, reason, text))
         }
     }];
+    if !full.is_empty() {
+        conditions.push(holds(
+            ConditionType::PortsExhausted,
+            Reason::DestinationFull,
+            full_text(full),
+        ));
+    }
     if !forward_blocked.is_empty() {
         let text = forward_blocked.join("; ");
         conditions.push(holds(

@@ -45,6 +45,11 @@ pub fn crds() -> Vec<CustomResourceDefinition> {
     ]
 }
 
+/// Serde default for counts that are mostly zero.
+fn is_zero(value: &i32) -> bool {
+    *value == 0
+}
+
 /// Serde default for switches that are off unless asked for.
 fn is_false(value: &bool) -> bool {
     !*value

@@ -100,7 +100,7 @@ pub struct NodeStatus {
     /// What is programmed here.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub programmed: Vec<ProgrammedPolicy>,
-    /// Ready, Degraded, ForwardBlocked, Unsupported.
+    /// Ready, PortsExhausted, Degraded, ForwardBlocked, Unsupported.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[x_kube(merge_strategy = ListMerge::Map(vec!["type".into()]))]
     pub conditions: Vec<Condition>,
@@ -114,6 +114,9 @@ pub struct PortDemand {
     pub address: String,
     /// Source ports in use.
     pub ports: i64,
+    /// Destinations towards which every leased port is in use: new flows to them are refused.
+    #[serde(default, skip_serializing_if = "crate::is_zero")]
+    pub full_destinations: i32,
 }
 
 /// How many pods of a policy a node has programmed.

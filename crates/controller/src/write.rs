@@ -82,6 +82,7 @@ fn merged(view: &View, node: &egret_core::model::NodeName, spec: &NodeRecordSpec
         steering_version: 0,
         announcing: BTreeSet::new(),
         demand: BTreeMap::new(),
+        full_destinations: BTreeMap::new(),
         programmed: Vec::new(),
         datapath: None,
         resource_version: 0,

@@ -173,6 +173,9 @@ reasons! {
     NoFreeBlock: PortsExhausted true;
         "No port block of an address is free for a worker.",
         "Add addresses, or lower leases.initialPorts of the gateway.";
+    DestinationFull: PortsExhausted true;
+        "A worker uses all its source ports of an address towards one destination; new flows to it are refused.",
+        "Add addresses, raise leases.initialPorts, or keep connections open instead of making new ones.";
     NoAddressOfFamily: FamilyNotCovered true;
         "The policy has no address of a family that its pods use; such traffic is refused at once.",
         "Add an address of that family, or destinations of the other family only.";

@@ -4,6 +4,8 @@
 
 mod announcer;
 mod liveness;
+mod port_use;
 
 pub use announcer::{Announcer, AnnouncerCommand};
 pub use liveness::{Liveness, LivenessCommand, ProbeSettings};
+pub use port_use::{Destination, PortUse};

@@ -65,6 +65,11 @@ pub const TUNNEL_INDEX_MAX: u16 = 0xfffd;
 pub const ENDED_FLOW_SECS: u64 = 930;
 /// Tuples of ended flows remembered at once, per set; further ones are counted and left to the guard.
 pub const ENDED_FLOWS_MAX: u32 = 65_536;
+/// Destinations towards which a lease is used up that are refused visibly at once; new flows to further ones are dropped
+/// in silence, as the kernel does.
+pub const FULL_DESTINATIONS_MAX: usize = 4096;
+/// Seconds after which the refusal of a full destination ends by itself if no agent renews it.
+pub const FULL_DESTINATION_SECS: u64 = 30;
 /// Destination boxes of one profile, at most: a set of the kernel with more takes longer to commit than a policy change
 /// may take. The policies that rank last are left out until the rest fits, with a finding each.
 pub const PROFILE_BOXES_MAX: usize = 65_536;

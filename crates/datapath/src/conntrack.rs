@@ -1,5 +1,9 @@
 //! Flows that the kernel tracks (ctnetlink): read, and deleted one by one.
 
+mod events;
+
+pub use events::FlowEvents;
+
 use crate::netlink::{Attrs, NetlinkError, NetlinkSocket, Request, attributes};
 use std::collections::BTreeMap;
 use std::net::IpAddr;
@@ -30,6 +34,8 @@ pub struct Flow {
     pub original: Tuple,
     /// As answers come; its destination is the source that the other end sees.
     pub reply: Tuple,
+    /// It keeps its source port from others; TCP connections that have ended do not.
+    pub holds_port: bool,
     raw_original: Vec<u8>,
     id: [u8; 4],
     zone: Option<u16>,
@@ -69,6 +75,27 @@ impl Conntrack {
         }
     }
 
+    /// Flows that could not be entered into the table since the namespace was made (`insert_failed` of `conntrack -S`):
+    /// what is left of a packet that found every source port taken.
+    pub fn insert_failed(&mut self) -> Result<u64, NetlinkError> {
+        const GET_STATS_CPU: u16 = 4;
+        const INSERT_FAILED: u16 = 9;
+        let request = Request {
+            kind: SUBSYSTEM | GET_STATS_CPU,
+            flags: 0,
+            body: vec![libc::AF_UNSPEC as u8, 0, 0, 0],
+            what: "statistics of connection tracking".into(),
+        };
+        let of_cpu = |body: &[u8]| {
+            let value = attributes(body.get(4..)?)
+                .find(|(kind, _)| *kind == INSERT_FAILED)?
+                .1;
+            Some(u64::from(u32::from_be_bytes(value.try_into().ok()?)))
+        };
+        let replies = self.socket.dump(&request)?;
+        Ok(replies.iter().filter_map(|reply| of_cpu(&reply.body)).sum())
+    }
+
     /// Deletes this very flow; one that has ended meanwhile is no error.
     pub fn delete(&mut self, flow: &Flow) -> Result<(), NetlinkError> {
         const CTA_TUPLE_ORIG: u16 = 1;
@@ -106,6 +133,7 @@ fn flow(body: &[u8]) -> Option<Flow> {
     Some(Flow {
         original: tuple(attrs.get(&1)?)?,
         reply: tuple(attrs.get(&2)?)?,
+        holds_port: events::holds_port(body),
         raw_original: attrs.get(&1)?.to_vec(),
         id: (*attrs.get(&12)?).try_into().ok()?,
         zone,

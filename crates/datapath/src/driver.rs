@@ -1,6 +1,9 @@
 //! One node's data path as a whole: applies a state in the order that leaves no gap, verifies it, removes it.
 
 mod flows;
+mod full;
+
+pub use full::port_of;
 
 use crate::conntrack::Conntrack;
 use crate::netlink::NetlinkError;
@@ -8,6 +11,7 @@ use crate::nft::{Forwarding, NftError, Nftables};
 use crate::route::{RouteError, Routing};
 use crate::sysctl::{HASH_SETTINGS, NODE_SETTINGS, SysctlError, Sysctls};
 use crate::worker;
+use egret_core::machines::Destination;
 use egret_core::node::{NodeState, WorkerState};
 use egret_core::numbers::NFT_TABLE;
 use std::collections::{BTreeMap, BTreeSet};
@@ -50,6 +54,8 @@ pub struct Datapath {
     conntrack: Conntrack,
     sysctls: Sysctls,
     applied: Option<NodeState>,
+    /// Destinations that are refused now.
+    full: BTreeSet<Destination>,
 }
 
 impl Datapath {
@@ -62,6 +68,7 @@ impl Datapath {
             conntrack: Conntrack::open().map_err(DatapathError::Conntrack)?,
             sysctls: Sysctls::new(state_directory),
             applied: None,
+            full: BTreeSet::new(),
         })
     }
 
@@ -86,7 +93,9 @@ impl Datapath {
         if moved && self.applied.is_some() {
             self.remember_ended(state, &known)?;
         }
-        self.nft.apply(&worker::table(state))?;
+        if self.nft.apply(&worker::table(state))? {
+            self.refuse()?;
+        }
         let forward_blocked = self.open_forwarding(state)?;
         let ended_flows = if moved {
             self.end_flows(state, &known)?
@@ -131,6 +140,13 @@ impl Datapath {
             .into_iter()
             .map(|(address, ports)| (address, ports.len() as u32))
             .collect())
+    }
+
+    /// See [`Conntrack::insert_failed`].
+    pub fn insert_failed(&mut self) -> Result<u64, DatapathError> {
+        self.conntrack
+            .insert_failed()
+            .map_err(DatapathError::Conntrack)
     }
 
     /// Packets counted, by reason.

@@ -5,8 +5,10 @@
 
 use netlink_packet_core::{NLA_F_NESTED, NLA_TYPE_MASK};
 use netlink_sys::{Socket, SocketAddr};
+use nix::poll::{PollFd, PollFlags, PollTimeout};
 use std::io;
-use std::os::fd::AsRawFd;
+use std::os::fd::{AsFd, AsRawFd};
+use std::time::Duration;
 
 /// Largest datagram that is read at once; the kernel never builds larger ones for dumps.
 const RECEIVE_BYTES: usize = 256 * 1024;
@@ -121,6 +123,28 @@ impl NetlinkSocket {
             .get_address(&mut address)
             .map_err(NetlinkError::Socket)?;
         Ok(address.port_number())
+    }
+
+    /// Joins a multicast group.
+    pub fn join(&mut self, group: u32) -> Result<(), NetlinkError> {
+        self.socket
+            .add_membership(group)
+            .map_err(NetlinkError::Socket)
+    }
+
+    /// The next messages of the joined groups; none when `longest` has passed.
+    ///
+    /// # Errors
+    /// [`NetlinkError::Interrupted`]: messages were lost because they came faster than they were read.
+    pub fn wait(&mut self, longest: Duration) -> Result<Vec<Reply>, NetlinkError> {
+        let mut poll = [PollFd::new(self.socket.as_fd(), PollFlags::POLLIN)];
+        let timeout = PollTimeout::try_from(longest).unwrap_or(PollTimeout::MAX);
+        match nix::poll::poll(&mut poll, timeout) {
+            Ok(0) | Err(nix::errno::Errno::EINTR) => return Ok(Vec::new()),
+            Ok(_) => {}
+            Err(errno) => return Err(NetlinkError::Socket(errno.into())),
+        }
+        self.receive()?.map(|message| Ok(message?.reply)).collect()
     }
 
     /// Sends one request and waits for its acknowledgement.

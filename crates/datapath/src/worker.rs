@@ -17,7 +17,7 @@ mod profile;
 mod rule;
 
 pub use counters::{COUNTERS, Counter};
-pub use names::{ENDED_SETS, LATE_SETS};
+pub use names::{ENDED_SETS, FULL_SETS, LATE_SETS};
 
 use crate::nft::Table;
 use egret_core::node::NodeState;

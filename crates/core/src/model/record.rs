@@ -106,6 +106,8 @@ pub struct NodeRecord {
     pub announcing: BTreeSet<IpAddr>,
     /// Source ports in use by address; an address stays listed until the worker has drained it.
     pub demand: BTreeMap<IpAddr, u32>,
+    /// Destinations towards which every leased port of an address is in use, by address; none is left out.
+    pub full_destinations: BTreeMap<IpAddr, u32>,
     /// What the agent has programmed.
     pub programmed: Vec<Programmed>,
     /// `ebpf` or `nftables`, on gateways that have one.

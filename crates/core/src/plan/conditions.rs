@@ -95,15 +95,7 @@ fn conditions(
         allocated(one, plan),
         ready(inputs, one, plan, &exhausted, addressed),
     ];
-    if !exhausted.is_empty() {
-        let message = format!("no free port block is left for: {}", exhausted.join("; "));
-        all.push(Condition::new(
-            ConditionType::PortsExhausted,
-            true,
-            Reason::NoFreeBlock,
-            message,
-        ));
-    }
+    all.extend(ports_exhausted(inputs, plan, &exhausted));
     let lacking = [("IPv4", plan.families.0), ("IPv6", plan.families.1)]
         .into_iter()
         .zip(one.covers)
@@ -183,6 +175,41 @@ fn allocated(one: &Resolved<'_>, plan: &PolicyPlan) -> Condition {
     }
     let names: Vec<String> = plan.addresses.iter().map(ToString::to_string).collect();
     Condition::new(kind, true, Reason::Allocated, names.join(", "))
+}
+
+fn ports_exhausted(
+    inputs: &Inputs<'_, '_>,
+    plan: &PolicyPlan,
+    exhausted: &[String],
+) -> Option<Condition> {
+    let kind = ConditionType::PortsExhausted;
+    if !exhausted.is_empty() {
+        let message = format!("no free port block is left for: {}", exhausted.join("; "));
+        return Some(Condition::new(kind, true, Reason::NoFreeBlock, message));
+    }
+    let records = plan
+        .pods
+        .keys()
+        .filter_map(|node| inputs.snapshot.node_records.get(node));
+    let full: Vec<String> = records
+        .flat_map(|record| {
+            let addresses = plan.addresses.iter();
+            addresses.filter_map(|address| {
+                let full = record.full_destinations.get(address)?;
+                Some(format!(
+                    "{address} on {} towards {full} destinations",
+                    record.node.0
+                ))
+            })
+        })
+        .collect();
+    (!full.is_empty()).then(|| {
+        let message = format!(
+            "all leased ports are in use, and new flows refused: {}",
+            full.join("; ")
+        );
+        Condition::new(kind, true, Reason::DestinationFull, message)
+    })
 }
 
 /// Nodes of this policy that got no ports, with the address.

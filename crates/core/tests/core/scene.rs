@@ -209,6 +209,7 @@ impl Scene {
                     steering_version: 0,
                     announcing: BTreeSet::new(),
                     demand: BTreeMap::new(),
+                    full_destinations: BTreeMap::new(),
                     programmed: Vec::new(),
                     datapath: None,
                     resource_version: 0,

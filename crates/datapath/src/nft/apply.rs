@@ -71,11 +71,15 @@ impl Nftables {
     /// One transaction does not suffice: the kernel switches rules at once, but shows the content of maps of ranges
     /// (pipapo) only at the end of the commit, and a packet in between finds them empty. So what is new is made first,
     /// where no packet comes by, and a whole table is replaced under the cover of a second one with the same rules.
-    pub fn apply(&mut self, wanted: &Table) -> Result<(), NftError> {
-        match self.applied.take() {
+    ///
+    /// Returns whether the whole table is a new one, with empty run-time sets.
+    pub fn apply(&mut self, wanted: &Table) -> Result<bool, NftError> {
+        let before = self.applied.take();
+        let is_new = before.is_none();
+        match before {
             Some(applied) if applied == *wanted => {
                 self.applied = Some(applied);
-                return Ok(());
+                return Ok(false);
             }
             Some(applied) => {
                 let change = difference(&self.name, &applied, wanted);
@@ -88,7 +92,7 @@ impl Nftables {
         }
         self.applied = Some(wanted.clone());
         self.generation = self.read_generation()?;
-        Ok(())
+        Ok(is_new)
     }
 
     /// Whether the table still has the chains, rules and sets that were applied; `false` forgets it, so that the next
@@ -125,6 +129,23 @@ impl Nftables {
             }
         }
         Ok(missing)
+    }
+
+    /// Makes a run-time set hold these elements and no others, each with its whole timeout from now on, in one
+    /// transaction. A table that is not there yet has none: nothing is done.
+    pub fn hold(&mut self, set: &str, elements: &[Element]) -> Result<(), NftError> {
+        let Some(shape) = self.applied.as_ref().and_then(|table| table.sets.get(set)) else {
+            return Ok(());
+        };
+        let content = elements
+            .iter()
+            .map(|e| (&e.key, &Value::Member, Some(e.timeout_secs)));
+        let mut requests = vec![m::flush_set(&self.name, set)];
+        requests.extend(m::elements(&self.name, set, shape, content, false));
+        let result = self.socket.batch(&requests);
+        self.error(result)?;
+        self.generation = self.read_generation()?;
+        Ok(())
     }
 
     /// Packets counted by each named counter.

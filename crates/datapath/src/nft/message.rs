@@ -192,6 +192,17 @@ pub(super) fn delete_set(table: &str, name: &str) -> Request {
     request(DELSET, 0, attrs, format!("deletion of nftables set {name}"))
 }
 
+/// Deletes every element of the set.
+pub(super) fn flush_set(table: &str, name: &str) -> Request {
+    let attrs = Attrs::default().text(1, table).text(2, name);
+    request(
+        DELSETELEM,
+        0,
+        attrs,
+        format!("flush of nftables set {name}"),
+    )
+}
+
 /// Messages that add elements (or delete them).
 pub(super) fn elements<'a>(
     table: &str,

@@ -1,14 +1,15 @@
 //! The sets and chains that every node's table has, whatever its policies.
 
 use super::counters as c;
-use super::names::{ENDED_SETS, FAMILIES, Family, LATE_SETS, Stage};
+use super::names::{ENDED_SETS, FAMILIES, FULL_SETS, Family, LATE_SETS, Stage};
 use super::rule::{End, STATE_ESTABLISHED, STATE_INVALID, STATE_NEW, STATE_RELATED};
 use super::rule::{STATE_UNTRACKED, UDP};
 use super::rule::{Way, rule};
 use crate::nft::{Chain, ElementKey, Hook, Rule, Set, SetType, Table, Value};
 use egret_core::node::{Group, NodeState};
 use egret_core::numbers::{
-    ENDED_FLOWS_MAX, GROUP_LOCAL, MARK_MASK, MARK_SHIFT, PROBE_PORT, TUNNEL_DEVICE, TUNNEL_PORT,
+    ENDED_FLOWS_MAX, FULL_DESTINATIONS_MAX, GROUP_LOCAL, MARK_MASK, MARK_SHIFT, PROBE_PORT,
+    TUNNEL_DEVICE, TUNNEL_PORT,
 };
 use ipnet::IpNet;
 use std::net::IpAddr;
@@ -72,6 +73,10 @@ pub(super) fn sets(state: &NodeState, table: &mut Table) {
             set.runtime_max = Some(ENDED_FLOWS_MAX);
             table.sets.insert(names[family as usize].into(), set);
         }
+        let ty = address_type(family);
+        let mut full = Set::new(&[ty, ty, SetType::Protocol, SetType::Port]);
+        full.runtime_max = Some(FULL_DESTINATIONS_MAX as u32);
+        table.sets.insert(FULL_SETS[family as usize].into(), full);
     }
     let mut transport = Set::new(&[SetType::Protocol]);
     for protocol in [1u8, 6, 17, 58, 132] {
@@ -174,6 +179,7 @@ pub(super) fn chains(state: &NodeState, table: &mut Table) {
     };
     plain("from_tunnel", from_tunnel());
     plain("refuse_ended", refuse(c::ENDED));
+    plain("refuse_full", refuse(c::FULL));
     for (reason, counter) in [("family", c::FAMILY), ("unavailable", c::UNAVAILABLE)] {
         let classified = match reason {
             // TCP by a reset: an ICMP error that answers a SYN finds the pod's socket still locked by connect(), which

@@ -21,6 +21,7 @@ pub(super) const FAMILY: &str = "family_not_covered";
 pub(super) const UNAVAILABLE: &str = "unavailable";
 pub(super) const PORTLESS: &str = "protocol_refused";
 pub(super) const NO_LEASE: &str = "no_lease";
+pub(super) const FULL: &str = "ports_exhausted";
 pub(super) const GUARD_SELECTED: &str = "guard_selected";
 pub(super) const GUARD_EGRESS: &str = "guard_egress_address";
 pub(super) const GUARD_DEVICE: &str = "guard_tunnel_device";
@@ -74,6 +75,10 @@ pub const COUNTERS: &[Counter] = &[
     Counter {
         name: NO_LEASE,
         help: "new selected flows without usable source ports",
+    },
+    Counter {
+        name: FULL,
+        help: "new selected flows to a destination towards which all source ports are in use, refused to the pod",
     },
     Counter {
         name: GUARD_SELECTED,

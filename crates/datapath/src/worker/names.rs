@@ -38,6 +38,10 @@ pub const LATE_SETS: [&str; 2] = ["late4", "late6"];
 /// Run-time sets of pods' tuples whose further packets are reset, for IPv4 and IPv6.
 pub const ENDED_SETS: [&str; 2] = ["ended4", "ended6"];
 
+/// Run-time sets of destinations towards which a lease is used up (egress address, destination, protocol, port), for IPv4
+/// and IPv6.
+pub const FULL_SETS: [&str; 2] = ["full4", "full6"];
+
 /// The three places that look a packet up.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Stage {

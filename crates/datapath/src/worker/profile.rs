@@ -2,7 +2,7 @@
 
 use super::base::{TRANSPORT, address_type, not_first, range_key};
 use super::counters as c;
-use super::names::{FAMILIES, Family, STAGES, Stage};
+use super::names::{FAMILIES, FULL_SETS, Family, STAGES, Stage};
 use super::rule::{End, STATE_ESTABLISHED, STATE_INVALID, STATE_NEW, STATE_UNTRACKED, Way, rule};
 use crate::nft::{Chain, ElementKey, Rule, Set, SetType, Table, Value};
 use egret_core::hash::StableHash;
@@ -49,6 +49,13 @@ fn classify(target: &Target, group: &Group) -> Vec<Rule> {
         not_first(rule().state(STATE_NEW | STATE_UNTRACKED))
             .count(c::MIDSTREAM)
             .reset(),
+        rule()
+            .state(STATE_NEW)
+            .destination_in(
+                target.address,
+                FULL_SETS[usize::from(target.address.is_ipv6())],
+            )
+            .goto("refuse_full"),
         rule()
             .set_mark(MARK_MASK, u32::from(mark) << MARK_SHIFT)
             .accept(),

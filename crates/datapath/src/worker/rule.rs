@@ -300,6 +300,17 @@ impl Builder {
             .in_set(set, 0, false)
     }
 
+    /// This egress address with the packet's destination, protocol and destination port is in a run-time set.
+    pub(super) fn destination_in(self, egress: IpAddr, set: &str) -> Self {
+        let family = Family::of(egress);
+        let width = if family == Family::V4 { 1 } else { 4 };
+        self.push(Expression::load_address(0, egress))
+            .address(family, End::Destination, width)
+            .push(Expression::Meta(MetaKey::L4Proto, 2 * width))
+            .load_port(End::Destination, 2 * width + 1)
+            .in_set(set, 0, false)
+    }
+
     /// What the routing table says of an address: `fib daddr type local`.
     pub(super) fn destination_is_local(self) -> Self {
         const DESTINATION: u32 = 2;

@@ -10,6 +10,7 @@ use egret_core::model::{
 use egret_core::numbers::TUNNEL_INDEX_MAX;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use k8s_openapi::jiff::Timestamp;
+use std::collections::BTreeMap;
 use std::net::IpAddr;
 
 /// What a person should do about a bad object that only Egret writes.
@@ -133,6 +134,7 @@ pub fn node_record(object: &api::EgressNode) -> Result<NodeRecord, Vec<Finding>>
                     Some((address, ports))
                 })
                 .collect::<Option<_>>()?,
+            full_destinations: full_destinations(check, &status.demand)?,
             programmed: programmed(check, &status.programmed)?,
             datapath: status
                 .datapath
@@ -141,6 +143,21 @@ pub fn node_record(object: &api::EgressNode) -> Result<NodeRecord, Vec<Finding>>
         })
     })();
     check.finish(record)
+}
+
+fn full_destinations(
+    check: &mut Check,
+    demand: &[api::PortDemand],
+) -> Option<BTreeMap<IpAddr, u32>> {
+    let mut all = BTreeMap::new();
+    for (index, one) in demand.iter().enumerate() {
+        let field = format!("status.demand[{index}].fullDestinations");
+        let full: u32 = number(check, &field, one.full_destinations.into(), 0, 1 << 31)?;
+        if let (true, Ok(address)) = (full > 0, one.address.parse()) {
+            all.insert(address, full);
+        }
+    }
+    Some(all)
 }
 
 fn grant(check: &mut Check, field: &str, grant: &api::NodeGrant) -> Option<Grant> {
@@ -233,6 +250,10 @@ pub fn node_status(record: &NodeRecord) -> api::NodeStatus {
             .map(|(address, ports)| api::PortDemand {
                 address: address.to_string(),
                 ports: (*ports).into(),
+                full_destinations: record
+                    .full_destinations
+                    .get(address)
+                    .map_or(0, |full| i32::try_from(*full).unwrap_or(i32::MAX)),
             })
             .collect(),
         programmed: record

@@ -65,6 +65,7 @@ fn node_record() -> NodeRecord {
         steering_version: 4,
         announcing: BTreeSet::from([address()]),
         demand: BTreeMap::from([(address(), 12)]),
+        full_destinations: BTreeMap::from([(address(), 2)]),
         programmed: vec![programmed],
         datapath: Some("ebpf".into()),
         resource_version: 0,
