@@ -5,12 +5,16 @@ use crate::facts::Links;
 use egret_core::machines::{Announcer, AnnouncerCommand};
 use egret_core::model::{NodeName, Snapshot};
 use egret_core::node::{GatewayState, Tunnel};
+use egret_datapath::damage::Damage;
 use egret_datapath::gateway::announce::{SolicitedNodes, gratuitous};
 use egret_datapath::gateway::{GatewayConfig, GatewayDriver};
 use egret_datapath::route::Device;
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
+
+/// With so many addresses the tables are read twice a second, with more only at each full comparison: 2 KiB each.
+const GLANCE_ADDRESSES_MAX: usize = 64;
 
 /// What is attached now.
 struct Attached {
@@ -82,6 +86,30 @@ impl Gateway {
                 self.trouble = Some(text);
             }
         }
+    }
+
+    /// What others have done to programs and to tables (large ones only where `deep`); the next [`Self::attach`] and [`Self::apply`]
+    /// mend it.
+    pub(crate) fn verify(&mut self, deep: bool) -> BTreeSet<Damage> {
+        let mut damage = BTreeSet::new();
+        let Some(attached) = &mut self.attached else {
+            return damage;
+        };
+        if deep || attached.driver.addresses().len() <= GLANCE_ADDRESSES_MAX {
+            match attached.driver.verify_tables() {
+                Ok(true) => {}
+                Ok(false) => {
+                    damage.insert(Damage::Tables);
+                }
+                Err(error) => tracing::warn!(error = %chain(&error), "reading the steering tables"),
+            }
+        }
+        let (pins, config) = (&self.pin_directory, &attached.config);
+        if !attached.driver.is_attached(pins, config) {
+            damage.insert(Damage::Programs);
+            self.attached = None;
+        }
+        damage
     }
 
     /// Decides what to announce. Call once liveness is settled.

@@ -5,6 +5,7 @@ use crate::board::Board;
 use crate::chain;
 use crate::facts::Links;
 use crate::gateway::Gateway;
+use crate::metrics::ByKind;
 use crate::port_use::Ranges;
 use crate::probe::{Seen, Targets};
 use crate::remembered::Remembered;
@@ -25,8 +26,12 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender};
 use std::time::{Duration, Instant};
 
-/// Everything is looked over at least this often: damage is mended within it.
+/// What does not tell by itself when it changes is looked at this often: damage is mended within it.
 const TICK: Duration = Duration::from_millis(500);
+/// Everything is compared with the kernel this often, whatever was told.
+const COMPARE_ALL: Duration = Duration::from_secs(30);
+/// After something has told that it changed, this long passes before the next look.
+const SETTLE: Duration = Duration::from_millis(20);
 /// Ports in use are counted this often.
 const COUNT_PORTS: Duration = Duration::from_secs(5);
 /// Events taken up before the kernel is touched again.
@@ -82,6 +87,10 @@ pub(crate) struct MainLoop {
     forward_blocked: Vec<String>,
     /// The objects or the gateways' liveness changed since the last round.
     news: bool,
+    /// Something told of a change of links, routes, rules, next hops or neighbours since the last look.
+    links_changed: bool,
+    looked: Instant,
+    compared: Instant,
 }
 
 impl MainLoop {
@@ -120,6 +129,9 @@ impl MainLoop {
             trouble: Some("no objects read yet".into()),
             forward_blocked: Vec::new(),
             news: false,
+            links_changed: false,
+            looked: Instant::now(),
+            compared: Instant::now(),
         }
     }
 
@@ -140,17 +152,43 @@ impl MainLoop {
             let ticked = Instant::now() >= tick;
             if ticked {
                 tick = Instant::now() + TICK;
-                self.mend();
-                if !self.full.is_empty() && self.full_told.elapsed() >= REFUSE_AGAIN {
-                    self.refuse_full();
-                }
             }
-            if self.news || ticked {
+            let compare = self.compared.elapsed() >= COMPARE_ALL;
+            let told = self.links_changed && self.looked.elapsed() >= SETTLE;
+            if compare || told || ticked {
+                self.mend(compare, told);
+            }
+            // What could not be carried out is tried again.
+            let again = ticked && (self.trouble.is_some() || self.gateway.trouble.is_some());
+            if self.news || again {
                 self.news = false;
                 self.round();
+            } else if ticked {
+                self.rest();
             }
             self.gateway.announce(self.now_ms());
             self.board.round(self.trouble.clone());
+        }
+    }
+
+    /// What is due when nothing has happened.
+    fn rest(&mut self) {
+        if !self.full.is_empty() && self.full_told.elapsed() >= REFUSE_AGAIN {
+            self.refuse_full();
+        }
+        if self.ports_due() && self.outcome.is_some() {
+            if let Err(trouble) = self.count_ports() {
+                tracing::warn!(trouble, "counting ports in use");
+            }
+            // Old tables tell nobody when they change.
+            if let Some(outcome) = self.outcome.take() {
+                self.open_forwarding(&outcome);
+                self.outcome = Some(outcome);
+            }
+            if let Some(view) = self.view.take() {
+                self.report(&view);
+                self.view = Some(view);
+            }
         }
     }
 
@@ -161,7 +199,12 @@ impl MainLoop {
     fn wait(&self, tick: Instant) -> Duration {
         let due = self.gateway.next_deadline().unwrap_or(u64::MAX);
         let announce = Duration::from_millis(due.saturating_sub(self.now_ms()));
-        tick.saturating_duration_since(Instant::now()).min(announce)
+        let until = |at: Instant| at.saturating_duration_since(Instant::now());
+        let look = match self.links_changed {
+            true => until(self.looked + SETTLE),
+            false => TICK,
+        };
+        until(tick).min(announce).min(look)
     }
 
     fn take_up(&mut self, event: Event) {
@@ -181,10 +224,7 @@ impl MainLoop {
                 self.seen = seen;
                 self.news = true;
             }
-            Event::Links => {
-                self.mend();
-                self.news = true;
-            }
+            Event::Links => self.links_changed = true,
             Event::Full(full, left_out) => {
                 if left_out > 0 {
                     tracing::warn!(
@@ -213,23 +253,44 @@ impl MainLoop {
         }
     }
 
-    /// Finds damage that others did; the next round mends it.
-    fn mend(&mut self) {
+    /// Finds damage that others did; the round after it mends it. `all` compares everything, `links` what the kernel
+    /// has told a change of; the rest is looked at each time.
+    fn mend(&mut self, all: bool, links: bool) {
+        if links {
+            // Whatever it was: facts about links may have changed.
+            self.news = true;
+            self.links_changed = false;
+            self.looked = Instant::now();
+        }
+        if all {
+            self.compared = Instant::now();
+        }
         if self.outcome.is_none() || self.tunnel.is_none() {
             return;
         }
-        match self.datapath.verify() {
-            Ok(true) => {}
-            Ok(false) => {
-                tracing::warn!("something of ours was changed or removed by others: mending it");
-                self.board.with(|metrics| {
-                    metrics.repairs.inc();
-                });
-                self.tunnel = None;
-                self.news = true;
-            }
-            Err(error) => tracing::warn!(error = %chain(&error), "looking the data path over"),
+        let found = match all || links {
+            true => self.datapath.verify(),
+            false => self.datapath.glance(),
+        };
+        let mut damage = found.unwrap_or_else(|error| {
+            tracing::warn!(error = %chain(&error), "looking the data path over");
+            BTreeSet::new()
+        });
+        damage.extend(self.gateway.verify(all));
+        if damage.is_empty() {
+            return;
         }
+        let words: Vec<&str> = damage.iter().map(|kind| kind.word()).collect();
+        let kinds = words.join(", ");
+        tracing::warn!(kinds, "others changed or removed what is ours: mending it");
+        self.board.with(|metrics| {
+            for kind in words {
+                let label = ByKind { kind: kind.into() };
+                metrics.repairs.get_or_create(&label).inc();
+            }
+        });
+        self.tunnel = None;
+        self.news = true;
     }
 
     /// Facts and objects to state, state to kernel, and what came of it to the status.
@@ -300,12 +361,7 @@ impl MainLoop {
             metrics.apply_seconds.observe(seconds);
             metrics.ended_flows.inc_by(applied.ended_flows as u64);
         });
-        if self.forward_blocked != applied.forward_blocked {
-            for text in &applied.forward_blocked {
-                tracing::warn!(text, "forwarding is blocked by others");
-            }
-            self.forward_blocked = applied.forward_blocked;
-        }
+        self.forward_blocked(applied.forward_blocked);
         for name in &applied.sysctls {
             tracing::info!(name, "node-wide setting changed; --cleanup puts it back");
         }
@@ -315,16 +371,39 @@ impl MainLoop {
                 "flows ended by a policy change"
             );
         }
-        let due = self
-            .ports_counted
-            .is_none_or(|at| at.elapsed() >= COUNT_PORTS);
-        if due || applied.ended_flows > 0 || self.grants_changed(outcome) {
-            self.ports = self
-                .datapath
-                .ports_in_use()
-                .map_err(|error| chain(&error))?;
-            self.ports_counted = Some(Instant::now());
+        if self.ports_due() || applied.ended_flows > 0 || self.grants_changed(outcome) {
+            self.count_ports()?;
         }
+        Ok(())
+    }
+
+    fn forward_blocked(&mut self, blocked: Vec<String>) {
+        if self.forward_blocked != blocked {
+            for text in &blocked {
+                tracing::warn!(text, "forwarding is blocked by others");
+            }
+            self.forward_blocked = blocked;
+        }
+    }
+
+    fn open_forwarding(&mut self, outcome: &NodeOutcome) {
+        match self.datapath.open_forwarding(&outcome.state) {
+            Ok(blocked) => self.forward_blocked(blocked),
+            Err(error) => tracing::warn!(error = %chain(&error), "opening others' forward chains"),
+        }
+    }
+
+    fn ports_due(&self) -> bool {
+        self.ports_counted
+            .is_none_or(|at| at.elapsed() >= COUNT_PORTS)
+    }
+
+    fn count_ports(&mut self) -> Result<(), String> {
+        self.ports_counted = Some(Instant::now());
+        self.ports = self
+            .datapath
+            .ports_in_use()
+            .map_err(|error| chain(&error))?;
         Ok(())
     }
 

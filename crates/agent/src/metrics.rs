@@ -22,6 +22,13 @@ pub struct ByAddress {
     pub address: String,
 }
 
+/// A counter by kind of thing.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub struct ByKind {
+    /// Which kind ([`egret_datapath::damage::Damage`]).
+    pub kind: String,
+}
+
 /// A gauge by gateway node.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 pub struct ByGateway {
@@ -49,7 +56,7 @@ pub struct Metrics {
     /// Seconds to carry a state out.
     pub apply_seconds: Histogram,
     /// Damage by others that was found and mended.
-    pub repairs: Counter,
+    pub repairs: Family<ByKind, Counter>,
     /// Flows ended by policy changes.
     pub ended_flows: Counter,
     /// Source ports in use.
@@ -82,7 +89,7 @@ impl Default for Metrics {
             apply_errors: Counter::default(),
             // 0.1 ms to about 6 s.
             apply_seconds: Histogram::new(exponential_buckets(0.0001, 3.0, 11)),
-            repairs: Counter::default(),
+            repairs: Family::default(),
             ended_flows: Counter::default(),
             ports_in_use: Family::default(),
             ports_leased: Family::default(),

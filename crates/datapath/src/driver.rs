@@ -6,6 +6,7 @@ mod full;
 pub use full::port_of;
 
 use crate::conntrack::Conntrack;
+use crate::damage::Damage;
 use crate::netlink::NetlinkError;
 use crate::nft::{Forwarding, NftError, Nftables};
 use crate::route::{RouteError, Routing};
@@ -111,11 +112,26 @@ impl Datapath {
         })
     }
 
-    /// Whether everything that was applied is still there; `false`: the next [`Self::apply`] mends it.
-    pub fn verify(&mut self) -> Result<bool, DatapathError> {
-        let routes = self.routing.verify()?;
-        let forwarding = self.forwarding.verify()?;
-        Ok(self.nft.verify()? && forwarding && routes)
+    /// What of the things applied others have changed or removed; the next [`Self::apply`] mends it.
+    pub fn verify(&mut self) -> Result<BTreeSet<Damage>, DatapathError> {
+        let mut damage = self.routing.verify()?;
+        damage.extend(self.glance()?);
+        Ok(damage)
+    }
+
+    /// The same without what the kernel tells by itself when it changes (links, routes, rules, next hops, neighbours):
+    /// a few small reads while nobody changed anything.
+    pub fn glance(&mut self) -> Result<BTreeSet<Damage>, DatapathError> {
+        if self.applied.is_none() {
+            return Ok(BTreeSet::new());
+        }
+        let parts = [
+            (self.nft.verify()?, Damage::Ruleset),
+            (self.forwarding.verify()?, Damage::Forwarding),
+            (!self.sysctls.differ(NODE_SETTINGS)?, Damage::Sysctls),
+        ];
+        let damaged = parts.into_iter().filter(|(intact, _)| !intact);
+        Ok(damaged.map(|(_, kind)| kind).collect())
     }
 
     /// Source ports in use, by egress address.
@@ -165,8 +181,9 @@ impl Datapath {
         errors
     }
 
-    /// Only a worker that sends through the tunnel needs others' forward chains open.
-    fn open_forwarding(&mut self, state: &NodeState) -> Result<Vec<String>, DatapathError> {
+    /// Opens others' forward chains to the tunnel, which only a worker that sends through it needs. What cannot be
+    /// opened is returned, with the remedy.
+    pub fn open_forwarding(&mut self, state: &NodeState) -> Result<Vec<String>, DatapathError> {
         if state.worker.targets.is_empty() {
             self.forwarding.remove()?;
             return Ok(Vec::new());

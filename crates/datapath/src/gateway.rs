@@ -214,7 +214,10 @@ impl GatewayDriver {
         if maps::pinned_in_our_shape(&pins) {
             let mut tables = Tables::open(&pins)?;
             let same = tables.config().object_hash == object_hash();
-            if same && attachment == Attachment::Tcx && programs::attached(&pins, config) {
+            if same
+                && attachment == Attachment::Tcx
+                && programs::attached(&pins, config, attachment as u8)
+            {
                 tables.set_config(node_config(config, tables.config()))?;
                 return Ok(Self { tables });
             }
@@ -249,6 +252,22 @@ impl GatewayDriver {
         own: TunnelIndex,
     ) -> Result<Vec<IpAddr>, GatewayError> {
         self.tables.apply(state, own)
+    }
+
+    /// Whether programs and pins are where they belong.
+    pub fn is_attached(&self, pin_dir: &Path, config: &GatewayConfig) -> bool {
+        let pins = Pins::new(pin_dir);
+        let attachment = self.tables.config().attachment;
+        maps::pinned_in_our_shape(&pins) && programs::attached(&pins, config, attachment)
+    }
+
+    /// Compares the tables in the kernel with what was written. `false`: somebody changed them; the next
+    /// [`GatewayDriver::apply`] mends it.
+    ///
+    /// # Errors
+    /// [`GatewayError::Map`].
+    pub fn verify_tables(&mut self) -> Result<bool, GatewayError> {
+        self.tables.reread()
     }
 
     /// The steering version that probes report.

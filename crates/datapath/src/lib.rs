@@ -9,6 +9,7 @@
 //! Every kernel object carries a mark of ours (`egret_core::numbers`), and only what carries it is ever deleted.
 
 pub mod conntrack;
+pub mod damage;
 pub mod driver;
 pub mod gateway;
 pub mod netlink;

@@ -102,6 +102,23 @@ impl Tables {
         Ok(())
     }
 
+    /// Reads everything anew. Whether it is what was written; otherwise the next [`Self::apply`] mends it.
+    pub fn reread(&mut self) -> Result<bool, GatewayError> {
+        let before = (
+            self.config,
+            std::mem::take(&mut self.steering),
+            std::mem::take(&mut self.workers),
+            std::mem::take(&mut self.owners),
+        );
+        self.read()
+            .map_err(|(name, error)| GatewayError::map(name, error))?;
+        let same = (self.config, &self.steering, &self.workers, &self.owners)
+            == (before.0, &before.1, &before.2, &before.3);
+        // What the programs are told about this node is no part of the state: it is put back here.
+        self.set_config(before.0)?;
+        Ok(same)
+    }
+
     /// What the programs are told about this node.
     pub fn config(&self) -> &Config {
         &self.config

@@ -6,6 +6,7 @@
 
 use super::abi::Config;
 use super::{GatewayConfig, GatewayError, Pins};
+use crate::netlink::{NetlinkSocket, Reply, Request};
 use aya::programs::links::{FdLink, PinnedLink};
 use aya::programs::tc::{
     NlOptions, SchedClassifierLink, TcAttachOptions, TcError, TcHandle, qdisc_add_clsact,
@@ -94,15 +95,39 @@ pub(super) fn supported() -> Attachment {
     }
 }
 
-/// Whether the pinned links exist and are on the right devices, so that nothing has to be touched.
-pub(super) fn attached(pins: &Pins, config: &GatewayConfig) -> bool {
+/// Whether the pinned links (or the filters) exist and are on the right devices, so that nothing has to be touched.
+pub(super) fn attached(pins: &Pins, config: &GatewayConfig, attachment: u8) -> bool {
     places(config.tunnel_ifindex, config.external_ifindex)
         .iter()
         .all(|place| {
-            let link = pinned(&pins.path(place.pin));
-            let name = device(place.ifindex);
-            matches!((link, name), (Some(link), Ok(name)) if on_device(&link, &name))
+            if attachment == Attachment::Clsact as u8 {
+                return is_filtered(place.ifindex);
+            }
+            let Ok(name) = device(place.ifindex) else {
+                return false;
+            };
+            pinned(&pins.path(place.pin)).is_some_and(|link| on_device(&link, &name))
         })
+}
+
+/// Whether our filter is on the device (`RTM_GETTFILTER`, `struct tcmsg` of `linux/rtnetlink.h`).
+fn is_filtered(ifindex: u32) -> bool {
+    const GET_FILTER: u16 = 46;
+    const HANDLE: u32 = 0x6567;
+    /// `TC_H_MAKE(TC_H_CLSACT, TC_H_MIN_INGRESS)`.
+    const INGRESS: u32 = 0xffff_fff2;
+    let fields = [0, ifindex, 0, INGRESS, 0];
+    let request = Request {
+        kind: GET_FILTER,
+        flags: 0,
+        body: fields.into_iter().flat_map(u32::to_ne_bytes).collect(),
+        what: "filters of a device".into(),
+    };
+    let filters = NetlinkSocket::open(libc::NETLINK_ROUTE).and_then(|mut s| s.dump(&request));
+    filters.is_ok_and(|filters| {
+        let handle = |filter: &Reply| filter.body.get(8..12) == Some(&HANDLE.to_ne_bytes());
+        filters.iter().any(handle)
+    })
 }
 
 /// Attaches the loaded programs, or puts them in the place of those that are attached.

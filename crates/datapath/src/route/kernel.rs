@@ -3,10 +3,11 @@
 use super::tunnel::{self, Device};
 use super::wanted::{RouteEntry, RuleEntry, Wanted};
 use super::{nexthop, wire};
+use crate::damage::Damage;
 use crate::netlink::{NetlinkError, NetlinkSocket, Request, flags};
 use egret_core::node::{NodeState, Tunnel};
 use netlink_packet_route::RouteNetlinkMessage as Message;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
 /// Why links and routes are not as they should be.
@@ -121,19 +122,36 @@ impl Routing {
         }
     }
 
-    /// Whether everything applied is still there; `false` forgets it, so that the next [`Self::prepare`] mends it.
-    pub fn verify(&mut self) -> Result<bool, RouteError> {
+    /// Which of the things applied are not as they were any more; any damage forgets them, so that the next
+    /// [`Self::prepare`] mends them. Nothing where nothing is applied.
+    pub fn verify(&mut self) -> Result<BTreeSet<Damage>, RouteError> {
         let Some((tunnel, device, wanted)) = self.applied.take() else {
-            return Ok(false);
+            return Ok(BTreeSet::new());
         };
+        let mut damage = BTreeSet::new();
         let now = tunnel::find(&mut self.socket)?;
         let intact = now.as_ref().is_some_and(|now| {
             (now.index, now.mtu, now.up) == (device.index, tunnel.mtu, true) && now.ours
-        }) && self.observe(&device, tunnel.underlay)? == wanted;
-        if intact {
+        });
+        if !intact {
+            damage.insert(Damage::Device);
+        }
+        let found = self.observe(&device, tunnel.underlay)?;
+        let parts = [
+            (found.neighbours == wanted.neighbours, Damage::Neighbours),
+            (
+                (&found.hops, &found.groups) == (&wanted.hops, &wanted.groups),
+                Damage::NextHops,
+            ),
+            (found.routes == wanted.routes, Damage::Routes),
+            (found.rules == wanted.rules, Damage::Rules),
+        ];
+        let changed = parts.into_iter().filter(|(same, _)| !same);
+        damage.extend(changed.map(|(_, kind)| kind));
+        if damage.is_empty() {
             self.applied = Some((tunnel, device, wanted));
         }
-        Ok(intact)
+        Ok(damage)
     }
 
     /// Removes rules, routes, next hops and the device; whether there was anything.
