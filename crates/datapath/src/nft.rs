@@ -13,4 +13,4 @@ mod table;
 pub use apply::{NftError, Nftables};
 pub use expression::{Expression, FibResult, Key, MetaKey, Register, Rule, VERDICT};
 pub use forward::Forwarding;
-pub use table::{Chain, Element, ElementKey, Hook, Set, SetType, Table, Value};
+pub use table::{ByAddress, Chain, Element, ElementKey, Hook, Set, SetType, Table, Value};

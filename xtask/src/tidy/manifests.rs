@@ -21,7 +21,7 @@ const ARROWS: &[(&str, &[&str])] = &[
 ];
 /// Further arrows that tests of a crate may use.
 const TEST_ARROWS: &[(&str, &[&str])] = &[("datapath", &["wire"])];
-const MAY_USE_ALL: &[&str] = &["egret-cli", "egret-tests", "xtask"];
+const MAY_USE_ALL: &[&str] = &["egret-bench", "egret-cli", "egret-tests", "xtask"];
 
 /// Everything that `core` may be built from: no runtime, no client, nothing that reads a clock or a file.
 const CORE_MAY_USE: &[&str] = &["ipnet", "serde", "thiserror"];

@@ -1,7 +1,7 @@
 //! Turns the wanted table into one transaction, and sends it.
 
 use super::message as m;
-use super::table::{Element, Set, Table, Value};
+use super::table::{Element, ElementKey, Set, Table, Value};
 use crate::netlink::{Attrs, NetlinkError, NetlinkSocket, Request, attributes};
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -442,18 +442,12 @@ fn retire(table: &str, old: &Table, new: &Table) -> Vec<Request> {
 }
 
 fn changed_elements(table: &str, name: &str, old: Option<&Set>, new: &Set) -> Vec<Request> {
-    let nothing = BTreeMap::new();
-    let before = old.map_or(&nothing, |set| &set.elements);
-    let gone = before
-        .iter()
-        .filter(|(key, value)| new.elements.get(key) != Some(value))
-        .map(|(key, value)| (key, value, None));
-    let added = new
-        .elements
-        .iter()
-        .filter(|(key, value)| before.get(key) != Some(value))
-        .map(|(key, value)| (key, value, None));
-    let mut requests = m::elements(table, name, new, gone, true);
-    requests.extend(m::elements(table, name, new, added, false));
+    let [gone, added] = new.changed(old);
+    let of = |all: &[(ElementKey, Value)], delete| {
+        let content = all.iter().map(|(key, value)| (key, value, None));
+        m::elements(table, name, new, content, delete)
+    };
+    let mut requests = of(&gone, true);
+    requests.extend(of(&added, false));
     requests
 }

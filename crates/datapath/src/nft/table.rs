@@ -1,8 +1,10 @@
 //! The table as a value.
 
 use super::expression::{Rule, address_bytes};
+use std::cmp::Ordering;
 use std::collections::BTreeMap;
 use std::net::IpAddr;
+use std::sync::Arc;
 
 /// Type numbers by which the `nft` program prints sets (its `enum datatypes`); the kernel does not look at them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -107,8 +109,72 @@ pub struct Set {
     pub verdicts: bool,
     /// Elements are added at run time with a timeout, at most this many. `None`: fixed content.
     pub runtime_max: Option<u32>,
-    /// Content (empty for run-time sets).
+    /// Content (empty for run-time sets, and where there is `by_address`).
     pub elements: BTreeMap<ElementKey, Value>,
+    /// Content that is a verdict for each of many addresses, of which few change at a time.
+    pub by_address: Option<ByAddress>,
+}
+
+/// A jump for each address. Maps of several stages share the addresses, and comparing two of them copies nothing: a node
+/// has as many elements as pods, and one pod comes or goes at a time.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ByAddress {
+    /// Which of the chains.
+    pub addresses: Arc<BTreeMap<IpAddr, u64>>,
+    /// Verdict of each.
+    pub verdicts: BTreeMap<u64, Value>,
+}
+
+impl ByAddress {
+    fn verdict(&self, address: &IpAddr) -> Option<&Value> {
+        self.verdicts.get(self.addresses.get(address)?)
+    }
+
+    /// Elements that are in one and not in the other, or hold something else: (gone, added).
+    fn changed<'a>(old: Option<&'a Self>, new: &'a Self) -> [Vec<(ElementKey, Value)>; 2] {
+        let element = |map: &Self, address: &IpAddr| {
+            let value = map.verdict(address).cloned();
+            value.map(|value| (ElementKey::address(*address), value))
+        };
+        let Some(old) = old else {
+            let all = new.addresses.keys();
+            return [Vec::new(), all.filter_map(|a| element(new, a)).collect()];
+        };
+        if Arc::ptr_eq(&old.addresses, &new.addresses) && old.verdicts == new.verdicts {
+            return [Vec::new(), Vec::new()];
+        }
+        let (mut gone, mut added) = (Vec::new(), Vec::new());
+        let same = |address: &IpAddr| old.verdict(address) == new.verdict(address);
+        let verdicts_moved = old
+            .verdicts
+            .iter()
+            .any(|(id, v)| new.verdicts.get(id).is_some_and(|n| n != v));
+        let (mut left, mut right) = (
+            old.addresses.iter().peekable(),
+            new.addresses.iter().peekable(),
+        );
+        loop {
+            let order = match (left.peek(), right.peek()) {
+                (Some((a, _)), Some((b, _))) => a.cmp(b),
+                (Some(_), None) => Ordering::Less,
+                (None, Some(_)) => Ordering::Greater,
+                (None, None) => return [gone, added],
+            };
+            let a = if order.is_le() { left.next() } else { None };
+            let b = if order.is_ge() { right.next() } else { None };
+            match (a, b) {
+                (Some((address, x)), Some((_, y))) => {
+                    if x != y || (verdicts_moved && !same(address)) {
+                        gone.extend(element(old, address));
+                        added.extend(element(new, address));
+                    }
+                }
+                (Some((address, _)), None) => gone.extend(element(old, address)),
+                (None, Some((address, _))) => added.extend(element(new, address)),
+                (None, None) => {}
+            }
+        }
+    }
 }
 
 impl Set {
@@ -120,7 +186,29 @@ impl Set {
             verdicts: false,
             runtime_max: None,
             elements: BTreeMap::new(),
+            by_address: None,
         }
+    }
+
+    /// Elements to delete and to add on the way from `old` (`None`: an empty set) to this one.
+    pub(super) fn changed(&self, old: Option<&Set>) -> [Vec<(ElementKey, Value)>; 2] {
+        if let Some(by_address) = &self.by_address {
+            return ByAddress::changed(old.and_then(|old| old.by_address.as_ref()), by_address);
+        }
+        let nothing = BTreeMap::new();
+        let before = old.map_or(&nothing, |set| &set.elements);
+        let missing = |of: &BTreeMap<ElementKey, Value>, from: &BTreeMap<ElementKey, Value>| {
+            let missing = of
+                .iter()
+                .filter(|(key, value)| from.get(*key) != Some(*value));
+            missing
+                .map(|(key, value)| (key.clone(), value.clone()))
+                .collect()
+        };
+        [
+            missing(before, &self.elements),
+            missing(&self.elements, before),
+        ]
     }
 
     /// The same set, without its content: what cannot change while it lives.

@@ -4,12 +4,14 @@ use super::base::{TRANSPORT, address_type, not_first, range_key};
 use super::counters as c;
 use super::names::{FAMILIES, FULL_SETS, Family, STAGES, Stage};
 use super::rule::{End, STATE_ESTABLISHED, STATE_INVALID, STATE_NEW, STATE_UNTRACKED, Way, rule};
-use crate::nft::{Chain, ElementKey, Rule, Set, SetType, Table, Value};
+use crate::nft::{ByAddress, Chain, ElementKey, Rule, Set, SetType, Table, Value};
 use egret_core::hash::StableHash;
 use egret_core::model::Protocol;
 use egret_core::node::{DestinationBox, Group, NodeState, Profile, ProfileId, Target, Verdict};
 use egret_core::numbers::{GROUP_LOCAL, MARK_MASK, MARK_SHIFT, TUNNEL_DEVICE};
+use std::collections::BTreeMap;
 use std::net::IpAddr;
+use std::sync::Arc;
 
 const JUMP: i32 = -3;
 const GOTO: i32 = -4;
@@ -95,8 +97,9 @@ fn guard(target: &Target, group: &Group) -> Vec<Rule> {
 
 pub(super) fn profiles(state: &NodeState, table: &mut Table) {
     for family in FAMILIES {
+        let addresses = addresses(state, family);
         for stage in STAGES {
-            pods(state, table, stage, family);
+            pods(state, table, stage, family, &addresses);
             for (id, profile) in &state.worker.profiles {
                 one(table, stage, family, *id, profile);
             }
@@ -104,15 +107,28 @@ pub(super) fn profiles(state: &NodeState, table: &mut Table) {
     }
 }
 
-fn pods(state: &NodeState, table: &mut Table, stage: Stage, family: Family) {
+/// Addresses of one family with the number of their profile.
+fn addresses(state: &NodeState, family: Family) -> Arc<BTreeMap<IpAddr, u64>> {
+    let pods = state.worker.pods.iter();
+    let of_family = pods.filter(|(address, _)| Family::of(**address) == family);
+    Arc::new(of_family.map(|(address, id)| (*address, id.0)).collect())
+}
+
+fn pods(
+    state: &NodeState,
+    table: &mut Table,
+    stage: Stage,
+    family: Family,
+    addresses: &Arc<BTreeMap<IpAddr, u64>>,
+) {
     let mut map = Set::new(&[address_type(family)]);
     map.verdicts = true;
-    for (address, id) in &state.worker.pods {
-        if Family::of(*address) == family {
-            let verdict = Value::Verdict(JUMP, Some(stage.profile(family, *id)));
-            map.elements.insert(ElementKey::address(*address), verdict);
-        }
-    }
+    let jump = |id: &ProfileId| Value::Verdict(JUMP, Some(stage.profile(family, *id)));
+    let profiles = state.worker.profiles.keys();
+    map.by_address = Some(ByAddress {
+        addresses: addresses.clone(),
+        verdicts: profiles.map(|id| (id.0, jump(id))).collect(),
+    });
     table.sets.insert(stage.pods(family), map);
 }
 

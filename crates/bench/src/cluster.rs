@@ -1,0 +1,46 @@
+//! The labs that are measured.
+
+use anyhow::Result;
+use egret_lab::Topology;
+use egret_tests::chaos::{Scene, egress, ip};
+
+/// The server as the pods know it.
+pub const SERVER: &str = "203.0.113.10";
+/// The egress address.
+pub const EGRESS: &str = "192.168.122.222";
+
+/// A lab of these hosts beside router and server.
+pub fn up(name: &str, hosts: &[String]) -> Result<Scene> {
+    let topology = format!(
+        "segments:\n- {{name: nodes, cidrs: [192.168.122.0/24, fd00:122::/64]}}\n\
+         - {{name: outside, cidrs: [203.0.113.0/24, 2001:db8:1::/64]}}\nhosts:\n{}\n\
+         - {{name: router, roles: [router]}}\n\
+         - {{name: server, roles: [server], links: [{{segment: outside}}]}}\n",
+        hosts.join("\n")
+    );
+    Scene::up(name, &Topology::from_yaml(&topology)?)
+}
+
+/// A worker with one pod of this label, without a masquerade of its own.
+pub fn worker(name: &str, number: usize, pods: &[(&str, &str)]) -> String {
+    let pods: Vec<String> = pods
+        .iter()
+        .map(|(pod, app)| format!("{{name: {pod}, labels: {{app: {app}}}}}"))
+        .collect();
+    format!(
+        "- {{name: {name}, roles: [worker], cni: none, links: [{{segment: nodes}}], \
+         podCidrs: [10.244.{number}.0/24, 'fd00:244:{number}::/64'], pods: [{}]}}",
+        pods.join(", ")
+    )
+}
+
+/// A gateway on the nodes' network.
+pub fn gateway(name: &str) -> String {
+    format!("- {{name: {name}, roles: [gateway], links: [{{segment: nodes}}]}}")
+}
+
+/// The policy for `app: MyApp`, in force.
+pub fn start_policy(scene: &Scene, gateways: &[&str]) -> Result<()> {
+    scene.put_ready("main", &egress("main", &[ip(EGRESS)], &[]))?;
+    scene.wait_live("w1", gateways)
+}

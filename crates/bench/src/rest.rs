@@ -1,0 +1,88 @@
+//! Memory and CPU of an agent with nothing to do, with few and with many local pods.
+
+use crate::cluster;
+use crate::figure::Report;
+use anyhow::{Context, Result};
+use egret_tests::chaos::Scene;
+use std::time::{Duration, Instant};
+
+const PART: &str = "at rest";
+const SIZES: [usize; 2] = [10, 10_000];
+const WATCHED: Duration = Duration::from_secs(20);
+
+/// An agent for each size, watched for a while after it has become ready.
+pub fn measure(report: &mut Report) -> Result<()> {
+    for size in SIZES {
+        let hosts = [
+            cluster::worker("w1", 1, &[("a1", "MyApp")]),
+            cluster::gateway("g1"),
+        ];
+        let scene = cluster::up(&format!("bench-rest-{size}"), &hosts)?;
+        scene.put(&pods(size))?;
+        cluster::start_policy(&scene, &["g1"])?;
+        for (host, what) in [
+            ("w1", "worker's agent"),
+            ("g1", "gateway's agent"),
+            ("control", "controller"),
+        ] {
+            let Some(pid) = pid(&scene, host)? else {
+                continue;
+            };
+            let (before, start) = (cpu_seconds(pid)?, Instant::now());
+            std::thread::park_timeout(WATCHED);
+            let cpu = (cpu_seconds(pid)? - before) / start.elapsed().as_secs_f64() * 100.0;
+            let name = format!("{what}, {size} pods");
+            report.add(PART, &format!("{name}, CPU"), "ours", "% of a core", cpu);
+            report.add(
+                PART,
+                &format!("{name}, memory"),
+                "ours",
+                "MB",
+                memory_mb(pid)?,
+            );
+        }
+    }
+    Ok(())
+}
+
+/// Pods on the worker that exist as objects only.
+fn pods(count: usize) -> String {
+    let pod = |number: usize| {
+        let (high, low) = (number / 250, number % 250 + 1);
+        format!(
+            "apiVersion: v1\nkind: Pod\nmetadata: {{name: many-{number}, namespace: default, labels: {{app: MyApp}}}}\n\
+             spec: {{nodeName: w1}}\nstatus: {{podIPs: [{{ip: 10.200.{high}.{low}}}]}}\n"
+        )
+    };
+    let all: Vec<String> = (0..count).map(pod).collect();
+    all.join("---\n")
+}
+
+fn pid(scene: &Scene, host: &str) -> Result<Option<i32>> {
+    let state = scene.lab().dir().read()?;
+    let host = state.hosts.get(host);
+    Ok(host
+        .and_then(|host| host.agent)
+        .map(|agent| agent.process.pid))
+}
+
+/// User and system time so far (proc(5), fields 14 and 15 of stat).
+fn cpu_seconds(pid: i32) -> Result<f64> {
+    let text = std::fs::read_to_string(format!("/proc/{pid}/stat"))?;
+    let after = text.rsplit(')').next().context("a stat line")?;
+    let fields: Vec<&str> = after.split_whitespace().collect();
+    let ticks: f64 = fields[11].parse::<f64>()? + fields[12].parse::<f64>()?;
+    let per_second = nix::unistd::sysconf(nix::unistd::SysconfVar::CLK_TCK)?;
+    Ok(ticks / per_second.context("ticks per second")? as f64)
+}
+
+/// Resident memory without what is shared with other processes.
+fn memory_mb(pid: i32) -> Result<f64> {
+    let text = std::fs::read_to_string(format!("/proc/{pid}/status"))?;
+    let line = text.lines().find_map(|line| line.strip_prefix("RssAnon:"));
+    let kb: f64 = line
+        .and_then(|line| line.split_whitespace().next())
+        .context("RssAnon")?
+        .parse()?;
+    Ok(kb / 1024.0)
+}

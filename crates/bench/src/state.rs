@@ -1,0 +1,182 @@
+//! A worker's state and a cluster of any size.
+
+use egret_core::model::*;
+use egret_core::node::{
+    DestinationBox, Group, NodeState, Peer, Profile, ProfileId, Target, TargetId, Tunnel, Verdict,
+    WorkerState,
+};
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::{IpAddr, Ipv4Addr};
+
+fn ip(text: &str) -> IpAddr {
+    text.parse().expect("a literal address")
+}
+
+/// Address of the pod of this number.
+pub fn pod_address(number: usize) -> IpAddr {
+    IpAddr::V4(Ipv4Addr::from(0x0a80_0000 + number as u32))
+}
+
+/// A worker with so many selected pods.
+pub fn worker(pods: usize) -> NodeState {
+    let any = |verdict| DestinationBox {
+        first: ip("0.0.0.0"),
+        last: ip("255.255.255.255"),
+        protocol: None,
+        port_first: 0,
+        port_last: 65_535,
+        verdict,
+    };
+    let profile = Profile {
+        boxes: vec![any(Verdict::Target(TargetId(1)))],
+        portless: vec![(ip("0.0.0.0"), ip("255.255.255.255"))],
+    };
+    let target = Target {
+        address: ip("192.168.122.222"),
+        group: 1,
+        ranges: vec![PortRange {
+            first: 1024,
+            last: 2047,
+        }],
+    };
+    NodeState {
+        tunnel: Tunnel {
+            index: 1,
+            underlay: ip("192.168.122.11"),
+            mtu: 1450,
+        },
+        peers: BTreeMap::from([(
+            7,
+            Peer {
+                node: "gateway1".into(),
+                underlay: ip("192.168.122.21"),
+                gateway: true,
+            },
+        )]),
+        node_addresses: BTreeSet::from([ip("192.168.122.11"), ip("192.168.122.21")]),
+        worker: WorkerState {
+            never: ["10.96.0.0/12", "127.0.0.0/8"]
+                .iter()
+                .map(|net| net.parse().expect("a literal prefix"))
+                .collect(),
+            throw: BTreeSet::new(),
+            groups: BTreeMap::from([(1, Group::Tunnel(BTreeSet::from([7])))]),
+            targets: BTreeMap::from([(TargetId(1), target)]),
+            profiles: BTreeMap::from([(ProfileId(1), profile)]),
+            pods: (0..pods).map(|n| (pod_address(n), ProfileId(1))).collect(),
+            egress_addresses: BTreeSet::from([ip("192.168.122.222")]),
+        },
+        gateway: None,
+    }
+}
+
+fn labels(key: &str, value: &str) -> Labels {
+    [(key.to_owned(), value.to_owned())].into_iter().collect()
+}
+
+fn with_label(key: &str, value: &str) -> LabelSelector {
+    let one = Requirement::In(key.into(), [value.to_owned()].into());
+    LabelSelector([one].into_iter().collect())
+}
+
+/// So many nodes with so many pods each, three gateways, and a policy for each of `policies` sets of pods.
+pub fn cluster(nodes: usize, pods_per_node: usize, policies: usize) -> Snapshot {
+    let mut snapshot = Snapshot {
+        settings: Settings {
+            unpooled_addresses: UnpooledAddresses::Allow,
+            never_destinations: Vec::new(),
+            service_cidrs: vec!["10.96.0.0/12".parse().expect("a literal prefix")],
+            hold_down_secs: 120,
+        },
+        policies: (0..policies).map(policy).collect(),
+        gateways: BTreeMap::from([(GatewayName("main".into()), gateway())]),
+        pools: BTreeMap::new(),
+        nodes: BTreeMap::new(),
+        namespaces: BTreeMap::new(),
+        pods: BTreeMap::new(),
+        services: BTreeMap::new(),
+        api_server: BTreeSet::new(),
+        addresses: BTreeMap::new(),
+        node_records: BTreeMap::new(),
+    };
+    for number in 0..nodes + 3 {
+        let role = if number < nodes { "worker" } else { "gateway" };
+        let name = NodeName(format!("node{number:05}"));
+        let address = Ipv4Addr::from(0xac10_0001 + number as u32);
+        let node = Node {
+            name: name.clone(),
+            labels: labels("role", role),
+            addresses: vec![address.into()],
+            pod_cidrs: Vec::new(),
+        };
+        snapshot.nodes.insert(name.clone(), node);
+        let mine = if number < nodes { pods_per_node } else { 0 };
+        for index in 0..mine {
+            let pod = pod(&name, number * pods_per_node + index, policies);
+            let key = (pod.namespace.clone(), pod.name.clone());
+            snapshot.pods.insert(key, pod);
+        }
+    }
+    snapshot
+}
+
+/// The pod of this number: of namespace and set `number modulo policies`.
+pub fn pod(node: &NodeName, number: usize, policies: usize) -> Pod {
+    let set = number % policies;
+    Pod {
+        namespace: format!("ns{}", set % 100),
+        name: format!("pod-{number}"),
+        uid: format!("uid-{number}"),
+        labels: labels("app", &format!("app{set}")),
+        node: node.clone(),
+        addresses: vec![pod_address(number)],
+        host_network: false,
+        finished: false,
+    }
+}
+
+fn policy(number: usize) -> Policy {
+    let namespace = format!("ns{}", number % 100);
+    Policy {
+        object: ObjectRef {
+            kind: Kind::Egress,
+            namespace: namespace.clone(),
+            name: format!("p{number}"),
+        },
+        uid: format!("uid-p{number}"),
+        generation: 1,
+        created_secs: 100,
+        overridable: false,
+        priority: 0,
+        selection: Selection::Labels {
+            namespaces: Namespaces::Names([namespace].into()),
+            pods: with_label("app", &format!("app{number}")),
+            nodes: None,
+        },
+        addresses: AddressRequest::Fixed(vec![Ipv4Addr::from(0xc612_0001 + number as u32).into()]),
+        assigned: Vec::new(),
+        destinations: None,
+        gateway: None,
+        when_unavailable: WhenUnavailable::Drop,
+        translation: Translation::Leased,
+        presence: Presence::Ours,
+    }
+}
+
+fn gateway() -> Gateway {
+    Gateway {
+        name: GatewayName("main".into()),
+        generation: 1,
+        default: true,
+        nodes: with_label("role", "gateway"),
+        external_interface: None,
+        announce: AnnounceMode::L2,
+        outbound: Outbound::AnyGateway,
+        mtu: None,
+        wireguard: false,
+        probe_interval_ms: 50,
+        probe_failures: 3,
+        initial_ports: 1024,
+        expected_workers: None,
+    }
+}
