@@ -13,6 +13,7 @@ use egret_tests::watch::expect_source;
 use egret_tests::{Outcome, run, steps};
 use std::io::ErrorKind;
 use std::process::ExitCode;
+use std::time::Instant;
 
 fn main() -> ExitCode {
     let cells = match is_full() {
@@ -156,27 +157,29 @@ fn marks_of_others_are_kept(scene: &Scene) -> Outcome {
 
 fn nothing_leaves_wrong_whatever_happens(scene: &Scene) -> Outcome {
     let traffic = scene.traffic()?;
-    traffic.wait_answers().context("before anything happens")?;
+    let started = Instant::now();
+    let answered = |after: &str| {
+        let result = traffic
+            .wait_answers()
+            .with_context(|| format!("after {after}"));
+        println!("     {after}: answered after {:.1?}", started.elapsed());
+        result
+    };
+    answered("the start")?;
     let watch = scene.watch()?;
     scene.restart_agents(&traffic, true)?;
-    traffic
-        .wait_answers()
-        .context("with new agents and rulesets")?;
+    answered("new agents and rulesets")?;
     scene.restart_agents(&traffic, false)?;
-    traffic.wait_answers().context("after agents were killed")?;
+    answered("the death of the agents")?;
     scene.flush()?;
-    traffic.wait_answers().context("after a foreign flush")?;
+    answered("a foreign flush")?;
     let gateways = scene.plan.gateways();
     if scene.has_spare() {
         scene.lose(&gateways[..1], &traffic)?;
-        traffic
-            .wait_answers()
-            .context("after the loss of a gateway")?;
+        answered("the loss of a gateway")?;
     }
     scene.lose(&gateways, &traffic)?;
-    traffic
-        .wait_answers()
-        .context("after the loss of all gateways")?;
+    answered("the loss of all gateways")?;
     traffic.stop()?;
     watch.clean()?;
     every_pod_leaves_with_the_address_of_its_policy(scene)

@@ -68,11 +68,11 @@ pub fn table(node: &NodePlan, addresses: impl Fn(&str) -> Vec<IpAddr>) -> String
     add(&name, &device, &CALICO);
     format!(
         "table inet {TABLE} {{\n{counters}\
-         \x20 chain set {{\n    type filter hook prerouting priority -150;\n{set}  }}\n\
-         \x20 chain forward {{\n    type filter hook forward priority 0;\n{forward}  }}\n\
-         \x20 chain masquerade {{\n    type nat hook postrouting priority 100;\n\
+         \x20 chain on_entry {{\n    type filter hook prerouting priority -150;\n{set}  }}\n\
+         \x20 chain on_forward {{\n    type filter hook forward priority 0;\n{forward}  }}\n\
+         \x20 chain on_exit {{\n    type nat hook postrouting priority 100;\n\
          \x20   meta mark & 0x00004000 == 0x00004000 masquerade\n  }}\n\
-         \x20 chain look {{\n    type filter hook postrouting priority 310;\n{look}  }}\n}}\n"
+         \x20 chain behind {{\n    type filter hook postrouting priority 310;\n{look}  }}\n}}\n"
     )
 }
 

@@ -226,7 +226,7 @@ impl Scene {
     /// A pod cannot be entered.
     pub fn traffic(&self) -> anyhow::Result<Traffic> {
         let mut traffic = Traffic::default();
-        let is_crowded = self.plan.pods().count() > 12;
+        let is_crowded = self.plan.pods().count() > 4;
         for node in &self.plan.nodes {
             let wanted = if is_crowded { 1 } else { node.pods.len() };
             for pod in &node.pods[..wanted] {
