@@ -35,7 +35,7 @@ pub enum Underlay {
 pub enum Marks {
     /// Nobody's.
     None,
-    /// kube-proxy's masquerade bit 0x4000, with its masquerade.
+    /// kube-proxy's bits 0xc000: that for masquerade, with the masquerade.
     KubeProxy,
     /// Calico's mask 0xffff0000, of which 0x00ff0000 is Egret's as well.
     Calico,

@@ -22,7 +22,7 @@ const CALICO: Bits = Bits {
 fn bits(marks: Marks) -> Option<Bits> {
     let (mask, value) = match marks {
         Marks::None => return None,
-        Marks::KubeProxy => (0x4000, 0x4000),
+        Marks::KubeProxy => (0xc000, 0x4000),
         Marks::Calico => (0xff00_0000, 0xab00_0000),
         Marks::Cilium => (0x0f00, 0x0e00),
     };
