@@ -1,5 +1,7 @@
 //! A lab with agents, controller, policies and an answering server.
 
+mod agents;
+
 use anyhow::{Context, bail, ensure};
 use egret_lab::process::wait_for;
 use egret_lab::topology::Pod;

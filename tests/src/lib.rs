@@ -3,6 +3,7 @@
 //! ```text
 //! chaos     noise of many flows while something is done to the cluster, and the watch over its sources
 //! steps     named behaviours that share one lab, run one after the other   (the `main` of every file in tests/)
+//! matrix    environments of users: factors, pairs of them, labs for all pairs
 //! cluster   a lab with agents, a controller, policies and an answering server
 //! watch     captures: which sources were seen, and which must not be
 //! packet    hand-made packets
@@ -11,6 +12,7 @@
 
 pub mod chaos;
 pub mod cluster;
+pub mod matrix;
 pub mod packet;
 pub mod socket;
 pub mod steps;

@@ -18,6 +18,25 @@ const GATEWAY: (&str, &str) = (
     "Gateway outcomes",
 );
 
+/// What users must open, reckon with and know of, and where it is told.
+const REQUIREMENTS: &str = "docs/requirements.md";
+const REQUIRED: &[(&str, &[&str])] = &[
+    (
+        "Ports",
+        &[
+            "TUNNEL_PORT",
+            "PROBE_PORT",
+            "AGENT_HTTP_PORT",
+            "CONTROLLER_HTTP_PORT",
+        ],
+    ),
+    (
+        "MTU",
+        &["TUNNEL_OVERHEAD_V4_BYTES", "TUNNEL_OVERHEAD_V6_BYTES"],
+    ),
+];
+const SYSCTLS: (&str, &str) = ("crates/datapath/src/sysctl.rs", "Sysctls");
+
 type Rows = BTreeMap<String, Vec<String>>;
 
 /// Everything that this module checks.
@@ -26,6 +45,21 @@ pub fn check(tree: &Tree) -> Vec<String> {
     let docs = table(tree.need(NUMBERS_TABLE, &mut problems));
     let code = constants(tree.need(NUMBERS, &mut problems));
     problems.extend(compare(NUMBERS_TABLE, &docs, &code));
+
+    let requirements = tree.need(REQUIREMENTS, &mut problems);
+    for (title, names) in REQUIRED {
+        let mut code = code.clone();
+        code.retain(|name, _| names.contains(&name.as_str()));
+        let docs = table(section(requirements, title));
+        problems.extend(compare(&format!("{REQUIREMENTS}, {title}"), &docs, &code));
+    }
+    let code = settings(tree.need(SYSCTLS.0, &mut problems));
+    let docs = table(section(requirements, SYSCTLS.1));
+    problems.extend(compare(
+        &format!("{REQUIREMENTS}, {}", SYSCTLS.1),
+        &docs,
+        &code,
+    ));
 
     let metrics = tree.need(METRICS_TABLE, &mut problems);
     for (path, title) in METRICS {
@@ -116,6 +150,19 @@ fn constants(source: &str) -> Rows {
         };
         let value = value.split_once(';').map_or(value, |(value, _)| value);
         rows.insert(name.into(), vec![plain(value)]);
+    }
+    rows
+}
+
+/// Names and values of all public lists of settings.
+fn settings(source: &str) -> Rows {
+    let mut rows = Rows::new();
+    for list in source.split("_SETTINGS: &[(&str, &str)] = &[").skip(1) {
+        let list = list.split_once("];").map_or(list, |(list, _)| list);
+        let mut words = literals(list);
+        while let (Some(name), Some(value)) = (words.next(), words.next()) {
+            rows.insert(name.into(), vec![value.into()]);
+        }
     }
     rows
 }
@@ -237,6 +284,15 @@ mod tests {
         let rows = constants(source);
         let values: Vec<&str> = rows.values().map(|v| v[0].as_str()).collect();
         assert_eq!(values, ["0x00ff0000", "egret0", "169.254.77.1", "0, 1000"]);
+    }
+
+    #[test]
+    fn settings_are_read_from_all_lists() {
+        let source = "pub const A_SETTINGS: &[(&str, &str)] = &[\n    (\"a.b\", \"1\"),\n    (\"c\", \"0\"),\n];\n\
+            x(\"no\");\npub const B_SETTINGS: &[(&str, &str)] = &[(\"d\", \"2\")];\n";
+        let rows = settings(source);
+        let told: Vec<_> = rows.iter().map(|(n, v)| format!("{n}={}", v[0])).collect();
+        assert_eq!(told, ["a.b=1", "c=0", "d=2"]);
     }
 
     #[test]

@@ -411,7 +411,15 @@ fn guard() -> Vec<Rule> {
                 .drop(),
         );
     }
-    // The tunnel looks its own way up with the packet's mark: ours must be gone by then.
-    rules.push(rule().set_mark(MARK_MASK, 0).done());
+    // The tunnel looks its own way up with the packet's mark: ours must be gone by then. The bits of a packet that is
+    // none of ours belong to whoever set them.
+    for family in FAMILIES {
+        rules.push(
+            rule()
+                .address_in(family, End::Source, &family.named("egress"))
+                .set_mark(MARK_MASK, 0)
+                .done(),
+        );
+    }
     rules
 }

@@ -1,0 +1,20 @@
+//! Every kind of node and network that users have, in as few labs as will do.
+//!
+//! ```text
+//! pairs    a table of few rows in which every pair of values of two factors occurs
+//! cells    the factors of this product's environment, what cannot be combined, and why
+//! labs     cells -> labs: one lab serves all cells that differ only in their node or pod
+//! marks    stand-ins for the marks of other components, and a count of what became of them
+//! scene    a lab of the matrix that runs: its policies, who has which source, and what is done to it
+//! ```
+
+pub mod cells;
+pub mod labs;
+pub mod marks;
+pub mod pairs;
+pub mod scene;
+
+/// Whether the full cross is wanted instead of the pairs: `EGRET_FULL=1`, set by `./dev test --full`.
+pub fn is_full() -> bool {
+    std::env::var_os("EGRET_FULL").is_some_and(|value| value == "1")
+}

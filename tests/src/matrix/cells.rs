@@ -1,0 +1,203 @@
+//! What the environments of users differ in, and which of it goes together.
+
+use super::pairs::{Row, cross, table};
+use egret_lab::topology::{Cni, Forward, RpFilter};
+
+/// How many nodes there are.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Nodes {
+    /// Workers, and gateways beside them.
+    Many,
+    /// One node is both.
+    One,
+}
+
+/// Where gateways send to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Way {
+    /// The segment of the nodes.
+    NodeSegment,
+    /// A segment of their own, by a second interface.
+    OwnInterface,
+}
+
+/// Families of the segment of the nodes; pods and the world outside always have both.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Underlay {
+    /// Both.
+    Dual,
+    /// IPv6 only.
+    Ipv6,
+}
+
+/// Whose marks are on the packets of the pod.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Marks {
+    /// Nobody's.
+    None,
+    /// kube-proxy's bits 0xc000: that for masquerade, with the masquerade.
+    KubeProxy,
+    /// Calico's mask 0xffff0000, of which 0x00ff0000 is Egret's as well.
+    Calico,
+    /// Cilium's mask 0x0f00.
+    Cilium,
+}
+
+/// Families of the policy that selects the pod.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Policy {
+    /// Addresses of both.
+    Dual,
+    /// IPv4 only.
+    Ipv4,
+    /// IPv6 only.
+    Ipv6,
+}
+
+/// What the whole lab has in common.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Ground {
+    /// How many nodes.
+    pub nodes: Nodes,
+    /// Where gateways send to.
+    pub way: Way,
+    /// Families of the underlay.
+    pub underlay: Underlay,
+    /// Segments filter multicast of IPv6 (RFC 4541), with a querier.
+    pub mld_snooping: bool,
+}
+
+/// What one node has.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Node {
+    /// Who masquerades.
+    pub cni: Cni,
+    /// Policy of the forward chain.
+    pub forward: Forward,
+    /// Reverse path filter.
+    pub rp_filter: RpFilter,
+    /// `src_valid_mark`.
+    pub src_valid_mark: bool,
+}
+
+impl Node {
+    /// Whether only the operator can open the forward chain: it belongs to the old ip_tables.
+    pub fn is_blocked(&self) -> bool {
+        self.cni == Cni::IptablesLegacy && self.forward == Forward::Drop
+    }
+}
+
+/// One environment of a pod.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Cell {
+    /// Its lab.
+    pub ground: Ground,
+    /// Its node.
+    pub node: Node,
+    /// Marks on its packets.
+    pub marks: Marks,
+    /// Its policy.
+    pub policy: Policy,
+}
+
+const NODES: [Nodes; 2] = [Nodes::Many, Nodes::One];
+const WAYS: [Way; 2] = [Way::NodeSegment, Way::OwnInterface];
+const UNDERLAYS: [Underlay; 2] = [Underlay::Dual, Underlay::Ipv6];
+const CNIS: [Cni; 4] = [Cni::IptablesNft, Cni::Nft, Cni::IptablesLegacy, Cni::None];
+const FORWARDS: [Forward; 2] = [Forward::Accept, Forward::Drop];
+const RP_FILTERS: [RpFilter; 2] = [RpFilter::Strict, RpFilter::Loose];
+const MARKS: [Marks; 4] = [Marks::None, Marks::KubeProxy, Marks::Calico, Marks::Cilium];
+const POLICIES: [Policy; 3] = [Policy::Dual, Policy::Ipv4, Policy::Ipv6];
+/// Values of each factor, in the order of [`cell`].
+const COUNTS: [usize; 10] = [2, 2, 2, 2, 4, 2, 2, 2, 4, 3];
+/// The first factors are those of the [`Ground`].
+const GROUND_FACTORS: usize = 4;
+
+fn cell(row: &[usize]) -> Cell {
+    Cell {
+        ground: Ground {
+            nodes: NODES[row[0]],
+            way: WAYS[row[1]],
+            underlay: UNDERLAYS[row[2]],
+            mld_snooping: row[3] == 1,
+        },
+        node: Node {
+            cni: CNIS[row[4]],
+            forward: FORWARDS[row[5]],
+            rp_filter: RP_FILTERS[row[6]],
+            src_valid_mark: row[7] == 1,
+        },
+        marks: MARKS[row[8]],
+        policy: POLICIES[row[9]],
+    }
+}
+
+/// Why a cell cannot be; none: it can.
+pub fn impossible(cell: &Cell) -> Option<&'static str> {
+    let Ground {
+        nodes,
+        way,
+        underlay,
+        ..
+    } = cell.ground;
+    if underlay == Underlay::Dual || cell.policy == Policy::Ipv6 {
+        return None;
+    }
+    if way == Way::NodeSegment {
+        return Some(
+            "gateways on a segment without IPv4 have no neighbour that could be told of an IPv4 egress address",
+        );
+    }
+    // See docs/requirements.md; it works where the filter is off.
+    (nodes == Nodes::Many).then_some(
+        "a worker without any IPv4 route drops what comes back to it over IPv4: its reverse path filter, also a loose \
+         one, asks for a route to the source",
+    )
+}
+
+/// Every cell that is possible.
+pub fn all() -> Vec<Cell> {
+    rows().iter().map(|row| cell(row)).collect()
+}
+
+/// So few cells that every possible pair of values is in one.
+pub fn pairwise() -> Vec<Cell> {
+    let table = table(&rows(), GROUND_FACTORS);
+    table.iter().map(|row| cell(row)).collect()
+}
+
+fn rows() -> Vec<Row> {
+    cross(&COUNTS, |row| impossible(&cell(row)).is_none())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::pairs::pairs;
+    use super::*;
+    use std::collections::BTreeSet;
+
+    #[test]
+    fn every_pair_of_values_is_in_a_cell_also_those_of_impossible_triples() {
+        let table = table(&rows(), GROUND_FACTORS);
+        let covered: BTreeSet<_> = table.iter().flat_map(|row| pairs(row)).collect();
+        // What cannot be is three values that meet; each two of them meet elsewhere. So no pair is missing.
+        let anything = cross(&COUNTS, |_| true);
+        let wanted: BTreeSet<_> = anything.iter().flat_map(|row| pairs(row)).collect();
+        let missing: Vec<_> = wanted.difference(&covered).collect();
+        assert!(missing.is_empty(), "{missing:?}");
+        assert!(table.len() <= 24, "{} cells are many", table.len());
+    }
+
+    #[test]
+    fn the_cross_leaves_out_what_has_a_reason() {
+        let count: usize = COUNTS.iter().product();
+        let without = cross(&COUNTS, |_| true)
+            .iter()
+            .filter(|row| impossible(&cell(row)).is_some())
+            .count();
+        assert_eq!(all().len(), count - without);
+        // Snooping, four settings of the node and marks are free, one underlay, two policies of three; and both ways
+        // where there are many nodes, one where there is one.
+        assert_eq!(without, 3 * 2 * (4 * 2 * 2 * 2) * 4 * 2);
+    }
+}

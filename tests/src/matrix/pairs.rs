@@ -1,0 +1,86 @@
+//! Pairwise tables: most faults need the meeting of two settings only, and all pairs fit into few rows.
+
+use std::collections::BTreeSet;
+
+/// One value of one factor: number of the factor, number of the value.
+type Value = (usize, usize);
+/// One value for each factor.
+pub type Row = Vec<usize>;
+
+/// Every row of the full cross that is possible. `counts`: how many values each factor has.
+pub fn cross(counts: &[usize], is_possible: impl Fn(&[usize]) -> bool) -> Vec<Row> {
+    let mut rows = vec![Row::new()];
+    for count in counts {
+        let longer = rows.iter().flat_map(|row| {
+            (0..*count).map(move |value| row.iter().copied().chain([value]).collect())
+        });
+        rows = longer.collect();
+    }
+    rows.retain(|row| is_possible(row));
+    rows
+}
+
+/// Pairs of values in a row.
+pub fn pairs(row: &[usize]) -> impl Iterator<Item = (Value, Value)> {
+    (0..row.len()).flat_map(move |first| {
+        (first + 1..row.len()).map(move |second| ((first, row[first]), (second, row[second])))
+    })
+}
+
+/// A few of the rows in which every pair that is in any of them occurs. Greedy: always the row with most that is new;
+/// of several the one whose first `kept` values are there already, then the first. The same rows give the same table.
+pub fn table(rows: &[Row], kept: usize) -> Vec<Row> {
+    let mut missing: BTreeSet<(Value, Value)> = rows.iter().flat_map(|row| pairs(row)).collect();
+    let mut heads: BTreeSet<&[usize]> = BTreeSet::new();
+    let mut table = Vec::new();
+    while !missing.is_empty() {
+        let gain = |row: &Row| pairs(row).filter(|pair| missing.contains(pair)).count();
+        // Of equals `max_by_key` takes the last, so it looks from behind.
+        let best = rows
+            .iter()
+            .rev()
+            .max_by_key(|row| (gain(row), heads.contains(&row[..kept])))
+            .expect("a pair is missing, so there is a row that has it");
+        for pair in pairs(best) {
+            missing.remove(&pair);
+        }
+        heads.insert(&best[..kept]);
+        table.push(best.clone());
+    }
+    table
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn all_pairs(rows: &[Row]) -> BTreeSet<(Value, Value)> {
+        rows.iter().flat_map(|row| pairs(row)).collect()
+    }
+
+    #[test]
+    fn every_pair_of_the_cross_is_in_the_table() {
+        for counts in [vec![2, 2, 2], vec![3, 4, 2, 2], vec![4, 4, 3, 2, 2, 2]] {
+            let rows = cross(&counts, |_| true);
+            assert_eq!(rows.len(), counts.iter().product::<usize>());
+            let table = table(&rows, 1);
+            assert_eq!(all_pairs(&table), all_pairs(&rows));
+            assert!(table.len() < rows.len(), "{counts:?}: {}", table.len());
+        }
+    }
+
+    #[test]
+    fn what_is_impossible_is_in_no_row_and_costs_no_other_pair() {
+        let rows = cross(&[3, 3, 3], |row| !(row[0] == 0 && row[1] == 2));
+        let table = table(&rows, 1);
+        assert!(table.iter().all(|row| !(row[0] == 0 && row[1] == 2)));
+        // 27 pairs of values, less the one.
+        assert_eq!(all_pairs(&table).len(), 26);
+    }
+
+    #[test]
+    fn the_table_is_always_the_same() {
+        let rows = cross(&[4, 3, 2, 2], |_| true);
+        assert_eq!(table(&rows, 2), table(&rows, 2));
+    }
+}
