@@ -12,7 +12,9 @@ pub mod abi;
 pub mod announce;
 mod counters;
 mod maps;
+pub mod netdev;
 mod programs;
+mod ways;
 
 pub use counters::{COUNTERS, Counter};
 pub use programs::{Attachment, OBJECT, object_hash};

@@ -11,6 +11,8 @@ mod message;
 mod table;
 
 pub use apply::{NftError, Nftables};
-pub use expression::{Expression, FibResult, Key, MetaKey, Register, Rule, VERDICT};
+pub use expression::{
+    Base, Checksum, Expression, FibResult, Key, MetaKey, Register, Rule, VERDICT,
+};
 pub use forward::Forwarding;
-pub use table::{Chain, Element, ElementKey, Hook, Set, SetType, Table, Value};
+pub use table::{Chain, Element, ElementKey, Hook, Set, SetType, Table, TableFamily, Value};

@@ -8,6 +8,8 @@ mod driver;
 mod lan;
 #[path = "gateway/namespaces.rs"]
 mod namespaces;
+#[path = "gateway/netdev.rs"]
+mod netdev;
 #[path = "gateway/packets.rs"]
 mod packets;
 #[path = "gateway/programs.rs"]

@@ -156,6 +156,7 @@ pub(super) fn chains(state: &NodeState, table: &mut Table) {
             number,
             priority,
             nat: name == "nat",
+            device: None,
         };
         table.chains.insert(
             name.into(),
