@@ -8,6 +8,7 @@ mod expression;
 mod forward;
 mod legacy;
 mod message;
+mod read;
 mod table;
 
 pub use apply::{NftError, Nftables};

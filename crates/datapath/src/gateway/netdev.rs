@@ -54,7 +54,6 @@ pub struct NetdevGateway {
     external: String,
     tunnel: String,
     version: u64,
-    addresses: BTreeSet<IpAddr>,
     announcing: BTreeSet<IpAddr>,
 }
 
@@ -71,7 +70,6 @@ impl NetdevGateway {
             external: device(config.external_ifindex)?,
             tunnel: device(config.tunnel_ifindex)?,
             version: 0,
-            addresses: BTreeSet::new(),
             announcing: BTreeSet::new(),
         })
     }
@@ -105,7 +103,6 @@ impl NetdevGateway {
         };
         let announcing: BTreeSet<IpAddr> = state.addresses.iter().filter_map(announced).collect();
         let new = announcing.difference(&self.announcing).copied().collect();
-        self.addresses = state.addresses.keys().copied().collect();
         self.announcing = announcing;
         self.version = state.version;
         Ok(new)
@@ -116,9 +113,20 @@ impl NetdevGateway {
         self.version
     }
 
-    /// The addresses that are steered.
-    pub fn addresses(&self) -> BTreeSet<IpAddr> {
-        self.addresses.clone()
+    /// The addresses in the kernel's table; after [`Self::open`] those that a previous run left.
+    ///
+    /// # Errors
+    /// [`NetdevError::Nft`].
+    pub fn addresses(&mut self) -> Result<BTreeSet<IpAddr>, NetdevError> {
+        steered(&mut self.nft)
+    }
+
+    /// Whether the table still is what was applied. `false`: the next [`Self::apply`] mends it.
+    ///
+    /// # Errors
+    /// [`NetdevError::Nft`].
+    pub fn verify(&mut self) -> Result<bool, NetdevError> {
+        Ok(self.version == 0 || self.nft.verify()?)
     }
 
     /// Packets by what became of them, by the names of [`COUNTERS`].
@@ -134,14 +142,28 @@ impl NetdevGateway {
             .collect())
     }
 
-    /// Removes the table, if it is there.
+    /// Removes the table, if it is there, and leaves the multicast groups of its addresses.
     ///
     /// # Errors
     /// [`NetdevError::Nft`].
     pub fn remove() -> Result<bool, NetdevError> {
         let mut nft = Nftables::open_family(NFT_TABLE, TableFamily::Netdev)?;
+        let device = nft.hook_device(rules::EXTERNAL_IN)?;
+        if let Some(device) = device
+            && let Ok(ifindex) = nix::net::if_::if_nametoindex(device.as_str())
+        {
+            super::leave_groups_of(ifindex, &steered(&mut nft)?);
+        }
         Ok(nft.remove()?)
     }
+}
+
+fn steered(nft: &mut Nftables) -> Result<BTreeSet<IpAddr>, NetdevError> {
+    let mut all = BTreeSet::new();
+    for set in ["egress4", "egress6"] {
+        all.extend(nft.addresses_in(set)?);
+    }
+    Ok(all)
 }
 
 fn device(ifindex: u32) -> Result<String, NetdevError> {

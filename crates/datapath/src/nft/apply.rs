@@ -66,6 +66,10 @@ impl Nftables {
         })
     }
 
+    pub(super) fn name(&self) -> &str {
+        &self.name
+    }
+
     fn batch(&mut self, requests: &[Request]) -> Result<(), NetlinkError> {
         if self.family == TableFamily::Inet {
             return self.socket.batch(requests); // which requests are made for
@@ -328,7 +332,11 @@ impl Nftables {
         Ok(rules == wanted && sets.iter().eq(applied.sets.keys()))
     }
 
-    fn dump(&mut self, kind: u16, attrs: Attrs) -> Result<Vec<BTreeMap<u16, Vec<u8>>>, NftError> {
+    pub(super) fn dump(
+        &mut self,
+        kind: u16,
+        attrs: Attrs,
+    ) -> Result<Vec<BTreeMap<u16, Vec<u8>>>, NftError> {
         let request = m::request(kind, 0, attrs, "nftables dump".into());
         let replies = self.dump_all(&request);
         Ok(self

@@ -24,6 +24,9 @@ pub(super) struct Site<'a> {
     pub ways: &'a [Way],
 }
 
+/// The chain on the external device.
+pub(super) const EXTERNAL_IN: &str = "external_in";
+
 const COUNTED: &[&str] = &[
     "in_forwarded",
     "in_self",
@@ -66,7 +69,7 @@ pub(super) fn table(site: &Site<'_>, state: &GatewayState) -> Table {
         );
         table.tunnels.insert(tunnel, *underlay);
     }
-    base(&mut table, "external_in", site.external, external_in());
+    base(&mut table, EXTERNAL_IN, site.external, external_in());
     base(&mut table, "egress_in", site.tunnel, egress_in());
     table
 }

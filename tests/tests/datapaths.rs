@@ -1,0 +1,136 @@
+//! Gateways without tcx, and without eBPF: the same job in a whole cluster.
+
+use anyhow::ensure;
+use egret_lab::Topology;
+use egret_lab::hurt::Hurt;
+use egret_lab::process::wait_for;
+use egret_tests::cluster::{DEADLINE, EGRESS, SERVERS, egress, ip};
+use egret_tests::steps::Group;
+use egret_tests::watch::{Leaving, expect_source};
+use egret_tests::{Cluster, Outcome, run, steps};
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    run(vec![
+        Group::new(
+            "nftables_asked_for",
+            || up("nftfw", &["--gateway-datapath", "nftables"]),
+            steps![
+                selected_pods_leave_with_the_egress_address,
+                the_gateways_say_what_they_lack,
+                gateways_keep_no_connections,
+                the_announcer_may_lose_its_power,
+            ],
+        ),
+        Group::new(
+            "ebpf_refused",
+            // No BPF file system: nothing can be pinned.
+            || up("nobpf", &["--pin-directory", "/run/no-bpf"]),
+            steps![
+                selected_pods_leave_with_the_egress_address,
+                the_gateways_say_what_they_lack,
+            ],
+        ),
+        Group::new(
+            "clsact",
+            || up("clsact", &["--gateway-datapath", "clsact"]),
+            steps![
+                selected_pods_leave_with_the_egress_address,
+                the_filters_are_clsact,
+            ],
+        ),
+    ])
+}
+
+const GATEWAYS: [&str; 3] = ["gateway1", "gateway2", "gateway3"];
+
+fn up(test: &str, arguments: &[&str]) -> anyhow::Result<Cluster> {
+    let cluster = Cluster::up_with(test, &Topology::built_in(), arguments)?;
+    cluster.apply(&[egress("myapp", "MyApp", &EGRESS, "")])?;
+    Ok(cluster)
+}
+
+fn selected_pods_leave_with_the_egress_address(cluster: &Cluster) -> Outcome {
+    let watch = Leaving::watch(cluster, |packet| !EGRESS.map(ip).contains(&packet.source))?;
+    for pod in ["a1", "b1", "a2", "b2", "a3", "b3"] {
+        for family in [0, 1] {
+            expect_source(&cluster.pod(pod)?, ip(SERVERS[family]), ip(EGRESS[family]))?;
+        }
+    }
+    watch.clean()
+}
+
+fn the_gateways_say_what_they_lack(cluster: &Cluster) -> Outcome {
+    for name in GATEWAYS {
+        let mut last = None;
+        let said = wait_for("condition Degraded", DEADLINE, || {
+            last = cluster.object("egressnode", None, name);
+            let conditions = last.as_ref().map(|node| &node["status"]["conditions"]);
+            let conditions = conditions.and_then(|all| all.as_array());
+            conditions.is_some_and(|all| {
+                all.iter().any(|one| {
+                    one["type"] == "Degraded"
+                        && one["status"] == "True"
+                        && one["reason"] == "NftablesDatapath"
+                })
+            })
+        });
+        ensure!(said.is_ok(), "{name} does not say it: {last:#?}");
+    }
+    let status = cluster.status()?;
+    let gateways = status["gateways"].as_array().cloned().unwrap_or_default();
+    let weak = |one: &serde_json::Value| one["datapath"] == "nftables" && one["live"] == true;
+    ensure!(
+        gateways.len() == GATEWAYS.len() && gateways.iter().all(weak),
+        "{gateways:#?}"
+    );
+    Ok(())
+}
+
+fn gateways_keep_no_connections(cluster: &Cluster) -> Outcome {
+    for name in GATEWAYS {
+        for family in ["ipv4", "ipv6"] {
+            let words = ["conntrack", "-L", "-f", family];
+            let flows = cluster.exec(&cluster.host(name)?, &words)?;
+            for address in EGRESS {
+                ensure!(!flows.contains(address), "{name}: {flows}");
+            }
+        }
+    }
+    Ok(())
+}
+
+fn the_announcer_may_lose_its_power(cluster: &Cluster) -> Outcome {
+    let announcer = cluster.announcer(ip(EGRESS[0]))?;
+    cluster.lab().kill(&announcer, Hurt::Power)?;
+    let works = |pod: &str, family: usize| {
+        let pod = cluster.pod(pod)?;
+        expect_source(&pod, ip(SERVERS[family]), ip(EGRESS[family]))
+    };
+    let mut last = None;
+    let back = wait_for("the other gateways", DEADLINE, || {
+        let all = [
+            ("a1", 0),
+            ("a2", 0),
+            ("a3", 0),
+            ("a1", 1),
+            ("a2", 1),
+            ("a3", 1),
+        ];
+        last = all
+            .iter()
+            .find_map(|(pod, family)| works(pod, *family).err());
+        last.is_none()
+    });
+    ensure!(back.is_ok(), "without {announcer}: {last:?}");
+    Ok(())
+}
+
+fn the_filters_are_clsact(cluster: &Cluster) -> Outcome {
+    for name in GATEWAYS {
+        let words = ["tc", "filter", "show", "dev", "egret0", "ingress"];
+        let filters = cluster.exec(&cluster.host(name)?, &words)?;
+        ensure!(filters.contains("egress_in"), "{name}: {filters}");
+    }
+    Ok(())
+}
