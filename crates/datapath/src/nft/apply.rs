@@ -83,7 +83,7 @@ impl Nftables {
         self.socket.query(&request)
     }
 
-    fn dump_all(&mut self, request: &Request) -> Result<Vec<Reply>, NetlinkError> {
+    pub(super) fn dump_all(&mut self, request: &Request) -> Result<Vec<Reply>, NetlinkError> {
         let request = self.addressed(request);
         self.socket.dump(&request)
     }
@@ -186,28 +186,6 @@ impl Nftables {
         self.error(result)?;
         self.generation = self.read_generation()?;
         Ok(())
-    }
-
-    /// Packets counted by each named counter.
-    pub fn counters(&mut self) -> Result<BTreeMap<String, u64>, NftError> {
-        let attrs = Attrs::default().text(1, &self.name).be32(3, 1);
-        let request = m::request(m::GETOBJ, 0, attrs, "counters".into());
-        let replies = self.dump_all(&request);
-        let replies = self.error(replies)?;
-        let mut counters = BTreeMap::new();
-        for reply in replies {
-            let object = named(&reply.body);
-            let packets = object.get(&4).and_then(|data| {
-                let packets = attributes(data).find(|(kind, _)| *kind == 2)?.1;
-                Some(u64::from_be_bytes(packets.try_into().ok()?))
-            });
-            if let (true, Some(name), Some(packets)) =
-                (text(&object, 1) == self.name, object.get(&2), packets)
-            {
-                counters.insert(trimmed(name), packets);
-            }
-        }
-        Ok(counters)
     }
 
     /// Removes the table, if it is there.
@@ -346,7 +324,7 @@ impl Nftables {
             .collect())
     }
 
-    fn error<T>(&mut self, result: Result<T, NetlinkError>) -> Result<T, NftError> {
+    pub(super) fn error<T>(&mut self, result: Result<T, NetlinkError>) -> Result<T, NftError> {
         let source = match result {
             Ok(value) => return Ok(value),
             Err(source) => source,
@@ -373,7 +351,7 @@ pub(super) fn named(body: &[u8]) -> BTreeMap<u16, Vec<u8>> {
         .collect()
 }
 
-fn trimmed(value: &[u8]) -> String {
+pub(super) fn trimmed(value: &[u8]) -> String {
     String::from_utf8_lossy(value)
         .trim_end_matches('\0')
         .to_string()

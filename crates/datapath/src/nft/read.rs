@@ -1,14 +1,37 @@
 //! Reads what a table in the kernel holds, for those who adopt or remove what an earlier process left.
 
-use super::apply::{NftError, Nftables, text};
+use super::apply::{NftError, Nftables, named, text, trimmed};
 use super::message as m;
 use crate::netlink::{Attrs, attributes};
 use nix::libc;
+use std::collections::BTreeMap;
 use std::net::IpAddr;
 
 const GETSETELEM: u16 = 13;
 
 impl Nftables {
+    /// Packets counted by each named counter.
+    pub fn counters(&mut self) -> Result<BTreeMap<String, u64>, NftError> {
+        let attrs = Attrs::default().text(1, self.name()).be32(3, 1);
+        let request = m::request(m::GETOBJ, 0, attrs, "counters".into());
+        let replies = self.dump_all(&request);
+        let replies = self.error(replies)?;
+        let mut counters = BTreeMap::new();
+        for reply in replies {
+            let object = named(&reply.body);
+            let packets = object.get(&4).and_then(|data| {
+                let packets = attributes(data).find(|(kind, _)| *kind == 2)?.1;
+                Some(u64::from_be_bytes(packets.try_into().ok()?))
+            });
+            if let (true, Some(name), Some(packets)) =
+                (text(&object, 1) == self.name(), object.get(&2), packets)
+            {
+                counters.insert(trimmed(name), packets);
+            }
+        }
+        Ok(counters)
+    }
+
     /// The addresses in a set of addresses; none without table or set.
     ///
     /// # Errors
@@ -39,9 +62,7 @@ impl Nftables {
         const DEVICE: u16 = 3;
         let table = self.name().to_owned();
         let chains = self.dump(m::GETCHAIN, Attrs::default())?;
-        let ours = |one: &&std::collections::BTreeMap<u16, Vec<u8>>| {
-            text(one, 1) == table && text(one, 3) == chain
-        };
+        let ours = |one: &&BTreeMap<u16, Vec<u8>>| text(one, 1) == table && text(one, 3) == chain;
         let hook = chains.iter().find(ours).and_then(|one| one.get(&HOOK));
         Ok(hook.and_then(|hook| {
             let (_, name) = attributes(hook).find(|(kind, _)| *kind == DEVICE)?;
