@@ -19,6 +19,7 @@ fn main() -> ExitCode {
                 selected_pods_leave_with_the_egress_address,
                 the_gateways_say_what_they_lack,
                 gateways_keep_no_connections,
+                cleanup_leaves_nothing_of_a_gateway,
                 the_announcer_may_lose_its_power,
             ],
         ),
@@ -97,6 +98,25 @@ fn gateways_keep_no_connections(cluster: &Cluster) -> Outcome {
             }
         }
     }
+    Ok(())
+}
+
+/// The table, and the multicast groups that solicitations come by.
+fn cleanup_leaves_nothing_of_a_gateway(cluster: &Cluster) -> Outcome {
+    const GROUP: &str = "33:33:ff:00:02:22";
+    let host = cluster.host("gateway3")?;
+    let look = || -> anyhow::Result<[bool; 2]> {
+        let tables = cluster.exec(&host, &["nft", "list", "tables"])?;
+        let groups = cluster.exec(&host, &["ip", "maddr", "show"])?;
+        Ok([tables.contains("egret"), groups.contains(GROUP)])
+    };
+    ensure!(look()? == [true; 2], "this test looks at the wrong things");
+    cluster.lab().kill("gateway3", Hurt::Agent)?;
+    let program = egret_tests::egret()?;
+    let program = program.to_string_lossy();
+    cluster.exec(&host, &[&program, "agent", "--cleanup"])?;
+    ensure!(look()? == [false; 2], "{:?} stay: table, group", look()?);
+    cluster.lab().start("gateway3")?;
     Ok(())
 }
 

@@ -2,6 +2,8 @@
 
 #[path = "gateway/answers.rs"]
 mod answers;
+#[path = "gateway/beyond.rs"]
+mod beyond;
 #[path = "gateway/driver.rs"]
 mod driver;
 #[path = "gateway/lan.rs"]
