@@ -24,6 +24,11 @@ fn main() -> ExitCode {
             ],
         ),
         Group::new(
+            "both_roles",
+            both_roles,
+            steps![pods_of_a_gateway_and_of_a_worker_leave_with_the_egress_address],
+        ),
+        Group::new(
             "ebpf_refused",
             // No BPF file system: nothing can be pinned.
             || up("nobpf", &["--pin-directory", "/run/no-bpf"]),
@@ -41,6 +46,39 @@ fn main() -> ExitCode {
             ],
         ),
     ])
+}
+
+/// A node that is its own gateway, beside one that is not.
+const BOTH_ROLES: &str = "
+segments:
+- {name: nodes, cidrs: [192.168.122.0/24, fd00:122::/64]}
+- {name: outside, cidrs: [203.0.113.0/24, 2001:db8:1::/64]}
+hosts:
+- {name: w1, roles: [worker], links: [{segment: nodes}], podCidrs: [10.244.1.0/24, fd00:244:1::/64],
+   pods: [{name: a1, labels: {app: MyApp}}]}
+- {name: wg1, roles: [worker, gateway], links: [{segment: nodes}], podCidrs: [10.244.2.0/24, fd00:244:2::/64], cni: nft,
+   pods: [{name: a2, labels: {app: MyApp}}]}
+- {name: wg2, roles: [worker, gateway], links: [{segment: nodes}], podCidrs: [10.244.3.0/24, fd00:244:3::/64],
+   pods: [{name: a3, labels: {app: MyApp}}]}
+- {name: router, roles: [router]}
+- {name: server, roles: [server], links: [{segment: outside}]}
+";
+
+fn both_roles() -> anyhow::Result<Cluster> {
+    let arguments = ["--gateway-datapath", "nftables"];
+    let topology = Topology::from_yaml(BOTH_ROLES)?;
+    let cluster = Cluster::up_with("nftboth", &topology, &arguments)?;
+    cluster.apply(&[egress("myapp", "MyApp", &EGRESS, "")])?;
+    Ok(cluster)
+}
+
+fn pods_of_a_gateway_and_of_a_worker_leave_with_the_egress_address(cluster: &Cluster) -> Outcome {
+    for pod in ["a1", "a2", "a3"] {
+        for family in [0, 1] {
+            expect_source(&cluster.pod(pod)?, ip(SERVERS[family]), ip(EGRESS[family]))?;
+        }
+    }
+    Ok(())
 }
 
 const GATEWAYS: [&str; 3] = ["gateway1", "gateway2", "gateway3"];
