@@ -134,6 +134,9 @@ static __noinline int make_icmp_error(struct __sk_buff *skb, const struct egret_
 	return prepend_v6(skb, from, packet, kind, mtu, quoted, sum) < 0 ? -3 : 0;
 }
 
+/* GSO_BY_FRAGS of linux/skbuff.h */
+#define EGRET_GSO_BY_FRAGS 0xffff
+
 /* Bytes of the largest IP packet that this skb is, or will be cut into. */
 static __always_inline __u32 packet_bytes(struct __sk_buff *skb, const struct egret_packet *packet)
 {
@@ -142,6 +145,9 @@ static __always_inline __u32 packet_bytes(struct __sk_buff *skb, const struct eg
 
 	if (!skb->gso_size)
 		return packet->l3_bytes;
+	/* SCTP's pieces are of any size, each a packet that its sender made for the path */
+	if (skb->gso_size == EGRET_GSO_BY_FRAGS)
+		return 0;
 	if (packet->protocol == IPPROTO_TCP) {
 		if (bpf_skb_load_bytes(skb, packet->l4 + 12, &offset, 1) < 0)
 			return packet->l3_bytes;

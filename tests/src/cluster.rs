@@ -71,9 +71,17 @@ impl Cluster {
     /// # Errors
     /// The program is not built, or the lab does not come up.
     pub fn up(test: &str, topology: &Topology) -> anyhow::Result<Self> {
+        Self::up_with(test, topology, &[])
+    }
+
+    /// The same, with more arguments for every agent.
+    ///
+    /// # Errors
+    /// As [`Self::up`].
+    pub fn up_with(test: &str, topology: &Topology, agent_args: &[&str]) -> anyhow::Result<Self> {
         let options = UpOptions {
             egret: crate::egret()?,
-            agent_args: Vec::new(),
+            agent_args: agent_args.iter().map(|&one| one.to_owned()).collect(),
             agents: true,
             standing_server: false,
         };

@@ -2,24 +2,23 @@
 
 use crate::chain;
 use crate::facts::Links;
+use crate::path::{GatewayDatapath, Path as Forwarding};
 use egret_core::machines::{Announcer, AnnouncerCommand};
 use egret_core::model::{NodeName, Snapshot};
 use egret_core::node::{GatewayState, Tunnel};
 use egret_datapath::damage::Damage;
 use egret_datapath::gateway::announce::{SolicitedNodes, gratuitous};
+use egret_datapath::gateway::netdev::NetdevGateway;
 use egret_datapath::gateway::{GatewayConfig, GatewayDriver};
 use egret_datapath::route::Device;
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 
-/// With so many addresses the tables are read twice a second, with more only at each full comparison: 2 KiB each.
-const GLANCE_ADDRESSES_MAX: usize = 64;
-
 /// What is attached now.
 struct Attached {
     config: GatewayConfig,
-    driver: GatewayDriver,
+    driver: Forwarding,
     solicited: SolicitedNodes,
     /// Its tables hold what this agent wanted, not only what an earlier one left.
     loaded: bool,
@@ -27,6 +26,7 @@ struct Attached {
 
 pub(crate) struct Gateway {
     pin_directory: PathBuf,
+    choice: GatewayDatapath,
     announcer: Announcer,
     attached: Option<Attached>,
     /// Why there is no data path, for the node's condition.
@@ -34,9 +34,10 @@ pub(crate) struct Gateway {
 }
 
 impl Gateway {
-    pub(crate) fn new(node: &NodeName, pin_directory: &Path) -> Self {
+    pub(crate) fn new(node: &NodeName, pin_directory: &Path, choice: GatewayDatapath) -> Self {
         Gateway {
             pin_directory: pin_directory.into(),
+            choice,
             announcer: Announcer::new(node.clone()),
             attached: None,
             trouble: None,
@@ -66,8 +67,8 @@ impl Gateway {
             return;
         }
         let loaded = self.attached.take().is_some_and(|before| before.loaded);
-        match GatewayDriver::open(&self.pin_directory, &config) {
-            Ok(driver) => {
+        match Forwarding::open(self.choice, &self.pin_directory, &config) {
+            Ok(mut driver) => {
                 let mut solicited = SolicitedNodes::new(external.index, &external.name);
                 solicited.adopt(&driver.addresses());
                 self.attached = Some(Attached {
@@ -91,22 +92,12 @@ impl Gateway {
     /// What others have done to programs and to tables (large ones only where `deep`); the next [`Self::attach`] and [`Self::apply`]
     /// mend it.
     pub(crate) fn verify(&mut self, deep: bool) -> BTreeSet<Damage> {
-        let mut damage = BTreeSet::new();
         let Some(attached) = &mut self.attached else {
-            return damage;
+            return BTreeSet::new();
         };
-        if deep || attached.driver.addresses().len() <= GLANCE_ADDRESSES_MAX {
-            match attached.driver.verify_tables() {
-                Ok(true) => {}
-                Ok(false) => {
-                    damage.insert(Damage::Tables);
-                }
-                Err(error) => tracing::warn!(error = %chain(&error), "reading the steering tables"),
-            }
-        }
         let (pins, config) = (&self.pin_directory, &attached.config);
-        if !attached.driver.is_attached(pins, config) {
-            damage.insert(Damage::Programs);
+        let (damage, lost) = attached.driver.verify(deep, pins, config);
+        if lost {
             self.attached = None;
         }
         damage
@@ -145,7 +136,16 @@ impl Gateway {
             steering.announce = announcing.contains(address);
         }
         match attached.driver.apply(&state, own) {
-            Ok(_) => {
+            Ok(()) => {
+                if !attached.loaded {
+                    match attached.driver.remove_other(&self.pin_directory) {
+                        Ok(false) => {}
+                        Ok(true) => tracing::info!("the other kind of gateway data path removed"),
+                        Err(error) => {
+                            tracing::warn!(error = %chain(&error), "removing the other data path")
+                        }
+                    }
+                }
                 attached.loaded = true;
                 self.trouble = None;
             }
@@ -208,13 +208,26 @@ impl Gateway {
     }
 
     pub(crate) fn datapath(&self) -> Option<String> {
-        self.attached.as_ref().map(|_| "ebpf".to_string())
-    }
-
-    pub(crate) fn counters(&self) -> BTreeMap<&'static str, u64> {
         self.attached
             .as_ref()
-            .and_then(|attached| attached.driver.counters().ok())
+            .map(|attached| attached.driver.name().to_string())
+    }
+
+    /// What this gateway's data path does not do, for the node's condition.
+    pub(crate) fn lacks(&self) -> Option<String> {
+        self.attached.as_ref()?.driver.lacks()
+    }
+
+    /// The steering version to answer probes with, where the agent has to.
+    pub(crate) fn answers(&self) -> Option<u64> {
+        let attached = self.attached.as_ref()?;
+        matches!(attached.driver, Forwarding::Nftables { .. }).then(|| attached.driver.version())
+    }
+
+    pub(crate) fn counters(&mut self) -> BTreeMap<&'static str, u64> {
+        self.attached
+            .as_mut()
+            .map(|attached| attached.driver.counters())
             .unwrap_or_default()
     }
 
@@ -225,6 +238,13 @@ impl Gateway {
         self.announcer
             .update(&BTreeMap::new(), &BTreeSet::new(), false, 0);
         self.announcer.drain();
+        match NetdevGateway::remove() {
+            Ok(true) => {
+                tracing::info!("nftables gateway removed: this node is no gateway any more")
+            }
+            Ok(false) => {}
+            Err(error) => tracing::warn!(error = %chain(&error), "removing the nftables gateway"),
+        }
         match GatewayDriver::remove(&self.pin_directory) {
             Ok(true) => {
                 tracing::info!("gateway programs removed: this node is no gateway any more")

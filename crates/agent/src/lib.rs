@@ -17,6 +17,7 @@ mod gateway;
 mod links;
 mod main_loop;
 mod metrics;
+mod path;
 mod port_use;
 mod probe;
 mod remembered;
@@ -26,6 +27,7 @@ mod source;
 
 pub use board::Board;
 pub use metrics::Metrics;
+pub use path::GatewayDatapath;
 pub use socket::{Question, ask};
 
 use egret_core::model::NodeName;
@@ -51,6 +53,8 @@ pub struct Config {
     pub pin_directory: PathBuf,
     /// Socket for questions of the command line.
     pub socket: PathBuf,
+    /// How this node forwards, if it is a gateway.
+    pub gateway_datapath: GatewayDatapath,
 }
 
 /// Why the agent cannot run at all.
@@ -97,6 +101,9 @@ pub fn run(
 pub fn cleanup(state_directory: &Path, pin_directory: &Path, socket: &Path) -> Vec<String> {
     let mut errors = Vec::new();
     if let Err(error) = egret_datapath::gateway::GatewayDriver::remove(pin_directory) {
+        errors.push(chain(&error));
+    }
+    if let Err(error) = egret_datapath::gateway::netdev::NetdevGateway::remove() {
         errors.push(chain(&error));
     }
     match Datapath::open(state_directory) {

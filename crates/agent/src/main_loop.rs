@@ -105,7 +105,7 @@ impl MainLoop {
         MainLoop {
             config: config.clone(),
             datapath,
-            gateway: Gateway::new(&config.node, &config.pin_directory),
+            gateway: Gateway::new(&config.node, &config.pin_directory, config.gateway_datapath),
             board: board.clone(),
             status,
             probes,
@@ -339,6 +339,8 @@ impl MainLoop {
             }
             None => self.gateway.detach(),
         }
+        // Answers to probes carry the version that has just been applied.
+        self.retarget(snapshot, &outcome);
         self.program(&outcome)?;
         self.follow_flows(&outcome);
         self.remember(&outcome);
@@ -443,9 +445,14 @@ impl MainLoop {
             .tunnel
             .as_ref()
             .map(|device| (tunnel.index, tunnel.underlay, device.index));
+        let nodes = || outcome.state.peers.iter();
         let mut targets = Targets {
             me,
             peers: BTreeMap::new(),
+            answers: self.gateway.answers().map(|version| {
+                let nodes = nodes().map(|(index, peer)| (*index, peer.underlay));
+                (version, nodes.collect())
+            }),
         };
         for (index, peer) in outcome.state.peers.iter().filter(|(_, peer)| peer.gateway) {
             let name = NodeName(peer.node.clone());
@@ -496,7 +503,7 @@ impl MainLoop {
             });
         }
         self.board
-            .with(|metrics| report::gateway_metrics(metrics, &self.gateway));
+            .with(|metrics| report::gateway_metrics(metrics, &mut self.gateway));
         let Some(record) = view.snapshot.node_records.get(&self.config.node) else {
             return;
         };

@@ -33,6 +33,8 @@ pub(crate) struct Targets {
     pub(crate) me: Option<(u16, IpAddr, u32)>,
     /// Gateways: number in the tunnel, underlay address, settings.
     pub(crate) peers: BTreeMap<NodeName, (u16, IpAddr, u64, u32)>,
+    /// Where no eBPF program answers probes: the steering version, and the nodes that may ask, by their numbers.
+    pub(crate) answers: Option<(u64, BTreeMap<u16, IpAddr>)>,
 }
 
 /// What the probes say.
@@ -66,6 +68,8 @@ struct Sockets {
     requests: UdpSocket,
     replies: UdpSocket,
     reply_port: u16,
+    /// Where others' probes arrive, on gateways without eBPF.
+    asked: Option<UdpSocket>,
 }
 
 struct Prober {
@@ -89,6 +93,7 @@ impl Prober {
             self.sleep();
             // Answers first: a late wake-up must not make a gateway dead whose answer is here.
             self.read_replies();
+            self.answer();
             let now_ms = self.now_ms();
             self.liveness.handle_deadline(now_ms);
             if !self.carry_out() {
@@ -105,9 +110,13 @@ impl Prober {
         while let Ok(newer) = self.inbox.try_recv() {
             targets = newer;
         }
-        if targets.me != self.targets.me || self.sockets.is_none() {
+        let answers = targets.answers.is_some();
+        let same = targets.me == self.targets.me && answers == self.targets.answers.is_some();
+        if !same || self.sockets.is_none() {
+            // The old ones first: the port of probes is taken once.
+            self.sockets = None;
             self.sockets = targets.me.and_then(|(index, underlay, device)| {
-                open(index, underlay, device)
+                open(index, underlay, device, answers)
                     .inspect_err(|error| tracing::warn!(%error, "probes cannot be sent yet"))
                     .ok()
             });
@@ -131,7 +140,10 @@ impl Prober {
         match &self.sockets {
             Some(sockets) => {
                 let timeout = PollTimeout::try_from(wait_ms as i32).unwrap_or(PollTimeout::ZERO);
-                let mut wait = [PollFd::new(sockets.replies.as_fd(), PollFlags::POLLIN)];
+                let readable = |socket| PollFd::new(socket, PollFlags::POLLIN);
+                let asked = sockets.asked.iter().map(|socket| readable(socket.as_fd()));
+                let mut wait: Vec<PollFd<'_>> = asked.collect();
+                wait.push(readable(sockets.replies.as_fd()));
                 // Interrupted or not: the loop looks at everything.
                 let _ = poll(&mut wait, timeout);
             }
@@ -162,6 +174,39 @@ impl Prober {
                 let version = probe.steering_version;
                 self.liveness
                     .reply_received(name, probe.nonce, version, now_ms);
+            }
+        }
+    }
+
+    /// Sends others' probes back, as the eBPF program would: only to nodes that are known.
+    fn answer(&self) {
+        let (Some(sockets), Some((version, nodes)), Some((own, ..))) =
+            (&self.sockets, &self.targets.answers, self.targets.me)
+        else {
+            return;
+        };
+        let Some(asked) = &sockets.asked else { return };
+        let mut buffer = [0u8; 128];
+        for _ in 0..BURST_MAX {
+            let Ok((length, from)) = asked.recv_from(&mut buffer) else {
+                return;
+            };
+            let Ok(probe) = Probe::decode(&buffer[..length]) else {
+                continue;
+            };
+            let genuine =
+                probe.kind == Kind::Request && from.ip() == IpAddr::V6(link_local(probe.sender));
+            if let (true, Some(underlay)) = (genuine, nodes.get(&probe.sender)) {
+                let to = probe.sender;
+                let reply = Probe {
+                    kind: Kind::Reply,
+                    sender: own,
+                    steering_version: *version,
+                    ..probe
+                };
+                let frame = reply.encode_frame(to, PORT, from.port());
+                // An error is a lost answer.
+                let _ = sockets.requests.send_to(&frame, (*underlay, TUNNEL_PORT));
             }
         }
     }
@@ -218,20 +263,28 @@ impl Prober {
     }
 }
 
-fn open(index: u16, underlay: IpAddr, device: u32) -> io::Result<Sockets> {
+fn open(index: u16, underlay: IpAddr, device: u32, answers: bool) -> io::Result<Sockets> {
     let requests = UdpSocket::bind((underlay, 0))?;
     requests.set_nonblocking(true)?;
-    let replies = Socket::new(Domain::IPV6, Type::DGRAM, Some(Protocol::UDP))?;
-    replies.set_only_v6(true)?;
-    replies.bind_device(Some(TUNNEL_DEVICE.as_bytes()))?;
-    let address = SocketAddrV6::new(link_local(index), 0, 0, device);
-    replies.bind(&SocketAddr::from(address).into())?;
-    replies.set_nonblocking(true)?;
-    let replies: UdpSocket = replies.into();
+    let replies = in_tunnel(index, device, 0)?;
+    let asked = answers
+        .then(|| in_tunnel(index, device, PORT))
+        .transpose()?;
     let reply_port = replies.local_addr()?.port();
     Ok(Sockets {
         requests,
         replies,
         reply_port,
+        asked,
     })
+}
+
+fn in_tunnel(index: u16, device: u32, port: u16) -> io::Result<UdpSocket> {
+    let socket = Socket::new(Domain::IPV6, Type::DGRAM, Some(Protocol::UDP))?;
+    socket.set_only_v6(true)?;
+    socket.bind_device(Some(TUNNEL_DEVICE.as_bytes()))?;
+    let address = SocketAddrV6::new(link_local(index), port, 0, device);
+    socket.bind(&SocketAddr::from(address).into())?;
+    socket.set_nonblocking(true)?;
+    Ok(socket.into())
 }

@@ -301,7 +301,7 @@ pub(crate) fn metrics(
     });
 }
 
-pub(crate) fn gateway_metrics(metrics: &mut Metrics, gateway: &Gateway) {
+pub(crate) fn gateway_metrics(metrics: &mut Metrics, gateway: &mut Gateway) {
     for (reason, packets) in gateway.counters() {
         let label = ByReason {
             reason: reason.into(),
@@ -379,7 +379,10 @@ pub(crate) fn status(
         external_interface: links
             .and_then(|links| links.external.as_ref())
             .map(|(device, ..)| device.name.clone()),
-        abilities: vec!["nftables".into(), "ebpf".into()],
+        abilities: match gateway.lacks() {
+            Some(_) => vec!["nftables".into()],
+            None => vec!["nftables".into(), "ebpf".into()],
+        },
         conditions: conditions(outcome, gateway, trouble, forward_blocked, full),
     };
     NodeStatus { record, report }
@@ -425,6 +428,9 @@ fn conditions(
         ));
     }
     let mut by_reason: BTreeMap<Reason, Vec<String>> = BTreeMap::new();
+    if let Some(text) = gateway.lacks() {
+        by_reason.insert(Reason::NftablesDatapath, vec![text]);
+    }
     for report in outcome.into_iter().flat_map(|outcome| &outcome.reports) {
         let line = format!("{}: {}", report.subject, report.text);
         by_reason

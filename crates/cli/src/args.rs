@@ -129,6 +129,19 @@ pub struct AgentArguments {
     /// Socket that `egret status` and `egret explain` ask
     #[arg(long, default_value = egret_core::numbers::AGENT_SOCKET)]
     pub socket: PathBuf,
+    /// How a gateway node forwards: auto (eBPF, nftables where the kernel refuses it), clsact, nftables
+    #[arg(long, value_parser = gateway_datapath, default_value = "auto")]
+    pub gateway_datapath: egret_agent::GatewayDatapath,
+}
+
+fn gateway_datapath(text: &str) -> Result<egret_agent::GatewayDatapath, String> {
+    use egret_agent::GatewayDatapath::{Auto, Clsact, Nftables};
+    match text {
+        "auto" => Ok(Auto),
+        "clsact" => Ok(Clsact),
+        "nftables" => Ok(Nftables),
+        _ => Err("write auto, clsact or nftables".into()),
+    }
 }
 
 #[derive(Debug, clap::Args)]

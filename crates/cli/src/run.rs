@@ -101,6 +101,7 @@ fn agent(arguments: &AgentArguments) -> anyhow::Result<ExitCode> {
         state_directory: arguments.state_directory.clone(),
         pin_directory: arguments.pin_directory.clone(),
         socket: arguments.socket.clone(),
+        gateway_datapath: arguments.gateway_datapath,
     };
     tracing::info!(node = %config.node, "agent starts");
     egret_agent::run(&config, opener(source, &arguments.settings), &board, &stop)?;

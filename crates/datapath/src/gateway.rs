@@ -12,7 +12,9 @@ pub mod abi;
 pub mod announce;
 mod counters;
 mod maps;
+pub mod netdev;
 mod programs;
+mod ways;
 
 pub use counters::{COUNTERS, Counter};
 pub use programs::{Attachment, OBJECT, object_hash};
@@ -190,7 +192,16 @@ impl GatewayDriver {
     /// # Errors
     /// [`GatewayError`]: not a BPF file system, a missing device, or a refusal by the kernel.
     pub fn open(pin_dir: &Path, config: &GatewayConfig) -> Result<Self, GatewayError> {
-        Self::open_with(pin_dir, config, programs::supported())
+        match Self::open_with(pin_dir, config, programs::supported()) {
+            // The kernel is new enough for tcx, but something (a policy, a sandbox) refuses it.
+            Err(GatewayError::Attach { source, .. })
+                if programs::supported() == Attachment::Tcx =>
+            {
+                tracing::warn!(error = %source, "tcx is refused; trying clsact");
+                Self::open_with(pin_dir, config, Attachment::Clsact)
+            }
+            opened => opened,
+        }
     }
 
     /// The same, attached in the given way whatever the kernel has (for tests).
@@ -331,13 +342,16 @@ impl GatewayDriver {
 
 /// Leaves the multicast groups of every address in the tables: their link-layer entries outlive the agent.
 fn leave_groups(tables: &Tables) {
-    let ifindex = tables.config().external_ifindex;
+    leave_groups_of(tables.config().external_ifindex, &tables.addresses());
+}
+
+fn leave_groups_of(ifindex: u32, addresses: &BTreeSet<IpAddr>) {
     // A device that has gone took its entries along.
     let Ok(device) = nix::net::if_::if_indextoname(ifindex) else {
         return;
     };
     let mut solicited = announce::SolicitedNodes::new(ifindex, &device.to_string_lossy());
-    solicited.adopt(&tables.addresses());
+    solicited.adopt(addresses);
     for error in solicited.set(&BTreeSet::new()).err().unwrap_or_default() {
         tracing::warn!(%error, "a solicited-node group stays joined");
     }

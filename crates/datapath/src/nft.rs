@@ -8,9 +8,14 @@ mod expression;
 mod forward;
 mod legacy;
 mod message;
+mod read;
 mod table;
 
 pub use apply::{NftError, Nftables};
-pub use expression::{Expression, FibResult, Key, MetaKey, Register, Rule, VERDICT};
+pub use expression::{
+    Base, Checksum, Expression, FibResult, Key, MetaKey, Register, Rule, VERDICT,
+};
 pub use forward::Forwarding;
-pub use table::{ByAddress, Chain, Element, ElementKey, Hook, Set, SetType, Table, Value};
+pub use table::{
+    ByAddress, Chain, Element, ElementKey, Hook, Set, SetType, Table, TableFamily, Value,
+};

@@ -2,12 +2,16 @@
 
 #[path = "gateway/answers.rs"]
 mod answers;
+#[path = "gateway/beyond.rs"]
+mod beyond;
 #[path = "gateway/driver.rs"]
 mod driver;
 #[path = "gateway/lan.rs"]
 mod lan;
 #[path = "gateway/namespaces.rs"]
 mod namespaces;
+#[path = "gateway/netdev.rs"]
+mod netdev;
 #[path = "gateway/packets.rs"]
 mod packets;
 #[path = "gateway/programs.rs"]

@@ -1,8 +1,8 @@
 //! Turns the wanted table into one transaction, and sends it.
 
 use super::message as m;
-use super::table::{Element, ElementKey, Set, Table, Value};
-use crate::netlink::{Attrs, NetlinkError, NetlinkSocket, Request, attributes};
+use super::table::{Element, ElementKey, Set, Table, TableFamily, Value};
+use crate::netlink::{Attrs, NetlinkError, NetlinkSocket, Reply, Request, attributes};
 use std::collections::{BTreeMap, BTreeSet};
 
 /// Why the table is not as it should be.
@@ -36,6 +36,7 @@ pub enum NftError {
 pub struct Nftables {
     socket: NetlinkSocket,
     name: String,
+    family: TableFamily,
     flags: u32,
     applied: Option<Table>,
     generation: u32,
@@ -44,6 +45,11 @@ pub struct Nftables {
 impl Nftables {
     /// Opens the socket; nothing is changed yet.
     pub fn open(name: &str) -> Result<Self, NftError> {
+        Self::open_family(name, TableFamily::Inet)
+    }
+
+    /// The same for a table of another family.
+    pub fn open_family(name: &str, family: TableFamily) -> Result<Self, NftError> {
         let socket = NetlinkSocket::open(libc::NETLINK_NETFILTER);
         let socket = socket.map_err(|source| NftError::Netlink {
             table: name.into(),
@@ -53,10 +59,40 @@ impl Nftables {
         Ok(Nftables {
             socket,
             name: name.into(),
+            family,
             flags,
             applied: None,
             generation: 0,
         })
+    }
+
+    pub(super) fn name(&self) -> &str {
+        &self.name
+    }
+
+    fn batch(&mut self, requests: &[Request]) -> Result<(), NetlinkError> {
+        if self.family == TableFamily::Inet {
+            return self.socket.batch(requests); // which requests are made for
+        }
+        let requests: Vec<Request> = requests.iter().map(|one| self.addressed(one)).collect();
+        self.socket.batch(&requests)
+    }
+
+    fn query(&mut self, request: &Request) -> Result<Reply, NetlinkError> {
+        let request = self.addressed(request);
+        self.socket.query(&request)
+    }
+
+    pub(super) fn dump_all(&mut self, request: &Request) -> Result<Vec<Reply>, NetlinkError> {
+        let request = self.addressed(request);
+        self.socket.dump(&request)
+    }
+
+    /// The request for our family, the first byte of every nfnetlink message.
+    fn addressed(&self, request: &Request) -> Request {
+        let mut request = request.clone();
+        request.body[0] = self.family as u8;
+        request
     }
 
     /// Whether the kernel keeps other processes from changing our table.
@@ -84,7 +120,7 @@ impl Nftables {
             Some(applied) => {
                 let change = difference(&self.name, &applied, wanted);
                 for step in [change.prepare, change.switch, change.retire] {
-                    let result = self.socket.batch(&step);
+                    let result = self.batch(&step);
                     self.error(result)?;
                 }
             }
@@ -113,7 +149,11 @@ impl Nftables {
     pub fn remember(&mut self, set: &str, elements: &[Element]) -> Result<usize, NftError> {
         /// Elements of one transaction: what does not fit is refused with all others of its transaction.
         const AT_ONCE: usize = 1024;
-        let Some(shape) = self.applied.as_ref().and_then(|table| table.sets.get(set)) else {
+        let Some(shape) = self
+            .applied
+            .as_ref()
+            .and_then(|table| table.sets.get(set).cloned())
+        else {
             return Ok(0);
         };
         let mut missing = 0;
@@ -121,8 +161,8 @@ impl Nftables {
             let content = some
                 .iter()
                 .map(|e| (&e.key, &Value::Member, Some(e.timeout_secs)));
-            let requests = m::elements(&self.name, set, shape, content, false);
-            match self.socket.batch(&requests) {
+            let requests = m::elements(&self.name, set, &shape, content, false);
+            match self.batch(&requests) {
                 Err(error) if error.errno() == Some(libc::ENFILE) => missing += some.len(),
                 Err(error) => return self.error(Err(error)),
                 Ok(()) => {}
@@ -142,32 +182,10 @@ impl Nftables {
             .map(|e| (&e.key, &Value::Member, Some(e.timeout_secs)));
         let mut requests = vec![m::flush_set(&self.name, set)];
         requests.extend(m::elements(&self.name, set, shape, content, false));
-        let result = self.socket.batch(&requests);
+        let result = self.batch(&requests);
         self.error(result)?;
         self.generation = self.read_generation()?;
         Ok(())
-    }
-
-    /// Packets counted by each named counter.
-    pub fn counters(&mut self) -> Result<BTreeMap<String, u64>, NftError> {
-        let attrs = Attrs::default().text(1, &self.name).be32(3, 1);
-        let request = m::request(m::GETOBJ, 0, attrs, "counters".into());
-        let replies = self.socket.dump(&request);
-        let replies = self.error(replies)?;
-        let mut counters = BTreeMap::new();
-        for reply in replies {
-            let object = named(&reply.body);
-            let packets = object.get(&4).and_then(|data| {
-                let packets = attributes(data).find(|(kind, _)| *kind == 2)?.1;
-                Some(u64::from_be_bytes(packets.try_into().ok()?))
-            });
-            if let (true, Some(name), Some(packets)) =
-                (text(&object, 1) == self.name, object.get(&2), packets)
-            {
-                counters.insert(trimmed(name), packets);
-            }
-        }
-        Ok(counters)
     }
 
     /// Removes the table, if it is there.
@@ -187,7 +205,7 @@ impl Nftables {
         let is_there = self.owner_of(&name)?.is_some();
         if is_there {
             // Adopted before anything is made: it may be another's. Kernels without owners refuse the flags only.
-            match self.socket.batch(&[m::new_table(&name, self.flags)]) {
+            match self.batch(&[m::new_table(&name, self.flags)]) {
                 Err(error) if error.errno() == Some(libc::EPERM) => self.error(Err(error))?,
                 _ => {}
             }
@@ -207,17 +225,17 @@ impl Nftables {
             let make = m::new_table(table, flags);
             std::iter::once(make).chain(change.prepare.iter().cloned())
         };
-        let result = match self.socket.batch(&whole(self.flags).collect::<Vec<_>>()) {
+        let result = match self.batch(&whole(self.flags).collect::<Vec<_>>()) {
             Err(NetlinkError::Refused {
                 errno: libc::EOPNOTSUPP | libc::EINVAL,
                 ..
             }) if self.flags != 0 => {
                 self.flags = 0;
-                self.socket.batch(&whole(0).collect::<Vec<_>>())
+                self.batch(&whole(0).collect::<Vec<_>>())
             }
             result => result,
         };
-        let result = result.and_then(|()| self.socket.batch(&change.switch));
+        let result = result.and_then(|()| self.batch(&change.switch));
         self.error(result)
     }
 
@@ -234,9 +252,9 @@ impl Nftables {
             .collect();
         // Adopted, when its owner is dead.
         let adopted = [vec![m::new_table(table, self.flags)], hooks.clone()].concat();
-        let result = self.socket.batch(&adopted);
-        let result = result.or_else(|_| self.socket.batch(&hooks));
-        let result = result.and_then(|()| self.socket.batch(&[m::delete_table(table)]));
+        let result = self.batch(&adopted);
+        let result = result.or_else(|_| self.batch(&hooks));
+        let result = result.and_then(|()| self.batch(&[m::delete_table(table)]));
         self.error(result)?;
         Ok(true)
     }
@@ -245,7 +263,7 @@ impl Nftables {
     fn owner_of(&mut self, name: &str) -> Result<Option<u32>, NftError> {
         let attrs = Attrs::default().text(1, name);
         let request = m::request(m::GETTABLE, 0, attrs, format!("table {name}"));
-        match self.socket.query(&request) {
+        match self.query(&request) {
             Ok(reply) => Ok(Some(number(&named(&reply.body), 7))),
             Err(error) if error.errno() == Some(libc::ENOENT) => Ok(None),
             Err(error) => self.error(Err(error)),
@@ -255,7 +273,7 @@ impl Nftables {
     fn read_generation(&mut self) -> Result<u32, NftError> {
         const GETGEN: u16 = 16;
         let request = m::request(GETGEN, 0, Attrs::default(), "generation".into());
-        let reply = self.socket.query(&request);
+        let reply = self.query(&request);
         let reply = self.error(reply)?;
         Ok(number(&named(&reply.body), 1))
     }
@@ -292,9 +310,13 @@ impl Nftables {
         Ok(rules == wanted && sets.iter().eq(applied.sets.keys()))
     }
 
-    fn dump(&mut self, kind: u16, attrs: Attrs) -> Result<Vec<BTreeMap<u16, Vec<u8>>>, NftError> {
+    pub(super) fn dump(
+        &mut self,
+        kind: u16,
+        attrs: Attrs,
+    ) -> Result<Vec<BTreeMap<u16, Vec<u8>>>, NftError> {
         let request = m::request(kind, 0, attrs, "nftables dump".into());
-        let replies = self.socket.dump(&request);
+        let replies = self.dump_all(&request);
         Ok(self
             .error(replies)?
             .iter()
@@ -302,7 +324,7 @@ impl Nftables {
             .collect())
     }
 
-    fn error<T>(&mut self, result: Result<T, NetlinkError>) -> Result<T, NftError> {
+    pub(super) fn error<T>(&mut self, result: Result<T, NetlinkError>) -> Result<T, NftError> {
         let source = match result {
             Ok(value) => return Ok(value),
             Err(source) => source,
@@ -329,7 +351,7 @@ pub(super) fn named(body: &[u8]) -> BTreeMap<u16, Vec<u8>> {
         .collect()
 }
 
-fn trimmed(value: &[u8]) -> String {
+pub(super) fn trimmed(value: &[u8]) -> String {
     String::from_utf8_lossy(value)
         .trim_end_matches('\0')
         .to_string()
@@ -365,6 +387,10 @@ fn difference(table: &str, old: &Table, new: &Table) -> Change {
     let counters = new.counters.iter();
     for counter in counters.filter(|counter| !old.counters.contains(counter)) {
         prepare.push(m::new_counter(table, counter));
+    }
+    let is_new = |name: &&String| !old.tunnels.contains_key(*name);
+    for name in new.tunnels.keys().filter(is_new) {
+        prepare.push(m::new_tunnel(table, name, new.tunnels[name]));
     }
     for (id, (name, set)) in new.sets.iter().enumerate() {
         match old.sets.get(name) {
@@ -437,6 +463,10 @@ fn retire(table: &str, old: &Table, new: &Table) -> Vec<Request> {
         .filter(|name| !new.chains.contains_key(*name))
     {
         requests.push(m::delete_chain(table, name));
+    }
+    let is_gone = |name: &&String| !new.tunnels.contains_key(*name);
+    for name in old.tunnels.keys().filter(is_gone) {
+        requests.push(m::delete_tunnel(table, name));
     }
     requests
 }

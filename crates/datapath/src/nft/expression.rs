@@ -22,6 +22,7 @@ pub enum MetaKey {
     OifName = 7,
     NfProto = 15,
     L4Proto = 16,
+    PacketType = 19,
 }
 
 /// What `ct` reads (`enum nft_ct_keys`).
@@ -47,6 +48,27 @@ pub enum FibResult {
     AddressType = 3,
 }
 
+/// Where an offset counts from (`enum nft_payload_bases`).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[allow(missing_docs)]
+#[repr(u32)]
+pub enum Base {
+    Link = 0,
+    Network = 1,
+    Transport = 2,
+}
+
+/// What else changes with the bytes that [`Expression::Store`] writes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Checksum {
+    /// Nothing.
+    None,
+    /// The Internet checksum at this offset of the same header.
+    At(u32),
+    /// The transport's checksum, of whose pseudo header the bytes are part.
+    Pseudo,
+}
+
 /// One expression.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Expression {
@@ -65,6 +87,42 @@ pub enum Expression {
         /// Destination.
         register: Register,
     },
+    /// Loads bytes of the Ethernet header.
+    LoadLink {
+        /// Offset in bytes.
+        offset: u32,
+        /// Length in bytes.
+        length: u32,
+        /// Destination.
+        register: Register,
+    },
+    /// Writes a register into the packet.
+    Store {
+        /// Header.
+        base: Base,
+        /// Offset in it, bytes.
+        offset: u32,
+        /// Length in bytes.
+        length: u32,
+        /// Source.
+        register: Register,
+        /// Checksum to keep right.
+        checksum: Checksum,
+    },
+    /// Family `netdev`: out by the device whose index is in the register, with the Ethernet header as it is.
+    Redirect(Register),
+    /// Family `netdev`: out by a device, to a neighbour that the kernel resolves; the hop limit is lowered, and what is
+    /// at its end is dropped.
+    Forward {
+        /// Register of the device's index.
+        device: Register,
+        /// Register of the neighbour's address.
+        address: Register,
+        /// `NFPROTO_IPV4` or `NFPROTO_IPV6`; packets of another family do not match.
+        family: u32,
+    },
+    /// Family `netdev`: the packet gets the tunnel key of this object.
+    Tunnel(String),
     /// Goes on only if the register equals (or, negated, differs from) the bytes.
     Compare {
         /// Register.
@@ -169,6 +227,41 @@ impl Expression {
                 let a = a.be32(1, reg(*register)).be32(2, base);
                 ("payload", a.be32(3, *offset).be32(4, *length))
             }
+            Expression::LoadLink {
+                offset,
+                length,
+                register,
+            } => {
+                let a = a.be32(1, reg(*register)).be32(2, Base::Link as u32);
+                ("payload", a.be32(3, *offset).be32(4, *length))
+            }
+            Expression::Store {
+                base,
+                offset,
+                length,
+                register,
+                checksum,
+            } => {
+                let a = a.be32(2, *base as u32).be32(3, *offset).be32(4, *length);
+                let a = a.be32(5, reg(*register));
+                let a = match checksum {
+                    Checksum::None => a,
+                    Checksum::At(offset) => a.be32(6, 1).be32(7, *offset),
+                    Checksum::Pseudo => a.be32(6, 0).be32(7, 0).be32(8, 1),
+                };
+                ("payload", a)
+            }
+            Expression::Redirect(device) => ("fwd", a.be32(1, reg(*device))),
+            Expression::Forward {
+                device,
+                address,
+                family,
+            } => {
+                let a = a.be32(1, reg(*device)).be32(2, reg(*address));
+                ("fwd", a.be32(3, *family))
+            }
+            // NFT_OBJECT_TUNNEL
+            Expression::Tunnel(name) => ("objref", a.be32(1, 6).text(2, name)),
             Expression::Compare {
                 register,
                 negated,

@@ -3,6 +3,8 @@
 use super::expression::{Rule, value, verdict};
 use super::table::{Chain, ElementKey, Set, SetType, Value};
 use crate::netlink::{Attrs, Request, flags};
+use egret_core::numbers::TUNNEL_VNI;
+use std::net::IpAddr;
 
 const SUBSYSTEM: u16 = 10 << 8;
 const NFPROTO_INET: u8 = 1;
@@ -18,6 +20,10 @@ const DELSET: u16 = 11;
 const NEWSETELEM: u16 = 12;
 const DELSETELEM: u16 = 14;
 const NEWOBJ: u16 = 18;
+const DELOBJ: u16 = 20;
+
+/// `NFT_OBJECT_TUNNEL`.
+const OBJECT_TUNNEL: u32 = 6;
 
 pub(super) const GETTABLE: u16 = 1;
 pub(super) const GETCHAIN: u16 = 4;
@@ -82,12 +88,48 @@ pub(super) fn new_counter(table: &str, name: &str) -> Request {
     )
 }
 
+/// A tunnel key with our network identifier that leads to `to` (`NFTA_TUNNEL_KEY_*`).
+pub(super) fn new_tunnel(table: &str, name: &str, to: IpAddr) -> Request {
+    const ZERO_CHECKSUM: u32 = 1;
+    const TTL: u8 = 64;
+    let end = match to {
+        IpAddr::V4(to) => Attrs::default().nest(2, Attrs::default().bytes(2, &to.octets())),
+        IpAddr::V6(to) => Attrs::default().nest(3, Attrs::default().bytes(2, &to.octets())),
+    };
+    let key = Attrs::default()
+        .be32(1, TUNNEL_VNI)
+        .extend(end)
+        .be32(4, ZERO_CHECKSUM)
+        .u8(6, TTL);
+    let attrs = Attrs::default().text(1, table).text(2, name);
+    let attrs = attrs.be32(3, OBJECT_TUNNEL).nest(4, key);
+    request(
+        NEWOBJ,
+        flags::CREATE,
+        attrs,
+        format!("nftables tunnel {name}"),
+    )
+}
+
+pub(super) fn delete_tunnel(table: &str, name: &str) -> Request {
+    let attrs = Attrs::default().text(1, table).text(2, name);
+    request(
+        DELOBJ,
+        0,
+        attrs.be32(3, OBJECT_TUNNEL),
+        format!("deletion of nftables tunnel {name}"),
+    )
+}
+
 pub(super) fn new_chain(table: &str, name: &str, chain: &Chain) -> Request {
     let mut attrs = Attrs::default().text(1, table).text(3, name);
     if let Some(hook) = chain.hook {
-        let inner = Attrs::default()
+        let mut inner = Attrs::default()
             .be32(1, hook.number)
             .be32(2, hook.priority as u32);
+        if let Some(device) = hook.device {
+            inner = inner.bytes(3, &device);
+        }
         attrs = attrs.nest(4, inner).be32(5, 1);
         attrs = attrs.text(7, if hook.nat { "nat" } else { "filter" });
     }

@@ -13,6 +13,7 @@ use std::sync::Arc;
 pub enum SetType {
     Ipv4 = 7,
     Ipv6 = 8,
+    Ethernet = 9,
     Protocol = 12,
     Port = 13,
     InterfaceName = 41,
@@ -24,6 +25,7 @@ impl SetType {
         match self {
             SetType::Ipv4 => 4,
             SetType::Ipv6 => 16,
+            SetType::Ethernet => 6,
             SetType::Protocol => 1,
             SetType::Port => 2,
             SetType::InterfaceName => 16,
@@ -223,15 +225,27 @@ impl Set {
     }
 }
 
+/// Family of a table (`NFPROTO_*`).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
+pub enum TableFamily {
+    /// IPv4 and IPv6 at the hooks of the stack.
+    Inet = 1,
+    /// At a device, before the stack.
+    Netdev = 5,
+}
+
 /// Where a base chain hooks in.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Hook {
-    /// `NF_INET_*`: 0 prerouting, 1 input, 2 forward, 3 output, 4 postrouting.
+    /// `NF_INET_*` (of a device: 0 ingress): 0 prerouting, 1 input, 2 forward, 3 output, 4 postrouting.
     pub number: u32,
     /// Priority.
     pub priority: i32,
     /// Chain type `nat` instead of `filter`.
     pub nat: bool,
+    /// Device of a chain of family `netdev`, padded with zeros.
+    pub device: Option<[u8; 16]>,
 }
 
 /// A chain.
@@ -248,6 +262,8 @@ pub struct Chain {
 pub struct Table {
     /// Named counters.
     pub counters: Vec<&'static str>,
+    /// Tunnel objects by name: the other end of the tunnel.
+    pub tunnels: BTreeMap<String, IpAddr>,
     /// Sets and maps by name.
     pub sets: BTreeMap<String, Set>,
     /// Chains by name.

@@ -156,6 +156,7 @@ pub(super) fn chains(state: &NodeState, table: &mut Table) {
             number,
             priority,
             nat: name == "nat",
+            device: None,
         };
         table.chains.insert(
             name.into(),
@@ -177,7 +178,7 @@ pub(super) fn chains(state: &NodeState, table: &mut Table) {
             .chains
             .insert(name.into(), Chain { hook: None, rules });
     };
-    plain("from_tunnel", from_tunnel());
+    plain("from_tunnel", from_tunnel(state.gateway.is_some()));
     plain("refuse_ended", refuse(c::ENDED));
     plain("refuse_full", refuse(c::FULL));
     for (reason, counter) in [("family", c::FAMILY), ("unavailable", c::UNAVAILABLE)] {
@@ -342,8 +343,17 @@ fn by_pod(stage: Stage) -> Vec<Rule> {
         .collect()
 }
 
-fn from_tunnel() -> Vec<Rule> {
-    vec![
+fn from_tunnel(is_gateway: bool) -> Vec<Rule> {
+    let mut rules = Vec::new();
+    if is_gateway {
+        // Probes, which come as far as this where no eBPF program answers them.
+        let probe = rule()
+            .address_starts(Family::V6, End::Source, &TUNNEL_PREFIX)
+            .address_starts(Family::V6, End::Destination, &TUNNEL_PREFIX)
+            .protocol(UDP);
+        rules.push(probe.port(End::Destination, PROBE_PORT).accept());
+    }
+    rules.extend([
         // Answers to this node's probes.
         rule()
             .address_starts(Family::V6, End::Source, &TUNNEL_PREFIX)
@@ -356,7 +366,8 @@ fn from_tunnel() -> Vec<Rule> {
             .direction(true)
             .accept(),
         rule().count(c::UNSOLICITED).drop(),
-    ]
+    ]);
+    rules
 }
 
 /// Refuses towards the pod: TCP by a reset, the rest as administratively prohibited.

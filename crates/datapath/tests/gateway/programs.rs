@@ -137,6 +137,11 @@ impl Programs {
         (result.return_value as i32, out)
     }
 
+    /// A map.
+    pub fn map(&self, name: &str) -> &aya::maps::Map {
+        self.object().map(name).unwrap()
+    }
+
     /// A frame from outside, for this host.
     pub fn inward(&self, packet: &[u8]) -> (i32, Vec<u8>) {
         self.run("external_in", &frame(HOST, SENDER, packet), 0)

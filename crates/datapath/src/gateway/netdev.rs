@@ -1,0 +1,174 @@
+//! The fallback of a gateway without BPF: nftables rules of family `netdev` on the external device and on `egret0`.
+//!
+//! Like the eBPF programs it keeps no connection: no conntrack, no NAT, no stack. Inward, (address, port range) gives a
+//! worker's chain, which writes the tunnel's MAC addresses, sets the tunnel key and redirects to `egret0`. Outward, the
+//! sender's tunnel MAC address must have the source port, and the packet goes to a neighbour of the external device. ARP
+//! and neighbour solicitations are rewritten into their answers in place. The rules stay when the agent goes.
+//!
+//! [`LACKS`] says what it does not do.
+
+mod answers;
+mod matches;
+mod rules;
+
+use super::counters::COUNTERS;
+use super::ways::ways;
+use super::{GatewayConfig, abi};
+use crate::netlink::{NetlinkError, NetlinkSocket};
+use crate::nft::{NftError, Nftables, TableFamily};
+use egret_core::node::{GatewayState, TunnelIndex};
+use egret_core::numbers::NFT_TABLE;
+use nix::libc;
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
+use thiserror::Error;
+
+/// What is missing compared with eBPF, for the condition `Degraded`.
+pub const LACKS: &str = "who sends is taken from the tunnel MAC address alone, which a node can forge; later fragments \
+    and packets whose ICMP error quotes options, extension headers or fragments are dropped; too big is not answered but \
+    fragmented around the tunnel; the gateway is not seen by traceroute; no defence against duplicate address detection; \
+    probes are answered by the agent";
+
+/// Why the fallback could not be set up or changed.
+#[derive(Debug, Error)]
+pub enum NetdevError {
+    /// There is no device of that index.
+    #[error("there is no network device with index {ifindex}")]
+    NoDevice {
+        /// The index.
+        ifindex: u32,
+    },
+    /// The kernel refused the table. Without `NF_TABLES_NETDEV`, `NFT_FWD_NETDEV` and `NFT_TUNNEL` it has no fallback.
+    #[error("the gateway's nftables fallback")]
+    Nft(#[from] NftError),
+    /// Routes could not be read.
+    #[error("routes over the external device")]
+    Routes(#[from] NetlinkError),
+}
+
+/// The fallback on one node. Dropping it changes nothing in the kernel.
+pub struct NetdevGateway {
+    nft: Nftables,
+    routes: NetlinkSocket,
+    config: GatewayConfig,
+    external: String,
+    tunnel: String,
+    version: u64,
+    announcing: BTreeSet<IpAddr>,
+}
+
+impl NetdevGateway {
+    /// Opens the way to the kernel; what a previous run left stays until [`Self::apply`] replaces it, without a gap.
+    ///
+    /// # Errors
+    /// [`NetdevError`]: a missing device, or no netlink.
+    pub fn open(config: &GatewayConfig) -> Result<Self, NetdevError> {
+        Ok(Self {
+            nft: Nftables::open_family(NFT_TABLE, TableFamily::Netdev)?,
+            routes: NetlinkSocket::open(libc::NETLINK_ROUTE)?,
+            config: *config,
+            external: device(config.external_ifindex)?,
+            tunnel: device(config.tunnel_ifindex)?,
+            version: 0,
+            announcing: BTreeSet::new(),
+        })
+    }
+
+    /// Brings the table to the desired state and to the routes that the external device has now; the version counts
+    /// once everything is there. Returns the addresses that are announced from now on and were not before.
+    ///
+    /// # Errors
+    /// [`NetdevError`]; the next call goes on from there.
+    pub fn apply(
+        &mut self,
+        state: &GatewayState,
+        own: TunnelIndex,
+    ) -> Result<Vec<IpAddr>, NetdevError> {
+        let ways = ways(&mut self.routes, self.config.external_ifindex)?;
+        let site = rules::Site {
+            config: &self.config,
+            external: &self.external,
+            tunnel: &self.tunnel,
+            tunnel_mac: abi::tunnel_mac(own),
+            own,
+            ways: &ways,
+        };
+        let table = rules::table(&site, state);
+        if !self.nft.verify()? {
+            tracing::debug!("the whole netdev table is laid");
+        }
+        self.nft.apply(&table)?;
+        let announced = |(address, steering): (&IpAddr, &egret_core::node::Steering)| {
+            steering.announce.then_some(*address)
+        };
+        let announcing: BTreeSet<IpAddr> = state.addresses.iter().filter_map(announced).collect();
+        let new = announcing.difference(&self.announcing).copied().collect();
+        self.announcing = announcing;
+        self.version = state.version;
+        Ok(new)
+    }
+
+    /// The steering version that the agent's answers to probes carry; 0 before [`Self::apply`].
+    pub fn version(&self) -> u64 {
+        self.version
+    }
+
+    /// The addresses in the kernel's table; after [`Self::open`] those that a previous run left.
+    ///
+    /// # Errors
+    /// [`NetdevError::Nft`].
+    pub fn addresses(&mut self) -> Result<BTreeSet<IpAddr>, NetdevError> {
+        steered(&mut self.nft)
+    }
+
+    /// Whether the table still is what was applied. `false`: the next [`Self::apply`] mends it.
+    ///
+    /// # Errors
+    /// [`NetdevError::Nft`].
+    pub fn verify(&mut self) -> Result<bool, NetdevError> {
+        Ok(self.version == 0 || self.nft.verify()?)
+    }
+
+    /// Packets by what became of them, by the names of [`COUNTERS`].
+    ///
+    /// # Errors
+    /// [`NetdevError::Nft`].
+    pub fn counters(&mut self) -> Result<BTreeMap<&'static str, u64>, NetdevError> {
+        let found = self.nft.counters()?;
+        let known = |name: &'static str| Some((name, *found.get(name)?));
+        Ok(COUNTERS
+            .iter()
+            .filter_map(|counter| known(counter.name))
+            .collect())
+    }
+
+    /// Removes the table, if it is there, and leaves the multicast groups of its addresses.
+    ///
+    /// # Errors
+    /// [`NetdevError::Nft`].
+    pub fn remove() -> Result<bool, NetdevError> {
+        let mut nft = Nftables::open_family(NFT_TABLE, TableFamily::Netdev)?;
+        let device = nft.hook_device(rules::EXTERNAL_IN)?;
+        if let Some(device) = device
+            && let Ok(ifindex) = nix::net::if_::if_nametoindex(device.as_str())
+        {
+            super::leave_groups_of(ifindex, &steered(&mut nft)?);
+        }
+        Ok(nft.remove()?)
+    }
+}
+
+fn steered(nft: &mut Nftables) -> Result<BTreeSet<IpAddr>, NetdevError> {
+    let mut all = BTreeSet::new();
+    for set in ["egress4", "egress6"] {
+        all.extend(nft.addresses_in(set)?);
+    }
+    Ok(all)
+}
+
+fn device(ifindex: u32) -> Result<String, NetdevError> {
+    match nix::net::if_::if_indextoname(ifindex) {
+        Ok(name) => Ok(name.to_string_lossy().into_owned()),
+        Err(_) => Err(NetdevError::NoDevice { ifindex }),
+    }
+}

@@ -1,0 +1,85 @@
+//! Reads what a table in the kernel holds, for those who adopt or remove what an earlier process left.
+
+use super::apply::{NftError, Nftables, named, text, trimmed};
+use super::message as m;
+use crate::netlink::{Attrs, attributes};
+use nix::libc;
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+
+const GETSETELEM: u16 = 13;
+
+impl Nftables {
+    /// Packets counted by each named counter.
+    pub fn counters(&mut self) -> Result<BTreeMap<String, u64>, NftError> {
+        let attrs = Attrs::default().text(1, self.name()).be32(3, 1);
+        let request = m::request(m::GETOBJ, 0, attrs, "counters".into());
+        let replies = self.dump_all(&request);
+        let replies = self.error(replies)?;
+        let mut counters = BTreeMap::new();
+        for reply in replies {
+            let object = named(&reply.body);
+            let packets = object.get(&4).and_then(|data| {
+                let packets = attributes(data).find(|(kind, _)| *kind == 2)?.1;
+                Some(u64::from_be_bytes(packets.try_into().ok()?))
+            });
+            if let (true, Some(name), Some(packets)) =
+                (text(&object, 1) == self.name(), object.get(&2), packets)
+            {
+                counters.insert(trimmed(name), packets);
+            }
+        }
+        Ok(counters)
+    }
+
+    /// The addresses in a set of addresses; none without table or set.
+    ///
+    /// # Errors
+    /// [`NftError::Netlink`].
+    pub fn addresses_in(&mut self, set: &str) -> Result<Vec<IpAddr>, NftError> {
+        const ELEMENTS: u16 = 3;
+        let attrs = Attrs::default().text(1, self.name()).text(2, set);
+        let found = match self.dump(GETSETELEM, attrs) {
+            Ok(found) => found,
+            Err(NftError::Netlink { source, .. }) if source.errno() == Some(libc::ENOENT) => {
+                return Ok(Vec::new());
+            }
+            Err(error) => return Err(error),
+        };
+        let mut all = Vec::new();
+        for list in found.iter().filter_map(|message| message.get(&ELEMENTS)) {
+            all.extend(attributes(list).filter_map(|(_, element)| key(element)));
+        }
+        Ok(all)
+    }
+
+    /// Name of the device that a chain of ours hooks into, if there is that chain.
+    ///
+    /// # Errors
+    /// [`NftError::Netlink`].
+    pub fn hook_device(&mut self, chain: &str) -> Result<Option<String>, NftError> {
+        const HOOK: u16 = 4;
+        const DEVICE: u16 = 3;
+        let table = self.name().to_owned();
+        let chains = self.dump(m::GETCHAIN, Attrs::default())?;
+        let ours = |one: &&BTreeMap<u16, Vec<u8>>| text(one, 1) == table && text(one, 3) == chain;
+        let hook = chains.iter().find(ours).and_then(|one| one.get(&HOOK));
+        Ok(hook.and_then(|hook| {
+            let (_, name) = attributes(hook).find(|(kind, _)| *kind == DEVICE)?;
+            let name = String::from_utf8_lossy(name);
+            Some(name.trim_end_matches('\0').to_owned())
+        }))
+    }
+}
+
+/// The key of one element.
+fn key(element: &[u8]) -> Option<IpAddr> {
+    const KEY: u16 = 1;
+    let value = attributes(element).find(|(kind, _)| *kind == KEY)?.1;
+    let bytes = attributes(value).next()?.1;
+    match bytes.len() {
+        4 => <[u8; 4]>::try_from(bytes).ok().map(IpAddr::from),
+        16 => <[u8; 16]>::try_from(bytes).ok().map(IpAddr::from),
+        _ => None,
+    }
+}
