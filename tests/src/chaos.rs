@@ -10,8 +10,9 @@ mod noise;
 mod scene;
 mod watch;
 
+pub use crate::cluster::ip;
 pub use noise::{Kind, Noise};
-pub use scene::{DEADLINE, Scene, egress, ip, program, wait, without_memory};
+pub use scene::{DEADLINE, Scene, egress, program, wait, without_memory};
 pub use watch::{Phase, Verdict, Watch};
 
 /// Repetitions of every disturbance: `EGRET_TEST_REPETITIONS`, else 50.

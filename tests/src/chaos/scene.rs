@@ -1,51 +1,24 @@
 //! A lab with agents, controller, policies and an answering server.
 
-use anyhow::{Context, bail, ensure};
+use crate::Cluster;
+use anyhow::{Context, bail};
 use egret_lab::process::{run, wait_for};
-use egret_lab::traffic::Server;
-use egret_lab::{Hurt, Lab, OwnedLab, Place, Snapshot, Topology, UpOptions};
+use egret_lab::{Hurt, Lab, Place, Snapshot, Topology};
 use serde_json::Value;
-use std::io::{Read, Write};
-use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpStream};
+use std::net::IpAddr;
 use std::path::PathBuf;
 use std::process::Command;
 use std::time::Duration;
 
 /// Longest wait for anything; generous, since the machine may be busy.
 pub const DEADLINE: Duration = Duration::from_secs(60);
-/// Port of the agent's health endpoint.
-const AGENT_HTTP_PORT: u16 = 9791;
 
-/// An address literal.
-///
-/// # Panics
-/// It is none.
-pub fn ip(text: &str) -> IpAddr {
-    text.parse().expect("a literal address")
-}
-
-/// The program under test: `EGRET_BIN`, else `egret` beside the folder of the test program.
+/// The program under test.
 ///
 /// # Errors
 /// It is not built.
 pub fn program() -> anyhow::Result<PathBuf> {
-    let path = match std::env::var_os("EGRET_BIN") {
-        Some(path) => PathBuf::from(path),
-        None => {
-            let own = std::env::current_exe()?;
-            // target/debug/deps/TEST -> target/debug/egret
-            own.ancestors()
-                .nth(2)
-                .context("a test program has a folder")?
-                .join("egret")
-        }
-    };
-    ensure!(
-        path.is_file(),
-        "{} is not there: build it with `cargo build --bin egret`, or name another one in EGRET_BIN",
-        path.display()
-    );
-    Ok(path)
+    crate::egret()
 }
 
 /// Waits for a condition within [`DEADLINE`].
@@ -74,11 +47,9 @@ pub fn egress(name: &str, ips: &[IpAddr], destinations: &[&str]) -> String {
     text
 }
 
-/// A lab that is up, with its server. Goes down with the value.
+/// A [`Cluster`] for long histories: policies one by one, agents that come and go, logs where a test fails.
 pub struct Scene {
-    // Sockets keep namespaces alive, so the server ends before the lab.
-    server: Option<Server>,
-    lab: OwnedLab,
+    cluster: Cluster,
 }
 
 impl Scene {
@@ -87,22 +58,13 @@ impl Scene {
     /// # Errors
     /// The program is not built, or the lab does not come up.
     pub fn up(test: &str, topology: &Topology) -> anyhow::Result<Self> {
-        let options = UpOptions {
-            egret: program()?,
-            agent_args: Vec::new(),
-            agents: true,
-            standing_server: false,
-        };
-        // The name says which process made it, so that parallel runs do not meet.
-        let name = format!("tb-{test}-{}", std::process::id());
-        let lab = Lab::up(&name, topology, &options)?.owned();
-        let server = Some(Server::start(&lab.place("server")?)?);
-        Ok(Self { server, lab })
+        let cluster = Cluster::up(test, topology)?;
+        Ok(Self { cluster })
     }
 
     /// The lab.
     pub fn lab(&self) -> &Lab {
-        &self.lab
+        self.cluster.lab()
     }
 
     /// A host.
@@ -110,7 +72,7 @@ impl Scene {
     /// # Errors
     /// There is no such host.
     pub fn host(&self, name: &str) -> anyhow::Result<Place> {
-        Ok(self.lab.place(name)?)
+        self.cluster.host(name)
     }
 
     /// A pod of the namespace `default`.
@@ -118,7 +80,7 @@ impl Scene {
     /// # Errors
     /// There is no such pod.
     pub fn pod(&self, name: &str) -> anyhow::Result<Place> {
-        Ok(self.lab.place(&format!("pod/default/{name}"))?)
+        self.cluster.pod(name)
     }
 
     /// Puts manifests into the source directory.
@@ -127,7 +89,7 @@ impl Scene {
     /// A bad manifest.
     pub fn put(&self, manifest: &str) -> anyhow::Result<()> {
         let file = self.file(manifest)?;
-        self.lab.apply(&file)?;
+        self.cluster.lab().apply(&file)?;
         Ok(())
     }
 
@@ -137,19 +99,19 @@ impl Scene {
     /// A bad manifest.
     pub fn take(&self, manifest: &str) -> anyhow::Result<()> {
         let file = self.file(manifest)?;
-        self.lab.delete(&file)?;
+        self.cluster.lab().delete(&file)?;
         Ok(())
     }
 
     fn file(&self, manifest: &str) -> anyhow::Result<PathBuf> {
-        let path = self.lab.dir().path().join("manifest.yaml");
+        let path = self.cluster.lab().dir().path().join("manifest.yaml");
         std::fs::write(&path, manifest)?;
         Ok(path)
     }
 
     /// Our copy of an object, if it is there.
     pub fn object(&self, kind: &str, name: &str) -> Option<Value> {
-        let folder = self.lab.dir().objects().join("status").join(kind);
+        let folder = self.cluster.lab().dir().objects().join("status").join(kind);
         let text = std::fs::read_to_string(folder.join(format!("{name}.yaml"))).ok()?;
         serde_saphyr::from_str(&text).ok()
     }
@@ -198,18 +160,7 @@ impl Scene {
 
     /// Whether the agent of a host says that everything is carried out.
     pub fn agent_ready(&self, host: &str) -> bool {
-        let ask = || -> std::io::Result<String> {
-            let endpoint = SocketAddr::from((Ipv4Addr::LOCALHOST, AGENT_HTTP_PORT));
-            let mut stream = TcpStream::connect_timeout(&endpoint, Duration::from_secs(1))?;
-            stream.set_read_timeout(Some(Duration::from_secs(5)))?;
-            stream.write_all(b"GET /readyz HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")?;
-            let mut answer = String::new();
-            stream.read_to_string(&mut answer)?;
-            Ok(answer)
-        };
-        let place = self.lab.place(host);
-        let answer = place.and_then(|place| place.run(ask));
-        matches!(answer, Ok(Ok(answer)) if answer.starts_with("HTTP/1.1 200"))
+        self.cluster.agent_ready(host)
     }
 
     /// Waits until the agents of these hosts say that everything is carried out.
@@ -236,25 +187,14 @@ impl Scene {
     pub fn restart_agents(&self, hosts: &[&str], in_order: bool) -> anyhow::Result<()> {
         for host in hosts {
             match in_order {
-                true => self.end_agent(host)?,
-                false => self.lab.kill(host, Hurt::Agent)?,
+                true => self.cluster.end_agent(host)?,
+                false => self.cluster.lab().kill(host, Hurt::Agent)?,
             }
         }
         for host in hosts {
-            self.lab.start(host)?;
+            self.cluster.lab().start(host)?;
         }
         self.wait_agents(hosts)
-    }
-
-    fn end_agent(&self, host: &str) -> anyhow::Result<()> {
-        let state = self.lab.dir().read()?;
-        let agent = state.hosts.get(host).and_then(|host| host.agent);
-        let agent = agent.with_context(|| format!("{host} has no agent"))?;
-        agent.process.signal(nix::sys::signal::Signal::SIGTERM);
-        wait(&format!("the agent of {host} to end"), || {
-            agent.launcher.reap();
-            !agent.process.is_alive()
-        })
     }
 
     /// Runs a shell line in a host; its output.
@@ -263,7 +203,7 @@ impl Scene {
     /// It fails; the error has what it said.
     pub fn shell(&self, host: &str, line: &str) -> anyhow::Result<String> {
         let place = self.host(host)?;
-        let mut command: Command = self.lab.exec(&place, "sh")?;
+        let mut command: Command = self.cluster.lab().exec(&place, "sh")?;
         Ok(run(command.args(["-c", line]), "")?)
     }
 
@@ -273,7 +213,7 @@ impl Scene {
     /// It does not run.
     pub fn status(&self, host: &str) -> anyhow::Result<Value> {
         let place = self.host(host)?;
-        let mut command = self.lab.exec(&place, program()?)?;
+        let mut command = self.cluster.lab().exec(&place, program()?)?;
         let output = command.args(["status", "-o", "json"]).output()?;
         if output.stdout.is_empty() {
             bail!("{}", String::from_utf8_lossy(&output.stderr));
@@ -303,7 +243,6 @@ impl Scene {
 
 impl Drop for Scene {
     fn drop(&mut self) {
-        self.server = None;
         if std::thread::panicking() {
             self.print_logs();
         }
@@ -313,7 +252,7 @@ impl Drop for Scene {
 impl Scene {
     /// The ends of all logs, for a test that failed.
     pub fn print_logs(&self) {
-        let entries = std::fs::read_dir(self.lab.dir().log()).into_iter();
+        let entries = std::fs::read_dir(self.cluster.lab().dir().log()).into_iter();
         for entry in entries.flatten().flatten() {
             let text = std::fs::read_to_string(entry.path()).unwrap_or_default();
             let lines: Vec<&str> = text.lines().collect();
