@@ -1,11 +1,12 @@
 //! The loop that alone touches the kernel.
 
+mod upkeep;
+
 use crate::Config;
 use crate::board::Board;
 use crate::chain;
 use crate::facts::Links;
 use crate::gateway::Gateway;
-use crate::metrics::ByKind;
 use crate::port_use::Ranges;
 use crate::probe::{Seen, Targets};
 use crate::remembered::Remembered;
@@ -171,27 +172,6 @@ impl MainLoop {
         }
     }
 
-    /// What is due when nothing has happened.
-    fn rest(&mut self) {
-        if !self.full.is_empty() && self.full_told.elapsed() >= REFUSE_AGAIN {
-            self.refuse_full();
-        }
-        if self.ports_due() && self.outcome.is_some() {
-            if let Err(trouble) = self.count_ports() {
-                tracing::warn!(trouble, "counting ports in use");
-            }
-            // Old tables tell nobody when they change.
-            if let Some(outcome) = self.outcome.take() {
-                self.open_forwarding(&outcome);
-                self.outcome = Some(outcome);
-            }
-            if let Some(view) = self.view.take() {
-                self.report(&view);
-                self.view = Some(view);
-            }
-        }
-    }
-
     fn now_ms(&self) -> u64 {
         u64::try_from(self.started.elapsed().as_millis()).unwrap_or(u64::MAX)
     }
@@ -243,54 +223,6 @@ impl MainLoop {
             }
             Event::Query(query) => query.answer(self.view.as_deref(), &self.outcome, &self.seen),
         }
-    }
-
-    /// Tells the kernel which destinations to refuse; it forgets them unless told again.
-    fn refuse_full(&mut self) {
-        self.full_told = Instant::now();
-        if let Err(error) = self.datapath.refuse_full(&self.full) {
-            tracing::warn!(error = %chain(&error), "refusing full destinations");
-        }
-    }
-
-    /// Finds damage that others did; the round after it mends it. `all` compares everything, `links` what the kernel
-    /// has told a change of; the rest is looked at each time.
-    fn mend(&mut self, all: bool, links: bool) {
-        if links {
-            // Whatever it was: facts about links may have changed.
-            self.news = true;
-            self.links_changed = false;
-            self.looked = Instant::now();
-        }
-        if all {
-            self.compared = Instant::now();
-        }
-        if self.outcome.is_none() || self.tunnel.is_none() {
-            return;
-        }
-        let found = match all || links {
-            true => self.datapath.verify(),
-            false => self.datapath.glance(),
-        };
-        let mut damage = found.unwrap_or_else(|error| {
-            tracing::warn!(error = %chain(&error), "looking the data path over");
-            BTreeSet::new()
-        });
-        damage.extend(self.gateway.verify(all));
-        if damage.is_empty() {
-            return;
-        }
-        let words: Vec<&str> = damage.iter().map(|kind| kind.word()).collect();
-        let kinds = words.join(", ");
-        tracing::warn!(kinds, "others changed or removed what is ours: mending it");
-        self.board.with(|metrics| {
-            for kind in words {
-                let label = ByKind { kind: kind.into() };
-                metrics.repairs.get_or_create(&label).inc();
-            }
-        });
-        self.tunnel = None;
-        self.news = true;
     }
 
     /// Facts and objects to state, state to kernel, and what came of it to the status.
@@ -377,46 +309,6 @@ impl MainLoop {
             self.count_ports()?;
         }
         Ok(())
-    }
-
-    fn forward_blocked(&mut self, blocked: Vec<String>) {
-        if self.forward_blocked != blocked {
-            for text in &blocked {
-                tracing::warn!(text, "forwarding is blocked by others");
-            }
-            self.forward_blocked = blocked;
-        }
-    }
-
-    fn open_forwarding(&mut self, outcome: &NodeOutcome) {
-        match self.datapath.open_forwarding(&outcome.state) {
-            Ok(blocked) => self.forward_blocked(blocked),
-            Err(error) => tracing::warn!(error = %chain(&error), "opening others' forward chains"),
-        }
-    }
-
-    fn ports_due(&self) -> bool {
-        self.ports_counted
-            .is_none_or(|at| at.elapsed() >= COUNT_PORTS)
-    }
-
-    fn count_ports(&mut self) -> Result<(), String> {
-        self.ports_counted = Some(Instant::now());
-        self.ports = self
-            .datapath
-            .ports_in_use()
-            .map_err(|error| chain(&error))?;
-        Ok(())
-    }
-
-    fn follow_flows(&mut self, outcome: &NodeOutcome) {
-        let mut ranges = Ranges::new();
-        for target in outcome.state.worker.targets.values() {
-            ranges.insert(target.address, target.ranges.clone());
-        }
-        if ranges != self.told_ranges && self.ranges.send(ranges.clone()).is_ok() {
-            self.told_ranges = ranges;
-        }
     }
 
     fn grants_changed(&self, outcome: &NodeOutcome) -> bool {

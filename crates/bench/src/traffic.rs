@@ -158,7 +158,8 @@ fn plain(scene: &Scene, number: usize, pod: &str, rules: Option<usize>) -> Resul
     let pod = address(scene, pod)?;
     let select = match rules {
         None => format!("from {pod}"),
-        Some(_) => "fwmark 0x64".into(),
+        // The tunnel's own packets carry the mark too, and must not be led into the tunnel.
+        Some(_) => format!("to {SERVER} fwmark 0x64"),
     };
     scene.shell(
         &worker,

@@ -210,15 +210,16 @@ pub(crate) fn unplug(control: Process, host: &HostLayout) -> Result<(), LabError
             .filter(|port| nix::net::if_::if_nametoindex(*port).is_ok())
             .collect()
     })?;
-    let batch: String = there
-        .iter()
-        .map(|port| format!("link del {port}\n"))
-        .collect();
-    // A port may vanish by itself while the namespace of a killed host is cleaned up.
-    match ip_batch(&host_netns(control), &batch) {
-        Err(LabError::Command { said, .. }) if said.contains("Cannot find device") => Ok(()),
-        result => result,
+    for port in there {
+        // A port may vanish by itself while the namespace of a killed host is cleaned up: before `ip` looks it up, or
+        // between that and its request.
+        const VANISHED: [&str; 2] = ["Cannot find device", "No such device"];
+        match ip_batch(&host_netns(control), &format!("link del {port}\n")) {
+            Err(LabError::Command { said, .. }) if VANISHED.iter().any(|v| said.contains(v)) => {}
+            result => result?,
+        }
     }
+    Ok(())
 }
 
 /// Sets the switch's ends of a host's links: `false` is a pulled cable, the host sees no carrier.

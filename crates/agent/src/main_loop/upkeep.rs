@@ -1,0 +1,121 @@
+//! What the loop does without being asked: finding damage, counting ports, refusing full destinations, looking at others'
+//! forward chains.
+
+use super::{COUNT_PORTS, MainLoop, REFUSE_AGAIN};
+use crate::chain;
+use crate::metrics::ByKind;
+use crate::port_use::Ranges;
+use egret_core::node::NodeOutcome;
+use std::collections::BTreeSet;
+use std::time::Instant;
+
+impl MainLoop {
+    /// What is due when nothing has happened.
+    pub(super) fn rest(&mut self) {
+        if !self.full.is_empty() && self.full_told.elapsed() >= REFUSE_AGAIN {
+            self.refuse_full();
+        }
+        if self.ports_due() && self.outcome.is_some() {
+            if let Err(trouble) = self.count_ports() {
+                tracing::warn!(trouble, "counting ports in use");
+            }
+            // Old tables tell nobody when they change.
+            if let Some(outcome) = self.outcome.take() {
+                self.open_forwarding(&outcome);
+                self.outcome = Some(outcome);
+            }
+            if let Some(view) = self.view.take() {
+                self.report(&view);
+                self.view = Some(view);
+            }
+        }
+    }
+
+    /// Finds damage that others did; the round after it mends it. `all` compares everything, `links` what the kernel
+    /// has told a change of; the rest is looked at each time.
+    pub(super) fn mend(&mut self, all: bool, links: bool) {
+        if links {
+            // Whatever it was: facts about links may have changed.
+            self.news = true;
+            self.links_changed = false;
+            self.looked = Instant::now();
+        }
+        if all {
+            self.compared = Instant::now();
+        }
+        if self.outcome.is_none() || self.tunnel.is_none() {
+            return;
+        }
+        let found = match all || links {
+            true => self.datapath.verify(),
+            false => self.datapath.glance(),
+        };
+        let mut damage = found.unwrap_or_else(|error| {
+            tracing::warn!(error = %chain(&error), "looking the data path over");
+            BTreeSet::new()
+        });
+        damage.extend(self.gateway.verify(all));
+        if damage.is_empty() {
+            return;
+        }
+        let words: Vec<&str> = damage.iter().map(|kind| kind.word()).collect();
+        let kinds = words.join(", ");
+        tracing::warn!(kinds, "others changed or removed what is ours: mending it");
+        self.board.with(|metrics| {
+            for kind in words {
+                let label = ByKind { kind: kind.into() };
+                metrics.repairs.get_or_create(&label).inc();
+            }
+        });
+        self.tunnel = None;
+        self.news = true;
+    }
+
+    /// Tells the kernel which destinations to refuse; it forgets them unless told again.
+    pub(super) fn refuse_full(&mut self) {
+        self.full_told = Instant::now();
+        if let Err(error) = self.datapath.refuse_full(&self.full) {
+            tracing::warn!(error = %chain(&error), "refusing full destinations");
+        }
+    }
+
+    pub(super) fn forward_blocked(&mut self, blocked: Vec<String>) {
+        if self.forward_blocked != blocked {
+            for text in &blocked {
+                tracing::warn!(text, "forwarding is blocked by others");
+            }
+            self.forward_blocked = blocked;
+        }
+    }
+
+    pub(super) fn open_forwarding(&mut self, outcome: &NodeOutcome) {
+        match self.datapath.open_forwarding(&outcome.state) {
+            Ok(blocked) => self.forward_blocked(blocked),
+            Err(error) => tracing::warn!(error = %chain(&error), "opening others' forward chains"),
+        }
+    }
+
+    pub(super) fn ports_due(&self) -> bool {
+        self.ports_counted
+            .is_none_or(|at| at.elapsed() >= COUNT_PORTS)
+    }
+
+    pub(super) fn count_ports(&mut self) -> Result<(), String> {
+        self.ports_counted = Some(Instant::now());
+        self.ports = self
+            .datapath
+            .ports_in_use()
+            .map_err(|error| chain(&error))?;
+        Ok(())
+    }
+
+    pub(super) fn follow_flows(&mut self, outcome: &NodeOutcome) {
+        let mut ranges = Ranges::new();
+        for target in outcome.state.worker.targets.values() {
+            ranges.insert(target.address, target.ranges.clone());
+        }
+        if ranges != self.told_ranges && self.ranges.send(ranges.clone()).is_ok() {
+            self.told_ranges = ranges;
+        }
+    }
+}
