@@ -28,6 +28,7 @@ fn main() -> ExitCode {
             a_pods_tunnel_packet_to_other_nodes_is_dropped,
             a_pods_tunnel_packet_from_a_peers_address_is_dropped,
             a_pods_forged_egress_address_is_dropped,
+            a_flow_to_an_egress_address_is_refused,
             protocols_without_ports_are_refused_to_selected_pods_only,
             unknown_transport_of_a_selected_pod_has_the_egress_address_or_does_not_leave,
             a_tcp_packet_without_flow_is_reset_towards_the_pod,
@@ -380,6 +381,36 @@ fn a_pods_forged_egress_address_is_dropped(cluster: &Cluster) -> Outcome {
                 Ok(pod.run(|| packet::send_raw(&forged))??)
             })?;
         }
+    }
+    Ok(())
+}
+
+/// Egress addresses answer to flows of pods only, so a pod that asks one is told so.
+fn a_flow_to_an_egress_address_is_refused(cluster: &Cluster) -> Outcome {
+    let pod = cluster.pod("a1")?;
+    for (address, prohibited) in EGRESS
+        .map(ip)
+        .into_iter()
+        .zip([libc::EHOSTUNREACH, libc::EACCES])
+    {
+        let target = SocketAddr::new(address, PORT);
+        dropped(cluster, ("worker1", "hairpin", 1), || {
+            let error = pod.run(|| -> std::io::Result<Option<i32>> {
+                let any = if address.is_ipv4() {
+                    "0.0.0.0:0"
+                } else {
+                    "[::]:0"
+                };
+                let socket = UdpSocket::bind(any)?;
+                socket.set_read_timeout(Some(DEADLINE))?;
+                socket.connect(target)?;
+                socket.send(b"anybody there?")?;
+                let answer = socket.recv(&mut [0; 16]);
+                Ok(answer.err().and_then(|error| error.raw_os_error()))
+            })??;
+            ensure!(error == Some(prohibited), "{target} said {error:?}");
+            Ok(())
+        })?;
     }
     Ok(())
 }

@@ -181,6 +181,8 @@ pub(super) fn chains(state: &NodeState, table: &mut Table) {
     plain("from_tunnel", from_tunnel(state.gateway.is_some()));
     plain("refuse_ended", refuse(c::ENDED));
     plain("refuse_full", refuse(c::FULL));
+    // No TCP reset: it would come from the egress address, and the guard lets nothing like that out.
+    plain("refuse_hairpin", vec![rule().count(c::HAIRPIN).prohibit()]);
     for (reason, counter) in [("family", c::FAMILY), ("unavailable", c::UNAVAILABLE)] {
         let classified = match reason {
             // TCP by a reset: an ICMP error that answers a SYN finds the pod's socket still locked by connect(), which

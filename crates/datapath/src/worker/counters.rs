@@ -22,6 +22,7 @@ pub(super) const UNAVAILABLE: &str = "unavailable";
 pub(super) const PORTLESS: &str = "protocol_refused";
 pub(super) const NO_LEASE: &str = "no_lease";
 pub(super) const FULL: &str = "ports_exhausted";
+pub(super) const HAIRPIN: &str = "hairpin";
 pub(super) const GUARD_SELECTED: &str = "guard_selected";
 pub(super) const GUARD_EGRESS: &str = "guard_egress_address";
 pub(super) const GUARD_DEVICE: &str = "guard_tunnel_device";
@@ -79,6 +80,10 @@ pub const COUNTERS: &[Counter] = &[
     Counter {
         name: FULL,
         help: "new selected flows to a destination towards which all source ports are in use, refused to the pod",
+    },
+    Counter {
+        name: HAIRPIN,
+        help: "new selected flows to an egress address of the cluster, refused to the pod",
     },
     Counter {
         name: GUARD_SELECTED,

@@ -38,6 +38,7 @@ fn classify(target: &Target, group: &Group) -> Vec<Rule> {
         Group::Local { .. } => GROUP_LOCAL,
         Group::Tunnel(_) | Group::Nowhere => target.group,
     };
+    let family = Family::of(target.address);
     let old = || {
         rule()
             .state(STATE_ESTABLISHED)
@@ -51,6 +52,11 @@ fn classify(target: &Target, group: &Group) -> Vec<Rule> {
         not_first(rule().state(STATE_NEW | STATE_UNTRACKED))
             .count(c::MIDSTREAM)
             .reset(),
+        // Egress addresses answer to flows of pods and to nothing else: nobody is there.
+        rule()
+            .state(STATE_NEW)
+            .address_in(family, End::Destination, &family.named("egress"))
+            .goto("refuse_hairpin"),
         rule()
             .state(STATE_NEW)
             .destination_in(
