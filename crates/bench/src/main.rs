@@ -30,6 +30,9 @@ struct Arguments {
     /// Write docs/performance.{json,md,svg} as well.
     #[arg(long)]
     write: bool,
+    /// Measure nothing; write page and chart anew from docs/performance.json.
+    #[arg(long)]
+    render: bool,
 }
 
 /// What to measure.
@@ -57,6 +60,9 @@ const ALL: [Part; 5] = [
 
 fn main() -> anyhow::Result<()> {
     let arguments = Arguments::parse();
+    if arguments.render {
+        return page::render();
+    }
     let mut report = Report::begin();
     for part in ALL {
         if !arguments.only.is_empty() && !arguments.only.contains(&part) {
