@@ -59,6 +59,10 @@ impl Lab {
         };
         processes.init.signal(Signal::SIGKILL);
         processes.launcher.signal(Signal::SIGKILL);
+        if let Some(agent) = processes.agent {
+            // That of a frozen agent is stopped itself.
+            agent.launcher.signal(Signal::SIGKILL);
+        }
         // Whoever still has a foot in the dead host's namespace must not keep it on the wire.
         host::unplug(state.init_of(CONTROL)?, target)?;
         teardown::reap(&processes)?;
@@ -95,7 +99,11 @@ impl Lab {
             }
         }
         match agent_of(&state, host) {
-            Ok(agent) if agent.process.signal(Signal::SIGCONT) => Ok(()),
+            Ok(agent) if agent.process.signal(Signal::SIGCONT) => {
+                // nsenter stops itself with its child, and a stopped parent would never reap it.
+                agent.launcher.signal(Signal::SIGCONT);
+                Ok(())
+            }
             _ if !state.agents => Ok(()),
             _ if host == CONTROL => self.start_controller(&mut state),
             _ if layout.host(host).is_some_and(HostLayout::is_node) => {

@@ -140,6 +140,12 @@ fn agents_run_on_every_node_and_can_be_killed_frozen_and_started() {
     lab.start("worker2").unwrap();
     wait_for("the agent to go on", DEADLINE, || agent_is(1, "running")).unwrap();
     assert_eq!(lab.agent("worker2").unwrap().unwrap(), frozen);
+    // Its host loses power whether it ran again or is frozen: what waits for it outside may be frozen with it.
+    lab.kill("worker2", Hurt::Power).unwrap();
+    lab.start("worker2").unwrap();
+    lab.kill("worker2", Hurt::Freeze).unwrap();
+    lab.kill("worker2", Hurt::Power).unwrap();
+    lab.start("worker2").unwrap();
 
     lab.kill("worker3", Hurt::Power).unwrap();
     assert!(agent_is(2, "none"));
