@@ -85,9 +85,27 @@ impl Cluster {
             agents: true,
             standing_server: false,
         };
+        Self::up_by(test, topology, &options)
+    }
+
+    /// Hosts, pods and the server, and nothing of Egret.
+    ///
+    /// # Errors
+    /// As [`Self::up`].
+    pub fn without_agents(test: &str, topology: &Topology) -> anyhow::Result<Self> {
+        let options = UpOptions {
+            egret: crate::egret()?,
+            agent_args: Vec::new(),
+            agents: false,
+            standing_server: false,
+        };
+        Self::up_by(test, topology, &options)
+    }
+
+    fn up_by(test: &str, topology: &Topology, options: &UpOptions) -> anyhow::Result<Self> {
         // The name says which process made it, so that parallel runs do not meet.
         let name = format!("ta-{test}-{}", std::process::id());
-        let lab = Lab::up(&name, topology, &options)?.owned();
+        let lab = Lab::up(&name, topology, options)?.owned();
         let server = Some(Server::start(&lab.place("server")?)?);
         Ok(Self { server, lab })
     }

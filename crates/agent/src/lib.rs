@@ -12,6 +12,7 @@
 //! traffic. A restarted agent adopts what is there, and changes nothing before it knows which gateways answer.
 
 mod board;
+mod classic;
 mod facts;
 mod gateway;
 mod links;
@@ -26,6 +27,7 @@ mod socket;
 mod source;
 
 pub use board::Board;
+pub use classic::{ClassicConfig, ReadWanted, cleanup_classic, run_classic};
 pub use metrics::Metrics;
 pub use path::GatewayDatapath;
 pub use socket::{Question, ask};
@@ -89,7 +91,8 @@ pub fn run(
     source::read(&open, events.clone(), stop)?;
     let status = source::write(&open)?;
     let probes = probe::start(events.clone())?;
-    links::watch(events.clone())?;
+    let links = events.clone();
+    links::watch(move || links.send(main_loop::Event::Links).is_ok())?;
     let ranges = port_use::start(events.clone())?;
     socket::listen(&config.socket, events)?;
     main_loop::MainLoop::new(config, datapath, board, status, probes, ranges).run(&inbox, stop);

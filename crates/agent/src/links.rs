@@ -1,11 +1,9 @@
-//! Tells the main loop at once when a link, an address, a route, a rule, a next hop or a neighbour of ours changes.
+//! Tells at once when a link, an address, a route, a rule, a next hop or a neighbour of ours changes.
 
 use crate::AgentError;
-use crate::main_loop::Event;
 use crate::source::spawn;
 use egret_core::numbers::TUNNEL_DEVICE;
 use netlink_sys::{Socket, SocketAddr};
-use std::sync::mpsc::Sender;
 
 /// Multicast groups of rtnetlink (`enum rtnetlink_groups`).
 const GROUPS: [u32; 9] = [
@@ -21,8 +19,9 @@ const GROUPS: [u32; 9] = [
 ];
 const BUFFER_BYTES: usize = 64 * 1024;
 
-/// Starts the watch. What exactly changed does not matter: the main loop compares everything.
-pub(crate) fn watch(events: Sender<Event>) -> Result<(), AgentError> {
+/// Starts the watch, which ends when `tell` returns false. What exactly changed does not matter: who is told compares
+/// everything.
+pub(crate) fn watch(mut tell: impl FnMut() -> bool + Send + 'static) -> Result<(), AgentError> {
     let error = |source| AgentError::Io {
         doing: "watching links and routes",
         source,
@@ -38,7 +37,7 @@ pub(crate) fn watch(events: Sender<Event>) -> Result<(), AgentError> {
             // ENOBUFS means that messages were lost: something changed all the same.
             let message = socket.recv(&mut &mut buffer[..], 0);
             let concerns_us = message.map_or(true, |length| concerns_us(&buffer[..length]));
-            if concerns_us && events.send(Event::Links).is_err() {
+            if concerns_us && !tell() {
                 return;
             }
         }

@@ -7,6 +7,8 @@ use std::path::PathBuf;
 
 /// Something is not as it should be.
 pub const EXIT_NOT_GOOD: u8 = 1;
+/// Wrong usage, as clap has it.
+pub const EXIT_USAGE: u8 = 2;
 /// Cannot reach what is needed: no agent, no directory, no rights.
 pub const EXIT_UNREACHABLE: u8 = 3;
 
@@ -70,6 +72,8 @@ pub enum Verb {
     Agent(AgentArguments),
     /// Run the controller: allocates addresses, leases source ports, writes status
     Controller(ControllerArguments),
+    /// Serve as kube-egress did: translation at the node that holds the address, without the Kubernetes API
+    KubeEgress(KubeEgressArguments),
     /// Show policies, addresses, gateways and findings
     Status(StatusArguments),
     /// Show step by step what becomes of a pod's traffic
@@ -90,14 +94,14 @@ impl Verb {
     pub fn only_prints(&self) -> bool {
         match self {
             Verb::Status(_) | Verb::Explain(_) | Verb::Plan(_) | Verb::Crds => true,
-            Verb::Agent(_) | Verb::Controller(_) | Verb::Lab { .. } => false,
+            Verb::Agent(_) | Verb::Controller(_) | Verb::KubeEgress(_) | Verb::Lab { .. } => false,
         }
     }
 
     /// Daemons tell what they do; questions only what is wrong.
     pub fn default_log(&self) -> &'static str {
         match self {
-            Verb::Agent(_) | Verb::Controller(_) => "info",
+            Verb::Agent(_) | Verb::Controller(_) | Verb::KubeEgress(_) => "info",
             _ => "warn",
         }
     }
@@ -226,4 +230,59 @@ pub struct PlanArguments {
     pub settings: SettingsArguments,
     #[arg(short, long, value_enum, default_value = "text")]
     pub output: Output,
+}
+
+/// The flags of kube-egress, long and short, of both its versions: `-r` and `-v` take a number and an address, or the
+/// directories of the version with mappings.
+#[derive(Debug, clap::Args)]
+pub struct KubeEgressArguments {
+    /// Remove everything that an earlier run made, and end
+    #[arg(short, long)]
+    pub delete: bool,
+    /// Device of the nodes' and the egress addresses
+    #[arg(short, long, default_value = "eth0")]
+    pub interface: String,
+    /// Addresses of pods
+    #[arg(
+        short,
+        long,
+        value_name = "CIDR",
+        value_delimiter = ',',
+        default_value = "10.32.0.0/12"
+    )]
+    pub pod_subnet: Vec<ipnet::IpNet>,
+    /// Addresses of Services
+    #[arg(
+        short,
+        long,
+        value_name = "CIDR",
+        value_delimiter = ',',
+        default_value = "10.96.0.0/12"
+    )]
+    pub service_subnet: Vec<ipnet::IpNet>,
+    /// Seconds between looks at the mappings; without, apply once and end, and everything stays
+    #[arg(short, long, value_name = "SECONDS", value_parser = seconds)]
+    pub update_interval: Option<std::time::Duration>,
+    /// Egress address of all pods
+    #[arg(short, long, value_name = "ADDRESS")]
+    pub vip: Option<String>,
+    /// Number of its mark and routing table, 1 to 252 [default: 64]
+    #[arg(short, long, value_name = "NUMBER")]
+    pub route_id: Option<String>,
+    /// Directory of files named by egress address that hold its number
+    #[arg(long, value_name = "DIRECTORY")]
+    pub vip_routeid_mappings: Option<PathBuf>,
+    /// Directory of files named by pod address that hold its egress address
+    #[arg(long, value_name = "DIRECTORY")]
+    pub podip_vip_mappings: Option<PathBuf>,
+    /// What must outlive the process
+    #[arg(long, default_value = egret_core::numbers::CLASSIC_STATE_DIR)]
+    pub state_directory: PathBuf,
+}
+
+fn seconds(text: &str) -> Result<std::time::Duration, String> {
+    match text.parse::<u64>() {
+        Ok(seconds) if seconds > 0 => Ok(std::time::Duration::from_secs(seconds)),
+        _ => Err("write a number of seconds, at least 1".into()),
+    }
 }

@@ -2,6 +2,7 @@
 
 mod args;
 mod http;
+mod kube_egress;
 mod run;
 mod show;
 

@@ -4,7 +4,7 @@ use crate::args::{
     AgentArguments, ControllerArguments, EXIT_NOT_GOOD, EXIT_UNREACHABLE, ExplainArguments,
     PlanArguments, SettingsArguments, SourceArgument, StatusArguments, Unpooled, Verb,
 };
-use crate::{http, show};
+use crate::{http, kube_egress, show};
 use anyhow::Context;
 use egret_agent::report::Status;
 use egret_agent::{OpenSource, Question};
@@ -22,6 +22,7 @@ pub fn run(verb: Verb) -> anyhow::Result<ExitCode> {
         Verb::Agent(arguments) if arguments.cleanup => Ok(cleanup(&arguments)),
         Verb::Agent(arguments) => agent(&arguments),
         Verb::Controller(arguments) => controller(&arguments),
+        Verb::KubeEgress(arguments) => kube_egress::run(&arguments, stop_at_signal),
         Verb::Status(arguments) => status(&arguments),
         Verb::Explain(arguments) => explain(&arguments),
         Verb::Plan(arguments) => plan(&arguments),

@@ -14,6 +14,7 @@
 #![forbid(unsafe_code)]
 
 pub mod check;
+pub mod classic;
 mod compile;
 pub mod condition;
 pub mod explain;

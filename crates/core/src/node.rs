@@ -11,6 +11,7 @@ mod lookup;
 mod profiles;
 mod state;
 
+pub use cluster::never_anywhere;
 pub use facts::*;
 pub use lookup::Fate;
 pub use state::*;

@@ -29,6 +29,17 @@ pub const RULE_PRIORITY: u32 = 79;
 pub const ROUTE_TABLE_BASE: u32 = 14790;
 /// Route protocol number on our routes, rules, addresses and next hops.
 pub const ROUTE_PROTOCOL: u8 = 79;
+/// Priority of the rules of the driver `classic`.
+pub const CLASSIC_RULE_PRIORITY: u32 = 78;
+/// Route protocol number of the driver `classic`.
+pub const CLASSIC_ROUTE_PROTOCOL: u8 = 78;
+/// Highest number of an address of the driver `classic`: a mark under `MARK_MASK`, and a routing table below the
+/// kernel's own (253 to 255).
+pub const CLASSIC_NUMBER_MAX: u8 = 252;
+/// nftables table of the driver `classic` (family inet).
+pub const CLASSIC_NFT_TABLE: &str = "egret_classic";
+/// Directory of what must outlive the driver `classic` (saved sysctls).
+pub const CLASSIC_STATE_DIR: &str = "/var/lib/egret/classic";
 /// Next hop objects: base plus tunnel index; groups: base plus `NEXTHOP_GROUP_OFFSET` plus group.
 pub const NEXTHOP_BASE: u32 = 0x0e60_0000;
 /// See [`NEXTHOP_BASE`].

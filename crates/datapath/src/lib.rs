@@ -8,6 +8,7 @@
 //!
 //! Every kernel object carries a mark of ours (`egret_core::numbers`), and only what carries it is ever deleted.
 
+pub mod classic;
 pub mod conntrack;
 pub mod damage;
 pub mod driver;

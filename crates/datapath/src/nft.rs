@@ -9,6 +9,7 @@ mod forward;
 mod legacy;
 mod message;
 mod read;
+pub(crate) mod rule;
 mod table;
 
 pub use apply::{NftError, Nftables};

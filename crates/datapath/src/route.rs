@@ -4,8 +4,9 @@
 
 mod kernel;
 mod nexthop;
+pub(crate) mod policy;
 mod tunnel;
-mod wanted;
+pub(crate) mod wanted;
 mod wire;
 
 pub use kernel::{RouteError, Routing};

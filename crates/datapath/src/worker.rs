@@ -14,7 +14,6 @@ mod base;
 mod counters;
 mod names;
 mod profile;
-mod rule;
 
 pub use counters::{COUNTERS, Counter};
 pub use names::{ENDED_SETS, FULL_SETS, LATE_SETS};

@@ -15,6 +15,7 @@
 
 pub mod convert;
 pub mod dir;
+pub mod kube_egress;
 mod source;
 mod status;
 

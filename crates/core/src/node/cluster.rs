@@ -114,8 +114,8 @@ fn host(address: IpAddr) -> IpNet {
     IpNet::from(address)
 }
 
-/// Destinations that are no egress traffic whatever policies say: joined, so disjoint.
-pub(super) fn never(snapshot: &Snapshot, facts: &NodeFacts) -> BTreeSet<IpNet> {
+/// Destinations that are no egress traffic in any network: this host, this link, many at once.
+pub fn never_anywhere() -> Vec<IpNet> {
     let v4 = |a, b, prefix| IpNet::V4(Ipv4Net::new_assert(Ipv4Addr::new(a, b, 0, 0), prefix));
     let v6 = |first, last, prefix| {
         IpNet::V6(Ipv6Net::new_assert(
@@ -123,7 +123,7 @@ pub(super) fn never(snapshot: &Snapshot, facts: &NodeFacts) -> BTreeSet<IpNet> {
             prefix,
         ))
     };
-    let mut all = vec![
+    vec![
         v4(0, 0, 8),
         v4(127, 0, 8),
         v4(169, 254, 16),
@@ -132,7 +132,12 @@ pub(super) fn never(snapshot: &Snapshot, facts: &NodeFacts) -> BTreeSet<IpNet> {
         v6(0, 1, 128),
         v6(0xfe80, 0, 10),
         v6(0xff00, 0, 8),
-    ];
+    ]
+}
+
+/// Destinations that are no egress traffic whatever policies say: joined, so disjoint.
+pub(super) fn never(snapshot: &Snapshot, facts: &NodeFacts) -> BTreeSet<IpNet> {
+    let mut all = never_anywhere();
     for node in snapshot.nodes.values() {
         all.extend(&node.pod_cidrs);
         all.extend(node.addresses.iter().copied().map(host));

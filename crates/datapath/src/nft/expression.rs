@@ -32,6 +32,7 @@ pub enum MetaKey {
 pub enum Key {
     State = 0,
     Direction = 1,
+    Status = 2,
     SourceV4 = 19,
     DestinationV4 = 20,
     SourceV6 = 21,
@@ -171,13 +172,17 @@ pub enum Expression {
     RejectProhibited,
     /// The packet is not tracked.
     Notrack,
-    /// Source translation to one address and a range of ports.
+    /// Source translation to one address.
     Snat {
         /// Family (`NFPROTO_IPV4`, `NFPROTO_IPV6`).
         family: u32,
-        /// Registers of address, first and last port.
-        registers: (Register, Register, Register),
+        /// Register of the address.
+        address: Register,
+        /// Registers of the first and last port; without, the port stays as it is where that is possible.
+        ports: Option<(Register, Register)>,
     },
+    /// Loads the address of the neighbour that the packet goes to (`NFPROTO_IPV4`, `NFPROTO_IPV6`).
+    NextHop(u32, Register),
     /// Lowers the MSS option of TCP to the 16 bits in the register.
     ClampMss(Register),
     /// A random number below the modulus.
@@ -309,10 +314,24 @@ impl Expression {
             Expression::Notrack => ("notrack", a),
             Expression::Snat {
                 family,
-                registers: (address, first, last),
+                address,
+                ports,
             } => {
                 let a = a.be32(1, 0).be32(2, *family).be32(3, reg(*address));
-                ("nat", a.be32(5, reg(*first)).be32(6, reg(*last)))
+                let a = match ports {
+                    Some((first, last)) => a.be32(5, reg(*first)).be32(6, reg(*last)),
+                    None => a,
+                };
+                ("nat", a)
+            }
+            Expression::NextHop(family, to) => {
+                // NFT_RT_NEXTHOP4, NFT_RT_NEXTHOP6
+                let key = if *family == libc::NFPROTO_IPV4 as u32 {
+                    1
+                } else {
+                    2
+                };
+                ("rt", a.be32(1, reg(*to)).be32(2, key))
             }
             Expression::ClampMss(from) => {
                 // exthdr: type 2 (MSS), offset 2, length 2, operation 1 (TCP options), written from a register.

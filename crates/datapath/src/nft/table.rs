@@ -1,6 +1,7 @@
 //! The table as a value.
 
 use super::expression::{Rule, address_bytes};
+use egret_core::hash::StableHash;
 use std::cmp::Ordering;
 use std::collections::BTreeMap;
 use std::net::IpAddr;
@@ -63,6 +64,11 @@ impl ElementKey {
     /// A single address.
     pub fn address(address: IpAddr) -> Self {
         Self::single(&[&address_bytes(address)])
+    }
+
+    /// A range of addresses, both ends in it.
+    pub fn addresses(first: IpAddr, last: IpAddr) -> Self {
+        Self::range(&[&address_bytes(first)], &[&address_bytes(last)])
     }
 
     /// An interface name.
@@ -180,6 +186,22 @@ impl ByAddress {
 }
 
 impl Set {
+    /// Maps of ranges never change their content: other content has another name. A packet then meets the old map or the
+    /// new one, whole, while the kernel shows changes of such a map only some time after it has switched the rules.
+    pub(crate) fn named_by_content(&self, name: &str) -> String {
+        let mut hash = StableHash::new("map").number(self.elements.len() as u64);
+        for (key, value) in &self.elements {
+            hash = hash.raw(&key.first).raw(&key.last);
+            hash = match value {
+                Value::Member => hash.number(0),
+                Value::Verdict(code, chain) => hash
+                    .number(i64::from(*code) as u64)
+                    .text(chain.as_deref().unwrap_or_default()),
+            };
+        }
+        format!("{name}_{:016x}", hash.finish())
+    }
+
     /// An empty set.
     pub fn new(key: &[SetType]) -> Self {
         Set {

@@ -1,7 +1,8 @@
 //! Observes, compares and applies.
 
+use super::policy::{self, Owner, absent_is_fine};
 use super::tunnel::{self, Device};
-use super::wanted::{RouteEntry, RuleEntry, Wanted};
+use super::wanted::{RouteEntry, Wanted};
 use super::{nexthop, wire};
 use crate::damage::Damage;
 use crate::netlink::{NetlinkError, NetlinkSocket, Request, flags};
@@ -22,6 +23,12 @@ pub enum RouteError {
     /// There is a device of our name that is not ours; it is left alone.
     #[error("device {device} exists and is not a tunnel of Egret: rename or remove it")]
     NotOurs {
+        /// Name.
+        device: String,
+    },
+    /// There is no device of the name that was asked for.
+    #[error("there is no network device {device}")]
+    NoDevice {
         /// Name.
         device: String,
     },
@@ -159,14 +166,14 @@ impl Routing {
         self.applied = None;
         let device = tunnel::find(&mut self.socket)?.filter(|device| device.ours);
         let index = device.as_ref().map_or(0, |device| device.index);
-        let rules = wire::rules(&mut self.socket)?;
-        let routes = wire::routes(&mut self.socket)?;
+        let rules = policy::rules(&mut self.socket, Owner::LEASED)?;
+        let routes = policy::routes(&mut self.socket, Owner::LEASED)?;
         let hops = nexthop::nexthops(&mut self.socket, index, IpAddr::from([0, 0, 0, 0]))?;
         for rule in &rules {
-            self.delete_rule(rule)?;
+            policy::delete_rule(&mut self.socket, Owner::LEASED, rule)?;
         }
         for route in &routes {
-            self.delete_route(route)?;
+            policy::delete_route(&mut self.socket, Owner::LEASED, route)?;
         }
         for id in hops.groups.keys().chain(hops.hops.keys()) {
             self.gone(nexthop::delete_nexthop(*id))?;
@@ -194,8 +201,8 @@ impl Routing {
             neighbours,
             hops: hops_found,
             groups: hops.groups,
-            routes: wire::routes(&mut self.socket)?,
-            rules: wire::rules(&mut self.socket)?,
+            routes: policy::routes(&mut self.socket, Owner::LEASED)?,
+            rules: policy::rules(&mut self.socket, Owner::LEASED)?,
         })
     }
 
@@ -225,25 +232,17 @@ impl Routing {
             }
         }
         for route in new.routes.difference(&old.routes) {
-            let message = Message::NewRoute(wire::route(route));
-            self.send(
-                wire::RTM_NEWROUTE,
-                replace,
-                message,
-                &format!("route {route:?}"),
-            )?;
+            policy::add_route(&mut self.socket, Owner::LEASED, route)?;
         }
         for rule in new.rules.difference(&old.rules) {
-            let message = Message::NewRule(wire::rule(rule));
-            let how = flags::CREATE | flags::EXCL;
-            self.send(wire::RTM_NEWRULE, how, message, &format!("rule {rule:?}"))?;
+            policy::add_rule(&mut self.socket, Owner::LEASED, rule)?;
         }
         Ok(())
     }
 
     fn shrink(&mut self, device: &Device, old: &Wanted, new: &Wanted) -> Result<(), RouteError> {
         for rule in old.rules.difference(&new.rules) {
-            self.delete_rule(rule)?;
+            policy::delete_rule(&mut self.socket, Owner::LEASED, rule)?;
         }
         for route in old.routes.difference(&new.routes) {
             // A replaced route (same table, prefix and metric) is gone already.
@@ -251,7 +250,7 @@ impl Routing {
                 (new.table, new.to, new.metric) == (route.table, route.to, route.metric)
             };
             if !new.routes.iter().any(|new| same(&new)) {
-                self.delete_route(route)?;
+                policy::delete_route(&mut self.socket, Owner::LEASED, route)?;
             }
         }
         for id in old.groups.keys().filter(|id| !new.groups.contains_key(id)) {
@@ -273,20 +272,6 @@ impl Routing {
         Ok(())
     }
 
-    fn delete_rule(&mut self, rule: &RuleEntry) -> Result<(), RouteError> {
-        let message = Message::DelRule(wire::rule(rule));
-        let what = format!("deletion of rule {rule:?}");
-        let result = self.send(wire::RTM_DELRULE, 0, message, &what);
-        absent_is_fine(result)
-    }
-
-    fn delete_route(&mut self, route: &RouteEntry) -> Result<(), RouteError> {
-        let message = Message::DelRoute(wire::route(route));
-        let what = format!("deletion of route {route:?}");
-        let result = self.send(wire::RTM_DELROUTE, 0, message, &what);
-        absent_is_fine(result)
-    }
-
     fn send(
         &mut self,
         kind: u16,
@@ -300,19 +285,5 @@ impl Routing {
     fn gone(&mut self, request: Request) -> Result<(), RouteError> {
         let result = self.socket.execute(&request).map_err(RouteError::from);
         absent_is_fine(result)
-    }
-}
-
-fn absent_is_fine(result: Result<(), RouteError>) -> Result<(), RouteError> {
-    match result {
-        Err(RouteError::Netlink(error))
-            if matches!(
-                error.errno(),
-                Some(libc::ENOENT | libc::ESRCH | libc::ENODEV)
-            ) =>
-        {
-            Ok(())
-        }
-        result => result,
     }
 }

@@ -23,6 +23,13 @@ pub struct NextHop {
 pub enum RouteKind {
     /// To this next hop group.
     Group(u32),
+    /// To this neighbour on the device with this index, whatever its addresses are.
+    Neighbour {
+        /// The neighbour.
+        address: IpAddr,
+        /// Index of the device.
+        device: u32,
+    },
     /// Back to the tables of lower precedence.
     Throw,
     /// The sender is told that the destination is unreachable.
@@ -69,9 +76,9 @@ pub struct Wanted {
 }
 
 /// Metric of the route behind the group: highest number, so lowest precedence.
-const METRIC_LAST: u32 = u32::MAX;
+pub(crate) const METRIC_LAST: u32 = u32::MAX;
 /// Metric of routes to groups: the kernel's own default for IPv6.
-const METRIC_GROUP: u32 = 1024;
+pub(crate) const METRIC_GROUP: u32 = 1024;
 
 /// Link-local address of a node inside the tunnel.
 pub(super) fn link_local(index: TunnelIndex) -> Ipv6Addr {

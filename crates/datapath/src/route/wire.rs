@@ -1,34 +1,25 @@
 //! rtnetlink messages, in the types of `netlink-packet-route`.
 
 use super::kernel::RouteError;
-use super::wanted::{RouteEntry, RouteKind, RuleEntry};
 use crate::netlink::{NetlinkSocket, Request, flags};
-use egret_core::numbers::{MARK_MASK, ROUTE_PROTOCOL, RULE_PRIORITY};
-use ipnet::IpNet;
+use egret_core::numbers::ROUTE_PROTOCOL;
 use netlink_packet_core::{NetlinkDeserializable, NetlinkHeader, NetlinkSerializable};
 use netlink_packet_route::address::{AddressAttribute, AddressFlags, AddressHeaderFlags};
 use netlink_packet_route::address::{AddressMessage, AddressScope};
 use netlink_packet_route::neighbour::NeighbourState;
 use netlink_packet_route::neighbour::{NeighbourAddress, NeighbourAttribute, NeighbourMessage};
-use netlink_packet_route::route::{RouteAddress, RouteAttribute, RouteMessage, RouteProtocol};
-use netlink_packet_route::route::{RouteScope, RouteType};
-use netlink_packet_route::rule::{RuleAction, RuleAttribute, RuleMessage};
+use netlink_packet_route::route::{RouteAttribute, RouteMessage, RouteProtocol, RouteType};
 use netlink_packet_route::{AddressFamily, RouteNetlinkMessage as Message};
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv6Addr};
 
 pub(super) const RTM_NEWADDR: u16 = 20;
 pub(super) const RTM_DELADDR: u16 = 21;
 const RTM_GETADDR: u16 = 22;
-pub(super) const RTM_NEWROUTE: u16 = 24;
-pub(super) const RTM_DELROUTE: u16 = 25;
-const RTM_GETROUTE: u16 = 26;
+pub(super) const RTM_GETROUTE: u16 = 26;
 pub(super) const RTM_NEWNEIGH: u16 = 28;
 pub(super) const RTM_DELNEIGH: u16 = 29;
 const RTM_GETNEIGH: u16 = 30;
-pub(super) const RTM_NEWRULE: u16 = 32;
-pub(super) const RTM_DELRULE: u16 = 33;
-const RTM_GETRULE: u16 = 34;
 
 pub(super) fn execute(
     socket: &mut NetlinkSocket,
@@ -77,7 +68,7 @@ fn serialized(message: &Message) -> Vec<u8> {
     body
 }
 
-fn family(v6: bool) -> AddressFamily {
+pub(super) fn family(v6: bool) -> AddressFamily {
     if v6 {
         AddressFamily::Inet6
     } else {
@@ -206,54 +197,6 @@ pub(super) fn neighbours(
     Ok(neighbours)
 }
 
-pub(super) fn route(entry: &RouteEntry) -> RouteMessage {
-    let mut message = RouteMessage::default();
-    message.header.address_family = family(entry.to.addr().is_ipv6());
-    message.header.destination_prefix_length = entry.to.prefix_len();
-    message.header.protocol = RouteProtocol::Other(ROUTE_PROTOCOL);
-    message.header.scope = RouteScope::Universe;
-    message.header.kind = match entry.kind {
-        RouteKind::Group(_) => RouteType::Unicast,
-        RouteKind::Throw => RouteType::Throw,
-        RouteKind::Unreachable => RouteType::Unreachable,
-    };
-    message.attributes = vec![
-        RouteAttribute::Table(entry.table),
-        RouteAttribute::Priority(entry.metric),
-    ];
-    if entry.to.prefix_len() > 0 {
-        let address = match entry.to.network() {
-            IpAddr::V4(address) => RouteAddress::Inet(address),
-            IpAddr::V6(address) => RouteAddress::Inet6(address),
-        };
-        message
-            .attributes
-            .push(RouteAttribute::Destination(address));
-    }
-    if let RouteKind::Group(id) = entry.kind {
-        message.attributes.push(RouteAttribute::NhId(id));
-    }
-    message
-}
-
-pub(super) fn routes(socket: &mut NetlinkSocket) -> Result<BTreeSet<RouteEntry>, RouteError> {
-    let mut routes = BTreeSet::new();
-    for v6 in [false, true] {
-        let mut message = RouteMessage::default();
-        message.header.address_family = family(v6);
-        message.header.protocol = RouteProtocol::Other(ROUTE_PROTOCOL);
-        for message in dump(socket, RTM_GETROUTE, Message::GetRoute(message), "routes")? {
-            let Message::NewRoute(message) = message else {
-                continue;
-            };
-            if message.header.protocol == RouteProtocol::Other(ROUTE_PROTOCOL) {
-                routes.extend(read_route(&message, v6));
-            }
-        }
-    }
-    Ok(routes)
-}
-
 /// Index of the device of the main table's default route with the lowest metric, IPv4 before IPv6.
 pub(super) fn default_device(socket: &mut NetlinkSocket) -> Result<Option<u32>, RouteError> {
     const MAIN: u8 = libc::RT_TABLE_MAIN;
@@ -324,81 +267,4 @@ pub(super) fn foreign_multipath(socket: &mut NetlinkSocket) -> Result<bool, Rout
         }
     }
     Ok(false)
-}
-
-fn read_route(message: &RouteMessage, v6: bool) -> Option<RouteEntry> {
-    let unspecified: IpAddr = if v6 {
-        Ipv6Addr::UNSPECIFIED.into()
-    } else {
-        [0, 0, 0, 0].into()
-    };
-    let (mut table, mut metric, mut group) = (u32::from(message.header.table), 0, 0);
-    let mut address = unspecified;
-    for attribute in &message.attributes {
-        match attribute {
-            RouteAttribute::Table(number) => table = *number,
-            RouteAttribute::Priority(number) => metric = *number,
-            RouteAttribute::NhId(number) => group = *number,
-            RouteAttribute::Destination(RouteAddress::Inet(found)) => address = (*found).into(),
-            RouteAttribute::Destination(RouteAddress::Inet6(found)) => address = (*found).into(),
-            _ => {}
-        }
-    }
-    let kind = match message.header.kind {
-        RouteType::Throw => RouteKind::Throw,
-        RouteType::Unreachable => RouteKind::Unreachable,
-        _ => RouteKind::Group(group),
-    };
-    let to = IpNet::new(address, message.header.destination_prefix_length).ok()?;
-    Some(RouteEntry {
-        table,
-        to,
-        metric,
-        kind,
-    })
-}
-
-pub(super) fn rule(entry: &RuleEntry) -> RuleMessage {
-    let mut message = RuleMessage::default();
-    message.header.family = family(entry.v6);
-    message.header.action = RuleAction::ToTable;
-    message.attributes = vec![
-        RuleAttribute::Priority(RULE_PRIORITY),
-        RuleAttribute::FwMark(entry.mark),
-        RuleAttribute::FwMask(MARK_MASK),
-        RuleAttribute::Table(entry.table),
-        RuleAttribute::Protocol(RouteProtocol::Other(ROUTE_PROTOCOL)),
-    ];
-    message
-}
-
-pub(super) fn rules(socket: &mut NetlinkSocket) -> Result<BTreeSet<RuleEntry>, RouteError> {
-    let mut rules = BTreeSet::new();
-    for v6 in [false, true] {
-        let mut message = RuleMessage::default();
-        message.header.family = family(v6);
-        for message in dump(socket, RTM_GETRULE, Message::GetRule(message), "rules")? {
-            let Message::NewRule(message) = message else {
-                continue;
-            };
-            let ours = RuleAttribute::Protocol(RouteProtocol::Other(ROUTE_PROTOCOL));
-            if !message.attributes.contains(&ours) {
-                continue;
-            }
-            let mut entry = RuleEntry {
-                v6,
-                mark: 0,
-                table: u32::from(message.header.table),
-            };
-            for attribute in &message.attributes {
-                match attribute {
-                    RuleAttribute::FwMark(mark) => entry.mark = *mark,
-                    RuleAttribute::Table(table) => entry.table = *table,
-                    _ => {}
-                }
-            }
-            rules.insert(entry);
-        }
-    }
-    Ok(rules)
 }

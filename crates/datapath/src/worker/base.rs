@@ -1,10 +1,11 @@
 //! The sets and chains that every node's table has, whatever its policies.
 
 use super::counters as c;
-use super::names::{ENDED_SETS, FAMILIES, FULL_SETS, Family, LATE_SETS, Stage};
-use super::rule::{End, STATE_ESTABLISHED, STATE_INVALID, STATE_NEW, STATE_RELATED};
-use super::rule::{STATE_UNTRACKED, UDP};
-use super::rule::{Way, rule};
+use super::names::{ENDED_SETS, FULL_SETS, LATE_SETS, Stage};
+use crate::nft::rule::{self, FAMILIES, Family};
+use crate::nft::rule::{End, STATE_ESTABLISHED, STATE_INVALID, STATE_NEW, STATE_RELATED};
+use crate::nft::rule::{STATE_UNTRACKED, TCP_SYN, UDP};
+use crate::nft::rule::{Way, rule};
 use crate::nft::{Chain, ElementKey, Hook, Rule, Set, SetType, Table, Value};
 use egret_core::node::{Group, NodeState};
 use egret_core::numbers::{
@@ -20,21 +21,7 @@ const DEVICES: &str = "devices";
 pub(super) const TRANSPORT: &str = "transport";
 /// Bytes of the link-local prefix that the tunnel uses: fe80::/64.
 const TUNNEL_PREFIX: [u8; 8] = [0xfe, 0x80, 0, 0, 0, 0, 0, 0];
-const TCP_FIN_SYN_RST_ACK: u8 = 0x17;
 const TCP_SYN_RST: u8 = 0x06;
-pub(super) const TCP_SYN: u8 = 0x02;
-
-pub(super) fn address_type(family: Family) -> SetType {
-    match family {
-        Family::V4 => SetType::Ipv4,
-        Family::V6 => SetType::Ipv6,
-    }
-}
-
-/// TCP flags that tell a first packet from the rest.
-pub(super) fn not_first(builder: super::rule::Builder) -> super::rule::Builder {
-    builder.tcp_flags(TCP_FIN_SYN_RST_ACK, TCP_SYN, false)
-}
 
 pub(super) fn sets(state: &NodeState, table: &mut Table) {
     for family in FAMILIES {
@@ -68,12 +55,12 @@ pub(super) fn sets(state: &NodeState, table: &mut Table) {
         );
         never(state, table, family);
         for names in [LATE_SETS, ENDED_SETS] {
-            let ty = address_type(family);
+            let ty = family.address_type();
             let mut set = Set::new(&[ty, ty, SetType::Protocol, SetType::Port, SetType::Port]);
             set.runtime_max = Some(ENDED_FLOWS_MAX);
             table.sets.insert(names[family as usize].into(), set);
         }
-        let ty = address_type(family);
+        let ty = family.address_type();
         let mut full = Set::new(&[ty, ty, SetType::Protocol, SetType::Port]);
         full.runtime_max = Some(FULL_DESTINATIONS_MAX as u32);
         table.sets.insert(FULL_SETS[family as usize].into(), full);
@@ -112,7 +99,7 @@ fn addresses<'a>(
     family: Family,
     content: impl Iterator<Item = &'a IpAddr>,
 ) {
-    let mut set = Set::new(&[address_type(family)]);
+    let mut set = Set::new(&[family.address_type()]);
     for address in content {
         set.elements
             .insert(ElementKey::address(*address), Value::Member);
@@ -128,21 +115,13 @@ fn never(state: &NodeState, table: &mut Table, family: Family) {
         .filter(|prefix| Family::of(prefix.addr()) == family)
         .copied()
         .collect();
-    let mut set = Set::new(&[address_type(family)]);
+    let mut set = Set::new(&[family.address_type()]);
     set.interval = true;
     for prefix in IpNet::aggregate(&prefixes) {
-        let key = range_key(prefix.network(), prefix.broadcast());
+        let key = ElementKey::addresses(prefix.network(), prefix.broadcast());
         set.elements.insert(key, Value::Member);
     }
     table.sets.insert(family.named("never"), set);
-}
-
-/// Key of an address range.
-pub(super) fn range_key(first: IpAddr, last: IpAddr) -> ElementKey {
-    ElementKey {
-        first: ElementKey::address(first).first,
-        last: ElementKey::address(last).first,
-    }
 }
 
 pub(super) fn chains(state: &NodeState, table: &mut Table) {
@@ -202,7 +181,7 @@ pub(super) fn chains(state: &NodeState, table: &mut Table) {
     );
 }
 
-fn tunnel_packet() -> super::rule::Builder {
+fn tunnel_packet() -> rule::Builder {
     rule().protocol(UDP).port(End::Destination, TUNNEL_PORT)
 }
 
@@ -333,7 +312,7 @@ fn classify(state: &NodeState) -> Vec<Rule> {
         // A new flow of the same ports is established by the time it sends anything but its first packet.
         let ended = rule().state(STATE_NEW | STATE_INVALID | STATE_UNTRACKED);
         let ended = ended.tuple_in(family, ENDED_SETS[family as usize]);
-        rules.push(not_first(ended).goto("refuse_ended"));
+        rules.push(ended.tcp_not_first().goto("refuse_ended"));
     }
     rules
 }
@@ -375,7 +354,7 @@ fn from_tunnel(is_gateway: bool) -> Vec<Rule> {
 /// Refuses towards the pod: TCP by a reset, the rest as administratively prohibited.
 fn refuse(counter: &str) -> Vec<Rule> {
     vec![
-        rule().protocol(super::rule::TCP).count(counter).reset(),
+        rule().protocol(rule::TCP).count(counter).reset(),
         rule().count(counter).prohibit(),
     ]
 }

@@ -1,37 +1,7 @@
 //! Names of sets and chains. Those of profiles and targets carry the id, so that an edit keeps the names of the rest.
 
+use crate::nft::rule::Family;
 use egret_core::node::{ProfileId, TargetId};
-use std::net::IpAddr;
-
-/// Address family.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Family {
-    V4,
-    V6,
-}
-
-pub(super) const FAMILIES: [Family; 2] = [Family::V4, Family::V6];
-
-impl Family {
-    pub(super) fn of(address: IpAddr) -> Self {
-        if address.is_ipv4() {
-            Family::V4
-        } else {
-            Family::V6
-        }
-    }
-
-    pub(super) fn digit(self) -> char {
-        match self {
-            Family::V4 => '4',
-            Family::V6 => '6',
-        }
-    }
-
-    pub(super) fn named(self, name: &str) -> String {
-        format!("{name}{}", self.digit())
-    }
-}
 
 /// Run-time sets of outer tuples whose late packets are dropped, for IPv4 and IPv6.
 pub const LATE_SETS: [&str; 2] = ["late4", "late6"];

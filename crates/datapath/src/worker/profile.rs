@@ -1,11 +1,13 @@
 //! Profiles (pod -> destinations) and targets (what selected traffic becomes), once for each of the three stages.
 
-use super::base::{TRANSPORT, address_type, not_first, range_key};
+use super::base::TRANSPORT;
 use super::counters as c;
-use super::names::{FAMILIES, FULL_SETS, Family, STAGES, Stage};
-use super::rule::{End, STATE_ESTABLISHED, STATE_INVALID, STATE_NEW, STATE_UNTRACKED, Way, rule};
+use super::names::{FULL_SETS, STAGES, Stage};
+use crate::nft::rule::{self, FAMILIES, Family};
+use crate::nft::rule::{
+    End, STATE_ESTABLISHED, STATE_INVALID, STATE_NEW, STATE_UNTRACKED, Way, rule,
+};
 use crate::nft::{ByAddress, Chain, ElementKey, Rule, Set, SetType, Table, Value};
-use egret_core::hash::StableHash;
 use egret_core::model::Protocol;
 use egret_core::node::{DestinationBox, Group, NodeState, Profile, ProfileId, Target, Verdict};
 use egret_core::numbers::{GROUP_LOCAL, MARK_MASK, MARK_SHIFT, TUNNEL_DEVICE};
@@ -47,9 +49,11 @@ fn classify(target: &Target, group: &Group) -> Vec<Rule> {
     vec![
         rule().state(STATE_INVALID).count(c::INVALID).drop(),
         // A flow from before this policy: it has another source, and ends here.
-        old().protocol(super::rule::TCP).count(c::ENDED).reset(),
+        old().protocol(rule::TCP).count(c::ENDED).reset(),
         old().count(c::ENDED).prohibit(),
-        not_first(rule().state(STATE_NEW | STATE_UNTRACKED))
+        rule()
+            .state(STATE_NEW | STATE_UNTRACKED)
+            .tcp_not_first()
             .count(c::MIDSTREAM)
             .reset(),
         // Egress addresses answer to flows of pods and to nothing else: nobody is there.
@@ -127,7 +131,7 @@ fn pods(
     family: Family,
     addresses: &Arc<BTreeMap<IpAddr, u64>>,
 ) {
-    let mut map = Set::new(&[address_type(family)]);
+    let mut map = Set::new(&[family.address_type()]);
     map.verdicts = true;
     let jump = |id: &ProfileId| Value::Verdict(JUMP, Some(stage.profile(family, *id)));
     let profiles = state.worker.profiles.keys();
@@ -143,8 +147,8 @@ fn one(table: &mut Table, stage: Stage, family: Family, id: ProfileId, profile: 
         boxes(stage, family, profile),
         portless(stage, family, profile),
     );
-    let boxes_name = named_by_content(stage.boxes(family, id), &boxes);
-    let portless_name = named_by_content(stage.portless(family, id), &portless);
+    let boxes_name = boxes.named_by_content(&stage.boxes(family, id));
+    let portless_name = portless.named_by_content(&stage.portless(family, id));
     let mut rules = vec![
         rule()
             .address_in(family, End::Destination, &family.named("never"))
@@ -171,7 +175,7 @@ fn one(table: &mut Table, stage: Stage, family: Family, id: ProfileId, profile: 
 }
 
 fn boxes(stage: Stage, family: Family, profile: &Profile) -> Set {
-    let mut map = Set::new(&[address_type(family), SetType::Protocol, SetType::Port]);
+    let mut map = Set::new(&[family.address_type(), SetType::Protocol, SetType::Port]);
     (map.verdicts, map.interval) = (true, true);
     for b in profile
         .boxes
@@ -185,7 +189,7 @@ fn boxes(stage: Stage, family: Family, profile: &Profile) -> Set {
 }
 
 fn portless(stage: Stage, family: Family, profile: &Profile) -> Set {
-    let mut map = Set::new(&[address_type(family)]);
+    let mut map = Set::new(&[family.address_type()]);
     (map.verdicts, map.interval) = (true, true);
     let refusal = match stage {
         Stage::Classify => Value::Verdict(GOTO, Some(stage.refusal("portless"))),
@@ -198,25 +202,9 @@ fn portless(stage: Stage, family: Family, profile: &Profile) -> Set {
         .filter(|(first, _)| Family::of(*first) == family)
     {
         map.elements
-            .insert(range_key(*first, *last), refusal.clone());
+            .insert(ElementKey::addresses(*first, *last), refusal.clone());
     }
     map
-}
-
-/// Maps of ranges never change their content: other content has another name. A packet then meets the old map or the
-/// new one, whole, while the kernel shows changes of such a map only some time after it has switched the rules.
-fn named_by_content(name: String, map: &Set) -> String {
-    let mut hash = StableHash::new("map").number(map.elements.len() as u64);
-    for (key, value) in &map.elements {
-        hash = hash.raw(&key.first).raw(&key.last);
-        hash = match value {
-            Value::Member => hash.number(0),
-            Value::Verdict(code, chain) => hash
-                .number(i64::from(*code) as u64)
-                .text(chain.as_deref().unwrap_or_default()),
-        };
-    }
-    format!("{name}_{:016x}", hash.finish())
 }
 
 fn box_key(b: &DestinationBox) -> ElementKey {

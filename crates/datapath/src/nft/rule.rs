@@ -1,36 +1,85 @@
 //! A rule, built match by match in the order in which the kernel evaluates it.
 
-use super::names::Family;
-use crate::nft::{Expression, FibResult, Key, MetaKey, Rule};
+use super::expression::address_bytes;
+use super::{Expression, FibResult, Key, MetaKey, Rule, SetType};
 use std::net::IpAddr;
 
-pub(super) const TCP: u8 = 6;
-pub(super) const UDP: u8 = 17;
+pub(crate) const TCP: u8 = 6;
+pub(crate) const UDP: u8 = 17;
+const TCP_FIN_SYN_RST_ACK: u8 = 0x17;
+pub(crate) const TCP_SYN: u8 = 0x02;
 /// Bits of `ct state` (`NF_CT_STATE_BIT`).
-pub(super) const STATE_INVALID: u32 = 1;
-pub(super) const STATE_ESTABLISHED: u32 = 2;
-pub(super) const STATE_RELATED: u32 = 4;
-pub(super) const STATE_NEW: u32 = 8;
-pub(super) const STATE_UNTRACKED: u32 = 64;
+pub(crate) const STATE_INVALID: u32 = 1;
+pub(crate) const STATE_ESTABLISHED: u32 = 2;
+pub(crate) const STATE_RELATED: u32 = 4;
+pub(crate) const STATE_NEW: u32 = 8;
+pub(crate) const STATE_UNTRACKED: u32 = 64;
+
+/// Address family.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Family {
+    V4,
+    V6,
+}
+
+pub(crate) const FAMILIES: [Family; 2] = [Family::V4, Family::V6];
+
+impl Family {
+    pub(crate) fn of(address: IpAddr) -> Self {
+        if address.is_ipv4() {
+            Family::V4
+        } else {
+            Family::V6
+        }
+    }
+
+    pub(crate) fn digit(self) -> char {
+        match self {
+            Family::V4 => '4',
+            Family::V6 => '6',
+        }
+    }
+
+    /// `NFPROTO_*`.
+    pub(crate) fn number(self) -> u32 {
+        match self {
+            Family::V4 => libc::NFPROTO_IPV4 as u32,
+            Family::V6 => libc::NFPROTO_IPV6 as u32,
+        }
+    }
+
+    /// The name of one of two sets or chains that differ in the family only.
+    pub(crate) fn named(self, name: &str) -> String {
+        format!("{name}{}", self.digit())
+    }
+
+    /// Type of an address in the key of a set.
+    pub(crate) fn address_type(self) -> SetType {
+        match self {
+            Family::V4 => SetType::Ipv4,
+            Family::V6 => SetType::Ipv6,
+        }
+    }
+}
 
 /// Which device a packet came by or leaves by.
 #[derive(Clone, Copy)]
-pub(super) enum Way {
+pub(crate) enum Way {
     In,
     Out,
 }
 
 /// Which end of a packet.
 #[derive(Clone, Copy)]
-pub(super) enum End {
+pub(crate) enum End {
     Source,
     Destination,
 }
 
 #[derive(Default)]
-pub(super) struct Builder(Rule);
+pub(crate) struct Builder(Rule);
 
-pub(super) fn rule() -> Builder {
+pub(crate) fn rule() -> Builder {
     Builder::default()
 }
 
@@ -56,16 +105,12 @@ impl Builder {
         })
     }
 
-    pub(super) fn family(self, family: Family) -> Self {
-        let number = match family {
-            Family::V4 => libc::NFPROTO_IPV4,
-            Family::V6 => libc::NFPROTO_IPV6,
-        };
+    pub(crate) fn family(self, family: Family) -> Self {
         self.push(Expression::Meta(MetaKey::NfProto, 0))
-            .equals(0, &[number as u8])
+            .equals(0, &[family.number() as u8])
     }
 
-    pub(super) fn device(self, way: Way, name: &str, is: bool) -> Self {
+    pub(crate) fn device(self, way: Way, name: &str, is: bool) -> Self {
         let key = match way {
             Way::In => MetaKey::IifName,
             Way::Out => MetaKey::OifName,
@@ -81,13 +126,13 @@ impl Builder {
     }
 
     /// The packet leaves by a device that is not in the set.
-    pub(super) fn leaves_by_other_than(self, set: &str) -> Self {
+    pub(crate) fn leaves_by_other_than(self, set: &str) -> Self {
         self.push(Expression::Meta(MetaKey::OifName, 0))
             .in_set(set, 0, true)
     }
 
     /// The packet was forwarded (`true`) or made by this node.
-    pub(super) fn forwarded(self, forwarded: bool) -> Self {
+    pub(crate) fn forwarded(self, forwarded: bool) -> Self {
         let this = self.push(Expression::Meta(MetaKey::Iif, 0));
         if forwarded {
             this.differs(0, &[0; 4])
@@ -119,24 +164,21 @@ impl Builder {
         })
     }
 
-    pub(super) fn address_in(self, family: Family, end: End, set: &str) -> Self {
+    pub(crate) fn address_in(self, family: Family, end: End, set: &str) -> Self {
         self.family(family)
             .address(family, end, 0)
             .in_set(set, 0, false)
     }
 
-    pub(super) fn address_not_in(self, family: Family, end: End, set: &str) -> Self {
+    pub(crate) fn address_not_in(self, family: Family, end: End, set: &str) -> Self {
         self.family(family)
             .address(family, end, 0)
             .in_set(set, 0, true)
     }
 
-    pub(super) fn address_is(self, end: End, address: IpAddr, is: bool) -> Self {
+    pub(crate) fn address_is(self, end: End, address: IpAddr, is: bool) -> Self {
         let family = Family::of(address);
-        let bytes = crate::nft::Expression::load_address(0, address);
-        let Expression::Load(_, bytes) = bytes else {
-            unreachable!("just built as a load")
-        };
+        let bytes = address_bytes(address);
         let this = self.family(family).address(family, end, 0);
         if is {
             this.equals(0, &bytes)
@@ -146,7 +188,7 @@ impl Builder {
     }
 
     /// The address is inside a prefix whose first `bytes` are these.
-    pub(super) fn address_starts(self, family: Family, end: End, bytes: &[u8]) -> Self {
+    pub(crate) fn address_starts(self, family: Family, end: End, bytes: &[u8]) -> Self {
         let offset = match (family, end) {
             (Family::V4, End::Source) => 12,
             (Family::V4, End::Destination) => 16,
@@ -163,17 +205,17 @@ impl Builder {
         self.family(family).push(load).equals(0, bytes)
     }
 
-    pub(super) fn protocol(self, number: u8) -> Self {
+    pub(crate) fn protocol(self, number: u8) -> Self {
         self.push(Expression::Meta(MetaKey::L4Proto, 0))
             .equals(0, &[number])
     }
 
-    pub(super) fn protocol_in(self, set: &str, inside: bool) -> Self {
+    pub(crate) fn protocol_in(self, set: &str, inside: bool) -> Self {
         self.push(Expression::Meta(MetaKey::L4Proto, 0))
             .in_set(set, 0, !inside)
     }
 
-    pub(super) fn port(self, end: End, port: u16) -> Self {
+    pub(crate) fn port(self, end: End, port: u16) -> Self {
         self.load_port(end, 0).equals(0, &port.to_be_bytes())
     }
 
@@ -191,7 +233,7 @@ impl Builder {
     }
 
     /// The TCP flags under the mask are (or are not) these.
-    pub(super) fn tcp_flags(self, mask: u8, flags: u8, are: bool) -> Self {
+    pub(crate) fn tcp_flags(self, mask: u8, flags: u8, are: bool) -> Self {
         let load = Expression::Payload {
             transport: true,
             offset: 13,
@@ -210,8 +252,13 @@ impl Builder {
         }
     }
 
+    /// TCP, and no first packet of a connection.
+    pub(crate) fn tcp_not_first(self) -> Self {
+        self.tcp_flags(TCP_FIN_SYN_RST_ACK, TCP_SYN, false)
+    }
+
     /// Conntrack's state is one of the bits.
-    pub(super) fn state(self, bits: u32) -> Self {
+    pub(crate) fn state(self, bits: u32) -> Self {
         self.push(Expression::Conntrack(Key::State, None, 0))
             .push(Expression::Bitwise {
                 register: 0,
@@ -222,18 +269,16 @@ impl Builder {
     }
 
     /// The packet goes in its flow's reply (`true`) or original direction. Untracked packets match neither.
-    pub(super) fn direction(self, reply: bool) -> Self {
+    pub(crate) fn direction(self, reply: bool) -> Self {
         self.push(Expression::Conntrack(Key::Direction, None, 0))
             .equals(0, &[u8::from(reply)])
     }
 
     /// The source that the flow has after translation is (is not) this address.
-    pub(super) fn translated_source_is(self, address: IpAddr, is: bool) -> Self {
+    pub(crate) fn translated_source_is(self, address: IpAddr, is: bool) -> Self {
         let family = Family::of(address);
         let this = self.translated_source(family);
-        let Expression::Load(_, bytes) = Expression::load_address(0, address) else {
-            unreachable!("just built as a load")
-        };
+        let bytes = address_bytes(address);
         if is {
             this.equals(0, &bytes)
         } else {
@@ -241,7 +286,7 @@ impl Builder {
         }
     }
 
-    pub(super) fn translated_source_in(self, family: Family, set: &str) -> Self {
+    pub(crate) fn translated_source_in(self, family: Family, set: &str) -> Self {
         self.translated_source(family).in_set(set, 0, false)
     }
 
@@ -256,12 +301,12 @@ impl Builder {
     }
 
     /// The packet's source address decides.
-    pub(super) fn by_source(self, family: Family, map: String) -> Rule {
+    pub(crate) fn by_source(self, family: Family, map: String) -> Rule {
         self.family(family).address(family, End::Source, 0).map(map)
     }
 
     /// The flow's original source address decides.
-    pub(super) fn by_original_source(self, family: Family, map: String) -> Rule {
+    pub(crate) fn by_original_source(self, family: Family, map: String) -> Rule {
         let key = match family {
             Family::V4 => Key::SourceV4,
             Family::V6 => Key::SourceV6,
@@ -272,7 +317,7 @@ impl Builder {
     }
 
     /// Destination, protocol and destination port decide.
-    pub(super) fn by_box(self, family: Family, map: String) -> Rule {
+    pub(crate) fn by_box(self, family: Family, map: String) -> Rule {
         let next = if family == Family::V4 { 1 } else { 4 };
         self.family(family)
             .address(family, End::Destination, 0)
@@ -282,14 +327,14 @@ impl Builder {
     }
 
     /// Destination alone decides.
-    pub(super) fn by_destination(self, family: Family, map: String) -> Rule {
+    pub(crate) fn by_destination(self, family: Family, map: String) -> Rule {
         self.family(family)
             .address(family, End::Destination, 0)
             .map(map)
     }
 
     /// The whole tuple is in a run-time set.
-    pub(super) fn tuple_in(self, family: Family, set: &str) -> Self {
+    pub(crate) fn tuple_in(self, family: Family, set: &str) -> Self {
         let width = if family == Family::V4 { 1 } else { 4 };
         self.family(family)
             .address(family, End::Source, 0)
@@ -301,7 +346,7 @@ impl Builder {
     }
 
     /// This egress address with the packet's destination, protocol and destination port is in a run-time set.
-    pub(super) fn destination_in(self, egress: IpAddr, set: &str) -> Self {
+    pub(crate) fn destination_in(self, egress: IpAddr, set: &str) -> Self {
         let family = Family::of(egress);
         let width = if family == Family::V4 { 1 } else { 4 };
         self.push(Expression::load_address(0, egress))
@@ -312,7 +357,7 @@ impl Builder {
     }
 
     /// What the routing table says of an address: `fib daddr type local`.
-    pub(super) fn destination_is_local(self) -> Self {
+    pub(crate) fn destination_is_local(self) -> Self {
         const DESTINATION: u32 = 2;
         let result = FibResult::AddressType;
         self.push(Expression::Fib {
@@ -325,7 +370,7 @@ impl Builder {
     }
 
     /// The route back to the source does not lead to the device that the packet came by.
-    pub(super) fn source_is_implausible(self) -> Self {
+    pub(crate) fn source_is_implausible(self) -> Self {
         const SOURCE_AND_INPUT: u32 = 1 | 8;
         let result = FibResult::Oif;
         self.push(Expression::Fib {
@@ -338,11 +383,11 @@ impl Builder {
     }
 
     /// One of `modulus` new flows, at random.
-    pub(super) fn one_of(self, modulus: u32) -> Self {
+    pub(crate) fn one_of(self, modulus: u32) -> Self {
         self.push(Expression::Random(modulus, 0)).equals(0, &[0; 4])
     }
 
-    pub(super) fn count(self, counter: &str) -> Self {
+    pub(crate) fn count(self, counter: &str) -> Self {
         self.push(Expression::Count(counter.into()))
     }
 
@@ -351,7 +396,7 @@ impl Builder {
     }
 
     /// These bits of the mark are exactly so.
-    pub(super) fn mark_is(self, mask: u32, mark: u32) -> Self {
+    pub(crate) fn mark_is(self, mask: u32, mark: u32) -> Self {
         self.push(Expression::Meta(MetaKey::Mark, 0))
             .push(Expression::Bitwise {
                 register: 0,
@@ -361,7 +406,7 @@ impl Builder {
             .equals(0, &mark.to_ne_bytes())
     }
 
-    pub(super) fn set_mark(self, mask: u32, mark: u32) -> Self {
+    pub(crate) fn set_mark(self, mask: u32, mark: u32) -> Self {
         self.push(Expression::Meta(MetaKey::Mark, 0))
             .push(Expression::Bitwise {
                 register: 0,
@@ -371,57 +416,102 @@ impl Builder {
             .push(Expression::SetMark(0))
     }
 
-    pub(super) fn mss_at_most(self, bytes: u16) -> Rule {
+    pub(crate) fn mss_at_most(self, bytes: u16) -> Rule {
         self.push(Expression::Load(0, bytes.to_be_bytes().to_vec()))
             .push(Expression::ClampMss(0))
             .0
     }
 
-    pub(super) fn snat(self, address: IpAddr, first: u16, last: u16) -> Rule {
-        let (family, next) = match address {
-            IpAddr::V4(_) => (libc::NFPROTO_IPV4, 4),
-            IpAddr::V6(_) => (libc::NFPROTO_IPV6, 4),
-        };
+    pub(crate) fn snat(self, address: IpAddr, first: u16, last: u16) -> Rule {
+        let next = 4;
         self.push(Expression::load_address(0, address))
             .push(Expression::Load(next, first.to_be_bytes().to_vec()))
             .push(Expression::Load(next + 1, last.to_be_bytes().to_vec()))
             .push(Expression::Snat {
-                family: family as u32,
-                registers: (0, next, next + 1),
+                family: Family::of(address).number(),
+                address: 0,
+                ports: Some((next, next + 1)),
             })
             .0
     }
 
-    pub(super) fn notrack(self) -> Rule {
+    /// Source translation that keeps the port where it is free.
+    pub(crate) fn snat_to(self, address: IpAddr) -> Rule {
+        self.push(Expression::load_address(0, address))
+            .snat_to_register(Family::of(address))
+    }
+
+    /// Source translation to the packet's own source: nobody after us translates it any more.
+    pub(crate) fn snat_to_itself(self, family: Family) -> Rule {
+        self.address(family, End::Source, 0)
+            .snat_to_register(family)
+    }
+
+    fn snat_to_register(self, family: Family) -> Rule {
+        let snat = Expression::Snat {
+            family: family.number(),
+            address: 0,
+            ports: None,
+        };
+        self.push(snat).0
+    }
+
+    /// The packet goes to this neighbour next.
+    pub(crate) fn next_hop_is(self, address: IpAddr) -> Self {
+        let family = Family::of(address);
+        let this = self.family(family);
+        this.push(Expression::NextHop(family.number(), 0))
+            .equals(0, &address_bytes(address))
+    }
+
+    /// The flow's source is (is not) translated to another.
+    pub(crate) fn source_is_translated(self, is: bool) -> Self {
+        /// `IPS_SRC_NAT`, which a translation to the same source does not set.
+        const SOURCE_TRANSLATED: u32 = 1 << 4;
+        let this =
+            self.push(Expression::Conntrack(Key::Status, None, 0))
+                .push(Expression::Bitwise {
+                    register: 0,
+                    mask: SOURCE_TRANSLATED.to_ne_bytes().to_vec(),
+                    xor: vec![0; 4],
+                });
+        if is {
+            this.differs(0, &[0; 4])
+        } else {
+            this.equals(0, &[0; 4])
+        }
+    }
+
+    pub(crate) fn notrack(self) -> Rule {
         self.push(Expression::Notrack).0
     }
 
-    pub(super) fn reset(self) -> Rule {
+    pub(crate) fn reset(self) -> Rule {
         self.push(Expression::RejectReset).0
     }
 
-    pub(super) fn prohibit(self) -> Rule {
+    pub(crate) fn prohibit(self) -> Rule {
         self.push(Expression::RejectProhibited).0
     }
 
-    pub(super) fn drop(self) -> Rule {
+    pub(crate) fn drop(self) -> Rule {
         self.push(Expression::Verdict(0, None)).0
     }
 
-    pub(super) fn accept(self) -> Rule {
+    pub(crate) fn accept(self) -> Rule {
         self.push(Expression::Verdict(1, None)).0
     }
 
-    pub(super) fn give_back(self) -> Rule {
+    pub(crate) fn give_back(self) -> Rule {
         self.push(Expression::Verdict(-5, None)).0
     }
 
-    pub(super) fn goto(self, chain: &str) -> Rule {
+    pub(crate) fn goto(self, chain: &str) -> Rule {
         self.push(Expression::Verdict(-4, Some(chain.into()))).0
     }
 
     /// A rule that only does what was pushed.
-    pub(super) fn done(self) -> Rule {
+    pub(crate) fn done(self) -> Rule {
         self.0
     }
 }

@@ -1,0 +1,177 @@
+//! Runs the driver `classic` on one node: what is wanted + the node's addresses -> [`classic_state`] -> kernel.
+
+use crate::{AgentError, chain, links};
+use egret_core::classic::{ClassicState, ClassicWanted, classic_state};
+use egret_datapath::classic::ClassicDatapath;
+use egret_datapath::driver::DatapathError;
+use std::net::IpAddr;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc::{self, RecvTimeoutError};
+use std::time::{Duration, Instant};
+use std::{fs, io};
+
+/// Longest wait before the stop flag is looked at.
+const LOOK_UP: Duration = Duration::from_millis(200);
+const STATE_FILE: &str = "state.json";
+
+/// How the driver runs.
+pub struct ClassicConfig {
+    /// What must outlive the process.
+    pub state_directory: PathBuf,
+    /// How often what is wanted is read anew; changes of the node's addresses are seen at once. `None`: once, and
+    /// everything stays when it ends.
+    pub interval: Option<Duration>,
+}
+
+/// What is wanted now; `None`: as before, because it cannot be read.
+pub type ReadWanted = Box<dyn FnMut() -> Option<ClassicWanted>>;
+
+/// Runs until `stop` is set, then removes everything; or once.
+pub fn run_classic(
+    config: &ClassicConfig,
+    mut read: ReadWanted,
+    stop: &Arc<AtomicBool>,
+) -> Result<(), AgentError> {
+    let mut driver = Driver::open(config)?;
+    let Some(interval) = config.interval else {
+        let wanted = read().unwrap_or_default();
+        return Ok(driver.apply(&wanted)?);
+    };
+    let (changed, changes) = mpsc::channel();
+    links::watch(move || changed.send(()).is_ok())?;
+    let mut wanted = None;
+    let mut read_at: Option<Instant> = None;
+    while !stop.load(Ordering::Relaxed) {
+        if read_at.is_none_or(|at| at.elapsed() >= interval) {
+            wanted = read().or(wanted);
+            read_at = Some(Instant::now());
+        }
+        if let Some(wanted) = &wanted {
+            driver.keep(wanted);
+        }
+        let due = read_at.map_or(Duration::ZERO, |at| interval.saturating_sub(at.elapsed()));
+        match changes.recv_timeout(due.min(LOOK_UP)) {
+            // Whatever else changed meanwhile is seen by the same look.
+            Ok(()) => while changes.try_recv().is_ok() {},
+            Err(RecvTimeoutError::Timeout) => {}
+            Err(RecvTimeoutError::Disconnected) => break,
+        }
+    }
+    for error in driver.remove() {
+        tracing::error!(error, "removing");
+    }
+    Ok(())
+}
+
+/// Removes everything of the driver. Goes on after errors and returns them all.
+pub fn cleanup_classic(config: &ClassicConfig) -> Vec<String> {
+    match Driver::open(config) {
+        Ok(mut driver) => driver.remove(),
+        Err(error) => vec![chain(&error)],
+    }
+}
+
+struct Driver {
+    datapath: ClassicDatapath,
+    directory: PathBuf,
+    /// What an earlier process applied last.
+    before: Option<ClassicState>,
+    applied: Option<ClassicState>,
+    /// The error told last: one that stays is told once.
+    told: Option<String>,
+}
+
+impl Driver {
+    fn open(config: &ClassicConfig) -> Result<Self, AgentError> {
+        let file = fs::read(config.state_directory.join(STATE_FILE)).ok();
+        Ok(Driver {
+            datapath: ClassicDatapath::open(&config.state_directory)?,
+            directory: config.state_directory.clone(),
+            before: file.and_then(|bytes| serde_json::from_slice(&bytes).ok()),
+            applied: None,
+            told: None,
+        })
+    }
+
+    /// Makes and keeps the kernel as wanted; an error is told, and tried again at the next look.
+    fn keep(&mut self, wanted: &ClassicWanted) {
+        let error = self.apply(wanted).err().map(|error| chain(&error));
+        if let Some(error) = &error
+            && self.told.as_ref() != Some(error)
+        {
+            tracing::error!(error, "the kernel is not as wanted");
+        }
+        self.told = error;
+    }
+
+    fn apply(&mut self, wanted: &ClassicWanted) -> Result<(), DatapathError> {
+        let damage = self.datapath.verify()?;
+        for kind in &damage {
+            tracing::warn!(
+                found = kind.word(),
+                "somebody changed what is ours: mending it"
+            );
+        }
+        let state = classic_state(wanted, &self.datapath.local_addresses()?);
+        if damage.is_empty() && self.applied.as_ref() == Some(&state) {
+            return Ok(());
+        }
+        // Before: what is written down too much only makes a successor look at more flows.
+        if let Err(error) = self.save(&state) {
+            tracing::warn!(%error, directory = %self.directory.display(), "writing the state down");
+        }
+        let forgotten = self.datapath.apply(&state, self.before.as_ref())?;
+        self.tell(&state, forgotten);
+        self.before = None;
+        self.applied = Some(state);
+        Ok(())
+    }
+
+    fn tell(&self, state: &ClassicState, forgotten: usize) {
+        let held = |state: &ClassicState, address: &IpAddr| {
+            state.addresses.get(address).map(|here| here.held)
+        };
+        for address in state.addresses.keys() {
+            let now = held(state, address);
+            if self.applied.as_ref().and_then(|old| held(old, address)) != now {
+                let role = match now {
+                    Some(true) => "this node holds the address and translates",
+                    _ => "another node holds the address: packets go there",
+                };
+                tracing::info!(%address, "{role}");
+            }
+        }
+        tracing::info!(
+            addresses = state.addresses.len(),
+            pods = state.pods.len(),
+            forgotten,
+            "applied"
+        );
+    }
+
+    fn save(&self, state: &ClassicState) -> io::Result<()> {
+        fs::create_dir_all(&self.directory)?;
+        let temporary = self.directory.join("state.tmp");
+        fs::write(&temporary, serde_json::to_vec(state)?)?;
+        fs::rename(temporary, self.directory.join(STATE_FILE))
+    }
+
+    fn remove(&mut self) -> Vec<String> {
+        let errors = self.datapath.remove(self.before.as_ref());
+        let mut errors: Vec<String> = errors.iter().map(|error| chain(error)).collect();
+        match fs::remove_file(self.directory.join(STATE_FILE)) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                errors.push(format!("record of the state: {error}"));
+            }
+            _ => {}
+        }
+        // Only if nobody else keeps anything in them.
+        let _in_use = fs::remove_dir(&self.directory);
+        if let Some(parent) = self.directory.parent() {
+            let _in_use = fs::remove_dir(parent);
+        }
+        errors
+    }
+}

@@ -1,0 +1,152 @@
+//! The second driver, `classic`: carries a [`ClassicState`] out (design section 4; what it cannot promise:
+//! `docs/classic.md`).
+
+mod table;
+mod ways;
+
+pub use table::{COUNTERS, table};
+
+use crate::conntrack::{Conntrack, Flow};
+use crate::damage::Damage;
+use crate::driver::DatapathError;
+use crate::netlink::NetlinkSocket;
+use crate::nft::Nftables;
+use crate::route::{RouteError, Routing};
+use crate::sysctl::{NODE_SETTINGS, Sysctls};
+use egret_core::classic::{ClassicFate, ClassicState};
+use egret_core::numbers::CLASSIC_NFT_TABLE;
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
+use std::path::Path;
+use ways::Ways;
+
+const TCP: u8 = 6;
+
+/// The data path of the network namespace of the thread that opened it.
+pub struct ClassicDatapath {
+    nft: Nftables,
+    socket: NetlinkSocket,
+    routing: Routing,
+    conntrack: Conntrack,
+    sysctls: Sysctls,
+    applied: Option<(ClassicState, Ways)>,
+}
+
+impl ClassicDatapath {
+    /// Opens the sockets; nothing is changed yet. `state_directory` keeps what must outlive the process.
+    pub fn open(state_directory: &Path) -> Result<Self, DatapathError> {
+        let socket = NetlinkSocket::open(libc::NETLINK_ROUTE).map_err(RouteError::from)?;
+        Ok(ClassicDatapath {
+            nft: Nftables::open(CLASSIC_NFT_TABLE)?,
+            socket,
+            routing: Routing::open()?,
+            conntrack: Conntrack::open().map_err(DatapathError::Conntrack)?,
+            sysctls: Sysctls::new(state_directory),
+            applied: None,
+        })
+    }
+
+    /// Every address that this node has.
+    pub fn local_addresses(&mut self) -> Result<BTreeSet<IpAddr>, DatapathError> {
+        let by_device = self.routing.addresses()?;
+        Ok(by_device.into_values().flatten().collect())
+    }
+
+    /// Makes the kernel equal to the state: ways first, then the ruleset, then what is left over. `before` is the state
+    /// that an earlier process applied last, if any.
+    ///
+    /// Flows whose holder changed are forgotten, so that the pod's next packet takes them up where they are translated
+    /// now; the holder keeps source ports where it can, so most TCP connections go on.
+    pub fn apply(
+        &mut self,
+        state: &ClassicState,
+        before: Option<&ClassicState>,
+    ) -> Result<usize, DatapathError> {
+        self.sysctls.ensure(NODE_SETTINGS)?;
+        let devices = self.routing.devices()?;
+        let device = devices.iter().find(|device| device.name == state.device);
+        let Some(device) = device else {
+            let device = state.device.clone();
+            return Err(RouteError::NoDevice { device }.into());
+        };
+        let ways = Ways::of(state, device.index);
+        let there = Ways::read(&mut self.socket)?;
+        ways.add(&mut self.socket, &there)?;
+        self.nft.apply(&table(state))?;
+        ways.settle(&mut self.socket, &there)?;
+        let known = self.applied.take();
+        let old = known.as_ref().map(|(state, _)| state);
+        let ended = match old {
+            Some(old) if old == state => 0,
+            old => self.forget_flows(old.or(before), state)?,
+        };
+        self.applied = Some((state.clone(), ways));
+        Ok(ended)
+    }
+
+    /// What others have changed or removed; the next [`Self::apply`] mends it.
+    pub fn verify(&mut self) -> Result<BTreeSet<Damage>, DatapathError> {
+        let Some((_, ways)) = &self.applied else {
+            return Ok(BTreeSet::new());
+        };
+        let parts = [
+            (Ways::read(&mut self.socket)? == *ways, Damage::Routes),
+            (self.nft.verify()?, Damage::Ruleset),
+            (!self.sysctls.differ(NODE_SETTINGS)?, Damage::Sysctls),
+        ];
+        let damaged = parts.into_iter().filter(|(intact, _)| !intact);
+        Ok(damaged.map(|(_, kind)| kind).collect())
+    }
+
+    /// Packets counted, by reason.
+    pub fn counters(&mut self) -> Result<BTreeMap<String, u64>, DatapathError> {
+        Ok(self.nft.counters()?)
+    }
+
+    /// Removes everything of this driver and puts settings back; flows of `before` leave as they would without us. Goes
+    /// on after errors and returns them all.
+    pub fn remove(&mut self, before: Option<&ClassicState>) -> Vec<DatapathError> {
+        let known = self.applied.take();
+        let mut errors = Vec::new();
+        errors.extend(self.nft.remove().err().map(DatapathError::from));
+        let gone = Ways::read(&mut self.socket)
+            .and_then(|there| Ways::default().settle(&mut self.socket, &there));
+        errors.extend(gone.err().map(DatapathError::from));
+        errors.extend(self.sysctls.restore().err().map(DatapathError::from));
+        let old = known.as_ref().map(|(state, _)| state).or(before);
+        let forgotten = self.forget_flows(old, &ClassicState::default());
+        errors.extend(forgotten.err());
+        errors
+    }
+
+    fn forget_flows(
+        &mut self,
+        old: Option<&ClassicState>,
+        new: &ClassicState,
+    ) -> Result<usize, DatapathError> {
+        let mut flows = self.conntrack.flows().map_err(DatapathError::Conntrack)?;
+        flows.retain(|flow| is_stale(flow, old, new));
+        for flow in &flows {
+            let deleted = self.conntrack.delete(flow);
+            deleted.map_err(DatapathError::Conntrack)?;
+        }
+        Ok(flows.len())
+    }
+}
+
+/// Whether the flow's next packet must be looked at anew. TCP connections that others translated stay: the ruleset
+/// resets them towards the pod.
+fn is_stale(flow: &Flow, old: Option<&ClassicState>, new: &ClassicState) -> bool {
+    let (pod, destination) = (flow.original.source, flow.reply.source);
+    let source = flow.reply.destination;
+    let by_others = flow.original.protocol != TCP;
+    match new.fate(pod, destination) {
+        ClassicFate::Translated(address) if source == address => false,
+        ClassicFate::Translated(_) => source == pod || by_others,
+        ClassicFate::Sent(_) if source == pod => false,
+        ClassicFate::Sent(address) => source == address || by_others,
+        ClassicFate::Untouched => {
+            old.is_some_and(|old| old.fate(pod, destination) != ClassicFate::Untouched)
+        }
+    }
+}

@@ -1,0 +1,297 @@
+//! What the table of the driver `classic` contains.
+//!
+//! ```text
+//! input      -150 input       late packets of flows that another node held before
+//! prerouting  -99 classify    source -> address: mark
+//! postrouting  90 nat         source -> address: the holder translates, others keep the source from later translation
+//! postrouting 300 guard       what would leave with a wrong source, or past the holder, is dropped
+//! ```
+
+use crate::nft::rule::{End, FAMILIES, Family, STATE_ESTABLISHED, STATE_INVALID, STATE_NEW};
+use crate::nft::rule::{STATE_UNTRACKED, TCP, Way, rule};
+use crate::nft::{ByAddress, Chain, ElementKey, Hook, Rule, Set, Table, Value};
+use crate::worker::Counter;
+use egret_core::classic::{ClassicAddress, ClassicState};
+use egret_core::numbers::{MARK_MASK, MARK_SHIFT};
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+use std::sync::Arc;
+
+const GOTO: i32 = -4;
+const LATE: &str = "late_packet";
+const INVALID: &str = "invalid_state";
+const ENDED: &str = "ended_flow";
+const MOVED: &str = "moved_flow";
+const GUARD: &str = "guard_selected";
+
+/// Every counter of the table.
+pub const COUNTERS: &[Counter] = &[
+    Counter {
+        name: LATE,
+        help: "packets to an address that this node holds now, of TCP connections that another node translated",
+    },
+    Counter {
+        name: INVALID,
+        help: "selected packets that conntrack calls invalid",
+    },
+    Counter {
+        name: ENDED,
+        help: "packets of flows that left with another source before, refused to the pod",
+    },
+    Counter {
+        name: MOVED,
+        help: "packets of flows that were translated by a holder that is none any more, until the flow is taken up anew",
+    },
+    Counter {
+        name: GUARD,
+        help: "selected packets that would have left with a wrong source or past the holder",
+    },
+];
+
+/// The places that look a packet up.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Stage {
+    Classify,
+    Nat,
+    Guard,
+}
+
+const STAGES: [Stage; 3] = [Stage::Classify, Stage::Nat, Stage::Guard];
+
+impl Stage {
+    fn word(self) -> &'static str {
+        match self {
+            Stage::Classify => "classify",
+            Stage::Nat => "nat",
+            Stage::Guard => "guard",
+        }
+    }
+
+    fn pods(self, family: Family) -> String {
+        family.named(&format!("{}_pods", self.word()))
+    }
+
+    fn ranges(self, family: Family) -> String {
+        family.named(&format!("{}_ranges", self.word()))
+    }
+
+    fn address(self, number: u8) -> String {
+        format!("{}_address_{number}", self.word())
+    }
+}
+
+/// The whole table of one node. A pure function: equal states make equal tables.
+pub fn table(state: &ClassicState) -> Table {
+    let mut table = Table {
+        counters: COUNTERS.iter().map(|counter| counter.name).collect(),
+        ..Table::default()
+    };
+    for (address, here) in &state.addresses {
+        for (stage, rules) in [
+            (Stage::Classify, classify_address(*address, *here)),
+            (Stage::Nat, vec![nat_address(*address, *here)]),
+            (Stage::Guard, guard_address(*address, *here, &state.device)),
+        ] {
+            let chain = Chain { hook: None, rules };
+            table.chains.insert(stage.address(here.number), chain);
+        }
+    }
+    let mut ranges = BTreeMap::new();
+    for family in FAMILIES {
+        destinations(state, family, &mut table);
+        pods(state, family, &mut table);
+        for stage in STAGES {
+            let map = range_map(state, stage, family);
+            let name = map.named_by_content(&stage.ranges(family));
+            ranges.insert((stage.word(), family.digit()), name.clone());
+            table.sets.insert(name, map);
+        }
+    }
+    let by_source = |stage: Stage, family: Family| {
+        let ranges = ranges[&(stage.word(), family.digit())].clone();
+        [stage.pods(family), ranges]
+    };
+    chains(&mut table, &by_source);
+    table
+}
+
+type BySource<'a> = dyn Fn(Stage, Family) -> [String; 2] + 'a;
+
+fn chains(table: &mut Table, by_source: &BySource<'_>) {
+    const PREROUTING: u32 = 0;
+    const INPUT: u32 = 1;
+    const POSTROUTING: u32 = 4;
+    for (name, number, priority, rules) in [
+        ("input", INPUT, -150, input()),
+        ("classify", PREROUTING, -99, classify(by_source)),
+        ("nat", POSTROUTING, 90, nat(by_source)),
+        ("guard", POSTROUTING, 300, guard(by_source)),
+    ] {
+        let hook = Some(Hook {
+            number,
+            priority,
+            nat: name == "nat",
+            device: None,
+        });
+        table.chains.insert(name.into(), Chain { hook, rules });
+    }
+}
+
+fn destinations(state: &ClassicState, family: Family, table: &mut Table) {
+    let mut never = Set::new(&[family.address_type()]);
+    never.interval = true;
+    let nets = state.never.iter();
+    for net in nets.filter(|net| Family::of(net.addr()) == family) {
+        let key = ElementKey::addresses(net.network(), net.broadcast());
+        never.elements.insert(key, Value::Member);
+    }
+    table.sets.insert(family.named("never"), never);
+    let mut held = Set::new(&[family.address_type()]);
+    for (address, here) in &state.addresses {
+        if here.held && Family::of(*address) == family {
+            let key = ElementKey::address(*address);
+            held.elements.insert(key, Value::Member);
+        }
+    }
+    table.sets.insert(family.named("held"), held);
+}
+
+fn pods(state: &ClassicState, family: Family, table: &mut Table) {
+    let of_family = state
+        .pods
+        .iter()
+        .filter(|(pod, _)| Family::of(**pod) == family);
+    let number = |address: &IpAddr| u64::from(state.addresses[address].number);
+    let numbers = of_family.map(|(pod, address)| (*pod, number(address)));
+    let addresses: Arc<BTreeMap<IpAddr, u64>> = Arc::new(numbers.collect());
+    for stage in STAGES {
+        let mut map = Set::new(&[family.address_type()]);
+        map.verdicts = true;
+        let verdict = |here: &ClassicAddress| {
+            let chain = stage.address(here.number);
+            (u64::from(here.number), Value::Verdict(GOTO, Some(chain)))
+        };
+        map.by_address = Some(ByAddress {
+            addresses: addresses.clone(),
+            verdicts: state.addresses.values().map(verdict).collect(),
+        });
+        table.sets.insert(stage.pods(family), map);
+    }
+}
+
+fn range_map(state: &ClassicState, stage: Stage, family: Family) -> Set {
+    let mut map = Set::new(&[family.address_type()]);
+    (map.verdicts, map.interval) = (true, true);
+    for (first, last, address) in &state.ranges {
+        if Family::of(*first) == family {
+            let chain = stage.address(state.addresses[address].number);
+            let key = ElementKey::addresses(*first, *last);
+            map.elements.insert(key, Value::Verdict(GOTO, Some(chain)));
+        }
+    }
+    map
+}
+
+/// This node's stack must not answer for connections that it has never seen: it would reset them. They go on when the
+/// pod sends next.
+fn input() -> Vec<Rule> {
+    let late = |family: Family| {
+        rule()
+            .address_in(family, End::Destination, &family.named("held"))
+            .state(STATE_NEW | STATE_INVALID)
+            .tcp_not_first()
+            .count(LATE)
+            .drop()
+    };
+    FAMILIES.into_iter().map(late).collect()
+}
+
+fn classify(by_source: &BySource<'_>) -> Vec<Rule> {
+    let mut rules = vec![rule().direction(true).accept()];
+    rules.extend(never());
+    rules.push(rule().destination_is_local().accept());
+    for family in FAMILIES {
+        for map in by_source(Stage::Classify, family) {
+            rules.push(rule().by_source(family, map));
+        }
+    }
+    rules
+}
+
+fn never() -> impl Iterator<Item = Rule> {
+    FAMILIES.into_iter().map(|family| {
+        rule()
+            .address_in(family, End::Destination, &family.named("never"))
+            .accept()
+    })
+}
+
+fn nat(by_source: &BySource<'_>) -> Vec<Rule> {
+    let mut rules: Vec<Rule> = never().collect();
+    for family in FAMILIES {
+        for map in by_source(Stage::Nat, family) {
+            rules.push(rule().by_source(family, map));
+        }
+    }
+    rules
+}
+
+fn guard(by_source: &BySource<'_>) -> Vec<Rule> {
+    let mut rules: Vec<Rule> = never().collect();
+    for family in FAMILIES {
+        for map in by_source(Stage::Guard, family) {
+            let tracked = rule().forwarded(true).direction(false);
+            rules.push(tracked.by_original_source(family, map.clone()));
+            let untracked = rule()
+                .forwarded(true)
+                .state(STATE_INVALID | STATE_UNTRACKED);
+            rules.push(untracked.by_source(family, map));
+        }
+    }
+    rules
+}
+
+fn classify_address(address: IpAddr, here: ClassicAddress) -> Vec<Rule> {
+    let established = || rule().state(STATE_ESTABLISHED);
+    let translated = || established().source_is_translated(true);
+    let by_another = || match here.held {
+        true => translated().translated_source_is(address, false),
+        false => translated(),
+    };
+    let moved = match here.held {
+        true => established().translated_source_is(address, false),
+        false => translated().translated_source_is(address, true),
+    };
+    let mut rules = vec![rule().state(STATE_INVALID).count(INVALID).drop()];
+    if !here.held {
+        rules.push(moved.count(MOVED).drop());
+        rules.push(by_another().protocol(TCP).count(ENDED).reset());
+        rules.push(by_another().count(ENDED).prohibit());
+    } else {
+        rules.push(by_another().protocol(TCP).count(ENDED).reset());
+        rules.push(by_another().count(ENDED).prohibit());
+        rules.push(moved.count(MOVED).drop());
+    }
+    let mark = u32::from(here.number) << MARK_SHIFT;
+    rules.push(rule().set_mark(MARK_MASK, mark).accept());
+    rules
+}
+
+fn nat_address(address: IpAddr, here: ClassicAddress) -> Rule {
+    match here.held {
+        true => rule().snat_to(address),
+        false => rule().snat_to_itself(Family::of(address)),
+    }
+}
+
+/// Trusts no mark: foreign rules clear marks.
+fn guard_address(address: IpAddr, here: ClassicAddress, device: &str) -> Vec<Rule> {
+    let good = match here.held {
+        true => rule().address_is(End::Source, address, true),
+        false => rule()
+            .device(Way::Out, device, true)
+            .next_hop_is(address)
+            .source_is_translated(false),
+    };
+    vec![good.accept(), rule().count(GUARD).drop()]
+}

@@ -1,0 +1,377 @@
+//! The driver `classic`, as `egret kube-egress` runs it: no agents, no controller; a person moves the address.
+
+use anyhow::{Context, ensure};
+use egret_lab::traffic::IdleFlows;
+use egret_lab::{Snapshot, Topology};
+use egret_tests::chaos::{wait, without_memory};
+use egret_tests::cluster::{EGRESS, SERVERS, echo, ip};
+use egret_tests::steps::Group;
+use egret_tests::watch::{Leaving, expect_source};
+use egret_tests::{Cluster, Outcome, egret, run, steps};
+use std::collections::BTreeMap;
+use std::process::{ExitCode, Stdio};
+
+const NODES: [&str; 3] = ["worker1", "worker2", "worker3"];
+const VIPS: &str = "/run/vips";
+const PODS: &str = "/run/pods";
+const FLAGS: &[&str] = &[
+    "--pod-subnet",
+    "10.244.0.0/16,fd00:244::/32",
+    "--update-interval",
+    "1",
+    "--vip-routeid-mappings",
+    VIPS,
+    "--podip-vip-mappings",
+    PODS,
+];
+
+fn main() -> ExitCode {
+    run(vec![Group::new(
+        "classic",
+        up,
+        steps![
+            mapped_pods_leave_with_the_address_from_every_node,
+            other_traffic_is_as_before,
+            connections_outlive_a_move_of_the_address,
+            a_mapping_that_goes_gives_the_nodes_address_back,
+            what_others_change_is_mended,
+            a_killed_one_is_replaced_without_duplicates,
+            the_end_in_order_leaves_nothing,
+            once_leaves_everything_and_delete_removes_it,
+            wrong_usage_is_told,
+        ],
+    )])
+}
+
+struct Classic {
+    cluster: Cluster,
+    /// What each node had before.
+    before: BTreeMap<&'static str, Snapshot>,
+}
+
+/// The built-in lab with a CNI of another kind on every worker, masquerading.
+fn up() -> anyhow::Result<Classic> {
+    let cluster = Cluster::without_agents("classic", &Topology::built_in())?;
+    let mut before = BTreeMap::new();
+    for node in NODES {
+        // Learned addresses of neighbours, and what the kernel makes at the first packet, are there from the start.
+        before.insert(node, without_memory(Snapshot::take(&cluster.host(node)?)?));
+    }
+    let classic = Classic { cluster, before };
+    classic.hold("worker1")?;
+    for node in NODES {
+        classic.map(node, &["a1", "a2", "a3"])?;
+        classic.start(node, FLAGS)?;
+    }
+    for (family, address) in EGRESS.iter().enumerate() {
+        for pod in ["a1", "a2", "a3"] {
+            classic.wait_source(pod, SERVERS[family], address)?;
+        }
+    }
+    Ok(classic)
+}
+
+impl Classic {
+    fn shell(&self, host: &str, line: &str) -> anyhow::Result<String> {
+        self.cluster
+            .exec(&self.cluster.host(host)?, &["sh", "-c", line])
+    }
+
+    /// Puts the addresses on a node, as keepalived does.
+    fn hold(&self, node: &str) -> Outcome {
+        let [v4, v6] = EGRESS;
+        self.shell(
+            node,
+            &format!("ip address add {v4}/32 dev eth0; ip -6 address add {v6}/128 dev eth0 nodad"),
+        )?;
+        for other in ["router", "worker1", "worker2", "worker3"] {
+            // What gratuitous ARP and unsolicited NA do: forget where it was.
+            self.shell(
+                other,
+                &format!("ip neighbour flush to {v4}; ip -6 neighbour flush to {v6}; true"),
+            )?;
+        }
+        Ok(())
+    }
+
+    fn release(&self, node: &str) -> Outcome {
+        let [v4, v6] = EGRESS;
+        let line = format!("ip address del {v4}/32 dev eth0; ip -6 address del {v6}/128 dev eth0");
+        self.shell(node, &line).map(drop)
+    }
+
+    /// Writes the two mappings of a node.
+    fn map(&self, node: &str, pods: &[&str]) -> Outcome {
+        let [v4, v6] = EGRESS;
+        let mut line = format!(
+            "rm -rf {VIPS}.new {PODS}.new; mkdir -p {VIPS} {PODS}; rm -f {PODS}/*
+            echo 64 > {VIPS}/{v4}; echo 65 > {VIPS}/{}; echo rubbish > {PODS}/rubbish\n",
+            v6.replace(':', "-")
+        );
+        for pod in pods {
+            for egress in EGRESS {
+                let address = self.cluster.pod_address(pod, ip(egress))?.to_string();
+                line += &format!("echo {egress} > {PODS}/{}\n", address.replace(':', "-"));
+            }
+        }
+        self.shell(node, &line).map(drop)
+    }
+
+    fn start(&self, node: &str, flags: &[&str]) -> Outcome {
+        let log = self
+            .cluster
+            .lab()
+            .dir()
+            .log()
+            .join(format!("classic-{node}.log"));
+        let log = std::fs::File::options()
+            .create(true)
+            .append(true)
+            .open(log)?;
+        let mut command = self
+            .cluster
+            .lab()
+            .exec(&self.cluster.host(node)?, egret()?)?;
+        command.arg("kube-egress").args(flags);
+        command
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(log);
+        command.spawn()?;
+        Ok(())
+    }
+
+    /// Ends it with a signal and waits until it has gone.
+    fn end(&self, node: &str, signal: &str) -> Outcome {
+        self.shell(node, &format!("pkill -{signal} -x egret"))?;
+        wait(&format!("egret on {node} to end"), || {
+            self.shell(node, "pgrep -x egret || true")
+                .is_ok_and(|pids| pids.trim().is_empty())
+        })
+    }
+
+    fn wait_source(&self, pod: &str, server: &str, source: &str) -> Outcome {
+        let (place, server, source) = (self.cluster.pod(pod)?, ip(server), ip(source));
+        let mut last = Ok(());
+        let result = wait(&format!("{pod} to leave as {source}"), || {
+            last = expect_source(&place, server, source);
+            last.is_ok()
+        });
+        result.with_context(|| {
+            last.err()
+                .map_or_else(String::new, |error| format!("{error:#}"))
+        })
+    }
+
+    /// What differs on a node from what was there before.
+    fn left(&self, node: &str) -> anyhow::Result<Vec<String>> {
+        let after = without_memory(Snapshot::take(&self.cluster.host(node)?)?);
+        Ok(self.before[node].diff(&after))
+    }
+}
+
+/// Packets to the server that carry neither an egress address nor belong to pods without one.
+fn watch(classic: &Classic, unmapped: &[&str]) -> anyhow::Result<Leaving> {
+    let mut allowed: Vec<_> = EGRESS.map(ip).to_vec();
+    for node in unmapped {
+        for like in EGRESS {
+            allowed.push(classic.cluster.node_address(node, ip(like))?);
+        }
+    }
+    Leaving::watch(&classic.cluster, move |packet| {
+        !allowed.contains(&packet.source)
+    })
+}
+
+fn mapped_pods_leave_with_the_address_from_every_node(classic: &Classic) -> Outcome {
+    let watch = watch(classic, &[])?;
+    for (family, address) in EGRESS.iter().enumerate() {
+        for pod in ["a1", "a2", "a3"] {
+            expect_source(&classic.cluster.pod(pod)?, ip(SERVERS[family]), ip(address))?;
+        }
+    }
+    watch.clean()
+}
+
+fn other_traffic_is_as_before(classic: &Classic) -> Outcome {
+    for (family, server) in SERVERS.iter().enumerate() {
+        let node = classic
+            .cluster
+            .node_address("worker2", ip(EGRESS[family]))?;
+        expect_source(&classic.cluster.pod("b2")?, ip(server), node)?;
+    }
+    // Between pods nothing is translated.
+    let target = classic.cluster.pod_address("a3", ip(EGRESS[0]))?;
+    let server = egret_lab::traffic::Server::start(&classic.cluster.pod("a3")?)?;
+    let own = classic.cluster.pod_address("a2", ip(EGRESS[0]))?;
+    expect_source(&classic.cluster.pod("a2")?, target, own)?;
+    drop(server);
+    Ok(())
+}
+
+fn connections_outlive_a_move_of_the_address(classic: &Classic) -> Outcome {
+    let watch = watch(classic, &[])?;
+    let mut flows = Vec::new();
+    for pod in ["a1", "a2", "a3"] {
+        for server in SERVERS {
+            flows.push(IdleFlows::start(
+                &classic.cluster.pod(pod)?,
+                echo(ip(server)),
+                5,
+            )?);
+        }
+    }
+    classic.release("worker1")?;
+    classic.hold("worker2")?;
+    for (family, address) in EGRESS.iter().enumerate() {
+        for pod in ["a1", "a2", "a3"] {
+            classic.wait_source(pod, SERVERS[family], address)?;
+        }
+    }
+    let reports: Vec<_> = flows.into_iter().map(IdleFlows::stop).collect();
+    let broken: Vec<&String> = reports.iter().flat_map(|report| &report.broken).collect();
+    ensure!(
+        broken.is_empty(),
+        "{} of 30 broke: {broken:?}",
+        broken.len()
+    );
+    watch.clean()
+}
+
+fn a_mapping_that_goes_gives_the_nodes_address_back(classic: &Classic) -> Outcome {
+    for node in NODES {
+        classic.map(node, &["a1", "a2"])?;
+    }
+    for (family, server) in SERVERS.iter().enumerate() {
+        let node = classic
+            .cluster
+            .node_address("worker3", ip(EGRESS[family]))?;
+        classic.wait_source("a3", server, &node.to_string())?;
+        expect_source(&classic.cluster.pod("a1")?, ip(server), ip(EGRESS[family]))?;
+    }
+    for node in NODES {
+        classic.map(node, &["a1", "a2", "a3"])?;
+    }
+    for (family, address) in EGRESS.iter().enumerate() {
+        classic.wait_source("a3", SERVERS[family], address)?;
+    }
+    Ok(())
+}
+
+fn what_others_change_is_mended(classic: &Classic) -> Outcome {
+    let watch = watch(classic, &[])?;
+    for damage in ["ip rule del priority 78", "ip route flush table 64"] {
+        classic
+            .shell("worker1", damage)
+            .with_context(|| damage.to_owned())?;
+        for (family, address) in EGRESS.iter().enumerate() {
+            classic
+                .wait_source("a1", SERVERS[family], address)
+                .with_context(|| damage.to_owned())?;
+        }
+    }
+    watch.clean()
+}
+
+fn a_killed_one_is_replaced_without_duplicates(classic: &Classic) -> Outcome {
+    let count = "ip rule | grep -c 'fwmark 0x400000/0xff0000 lookup 64'; nft list tables | grep -c egret_classic";
+    let before = classic.shell("worker3", count)?;
+    ensure!(before == "1\n1\n", "{before}");
+    classic.end("worker3", "KILL")?;
+    expect_source(&classic.cluster.pod("a3")?, ip(SERVERS[0]), ip(EGRESS[0]))?;
+    classic.start("worker3", FLAGS)?;
+    classic.shell("worker3", "ip rule del priority 78")?;
+    wait("one rule", || {
+        classic
+            .shell("worker3", count)
+            .is_ok_and(|now| now == before)
+    })
+}
+
+fn the_end_in_order_leaves_nothing(classic: &Classic) -> Outcome {
+    for node in NODES {
+        classic.end(node, "TERM")?;
+    }
+    classic.release("worker2")?;
+    for node in NODES {
+        // The test's own files.
+        classic.shell(node, &format!("rm -rf {VIPS} {PODS}"))?;
+        let left = classic.left(node)?;
+        ensure!(left.is_empty(), "{node}: {left:#?}");
+    }
+    for (family, server) in SERVERS.iter().enumerate() {
+        let node = classic
+            .cluster
+            .node_address("worker1", ip(EGRESS[family]))?;
+        classic.wait_source("a1", server, &node.to_string())?;
+    }
+    Ok(())
+}
+
+/// The older form, with one address for all pods, under its short flags.
+fn once_leaves_everything_and_delete_removes_it(classic: &Classic) -> Outcome {
+    let program = egret()?;
+    let program = program.to_str().context("a path of text")?;
+    let node = classic.cluster.host("worker1")?;
+    let flags = [
+        "-i",
+        "eth0",
+        "-p",
+        "10.244.0.0/16",
+        "-r",
+        "100",
+        "-v",
+        EGRESS[0],
+    ];
+    classic.hold("worker3")?;
+    for node in ["worker1", "worker3"] {
+        let place = classic.cluster.host(node)?;
+        let words: Vec<&str> = [program, "kube-egress"].into_iter().chain(flags).collect();
+        classic.cluster.exec(&place, &words)?;
+    }
+    for pod in ["a1", "b1", "a3"] {
+        classic.wait_source(pod, SERVERS[0], EGRESS[0])?;
+    }
+    let rules = classic.shell("worker1", "ip rule")?;
+    ensure!(rules.contains("lookup 100"), "{rules}");
+    classic
+        .cluster
+        .exec(&node, &[program, "kube-egress", "--delete"])?;
+    classic
+        .cluster
+        .exec(&node, &[program, "kube-egress", "-d"])?;
+    let left = classic.left("worker1")?;
+    ensure!(left.is_empty(), "{left:#?}");
+    Ok(())
+}
+
+fn wrong_usage_is_told(classic: &Classic) -> Outcome {
+    let program = egret()?;
+    for (flags, expected) in [
+        (&["--update-interval", "5"][..], "--vip is missing"),
+        (&["--vip", "nonsense"], "--vip nonsense"),
+        (
+            &["--vip", "192.168.122.222", "--route-id", "253"],
+            "from 1 to 252",
+        ),
+        (
+            &["--vip", "192.168.122.222", "--interface", "eth7"],
+            "no network device eth7",
+        ),
+        (&["--vipp", "192.168.122.222"], "--vipp"),
+    ] {
+        let place = classic.cluster.host("worker2")?;
+        let mut command = classic.cluster.lab().exec(&place, &program)?;
+        let output = command.arg("kube-egress").args(flags).output()?;
+        let said = String::from_utf8_lossy(&output.stderr);
+        ensure!(
+            output.status.code() == Some(2),
+            "{flags:?}: {:?}",
+            output.status
+        );
+        ensure!(said.contains(expected), "{flags:?}: {said}");
+    }
+    let left = classic.left("worker2")?;
+    ensure!(left.is_empty(), "{left:#?}");
+    Ok(())
+}
