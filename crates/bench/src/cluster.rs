@@ -11,6 +11,11 @@ pub const EGRESS: &str = "192.168.122.222";
 
 /// A lab of these hosts beside router and server.
 pub fn up(name: &str, hosts: &[String]) -> Result<Scene> {
+    up_with(name, hosts, &[])
+}
+
+/// The same, with more arguments for every agent.
+pub fn up_with(name: &str, hosts: &[String], agent_args: &[&str]) -> Result<Scene> {
     let topology = format!(
         "segments:\n- {{name: nodes, cidrs: [192.168.122.0/24, fd00:122::/64]}}\n\
          - {{name: outside, cidrs: [203.0.113.0/24, 2001:db8:1::/64]}}\nhosts:\n{}\n\
@@ -18,7 +23,7 @@ pub fn up(name: &str, hosts: &[String]) -> Result<Scene> {
          - {{name: server, roles: [server], links: [{{segment: outside}}]}}\n",
         hosts.join("\n")
     );
-    Scene::up(name, &Topology::from_yaml(&topology)?)
+    Scene::up_with(name, &Topology::from_yaml(&topology)?, agent_args)
 }
 
 /// A worker with one pod of this label, without a masquerade of its own.

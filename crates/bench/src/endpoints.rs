@@ -12,7 +12,9 @@ use std::time::{Duration, Instant};
 const ECHO: u16 = 7000;
 const SINK: u16 = 7001;
 const SOURCE: u16 = 7002;
-const ACCEPT: u16 = 7003;
+/// Ports that accept and close at once: many, so that no way is held up by the source ports of one destination, which
+/// rest for two minutes after each connection.
+const ACCEPT: std::ops::Range<u16> = 7100..7164;
 const CHUNK_BYTES: usize = 128 * 1024;
 /// Datagrams of packet rates: small, so that packets and not bytes are counted.
 const DATAGRAM_BYTES: usize = 64;
@@ -37,11 +39,13 @@ impl Endpoints {
         echo.set_read_timeout(Some(PATIENCE))?;
         let flag = stop.clone();
         threads.push(std::thread::spawn(move || answer_all(&echo, &flag)));
-        for (port, serve) in [
-            (SINK, swallow as fn(TcpStream)),
-            (SOURCE, pour as fn(TcpStream)),
-            (ACCEPT, drop as fn(TcpStream)),
-        ] {
+        let serve = |port| match port {
+            SINK => swallow as fn(TcpStream),
+            SOURCE => pour,
+            _ => drop,
+        };
+        for port in listening() {
+            let serve = serve(port);
             let listener = place.run(|| TcpListener::bind(("::", port)))??;
             listener.set_nonblocking(false)?;
             let flag = stop.clone();
@@ -51,7 +55,7 @@ impl Endpoints {
                         return;
                     }
                     let Ok(stream) = stream else { continue };
-                    if port == ACCEPT {
+                    if ACCEPT.contains(&port) {
                         serve(stream);
                     } else {
                         std::thread::spawn(move || serve(stream));
@@ -65,7 +69,7 @@ impl Endpoints {
     /// Ends them; `place` must be the same.
     pub fn stop(self, place: &Place) -> Result<()> {
         self.stop.store(true, Ordering::Relaxed);
-        for port in [SINK, SOURCE, ACCEPT] {
+        for port in listening() {
             // Wakes the thread that waits for a connection.
             let _woken = place.run(|| TcpStream::connect(("::1", port)).is_ok())?;
         }
@@ -74,6 +78,10 @@ impl Endpoints {
         }
         Ok(())
     }
+}
+
+fn listening() -> impl Iterator<Item = u16> {
+    [SINK, SOURCE].into_iter().chain(ACCEPT)
 }
 
 fn answer_all(socket: &UdpSocket, stop: &AtomicBool) {
@@ -204,9 +212,10 @@ pub fn gigabits(
 /// TCP connections made and closed one after the other, per second.
 pub fn connections_per_second(place: &Place, server: IpAddr, time: Duration) -> Result<f64> {
     place.run(|| -> Result<f64> {
-        let target = SocketAddr::new(server, ACCEPT);
         let (start, mut count) = (Instant::now(), 0u64);
+        let mut ports = ACCEPT.cycle();
         while start.elapsed() < time {
+            let target = SocketAddr::new(server, ports.next().context("ports")?);
             let mut stream = TcpStream::connect_timeout(&target, Duration::from_secs(3))
                 .context("connecting")?;
             // The server closes first, so that its side and not the pod's keeps the ended connection.

@@ -3,7 +3,7 @@
 use serde::{Deserialize, Serialize};
 
 /// One measured thing.
-#[derive(Clone, Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
 pub struct Figure {
     /// Table it belongs to.
     pub part: String,

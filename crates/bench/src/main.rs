@@ -6,6 +6,7 @@
 
 mod cluster;
 mod endpoints;
+mod exhaustion;
 mod failover;
 mod figure;
 mod page;
@@ -14,6 +15,7 @@ mod programming;
 mod rest;
 mod state;
 mod traffic;
+mod ways;
 
 use clap::{Parser, ValueEnum};
 use figure::Report;
@@ -46,15 +48,18 @@ enum Part {
     Planning,
     /// Memory and CPU of an agent at rest.
     Rest,
+    /// New flows while a lease fills up.
+    Lease,
     /// Outages when a gateway goes.
     Failover,
 }
 
-const ALL: [Part; 5] = [
+const ALL: [Part; 6] = [
     Part::Planning,
     Part::Programming,
     Part::Traffic,
     Part::Rest,
+    Part::Lease,
     Part::Failover,
 ];
 
@@ -74,6 +79,7 @@ fn main() -> anyhow::Result<()> {
             Part::Programming => programming::measure(&mut report, arguments.rounds)?,
             Part::Planning => planning::measure(&mut report, arguments.rounds),
             Part::Rest => rest::measure(&mut report)?,
+            Part::Lease => exhaustion::measure(&mut report, arguments.rounds)?,
             Part::Failover => failover::measure(&mut report, arguments.rounds)?,
         }
     }

@@ -1,7 +1,7 @@
 //! The page, its data and its chart.
 
 use crate::figure::{Figure, Report};
-use crate::traffic::PLAIN;
+use crate::traffic::{CLASSIC, PLAIN};
 use anyhow::{Context, Result};
 use std::fmt::Write;
 use std::path::{Path, PathBuf};
@@ -28,8 +28,8 @@ pub fn tables(report: &Report) -> String {
     for part in parts {
         let _ = write!(
             text,
-            "\n### {part}\n\n| what | by | median | lowest | highest | runs | against plain | load |\n\
-             |---|---|---|---|---|---|---|---|\n"
+            "\n### {part}\n\n| what | by | median | lowest | highest | runs | against plain | against classic | load |\n\
+             |---|---|---|---|---|---|---|---|---|\n"
         );
         for figure in report.figures.iter().filter(|figure| figure.part == part) {
             let _ = writeln!(text, "{}", row(report, figure));
@@ -39,10 +39,15 @@ pub fn tables(report: &Report) -> String {
 }
 
 fn row(report: &Report, figure: &Figure) -> String {
-    let ratio = against_plain(report, figure);
-    let ratio = ratio.map_or(String::new(), |ratio| format!("{ratio:.2}"));
+    let against = |baseline: &str| {
+        let ratio = (figure.variant != baseline).then(|| report.ratio(figure, baseline));
+        ratio
+            .flatten()
+            .map_or(String::new(), |ratio| format!("{ratio:.2}"))
+    };
+    let (plain, classic) = (against(PLAIN), against(CLASSIC));
     format!(
-        "| {} | {} | {} {} | {} | {} | {} | {ratio} | {:.1} |",
+        "| {} | {} | {} {} | {} | {} | {} | {plain} | {classic} | {:.1} |",
         figure.name,
         figure.variant,
         number(figure.median()),
@@ -52,13 +57,6 @@ fn row(report: &Report, figure: &Figure) -> String {
         figure.values.len(),
         figure.load
     )
-}
-
-/// The ratio to plain routing, where that says something: plain routing has no limit on the segments that ends agree on,
-/// so its throughput is that of packets which do not fit the tunnel.
-fn against_plain(report: &Report, figure: &Figure) -> Option<f64> {
-    let fair = figure.variant != PLAIN && figure.unit != "Gbit/s";
-    fair.then(|| report.ratio(figure, PLAIN)).flatten()
 }
 
 /// Three digits that say something.

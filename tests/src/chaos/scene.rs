@@ -7,7 +7,7 @@ use egret_lab::{Hurt, Lab, Place, Snapshot, Topology};
 use serde_json::Value;
 use std::net::IpAddr;
 use std::path::PathBuf;
-use std::process::Command;
+use std::process::{Command, Stdio};
 use std::time::Duration;
 
 /// Longest wait for anything; generous, since the machine may be busy.
@@ -58,8 +58,34 @@ impl Scene {
     /// # Errors
     /// The program is not built, or the lab does not come up.
     pub fn up(test: &str, topology: &Topology) -> anyhow::Result<Self> {
-        let cluster = Cluster::up(test, topology)?;
+        Self::up_with(test, topology, &[])
+    }
+
+    /// The same, with more arguments for every agent.
+    ///
+    /// # Errors
+    /// As [`Self::up`].
+    pub fn up_with(test: &str, topology: &Topology, agent_args: &[&str]) -> anyhow::Result<Self> {
+        let cluster = Cluster::up_with(test, topology, agent_args)?;
         Ok(Self { cluster })
+    }
+
+    /// Starts the program in a host with these arguments; it ends with the lab. What it says goes to a log of this name.
+    ///
+    /// # Errors
+    /// It cannot be started.
+    pub fn start(&self, host: &str, name: &str, arguments: &[&str]) -> anyhow::Result<()> {
+        let log = self
+            .cluster
+            .lab()
+            .dir()
+            .log()
+            .join(format!("{name}-{host}.log"));
+        let log = std::fs::File::create(log)?;
+        let mut command = self.cluster.lab().exec(&self.host(host)?, program()?)?;
+        command.args(arguments).stdin(Stdio::null());
+        command.stdout(Stdio::null()).stderr(log).spawn()?;
+        Ok(())
     }
 
     /// The lab.

@@ -1,0 +1,161 @@
+//! What a new flow costs while its lease fills up: 0, 50, 90 and 100 % of the ports in use towards one destination.
+
+use crate::cluster::{self, SERVER};
+use crate::figure::{Figure, Report};
+use anyhow::{Context, Result, ensure};
+use egret_lab::Place;
+use egret_tests::chaos::ip;
+use std::net::{SocketAddr, UdpSocket};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+const PART: &str = "filling lease";
+/// Ports of the first grant of the lab's policy.
+const LEASE: usize = 1024;
+/// New flows that are timed at each level.
+const TIMED: usize = 40;
+/// Levels, in percent of the lease; the flows that are timed end there or just above.
+const LEVELS: [usize; 3] = [0, 50, 90];
+/// The destination of round n is this port plus n: conntrack remembers the flows of earlier rounds.
+const FIRST_PORT: u16 = 7300;
+/// Longest wait for an answer; a flow that gets none was lost on its way into the table.
+const PATIENCE: Duration = Duration::from_millis(100);
+/// Longest wait until the agent refuses a full destination.
+const REFUSED_AFTER: Duration = Duration::from_secs(5);
+
+/// Fills a lease towards a new destination in each round.
+pub fn measure(report: &mut Report, rounds: usize) -> Result<()> {
+    let hosts = [
+        cluster::worker("w1", 1, &[("a1", "MyApp")]),
+        cluster::gateway("g1"),
+    ];
+    let scene = cluster::up("bench-lease", &hosts)?;
+    cluster::start_policy(&scene, &["g1"])?;
+    let (pod, server) = (scene.pod("a1")?, scene.host("server")?);
+    for round in 0..rounds {
+        let target = SocketAddr::new(ip(SERVER), FIRST_PORT + u16::try_from(round)?);
+        let echo = Echo::start(&server, target.port())?;
+        pod.run(|| fill(report, target))??;
+        echo.stop()?;
+    }
+    Ok(())
+}
+
+fn fill(report: &mut Report, target: SocketAddr) -> Result<()> {
+    let mut flows = Vec::with_capacity(LEASE);
+    for level in LEVELS {
+        while flows.len() < LEASE * level / 100 {
+            flows.extend(flow(target)?.map(|(socket, _)| socket));
+        }
+        let (mut times, mut lost) = (Vec::new(), 0);
+        for _ in 0..TIMED {
+            match flow(target)? {
+                Some((socket, time)) => {
+                    times.push(time.as_secs_f64() * 1e6);
+                    flows.push(socket);
+                }
+                None => lost += 1,
+            }
+        }
+        let name = format!("first answer at {level} %");
+        report.add(PART, &name, "ours", "us", middle(times));
+        report.add(
+            PART,
+            &format!("lost at {level} %"),
+            "ours",
+            "flows",
+            f64::from(lost),
+        );
+    }
+    let started = Instant::now();
+    let mut refusals = Vec::new();
+    while refusals.len() < TIMED {
+        ensure!(
+            started.elapsed() < REFUSED_AFTER,
+            "{} flows, and no refusal",
+            flows.len()
+        );
+        match attempt(target)? {
+            Attempt::Answered(socket, _) => flows.push(socket),
+            Attempt::Lost => {}
+            Attempt::Refused(time) => refusals.push(time.as_secs_f64() * 1e6),
+        }
+    }
+    report.add(PART, "refusal at 100 %", "ours", "us", middle(refusals));
+    report.add(
+        PART,
+        "flows when it is full",
+        "ours",
+        "flows",
+        flows.len() as f64,
+    );
+    Ok(())
+}
+
+fn middle(values: Vec<f64>) -> f64 {
+    let figure = Figure {
+        values,
+        ..Figure::default()
+    };
+    figure.median()
+}
+
+enum Attempt {
+    Answered(UdpSocket, Duration),
+    Refused(Duration),
+    Lost,
+}
+
+/// A new flow that was answered, and how soon.
+fn flow(target: SocketAddr) -> Result<Option<(UdpSocket, Duration)>> {
+    match attempt(target)? {
+        Attempt::Answered(socket, time) => Ok(Some((socket, time))),
+        Attempt::Refused(_) | Attempt::Lost => Ok(None),
+    }
+}
+
+fn attempt(target: SocketAddr) -> Result<Attempt> {
+    let socket = UdpSocket::bind("0.0.0.0:0")?;
+    socket.set_read_timeout(Some(PATIENCE))?;
+    socket.connect(target)?;
+    let started = Instant::now();
+    socket.send(b"first")?;
+    let mut buffer = [0; 16];
+    match socket.recv(&mut buffer) {
+        Ok(_) => Ok(Attempt::Answered(socket, started.elapsed())),
+        Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => Ok(Attempt::Lost),
+        Err(_) => Ok(Attempt::Refused(started.elapsed())),
+    }
+}
+
+/// Answers datagrams at one port.
+struct Echo {
+    stop: Arc<AtomicBool>,
+    thread: JoinHandle<()>,
+}
+
+impl Echo {
+    fn start(server: &Place, port: u16) -> Result<Self> {
+        let socket = server.run(|| UdpSocket::bind(("::", port)))??;
+        socket.set_read_timeout(Some(PATIENCE))?;
+        let stop = Arc::new(AtomicBool::new(false));
+        let flag = stop.clone();
+        let thread = std::thread::spawn(move || {
+            let mut buffer = [0; 16];
+            while !flag.load(Ordering::Relaxed) {
+                if let Ok((length, from)) = socket.recv_from(&mut buffer) {
+                    let _lost = socket.send_to(&buffer[..length], from);
+                }
+            }
+        });
+        Ok(Echo { stop, thread })
+    }
+
+    fn stop(self) -> Result<()> {
+        self.stop.store(true, Ordering::Relaxed);
+        let joined = self.thread.join().ok();
+        joined.context("the echo panicked")
+    }
+}
