@@ -124,3 +124,83 @@ pub fn send_protocol(destination: IpAddr, protocol: u8, payload: &[u8]) -> std::
     socket.send_to(payload, &SocketAddr::new(destination, 0).into())?;
     Ok(())
 }
+
+/// An SCTP packet without IP header (RFC 9260 section 3): common header and chunks.
+pub fn sctp(source_port: u16, destination_port: u16, tag: u32, chunks: &[u8]) -> Vec<u8> {
+    let mut packet = Vec::new();
+    packet.extend(source_port.to_be_bytes());
+    packet.extend(destination_port.to_be_bytes());
+    packet.extend(tag.to_be_bytes());
+    packet.extend([0; 4]);
+    packet.extend(chunks);
+    let sum = crc32c(&packet);
+    packet[8..12].copy_from_slice(&sum.to_le_bytes());
+    packet
+}
+
+/// Whether the checksum of an SCTP packet is right.
+pub fn sctp_is_intact(packet: &[u8]) -> bool {
+    let mut zeroed = packet.to_vec();
+    zeroed[8..12].fill(0);
+    packet[8..12] == crc32c(&zeroed).to_le_bytes()
+}
+
+/// The checksum of SCTP (RFC 9260 appendix A).
+fn crc32c(bytes: &[u8]) -> u32 {
+    const POLYNOMIAL: u32 = 0x82f6_3b78;
+    let mut sum = u32::MAX;
+    for byte in bytes {
+        sum ^= u32::from(*byte);
+        for _ in 0..8 {
+            sum = (sum >> 1) ^ (POLYNOMIAL * (sum & 1));
+        }
+    }
+    !sum
+}
+
+/// Cuts an IP packet into fragments at these offsets of its payload (multiples of 8), each from its offset to its end.
+///
+/// # Panics
+/// An offset lies beyond the packet.
+pub fn fragments(packet: &[u8], id: u16, parts: &[std::ops::Range<usize>]) -> Vec<Vec<u8>> {
+    const FRAGMENT: u8 = 44;
+    let is_v4 = packet[0] >> 4 == 4;
+    let header = if is_v4 { 20 } else { 40 };
+    let payload = &packet[header..];
+    let cut = |part: &std::ops::Range<usize>| {
+        let more = part.end < payload.len();
+        let mut one = packet[..header].to_vec();
+        if is_v4 {
+            let length = u16::try_from(20 + part.len()).expect("a fragment");
+            one[2..4].copy_from_slice(&length.to_be_bytes());
+            one[4..6].copy_from_slice(&id.to_be_bytes());
+            let offset = u16::try_from(part.start / 8).expect("an offset") | u16::from(more) << 13;
+            one[6..8].copy_from_slice(&offset.to_be_bytes());
+        } else {
+            let length = u16::try_from(8 + part.len()).expect("a fragment");
+            one[4..6].copy_from_slice(&length.to_be_bytes());
+            let next = std::mem::replace(&mut one[6], FRAGMENT);
+            let offset = u16::try_from(part.start).expect("an offset") | u16::from(more);
+            one.extend([next, 0]);
+            one.extend(offset.to_be_bytes());
+            one.extend(u32::from(id).to_be_bytes());
+        }
+        one.extend(&payload[part.clone()]);
+        one
+    };
+    parts.iter().map(cut).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_checksum_is_that_of_rfc_3720() {
+        assert_eq!(crc32c(b"123456789"), 0xe306_9283);
+        let mut packet = sctp(1, 2, 3, &[1, 0, 0, 4]);
+        assert!(sctp_is_intact(&packet));
+        packet[0] ^= 1;
+        assert!(!sctp_is_intact(&packet));
+    }
+}

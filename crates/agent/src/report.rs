@@ -9,6 +9,7 @@ use egret_core::condition::{Condition as Said, ConditionType, Reason};
 use egret_core::machines::Destination;
 use egret_core::model::{Finding, NodeRecord};
 use egret_core::node::NodeOutcome;
+use egret_datapath::driver::RefusedProtocol;
 use egret_objects::{Condition, ConditionStatus, NodeReport, View};
 use serde::Serialize;
 use std::collections::{BTreeMap, BTreeSet};
@@ -320,9 +321,34 @@ fn full_destinations(full: &BTreeSet<Destination>) -> BTreeMap<IpAddr, u32> {
     counts
 }
 
+/// How many of a list a message names.
+const NAMED_MAX: usize = 5;
+
+fn and_more(all: usize) -> String {
+    match all.saturating_sub(NAMED_MAX) {
+        0 => String::new(),
+        more => format!(" and {more} more"),
+    }
+}
+
+/// Names the first few.
+fn refused_text(refused: &BTreeSet<RefusedProtocol>) -> String {
+    let name = |one: &RefusedProtocol| {
+        let protocol = match one.protocol {
+            47 => "GRE".to_owned(),
+            50 => "ESP".to_owned(),
+            51 => "AH".to_owned(),
+            other => format!("protocol {other}"),
+        };
+        format!("{protocol} from {} to {}", one.pod, one.destination)
+    };
+    let named: Vec<String> = refused.iter().take(NAMED_MAX).map(name).collect();
+    let more = and_more(refused.len());
+    format!("refused, having no ports: {}{more}", named.join(", "))
+}
+
 /// Names the first few.
 fn full_text(full: &BTreeSet<Destination>) -> String {
-    const NAMED_MAX: usize = 5;
     let name = |one: &Destination| {
         let protocol = match one.protocol {
             6 => "TCP".to_owned(),
@@ -334,10 +360,7 @@ fn full_text(full: &BTreeSet<Destination>) -> String {
         format!("{protocol} {to} by {}", one.egress)
     };
     let named: Vec<String> = full.iter().take(NAMED_MAX).map(name).collect();
-    let more = match full.len().saturating_sub(NAMED_MAX) {
-        0 => String::new(),
-        more => format!(" and {more} more"),
-    };
+    let more = and_more(full.len());
     format!("new flows are refused towards {}{more}", named.join(", "))
 }
 
@@ -348,7 +371,11 @@ pub(crate) fn status(
     outcome: Option<&NodeOutcome>,
     gateway: &Gateway,
     links: Option<&Links>,
-    (ports, full): (&BTreeMap<IpAddr, u32>, &BTreeSet<Destination>),
+    (ports, full, refused): (
+        &BTreeMap<IpAddr, u32>,
+        &BTreeSet<Destination>,
+        &BTreeSet<RefusedProtocol>,
+    ),
     (trouble, forward_blocked): (Option<&str>, &[String]),
 ) -> NodeStatus {
     let node = view.snapshot.nodes.get(&record.node);
@@ -383,7 +410,7 @@ pub(crate) fn status(
             Some(_) => vec!["nftables".into()],
             None => vec!["nftables".into(), "ebpf".into()],
         },
-        conditions: conditions(outcome, gateway, trouble, forward_blocked, full),
+        conditions: conditions(outcome, gateway, trouble, forward_blocked, (full, refused)),
     };
     NodeStatus { record, report }
 }
@@ -397,7 +424,7 @@ fn conditions(
     gateway: &Gateway,
     trouble: Option<&str>,
     forward_blocked: &[String],
-    full: &BTreeSet<Destination>,
+    (full, refused): (&BTreeSet<Destination>, &BTreeSet<RefusedProtocol>),
 ) -> Vec<Condition> {
     let trouble = trouble.or(gateway.trouble.as_deref());
     let holds = |kind, reason, text: String| Condition::from(&Said::new(kind, true, reason, text));
@@ -430,6 +457,9 @@ fn conditions(
     let mut by_reason: BTreeMap<Reason, Vec<String>> = BTreeMap::new();
     if let Some(text) = gateway.lacks() {
         by_reason.insert(Reason::NftablesDatapath, vec![text]);
+    }
+    if !refused.is_empty() {
+        by_reason.insert(Reason::ProtocolRefused, vec![refused_text(refused)]);
     }
     for report in outcome.into_iter().flat_map(|outcome| &outcome.reports) {
         let line = format!("{}: {}", report.subject, report.text);

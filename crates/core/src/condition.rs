@@ -191,6 +191,9 @@ reasons! {
     NodeAddress: Degraded true;
         "Traffic leaves by the node's address, as whenUnavailable: NodeAddress asks.",
         "Mend what Ready names.";
+    ProtocolRefused: Degraded true;
+        "Selected pods sent a protocol without ports (GRE, ESP and the like), which cannot be translated by ports; it was refused.",
+        "Carry it in UDP (ESP by RFC 3948), or exclude the destination from the policy; forgotten 5 minutes after the last packet.";
     AwaitingGateways: Degraded true;
         "Gateways do not know this node's source ports yet.", "Wait; if it stays, see the gateways' agents.";
     NoExternalDevice: Degraded true;

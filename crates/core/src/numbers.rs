@@ -81,6 +81,11 @@ pub const ENDED_FLOWS_MAX: u32 = 65_536;
 pub const FULL_DESTINATIONS_MAX: usize = 4096;
 /// Seconds after which the refusal of a full destination ends by itself if no agent renews it.
 pub const FULL_DESTINATION_SECS: u64 = 30;
+/// Refused packets of protocols without ports (source, destination, protocol) that are remembered at once, per family,
+/// to be told in a condition; all are counted.
+pub const REFUSED_PROTOCOLS_MAX: u32 = 256;
+/// Seconds after the last such packet until the condition forgets it.
+pub const REFUSED_PROTOCOL_SECS: u64 = 300;
 /// Destination boxes of one profile, at most: a set of the kernel with more takes longer to commit than a policy change
 /// may take. The policies that rank last are left out until the rest fits, with a finding each.
 pub const PROFILE_BOXES_MAX: usize = 65_536;

@@ -2,8 +2,10 @@
 
 mod flows;
 mod full;
+mod refused;
 
 pub use full::port_of;
+pub use refused::RefusedProtocol;
 
 use crate::conntrack::Conntrack;
 use crate::damage::Damage;

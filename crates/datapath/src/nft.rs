@@ -8,7 +8,7 @@ mod expression;
 mod forward;
 mod legacy;
 mod message;
-mod read;
+pub(crate) mod read;
 pub(crate) mod rule;
 mod table;
 

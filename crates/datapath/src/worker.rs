@@ -16,7 +16,7 @@ mod names;
 mod profile;
 
 pub use counters::{COUNTERS, Counter};
-pub use names::{ENDED_SETS, FULL_SETS, LATE_SETS};
+pub use names::{ENDED_SETS, FULL_SETS, LATE_SETS, PORTLESS_SETS};
 
 use crate::nft::Table;
 use egret_core::node::NodeState;

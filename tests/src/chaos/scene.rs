@@ -298,7 +298,7 @@ pub fn without_memory(mut snapshot: Snapshot) -> Snapshot {
                 || trimmed.starts_with("map ")
                 || trimmed.starts_with("chain ")
             {
-                is_memory = ["set late", "set ended"]
+                is_memory = ["set late", "set ended", "set refused"]
                     .iter()
                     .any(|name| trimmed.starts_with(name));
             }

@@ -106,6 +106,8 @@ impl MainLoop {
             .datapath
             .ports_in_use()
             .map_err(|error| chain(&error))?;
+        let refused = self.datapath.refused_protocols();
+        self.refused = refused.map_err(|error| chain(&error))?;
         Ok(())
     }
 

@@ -158,6 +158,15 @@ pub enum Expression {
         /// Register of the key.
         register: Register,
     },
+    /// Adds the key to a run-time set, or prolongs its stay; goes on only if there is room.
+    Remember {
+        /// Name of the set.
+        set: String,
+        /// Register of the key.
+        register: Register,
+        /// Seconds that it stays.
+        secs: u64,
+    },
     /// Loads constant bytes.
     Load(Register, Vec<u8>),
     /// Ends the rule: accept (1), drop (0), return (-5), jump (-3) and goto (-4) to a chain.
@@ -296,6 +305,15 @@ impl Expression {
                 "lookup",
                 a.text(1, set).be32(2, reg(*register)).be32(3, VERDICT),
             ),
+            Expression::Remember {
+                set,
+                register,
+                secs,
+            } => {
+                const UPDATE: u32 = 1;
+                let a = a.text(1, set).be32(3, UPDATE).be32(4, reg(*register));
+                ("dynset", a.be64(6, secs * 1000))
+            }
             Expression::Load(to, bytes) => ("immediate", a.be32(1, reg(*to)).nest(2, value(bytes))),
             Expression::Verdict(code, chain) => {
                 let data = Attrs::default().nest(2, verdict(*code, chain.as_deref()));

@@ -37,6 +37,7 @@ pub(super) const TABLE_OWNER_PERSIST: u32 = 0x2 | 0x4;
 const SET_INTERVAL: u32 = 0x4;
 const SET_MAP: u32 = 0x8;
 const SET_TIMEOUT: u32 = 0x10;
+const SET_EVAL: u32 = 0x20;
 const SET_CONCAT: u32 = 0x80;
 const ELEMENT_INTERVAL_END: u32 = 1;
 const DATA_VERDICT: u32 = 0xffff_ff00;
@@ -177,6 +178,7 @@ pub(super) fn new_set(table: &str, name: &str, id: u32, set: &Set) -> Request {
     } else {
         0
     };
+    set_flags |= if set.by_packets { SET_EVAL } else { 0 };
     set_flags |= if concatenated && set.interval {
         SET_CONCAT
     } else {

@@ -37,6 +37,15 @@ impl Nftables {
     /// # Errors
     /// [`NftError::Netlink`].
     pub fn addresses_in(&mut self, set: &str) -> Result<Vec<IpAddr>, NftError> {
+        let keys = self.keys_of(set)?;
+        Ok(keys.iter().filter_map(|key| address(key)).collect())
+    }
+
+    /// The keys in a set, as bytes of fields that are padded to 32 bits each; none without table or set.
+    ///
+    /// # Errors
+    /// [`NftError::Netlink`].
+    pub fn keys_of(&mut self, set: &str) -> Result<Vec<Vec<u8>>, NftError> {
         const ELEMENTS: u16 = 3;
         let attrs = Attrs::default().text(1, self.name()).text(2, set);
         let found = match self.dump(GETSETELEM, attrs) {
@@ -73,10 +82,14 @@ impl Nftables {
 }
 
 /// The key of one element.
-fn key(element: &[u8]) -> Option<IpAddr> {
+fn key(element: &[u8]) -> Option<Vec<u8>> {
     const KEY: u16 = 1;
     let value = attributes(element).find(|(kind, _)| *kind == KEY)?.1;
-    let bytes = attributes(value).next()?.1;
+    Some(attributes(value).next()?.1.to_vec())
+}
+
+/// The address that these bytes are.
+pub(crate) fn address(bytes: &[u8]) -> Option<IpAddr> {
     match bytes.len() {
         4 => <[u8; 4]>::try_from(bytes).ok().map(IpAddr::from),
         16 => <[u8; 16]>::try_from(bytes).ok().map(IpAddr::from),

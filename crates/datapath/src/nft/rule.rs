@@ -6,6 +6,8 @@ use std::net::IpAddr;
 
 pub(crate) const TCP: u8 = 6;
 pub(crate) const UDP: u8 = 17;
+const ICMP: u8 = 1;
+const ICMP_V6: u8 = 58;
 const TCP_FIN_SYN_RST_ACK: u8 = 0x17;
 pub(crate) const TCP_SYN: u8 = 0x02;
 /// Bits of `ct state` (`NF_CT_STATE_BIT`).
@@ -129,6 +131,12 @@ impl Builder {
     pub(crate) fn leaves_by_other_than(self, set: &str) -> Self {
         self.push(Expression::Meta(MetaKey::OifName, 0))
             .in_set(set, 0, true)
+    }
+
+    /// The packet leaves by a device that is in the set.
+    pub(crate) fn leaves_by(self, set: &str) -> Self {
+        self.push(Expression::Meta(MetaKey::OifName, 0))
+            .in_set(set, 0, false)
     }
 
     /// The packet was forwarded (`true`) or made by this node.
@@ -290,6 +298,20 @@ impl Builder {
         self.translated_source(family).in_set(set, 0, false)
     }
 
+    /// The source that the flow has after translation decides.
+    pub(crate) fn by_translated_source(self, family: Family, map: String) -> Rule {
+        self.translated_source(family).map(map)
+    }
+
+    /// An ICMP error about a tracked flow.
+    pub(crate) fn icmp_error(self, family: Family) -> Self {
+        let protocol = match family {
+            Family::V4 => ICMP,
+            Family::V6 => ICMP_V6,
+        };
+        self.family(family).protocol(protocol).state(STATE_RELATED)
+    }
+
     /// What the other end answers to: the reply tuple's destination.
     fn translated_source(self, family: Family) -> Self {
         let key = match family {
@@ -343,6 +365,21 @@ impl Builder {
             .load_port(End::Source, 2 * width + 1)
             .load_port(End::Destination, 2 * width + 2)
             .in_set(set, 0, false)
+    }
+
+    /// Puts source, destination and protocol into a run-time set that packets fill.
+    pub(crate) fn remember(self, family: Family, set: String, secs: u64) -> Rule {
+        let width = if family == Family::V4 { 1 } else { 4 };
+        self.family(family)
+            .address(family, End::Source, 0)
+            .address(family, End::Destination, width)
+            .push(Expression::Meta(MetaKey::L4Proto, 2 * width))
+            .push(Expression::Remember {
+                set,
+                register: 0,
+                secs,
+            })
+            .0
     }
 
     /// This egress address with the packet's destination, protocol and destination port is in a run-time set.

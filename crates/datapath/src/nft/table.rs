@@ -117,6 +117,8 @@ pub struct Set {
     pub verdicts: bool,
     /// Elements are added at run time with a timeout, at most this many. `None`: fixed content.
     pub runtime_max: Option<u32>,
+    /// Packets add them ([`super::Expression::Remember`]), not this process.
+    pub by_packets: bool,
     /// Content (empty for run-time sets, and where there is `by_address`).
     pub elements: BTreeMap<ElementKey, Value>,
     /// Content that is a verdict for each of many addresses, of which few change at a time.
@@ -209,6 +211,7 @@ impl Set {
             interval: false,
             verdicts: false,
             runtime_max: None,
+            by_packets: false,
             elements: BTreeMap::new(),
             by_address: None,
         }

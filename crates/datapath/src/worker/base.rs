@@ -1,7 +1,8 @@
 //! The sets and chains that every node's table has, whatever its policies.
 
 use super::counters as c;
-use super::names::{ENDED_SETS, FULL_SETS, LATE_SETS, Stage};
+use super::names::{ENDED_SETS, FULL_SETS, LATE_SETS, PORTLESS_SETS, Stage};
+use super::profile::GOTO;
 use crate::nft::rule::{self, FAMILIES, Family};
 use crate::nft::rule::{End, STATE_ESTABLISHED, STATE_INVALID, STATE_NEW, STATE_RELATED};
 use crate::nft::rule::{STATE_UNTRACKED, TCP_SYN, UDP};
@@ -10,13 +11,15 @@ use crate::nft::{Chain, ElementKey, Hook, Rule, Set, SetType, Table, Value};
 use egret_core::node::{Group, NodeState};
 use egret_core::numbers::{
     ENDED_FLOWS_MAX, FULL_DESTINATIONS_MAX, GROUP_LOCAL, MARK_MASK, MARK_SHIFT, PROBE_PORT,
-    TUNNEL_DEVICE, TUNNEL_PORT,
+    REFUSED_PROTOCOL_SECS, REFUSED_PROTOCOLS_MAX, TUNNEL_DEVICE, TUNNEL_PORT,
 };
 use ipnet::IpNet;
 use std::net::IpAddr;
 
 /// Own devices: the tunnel, and the external device of a node that is its own gateway.
 const DEVICES: &str = "devices";
+/// Egress address -> classification of ICMP errors about its flows.
+const ERRORS: &str = "errors";
 /// Protocols whose ports (or echo ids) are translated.
 pub(super) const TRANSPORT: &str = "transport";
 /// Bytes of the link-local prefix that the tunnel uses: fe80::/64.
@@ -54,6 +57,7 @@ pub(super) fn sets(state: &NodeState, table: &mut Table) {
             leased.filter(of_family),
         );
         never(state, table, family);
+        errors(state, table, family);
         for names in [LATE_SETS, ENDED_SETS] {
             let ty = family.address_type();
             let mut set = Set::new(&[ty, ty, SetType::Protocol, SetType::Port, SetType::Port]);
@@ -64,6 +68,11 @@ pub(super) fn sets(state: &NodeState, table: &mut Table) {
         let mut full = Set::new(&[ty, ty, SetType::Protocol, SetType::Port]);
         full.runtime_max = Some(FULL_DESTINATIONS_MAX as u32);
         table.sets.insert(FULL_SETS[family as usize].into(), full);
+        let mut refused = Set::new(&[ty, ty, SetType::Protocol]);
+        (refused.runtime_max, refused.by_packets) = (Some(REFUSED_PROTOCOLS_MAX), true);
+        table
+            .sets
+            .insert(PORTLESS_SETS[family as usize].into(), refused);
     }
     let mut transport = Set::new(&[SetType::Protocol]);
     for protocol in [1u8, 6, 17, 58, 132] {
@@ -105,6 +114,19 @@ fn addresses<'a>(
             .insert(ElementKey::address(*address), Value::Member);
     }
     table.sets.insert(name, set);
+}
+
+fn errors(state: &NodeState, table: &mut Table, family: Family) {
+    let mut map = Set::new(&[family.address_type()]);
+    map.verdicts = true;
+    for (id, target) in &state.worker.targets {
+        if Family::of(target.address) == family {
+            let verdict = Value::Verdict(GOTO, Some(Stage::Classify.target(*id)));
+            let key = ElementKey::address(target.address);
+            map.elements.entry(key).or_insert(verdict);
+        }
+    }
+    table.sets.insert(family.named(ERRORS), map);
 }
 
 fn never(state: &NodeState, table: &mut Table, family: Family) {
@@ -171,10 +193,13 @@ pub(super) fn chains(state: &NodeState, table: &mut Table) {
         };
         plain(&Stage::Classify.refusal(reason), classified);
     }
-    plain(
-        &Stage::Classify.refusal("portless"),
-        vec![rule().count(c::PORTLESS).prohibit()],
-    );
+    let remember = |family: Family| {
+        let set = PORTLESS_SETS[family as usize].into();
+        rule().remember(family, set, REFUSED_PROTOCOL_SECS)
+    };
+    let mut portless: Vec<Rule> = FAMILIES.into_iter().map(remember).collect();
+    portless.push(rule().count(c::PORTLESS).prohibit());
+    plain(&Stage::Classify.refusal("portless"), portless);
     plain(
         &Stage::Guard.refusal("selected"),
         vec![rule().count(c::GUARD_SELECTED).drop()],
@@ -300,6 +325,11 @@ fn classify(state: &NodeState) -> Vec<Rule> {
         }
     }
     rules.push(rule().direction(true).accept());
+    for family in FAMILIES {
+        // A pod's error about its flow goes the flow's way, whatever its policy says of ICMP.
+        let error = rule().icmp_error(family);
+        rules.push(error.by_translated_source(family, family.named(ERRORS)));
+    }
     rules.extend(by_pod(Stage::Classify));
     for family in FAMILIES {
         // Not selected any more, but its flow still has an egress address: a policy ended.
@@ -362,6 +392,15 @@ fn refuse(counter: &str) -> Vec<Rule> {
 /// Trusts no mark: foreign rules clear marks, and the kernel's own MLD reports carry garbage ones.
 fn guard() -> Vec<Rule> {
     let mut rules = Vec::new();
+    for family in FAMILIES {
+        let error = rule()
+            .forwarded(true)
+            .direction(false)
+            .icmp_error(family)
+            .leaves_by(DEVICES)
+            .address_in(family, End::Source, &family.named("leased"));
+        rules.push(error.set_mark(MARK_MASK, 0).accept());
+    }
     for family in FAMILIES {
         let pods = Stage::Guard.pods(family);
         let tracked = rule().forwarded(true).direction(false);

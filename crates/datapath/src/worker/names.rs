@@ -12,6 +12,10 @@ pub const ENDED_SETS: [&str; 2] = ["ended4", "ended6"];
 /// and IPv6.
 pub const FULL_SETS: [&str; 2] = ["full4", "full6"];
 
+/// Run-time sets of what was refused because its protocol has no ports (source, destination, protocol), for IPv4 and
+/// IPv6; packets fill them.
+pub const PORTLESS_SETS: [&str; 2] = ["refused4", "refused6"];
+
 /// The three places that look a packet up.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Stage {

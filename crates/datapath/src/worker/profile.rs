@@ -16,7 +16,7 @@ use std::net::IpAddr;
 use std::sync::Arc;
 
 const JUMP: i32 = -3;
-const GOTO: i32 = -4;
+pub(super) const GOTO: i32 = -4;
 const DROP: i32 = 0;
 
 pub(super) fn targets(state: &NodeState, table: &mut Table) {
