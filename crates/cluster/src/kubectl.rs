@@ -3,7 +3,7 @@
 use crate::ClusterError;
 use crate::error::io;
 use std::io::Write;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
@@ -103,6 +103,18 @@ impl Kubectl {
     /// The API server refuses one of them.
     pub fn apply(&self, manifests: &str) -> Result<String, ClusterError> {
         self.run_with(&["apply", "--server-side", "-f", "-"], manifests)
+    }
+
+    /// Applies CustomResourceDefinitions, a file or a folder of them, and waits until their kinds can be used.
+    ///
+    /// # Errors
+    /// The API server refuses one of them, also its rules.
+    pub fn define(&self, definitions: &Path) -> Result<(), ClusterError> {
+        let path = definitions.display().to_string();
+        self.run(&["apply", "--server-side", "-f", &path])?;
+        let wait = ["wait", "--for=condition=Established", "--timeout=60s", "-f"];
+        self.run(&[&wait[..], &[&path]].concat())?;
+        Ok(())
     }
 
     /// Runs it again and again until what it says satisfies `condition`.

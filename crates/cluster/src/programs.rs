@@ -3,12 +3,15 @@
 
 use crate::ClusterError;
 use crate::error::io;
+use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
 /// Exit code of the scripts: nothing is built yet.
 const NOT_BUILT: i32 = 3;
 
+/// Environment variable: tests may be skipped where Kubernetes is not built.
+const CONSENT: &str = "EGRET_WITHOUT_KUBERNETES";
 /// File with the folders of the programs that a cluster was started with.
 const REMEMBERED: &str = "programs";
 
@@ -77,6 +80,20 @@ impl Programs {
     /// The folder of CNI plugins.
     pub fn cni(&self) -> PathBuf {
         self.others.join("cni")
+    }
+}
+
+/// Whether a test that needs Kubernetes should end at once: it is not built, and `EGRET_WITHOUT_KUBERNETES` consents.
+/// Says so in a line that `./dev test` counts. Without that consent such tests fail.
+pub fn skipped(test: &str) -> bool {
+    let consents = std::env::var_os(CONSENT).is_some_and(|value| !value.is_empty());
+    match Programs::find() {
+        Err(ClusterError::NotBuilt(reason)) if consents => {
+            // Not by println: what a passing test prints is not shown.
+            let _ = writeln!(std::io::stdout(), "\nskipped: {test}: {reason}");
+            true
+        }
+        _ => false,
     }
 }
 

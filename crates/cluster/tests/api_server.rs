@@ -1,6 +1,7 @@
 //! The API server of tests: what it answers, and that nothing is left of it. Needs root and a built Kubernetes.
 
 use egret_cluster::ApiServer;
+use egret_cluster::programs::skipped;
 use egret_lab::process::{Process, wait_for};
 use std::path::Path;
 use std::time::Duration;
@@ -8,18 +9,46 @@ use std::time::Duration;
 const CRDS: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../../deploy/crds");
 
 #[test]
+fn users_may_do_what_their_roles_say() {
+    if skipped("users_may_do_what_their_roles_say") {
+        return;
+    }
+    let server = ApiServer::start_with(&[("alice", &["team-a", "team-b"])]).unwrap();
+    let admin = server.kubectl();
+    // Not `view`: the controller manager would put its rules together, and there is none here.
+    let role = [
+        "create",
+        "clusterrole",
+        "seer",
+        "--verb=list",
+        "--resource=pods",
+    ];
+    admin.run(&role).unwrap();
+    let binding = [
+        "create",
+        "clusterrolebinding",
+        "b",
+        "--clusterrole=seer",
+        "--group=team-b",
+    ];
+    admin.run(&binding).unwrap();
+    let alice = server.kubectl_as("alice").unwrap();
+    alice.run(&["get", "pods"]).unwrap();
+    let refused = alice.run(&["get", "nodes"]).unwrap_err().to_string();
+    assert!(
+        refused.contains("\"alice\" cannot list resource \"nodes\""),
+        "{refused}"
+    );
+}
+
+#[test]
 fn kinds_are_established_a_good_egress_is_taken_and_a_bad_one_is_refused() {
+    if skipped("kinds_are_established_a_good_egress_is_taken_and_a_bad_one_is_refused") {
+        return;
+    }
     let server = ApiServer::start().unwrap();
     let kubectl = server.kubectl();
-    kubectl.run(&["apply", "-f", CRDS]).unwrap();
-    let established = [
-        "wait",
-        "--for=condition=Established",
-        "--timeout=60s",
-        "-f",
-        CRDS,
-    ];
-    kubectl.run(&established).unwrap();
+    kubectl.define(Path::new(CRDS)).unwrap();
     let egress = |pods: &str| {
         format!(
             "apiVersion: egret.dev/v1alpha1\nkind: Egress\n\
@@ -46,6 +75,9 @@ fn kinds_are_established_a_good_egress_is_taken_and_a_bad_one_is_refused() {
 
 #[test]
 fn an_api_server_ends_with_its_value_and_leaves_nothing() {
+    if skipped("an_api_server_ends_with_its_value_and_leaves_nothing") {
+        return;
+    }
     let server = ApiServer::start().unwrap();
     let folder = server.folder().to_owned();
     let processes = processes_of(&folder);
