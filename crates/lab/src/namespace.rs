@@ -66,6 +66,19 @@ impl Place {
         netns_path(&self.state_dir.read()?, &self.name)
     }
 
+    /// The host's file system as seen from outside: what is written below it is in the host. A pod's is its host's.
+    ///
+    /// # Errors
+    /// No such host or pod, or the host is off.
+    pub fn root(&self) -> Result<PathBuf, LabError> {
+        let state = self.state_dir.read()?;
+        let host = host_of(&state, &self.name)?;
+        Ok(PathBuf::from(format!(
+            "/proc/{}/root",
+            state.init_of(&host)?.pid
+        )))
+    }
+
     /// Runs `work` on a fresh thread inside the network namespace and returns its result.
     ///
     /// # Errors
@@ -89,17 +102,20 @@ impl Place {
     }
 }
 
+/// Name of the host of a place.
+fn host_of(state: &State, place: &PlaceName) -> Result<String, LabError> {
+    match place {
+        PlaceName::Host(host) => Ok(host.clone()),
+        PlaceName::Pod(namespace, name) => match state.layout().pod(namespace, name) {
+            Some((host, _)) => Ok(host.name.clone()),
+            None => Err(LabError::NoSuchPod(format!("{namespace}/{name}"))),
+        },
+    }
+}
+
 /// Path of the network namespace of a place.
 pub(crate) fn netns_path(state: &State, place: &PlaceName) -> Result<PathBuf, LabError> {
-    let layout = state.layout();
-    let host = match place {
-        PlaceName::Host(host) => host.clone(),
-        PlaceName::Pod(namespace, name) => match layout.pod(namespace, name) {
-            Some((host, _)) => host.name.clone(),
-            None => return Err(LabError::NoSuchPod(format!("{namespace}/{name}"))),
-        },
-    };
-    let init = state.init_of(&host)?;
+    let init = state.init_of(&host_of(state, place)?)?;
     Ok(match place {
         PlaceName::Host(_) => PathBuf::from(format!("/proc/{}/ns/net", init.pid)),
         PlaceName::Pod(namespace, name) => PathBuf::from(format!(

@@ -18,6 +18,7 @@ const ARROWS: &[(&str, &[&str])] = &[
     ("agent", &["core", "objects", "wire", "datapath"]),
     ("cni", &["wire"]),
     ("lab", &[]),
+    ("cluster", &["lab"]),
 ];
 /// Further arrows that tests of a crate may use.
 const TEST_ARROWS: &[(&str, &[&str])] = &[("datapath", &["wire"])];

@@ -22,7 +22,7 @@ const BANNED_IN_CORE: &[&str] = &[
     "unsafe",
 ];
 /// Crates that may start programs: none of them is the product.
-const MAY_START_PROGRAMS: &[&str] = &["crates/lab/"];
+const MAY_START_PROGRAMS: &[&str] = &["crates/cluster/", "crates/lab/"];
 /// File and folder names that say nothing.
 const NAMELESS: &[&str] = &[
     "utils", "util", "common", "helpers", "helper", "manager", "misc",
