@@ -48,6 +48,7 @@ fn main() -> ExitCode {
             a_flood_of_first_fragments_stops_no_whole_packet,
             a_pods_error_goes_the_way_of_its_flow,
             protocols_without_ports_are_told,
+            a_rule_of_others_for_our_mark_is_told,
         ],
     )])
 }
@@ -299,15 +300,7 @@ fn protocols_without_ports_are_told(cluster: &Cluster) -> Outcome {
     ];
     let mut said = String::new();
     wait_for("the condition", DEADLINE, || {
-        let object = cluster
-            .object("egressnode", None, "worker1")
-            .unwrap_or_default();
-        let mut conditions = object["status"]["conditions"]
-            .as_array()
-            .into_iter()
-            .flatten();
-        let degraded = conditions.find(|one| one["type"] == "Degraded");
-        said = degraded.map(ToString::to_string).unwrap_or_default();
+        said = degraded(cluster, "worker1");
         addresses.iter().zip(SERVERS).all(|(pod, server)| {
             ["GRE", "ESP"]
                 .iter()
@@ -315,4 +308,41 @@ fn protocols_without_ports_are_told(cluster: &Cluster) -> Outcome {
         }) && said.contains("ProtocolRefused")
     })
     .context(said)
+}
+
+/// The condition of a node's object, as text; empty where it does not hold.
+fn degraded(cluster: &Cluster, node: &str) -> String {
+    let object = cluster.object("egressnode", None, node).unwrap_or_default();
+    let mut conditions = object["status"]["conditions"]
+        .as_array()
+        .into_iter()
+        .flatten();
+    let found = conditions.find(|one| one["type"] == "Degraded" && one["status"] == "True");
+    found.map(ToString::to_string).unwrap_or_default()
+}
+
+fn a_rule_of_others_for_our_mark_is_told(cluster: &Cluster) -> Outcome {
+    const NODE: &str = "worker2";
+    let rule = |verb: &str, mark: &str| -> Outcome {
+        let words = [
+            "ip", "rule", verb, "priority", "500", "fwmark", mark, "lookup", "main",
+        ];
+        cluster.exec(&cluster.host(NODE)?, &words).map(drop)
+    };
+    // kube-proxy's and Calico's bits lie elsewhere.
+    rule("add", "0x4000/0x4000")?;
+    rule("add", "0xa0000/0xf0000")?;
+    let mut said = String::new();
+    wait_for("the condition", DEADLINE, || {
+        said = degraded(cluster, NODE);
+        said.contains("MarkOverlap") && said.contains("priority 500 looks for mark 0xa0000/0xf0000")
+    })
+    .with_context(|| said.clone())?;
+    ensure!(!said.contains("0x4000"), "{said}");
+    rule("del", "0xa0000/0xf0000")?;
+    rule("del", "0x4000/0x4000")?;
+    wait_for("the condition to go", DEADLINE, || {
+        degraded(cluster, NODE).is_empty()
+    })?;
+    Ok(())
 }

@@ -10,14 +10,14 @@ use crate::gateway::Gateway;
 use crate::port_use::Ranges;
 use crate::probe::{Seen, Targets};
 use crate::remembered::Remembered;
-use crate::report;
+use crate::report::{self, SeenHere};
 use crate::socket::Query;
 use crate::source::Status;
 use egret_core::machines::Destination;
 use egret_core::model::{NodeName, Snapshot};
 use egret_core::node::{NodeFacts, NodeOutcome, node_state};
 use egret_core::numbers::{FULL_DESTINATION_SECS, FULL_DESTINATIONS_MAX};
-use egret_datapath::driver::{Datapath, RefusedProtocol};
+use egret_datapath::driver::Datapath;
 use egret_datapath::route::Device;
 use egret_objects::View;
 use std::collections::{BTreeMap, BTreeSet};
@@ -75,8 +75,8 @@ pub(crate) struct MainLoop {
     ports_counted: Option<Instant>,
     /// Destinations towards which a lease is used up.
     full: BTreeSet<Destination>,
-    /// What pods tried lately by protocols without ports.
-    refused: BTreeSet<RefusedProtocol>,
+    /// What is looked up now and then, only to be told.
+    seen_here: SeenHere,
     /// When the kernel was told so.
     full_told: Instant,
     ranges: Sender<Ranges>,
@@ -123,7 +123,7 @@ impl MainLoop {
             ports: BTreeMap::new(),
             ports_counted: None,
             full: BTreeSet::new(),
-            refused: BTreeSet::new(),
+            seen_here: SeenHere::default(),
             full_told: Instant::now(),
             ranges,
             told_ranges: Ranges::new(),
@@ -411,7 +411,7 @@ impl MainLoop {
             self.outcome.as_ref().filter(|_| self.trouble.is_none()),
             &self.gateway,
             self.links.as_ref(),
-            (&self.ports, &self.full, &self.refused),
+            (&self.ports, &self.full, &self.seen_here),
             (self.trouble.as_deref(), &self.forward_blocked),
         );
         // Told already and not yet written is enough; told, written and lost (a record made anew) is not.

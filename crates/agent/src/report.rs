@@ -9,7 +9,9 @@ use egret_core::condition::{Condition as Said, ConditionType, Reason};
 use egret_core::machines::Destination;
 use egret_core::model::{Finding, NodeRecord};
 use egret_core::node::NodeOutcome;
+use egret_core::numbers::MARK_MASK;
 use egret_datapath::driver::RefusedProtocol;
+use egret_datapath::route::ForeignMark;
 use egret_objects::{Condition, ConditionStatus, NodeReport, View};
 use serde::Serialize;
 use std::collections::{BTreeMap, BTreeSet};
@@ -321,6 +323,15 @@ fn full_destinations(full: &BTreeSet<Destination>) -> BTreeMap<IpAddr, u32> {
     counts
 }
 
+/// What the agent sees at its node and only tells.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct SeenHere {
+    /// What pods tried lately by protocols without ports.
+    pub refused: BTreeSet<RefusedProtocol>,
+    /// Policy routing rules of others that look at bits of our mark.
+    pub foreign_marks: BTreeSet<ForeignMark>,
+}
+
 /// How many of a list a message names.
 const NAMED_MAX: usize = 5;
 
@@ -371,11 +382,7 @@ pub(crate) fn status(
     outcome: Option<&NodeOutcome>,
     gateway: &Gateway,
     links: Option<&Links>,
-    (ports, full, refused): (
-        &BTreeMap<IpAddr, u32>,
-        &BTreeSet<Destination>,
-        &BTreeSet<RefusedProtocol>,
-    ),
+    (ports, full, seen_here): (&BTreeMap<IpAddr, u32>, &BTreeSet<Destination>, &SeenHere),
     (trouble, forward_blocked): (Option<&str>, &[String]),
 ) -> NodeStatus {
     let node = view.snapshot.nodes.get(&record.node);
@@ -410,7 +417,13 @@ pub(crate) fn status(
             Some(_) => vec!["nftables".into()],
             None => vec!["nftables".into(), "ebpf".into()],
         },
-        conditions: conditions(outcome, gateway, trouble, forward_blocked, (full, refused)),
+        conditions: conditions(
+            outcome,
+            gateway,
+            trouble,
+            forward_blocked,
+            (full, seen_here),
+        ),
     };
     NodeStatus { record, report }
 }
@@ -424,7 +437,7 @@ fn conditions(
     gateway: &Gateway,
     trouble: Option<&str>,
     forward_blocked: &[String],
-    (full, refused): (&BTreeSet<Destination>, &BTreeSet<RefusedProtocol>),
+    (full, seen_here): (&BTreeSet<Destination>, &SeenHere),
 ) -> Vec<Condition> {
     let trouble = trouble.or(gateway.trouble.as_deref());
     let holds = |kind, reason, text: String| Condition::from(&Said::new(kind, true, reason, text));
@@ -458,8 +471,20 @@ fn conditions(
     if let Some(text) = gateway.lacks() {
         by_reason.insert(Reason::NftablesDatapath, vec![text]);
     }
-    if !refused.is_empty() {
-        by_reason.insert(Reason::ProtocolRefused, vec![refused_text(refused)]);
+    if !seen_here.refused.is_empty() {
+        let text = refused_text(&seen_here.refused);
+        by_reason.insert(Reason::ProtocolRefused, vec![text]);
+    }
+    for rule in &seen_here.foreign_marks {
+        let ForeignMark {
+            priority,
+            mark,
+            mask,
+        } = rule;
+        let text = format!(
+            "the rule of priority {priority} looks for mark {mark:#x}/{mask:#x}, and {MARK_MASK:#010x} is Egret's"
+        );
+        by_reason.entry(Reason::MarkOverlap).or_default().push(text);
     }
     for report in outcome.into_iter().flat_map(|outcome| &outcome.reports) {
         let line = format!("{}: {}", report.subject, report.text);

@@ -194,6 +194,9 @@ reasons! {
     ProtocolRefused: Degraded true;
         "Selected pods sent a protocol without ports (GRE, ESP and the like), which cannot be translated by ports; it was refused.",
         "Carry it in UDP (ESP by RFC 3948), or exclude the destination from the policy; forgotten 5 minutes after the last packet.";
+    MarkOverlap: Degraded true;
+        "A policy routing rule of another component looks at bits of Egret's packet mark (`MARK_MASK` of `docs/numbers.md`).",
+        "Give that component other bits: its packets may take Egret's ways, and Egret's its.";
     AwaitingGateways: Degraded true;
         "Gateways do not know this node's source ports yet.", "Wait; if it stays, see the gateways' agents.";
     NoExternalDevice: Degraded true;

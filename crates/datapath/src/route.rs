@@ -10,5 +10,6 @@ pub(crate) mod wanted;
 mod wire;
 
 pub use kernel::{RouteError, Routing};
+pub use policy::ForeignMark;
 pub use tunnel::Device;
 pub use wanted::{NextHop, RouteEntry, RouteKind, RuleEntry, Wanted};

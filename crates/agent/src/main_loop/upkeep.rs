@@ -107,7 +107,9 @@ impl MainLoop {
             .ports_in_use()
             .map_err(|error| chain(&error))?;
         let refused = self.datapath.refused_protocols();
-        self.refused = refused.map_err(|error| chain(&error))?;
+        self.seen_here.refused = refused.map_err(|error| chain(&error))?;
+        let marks = self.datapath.routing().foreign_marks();
+        self.seen_here.foreign_marks = marks.map_err(|error| chain(&error))?;
         Ok(())
     }
 

@@ -97,6 +97,11 @@ impl Routing {
         wire::foreign_multipath(&mut self.socket)
     }
 
+    /// Policy routing rules of others that look at bits of our mark.
+    pub fn foreign_marks(&mut self) -> Result<BTreeSet<policy::ForeignMark>, RouteError> {
+        policy::foreign_marks(&mut self.socket)
+    }
+
     /// Makes the tunnel device alone what it should be: probes need it before anything else is decided.
     pub fn ensure_tunnel(&mut self, tunnel: &Tunnel) -> Result<Device, RouteError> {
         tunnel::ensure(&mut self.socket, tunnel)

@@ -187,6 +187,58 @@ pub(crate) fn rules(
     Ok(rules)
 }
 
+/// A policy routing rule of others that looks at bits of our mark.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct ForeignMark {
+    /// Priority of the rule.
+    pub priority: u32,
+    /// Its mark.
+    pub mark: u32,
+    /// Its mask.
+    pub mask: u32,
+}
+
+/// Rules of others whose mark overlaps ours: their packets may take our ways, and ours theirs. A rule without a mask of
+/// its own and without our bits asks for packets that we never touch.
+pub(super) fn foreign_marks(
+    socket: &mut NetlinkSocket,
+) -> Result<BTreeSet<ForeignMark>, RouteError> {
+    const ALL_BITS: u32 = u32::MAX;
+    let ours = [Owner::LEASED, Owner::CLASSIC]
+        .map(|owner| RuleAttribute::Protocol(RouteProtocol::Other(owner.protocol)));
+    let mut found = BTreeSet::new();
+    for v6 in [false, true] {
+        let mut message = RuleMessage::default();
+        message.header.family = family(v6);
+        for message in dump(socket, RTM_GETRULE, Message::GetRule(message), "rules")? {
+            let Message::NewRule(message) = message else {
+                continue;
+            };
+            if ours.iter().any(|ours| message.attributes.contains(ours)) {
+                continue;
+            }
+            let mut rule = ForeignMark {
+                priority: 0,
+                mark: 0,
+                mask: 0,
+            };
+            for attribute in &message.attributes {
+                match attribute {
+                    RuleAttribute::Priority(priority) => rule.priority = *priority,
+                    RuleAttribute::FwMark(mark) => rule.mark = *mark,
+                    RuleAttribute::FwMask(mask) => rule.mask = *mask,
+                    _ => {}
+                }
+            }
+            let by_mask = rule.mask != ALL_BITS && rule.mask & MARK_MASK != 0;
+            if by_mask || rule.mark & MARK_MASK != 0 {
+                found.insert(rule);
+            }
+        }
+    }
+    Ok(found)
+}
+
 pub(crate) fn add_route(
     socket: &mut NetlinkSocket,
     owner: Owner,
