@@ -122,7 +122,7 @@ fn by_policies(
     pod: &Pod,
 ) -> Explanation {
     let to = result.to;
-    let (resolved, _) = resolve(snapshot, &assigned(snapshot));
+    let (resolved, _) = resolve(snapshot, &assigned(snapshot), &snapshot.pods);
     let selected = select(snapshot, &resolved, std::iter::once(pod));
     let policies = &selected.policies[0];
     if policies.is_empty() {

@@ -32,7 +32,7 @@ pub fn node_state(
     let me = cluster::Me::find(snapshot, node)?;
     let mut reports = Vec::new();
     let mut findings: BTreeSet<Finding> = BTreeSet::new();
-    let (resolved, _) = resolve(snapshot, &assigned(snapshot));
+    let (resolved, _) = resolve(snapshot, &assigned(snapshot), &snapshot.pods);
     let own_pods = snapshot.pods.values().filter(|pod| pod.node == *node);
     let gateway = gateway::state(snapshot, facts, &me, &mut reports);
     let version = gateway.as_ref().map_or(0, |g| g.version);

@@ -24,8 +24,8 @@ use std::net::IpAddr;
 /// seen by its worker without being written down in its address record.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ClusterPlan {
-    /// Everything wrong with any object; sorted, each once.
-    pub findings: Vec<Finding>,
+    /// Everything wrong with any object.
+    pub findings: BTreeSet<Finding>,
     /// Every policy.
     #[serde(with = "crate::pairs")]
     pub policies: BTreeMap<ObjectRef, PolicyPlan>,
@@ -49,7 +49,7 @@ pub struct ClusterPlan {
     /// Records of nodes that are gone and have no lease any more.
     pub node_deletions: Vec<NodeName>,
     /// One line for everything above: why it is so. Sorted by subject.
-    pub reasons: Vec<PlanReason>,
+    pub reasons: BTreeSet<PlanReason>,
     /// Seconds since the epoch at which planning again would change something although no object changed.
     pub next_change_secs: Option<i64>,
 }
@@ -156,8 +156,8 @@ pub struct NodeRecordSpec {
 /// Plans the cluster. `now_secs`: seconds since the Unix epoch.
 pub fn plan(snapshot: &Snapshot, now_secs: i64) -> ClusterPlan {
     let mut reasons: Vec<PlanReason> = Vec::new();
-    let allocation = allocate::allocate(snapshot, &mut reasons);
-    let (resolved, mut findings) = resolve(snapshot, &allocation.assigned);
+    let allocation = allocate::allocate(snapshot, &snapshot.pods, &mut reasons);
+    let (resolved, mut findings) = resolve(snapshot, &allocation.assigned, &snapshot.pods);
     findings.extend(allocation.findings);
     let selected = select(snapshot, &resolved, snapshot.pods.values());
     let wanted = wanted::wanted(snapshot, &resolved, &selected);
@@ -166,25 +166,21 @@ pub fn plan(snapshot: &Snapshot, now_secs: i64) -> ClusterPlan {
     let address_status = status::addresses(snapshot, &wanted, &leases);
     let gateways = status::gateways(snapshot);
     let overlaps = wanted::overlaps(&resolved, &selected);
-    let policies = conditions::policies(conditions::Inputs {
-        snapshot,
-        resolved: &resolved,
-        selected: &selected,
-        overlaps: &overlaps,
+    let records = snapshot.node_records.values();
+    let inputs = conditions::Inputs {
         addresses: &address_status,
-        wanted: &wanted,
         gateways: &gateways,
-    });
+        records: &snapshot.node_records,
+        full: &records
+            .flat_map(|record| record.full_destinations.keys().copied())
+            .collect(),
+    };
+    let policies = conditions::policies(inputs, &resolved, &selected, &overlaps);
     for (object, policy) in &policies {
-        reasons.extend(policy.conditions.iter().map(|c| PlanReason {
-            subject: object.to_string(),
-            text: format!("{:?} is {}: {} ({})", c.kind, c.status, c.reason, c.message),
-        }));
+        reasons.extend(conditions::reasons(object, policy));
     }
-    reasons.sort();
-    reasons.dedup();
     ClusterPlan {
-        findings: findings.into_iter().collect(),
+        findings,
         policies,
         gateways,
         pools: status::pools(snapshot, &leases.records),
@@ -195,7 +191,7 @@ pub fn plan(snapshot: &Snapshot, now_secs: i64) -> ClusterPlan {
         node_writes: nodes::writes(snapshot, &nodes.records),
         node_records: nodes.records,
         node_deletions: nodes.deletions,
-        reasons,
+        reasons: reasons.into_iter().collect(),
         next_change_secs: leases.next_change_secs,
     }
 }

@@ -9,7 +9,7 @@ mod pair;
 mod rank;
 mod select;
 
-pub(crate) use address::{cluster_address, family_index, in_pool};
+pub(crate) use address::{PodAddresses, asked, cluster_address, family_index, in_pool};
 pub(crate) use gateway::{gateway_nodes, gateway_problem, usable_gateway};
 pub(crate) use pair::{Paired, pair, pool_gives};
 pub(crate) use rank::{AgeRank, Precedence, age_ranks};
@@ -83,11 +83,12 @@ impl Problem {
 pub(crate) fn resolve<'a>(
     snapshot: &'a Snapshot,
     assigned: &BTreeMap<&ObjectRef, Vec<IpAddr>>,
+    pods: &'a impl PodAddresses,
 ) -> (Vec<Resolved<'a>>, BTreeSet<Finding>) {
     let mut findings = gateway::findings(snapshot);
     let mut resolved = Vec::with_capacity(snapshot.policies.len());
-    let index = address::ClusterAddresses::of(snapshot);
-    for policy in distinct(snapshot) {
+    let index = address::ClusterAddresses::of(snapshot, pods);
+    for policy in distinct(&snapshot.policies) {
         let none = Vec::new();
         let out_of_pool = assigned.get(&policy.object).unwrap_or(&none);
         resolved.push(one(snapshot, policy, out_of_pool, &index, &mut findings));
@@ -97,9 +98,9 @@ pub(crate) fn resolve<'a>(
 }
 
 /// Policies sorted by object; of two with one name the older.
-fn distinct(snapshot: &Snapshot) -> impl Iterator<Item = &Policy> {
+pub(crate) fn distinct(policies: &[Policy]) -> impl Iterator<Item = &Policy> {
     let mut by_object: BTreeMap<&ObjectRef, &Policy> = BTreeMap::new();
-    for policy in &snapshot.policies {
+    for policy in policies {
         by_object
             .entry(&policy.object)
             .and_modify(|known| {

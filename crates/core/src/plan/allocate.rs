@@ -2,18 +2,21 @@
 
 use super::PlanReason;
 use crate::model::*;
-use crate::resolve::{cluster_address, family_index, in_pool, pool_gives};
+use crate::resolve::{PodAddresses, cluster_address, family_index, in_pool, pool_gives};
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 pub(super) struct Allocation<'a> {
     pub assigned: BTreeMap<&'a ObjectRef, Vec<IpAddr>>,
     pub findings: Vec<Finding>,
+    /// Some policy lacked an address and looked for a free one: what is taken mattered.
+    pub searched: bool,
 }
 
 /// Allocates for every policy that names a pool and may use it.
 pub(super) fn allocate<'a>(
     snapshot: &'a Snapshot,
+    pods: &impl PodAddresses,
     reasons: &mut Vec<PlanReason>,
 ) -> Allocation<'a> {
     let mut asking: Vec<(&Policy, &Pool)> = snapshot
@@ -32,6 +35,7 @@ pub(super) fn allocate<'a>(
     let mut result = Allocation {
         assigned: BTreeMap::new(),
         findings: Vec::new(),
+        searched: false,
     };
     if asking.is_empty() {
         return result;
@@ -61,10 +65,10 @@ pub(super) fn allocate<'a>(
                 AddressRequest::Pool(_) => Vec::new(),
             }),
     );
-    let of_cluster = cluster_address(snapshot);
+    let of_cluster = cluster_address(snapshot, pods);
     for (policy, pool) in asking {
         let mine = result.assigned.entry(&policy.object).or_default();
-        complete(
+        result.searched |= complete(
             policy,
             pool,
             mine,
@@ -78,7 +82,7 @@ pub(super) fn allocate<'a>(
     result
 }
 
-/// Adds one address for each family that the pool has and the policy lacks.
+/// Adds one address for each family that the pool has and the policy lacks; says whether it lacked any.
 fn complete(
     policy: &Policy,
     pool: &Pool,
@@ -87,7 +91,8 @@ fn complete(
     of_cluster: &impl Fn(IpAddr) -> bool,
     findings: &mut Vec<Finding>,
     reasons: &mut Vec<PlanReason>,
-) {
+) -> bool {
+    let mut searched = false;
     for family in 0..2 {
         let mut ranges = pool
             .ranges
@@ -97,6 +102,7 @@ fn complete(
         if ranges.peek().is_none() || mine.iter().any(|a| family_index(*a) == family) {
             continue;
         }
+        searched = true;
         let mut sorted: Vec<_> = ranges.copied().collect();
         sorted.sort_unstable();
         let free = sorted.into_iter().find_map(|(first, last)| {
@@ -128,6 +134,7 @@ fn complete(
             }),
         }
     }
+    searched
 }
 
 fn next(address: IpAddr) -> Option<IpAddr> {

@@ -1,99 +1,127 @@
 //! What is told about policies.
 
 use super::status::without_ebpf;
-use super::wanted::WantedByAddress;
-use super::{AddressStatus, GatewayNode, GatewayPlan, PolicyPlan};
+use super::{AddressStatus, GatewayNode, GatewayPlan, PlanReason, PolicyPlan};
 use crate::condition::{Condition, ConditionType, Reason};
 use crate::model::*;
 use crate::resolve::{Resolved, Selected};
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
-pub(super) struct Inputs<'a, 'b> {
-    pub snapshot: &'a Snapshot,
-    pub resolved: &'b [Resolved<'a>],
-    pub selected: &'b Selected<'a>,
-    pub overlaps: &'b BTreeMap<usize, BTreeSet<usize>>,
-    pub addresses: &'b BTreeMap<IpAddr, AddressStatus>,
-    pub wanted: &'b WantedByAddress<'a>,
-    pub gateways: &'b BTreeMap<GatewayName, GatewayPlan>,
+/// What the conditions of every policy are made from.
+#[derive(Clone, Copy)]
+pub(super) struct Inputs<'i> {
+    pub addresses: &'i BTreeMap<IpAddr, AddressStatus>,
+    pub gateways: &'i BTreeMap<GatewayName, GatewayPlan>,
+    pub records: &'i BTreeMap<NodeName, NodeRecord>,
+    /// Addresses that are full towards some destination on some node.
+    pub full: &'i BTreeSet<IpAddr>,
 }
 
-/// Pods of one policy.
-#[derive(Clone, Default)]
-struct Pods {
-    by_node: BTreeMap<NodeName, u32>,
+/// Pods of one policy, beside `PolicyPlan::pods`.
+#[derive(Clone, Copy, Default)]
+pub(super) struct Pods {
     /// Those that have an address already.
-    addressed: u32,
+    pub addressed: u32,
+    /// Those that match and are not selected, because they use their node's network.
+    pub host_network: u32,
 }
 
-pub(super) fn policies(inputs: Inputs<'_, '_>) -> BTreeMap<ObjectRef, PolicyPlan> {
-    let mut pods = vec![Pods::default(); inputs.resolved.len()];
-    for (pod, policies) in inputs.selected.pods.iter().zip(&inputs.selected.policies) {
+pub(super) fn policies(
+    inputs: Inputs<'_>,
+    resolved: &[Resolved<'_>],
+    selected: &Selected<'_>,
+    overlaps: &BTreeMap<usize, BTreeSet<usize>>,
+) -> BTreeMap<ObjectRef, PolicyPlan> {
+    let mut by_node: Vec<BTreeMap<NodeName, u32>> = vec![BTreeMap::new(); resolved.len()];
+    let mut addressed = vec![0; resolved.len()];
+    for (pod, policies) in selected.pods.iter().zip(&selected.policies) {
         for number in policies {
-            let entry = &mut pods[*number];
-            *entry.by_node.entry(pod.node.clone()).or_default() += 1;
-            entry.addressed += u32::from(!pod.addresses.is_empty());
+            *by_node[*number].entry(pod.node.clone()).or_default() += 1;
+            addressed[*number] += u32::from(!pod.addresses.is_empty());
         }
     }
     let mut programmed: BTreeMap<(&ObjectRef, i64), u32> = BTreeMap::new();
-    for record in inputs.snapshot.node_records.values() {
-        for one in &record.programmed {
-            *programmed.entry((&one.policy, one.generation)).or_default() += one.pods;
-        }
+    for one in inputs.records.values().flat_map(|r| &r.programmed) {
+        *programmed.entry((&one.policy, one.generation)).or_default() += one.pods;
     }
     let mut plans = BTreeMap::new();
-    for (number, (one, pods)) in inputs.resolved.iter().zip(pods).enumerate() {
+    for (number, (one, by_node)) in resolved.iter().zip(by_node).enumerate() {
         let policy = one.policy;
-        let done = programmed
-            .get(&(&policy.object, policy.generation))
-            .copied()
-            .unwrap_or(0);
-        let overlapped_by = inputs
-            .overlaps
+        let pods = Pods {
+            addressed: addressed[number],
+            host_network: selected.host_network[number],
+        };
+        let mut plan = empty();
+        plan.selected = by_node.values().sum();
+        plan.pods = by_node;
+        let done = programmed.get(&(&policy.object, policy.generation));
+        plan.programmed = done.copied().unwrap_or(0);
+        plan.overlapped_by = overlaps
             .get(&number)
             .into_iter()
             .flatten()
-            .map(|winner| inputs.resolved[*winner].policy.object.clone())
+            .map(|winner| resolved[*winner].policy.object.clone())
             .collect();
-        let mut plan = PolicyPlan {
-            generation: policy.generation,
-            refusal: one.refusal.clone(),
-            addresses: one.addresses.clone(),
-            gateway: one.gateway.map(|g| g.name.clone()),
-            selected: pods.by_node.values().sum(),
-            pods: pods.by_node.clone(),
-            programmed: done,
-            overlapped_by,
-            families: (
-                one.addresses.iter().any(IpAddr::is_ipv4),
-                one.addresses.iter().any(IpAddr::is_ipv6),
-            ),
-            ready: false,
-            conditions: Vec::new(),
-        };
-        plan.conditions = conditions(&inputs, number, &plan, pods.addressed);
-        plan.ready = plan
-            .conditions
-            .iter()
-            .any(|c| c.kind == ConditionType::Ready && c.status);
+        tell(inputs, one, pods, &mut plan);
         plans.insert(policy.object.clone(), plan);
     }
     plans
 }
 
+/// A plan about which nothing is known yet.
+pub(super) fn empty() -> PolicyPlan {
+    PolicyPlan {
+        generation: 0,
+        refusal: None,
+        addresses: Vec::new(),
+        gateway: None,
+        pods: BTreeMap::new(),
+        selected: 0,
+        programmed: 0,
+        overlapped_by: BTreeSet::new(),
+        families: (false, false),
+        ready: false,
+        conditions: Vec::new(),
+    }
+}
+
+/// Completes a plan that has its pods, how many are programmed, and what wins over it.
+pub(super) fn tell(inputs: Inputs<'_>, one: &Resolved<'_>, pods: Pods, plan: &mut PolicyPlan) {
+    plan.generation = one.policy.generation;
+    plan.refusal = one.refusal.clone();
+    plan.addresses.clone_from(&one.addresses);
+    plan.gateway = one.gateway.map(|g| g.name.clone());
+    plan.families = (
+        one.addresses.iter().any(IpAddr::is_ipv4),
+        one.addresses.iter().any(IpAddr::is_ipv6),
+    );
+    plan.conditions = conditions(&inputs, one, plan, pods);
+    plan.ready = plan
+        .conditions
+        .iter()
+        .any(|c| c.kind == ConditionType::Ready && c.status);
+}
+
+/// Why a policy is told what it is told.
+pub(super) fn reasons(object: &ObjectRef, plan: &PolicyPlan) -> impl Iterator<Item = PlanReason> {
+    plan.conditions.iter().map(|c| PlanReason {
+        subject: object.to_string(),
+        text: format!("{:?} is {}: {} ({})", c.kind, c.status, c.reason, c.message),
+    })
+}
+
 fn conditions(
-    inputs: &Inputs<'_, '_>,
-    number: usize,
+    inputs: &Inputs<'_>,
+    one: &Resolved<'_>,
     plan: &PolicyPlan,
-    addressed: u32,
+    pods: Pods,
 ) -> Vec<Condition> {
-    let one = &inputs.resolved[number];
     let exhausted = exhausted(inputs, plan);
     let mut all = vec![
-        accepted(plan, inputs.selected.host_network[number]),
+        accepted(plan, pods.host_network),
         allocated(one, plan),
-        ready(inputs, one, plan, &exhausted, addressed),
+        ready(inputs, one, plan, &exhausted, pods.addressed),
     ];
     all.extend(ports_exhausted(inputs, plan, &exhausted));
     let lacking = [("IPv4", plan.families.0), ("IPv6", plan.families.1)]
@@ -178,7 +206,7 @@ fn allocated(one: &Resolved<'_>, plan: &PolicyPlan) -> Condition {
 }
 
 fn ports_exhausted(
-    inputs: &Inputs<'_, '_>,
+    inputs: &Inputs<'_>,
     plan: &PolicyPlan,
     exhausted: &[String],
 ) -> Option<Condition> {
@@ -187,10 +215,11 @@ fn ports_exhausted(
         let message = format!("no free port block is left for: {}", exhausted.join("; "));
         return Some(Condition::new(kind, true, Reason::NoFreeBlock, message));
     }
-    let records = plan
-        .pods
-        .keys()
-        .filter_map(|node| inputs.snapshot.node_records.get(node));
+    if !plan.addresses.iter().any(|a| inputs.full.contains(a)) {
+        return None;
+    }
+    let nodes = plan.pods.keys();
+    let records = nodes.filter_map(|node| inputs.records.get(node));
     let full: Vec<String> = records
         .flat_map(|record| {
             let addresses = plan.addresses.iter();
@@ -213,13 +242,9 @@ fn ports_exhausted(
 }
 
 /// Nodes of this policy that got no ports, with the address.
-fn exhausted(inputs: &Inputs<'_, '_>, plan: &PolicyPlan) -> Vec<String> {
+fn exhausted(inputs: &Inputs<'_>, plan: &PolicyPlan) -> Vec<String> {
     let mut lines = Vec::new();
-    for address in plan
-        .addresses
-        .iter()
-        .filter(|a| inputs.wanted.contains_key(a))
-    {
+    for address in &plan.addresses {
         let Some(status) = inputs.addresses.get(address) else {
             continue;
         };
@@ -235,7 +260,7 @@ fn exhausted(inputs: &Inputs<'_, '_>, plan: &PolicyPlan) -> Vec<String> {
 }
 
 fn ready(
-    inputs: &Inputs<'_, '_>,
+    inputs: &Inputs<'_>,
     one: &Resolved<'_>,
     plan: &PolicyPlan,
     exhausted: &[String],
@@ -292,7 +317,7 @@ fn reaches(policy: &Policy, families: &[&str]) -> bool {
     })
 }
 
-fn gateway_nodes<'i>(inputs: &'i Inputs<'_, '_>, one: &Resolved<'_>) -> &'i [GatewayNode] {
+fn gateway_nodes<'i>(inputs: &'i Inputs<'_>, one: &Resolved<'_>) -> &'i [GatewayNode] {
     let plan = one
         .gateway
         .and_then(|gateway| inputs.gateways.get(&gateway.name));

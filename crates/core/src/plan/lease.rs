@@ -27,14 +27,54 @@ pub(super) struct PlannedLeases {
 }
 
 /// What is the same for every address.
-struct Cluster<'a> {
-    snapshot: &'a Snapshot,
-    now_secs: i64,
-    hold_down_secs: i64,
+pub(super) struct Cluster<'a> {
+    pub snapshot: &'a Snapshot,
+    pub now_secs: i64,
     /// Highest epoch that exists anywhere.
-    epoch: u64,
+    pub epoch: u64,
     /// The epoch that every gateway of each group has.
-    reported: BTreeMap<&'a GatewayName, u64>,
+    pub reported: &'a BTreeMap<GatewayName, u64>,
+}
+
+impl Cluster<'_> {
+    fn hold_down_secs(&self) -> i64 {
+        hold_down_secs(&self.snapshot.settings)
+    }
+}
+
+fn hold_down_secs(settings: &Settings) -> i64 {
+    i64::try_from(settings.hold_down_secs).unwrap_or(i64::MAX)
+}
+
+/// One address, planned.
+pub(super) struct PlannedAddress {
+    pub record: AddressRecord,
+    /// It took an epoch.
+    pub steering_changed: bool,
+    /// Workers that need a lease and got none.
+    pub exhausted: BTreeSet<NodeName>,
+    pub reasons: Vec<PlanReason>,
+    pub findings: BTreeSet<Finding>,
+}
+
+/// Plans one address. Addresses that take an epoch must be planned in their order.
+pub(super) fn plan_address(
+    cluster: &mut Cluster<'_>,
+    address: IpAddr,
+    wanted: Option<&Wanted<'_>>,
+) -> PlannedAddress {
+    let mut findings = BTreeSet::new();
+    let mut work = AddressWork::start(cluster, address, wanted, &mut findings);
+    work.age(cluster, wanted);
+    work.grant(cluster, wanted);
+    work.number(cluster);
+    PlannedAddress {
+        record: work.record,
+        steering_changed: work.steering_changed,
+        exhausted: work.exhausted,
+        reasons: work.reasons,
+        findings,
+    }
 }
 
 /// Epochs that a node reports beyond any that was written are believed up to here; more would only wear out the
@@ -48,12 +88,12 @@ pub(super) fn plan_leases(
     reasons: &mut Vec<PlanReason>,
     findings: &mut BTreeSet<Finding>,
 ) -> PlannedLeases {
+    let reported = reported_epochs(snapshot);
     let mut cluster = Cluster {
         snapshot,
         now_secs,
-        hold_down_secs: i64::try_from(snapshot.settings.hold_down_secs).unwrap_or(i64::MAX),
         epoch: highest_epoch(snapshot),
-        reported: reported_epochs(snapshot),
+        reported: &reported,
     };
     let mut result = PlannedLeases {
         records: BTreeMap::new(),
@@ -68,36 +108,40 @@ pub(super) fn plan_leases(
         .copied()
         .collect();
     for address in addresses {
-        let mut work = AddressWork::start(&cluster, address, wanted.get(&address), findings);
-        work.age(&cluster, wanted.get(&address));
-        work.grant(&cluster, wanted.get(&address));
-        work.number(&mut cluster);
-        reasons.append(&mut work.reasons);
-        if !work.exhausted.is_empty() {
-            result.exhausted.insert(address, work.exhausted);
+        let mut planned = plan_address(&mut cluster, address, wanted.get(&address));
+        reasons.append(&mut planned.reasons);
+        findings.append(&mut planned.findings);
+        if !planned.exhausted.is_empty() {
+            result.exhausted.insert(address, planned.exhausted);
         }
-        result.records.insert(address, work.record);
+        result.records.insert(address, planned.record);
     }
     delete_unused(&cluster, wanted, &mut result);
-    result.next_change_secs = next_change(&cluster, &result.records);
+    let dues = result.records.values();
+    result.next_change_secs = dues.filter_map(|r| due(&snapshot.settings, r)).min();
     result
 }
 
 /// Everything that has ever been called an epoch: records, grants that may outlive theirs, and what gateways report.
 fn highest_epoch(snapshot: &Snapshot) -> u64 {
-    let records = snapshot.addresses.values().flat_map(|record| {
-        record
-            .leases
-            .iter()
-            .map(|lease| lease.epoch)
-            .chain(std::iter::once(record.epoch))
-    });
-    let nodes = snapshot.node_records.values().flat_map(|record| {
-        let grants = record.grants.iter().map(|grant| grant.epoch);
-        grants.chain(std::iter::once(record.steering_version))
-    });
-    let believed = nodes.filter(|epoch| *epoch <= EPOCH_BELIEVED_MAX);
-    records.chain(believed).max().unwrap_or(0)
+    let records = snapshot.addresses.values().map(record_epoch);
+    let nodes = snapshot.node_records.values().map(node_epoch);
+    records.chain(nodes).max().unwrap_or(0)
+}
+
+/// The highest epoch that an address record names.
+pub(super) fn record_epoch(record: &AddressRecord) -> u64 {
+    let leases = record.leases.iter().map(|lease| lease.epoch);
+    leases.fold(record.epoch, u64::max)
+}
+
+/// The highest epoch that a node record names and that is believed.
+pub(super) fn node_epoch(record: &NodeRecord) -> u64 {
+    let grants = record.grants.iter().map(|grant| grant.epoch);
+    let all = grants.chain(std::iter::once(record.steering_version));
+    all.filter(|epoch| *epoch <= EPOCH_BELIEVED_MAX)
+        .max()
+        .unwrap_or(0)
 }
 
 /// Changed records in the order of their epochs. Records in which only the state of a lease changed keep theirs and
@@ -181,7 +225,7 @@ impl AddressWork {
         let before = self.record.leases.len();
         let rests = |lease: &Lease| {
             lease.state != LeaseState::HoldDown
-                || cluster.now_secs < lease.since_secs.saturating_add(cluster.hold_down_secs)
+                || cluster.now_secs < lease.since_secs.saturating_add(cluster.hold_down_secs())
         };
         // Positions move only where nothing has been renumbered before: renumbering names none in hold-down.
         let kept: Vec<(bool, Lease)> = std::mem::take(&mut self.record.leases)
@@ -317,26 +361,39 @@ impl AddressWork {
 /// The epoch that every gateway of each group reports; none where no agent runs. The controller does not probe, so a
 /// gateway counts from its agent's first report until its Node is gone; workers, who do probe, decide for themselves
 /// what they may use.
-fn reported_epochs(snapshot: &Snapshot) -> BTreeMap<&GatewayName, u64> {
-    let reported = |gateway: &Gateway| {
-        gateway_nodes(gateway, &snapshot.nodes)
-            .into_iter()
-            .filter_map(|node| snapshot.node_records.get(node))
-            .filter(|record| !record.underlay_addresses.is_empty())
-            .map(|record| record.steering_version)
-            .min()
-    };
+fn reported_epochs(snapshot: &Snapshot) -> BTreeMap<GatewayName, u64> {
     let all = snapshot.gateways.values();
-    all.filter_map(|gateway| Some((&gateway.name, reported(gateway)?)))
-        .collect()
+    all.filter_map(|gateway| {
+        let nodes = gateway_nodes(gateway, &snapshot.nodes);
+        let epoch = reported_epoch(nodes, &snapshot.node_records)?;
+        Some((gateway.name.clone(), epoch))
+    })
+    .collect()
+}
+
+/// The epoch that these gateways of one group have.
+pub(super) fn reported_epoch<'n>(
+    nodes: impl IntoIterator<Item = &'n NodeName>,
+    records: &BTreeMap<NodeName, NodeRecord>,
+) -> Option<u64> {
+    nodes
+        .into_iter()
+        .filter_map(|node| records.get(node))
+        .filter(|record| !record.underlay_addresses.is_empty())
+        .map(|record| record.steering_version)
+        .min()
 }
 
 /// Whether the worker has seen that its grant is gone and has no connection left in it.
 fn drained(snapshot: &Snapshot, node: &NodeName, address: IpAddr) -> bool {
-    snapshot.node_records.get(node).is_some_and(|record| {
-        !record.demand.contains_key(&address)
-            && record.grants.iter().all(|grant| grant.address != address)
-    })
+    let record = snapshot.node_records.get(node);
+    record.is_some_and(|record| is_drained(record, address))
+}
+
+/// The same by the worker's record.
+pub(super) fn is_drained(record: &NodeRecord, address: IpAddr) -> bool {
+    !record.demand.contains_key(&address)
+        && record.grants.iter().all(|grant| grant.address != address)
 }
 
 /// A record goes when nobody wants it and nothing of it is left. The one that carries the highest epoch stays until
@@ -344,12 +401,11 @@ fn drained(snapshot: &Snapshot, node: &NodeName, address: IpAddr) -> bool {
 /// gateway that slept would seem to know leases that it has never seen.
 fn delete_unused(cluster: &Cluster<'_>, wanted: &WantedByAddress<'_>, result: &mut PlannedLeases) {
     let highest = result.records.values().map(|r| r.epoch).max().unwrap_or(0);
-    let reported = |epoch: u64| cluster.reported.values().all(|known| *known >= epoch);
     let unused: Vec<IpAddr> = result
         .records
         .values()
         .filter(|r| r.leases.is_empty() && !wanted.contains_key(&r.address))
-        .filter(|r| r.epoch < highest || reported(r.epoch))
+        .filter(|r| may_go(r, highest, cluster.reported))
         .map(|r| r.address)
         .collect();
     for address in unused {
@@ -360,11 +416,20 @@ fn delete_unused(cluster: &Cluster<'_>, wanted: &WantedByAddress<'_>, result: &m
     }
 }
 
-fn next_change(cluster: &Cluster<'_>, records: &BTreeMap<IpAddr, AddressRecord>) -> Option<i64> {
-    records
-        .values()
-        .flat_map(|record| &record.leases)
+/// Whether an unused record may go. `highest`: the highest epoch of any planned record.
+pub(super) fn may_go(
+    record: &AddressRecord,
+    highest: u64,
+    reported: &BTreeMap<GatewayName, u64>,
+) -> bool {
+    record.epoch < highest || reported.values().all(|known| *known >= record.epoch)
+}
+
+/// When time alone changes a record.
+pub(super) fn due(settings: &Settings, record: &AddressRecord) -> Option<i64> {
+    let leases = record.leases.iter();
+    leases
         .filter(|lease| lease.state == LeaseState::HoldDown)
-        .map(|lease| lease.since_secs.saturating_add(cluster.hold_down_secs))
+        .map(|lease| lease.since_secs.saturating_add(hold_down_secs(settings)))
         .min()
 }

@@ -23,36 +23,47 @@ pub(super) fn addresses(
             announcers.entry(*address).or_insert(&record.node);
         }
     }
+    let none = BTreeSet::new();
     let one = |record: &AddressRecord| {
-        let ports = |held: bool| -> u32 {
-            record
-                .leases
-                .iter()
-                .filter(|lease| (lease.state == LeaseState::HoldDown) == held)
-                .flat_map(|lease| &lease.ranges)
-                .map(|r| u32::from(r.last - r.first) + 1)
-                .sum()
-        };
-        let users = wanted
-            .get(&record.address)
-            .map(|w| w.users.iter().copied().cloned().collect());
-        let announcer = announcers.get(&record.address).map(|name| (*name).clone());
-        let exhausted = leases.exhausted.get(&record.address).cloned();
-        let exhausted = exhausted.unwrap_or_default();
-        AddressStatus {
-            users: users.unwrap_or_default(),
-            ports_leased: ports(false),
-            ports_free: LEASABLE_PORTS - ports(false) - ports(true),
-            conditions: address_conditions(record, announcer.as_ref(), &exhausted),
-            announcer,
-            exhausted,
-        }
+        let users = wanted.get(&record.address);
+        address(
+            record,
+            users.map(|w| w.users.iter().copied().cloned().collect()),
+            announcers.get(&record.address).copied(),
+            leases.exhausted.get(&record.address).unwrap_or(&none),
+        )
     };
     leases
         .records
         .values()
         .map(|record| (record.address, one(record)))
         .collect()
+}
+
+/// What is told about one address.
+pub(super) fn address(
+    record: &AddressRecord,
+    users: Option<Vec<ObjectRef>>,
+    announcer: Option<&NodeName>,
+    exhausted: &BTreeSet<NodeName>,
+) -> AddressStatus {
+    let ports = |held: bool| -> u32 {
+        record
+            .leases
+            .iter()
+            .filter(|lease| (lease.state == LeaseState::HoldDown) == held)
+            .flat_map(|lease| &lease.ranges)
+            .map(|r| u32::from(r.last - r.first) + 1)
+            .sum()
+    };
+    AddressStatus {
+        announcer: announcer.cloned(),
+        users: users.unwrap_or_default(),
+        ports_leased: ports(false),
+        ports_free: LEASABLE_PORTS - ports(false) - ports(true),
+        exhausted: exhausted.clone(),
+        conditions: address_conditions(record, announcer, exhausted),
+    }
 }
 
 fn address_conditions(
@@ -132,8 +143,25 @@ pub(super) fn without_ebpf(nodes: &[GatewayNode]) -> Option<Condition> {
 }
 
 pub(super) fn gateways(snapshot: &Snapshot) -> BTreeMap<GatewayName, GatewayPlan> {
+    let plan = |one: &Gateway| {
+        let nodes = gateway_nodes(one, &snapshot.nodes);
+        gateway(one, nodes, &snapshot.node_records)
+    };
+    snapshot
+        .gateways
+        .values()
+        .map(|g| (g.name.clone(), plan(g)))
+        .collect()
+}
+
+/// What is told about one gateway group with these nodes.
+pub(super) fn gateway<'n>(
+    gateway: &Gateway,
+    nodes: impl IntoIterator<Item = &'n NodeName>,
+    records: &BTreeMap<NodeName, NodeRecord>,
+) -> GatewayPlan {
     let node = |name: &NodeName| {
-        let record = snapshot.node_records.get(name);
+        let record = records.get(name);
         GatewayNode {
             node: name.clone(),
             running: record.is_some_and(|r| !r.underlay_addresses.is_empty()),
@@ -141,22 +169,12 @@ pub(super) fn gateways(snapshot: &Snapshot) -> BTreeMap<GatewayName, GatewayPlan
             datapath: record.and_then(|r| r.datapath.clone()),
         }
     };
-    let plan = |gateway: &Gateway| {
-        let nodes = gateway_nodes(gateway, &snapshot.nodes)
-            .into_iter()
-            .map(node);
-        let nodes: Vec<GatewayNode> = nodes.collect();
-        GatewayPlan {
-            generation: gateway.generation,
-            conditions: gateway_conditions(gateway, &nodes),
-            nodes,
-        }
-    };
-    snapshot
-        .gateways
-        .values()
-        .map(|g| (g.name.clone(), plan(g)))
-        .collect()
+    let nodes: Vec<GatewayNode> = nodes.into_iter().map(node).collect();
+    GatewayPlan {
+        generation: gateway.generation,
+        conditions: gateway_conditions(gateway, &nodes),
+        nodes,
+    }
 }
 
 pub(super) fn pools(

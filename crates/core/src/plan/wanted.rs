@@ -55,7 +55,7 @@ pub(super) fn wanted<'a>(
     wanted
 }
 
-fn families(pod: &Pod, node: &Node) -> [bool; 2] {
+pub(super) fn families(pod: &Pod, node: &Node) -> [bool; 2] {
     let mut families = [false; 2];
     for address in &pod.addresses {
         families[family_index(*address)] = true;
@@ -83,24 +83,31 @@ pub(super) fn overlaps(
         .map(Vec::as_slice)
         .filter(|set| set.len() > 1)
         .collect();
-    let ages = age_ranks(resolved.iter().map(|r| r.policy));
     let mut overlaps: BTreeMap<usize, BTreeSet<usize>> = BTreeMap::new();
     for set in sets {
-        let claims: Vec<Claim<'_, usize>> = set
-            .iter()
-            .map(|number| {
-                let policy = resolved[*number].policy;
-                let age = ages[&policy.object];
-                Claim {
-                    precedence: Box::new(move |prefix| Precedence::new(policy, prefix, age)),
-                    destinations: policy.destinations.as_deref(),
-                    verdicts: [Some(*number); 2],
-                }
-            })
-            .collect();
-        for (winner, loser) in compile(&claims).overlaps {
+        let policies: Vec<&Policy> = set.iter().map(|n| resolved[*n].policy).collect();
+        for (winner, loser) in overlaps_of(&policies) {
             overlaps.entry(set[loser]).or_default().insert(set[winner]);
         }
     }
     overlaps
+}
+
+/// Where the policies of one pod meet: (winner, loser) by position.
+pub(super) fn overlaps_of(policies: &[&Policy]) -> BTreeSet<(usize, usize)> {
+    // Ages are compared with each other only, so those of this set suffice.
+    let ages = age_ranks(policies.iter().copied());
+    let claims: Vec<Claim<'_, usize>> = policies
+        .iter()
+        .enumerate()
+        .map(|(number, policy)| {
+            let age = ages[&policy.object];
+            Claim {
+                precedence: Box::new(move |prefix| Precedence::new(policy, prefix, age)),
+                destinations: policy.destinations.as_deref(),
+                verdicts: [Some(number); 2],
+            }
+        })
+        .collect();
+    compile(&claims).overlaps
 }

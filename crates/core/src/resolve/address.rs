@@ -28,6 +28,45 @@ pub(super) fn pools_of(snapshot: &Snapshot, address: IpAddr) -> impl Iterator<It
         .filter(move |pool| in_pool(pool, address))
 }
 
+/// Who has which pod address: looked for among all pods, or in an index that a planner keeps.
+pub(crate) trait PodAddresses {
+    /// Those of the wanted addresses that a pod has which has not run to its end, each with the pod's name (of several
+    /// the last by namespace and name).
+    fn holders(&self, wanted: &BTreeSet<IpAddr>) -> BTreeMap<IpAddr, &str>;
+
+    /// A test for the addresses of all pods, also of those that have run to their end.
+    fn test(&self) -> Box<dyn Fn(IpAddr) -> bool + '_>;
+}
+
+impl PodAddresses for BTreeMap<(String, String), Pod> {
+    fn holders(&self, wanted: &BTreeSet<IpAddr>) -> BTreeMap<IpAddr, &str> {
+        let pods = self.values().filter(|pod| !pod.finished);
+        let addresses = pods.flat_map(|pod| pod.addresses.iter().map(move |a| (pod, a)));
+        addresses
+            .filter(|(_, address)| wanted.contains(address))
+            .map(|(pod, address)| (*address, pod.name.as_str()))
+            .collect()
+    }
+
+    fn test(&self) -> Box<dyn Fn(IpAddr) -> bool + '_> {
+        let addresses = self.values().flat_map(|pod| &pod.addresses);
+        let addresses: BTreeSet<IpAddr> = addresses.copied().collect();
+        Box::new(move |address| addresses.contains(&address))
+    }
+}
+
+/// Every address that a policy asks for or has.
+pub(crate) fn asked(policies: &[Policy]) -> BTreeSet<IpAddr> {
+    policies
+        .iter()
+        .flat_map(|policy| match &policy.addresses {
+            AddressRequest::Fixed(addresses) => addresses.as_slice(),
+            AddressRequest::Pool(_) => policy.assigned.as_slice(),
+        })
+        .copied()
+        .collect()
+}
+
 /// Those of the wanted addresses that nodes, Services and pods have, and the prefixes of pods and Services. An agent sees
 /// only its own pods here; what it accepts and the controller does not gets no ports.
 pub(super) struct ClusterAddresses<'a> {
@@ -36,16 +75,8 @@ pub(super) struct ClusterAddresses<'a> {
 }
 
 impl<'a> ClusterAddresses<'a> {
-    pub(super) fn of(snapshot: &'a Snapshot) -> Self {
-        let wanted: BTreeSet<IpAddr> = snapshot
-            .policies
-            .iter()
-            .flat_map(|policy| match &policy.addresses {
-                AddressRequest::Fixed(addresses) => addresses.as_slice(),
-                AddressRequest::Pool(_) => policy.assigned.as_slice(),
-            })
-            .copied()
-            .collect();
+    pub(super) fn of(snapshot: &'a Snapshot, pods: &'a impl PodAddresses) -> Self {
+        let wanted = asked(&snapshot.policies);
         let mut hosts = BTreeMap::new();
         let mut prefixes = Vec::new();
         for service in snapshot.services.values() {
@@ -57,12 +88,8 @@ impl<'a> ClusterAddresses<'a> {
                 hosts.insert(*address, (Kind::Service, service.name.as_str()));
             }
         }
-        let pods = snapshot.pods.values().filter(|pod| !pod.finished);
-        for (pod, address) in pods.flat_map(|pod| pod.addresses.iter().map(move |a| (pod, a))) {
-            if wanted.contains(address) {
-                hosts.insert(*address, (Kind::Pod, pod.name.as_str()));
-            }
-        }
+        let pods = pods.holders(&wanted).into_iter();
+        hosts.extend(pods.map(|(address, pod)| (address, (Kind::Pod, pod))));
         for node in snapshot.nodes.values() {
             for address in node.addresses.iter().filter(|a| wanted.contains(a)) {
                 hosts.insert(*address, (Kind::Node, node.name.0.as_str()));
@@ -103,7 +130,10 @@ impl<'a> ClusterAddresses<'a> {
 }
 
 /// The same question about one address, for pools: nothing out of a pool may be an address of the cluster.
-pub(crate) fn cluster_address(snapshot: &Snapshot) -> impl Fn(IpAddr) -> bool + use<> {
+pub(crate) fn cluster_address<'a, P: PodAddresses>(
+    snapshot: &Snapshot,
+    pods: &'a P,
+) -> impl Fn(IpAddr) -> bool + use<'a, P> {
     let mut hosts: BTreeSet<IpAddr> = BTreeSet::new();
     let mut prefixes: Vec<IpNet> = snapshot.settings.service_cidrs.clone();
     for node in snapshot.nodes.values() {
@@ -113,10 +143,12 @@ pub(crate) fn cluster_address(snapshot: &Snapshot) -> impl Fn(IpAddr) -> bool + 
     for service in snapshot.services.values() {
         hosts.extend(&service.cluster_addresses);
     }
-    hosts.extend(snapshot.pods.values().flat_map(|pod| &pod.addresses));
     hosts.extend(&snapshot.api_server);
     let prefixes = IpNet::aggregate(&prefixes);
-    move |address| hosts.contains(&address) || prefixes.iter().any(|p| p.contains(&address))
+    let of_pod = pods.test();
+    move |address| {
+        hosts.contains(&address) || of_pod(address) || prefixes.iter().any(|p| p.contains(&address))
+    }
 }
 
 /// What a policy asks for.

@@ -199,7 +199,7 @@ fn grants_indexes_and_addresses_that_must_not_be_are_seen() {
         policy.ready = true;
     });
     expect_plan(Rule::FindingUnclear, &scene, |p| {
-        p.findings.push(Finding {
+        p.findings.insert(Finding {
             object: first.clone(),
             field: "spec.ip".into(),
             value: String::new(),

@@ -89,7 +89,8 @@ fn with_consent_the_node_address_is_used_while_every_gateway_is_dead() {
     let mut refused = scene.clone();
     let plan = refused.settle();
     assert_eq!(
-        plan.findings[0].field, "spec.whenUnavailable",
+        plan.findings.first().unwrap().field,
+        "spec.whenUnavailable",
         "no pool, no consent"
     );
 

@@ -41,7 +41,7 @@ fn pooled(name: &str) -> Policy {
 fn the_kep_manifest_becomes_ready_with_leases_of_its_workers() {
     let mut scene = kep_scene();
     let plan = scene.settle();
-    assert_eq!(plan.findings, []);
+    assert_eq!(plan.findings, [].into());
     let policy = only(&plan);
     assert!(policy.ready, "{:?}", policy.conditions);
     assert_eq!((policy.selected, policy.programmed), (2, 2));
@@ -92,7 +92,7 @@ fn pools_give_the_lowest_free_address_of_each_family_and_policies_keep_it() {
     scene.snapshot.pools.insert(pool.name.clone(), pool);
     scene.add_policy(egress("default", "fixed", &["192.0.2.1"]));
     let plan = scene.settle();
-    assert_eq!(plan.findings, []);
+    assert_eq!(plan.findings, [].into());
     assert_eq!(
         named(&plan, "a").addresses,
         [ip("192.0.2.2"), ip("2001:db8::1")]
@@ -126,8 +126,8 @@ fn pools_give_the_lowest_free_address_of_each_family_and_policies_keep_it() {
     assert_eq!(plan.findings.len(), 1);
     assert_eq!(
         (
-            plan.findings[0].field.as_str(),
-            plan.findings[0].value.as_str()
+            plan.findings.first().unwrap().field.as_str(),
+            plan.findings.first().unwrap().value.as_str()
         ),
         ("spec.pool", "pool")
     );
@@ -269,7 +269,7 @@ fn the_default_gateway_is_used_and_a_second_default_is_a_finding() {
     let plan = scene.settle();
     assert_eq!(only(&plan).gateway, Some(GatewayName("alpha".into())));
     assert_eq!(plan.findings.len(), 1);
-    assert_eq!(plan.findings[0].object.name, "beta");
+    assert_eq!(plan.findings.first().unwrap().object.name, "beta");
 }
 
 #[test]
@@ -427,7 +427,10 @@ fn service_selection_finds_the_pods_behind_it() {
     scene.add_pod("b", "worker2", 12, &[("app", "Other")]);
     let plan = scene.settle();
     assert_eq!(
-        (only(&plan).selected, plan.findings[0].field.as_str()),
+        (
+            only(&plan).selected,
+            plan.findings.first().unwrap().field.as_str()
+        ),
         (0, "spec.serviceName")
     );
     let mut service = Service {
