@@ -7,6 +7,7 @@ mod allocate;
 mod conditions;
 mod lease;
 mod nodes;
+pub mod planner;
 mod status;
 mod wanted;
 

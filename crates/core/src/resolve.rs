@@ -5,13 +5,15 @@
 mod address;
 mod arms;
 mod gateway;
+mod matching;
 mod pair;
 mod rank;
 mod select;
 
 pub(crate) use address::{PodAddresses, asked, cluster_address, family_index, in_pool};
 pub(crate) use gateway::{gateway_nodes, gateway_problem, usable_gateway};
-pub(crate) use pair::{Paired, pair, pool_gives};
+pub(crate) use matching::{Matching, in_namespaces, selects, service_labels};
+pub(crate) use pair::{Paired, pair, pair_among, pool_gives};
 pub(crate) use rank::{AgeRank, Precedence, age_ranks};
 pub(crate) use select::{Selected, select};
 
@@ -88,7 +90,7 @@ pub(crate) fn resolve<'a>(
     let mut findings = gateway::findings(snapshot);
     let mut resolved = Vec::with_capacity(snapshot.policies.len());
     let index = address::ClusterAddresses::of(snapshot, pods);
-    for policy in distinct(&snapshot.policies) {
+    for (_, policy) in distinct(&snapshot.policies) {
         let none = Vec::new();
         let out_of_pool = assigned.get(&policy.object).unwrap_or(&none);
         resolved.push(one(snapshot, policy, out_of_pool, &index, &mut findings));
@@ -97,18 +99,18 @@ pub(crate) fn resolve<'a>(
     (resolved, findings)
 }
 
-/// Policies sorted by object; of two with one name the older.
-pub(crate) fn distinct(policies: &[Policy]) -> impl Iterator<Item = &Policy> {
-    let mut by_object: BTreeMap<&ObjectRef, &Policy> = BTreeMap::new();
-    for policy in policies {
+/// Policies sorted by object, with their positions; of two with one name the older.
+pub(crate) fn distinct(policies: &[Policy]) -> impl Iterator<Item = (usize, &Policy)> {
+    let mut by_object: BTreeMap<&ObjectRef, (usize, &Policy)> = BTreeMap::new();
+    for (position, policy) in policies.iter().enumerate() {
         by_object
             .entry(&policy.object)
             .and_modify(|known| {
-                if (policy.created_secs, &policy.uid) < (known.created_secs, &known.uid) {
-                    *known = policy;
+                if (policy.created_secs, &policy.uid) < (known.1.created_secs, &known.1.uid) {
+                    *known = (position, policy);
                 }
             })
-            .or_insert(policy);
+            .or_insert((position, policy));
     }
     by_object.into_values()
 }

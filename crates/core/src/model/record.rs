@@ -142,3 +142,22 @@ pub struct Snapshot {
     /// What controller and agents wrote down.
     pub node_records: BTreeMap<NodeName, NodeRecord>,
 }
+
+impl Snapshot {
+    /// No objects.
+    pub fn empty(settings: Settings) -> Self {
+        Snapshot {
+            settings,
+            policies: Vec::new(),
+            gateways: BTreeMap::new(),
+            pools: BTreeMap::new(),
+            nodes: BTreeMap::new(),
+            namespaces: BTreeMap::new(),
+            pods: BTreeMap::new(),
+            services: BTreeMap::new(),
+            api_server: BTreeSet::new(),
+            addresses: BTreeMap::new(),
+            node_records: BTreeMap::new(),
+        }
+    }
+}

@@ -19,7 +19,7 @@ pub(super) struct Inputs<'i> {
 }
 
 /// Pods of one policy, beside `PolicyPlan::pods`.
-#[derive(Clone, Copy, Default)]
+#[derive(Clone, Copy, Debug, Default)]
 pub(super) struct Pods {
     /// Those that have an address already.
     pub addressed: u32,

@@ -22,26 +22,52 @@ pub(super) fn plan_nodes(
     for record in addresses.values() {
         for lease in &record.leases {
             holders.insert(&lease.node);
-            if matches!(lease.state, LeaseState::Granted | LeaseState::Active) {
-                grants.entry(&lease.node).or_default().push(Grant {
-                    address: record.address,
-                    gateway: record.gateway.clone(),
-                    ranges: lease.ranges.clone(),
-                    epoch: lease.epoch,
-                });
+            if let Some(grant) = grant(record, lease) {
+                grants.entry(&lease.node).or_default().push(grant);
             }
         }
     }
-    let mut records = BTreeMap::new();
-    let mut deletions = Vec::new();
+    let numbers = number(snapshot, &|name| holders.contains(name));
+    reasons.extend(numbers.reasons);
+    findings.extend(numbers.findings);
+    let records = numbers.indexes.into_iter().map(|(name, tunnel_index)| {
+        let grants = grants.remove(&name).unwrap_or_default();
+        let spec = NodeRecordSpec {
+            tunnel_index,
+            grants,
+        };
+        (name, spec)
+    });
+    PlannedNodes {
+        records: records.collect(),
+        deletions: numbers.deletions,
+    }
+}
+
+/// Which node records there are, and their tunnel indexes.
+pub(super) struct Numbers {
+    pub indexes: BTreeMap<NodeName, u16>,
+    pub deletions: Vec<NodeName>,
+    pub reasons: Vec<PlanReason>,
+    pub findings: Vec<Finding>,
+}
+
+/// Numbers the nodes. `holds`: whether a node has a lease in any state.
+pub(super) fn number(snapshot: &Snapshot, holds: &dyn Fn(&NodeName) -> bool) -> Numbers {
+    let mut numbers = Numbers {
+        indexes: BTreeMap::new(),
+        deletions: Vec::new(),
+        reasons: Vec::new(),
+        findings: Vec::new(),
+    };
     let mut used: BTreeSet<u16> = BTreeSet::new();
     for (name, record) in &snapshot.node_records {
         if !snapshot.nodes.contains_key(name) {
-            if !holders.contains(name) {
-                deletions.push(name.clone());
+            if !holds(name) {
+                numbers.deletions.push(name.clone());
                 continue;
             }
-            reasons.push(PlanReason {
+            numbers.reasons.push(PlanReason {
                 subject: format!("EgressNode {name}"),
                 text: "its Node is gone; the record stays until its leases have come to their end"
                     .into(),
@@ -49,7 +75,7 @@ pub(super) fn plan_nodes(
         }
         let valid = (1..=TUNNEL_INDEX_MAX).contains(&record.tunnel_index);
         if !valid || !used.insert(record.tunnel_index) {
-            findings.insert(Finding {
+            numbers.findings.push(Finding {
                 object: node_record(name),
                 field: "spec.tunnelIndex".into(),
                 value: record.tunnel_index.to_string(),
@@ -59,41 +85,21 @@ pub(super) fn plan_nodes(
             });
             continue;
         }
-        let spec = NodeRecordSpec {
-            tunnel_index: record.tunnel_index,
-            grants: grants.remove(name).unwrap_or_default(),
-        };
-        records.insert(name.clone(), spec);
+        numbers.indexes.insert(name.clone(), record.tunnel_index);
     }
-    number_new(
-        snapshot,
-        &used,
-        &mut grants,
-        &mut records,
-        reasons,
-        findings,
-    );
-    PlannedNodes { records, deletions }
+    number_new(snapshot, &used, &mut numbers);
+    numbers
 }
 
 /// Gives every node without a record the lowest free tunnel index.
-fn number_new(
-    snapshot: &Snapshot,
-    used: &BTreeSet<u16>,
-    grants: &mut BTreeMap<&NodeName, Vec<Grant>>,
-    records: &mut BTreeMap<NodeName, NodeRecordSpec>,
-    reasons: &mut Vec<PlanReason>,
-    findings: &mut BTreeSet<Finding>,
-) {
+fn number_new(snapshot: &Snapshot, used: &BTreeSet<u16>, numbers: &mut Numbers) {
     let mut free = (1..=TUNNEL_INDEX_MAX).filter(|index| !used.contains(index));
-    let missing: BTreeSet<&NodeName> = snapshot
-        .nodes
-        .keys()
-        .filter(|n| !records.contains_key(*n))
-        .collect();
-    for name in missing {
+    for name in snapshot.nodes.keys() {
+        if numbers.indexes.contains_key(name) {
+            continue;
+        }
         let Some(tunnel_index) = free.next() else {
-            findings.insert(Finding {
+            numbers.findings.push(Finding {
                 object: node_record(name),
                 field: "spec.tunnelIndex".into(),
                 value: String::new(),
@@ -103,19 +109,27 @@ fn number_new(
             });
             continue;
         };
-        reasons.push(PlanReason {
+        numbers.reasons.push(PlanReason {
             subject: format!("EgressNode {name}"),
             text: format!("tunnel index {tunnel_index} is the lowest free one"),
         });
-        let grants = grants.remove(name).unwrap_or_default();
-        records.insert(
-            name.clone(),
-            NodeRecordSpec {
-                tunnel_index,
-                grants,
-            },
-        );
+        numbers.indexes.insert(name.clone(), tunnel_index);
     }
+}
+
+/// What a worker may use by this lease, if anything.
+pub(super) fn grant(record: &AddressRecord, lease: &Lease) -> Option<Grant> {
+    matches!(lease.state, LeaseState::Granted | LeaseState::Active).then(|| Grant {
+        address: record.address,
+        gateway: record.gateway.clone(),
+        ranges: lease.ranges.clone(),
+        epoch: lease.epoch,
+    })
+}
+
+/// Whether the record must be written.
+pub(super) fn differs(known: Option<&NodeRecord>, spec: &NodeRecordSpec) -> bool {
+    known.is_none_or(|known| known.tunnel_index != spec.tunnel_index || known.grants != spec.grants)
 }
 
 /// Records that must be written.
@@ -125,11 +139,7 @@ pub(super) fn writes(
 ) -> Vec<NodeName> {
     records
         .iter()
-        .filter(|(name, spec)| {
-            snapshot.node_records.get(*name).is_none_or(|known| {
-                known.tunnel_index != spec.tunnel_index || known.grants != spec.grants
-            })
-        })
+        .filter(|(name, spec)| differs(snapshot.node_records.get(*name), spec))
         .map(|(name, _)| name.clone())
         .collect()
 }

@@ -24,14 +24,23 @@ pub(crate) type Paired = [Option<IpAddr>; 2];
 /// Pairs a pod. An address that is not for the pod's namespace is left out (a `ClusterEgress` reaches namespaces that
 /// a pool may not): the pod then has none of that family, and its traffic is dropped (P8, P1).
 pub(crate) fn pair(snapshot: &Snapshot, resolved: &Resolved<'_>, pod: &Pod) -> Paired {
-    let cluster = resolved.policy.object.kind == Kind::ClusterEgress;
+    pair_among(snapshot, resolved.policy, &resolved.addresses, pod)
+}
+
+/// Pairs a pod to one of these addresses of the policy.
+pub(crate) fn pair_among(
+    snapshot: &Snapshot,
+    policy: &Policy,
+    addresses: &[IpAddr],
+    pod: &Pod,
+) -> Paired {
+    let cluster = policy.object.kind == Kind::ClusterEgress;
     let given = |address: &IpAddr| {
         !cluster
             || pools_of(snapshot, *address).all(|pool| pool_gives(snapshot, pool, &pod.namespace))
     };
     std::array::from_fn(|family| {
-        let candidates: Vec<IpAddr> = resolved
-            .addresses
+        let candidates: Vec<IpAddr> = addresses
             .iter()
             .filter(|a| family_index(**a) == family && given(a))
             .copied()

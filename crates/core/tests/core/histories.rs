@@ -8,7 +8,7 @@ use egret_core::plan::plan;
 use proptest::prelude::*;
 
 #[derive(Clone, Debug)]
-enum Step {
+pub enum Step {
     AddPod {
         number: u8,
         worker: u8,
@@ -41,7 +41,7 @@ enum Step {
     Everyone,
 }
 
-fn step() -> impl Strategy<Value = Step> {
+pub fn step() -> impl Strategy<Value = Step> {
     prop_oneof![
         4 => (0u8..12, 1u8..5, 0u8..3)
             .prop_map(|(number, worker, label)| Step::AddPod { number, worker, label }),
@@ -77,7 +77,7 @@ fn any_node(scene: &Scene, number: u8) -> Option<NodeName> {
     (!nodes.is_empty()).then(|| nodes[usize::from(number) % nodes.len()].clone())
 }
 
-fn start() -> Scene {
+pub fn start() -> Scene {
     let mut scene = Scene::new(3, 3);
     let mut other = gateway("other");
     other.outbound = Outbound::Announcer;
@@ -95,7 +95,7 @@ fn start() -> Scene {
     scene
 }
 
-fn take(scene: &mut Scene, step: &Step) {
+pub fn take(scene: &mut Scene, step: &Step) {
     match step {
         Step::AddPod {
             number,

@@ -4,6 +4,7 @@ mod corruption;
 mod destinations;
 mod explaining;
 mod histories;
+mod incremental;
 mod leases;
 mod nodes;
 mod planning;

@@ -1,0 +1,217 @@
+//! The planner that keeps what it worked out, so that the cost of a change does not grow with the cluster (P10).
+//!
+//! ```text
+//!  Change --> snapshot and indexes --> what it touches: pods, policies, addresses, nodes, gateways
+//!                                                |
+//!                 resolve (only where policies or what they name changed)
+//!                 bind     pods to policies, policies to addresses, addresses to workers
+//!                 leases   of addresses whose workers, record, gateways or rests changed, and of those not written yet
+//!                 nodes, statuses, policies: those that any of the above touched
+//! ```
+//!
+//! What it holds is always what [`super::plan`] would say of the same snapshot at the same time; a property test
+//! compares them. The two share the code for one address, one gateway, one policy, and not the way to find out which.
+//! Changes whose reach has no bound (settings, gateways, pools) are planned from nothing.
+
+mod change;
+mod gateways;
+mod leases;
+mod names;
+mod pods;
+mod policies;
+mod said;
+
+pub use change::{Change, changes};
+
+use super::{ClusterPlan, PolicyPlan, status};
+use crate::model::*;
+use leases::Leases;
+use names::Names;
+use pods::{PodRef, Pods};
+use policies::{Policies, PolicyRef};
+use said::Said;
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
+
+/// Plans of a cluster, one after the other.
+#[derive(Debug)]
+pub struct Planner {
+    snapshot: Snapshot,
+    now_secs: i64,
+    plan: ClusterPlan,
+    pods: Pods,
+    policies: Policies,
+    leases: Leases,
+    names: Names,
+    said: Said,
+}
+
+/// What an update may have changed of what is told about objects, those that are gone among them; everything else is as
+/// before. Records that must be written are in the plan itself.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Touched {
+    /// Everything: the plan was made from nothing.
+    pub all: bool,
+    /// These policies.
+    pub policies: BTreeSet<ObjectRef>,
+    /// These gateways.
+    pub gateways: BTreeSet<GatewayName>,
+    /// These addresses.
+    pub addresses: BTreeSet<IpAddr>,
+    /// The pools.
+    pub pools: bool,
+}
+
+/// What has to be worked out again.
+#[derive(Debug, Default)]
+struct Dirty {
+    /// What policies mean.
+    resolve: bool,
+    /// Policies whose pods have to be found again.
+    selections: BTreeSet<ObjectRef>,
+    /// Pods that are bound to nothing now.
+    pods: BTreeSet<PodRef>,
+    /// What is told about policies.
+    policies: BTreeSet<PolicyRef>,
+    /// Leases.
+    addresses: BTreeSet<IpAddr>,
+    /// What is told about addresses.
+    statuses: BTreeSet<IpAddr>,
+    /// Which nodes are gateways.
+    roles: bool,
+    /// What gateways say.
+    gateways: BTreeSet<GatewayName>,
+    /// Which node records there are.
+    numbers: bool,
+    /// Node records.
+    nodes: BTreeSet<NodeName>,
+    /// Which addresses there are.
+    pools: bool,
+    /// Nothing is known yet.
+    all: bool,
+}
+
+impl Planner {
+    /// Plans from nothing.
+    pub fn new(snapshot: Snapshot, now_secs: i64) -> Self {
+        let mut planner = Self {
+            snapshot,
+            now_secs,
+            plan: empty(),
+            pods: Pods::default(),
+            policies: Policies::default(),
+            leases: Leases::default(),
+            names: Names::default(),
+            said: Said::default(),
+        };
+        let mut dirty = Dirty {
+            resolve: true,
+            roles: true,
+            numbers: true,
+            pools: true,
+            all: true,
+            ..Dirty::default()
+        };
+        for (key, pod) in &planner.snapshot.pods {
+            dirty.pods.extend(planner.pods.add(key, pod));
+        }
+        for record in planner.snapshot.node_records.values() {
+            planner.names.add(record);
+            planner.leases.add_node(record);
+        }
+        for record in planner.snapshot.addresses.values() {
+            planner.leases.add_record(record);
+            dirty.addresses.insert(record.address);
+        }
+        planner.plan_again(dirty);
+        planner
+    }
+
+    /// The plan.
+    pub fn plan(&self) -> &ClusterPlan {
+        &self.plan
+    }
+
+    /// What the plan is for.
+    pub fn snapshot(&self) -> &Snapshot {
+        &self.snapshot
+    }
+
+    /// Plans again after these changes, or because time has passed. Says what may be told differently now.
+    pub fn update(&mut self, changes: impl IntoIterator<Item = Change>, now_secs: i64) -> Touched {
+        self.now_secs = now_secs;
+        let mut dirty = Dirty::default();
+        let mut from_nothing = false;
+        for change in changes {
+            from_nothing |= self.take(change, &mut dirty);
+        }
+        if from_nothing {
+            let nothing = Snapshot::empty(self.snapshot.settings.clone());
+            *self = Self::new(std::mem::replace(&mut self.snapshot, nothing), now_secs);
+            return Touched {
+                all: true,
+                ..Touched::default()
+            };
+        }
+        self.plan_again(dirty)
+    }
+
+    fn plan_again(&mut self, mut dirty: Dirty) -> Touched {
+        if dirty.resolve {
+            self.resolve(&mut dirty);
+        }
+        for pod in std::mem::take(&mut dirty.pods) {
+            self.bind(&pod, &mut dirty);
+        }
+        if dirty.roles {
+            self.assign_roles(&mut dirty);
+        }
+        for gateway in dirty.gateways.clone() {
+            self.plan_gateway(&gateway, &mut dirty);
+        }
+        self.plan_leases(&mut dirty);
+        self.plan_nodes(&mut dirty);
+        let mut touched = Touched {
+            pools: dirty.pools,
+            gateways: dirty.gateways,
+            ..Touched::default()
+        };
+        for address in dirty.statuses {
+            self.tell_address(address);
+            touched.addresses.insert(address);
+        }
+        for policy in dirty.policies {
+            self.tell_policy(&policy);
+            touched.policies.insert((*policy).clone());
+        }
+        if dirty.pools {
+            self.plan.pools = status::pools(&self.snapshot, &self.plan.addresses);
+        }
+        touched
+    }
+
+    /// The plan of a policy that is known.
+    fn policy_plan(&mut self, policy: &ObjectRef) -> &mut PolicyPlan {
+        let plan = self.plan.policies.get_mut(policy);
+        plan.expect("every policy that is resolved has a plan, made when it was resolved")
+    }
+}
+
+/// The plan of nothing.
+fn empty() -> ClusterPlan {
+    ClusterPlan {
+        findings: BTreeSet::new(),
+        policies: BTreeMap::new(),
+        gateways: BTreeMap::new(),
+        pools: BTreeMap::new(),
+        addresses: BTreeMap::new(),
+        address_status: BTreeMap::new(),
+        address_writes: Vec::new(),
+        address_deletions: Vec::new(),
+        node_records: BTreeMap::new(),
+        node_writes: Vec::new(),
+        node_deletions: Vec::new(),
+        reasons: BTreeSet::new(),
+        next_change_secs: None,
+    }
+}

@@ -1,0 +1,230 @@
+//! What changed, and what it touches.
+
+use super::{Dirty, Planner};
+use crate::model::*;
+use crate::resolve::{distinct, in_namespaces, in_pool};
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+
+/// One change of a snapshot. `None`: the object is gone.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Change {
+    /// A pod, by namespace and name.
+    Pod((String, String), Option<Pod>),
+    /// A Service, by namespace and name.
+    Service((String, String), Option<Service>),
+    /// A namespace.
+    Namespace(String, Option<Namespace>),
+    /// A node.
+    Node(NodeName, Option<Node>),
+    /// An `EgressAddress`.
+    Address(IpAddr, Option<AddressRecord>),
+    /// An `EgressNode`.
+    NodeRecord(NodeName, Option<NodeRecord>),
+    /// The policies: all there are.
+    Policies(Vec<Policy>),
+    /// Gateways, pools, settings or API servers, and everything else.
+    Everything(Box<Snapshot>),
+}
+
+/// The changes that make one snapshot of another, for sources that give whole snapshots only. This looks at every
+/// object once.
+pub fn changes(old: &Snapshot, new: &Snapshot) -> Vec<Change> {
+    let same = (&old.settings, &old.gateways, &old.pools, &old.api_server)
+        == (&new.settings, &new.gateways, &new.pools, &new.api_server);
+    if !same {
+        return vec![Change::Everything(Box::new(new.clone()))];
+    }
+    let mut all = Vec::new();
+    // What others refer to comes first.
+    differing(&old.namespaces, &new.namespaces, |key, value| {
+        all.push(Change::Namespace(key, value));
+    });
+    differing(&old.nodes, &new.nodes, |key, value| {
+        all.push(Change::Node(key, value));
+    });
+    differing(&old.services, &new.services, |key, value| {
+        all.push(Change::Service(key, value));
+    });
+    if old.policies != new.policies {
+        all.push(Change::Policies(new.policies.clone()));
+    }
+    differing(&old.pods, &new.pods, |key, value| {
+        all.push(Change::Pod(key, value));
+    });
+    differing(&old.addresses, &new.addresses, |key, value| {
+        all.push(Change::Address(key, value));
+    });
+    differing(&old.node_records, &new.node_records, |key, value| {
+        all.push(Change::NodeRecord(key, value));
+    });
+    all
+}
+
+/// Calls `found` for every key whose value is not the same in both.
+fn differing<K: Clone + Ord, V: Clone + PartialEq>(
+    old: &BTreeMap<K, V>,
+    new: &BTreeMap<K, V>,
+    mut found: impl FnMut(K, Option<V>),
+) {
+    let mut before = old.iter().peekable();
+    for (key, value) in new {
+        while let Some((gone, _)) = before.next_if(|(known, _)| *known < key) {
+            found(gone.clone(), None);
+        }
+        let known = before.next_if(|(known, _)| *known == key);
+        if known.is_none_or(|(_, known)| known != value) {
+            found(key.clone(), Some(value.clone()));
+        }
+    }
+    before.for_each(|(gone, _)| found(gone.clone(), None));
+}
+
+/// Puts a value in the place of the one that is there; gives that back unless it is the same.
+fn replace<K: Ord, V: PartialEq>(
+    map: &mut BTreeMap<K, V>,
+    key: K,
+    value: Option<V>,
+) -> Result<Option<V>, ()> {
+    if map.get(&key) == value.as_ref() {
+        return Err(());
+    }
+    Ok(match value {
+        Some(value) => map.insert(key, value),
+        None => map.remove(&key),
+    })
+}
+
+impl Planner {
+    /// Takes one change; true if everything has to be planned from nothing.
+    pub(super) fn take(&mut self, change: Change, dirty: &mut Dirty) -> bool {
+        match change {
+            Change::Pod(key, pod) => self.take_pod(key, pod, dirty),
+            Change::Service(key, service) => self.take_service(key, service, dirty),
+            Change::Namespace(name, namespace) => {
+                return self.take_namespace(name, namespace, dirty);
+            }
+            Change::Node(name, node) => self.take_node(name, node, dirty),
+            Change::Address(address, record) => self.take_address(address, record, dirty),
+            Change::NodeRecord(name, record) => self.take_node_record(name, record, dirty),
+            Change::Policies(policies) => self.take_policies(policies, dirty),
+            Change::Everything(snapshot) => {
+                let same = self.snapshot == *snapshot;
+                self.snapshot = *snapshot;
+                return !same;
+            }
+        }
+        false
+    }
+
+    /// Whether it matters to what policies mean that something in the cluster has this address.
+    fn matters(&self, address: &IpAddr) -> bool {
+        let in_any_pool = || self.snapshot.pools.values().any(|p| in_pool(p, *address));
+        self.policies.asked.contains(address) || self.policies.searched && in_any_pool()
+    }
+
+    fn take_pod(&mut self, key: (String, String), pod: Option<Pod>, dirty: &mut Dirty) {
+        let Ok(old) = replace(&mut self.snapshot.pods, key.clone(), pod) else {
+            return;
+        };
+        self.unbind(&key, dirty);
+        dirty.pods.remove(&key);
+        let new = self.snapshot.pods.get(&key);
+        let shape = |pod: &Pod| (pod.addresses.clone(), pod.finished);
+        if old.as_ref().map(shape) != new.map(shape) {
+            let both = old.iter().chain(new).flat_map(|pod| &pod.addresses);
+            dirty.resolve |= both.into_iter().any(|address| self.matters(address));
+        }
+        if let Some(old) = &old {
+            self.pods.remove(&key, old);
+        }
+        if let Some(new) = self.snapshot.pods.get(&key) {
+            dirty.pods.extend(self.pods.add(&key, new));
+        }
+    }
+
+    fn take_service(&mut self, key: (String, String), new: Option<Service>, dirty: &mut Dirty) {
+        let Ok(old) = replace(&mut self.snapshot.services, key.clone(), new) else {
+            return;
+        };
+        let named = self.policies.of_service(&key);
+        dirty.resolve |= !named.is_empty();
+        dirty.selections.extend(named);
+        let new = self.snapshot.services.get(&key);
+        let both = old.iter().chain(new).flat_map(|s| &s.cluster_addresses);
+        dirty.resolve |= both.into_iter().any(|address| self.matters(address));
+    }
+
+    fn take_namespace(&mut self, name: String, new: Option<Namespace>, dirty: &mut Dirty) -> bool {
+        let reaches = |planner: &Self, namespaces: &Namespaces| {
+            matches!(namespaces, Namespaces::Labels(_))
+                && in_namespaces(&planner.snapshot, namespaces, &name)
+        };
+        let found = |planner: &Self| {
+            let pools = planner.snapshot.pools.values();
+            let pools: Vec<bool> = pools.map(|p| reaches(planner, &p.namespaces)).collect();
+            let policies = distinct(&planner.snapshot.policies).map(|(_, policy)| policy);
+            let policies = policies.filter(|policy| match &policy.selection {
+                Selection::Labels { namespaces, .. } => reaches(planner, namespaces),
+                _ => false,
+            });
+            let policies: Vec<ObjectRef> = policies.map(|p| p.object.clone()).collect();
+            (pools, policies)
+        };
+        let (pools_before, before) = found(self);
+        if replace(&mut self.snapshot.namespaces, name.clone(), new).is_err() {
+            return false;
+        }
+        let (pools, after) = found(self);
+        let moved = before.iter().filter(|p| !after.contains(p));
+        let moved: Vec<ObjectRef> = moved
+            .chain(after.iter().filter(|p| !before.contains(p)))
+            .cloned()
+            .collect();
+        dirty.resolve |= !moved.is_empty();
+        dirty.selections.extend(moved);
+        pools != pools_before
+    }
+
+    fn take_node(&mut self, name: NodeName, new: Option<Node>, dirty: &mut Dirty) {
+        let pods = self.pods.on(&name);
+        if replace(&mut self.snapshot.nodes, name.clone(), new).is_err() {
+            return;
+        }
+        for pod in pods {
+            self.unbind(&pod, dirty);
+            dirty.pods.insert(pod);
+        }
+        dirty.resolve = true;
+        dirty.roles = true;
+        dirty.numbers = true;
+        dirty.addresses.extend(self.leases.of_node(&name));
+    }
+
+    fn take_policies(&mut self, policies: Vec<Policy>, dirty: &mut Dirty) {
+        let old = std::mem::replace(&mut self.snapshot.policies, policies);
+        let before: BTreeMap<&ObjectRef, &Policy> =
+            distinct(&old).map(|(_, p)| (&p.object, p)).collect();
+        for (_, policy) in distinct(&self.snapshot.policies) {
+            match before.get(&policy.object) {
+                Some(known) if *known == policy => {}
+                Some(known) => {
+                    // Neither of these says anything about pods.
+                    let quiet = Policy {
+                        generation: policy.generation,
+                        assigned: policy.assigned.clone(),
+                        ..(*known).clone()
+                    };
+                    if quiet != *policy {
+                        dirty.selections.insert(policy.object.clone());
+                    }
+                    dirty
+                        .policies
+                        .extend(self.policies.reference(&policy.object));
+                }
+                None => {}
+            }
+        }
+        dirty.resolve = true;
+    }
+}

@@ -1,0 +1,177 @@
+//! Gateways and node records.
+
+use super::said::Speaker;
+use super::{Dirty, Planner};
+use crate::model::*;
+use crate::plan::{GatewayNode, NodeRecordSpec, lease, nodes, status};
+use crate::resolve::gateway_nodes;
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
+
+impl Planner {
+    /// Finds the nodes of every gateway.
+    pub(super) fn assign_roles(&mut self, dirty: &mut Dirty) {
+        let gateways = self.snapshot.gateways.values();
+        let roles = gateways.map(|gateway| {
+            let nodes = gateway_nodes(gateway, &self.snapshot.nodes);
+            (gateway.name.clone(), nodes.into_iter().cloned().collect())
+        });
+        let roles: BTreeMap<GatewayName, BTreeSet<NodeName>> = roles.collect();
+        for (gateway, nodes) in &roles {
+            if self.leases.roles.get(gateway) != Some(nodes) {
+                dirty.gateways.insert(gateway.clone());
+            }
+        }
+        self.leases.roles = roles;
+    }
+
+    /// Plans a gateway, and finds what depends on it.
+    pub(super) fn plan_gateway(&mut self, name: &GatewayName, dirty: &mut Dirty) {
+        let records = &self.snapshot.node_records;
+        let (Some(gateway), Some(nodes)) = (
+            self.snapshot.gateways.get(name),
+            self.leases.roles.get(name),
+        ) else {
+            return;
+        };
+        let reported = lease::reported_epoch(nodes, records);
+        let plan = status::gateway(gateway, nodes, records);
+        if self.leases.report(name, reported) {
+            dirty.addresses.extend(self.leases.waiting_for(name));
+        }
+        let serving = |nodes: &[GatewayNode]| {
+            let running = nodes.iter().any(|node| node.running);
+            (running, status::without_ebpf(nodes))
+        };
+        let before = self.plan.gateways.get(name);
+        if before.map(|plan| serving(&plan.nodes)) != Some(serving(&plan.nodes)) {
+            dirty.policies.extend(self.policies.of_gateway(name));
+        }
+        self.plan.gateways.insert(name.clone(), plan);
+    }
+
+    /// What an agent or another controller wrote into a node record.
+    pub(super) fn take_node_record(
+        &mut self,
+        name: NodeName,
+        new: Option<NodeRecord>,
+        dirty: &mut Dirty,
+    ) {
+        let records = &mut self.snapshot.node_records;
+        if records.get(&name) == new.as_ref() {
+            return;
+        }
+        let old = match new {
+            Some(new) => records.insert(name.clone(), new),
+            None => records.remove(&name),
+        };
+        let new = self.snapshot.node_records.get(&name);
+        if let Some(old) = &old {
+            self.names.remove(old);
+            self.leases.remove_node(old);
+        }
+        if let Some(new) = new {
+            self.names.add(new);
+            self.leases.add_node(new);
+        }
+        let (was, is) = (old.as_ref(), new);
+        if was.map(|r| &r.announcing) != is.map(|r| &r.announcing) {
+            let both = was.into_iter().chain(is);
+            dirty.statuses.extend(both.flat_map(|r| &r.announcing));
+        }
+        let both = || was.into_iter().chain(is);
+        if was.map(|r| &r.programmed) != is.map(|r| &r.programmed) {
+            let named = both().flat_map(|r| &r.programmed);
+            let named = named.filter_map(|one| self.policies.reference(&one.policy));
+            dirty.policies.extend(named);
+        }
+        if was.map(|r| &r.full_destinations) != is.map(|r| &r.full_destinations) {
+            let full = both().flat_map(|r| r.full_destinations.keys());
+            let users = full.flat_map(|address| self.leases.users(*address));
+            let users = users.filter_map(|policy| self.policies.reference(policy));
+            dirty.policies.extend(users);
+        }
+        if was.map(|r| r.tunnel_index) != is.map(|r| r.tunnel_index) {
+            dirty.numbers = true;
+        }
+        dirty.addresses.extend(self.drained_otherwise(&name, was));
+        let says = |r: &NodeRecord| {
+            let running = !r.underlay_addresses.is_empty();
+            (running, r.steering_version, r.datapath.clone())
+        };
+        if was.map(says) != is.map(says) {
+            dirty.gateways.extend(self.leases.gateways_of(&name));
+        }
+        dirty.nodes.insert(name);
+    }
+
+    /// Addresses of which the node now says something else about being drained.
+    fn drained_otherwise(&self, name: &NodeName, was: Option<&NodeRecord>) -> BTreeSet<IpAddr> {
+        let is = self.snapshot.node_records.get(name);
+        let (Some(was), Some(is)) = (was, is) else {
+            return self.leases.of_node(name).into_iter().collect();
+        };
+        let mut candidates: BTreeSet<IpAddr> = BTreeSet::new();
+        if !was.demand.keys().eq(is.demand.keys()) {
+            candidates.extend(was.demand.keys().filter(|a| !is.demand.contains_key(a)));
+            candidates.extend(is.demand.keys().filter(|a| !was.demand.contains_key(a)));
+        }
+        let granted = |r: &NodeRecord| -> BTreeSet<IpAddr> {
+            r.grants.iter().map(|grant| grant.address).collect()
+        };
+        if was.grants != is.grants {
+            candidates.extend(granted(was).symmetric_difference(&granted(is)));
+        }
+        candidates.retain(|a| lease::is_drained(was, *a) != lease::is_drained(is, *a));
+        candidates
+    }
+
+    /// Numbers nodes where there may be others now, and brings grants up to date.
+    pub(super) fn plan_nodes(&mut self, dirty: &mut Dirty) {
+        if dirty.numbers {
+            let numbers = nodes::number(&self.snapshot, &|name| self.leases.holds(name));
+            let speaker = Speaker::Numbers;
+            let findings = numbers.findings.into_iter().collect();
+            self.said
+                .put(&mut self.plan, speaker, numbers.reasons, findings);
+            self.plan.node_deletions = numbers.deletions;
+            let indexes = numbers.indexes;
+            let gone = self.plan.node_records.keys();
+            let gone: Vec<NodeName> = gone
+                .filter(|name| !indexes.contains_key(name))
+                .cloned()
+                .collect();
+            for name in gone {
+                self.plan.node_records.remove(&name);
+                dirty.nodes.insert(name);
+            }
+            for (name, tunnel_index) in indexes {
+                let known = self.plan.node_records.get(&name);
+                if known.is_none_or(|spec| spec.tunnel_index != tunnel_index) {
+                    let spec = NodeRecordSpec {
+                        tunnel_index,
+                        grants: Vec::new(),
+                    };
+                    self.plan.node_records.insert(name.clone(), spec);
+                    dirty.nodes.insert(name);
+                }
+            }
+        }
+        let mut writes: BTreeSet<NodeName> = std::mem::take(&mut self.plan.node_writes)
+            .into_iter()
+            .collect();
+        for name in &dirty.nodes {
+            let grants = self.leases.grants(name, &self.plan.addresses);
+            let known = self.snapshot.node_records.get(name);
+            let differs = self.plan.node_records.get_mut(name).is_some_and(|spec| {
+                spec.grants = grants;
+                nodes::differs(known, spec)
+            });
+            match differs {
+                true => drop(writes.insert(name.clone())),
+                false => drop(writes.remove(name)),
+            }
+        }
+        self.plan.node_writes = writes.into_iter().collect();
+    }
+}

@@ -1,0 +1,89 @@
+//! What node records say of addresses and policies, by address and by policy.
+
+use crate::model::*;
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
+
+/// Node records turned round.
+#[derive(Debug, Default)]
+pub(super) struct Names {
+    /// Who announces an address.
+    announcers: BTreeMap<IpAddr, BTreeSet<NodeName>>,
+    /// Pods that are programmed by policy and generation.
+    programmed: BTreeMap<ObjectRef, BTreeMap<i64, u32>>,
+    /// How many nodes use up the ports of an address towards some destination.
+    full_on: BTreeMap<IpAddr, u32>,
+    /// The keys of `full_on`.
+    full: BTreeSet<IpAddr>,
+}
+
+impl Names {
+    /// A record is there.
+    pub(super) fn add(&mut self, record: &NodeRecord) {
+        for address in &record.announcing {
+            let announcers = self.announcers.entry(*address).or_default();
+            announcers.insert(record.node.clone());
+        }
+        for one in &record.programmed {
+            if !self.programmed.contains_key(&one.policy) {
+                self.programmed.insert(one.policy.clone(), BTreeMap::new());
+            }
+            let generations = self.programmed.get_mut(&one.policy);
+            let generations = generations.expect("inserted above where it was missing");
+            *generations.entry(one.generation).or_default() += one.pods;
+        }
+        for address in record.full_destinations.keys() {
+            *self.full_on.entry(*address).or_default() += 1;
+            self.full.insert(*address);
+        }
+    }
+
+    /// A record that was added is gone.
+    pub(super) fn remove(&mut self, record: &NodeRecord) {
+        for address in &record.announcing {
+            if let Some(announcers) = self.announcers.get_mut(address) {
+                announcers.remove(&record.node);
+                if announcers.is_empty() {
+                    self.announcers.remove(address);
+                }
+            }
+        }
+        for one in &record.programmed {
+            if let Some(generations) = self.programmed.get_mut(&one.policy) {
+                if let Some(pods) = generations.get_mut(&one.generation) {
+                    *pods -= one.pods;
+                }
+                generations.retain(|_, pods| *pods > 0);
+                if generations.is_empty() {
+                    self.programmed.remove(&one.policy);
+                }
+            }
+        }
+        for address in record.full_destinations.keys() {
+            if let Some(nodes) = self.full_on.get_mut(address) {
+                *nodes -= 1;
+                if *nodes == 0 {
+                    self.full_on.remove(address);
+                    self.full.remove(address);
+                }
+            }
+        }
+    }
+
+    /// Who announces an address: of several the first by name.
+    pub(super) fn announcer(&self, address: IpAddr) -> Option<&NodeName> {
+        self.announcers.get(&address)?.first()
+    }
+
+    /// Pods of a policy that are programmed at this generation.
+    pub(super) fn programmed(&self, policy: &ObjectRef, generation: i64) -> u32 {
+        let generations = self.programmed.get(policy);
+        let pods = generations.and_then(|generations| generations.get(&generation));
+        pods.copied().unwrap_or(0)
+    }
+
+    /// Addresses that are full towards some destination on some node.
+    pub(super) fn full(&self) -> &BTreeSet<IpAddr> {
+        &self.full
+    }
+}

@@ -1,0 +1,340 @@
+//! What policies mean, and which of them meet.
+
+use super::pods::PodRef;
+use super::said::Speaker;
+use super::{Dirty, Planner};
+use crate::model::*;
+use crate::plan::allocate::allocate;
+use crate::plan::conditions::{self, Pods as Counts};
+use crate::plan::wanted::overlaps_of;
+use crate::resolve::{Matching, Refusal, Resolved, asked, distinct, resolve, selects};
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
+use std::sync::Arc;
+
+/// Name of a policy.
+pub(super) type PolicyRef = Arc<ObjectRef>;
+
+/// Every policy.
+#[derive(Debug, Default)]
+pub(super) struct Policies {
+    work: BTreeMap<PolicyRef, Work>,
+    pub matching: Matching<PolicyRef>,
+    /// Sets of policies that pods share, with the pairs that meet in them.
+    sets: BTreeMap<Vec<PolicyRef>, Shared>,
+    /// How many sets a policy (the first) loses to another in.
+    losses: BTreeMap<(PolicyRef, PolicyRef), u32>,
+    /// See [`asked`].
+    pub asked: BTreeSet<IpAddr>,
+    /// See `Allocation::searched`.
+    pub searched: bool,
+}
+
+/// One policy.
+#[derive(Debug)]
+pub(super) struct Work {
+    /// Where it stands in the snapshot.
+    position: usize,
+    pub meaning: Meaning,
+    /// Pods that it selects, and those that it does not because they use their node's network.
+    pub pods: BTreeSet<PodRef>,
+    pub counts: Counts,
+}
+
+/// A [`Resolved`] that borrows nothing.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) struct Meaning {
+    pub gateway: Option<GatewayName>,
+    pub addresses: Vec<IpAddr>,
+    covers: [bool; 2],
+    node_address: bool,
+    refusal: Option<Refusal>,
+}
+
+/// A set of policies that pods share.
+#[derive(Debug)]
+struct Shared {
+    pods: u32,
+    /// (loser, winner).
+    losses: Vec<(PolicyRef, PolicyRef)>,
+}
+
+impl Policies {
+    /// A policy that is known.
+    pub(super) fn get(&self, policy: &ObjectRef) -> &Work {
+        let work = self.work.get(policy);
+        work.expect("pods are bound to policies that are known only")
+    }
+
+    /// The same to change it.
+    pub(super) fn get_mut(&mut self, policy: &ObjectRef) -> &mut Work {
+        let work = self.work.get_mut(policy);
+        work.expect("pods are bound to policies that are known only")
+    }
+
+    /// The name of a policy, if it is known.
+    pub(super) fn reference(&self, policy: &ObjectRef) -> Option<PolicyRef> {
+        let found = self.work.get_key_value(policy);
+        found.map(|(reference, _)| reference.clone())
+    }
+
+    /// The policy in the snapshot.
+    pub(super) fn policy<'s>(&self, snapshot: &'s Snapshot, policy: &ObjectRef) -> &'s Policy {
+        &snapshot.policies[self.get(policy).position]
+    }
+
+    /// Policies that select by this Service.
+    pub(super) fn of_service(&self, service: &(String, String)) -> Vec<ObjectRef> {
+        let named = self.matching.of_service(service);
+        named.iter().map(|policy| (**policy).clone()).collect()
+    }
+
+    /// Policies that use this gateway.
+    pub(super) fn of_gateway(&self, gateway: &GatewayName) -> Vec<PolicyRef> {
+        let all = self.work.iter();
+        all.filter(|(_, work)| work.meaning.gateway.as_ref() == Some(gateway))
+            .map(|(policy, _)| policy.clone())
+            .collect()
+    }
+}
+
+impl Meaning {
+    fn of(resolved: Resolved<'_>) -> Self {
+        Meaning {
+            gateway: resolved.gateway.map(|gateway| gateway.name.clone()),
+            addresses: resolved.addresses,
+            covers: resolved.covers,
+            node_address: resolved.node_address,
+            refusal: resolved.refusal,
+        }
+    }
+
+    fn resolved<'s>(&self, snapshot: &'s Snapshot, policy: &'s Policy) -> Resolved<'s> {
+        let gateway = self.gateway.as_ref();
+        Resolved {
+            policy,
+            gateway: gateway.and_then(|name| snapshot.gateways.get(name)),
+            addresses: self.addresses.clone(),
+            covers: self.covers,
+            node_address: self.node_address,
+            refusal: self.refusal.clone(),
+        }
+    }
+}
+
+impl Planner {
+    /// Works out again what policies mean, and takes apart what hangs on those that mean something else now.
+    pub(super) fn resolve(&mut self, dirty: &mut Dirty) {
+        let mut reasons = Vec::new();
+        let pods = self.pods.addresses(&self.snapshot);
+        let allocation = allocate(&self.snapshot, &pods, &mut reasons);
+        let (resolved, mut findings) = resolve(&self.snapshot, &allocation.assigned, &pods);
+        findings.extend(allocation.findings);
+        self.policies.searched = allocation.searched;
+        self.policies.asked = asked(&self.snapshot.policies);
+        // Both are sorted by object, each once.
+        let positions = distinct(&self.snapshot.policies);
+        let meanings = positions.zip(resolved).map(|((position, policy), one)| {
+            debug_assert_eq!(policy.object, one.policy.object);
+            (
+                Arc::new(policy.object.clone()),
+                (position, Meaning::of(one)),
+            )
+        });
+        let meanings: BTreeMap<PolicyRef, (usize, Meaning)> = meanings.collect();
+        reasons.sort();
+        self.said
+            .put(&mut self.plan, Speaker::Resolve, reasons, findings);
+        self.forget_policies(&meanings, dirty);
+        for (policy, (position, meaning)) in meanings {
+            self.learn_policy(policy, position, meaning, dirty);
+        }
+        self.index_policies();
+        self.use_addresses(dirty);
+        if !dirty.all {
+            self.select_again(dirty);
+        }
+    }
+
+    /// Policies that are gone, or that have other addresses now: their pods are bound to nothing.
+    fn forget_policies(
+        &mut self,
+        meanings: &BTreeMap<PolicyRef, (usize, Meaning)>,
+        dirty: &mut Dirty,
+    ) {
+        let mut gone = Vec::new();
+        let mut loose: Vec<PodRef> = Vec::new();
+        for (policy, work) in &self.policies.work {
+            let new = meanings.get(policy);
+            if new.is_none() {
+                gone.push(policy.clone());
+            }
+            let moved = new.is_none_or(|(_, meaning)| meaning.addresses != work.meaning.addresses);
+            if moved || dirty.selections.contains(&**policy) {
+                loose.extend(work.pods.iter().cloned());
+            }
+        }
+        for pod in loose {
+            self.unbind(&pod, dirty);
+            dirty.pods.insert(pod);
+        }
+        for policy in gone {
+            self.policies.work.remove(&policy);
+            self.plan.policies.remove(&policy);
+            dirty.policies.insert(policy.clone());
+            let speaker = Speaker::Policy(policy);
+            self.said
+                .put(&mut self.plan, speaker, Vec::new(), BTreeSet::new());
+        }
+    }
+
+    fn learn_policy(
+        &mut self,
+        policy: PolicyRef,
+        position: usize,
+        meaning: Meaning,
+        dirty: &mut Dirty,
+    ) {
+        if let Some(work) = self.policies.work.get_mut(&policy) {
+            work.position = position;
+            if work.meaning != meaning {
+                work.meaning = meaning;
+                dirty.policies.insert(policy);
+            }
+            return;
+        }
+        let object = (*policy).clone();
+        self.plan
+            .policies
+            .insert(object.clone(), conditions::empty());
+        let work = Work {
+            position,
+            meaning,
+            pods: BTreeSet::new(),
+            counts: Counts::default(),
+        };
+        self.policies.work.insert(policy.clone(), work);
+        dirty.selections.insert(object);
+        dirty.policies.insert(policy);
+    }
+
+    fn index_policies(&mut self) {
+        let all = self.policies.work.iter();
+        let all = all.map(|(name, work)| (name.clone(), &self.snapshot.policies[work.position]));
+        self.policies.matching = Matching::of(&self.snapshot, all);
+    }
+
+    /// Who uses which address.
+    fn use_addresses(&mut self, dirty: &mut Dirty) {
+        let mut users: BTreeMap<IpAddr, (GatewayName, BTreeSet<ObjectRef>)> = BTreeMap::new();
+        for (policy, work) in &self.policies.work {
+            let Some(gateway) = &work.meaning.gateway else {
+                continue;
+            };
+            for address in &work.meaning.addresses {
+                let fresh = || (gateway.clone(), BTreeSet::new());
+                let entry = users.entry(*address).or_insert_with(fresh);
+                entry.1.insert((**policy).clone());
+            }
+        }
+        for address in self.leases.use_by(users) {
+            dirty.addresses.insert(address);
+            dirty.statuses.insert(address);
+        }
+    }
+
+    /// Finds the pods of policies that select anew.
+    fn select_again(&mut self, dirty: &mut Dirty) {
+        for object in &dirty.selections {
+            if self.policies.reference(object).is_none() {
+                continue;
+            }
+            let policy = self.policies.policy(&self.snapshot, object);
+            let mut found = self.pods.candidates(&self.snapshot, policy);
+            found.retain(|pod| {
+                let pod = self.snapshot.pods.get(&**pod);
+                pod.is_some_and(|pod| !pod.finished && selects(&self.snapshot, policy, pod))
+            });
+            dirty.pods.extend(found);
+        }
+        for pod in dirty.pods.clone() {
+            self.unbind(&pod, dirty);
+        }
+    }
+
+    /// A pod of these policies is there.
+    pub(super) fn join_set(&mut self, set: &[PolicyRef], dirty: &mut Dirty) {
+        if set.len() < 2 {
+            return;
+        }
+        if let Some(shared) = self.policies.sets.get_mut(set) {
+            shared.pods += 1;
+            return;
+        }
+        let policies = set
+            .iter()
+            .map(|policy| self.policies.policy(&self.snapshot, policy));
+        let policies: Vec<&Policy> = policies.collect();
+        let met = overlaps_of(&policies).into_iter();
+        let losses: Vec<(PolicyRef, PolicyRef)> = met
+            .map(|(winner, loser)| (set[loser].clone(), set[winner].clone()))
+            .collect();
+        for (loser, winner) in &losses {
+            let pair = (loser.clone(), winner.clone());
+            *self.policies.losses.entry(pair).or_default() += 1;
+            let plan = self.policy_plan(loser);
+            plan.overlapped_by.insert((**winner).clone());
+            dirty.policies.insert(loser.clone());
+        }
+        let shared = Shared { pods: 1, losses };
+        self.policies.sets.insert(set.to_vec(), shared);
+    }
+
+    /// A pod of these policies is gone.
+    pub(super) fn leave_set(&mut self, set: &[PolicyRef], dirty: &mut Dirty) {
+        if set.len() < 2 {
+            return;
+        }
+        let shared = self.policies.sets.get_mut(set);
+        let shared = shared.expect("a pod that leaves a set has joined it");
+        shared.pods -= 1;
+        if shared.pods > 0 {
+            return;
+        }
+        let shared = self.policies.sets.remove(set);
+        for (loser, winner) in shared.into_iter().flat_map(|shared| shared.losses) {
+            let pair = (loser.clone(), winner.clone());
+            let count = self.policies.losses.get_mut(&pair);
+            let count = count.expect("a loss was counted when its set was joined");
+            *count -= 1;
+            if *count == 0 {
+                self.policies.losses.remove(&pair);
+                self.policy_plan(&loser).overlapped_by.remove(&*winner);
+            }
+            dirty.policies.insert(loser);
+        }
+    }
+
+    /// Tells a policy what has become of it.
+    pub(super) fn tell_policy(&mut self, reference: &PolicyRef) {
+        let Some(work) = self.policies.work.get(reference) else {
+            return;
+        };
+        let policy = &self.snapshot.policies[work.position];
+        let resolved = work.meaning.resolved(&self.snapshot, policy);
+        let inputs = conditions::Inputs {
+            addresses: &self.plan.address_status,
+            gateways: &self.plan.gateways,
+            records: &self.snapshot.node_records,
+            full: self.names.full(),
+        };
+        let plan = self.plan.policies.get_mut(&**reference);
+        let plan = plan.expect("every policy that is resolved has a plan");
+        plan.programmed = self.names.programmed(reference, policy.generation);
+        conditions::tell(inputs, &resolved, work.counts, plan);
+        let reasons = conditions::reasons(reference, plan).collect();
+        let speaker = Speaker::Policy(reference.clone());
+        self.said
+            .put(&mut self.plan, speaker, reasons, BTreeSet::new());
+    }
+}
