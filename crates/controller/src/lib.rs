@@ -2,12 +2,13 @@
 //! for it.
 //!
 //! ```text
-//! Source --View--> core::plan --ClusterPlan--> write: address records, node records, statuses, deletions
-//!    ^                                              |
-//!    +------------- a refused write: plan again ----+
+//! Source --View--> changes --> Planner --ClusterPlan--> write: address records, node records, statuses, deletions
+//!    ^                                                    |
+//!    +---------------- a refused write: plan again -------+
 //! ```
 //!
-//! Every decision is `egret_core::plan`'s; what stands here is when to plan, and in which order to write.
+//! Every decision is `egret_core::plan`'s; what stands here is when to plan, and in which order to write. The planner is
+//! kept, so that a change costs what it touches; see `write` for what is compared and written then.
 #![forbid(unsafe_code)]
 
 mod board;
@@ -18,13 +19,14 @@ mod write;
 pub use board::Board;
 pub use metrics::Metrics;
 
-use egret_core::plan::plan;
+use egret_core::model::Snapshot;
+use egret_core::plan::planner::{Planner, Touched, changes};
 use egret_objects::{Source, SourceError, View};
 use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
-use write::Written;
+use write::{Writer, Written};
 
 /// Longest pause between two looks at the objects: hold-downs end by time alone.
 const PAUSE_MAX: Duration = Duration::from_secs(1);
@@ -35,10 +37,10 @@ const CONFLICTS_MAX: u32 = 10;
 
 /// Runs until `stop` is set.
 pub fn run(mut source: Box<dyn Source>, board: &Arc<Board>, stop: &AtomicBool) {
-    let mut told = BTreeSet::new();
+    let mut work = Work::default();
     let mut conflicts = 0;
     while !stop.load(Ordering::Relaxed) {
-        match round(source.as_mut(), board, &mut told) {
+        match round(source.as_mut(), board, &mut work) {
             Ok(Written::All { next_change_secs }) => {
                 conflicts = 0;
                 board.round(None);
@@ -62,21 +64,41 @@ pub fn run(mut source: Box<dyn Source>, board: &Arc<Board>, stop: &AtomicBool) {
     }
 }
 
+/// What is kept from round to round.
+#[derive(Default)]
+struct Work {
+    planner: Option<Planner>,
+    writer: Writer,
+    /// Findings that were logged.
+    told: BTreeSet<String>,
+}
+
 /// Reads, plans and writes once.
-fn round(
-    source: &mut dyn Source,
-    board: &Board,
-    told: &mut BTreeSet<String>,
-) -> Result<Written, SourceError> {
-    let view = source.snapshot()?;
+fn round(source: &mut dyn Source, board: &Board, work: &mut Work) -> Result<Written, SourceError> {
+    let mut view = source.snapshot()?;
     let now_secs = now_secs();
     let started = Instant::now();
-    let cluster = plan(&view.snapshot, now_secs);
+    let nothing = Snapshot::empty(view.snapshot.settings.clone());
+    let snapshot = std::mem::replace(&mut view.snapshot, nothing);
+    let (planner, touched) = match work.planner.take() {
+        Some(mut planner) => {
+            let changes = changes(planner.snapshot(), &snapshot);
+            let touched = planner.update(changes, now_secs);
+            (planner, touched)
+        }
+        None => {
+            let touched = Touched {
+                all: true,
+                ..Touched::default()
+            };
+            (Planner::new(snapshot, now_secs), touched)
+        }
+    };
+    let planner = work.planner.insert(planner);
     let seconds = started.elapsed().as_secs_f64();
-    tell(&view, &cluster, told);
-    let written = write::write(source, &view, &cluster, now_secs)?;
-    board.with(|metrics| metrics.observe(&view, &cluster, seconds));
-    Ok(written)
+    tell(&view, planner.plan(), &mut work.told);
+    board.with(|metrics| metrics.observe(&view, planner.plan(), &touched, seconds));
+    work.writer.write(source, view, planner, &touched, now_secs)
 }
 
 /// Logs each finding once, for as long as it lasts.

@@ -1,6 +1,8 @@
 //! What the controller counts, under names that `docs/metrics.md` lists (a test compares).
 
+use egret_core::model::ObjectRef;
 use egret_core::plan::ClusterPlan;
+use egret_core::plan::planner::Touched;
 use egret_objects::View;
 use prometheus_client::encoding::EncodeLabelSet;
 use prometheus_client::metrics::counter::Counter;
@@ -8,6 +10,7 @@ use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::metrics::histogram::{Histogram, exponential_buckets};
 use prometheus_client::registry::Registry;
+use std::net::IpAddr;
 
 /// A gauge by egress address.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
@@ -93,35 +96,62 @@ impl Default for Metrics {
 }
 
 impl Metrics {
-    pub(crate) fn observe(&mut self, view: &View, cluster: &ClusterPlan, plan_seconds: f64) {
+    /// Brings up to date what an update touched.
+    pub(crate) fn observe(
+        &mut self,
+        view: &View,
+        cluster: &ClusterPlan,
+        touched: &Touched,
+        plan_seconds: f64,
+    ) {
         self.plan_seconds.observe(plan_seconds);
         self.findings
             .set((view.findings.len() + cluster.findings.len()) as i64);
-        self.policy_ready.clear();
-        self.policy_pods.clear();
-        for (object, policy) in &cluster.policies {
-            let label = ByPolicy {
-                policy: object.to_string(),
-            };
-            self.policy_ready
-                .get_or_create(&label)
-                .set(i64::from(policy.ready));
-            self.policy_pods
-                .get_or_create(&label)
-                .set(i64::from(policy.selected));
+        if touched.all {
+            self.policy_ready.clear();
+            self.policy_pods.clear();
+            self.ports_leased.clear();
+            self.ports_free.clear();
+            let all = cluster.policies.keys();
+            all.for_each(|object| self.policy(cluster, object));
+            let all = cluster.address_status.keys();
+            all.for_each(|address| self.address(cluster, *address));
         }
-        self.ports_leased.clear();
-        self.ports_free.clear();
-        for (address, status) in &cluster.address_status {
-            let label = ByAddress {
-                address: address.to_string(),
-            };
-            self.ports_leased
-                .get_or_create(&label)
-                .set(i64::from(status.ports_leased));
-            self.ports_free
-                .get_or_create(&label)
-                .set(i64::from(status.ports_free));
+        for object in &touched.policies {
+            self.policy(cluster, object);
         }
+        for address in &touched.addresses {
+            self.address(cluster, *address);
+        }
+    }
+
+    fn policy(&self, cluster: &ClusterPlan, object: &ObjectRef) {
+        let label = ByPolicy {
+            policy: object.to_string(),
+        };
+        let Some(plan) = cluster.policies.get(object) else {
+            self.policy_ready.remove(&label);
+            self.policy_pods.remove(&label);
+            return;
+        };
+        let ready = self.policy_ready.get_or_create(&label);
+        ready.set(i64::from(plan.ready));
+        let pods = self.policy_pods.get_or_create(&label);
+        pods.set(i64::from(plan.selected));
+    }
+
+    fn address(&self, cluster: &ClusterPlan, address: IpAddr) {
+        let label = ByAddress {
+            address: address.to_string(),
+        };
+        let Some(status) = cluster.address_status.get(&address) else {
+            self.ports_leased.remove(&label);
+            self.ports_free.remove(&label);
+            return;
+        };
+        let leased = self.ports_leased.get_or_create(&label);
+        leased.set(i64::from(status.ports_leased));
+        let free = self.ports_free.get_or_create(&label);
+        free.set(i64::from(status.ports_free));
     }
 }

@@ -1,9 +1,10 @@
 //! Carries a plan out: every write is compare-and-swap, and what is the same already is not written.
 
 use crate::status;
-use egret_core::model::NodeRecord;
+use egret_core::model::{NodeName, NodeRecord, Snapshot};
+use egret_core::plan::planner::{Planner, Touched};
 use egret_core::plan::{ClusterPlan, NodeRecordSpec};
-use egret_objects::{Condition, Source, SourceError, View};
+use egret_objects::{AddressStatus, Condition, PolicyStatus, Source, SourceError, View};
 use std::collections::{BTreeMap, BTreeSet};
 
 /// How far writing came.
@@ -18,49 +19,71 @@ pub(super) enum Written {
     PlanAgain,
 }
 
-/// Writes in the order that the plan asks for: a gateway never sees a newer lease while an older one is missing, and
-/// no worker sees a grant that is not written down.
-pub(super) fn write(
-    source: &mut dyn Source,
-    view: &View,
-    cluster: &ClusterPlan,
-    now_secs: i64,
-) -> Result<Written, SourceError> {
-    match attempt(source, view, cluster, now_secs) {
-        Ok(()) => Ok(Written::All {
-            next_change_secs: cluster.next_change_secs,
-        }),
-        Err(SourceError::Conflict { object, .. } | SourceError::NotFound { object }) => {
-            tracing::debug!(object, "written by another meanwhile: planning again");
-            Ok(Written::PlanAgain)
+/// Writes what differs from what is there. What the view says of an object is compared only if its plan was touched or
+/// the view says something else than the one before: the rest was found as planned then.
+#[derive(Default)]
+pub(super) struct Writer {
+    /// Statuses of the view before, all as planned, without those that were written then; none at first, and after
+    /// anything was refused.
+    before: Option<View>,
+}
+
+impl Writer {
+    /// Writes in the order that the plan asks for: a gateway never sees a newer lease while an older one is missing, and
+    /// no worker sees a grant that is not written down. `view` is without its snapshot, which the planner has.
+    pub(super) fn write(
+        &mut self,
+        source: &mut dyn Source,
+        mut view: View,
+        planner: &Planner,
+        touched: &Touched,
+        now_secs: i64,
+    ) -> Result<Written, SourceError> {
+        let before = self.before.take().filter(|_| !touched.all);
+        match attempt(
+            source,
+            (before.as_ref(), &mut view),
+            planner,
+            touched,
+            now_secs,
+        ) {
+            Ok(()) => {
+                self.before = Some(view);
+                Ok(Written::All {
+                    next_change_secs: planner.plan().next_change_secs,
+                })
+            }
+            Err(SourceError::Conflict { object, .. } | SourceError::NotFound { object }) => {
+                tracing::debug!(object, "written by another meanwhile: planning again");
+                Ok(Written::PlanAgain)
+            }
+            Err(error) => Err(error),
         }
-        Err(error) => Err(error),
     }
 }
 
 fn attempt(
     source: &mut dyn Source,
-    view: &View,
-    cluster: &ClusterPlan,
+    views: (Option<&View>, &mut View),
+    planner: &Planner,
+    touched: &Touched,
     now_secs: i64,
 ) -> Result<(), SourceError> {
+    let (cluster, snapshot) = (planner.plan(), planner.snapshot());
     for address in &cluster.address_writes {
         let record = &cluster.addresses[address];
         source.write_address(record)?;
         tracing::info!(%address, epoch = record.epoch, leases = record.leases.len(), "address written");
     }
     for node in &cluster.node_writes {
-        let record = merged(view, node, &cluster.node_records[node]);
+        let record = merged(snapshot, node, &cluster.node_records[node]);
         source.write_node_spec(&record)?;
         tracing::info!(%node, grants = record.grants.len(), "node written");
     }
-    statuses(source, view, cluster, now_secs)?;
+    statuses(source, views, cluster, touched, now_secs)?;
     for address in &cluster.address_deletions {
-        let version = view
-            .snapshot
-            .addresses
-            .get(address)
-            .map_or(0, |r| r.resource_version);
+        let record = snapshot.addresses.get(address);
+        let version = record.map_or(0, |r| r.resource_version);
         source.delete_address(*address, version)?;
         tracing::info!(%address, "address deleted");
     }
@@ -72,8 +95,8 @@ fn attempt(
 }
 
 /// The agent's part of a record as it is, the controller's as planned.
-fn merged(view: &View, node: &egret_core::model::NodeName, spec: &NodeRecordSpec) -> NodeRecord {
-    let before = view.snapshot.node_records.get(node).cloned();
+fn merged(snapshot: &Snapshot, node: &NodeName, spec: &NodeRecordSpec) -> NodeRecord {
+    let before = snapshot.node_records.get(node).cloned();
     let empty = || NodeRecord {
         node: node.clone(),
         tunnel_index: 0,
@@ -94,66 +117,89 @@ fn merged(view: &View, node: &egret_core::model::NodeName, spec: &NodeRecordSpec
     }
 }
 
+/// Whether an object's status has to be compared with its plan.
+fn look<K: Ord, V: PartialEq>(
+    (before, now): (Option<&View>, &View),
+    statuses: impl Fn(&View) -> &BTreeMap<K, V>,
+    key: &K,
+    touched: bool,
+) -> bool {
+    touched || before.is_none_or(|before| statuses(before).get(key) != statuses(now).get(key))
+}
+
 fn statuses(
     source: &mut dyn Source,
-    view: &View,
+    (before, view): (Option<&View>, &mut View),
     cluster: &ClusterPlan,
+    touched: &Touched,
     now_secs: i64,
 ) -> Result<(), SourceError> {
     for (object, plan) in &cluster.policies {
-        let wanted = status::policy(plan);
-        let same = view.policies.get(object).is_some_and(|before| {
-            timeless(&before.conditions) == timeless(&wanted.conditions)
-                && (
-                    before.observed_generation,
-                    before.selected,
-                    before.programmed,
-                ) == (
-                    wanted.observed_generation,
-                    wanted.selected,
-                    wanted.programmed,
-                )
-                && before.addresses == wanted.addresses
-        });
-        if !same {
-            source.write_policy_status(object, &wanted, now_secs)?;
+        let touched = touched.policies.contains(object);
+        if look((before, view), |view| &view.policies, object, touched) {
+            let wanted = status::policy(plan);
+            let there = view.policies.get(object);
+            if !there.is_some_and(|before| same_policy(before, &wanted)) {
+                source.write_policy_status(object, &wanted, now_secs)?;
+                view.policies.remove(object);
+            }
         }
     }
     for (name, plan) in &cluster.gateways {
-        let wanted = status::gateway(plan);
-        let same = view.gateways.get(name).is_some_and(|before| {
-            before.gateways == wanted.gateways
-                && before.observed_generation == wanted.observed_generation
-                && timeless(&before.conditions) == timeless(&wanted.conditions)
-        });
-        if !same {
-            source.write_gateway_status(name, &wanted, now_secs)?;
+        let touched = touched.gateways.contains(name);
+        if look((before, view), |view| &view.gateways, name, touched) {
+            let wanted = status::gateway(plan);
+            let same = view.gateways.get(name).is_some_and(|before| {
+                before.gateways == wanted.gateways
+                    && before.observed_generation == wanted.observed_generation
+                    && timeless(&before.conditions) == timeless(&wanted.conditions)
+            });
+            if !same {
+                source.write_gateway_status(name, &wanted, now_secs)?;
+                view.gateways.remove(name);
+            }
         }
     }
     for (name, plan) in &cluster.pools {
-        let wanted = status::pool(plan);
-        let same = view.pools.get(name).is_some_and(|before| {
-            (before.total, before.used, before.observed_generation)
-                == (wanted.total, wanted.used, wanted.observed_generation)
-                && timeless(&before.conditions) == timeless(&wanted.conditions)
-        });
-        if !same {
-            source.write_pool_status(name, &wanted, now_secs)?;
+        if look((before, view), |view| &view.pools, name, touched.pools) {
+            let wanted = status::pool(plan);
+            let same = view.pools.get(name).is_some_and(|before| {
+                (before.total, before.used, before.observed_generation)
+                    == (wanted.total, wanted.used, wanted.observed_generation)
+                    && timeless(&before.conditions) == timeless(&wanted.conditions)
+            });
+            if !same {
+                source.write_pool_status(name, &wanted, now_secs)?;
+                view.pools.remove(name);
+            }
         }
     }
     for (address, plan) in &cluster.address_status {
-        let wanted = status::address(cluster, plan);
-        let same = view.addresses.get(address).is_some_and(|before| {
-            (&before.announcer, &before.users) == (&wanted.announcer, &wanted.users)
-                && (before.ports_leased, before.ports_free)
-                    == (wanted.ports_leased, wanted.ports_free)
-                && timeless(&before.conditions) == timeless(&wanted.conditions)
-        });
-        if !same && cluster.addresses.contains_key(address) {
-            source.write_address_status(*address, &wanted, now_secs)?;
+        let touched = touched.addresses.contains(address);
+        if look((before, view), |view| &view.addresses, address, touched) {
+            let wanted = status::address(cluster, plan);
+            let there = view.addresses.get(address);
+            if !there.is_some_and(|before| same_address(before, &wanted)) {
+                source.write_address_status(*address, &wanted, now_secs)?;
+                view.addresses.remove(address);
+            }
         }
     }
     Ok(())
+}
+
+fn same_policy(before: &PolicyStatus, wanted: &PolicyStatus) -> bool {
+    let numbers = |s: &PolicyStatus| (s.observed_generation, s.selected, s.programmed);
+    numbers(before) == numbers(wanted)
+        && before.addresses == wanted.addresses
+        && timeless(&before.conditions) == timeless(&wanted.conditions)
+}
+
+fn same_address(before: &AddressStatus, wanted: &AddressStatus) -> bool {
+    let ports = |s: &AddressStatus| (s.ports_leased, s.ports_free);
+    (&before.announcer, &before.users) == (&wanted.announcer, &wanted.users)
+        && ports(before) == ports(wanted)
+        && timeless(&before.conditions) == timeless(&wanted.conditions)
 }
 
 fn timeless(conditions: &[Condition]) -> BTreeSet<(String, bool, String, String)> {
