@@ -4,6 +4,7 @@ use crate::figure::Report;
 use crate::state;
 use egret_core::model::{NodeName, NodeRecord, Snapshot};
 use egret_core::node::{NodeFacts, node_state};
+use egret_core::plan::planner::{Change, Planner, changes};
 use egret_core::plan::{ClusterPlan, plan};
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Instant;
@@ -13,6 +14,8 @@ const NODES: usize = 1_000;
 const PODS_PER_NODE: usize = 100;
 const POLICIES: usize = 1_000;
 const NOW_SECS: i64 = 1_000;
+/// Pods that come and go one by one.
+const SINGLE_PODS: usize = 1_000;
 
 /// Plans of the whole cluster from nothing and again, and one node's state.
 pub fn measure(report: &mut Report, rounds: usize) {
@@ -22,7 +25,9 @@ pub fn measure(report: &mut Report, rounds: usize) {
             plan(&snapshot, NOW_SECS)
         });
         write_down(&mut snapshot, &first);
-        timed(report, "cluster, again", || plan(&snapshot, NOW_SECS));
+        let second = timed(report, "cluster, again", || plan(&snapshot, NOW_SECS));
+        // By now every gateway has reported every lease: nothing is left to write.
+        write_down(&mut snapshot, &second);
 
         let node = NodeName("node00500".into());
         let facts = facts(&snapshot);
@@ -32,16 +37,70 @@ pub fn measure(report: &mut Report, rounds: usize) {
         timed(report, "one node's state", || of_node(&snapshot));
         let new = state::pod(&node, NODES * PODS_PER_NODE, POLICIES);
         let key = (new.namespace.clone(), new.name.clone());
+        let before = snapshot.clone();
         snapshot.pods.insert(key, new);
         timed(report, "cluster, one pod more", || {
             plan(&snapshot, NOW_SECS)
         });
+        kept(report, before, &snapshot);
         // An agent reads its own node's pods only.
         snapshot.pods.retain(|_, pod| pod.node == node);
         timed(report, "one node's state from its own pods", || {
             of_node(&snapshot)
         });
     }
+}
+
+/// The same by a planner that keeps its work.
+fn kept(report: &mut Report, before: Snapshot, after: &Snapshot) {
+    let mut planner = timed(report, "kept planner, from nothing", || {
+        Planner::new(before, NOW_SECS)
+    });
+    let found = timed(report, "kept planner, finding what changed", || {
+        changes(planner.snapshot(), after)
+    });
+    timed(report, "kept planner, one pod more", || {
+        planner.update(found, NOW_SECS)
+    });
+    // Pods that come and go, some where their policy has a lease already and some where it needs one.
+    let mut singles = Vec::new();
+    let first = NODES * PODS_PER_NODE + 1;
+    for number in first..first + SINGLE_PODS {
+        let node = NodeName(format!("node{:05}", number * 7 % NODES));
+        let pod = state::pod(&node, number, POLICIES);
+        let key = (pod.namespace.clone(), pod.name.clone());
+        for pod in [Some(pod), None] {
+            let change = [Change::Pod(key.clone(), pod)];
+            let start = Instant::now();
+            planner.update(change, NOW_SECS);
+            singles.push(start.elapsed().as_secs_f64() * 1e3);
+        }
+    }
+    singles.sort_by(f64::total_cmp);
+    let (median, p99) = (
+        singles[singles.len() / 2],
+        singles[singles.len() * 99 / 100],
+    );
+    report.add(PART, "kept planner, a pod, median", "ours", "ms", median);
+    report.add(PART, "kept planner, a pod, p99", "ours", "ms", p99);
+
+    let name = NodeName("node00500".into());
+    let mut record = after.node_records[&name].clone();
+    record.resource_version += 1;
+    record.demand = record
+        .grants
+        .iter()
+        .map(|grant| (grant.address, 7))
+        .collect();
+    timed(report, "kept planner, an agent's report", || {
+        planner.update([Change::NodeRecord(name, Some(record))], NOW_SECS)
+    });
+    let mut policies = after.policies.clone();
+    policies[0].priority += 1;
+    policies[0].generation += 1;
+    timed(report, "kept planner, one policy of 1,000 changed", || {
+        planner.update([Change::Policies(policies)], NOW_SECS)
+    });
 }
 
 fn timed<T>(report: &mut Report, name: &str, work: impl FnOnce() -> T) -> T {

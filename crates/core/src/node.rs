@@ -8,12 +8,14 @@ mod facts;
 mod gateway;
 mod groups;
 mod lookup;
+mod podmap;
 mod profiles;
 mod state;
 
 pub use cluster::never_anywhere;
 pub use facts::*;
 pub use lookup::Fate;
+pub use podmap::{PodChange, PodMap};
 pub use state::*;
 
 use crate::model::*;

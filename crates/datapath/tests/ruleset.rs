@@ -125,10 +125,12 @@ fn state() -> NodeState {
                 ),
             ]),
             profiles: BTreeMap::from([(ProfileId(9), profile)]),
-            pods: BTreeMap::from([
+            pods: [
                 (ip("10.244.1.5"), ProfileId(9)),
                 (ip("fd00:244:1::5"), ProfileId(9)),
-            ]),
+            ]
+            .into_iter()
+            .collect(),
             egress_addresses: BTreeSet::from([ip("192.168.122.222"), ip("fd00:122::222")]),
         },
         gateway: None,

@@ -79,7 +79,7 @@ fn references(state: &NodeState, found: &mut Found) {
             "the guard does not know it",
         );
     }
-    for (address, id) in &worker.pods {
+    for (address, id) in worker.pods.iter() {
         let there = worker.profiles.contains_key(id);
         found.expect(
             there,

@@ -2,7 +2,7 @@
 
 use super::cluster::Me;
 use super::groups::{Groups, Reach};
-use super::{DestinationBox, NodeReport, Profile, ProfileId, ReportKind, Verdict};
+use super::{DestinationBox, NodeReport, PodMap, Profile, ProfileId, ReportKind, Verdict};
 use crate::compile::{Claim, Compiled, compile};
 use crate::hash::StableHash;
 use crate::model::*;
@@ -11,11 +11,10 @@ use crate::resolve::{
     AgeRank, Paired, Precedence, Resolved, Selected, age_ranks, family_index, pair,
 };
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::IpAddr;
 
 pub(super) struct Built {
     pub profiles: BTreeMap<ProfileId, Profile>,
-    pub pods: BTreeMap<IpAddr, ProfileId>,
+    pub pods: PodMap,
     pub programmed: Vec<Programmed>,
     pub reports: Vec<NodeReport>,
 }
@@ -56,7 +55,7 @@ pub(super) fn build(
         ages: age_ranks(resolved.iter().map(|r| r.policy)),
         built: Built {
             profiles: BTreeMap::new(),
-            pods: BTreeMap::new(),
+            pods: PodMap::default(),
             programmed: Vec::new(),
             reports: Vec::new(),
         },

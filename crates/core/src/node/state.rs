@@ -1,5 +1,6 @@
 //! Desired state of one node's kernel.
 
+use super::PodMap;
 use crate::model::{PortRange, Protocol};
 use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
@@ -71,7 +72,7 @@ pub struct WorkerState {
     /// Destinations, compiled.
     pub profiles: BTreeMap<ProfileId, Profile>,
     /// Local pod addresses (guard, classification): one element each.
-    pub pods: BTreeMap<IpAddr, ProfileId>,
+    pub pods: PodMap,
     /// Every egress address of the cluster: guard (b) drops them on any other device.
     pub egress_addresses: BTreeSet<IpAddr>,
 }

@@ -8,5 +8,4 @@ mod incremental;
 mod leases;
 mod nodes;
 mod planning;
-mod scale;
 mod scene;

@@ -12,10 +12,10 @@ use crate::nft::rule::{STATE_UNTRACKED, TCP, Way, rule};
 use crate::nft::{ByAddress, Chain, ElementKey, Hook, Rule, Set, Table, Value};
 use crate::worker::Counter;
 use egret_core::classic::{ClassicAddress, ClassicState};
+use egret_core::node::{PodMap, ProfileId};
 use egret_core::numbers::{MARK_MASK, MARK_SHIFT};
 use std::collections::BTreeMap;
 use std::net::IpAddr;
-use std::sync::Arc;
 
 const GOTO: i32 = -4;
 const LATE: &str = "late_packet";
@@ -161,15 +161,16 @@ fn pods(state: &ClassicState, family: Family, table: &mut Table) {
         .pods
         .iter()
         .filter(|(pod, _)| Family::of(**pod) == family);
-    let number = |address: &IpAddr| u64::from(state.addresses[address].number);
-    let numbers = of_family.map(|(pod, address)| (*pod, number(address)));
-    let addresses: Arc<BTreeMap<IpAddr, u64>> = Arc::new(numbers.collect());
+    // An address is the profile of its pods here.
+    let profile = |here: &ClassicAddress| ProfileId(u64::from(here.number));
+    let profiles = of_family.map(|(pod, address)| (*pod, profile(&state.addresses[address])));
+    let addresses: PodMap = profiles.collect();
     for stage in STAGES {
         let mut map = Set::new(&[family.address_type()]);
         map.verdicts = true;
         let verdict = |here: &ClassicAddress| {
             let chain = stage.address(here.number);
-            (u64::from(here.number), Value::Verdict(GOTO, Some(chain)))
+            (profile(here), Value::Verdict(GOTO, Some(chain)))
         };
         map.by_address = Some(ByAddress {
             addresses: addresses.clone(),

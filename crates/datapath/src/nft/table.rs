@@ -2,10 +2,9 @@
 
 use super::expression::{Rule, address_bytes};
 use egret_core::hash::StableHash;
-use std::cmp::Ordering;
-use std::collections::BTreeMap;
+use egret_core::node::{PodMap, ProfileId};
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
-use std::sync::Arc;
 
 /// Type numbers by which the `nft` program prints sets (its `enum datatypes`); the kernel does not look at them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -125,65 +124,51 @@ pub struct Set {
     pub by_address: Option<ByAddress>,
 }
 
-/// A jump for each address. Maps of several stages share the addresses, and comparing two of them copies nothing: a node
-/// has as many elements as pods, and one pod comes or goes at a time.
+/// A jump for each address whose profile has a verdict. Maps of several stages and of one state and the next share the
+/// addresses: a node has as many elements as pods, and one pod comes or goes at a time.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ByAddress {
     /// Which of the chains.
-    pub addresses: Arc<BTreeMap<IpAddr, u64>>,
+    pub addresses: PodMap,
     /// Verdict of each.
-    pub verdicts: BTreeMap<u64, Value>,
+    pub verdicts: BTreeMap<ProfileId, Value>,
 }
 
 impl ByAddress {
-    fn verdict(&self, address: &IpAddr) -> Option<&Value> {
-        self.verdicts.get(self.addresses.get(address)?)
+    fn element(&self, address: IpAddr, profile: Option<ProfileId>) -> Option<(ElementKey, Value)> {
+        let value = self.verdicts.get(&profile?)?;
+        Some((ElementKey::address(address), value.clone()))
     }
 
     /// Elements that are in one and not in the other, or hold something else: (gone, added).
-    fn changed<'a>(old: Option<&'a Self>, new: &'a Self) -> [Vec<(ElementKey, Value)>; 2] {
-        let element = |map: &Self, address: &IpAddr| {
-            let value = map.verdict(address).cloned();
-            value.map(|value| (ElementKey::address(*address), value))
+    fn changed(old: Option<&Self>, new: &Self) -> [Vec<(ElementKey, Value)>; 2] {
+        let nothing = ByAddress {
+            addresses: PodMap::default(),
+            verdicts: BTreeMap::new(),
         };
-        let Some(old) = old else {
-            let all = new.addresses.keys();
-            return [Vec::new(), all.filter_map(|a| element(new, a)).collect()];
-        };
-        if Arc::ptr_eq(&old.addresses, &new.addresses) && old.verdicts == new.verdicts {
-            return [Vec::new(), Vec::new()];
-        }
+        let old = old.unwrap_or(&nothing);
         let (mut gone, mut added) = (Vec::new(), Vec::new());
-        let same = |address: &IpAddr| old.verdict(address) == new.verdict(address);
-        let verdicts_moved = old
-            .verdicts
-            .iter()
-            .any(|(id, v)| new.verdicts.get(id).is_some_and(|n| n != v));
-        let (mut left, mut right) = (
-            old.addresses.iter().peekable(),
-            new.addresses.iter().peekable(),
-        );
-        loop {
-            let order = match (left.peek(), right.peek()) {
-                (Some((a, _)), Some((b, _))) => a.cmp(b),
-                (Some(_), None) => Ordering::Less,
-                (None, Some(_)) => Ordering::Greater,
-                (None, None) => return [gone, added],
+        for change in new.addresses.changes_since(&old.addresses) {
+            gone.extend(old.element(change.address, change.before));
+            added.extend(new.element(change.address, change.after));
+        }
+        // Chains are named after their profile, so this is none in practice.
+        let other = |(id, value): &(&ProfileId, &Value)| {
+            let now = new.verdicts.get(*id);
+            now.is_some_and(|now| now != *value)
+        };
+        let others = old.verdicts.iter().filter(other).map(|(id, _)| *id);
+        let others: BTreeSet<ProfileId> = others.collect();
+        if !others.is_empty() {
+            let stays = |(address, id): &(&IpAddr, &ProfileId)| {
+                others.contains(*id) && old.addresses.get(address) == Some(*id)
             };
-            let a = if order.is_le() { left.next() } else { None };
-            let b = if order.is_ge() { right.next() } else { None };
-            match (a, b) {
-                (Some((address, x)), Some((_, y))) => {
-                    if x != y || (verdicts_moved && !same(address)) {
-                        gone.extend(element(old, address));
-                        added.extend(element(new, address));
-                    }
-                }
-                (Some((address, _)), None) => gone.extend(element(old, address)),
-                (None, Some((address, _))) => added.extend(element(new, address)),
-                (None, None) => {}
+            for (address, id) in new.addresses.iter().filter(stays) {
+                gone.extend(old.element(*address, Some(*id)));
+                added.extend(new.element(*address, Some(*id)));
             }
         }
+        [gone, added]
     }
 }
 

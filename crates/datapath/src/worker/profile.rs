@@ -9,11 +9,11 @@ use crate::nft::rule::{
 };
 use crate::nft::{ByAddress, Chain, ElementKey, Rule, Set, SetType, Table, Value};
 use egret_core::model::Protocol;
-use egret_core::node::{DestinationBox, Group, NodeState, Profile, ProfileId, Target, Verdict};
+use egret_core::node::{
+    DestinationBox, Group, NodeState, PodMap, Profile, ProfileId, Target, Verdict,
+};
 use egret_core::numbers::{GROUP_LOCAL, MARK_MASK, MARK_SHIFT, TUNNEL_DEVICE};
-use std::collections::BTreeMap;
 use std::net::IpAddr;
-use std::sync::Arc;
 
 const JUMP: i32 = -3;
 pub(super) const GOTO: i32 = -4;
@@ -107,7 +107,7 @@ fn guard(target: &Target, group: &Group) -> Vec<Rule> {
 
 pub(super) fn profiles(state: &NodeState, table: &mut Table) {
     for family in FAMILIES {
-        let addresses = addresses(state, family);
+        let addresses = state.worker.pods.of_family(family == Family::V4);
         for stage in STAGES {
             pods(state, table, stage, family, &addresses);
             for (id, profile) in &state.worker.profiles {
@@ -117,27 +117,14 @@ pub(super) fn profiles(state: &NodeState, table: &mut Table) {
     }
 }
 
-/// Addresses of one family with the number of their profile.
-fn addresses(state: &NodeState, family: Family) -> Arc<BTreeMap<IpAddr, u64>> {
-    let pods = state.worker.pods.iter();
-    let of_family = pods.filter(|(address, _)| Family::of(**address) == family);
-    Arc::new(of_family.map(|(address, id)| (*address, id.0)).collect())
-}
-
-fn pods(
-    state: &NodeState,
-    table: &mut Table,
-    stage: Stage,
-    family: Family,
-    addresses: &Arc<BTreeMap<IpAddr, u64>>,
-) {
+fn pods(state: &NodeState, table: &mut Table, stage: Stage, family: Family, addresses: &PodMap) {
     let mut map = Set::new(&[family.address_type()]);
     map.verdicts = true;
     let jump = |id: &ProfileId| Value::Verdict(JUMP, Some(stage.profile(family, *id)));
     let profiles = state.worker.profiles.keys();
     map.by_address = Some(ByAddress {
         addresses: addresses.clone(),
-        verdicts: profiles.map(|id| (id.0, jump(id))).collect(),
+        verdicts: profiles.map(|id| (*id, jump(id))).collect(),
     });
     table.sets.insert(stage.pods(family), map);
 }
