@@ -9,6 +9,7 @@ use crate::rendezvous::announcer_order;
 use crate::resolve::gateway_nodes;
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
+use std::rc::Rc;
 
 /// What an address can be used for now.
 #[derive(Clone, Copy)]
@@ -42,6 +43,8 @@ pub(super) struct Groups<'a> {
     pub keys: BTreeMap<TargetId, GroupKey>,
     pub reports: Vec<NodeReport>,
     known: BTreeMap<(GatewayName, IpAddr), Reach>,
+    /// Nodes of the gateways asked for so far: finding them looks at every node of the cluster.
+    roles: BTreeMap<GatewayName, Rc<BTreeSet<&'a NodeName>>>,
 }
 
 impl<'a> Groups<'a> {
@@ -63,6 +66,7 @@ impl<'a> Groups<'a> {
             keys: BTreeMap::new(),
             reports: Vec::new(),
             known: BTreeMap::new(),
+            roles: BTreeMap::new(),
         }
     }
 
@@ -141,8 +145,15 @@ impl<'a> Groups<'a> {
     }
 
     /// How packets of this address leave.
-    fn way(&self, gateway: &Gateway, address: IpAddr) -> Way {
-        let nodes = gateway_nodes(gateway, &self.snapshot.nodes);
+    fn way(&mut self, gateway: &Gateway, address: IpAddr) -> Way {
+        let nodes = match self.roles.get(&gateway.name) {
+            Some(nodes) => nodes.clone(),
+            None => {
+                let nodes = Rc::new(gateway_nodes(gateway, &self.snapshot.nodes));
+                self.roles.insert(gateway.name.clone(), nodes.clone());
+                nodes
+            }
+        };
         let local =
             nodes.contains(self.me.name) && self.facts.external.as_ref().is_some_and(|e| e.link_up);
         // A gateway that says version 0 has loaded no table yet: it would drop everything.

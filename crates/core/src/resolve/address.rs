@@ -71,7 +71,39 @@ pub(crate) fn asked(policies: &[Policy]) -> BTreeSet<IpAddr> {
 /// only its own pods here; what it accepts and the controller does not gets no ports.
 pub(super) struct ClusterAddresses<'a> {
     hosts: BTreeMap<IpAddr, (Kind, &'a str)>,
-    prefixes: Vec<(IpNet, Kind, &'a str)>,
+    prefixes: Prefixes<(Kind, &'a str)>,
+}
+
+/// Prefixes of which one that contains an address is found without looking at all.
+struct Prefixes<V> {
+    /// With their order: the first is taken.
+    all: BTreeMap<IpNet, (usize, V)>,
+    /// Lengths that occur.
+    lengths: BTreeSet<u8>,
+}
+
+impl<V: Copy> Prefixes<V> {
+    fn of(prefixes: impl IntoIterator<Item = (IpNet, V)>) -> Self {
+        let mut result = Prefixes {
+            all: BTreeMap::new(),
+            lengths: BTreeSet::new(),
+        };
+        for (order, (prefix, value)) in prefixes.into_iter().enumerate() {
+            result.lengths.insert(prefix.prefix_len());
+            let entry = result.all.entry(prefix.trunc());
+            entry.or_insert((order, value));
+        }
+        result
+    }
+
+    fn find(&self, address: IpAddr) -> Option<(IpNet, V)> {
+        let lengths = self.lengths.iter();
+        let prefixes = lengths.filter_map(|length| IpNet::new(address, *length).ok());
+        let found = prefixes.filter_map(|prefix| self.all.get_key_value(&prefix.trunc()));
+        found
+            .min_by_key(|(_, (order, _))| *order)
+            .map(|(prefix, (_, value))| (*prefix, *value))
+    }
 }
 
 impl<'a> ClusterAddresses<'a> {
@@ -97,7 +129,7 @@ impl<'a> ClusterAddresses<'a> {
             prefixes.extend(
                 node.pod_cidrs
                     .iter()
-                    .map(|p| (*p, Kind::Node, node.name.0.as_str())),
+                    .map(|p| (*p, (Kind::Node, node.name.0.as_str()))),
             );
         }
         prefixes.extend(
@@ -105,8 +137,9 @@ impl<'a> ClusterAddresses<'a> {
                 .settings
                 .service_cidrs
                 .iter()
-                .map(|p| (*p, Kind::Service, "")),
+                .map(|p| (*p, (Kind::Service, ""))),
         );
+        let prefixes = Prefixes::of(prefixes);
         Self { hosts, prefixes }
     }
 
@@ -117,7 +150,7 @@ impl<'a> ClusterAddresses<'a> {
                  yet, choose a free one"
             ));
         }
-        let (prefix, kind, name) = self.prefixes.iter().find(|(p, ..)| p.contains(&address))?;
+        let (prefix, (kind, name)) = self.prefixes.find(address)?;
         Some(match kind {
             Kind::Node => {
                 format!("it lies in {prefix}, the pod addresses of Node {name}; choose a free one")
