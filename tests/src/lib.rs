@@ -14,6 +14,7 @@ pub mod chaos;
 pub mod cluster;
 pub mod matrix;
 pub mod packet;
+pub mod seccomp;
 pub mod socket;
 pub mod steps;
 pub mod watch;

@@ -5,6 +5,7 @@ use egret_lab::Topology;
 use egret_lab::hurt::Hurt;
 use egret_lab::process::wait_for;
 use egret_tests::cluster::{DEADLINE, EGRESS, SERVERS, egress, ip};
+use egret_tests::seccomp::{Refused, refuse};
 use egret_tests::steps::Group;
 use egret_tests::watch::{Leaving, expect_source};
 use egret_tests::{Cluster, Outcome, run, steps};
@@ -35,6 +36,22 @@ fn main() -> ExitCode {
             steps![
                 selected_pods_leave_with_the_egress_address,
                 the_gateways_say_what_they_lack,
+            ],
+        ),
+        Group::new(
+            "bpf_refused",
+            || up_where("nobpfcall", Refused::Bpf),
+            steps![
+                selected_pods_leave_with_the_egress_address,
+                the_gateways_say_what_they_lack,
+            ],
+        ),
+        Group::new(
+            "tcx_refused",
+            || up_where("notcx", Refused::Links),
+            steps![
+                selected_pods_leave_with_the_egress_address,
+                the_filters_are_clsact,
             ],
         ),
         Group::new(
@@ -87,6 +104,16 @@ fn up(test: &str, arguments: &[&str]) -> anyhow::Result<Cluster> {
     let cluster = Cluster::up_with(test, &Topology::built_in(), arguments)?;
     cluster.apply(&[egress("myapp", "MyApp", &EGRESS, "")])?;
     Ok(cluster)
+}
+
+/// Agents under a kernel that refuses something.
+fn up_where(test: &'static str, refused: Refused) -> anyhow::Result<Cluster> {
+    let thread = std::thread::spawn(move || {
+        refuse(refused)?;
+        up(test, &[])
+    });
+    let result = thread.join();
+    result.unwrap_or_else(|panic| std::panic::resume_unwind(panic))
 }
 
 fn selected_pods_leave_with_the_egress_address(cluster: &Cluster) -> Outcome {

@@ -166,7 +166,14 @@ impl Path {
 
 /// What another data path could do instead: the kernel refuses BPF. Anything else stays an error.
 fn refusal(error: GatewayError) -> Result<Result<GatewayDriver, String>, GatewayError> {
+    use std::io::ErrorKind::{PermissionDenied, Unsupported};
     match error {
+        // Looking for an earlier agent's pins is the first that asks for bpf(2).
+        GatewayError::Pin { ref source, .. }
+            if matches!(source.kind(), PermissionDenied | Unsupported) =>
+        {
+            Ok(Err(chain(&error)))
+        }
         GatewayError::NotBpffs { .. }
         | GatewayError::Load { .. }
         | GatewayError::Attach { .. }
