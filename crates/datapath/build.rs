@@ -1,4 +1,5 @@
-//! Compiles the eBPF programs of `bpf/` and leaves the object and its hash for `src/gateway/programs.rs`.
+//! Compiles the eBPF programs of `bpf/` and leaves objects and hashes for `src/gateway/programs.rs` and
+//! `src/uplink/programs.rs`.
 
 use std::error::Error;
 use std::io::ErrorKind;
@@ -17,10 +18,13 @@ fn main() -> Result<(), Box<dyn Error>> {
             println!("cargo:rerun-if-changed={}", entry?.path().display());
         }
     }
-    let object = out.join("gateway.bpf.o");
-    compile(&root, "gateway.bpf.c", &object)?;
-    let hash = fnv1a(&std::fs::read(&object)?);
-    println!("cargo:rustc-env=EGRET_GATEWAY_OBJECT_HASH={hash}");
+    for name in ["gateway", "uplink"] {
+        let object = out.join(format!("{name}.bpf.o"));
+        compile(&root, &format!("{name}.bpf.c"), &object)?;
+        let hash = fnv1a(&std::fs::read(&object)?);
+        let variable = format!("EGRET_{}_OBJECT_HASH", name.to_uppercase());
+        println!("cargo:rustc-env={variable}={hash}");
+    }
     Ok(())
 }
 

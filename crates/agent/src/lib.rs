@@ -25,6 +25,7 @@ mod remembered;
 pub mod report;
 mod socket;
 mod source;
+mod uplink;
 
 pub use board::Board;
 pub use classic::{ClassicConfig, ReadWanted, cleanup_classic, run_classic};
@@ -33,6 +34,7 @@ pub use path::GatewayDatapath;
 pub use socket::{Question, ask};
 
 use egret_core::model::NodeName;
+pub use egret_core::node::CniPath;
 use egret_datapath::driver::{Datapath, DatapathError};
 use egret_objects::{Source, SourceError};
 use std::io;
@@ -57,6 +59,8 @@ pub struct Config {
     pub socket: PathBuf,
     /// How this node forwards, if it is a gateway.
     pub gateway_datapath: GatewayDatapath,
+    /// What is known of how the network plugin sends pods' packets on.
+    pub cni_path: CniPath,
 }
 
 /// Why the agent cannot run at all.
@@ -107,6 +111,9 @@ pub fn cleanup(state_directory: &Path, pin_directory: &Path, socket: &Path) -> V
         errors.push(chain(&error));
     }
     if let Err(error) = egret_datapath::gateway::netdev::NetdevGateway::remove() {
+        errors.push(chain(&error));
+    }
+    if let Err(error) = egret_datapath::uplink::UplinkDriver::remove(pin_directory) {
         errors.push(chain(&error));
     }
     match Datapath::open(state_directory) {

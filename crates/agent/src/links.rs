@@ -6,9 +6,10 @@ use egret_core::numbers::TUNNEL_DEVICE;
 use netlink_sys::{Socket, SocketAddr};
 
 /// Multicast groups of rtnetlink (`enum rtnetlink_groups`).
-const GROUPS: [u32; 9] = [
+const GROUPS: [u32; 10] = [
     1,  // RTNLGRP_LINK
     3,  // RTNLGRP_NEIGH
+    4,  // RTNLGRP_TC
     5,  // RTNLGRP_IPV4_IFADDR
     7,  // RTNLGRP_IPV4_ROUTE
     8,  // RTNLGRP_IPV4_RULE

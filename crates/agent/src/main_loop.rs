@@ -13,9 +13,10 @@ use crate::remembered::Remembered;
 use crate::report::{self, SeenHere};
 use crate::socket::Query;
 use crate::source::Status;
+use crate::uplink::Uplink;
 use egret_core::machines::Destination;
 use egret_core::model::{NodeName, Snapshot};
-use egret_core::node::{NodeFacts, NodeOutcome, node_state};
+use egret_core::node::{NodeFacts, NodeOutcome, PathFacts, node_state};
 use egret_core::numbers::{FULL_DESTINATION_SECS, FULL_DESTINATIONS_MAX};
 use egret_datapath::driver::Datapath;
 use egret_datapath::route::Device;
@@ -60,6 +61,7 @@ pub(crate) struct MainLoop {
     config: Config,
     datapath: Datapath,
     gateway: Gateway,
+    uplink: Uplink,
     board: Arc<Board>,
     status: Sender<Status>,
     probes: Sender<Targets>,
@@ -109,6 +111,7 @@ impl MainLoop {
             config: config.clone(),
             datapath,
             gateway: Gateway::new(&config.node, &config.pin_directory, config.gateway_datapath),
+            uplink: Uplink::new(&config.pin_directory, config.cni_path),
             board: board.clone(),
             status,
             probes,
@@ -242,7 +245,11 @@ impl MainLoop {
     fn carry_out(&mut self, snapshot: &Snapshot) -> Result<(), String> {
         let node = self.config.node.clone();
         let links = Links::look(self.datapath.routing(), snapshot, &node).map_err(|e| chain(&e))?;
-        let facts = self.facts(&links);
+        let path = self.uplink.facts(snapshot, &node).map_err(|e| chain(&e))?;
+        let facts = NodeFacts {
+            path,
+            ..self.facts(&links)
+        };
         let outcome = node_state(snapshot, &facts, &node).map_err(|e| chain(&e))?;
         let state = &outcome.state;
         if self.tunnel.is_none() || self.links.as_ref() != Some(&links) {
@@ -276,7 +283,10 @@ impl MainLoop {
         }
         // Answers to probes carry the version that has just been applied.
         self.retarget(snapshot, &outcome);
+        // What is lifted and not yet selected is left alone, what is selected and not lifted leaves as it likes.
+        self.uplink.prepare(&outcome)?;
         self.program(&outcome)?;
+        self.uplink.settle(&outcome)?;
         self.follow_flows(&outcome);
         self.remember(&outcome);
         self.outcome = Some(outcome);
@@ -330,6 +340,7 @@ impl MainLoop {
             previous_groups: self.remembered.groups.clone(),
             last_group_members: self.remembered.members.clone(),
             local_addresses: links.local_addresses.clone(),
+            path: PathFacts::default(),
         }
     }
 
@@ -384,7 +395,9 @@ impl MainLoop {
     }
 
     fn report(&mut self, view: &View) {
-        let counters = self.datapath.counters().unwrap_or_default();
+        let mut counters = self.datapath.counters().unwrap_or_default();
+        let lifted = self.uplink.counters().into_iter();
+        counters.extend(lifted.map(|(name, packets)| (name.to_owned(), packets)));
         report::metrics(
             &self.board,
             self.outcome.as_ref(),

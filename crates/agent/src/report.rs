@@ -8,7 +8,7 @@ use crate::probe::Seen;
 use egret_core::condition::{Condition as Said, ConditionType, Reason};
 use egret_core::machines::Destination;
 use egret_core::model::{Finding, NodeRecord};
-use egret_core::node::NodeOutcome;
+use egret_core::node::{NodeOutcome, PodsPath};
 use egret_core::numbers::MARK_MASK;
 use egret_datapath::driver::RefusedProtocol;
 use egret_datapath::route::ForeignMark;
@@ -413,10 +413,7 @@ pub(crate) fn status(
         external_interface: links
             .and_then(|links| links.external.as_ref())
             .map(|(device, ..)| device.name.clone()),
-        abilities: match gateway.lacks() {
-            Some(_) => vec!["nftables".into()],
-            None => vec!["nftables".into(), "ebpf".into()],
-        },
+        abilities: abilities(outcome, gateway),
         conditions: conditions(
             outcome,
             gateway,
@@ -426,6 +423,18 @@ pub(crate) fn status(
         ),
     };
     NodeStatus { record, report }
+}
+
+/// What carries packets here, and how those of pods leave: through netfilter, or lifted at the uplinks.
+fn abilities(outcome: Option<&NodeOutcome>, gateway: &Gateway) -> Vec<String> {
+    let ebpf = gateway.lacks().is_none().then_some("ebpf");
+    let path = outcome.and_then(|outcome| match outcome.pods_path {
+        PodsPath::Netfilter => Some("cni-path-netfilter"),
+        PodsPath::Bpf => Some("cni-path-bpf"),
+        PodsPath::Unsupported(_) => None,
+    });
+    let all = ["nftables"].into_iter().chain(ebpf).chain(path);
+    all.map(str::to_owned).collect()
 }
 
 fn mac_text(mac: [u8; 6]) -> String {
@@ -466,6 +475,10 @@ fn conditions(
             Reason::PolicyDrop,
             text,
         ));
+    }
+    if let Some(PodsPath::Unsupported(text)) = outcome.map(|outcome| &outcome.pods_path) {
+        let (kind, reason) = (ConditionType::Unsupported, Reason::UnknownPath);
+        conditions.push(holds(kind, reason, text.clone()));
     }
     let mut by_reason: BTreeMap<Reason, Vec<String>> = BTreeMap::new();
     if let Some(text) = gateway.lacks() {

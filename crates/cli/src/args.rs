@@ -136,6 +136,19 @@ pub struct AgentArguments {
     /// How a gateway node forwards: auto (eBPF, nftables where the kernel refuses it), clsact, nftables
     #[arg(long, value_parser = gateway_datapath, default_value = "auto")]
     pub gateway_datapath: egret_agent::GatewayDatapath,
+    /// How pods' packets leave this node: auto (look), netfilter (through the stack), bpf (past it)
+    #[arg(long, value_parser = cni_path, default_value = "auto")]
+    pub cni_path: egret_agent::CniPath,
+}
+
+fn cni_path(text: &str) -> Result<egret_agent::CniPath, String> {
+    use egret_agent::CniPath::{Auto, Bpf, Netfilter};
+    match text {
+        "auto" => Ok(Auto),
+        "netfilter" => Ok(Netfilter),
+        "bpf" => Ok(Bpf),
+        _ => Err("write auto, netfilter or bpf".into()),
+    }
 }
 
 fn gateway_datapath(text: &str) -> Result<egret_agent::GatewayDatapath, String> {

@@ -103,6 +103,7 @@ fn agent(arguments: &AgentArguments) -> anyhow::Result<ExitCode> {
         pin_directory: arguments.pin_directory.clone(),
         socket: arguments.socket.clone(),
         gateway_datapath: arguments.gateway_datapath,
+        cni_path: arguments.cni_path,
     };
     tracing::info!(node = %config.node, "agent starts");
     egret_agent::run(&config, opener(source, &arguments.settings), &board, &stop)?;

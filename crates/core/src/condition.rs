@@ -210,6 +210,10 @@ reasons! {
     PolicyDrop: ForwardBlocked true;
         "A FORWARD policy drops, in tables that Egret cannot append to.",
         "Accept forwarded packets of the tunnel device there; the message has the command.";
+    UnknownPath: Unsupported true;
+        "Packets of the node's pods may pass its stack by in a way that Egret cannot follow: selected traffic that it \
+         sees is refused, and nothing is reported as programmed there.",
+        "Mend what the message names, or tell the agent the truth by `--cni-path`; see `docs/requirements.md`.";
 }
 
 impl fmt::Display for Reason {

@@ -8,6 +8,7 @@ mod facts;
 mod gateway;
 mod groups;
 mod lookup;
+mod path;
 mod podmap;
 mod profiles;
 mod state;
@@ -15,6 +16,7 @@ mod state;
 pub use cluster::never_anywhere;
 pub use facts::*;
 pub use lookup::Fate;
+pub use path::{CniPath, PathFacts, PodsPath, Way};
 pub use podmap::{PodChange, PodMap};
 pub use state::*;
 
@@ -49,7 +51,7 @@ pub fn node_state(
         &mut findings,
     );
     reports.append(&mut groups.reports);
-    let worker = WorkerState {
+    let mut worker = WorkerState {
         never: cluster::never(snapshot, facts),
         throw: cluster::throw(me.node, own_pods),
         groups: groups.groups,
@@ -57,8 +59,16 @@ pub fn node_state(
         profiles: built.profiles,
         pods: built.pods,
         egress_addresses: egress_addresses(snapshot, &resolved, &me),
+        lift: BTreeSet::new(),
     };
     reports.extend(built.reports);
+    let mut programmed = built.programmed;
+    let (pods_path, lift) = path::decide(facts, &worker);
+    worker.lift = lift;
+    if let PodsPath::Unsupported(_) = &pods_path {
+        path::refuse(&mut worker.profiles);
+        programmed.iter_mut().for_each(|one| one.pods = 0);
+    }
     reports.sort();
     reports.dedup();
     Ok(NodeOutcome {
@@ -79,7 +89,8 @@ pub fn node_state(
             gateway,
         },
         findings: findings.into_iter().collect(),
-        programmed: built.programmed,
+        programmed,
+        pods_path,
         reports,
         groups: groups.numbers,
         group_members: groups.members,

@@ -23,6 +23,14 @@ pub const MARK_SHIFT: u32 = 16;
 pub const GROUPS_MAX: u8 = 250;
 /// Group number that means "out by this node's own external device".
 pub const GROUP_LOCAL: u8 = 254;
+/// Group number that means "lifted into the stack and left alone by it"; no target has it.
+pub const GROUP_LEFT_ALONE: u8 = 252;
+/// Name of the device at whose ingress the packets appear that pods send past the stack.
+pub const LIFT_DEVICE: &str = "egret-lift";
+/// Name of its other end, which carries nothing.
+pub const LIFT_PEER: &str = "egret-lift-end";
+/// Address of the lift device: without one, loose reverse-path filtering drops what it receives.
+pub const LIFT_ADDRESS: std::net::Ipv4Addr = std::net::Ipv4Addr::new(169, 254, 77, 2);
 /// Priority of our policy routing rules.
 pub const RULE_PRIORITY: u32 = 79;
 /// Routing table of group g is this plus g.

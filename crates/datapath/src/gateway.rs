@@ -13,7 +13,7 @@ pub mod announce;
 mod counters;
 mod maps;
 pub mod netdev;
-mod programs;
+pub(crate) mod programs;
 mod ways;
 
 pub use counters::{COUNTERS, Counter};
@@ -66,7 +66,7 @@ pub enum GatewayError {
         ifindex: u32,
     },
     /// The kernel does not take the programs or maps.
-    #[error("loading the gateway's eBPF programs")]
+    #[error("loading the eBPF programs")]
     Load {
         /// What the verifier or the kernel said.
         #[source]
@@ -93,7 +93,7 @@ pub enum GatewayError {
         source: std::io::Error,
     },
     /// Something that is not ours is pinned by our name.
-    #[error("{} is not a link of a gateway program; remove it", path.display())]
+    #[error("{} is not a link of a program of ours; remove it", path.display())]
     ForeignPin {
         /// The pin.
         path: PathBuf,
@@ -110,7 +110,7 @@ pub enum GatewayError {
 }
 
 impl GatewayError {
-    fn load(error: impl Into<EbpfError>) -> Self {
+    pub(crate) fn load(error: impl Into<EbpfError>) -> Self {
         Self::Load {
             source: Box::new(error.into()),
         }
@@ -124,7 +124,7 @@ impl GatewayError {
         }
     }
 
-    fn map(map: &'static str, error: MapError) -> Self {
+    pub(crate) fn map(map: &'static str, error: MapError) -> Self {
         Self::Map {
             map,
             source: Box::new(error),
@@ -139,20 +139,20 @@ impl GatewayError {
     }
 }
 
-/// Where our pins are: `<pin directory>/gateway/`.
+/// Where our pins are: `<pin directory>/gateway/`, and a directory beside it for what is none of a gateway's.
 #[derive(Clone, Debug)]
-struct Pins(PathBuf);
+pub(crate) struct Pins(pub(crate) PathBuf);
 
 impl Pins {
     fn new(pin_dir: &Path) -> Self {
         Self(pin_dir.join("gateway"))
     }
 
-    fn path(&self, name: &str) -> PathBuf {
+    pub(crate) fn path(&self, name: &str) -> PathBuf {
         self.0.join(name)
     }
 
-    fn create(&self) -> Result<(), GatewayError> {
+    pub(crate) fn create(&self) -> Result<(), GatewayError> {
         let error = |source| GatewayError::Pin {
             path: self.0.clone(),
             source,

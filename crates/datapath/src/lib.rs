@@ -17,4 +17,5 @@ pub mod netlink;
 pub mod nft;
 pub mod route;
 pub mod sysctl;
+pub mod uplink;
 pub mod worker;

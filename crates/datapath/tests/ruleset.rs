@@ -132,6 +132,7 @@ fn state() -> NodeState {
             .into_iter()
             .collect(),
             egress_addresses: BTreeSet::from([ip("192.168.122.222"), ip("fd00:122::222")]),
+            lift: BTreeSet::new(),
         },
         gateway: None,
     }

@@ -15,6 +15,9 @@ impl MainLoop {
         if !self.full.is_empty() && self.full_told.elapsed() >= REFUSE_AGAIN {
             self.refuse_full();
         }
+        if self.uplink.programs_changed() {
+            self.news = true;
+        }
         if self.ports_due() && self.outcome.is_some() {
             if let Err(trouble) = self.count_ports() {
                 tracing::warn!(trouble, "counting ports in use");
@@ -37,6 +40,7 @@ impl MainLoop {
         if links {
             // Whatever it was: facts about links may have changed.
             self.news = true;
+            self.uplink.stir();
             self.links_changed = false;
             self.looked = Instant::now();
         }
@@ -55,6 +59,7 @@ impl MainLoop {
             BTreeSet::new()
         });
         damage.extend(self.gateway.verify(all));
+        damage.extend(self.uplink.verify(all));
         if damage.is_empty() {
             return;
         }

@@ -1,5 +1,6 @@
 //! What only the node itself knows, and what comes out beside the state.
 
+use super::path::{PathFacts, PodsPath};
 use super::state::*;
 use crate::condition::Reason;
 use crate::model::*;
@@ -42,6 +43,8 @@ pub struct NodeFacts {
     pub last_group_members: BTreeMap<GroupKey, BTreeSet<TunnelIndex>>,
     /// Addresses of every device of the node: never egress destinations.
     pub local_addresses: BTreeSet<IpAddr>,
+    /// How packets of its pods may leave it.
+    pub path: PathFacts,
 }
 
 /// Which device a gateway node is told to use.
@@ -124,6 +127,8 @@ pub struct NodeOutcome {
     pub findings: Vec<Finding>,
     /// What to report as programmed once the state is applied.
     pub programmed: Vec<Programmed>,
+    /// How packets of the node's pods leave it.
+    pub pods_path: PodsPath,
     /// What to report about the node.
     pub reports: Vec<NodeReport>,
     /// Numbers of the groups: the next `NodeFacts::previous_groups`.

@@ -75,6 +75,8 @@ pub struct WorkerState {
     pub pods: PodMap,
     /// Every egress address of the cluster: guard (b) drops them on any other device.
     pub egress_addresses: BTreeSet<IpAddr>,
+    /// Devices at which what selected pods send past the stack is taken back into it. Empty: nothing is.
+    pub lift: BTreeSet<String>,
 }
 
 /// How a group's packets leave this node.

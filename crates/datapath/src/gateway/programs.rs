@@ -39,9 +39,11 @@ pub enum Attachment {
 
 /// One of the two programs, and where it belongs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Place {
-    /// Function name in `bpf/gateway.bpf.c`.
+pub(crate) struct Place {
+    /// Function name in `bpf/`.
     pub program: &'static str,
+    /// Which packets of the device it sees.
+    pub direction: TcAttachType,
     /// Name of the pinned link (no dots: bpffs refuses them).
     pub pin: &'static str,
     /// Index of its device.
@@ -53,11 +55,13 @@ pub(super) fn places(tunnel_ifindex: u32, external_ifindex: u32) -> [Place; 2] {
     [
         Place {
             program: "egress_in",
+            direction: TcAttachType::Ingress,
             pin: "egress_in_link",
             ifindex: tunnel_ifindex,
         },
         Place {
             program: "external_in",
+            direction: TcAttachType::Ingress,
             pin: "external_in_link",
             ifindex: external_ifindex,
         },
@@ -88,7 +92,7 @@ pub(super) fn load(pins: &Pins) -> Result<Ebpf, GatewayError> {
 }
 
 /// The kind of attachment that this kernel has.
-pub(super) fn supported() -> Attachment {
+pub(crate) fn supported() -> Attachment {
     match KernelVersion::current() {
         Ok(version) if version >= KernelVersion::new(6, 6, 0) => Attachment::Tcx,
         _ => Attachment::Clsact,
@@ -101,22 +105,33 @@ pub(super) fn attached(pins: &Pins, config: &GatewayConfig, attachment: u8) -> b
         .iter()
         .all(|place| {
             if attachment == Attachment::Clsact as u8 {
-                return is_filtered(place.ifindex);
+                return is_filtered(place);
             }
-            let Ok(name) = device(place.ifindex) else {
-                return false;
-            };
-            pinned(&pins.path(place.pin)).is_some_and(|link| on_device(&link, &name))
+            is_linked(&pins.path(place.pin), place)
         })
 }
 
+/// Whether the pinned link is on its device.
+pub(crate) fn is_linked(pin: &Path, place: &Place) -> bool {
+    let Ok(name) = device(place.ifindex) else {
+        return false;
+    };
+    pinned(pin).is_some_and(|link| on_device(&link, &name, place.direction))
+}
+
 /// Whether our filter is on the device (`RTM_GETTFILTER`, `struct tcmsg` of `linux/rtnetlink.h`).
-fn is_filtered(ifindex: u32) -> bool {
+pub(crate) fn is_filtered(place: &Place) -> bool {
     const GET_FILTER: u16 = 46;
     const HANDLE: u32 = 0x6567;
-    /// `TC_H_MAKE(TC_H_CLSACT, TC_H_MIN_INGRESS)`.
+    /// `TC_H_MAKE(TC_H_CLSACT, TC_H_MIN_INGRESS)`, and the same for egress.
     const INGRESS: u32 = 0xffff_fff2;
-    let fields = [0, ifindex, 0, INGRESS, 0];
+    const EGRESS: u32 = 0xffff_fff3;
+    let parent = match place.direction {
+        TcAttachType::Ingress => INGRESS,
+        TcAttachType::Egress => EGRESS,
+        TcAttachType::Custom(parent) => parent,
+    };
+    let fields = [0, place.ifindex, 0, parent, 0];
     let request = Request {
         kind: GET_FILTER,
         flags: 0,
@@ -150,14 +165,15 @@ pub(super) fn attach(
     Ok(())
 }
 
-fn attach_link(
+/// Attaches a program before everybody else's, or puts it in the place of the one that is there.
+pub(crate) fn attach_link(
     program: &mut SchedClassifier,
     pin: &Path,
     place: Place,
 ) -> Result<(), GatewayError> {
     let name = device(place.ifindex)?;
     let error = |error: ProgramError| GatewayError::attach(place.program, &name, error);
-    if let Some(old) = pinned(pin).filter(|old| on_device(old, &name)) {
+    if let Some(old) = pinned(pin).filter(|old| on_device(old, &name, place.direction)) {
         let link = SchedClassifierLink::try_from(old).map_err(|_| GatewayError::ForeignPin {
             path: pin.to_owned(),
         })?;
@@ -168,7 +184,7 @@ fn attach_link(
     }
     let order = TcAttachOptions::TcxOrder(LinkOrder::first());
     let id = program
-        .attach_with_options(&name, TcAttachType::Ingress, order)
+        .attach_with_options(&name, place.direction, order)
         .map_err(error)?;
     let link: FdLink = program
         .take_link(id)
@@ -194,23 +210,31 @@ fn pinned(pin: &Path) -> Option<FdLink> {
     PinnedLink::from_pin(pin).ok().map(FdLink::from)
 }
 
-/// Whether the link's program is among those of the device (a link outlives its device, attached to nothing).
-fn on_device(link: &FdLink, name: &str) -> bool {
+/// Whether the link's program is among those of the device (a link outlives its device, attached to nothing). What looks
+/// at leaving packets must come first: another program before it may rewrite or redirect them.
+fn on_device(link: &FdLink, name: &str, direction: TcAttachType) -> bool {
     let Ok(info) = link.info() else { return false };
-    match SchedClassifier::query_tcx(name, TcAttachType::Ingress) {
-        Ok((_, programs)) => programs
-            .iter()
-            .any(|program| program.id() == info.program_id()),
-        Err(_) => false,
-    }
+    let Ok((_, programs)) = SchedClassifier::query_tcx(name, direction) else {
+        return false;
+    };
+    let looked_at = match direction {
+        TcAttachType::Egress => programs.len().min(1),
+        TcAttachType::Ingress | TcAttachType::Custom(_) => programs.len(),
+    };
+    let ours = |program: &aya::programs::ProgramInfo| program.id() == info.program_id();
+    programs[..looked_at].iter().any(ours)
 }
 
-fn attach_filter(program: &mut SchedClassifier, place: Place) -> Result<(), GatewayError> {
+/// Attaches a program as a clsact filter, or puts it in the place of the one that is there.
+pub(crate) fn attach_filter(
+    program: &mut SchedClassifier,
+    place: Place,
+) -> Result<(), GatewayError> {
     let name = device(place.ifindex)?;
     let error = |error: ProgramError| GatewayError::attach(place.program, &name, error);
     // Fails where the qdisc is there already; whether it is shows in the next call.
     let _exists = qdisc_add_clsact(&name);
-    let same = filter(&name)
+    let same = filter(&name, place.direction)
         .map_err(|source| GatewayError::attach(place.program, &name, TcError::from(source)))?;
     let id = match program.attach_to_link(same) {
         Ok(id) => id,
@@ -221,11 +245,7 @@ fn attach_filter(program: &mut SchedClassifier, place: Place) -> Result<(), Gate
                 classid: None,
             };
             program
-                .attach_with_options(
-                    &name,
-                    TcAttachType::Ingress,
-                    TcAttachOptions::Netlink(options),
-                )
+                .attach_with_options(&name, place.direction, TcAttachOptions::Netlink(options))
                 .map_err(error)?
         }
     };
@@ -234,14 +254,16 @@ fn attach_filter(program: &mut SchedClassifier, place: Place) -> Result<(), Gate
     Ok(())
 }
 
-fn filter(name: &str) -> std::io::Result<SchedClassifierLink> {
-    SchedClassifierLink::attached(
-        name,
-        TcAttachType::Ingress,
-        FILTER_PRIORITY,
-        FILTER_HANDLE,
-        None,
-    )
+fn filter(name: &str, direction: TcAttachType) -> std::io::Result<SchedClassifierLink> {
+    SchedClassifierLink::attached(name, direction, FILTER_PRIORITY, FILTER_HANDLE, None)
+}
+
+/// Takes our filter off its device. Whether there was one; a device that is gone took its filter along.
+pub(crate) fn detach_filter(place: &Place) -> bool {
+    let Ok(name) = device(place.ifindex) else {
+        return false;
+    };
+    matches!(filter(&name, place.direction).map(Link::detach), Ok(Ok(())))
 }
 
 /// Takes both programs off their devices. Whether anything was there.
@@ -257,11 +279,7 @@ pub(super) fn detach(pins: &Pins, config: &Config) -> Result<bool, GatewayError>
         if config.attachment != Attachment::Clsact as u8 {
             continue;
         }
-        // A device that is gone took its filter along.
-        if let Ok(name) = device(place.ifindex) {
-            let filter = filter(&name).map(Link::detach);
-            found |= matches!(filter, Ok(Ok(())));
-        }
+        found |= detach_filter(&place);
     }
     Ok(found)
 }
@@ -269,7 +287,7 @@ pub(super) fn detach(pins: &Pins, config: &Config) -> Result<bool, GatewayError>
 /// Detaches a pinned link and removes its pin. Whether there was one.
 ///
 /// Removing the pin alone would detach it too, but later, by a kernel thread.
-fn detach_link(path: &Path) -> std::io::Result<bool> {
+pub(crate) fn detach_link(path: &Path) -> std::io::Result<bool> {
     const BPF_OBJ_GET: libc::c_long = 7;
     const BPF_LINK_DETACH: libc::c_long = 34;
     /// The part of `union bpf_attr` that either command reads: pathname and flags, or link_fd in front.

@@ -10,8 +10,9 @@ use crate::nft::rule::{Way, rule};
 use crate::nft::{Chain, ElementKey, Hook, Rule, Set, SetType, Table, Value};
 use egret_core::node::{Group, NodeState};
 use egret_core::numbers::{
-    ENDED_FLOWS_MAX, FULL_DESTINATIONS_MAX, GROUP_LOCAL, MARK_MASK, MARK_SHIFT, PROBE_PORT,
-    REFUSED_PROTOCOL_SECS, REFUSED_PROTOCOLS_MAX, TUNNEL_DEVICE, TUNNEL_PORT,
+    ENDED_FLOWS_MAX, FULL_DESTINATIONS_MAX, GROUP_LEFT_ALONE, GROUP_LOCAL, LIFT_DEVICE, MARK_MASK,
+    MARK_SHIFT, PROBE_PORT, REFUSED_PROTOCOL_SECS, REFUSED_PROTOCOLS_MAX, TUNNEL_DEVICE,
+    TUNNEL_PORT,
 };
 use ipnet::IpNet;
 use std::net::IpAddr;
@@ -302,6 +303,17 @@ fn classify(state: &NodeState) -> Vec<Rule> {
             .device(Way::In, TUNNEL_DEVICE, true)
             .goto("from_tunnel"),
     ];
+    if !state.worker.lift.is_empty() {
+        // Says that this ruleset has looked at it; whatever selects it below puts its own mark there. Without this the
+        // uplink program lets nothing of a selected pod out.
+        let left = u32::from(GROUP_LEFT_ALONE) << MARK_SHIFT;
+        rules.push(
+            rule()
+                .device(Way::In, LIFT_DEVICE, true)
+                .set_mark(MARK_MASK, left)
+                .done(),
+        );
+    }
     for family in FAMILIES {
         // The other end of a flow that ended here: neither the pod nor this node's stack may answer it. A flow that
         // has got the same port since is established and passes.

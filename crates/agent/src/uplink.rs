@@ -1,0 +1,178 @@
+//! How pods' packets leave this node, and what takes them back where they leave past the stack.
+
+use crate::chain;
+use egret_core::model::{NodeName, Snapshot};
+use egret_core::node::{CniPath, NodeOutcome, PathFacts, PodsPath};
+use egret_datapath::damage::Damage;
+use egret_datapath::uplink::{LookError, Looker, UplinkDriver, UplinkError};
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+/// Nobody tells when a program is attached to a device: it is looked for this often.
+const LOOK_AT_PROGRAMS: Duration = Duration::from_secs(5);
+
+pub(crate) struct Uplink {
+    pin_directory: PathBuf,
+    choice: CniPath,
+    looker: Option<Looker>,
+    /// What was seen, for these pods, and when programs were looked for.
+    seen: PathFacts,
+    pods: BTreeSet<IpAddr>,
+    looked: Option<Instant>,
+    /// Why the programs cannot be used.
+    refused: Option<String>,
+    driver: Option<UplinkDriver>,
+    /// Nothing of an earlier agent is left.
+    clean: bool,
+}
+
+impl Uplink {
+    pub(crate) fn new(pin_directory: &Path, choice: CniPath) -> Self {
+        Uplink {
+            pin_directory: pin_directory.into(),
+            choice,
+            looker: None,
+            seen: PathFacts::default(),
+            pods: BTreeSet::new(),
+            looked: None,
+            refused: None,
+            driver: None,
+            clean: false,
+        }
+    }
+
+    /// Devices, addresses or routes have changed: what was seen is old.
+    pub(crate) fn stir(&mut self) {
+        self.looked = None;
+    }
+
+    /// As `core` wants it; looks where anything may have changed.
+    pub(crate) fn facts(
+        &mut self,
+        snapshot: &Snapshot,
+        node: &NodeName,
+    ) -> Result<PathFacts, LookError> {
+        let own = snapshot.pods.values().filter(|pod| pod.node == *node);
+        let own = own.filter(|pod| !pod.host_network && !pod.finished);
+        let pods: BTreeSet<IpAddr> = own.flat_map(|pod| &pod.addresses).copied().collect();
+        if self.choice != CniPath::Netfilter && (self.looked.is_none() || pods != self.pods) {
+            self.seen = self.looker()?.look(&pods)?;
+            self.pods = pods;
+            self.looked = Some(Instant::now());
+        }
+        Ok(PathFacts {
+            choice: self.choice,
+            refused: self.refused.clone(),
+            ..self.seen.clone()
+        })
+    }
+
+    fn looker(&mut self) -> Result<&mut Looker, LookError> {
+        if self.looker.is_none() {
+            self.looker = Some(Looker::open()?);
+        }
+        Ok(self.looker.as_mut().expect("just opened"))
+    }
+
+    /// Whether others have attached or removed programs since the last look; then the next round must look anew.
+    pub(crate) fn programs_changed(&mut self) -> bool {
+        let due = self
+            .looked
+            .is_some_and(|at| at.elapsed() >= LOOK_AT_PROGRAMS);
+        if !due || self.choice == CniPath::Netfilter {
+            return false;
+        }
+        self.looked = Some(Instant::now());
+        match self.looker().and_then(Looker::look_at_programs) {
+            Ok(programs) if programs == self.seen.programs => false,
+            Ok(_) => {
+                self.stir();
+                true
+            }
+            Err(error) => {
+                tracing::warn!(error = %chain(&error), "looking for programs of others");
+                false
+            }
+        }
+    }
+
+    /// What must be there before the ruleset changes. An error refuses the programs: the next round knows it.
+    pub(crate) fn prepare(&mut self, outcome: &NodeOutcome) -> Result<(), String> {
+        let worker = &outcome.state.worker;
+        if !worker.lift.is_empty() {
+            self.clean = false;
+            return self.attempt(|driver| driver.prepare(worker));
+        }
+        // In an unknown way, what is still attached drops what it sees: that is better than nothing.
+        if !self.clean && outcome.pods_path == PodsPath::Netfilter {
+            self.driver = None;
+            if UplinkDriver::remove(&self.pin_directory).map_err(|error| chain(&error))? {
+                tracing::info!("uplink programs removed: pods' packets pass the stack");
+            }
+            self.clean = true;
+        }
+        Ok(())
+    }
+
+    /// What must follow the change of the ruleset.
+    pub(crate) fn settle(&mut self, outcome: &NodeOutcome) -> Result<(), String> {
+        let worker = &outcome.state.worker;
+        if worker.lift.is_empty() {
+            return Ok(());
+        }
+        self.attempt(|driver| driver.settle(worker))
+    }
+
+    fn attempt(
+        &mut self,
+        work: impl FnOnce(&mut UplinkDriver) -> Result<(), UplinkError>,
+    ) -> Result<(), String> {
+        let opened = match self.driver.take() {
+            Some(driver) => Ok(driver),
+            None => UplinkDriver::open(&self.pin_directory),
+        };
+        let done = opened.and_then(|mut driver| {
+            work(&mut driver)?;
+            Ok(driver)
+        });
+        match done {
+            Ok(driver) => {
+                self.driver = Some(driver);
+                Ok(())
+            }
+            Err(error) => {
+                let text = chain(&error);
+                tracing::error!(error = text, "pods' packets cannot be taken back");
+                self.refused = Some(text.clone());
+                Err(text)
+            }
+        }
+    }
+
+    /// What others have done; the next round mends it. `deep` compares the tables, and tries again what was refused.
+    pub(crate) fn verify(&mut self, deep: bool) -> BTreeSet<Damage> {
+        let mut damage = BTreeSet::new();
+        if deep && self.refused.is_some() && UplinkDriver::open(&self.pin_directory).is_ok() {
+            self.refused = None;
+            damage.insert(Damage::Programs);
+        }
+        let Some(driver) = &mut self.driver else {
+            return damage;
+        };
+        match driver.verify(deep) {
+            Ok(found) => damage.extend(found),
+            Err(error) => tracing::warn!(error = %chain(&error), "looking the uplinks over"),
+        }
+        if !damage.is_empty() {
+            self.driver = None;
+        }
+        damage
+    }
+
+    pub(crate) fn counters(&self) -> BTreeMap<&'static str, u64> {
+        let counters = self.driver.as_ref().map(UplinkDriver::counters);
+        counters.and_then(Result::ok).unwrap_or_default()
+    }
+}

@@ -1,0 +1,103 @@
+//! What the uplink programs and their loader agree on: the Rust side of `bpf/include/uplink.h`.
+
+use crate::gateway::abi::address;
+use egret_core::node::ProfileId;
+use egret_core::numbers::{GROUP_LEFT_ALONE, MARK_MASK, MARK_SHIFT};
+use ipnet::IpNet;
+
+/// Bits of an IPv4 prefix that its form as an IPv6 address has in front.
+const MAPPED_BITS: u32 = 96;
+/// Bits of the profile, which comes before the address.
+pub const PROFILE_BITS: u32 = 64;
+
+/// `struct egret_lift_config`.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Config {
+    /// Index of the device at whose ingress lifted packets appear.
+    pub lift_ifindex: u32,
+    /// Our bits of a packet's mark.
+    pub mark_mask: u32,
+    /// What is there when the ruleset has left a lifted packet alone.
+    pub mark_left: u32,
+    /// MAC address of that device.
+    pub lift_mac: [u8; 6],
+    /// The loader's own note: 0 tcx links, 1 clsact filters.
+    pub attachment: u8,
+    /// Zero.
+    pub reserved: [u8; 5],
+    /// Hash of the object that the attached programs came from.
+    pub object_hash: u64,
+}
+
+/// Address of `struct egret_prefix`.
+pub type Prefix = [u8; 16];
+/// Profile and address of `struct egret_destination`.
+pub type Destination = [u8; 24];
+/// `struct egret_profile`.
+pub type Profile = [u8; 8];
+
+// SAFETY: repr(C), only integers and arrays of them, no padding (a test compares the size with the sum of the fields).
+unsafe impl aya::Pod for Config {}
+
+impl Config {
+    /// What the programs are told about the lift device; notes of the loader are kept.
+    pub fn of(ifindex: u32, mac: [u8; 6], old: &Config) -> Self {
+        Config {
+            lift_ifindex: ifindex,
+            mark_mask: MARK_MASK,
+            mark_left: u32::from(GROUP_LEFT_ALONE) << MARK_SHIFT,
+            lift_mac: mac,
+            ..*old
+        }
+    }
+}
+
+/// The form in which the programs have a profile's name.
+pub fn profile(id: ProfileId) -> Profile {
+    id.0.to_ne_bytes()
+}
+
+/// The form in which the programs have a prefix: its bits and its address.
+pub fn prefix(prefix: IpNet) -> (u32, Prefix) {
+    let front = match prefix {
+        IpNet::V4(_) => MAPPED_BITS,
+        IpNet::V6(_) => 0,
+    };
+    (
+        front + u32::from(prefix.prefix_len()),
+        address(prefix.network()),
+    )
+}
+
+/// The form in which the programs have a destination of a profile; `None`: all of both families.
+pub fn destination(id: ProfileId, to: Option<IpNet>) -> (u32, Destination) {
+    let (bits, address) = to.map_or((0, [0; 16]), prefix);
+    let mut key = [0; 24];
+    key[..8].copy_from_slice(&profile(id));
+    key[8..].copy_from_slice(&address);
+    (PROFILE_BITS + bits, key)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::mem::size_of;
+
+    #[test]
+    fn no_shape_has_padding() {
+        assert_eq!(size_of::<Config>(), 4 * 3 + 6 + 1 + 5 + 8);
+    }
+
+    #[test]
+    fn prefixes_of_both_families_lie_in_one_table() {
+        let all: IpNet = "0.0.0.0/0".parse().unwrap();
+        assert_eq!(prefix(all).0, 96);
+        assert_eq!(prefix("2001:db8::/32".parse().unwrap()).0, 32);
+        let (bits, key) = destination(ProfileId(7), Some("10.0.0.0/8".parse().unwrap()));
+        assert_eq!(bits, 64 + 96 + 8);
+        assert_eq!(key[..8], 7u64.to_ne_bytes());
+        assert_eq!(key[18..], [0xff, 0xff, 10, 0, 0, 0]);
+        assert_eq!(destination(ProfileId(7), None).0, 64);
+    }
+}
