@@ -7,6 +7,7 @@
 //! cluster   a lab with agents, a controller, policies and an answering server
 //! watch     captures: which sources were seen, and which must not be
 //! packet    hand-made packets
+//! standin   programs that take pods' packets past the stack, as some network plugins do
 //! socket    what the standard library's sockets do not tell: path MTU, don't fragment
 //! ```
 
@@ -16,6 +17,7 @@ pub mod matrix;
 pub mod packet;
 pub mod seccomp;
 pub mod socket;
+pub mod standin;
 pub mod steps;
 pub mod watch;
 

@@ -111,7 +111,7 @@ impl MainLoop {
             config: config.clone(),
             datapath,
             gateway: Gateway::new(&config.node, &config.pin_directory, config.gateway_datapath),
-            uplink: Uplink::new(&config.pin_directory, config.cni_path),
+            uplink: Uplink::new(config),
             board: board.clone(),
             status,
             probes,

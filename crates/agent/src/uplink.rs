@@ -1,13 +1,15 @@
 //! How pods' packets leave this node, and what takes them back where they leave past the stack.
 
-use crate::chain;
+use crate::path::GatewayDatapath;
+use crate::{Config, chain};
 use egret_core::model::{NodeName, Snapshot};
 use egret_core::node::{CniPath, NodeOutcome, PathFacts, PodsPath};
 use egret_datapath::damage::Damage;
+use egret_datapath::gateway::Attachment;
 use egret_datapath::uplink::{LookError, Looker, UplinkDriver, UplinkError};
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 /// Nobody tells when a program is attached to a device: it is looked for this often.
@@ -16,6 +18,8 @@ const LOOK_AT_PROGRAMS: Duration = Duration::from_secs(5);
 pub(crate) struct Uplink {
     pin_directory: PathBuf,
     choice: CniPath,
+    /// Attach by filters also where the kernel has tcx.
+    filters: bool,
     looker: Option<Looker>,
     /// What was seen, for these pods, and when programs were looked for.
     seen: PathFacts,
@@ -29,10 +33,11 @@ pub(crate) struct Uplink {
 }
 
 impl Uplink {
-    pub(crate) fn new(pin_directory: &Path, choice: CniPath) -> Self {
+    pub(crate) fn new(config: &Config) -> Self {
         Uplink {
-            pin_directory: pin_directory.into(),
-            choice,
+            pin_directory: config.pin_directory.clone(),
+            choice: config.cni_path,
+            filters: config.gateway_datapath == GatewayDatapath::Clsact,
             looker: None,
             seen: PathFacts::default(),
             pods: BTreeSet::new(),
@@ -125,13 +130,20 @@ impl Uplink {
         self.attempt(|driver| driver.settle(worker))
     }
 
+    fn open(&self) -> Result<UplinkDriver, UplinkError> {
+        match self.filters {
+            true => UplinkDriver::open_with(&self.pin_directory, Attachment::Clsact),
+            false => UplinkDriver::open(&self.pin_directory),
+        }
+    }
+
     fn attempt(
         &mut self,
         work: impl FnOnce(&mut UplinkDriver) -> Result<(), UplinkError>,
     ) -> Result<(), String> {
         let opened = match self.driver.take() {
             Some(driver) => Ok(driver),
-            None => UplinkDriver::open(&self.pin_directory),
+            None => self.open(),
         };
         let done = opened.and_then(|mut driver| {
             work(&mut driver)?;
@@ -154,7 +166,7 @@ impl Uplink {
     /// What others have done; the next round mends it. `deep` compares the tables, and tries again what was refused.
     pub(crate) fn verify(&mut self, deep: bool) -> BTreeSet<Damage> {
         let mut damage = BTreeSet::new();
-        if deep && self.refused.is_some() && UplinkDriver::open(&self.pin_directory).is_ok() {
+        if deep && self.refused.is_some() && self.open().is_ok() {
             self.refused = None;
             damage.insert(Damage::Programs);
         }

@@ -133,7 +133,7 @@ pub struct AgentArguments {
     /// Socket that `egret status` and `egret explain` ask
     #[arg(long, default_value = egret_core::numbers::AGENT_SOCKET)]
     pub socket: PathBuf,
-    /// How a gateway node forwards: auto (eBPF, nftables where the kernel refuses it), clsact, nftables
+    /// How a gateway node forwards: auto (eBPF, nftables where the kernel refuses it), clsact (for all programs), nftables
     #[arg(long, value_parser = gateway_datapath, default_value = "auto")]
     pub gateway_datapath: egret_agent::GatewayDatapath,
     /// How pods' packets leave this node: auto (look), netfilter (through the stack), bpf (past it)

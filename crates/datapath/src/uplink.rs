@@ -64,6 +64,14 @@ impl UplinkDriver {
     /// # Errors
     /// [`UplinkError`]: not a BPF file system, or a refusal by the kernel.
     pub fn open(pin_dir: &Path) -> Result<Self, UplinkError> {
+        Self::open_with(pin_dir, supported())
+    }
+
+    /// The same, attached in the given way whatever the kernel has.
+    ///
+    /// # Errors
+    /// As [`UplinkDriver::open`].
+    pub fn open_with(pin_dir: &Path, attachment: Attachment) -> Result<Self, UplinkError> {
         let pins = pins(pin_dir);
         pins.create()?;
         if !tables::pinned_in_our_shape(&pins) {
@@ -80,7 +88,7 @@ impl UplinkDriver {
         let uplinks = programs::devices(&pins);
         let attachment = match tables.config().attachment {
             noted if noted == Attachment::Clsact as u8 => Attachment::Clsact,
-            _ => supported(),
+            _ => attachment,
         };
         Ok(Self {
             pins,

@@ -25,8 +25,8 @@ pub static OBJECT: &[u8] = include_bytes_aligned!(concat!(env!("OUT_DIR"), "/gat
 
 /// Priority of our clsact filters: before everybody else's.
 const FILTER_PRIORITY: u16 = 1;
-/// Handle of our clsact filters, "eg" in ASCII: what a filter of ours is known by.
-const FILTER_HANDLE: TcHandle = TcHandle::new(0, 0x6567);
+/// Handle of the gateway's clsact filters, "eg" in ASCII: what a filter of ours is known by.
+const GATEWAY_HANDLE: u16 = 0x6567;
 
 /// How programs are attached.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -44,6 +44,8 @@ pub(crate) struct Place {
     pub program: &'static str,
     /// Which packets of the device it sees.
     pub direction: TcAttachType,
+    /// Handle of the program where it is a clsact filter.
+    pub handle: u16,
     /// Name of the pinned link (no dots: bpffs refuses them).
     pub pin: &'static str,
     /// Index of its device.
@@ -56,12 +58,14 @@ pub(super) fn places(tunnel_ifindex: u32, external_ifindex: u32) -> [Place; 2] {
         Place {
             program: "egress_in",
             direction: TcAttachType::Ingress,
+            handle: GATEWAY_HANDLE,
             pin: "egress_in_link",
             ifindex: tunnel_ifindex,
         },
         Place {
             program: "external_in",
             direction: TcAttachType::Ingress,
+            handle: GATEWAY_HANDLE,
             pin: "external_in_link",
             ifindex: external_ifindex,
         },
@@ -122,7 +126,6 @@ pub(crate) fn is_linked(pin: &Path, place: &Place) -> bool {
 /// Whether our filter is on the device (`RTM_GETTFILTER`, `struct tcmsg` of `linux/rtnetlink.h`).
 pub(crate) fn is_filtered(place: &Place) -> bool {
     const GET_FILTER: u16 = 46;
-    const HANDLE: u32 = 0x6567;
     /// `TC_H_MAKE(TC_H_CLSACT, TC_H_MIN_INGRESS)`, and the same for egress.
     const INGRESS: u32 = 0xffff_fff2;
     const EGRESS: u32 = 0xffff_fff3;
@@ -140,8 +143,9 @@ pub(crate) fn is_filtered(place: &Place) -> bool {
     };
     let filters = NetlinkSocket::open(libc::NETLINK_ROUTE).and_then(|mut s| s.dump(&request));
     filters.is_ok_and(|filters| {
-        let handle = |filter: &Reply| filter.body.get(8..12) == Some(&HANDLE.to_ne_bytes());
-        filters.iter().any(handle)
+        let handle = u32::from(place.handle).to_ne_bytes();
+        let ours = |filter: &Reply| filter.body.get(8..12) == Some(&handle);
+        filters.iter().any(ours)
     })
 }
 
@@ -234,14 +238,14 @@ pub(crate) fn attach_filter(
     let error = |error: ProgramError| GatewayError::attach(place.program, &name, error);
     // Fails where the qdisc is there already; whether it is shows in the next call.
     let _exists = qdisc_add_clsact(&name);
-    let same = filter(&name, place.direction)
+    let same = filter(&name, &place)
         .map_err(|source| GatewayError::attach(place.program, &name, TcError::from(source)))?;
     let id = match program.attach_to_link(same) {
         Ok(id) => id,
         Err(_) => {
             let options = NlOptions {
                 priority: FILTER_PRIORITY,
-                handle: FILTER_HANDLE,
+                handle: TcHandle::new(0, place.handle),
                 classid: None,
             };
             program
@@ -254,8 +258,9 @@ pub(crate) fn attach_filter(
     Ok(())
 }
 
-fn filter(name: &str, direction: TcAttachType) -> std::io::Result<SchedClassifierLink> {
-    SchedClassifierLink::attached(name, direction, FILTER_PRIORITY, FILTER_HANDLE, None)
+fn filter(name: &str, place: &Place) -> std::io::Result<SchedClassifierLink> {
+    let handle = TcHandle::new(0, place.handle);
+    SchedClassifierLink::attached(name, place.direction, FILTER_PRIORITY, handle, None)
 }
 
 /// Takes our filter off its device. Whether there was one; a device that is gone took its filter along.
@@ -263,7 +268,7 @@ pub(crate) fn detach_filter(place: &Place) -> bool {
     let Ok(name) = device(place.ifindex) else {
         return false;
     };
-    matches!(filter(&name, place.direction).map(Link::detach), Ok(Ok(())))
+    matches!(filter(&name, place).map(Link::detach), Ok(Ok(())))
 }
 
 /// Takes both programs off their devices. Whether anything was there.

@@ -18,6 +18,9 @@ const LINKS: [(&str, &str, TcAttachType); 2] = [
     ("uplink_out", "out_", TcAttachType::Egress),
 ];
 
+/// Handle of our clsact filters; a gateway's are beside them, by another one.
+const FILTER_HANDLE: u16 = 0x6568;
+
 /// Hash of [`OBJECT`].
 pub(super) fn object_hash() -> u64 {
     env!("EGRET_UPLINK_OBJECT_HASH")
@@ -31,6 +34,7 @@ fn places(ifindex: u32) -> [(Place, String); 2] {
         let place = Place {
             program,
             direction,
+            handle: FILTER_HANDLE,
             pin: "",
             ifindex,
         };
