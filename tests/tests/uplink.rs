@@ -29,6 +29,7 @@ hosts:
 - {name: w1, roles: [worker], links: [{segment: nodes}], podCidrs: [10.244.1.0/24, fd00:244:1::/64], cni: none,
    pods: [{name: a1, labels: {app: MyApp}}, {name: b1, labels: {app: Other}}, {name: c1, labels: {app: OnePort}}]}
 - {name: wg1, roles: [worker, gateway], links: [{segment: nodes}], podCidrs: [10.244.2.0/24, fd00:244:2::/64], cni: none,
+   forward: drop,
    pods: [{name: a2, labels: {app: MyApp}}]}
 - {name: g1, roles: [gateway], links: [{segment: nodes}]}
 - {name: router, roles: [router]}
@@ -375,10 +376,10 @@ fn a_dead_agent_changes_nothing(cluster: &Cluster) -> Outcome {
     watch.clean()
 }
 
-/// Agent dead and its table gone: what is lifted has no ruleset to say what it is.
+/// Agent dead and its tables gone (also the one that covers a replacement under way): what is lifted has no ruleset to say what it is.
 fn without_the_ruleset_nothing_leaves(cluster: &Cluster) -> Outcome {
     cluster.lab().kill(WORKER, Hurt::Agent)?;
-    shell(cluster, WORKER, "nft delete table inet egret")?;
+    shell(cluster, WORKER, "nft flush ruleset")?;
     let own: Vec<IpAddr> = families()
         .iter()
         .map(|(_, server)| cluster.pod_address("a1", *server))

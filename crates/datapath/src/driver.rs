@@ -190,7 +190,7 @@ impl Datapath {
             self.forwarding.remove()?;
             return Ok(Vec::new());
         }
-        Ok(self.forwarding.ensure()?)
+        Ok(self.forwarding.ensure(!state.worker.lift.is_empty())?)
     }
 
     /// Egress addresses of the state before and of this one: flows of both are ours.

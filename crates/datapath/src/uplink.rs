@@ -28,7 +28,6 @@ use crate::netlink::{NetlinkError, NetlinkSocket};
 use device::LiftDevice;
 use egret_core::node::WorkerState;
 use std::collections::{BTreeMap, BTreeSet};
-use std::io::ErrorKind;
 use std::path::Path;
 use tables::{Tables, Wanted};
 use thiserror::Error;
@@ -75,9 +74,7 @@ impl UplinkDriver {
         let pins = pins(pin_dir);
         pins.create()?;
         if !tables::pinned_in_our_shape(&pins) {
-            if remove_programs(pin_dir)? {
-                tracing::warn!(directory = %pins.0.display(), "uplink tables of another version; made anew");
-            }
+            set_aside(&pins)?;
             pins.create()?;
             programs::load(&pins)?;
         }
@@ -135,6 +132,8 @@ impl UplinkDriver {
             programs::detach(&self.pins, ifindex, self.attachment as u8)?;
             self.uplinks.remove(&ifindex);
         }
+        // Filters of another version were replaced in place; links go now that ours are before them.
+        remove_room(&aside(&self.pins), Some(Attachment::Tcx as u8))?;
         Ok(self.tables.shrink(&Wanted::of(worker))?)
     }
 
@@ -205,30 +204,55 @@ fn exists(ifindex: u32) -> bool {
     nix::net::if_::if_indextoname(ifindex).is_ok()
 }
 
+/// Where programs over tables of another version are kept until ours are attached: without them packets would leave
+/// unseen meanwhile.
+fn aside(pins: &Pins) -> Pins {
+    Pins(pins.0.with_file_name("uplink_before"))
+}
+
+fn set_aside(pins: &Pins) -> Result<(), UplinkError> {
+    let aside = aside(pins);
+    // What was set aside before, by an agent that was stopped at this point, is still attached; this is as good.
+    let found = !programs::devices(pins).is_empty();
+    if aside.0.exists() || !found {
+        remove_room(pins, None)?;
+        return Ok(());
+    }
+    tracing::warn!(directory = %pins.0.display(), "uplink tables of another version; made anew");
+    let path = pins.0.clone();
+    let renamed = std::fs::rename(&pins.0, &aside.0);
+    Ok(renamed.map_err(|source| GatewayError::Pin { path, source })?)
+}
+
 fn remove_programs(pin_dir: &Path) -> Result<bool, UplinkError> {
     let pins = pins(pin_dir);
+    let before = remove_room(&aside(&pins), None)?;
+    let found = remove_room(&pins, None)?;
+    // Others may have pins beside ours; then it is not empty and stays.
+    let _not_empty = std::fs::remove_dir(pin_dir);
+    Ok(before || found)
+}
+
+/// Removes programs and pins of one directory. Where no kind of attachment is told or noted, both are looked for.
+fn remove_room(pins: &Pins, attachment: Option<u8>) -> Result<bool, UplinkError> {
     if !pins.0.exists() {
         return Ok(false);
     }
-    // Where the note cannot be read both kinds are looked for.
-    let attachment = Tables::open(&pins).map_or(Attachment::Clsact as u8, |tables| {
-        tables.config().attachment
-    });
+    let noted = || Tables::open(pins).map(|tables| tables.config().attachment);
+    let attachment = attachment.unwrap_or_else(|| noted().unwrap_or(Attachment::Clsact as u8));
     let mut found = false;
-    for ifindex in programs::devices(&pins) {
-        found |= programs::detach(&pins, ifindex, attachment)?;
+    for ifindex in programs::devices(pins) {
+        found |= programs::detach(pins, ifindex, attachment)?;
     }
-    for (name, ..) in tables::PINNED {
-        let path = pins.path(name);
-        match std::fs::remove_file(&path) {
-            Ok(()) => found = true,
-            Err(source) if source.kind() == ErrorKind::NotFound => {}
-            Err(source) => return Err(GatewayError::Pin { path, source }.into()),
-        }
+    let error = |path: &Path, source| GatewayError::Pin {
+        path: path.to_owned(),
+        source,
+    };
+    let entries = std::fs::read_dir(&pins.0).map_err(|source| error(&pins.0, source))?;
+    for path in entries.flatten().map(|entry| entry.path()) {
+        std::fs::remove_file(&path).map_err(|source| error(&path, source))?;
+        found = true;
     }
-    let path = pins.0.clone();
-    std::fs::remove_dir(&path).map_err(|source| GatewayError::Pin { path, source })?;
-    // Others may have pins beside ours; then it is not empty and stays.
-    let _not_empty = std::fs::remove_dir(pin_dir);
+    std::fs::remove_dir(&pins.0).map_err(|source| error(&pins.0, source))?;
     Ok(found)
 }

@@ -9,7 +9,7 @@ use super::expression::{Expression, MetaKey, Rule};
 use super::legacy;
 use super::message as m;
 use crate::netlink::{Attrs, NetlinkError, NetlinkSocket, Request, attributes, flags};
-use egret_core::numbers::{NFT_TABLE, TUNNEL_DEVICE};
+use egret_core::numbers::{LIFT_DEVICE, NFT_TABLE, TUNNEL_DEVICE};
 use std::collections::{BTreeMap, BTreeSet};
 
 const NEWRULE: u16 = 6;
@@ -18,8 +18,6 @@ const GETGEN: u16 = 16;
 const HOOK_FORWARD: u32 = 2;
 const POLICY_DROP: u32 = 0;
 const ACCEPT: i32 = 1;
-/// In and out.
-const WAYS: usize = 2;
 /// A rule's user data is a list of type, length, value; type 0 is the comment that `nft` shows.
 const USERDATA_COMMENT: u8 = 0;
 /// Families that have a forward hook for IP: inet, ip, ip6.
@@ -44,6 +42,16 @@ impl Place {
     }
 }
 
+/// Which rules of ours foreign forward chains need.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Wanted {
+    None,
+    /// Into the tunnel and out of it.
+    Tunnel,
+    /// The same, and what is lifted into the stack.
+    TunnelAndLift,
+}
+
 /// Our rules in foreign forward chains.
 pub struct Forwarding {
     socket: NetlinkSocket,
@@ -52,7 +60,7 @@ pub struct Forwarding {
 }
 
 struct Done {
-    wanted: bool,
+    wanted: Wanted,
     generation: u32,
     /// Chains that their owner does not let us edit.
     refused: BTreeSet<Place>,
@@ -65,21 +73,29 @@ impl Forwarding {
         Ok(Forwarding { socket, done: None })
     }
 
-    /// Appends our rules to every dropping forward chain that lacks them, and takes them out of all others. What
-    /// cannot be opened is named, with the remedy; it is no error.
-    pub fn ensure(&mut self) -> Result<Vec<String>, NftError> {
-        self.edit(true).map_err(error)?;
+    /// Appends our rules to every dropping forward chain that lacks them, and takes them out of all others. `lift`: also
+    /// for packets that are lifted into the stack. What cannot be opened is named, with the remedy; it is no error.
+    pub fn ensure(&mut self, lift: bool) -> Result<Vec<String>, NftError> {
+        let (wanted, lifted) = match lift {
+            true => (Wanted::TunnelAndLift, format!(" and {LIFT_DEVICE}")),
+            false => (Wanted::Tunnel, String::new()),
+        };
+        self.edit(wanted).map_err(error)?;
         let refused = self.done.iter().flat_map(|done| &done.refused).map(|place| {
             format!(
                 "the policy of the nftables chain {} is drop and its owner lets nobody else add rules: \
-                 accept the device {TUNNEL_DEVICE} there",
+                 accept the device {TUNNEL_DEVICE}{lifted} there",
                 place.named()
             )
         });
         let legacy = legacy::dropping_policies().into_iter().map(|program| {
+            let lifted = match lift {
+                true => format!("; {program} -A FORWARD -i {LIFT_DEVICE} -j ACCEPT"),
+                false => String::new(),
+            };
             format!(
                 "the policy of {program}'s FORWARD chain is DROP and cannot be undone from here: \
-                 {program} -A FORWARD -i {TUNNEL_DEVICE} -j ACCEPT; {program} -A FORWARD -o {TUNNEL_DEVICE} -j ACCEPT"
+                 {program} -A FORWARD -i {TUNNEL_DEVICE} -j ACCEPT; {program} -A FORWARD -o {TUNNEL_DEVICE} -j ACCEPT{lifted}"
             )
         });
         Ok(refused.chain(legacy).collect())
@@ -91,11 +107,11 @@ impl Forwarding {
         let Some(mut done) = self.done.take() else {
             return Ok(true);
         };
-        if done.generation != generation && done.wanted {
+        if done.generation != generation && done.wanted != Wanted::None {
             for (place, drops) in self.chains().map_err(error)? {
                 if drops
                     && !done.refused.contains(&place)
-                    && self.ours(&place).map_err(error)?.len() != WAYS
+                    && self.ours(&place).map_err(error)?.len() != rules(done.wanted).len()
                 {
                     return Ok(false);
                 }
@@ -108,14 +124,15 @@ impl Forwarding {
 
     /// Takes our rules out of every foreign chain.
     pub fn remove(&mut self) -> Result<(), NftError> {
-        self.edit(false).map_err(error)
+        self.edit(Wanted::None).map_err(error)
     }
 
-    fn edit(&mut self, wanted: bool) -> Result<(), NetlinkError> {
+    fn edit(&mut self, wanted: Wanted) -> Result<(), NetlinkError> {
         let done = self.done.take();
         let generation = self.read_generation()?;
-        let again =
-            |done: &Done| done.wanted == wanted && (!wanted || done.generation == generation);
+        let again = |done: &Done| {
+            done.wanted == wanted && (wanted == Wanted::None || done.generation == generation)
+        };
         if done.as_ref().is_some_and(again) {
             self.done = done;
             return Ok(());
@@ -124,11 +141,10 @@ impl Forwarding {
         for (place, drops) in self.chains()? {
             let ours = self.ours(&place)?;
             let mut requests: Vec<Request> = Vec::new();
-            if ours.len() != WAYS || !(wanted && drops) {
+            let rules = if drops { rules(wanted) } else { Vec::new() };
+            if ours.len() != rules.len() {
                 requests.extend(ours.iter().map(|handle| delete(&place, *handle)));
-                if wanted && drops {
-                    requests.extend(rules().iter().map(|rule| append(&place, rule)));
-                }
+                requests.extend(rules.iter().map(|rule| append(&place, rule)));
             }
             if requests.is_empty() {
                 continue;
@@ -212,11 +228,20 @@ fn comment() -> Vec<u8> {
     bytes
 }
 
-/// Into the tunnel and out of it. Who may use it is decided by our own table.
-fn rules() -> [Rule; WAYS] {
-    [MetaKey::IifName, MetaKey::OifName].map(|key| {
+/// Who may use the tunnel is decided by our own table, and nothing is lifted that was not on its way out already.
+fn rules(wanted: Wanted) -> Vec<Rule> {
+    let tunnel = [
+        (MetaKey::IifName, TUNNEL_DEVICE),
+        (MetaKey::OifName, TUNNEL_DEVICE),
+    ];
+    let ways = match wanted {
+        Wanted::None => Vec::new(),
+        Wanted::Tunnel => tunnel.to_vec(),
+        Wanted::TunnelAndLift => [&tunnel[..], &[(MetaKey::IifName, LIFT_DEVICE)]].concat(),
+    };
+    let accept = |(key, device): (MetaKey, &str)| {
         let mut name = [0; 16];
-        name[..TUNNEL_DEVICE.len()].copy_from_slice(TUNNEL_DEVICE.as_bytes());
+        name[..device.len()].copy_from_slice(device.as_bytes());
         vec![
             Expression::Meta(key, 0),
             Expression::Compare {
@@ -226,7 +251,8 @@ fn rules() -> [Rule; WAYS] {
             },
             Expression::Verdict(ACCEPT, None),
         ]
-    })
+    };
+    ways.into_iter().map(accept).collect()
 }
 
 fn append(place: &Place, rule: &Rule) -> Request {
