@@ -395,9 +395,7 @@ impl MainLoop {
     }
 
     fn report(&mut self, view: &View) {
-        let mut counters = self.datapath.counters().unwrap_or_default();
-        let lifted = self.uplink.counters().into_iter();
-        counters.extend(lifted.map(|(name, packets)| (name.to_owned(), packets)));
+        let counters = self.datapath.counters().unwrap_or_default();
         report::metrics(
             &self.board,
             self.outcome.as_ref(),
@@ -412,6 +410,8 @@ impl MainLoop {
         }
         self.board
             .with(|metrics| report::gateway_metrics(metrics, &mut self.gateway));
+        self.board
+            .with(|metrics| report::uplink_metrics(metrics, &self.uplink));
         let Some(record) = view.snapshot.node_records.get(&self.config.node) else {
             return;
         };

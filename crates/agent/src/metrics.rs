@@ -45,6 +45,8 @@ pub struct Metrics {
     pub worker_packets: Family<ByReason, Gauge<u64, AtomicU64>>,
     /// Gateway packets, by what became of them.
     pub gateway_packets: Family<ByReason, Gauge<u64, AtomicU64>>,
+    /// Packets at the uplinks' programs, by what became of them.
+    pub uplink_packets: Family<ByReason, Gauge<u64, AtomicU64>>,
     /// Whether a gateway answers this node's probes.
     pub gateway_live: Family<ByGateway, Gauge>,
     /// Gateways that stopped answering.
@@ -83,6 +85,7 @@ impl Default for Metrics {
             registry: Registry::with_prefix("egret_agent"),
             worker_packets: Family::default(),
             gateway_packets: Family::default(),
+            uplink_packets: Family::default(),
             gateway_live: Family::default(),
             gateway_losses: Counter::default(),
             applies: Counter::default(),
@@ -113,6 +116,8 @@ impl Metrics {
         r.register("worker_packets", worker, self.worker_packets.clone());
         let gateway = "Packets at the gateway's eBPF programs since they were loaded, by outcome";
         r.register("gateway_packets", gateway, self.gateway_packets.clone());
+        let uplink = "Packets at the uplinks' eBPF programs since they were loaded, by outcome";
+        r.register("uplink_packets", uplink, self.uplink_packets.clone());
         let live = "Whether the gateway answers this node's probes (1) or not (0)";
         r.register("gateway_live", live, self.gateway_live.clone());
         r.register(

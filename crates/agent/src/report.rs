@@ -5,6 +5,7 @@ use crate::facts::Links;
 use crate::gateway::Gateway;
 use crate::metrics::{ByAddress, ByGateway, ByReason, Metrics};
 use crate::probe::Seen;
+use crate::uplink::Uplink;
 use egret_core::condition::{Condition as Said, ConditionType, Reason};
 use egret_core::machines::Destination;
 use egret_core::model::{Finding, NodeRecord};
@@ -313,6 +314,15 @@ pub(crate) fn gateway_metrics(metrics: &mut Metrics, gateway: &mut Gateway) {
     }
     metrics.announcing.set(gateway.announcing().len() as i64);
     metrics.steering_version.set(gateway.version());
+}
+
+pub(crate) fn uplink_metrics(metrics: &mut Metrics, uplink: &Uplink) {
+    for (reason, packets) in uplink.counters() {
+        let label = ByReason {
+            reason: reason.into(),
+        };
+        metrics.uplink_packets.get_or_create(&label).set(packets);
+    }
 }
 
 fn full_destinations(full: &BTreeSet<Destination>) -> BTreeMap<IpAddr, u32> {

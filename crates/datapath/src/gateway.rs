@@ -10,7 +10,7 @@
 
 pub mod abi;
 pub mod announce;
-mod counters;
+pub(crate) mod counters;
 mod maps;
 pub mod netdev;
 pub(crate) mod programs;

@@ -17,6 +17,7 @@ const GATEWAY: (&str, &str) = (
     "crates/datapath/src/gateway/counters.rs",
     "Gateway outcomes",
 );
+const UPLINK: (&str, &str) = ("crates/datapath/src/uplink/counters.rs", "Uplink outcomes");
 
 /// What users must open, reckon with and know of, and where it is told.
 const REQUIREMENTS: &str = "docs/requirements.md";
@@ -74,13 +75,11 @@ pub fn check(tree: &Tree) -> Vec<String> {
         &docs,
         &code,
     ));
-    let code = gateway_counters(tree.need(GATEWAY.0, &mut problems));
-    let docs = table(section(metrics, GATEWAY.1));
-    problems.extend(compare(
-        &format!("{METRICS_TABLE}, {}", GATEWAY.1),
-        &docs,
-        &code,
-    ));
+    for (path, title) in [GATEWAY, UPLINK] {
+        let code = gateway_counters(tree.need(path, &mut problems));
+        let docs = table(section(metrics, title));
+        problems.extend(compare(&format!("{METRICS_TABLE}, {title}"), &docs, &code));
+    }
     problems
 }
 

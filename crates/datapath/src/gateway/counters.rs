@@ -11,7 +11,7 @@ pub struct Counter {
     pub dropped: bool,
 }
 
-const fn served(name: &'static str, help: &'static str) -> Counter {
+pub(crate) const fn served(name: &'static str, help: &'static str) -> Counter {
     Counter {
         name,
         help,
@@ -19,7 +19,7 @@ const fn served(name: &'static str, help: &'static str) -> Counter {
     }
 }
 
-const fn dropped(name: &'static str, help: &'static str) -> Counter {
+pub(crate) const fn dropped(name: &'static str, help: &'static str) -> Counter {
     Counter {
         name,
         help,

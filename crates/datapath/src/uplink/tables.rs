@@ -210,7 +210,7 @@ impl Tables {
 
     /// The counters, summed over CPUs, by name.
     pub fn counters(&self) -> Result<BTreeMap<&'static str, u64>, GatewayError> {
-        let one = |(index, counter): (usize, &crate::worker::Counter)| {
+        let one = |(index, counter): (usize, &crate::gateway::Counter)| {
             let values = self.counters_map.get(&(index as u32), 0);
             let values = values.map_err(|error| GatewayError::map("uplink_counters", error))?;
             Ok((counter.name, values.iter().sum()))
