@@ -9,7 +9,7 @@
 //! Nothing is decided here: `egret_core::node::WorkerState::lift` says where. What each program does is told in
 //! `bpf/uplink.bpf.c` and `docs/datapath.md`.
 
-mod abi;
+pub mod abi;
 mod counters;
 mod device;
 mod look;

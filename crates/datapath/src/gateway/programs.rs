@@ -195,16 +195,11 @@ pub(crate) fn attach_link(
         .map_err(error)?
         .try_into()
         .expect("made as a tcx link just now");
-    // A link that was on another device goes only now that the new one is in place.
-    match std::fs::remove_file(pin) {
-        Err(source) if source.kind() != std::io::ErrorKind::NotFound => {
-            return Err(GatewayError::Pin {
-                path: pin.to_owned(),
-                source,
-            });
-        }
-        _ => {}
-    }
+    // A link that was on another device, or behind others, goes only now that the new one is in place.
+    detach_link(pin).map_err(|source| GatewayError::Pin {
+        path: pin.to_owned(),
+        source,
+    })?;
     link.pin(pin)
         .map_err(|source| GatewayError::pin(pin, source))?;
     Ok(())

@@ -1,0 +1,271 @@
+//! The life of the uplink programs in the kernel: attached first, adopted, replaced, set aside, removed.
+
+use crate::namespaces::{Net, command, own_bpffs};
+use aya::maps::{Array, Map, MapData};
+use aya::programs::tc::{NlOptions, TcAttachOptions};
+use aya::programs::{LinkOrder, SchedClassifier, TcAttachType};
+use aya::{Ebpf, EbpfLoader};
+use egret_core::node::{Profile, ProfileId, WorkerState};
+use egret_datapath::damage::Damage;
+use egret_datapath::gateway::Attachment;
+use egret_datapath::uplink::abi::Config;
+use egret_datapath::uplink::{Looker, OBJECT, UplinkDriver};
+use std::collections::BTreeSet;
+use std::path::PathBuf;
+
+const UPLINKS: [&str; 2] = ["up0", "up1"];
+
+/// This thread in a namespace of its own, with uplinks and a pod's device.
+fn node() -> (Net, PathBuf) {
+    let pins = own_bpffs();
+    let net = Net::new();
+    nix::sched::setns(&net_file(&net), nix::sched::CloneFlags::CLONE_NEWNET).unwrap();
+    for (device, peer) in [("up0", "far0"), ("up1", "far1"), ("pod0", "in0")] {
+        command(&format!("ip link add {device} type veth peer name {peer}"));
+        command(&format!("ip link set {device} up"));
+        command(&format!("ip link set {peer} up"));
+    }
+    (net, pins)
+}
+
+fn net_file(net: &Net) -> std::fs::File {
+    std::fs::File::open(net.path()).unwrap()
+}
+
+fn worker(uplinks: &[&str]) -> WorkerState {
+    WorkerState {
+        lift: uplinks.iter().map(|name| (*name).to_owned()).collect(),
+        throw: BTreeSet::from(["10.244.1.0/24".parse().unwrap()]),
+        pods: [("10.244.1.10".parse().unwrap(), ProfileId(7))].into(),
+        profiles: [(ProfileId(7), Profile::default())].into(),
+        ..WorkerState::default()
+    }
+}
+
+fn programs(device: &str, direction: TcAttachType) -> Vec<u32> {
+    let (_, programs) = SchedClassifier::query_tcx(device, direction).unwrap();
+    programs.iter().map(|program| program.id()).collect()
+}
+
+fn all_programs() -> Vec<Vec<u32>> {
+    let directions = [TcAttachType::Ingress, TcAttachType::Egress];
+    let on = |device| directions.map(|direction| programs(device, direction));
+    UPLINKS.into_iter().flat_map(on).collect()
+}
+
+/// A program of somebody else that comes before all others.
+fn intruder(device: &str, direction: TcAttachType) -> Ebpf {
+    let first = TcAttachOptions::TcxOrder(LinkOrder::first());
+    attached(device, direction, first)
+}
+
+fn attached(device: &str, direction: TcAttachType, how: TcAttachOptions) -> Ebpf {
+    let mut object = EbpfLoader::new().btf(None).load(OBJECT).unwrap();
+    let program: &mut SchedClassifier =
+        object.program_mut("uplink_in").unwrap().try_into().unwrap();
+    program.load().unwrap();
+    program.attach_with_options(device, direction, how).unwrap();
+    object
+}
+
+fn up(pins: &std::path::Path, state: &WorkerState) -> UplinkDriver {
+    let mut driver = UplinkDriver::open(pins).unwrap();
+    driver.prepare(state).unwrap();
+    driver.settle(state).unwrap();
+    driver
+}
+
+#[test]
+fn it_is_attached_adopted_moved_and_removed() {
+    let (_net, pins) = node();
+    let state = worker(&UPLINKS);
+    let mut driver = up(&pins, &state);
+    let first = all_programs();
+    assert!(
+        first.iter().all(|programs| programs.len() == 1),
+        "{first:?}"
+    );
+    assert_eq!(driver.verify(true).unwrap(), BTreeSet::new());
+    drop(driver);
+    assert_eq!(all_programs(), first, "they outlive the agent");
+    let mut driver = up(&pins, &state);
+    assert_eq!(all_programs(), first, "the next agent adopts them");
+
+    driver.settle(&worker(&["up1"])).unwrap();
+    assert!(programs("up0", TcAttachType::Egress).is_empty());
+    assert_eq!(programs("up1", TcAttachType::Egress), first[3]);
+
+    assert!(UplinkDriver::remove(&pins).unwrap());
+    assert!(all_programs().iter().all(Vec::is_empty));
+    assert!(!pins.exists());
+    assert!(nix::net::if_::if_nametoindex("egret-lift").is_err());
+    assert!(
+        !UplinkDriver::remove(&pins).unwrap(),
+        "nothing is left to remove"
+    );
+}
+
+#[test]
+fn what_leaves_is_seen_before_others_see_it() {
+    let (_net, pins) = node();
+    let state = worker(&UPLINKS);
+    let mut driver = up(&pins, &state);
+    let ours = programs("up0", TcAttachType::Egress);
+    let _intruder = intruder("up0", TcAttachType::Egress);
+    assert_eq!(programs("up0", TcAttachType::Egress)[1..], ours);
+    assert_eq!(
+        driver.verify(false).unwrap(),
+        BTreeSet::from([Damage::Programs])
+    );
+    driver.settle(&state).unwrap();
+    let now = programs("up0", TcAttachType::Egress);
+    assert_eq!(now.len(), 2, "the other's stays, and ours is there once");
+    assert_eq!(driver.verify(false).unwrap(), BTreeSet::new());
+    UplinkDriver::remove(&pins).unwrap();
+    assert_eq!(programs("up0", TcAttachType::Egress).len(), 1);
+}
+
+#[test]
+fn another_build_is_replaced_and_other_tables_are_set_aside_until_then() {
+    let (_net, pins) = node();
+    let state = worker(&UPLINKS);
+    drop(up(&pins, &state));
+    let map = Map::Array(MapData::from_pin(pins.join("uplink/uplink_config")).unwrap());
+    let mut map: Array<MapData, Config> = Array::try_from(map).unwrap();
+    let config = map.get(&0, 0).unwrap();
+    let other = Config {
+        object_hash: 1,
+        ..config
+    };
+    map.set(0, other, 0).unwrap();
+    let before = all_programs();
+    drop(up(&pins, &state));
+    let after = all_programs();
+    assert!(
+        before
+            .iter()
+            .zip(&after)
+            .all(|(b, a)| a.len() == 1 && a != b)
+    );
+
+    // A table that has gone is a table of another shape.
+    std::fs::remove_file(pins.join("uplink/uplink_chosen")).unwrap();
+    let mut driver = UplinkDriver::open(&pins).unwrap();
+    assert_eq!(all_programs(), after, "still attached until ours are");
+    driver.prepare(&state).unwrap();
+    driver.settle(&state).unwrap();
+    let now = all_programs();
+    assert!(after.iter().zip(&now).all(|(a, n)| n.len() == 1 && n != a));
+    assert!(!pins.join("uplink_before").exists());
+    assert_eq!(driver.verify(true).unwrap(), BTreeSet::new());
+}
+
+#[test]
+fn filters_do_the_same_where_there_is_no_tcx() {
+    let (_net, pins) = node();
+    let state = worker(&UPLINKS);
+    let mut driver = UplinkDriver::open_with(&pins, Attachment::Clsact).unwrap();
+    driver.prepare(&state).unwrap();
+    driver.settle(&state).unwrap();
+    assert!(all_programs().iter().all(Vec::is_empty));
+    assert_eq!(driver.verify(true).unwrap(), BTreeSet::new());
+    command("tc filter delete dev up0 egress");
+    assert_eq!(
+        driver.verify(false).unwrap(),
+        BTreeSet::from([Damage::Programs])
+    );
+    driver.settle(&state).unwrap();
+    assert_eq!(driver.verify(true).unwrap(), BTreeSet::new());
+    drop(driver);
+    assert!(UplinkDriver::remove(&pins).unwrap());
+    let output = std::process::Command::new("tc")
+        .args(["filter", "show", "dev", "up0", "egress"])
+        .output()
+        .unwrap();
+    assert_eq!(String::from_utf8_lossy(&output.stdout), "");
+}
+
+#[test]
+fn a_device_of_our_name_that_is_not_ours_is_left_alone() {
+    let (_net, pins) = node();
+    command("ip link add egret-lift type veth peer name theirs");
+    assert!(UplinkDriver::open(&pins).is_err());
+    UplinkDriver::remove(&pins).unwrap();
+    assert!(nix::net::if_::if_nametoindex("egret-lift").is_ok());
+}
+
+#[test]
+fn damage_is_seen_by_kind() {
+    let (_net, pins) = node();
+    let state = worker(&UPLINKS);
+    for (line, kind) in [
+        ("ip link delete egret-lift".to_owned(), Damage::Device),
+        ("ip link set egret-lift down".to_owned(), Damage::Device),
+        (
+            format!(
+                "bpftool map delete pinned {}/uplink/uplink_pods key 0 0 0 0 0 0 0 0 0 0 255 255 10 244 1 10",
+                pins.display()
+            ),
+            Damage::Tables,
+        ),
+    ] {
+        let mut driver = up(&pins, &state);
+        assert_eq!(driver.verify(true).unwrap(), BTreeSet::new());
+        command(&line);
+        assert_eq!(
+            driver.verify(true).unwrap(),
+            BTreeSet::from([kind]),
+            "{line}"
+        );
+    }
+    let mut driver = up(&pins, &state);
+    assert_eq!(driver.verify(true).unwrap(), BTreeSet::new());
+}
+
+#[test]
+fn the_kernel_shows_ways_programs_and_where_pods_are() {
+    let (_net, _pins) = node();
+    for line in [
+        "ip address add 192.0.2.1/24 dev up0",
+        "ip route add default via 192.0.2.254",
+        "ip route add 198.51.100.0/24 nexthop via 192.0.2.253 nexthop dev up1",
+        "ip route add 203.0.113.0/24 dev up1 table 77",
+        "ip route add 10.244.1.10 dev pod0",
+    ] {
+        command(line);
+    }
+    let pods = ["10.244.1.10", "10.244.1.11", "fd00:244:1::10"];
+    let pods = pods.map(|pod| pod.parse().unwrap());
+    let mut looker = Looker::open().unwrap();
+    let seen = looker.look(&pods.into()).unwrap();
+    let ways: BTreeSet<(String, String)> = seen
+        .ways
+        .iter()
+        .filter(|way| way.to.addr().is_ipv4() && way.ethernet)
+        .map(|way| (way.device.clone(), way.to.to_string()))
+        .collect();
+    let expected = [
+        ("pod0", "10.244.1.10/32"),
+        ("up0", "0.0.0.0/0"),
+        ("up0", "192.0.2.0/24"),
+        ("up0", "198.51.100.0/24"),
+        ("up1", "198.51.100.0/24"),
+        ("up1", "203.0.113.0/24"),
+    ];
+    let expected = expected.map(|(device, to)| (device.to_owned(), to.to_owned()));
+    assert_eq!(ways, expected.into());
+    let delivered: Vec<Option<String>> = seen.delivered.into_values().collect();
+    assert_eq!(
+        delivered,
+        [Some("pod0".to_owned()), Some("up0".to_owned()), None]
+    );
+    assert!(seen.programs.is_empty() && seen.express.is_empty());
+
+    let _tcx = intruder("pod0", TcAttachType::Ingress);
+    let _leaving = intruder("in0", TcAttachType::Egress);
+    command("tc qdisc add dev up1 clsact");
+    let filter = TcAttachOptions::Netlink(NlOptions::default());
+    let _filter = attached("up1", TcAttachType::Ingress, filter);
+    let seen = looker.look_at_programs().unwrap();
+    assert_eq!(seen, ["pod0", "up1"].map(str::to_owned).into());
+}

@@ -1,0 +1,12 @@
+//! The uplink programs in a real kernel. Needs root, makes its own network namespaces and BPF file systems.
+
+#[path = "uplink/driver.rs"]
+mod driver;
+#[allow(dead_code)]
+#[path = "gateway/namespaces.rs"]
+mod namespaces;
+#[allow(dead_code)]
+#[path = "gateway/packets.rs"]
+mod packets;
+#[path = "uplink/verdicts.rs"]
+mod verdicts;
