@@ -7,5 +7,6 @@ mod histories;
 mod incremental;
 mod leases;
 mod nodes;
+mod paths;
 mod planning;
 mod scene;

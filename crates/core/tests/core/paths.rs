@@ -1,0 +1,164 @@
+//! How pods' packets leave a node: what the kernel shows, and what follows from it.
+
+use crate::scene::*;
+use egret_core::node::{CniPath, NodeOutcome, PathFacts, PodsPath, Verdict, Way};
+use std::collections::BTreeSet;
+
+fn way(device: &str, to: &str) -> Way {
+    Way {
+        device: device.into(),
+        ethernet: device != "tun0",
+        to: to.parse().unwrap(),
+    }
+}
+
+fn names(devices: &[&str]) -> BTreeSet<String> {
+    devices.iter().map(|name| (*name).to_owned()).collect()
+}
+
+/// A node with two uplinks, the pod's device and a bridge for other pods.
+fn plain() -> PathFacts {
+    let ways = [
+        ("eth0", "0.0.0.0/0"),
+        ("eth0", "192.168.122.0/24"),
+        ("eth1", "198.51.100.0/24"),
+        ("veth1", "10.244.1.10/32"),
+        ("veth1", "fe80::/64"),
+        ("cni0", "10.244.1.0/24"),
+    ];
+    PathFacts {
+        ways: ways.map(|(device, to)| way(device, to)).into(),
+        delivered: [(ip("10.244.1.10"), Some("veth1".to_owned()))].into(),
+        ..PathFacts::default()
+    }
+}
+
+fn outcome(path: PathFacts) -> NodeOutcome {
+    let mut scene = kep_scene();
+    scene.settle();
+    scene.facts.entry(node_name("worker1")).or_default().path = path;
+    scene.outcome("worker1")
+}
+
+fn programmed(outcome: &NodeOutcome) -> u32 {
+    outcome.programmed.iter().map(|one| one.pods).sum()
+}
+
+fn is_refused(outcome: &NodeOutcome, because: &str) {
+    let PodsPath::Unsupported(text) = &outcome.pods_path else {
+        panic!("{because}: {:?}", outcome.pods_path);
+    };
+    assert!(text.contains(because), "{text}");
+    let worker = &outcome.state.worker;
+    assert!(worker.lift.is_empty());
+    assert!(!outcome.programmed.is_empty(), "a policy is reported");
+    assert_eq!(programmed(outcome), 0);
+    let boxes: Vec<_> = worker.profiles.values().flat_map(|p| &p.boxes).collect();
+    assert!(!boxes.is_empty());
+    assert!(boxes.iter().all(|b| b.verdict == Verdict::Unavailable));
+}
+
+#[test]
+fn without_programs_at_pods_devices_packets_pass_the_stack() {
+    for path in [
+        PathFacts::default(),
+        plain(),
+        // What looks at packets at the uplinks alone redirects no pod.
+        PathFacts {
+            programs: names(&["eth0", "eth1"]),
+            express: names(&["eth0"]),
+            ..plain()
+        },
+        // Nothing is wrong with programs that are not needed.
+        PathFacts {
+            refused: Some("no".into()),
+            ..plain()
+        },
+    ] {
+        let outcome = outcome(path);
+        assert_eq!(outcome.pods_path, PodsPath::Netfilter);
+        assert!(outcome.state.worker.lift.is_empty());
+        assert!(programmed(&outcome) > 0);
+    }
+}
+
+#[test]
+fn a_program_at_any_other_device_has_all_uplinks_watched() {
+    for device in ["veth1", "cni0", "unknown"] {
+        let outcome = outcome(PathFacts {
+            programs: names(&[device, "eth0"]),
+            ..plain()
+        });
+        assert_eq!(outcome.pods_path, PodsPath::Bpf, "{device}");
+        assert_eq!(outcome.state.worker.lift, names(&["eth0", "eth1"]));
+        assert!(programmed(&outcome) > 0);
+    }
+}
+
+#[test]
+fn what_the_agent_was_told_overrules_what_it_sees() {
+    let told = |choice, programs: &[&str]| PathFacts {
+        choice,
+        programs: names(programs),
+        ..plain()
+    };
+    let forced = outcome(told(CniPath::Bpf, &[]));
+    assert_eq!(forced.pods_path, PodsPath::Bpf);
+    assert_eq!(forced.state.worker.lift, names(&["eth0", "eth1"]));
+    let calm = outcome(PathFacts {
+        express: names(&["veth1"]),
+        ..told(CniPath::Netfilter, &["veth1"])
+    });
+    assert_eq!(calm.pods_path, PodsPath::Netfilter);
+    assert!(calm.state.worker.lift.is_empty());
+}
+
+#[test]
+fn a_way_that_cannot_be_followed_is_refused_as_a_whole() {
+    let express = PathFacts {
+        express: names(&["veth1"]),
+        ..plain()
+    };
+    is_refused(&outcome(express), "XDP");
+    let switched = PathFacts {
+        switched: names(&["eth0", "pod7"]),
+        ..plain()
+    };
+    is_refused(&outcome(switched), "Open vSwitch");
+    let bpf = PathFacts {
+        programs: names(&["veth1"]),
+        ..plain()
+    };
+    let refused = PathFacts {
+        refused: Some("no BPF file system".into()),
+        ..bpf.clone()
+    };
+    is_refused(&outcome(refused), "no BPF file system");
+    let mut headless = bpf;
+    headless.ways.insert(way("tun0", "203.0.113.0/24"));
+    is_refused(&outcome(headless), "tun0");
+    for away in [Some("eth0".to_owned()), None] {
+        let apart = PathFacts {
+            delivered: [(ip("10.244.1.10"), away)].into(),
+            ..plain()
+        };
+        is_refused(&outcome(apart), "SR-IOV");
+    }
+}
+
+#[test]
+fn what_concerns_no_selected_destination_or_not_every_pod_refuses_nothing() {
+    let mut path = PathFacts {
+        programs: names(&["veth1"]),
+        // A switch without an uplink sends through the stack.
+        switched: names(&["pod7", "pod8"]),
+        ..plain()
+    };
+    // The tunnel of somebody else, inside the cluster.
+    path.ways.insert(way("tun0", "10.244.2.0/24"));
+    path.delivered
+        .insert(ip("10.244.1.11"), Some("eth0".to_owned()));
+    let outcome = outcome(path);
+    assert_eq!(outcome.pods_path, PodsPath::Bpf);
+    assert_eq!(outcome.state.worker.lift, names(&["eth0", "eth1"]));
+}
