@@ -19,17 +19,14 @@ const UPLINKS: [&str; 2] = ["up0", "up1"];
 fn node() -> (Net, PathBuf) {
     let pins = own_bpffs();
     let net = Net::new();
-    nix::sched::setns(&net_file(&net), nix::sched::CloneFlags::CLONE_NEWNET).unwrap();
+    let file = std::fs::File::open(net.path()).unwrap();
+    nix::sched::setns(file, nix::sched::CloneFlags::CLONE_NEWNET).unwrap();
     for (device, peer) in [("up0", "far0"), ("up1", "far1"), ("pod0", "in0")] {
         command(&format!("ip link add {device} type veth peer name {peer}"));
         command(&format!("ip link set {device} up"));
         command(&format!("ip link set {peer} up"));
     }
     (net, pins)
-}
-
-fn net_file(net: &Net) -> std::fs::File {
-    std::fs::File::open(net.path()).unwrap()
 }
 
 fn worker(uplinks: &[&str]) -> WorkerState {
