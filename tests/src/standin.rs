@@ -1,7 +1,7 @@
 //! A stand-in for network plugins that take pods' packets past the node's stack: see `tests/standin/bypass.bpf.c`.
 
-use crate::Cluster;
 use anyhow::{Context, ensure};
+use egret_lab::Lab;
 use std::path::PathBuf;
 use std::process::Command;
 
@@ -46,18 +46,27 @@ impl Standin {
         self.folder.join("bypass.o")
     }
 
-    /// Takes the packets of all pods of a host past its stack, and those that come for them.
+    /// Takes the packets of all pods of a host past its stack, and those that come for them. The router learns the way.
     ///
     /// # Errors
     /// `tc` refuses something.
-    pub fn take_over(&self, cluster: &Cluster, host: &str) -> anyhow::Result<()> {
-        let layout = cluster.lab().layout()?;
+    pub fn take_over(&self, lab: &Lab, host: &str) -> anyhow::Result<()> {
+        let layout = lab.layout()?;
         let found = layout.host(host).context("no such host")?;
         for pod in &found.pods {
-            self.filter(cluster, host, &pod.device, "from_pod")?;
+            self.filter(lab, host, &pod.device, "from_pod")?;
         }
         for link in &found.links {
-            self.filter(cluster, host, &link.device, "to_pod")?;
+            self.filter(lab, host, &link.device, "to_pod")?;
+        }
+        // Nothing is translated, so the world must know the way to the pods.
+        for prefix in &found.pod_cidrs {
+            let mut vias = found.node_addresses();
+            let via = vias.find(|via| via.is_ipv4() == prefix.addr().is_ipv4());
+            let via = via.context("no node address of this family")?;
+            let (prefix, via) = (prefix.to_string(), via.to_string());
+            let words = ["ip", "route", "replace", &prefix, "via", &via];
+            exec(lab, "router", &words)?;
         }
         Ok(())
     }
@@ -66,16 +75,9 @@ impl Standin {
     ///
     /// # Errors
     /// `tc` refuses it.
-    pub fn filter(
-        &self,
-        cluster: &Cluster,
-        host: &str,
-        device: &str,
-        program: &str,
-    ) -> anyhow::Result<()> {
-        let place = cluster.host(host)?;
+    pub fn filter(&self, lab: &Lab, host: &str, device: &str, program: &str) -> anyhow::Result<()> {
         // Egret has it already where its programs are filters.
-        let _exists = cluster.exec(&place, &["tc", "qdisc", "add", "dev", device, "clsact"]);
+        let _exists = exec(lab, host, &["tc", "qdisc", "add", "dev", device, "clsact"]);
         let object = self.object();
         let words = ["tc", "filter", "add", "dev", device, "ingress", "prio", "9"];
         let program = [
@@ -86,19 +88,26 @@ impl Standin {
             "sec",
             program,
         ];
-        cluster.exec(&place, &[&words[..], &program[..]].concat())?;
-        Ok(())
+        exec(lab, host, &[&words[..], &program[..]].concat())
     }
 
     /// Puts an XDP program at a device.
     ///
     /// # Errors
     /// `ip` refuses it.
-    pub fn express(&self, cluster: &Cluster, host: &str, device: &str) -> anyhow::Result<()> {
+    pub fn express(&self, lab: &Lab, host: &str, device: &str) -> anyhow::Result<()> {
         let object = self.object();
         let words = ["ip", "link", "set", "dev", device, "xdpgeneric", "obj"];
         let program = [&*object.to_string_lossy(), "sec", "xdp"];
-        cluster.exec(&cluster.host(host)?, &[&words[..], &program[..]].concat())?;
-        Ok(())
+        exec(lab, host, &[&words[..], &program[..]].concat())
     }
+}
+
+fn exec(lab: &Lab, host: &str, words: &[&str]) -> anyhow::Result<()> {
+    let (program, arguments) = words.split_first().context("a program")?;
+    let place = lab.place(host)?;
+    let output = lab.exec(&place, program)?.args(arguments).output()?;
+    let errors = String::from_utf8_lossy(&output.stderr);
+    ensure!(output.status.success(), "{words:?}: {errors}");
+    Ok(())
 }
