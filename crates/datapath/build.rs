@@ -12,6 +12,7 @@ fn main() -> Result<(), Box<dyn Error>> {
         .canonicalize()?;
     let out = PathBuf::from(std::env::var("OUT_DIR")?);
     println!("cargo:rerun-if-changed={}", root.display());
+    println!("cargo:rerun-if-changed=build.rs");
     println!("cargo:rerun-if-env-changed=CLANG");
     for directory in [root.clone(), root.join("include")] {
         for entry in std::fs::read_dir(directory)? {

@@ -150,8 +150,19 @@ fn the_nodes_say_so(cluster: &Cluster) -> Outcome {
     wait_able(cluster, "g1", "cni-path-netfilter")
 }
 
+/// Watches for packets that leave with neither an egress address nor that of a pod which no policy selects.
+fn watch_selected(cluster: &Cluster) -> anyhow::Result<Leaving> {
+    let mut right = EGRESS.map(ip).to_vec();
+    for pod in ["b1", "c1"] {
+        for (_, server) in families() {
+            right.push(cluster.pod_address(pod, server)?);
+        }
+    }
+    Leaving::watch(cluster, move |packet| !right.contains(&packet.source))
+}
+
 fn selected_pods_leave_with_the_egress_address(cluster: &Cluster) -> Outcome {
-    let watch = Leaving::watch(cluster, |packet| !EGRESS.map(ip).contains(&packet.source))?;
+    let watch = watch_selected(cluster)?;
     for pod in ["a1", "a2"] {
         for (family, server) in families() {
             expect_source(&cluster.pod(pod)?, server, ip(EGRESS[family]))?;
@@ -295,7 +306,7 @@ fn flows_live_when_a_policy_starts_or_end_cleanly(cluster: &Cluster) -> Outcome 
 }
 
 fn a_lost_gateway_breaks_no_connection(cluster: &Cluster) -> Outcome {
-    let watch = Leaving::watch(cluster, |packet| !EGRESS.map(ip).contains(&packet.source))?;
+    let watch = watch_selected(cluster)?;
     let pod = cluster.pod("a1")?;
     let mut busy = Vec::new();
     for (_, server) in families() {
@@ -330,6 +341,10 @@ fn what_others_remove_comes_back(cluster: &Cluster) -> Outcome {
         format!("rm -r {pins}"),
     ] {
         shell(cluster, WORKER, &line)?;
+        // Without its pin a program stays for a moment.
+        wait_for("the programs' pins", DEADLINE, || {
+            shell(cluster, WORKER, &format!("ls {pins}/out_*")).is_ok()
+        })?;
         let watch = wait_lifting(cluster).with_context(|| line.clone())?;
         watch.clean().with_context(|| line.clone())?;
     }
@@ -345,13 +360,13 @@ fn wait_lifting(cluster: &Cluster) -> anyhow::Result<Leaving> {
         let seen = egret_lab::traffic::source::udp_echo(&pod, echo(server), 8, patience);
         seen.is_ok_and(|source| source.ip() == ip(EGRESS[0]))
     })?;
-    let watch = Leaving::watch(cluster, |packet| !EGRESS.map(ip).contains(&packet.source))?;
+    let watch = watch_selected(cluster)?;
     expect_source(&pod, server, ip(EGRESS[0]))?;
     Ok(watch)
 }
 
 fn a_dead_agent_changes_nothing(cluster: &Cluster) -> Outcome {
-    let watch = Leaving::watch(cluster, |packet| !EGRESS.map(ip).contains(&packet.source))?;
+    let watch = watch_selected(cluster)?;
     let pod = cluster.pod("a1")?;
     let idle = IdleFlows::start(&pod, echo(ip(SERVERS[0])), 5)?;
     cluster.lab().kill(WORKER, Hurt::Agent)?;
@@ -371,7 +386,11 @@ fn a_dead_agent_changes_nothing(cluster: &Cluster) -> Outcome {
 /// Agent dead and its tables gone (also the one that covers a replacement under way): what is lifted has no ruleset to say what it is.
 fn without_the_ruleset_nothing_leaves(cluster: &Cluster) -> Outcome {
     cluster.lab().kill(WORKER, Hurt::Agent)?;
-    shell(cluster, WORKER, "nft flush ruleset")?;
+    // Tables are the agent's own until the last of its threads has ended.
+    wait_for("the tables to go", DEADLINE, || {
+        let tables = shell(cluster, WORKER, "nft flush ruleset; nft list tables");
+        tables.is_ok_and(|tables| !tables.contains("egret"))
+    })?;
     let own: Vec<IpAddr> = families()
         .iter()
         .map(|(_, server)| cluster.pod_address("a1", *server))
@@ -466,7 +485,7 @@ fn an_unknown_way_is_reported_and_refused(cluster: &Cluster) -> Outcome {
     });
     ensure!(said.is_ok(), "{WORKER} does not say it: {last:#?}");
     // The other node serves its pod; this one serves nothing, and lets nothing out.
-    let watch = Leaving::watch(cluster, |packet| !EGRESS.map(ip).contains(&packet.source))?;
+    let watch = watch_selected(cluster)?;
     let mut last = None;
     let told = wait_for("one pod of two", DEADLINE, || {
         last = cluster.status().ok();

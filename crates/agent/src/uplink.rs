@@ -12,8 +12,10 @@ use std::net::IpAddr;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
-/// Nobody tells when a program is attached to a device: it is looked for this often.
+/// Nobody tells when a program is attached to a device: it is looked for this often. What is refused is tried again.
 const LOOK_AT_PROGRAMS: Duration = Duration::from_secs(5);
+/// Failures in a row after which the programs count as refused; before, somebody may just be at work there.
+const FAILURES: u32 = 3;
 
 pub(crate) struct Uplink {
     pin_directory: PathBuf,
@@ -27,6 +29,8 @@ pub(crate) struct Uplink {
     looked: Option<Instant>,
     /// Why the programs cannot be used.
     refused: Option<String>,
+    /// Failures in a row.
+    failures: u32,
     driver: Option<UplinkDriver>,
     /// Nothing of an earlier agent is left.
     clean: bool,
@@ -43,6 +47,7 @@ impl Uplink {
             pods: BTreeSet::new(),
             looked: None,
             refused: None,
+            failures: 0,
             driver: None,
             clean: false,
         }
@@ -90,6 +95,10 @@ impl Uplink {
             return false;
         }
         self.looked = Some(Instant::now());
+        if self.refused.is_some() && self.open().is_ok() {
+            self.refused = None;
+            return true;
+        }
         match self.looker().and_then(Looker::look_at_programs) {
             Ok(programs) if programs == self.seen.programs => false,
             Ok(_) => {
@@ -103,7 +112,8 @@ impl Uplink {
         }
     }
 
-    /// What must be there before the ruleset changes. An error refuses the programs: the next round knows it.
+    /// What must be there before the ruleset changes. After several errors in a row the programs count as refused, which
+    /// the next round knows; until then nothing changes.
     pub(crate) fn prepare(&mut self, outcome: &NodeOutcome) -> Result<(), String> {
         let worker = &outcome.state.worker;
         if !worker.lift.is_empty() {
@@ -152,24 +162,24 @@ impl Uplink {
         match done {
             Ok(driver) => {
                 self.driver = Some(driver);
+                self.failures = 0;
                 Ok(())
             }
             Err(error) => {
                 let text = chain(&error);
                 tracing::error!(error = text, "pods' packets cannot be taken back");
-                self.refused = Some(text.clone());
+                self.failures += 1;
+                if self.failures >= FAILURES {
+                    self.refused = Some(text.clone());
+                }
                 Err(text)
             }
         }
     }
 
-    /// What others have done; the next round mends it. `deep` compares the tables, and tries again what was refused.
+    /// What others have done; the next round mends it. `deep` compares the tables.
     pub(crate) fn verify(&mut self, deep: bool) -> BTreeSet<Damage> {
         let mut damage = BTreeSet::new();
-        if deep && self.refused.is_some() && self.open().is_ok() {
-            self.refused = None;
-            damage.insert(Damage::Programs);
-        }
         let Some(driver) = &mut self.driver else {
             return damage;
         };
