@@ -94,23 +94,24 @@ static __always_inline int read_ends(struct __sk_buff *skb, const struct egret_p
 	return 0;
 }
 
-static __always_inline int is_never(const struct egret_address *address)
+static __always_inline int is_never(__u32 version, const struct egret_address *address)
 {
-	struct egret_prefix prefix = { .bits = 128, .address = *address };
+	struct egret_prefix prefix = { .bits = 32 + 128, .version = version, .address = *address };
 
 	return bpf_map_lookup_elem(&uplink_never, &prefix) != 0;
 }
 
-static __always_inline int is_local(const struct egret_address *address)
+static __always_inline int is_local(__u32 version, const struct egret_address *address)
 {
-	struct egret_prefix prefix = { .bits = 128, .address = *address };
+	struct egret_prefix prefix = { .bits = 32 + 128, .version = version, .address = *address };
 
 	return bpf_map_lookup_elem(&uplink_local, &prefix) != 0;
 }
 
-static __always_inline int is_chosen(const struct egret_profile *profile, const struct egret_address *address)
+static __always_inline int is_chosen(const struct egret_profile *profile, __u32 version,
+				     const struct egret_address *address)
 {
-	struct egret_destination key = { .bits = 64 + 128, .address = *address };
+	struct egret_destination key = { .bits = 96 + 128, .version = version, .address = *address };
 
 	key.profile[0] = profile->profile[0];
 	key.profile[1] = profile->profile[1];
@@ -291,9 +292,9 @@ int uplink_out(struct __sk_buff *skb)
 		return EGRET_PASS;
 	parsed = parse(skb, &packet);
 	profile = bpf_map_lookup_elem(&uplink_pods, &packet.source);
-	if (!profile || !is_chosen(profile, &packet.destination) || is_never(&packet.destination)) {
+	if (!profile || !is_chosen(profile, packet.version, &packet.destination) || is_never(packet.version, &packet.destination)) {
 		/* A policy may come to it any time, and must know then who opened its flows. */
-		if (parsed == 0 && (profile || is_local(&packet.source)) && !is_never(&packet.destination))
+		if (parsed == 0 && (profile || is_local(packet.version, &packet.source)) && !is_never(packet.version, &packet.destination))
 			judge(skb, &packet);
 		return EGRET_PASS;
 	}
@@ -322,13 +323,13 @@ int uplink_in(struct __sk_buff *skb)
 		struct egret_knock knock = { .remote = packet.source, .port = ends.from };
 		__u64 now = bpf_ktime_get_ns();
 
-		if ((ends.tcp_flags & (TCP_SYN | TCP_ACK)) == TCP_SYN && !is_never(&packet.source))
+		if ((ends.tcp_flags & (TCP_SYN | TCP_ACK)) == TCP_SYN && !is_never(packet.version, &packet.source))
 			bpf_map_update_elem(&uplink_knocks, &knock, &now, BPF_ANY);
 		return EGRET_PASS;
 	}
 	if (is_icmp(&packet) && !is_request(packet.version, ends.icmp_type))
 		return EGRET_PASS;
-	if (!is_local(&packet.destination) || is_never(&packet.source))
+	if (!is_local(packet.version, &packet.destination) || is_never(packet.version, &packet.source))
 		return EGRET_PASS;
 	flow.pod = packet.destination;
 	flow.remote = packet.source;

@@ -40,14 +40,16 @@ struct egret_lift_config {
 
 /* Key of uplink_never and uplink_local. */
 struct egret_prefix {
-	__u32 bits; /* of the address, IPv4 as ::ffff:a.b.c.d */
+	__u32 bits; /* 32 and those of the address, IPv4 as ::ffff:a.b.c.d */
+	__u32 version; /* 4 or 6: ::/0 is no prefix of an IPv4 address */
 	struct egret_address address;
 };
 
 /* Key of uplink_destinations: the profile comes first and always counts in full. */
 struct egret_destination {
-	__u32 bits; /* 64 and those of the address */
+	__u32 bits; /* 96 and those of the address; 64: all of both families */
 	__u32 profile[2]; /* as in uplink_pods */
+	__u32 version;
 	struct egret_address address;
 };
 

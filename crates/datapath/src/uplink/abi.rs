@@ -7,8 +7,10 @@ use ipnet::IpNet;
 
 /// Bits of an IPv4 prefix that its form as an IPv6 address has in front.
 const MAPPED_BITS: u32 = 96;
-/// Bits of the profile, which comes before the address.
-pub const PROFILE_BITS: u32 = 64;
+/// Bits of the family, which comes before the address and always counts in full.
+const FAMILY_BITS: u32 = 32;
+/// Bits of the profile, which comes before the family.
+const PROFILE_BITS: u32 = 64;
 
 /// `struct egret_lift_config`.
 #[repr(C)]
@@ -30,10 +32,10 @@ pub struct Config {
     pub object_hash: u64,
 }
 
-/// Address of `struct egret_prefix`.
-pub type Prefix = [u8; 16];
-/// Profile and address of `struct egret_destination`.
-pub type Destination = [u8; 24];
+/// Family and address of `struct egret_prefix`.
+pub type Prefix = [u8; 20];
+/// Profile, family and address of `struct egret_destination`.
+pub type Destination = [u8; 28];
 /// `struct egret_profile`.
 pub type Profile = [u8; 8];
 
@@ -58,24 +60,24 @@ pub fn profile(id: ProfileId) -> Profile {
     id.0.to_ne_bytes()
 }
 
-/// The form in which the programs have a prefix: its bits and its address.
+/// The form in which the programs have a prefix: how many bits count, and family and address.
 pub fn prefix(prefix: IpNet) -> (u32, Prefix) {
-    let front = match prefix {
-        IpNet::V4(_) => MAPPED_BITS,
-        IpNet::V6(_) => 0,
+    let (front, version) = match prefix {
+        IpNet::V4(_) => (MAPPED_BITS, 4u32),
+        IpNet::V6(_) => (0, 6),
     };
-    (
-        front + u32::from(prefix.prefix_len()),
-        address(prefix.network()),
-    )
+    let mut key = [0; 20];
+    key[..4].copy_from_slice(&version.to_ne_bytes());
+    key[4..].copy_from_slice(&address(prefix.network()));
+    (FAMILY_BITS + front + u32::from(prefix.prefix_len()), key)
 }
 
 /// The form in which the programs have a destination of a profile; `None`: all of both families.
 pub fn destination(id: ProfileId, to: Option<IpNet>) -> (u32, Destination) {
-    let (bits, address) = to.map_or((0, [0; 16]), prefix);
-    let mut key = [0; 24];
+    let (bits, rest) = to.map_or((0, [0; 20]), prefix);
+    let mut key = [0; 28];
     key[..8].copy_from_slice(&profile(id));
-    key[8..].copy_from_slice(&address);
+    key[8..].copy_from_slice(&rest);
     (PROFILE_BITS + bits, key)
 }
 
@@ -92,12 +94,13 @@ mod tests {
     #[test]
     fn prefixes_of_both_families_lie_in_one_table() {
         let all: IpNet = "0.0.0.0/0".parse().unwrap();
-        assert_eq!(prefix(all).0, 96);
-        assert_eq!(prefix("2001:db8::/32".parse().unwrap()).0, 32);
+        assert_eq!(prefix(all).0, 32 + 96);
+        assert_eq!(prefix("2001:db8::/32".parse().unwrap()).0, 32 + 32);
         let (bits, key) = destination(ProfileId(7), Some("10.0.0.0/8".parse().unwrap()));
-        assert_eq!(bits, 64 + 96 + 8);
+        assert_eq!(bits, 64 + 32 + 96 + 8);
         assert_eq!(key[..8], 7u64.to_ne_bytes());
-        assert_eq!(key[18..], [0xff, 0xff, 10, 0, 0, 0]);
+        assert_eq!(key[8..12], 4u32.to_ne_bytes());
+        assert_eq!(key[22..], [0xff, 0xff, 10, 0, 0, 0]);
         assert_eq!(destination(ProfileId(7), None).0, 64);
     }
 }

@@ -16,9 +16,9 @@ use std::net::IpAddr;
 pub(super) const PINNED: &[(&str, u32, u32)] = &[
     ("uplink_config", 4, size_of::<Config>() as u32),
     ("uplink_pods", 16, 8),
-    ("uplink_chosen", 4 + 24, 4),
-    ("uplink_never", 4 + 16, 4),
-    ("uplink_local", 4 + 16, 4),
+    ("uplink_chosen", 4 + 28, 4),
+    ("uplink_never", 4 + 20, 4),
+    ("uplink_local", 4 + 20, 4),
     ("uplink_knocks", 20, 8),
     ("uplink_inbound", 40, 8),
     ("uplink_flows", 40, 16),

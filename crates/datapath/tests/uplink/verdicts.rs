@@ -39,7 +39,7 @@ const ACK: u8 = 16;
 struct Uplink(Ebpf);
 
 fn prefixes(object: &mut Ebpf, map: &str, all: &[&str]) {
-    let mut map: LpmTrie<_, [u8; 16], u32> = object.map_mut(map).unwrap().try_into().unwrap();
+    let mut map: LpmTrie<_, abi::Prefix, u32> = object.map_mut(map).unwrap().try_into().unwrap();
     for text in all {
         let (bits, data) = abi::prefix(text.parse().unwrap());
         map.insert(&Key::new(bits, data), 1, 0).unwrap();
@@ -62,7 +62,7 @@ impl Uplink {
         let mut map: Array<_, Config> = map.try_into().unwrap();
         map.set(0, config, 0).unwrap();
         let map = object.map_mut("uplink_chosen").unwrap();
-        let mut map: LpmTrie<_, [u8; 24], u32> = map.try_into().unwrap();
+        let mut map: LpmTrie<_, abi::Destination, u32> = map.try_into().unwrap();
         for text in ["203.0.113.0/24", "2001:db8:1::/64"] {
             let (bits, key) = abi::destination(ProfileId(7), Some(text.parse().unwrap()));
             map.insert(&Key::new(bits, key), 1, 0).unwrap();
@@ -205,6 +205,33 @@ fn nobody_else_and_no_other_destination_is_touched() {
             let segment = tcp((from[family], 1000), (to[family], 80), SYN);
             assert_eq!(uplink.leaves(&segment), UNTOUCHED, "{from:?} to {to:?}");
         }
+    }
+}
+
+#[test]
+fn a_prefix_of_one_family_says_nothing_of_the_other() {
+    let mut uplink = Uplink::new();
+    // All of IPv6 holds no IPv4 address, however the tables write it.
+    prefixes(&mut uplink.0, "uplink_never", &["::/0"]);
+    assert_eq!(uplink.leaves(&out(0, 1000, 53)), LIFTED);
+    assert_eq!(uplink.leaves(&out(1, 1000, 53)), UNTOUCHED);
+
+    let mut uplink = Uplink::new();
+    let map = uplink.0.map_mut("uplink_chosen").unwrap();
+    let mut map: LpmTrie<_, abi::Destination, u32> = map.try_into().unwrap();
+    let (bits, key) = abi::destination(ProfileId(7), Some("::/0".parse().unwrap()));
+    map.insert(&Key::new(bits, key), 1, 0).unwrap();
+    let elsewhere = |family| udp((POD[family], 1000), (ELSEWHERE[family], 53), 64, b"x");
+    assert_eq!(uplink.leaves(&elsewhere(0)), UNTOUCHED);
+    assert_eq!(uplink.leaves(&elsewhere(1)), LIFTED);
+
+    let mut uplink = Uplink::new();
+    let map = uplink.0.map_mut("uplink_chosen").unwrap();
+    let mut map: LpmTrie<_, abi::Destination, u32> = map.try_into().unwrap();
+    let (bits, key) = abi::destination(ProfileId(7), None);
+    map.insert(&Key::new(bits, key), 1, 0).unwrap();
+    for family in [0, 1] {
+        assert_eq!(uplink.leaves(&elsewhere(family)), LIFTED);
     }
 }
 
