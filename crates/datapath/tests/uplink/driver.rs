@@ -5,7 +5,7 @@ use aya::maps::{Array, Map, MapData};
 use aya::programs::tc::{NlOptions, TcAttachOptions};
 use aya::programs::{LinkOrder, SchedClassifier, TcAttachType};
 use aya::{Ebpf, EbpfLoader};
-use egret_core::node::{Profile, ProfileId, WorkerState};
+use egret_core::node::{PodMap, Profile, ProfileId, WorkerState};
 use egret_datapath::damage::Damage;
 use egret_datapath::gateway::Attachment;
 use egret_datapath::uplink::abi::Config;
@@ -30,10 +30,12 @@ fn node() -> (Net, PathBuf) {
 }
 
 fn worker(uplinks: &[&str]) -> WorkerState {
+    let mut pods = PodMap::default();
+    pods.insert("10.244.1.10".parse().unwrap(), ProfileId(7));
     WorkerState {
         lift: uplinks.iter().map(|name| (*name).to_owned()).collect(),
         throw: BTreeSet::from(["10.244.1.0/24".parse().unwrap()]),
-        pods: [("10.244.1.10".parse().unwrap(), ProfileId(7))].into(),
+        pods,
         profiles: [(ProfileId(7), Profile::default())].into(),
         ..WorkerState::default()
     }
