@@ -67,10 +67,18 @@ impl Uplink {
         let own = snapshot.pods.values().filter(|pod| pod.node == *node);
         let own = own.filter(|pod| !pod.host_network && !pod.finished);
         let pods: BTreeSet<IpAddr> = own.flat_map(|pod| &pod.addresses).copied().collect();
-        if self.choice != CniPath::Netfilter && (self.looked.is_none() || pods != self.pods) {
+        if self.choice != CniPath::Netfilter && self.looked.is_none() {
             self.seen = self.looker()?.look(&pods)?;
-            self.pods = pods;
             self.looked = Some(Instant::now());
+            self.pods = pods;
+        } else if self.choice != CniPath::Netfilter && pods != self.pods {
+            // A new pod may be the first with a program; where the others are is known.
+            let new = pods.difference(&self.pods).copied().collect();
+            let found = self.looker()?.look_towards(&new)?;
+            self.seen.delivered.extend(found);
+            self.seen.delivered.retain(|pod, _| pods.contains(pod));
+            self.seen.programs = self.looker()?.look_at_programs()?;
+            self.pods = pods;
         }
         Ok(PathFacts {
             choice: self.choice,

@@ -68,12 +68,7 @@ impl Looker {
                 });
             }
         }
-        let mut delivered = BTreeMap::new();
-        for pod in pods {
-            let device = self.device_towards(*pod)?;
-            let name = device.and_then(|index| names.get(&index));
-            delivered.insert(*pod, name.map(|link| link.name.clone()));
-        }
+        let delivered = self.delivered(&links, pods)?;
         let named = |is: &dyn Fn(&Link) -> bool| -> BTreeSet<String> {
             let chosen = links.iter().filter(|link| is(link));
             chosen.map(|link| link.name.clone()).collect()
@@ -86,6 +81,34 @@ impl Looker {
             switched: named(&|link| link.kind == "openvswitch" || link.port_of == "openvswitch"),
             ..PathFacts::default()
         })
+    }
+
+    /// Where the routes lead for these addresses alone.
+    ///
+    /// # Errors
+    /// [`LookError`].
+    pub fn look_towards(
+        &mut self,
+        pods: &BTreeSet<IpAddr>,
+    ) -> Result<BTreeMap<IpAddr, Option<String>>, LookError> {
+        let links = self.links()?;
+        self.delivered(&links, pods)
+    }
+
+    fn delivered(
+        &mut self,
+        links: &[Link],
+        pods: &BTreeSet<IpAddr>,
+    ) -> Result<BTreeMap<IpAddr, Option<String>>, LookError> {
+        let names: BTreeMap<u32, &String> =
+            links.iter().map(|link| (link.index, &link.name)).collect();
+        let mut delivered = BTreeMap::new();
+        for pod in pods {
+            let device = self.device_towards(*pod)?;
+            let name = device.and_then(|index| names.get(&index));
+            delivered.insert(*pod, name.map(|name| (*name).clone()));
+        }
+        Ok(delivered)
     }
 
     /// The programs alone: nobody tells when one is attached.
