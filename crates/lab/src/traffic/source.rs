@@ -4,8 +4,8 @@ use crate::namespace::Place;
 use crate::traffic::ping::{PingError, PingOptions, ping_here};
 use crate::traffic::server::ASK_PORT;
 use crate::traffic::{TIMEOUT, TrafficError};
-use std::io::{BufRead, BufReader, Write};
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpStream, UdpSocket};
+use std::io::{BufRead, BufReader, Read, Write};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, Shutdown, SocketAddr, TcpStream, UdpSocket};
 use std::time::{Duration, Instant};
 
 /// Questions by UDP and ping are repeated after this long, as TCP does: these functions ask for the source, and
@@ -31,7 +31,9 @@ pub fn tcp_source_within(
 ) -> Result<SocketAddr, TrafficError> {
     place.run(|| {
         let stream = connect(target, timeout)?;
-        address_in(target, &read_line(&stream, target)?)
+        let seen = address_in(target, &read_line(&stream, target)?)?;
+        finish(stream);
+        Ok(seen)
     })?
 }
 
@@ -124,14 +126,14 @@ pub fn ping_source(place: &Place, target: IpAddr) -> Result<IpAddr, TrafficError
             let mut stream = connect(peer, TIMEOUT)?;
             let asked = writeln!(stream, "{:x}", echo.nonce);
             asked.map_err(TrafficError::io("asking", peer))?;
-            match read_line(&stream, peer)?.as_str() {
+            let answer = read_line(&stream, peer)?;
+            finish(stream);
+            match answer.as_str() {
                 // The kernel answered the echo before the server has read it from its socket.
                 "none" if Instant::now() < deadline => {}
-                answer => {
-                    let answer = answer.to_owned();
-                    return answer
-                        .parse()
-                        .map_err(|_| TrafficError::Answer { peer, answer });
+                seen => {
+                    let seen = seen.parse();
+                    return seen.map_err(|_| TrafficError::Answer { peer, answer });
                 }
             }
         }
@@ -148,6 +150,16 @@ pub(crate) fn connect(target: SocketAddr, timeout: Duration) -> Result<TcpStream
         .and_then(|()| stream.set_nodelay(true));
     set.map_err(TrafficError::io("setting a deadline for", target))?;
     Ok(stream)
+}
+
+/// Ends a connection and waits for the server's end of it, so that nothing of this connection is on its way when a
+/// capture begins that would count it. A server that does not end it has [`RESEND`].
+fn finish(mut stream: TcpStream) {
+    let ended = stream
+        .shutdown(Shutdown::Write)
+        .and_then(|()| stream.set_read_timeout(Some(RESEND)));
+    let mut rest = [0; 64];
+    while ended.is_ok() && stream.read(&mut rest).is_ok_and(|length| length > 0) {}
 }
 
 /// One line without its end.
@@ -168,4 +180,32 @@ pub(crate) fn address_in(peer: SocketAddr, answer: &str) -> Result<SocketAddr, T
         peer,
         answer: answer.to_owned(),
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::net::TcpListener;
+    use std::sync::atomic::{AtomicBool, Ordering};
+
+    /// A capture once began between the end of a question and the last acknowledgement of it.
+    #[test]
+    fn a_question_is_over_when_the_server_has_ended_it_too() {
+        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
+        let peer = listener.local_addr().unwrap();
+        let ended = AtomicBool::new(false);
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                let (mut stream, _) = listener.accept().unwrap();
+                writeln!(stream, "192.0.2.1:1024").unwrap();
+                let mut end = [0; 1];
+                assert_eq!(stream.read(&mut end).unwrap(), 0);
+                ended.store(true, Ordering::SeqCst);
+            });
+            let stream = connect(peer, TIMEOUT).unwrap();
+            read_line(&stream, peer).unwrap();
+            finish(stream);
+            assert!(ended.load(Ordering::SeqCst));
+        });
+    }
 }
