@@ -236,6 +236,26 @@ pub(crate) fn set_carrier(
     ip_batch(&host_netns(control), &lines.collect::<String>())
 }
 
+/// Keeps the network namespace of a host that is about to die.
+///
+/// All hosts share one kernel, and taking a namespace with its devices apart holds locks that living hosts need for
+/// routes and next hops: a power cut would slow down those that should mend it. So that waits until the host starts
+/// again or the lab goes down.
+pub(crate) fn keep_network(dir: &StateDir, init: Process) -> Result<Process, LabError> {
+    let (marker, value) = dir.marker();
+    let mut command = Command::new("setsid");
+    command
+        .args(["sleep", "infinity"])
+        .env(marker, value)
+        .current_dir("/")
+        .stdin(Stdio::null())
+        .stdout(Stdio::null())
+        .stderr(Stdio::null());
+    let child = run_inside(init, || command.spawn())?.map_err(io("running setsid"))?;
+    let what = "what keeps a network namespace".to_owned();
+    Process::of(child.id() as i32).ok_or(LabError::Ended { what })
+}
+
 /// Addresses, routes, pods and rules of a host whose links are plugged in.
 pub(crate) fn configure(
     host: &HostLayout,

@@ -54,17 +54,19 @@ impl Lab {
     fn power_off(&self, state: &mut State, host: &str) -> Result<(), LabError> {
         let layout = state.layout();
         let target = layout.host(host).ok_or(LabError::NotControl)?;
-        let Some(processes) = state.hosts.remove(host) else {
+        let Some(processes) = state.hosts.get(host).copied() else {
             return Ok(());
         };
+        let remains = host::keep_network(&self.dir, processes.init)?;
+        state.hosts.remove(host);
+        state.remains.insert(host.to_owned(), remains);
+        host::set_carrier(state.init_of(CONTROL)?, target, false)?;
         processes.init.signal(Signal::SIGKILL);
         processes.launcher.signal(Signal::SIGKILL);
         if let Some(agent) = processes.agent {
             // That of a frozen agent is stopped itself.
             agent.launcher.signal(Signal::SIGKILL);
         }
-        // Whoever still has a foot in the dead host's namespace must not keep it on the wire.
-        host::unplug(state.init_of(CONTROL)?, target)?;
         teardown::reap(&processes)?;
         self.dir.write(state)
     }
@@ -86,6 +88,9 @@ impl Lab {
                 ready::wait(target, init)?;
             } else {
                 host::unplug(control, target)?;
+                if let Some(remains) = state.remains.remove(host) {
+                    remains.kill()?;
+                }
                 let processes = host::start(&self.dir, host, &host::sysctls(target))?;
                 state.hosts.insert(host.to_owned(), processes);
                 self.dir.write(&state)?;

@@ -100,6 +100,7 @@ impl Lab {
                 .collect(),
             agents: options.agents,
             hosts: BTreeMap::new(),
+            remains: BTreeMap::new(),
             controller: None,
             server: None,
         };

@@ -34,6 +34,9 @@ pub struct State {
     pub agents: bool,
     /// Namespaces of hosts and of [`CONTROL`]; a host that is off has none.
     pub hosts: BTreeMap<String, HostProcesses>,
+    /// Of hosts whose power was cut: what keeps their network namespace, without cables, until they start again.
+    #[serde(default)]
+    pub remains: BTreeMap<String, Process>,
     /// The controller.
     pub controller: Option<Daemon>,
     /// The standing answering server.
