@@ -163,6 +163,11 @@ impl Gateway {
         }
     }
 
+    /// Another gateway may have announced for a moment what this one announces.
+    pub(crate) fn repeat(&mut self, now_ms: u64) {
+        self.announcer.repeat(now_ms);
+    }
+
     /// Sends what is due to be announced.
     pub(crate) fn announce(&mut self, now_ms: u64) {
         self.announcer.handle_deadline(now_ms);

@@ -207,6 +207,10 @@ impl MainLoop {
                 self.board.with(|metrics| {
                     metrics.gateway_losses.inc_by(seen.losses);
                 });
+                if seen.lapsed {
+                    let now_ms = self.now_ms();
+                    self.gateway.repeat(now_ms);
+                }
                 self.seen = seen;
                 self.news = true;
             }

@@ -45,6 +45,8 @@ pub(crate) struct Seen {
     pub(crate) settled: bool,
     /// Gateways that were lost since the last message.
     pub(crate) losses: u64,
+    /// A gateway that is not trusted yet was there for a moment since the last message.
+    pub(crate) lapsed: bool,
 }
 
 /// Starts the thread and returns the way to tell it whom to probe.
@@ -215,7 +217,7 @@ impl Prober {
     fn carry_out(&mut self) -> bool {
         let commands = self.liveness.drain();
         let mut news = false;
-        let mut losses = 0;
+        let (mut losses, mut lapsed) = (0, false);
         for command in commands {
             match command {
                 LivenessCommand::SendProbe { peer, nonce } => self.send(&peer, nonce),
@@ -226,6 +228,10 @@ impl Prober {
                 LivenessCommand::Alive { peer } => {
                     tracing::info!(gateway = %peer, "gateway answers");
                     news = true;
+                }
+                LivenessCommand::Lapsed { peer } => {
+                    tracing::info!(gateway = %peer, "gateway answered for a moment");
+                    (news, lapsed) = (true, true);
                 }
                 LivenessCommand::Version { .. } => news = true,
             }
@@ -240,6 +246,7 @@ impl Prober {
             versions,
             settled,
             losses,
+            lapsed,
         };
         self.events.send(Event::Gateways(self.told.clone())).is_ok()
     }

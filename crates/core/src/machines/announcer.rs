@@ -28,6 +28,16 @@ struct Announced {
     next_ms: u64,
 }
 
+impl Announced {
+    fn fresh(now_ms: u64) -> Self {
+        Self {
+            since_ms: now_ms,
+            sent: 0,
+            next_ms: now_ms,
+        }
+    }
+}
+
 /// The announcer of one gateway node.
 #[derive(Debug)]
 pub struct Announcer {
@@ -95,16 +105,19 @@ impl Announcer {
                 self.commands.push(AnnouncerCommand::Announce(address));
             }
             if !known || returned {
-                let fresh = Announced {
-                    since_ms: now_ms,
-                    sent: 0,
-                    next_ms: now_ms,
-                };
-                self.announced.insert(address, fresh);
+                self.announced.insert(address, Announced::fresh(now_ms));
             }
         }
         self.live = live.clone();
         self.handle_deadline(now_ms);
+    }
+
+    /// Another gateway may have announced what this node announces, and is gone: neighbours may have learned its
+    /// hardware address, so everything is told again as after a take-over.
+    pub fn repeat(&mut self, now_ms: u64) {
+        for announced in self.announced.values_mut() {
+            *announced = Announced::fresh(now_ms);
+        }
     }
 
     /// Sends the gratuitous messages that are due.

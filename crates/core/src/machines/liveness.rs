@@ -56,6 +56,11 @@ pub enum LivenessCommand {
         /// The gateway.
         peer: NodeName,
     },
+    /// It had begun to answer again, was not yet trusted, and answers no more. It may have announced meanwhile.
+    Lapsed {
+        /// The gateway.
+        peer: NodeName,
+    },
     /// Its steering version is another than before.
     Version {
         /// The gateway.
@@ -170,7 +175,12 @@ impl Liveness {
             }
             if peer.missed >= peer.settings.failures {
                 match &mut peer.health {
-                    Health::Dead { replies } => *replies = 0,
+                    Health::Dead { replies } => {
+                        if std::mem::take(replies) > 0 {
+                            self.commands
+                                .push(LivenessCommand::Lapsed { peer: name.clone() });
+                        }
+                    }
                     Health::Unknown | Health::Alive => {
                         peer.health = Health::Dead { replies: 0 };
                         peer.deaths.push_back(now_ms);

@@ -107,6 +107,28 @@ fn a_take_over_is_told_at_once_and_again_and_then_from_time_to_time() {
     );
 }
 
+/// The first in the order flapped: it announced again before this node trusted it, and died before this node withdrew.
+/// Nothing else would make this node speak, and the router would ask a dead gateway until the next refresh.
+#[test]
+fn a_gateway_that_lapsed_makes_the_announcer_say_again_that_it_is_it() {
+    let nodes = names(2);
+    let address = IpAddr::from([192, 0, 2, 1]);
+    let order = announcer_order(address, &nodes);
+    let mut machine = Announcer::new(order[1].clone());
+    machine.update(
+        &[(address, nodes.clone())].into(),
+        &BTreeSet::new(),
+        true,
+        0,
+    );
+    machine.handle_deadline(20_000);
+    machine.drain();
+    machine.repeat(21_000);
+    machine.handle_deadline(21_000);
+    assert_eq!(machine.drain(), [AnnouncerCommand::SendGratuitous(address)]);
+    assert_eq!(machine.next_deadline(), Some(21_100));
+}
+
 #[test]
 fn a_late_call_sends_once() {
     let nodes = names(1);

@@ -135,6 +135,36 @@ fn a_dead_gateway_needs_several_replies_and_more_if_it_flaps() {
 }
 
 #[test]
+fn a_flapping_gateway_that_dies_before_it_is_trusted_again_lapses_once() {
+    let mut net = Net::new(1);
+    net.run_until(100);
+    let peer = name("g000");
+    for _ in 0..2 {
+        net.up.clear();
+        net.run_until(net.now_ms + 400);
+        net.up.insert(peer.clone());
+        net.run_until(net.now_ms + 2_000);
+    }
+    net.up.clear();
+    net.run_until(net.now_ms + 400);
+    assert_eq!(
+        net.times(&LivenessCommand::Lapsed { peer: peer.clone() }),
+        []
+    );
+    net.up.insert(peer.clone());
+    net.run_until(net.now_ms + 200);
+    assert_eq!(net.machine.live(), [].into());
+    let gone = net.now_ms;
+    net.up.clear();
+    net.run_until(gone + 2_000);
+    let lapsed = net.times(&LivenessCommand::Lapsed { peer });
+    assert!(
+        lapsed.len() == 1 && (gone + 100..=gone + 200).contains(&lapsed[0]),
+        "{lapsed:?} after {gone}"
+    );
+}
+
+#[test]
 fn a_node_that_was_held_up_declares_nobody_dead() {
     let mut net = Net::new(1);
     net.run_until(1_000);
