@@ -109,6 +109,9 @@ reasons! {
     HostNetworkPods: Accepted true;
         "Matching pods use their node's network and are never selected.",
         "Give those pods a network of their own, or allow the nodes' addresses outside.";
+    Invalid: Accepted false;
+        "A field cannot be carried out as it is; the message names it.",
+        "Change the field as the message says.";
     UnsupportedSelection: Accepted false;
         "Pods are selected in a way that this version does not know.",
         "Select pods by labels or by Service.";

@@ -1,10 +1,11 @@
 //! Where objects come from, and the only way from API objects to `egret_core::model`.
 //!
 //! ```text
-//!  PATH/**/*.yaml        PATH/status/<kind>/*.yaml        (later: the Kubernetes API)
-//!        |  user's files        |  ours: whole objects
-//!        +-------- dir ---------+
-//!                   |  api types, k8s types
+//!  PATH/**/*.yaml        PATH/status/<kind>/*.yaml        the Kubernetes API
+//!        |  user's files        |  ours: whole objects          |
+//!        +-------- dir ---------+                             kube
+//!                   |  api types, k8s types                     |
+//!                   +-------------------+-----------------------+
 //!                convert            bad objects become findings and are left out, alone
 //!                   |
 //!                 View = egret_core::model::Snapshot + findings + what status says
@@ -15,6 +16,7 @@
 
 pub mod convert;
 pub mod dir;
+pub mod kube;
 pub mod kube_egress;
 mod source;
 mod status;

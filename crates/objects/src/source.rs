@@ -1,10 +1,12 @@
 //! What every source of objects can do.
 
+use crate::convert::cluster::Slice;
 use crate::status::{
     AddressStatus, Condition, GatewayStatus, NodeReport, PolicyStatus, PoolStatus,
 };
 use egret_core::model::{
-    AddressRecord, Finding, GatewayName, NodeName, NodeRecord, ObjectRef, PoolName, Snapshot,
+    AddressRecord, Finding, GatewayName, NodeName, NodeRecord, ObjectRef, PoolName, Settings,
+    Snapshot,
 };
 use std::collections::BTreeMap;
 use std::io;
@@ -30,6 +32,40 @@ pub struct View {
     pub addresses: BTreeMap<IpAddr, AddressStatus>,
     /// What agents report beside their [`NodeRecord`].
     pub nodes: BTreeMap<NodeName, NodeReport>,
+}
+
+/// The Service whose endpoints are the API servers.
+const API_SERVER: (&str, &str) = ("default", "kubernetes");
+
+impl View {
+    /// Nothing but settings.
+    pub(crate) fn empty(settings: &Settings) -> Self {
+        View {
+            snapshot: Snapshot::empty(settings.clone()),
+            findings: Vec::new(),
+            policies: BTreeMap::new(),
+            gateways: BTreeMap::new(),
+            pools: BTreeMap::new(),
+            addresses: BTreeMap::new(),
+            nodes: BTreeMap::new(),
+        }
+    }
+
+    /// Gives endpoints to their Services, which must be there already, and to the list of API servers.
+    pub(crate) fn add_endpoints(&mut self, slices: Vec<Slice>) {
+        for slice in slices {
+            let Some(service) = slice.service else {
+                continue;
+            };
+            let key = (slice.namespace, service);
+            if (key.0.as_str(), key.1.as_str()) == API_SERVER {
+                self.snapshot.api_server.extend(&slice.addresses);
+            }
+            if let Some(service) = self.snapshot.services.get_mut(&key) {
+                service.endpoints.extend(slice.addresses);
+            }
+        }
+    }
 }
 
 /// Why a source could not do as asked.
@@ -68,6 +104,25 @@ pub enum SourceError {
     /// The source was opened for reading only.
     #[error("the source was opened for reading only")]
     ReadOnly,
+    /// This controller does not lead, so it must not write.
+    #[error("another controller leads")]
+    NotLeader,
+    /// Not everything has been read yet.
+    #[error("waiting for {what} from the Kubernetes API: {why}")]
+    NotYet {
+        /// What is missing.
+        what: String,
+        /// Why, as far as that is known.
+        why: String,
+    },
+    /// The API server, or the way to it, refused.
+    #[error("{doing}: {why}")]
+    Api {
+        /// What was being done.
+        doing: String,
+        /// What was said.
+        why: String,
+    },
     /// The file system refused.
     #[error("{doing} {path}")]
     Io {
@@ -92,6 +147,12 @@ pub trait Source: Send {
     /// Blocks until something may have changed since the last [`Source::snapshot`] (`true`) or the time is over
     /// (`false`).
     fn wait(&mut self, timeout: Duration) -> Result<bool, SourceError>;
+
+    /// Whether the caller may write: false while another controller leads. It must not plan either, for then what is
+    /// written changes under it.
+    fn leads(&self) -> bool {
+        true
+    }
 
     /// Writes an `EgressAddress` if its version is still `record.resource_version` (0: if it does not exist) and
     /// returns the new version. Fails with [`SourceError::Conflict`].

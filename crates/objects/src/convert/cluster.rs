@@ -3,8 +3,10 @@
 use super::Check;
 use super::field::{address, prefix};
 use egret_core::model::{Finding, Kind, Labels, Namespace, Node, NodeName, Pod, Service};
+use ipnet::IpNet;
 use k8s_openapi::api::core::v1 as core;
 use k8s_openapi::api::discovery::v1::EndpointSlice;
+use k8s_openapi::api::networking::v1::ServiceCIDR;
 use std::collections::BTreeSet;
 use std::net::IpAddr;
 
@@ -153,4 +155,14 @@ pub fn endpoint_slice(object: &EndpointSlice) -> Result<Slice, Vec<Finding>> {
         addresses,
     };
     check.finish(Some(slice))
+}
+
+/// The ranges of a ServiceCIDR. The API server has checked them; one that cannot be read is left out.
+pub fn service_cidrs(object: &ServiceCIDR) -> Vec<IpNet> {
+    let texts = object.spec.as_ref().and_then(|spec| spec.cidrs.as_deref());
+    texts
+        .unwrap_or_default()
+        .iter()
+        .filter_map(|text| prefix(text).ok())
+        .collect()
 }

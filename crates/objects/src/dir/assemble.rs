@@ -4,59 +4,20 @@ use super::merge::{Effective, Merged};
 use super::object::Converted;
 use crate::convert::{self, cluster::Slice};
 use crate::source::View;
-use egret_core::model::{Kind, ObjectRef, Settings, Snapshot};
+use egret_core::model::{Kind, ObjectRef, Settings};
 use k8s_openapi::jiff::Timestamp;
 use serde::de::DeserializeOwned;
 use serde_json::Value;
-use std::collections::BTreeMap;
-
-/// The Service whose endpoints are the API servers.
-const API_SERVER: (&str, &str) = ("default", "kubernetes");
 
 pub(super) fn assemble(merged: &Merged, settings: &Settings) -> View {
-    let mut view = empty(settings);
+    let mut view = View::empty(settings);
     let mut slices = Vec::new();
     for (key, effective) in &merged.objects {
         add(&mut view, key, effective, &mut slices);
     }
-    for slice in slices {
-        let Some(service) = slice.service else {
-            continue;
-        };
-        let key = (slice.namespace, service);
-        if (key.0.as_str(), key.1.as_str()) == API_SERVER {
-            view.snapshot.api_server.extend(&slice.addresses);
-        }
-        if let Some(service) = view.snapshot.services.get_mut(&key) {
-            service.endpoints.extend(slice.addresses);
-        }
-    }
+    view.add_endpoints(slices);
     view.findings = merged.findings.clone();
     view
-}
-
-fn empty(settings: &Settings) -> View {
-    View {
-        snapshot: Snapshot {
-            settings: settings.clone(),
-            policies: Vec::new(),
-            gateways: BTreeMap::new(),
-            pools: BTreeMap::new(),
-            nodes: BTreeMap::new(),
-            namespaces: BTreeMap::new(),
-            pods: BTreeMap::new(),
-            services: BTreeMap::new(),
-            api_server: Default::default(),
-            addresses: BTreeMap::new(),
-            node_records: BTreeMap::new(),
-        },
-        findings: Vec::new(),
-        policies: BTreeMap::new(),
-        gateways: BTreeMap::new(),
-        pools: BTreeMap::new(),
-        addresses: BTreeMap::new(),
-        nodes: BTreeMap::new(),
-    }
 }
 
 /// The object's status, if it has one that can be read.

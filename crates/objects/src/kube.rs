@@ -1,0 +1,230 @@
+//! The source `kube`: a Kubernetes API server.
+//!
+//! ```text
+//!  wanted     which watches, by role and by what is known      pure
+//!  reflect    one task per watch --News--> store               list, watch with bookmarks, back off
+//!  entry      API object -> model value + status               what nobody looks at is dropped
+//!  store      objects by watch, a version, a condition variable
+//!  assemble   store -> View
+//!  write      what is the same already is not written
+//!  request    one write: field manager, deadline, versions; the answer goes into the store at once
+//!  lead       one of several controllers leads, by a Lease
+//!  event      conditions that became bad, told on the user's object; bounded
+//! ```
+//!
+//! The client is asynchronous and lives on a runtime of its own with one thread; [`Source`](crate::Source) stays
+//! blocking. When the API server is away, what is known stays, and watches go on from where they were.
+
+mod assemble;
+mod entry;
+mod event;
+mod lead;
+mod reflect;
+mod request;
+mod store;
+mod wanted;
+mod write;
+
+pub use lead::LEASE_NAME;
+pub use wanted::{GATEWAY_LABEL, Role};
+
+use crate::convert::lease;
+use crate::{SourceError, View};
+use egret_core::model::{NodeName, Settings as Installation};
+use event::Events;
+use kube::config::{KubeConfigOptions, Kubeconfig};
+use kube::{Client, Config};
+use lead::Leadership;
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, MutexGuard};
+use std::time::{Duration, Instant};
+use store::{State, Store, Watched};
+use tokio::runtime::Runtime;
+use tokio::task::AbortHandle;
+use wanted::wanted;
+
+/// Longest wait for lists that are under way, in one [`crate::Source::snapshot`].
+const SYNC: Duration = Duration::from_secs(5);
+/// Changes this close together make one view.
+const QUIET: Duration = Duration::from_millis(5);
+/// Longest wait for a connection.
+const CONNECT: Duration = Duration::from_secs(5);
+
+/// How a cluster is read.
+#[derive(Clone, Debug)]
+pub struct Settings {
+    /// A kubeconfig file; without, `KUBECONFIG`, `~/.kube/config` or the pod's service account.
+    pub kubeconfig: Option<PathBuf>,
+    /// Who reads.
+    pub role: Role,
+    /// Settings that planning depends on; they end up in every snapshot, with the Service ranges that were found.
+    pub installation: Installation,
+}
+
+/// What all sources of one process share: a client, its watches, its place in the election.
+struct Shared {
+    settings: Settings,
+    client: Client,
+    store: Arc<Store>,
+    leadership: Option<Arc<Leadership>>,
+    /// Ends taking part in the election.
+    election: Option<AbortHandle>,
+    events: Events,
+    /// Last, so that its tasks end after everything that uses them.
+    runtime: Runtime,
+}
+
+/// A cluster. Clones share watches; each notices changes by itself.
+#[derive(Clone)]
+pub struct KubeSource {
+    shared: Arc<Shared>,
+    /// Version of the last view.
+    seen: Option<u64>,
+    /// Specs of nodes in the last view, for the controller: nothing else may be written over.
+    specs: BTreeMap<NodeName, egret_api::EgressNodeSpec>,
+}
+
+impl KubeSource {
+    /// Reads how to connect and starts to watch. The API server need not be there yet.
+    ///
+    /// # Errors
+    /// There is no good configuration.
+    pub fn open(settings: Settings) -> Result<Self, SourceError> {
+        let runtime = tokio::runtime::Builder::new_multi_thread()
+            .worker_threads(1)
+            .thread_name("kube")
+            .enable_all()
+            .build()
+            .map_err(|error| api("starting the client's thread", &error))?;
+        let client = runtime.block_on(connect(settings.kubeconfig.as_deref()))?;
+        let store = Arc::new(Store::default());
+        let leadership = match settings.role {
+            Role::Controller => Some(Arc::new(Leadership::new(client.clone()))),
+            Role::Agent(_) | Role::Reader => None,
+        };
+        let election = leadership.as_ref().map(|leadership| {
+            let (leadership, store) = (leadership.clone(), store.clone());
+            let task = async move { leadership.run(|| store.touch()).await };
+            runtime.spawn(task).abort_handle()
+        });
+        let source = Self {
+            shared: Arc::new(Shared {
+                settings,
+                events: Events::new(client.clone()),
+                client,
+                store,
+                leadership,
+                election,
+                runtime,
+            }),
+            seen: None,
+            specs: BTreeMap::new(),
+        };
+        source.shared.rewatch(&mut source.shared.store.lock());
+        Ok(source)
+    }
+
+    /// Waits until everything that is wanted is there and gives the view of it.
+    fn view(&mut self) -> Result<View, SourceError> {
+        let deadline = Instant::now() + SYNC;
+        let shared = &self.shared;
+        let mut state = shared.store.lock();
+        loop {
+            shared.rewatch(&mut state);
+            let Some((watch, watched)) = state.watches.iter().find(|(_, w)| !w.synced) else {
+                break;
+            };
+            let left = deadline.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                return Err(SourceError::NotYet {
+                    what: format!("{watch:?}"),
+                    why: watched.error.clone().unwrap_or_else(|| "no answer".into()),
+                });
+            }
+            state = shared.store.sleep(state, left);
+        }
+        self.seen = Some(state.version);
+        let view = assemble::assemble(&state, &shared.settings.installation);
+        drop(state);
+        if shared.leadership.is_some() {
+            let records = view.snapshot.node_records.values();
+            self.specs = records
+                .map(|record| (record.node.clone(), lease::node_spec(record)))
+                .collect();
+        }
+        Ok(view)
+    }
+}
+
+impl Shared {
+    /// Starts the watches that are wanted and not there, and ends those that are not wanted any more.
+    fn rewatch(&self, state: &mut MutexGuard<'_, State>) {
+        let wanted = wanted(&self.settings.role, state);
+        // A gateway's label may be read before the last list is there: nothing ends before everything is known.
+        let known = state.watches.values().all(|watched| watched.synced);
+        if known {
+            state.watches.retain(|watch, watched| {
+                let keep = wanted.contains(watch);
+                if !keep && let Some(task) = &watched.task {
+                    task.abort();
+                }
+                keep
+            });
+        }
+        for watch in wanted {
+            state.watches.entry(watch.clone()).or_insert_with(|| {
+                let store = self.store.clone();
+                let task = reflect::reflect(self.client.clone(), store, watch);
+                Watched::by(self.runtime.spawn(task).abort_handle())
+            });
+        }
+    }
+}
+
+impl Drop for Shared {
+    fn drop(&mut self) {
+        // Else it could take back what is given back here.
+        if let Some(election) = &self.election {
+            election.abort();
+        }
+        if let Some(leadership) = &self.leadership {
+            self.runtime.block_on(leadership.release());
+        }
+    }
+}
+
+async fn connect(kubeconfig: Option<&Path>) -> Result<Client, SourceError> {
+    let doing = "finding the API server";
+    let mut config = match kubeconfig {
+        None => Config::infer().await.map_err(|error| api(doing, &error))?,
+        Some(path) => {
+            let read = Kubeconfig::read_from(path).map_err(|error| api(doing, &error))?;
+            let found = Config::from_custom_kubeconfig(read, &KubeConfigOptions::default()).await;
+            found.map_err(|error| api(doing, &error))?
+        }
+    };
+    config.connect_timeout = Some(CONNECT);
+    Client::try_from(config).map_err(|error| api(doing, &error))
+}
+
+fn api(doing: impl Into<String>, error: &dyn std::error::Error) -> SourceError {
+    SourceError::Api {
+        doing: doing.into(),
+        why: chain(error),
+    }
+}
+
+/// An error with those of its causes that say more, on one line.
+fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(error) = source {
+        let cause = error.to_string();
+        if !text.contains(&cause) {
+            text = format!("{text}: {cause}");
+        }
+        source = error.source();
+    }
+    text
+}

@@ -1,0 +1,212 @@
+//! One object of the API server, as far as Egret looks at it: the model's value and, of our own kinds, the status.
+//! What is not looked at is dropped here, so that ten thousand pods stay small and a heartbeat is no change.
+
+use crate::convert::{self, cluster};
+use egret_api as api;
+use egret_core::model::{
+    AddressRecord, Finding, Gateway, Kind, Namespace, Node, NodeRecord, ObjectRef, Pod, Policy,
+    Pool, Service,
+};
+use ipnet::IpNet;
+use k8s_openapi::api::core::v1 as core;
+use k8s_openapi::api::discovery::v1::EndpointSlice;
+use k8s_openapi::api::networking::v1::ServiceCIDR;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
+use kube::core::PartialObjectMeta;
+
+/// What an object means, with its status where Egret writes that.
+#[derive(Clone, Debug, PartialEq)]
+pub(super) enum Value {
+    Policy(Box<Policy>),
+    Gateway(Box<Gateway>),
+    Pool(Box<Pool>),
+    Address(Box<AddressRecord>),
+    Record(Box<NodeRecord>),
+    Namespace(Namespace),
+    Node(Box<Node>),
+    Pod(Box<Pod>),
+    Service(Box<Service>),
+    Slice(cluster::Slice),
+    ServiceCidrs(Vec<IpNet>),
+    /// Nothing yet: a pod without a node. Or nothing good: the findings say why.
+    Nothing,
+}
+
+/// The status of an object of ours.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub(super) enum Status {
+    #[default]
+    None,
+    Policy(Box<api::PolicyStatus>),
+    Gateway(Box<api::GatewayStatus>),
+    Pool(Box<api::PoolStatus>),
+    Address(Box<api::AddressStatus>),
+    Node(Box<api::NodeStatus>),
+}
+
+/// An object.
+#[derive(Clone, Debug)]
+pub(super) struct Entry {
+    /// `metadata.resourceVersion`.
+    pub version: u64,
+    /// `metadata.uid`.
+    pub uid: String,
+    /// `metadata.generation`.
+    pub generation: i64,
+    /// Labels and annotations of records, which are replaced whole and must keep those of others.
+    pub kept: Option<Box<ObjectMeta>>,
+    /// What it means.
+    pub value: Value,
+    /// What Egret said about it.
+    pub status: Status,
+    /// What is wrong with it.
+    pub findings: Vec<Finding>,
+}
+
+impl Entry {
+    /// Whether nothing that anybody looks at differs.
+    pub fn says_the_same(&self, other: &Self) -> bool {
+        (&self.value, &self.status, &self.findings, &self.uid)
+            == (&other.value, &other.status, &other.findings, &other.uid)
+    }
+
+    fn new(metadata: &ObjectMeta, value: Result<Value, Vec<Finding>>, status: Status) -> Self {
+        let version = metadata.resource_version.as_deref().unwrap_or_default();
+        let (value, findings) = match value {
+            Ok(value) => (value, Vec::new()),
+            Err(findings) => (Value::Nothing, findings),
+        };
+        Self {
+            version: version.parse().unwrap_or(0),
+            uid: metadata.uid.clone().unwrap_or_default(),
+            generation: metadata.generation.unwrap_or(0),
+            kept: None,
+            value,
+            status,
+            findings,
+        }
+    }
+
+    fn keeping(self, metadata: ObjectMeta) -> Self {
+        let kept = ObjectMeta {
+            managed_fields: None,
+            ..metadata
+        };
+        Self {
+            kept: Some(Box::new(kept)),
+            ..self
+        }
+    }
+}
+
+/// A kind that is watched.
+pub(super) trait Observed {
+    /// Its kind, where findings can name it.
+    const KIND: Kind;
+
+    /// Its name and what it means.
+    fn observe(self) -> (ObjectRef, Entry);
+}
+
+fn policy(
+    metadata: &ObjectMeta,
+    parsed: Result<Policy, Vec<Finding>>,
+    status: Option<api::PolicyStatus>,
+) -> Entry {
+    let said = status.as_ref().map(convert::policy_status);
+    let value = parsed.map(|policy| {
+        Value::Policy(Box::new(Policy {
+            uid: metadata.uid.clone().unwrap_or_default(),
+            generation: metadata.generation.unwrap_or(0),
+            created_secs: metadata
+                .creation_timestamp
+                .as_ref()
+                .map_or(0, |time| time.0.as_second()),
+            assigned: said.map(|said| said.addresses).unwrap_or_default(),
+            ..policy
+        }))
+    });
+    let status = status.map_or(Status::None, |status| Status::Policy(Box::new(status)));
+    Entry::new(metadata, value, status)
+}
+
+impl Observed for api::Egress {
+    const KIND: Kind = Kind::Egress;
+
+    fn observe(self) -> (ObjectRef, Entry) {
+        let object = convert::object_ref(Self::KIND, &self.metadata);
+        let parsed = convert::policy::egress(&self);
+        (object, policy(&self.metadata, parsed, self.status))
+    }
+}
+
+impl Observed for api::ClusterEgress {
+    const KIND: Kind = Kind::ClusterEgress;
+
+    fn observe(self) -> (ObjectRef, Entry) {
+        let object = convert::object_ref(Self::KIND, &self.metadata);
+        let parsed = convert::policy::cluster_egress(&self);
+        (object, policy(&self.metadata, parsed, self.status))
+    }
+}
+
+/// Kinds whose value is one conversion and whose status is ours.
+macro_rules! ours {
+    ($($kind:ident, $convert:path, $value:ident, $status:ident;)+) => {$(
+        impl Observed for api::$kind {
+            const KIND: Kind = Kind::$kind;
+
+            fn observe(self) -> (ObjectRef, Entry) {
+                let object = convert::object_ref(Self::KIND, &self.metadata);
+                let value = $convert(&self).map(|value| Value::$value(Box::new(value)));
+                let status = self.status.map_or(Status::None, |s| Status::$status(Box::new(s)));
+                (object, Entry::new(&self.metadata, value, status).keeping(self.metadata))
+            }
+        }
+    )+};
+}
+
+ours! {
+    EgressGateway, convert::gateway::gateway, Gateway, Gateway;
+    EgressPool, convert::pool::pool, Pool, Pool;
+    EgressAddress, convert::lease::address_record, Address, Address;
+    EgressNode, convert::lease::node_record, Record, Node;
+}
+
+impl Observed for PartialObjectMeta<core::Namespace> {
+    const KIND: Kind = Kind::Namespace;
+
+    fn observe(self) -> (ObjectRef, Entry) {
+        let object = convert::object_ref(Self::KIND, &self.metadata);
+        let namespace = core::Namespace {
+            metadata: self.metadata,
+            ..core::Namespace::default()
+        };
+        let value = cluster::namespace(&namespace).map(Value::Namespace);
+        (object, Entry::new(&namespace.metadata, value, Status::None))
+    }
+}
+
+/// Kinds of the cluster whose value is one conversion.
+macro_rules! theirs {
+    ($($kind:ty, $name:ident, $convert:expr;)+) => {$(
+        impl Observed for $kind {
+            const KIND: Kind = Kind::$name;
+
+            fn observe(self) -> (ObjectRef, Entry) {
+                let object = convert::object_ref(Self::KIND, &self.metadata);
+                let value: Result<Value, Vec<Finding>> = $convert(&self);
+                (object, Entry::new(&self.metadata, value, Status::None))
+            }
+        }
+    )+};
+}
+
+theirs! {
+    core::Node, Node, |o| cluster::node(o).map(|node| Value::Node(Box::new(node)));
+    core::Pod, Pod, |o| cluster::pod(o).map(|pod| pod.map_or(Value::Nothing, |pod| Value::Pod(Box::new(pod))));
+    core::Service, Service, |o| cluster::service(o).map(|service| Value::Service(Box::new(service)));
+    EndpointSlice, EndpointSlice, |o| cluster::endpoint_slice(o).map(Value::Slice);
+    // Nobody mends a ServiceCIDR for us, so it never has findings; its name is told from Services by its watch.
+    ServiceCIDR, Service, |o| Ok(Value::ServiceCidrs(cluster::service_cidrs(o)));
+}

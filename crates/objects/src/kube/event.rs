@@ -1,0 +1,294 @@
+//! Events: a condition of an object that a person wrote became bad, or good again.
+//!
+//! Bounded twice, so that no cluster-wide trouble becomes a storm: a few per object, refilled slowly, and a few per
+//! second in all. What is left out is still in the object's status.
+
+use crate::status::{Condition, ConditionStatus};
+use egret_api as api;
+use egret_core::condition::ConditionType;
+use egret_core::model::ObjectRef;
+use k8s_openapi::api::core::v1::ObjectReference;
+use k8s_openapi::api::events::v1::Event;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::MicroTime;
+use k8s_openapi::jiff::Timestamp;
+use kube::api::{ObjectMeta, PostParams};
+use kube::{Api, Client};
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+use tokio::runtime::Runtime;
+
+/// Who reports.
+const REPORTER: &str = "egret.dev/controller";
+/// Events of one object at once; one more every [`OBJECT_REFILL`].
+const OBJECT_BURST: u32 = 6;
+/// How often an object may have one more.
+const OBJECT_REFILL: Duration = Duration::from_secs(120);
+/// Events of all objects at once; one more every [`ALL_REFILL`].
+const ALL_BURST: u32 = 50;
+/// How often one more may be sent.
+const ALL_REFILL: Duration = Duration::from_millis(500);
+/// Objects whose budget is remembered; with more, those with a full budget are forgotten, then all.
+const OBJECTS_MAX: usize = 4096;
+/// Longest note of an event, in bytes (events.k8s.io/v1).
+const NOTE_MAX: usize = 1024;
+/// Longest wait for an answer.
+const ANSWER: Duration = Duration::from_secs(5);
+
+/// One event to tell.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Note {
+    warning: bool,
+    reason: String,
+    text: String,
+}
+
+/// What became bad or good between two lists of conditions. A bad one is told again only when its reason is another.
+pub(super) fn notes(before: &[Condition], now: &[Condition]) -> Vec<Note> {
+    let old = |kind: &str| before.iter().find(|c| c.kind == kind);
+    let mut notes = Vec::new();
+    for condition in now {
+        let was = old(&condition.kind);
+        if is_bad(condition) {
+            if was.is_none_or(|was| !is_bad(was) || was.reason != condition.reason) {
+                notes.push(note(true, condition));
+            }
+        } else if condition.kind == ConditionType::Ready.to_string()
+            && was.is_some_and(|was| was.status != ConditionStatus::True)
+        {
+            notes.push(note(false, condition));
+        }
+    }
+    notes
+}
+
+fn note(warning: bool, condition: &Condition) -> Note {
+    Note {
+        warning,
+        reason: condition.reason.clone(),
+        text: format!("{}: {}", condition.kind, condition.message),
+    }
+}
+
+/// Accepted, Allocated and Ready are bad when they do not hold, all others when they do. Ready that waits for pods
+/// being programmed is the way of things.
+fn is_bad(condition: &Condition) -> bool {
+    let good = [
+        ConditionType::Accepted,
+        ConditionType::Allocated,
+        ConditionType::Ready,
+    ];
+    if good.iter().any(|kind| kind.to_string() == condition.kind) {
+        condition.status == ConditionStatus::False && condition.reason != "Programming"
+    } else {
+        condition.status == ConditionStatus::True
+    }
+}
+
+/// A number of tokens that comes back with time.
+#[derive(Clone, Copy, Debug)]
+struct Bucket {
+    left: u32,
+    since: Instant,
+}
+
+impl Bucket {
+    fn take(&mut self, now: Instant, burst: u32, refill: Duration) -> bool {
+        self.refill(now, burst, refill);
+        let there = self.left > 0;
+        self.left = self.left.saturating_sub(1);
+        there
+    }
+
+    fn refill(&mut self, now: Instant, burst: u32, refill: Duration) {
+        let passed = now.duration_since(self.since).as_millis() / refill.as_millis();
+        let back = u32::try_from(passed).unwrap_or(u32::MAX).min(burst);
+        if back > 0 {
+            self.left = self.left.saturating_add(back).min(burst);
+            self.since = now;
+        }
+    }
+}
+
+/// How many events may still be sent.
+#[derive(Debug)]
+struct Budget {
+    all: Bucket,
+    objects: BTreeMap<ObjectRef, Bucket>,
+}
+
+impl Budget {
+    fn new(now: Instant) -> Self {
+        let all = Bucket {
+            left: ALL_BURST,
+            since: now,
+        };
+        Self {
+            all,
+            objects: BTreeMap::new(),
+        }
+    }
+
+    fn take(&mut self, now: Instant, object: &ObjectRef) -> bool {
+        if self.objects.len() >= OBJECTS_MAX && !self.objects.contains_key(object) {
+            self.objects.retain(|_, bucket| {
+                bucket.refill(now, OBJECT_BURST, OBJECT_REFILL);
+                bucket.left < OBJECT_BURST
+            });
+            if self.objects.len() >= OBJECTS_MAX {
+                self.objects.clear();
+            }
+        }
+        let fresh = Bucket {
+            left: OBJECT_BURST,
+            since: now,
+        };
+        let bucket = self.objects.entry(object.clone()).or_insert(fresh);
+        bucket.take(now, OBJECT_BURST, OBJECT_REFILL) && self.all.take(now, ALL_BURST, ALL_REFILL)
+    }
+}
+
+/// Sends events, without waiting for the answers.
+#[derive(Clone)]
+pub(super) struct Events {
+    client: Client,
+    budget: Arc<Mutex<Budget>>,
+}
+
+impl Events {
+    pub fn new(client: Client) -> Self {
+        Self {
+            client,
+            budget: Arc::new(Mutex::new(Budget::new(Instant::now()))),
+        }
+    }
+
+    /// Tells what became of an object.
+    pub fn tell(&self, runtime: &Runtime, object: &ObjectRef, uid: &str, notes: Vec<Note>) {
+        for note in notes {
+            let now = Instant::now();
+            let mut budget = self.budget.lock().unwrap_or_else(PoisonError::into_inner);
+            if !budget.take(now, object) {
+                continue;
+            }
+            drop(budget);
+            let event = event(object, uid, &note);
+            let namespace = event.metadata.namespace.clone().unwrap_or_default();
+            let events: Api<Event> = Api::namespaced(self.client.clone(), &namespace);
+            runtime.spawn(async move {
+                let parameters = PostParams::default();
+                let sent = events.create(&parameters, &event);
+                match tokio::time::timeout(ANSWER, sent).await {
+                    Ok(Ok(_)) => {}
+                    Ok(Err(error)) => tracing::debug!(error = %super::chain(&error), "no event"),
+                    Err(_) => tracing::debug!("no event: no answer"),
+                }
+            });
+        }
+    }
+}
+
+fn event(object: &ObjectRef, uid: &str, note: &Note) -> Event {
+    // Events of objects without a namespace live in `default`, as those of nodes do.
+    let namespace = match object.namespace.as_str() {
+        "" => "default",
+        namespace => namespace,
+    };
+    let now = Timestamp::now();
+    let mut text = note.text.clone();
+    if text.len() > NOTE_MAX {
+        let end = text.floor_char_boundary(NOTE_MAX);
+        text.truncate(end);
+    }
+    Event {
+        metadata: ObjectMeta {
+            name: Some(format!("{}.{:x}", object.name, now.as_nanosecond())),
+            namespace: Some(namespace.to_owned()),
+            ..ObjectMeta::default()
+        },
+        action: Some("Plan".to_owned()),
+        event_time: Some(MicroTime(now)),
+        note: Some(text),
+        reason: Some(note.reason.clone()),
+        regarding: Some(ObjectReference {
+            api_version: Some(api::API_VERSION.to_owned()),
+            kind: Some(format!("{:?}", object.kind)),
+            name: Some(object.name.clone()),
+            namespace: (!object.namespace.is_empty()).then(|| object.namespace.clone()),
+            uid: Some(uid.to_owned()),
+            ..ObjectReference::default()
+        }),
+        reporting_controller: Some(REPORTER.to_owned()),
+        reporting_instance: Some(super::LEASE_NAME.to_owned()),
+        type_: Some(if note.warning { "Warning" } else { "Normal" }.to_owned()),
+        ..Event::default()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use egret_core::model::Kind;
+
+    fn condition(kind: &str, status: ConditionStatus, reason: &str) -> Condition {
+        Condition {
+            kind: kind.to_owned(),
+            status,
+            reason: reason.to_owned(),
+            message: "why".to_owned(),
+            since_secs: 0,
+        }
+    }
+
+    #[test]
+    fn a_condition_is_told_when_it_becomes_bad_and_not_while_it_stays_so() {
+        let bad = [condition("Accepted", ConditionStatus::False, "NoAddress")];
+        let told = notes(&[], &bad);
+        assert_eq!(told.len(), 1);
+        assert!(told[0].warning);
+        assert_eq!(told[0].text, "Accepted: why");
+        assert_eq!(notes(&bad, &bad), []);
+        let other = [condition(
+            "Accepted",
+            ConditionStatus::False,
+            "PoolNotFound",
+        )];
+        assert_eq!(notes(&bad, &other).len(), 1, "another reason is news");
+        let worse = [condition(
+            "Overlapped",
+            ConditionStatus::True,
+            "OtherPolicyWins",
+        )];
+        assert_eq!(notes(&[], &worse).len(), 1);
+    }
+
+    #[test]
+    fn ready_is_told_when_it_comes_back_and_waiting_for_pods_is_no_trouble() {
+        let waiting = [condition("Ready", ConditionStatus::False, "Programming")];
+        let ready = [condition("Ready", ConditionStatus::True, "Programmed")];
+        assert_eq!(notes(&[], &waiting), []);
+        let told = notes(&waiting, &ready);
+        assert_eq!(told.len(), 1);
+        assert!(!told[0].warning);
+        assert_eq!(notes(&[], &ready), []);
+    }
+
+    #[test]
+    fn events_of_one_object_and_of_all_are_bounded_and_come_back_with_time() {
+        let start = Instant::now();
+        let mut budget = Budget::new(start);
+        let object = |n: usize| ObjectRef {
+            kind: Kind::Egress,
+            namespace: "default".to_owned(),
+            name: format!("p{n}"),
+        };
+        let sent = (0..100).filter(|_| budget.take(start, &object(0))).count();
+        assert_eq!(sent, OBJECT_BURST as usize);
+        let sent = (1..10_000)
+            .filter(|n| budget.take(start, &object(*n)))
+            .count();
+        assert_eq!(sent, (ALL_BURST - OBJECT_BURST) as usize);
+        assert!(budget.objects.len() <= OBJECTS_MAX);
+        assert!(budget.take(start + OBJECT_REFILL, &object(0)));
+    }
+}

@@ -1,0 +1,157 @@
+//! One task per watch: lists, watches with bookmarks, begins again where it ended, and backs off after errors.
+
+use super::entry::Observed;
+use super::store::{News, Store};
+use super::wanted::{GATEWAY_LABEL, Pods, Records, Watch, Which};
+use egret_api as api;
+use futures_util::{Stream, StreamExt};
+use k8s_openapi::NamespaceResourceScope;
+use k8s_openapi::api::core::v1 as core;
+use k8s_openapi::api::discovery::v1::EndpointSlice;
+use k8s_openapi::api::networking::v1::ServiceCIDR;
+use kube::core::PartialObjectMeta;
+use kube::runtime::watcher::{self, Event};
+use kube::runtime::{WatchStreamExt, watcher as watching};
+use kube::{Api, Client, Resource};
+use serde::de::DeserializeOwned;
+use std::fmt::Debug;
+use std::pin::pin;
+use std::sync::Arc;
+
+/// Seconds of one watch request. A connection that died without a word is noticed 5 s later; each restart is one
+/// cheap request that goes on from the last bookmark.
+const WATCH_SECS: u32 = 180;
+/// Label that names the Service of an EndpointSlice.
+const SERVICE_NAME_LABEL: &str = "kubernetes.io/service-name";
+
+/// Watches until its task is aborted.
+pub(super) async fn reflect(client: Client, store: Arc<Store>, watch: Watch) {
+    let config = watcher::Config::default().timeout(WATCH_SECS);
+    let store = store.as_ref();
+    match &watch {
+        Watch::Egresses => every::<api::Egress>(client, config, store, &watch).await,
+        Watch::ClusterEgresses => every::<api::ClusterEgress>(client, config, store, &watch).await,
+        Watch::Gateways => every::<api::EgressGateway>(client, config, store, &watch).await,
+        Watch::Pools => every::<api::EgressPool>(client, config, store, &watch).await,
+        Watch::Addresses => every::<api::EgressAddress>(client, config, store, &watch).await,
+        Watch::Nodes => every::<core::Node>(client, config, store, &watch).await,
+        Watch::ServiceCidrs => every::<ServiceCIDR>(client, config, store, &watch).await,
+        Watch::Namespaces => {
+            // Metadata only: the API of this type asks for nothing else.
+            type Meta = PartialObjectMeta<core::Namespace>;
+            every::<Meta>(client, config, store, &watch).await;
+        }
+        Watch::Pods(pods) => {
+            let config = match pods {
+                Pods::All => config,
+                Pods::OfNode(node) => config.fields(&format!("spec.nodeName={node}")),
+            };
+            every::<core::Pod>(client, config, store, &watch).await;
+        }
+        Watch::Records(records) => {
+            let config = match records {
+                Records::All => config,
+                Records::One(node) => config.fields(&format!("metadata.name={node}")),
+                Records::OfGateways => config.labels(&format!("{GATEWAY_LABEL}=true")),
+            };
+            every::<api::EgressNode>(client, config, store, &watch).await;
+        }
+        Watch::Services(which) => {
+            let by_name = |config: watcher::Config, name: &str| {
+                config.fields(&format!("metadata.name={name}"))
+            };
+            some::<core::Service>(client, config, by_name, which, store, &watch).await;
+        }
+        Watch::Slices(which) => {
+            let by_service = |config: watcher::Config, name: &str| {
+                config.labels(&format!("{SERVICE_NAME_LABEL}={name}"))
+            };
+            some::<EndpointSlice>(client, config, by_service, which, store, &watch).await;
+        }
+    }
+}
+
+/// Objects of all namespaces.
+async fn every<K>(client: Client, config: watcher::Config, store: &Store, watch: &Watch)
+where
+    K: Observed + Resource<DynamicType = ()> + Clone + DeserializeOwned + Debug + Send + 'static,
+{
+    follow(watching(Api::<K>::all(client), config), store, watch).await;
+}
+
+/// Objects of one Service, or all of them.
+async fn some<K>(
+    client: Client,
+    config: watcher::Config,
+    narrow: impl FnOnce(watcher::Config, &str) -> watcher::Config,
+    which: &Which,
+    store: &Store,
+    watch: &Watch,
+) where
+    K: Observed
+        + Resource<DynamicType = (), Scope = NamespaceResourceScope>
+        + Clone
+        + DeserializeOwned
+        + Debug
+        + Send
+        + 'static,
+{
+    match which {
+        Which::All => every::<K>(client, config, store, watch).await,
+        Which::One(namespace, name) => {
+            let api = Api::<K>::namespaced(client, namespace);
+            follow(watching(api, narrow(config, name)), store, watch).await;
+        }
+    }
+}
+
+async fn follow<K: Observed>(
+    events: impl Stream<Item = watcher::Result<Event<K>>> + Send,
+    store: &Store,
+    watch: &Watch,
+) {
+    // Between 0.8 and 30 s with jitter, so that many agents do not come back in one moment.
+    let mut events = pin!(events.default_backoff());
+    while let Some(event) = events.next().await {
+        let news = match event {
+            Ok(Event::Init) => News::Begin,
+            Ok(Event::InitApply(object)) => {
+                let (object, entry) = object.observe();
+                News::Listed(object, entry)
+            }
+            Ok(Event::InitDone) => News::End,
+            Ok(Event::Apply(object)) => {
+                let (object, entry) = object.observe();
+                News::Put(object, entry)
+            }
+            Ok(Event::Delete(object)) => {
+                let (object, entry) = object.observe();
+                News::Gone(object, entry.version)
+            }
+            Err(error) => trouble(watch, &error),
+        };
+        store.take(watch, news);
+    }
+}
+
+fn trouble(watch: &Watch, error: &watcher::Error) -> News {
+    let code = match error {
+        watcher::Error::InitialListFailed(kube::Error::Api(status))
+        | watcher::Error::WatchStartFailed(kube::Error::Api(status)) => Some(status.code),
+        _ => None,
+    };
+    if code == Some(404) && watch.may_be_absent() {
+        tracing::warn!(
+            ?watch,
+            "the API server does not have this kind: name the cluster's Service ranges with --service-cidr"
+        );
+        return News::Absent;
+    }
+    let why = super::chain(error);
+    tracing::debug!(
+        ?watch,
+        error = why,
+        "a watch ended: it goes on after a pause"
+    );
+    News::Trouble(why)
+}

@@ -1,0 +1,259 @@
+//! Single requests that write: by whom, until when, and what a refusal means.
+
+use super::entry::{Entry, Observed, Value};
+use super::wanted::{GATEWAY_LABEL, Records, Role, Watch};
+use super::{Shared, api};
+use crate::convert::lease;
+use crate::source::SourceError;
+use egret_api as egret;
+use egret_core::model::{Kind, NodeName, NodeRecord, ObjectRef};
+use kube::api::{Patch, PatchParams, PostParams};
+use kube::{Api, Resource};
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+use serde_json::json;
+use std::fmt::Debug;
+use std::time::{Duration, Instant};
+
+/// Field manager of the controller.
+pub(super) const CONTROLLER: &str = "egret-controller";
+/// Field manager of agents.
+pub(super) const AGENT: &str = "egret-agent";
+/// Longest wait for the answer to one request.
+const ANSWER: Duration = Duration::from_secs(10);
+/// Times that a node's spec is tried again because its agent wrote status meanwhile.
+const TRIES: usize = 4;
+
+/// Why one request failed.
+pub(super) enum Failure {
+    /// 409: the version is another, or the object is there already.
+    Conflict(ObjectRef),
+    /// 404.
+    Missing(ObjectRef),
+    /// Anything else.
+    Other(SourceError),
+}
+
+impl From<Failure> for SourceError {
+    fn from(failure: Failure) -> Self {
+        match failure {
+            Failure::Conflict(object) => SourceError::Conflict {
+                object: object.to_string(),
+                expected: 0,
+                found: 0,
+            },
+            Failure::Missing(object) => SourceError::NotFound {
+                object: object.to_string(),
+            },
+            Failure::Other(error) => error,
+        }
+    }
+}
+
+impl Shared {
+    /// Until when a write that begins now may take.
+    fn may_write_until(&self) -> Result<Instant, SourceError> {
+        let until = Instant::now() + ANSWER;
+        match (&self.settings.role, &self.leadership) {
+            (Role::Reader, _) => Err(SourceError::ReadOnly),
+            (_, None) => Ok(until),
+            (_, Some(leadership)) => match leadership.held_until() {
+                Some(held) => Ok(until.min(held)),
+                None => Err(SourceError::NotLeader),
+            },
+        }
+    }
+
+    /// Carries out one write.
+    pub(super) fn request<T>(
+        &self,
+        doing: &str,
+        object: &ObjectRef,
+        request: impl Future<Output = kube::Result<T>>,
+    ) -> Result<T, Failure> {
+        let until = self.may_write_until().map_err(Failure::Other)?;
+        let doing = || format!("{doing} {object}");
+        let limited = async { tokio::time::timeout_at(until.into(), request).await };
+        match self.runtime.block_on(limited) {
+            Ok(Ok(answer)) => Ok(answer),
+            Ok(Err(kube::Error::Api(status))) if status.code == 409 => {
+                Err(Failure::Conflict(object.clone()))
+            }
+            Ok(Err(kube::Error::Api(status))) if status.code == 404 => {
+                Err(Failure::Missing(object.clone()))
+            }
+            Ok(Err(error)) => Err(Failure::Other(api(doing(), &error))),
+            Err(_) => Err(Failure::Other(SourceError::Api {
+                doing: doing(),
+                why: "no answer in time".to_owned(),
+            })),
+        }
+    }
+
+    /// After a conflict: reads what is there, so that the next plan is made from that.
+    pub(super) fn conflict<K>(
+        &self,
+        kind: &Api<K>,
+        watches: &[Watch],
+        expected: u64,
+        failure: Failure,
+    ) -> SourceError
+    where
+        K: Observed + Resource<DynamicType = ()> + Clone + DeserializeOwned + Debug,
+    {
+        let (Failure::Conflict(object) | Failure::Missing(object)) = failure else {
+            return failure.into();
+        };
+        let found = match self.request("reading", &object, kind.get_opt(&object.name)) {
+            Ok(found) => found,
+            Err(failure) => return failure.into(),
+        };
+        let found = match found {
+            Some(found) => self.wrote(watches, found),
+            None => {
+                self.store.wrote(watches, &object, None);
+                0
+            }
+        };
+        SourceError::Conflict {
+            object: object.to_string(),
+            expected,
+            found,
+        }
+    }
+
+    /// Takes the answer to a write into the store; its version.
+    pub(super) fn wrote<K: Observed>(&self, watches: &[Watch], written: K) -> u64 {
+        let (object, entry) = written.observe();
+        self.store.wrote(watches, &object, Some(&entry));
+        entry.version
+    }
+
+    /// `None`: the object is gone.
+    pub(super) fn apply_status<K, S>(
+        &self,
+        kind: &Api<K>,
+        object: &ObjectRef,
+        manager: &str,
+        status: &S,
+    ) -> Result<Option<K>, SourceError>
+    where
+        K: Resource<DynamicType = ()> + Clone + DeserializeOwned + Debug,
+        S: Serialize + Debug,
+    {
+        let patch = Patch::Apply(json!({
+            "apiVersion": egret::API_VERSION,
+            "kind": K::kind(&()),
+            "metadata": { "name": object.name },
+            "status": status,
+        }));
+        let parameters = PatchParams::apply(manager).force();
+        let applying = kind.patch_status(&object.name, &parameters, &patch);
+        match self.request("writing the status of", object, applying) {
+            Ok(written) => Ok(Some(written)),
+            Err(Failure::Missing(_)) => Ok(None),
+            Err(failure) => Err(failure.into()),
+        }
+    }
+
+    /// Applies the spec and the label of an `EgressNode`, making it if it is not there. Only over the spec that the
+    /// caller has `seen`: that its agent wrote status meanwhile does not matter.
+    pub(super) fn apply_node(
+        &self,
+        record: &NodeRecord,
+        seen: Option<&egret::EgressNodeSpec>,
+        gateway: bool,
+    ) -> Result<u64, SourceError> {
+        let object = node_object(&record.node);
+        let watches = [Watch::Records(Records::All)];
+        let nodes: Api<egret::EgressNode> = Api::all(self.client.clone());
+        let spec = lease::node_spec(record);
+        let mut version = record.resource_version;
+        let mut seen = seen.cloned();
+        if version == 0 {
+            let whole = egret::EgressNode::new(&object.name, spec.clone());
+            let parameters = manager(CONTROLLER);
+            let creating = nodes.create(&parameters, &whole);
+            let created = self.request("creating", &object, creating);
+            let created = created.map_err(|f| self.conflict(&nodes, &watches, version, f))?;
+            version = self.wrote(&watches, created);
+            if !gateway {
+                return Ok(version);
+            }
+            seen = Some(spec.clone());
+        } else if let Some(known) = self.store.get(&watches, &object) {
+            if node_spec(&known).as_ref() == Some(&spec) && is_labelled(&known) == gateway {
+                return Ok(known.version);
+            }
+            if node_spec(&known) == seen {
+                version = known.version;
+            }
+        }
+        for _ in 0..TRIES {
+            let labels = match gateway {
+                true => json!({ GATEWAY_LABEL: "true" }),
+                false => json!({}),
+            };
+            let patch = Patch::Apply(json!({
+                "apiVersion": egret::API_VERSION,
+                "kind": "EgressNode",
+                "metadata": {
+                    "name": object.name,
+                    "resourceVersion": version.to_string(),
+                    "labels": labels,
+                },
+                "spec": spec,
+            }));
+            let parameters = PatchParams::apply(CONTROLLER).force();
+            let applying = nodes.patch(&object.name, &parameters, &patch);
+            let failure = match self.request("writing", &object, applying) {
+                Ok(written) => return Ok(self.wrote(&watches, written)),
+                Err(failure) => failure,
+            };
+            let error = self.conflict(&nodes, &watches, version, failure);
+            let SourceError::Conflict { found, .. } = error else {
+                return Err(error);
+            };
+            let there = self.store.get(&watches, &object);
+            if found == 0 || there.as_ref().and_then(node_spec) != seen {
+                return Err(error);
+            }
+            version = found;
+        }
+        Err(Failure::Conflict(object).into())
+    }
+}
+
+/// The spec that a known `EgressNode` has.
+fn node_spec(entry: &Entry) -> Option<egret::EgressNodeSpec> {
+    match &entry.value {
+        Value::Record(record) => Some(lease::node_spec(record)),
+        _ => None,
+    }
+}
+
+pub(super) fn is_labelled(entry: &Entry) -> bool {
+    let labels = entry.kept.as_ref().and_then(|kept| kept.labels.as_ref());
+    labels.is_some_and(|labels| {
+        labels
+            .get(GATEWAY_LABEL)
+            .is_some_and(|value| value == "true")
+    })
+}
+
+/// Parameters of a write by this field manager.
+pub(super) fn manager(name: &str) -> PostParams {
+    PostParams {
+        field_manager: Some(name.to_owned()),
+        ..PostParams::default()
+    }
+}
+
+/// The `EgressNode` of a node.
+pub(super) fn node_object(node: &NodeName) -> ObjectRef {
+    ObjectRef {
+        kind: Kind::EgressNode,
+        namespace: String::new(),
+        name: node.0.clone(),
+    }
+}

@@ -1,0 +1,331 @@
+//! What the watches have told so far: objects as model values, and whether a watch has listed everything yet.
+
+use super::entry::Entry;
+use super::wanted::Watch;
+use egret_core::model::ObjectRef;
+use std::collections::BTreeMap;
+use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+use tokio::task::AbortHandle;
+
+/// Objects that went and are remembered: a late answer comes within seconds.
+const GONE_MAX: usize = 1024;
+
+/// Objects by name.
+pub(super) type Objects = BTreeMap<ObjectRef, Entry>;
+
+/// One watch.
+#[derive(Debug, Default)]
+pub(super) struct Watched {
+    /// It has listed everything once.
+    pub synced: bool,
+    /// Why it does not get on, as long as it does not.
+    pub error: Option<String>,
+    /// Its objects.
+    pub objects: Objects,
+    /// A list that has begun and not ended.
+    listing: Option<Objects>,
+    /// Versions at which objects went, so that a late answer to a write does not bring one back.
+    gone: BTreeMap<ObjectRef, u64>,
+    /// Ends its task.
+    pub task: Option<AbortHandle>,
+}
+
+/// Every watch, behind a lock.
+#[derive(Debug, Default)]
+pub(super) struct State {
+    /// By what they watch.
+    pub watches: BTreeMap<Watch, Watched>,
+    /// Raised whenever a view would differ.
+    pub version: u64,
+}
+
+/// Shared between the watches' tasks and the source's threads.
+#[derive(Debug, Default)]
+pub(super) struct Store {
+    state: Mutex<State>,
+    changed: Condvar,
+}
+
+/// What a watch tells.
+pub(super) enum News {
+    /// A list begins.
+    Begin,
+    /// One object of the list that has begun.
+    Listed(ObjectRef, Entry),
+    /// The list is complete: what it does not have is gone.
+    End,
+    /// An object is there or has changed.
+    Put(ObjectRef, Entry),
+    /// An object is gone, since this version.
+    Gone(ObjectRef, u64),
+    /// The watch does not get on.
+    Trouble(String),
+    /// The API server does not have the kind, and that is as good as none of it.
+    Absent,
+}
+
+impl Store {
+    /// The state, for a short look.
+    pub fn lock(&self) -> MutexGuard<'_, State> {
+        // Every change is whole before anything can panic.
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Takes news of a watch; those of a watch that is not wanted any more are dropped.
+    pub fn take(&self, watch: &Watch, news: News) {
+        let mut state = self.lock();
+        let Some(watched) = state.watches.get_mut(watch) else {
+            return;
+        };
+        if watched.take(news) {
+            state.version += 1;
+            drop(state);
+            self.changed.notify_all();
+        }
+    }
+
+    /// Takes what the API server answered to a write, so that the next view has it although no watch has told it yet.
+    pub fn wrote(&self, watches: &[Watch], object: &ObjectRef, entry: Option<&Entry>) {
+        let mut state = self.lock();
+        let mut changed = false;
+        for watch in watches {
+            let Some(watched) = state.watches.get_mut(watch) else {
+                continue;
+            };
+            let known = watched.objects.get(object).map_or(0, |known| known.version);
+            changed |= watched.take(match entry {
+                Some(entry) => News::Put(object.clone(), entry.clone()),
+                None => News::Gone(object.clone(), known),
+            });
+        }
+        if changed {
+            state.version += 1;
+            drop(state);
+            self.changed.notify_all();
+        }
+    }
+
+    /// Wakes whoever waits, although no object changed.
+    pub fn touch(&self) {
+        self.lock().version += 1;
+        self.changed.notify_all();
+    }
+
+    /// The newest entry of an object that any of the watches has.
+    pub fn get(&self, watches: &[Watch], object: &ObjectRef) -> Option<Entry> {
+        let state = self.lock();
+        let found = watches
+            .iter()
+            .filter_map(|watch| state.watches.get(watch)?.objects.get(object));
+        found.max_by_key(|entry| entry.version).cloned()
+    }
+
+    /// Waits until the version is another than `seen`, and a little longer until it rests. Whether it is another.
+    pub fn wait(&self, seen: Option<u64>, timeout: Duration, quiet: Duration) -> bool {
+        let deadline = Instant::now() + timeout;
+        let mut state = self.lock();
+        while Some(state.version) == seen {
+            let left = deadline.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                return false;
+            }
+            state = self.sleep(state, left);
+        }
+        let rest = Instant::now() + quiet * 10;
+        loop {
+            let before = state.version;
+            let until = (Instant::now() + quiet).min(rest);
+            while state.version == before && Instant::now() < until {
+                let left = until.saturating_duration_since(Instant::now());
+                state = self.sleep(state, left);
+            }
+            if state.version == before || Instant::now() >= rest {
+                return true;
+            }
+        }
+    }
+
+    /// Waits for any change, at most until the deadline.
+    pub fn sleep<'a>(&self, state: MutexGuard<'a, State>, left: Duration) -> MutexGuard<'a, State> {
+        let waited = self.changed.wait_timeout(state, left);
+        waited.unwrap_or_else(PoisonError::into_inner).0
+    }
+}
+
+impl Watched {
+    /// A watch that has told nothing yet.
+    pub fn by(task: AbortHandle) -> Self {
+        Self {
+            task: Some(task),
+            ..Self::default()
+        }
+    }
+
+    /// Whether a view would differ.
+    fn take(&mut self, news: News) -> bool {
+        match news {
+            News::Begin => {
+                self.listing = Some(Objects::new());
+                false
+            }
+            News::Listed(object, entry) => {
+                self.listing.get_or_insert_default().insert(object, entry);
+                false
+            }
+            News::End => self.complete(),
+            News::Put(object, entry) => self.put(object, entry),
+            News::Gone(object, version) => self.remove(object, version),
+            News::Trouble(why) => {
+                let new = self.error.as_ref() != Some(&why);
+                self.error = Some(why);
+                new && !self.synced
+            }
+            News::Absent => {
+                self.error = None;
+                !std::mem::replace(&mut self.synced, true)
+            }
+        }
+    }
+
+    fn complete(&mut self) -> bool {
+        let mut listed = self.listing.take().unwrap_or_default();
+        let mut before = std::mem::take(&mut self.objects);
+        let mut same = self.synced && before.len() == listed.len();
+        for (object, entry) in &mut listed {
+            let Some(known) = before.remove(object) else {
+                same = false;
+                continue;
+            };
+            same &= known.says_the_same(entry);
+            // A write of our own may be newer than the list; the watch goes on from the list and tells the rest.
+            if known.version > entry.version {
+                *entry = known;
+            }
+        }
+        self.objects = listed;
+        self.gone.clear();
+        self.synced = true;
+        self.error = None;
+        !same
+    }
+
+    fn remove(&mut self, object: ObjectRef, version: u64) -> bool {
+        self.error = None;
+        match self.objects.get(&object) {
+            // Told late: we made it again since.
+            Some(known) if known.version > version => return false,
+            _ => {}
+        }
+        let was = self.objects.remove(&object).is_some();
+        if self.gone.len() >= GONE_MAX {
+            self.gone.clear();
+        }
+        self.gone.insert(object, version);
+        was
+    }
+
+    fn put(&mut self, object: ObjectRef, entry: Entry) -> bool {
+        self.error = None;
+        match self.gone.get(&object) {
+            // Told late: it went since.
+            Some(gone) if *gone >= entry.version => return false,
+            _ => {}
+        }
+        self.gone.remove(&object);
+        match self.objects.get_mut(&object) {
+            // Told late: we wrote since.
+            Some(known) if known.version > entry.version => false,
+            Some(known) => {
+                let same = known.says_the_same(&entry);
+                *known = entry;
+                !same
+            }
+            None => {
+                self.objects.insert(object, entry);
+                true
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::kube::entry::{Status, Value};
+    use egret_core::model::{Finding, Kind};
+
+    fn object(name: &str) -> ObjectRef {
+        ObjectRef {
+            kind: Kind::Egress,
+            namespace: "default".to_owned(),
+            name: name.to_owned(),
+        }
+    }
+
+    fn entry(version: u64, says: &str) -> Entry {
+        Entry {
+            version,
+            uid: "u".to_owned(),
+            generation: 1,
+            kept: None,
+            value: Value::Nothing,
+            status: Status::None,
+            findings: vec![Finding {
+                object: object("a"),
+                field: "spec".to_owned(),
+                value: says.to_owned(),
+                remedy: String::new(),
+            }],
+        }
+    }
+
+    fn listed(entries: &[(&str, u64)]) -> Watched {
+        let mut watched = Watched::default();
+        watched.take(News::Begin);
+        for (name, version) in entries {
+            watched.take(News::Listed(object(name), entry(*version, "first")));
+        }
+        assert!(watched.take(News::End));
+        watched
+    }
+
+    #[test]
+    fn a_heartbeat_is_no_change_and_a_list_that_says_the_same_neither() {
+        let mut watched = listed(&[("a", 1)]);
+        assert!(!watched.take(News::Put(object("a"), entry(2, "first"))));
+        assert_eq!(watched.objects[&object("a")].version, 2);
+        watched.take(News::Begin);
+        watched.take(News::Listed(object("a"), entry(3, "first")));
+        assert!(!watched.take(News::End));
+        assert!(watched.take(News::Put(object("a"), entry(4, "second"))));
+    }
+
+    #[test]
+    fn news_from_before_our_own_write_are_not_believed() {
+        let mut watched = listed(&[("a", 1)]);
+        assert!(watched.take(News::Put(object("a"), entry(5, "ours"))));
+        assert!(!watched.take(News::Put(object("a"), entry(3, "late"))));
+        assert!(!watched.take(News::Gone(object("a"), 4)));
+        assert_eq!(watched.objects[&object("a")].version, 5);
+    }
+
+    #[test]
+    fn the_answer_to_a_write_does_not_bring_back_what_went_since() {
+        let mut watched = listed(&[("a", 1)]);
+        assert!(watched.take(News::Gone(object("a"), 7)));
+        assert!(!watched.take(News::Put(object("a"), entry(6, "late answer"))));
+        assert!(watched.objects.is_empty());
+        assert!(watched.take(News::Put(object("a"), entry(8, "made again"))));
+    }
+
+    #[test]
+    fn what_a_new_list_lacks_is_gone() {
+        let mut watched = listed(&[("a", 1), ("b", 1)]);
+        watched.take(News::Begin);
+        watched.take(News::Listed(object("b"), entry(1, "first")));
+        assert_eq!(watched.objects.len(), 2, "not before the list is whole");
+        assert!(watched.take(News::End));
+        assert!(!watched.objects.contains_key(&object("a")));
+    }
+}

@@ -1,0 +1,184 @@
+//! Which watches a component needs, by what it knows so far. Pure, so that "narrow" can be tested.
+
+use super::entry::Value;
+use super::store::State;
+use egret_core::model::{Gateway, Labels, NodeName, Selection};
+use std::collections::{BTreeMap, BTreeSet};
+
+/// Label of the `EgressNode`s of gateways, so that workers need not watch those of other workers.
+pub const GATEWAY_LABEL: &str = "egret.dev/gateway";
+/// Services that are watched one by one; with more, all are watched at once.
+const SERVICES_MAX: usize = 50;
+
+/// Who asks.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Role {
+    /// The controller: everything, and writes as long as it leads.
+    Controller,
+    /// The agent of this node: what concerns the node, and its own status.
+    Agent(NodeName),
+    /// Questions of the command line: everything, no writes.
+    Reader,
+}
+
+/// Which pods.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) enum Pods {
+    All,
+    OfNode(String),
+}
+
+/// Which `EgressNode`s.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) enum Records {
+    All,
+    One(String),
+    OfGateways,
+}
+
+/// Which Services and EndpointSlices.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) enum Which {
+    All,
+    /// Namespace and name.
+    One(String, String),
+}
+
+/// One watch.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) enum Watch {
+    Egresses,
+    ClusterEgresses,
+    Gateways,
+    Pools,
+    Namespaces,
+    Nodes,
+    ServiceCidrs,
+    Pods(Pods),
+    Records(Records),
+    Addresses,
+    Services(Which),
+    Slices(Which),
+}
+
+impl Watch {
+    /// Whether the API server may lack the kind: ServiceCIDRs came with 1.33.
+    pub fn may_be_absent(&self) -> bool {
+        *self == Watch::ServiceCidrs
+    }
+}
+
+/// The Service whose endpoints are the API servers.
+pub(super) fn api_server() -> Which {
+    Which::One("default".to_owned(), "kubernetes".to_owned())
+}
+
+/// What is needed, by what is known. Grows once more is known: a gateway is told by its node's labels.
+pub(super) fn wanted(role: &Role, state: &State) -> BTreeSet<Watch> {
+    let mut all = BTreeSet::from([
+        Watch::Egresses,
+        Watch::ClusterEgresses,
+        Watch::Gateways,
+        Watch::Pools,
+        Watch::Namespaces,
+        Watch::Nodes,
+        Watch::ServiceCidrs,
+        Watch::Slices(api_server()),
+    ]);
+    match role {
+        Role::Controller | Role::Reader => {
+            all.extend([
+                Watch::Pods(Pods::All),
+                Watch::Records(Records::All),
+                Watch::Addresses,
+            ]);
+        }
+        Role::Agent(node) => {
+            all.insert(Watch::Pods(Pods::OfNode(node.0.clone())));
+            if is_gateway(state, node) {
+                all.extend([Watch::Records(Records::All), Watch::Addresses]);
+            } else {
+                all.insert(Watch::Records(Records::One(node.0.clone())));
+                all.insert(Watch::Records(Records::OfGateways));
+            }
+        }
+    }
+    let services = services(role, state);
+    if services.len() > SERVICES_MAX {
+        all.remove(&Watch::Slices(api_server()));
+        all.extend([Watch::Services(Which::All), Watch::Slices(Which::All)]);
+    } else {
+        for (namespace, name) in services {
+            let which = || Which::One(namespace.to_owned(), name.to_owned());
+            all.extend([Watch::Services(which()), Watch::Slices(which())]);
+        }
+    }
+    all
+}
+
+fn values<'a>(state: &'a State, watch: &Watch) -> impl Iterator<Item = &'a Value> {
+    let objects = state.watches.get(watch).map(|watched| &watched.objects);
+    objects
+        .into_iter()
+        .flat_map(|objects| objects.values().map(|entry| &entry.value))
+}
+
+fn gateways(state: &State) -> impl Iterator<Item = &Gateway> {
+    values(state, &Watch::Gateways).filter_map(|value| match value {
+        Value::Gateway(gateway) => Some(gateway.as_ref()),
+        _ => None,
+    })
+}
+
+/// Labels of the nodes.
+fn labels(state: &State) -> BTreeMap<&NodeName, &Labels> {
+    values(state, &Watch::Nodes)
+        .filter_map(|value| match value {
+            Value::Node(node) => Some((&node.name, &node.labels)),
+            _ => None,
+        })
+        .collect()
+}
+
+fn is_gateway(state: &State, node: &NodeName) -> bool {
+    let labels = labels(state);
+    let mine = labels.get(node);
+    mine.is_some_and(|labels| gateways(state).any(|gateway| gateway.nodes.matches(labels)))
+}
+
+/// Every node that a gateway selects.
+pub(super) fn gateway_nodes(state: &State) -> BTreeSet<NodeName> {
+    let gateways: Vec<&Gateway> = gateways(state).collect();
+    let selected = |labels: &Labels| gateways.iter().any(|g| g.nodes.matches(labels));
+    labels(state)
+        .into_iter()
+        .filter(|(_, labels)| selected(labels))
+        .map(|(name, _)| name.clone())
+        .collect()
+}
+
+/// Services that a policy names; for an agent those in namespaces of its own pods, since a policy selects pods of its
+/// own namespace only.
+fn services<'a>(role: &Role, state: &'a State) -> BTreeSet<(&'a str, &'a str)> {
+    let own: Option<BTreeSet<&str>> = match role {
+        Role::Controller | Role::Reader => None,
+        Role::Agent(node) => Some(
+            values(state, &Watch::Pods(Pods::OfNode(node.0.clone())))
+                .filter_map(|value| match value {
+                    Value::Pod(pod) => Some(pod.namespace.as_str()),
+                    _ => None,
+                })
+                .collect(),
+        ),
+    };
+    values(state, &Watch::Egresses)
+        .filter_map(|value| match value {
+            Value::Policy(policy) => match &policy.selection {
+                Selection::Service { namespace, name } => Some((namespace.as_str(), name.as_str())),
+                _ => None,
+            },
+            _ => None,
+        })
+        .filter(|(namespace, _)| own.as_ref().is_none_or(|own| own.contains(namespace)))
+        .collect()
+}

@@ -1,0 +1,400 @@
+//! Writing: what is the same already is not written; what the API server answers is known at once.
+//!
+//! `EgressAddress` is created and replaced with its version, so that nobody overwrites what he has not seen. The spec
+//! of `EgressNode` is applied by the controller, its status by the agent, statuses of the users' objects by the
+//! controller, each with its own field manager.
+
+use super::entry::{Observed, Status};
+use super::event::{Note, notes};
+use super::request::{AGENT, CONTROLLER, Failure, is_labelled, manager, node_object};
+use super::wanted::{Records, Watch, gateway_nodes};
+use super::{KubeSource, QUIET};
+use crate::convert::{self, lease};
+use crate::source::{Source, SourceError, View, carry_transition_times};
+use crate::status::{
+    AddressStatus, Condition, GatewayStatus, NodeReport, PolicyStatus, PoolStatus,
+};
+use egret_api as egret;
+use egret_core::condition::{Condition as Said, ConditionType, Reason};
+use egret_core::model::{
+    AddressRecord, Finding, GatewayName, Kind, NodeName, NodeRecord, ObjectRef, PoolName,
+};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1 as meta;
+use kube::api::{DeleteParams, ObjectMeta, Preconditions};
+use kube::{Api, Resource};
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+use std::fmt::Debug;
+use std::net::IpAddr;
+use std::time::Duration;
+
+/// Labels of `EgressNode`s that one view mends; the next does the rest.
+const LABELS_PER_VIEW: usize = 64;
+
+impl Source for KubeSource {
+    fn snapshot(&mut self) -> Result<View, SourceError> {
+        let view = self.view()?;
+        if self.shared.leadership.is_some() && self.leads() {
+            self.label_gateways(&view)?;
+            self.tell_findings()?;
+        }
+        Ok(view)
+    }
+
+    fn wait(&mut self, timeout: Duration) -> Result<bool, SourceError> {
+        Ok(self.shared.store.wait(self.seen, timeout, QUIET))
+    }
+
+    fn leads(&self) -> bool {
+        let leadership = self.shared.leadership.as_ref();
+        leadership.is_none_or(|leadership| leadership.held_until().is_some())
+    }
+
+    fn write_address(&mut self, record: &AddressRecord) -> Result<u64, SourceError> {
+        let object = address_object(record.address);
+        let shared = &self.shared;
+        let addresses: Api<egret::EgressAddress> = Api::all(shared.client.clone());
+        let name = object.name.clone();
+        let spec = lease::address_spec(record);
+        let mut whole = egret::EgressAddress::new(&name, spec);
+        let parameters = manager(CONTROLLER);
+        let written = if record.resource_version == 0 {
+            shared.request("creating", &object, addresses.create(&parameters, &whole))
+        } else {
+            let known = shared.store.get(&[Watch::Addresses], &object);
+            whole.metadata = ObjectMeta {
+                name: Some(name.clone()),
+                resource_version: Some(record.resource_version.to_string()),
+                ..known.and_then(|k| k.kept).map(|k| *k).unwrap_or_default()
+            };
+            let replacing = addresses.replace(&name, &parameters, &whole);
+            shared.request("replacing", &object, replacing)
+        };
+        let written = written.map_err(|failure| {
+            shared.conflict(
+                &addresses,
+                &[Watch::Addresses],
+                record.resource_version,
+                failure,
+            )
+        })?;
+        Ok(shared.wrote(&[Watch::Addresses], written))
+    }
+
+    fn delete_address(&mut self, address: IpAddr, version: u64) -> Result<(), SourceError> {
+        let object = address_object(address);
+        let shared = &self.shared;
+        let addresses: Api<egret::EgressAddress> = Api::all(shared.client.clone());
+        let parameters = DeleteParams::default().preconditions(Preconditions {
+            resource_version: Some(version.to_string()),
+            uid: None,
+        });
+        let deleting = addresses.delete(&object.name, &parameters);
+        let deleted = shared.request("deleting", &object, deleting);
+        deleted.map_err(|failure| {
+            shared.conflict(&addresses, &[Watch::Addresses], version, failure)
+        })?;
+        shared.store.wrote(&[Watch::Addresses], &object, None);
+        Ok(())
+    }
+
+    fn write_node_spec(&mut self, record: &NodeRecord) -> Result<u64, SourceError> {
+        let gateway = gateway_nodes(&self.shared.store.lock()).contains(&record.node);
+        let seen = self.specs.get(&record.node);
+        self.shared.apply_node(record, seen, gateway)
+    }
+
+    fn write_node_status(
+        &mut self,
+        record: &NodeRecord,
+        report: &NodeReport,
+        now_secs: i64,
+    ) -> Result<u64, SourceError> {
+        let object = node_object(&record.node);
+        let watches = node_watches(&record.node);
+        let not_found = || SourceError::NotFound {
+            object: object.to_string(),
+        };
+        let known = self.shared.store.get(&watches, &object);
+        let known = known.ok_or_else(not_found)?;
+        let before = match &known.status {
+            Status::Node(status) => convert::conditions(&status.conditions),
+            _ => Vec::new(),
+        };
+        let conditions = carry_transition_times(&before, &report.conditions, now_secs);
+        let status = egret::NodeStatus {
+            tunnel_mac: report.tunnel_mac.clone(),
+            external_interface: report.external_interface.clone(),
+            abilities: report.abilities.clone(),
+            conditions: convert::api_conditions(&conditions, 0),
+            ..lease::node_status(record)
+        };
+        if known.status == Status::Node(Box::new(status.clone())) {
+            return Ok(known.version);
+        }
+        let nodes: Api<egret::EgressNode> = Api::all(self.shared.client.clone());
+        let written = self.shared.apply_status(&nodes, &object, AGENT, &status)?;
+        let written = written.ok_or_else(not_found)?;
+        Ok(self.shared.wrote(&watches[..2], written))
+    }
+
+    fn delete_node(&mut self, node: &NodeName) -> Result<(), SourceError> {
+        let object = node_object(node);
+        let nodes: Api<egret::EgressNode> = Api::all(self.shared.client.clone());
+        let parameters = DeleteParams::default();
+        let deleting = nodes.delete(&object.name, &parameters);
+        match self.shared.request("deleting", &object, deleting) {
+            Ok(_) | Err(Failure::Missing(_)) => {}
+            Err(failure) => return Err(failure.into()),
+        }
+        let watches = node_watches(node);
+        self.shared.store.wrote(&watches, &object, None);
+        Ok(())
+    }
+
+    fn write_policy_status(
+        &mut self,
+        object: &ObjectRef,
+        status: &PolicyStatus,
+        now_secs: i64,
+    ) -> Result<bool, SourceError> {
+        let client = self.shared.client.clone();
+        let make = |before: &Status| {
+            let before = match before {
+                Status::Policy(before) => before.conditions.as_slice(),
+                _ => &[],
+            };
+            let conditions = carry(before, &status.conditions, now_secs);
+            let made = convert::api_policy_status(&PolicyStatus {
+                conditions: conditions.clone(),
+                ..status.clone()
+            });
+            let told = notes(&convert::conditions(before), &conditions);
+            (Status::Policy(Box::new(made.clone())), made, told)
+        };
+        match object.kind {
+            Kind::ClusterEgress => {
+                let all: Api<egret::ClusterEgress> = Api::all(client);
+                self.write_status(&all, &Watch::ClusterEgresses, object, make)
+            }
+            _ => {
+                let some: Api<egret::Egress> = Api::namespaced(client, &object.namespace);
+                self.write_status(&some, &Watch::Egresses, object, make)
+            }
+        }
+    }
+
+    fn write_gateway_status(
+        &mut self,
+        gateway: &GatewayName,
+        status: &GatewayStatus,
+        now_secs: i64,
+    ) -> Result<bool, SourceError> {
+        let object = cluster_object(Kind::EgressGateway, &gateway.0);
+        let all: Api<egret::EgressGateway> = Api::all(self.shared.client.clone());
+        self.write_status(&all, &Watch::Gateways, &object, |before| {
+            let before = match before {
+                Status::Gateway(before) => before.conditions.as_slice(),
+                _ => &[],
+            };
+            let conditions = carry(before, &status.conditions, now_secs);
+            let made = convert::api_gateway_status(&GatewayStatus {
+                conditions: conditions.clone(),
+                ..status.clone()
+            });
+            let told = notes(&convert::conditions(before), &conditions);
+            (Status::Gateway(Box::new(made.clone())), made, told)
+        })
+    }
+
+    fn write_pool_status(
+        &mut self,
+        pool: &PoolName,
+        status: &PoolStatus,
+        now_secs: i64,
+    ) -> Result<bool, SourceError> {
+        let object = cluster_object(Kind::EgressPool, &pool.0);
+        let all: Api<egret::EgressPool> = Api::all(self.shared.client.clone());
+        self.write_status(&all, &Watch::Pools, &object, |before| {
+            let before = match before {
+                Status::Pool(before) => before.conditions.as_slice(),
+                _ => &[],
+            };
+            let conditions = carry(before, &status.conditions, now_secs);
+            let made = convert::api_pool_status(&PoolStatus {
+                conditions: conditions.clone(),
+                ..status.clone()
+            });
+            let told = notes(&convert::conditions(before), &conditions);
+            (Status::Pool(Box::new(made.clone())), made, told)
+        })
+    }
+
+    fn write_address_status(
+        &mut self,
+        address: IpAddr,
+        status: &AddressStatus,
+        now_secs: i64,
+    ) -> Result<bool, SourceError> {
+        let object = address_object(address);
+        let all: Api<egret::EgressAddress> = Api::all(self.shared.client.clone());
+        self.write_status(&all, &Watch::Addresses, &object, |before| {
+            let before = match before {
+                Status::Address(before) => before.conditions.as_slice(),
+                _ => &[],
+            };
+            let conditions = carry(before, &status.conditions, now_secs);
+            let made = convert::api_address_status(&AddressStatus {
+                conditions,
+                ..status.clone()
+            });
+            // Nobody wrote this object: what is wrong with an address is told on its policies.
+            (Status::Address(Box::new(made.clone())), made, Vec::new())
+        })
+    }
+}
+
+impl KubeSource {
+    /// Writes the status of an object if it is there and says something else; whether that changed anything.
+    fn write_status<K, S>(
+        &mut self,
+        kind: &Api<K>,
+        watch: &Watch,
+        object: &ObjectRef,
+        make: impl FnOnce(&Status) -> (Status, S, Vec<Note>),
+    ) -> Result<bool, SourceError>
+    where
+        K: Observed + Resource<DynamicType = ()> + Clone + DeserializeOwned + Debug,
+        S: Serialize + Debug,
+    {
+        let shared = &self.shared;
+        let watches = std::slice::from_ref(watch);
+        let Some(known) = shared.store.get(watches, object) else {
+            return Ok(false);
+        };
+        let (wanted, status, told) = make(&known.status);
+        if known.status == wanted {
+            return Ok(false);
+        }
+        let written = shared.apply_status(kind, object, CONTROLLER, &status)?;
+        let Some(written) = written else {
+            return Ok(false);
+        };
+        shared.wrote(watches, written);
+        let events = &shared.events;
+        events.tell(&shared.runtime, object, &known.uid, told);
+        Ok(true)
+    }
+
+    /// Says on the objects of people that cannot be understood, and which therefore no plan has, what is wrong.
+    fn tell_findings(&mut self) -> Result<(), SourceError> {
+        let watches = [
+            Watch::Egresses,
+            Watch::ClusterEgresses,
+            Watch::Gateways,
+            Watch::Pools,
+        ];
+        let bad: Vec<(ObjectRef, i64, Vec<Condition>)> = {
+            let state = self.shared.store.lock();
+            let watched = watches.iter().filter_map(|watch| state.watches.get(watch));
+            watched
+                .flat_map(|watched| &watched.objects)
+                .filter(|(_, entry)| !entry.findings.is_empty())
+                .map(|(object, entry)| (object, entry.generation, invalid(&entry.findings)))
+                .map(|(object, generation, why)| (object.clone(), generation, vec![why]))
+                .collect()
+        };
+        let now_secs = k8s_openapi::jiff::Timestamp::now().as_second();
+        for (object, observed_generation, conditions) in bad {
+            match object.kind {
+                Kind::EgressGateway => {
+                    let status = GatewayStatus {
+                        observed_generation,
+                        conditions,
+                        ..GatewayStatus::default()
+                    };
+                    self.write_gateway_status(&GatewayName(object.name), &status, now_secs)?;
+                }
+                Kind::EgressPool => {
+                    let status = PoolStatus {
+                        observed_generation,
+                        conditions,
+                        ..PoolStatus::default()
+                    };
+                    self.write_pool_status(&PoolName(object.name), &status, now_secs)?;
+                }
+                _ => {
+                    let status = PolicyStatus {
+                        observed_generation,
+                        conditions,
+                        ..PolicyStatus::default()
+                    };
+                    self.write_policy_status(&object, &status, now_secs)?;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Puts the label of gateways on those `EgressNode`s that lack it, and takes it from the others.
+    fn label_gateways(&self, view: &View) -> Result<(), SourceError> {
+        let shared = &self.shared;
+        let wrong: Vec<(NodeName, bool)> = {
+            let state = shared.store.lock();
+            let gateways = gateway_nodes(&state);
+            let records = state.watches.get(&Watch::Records(Records::All));
+            let objects = records.into_iter().flat_map(|watched| &watched.objects);
+            objects
+                .map(|(object, entry)| (NodeName(object.name.clone()), is_labelled(entry)))
+                .map(|(node, labelled)| (gateways.contains(&node), node, labelled))
+                .filter(|(gateway, _, labelled)| gateway != labelled)
+                .map(|(gateway, node, _)| (node, gateway))
+                .take(LABELS_PER_VIEW)
+                .collect()
+        };
+        for (node, gateway) in wrong {
+            let Some(record) = view.snapshot.node_records.get(&node) else {
+                continue;
+            };
+            match shared.apply_node(record, self.specs.get(&node), gateway) {
+                Ok(_) | Err(SourceError::Conflict { .. } | SourceError::NotFound { .. }) => {}
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(())
+    }
+}
+
+/// What is said of an object that cannot be understood.
+fn invalid(findings: &[Finding]) -> Condition {
+    let line =
+        |finding: &Finding| format!("{} {}: {}", finding.field, finding.value, finding.remedy);
+    let message: Vec<String> = findings.iter().map(line).collect();
+    let (kind, reason) = (ConditionType::Accepted, Reason::Invalid);
+    Condition::from(&Said::new(kind, false, reason, message.join("; ")))
+}
+
+fn carry(before: &[meta::Condition], now: &[Condition], now_secs: i64) -> Vec<Condition> {
+    carry_transition_times(&convert::conditions(before), now, now_secs)
+}
+
+fn cluster_object(kind: Kind, name: &str) -> ObjectRef {
+    ObjectRef {
+        kind,
+        namespace: String::new(),
+        name: name.to_owned(),
+    }
+}
+
+fn address_object(address: IpAddr) -> ObjectRef {
+    cluster_object(Kind::EgressAddress, &egret::address_object_name(address))
+}
+
+/// Watches that may have a node's record; the last only if it is a gateway's.
+fn node_watches(node: &NodeName) -> [Watch; 3] {
+    [
+        Watch::Records(Records::All),
+        Watch::Records(Records::One(node.0.clone())),
+        Watch::Records(Records::OfGateways),
+    ]
+}
