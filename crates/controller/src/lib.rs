@@ -40,6 +40,12 @@ pub fn run(mut source: Box<dyn Source>, board: &Arc<Board>, stop: &AtomicBool) {
     let mut work = Work::default();
     let mut conflicts = 0;
     while !stop.load(Ordering::Relaxed) {
+        if !source.leads() {
+            // Whoever leads changes what was planned and written.
+            work = Work::default();
+            stand_by(source.as_mut(), board);
+            continue;
+        }
         match round(source.as_mut(), board, &mut work) {
             Ok(Written::All { next_change_secs }) => {
                 conflicts = 0;
@@ -51,6 +57,8 @@ pub fn run(mut source: Box<dyn Source>, board: &Arc<Board>, stop: &AtomicBool) {
                 conflicts = 0;
                 std::thread::park_timeout(PAUSE_AFTER_ERROR);
             }
+            // Lost between two writes: the other one goes on with what is written.
+            Err(SourceError::NotLeader) => work = Work::default(),
             Err(error) => {
                 let text = chain(&error);
                 tracing::warn!(error = %text, "the objects could not be read or written");
@@ -71,6 +79,17 @@ struct Work {
     writer: Writer,
     /// Findings that were logged.
     told: BTreeSet<String>,
+}
+
+/// Keeps ready to lead: what would be planned changes under the hands of the controller that leads.
+fn stand_by(source: &mut dyn Source, board: &Board) {
+    let read = source.snapshot().map(drop);
+    board.round(read.err().map(|error| chain(&error)));
+    // Not at every change: nobody waits for this view.
+    std::thread::park_timeout(PAUSE_AFTER_ERROR);
+    if let Err(error) = source.wait(PAUSE_MAX) {
+        tracing::debug!(error = %chain(&error), "waiting for changes failed");
+    }
 }
 
 /// Reads, plans and writes once.
