@@ -53,16 +53,18 @@ pub enum Output {
 pub enum SourceArgument {
     /// A directory of manifests.
     Directory(PathBuf),
+    /// The Kubernetes API, by this kubeconfig file or as kubectl finds it.
+    Kube(Option<PathBuf>),
 }
 
 fn source(text: &str) -> Result<SourceArgument, String> {
     match text.split_once(':') {
         Some(("dir", path)) if !path.is_empty() => Ok(SourceArgument::Directory(path.into())),
-        _ if text == "kube" => Err(
-            "the Kubernetes API is not built yet; use dir:PATH with a directory of manifests"
-                .into(),
-        ),
-        _ => Err(format!("{text:?} is not a source: write dir:PATH")),
+        Some(("kube", path)) if !path.is_empty() => Ok(SourceArgument::Kube(Some(path.into()))),
+        None if text == "kube" => Ok(SourceArgument::Kube(None)),
+        _ => Err(format!(
+            "{text:?} is not a source: write kube, kube:KUBECONFIG or dir:PATH"
+        )),
     }
 }
 
@@ -112,7 +114,7 @@ pub struct AgentArguments {
     /// Name of this node, as its Node object has it
     #[arg(long, required_unless_present = "cleanup", default_value = "")]
     pub node: String,
-    /// Where objects come from: dir:PATH
+    /// Where objects come from: kube (KUBECONFIG, ~/.kube/config or the pod's service account), kube:FILE, or dir:PATH
     #[arg(long, value_parser = source, required_unless_present = "cleanup")]
     pub source: Option<SourceArgument>,
     /// Remove everything of Egret from this node's kernel and end; the agent must not run
@@ -163,7 +165,7 @@ fn gateway_datapath(text: &str) -> Result<egret_agent::GatewayDatapath, String> 
 
 #[derive(Debug, clap::Args)]
 pub struct ControllerArguments {
-    /// Where objects come from: dir:PATH
+    /// Where objects come from: kube (KUBECONFIG, ~/.kube/config or the pod's service account), kube:FILE, or dir:PATH
     #[arg(long, value_parser = source)]
     pub source: SourceArgument,
     #[command(flatten)]
@@ -182,7 +184,7 @@ pub struct SettingsArguments {
     /// Destinations that are never egress traffic, beside those that are found by themselves
     #[arg(long, value_name = "CIDR", value_delimiter = ',')]
     pub never_destination: Vec<ipnet::IpNet>,
-    /// Service address ranges of the cluster
+    /// Service address ranges of the cluster, beside those that its ServiceCIDR objects name
     #[arg(long, value_name = "CIDR", value_delimiter = ',')]
     pub service_cidr: Vec<ipnet::IpNet>,
     /// Seconds that a released port range rests before another worker may have it
@@ -203,7 +205,7 @@ pub enum Unpooled {
 
 #[derive(Debug, clap::Args)]
 pub struct StatusArguments {
-    /// Read this source instead of asking the agent of this node
+    /// Read this source (kube or dir:PATH) instead of asking the agent of this node
     #[arg(long, value_parser = source)]
     pub source: Option<SourceArgument>,
     /// Socket of the agent
@@ -222,7 +224,7 @@ pub struct ExplainArguments {
     /// Towards this destination
     #[arg(long, value_name = "ADDRESS")]
     pub to: Option<IpAddr>,
-    /// Read this source instead of asking the agent of this node
+    /// Read this source (kube or dir:PATH) instead of asking the agent of this node
     #[arg(long, value_parser = source)]
     pub source: Option<SourceArgument>,
     /// Socket of the agent
@@ -236,7 +238,7 @@ pub struct ExplainArguments {
 
 #[derive(Debug, clap::Args)]
 pub struct PlanArguments {
-    /// Where objects come from: dir:PATH
+    /// Where objects come from: kube (KUBECONFIG, ~/.kube/config or the pod's service account), kube:FILE, or dir:PATH
     #[arg(long, value_parser = source)]
     pub source: SourceArgument,
     #[command(flatten)]

@@ -11,10 +11,11 @@ use egret_agent::{OpenSource, Question};
 use egret_core::model::{NodeName, Settings, UnpooledAddresses};
 use egret_core::numbers::TUNNEL_INDEX_MAX;
 use egret_objects::dir::{self, DirSource};
+use egret_objects::kube::{self, KubeSource, Role};
 use egret_objects::{Source, SourceError, View};
 use std::process::ExitCode;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{SystemTime, UNIX_EPOCH};
 
 pub fn run(verb: Verb) -> anyhow::Result<ExitCode> {
@@ -43,32 +44,65 @@ fn settings(arguments: &SettingsArguments) -> Settings {
     }
 }
 
-fn opener(source: &SourceArgument, settings: &SettingsArguments) -> OpenSource {
-    let SourceArgument::Directory(path) = source.clone();
-    let settings = self::settings(settings);
-    Arc::new(move || -> Result<Box<dyn Source>, SourceError> {
-        let settings = dir::Settings {
-            installation: settings.clone(),
-            ..Default::default()
-        };
-        Ok(Box::new(DirSource::open(&path, settings)?))
-    })
+fn opener(source: &SourceArgument, settings: &SettingsArguments, role: Role) -> OpenSource {
+    let installation = self::settings(settings);
+    match source.clone() {
+        SourceArgument::Directory(path) => {
+            Arc::new(move || -> Result<Box<dyn Source>, SourceError> {
+                let settings = dir::Settings {
+                    installation: installation.clone(),
+                    ..Default::default()
+                };
+                Ok(Box::new(DirSource::open(&path, settings)?))
+            })
+        }
+        SourceArgument::Kube(kubeconfig) => {
+            // Every thread's source shares one client and its watches.
+            let opened = Mutex::new(None);
+            let settings = kube::Settings {
+                kubeconfig,
+                role,
+                installation,
+            };
+            Arc::new(move || -> Result<Box<dyn Source>, SourceError> {
+                let mut opened = opened.lock().unwrap_or_else(PoisonError::into_inner);
+                let source = match opened.take() {
+                    Some(source) => source,
+                    None => KubeSource::open(settings.clone())?,
+                };
+                *opened = Some(KubeSource::clone(&source));
+                Ok(Box::new(source))
+            })
+        }
+    }
 }
 
 /// For questions: nothing in the directory is written, not even a lock.
 fn view(source: &SourceArgument, settings: &SettingsArguments) -> anyhow::Result<View> {
-    let SourceArgument::Directory(path) = source;
     let installation = self::settings(settings);
-    let read_only = dir::Settings {
-        record: false,
-        installation,
-        ..Default::default()
-    };
-    let opened = DirSource::open(path, read_only);
-    let mut source = opened.with_context(|| format!("opening {}", path.display()))?;
-    source
-        .snapshot()
-        .with_context(|| format!("reading {}", path.display()))
+    match source {
+        SourceArgument::Directory(path) => {
+            let read_only = dir::Settings {
+                record: false,
+                installation,
+                ..Default::default()
+            };
+            let opened = DirSource::open(path, read_only);
+            let mut source = opened.with_context(|| format!("opening {}", path.display()))?;
+            source
+                .snapshot()
+                .with_context(|| format!("reading {}", path.display()))
+        }
+        SourceArgument::Kube(kubeconfig) => {
+            let settings = kube::Settings {
+                kubeconfig: kubeconfig.clone(),
+                role: Role::Reader,
+                installation,
+            };
+            let mut source = KubeSource::open(settings)?;
+            Ok(source.snapshot()?)
+        }
+    }
 }
 
 /// Sets the flag at SIGTERM or SIGINT.
@@ -106,7 +140,9 @@ fn agent(arguments: &AgentArguments) -> anyhow::Result<ExitCode> {
         cni_path: arguments.cni_path,
     };
     tracing::info!(node = %config.node, "agent starts");
-    egret_agent::run(&config, opener(source, &arguments.settings), &board, &stop)?;
+    let role = Role::Agent(config.node.clone());
+    let open = opener(source, &arguments.settings, role);
+    egret_agent::run(&config, open, &board, &stop)?;
     tracing::info!("agent ends; what is in the kernel stays for the next one");
     Ok(ExitCode::SUCCESS)
 }
@@ -133,7 +169,7 @@ fn controller(arguments: &ControllerArguments) -> anyhow::Result<ExitCode> {
     let stop = stop_at_signal()?;
     let board = Arc::new(egret_controller::Board::default());
     http::serve(arguments.http_port, board.clone());
-    let source = opener(&arguments.source, &arguments.settings)()?;
+    let source = opener(&arguments.source, &arguments.settings, Role::Controller)()?;
     tracing::info!(tunnel_indexes = TUNNEL_INDEX_MAX, "controller starts");
     egret_controller::run(source, &board, &stop);
     tracing::info!("controller ends");
@@ -210,7 +246,7 @@ fn ask(
         }
         Err(error) => {
             eprintln!(
-                "egret: no agent answers at {}: {error}. Read the objects instead with --source dir:PATH",
+                "egret: no agent answers at {}: {error}. Read the objects instead with --source kube or --source dir:PATH",
                 socket.display()
             );
             Ok(Err(ExitCode::from(EXIT_UNREACHABLE)))
