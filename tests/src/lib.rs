@@ -5,6 +5,7 @@
 //! steps     named behaviours that share one lab, run one after the other   (the `main` of every file in tests/)
 //! matrix    environments of users: factors, pairs of them, labs for all pairs
 //! cluster   a lab with agents, a controller, policies and an answering server
+//! kubernetes   the program against a real API server: roles, audit log, a way to it that can be cut
 //! watch     captures: which sources were seen, and which must not be
 //! packet    hand-made packets
 //! standin   programs that take pods' packets past the stack, as some network plugins do
@@ -13,6 +14,7 @@
 
 pub mod chaos;
 pub mod cluster;
+pub mod kubernetes;
 pub mod matrix;
 pub mod packet;
 pub mod seccomp;

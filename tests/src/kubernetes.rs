@@ -1,0 +1,284 @@
+//! The program against a real API server: daemons as processes, roles out of `docs/kubernetes.md`, the audit log, and
+//! a way to the API server that can be cut.
+
+use anyhow::{Context, bail};
+use egret_cluster::{ApiServer, Kubectl};
+use serde_json::Value;
+use std::collections::BTreeSet;
+use std::fmt::Write as _;
+use std::fs::File;
+use std::io::{Read, Write};
+use std::net::{Ipv4Addr, Shutdown, SocketAddr, TcpListener, TcpStream};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+
+/// Folder of the CustomResourceDefinitions.
+pub const CRDS: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../deploy/crds");
+/// The page with the rights.
+const RIGHTS: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../docs/kubernetes.md");
+/// How often a condition is looked at.
+const POLL: Duration = Duration::from_millis(50);
+
+/// A program of ours that runs. It ends with the value.
+#[derive(Debug)]
+pub struct Daemon {
+    child: Child,
+    log: PathBuf,
+}
+
+impl Daemon {
+    /// Starts `egret` with these arguments; what it logs goes into a file.
+    ///
+    /// # Errors
+    /// It cannot be started.
+    pub fn start(log: &Path, arguments: &[&str]) -> anyhow::Result<Self> {
+        let mut command = Command::new(crate::egret()?);
+        command.args(arguments);
+        Self::spawn(log, command)
+    }
+
+    /// The same for any command.
+    ///
+    /// # Errors
+    /// It cannot be started.
+    pub fn spawn(log: &Path, mut command: Command) -> anyhow::Result<Self> {
+        let file = File::create(log).with_context(|| format!("creating {}", log.display()))?;
+        let child = command
+            .stdin(Stdio::null())
+            .stderr(file.try_clone()?)
+            .stdout(file)
+            .spawn()
+            .context("starting egret")?;
+        Ok(Self {
+            child,
+            log: log.to_owned(),
+        })
+    }
+
+    /// What it has logged.
+    pub fn log(&self) -> String {
+        std::fs::read_to_string(&self.log).unwrap_or_default()
+    }
+
+    /// Its process.
+    pub fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
+    /// Ends it as Kubernetes does, and waits.
+    ///
+    /// # Errors
+    /// It does not end within 20 s.
+    pub fn end(&mut self) -> anyhow::Result<()> {
+        self.signal(nix::sys::signal::Signal::SIGTERM)?;
+        let child = &mut self.child;
+        until("egret ends", Duration::from_secs(20), || {
+            Ok(child.try_wait()?.is_some())
+        })
+    }
+
+    /// Sends a signal, for example to freeze it.
+    ///
+    /// # Errors
+    /// It is gone.
+    pub fn signal(&self, signal: nix::sys::signal::Signal) -> anyhow::Result<()> {
+        let pid = nix::unistd::Pid::from_raw(i32::try_from(self.child.id())?);
+        Ok(nix::sys::signal::kill(pid, signal)?)
+    }
+}
+
+impl Drop for Daemon {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+        if std::thread::panicking() {
+            eprintln!("---- {}\n{}", self.log.display(), self.log());
+        }
+    }
+}
+
+/// Waits for a condition.
+///
+/// # Errors
+/// It does not hold in time, or looking fails.
+pub fn until(
+    what: &str,
+    timeout: Duration,
+    mut condition: impl FnMut() -> anyhow::Result<bool>,
+) -> anyhow::Result<()> {
+    let deadline = Instant::now() + timeout;
+    while !condition()? {
+        if Instant::now() > deadline {
+            bail!("not within {} s: {what}", timeout.as_secs());
+        }
+        std::thread::sleep(POLL);
+    }
+    Ok(())
+}
+
+/// One right: API group, resource, verb.
+pub type Right = (String, String, String);
+
+/// The rights that `docs/kubernetes.md` lists for a component, and whether they are for its own namespace only.
+///
+/// # Panics
+/// The page has no such table.
+pub fn rights(component: &str) -> BTreeSet<(Right, bool)> {
+    let page = std::fs::read_to_string(RIGHTS).expect("the page is in the repository");
+    let title = format!("\n{component}:\n");
+    let (_, after) = page.split_once(&title).expect("the component has a table");
+    let names = |cell: &str| -> Vec<String> {
+        let quoted = cell.split('`').skip(1).step_by(2);
+        quoted
+            .map(|name| name.trim_matches('"').to_owned())
+            .collect()
+    };
+    let mut all = BTreeSet::new();
+    let rows = after
+        .trim_start()
+        .lines()
+        .take_while(|l| l.starts_with('|'));
+    for row in rows.skip(2) {
+        let cells: Vec<&str> = row.trim_matches('|').split('|').collect();
+        let group = names(cells[0]).remove(0);
+        for resource in names(cells[1]) {
+            for verb in names(cells[2]) {
+                let right = (group.clone(), resource.clone(), verb);
+                all.insert((right, cells[1].contains("own namespace")));
+            }
+        }
+    }
+    assert!(!all.is_empty(), "{component} has no rights");
+    all
+}
+
+/// A ClusterRole and its binding to a user, with the rights of a component.
+pub fn role(component: &str, user: &str) -> String {
+    let mut rules = String::new();
+    for ((group, resource, verb), _) in rights(component) {
+        let _ = writeln!(
+            rules,
+            "- {{apiGroups: [{group:?}], resources: [{resource:?}], verbs: [{verb:?}]}}"
+        );
+    }
+    format!(
+        "apiVersion: rbac.authorization.k8s.io/v1\nkind: ClusterRole\nmetadata: {{name: {user}}}\nrules:\n{rules}---\n\
+         apiVersion: rbac.authorization.k8s.io/v1\nkind: ClusterRoleBinding\nmetadata: {{name: {user}}}\n\
+         roleRef: {{apiGroup: rbac.authorization.k8s.io, kind: ClusterRole, name: {user}}}\n\
+         subjects: [{{apiGroup: rbac.authorization.k8s.io, kind: User, name: {user}}}]\n"
+    )
+}
+
+/// Requests of a user that the audit log has, from a line number on; and the number of lines.
+///
+/// # Errors
+/// The log cannot be read.
+pub fn requests(log: &Path, user: &str, from: usize) -> anyhow::Result<(Vec<Value>, usize)> {
+    let text = std::fs::read_to_string(log)?;
+    let lines: Vec<&str> = text.lines().collect();
+    let fresh = lines.iter().skip(from);
+    let parsed = fresh.filter_map(|line| serde_json::from_str::<Value>(line).ok());
+    let own = parsed.filter(|line| line["user"]["username"] == user);
+    Ok((own.collect(), lines.len()))
+}
+
+/// The right that a request used.
+pub fn right_of(request: &Value) -> Right {
+    let object = &request["objectRef"];
+    let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
+    let resource = match object["subresource"].as_str() {
+        Some(part) => format!("{}/{part}", text(&object["resource"])),
+        None => text(&object["resource"]),
+    };
+    (text(&object["apiGroup"]), resource, text(&request["verb"]))
+}
+
+/// A relay on loopback to an API server, which can be cut: connections end, and new ones are refused.
+#[derive(Debug)]
+pub struct Relay {
+    address: SocketAddr,
+    cut: Arc<AtomicBool>,
+    streams: Arc<Mutex<Vec<TcpStream>>>,
+}
+
+impl Relay {
+    /// A way to the API server.
+    ///
+    /// # Errors
+    /// There is no port.
+    pub fn to(server: &ApiServer) -> anyhow::Result<Self> {
+        let target: SocketAddr = server.url().trim_start_matches("https://").parse()?;
+        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?;
+        let relay = Self {
+            address: listener.local_addr()?,
+            cut: Arc::default(),
+            streams: Arc::default(),
+        };
+        let (cut, streams) = (relay.cut.clone(), relay.streams.clone());
+        std::thread::spawn(move || {
+            // Ends with the test's process.
+            for near in listener.incoming().flatten() {
+                if cut.load(Ordering::SeqCst) {
+                    continue;
+                }
+                let Ok(far) = TcpStream::connect(target) else {
+                    continue;
+                };
+                let mut all = streams.lock().expect("nobody panics with it");
+                all.extend([&near, &far].into_iter().flat_map(TcpStream::try_clone));
+                drop(all);
+                pump(&near, &far);
+                pump(&far, &near);
+            }
+        });
+        Ok(relay)
+    }
+
+    /// A kubeconfig of a user by this way.
+    ///
+    /// # Errors
+    /// It cannot be written.
+    pub fn kubeconfig(&self, kubectl: &Kubectl, server: &ApiServer) -> anyhow::Result<PathBuf> {
+        let text = std::fs::read_to_string(kubectl.kubeconfig())?;
+        let text = text.replace(server.url(), &format!("https://{}", self.address));
+        let path = kubectl.kubeconfig().with_extension("relay");
+        std::fs::write(&path, text)?;
+        Ok(path)
+    }
+
+    /// Ends every connection and lets no new one through.
+    pub fn cut(&self) {
+        self.cut.store(true, Ordering::SeqCst);
+        for stream in self
+            .streams
+            .lock()
+            .expect("nobody panics with it")
+            .drain(..)
+        {
+            let _ = stream.shutdown(Shutdown::Both);
+        }
+    }
+
+    /// Lets connections through again.
+    pub fn mend(&self) {
+        self.cut.store(false, Ordering::SeqCst);
+    }
+}
+
+fn pump(from: &TcpStream, to: &TcpStream) {
+    let (Ok(mut from), Ok(mut to)) = (from.try_clone(), to.try_clone()) else {
+        return;
+    };
+    std::thread::spawn(move || {
+        let mut buffer = [0; 16 * 1024];
+        while let Ok(read) = from.read(&mut buffer) {
+            if read == 0 || to.write_all(&buffer[..read]).is_err() {
+                break;
+            }
+        }
+        let _ = to.shutdown(Shutdown::Both);
+    });
+}
