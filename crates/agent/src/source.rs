@@ -4,16 +4,20 @@ use crate::main_loop::Event;
 use crate::{AgentError, OpenSource, chain};
 use egret_core::model::NodeRecord;
 use egret_objects::{NodeReport, Source, SourceError};
+use std::collections::hash_map::RandomState;
+use std::hash::{BuildHasher, Hasher};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{self, Receiver, Sender};
 use std::thread;
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 /// Longest wait for a change before the source is looked at anyway.
 const LOOK_ANYWAY: Duration = Duration::from_secs(5);
 /// Pause after an error.
 const PAUSE_AFTER_ERROR: Duration = Duration::from_millis(500);
+/// Longest pause after several errors in a row.
+const PAUSE_MAX: Duration = Duration::from_secs(8);
 
 /// What this node reports.
 #[derive(Clone, Debug, PartialEq)]
@@ -66,25 +70,58 @@ pub(crate) fn write(open: &OpenSource) -> Result<Sender<Status>, AgentError> {
 
 fn write_loop(source: &mut dyn Source, inbox: &Receiver<Status>) {
     while let Ok(mut status) = inbox.recv() {
+        let mut pause = PAUSE_AFTER_ERROR;
         loop {
             while let Ok(newer) = inbox.try_recv() {
                 status = newer;
             }
             match source.write_node_status(&status.record, &status.report, now_secs()) {
-                Ok(_) => break,
+                Ok(_) => {
+                    if pause > PAUSE_AFTER_ERROR {
+                        tracing::info!("the node's status is written again");
+                    }
+                    break;
+                }
                 // The record has gone: the controller makes a new one, and the next view brings a new status.
                 Err(SourceError::NotFound { .. }) => break,
                 Err(error) => {
-                    tracing::warn!(error = %chain(&error), "the node's status could not be written");
-                    match inbox.recv_timeout(PAUSE_AFTER_ERROR) {
-                        Ok(newer) => status = newer,
-                        Err(mpsc::RecvTimeoutError::Timeout) => {}
-                        Err(mpsc::RecvTimeoutError::Disconnected) => return,
+                    let error = chain(&error);
+                    if pause == PAUSE_AFTER_ERROR {
+                        tracing::warn!(error, "the node's status could not be written");
+                    } else {
+                        tracing::debug!(error, "the node's status could not be written again");
                     }
+                    match rest(inbox, jittered(pause)) {
+                        Ok(newer) => status = newer.unwrap_or(status),
+                        Err(mpsc::RecvError) => return,
+                    }
+                    pause = (pause * 2).min(PAUSE_MAX);
                 }
             }
         }
     }
+}
+
+/// Waits for this long, also if there is a newer status by then: an API server that comes back is not stormed.
+fn rest(inbox: &Receiver<Status>, pause: Duration) -> Result<Option<Status>, mpsc::RecvError> {
+    let deadline = Instant::now() + pause;
+    let mut newest = None;
+    loop {
+        let left = deadline.saturating_duration_since(Instant::now());
+        match inbox.recv_timeout(left) {
+            Ok(newer) => newest = Some(newer),
+            Err(mpsc::RecvTimeoutError::Timeout) => return Ok(newest),
+            Err(mpsc::RecvTimeoutError::Disconnected) => return Err(mpsc::RecvError),
+        }
+    }
+}
+
+/// Between three and five quarters of a pause, so that many agents do not come back in one moment.
+fn jittered(pause: Duration) -> Duration {
+    // Seeded by the system.
+    let random = RandomState::new().build_hasher().finish() % 512;
+    let share = u32::try_from(random).unwrap_or(0);
+    pause * 3 / 4 + pause * share / 1024
 }
 
 fn now_secs() -> i64 {
@@ -105,4 +142,20 @@ pub(crate) fn spawn(
         doing: "starting a thread",
         source,
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn pauses_differ_and_stay_near_what_was_asked() {
+        let pauses: Vec<Duration> = (0..64).map(|_| jittered(PAUSE_MAX)).collect();
+        let near = PAUSE_MAX * 3 / 4..=PAUSE_MAX * 5 / 4;
+        assert!(
+            pauses.iter().all(|pause| near.contains(pause)),
+            "{pauses:?}"
+        );
+        assert!(pauses.iter().any(|pause| *pause != pauses[0]));
+    }
 }
