@@ -103,8 +103,9 @@ impl Verb {
     /// Daemons tell what they do; questions only what is wrong.
     pub fn default_log(&self) -> &'static str {
         match self {
-            Verb::Agent(_) | Verb::Controller(_) | Verb::KubeEgress(_) => "info",
-            _ => "warn",
+            // The client tells each refused connection as an error; what that means is told by the source.
+            Verb::Agent(_) | Verb::Controller(_) | Verb::KubeEgress(_) => "info,kube_client=off",
+            _ => "warn,kube_client=off",
         }
     }
 }

@@ -112,7 +112,12 @@ async fn follow<K: Observed>(
 ) {
     // Between 0.8 and 30 s with jitter, so that many agents do not come back in one moment.
     let mut events = pin!(events.default_backoff());
+    let mut failing = false;
     while let Some(event) = events.next().await {
+        if failing && matches!(event, Ok(ref event) if !matches!(event, Event::Init)) {
+            tracing::info!(?watch, "the watch goes on");
+            failing = false;
+        }
         let news = match event {
             Ok(Event::Init) => News::Begin,
             Ok(Event::InitApply(object)) => {
@@ -128,30 +133,37 @@ async fn follow<K: Observed>(
                 let (object, entry) = object.observe();
                 News::Gone(object, entry.version)
             }
-            Err(error) => trouble(watch, &error),
+            Err(error) => {
+                let first = !std::mem::replace(&mut failing, true);
+                trouble(watch, &error, first)
+            }
         };
         store.take(watch, news);
     }
 }
 
-fn trouble(watch: &Watch, error: &watcher::Error) -> News {
+/// What an error of a watch means. Told once for as long as it lasts.
+fn trouble(watch: &Watch, error: &watcher::Error, first: bool) -> News {
     let code = match error {
         watcher::Error::InitialListFailed(kube::Error::Api(status))
         | watcher::Error::WatchStartFailed(kube::Error::Api(status)) => Some(status.code),
         _ => None,
     };
     if code == Some(404) && watch.may_be_absent() {
-        tracing::warn!(
-            ?watch,
-            "the API server does not have this kind: name the cluster's Service ranges with --service-cidr"
-        );
+        if first {
+            tracing::warn!(
+                ?watch,
+                "the API server does not have this kind: name the cluster's Service ranges with --service-cidr"
+            );
+        }
         return News::Absent;
     }
     let why = super::chain(error);
-    tracing::debug!(
-        ?watch,
-        error = why,
-        "a watch ended: it goes on after a pause"
-    );
+    let told = "a watch ended: it goes on after a pause";
+    if first {
+        tracing::warn!(?watch, error = why, "{told}");
+    } else {
+        tracing::debug!(?watch, error = why, "{told}");
+    }
     News::Trouble(why)
 }
