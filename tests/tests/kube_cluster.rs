@@ -165,8 +165,14 @@ fn pods_of_a_real_cluster_leave_by_the_egress_address_also_while_the_control_pla
     // Back: a pod that is new then gets the address too.
     kubectl.run(&["delete", "pod", &all[0]]).unwrap();
     kubectl.run(&rollout).unwrap();
-    let fresh = pods(&kubectl).into_iter().find(|pod| !all.contains(pod));
-    let fresh = fresh.expect("the DaemonSet made another pod");
+    // The rollout may be told as done before the DaemonSet's controller has seen that a pod is gone.
+    let mut fresh = None;
+    until("the DaemonSet made another pod", TIMEOUT, || {
+        fresh = pods(&kubectl).into_iter().find(|pod| !all.contains(pod));
+        Ok(fresh.is_some())
+    })
+    .unwrap();
+    let fresh = fresh.unwrap();
     until("the new pod leaves by the egress address", TIMEOUT, || {
         Ok(answers(&kubectl, &fresh)
             .last()
