@@ -17,5 +17,6 @@ pub mod netlink;
 pub mod nft;
 pub mod route;
 pub mod sysctl;
+mod tcx;
 pub mod uplink;
 pub mod worker;

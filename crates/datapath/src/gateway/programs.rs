@@ -7,6 +7,7 @@
 use super::abi::Config;
 use super::{GatewayConfig, GatewayError, Pins};
 use crate::netlink::{NetlinkSocket, Reply, Request};
+use crate::tcx;
 use aya::programs::links::{FdLink, PinnedLink};
 use aya::programs::tc::{
     NlOptions, SchedClassifierLink, TcAttachOptions, TcError, TcHandle, qdisc_add_clsact,
@@ -117,10 +118,7 @@ pub(super) fn attached(pins: &Pins, config: &GatewayConfig, attachment: u8) -> b
 
 /// Whether the pinned link is on its device.
 pub(crate) fn is_linked(pin: &Path, place: &Place) -> bool {
-    let Ok(name) = device(place.ifindex) else {
-        return false;
-    };
-    pinned(pin).is_some_and(|link| on_device(&link, &name, place.direction))
+    pinned(pin).is_some_and(|link| on_device(&link, place))
 }
 
 /// Whether our filter is on the device (`RTM_GETTFILTER`, `struct tcmsg` of `linux/rtnetlink.h`).
@@ -177,7 +175,7 @@ pub(crate) fn attach_link(
 ) -> Result<(), GatewayError> {
     let name = device(place.ifindex)?;
     let error = |error: ProgramError| GatewayError::attach(place.program, &name, error);
-    if let Some(old) = pinned(pin).filter(|old| on_device(old, &name, place.direction)) {
+    if let Some(old) = pinned(pin).filter(|old| on_device(old, &place)) {
         let link = SchedClassifierLink::try_from(old).map_err(|_| GatewayError::ForeignPin {
             path: pin.to_owned(),
         })?;
@@ -211,17 +209,16 @@ fn pinned(pin: &Path) -> Option<FdLink> {
 
 /// Whether the link's program is among those of the device (a link outlives its device, attached to nothing). What looks
 /// at leaving packets must come first: another program before it may rewrite or redirect them.
-fn on_device(link: &FdLink, name: &str, direction: TcAttachType) -> bool {
+fn on_device(link: &FdLink, place: &Place) -> bool {
     let Ok(info) = link.info() else { return false };
-    let Ok((_, programs)) = SchedClassifier::query_tcx(name, direction) else {
+    let Ok(ids) = tcx::program_ids(place.ifindex, place.direction) else {
         return false;
     };
-    let looked_at = match direction {
-        TcAttachType::Egress => programs.len().min(1),
-        TcAttachType::Ingress | TcAttachType::Custom(_) => programs.len(),
+    let looked_at = match place.direction {
+        TcAttachType::Egress => ids.len().min(1),
+        TcAttachType::Ingress | TcAttachType::Custom(_) => ids.len(),
     };
-    let ours = |program: &aya::programs::ProgramInfo| program.id() == info.program_id();
-    programs[..looked_at].iter().any(ours)
+    ids[..looked_at].contains(&info.program_id())
 }
 
 /// Attaches a program as a clsact filter, or puts it in the place of the one that is there.

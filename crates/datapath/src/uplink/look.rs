@@ -4,7 +4,8 @@
 //! Names of plugins are not asked: whoever takes packets past the stack needs a program where pods' packets arrive.
 
 use crate::netlink::{Attrs, NetlinkError, NetlinkSocket, Reply, Request, attributes};
-use aya::programs::{SchedClassifier, TcAttachType};
+use crate::tcx;
+use aya::programs::TcAttachType;
 use egret_core::node::{PathFacts, Way};
 use egret_core::numbers::{LIFT_DEVICE, LIFT_PEER, ROUTE_PROTOCOL, TUNNEL_DEVICE};
 use ipnet::IpNet;
@@ -127,8 +128,8 @@ impl Looker {
             // A netkit device exists for the sake of its programs alone.
             link.kind == "netkit"
                 || filtered.contains(&link.index)
-                || SchedClassifier::query_tcx(&link.name, TcAttachType::Ingress)
-                    .is_ok_and(|(_, programs)| !programs.is_empty())
+                || tcx::program_ids(link.index, TcAttachType::Ingress)
+                    .is_ok_and(|programs| !programs.is_empty())
         };
         let chosen = links.iter().filter(has_program);
         Ok(chosen.map(|link| link.name.clone()).collect())
