@@ -33,6 +33,10 @@ pub use metrics::Metrics;
 pub use path::GatewayDatapath;
 pub use socket::{Question, ask};
 
+pub use egret_datapath::sysctl::{
+    DIRECTORY as SYSCTL_DIRECTORY, use_directory as use_sysctl_directory,
+};
+
 use egret_core::model::NodeName;
 pub use egret_core::node::CniPath;
 use egret_datapath::driver::{Datapath, DatapathError};

@@ -133,6 +133,9 @@ pub struct AgentArguments {
     /// Directory on a BPF file system for pinned programs and maps
     #[arg(long, default_value = egret_core::numbers::PIN_DIR)]
     pub pin_directory: PathBuf,
+    /// Where the node's sysctls can be written; a container has them mounted elsewhere than at /proc/sys
+    #[arg(long, default_value = egret_agent::SYSCTL_DIRECTORY)]
+    pub sysctl_directory: PathBuf,
     /// Socket that `egret status` and `egret explain` ask
     #[arg(long, default_value = egret_core::numbers::AGENT_SOCKET)]
     pub socket: PathBuf,

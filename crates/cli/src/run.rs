@@ -129,6 +129,7 @@ fn agent(arguments: &AgentArguments) -> anyhow::Result<ExitCode> {
         .source
         .as_ref()
         .expect("clap requires it without --cleanup");
+    egret_agent::use_sysctl_directory(&arguments.sysctl_directory);
     let board = Arc::new(egret_agent::Board::default());
     http::serve(arguments.http_port, board.clone());
     let config = egret_agent::Config {
@@ -148,6 +149,7 @@ fn agent(arguments: &AgentArguments) -> anyhow::Result<ExitCode> {
 }
 
 fn cleanup(arguments: &AgentArguments) -> ExitCode {
+    egret_agent::use_sysctl_directory(&arguments.sysctl_directory);
     let errors = egret_agent::cleanup(
         &arguments.state_directory,
         &arguments.pin_directory,

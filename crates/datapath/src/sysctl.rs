@@ -4,6 +4,19 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
+use std::sync::OnceLock;
+
+/// Where this process finds the settings, if not at [`DIRECTORY`].
+static OTHER_DIRECTORY: OnceLock<PathBuf> = OnceLock::new();
+/// Where the kernel shows settings (proc_sys(5)).
+pub const DIRECTORY: &str = "/proc/sys";
+
+/// From now on settings are read and written below `directory` instead of [`DIRECTORY`]. In a container without
+/// privileges /proc/sys is read-only, and the node's own /proc/sys/net has to be mounted elsewhere; whose settings it
+/// shows depends on the network namespace of the reader alone. Returns `false` if another directory was chosen before.
+pub fn use_directory(directory: &Path) -> bool {
+    OTHER_DIRECTORY.get_or_init(|| directory.to_owned()) == directory
+}
 
 /// Why a setting is not as it should be.
 #[derive(Debug, thiserror::Error)]
@@ -148,7 +161,10 @@ pub fn enable_ipv6(device: &str) -> Result<(), SysctlError> {
 }
 
 fn path(name: &str) -> PathBuf {
-    Path::new("/proc/sys").join(name.replace('.', "/"))
+    let directory = OTHER_DIRECTORY
+        .get()
+        .map_or(Path::new(DIRECTORY), PathBuf::as_path);
+    directory.join(name.replace('.', "/"))
 }
 
 /// The value, or `None` where this kernel has no such setting (IPv6 switched off).
