@@ -3,6 +3,7 @@
 //! ```text
 //! chaos     noise of many flows while something is done to the cluster, and the watch over its sources
 //! steps     named behaviours that share one lab, run one after the other   (the `main` of every file in tests/)
+//! chart     what is installed on Kubernetes: helm, and the rights that are granted
 //! matrix    environments of users: factors, pairs of them, labs for all pairs
 //! cluster   a lab with agents, a controller, policies and an answering server
 //! kubernetes   the program against a real API server: roles, audit log, a way to it that can be cut
@@ -13,6 +14,7 @@
 //! ```
 
 pub mod chaos;
+pub mod chart;
 pub mod cluster;
 pub mod kubernetes;
 pub mod matrix;
