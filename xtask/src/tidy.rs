@@ -4,6 +4,7 @@
 
 mod links;
 mod manifests;
+mod operations;
 mod schema;
 mod sources;
 mod tables;
@@ -98,6 +99,7 @@ pub fn run() -> anyhow::Result<()> {
     problems.extend(tables::check(&tree));
     problems.extend(links::check(&tree));
     problems.extend(schema::check(&tree));
+    problems.extend(operations::check(&tree));
     for problem in &problems {
         println!("{problem}");
     }
