@@ -49,6 +49,14 @@ trap '' CHLD
 exec sleep infinity >/dev/null
 "#;
 
+/// What an agent's container has: `agent.capabilities` of deploy/chart/values.yaml and no way to gain more.
+const AS_IN_THE_CHART: &[&str] = &[
+    "setpriv",
+    "--no-new-privs",
+    "--inh-caps=-all",
+    "--bounding-set=-all,+net_admin,+net_raw,+bpf,+perfmon",
+];
+
 /// Starts the namespaces of a host or of the control namespace and waits until its mounts are in place.
 ///
 /// # Errors
@@ -376,6 +384,28 @@ pub(crate) fn start_daemon(
     program: &Path,
     arguments: &[String],
 ) -> Result<Daemon, LabError> {
+    start_limited(dir, host, init, &[], program, arguments)
+}
+
+/// The same for an agent, with no more capabilities than the chart grants its container.
+pub(crate) fn start_agent(
+    dir: &StateDir,
+    host: &str,
+    init: Process,
+    program: &Path,
+    arguments: &[String],
+) -> Result<Daemon, LabError> {
+    start_limited(dir, host, init, AS_IN_THE_CHART, program, arguments)
+}
+
+fn start_limited(
+    dir: &StateDir,
+    host: &str,
+    init: Process,
+    limits: &[&str],
+    program: &Path,
+    arguments: &[String],
+) -> Result<Daemon, LabError> {
     let (marker, value) = dir.marker();
     let log = log_file(dir, host)?;
     let errors = log.try_clone().map_err(io("sharing a log file"))?;
@@ -391,6 +421,7 @@ pub(crate) fn start_daemon(
             "-p",
             "--",
         ])
+        .args(limits)
         .arg(program)
         .args(arguments)
         .env(marker, value)

@@ -213,7 +213,7 @@ impl Lab {
         arguments.extend(["--source".to_owned(), self.source()]);
         arguments.extend(state.settings.iter().chain(&state.agent_args).cloned());
         let init = state.init_of(name)?;
-        let daemon = host::start_daemon(&self.dir, name, init, &state.egret, &arguments)?;
+        let daemon = host::start_agent(&self.dir, name, init, &state.egret, &arguments)?;
         if let Some(processes) = state.hosts.get_mut(name) {
             processes.agent = Some(daemon);
         }

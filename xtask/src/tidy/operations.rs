@@ -15,6 +15,9 @@ const COPIES: &[(&str, &str)] = &[
 ];
 const CHART: &str = "deploy/chart/Chart.yaml";
 const CARGO: &str = "Cargo.toml";
+/// The lab starts agents with the capabilities that the chart grants.
+const VALUES: &str = "deploy/chart/values.yaml";
+const LAB: &str = "crates/lab/src/host.rs";
 
 /// Everything that this module checks.
 pub fn check(tree: &Tree) -> Vec<String> {
@@ -44,6 +47,16 @@ pub fn check(tree: &Tree) -> Vec<String> {
         (DASHBOARD, tree.need(DASHBOARD, &mut problems)),
     ] {
         problems.extend(unknown_metrics(file, text, metrics));
+    }
+    let granted = value(tree.need(VALUES, &mut problems), "  capabilities: [");
+    let granted = granted.unwrap_or_default().trim_end_matches(']');
+    let granted: Vec<String> = granted
+        .split(", ")
+        .map(|name| format!(",+{}", name.to_lowercase()))
+        .collect();
+    let wanted = format!("--bounding-set=-all{}\"", granted.concat());
+    if !tree.need(LAB, &mut problems).contains(&wanted) {
+        problems.push(format!("{LAB}: agents run without `{wanted}` of {VALUES}"));
     }
     let version = value(tree.need(CARGO, &mut problems), "version = ");
     for key in ["version: ", "appVersion: "] {
@@ -114,6 +127,8 @@ mod tests {
             ),
             (OPERATIONS, "## Alerts\n\n### EgretDown\nIt is down.\n"),
             (CHART, "version: 0.1.0\nappVersion: 0.1.0\n"),
+            (VALUES, "agent:\n  capabilities: [NET_ADMIN, BPF]\n"),
+            (LAB, "\"--bounding-set=-all,+net_admin,+bpf\""),
             (CARGO, "[workspace.package]\nversion = \"0.1.0\"\n"),
         ];
         let copy = COPIES.iter().find(|(path, _)| *path == file);
@@ -152,6 +167,7 @@ mod tests {
                 &["EgretUp", ALERTS],
             ),
             (ALERTS, "agent_live", "agent_alive", &[ALERTS, "_alive"]),
+            (VALUES, "BPF", "BPF, SYS_ADMIN", &[LAB, "+sys_admin"]),
             (
                 DASHBOARD,
                 "apply_seconds_bucket",
