@@ -16,6 +16,8 @@ pub(crate) struct Links {
     pub(crate) external: Option<(Device, Option<Ipv4Addr>, Option<Ipv6Addr>)>,
     /// MTU of the device that carries the tunnel.
     pub(crate) underlay_mtu: u32,
+    /// That device has carrier; so it counts while it cannot be found.
+    pub(crate) underlay_up: bool,
     /// Addresses of every device.
     pub(crate) local_addresses: BTreeSet<IpAddr>,
 }
@@ -36,6 +38,7 @@ impl Links {
         let mut links = Links {
             external: None,
             underlay_mtu: ETHERNET_MTU,
+            underlay_up: true,
             local_addresses: BTreeSet::new(),
         };
         let external = match external_choice(snapshot, node) {
@@ -50,6 +53,7 @@ impl Links {
             let addresses = by_device.get(&device.index).cloned().unwrap_or_default();
             if underlay.is_some_and(|underlay| addresses.contains(&underlay)) {
                 links.underlay_mtu = device.mtu;
+                links.underlay_up = device.running;
             }
             if external
                 .as_ref()

@@ -363,6 +363,7 @@ impl MainLoop {
                 let nodes = nodes().map(|(index, peer)| (*index, peer.underlay));
                 (version, nodes.collect())
             }),
+            cut_off: self.links.as_ref().is_some_and(|links| !links.underlay_up),
         };
         for (index, peer) in outcome.state.peers.iter().filter(|(_, peer)| peer.gateway) {
             let name = NodeName(peer.node.clone());

@@ -35,6 +35,8 @@ pub(crate) struct Targets {
     pub(crate) peers: BTreeMap<NodeName, (u16, IpAddr, u64, u32)>,
     /// Where no eBPF program answers probes: the steering version, and the nodes that may ask, by their numbers.
     pub(crate) answers: Option<(u64, BTreeMap<u16, IpAddr>)>,
+    /// This node itself has no carrier: silence says nothing about others, so nobody is asked.
+    pub(crate) cut_off: bool,
 }
 
 /// What the probes say.
@@ -97,11 +99,18 @@ impl Prober {
             self.read_replies();
             self.answer();
             let now_ms = self.now_ms();
-            self.liveness.handle_deadline(now_ms);
+            if !self.is_waiting() {
+                self.liveness.handle_deadline(now_ms);
+            }
             if !self.carry_out() {
                 return;
             }
         }
+    }
+
+    /// Whether probes wait for this node's own carrier. A fresh agent does not wait: it has a kernel to program.
+    fn is_waiting(&self) -> bool {
+        self.targets.cut_off && self.liveness.settled()
     }
 
     fn now_ms(&self) -> u64 {
@@ -132,13 +141,19 @@ impl Prober {
             .iter()
             .map(|(name, peer)| (name.clone(), settings(peer)));
         let now_ms = self.now_ms();
+        if self.targets.cut_off && !targets.cut_off {
+            self.liveness.resume(now_ms);
+        }
         self.liveness.set_peers(&peers.collect(), now_ms);
         self.targets = targets;
     }
 
     fn sleep(&self) {
         let due = self.liveness.next_deadline().unwrap_or(u64::MAX);
-        let wait_ms = due.saturating_sub(self.now_ms()).min(LOOK_MS);
+        let wait_ms = match self.is_waiting() {
+            true => LOOK_MS,
+            false => due.saturating_sub(self.now_ms()).min(LOOK_MS),
+        };
         match &self.sockets {
             Some(sockets) => {
                 let timeout = PollTimeout::try_from(wait_ms as i32).unwrap_or(PollTimeout::ZERO);

@@ -135,6 +135,16 @@ impl Liveness {
         }
     }
 
+    /// This node could not send or receive for a while, as it knows of itself (no carrier): what was not answered until
+    /// now counts for nothing, and probes go on.
+    pub fn resume(&mut self, now_ms: u64) {
+        for peer in self.peers.values_mut() {
+            peer.outstanding.clear();
+            peer.missed = 0;
+            peer.next_probe_ms = now_ms;
+        }
+    }
+
     /// A reply has arrived. Unknown nonces are ignored: late, forged or from before a restart.
     pub fn reply_received(&mut self, name: &NodeName, nonce: u64, version: u64, now_ms: u64) {
         let Some(peer) = self.peers.get_mut(name) else {

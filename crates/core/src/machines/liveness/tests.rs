@@ -176,6 +176,23 @@ fn a_node_that_was_held_up_declares_nobody_dead() {
     assert_eq!(net.times(&LivenessCommand::Dead { peer: name("g000") }), []);
 }
 
+/// A gateway whose own link was down took all others for dead, and announced when the link came back.
+#[test]
+fn who_was_cut_off_asks_anew_before_it_declares_anybody_dead() {
+    let mut net = Net::new(2);
+    net.run_until(1_000);
+    net.up.clear();
+    net.run_until(1_110);
+    // Now it is seen that the own carrier is gone: nobody is asked until it is back.
+    net.now_ms = 5_000;
+    net.machine.resume(5_000);
+    net.up.insert(name("g000"));
+    net.run_until(5_000);
+    assert_eq!(net.machine.live().len(), 2);
+    net.run_until(5_300);
+    assert_eq!(net.machine.live(), [name("g000")].into());
+}
+
 #[test]
 fn forged_repeated_and_late_replies_count_for_nothing() {
     let mut machine = Liveness::new(1);
