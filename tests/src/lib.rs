@@ -10,6 +10,7 @@
 //! watch     captures: which sources were seen, and which must not be
 //! packet    hand-made packets
 //! standin   programs that take pods' packets past the stack, as some network plugins do
+//! runtime   a container runtime's calls of the CNI plugin
 //! socket    what the standard library's sockets do not tell: path MTU, don't fragment
 //! ```
 
@@ -19,6 +20,7 @@ pub mod cluster;
 pub mod kubernetes;
 pub mod matrix;
 pub mod packet;
+pub mod runtime;
 pub mod seccomp;
 pub mod socket;
 pub mod standin;

@@ -6,6 +6,7 @@
 //! link thread   --changes---+          |                        |
 //! flow thread   --full ports+          |                        |
 //! socket thread --questions-/          +-> announcer            +-> status thread -> source
+//! cni thread    --new pods--/
 //! ```
 //!
 //! The main loop alone touches the kernel. Nothing on it waits for the source: a source that hangs stops news, not
@@ -13,6 +14,7 @@
 
 mod board;
 mod classic;
+mod cni;
 mod facts;
 mod gateway;
 mod links;
@@ -29,6 +31,7 @@ mod uplink;
 
 pub use board::Board;
 pub use classic::{ClassicConfig, ReadWanted, cleanup_classic, run_classic};
+pub use cni::{CniConfig, InstallConfig};
 pub use metrics::Metrics;
 pub use path::GatewayDatapath;
 pub use socket::{Question, ask};
@@ -65,6 +68,8 @@ pub struct Config {
     pub gateway_datapath: GatewayDatapath,
     /// What is known of how the network plugin sends pods' packets on.
     pub cni_path: CniPath,
+    /// The CNI plugin.
+    pub cni: CniConfig,
 }
 
 /// Why the agent cannot run at all.
@@ -102,15 +107,31 @@ pub fn run(
     let links = events.clone();
     links::watch(move || links.send(main_loop::Event::Links).is_ok())?;
     let ranges = port_use::start(events.clone())?;
+    cni::listen(&config.cni.socket, events.clone())?;
+    let ready = Arc::new(AtomicBool::new(false));
+    let desk = cni::Desk::open(&config.node, &config.state_directory, ready.clone());
+    cni::keep_installed(&config.cni, &config.state_directory, &ready, stop)?;
     socket::listen(&config.socket, events)?;
-    main_loop::MainLoop::new(config, datapath, board, status, probes, ranges).run(&inbox, stop);
-    let _ = std::fs::remove_file(&config.socket);
+    main_loop::MainLoop::new(config, datapath, board, status, probes, ranges, desk)
+        .run(&inbox, stop);
+    for socket in [&config.socket, &config.cni.socket] {
+        let _ = std::fs::remove_file(socket);
+    }
     Ok(())
 }
 
 /// Removes everything of Egret from this node's kernel and file system. Goes on after errors and returns them all.
-pub fn cleanup(state_directory: &Path, pin_directory: &Path, socket: &Path) -> Vec<String> {
-    let mut errors = Vec::new();
+pub fn cleanup(
+    state_directory: &Path,
+    pin_directory: &Path,
+    socket: &Path,
+    cni: &CniConfig,
+) -> Vec<String> {
+    // First of all: pods that start from now on are none of ours.
+    let mut errors = cni.install.as_ref().map_or_else(Vec::new, cni::uninstall);
+    if let Err(error) = cni::forget(state_directory) {
+        errors.push(format!("record of the CNI: {error}"));
+    }
     if let Err(error) = egret_datapath::gateway::GatewayDriver::remove(pin_directory) {
         errors.push(chain(&error));
     }
@@ -127,11 +148,13 @@ pub fn cleanup(state_directory: &Path, pin_directory: &Path, socket: &Path) -> V
     if let Err(error) = remembered::Remembered::forget(state_directory) {
         errors.push(format!("record of groups: {error}"));
     }
-    match std::fs::remove_file(socket) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => {
-            errors.push(format!("socket {}: {error}", socket.display()));
+    for socket in [socket, &cni.socket] {
+        match std::fs::remove_file(socket) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                errors.push(format!("socket {}: {error}", socket.display()));
+            }
+            _ => {}
         }
-        _ => {}
     }
     // The directory is ours only by its default name, and only if nobody else keeps anything in it.
     if socket == Path::new(egret_core::numbers::AGENT_SOCKET)

@@ -5,6 +5,7 @@ mod upkeep;
 use crate::Config;
 use crate::board::Board;
 use crate::chain;
+use crate::cni::{Asked, Desk, Round};
 use crate::facts::Links;
 use crate::gateway::Gateway;
 use crate::port_use::Ranges;
@@ -55,6 +56,8 @@ pub(crate) enum Event {
     Full(BTreeSet<Destination>, u64),
     /// Somebody asks.
     Query(Query),
+    /// The CNI plugin tells of a pod.
+    Cni(Asked),
 }
 
 pub(crate) struct MainLoop {
@@ -65,6 +68,7 @@ pub(crate) struct MainLoop {
     board: Arc<Board>,
     status: Sender<Status>,
     probes: Sender<Targets>,
+    cni: Desk,
     started: Instant,
     view: Option<Box<View>>,
     seen: Seen,
@@ -106,6 +110,7 @@ impl MainLoop {
         status: Sender<Status>,
         probes: Sender<Targets>,
         ranges: Sender<Ranges>,
+        cni: Desk,
     ) -> Self {
         MainLoop {
             config: config.clone(),
@@ -115,6 +120,7 @@ impl MainLoop {
             board: board.clone(),
             status,
             probes,
+            cni,
             started: Instant::now(),
             view: None,
             seen: Seen::default(),
@@ -173,6 +179,7 @@ impl MainLoop {
             } else if ticked {
                 self.rest();
             }
+            self.overdue();
             self.gateway.announce(self.now_ms());
             self.board.round(self.trouble.clone());
         }
@@ -195,7 +202,8 @@ impl MainLoop {
 
     fn take_up(&mut self, event: Event) {
         match event {
-            Event::View(view) => {
+            Event::View(mut view) => {
+                self.cni.dress(&mut view.snapshot);
                 self.view = Some(view);
                 self.news = true;
             }
@@ -231,19 +239,44 @@ impl MainLoop {
                 self.refuse_full();
                 self.news = true;
             }
+            Event::Cni(asked) => {
+                let snapshot = self.view.as_mut().map(|view| &mut view.snapshot);
+                self.news |= self.cni.take(asked, snapshot);
+            }
             Event::Query(query) => query.answer(self.view.as_deref(), &self.outcome, &self.seen),
         }
     }
 
     /// Facts and objects to state, state to kernel, and what came of it to the status.
     fn round(&mut self) {
-        let Some(view) = self.view.take() else { return };
-        self.trouble = self.carry_out(&view.snapshot).err();
-        if let Some(trouble) = &self.trouble {
-            tracing::warn!(trouble, "the node's state is not carried out");
+        let view = self.view.take();
+        if let Some(view) = &view {
+            self.trouble = self.carry_out(&view.snapshot).err();
+            if let Some(trouble) = &self.trouble {
+                tracing::warn!(trouble, "the node's state is not carried out");
+            }
         }
-        self.report(&view);
-        self.view = Some(view);
+        // Before anything is counted or told: pods wait.
+        let outcome = self.outcome.as_ref().filter(|_| self.trouble.is_none());
+        self.cni.after(&Round {
+            snapshot: view.as_ref().map(|view| &view.snapshot),
+            outcome,
+            trouble: self.trouble.as_deref(),
+        });
+        if let Some(view) = &view {
+            self.report(view);
+        }
+        self.view = view;
+    }
+
+    /// Pods that have waited long enough.
+    fn overdue(&mut self) {
+        let outcome = self.outcome.as_ref().filter(|_| self.trouble.is_none());
+        self.cni.overdue(&Round {
+            snapshot: self.view.as_ref().map(|view| &view.snapshot),
+            outcome,
+            trouble: self.trouble.as_deref(),
+        });
     }
 
     fn carry_out(&mut self, snapshot: &Snapshot) -> Result<(), String> {

@@ -139,6 +139,19 @@ pub struct AgentArguments {
     /// Socket that `egret status` and `egret explain` ask
     #[arg(long, default_value = egret_core::numbers::AGENT_SOCKET)]
     pub socket: PathBuf,
+    /// Socket that the CNI plugin egret-cni asks
+    #[arg(long, default_value = egret_core::numbers::CNI_SOCKET)]
+    pub cni_socket: PathBuf,
+    /// Chain egret-cni into the container runtime's CNI configuration in this directory, usually /etc/cni/net.d; with
+    /// --cleanup: take it out again. Without, the configuration is left alone
+    #[arg(long)]
+    pub cni_conf_directory: Option<PathBuf>,
+    /// The container runtime's CNI plugins, where egret-cni is put
+    #[arg(long, default_value = egret_core::numbers::CNI_BIN_DIR)]
+    pub cni_bin_directory: PathBuf,
+    /// The program egret-cni [default: beside this one]
+    #[arg(long)]
+    pub cni_plugin: Option<PathBuf>,
     /// How a gateway node forwards: auto (eBPF, nftables where the kernel refuses it), clsact (for all programs), nftables
     #[arg(long, value_parser = gateway_datapath, default_value = "auto")]
     pub gateway_datapath: egret_agent::GatewayDatapath,

@@ -7,12 +7,13 @@ use crate::args::{
 use crate::{http, kube_egress, show};
 use anyhow::Context;
 use egret_agent::report::Status;
-use egret_agent::{OpenSource, Question};
+use egret_agent::{CniConfig, InstallConfig, OpenSource, Question};
 use egret_core::model::{NodeName, Settings, UnpooledAddresses};
 use egret_core::numbers::TUNNEL_INDEX_MAX;
 use egret_objects::dir::{self, DirSource};
 use egret_objects::kube::{self, KubeSource, Role};
 use egret_objects::{Source, SourceError, View};
+use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -20,7 +21,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 pub fn run(verb: Verb) -> anyhow::Result<ExitCode> {
     match verb {
-        Verb::Agent(arguments) if arguments.cleanup => Ok(cleanup(&arguments)),
+        Verb::Agent(arguments) if arguments.cleanup => cleanup(&arguments),
         Verb::Agent(arguments) => agent(&arguments),
         Verb::Controller(arguments) => controller(&arguments),
         Verb::KubeEgress(arguments) => kube_egress::run(&arguments, stop_at_signal),
@@ -139,6 +140,7 @@ fn agent(arguments: &AgentArguments) -> anyhow::Result<ExitCode> {
         socket: arguments.socket.clone(),
         gateway_datapath: arguments.gateway_datapath,
         cni_path: arguments.cni_path,
+        cni: cni(arguments)?,
     };
     tracing::info!(node = %config.node, "agent starts");
     let role = Role::Agent(config.node.clone());
@@ -148,23 +150,42 @@ fn agent(arguments: &AgentArguments) -> anyhow::Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-fn cleanup(arguments: &AgentArguments) -> ExitCode {
+fn cni(arguments: &AgentArguments) -> anyhow::Result<CniConfig> {
+    let plugin = match &arguments.cni_plugin {
+        Some(plugin) => plugin.clone(),
+        None => std::env::current_exe()
+            .context("looking for the own program")?
+            .with_file_name("egret-cni"),
+    };
+    let install = |conf_directory: &PathBuf| InstallConfig {
+        conf_directory: conf_directory.clone(),
+        bin_directory: arguments.cni_bin_directory.clone(),
+        plugin,
+    };
+    Ok(CniConfig {
+        socket: arguments.cni_socket.clone(),
+        install: arguments.cni_conf_directory.as_ref().map(install),
+    })
+}
+
+fn cleanup(arguments: &AgentArguments) -> anyhow::Result<ExitCode> {
     egret_agent::use_sysctl_directory(&arguments.sysctl_directory);
     let errors = egret_agent::cleanup(
         &arguments.state_directory,
         &arguments.pin_directory,
         &arguments.socket,
+        &cni(arguments)?,
     );
     for error in &errors {
         eprintln!("egret: {error}");
     }
-    match errors.is_empty() {
+    Ok(match errors.is_empty() {
         true => {
             println!("Nothing of Egret is left in this kernel.");
             ExitCode::SUCCESS
         }
         false => ExitCode::from(EXIT_NOT_GOOD),
-    }
+    })
 }
 
 fn controller(arguments: &ControllerArguments) -> anyhow::Result<ExitCode> {

@@ -13,6 +13,7 @@
 //! State machines (`machines`) take `now` as an argument and return commands.
 #![forbid(unsafe_code)]
 
+pub mod announced;
 pub mod check;
 pub mod classic;
 mod compile;

@@ -60,6 +60,16 @@ pub const PIN_DIR: &str = "/sys/fs/bpf/egret";
 pub const STATE_DIR: &str = "/var/lib/egret";
 /// The agent's socket for the command line.
 pub const AGENT_SOCKET: &str = "/run/egret/agent.sock";
+/// The agent's socket for the CNI plugin `egret-cni`.
+pub const CNI_SOCKET: &str = "/run/egret/cni.sock";
+/// Directory of the runtime's CNI plugins.
+pub const CNI_BIN_DIR: &str = "/opt/cni/bin";
+/// Seconds that a new pod waits until the API has told the agent of it; then its start is tried again.
+pub const CNI_OBJECT_SECS: u64 = 10;
+/// Seconds that a new selected pod waits until it can open connections; then it starts, and cannot yet.
+pub const CNI_LEASE_SECS: u64 = 5;
+/// Calls of the CNI plugin that wait at once; further ones are told to come again.
+pub const CNI_PENDING_MAX: usize = 256;
 /// HTTP port of the agent.
 pub const AGENT_HTTP_PORT: u16 = 9791;
 /// HTTP port of the controller.

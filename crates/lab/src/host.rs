@@ -315,6 +315,15 @@ pub(crate) fn add_pods(init: Process, pods: &[PodLayout]) -> Result<(), LabError
     Ok(())
 }
 
+/// Removes what [`add_pods`] made for a pod; processes in it keep its namespace, without any link.
+pub(crate) fn remove_pod(init: Process, pod: &PodLayout) -> Result<(), LabError> {
+    let pid = init.pid.to_string();
+    let mut command = Command::new("nsenter");
+    command.args(["-t", &pid, "-m", "-n", "-p", "--", "ip", "-batch", "-"]);
+    let batch = format!("link del {}\nnetns del {}\n", pod.device, pod.netns());
+    run(&mut command, &batch).map(drop)
+}
+
 fn link_batch(link: &LinkLayout) -> String {
     let LinkLayout {
         device,

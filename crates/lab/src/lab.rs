@@ -376,6 +376,17 @@ impl Lab {
     /// # Errors
     /// No such host, it is off, or the pod cannot be there.
     pub fn add_pod(&self, host: &str, pod: Pod) -> Result<Place, LabError> {
+        let (namespace, name) = (pod.namespace.clone(), pod.name.clone());
+        let place = self.begin_pod(host, pod)?;
+        self.publish_pod(&namespace, &name)?;
+        Ok(place)
+    }
+
+    /// The first part of [`Lab::add_pod`]: the pod is bound and has its network, and its Pod object shows no address yet.
+    ///
+    /// # Errors
+    /// As [`Lab::add_pod`].
+    pub fn begin_pod(&self, host: &str, pod: Pod) -> Result<Place, LabError> {
         let _lock = self.dir.lock()?;
         let mut state = self.dir.read()?;
         let init = state.init_of(host)?;
@@ -390,11 +401,43 @@ impl Lab {
         manifest::write_pod(&self.dir.objects(), host, pod, false)?;
         host::add_pods(init, std::slice::from_ref(pod))?;
         self.dir.write(&state)?;
-        manifest::write_pod(&self.dir.objects(), host, pod, true)?;
         Ok(Place {
             state_dir: self.dir.clone(),
             name,
         })
+    }
+
+    /// The second part of [`Lab::add_pod`]: the Pod object shows the addresses.
+    ///
+    /// # Errors
+    /// No such pod.
+    pub fn publish_pod(&self, namespace: &str, name: &str) -> Result<(), LabError> {
+        let _lock = self.dir.lock()?;
+        let layout = self.dir.read()?.layout();
+        let (host, pod) = layout
+            .pod(namespace, name)
+            .ok_or_else(|| LabError::NoSuchPod(format!("{namespace}/{name}")))?;
+        manifest::write_pod(&self.dir.objects(), host, pod, true)
+    }
+
+    /// Takes the network of the pod that was added to a node last, so that the next one gets its addresses. Its Pod object
+    /// stays, as that of a pod that ends; see [`Lab::delete`].
+    ///
+    /// # Errors
+    /// No such host, it is off, or it has no pod.
+    pub fn end_last_pod(&self, host: &str) -> Result<(), LabError> {
+        let _lock = self.dir.lock()?;
+        let mut state = self.dir.read()?;
+        let init = state.init_of(host)?;
+        let layout = state.layout();
+        let last = layout.host(host).and_then(|host| host.pods.last());
+        let last = last.ok_or_else(|| LabError::NoSuchPod(format!("the last one of {host}")))?;
+        host::remove_pod(init, last)?;
+        let mut hosts = state.topology.hosts.iter_mut();
+        if let Some(found) = hosts.find(|found| found.name == host) {
+            found.pods.pop();
+        }
+        self.dir.write(&state)
     }
 
     /// Puts every object of a manifest file into the source directory; returns their names.

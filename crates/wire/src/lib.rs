@@ -1,9 +1,11 @@
 //! Bytes that leave a process: frozen formats, without any dependency on the rest of Egret.
 //!
 //! - [`tunnel_mac`] and [`link_local`]: the addresses of a node inside the tunnel;
-//! - [`probe`]: the liveness probe between nodes, answered by the gateway's eBPF program.
+//! - [`probe`]: the liveness probe between nodes, answered by the gateway's eBPF program;
+//! - [`cni`]: the CNI plugin and its agent.
 #![forbid(unsafe_code)]
 
+pub mod cni;
 pub mod probe;
 
 use std::net::Ipv6Addr;

@@ -1,6 +1,6 @@
 //! What a node state makes of one flow: the same answer as the kernel's maps, for flows that exist already.
 
-use super::state::{Verdict, WorkerState};
+use super::state::{Group, Verdict, WorkerState};
 use crate::model::Protocol;
 use std::net::IpAddr;
 
@@ -16,6 +16,21 @@ pub enum Fate {
 }
 
 impl WorkerState {
+    /// Whether a local pod address can open connections to everything that its policies select; true if none do.
+    pub fn is_usable(&self, pod: IpAddr) -> bool {
+        let profile = self.pods.get(&pod).and_then(|id| self.profiles.get(id));
+        let own = profile.into_iter().flat_map(|profile| &profile.boxes);
+        let mut own = own.filter(|one| one.first.is_ipv4() == pod.is_ipv4());
+        own.all(|one| match one.verdict {
+            Verdict::FamilyNotCovered => true,
+            Verdict::Unavailable => false,
+            Verdict::Target(id) => self.targets.get(&id).is_some_and(|target| {
+                let group = self.groups.get(&target.group);
+                !target.ranges.is_empty() && group.is_some_and(|group| *group != Group::Nowhere)
+            }),
+        })
+    }
+
     /// The fate of a flow by its pod, its destination after any destination translation, its IP protocol number and
     /// its destination port.
     pub fn fate(&self, pod: IpAddr, destination: IpAddr, protocol: u8, port: u16) -> Fate {

@@ -1,5 +1,6 @@
 //! Tests of core from outside: whole snapshots through planner, node state and checker.
 
+mod announced;
 mod corruption;
 mod destinations;
 mod explaining;

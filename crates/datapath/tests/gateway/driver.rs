@@ -140,7 +140,7 @@ fn removal_leaves_nothing_and_may_be_repeated() {
         std::thread::spawn(move || {
             let site = Site::with(false, attachment);
             assert!(GatewayDriver::remove(&site.pins).unwrap());
-            assert_eq!(programs(), []);
+            assert!(programs().is_empty());
             let filters = std::process::Command::new("tc")
                 .args(["filter", "show", "dev", "ge", "ingress"])
                 .output()

@@ -7,11 +7,14 @@ use ipnet::IpNet;
 use k8s_openapi::api::core::v1 as core;
 use k8s_openapi::api::discovery::v1::EndpointSlice;
 use k8s_openapi::api::networking::v1::ServiceCIDR;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use std::collections::BTreeSet;
 use std::net::IpAddr;
 
 /// Label that Kubernetes puts on every namespace.
 const NAMESPACE_NAME_LABEL: &str = "kubernetes.io/metadata.name";
+/// Annotation of the object that a kubelet makes for a static pod: the pod's own uid.
+const MIRROR_ANNOTATION: &str = "kubernetes.io/config.mirror";
 /// Label that names the Service of an EndpointSlice.
 const SERVICE_NAME_LABEL: &str = "kubernetes.io/service-name";
 
@@ -98,7 +101,7 @@ pub fn pod(object: &core::Pod) -> Result<Option<Pod>, Vec<Finding>> {
     let pod = node.map(|node| Pod {
         namespace: check.object.namespace.clone(),
         name: check.object.name.clone(),
-        uid: object.metadata.uid.clone().unwrap_or_default(),
+        uid: pod_uid(&object.metadata),
         labels: object.metadata.labels.clone().unwrap_or_default(),
         node: NodeName(node),
         addresses,
@@ -106,6 +109,16 @@ pub fn pod(object: &core::Pod) -> Result<Option<Pod>, Vec<Finding>> {
         finished: matches!(phase, Some("Succeeded" | "Failed")),
     });
     check.finish(Some(pod))
+}
+
+/// The uid that the pod's node knows it by: a static pod has one before its object is made, which has another.
+fn pod_uid(metadata: &ObjectMeta) -> String {
+    let annotations = metadata.annotations.as_ref();
+    let mirrored = annotations.and_then(|all| all.get(MIRROR_ANNOTATION));
+    mirrored
+        .or(metadata.uid.as_ref())
+        .cloned()
+        .unwrap_or_default()
 }
 
 /// A Service, without its endpoints.

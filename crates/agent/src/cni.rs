@@ -1,0 +1,152 @@
+//! The CNI: pods are told of, and taken back, by the plugin `egret-cni` before the API shows it.
+//!
+//! ```text
+//! runtime -> egret-cni -> socket thread --Asked--> main loop: Desk --answer--> egret-cni
+//!                                                    |  lays told addresses over the view
+//!                                                    +- keeps for the plugin, on disk, who may start without an agent
+//! installer thread: chains the plugin into the runtime's configuration, and keeps it there
+//! ```
+
+mod chain;
+mod desk;
+mod install;
+mod kept;
+
+pub(crate) use desk::{Desk, Round};
+pub(crate) use install::{keep_installed, uninstall};
+pub(crate) use kept::forget;
+
+use crate::AgentError;
+use crate::main_loop::Event;
+use crate::source::spawn;
+use egret_wire::cni::{Answer, Call, LINE_BYTES_MAX, Request, VERSION};
+use std::io::{self, BufRead, BufReader, Read, Write};
+use std::os::unix::fs::PermissionsExt;
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::path::{Path, PathBuf};
+use std::sync::mpsc::Sender;
+use std::time::Duration;
+
+/// Longest wait for a request once the plugin has connected, and for it to take an answer.
+const PATIENCE: Duration = Duration::from_secs(1);
+
+/// Where the plugin finds the agent, and where the agent puts the plugin.
+#[derive(Clone, Debug)]
+pub struct CniConfig {
+    /// Socket for the plugin.
+    pub socket: PathBuf,
+    /// Where to install the plugin; `None`: nowhere, what is there is left alone.
+    pub install: Option<InstallConfig>,
+}
+
+/// Where the plugin is installed.
+#[derive(Clone, Debug)]
+pub struct InstallConfig {
+    /// The runtime's CNI configuration, usually /etc/cni/net.d.
+    pub conf_directory: PathBuf,
+    /// The runtime's plugins.
+    pub bin_directory: PathBuf,
+    /// The plugin as it came with the agent.
+    pub plugin: PathBuf,
+}
+
+/// A call of the plugin on its way to the main loop, with the way back.
+pub(crate) struct Asked {
+    pub(crate) call: Call,
+    stream: Option<UnixStream>,
+}
+
+impl Asked {
+    /// Answers and hangs up. Whoever asked may have gone.
+    pub(crate) fn answer(mut self, answer: &Answer) {
+        if let Some(mut stream) = self.stream.take() {
+            let _ = stream.write_all(answer.to_line().as_bytes());
+        }
+    }
+
+    #[cfg(test)]
+    pub(crate) fn from_test(call: Call, stream: UnixStream) -> Self {
+        let stream = Some(stream);
+        Self { call, stream }
+    }
+}
+
+/// Listens for the plugin. Only root may connect.
+pub(crate) fn listen(path: &Path, events: Sender<Event>) -> Result<(), AgentError> {
+    let error = |source| AgentError::Io {
+        doing: "listening on the socket for the CNI plugin",
+        source,
+    };
+    if let Some(directory) = path.parent() {
+        std::fs::create_dir_all(directory).map_err(error)?;
+    }
+    match std::fs::remove_file(path) {
+        Err(failed) if failed.kind() != io::ErrorKind::NotFound => return Err(error(failed)),
+        _ => {}
+    }
+    let listener = UnixListener::bind(path).map_err(error)?;
+    std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o600)).map_err(error)?;
+    spawn("cni", move || {
+        for stream in listener.incoming().flatten() {
+            match read(stream) {
+                Ok(asked) => {
+                    if events.send(Event::Cni(asked)).is_err() {
+                        return;
+                    }
+                }
+                Err(error) => tracing::warn!(%error, "a call of the CNI plugin cannot be read"),
+            }
+        }
+    })
+}
+
+fn read(stream: UnixStream) -> io::Result<Asked> {
+    stream.set_read_timeout(Some(PATIENCE))?;
+    stream.set_write_timeout(Some(PATIENCE))?;
+    let mut line = String::new();
+    BufReader::new((&stream).take(LINE_BYTES_MAX)).read_line(&mut line)?;
+    let refused = |why: String| Answer::Refused { why };
+    let answer = match Request::from_line(&line) {
+        Ok(request) if request.version == VERSION => {
+            let (call, stream) = (request.call, Some(stream));
+            return Ok(Asked { call, stream });
+        }
+        Ok(request) => refused(format!(
+            "this agent speaks version {VERSION} and not {}",
+            request.version
+        )),
+        Err(error) => refused(crate::chain(&error)),
+    };
+    let _ = (&stream).write_all(answer.to_line().as_bytes());
+    Err(io::Error::other(format!("{answer:?}")))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_defaults_are_those_of_the_plugin() {
+        assert_eq!(egret_core::numbers::CNI_SOCKET, egret_wire::cni::SOCKET);
+        let state = Path::new(egret_core::numbers::STATE_DIR);
+        assert_eq!(
+            kept::known_file(state),
+            Path::new(egret_wire::cni::KNOWN_FILE)
+        );
+        let longest = egret_core::numbers::CNI_OBJECT_SECS.max(egret_core::numbers::CNI_LEASE_SECS);
+        assert!(longest < egret_wire::cni::ANSWER_SECS);
+    }
+
+    #[test]
+    fn requests_of_another_version_are_refused_with_a_reason() {
+        for line in ["{\"version\":9,\"call\":{\"status\":{}}}\n", "nonsense\n"] {
+            let (mut plugin, agent) = UnixStream::pair().unwrap();
+            plugin.write_all(line.as_bytes()).unwrap();
+            assert!(read(agent).is_err());
+            let mut answer = String::new();
+            plugin.read_to_string(&mut answer).unwrap();
+            let answer = Answer::from_line(&answer).unwrap();
+            assert!(matches!(answer, Answer::Refused { .. }), "{answer:?}");
+        }
+    }
+}

@@ -1,0 +1,302 @@
+use super::*;
+use egret_core::model::{
+    AddressRequest, Kind, LabelSelector, Labels, Namespaces, ObjectRef, Pod, Policy, Presence,
+    Selection, Settings, Translation, UnpooledAddresses, WhenUnavailable,
+};
+use egret_core::node::{DestinationBox, Target, TargetId};
+use egret_core::node::{
+    Group, NodeState, PodMap, Profile, ProfileId, Tunnel, Verdict, WorkerState,
+};
+use std::collections::BTreeMap;
+use std::io::Read;
+use std::os::unix::net::UnixStream;
+
+const ADDRESS: &str = "10.244.1.9";
+
+fn me() -> NodeName {
+    NodeName("w1".into())
+}
+
+/// One policy in the namespace `default`; pods by name and uid.
+fn snapshot(pods: &[(&str, &str)]) -> Snapshot {
+    let mut snapshot = Snapshot::empty(Settings {
+        unpooled_addresses: UnpooledAddresses::Allow,
+        never_destinations: Vec::new(),
+        service_cidrs: Vec::new(),
+        hold_down_secs: 120,
+    });
+    snapshot.policies.push(Policy {
+        object: ObjectRef {
+            kind: Kind::Egress,
+            namespace: "default".into(),
+            name: "one".into(),
+        },
+        uid: "p".into(),
+        generation: 1,
+        created_secs: 1,
+        overridable: false,
+        priority: 0,
+        selection: Selection::Labels {
+            namespaces: Namespaces::Names(["default".into()].into()),
+            pods: LabelSelector::default(),
+            nodes: None,
+        },
+        addresses: AddressRequest::Fixed(vec!["192.0.2.1".parse().unwrap()]),
+        assigned: Vec::new(),
+        destinations: None,
+        gateway: None,
+        when_unavailable: WhenUnavailable::Drop,
+        translation: Translation::Leased,
+        presence: Presence::Ours,
+    });
+    for (name, uid) in pods {
+        let pod = Pod {
+            namespace: "default".into(),
+            name: (*name).into(),
+            uid: (*uid).into(),
+            labels: Labels::new(),
+            node: me(),
+            addresses: Vec::new(),
+            host_network: false,
+            finished: false,
+        };
+        snapshot
+            .pods
+            .insert(("default".into(), (*name).into()), pod);
+    }
+    snapshot
+}
+
+/// A kernel in which `ADDRESS` is that of a selected pod, with or without a usable lease; or of none.
+fn kernel(selected: Option<bool>) -> NodeOutcome {
+    let mut worker = WorkerState::default();
+    if let Some(usable) = selected {
+        let (profile, target) = (ProfileId(1), TargetId(1));
+        worker.pods.insert(ADDRESS.parse().unwrap(), profile);
+        let everything = DestinationBox {
+            first: "0.0.0.0".parse().unwrap(),
+            last: "255.255.255.255".parse().unwrap(),
+            protocol: None,
+            port_first: 0,
+            port_last: 65535,
+            verdict: Verdict::Target(target),
+        };
+        let boxes = vec![everything];
+        let portless = Vec::new();
+        worker.profiles.insert(profile, Profile { boxes, portless });
+        worker.groups.insert(1, Group::Tunnel([1].into()));
+        let ranges = match usable {
+            true => vec![egret_core::model::PortRange {
+                first: 1024,
+                last: 1087,
+            }],
+            false => Vec::new(),
+        };
+        let address = "192.0.2.1".parse().unwrap();
+        let group = 1;
+        worker.targets.insert(
+            target,
+            Target {
+                address,
+                group,
+                ranges,
+            },
+        );
+    } else {
+        worker.pods = PodMap::default();
+    }
+    NodeOutcome {
+        state: NodeState {
+            tunnel: Tunnel {
+                index: 1,
+                underlay: "192.168.122.1".parse().unwrap(),
+                mtu: 1450,
+            },
+            peers: BTreeMap::new(),
+            node_addresses: BTreeSet::new(),
+            worker,
+            gateway: None,
+        },
+        findings: Vec::new(),
+        programmed: Vec::new(),
+        pods_path: egret_core::node::PodsPath::Netfilter,
+        reports: Vec::new(),
+        groups: BTreeMap::new(),
+        group_members: BTreeMap::new(),
+        target_groups: BTreeMap::new(),
+        granted: BTreeSet::new(),
+    }
+}
+
+fn attachment(namespace: &str, name: &str, uid: Option<&str>) -> Attachment {
+    Attachment {
+        id: egret_wire::cni::AttachmentId {
+            container: format!("c-{name}"),
+            interface: "eth0".into(),
+        },
+        pod: Some(egret_wire::cni::PodId {
+            namespace: namespace.into(),
+            name: name.into(),
+            uid: uid.map(str::to_owned),
+        }),
+        addresses: vec![ADDRESS.parse().unwrap()],
+    }
+}
+
+struct Office {
+    desk: Desk,
+    ready: Arc<AtomicBool>,
+    _state: tempfile::TempDir,
+}
+
+impl Office {
+    fn new() -> Self {
+        let state = tempfile::tempdir().unwrap();
+        let ready = Arc::new(AtomicBool::new(false));
+        Office {
+            desk: Desk::open(&me(), state.path(), ready.clone()),
+            ready,
+            _state: state,
+        }
+    }
+
+    fn call(&mut self, call: Call, snapshot: Option<&mut Snapshot>) -> UnixStream {
+        let (plugin, agent) = UnixStream::pair().unwrap();
+        self.desk.take(Asked::from_test(call, agent), snapshot);
+        plugin
+    }
+
+    fn round(&mut self, snapshot: &Snapshot, outcome: Option<&NodeOutcome>) {
+        self.desk.after(&Round {
+            snapshot: Some(snapshot),
+            outcome,
+            trouble: outcome.is_none().then_some("the kernel refuses"),
+        });
+    }
+}
+
+fn answer(mut plugin: &UnixStream) -> Option<Answer> {
+    plugin.set_nonblocking(true).unwrap();
+    let mut line = String::new();
+    match plugin.read_to_string(&mut line) {
+        Ok(_) => Some(Answer::from_line(&line).unwrap()),
+        Err(_) => None,
+    }
+}
+
+#[test]
+fn a_selected_pod_waits_for_the_kernel_and_for_its_lease() {
+    let mut office = Office::new();
+    let mut objects = snapshot(&[("a", "u1")]);
+    let call = Call::Add(attachment("default", "a", Some("u1")));
+    let plugin = office.call(call, Some(&mut objects));
+    let pod = &objects.pods[&("default".to_owned(), "a".to_owned())];
+    assert_eq!(pod.addresses, [ADDRESS.parse::<IpAddr>().unwrap()]);
+    office.desk.overdue(&Round {
+        snapshot: Some(&objects),
+        outcome: Some(&kernel(Some(true))),
+        trouble: None,
+    });
+    assert_eq!(answer(&plugin), None, "that kernel is older than the call");
+    office.round(&objects, None);
+    assert_eq!(
+        answer(&plugin),
+        None,
+        "nothing was carried out and the policy may select it"
+    );
+    office.round(&objects, Some(&kernel(Some(false))));
+    assert_eq!(answer(&plugin), None, "no ports yet");
+    office.round(&objects, Some(&kernel(Some(true))));
+    assert_eq!(answer(&plugin), Some(Answer::Done {}));
+    assert!(office.ready.load(Ordering::Relaxed));
+}
+
+#[test]
+fn a_pod_that_the_api_has_not_shown_waits_only_where_a_policy_may_select_it() {
+    let mut office = Office::new();
+    // An earlier pod of the same name, maybe with other labels.
+    let mut objects = snapshot(&[("a", "u0")]);
+    let here = office.call(
+        Call::Add(attachment("default", "a", Some("u1"))),
+        Some(&mut objects),
+    );
+    office.round(&objects, Some(&kernel(None)));
+    assert_eq!(answer(&here), None);
+    let mut objects = snapshot(&[("a", "u1")]);
+    office.desk.dress(&mut objects);
+    office.round(&objects, Some(&kernel(None)));
+    assert_eq!(answer(&here), Some(Answer::Done {}));
+    let elsewhere = office.call(
+        Call::Add(attachment("elsewhere", "b", Some("u2"))),
+        Some(&mut objects),
+    );
+    office.round(&objects, Some(&kernel(None)));
+    assert_eq!(answer(&elsewhere), Some(Answer::Done {}));
+}
+
+#[test]
+fn while_nothing_can_be_programmed_only_pods_that_may_be_selected_wait() {
+    let mut office = Office::new();
+    let objects = snapshot(&[]);
+    office.round(&objects, Some(&kernel(Some(true))));
+    // No objects at all: the agent has just started.
+    let mut free = attachment("elsewhere", "b", None);
+    free.addresses = vec!["10.244.1.10".parse().unwrap()];
+    let plugin = office.call(Call::Add(free.clone()), None);
+    office.desk.after(&Round {
+        snapshot: None,
+        outcome: None,
+        trouble: None,
+    });
+    assert_eq!(answer(&plugin), Some(Answer::Done {}));
+    // The address is still another's in the kernel.
+    free.addresses = vec![ADDRESS.parse().unwrap()];
+    let plugin = office.call(Call::Add(free), None);
+    office.round(&objects, None);
+    assert_eq!(answer(&plugin), None);
+    // The end of a pod never waits for the kernel longer than one round.
+    let mut ended = attachment("elsewhere", "b", None);
+    let plugin = office.call(Call::Del(ended.clone()), None);
+    assert_eq!(answer(&plugin), None);
+    office.round(&objects, None);
+    assert_eq!(answer(&plugin), Some(Answer::Done {}));
+    ended.addresses.clear();
+    ended.id.container = "never-heard-of".into();
+    let plugin = office.call(Call::Del(ended), None);
+    assert_eq!(
+        answer(&plugin),
+        Some(Answer::Done {}),
+        "nothing to do is done at once"
+    );
+}
+
+#[test]
+fn a_check_fails_where_somebody_else_has_the_address() {
+    let mut office = Office::new();
+    let mut objects = snapshot(&[("a", "u1"), ("b", "u2")]);
+    let first = attachment("default", "a", Some("u1"));
+    let second = attachment("default", "b", Some("u2"));
+    for told in [&first, &second] {
+        office.call(Call::Add(told.clone()), Some(&mut objects));
+    }
+    let plugin = office.call(Call::Check(second), Some(&mut objects));
+    assert_eq!(answer(&plugin), Some(Answer::Done {}));
+    let plugin = office.call(Call::Check(first), Some(&mut objects));
+    assert!(matches!(answer(&plugin), Some(Answer::Refused { .. })));
+}
+
+#[test]
+fn more_calls_than_can_wait_are_told_to_come_again() {
+    let mut office = Office::new();
+    let waiting: Vec<UnixStream> = (0..CNI_PENDING_MAX)
+        .map(|n| {
+            let name = format!("p{n}");
+            let mut told = attachment("default", &name, None);
+            told.addresses = vec![IpAddr::from([10, 1, (n / 256) as u8, (n % 256) as u8])];
+            office.call(Call::Add(told), None)
+        })
+        .collect();
+    let plugin = office.call(Call::Status {}, None);
+    assert!(matches!(answer(&plugin), Some(Answer::Later { .. })));
+    assert!(waiting.iter().all(|plugin| answer(plugin).is_none()));
+}

@@ -1,0 +1,48 @@
+//! Errors as the specification wants them: JSON on standard output (section 2, "Error").
+
+use serde_json::json;
+use std::fmt::Display;
+
+/// The configuration's version is not spoken.
+pub const INCOMPATIBLE_VERSION: u32 = 1;
+/// A variable is missing or wrong.
+pub const INVALID_ENVIRONMENT: u32 = 4;
+/// Reading or writing failed.
+pub const IO: u32 = 5;
+/// Something that should be JSON is not.
+pub const DECODE: u32 = 6;
+/// The configuration cannot work.
+pub const INVALID_CONFIG: u32 = 7;
+/// Whoever called shall call again.
+pub const TRY_AGAIN_LATER: u32 = 11;
+/// `STATUS`: no pod can be added.
+pub const NOT_AVAILABLE: u32 = 50;
+/// The first of the plugin's own: the agent refused the request.
+pub const REFUSED: u32 = 100;
+
+/// A failure.
+#[derive(Debug)]
+pub struct Failure {
+    code: u32,
+    text: String,
+    details: String,
+}
+
+impl Failure {
+    /// What failed, and why.
+    pub fn new(code: u32, text: impl Into<String>, details: impl Display) -> Self {
+        Self {
+            code,
+            text: text.into(),
+            details: details.to_string(),
+        }
+    }
+
+    /// As printed.
+    pub fn to_json(&self, version: &str) -> String {
+        json!({
+            "cniVersion": version, "code": self.code, "msg": format!("egret-cni: {}", self.text), "details": self.details,
+        })
+        .to_string()
+    }
+}

@@ -1,0 +1,291 @@
+//! Pod addresses that the CNI tells before the API does, and takes back before the API does.
+//!
+//! A pod has its addresses when the runtime calls the CNI, and the API shows them only once its containers run. At the end
+//! it is the other way round: the address is free for the next pod while the API still shows it at the last one. So on
+//! pods of this node the CNI is believed, where it is asked at all:
+//!
+//! - a pod that it has told of has the told addresses, whatever the API shows;
+//! - an address that it has told of belongs to no other pod;
+//! - an address that it has taken back from a pod is the pod's no more.
+
+use crate::model::*;
+use serde::{Deserialize, Serialize};
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
+
+/// Attachments of containers that are kept at once. A node has some hundred pods; what the runtime forgets to take back
+/// goes with its pod.
+pub const ATTACHMENTS_MAX: usize = 8192;
+
+/// Names an attachment of a container to the network.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct AttachmentId {
+    /// The container.
+    pub container: String,
+    /// The device in it.
+    pub interface: String,
+}
+
+/// A pod as a container runtime names it.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct PodId {
+    /// Its namespace.
+    pub namespace: String,
+    /// Its name.
+    pub name: String,
+    /// Its uid, where the runtime tells.
+    pub uid: Option<String>,
+}
+
+impl PodId {
+    /// Whether it is this pod, and not an earlier or later one of the same name.
+    pub fn is(&self, pod: &Pod) -> bool {
+        self.namespace == pod.namespace
+            && self.name == pod.name
+            && self.uid.as_ref().is_none_or(|uid| *uid == pod.uid)
+    }
+
+    /// The pod among these.
+    pub fn find<'a>(&self, pods: &'a BTreeMap<(String, String), Pod>) -> Option<&'a Pod> {
+        let pod = pods.get(&(self.namespace.clone(), self.name.clone()))?;
+        self.is(pod).then_some(pod)
+    }
+}
+
+/// What the CNI has told of one attachment.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Attachment {
+    /// Whose it is; `None` for containers that are no pods.
+    pub pod: Option<PodId>,
+    /// Its addresses.
+    pub addresses: BTreeSet<IpAddr>,
+    /// The pod has been among the objects: when it is not any more, the attachment goes too.
+    seen: bool,
+}
+
+/// Everything that the CNI of this node has told.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Announced {
+    #[serde(with = "crate::pairs")]
+    attachments: BTreeMap<AttachmentId, Attachment>,
+    /// Taken back, and still shown by the API.
+    #[serde(with = "crate::pairs")]
+    released: BTreeMap<PodId, BTreeSet<IpAddr>>,
+}
+
+/// Addresses of pods as the API has them: what [`Announced::lay_over`] replaced.
+pub type Replaced = BTreeMap<(String, String), Vec<IpAddr>>;
+
+impl Announced {
+    /// An attachment is there. What it has, nothing else has. `false` if there is no room for it.
+    pub fn add(
+        &mut self,
+        id: AttachmentId,
+        pod: Option<PodId>,
+        addresses: BTreeSet<IpAddr>,
+    ) -> bool {
+        if self.attachments.len() >= ATTACHMENTS_MAX && !self.attachments.contains_key(&id) {
+            return false;
+        }
+        // Also where the runtime has not taken them back from the last one: this node's agent was away.
+        for (_, other) in self
+            .attachments
+            .iter_mut()
+            .filter(|(other, _)| **other != id)
+        {
+            let taken: BTreeSet<IpAddr> = &other.addresses & &addresses;
+            other.addresses.retain(|address| !taken.contains(address));
+            if let Some(pod) = other.pod.clone().filter(|_| !taken.is_empty()) {
+                self.released.entry(pod).or_default().extend(taken);
+            }
+        }
+        self.attachments
+            .retain(|_, other| !other.addresses.is_empty());
+        if let Some(released) = pod.as_ref().and_then(|pod| self.released.get_mut(pod)) {
+            released.retain(|address| !addresses.contains(address));
+        }
+        self.released.retain(|_, addresses| !addresses.is_empty());
+        let seen = false;
+        self.attachments.insert(
+            id,
+            Attachment {
+                pod,
+                addresses,
+                seen,
+            },
+        );
+        true
+    }
+
+    /// An attachment is gone; `pod` and `addresses` say what it was if it was never told. `false` if that changes nothing.
+    pub fn remove(
+        &mut self,
+        id: &AttachmentId,
+        pod: Option<PodId>,
+        addresses: BTreeSet<IpAddr>,
+    ) -> bool {
+        let before = self.clone();
+        let (pod, addresses) = match self.attachments.remove(id) {
+            Some(told) => (told.pod, told.addresses),
+            None => (pod, addresses),
+        };
+        if let Some(pod) = pod {
+            let free = addresses.into_iter().filter(|a| !self.is_told(a));
+            let free: BTreeSet<IpAddr> = free.collect();
+            self.released.entry(pod).or_default().extend(free);
+        }
+        self.released.retain(|_, addresses| !addresses.is_empty());
+        *self != before
+    }
+
+    /// Every attachment but these is gone. `false` if that changes nothing.
+    pub fn keep(&mut self, valid: &BTreeSet<AttachmentId>) -> bool {
+        let all = self.attachments.keys();
+        let gone: Vec<AttachmentId> = all.filter(|id| !valid.contains(id)).cloned().collect();
+        let mut changed = false;
+        for id in gone {
+            changed |= self.remove(&id, None, BTreeSet::new());
+        }
+        changed
+    }
+
+    fn is_told(&self, address: &IpAddr) -> bool {
+        let mut all = self.attachments.values();
+        all.any(|attachment| attachment.addresses.contains(address))
+    }
+
+    /// Whose an address is, as far as the CNI has told; the inner `None`: of a container that is no pod.
+    pub fn owner(&self, address: &IpAddr) -> Option<Option<&PodId>> {
+        let mut all = self.attachments.values();
+        let found = all.find(|attachment| attachment.addresses.contains(address))?;
+        Some(found.pod.as_ref())
+    }
+
+    /// Forgets what is over: attachments of pods that were among the objects and are not any more, and addresses that the
+    /// API does not show any more either. `false` if that changes nothing. `pods` is what the API shows.
+    pub fn forget(&mut self, pods: &BTreeMap<(String, String), Pod>) -> bool {
+        let before = self.clone();
+        self.attachments.retain(|_, attachment| {
+            let there = attachment.pod.as_ref().map(|pod| pod.find(pods).is_some());
+            attachment.seen |= there == Some(true);
+            there != Some(false) || !attachment.seen
+        });
+        self.released.retain(|pod, addresses| {
+            let shown = pod.find(pods).map(|pod| pod.addresses.as_slice());
+            addresses.retain(|address| shown.unwrap_or_default().contains(address));
+            !addresses.is_empty()
+        });
+        *self != before
+    }
+
+    /// Gives the pods of this node the addresses that the CNI has told; returns what they had.
+    pub fn lay_over(
+        &self,
+        pods: &mut BTreeMap<(String, String), Pod>,
+        node: &NodeName,
+    ) -> Replaced {
+        let mut replaced = Replaced::new();
+        if self.attachments.is_empty() && self.released.is_empty() {
+            return replaced;
+        }
+        let mut told_of: BTreeSet<IpAddr> = BTreeSet::new();
+        let mut by_pod: BTreeMap<(&str, &str), Vec<&Attachment>> = BTreeMap::new();
+        for attachment in self.attachments.values() {
+            told_of.extend(&attachment.addresses);
+            if let Some(pod) = &attachment.pod {
+                let entry = by_pod.entry((&pod.namespace, &pod.name)).or_default();
+                entry.push(attachment);
+            }
+        }
+        let own = pods
+            .iter_mut()
+            .filter(|(_, pod)| pod.node == *node && !pod.host_network);
+        for (key, pod) in own {
+            let told = by_pod.get(&(pod.namespace.as_str(), pod.name.as_str()));
+            let told = told.into_iter().flatten();
+            let told = told.filter(|attachment| attachment.pod.as_ref().is_some_and(|p| p.is(pod)));
+            let mut addresses: Vec<IpAddr> = told.flat_map(|a| &a.addresses).copied().collect();
+            if addresses.is_empty() {
+                let released = self.released.iter().filter(|(id, _)| id.is(pod));
+                let released: BTreeSet<&IpAddr> = released.flat_map(|(_, gone)| gone).collect();
+                addresses.clone_from(&pod.addresses);
+                addresses.retain(|a| !told_of.contains(a) && !released.contains(a));
+            }
+            if addresses != pod.addresses {
+                let before = std::mem::replace(&mut pod.addresses, addresses);
+                replaced.insert(key.clone(), before);
+            }
+        }
+        replaced
+    }
+}
+
+/// Undoes [`Announced::lay_over`].
+pub fn take_off(pods: &mut BTreeMap<(String, String), Pod>, replaced: Replaced) {
+    for (key, addresses) in replaced {
+        if let Some(pod) = pods.get_mut(&key) {
+            pod.addresses = addresses;
+        }
+    }
+}
+
+/// Namespaces in which policies may select pods of one node: as much as can be said of a pod whose labels are not known.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct MaySelect {
+    /// In these.
+    pub named: BTreeSet<String>,
+    /// In namespaces that are in neither list.
+    pub others: bool,
+    /// Not in these, although `others`.
+    pub free: BTreeSet<String>,
+}
+
+impl MaySelect {
+    /// Looks at every policy, also those that are refused: they may be mended at any time.
+    pub fn of(snapshot: &Snapshot, node: &NodeName) -> Self {
+        let labels = snapshot.nodes.get(node).map(|node| &node.labels);
+        let here = |nodes: &Option<LabelSelector>| {
+            let nodes = nodes.as_ref().zip(labels);
+            nodes.is_none_or(|(nodes, labels)| nodes.matches(labels))
+        };
+        let mut all = Self::default();
+        let mut selectors: Vec<&LabelSelector> = Vec::new();
+        for policy in &snapshot.policies {
+            match &policy.selection {
+                Selection::Labels { nodes, .. } if !here(nodes) => {}
+                Selection::Labels { namespaces, .. } => match namespaces {
+                    Namespaces::All => {
+                        all.others = true;
+                        all.free.clear();
+                        return all;
+                    }
+                    Namespaces::Names(names) => all.named.extend(names.iter().cloned()),
+                    Namespaces::Labels(selector) => selectors.push(selector),
+                },
+                Selection::Service { namespace, .. } | Selection::Workload { namespace, .. } => {
+                    all.named.insert(namespace.clone());
+                }
+                // The addresses are asked about by themselves.
+                Selection::Addresses(_) => {
+                    all.others = true;
+                    return all;
+                }
+            }
+        }
+        if !selectors.is_empty() {
+            all.others = true;
+            let free = snapshot.namespaces.values().filter(|namespace| {
+                let mut selectors = selectors.iter();
+                !selectors.any(|selector| selector.matches(&namespace.labels))
+            });
+            let free = free.map(|namespace| namespace.name.clone());
+            all.free = free.filter(|name| !all.named.contains(name)).collect();
+        }
+        all
+    }
+
+    /// Whether pods of this namespace may be selected.
+    pub fn contains(&self, namespace: &str) -> bool {
+        self.named.contains(namespace) || (self.others && !self.free.contains(namespace))
+    }
+}
