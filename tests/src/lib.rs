@@ -4,6 +4,7 @@
 //! chaos     noise of many flows while something is done to the cluster, and the watch over its sources
 //! steps     named behaviours that share one lab, run one after the other   (the `main` of every file in tests/)
 //! chart     what is installed on Kubernetes: helm, and the rights that are granted
+//! installed a real cluster with the chart installed
 //! matrix    environments of users: factors, pairs of them, labs for all pairs
 //! cluster   a lab with agents, a controller, policies and an answering server
 //! kubernetes   the program against a real API server: roles, audit log, a way to it that can be cut
@@ -17,6 +18,7 @@
 pub mod chaos;
 pub mod chart;
 pub mod cluster;
+pub mod installed;
 pub mod kubernetes;
 pub mod matrix;
 pub mod packet;

@@ -3,11 +3,11 @@
 use crate::Cluster;
 use crate::cluster::{DEADLINE, echo};
 use anyhow::{Context, ensure};
-use egret_lab::Place;
 use egret_lab::capture::{Capture, Direction, Packet};
 use egret_lab::topology::Role;
 use egret_lab::traffic::ping_source;
 use egret_lab::traffic::source::{tcp_source_within, udp_echo};
+use egret_lab::{Lab, Place};
 use std::net::IpAddr;
 
 /// Bridge of the segment where the server is.
@@ -40,7 +40,18 @@ impl Leaving {
         cluster: &Cluster,
         is_wrong: impl Fn(&Packet) -> bool + Clone + Send + 'static,
     ) -> anyhow::Result<Self> {
-        let layout = cluster.lab().layout()?;
+        Self::of(cluster.lab(), is_wrong)
+    }
+
+    /// The same for any lab.
+    ///
+    /// # Errors
+    /// As [`Self::watch`].
+    pub fn of(
+        lab: &Lab,
+        is_wrong: impl Fn(&Packet) -> bool + Clone + Send + 'static,
+    ) -> anyhow::Result<Self> {
+        let layout = lab.layout()?;
         let router = layout.host("router").context("the router")?;
         let networks: Vec<_> = router
             .links
@@ -54,7 +65,7 @@ impl Leaving {
             .filter(|host| host.roles.contains(&Role::Gateway))
             .flat_map(|host| host.addresses().collect::<Vec<_>>())
             .collect();
-        let place = cluster.host("router")?;
+        let place = lab.place("router")?;
         let (mut captures, mut sources) = (Vec::new(), Vec::new());
         for link in router.links.iter().filter(|link| link.bridge != OUTSIDE) {
             let (networks, gateways) = (networks.clone(), gateways.clone());

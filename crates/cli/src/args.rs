@@ -82,6 +82,8 @@ pub enum Verb {
     Explain(ExplainArguments),
     /// Show what the controller would decide, with a reason for every line; changes nothing
     Plan(PlanArguments),
+    /// Have the agents of all nodes clean up and wait for it: what `helm uninstall` runs first
+    Uninstall(UninstallArguments),
     /// Print the CustomResourceDefinitions as YAML
     Crds,
     /// Run a cluster in network namespaces on this machine, with real packets
@@ -96,7 +98,11 @@ impl Verb {
     pub fn only_prints(&self) -> bool {
         match self {
             Verb::Status(_) | Verb::Explain(_) | Verb::Plan(_) | Verb::Crds => true,
-            Verb::Agent(_) | Verb::Controller(_) | Verb::KubeEgress(_) | Verb::Lab { .. } => false,
+            Verb::Agent(_)
+            | Verb::Controller(_)
+            | Verb::KubeEgress(_)
+            | Verb::Uninstall(_)
+            | Verb::Lab { .. } => false,
         }
     }
 
@@ -121,6 +127,9 @@ pub struct AgentArguments {
     /// Remove everything of Egret from this node's kernel and end; the agent must not run
     #[arg(long)]
     pub cleanup: bool,
+    /// After cleaning up, wait for SIGTERM instead of ending: a pod that stays is a node that is clean
+    #[arg(long, requires = "cleanup")]
+    pub stay: bool,
     /// Settings that agent and controller must agree on
     #[command(flatten)]
     pub settings: SettingsArguments,
@@ -251,6 +260,22 @@ pub struct ExplainArguments {
     pub settings: SettingsArguments,
     #[arg(short, long, value_enum, default_value = "text")]
     pub output: Output,
+}
+
+#[derive(Debug, clap::Args)]
+pub struct UninstallArguments {
+    /// Namespace of the agents
+    #[arg(long, default_value = "egret-system")]
+    pub namespace: String,
+    /// Their DaemonSet
+    #[arg(long, default_value = "egret-agent")]
+    pub daemonset: String,
+    /// Kubeconfig file; without, KUBECONFIG, ~/.kube/config or the pod's service account
+    #[arg(long, value_name = "FILE")]
+    pub kubeconfig: Option<PathBuf>,
+    /// Longest wait for the nodes, in seconds
+    #[arg(long, default_value_t = 240)]
+    pub timeout_secs: u64,
 }
 
 #[derive(Debug, clap::Args)]

@@ -5,6 +5,7 @@ mod http;
 mod kube_egress;
 mod run;
 mod show;
+mod uninstall;
 
 use clap::Parser;
 use std::process::ExitCode;

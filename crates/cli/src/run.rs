@@ -4,7 +4,7 @@ use crate::args::{
     AgentArguments, ControllerArguments, EXIT_NOT_GOOD, EXIT_UNREACHABLE, ExplainArguments,
     PlanArguments, SettingsArguments, SourceArgument, StatusArguments, Unpooled, Verb,
 };
-use crate::{http, kube_egress, show};
+use crate::{http, kube_egress, show, uninstall};
 use anyhow::Context;
 use egret_agent::report::Status;
 use egret_agent::{CniConfig, InstallConfig, OpenSource, Question};
@@ -17,7 +17,10 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+/// How often a pod that stays looks whether it should end.
+const STAYING: Duration = Duration::from_millis(200);
 
 pub fn run(verb: Verb) -> anyhow::Result<ExitCode> {
     match verb {
@@ -28,6 +31,7 @@ pub fn run(verb: Verb) -> anyhow::Result<ExitCode> {
         Verb::Status(arguments) => status(&arguments),
         Verb::Explain(arguments) => explain(&arguments),
         Verb::Plan(arguments) => plan(&arguments),
+        Verb::Uninstall(arguments) => uninstall::run(&arguments),
         Verb::Crds => crds(),
         Verb::Lab { lab } => egret_lab::cli::run(lab),
     }
@@ -169,6 +173,8 @@ fn cni(arguments: &AgentArguments) -> anyhow::Result<CniConfig> {
 }
 
 fn cleanup(arguments: &AgentArguments) -> anyhow::Result<ExitCode> {
+    // Before anything else: whoever ends it while it cleans up lets it finish first.
+    let stop = arguments.stay.then(stop_at_signal).transpose()?;
     egret_agent::use_sysctl_directory(&arguments.sysctl_directory);
     let errors = egret_agent::cleanup(
         &arguments.state_directory,
@@ -179,13 +185,17 @@ fn cleanup(arguments: &AgentArguments) -> anyhow::Result<ExitCode> {
     for error in &errors {
         eprintln!("egret: {error}");
     }
-    Ok(match errors.is_empty() {
-        true => {
-            println!("Nothing of Egret is left in this kernel.");
-            ExitCode::SUCCESS
-        }
-        false => ExitCode::from(EXIT_NOT_GOOD),
-    })
+    if !errors.is_empty() {
+        return Ok(ExitCode::from(EXIT_NOT_GOOD));
+    }
+    println!("Nothing of Egret is left in this kernel.");
+    while stop
+        .as_ref()
+        .is_some_and(|stop| !stop.load(Ordering::Relaxed))
+    {
+        std::thread::sleep(STAYING);
+    }
+    Ok(ExitCode::SUCCESS)
 }
 
 fn controller(arguments: &ControllerArguments) -> anyhow::Result<ExitCode> {

@@ -3,6 +3,7 @@
 
 mod control_plane;
 mod nodes;
+mod pods;
 
 use crate::credentials::{ADMIN, Credentials};
 use crate::error::io;

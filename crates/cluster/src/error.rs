@@ -52,6 +52,9 @@ pub enum ClusterError {
         /// What it said.
         said: String,
     },
+    /// A pod has no network of its own, or it could not be found.
+    #[error("no network of the pod {0}")]
+    NoNetwork(String),
     /// What remains after taking down.
     #[error("still there: {0}")]
     Remains(String),

@@ -316,7 +316,7 @@ impl Lab {
         let name: PlaceName = name.parse()?;
         let state = self.dir.read()?;
         match &name {
-            PlaceName::Host(host) => state.check_host(host)?,
+            PlaceName::Host(host) | PlaceName::Netns(host, _) => state.check_host(host)?,
             PlaceName::Pod(namespace, pod) => {
                 let found = state.layout().pod(namespace, pod).is_some();
                 let name = format!("{namespace}/{pod}");
@@ -363,6 +363,10 @@ impl Lab {
                 let (host, pod) = layout.pod(namespace, name).ok_or_else(no_pod)?;
                 enter(&mut command, state.init_of(&host.name)?.pid);
                 command.args(["ip", "netns", "exec", &pod.netns()]);
+            }
+            PlaceName::Netns(host, name) => {
+                enter(&mut command, state.init_of(host)?.pid);
+                command.args(["ip", "netns", "exec", name]);
             }
         }
         let (marker, value) = self.dir.marker();

@@ -19,17 +19,22 @@ pub enum PlaceName {
     Host(String),
     /// A pod by namespace and name.
     Pod(String, String),
+    /// A network namespace that a program on a host made, by host and name below its /run/netns.
+    Netns(String, String),
 }
 
 impl FromStr for PlaceName {
     type Err = LabError;
 
-    /// `HOST` or `pod/NAMESPACE/NAME`.
+    /// `HOST`, `pod/NAMESPACE/NAME` or `netns/HOST/NAME`.
     fn from_str(text: &str) -> Result<Self, LabError> {
         match text.split('/').collect::<Vec<_>>().as_slice() {
             [host] if !host.is_empty() => Ok(Self::Host((*host).to_owned())),
             ["pod", namespace, name] if !namespace.is_empty() && !name.is_empty() => {
                 Ok(Self::Pod((*namespace).to_owned(), (*name).to_owned()))
+            }
+            ["netns", host, name] if !host.is_empty() && !name.is_empty() => {
+                Ok(Self::Netns((*host).to_owned(), (*name).to_owned()))
             }
             _ => Err(LabError::Place(text.to_owned())),
         }
@@ -41,6 +46,7 @@ impl std::fmt::Display for PlaceName {
         match self {
             Self::Host(host) => f.write_str(host),
             Self::Pod(namespace, name) => write!(f, "pod/{namespace}/{name}"),
+            Self::Netns(host, name) => write!(f, "netns/{host}/{name}"),
         }
     }
 }
@@ -105,7 +111,7 @@ impl Place {
 /// Name of the host of a place.
 fn host_of(state: &State, place: &PlaceName) -> Result<String, LabError> {
     match place {
-        PlaceName::Host(host) => Ok(host.clone()),
+        PlaceName::Host(host) | PlaceName::Netns(host, _) => Ok(host.clone()),
         PlaceName::Pod(namespace, name) => match state.layout().pod(namespace, name) {
             Some((host, _)) => Ok(host.name.clone()),
             None => Err(LabError::NoSuchPod(format!("{namespace}/{name}"))),
@@ -122,6 +128,9 @@ pub(crate) fn netns_path(state: &State, place: &PlaceName) -> Result<PathBuf, La
             "/proc/{}/root/run/netns/{namespace}.{name}",
             init.pid
         )),
+        PlaceName::Netns(_, name) => {
+            PathBuf::from(format!("/proc/{}/root/run/netns/{name}", init.pid))
+        }
     })
 }
 
@@ -155,13 +164,15 @@ mod tests {
     use super::*;
 
     #[test]
-    fn places_have_two_forms() {
+    fn places_have_three_forms() {
         assert_eq!(
             "worker1".parse::<PlaceName>().unwrap(),
             PlaceName::Host("worker1".to_owned())
         );
         let pod: PlaceName = "pod/default/a1".parse().unwrap();
         assert_eq!(pod.to_string(), "pod/default/a1");
+        let netns: PlaceName = "netns/worker1/cni-1".parse().unwrap();
+        assert_eq!(netns.to_string(), "netns/worker1/cni-1");
         assert!("pod/a1".parse::<PlaceName>().is_err());
         assert!("".parse::<PlaceName>().is_err());
     }

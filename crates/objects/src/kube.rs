@@ -9,6 +9,7 @@
 //!  write      what is the same already is not written
 //!  request    one write: field manager, deadline, versions; the answer goes into the store at once
 //!  lead       one of several controllers leads, by a Lease
+//!  uninstall  agents' pods become pods that clean up
 //!  event      conditions that became bad, told on the user's object; bounded
 //! ```
 //!
@@ -22,10 +23,12 @@ mod lead;
 mod reflect;
 mod request;
 mod store;
+mod uninstall;
 mod wanted;
 mod write;
 
 pub use lead::LEASE_NAME;
+pub use uninstall::{Left, Uninstalled, uninstall};
 pub use wanted::{GATEWAY_LABEL, Role};
 
 use crate::convert::lease;

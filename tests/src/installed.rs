@@ -1,0 +1,239 @@
+//! Egret as an operator installs it: a real cluster, an image with the program, `helm install`, pods with policies.
+
+use crate::chart::{CHART, NAMESPACE};
+use crate::kubernetes::until;
+use anyhow::{Context, ensure};
+use egret_cluster::topology::topology;
+use egret_cluster::{Cluster, Kubectl, OwnedCluster};
+use egret_lab::process::run;
+use egret_lab::traffic::{Server, tcp_source};
+use egret_lab::{Place, Snapshot};
+use std::collections::BTreeMap;
+use std::net::{IpAddr, SocketAddr};
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::Duration;
+
+/// The nodes of the cluster.
+pub const NODES: [&str; 4] = ["worker1", "worker2", "gateway1", "gateway2"];
+/// Longest wait for anything that Kubernetes does.
+pub const TIMEOUT: Duration = Duration::from_secs(120);
+/// Makes images; see the script.
+const IMAGE: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/kubernetes/image");
+/// An archive as `./dev image` writes it, to be installed instead of the program under test.
+const OWN_IMAGE: &str = "EGRET_IMAGE";
+/// What every installation of the tests is told. Agents must not need kube-proxy.
+const VALUES: [&str; 4] = [
+    "image.pullPolicy=Never",
+    "settings.unpooledAddresses=Allow",
+    "apiServer.host=192.168.122.2",
+    "apiServer.port=6443",
+];
+
+/// A cluster with Egret installed by helm.
+pub struct Installed {
+    /// The cluster, which goes down with the value.
+    pub cluster: OwnedCluster,
+    /// Its administrator.
+    pub kubectl: Kubectl,
+    /// What each node had before anything was installed.
+    pub before: BTreeMap<&'static str, Snapshot>,
+    /// Archive of the image.
+    pub image: PathBuf,
+    _server: Server,
+    _folder: tempfile::TempDir,
+}
+
+impl Installed {
+    /// Brings the cluster up and installs the chart.
+    ///
+    /// # Errors
+    /// Anything of it fails.
+    pub fn up(name: &str) -> anyhow::Result<Self> {
+        let folder = tempfile::tempdir()?;
+        let image = image(folder.path())?;
+        let cluster = Cluster::up(name, &topology(2, 2), None)?.owned();
+        cluster.load_image(&image)?;
+        let server = Server::start(&cluster.lab().place("server")?)?;
+        let mut installed = Self {
+            kubectl: cluster.kubectl()?,
+            cluster,
+            before: BTreeMap::new(),
+            image,
+            _server: server,
+            _folder: folder,
+        };
+        installed.before = installed.snapshots()?;
+        installed.helm(&["install"], &[])?;
+        installed.rolled_out()?;
+        Ok(installed)
+    }
+
+    /// Everything in the kernels of all nodes, without what Kubernetes itself writes down.
+    ///
+    /// # Errors
+    /// A node is off.
+    pub fn snapshots(&self) -> anyhow::Result<BTreeMap<&'static str, Snapshot>> {
+        let take = |node: &&'static str| {
+            let mut snapshot = Snapshot::take(&self.cluster.lab().place(node)?)?;
+            for lines in snapshot.sections.values_mut() {
+                lines.retain(|line| !is_kubernetes(line));
+            }
+            Ok((*node, snapshot))
+        };
+        NODES.iter().map(take).collect()
+    }
+
+    /// Runs `helm VERB egret CHART`, with more values.
+    ///
+    /// # Errors
+    /// helm fails.
+    pub fn helm(&self, verb: &[&str], values: &[&str]) -> anyhow::Result<String> {
+        let mut words = verb.to_vec();
+        words.extend(["egret", CHART, "--create-namespace"]);
+        for value in VALUES.iter().chain(values) {
+            words.extend(["--set", value]);
+        }
+        self.helm_raw(&words)
+    }
+
+    /// Runs helm for the namespace of the installation.
+    ///
+    /// # Errors
+    /// It fails.
+    pub fn helm_raw(&self, words: &[&str]) -> anyhow::Result<String> {
+        let mut command = self.cluster.helm()?.command();
+        let output = command.args(words).args(["-n", NAMESPACE]).output()?;
+        let said = String::from_utf8_lossy(&output.stderr).into_owned();
+        ensure!(output.status.success(), "helm {words:?}: {said}");
+        Ok(String::from_utf8(output.stdout)?)
+    }
+
+    /// Waits until all agents and controllers of the newest version are ready.
+    ///
+    /// # Errors
+    /// They are not in time.
+    pub fn rolled_out(&self) -> anyhow::Result<()> {
+        for object in ["daemonset/egret-agent", "deployment/egret-controller"] {
+            let status = ["rollout", "status", object, "--timeout=120s"];
+            let result = self
+                .kubectl
+                .run(&[&status[..], &["-n", NAMESPACE]].concat());
+            result.with_context(|| self.logs())?;
+        }
+        Ok(())
+    }
+
+    /// The last lines of every pod of Egret.
+    pub fn logs(&self) -> String {
+        let logs = ["logs", "-n", NAMESPACE, "--prefix", "--tail=20"];
+        let which = ["-l", "app.kubernetes.io/part-of=egret"];
+        let said = self.kubectl.run(&[&logs[..], &which].concat());
+        said.unwrap_or_else(|error| error.to_string())
+    }
+
+    /// Waits for a condition of an object of the namespace `default`.
+    ///
+    /// # Errors
+    /// It is not there in time.
+    pub fn wait(&self, condition: &str, object: &str) -> anyhow::Result<()> {
+        let condition = format!("--for={condition}");
+        let wait = ["wait", &condition, object, "--timeout=120s"];
+        let waited = self.kubectl.run(&wait);
+        waited.with_context(|| self.logs())?;
+        Ok(())
+    }
+
+    /// Waits until a policy says that it is carried out for so many pods.
+    ///
+    /// # Errors
+    /// It does not in time.
+    pub fn programmed(&self, policy: &str, pods: usize) -> anyhow::Result<()> {
+        self.wait("condition=Ready", &format!("egress/{policy}"))?;
+        let form = "jsonpath={.status.pods.selected} {.status.pods.programmed}";
+        let get = ["get", "egress", policy, "-o", form];
+        let wanted = format!("{pods} {pods}");
+        let what = format!("{policy} for {pods} pods");
+        let waited = self
+            .kubectl
+            .wait_until(&what, TIMEOUT, &get, |said| said.out == wanted);
+        waited.with_context(|| self.logs())?;
+        Ok(())
+    }
+
+    /// Starts a pod on a node and gives its network.
+    ///
+    /// # Errors
+    /// It does not run in time.
+    pub fn pod(&self, name: &str, app: &str, node: &str) -> anyhow::Result<Place> {
+        self.kubectl.apply(&format!(
+            "apiVersion: v1\nkind: Pod\nmetadata: {{name: {name}, namespace: default, labels: {{app: {app}}}}}\n\
+             spec:\n  nodeName: {node}\n  terminationGracePeriodSeconds: 0\n  containers:\n  \
+             - {{name: a, image: \"egret.dev/busybox:1\", imagePullPolicy: Never}}\n"
+        ))?;
+        self.wait("condition=Ready", &format!("pod/{name}"))?;
+        Ok(self.cluster.pod("default", name)?)
+    }
+
+    /// Deletes pods of the namespace `default` and waits for their end.
+    ///
+    /// # Errors
+    /// They do not end.
+    pub fn delete_pods(&self, names: &[&str]) -> anyhow::Result<()> {
+        let delete = ["delete", "pod", "--timeout=60s"];
+        self.kubectl.run(&[&delete[..], names].concat())?;
+        Ok(())
+    }
+
+    /// Waits until the server sees new connections of a pod from this source.
+    ///
+    /// # Errors
+    /// It does not in time.
+    pub fn leaves_as(&self, pod: &Place, server: SocketAddr, source: IpAddr) -> anyhow::Result<()> {
+        let mut last = String::new();
+        let seen = until("the source", TIMEOUT, || {
+            let seen = tcp_source(pod, server).map(|seen| seen.ip());
+            last = format!("{seen:?}");
+            Ok(matches!(seen, Ok(seen) if seen == source))
+        });
+        seen.with_context(|| format!("{} to {server}: {source} wanted, {last} seen", pod.name()))
+    }
+}
+
+/// What kubelet, containerd, CNI plugins and the kubelet's programs write down for themselves.
+fn is_kubernetes(line: &str) -> bool {
+    [
+        "/run/containerd",
+        "/run/kubernetes",
+        "/run/cni",
+        "/run/runc",
+    ]
+    .iter()
+    .any(|folder| line.starts_with(folder))
+}
+
+/// An image with the program under test and, as it is not linked statically, the libraries that it names.
+fn image(folder: &Path) -> anyhow::Result<PathBuf> {
+    if let Some(own) = std::env::var_os(OWN_IMAGE) {
+        return Ok(own.into());
+    }
+    let (archive, program) = (folder.join("egret.tar"), folder.join("egret"));
+    let egret = crate::egret()?;
+    // Four nodes keep it in memory.
+    run(
+        Command::new("strip").arg("-o").arg(&program).arg(&egret),
+        "",
+    )?;
+    let libraries = run(Command::new("ldd").arg(&program), "")?;
+    let mut command = Command::new(IMAGE);
+    command.arg(format!("egret.dev/egret:{}", env!("CARGO_PKG_VERSION")));
+    command.arg(&archive).args(["--run", "/egret"]);
+    command.arg(format!("{}=/egret", program.display()));
+    for line in libraries.lines() {
+        if let Some(path) = line.split_whitespace().find(|word| word.starts_with('/')) {
+            command.arg(format!("{path}={path}"));
+        }
+    }
+    run(&mut command, "")?;
+    Ok(archive)
+}
