@@ -68,6 +68,7 @@ fn main() -> ExitCode {
             an_upgrade_under_load_loses_nothing,
             a_gateway_without_power_costs_no_connection,
             nothing_wrong_was_seen_meanwhile,
+            uninstalling_names_the_node_that_is_away_and_can_be_taken_back,
             uninstalling_leaves_nothing_on_any_node,
         ],
     )])
@@ -392,6 +393,30 @@ fn nothing_wrong_was_seen_meanwhile(scene: &Scene) -> Outcome {
         ensure!(report.exchanges > 10 * FLOWS, "{report:?}");
     }
     talk.router.clean()
+}
+
+/// What the chart's hook runs, without helm in front of it.
+fn uninstalling_names_the_node_that_is_away_and_can_be_taken_back(scene: &Scene) -> Outcome {
+    let (installed, cluster) = (&scene.installed, &scene.installed.cluster);
+    let place = cluster.lab().place("controlplane")?;
+    let kubeconfig = std::fs::read_to_string(installed.kubectl.kubeconfig())?;
+    std::fs::write(place.root()?.join("run/uninstall.kubeconfig"), kubeconfig)?;
+    cluster.lab().kill("worker2", Hurt::Links)?;
+    let mut command = cluster.lab().exec(&place, egret_tests::egret()?)?;
+    let output = command
+        .args(["uninstall", "--timeout-secs", "15"])
+        .args(["--kubeconfig", "/run/uninstall.kubeconfig"])
+        .output()?;
+    cluster.lab().start("worker2")?;
+    let said = String::from_utf8_lossy(&output.stderr);
+    ensure!(output.status.code() == Some(1), "{said}");
+    ensure!(said.contains("worker2: its agent is "), "{said}");
+    let delete = ["delete", "daemonset", "egret-agent", "-n", NAMESPACE];
+    installed.kubectl.run(&delete)?;
+    installed.helm(&["upgrade"], &[])?;
+    installed.rolled_out()?;
+    let pod = cluster.pod("default", "fixed2")?;
+    installed.leaves_as(&pod, servers(SELECTED)[0], ip(FIXED[0]))
 }
 
 /// With policies in force and their pods running, which is when there is most to leave behind.
