@@ -3,11 +3,12 @@
 
 use anyhow::{Context, bail};
 use egret_cluster::{ApiServer, Kubectl};
+use egret_lab::process::Process;
 use serde_json::Value;
 use std::collections::BTreeSet;
 use std::fmt::Write as _;
 use std::fs::File;
-use std::io::{Read, Write};
+use std::io::{Read, Seek, SeekFrom, Write};
 use std::net::{Ipv4Addr, Shutdown, SocketAddr, TcpListener, TcpStream};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -66,6 +67,20 @@ impl Daemon {
     /// Its process.
     pub fn pid(&self) -> u32 {
         self.child.id()
+    }
+
+    /// Process id of the program itself: one that was started inside a host has nsenter as its parent.
+    ///
+    /// # Errors
+    /// It has ended.
+    pub fn program(&self) -> anyhow::Result<i32> {
+        let pid = i32::try_from(self.child.id())?;
+        let name = std::fs::read_to_string(format!("/proc/{pid}/comm"))?;
+        if name.trim() == "egret" {
+            return Ok(pid);
+        }
+        let parent = Process::of(pid).context("the program has ended")?;
+        Ok(parent.first_child("egret")?.pid)
     }
 
     /// Ends it as Kubernetes does, and waits.
@@ -185,6 +200,21 @@ pub fn requests(log: &Path, user: &str, from: usize) -> anyhow::Result<(Vec<Valu
     Ok((own.collect(), lines.len()))
 }
 
+/// Requests of all users that the audit log has from a byte on that begins a line, for logs too long to be read whole.
+///
+/// # Errors
+/// The log cannot be read.
+pub fn requests_between(log: &Path, from: u64) -> anyhow::Result<Vec<Value>> {
+    let mut file = File::open(log)?;
+    file.seek(SeekFrom::Start(from))?;
+    let mut text = String::new();
+    file.read_to_string(&mut text)?;
+    let parsed = text
+        .lines()
+        .filter_map(|line| serde_json::from_str(line).ok());
+    Ok(parsed.collect())
+}
+
 /// The right that a request used.
 pub fn right_of(request: &Value) -> Right {
     let object = &request["objectRef"];
@@ -210,8 +240,15 @@ impl Relay {
     /// # Errors
     /// There is no port.
     pub fn to(server: &ApiServer) -> anyhow::Result<Self> {
+        Self::listening(TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?, server)
+    }
+
+    /// The same, from a socket that may be in another network namespace.
+    ///
+    /// # Errors
+    /// The socket is none.
+    pub fn listening(listener: TcpListener, server: &ApiServer) -> anyhow::Result<Self> {
         let target: SocketAddr = server.url().trim_start_matches("https://").parse()?;
-        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?;
         let relay = Self {
             address: listener.local_addr()?,
             cut: Arc::default(),

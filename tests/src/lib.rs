@@ -8,6 +8,8 @@
 //! matrix    environments of users: factors, pairs of them, labs for all pairs
 //! cluster   a lab with agents, a controller, policies and an answering server
 //! kubernetes   the program against a real API server: roles, audit log, a way to it that can be cut
+//! bulk      many requests to an API server in short time
+//! scale     a large cluster of objects on a real API server, and what controller and agents cost
 //! watch     captures: which sources were seen, and which must not be
 //! packet    hand-made packets
 //! standin   programs that take pods' packets past the stack, as some network plugins do
@@ -15,6 +17,7 @@
 //! socket    what the standard library's sockets do not tell: path MTU, don't fragment
 //! ```
 
+pub mod bulk;
 pub mod chaos;
 pub mod chart;
 pub mod cluster;
@@ -23,6 +26,7 @@ pub mod kubernetes;
 pub mod matrix;
 pub mod packet;
 pub mod runtime;
+pub mod scale;
 pub mod seccomp;
 pub mod socket;
 pub mod standin;

@@ -13,7 +13,7 @@ use crate::probe::{Seen, Targets};
 use crate::remembered::Remembered;
 use crate::report::{self, SeenHere};
 use crate::socket::Query;
-use crate::source::Status;
+use crate::source::{Newest, Status};
 use crate::uplink::Uplink;
 use egret_core::machines::Destination;
 use egret_core::model::{NodeName, Snapshot};
@@ -44,8 +44,8 @@ const REFUSE_AGAIN: Duration = Duration::from_secs(FULL_DESTINATION_SECS / 3);
 
 /// What wakes the loop.
 pub(crate) enum Event {
-    /// The objects, newest view.
-    View(Box<View>),
+    /// There is a new view of the objects.
+    View(Newest),
     /// The objects cannot be read; what is known stays.
     SourceError(String),
     /// What the probes say.
@@ -202,10 +202,12 @@ impl MainLoop {
 
     fn take_up(&mut self, event: Event) {
         match event {
-            Event::View(mut view) => {
-                self.cni.dress(&mut view.snapshot);
-                self.view = Some(view);
-                self.news = true;
+            Event::View(newest) => {
+                if let Some(mut view) = newest.take() {
+                    self.cni.dress(&mut view.snapshot);
+                    self.view = Some(view);
+                    self.news = true;
+                }
             }
             Event::SourceError(error) => {
                 tracing::warn!(error, "the objects cannot be read: what is known stays");

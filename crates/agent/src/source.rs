@@ -3,12 +3,12 @@
 use crate::main_loop::Event;
 use crate::{AgentError, OpenSource, chain};
 use egret_core::model::NodeRecord;
-use egret_objects::{NodeReport, Source, SourceError};
+use egret_objects::{NodeReport, Source, SourceError, View};
 use std::collections::hash_map::RandomState;
 use std::hash::{BuildHasher, Hasher};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{self, Receiver, Sender};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
@@ -28,6 +28,28 @@ pub(crate) struct Status {
     pub(crate) report: NodeReport,
 }
 
+/// The newest view that nobody has looked at yet. Older ones are of no use to anybody, and a queue of them grows without
+/// bound where views come faster than they are carried out.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Newest(Arc<Mutex<Option<Box<View>>>>);
+
+impl Newest {
+    /// Leaves a view; whether there was none.
+    fn put(&self, view: Box<View>) -> bool {
+        self.slot().replace(view).is_none()
+    }
+
+    /// Takes it.
+    pub(crate) fn take(&self) -> Option<Box<View>> {
+        self.slot().take()
+    }
+
+    fn slot(&self) -> MutexGuard<'_, Option<Box<View>>> {
+        // A value is put or taken whole.
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
 /// Starts the thread that reads.
 pub(crate) fn read(
     open: &OpenSource,
@@ -36,15 +58,18 @@ pub(crate) fn read(
 ) -> Result<(), AgentError> {
     let mut source = open()?;
     let stop = stop.clone();
+    let newest = Newest::default();
     spawn("source", move || {
         let mut changed = true;
         while !stop.load(Ordering::Relaxed) {
             if changed {
                 let event = match source.snapshot() {
-                    Ok(view) => Event::View(Box::new(view)),
-                    Err(error) => Event::SourceError(chain(&error)),
+                    Ok(view) => newest
+                        .put(Box::new(view))
+                        .then(|| Event::View(newest.clone())),
+                    Err(error) => Some(Event::SourceError(chain(&error))),
                 };
-                if events.send(event).is_err() {
+                if event.is_some_and(|event| events.send(event).is_err()) {
                     return;
                 }
             }

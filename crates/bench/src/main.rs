@@ -9,6 +9,7 @@ mod endpoints;
 mod exhaustion;
 mod failover;
 mod figure;
+mod kubernetes;
 mod page;
 mod planning;
 mod programming;
@@ -52,15 +53,18 @@ enum Part {
     Lease,
     /// Outages when a gateway goes.
     Failover,
+    /// A large cluster of objects on a real API server: planning, and what everything costs at rest.
+    Kubernetes,
 }
 
-const ALL: [Part; 6] = [
+const ALL: [Part; 7] = [
     Part::Planning,
     Part::Programming,
     Part::Traffic,
     Part::Rest,
     Part::Lease,
     Part::Failover,
+    Part::Kubernetes,
 ];
 
 fn main() -> anyhow::Result<()> {
@@ -81,6 +85,7 @@ fn main() -> anyhow::Result<()> {
             Part::Rest => rest::measure(&mut report)?,
             Part::Lease => exhaustion::measure(&mut report, arguments.rounds)?,
             Part::Failover => failover::measure(&mut report, arguments.rounds)?,
+            Part::Kubernetes => kubernetes::measure(&mut report)?,
         }
     }
     print!("{}", page::tables(&report));

@@ -2,8 +2,9 @@
 
 use crate::cluster;
 use crate::figure::Report;
-use anyhow::{Context, Result};
+use anyhow::Result;
 use egret_tests::chaos::Scene;
+use egret_tests::scale::{cpu_seconds, memory_mb};
 use std::time::{Duration, Instant};
 
 const PART: &str = "at rest";
@@ -29,7 +30,7 @@ pub fn measure(report: &mut Report) -> Result<()> {
                 continue;
             };
             let (before, start) = (cpu_seconds(pid)?, Instant::now());
-            std::thread::park_timeout(WATCHED);
+            std::thread::sleep(WATCHED);
             let cpu = (cpu_seconds(pid)? - before) / start.elapsed().as_secs_f64() * 100.0;
             let name = format!("{what}, {size} pods");
             report.add(PART, &format!("{name}, CPU"), "ours", "% of a core", cpu);
@@ -64,25 +65,4 @@ fn pid(scene: &Scene, host: &str) -> Result<Option<i32>> {
     Ok(host
         .and_then(|host| host.agent)
         .map(|agent| agent.process.pid))
-}
-
-/// User and system time so far (proc(5), fields 14 and 15 of stat).
-fn cpu_seconds(pid: i32) -> Result<f64> {
-    let text = std::fs::read_to_string(format!("/proc/{pid}/stat"))?;
-    let after = text.rsplit(')').next().context("a stat line")?;
-    let fields: Vec<&str> = after.split_whitespace().collect();
-    let ticks: f64 = fields[11].parse::<f64>()? + fields[12].parse::<f64>()?;
-    let per_second = nix::unistd::sysconf(nix::unistd::SysconfVar::CLK_TCK)?;
-    Ok(ticks / per_second.context("ticks per second")? as f64)
-}
-
-/// Resident memory without what is shared with other processes.
-fn memory_mb(pid: i32) -> Result<f64> {
-    let text = std::fs::read_to_string(format!("/proc/{pid}/status"))?;
-    let line = text.lines().find_map(|line| line.strip_prefix("RssAnon:"));
-    let kb: f64 = line
-        .and_then(|line| line.split_whitespace().next())
-        .context("RssAnon")?
-        .parse()?;
-    Ok(kb / 1024.0)
 }

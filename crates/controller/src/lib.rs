@@ -30,6 +30,8 @@ use write::{Writer, Written};
 
 /// Longest pause between two looks at the objects: hold-downs end by time alone.
 const PAUSE_MAX: Duration = Duration::from_secs(1);
+/// Everything is looked at this often, whatever the source tells.
+const LOOK_ANYWAY: Duration = Duration::from_secs(30);
 /// Pause after an error of the source, so that a broken store is not hammered.
 const PAUSE_AFTER_ERROR: Duration = Duration::from_millis(500);
 /// Writes that lose against another writer before the loop takes a breath.
@@ -49,8 +51,7 @@ pub fn run(mut source: Box<dyn Source>, board: &Arc<Board>, stop: &AtomicBool) {
         match round(source.as_mut(), board, &mut work) {
             Ok(Written::All { next_change_secs }) => {
                 conflicts = 0;
-                board.round(None);
-                pause(source.as_mut(), next_change_secs);
+                rest(source.as_mut(), board, next_change_secs, stop);
             }
             Ok(Written::PlanAgain) if conflicts < CONFLICTS_MAX => conflicts += 1,
             Ok(Written::PlanAgain) => {
@@ -139,14 +140,29 @@ fn tell(view: &View, cluster: &egret_core::plan::ClusterPlan, told: &mut BTreeSe
     *told = now;
 }
 
-fn pause(source: &mut dyn Source, next_change_secs: Option<i64>) {
-    let until_change = next_change_secs.map_or(PAUSE_MAX, |at| {
-        Duration::from_secs(u64::try_from(at - now_secs()).unwrap_or(0))
-    });
-    let timeout = until_change.clamp(Duration::from_millis(10), PAUSE_MAX);
-    if let Err(error) = source.wait(timeout) {
-        tracing::warn!(error = %chain(&error), "waiting for changes failed");
-        std::thread::park_timeout(PAUSE_AFTER_ERROR);
+/// Waits until something may have changed or a change by time alone is due. Looking costs as much as there are objects.
+fn rest(source: &mut dyn Source, board: &Board, next_change_secs: Option<i64>, stop: &AtomicBool) {
+    let began = Instant::now();
+    loop {
+        board.round(None);
+        let until_change = next_change_secs.map_or(PAUSE_MAX, |at| {
+            Duration::from_secs(u64::try_from(at - now_secs()).unwrap_or(0))
+        });
+        let timeout = until_change.clamp(Duration::from_millis(10), PAUSE_MAX);
+        match source.wait(timeout) {
+            Ok(false) => {}
+            Ok(true) => return,
+            Err(error) => {
+                tracing::warn!(error = %chain(&error), "waiting for changes failed");
+                std::thread::park_timeout(PAUSE_AFTER_ERROR);
+                return;
+            }
+        }
+        let due = next_change_secs.is_some_and(|at| at <= now_secs());
+        let stopped = stop.load(Ordering::Relaxed);
+        if due || stopped || !source.leads() || began.elapsed() >= LOOK_ANYWAY {
+            return;
+        }
     }
 }
 
