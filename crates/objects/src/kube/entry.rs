@@ -70,6 +70,22 @@ impl Entry {
             == (&other.value, &other.status, &other.findings, &other.uid)
     }
 
+    /// Keeps what the object meant before, if what it says now cannot be understood. An object of the same name that was
+    /// made anew has no past.
+    pub fn keep_last_good(&mut self, before: &Self) {
+        let lost = matches!(self.value, Value::Nothing) && !self.findings.is_empty();
+        if !lost || before.uid != self.uid {
+            return;
+        }
+        self.value = before.value.clone();
+        match &mut self.value {
+            // Else every later write would be refused as made from an old version.
+            Value::Address(record) => record.resource_version = self.version,
+            Value::Record(record) => record.resource_version = self.version,
+            _ => {}
+        }
+    }
+
     fn new(metadata: &ObjectMeta, value: Result<Value, Vec<Finding>>, status: Status) -> Self {
         let version = metadata.resource_version.as_deref().unwrap_or_default();
         let (value, findings) = match value {

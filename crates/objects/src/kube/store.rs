@@ -197,6 +197,7 @@ impl Watched {
                 same = false;
                 continue;
             };
+            entry.keep_last_good(&known);
             same &= known.says_the_same(entry);
             // A write of our own may be newer than the list; the watch goes on from the list and tells the rest.
             if known.version > entry.version {
@@ -225,7 +226,7 @@ impl Watched {
         was
     }
 
-    fn put(&mut self, object: ObjectRef, entry: Entry) -> bool {
+    fn put(&mut self, object: ObjectRef, mut entry: Entry) -> bool {
         self.error = None;
         match self.gone.get(&object) {
             // Told late: it went since.
@@ -237,6 +238,7 @@ impl Watched {
             // Told late: we wrote since.
             Some(known) if known.version > entry.version => false,
             Some(known) => {
+                entry.keep_last_good(known);
                 let same = known.says_the_same(&entry);
                 *known = entry;
                 !same
@@ -299,6 +301,46 @@ mod tests {
         watched.take(News::Listed(object("a"), entry(3, "first")));
         assert!(!watched.take(News::End));
         assert!(watched.take(News::Put(object("a"), entry(4, "second"))));
+    }
+
+    fn meaning(version: u64, pods: Option<&str>) -> Entry {
+        let range = |text: &str| vec![text.parse().unwrap()];
+        Entry {
+            value: pods.map_or(Value::Nothing, |text| Value::ServiceCidrs(range(text))),
+            findings: match pods {
+                Some(_) => Vec::new(),
+                None => entry(version, "cannot be understood").findings,
+            },
+            ..entry(version, "")
+        }
+    }
+
+    #[test]
+    fn what_cannot_be_understood_keeps_its_last_good_version() {
+        let good = meaning(1, Some("10.0.0.0/8"));
+        let mut watched = Watched::default();
+        watched.take(News::Begin);
+        watched.take(News::Listed(object("a"), good.clone()));
+        watched.take(News::Listed(object("b"), meaning(1, None)));
+        watched.take(News::End);
+        // By a watch, and by a list after the watch was interrupted.
+        assert!(watched.take(News::Put(object("a"), meaning(2, None))));
+        let bad = watched.objects[&object("a")].clone();
+        assert_eq!((&bad.value, bad.findings.len()), (&good.value, 1));
+        watched.take(News::Begin);
+        watched.take(News::Listed(object("a"), meaning(3, None)));
+        watched.take(News::End);
+        assert_eq!(watched.objects[&object("a")].value, good.value);
+        // What was never good has no last good version, and neither has what was made anew by the same name.
+        assert_eq!(meaning(1, None).value, Value::Nothing);
+        let mut anew = meaning(4, None);
+        anew.uid = "another".to_owned();
+        assert!(watched.take(News::Put(object("a"), anew)));
+        assert_eq!(watched.objects[&object("a")].value, Value::Nothing);
+        let mended = meaning(5, Some("10.0.0.0/9"));
+        assert!(watched.take(News::Put(object("a"), mended.clone())));
+        assert_eq!(watched.objects[&object("a")].value, mended.value);
+        assert_eq!(watched.objects[&object("a")].findings, []);
     }
 
     #[test]

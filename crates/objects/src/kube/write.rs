@@ -4,7 +4,7 @@
 //! of `EgressNode` is applied by the controller, its status by the agent, statuses of the users' objects by the
 //! controller, each with its own field manager.
 
-use super::entry::{Observed, Status};
+use super::entry::{Entry, Observed, Status, Value};
 use super::event::{Note, notes};
 use super::request::{AGENT, CONTROLLER, Failure, is_labelled, manager, node_object};
 use super::wanted::{Records, Watch, gateway_nodes};
@@ -126,7 +126,7 @@ impl Source for KubeSource {
             tunnel_mac: report.tunnel_mac.clone(),
             external_interface: report.external_interface.clone(),
             abilities: report.abilities.clone(),
-            conditions: convert::api_conditions(&conditions, 0),
+            conditions: convert::api_conditions(&conditions, observed(&known, record)),
             ..lease::node_status(record)
         };
         if known.status == Status::Node(Box::new(status.clone())) {
@@ -159,13 +159,16 @@ impl Source for KubeSource {
         now_secs: i64,
     ) -> Result<bool, SourceError> {
         let client = self.shared.client.clone();
-        let make = |before: &Status| {
-            let before = match before {
+        let make = |known: &Entry| {
+            let before = match &known.status {
                 Status::Policy(before) => before.conditions.as_slice(),
                 _ => &[],
             };
-            let conditions = carry(before, &status.conditions, now_secs);
+            let (generation, conditions) =
+                understood(known, status.observed_generation, &status.conditions);
+            let conditions = carry(before, &conditions, now_secs);
             let made = convert::api_policy_status(&PolicyStatus {
+                observed_generation: generation,
                 conditions: conditions.clone(),
                 ..status.clone()
             });
@@ -192,13 +195,16 @@ impl Source for KubeSource {
     ) -> Result<bool, SourceError> {
         let object = cluster_object(Kind::EgressGateway, &gateway.0);
         let all: Api<egret::EgressGateway> = Api::all(self.shared.client.clone());
-        self.write_status(&all, &Watch::Gateways, &object, |before| {
-            let before = match before {
+        self.write_status(&all, &Watch::Gateways, &object, |known| {
+            let before = match &known.status {
                 Status::Gateway(before) => before.conditions.as_slice(),
                 _ => &[],
             };
-            let conditions = carry(before, &status.conditions, now_secs);
+            let (generation, conditions) =
+                understood(known, status.observed_generation, &status.conditions);
+            let conditions = carry(before, &conditions, now_secs);
             let made = convert::api_gateway_status(&GatewayStatus {
+                observed_generation: generation,
                 conditions: conditions.clone(),
                 ..status.clone()
             });
@@ -215,13 +221,16 @@ impl Source for KubeSource {
     ) -> Result<bool, SourceError> {
         let object = cluster_object(Kind::EgressPool, &pool.0);
         let all: Api<egret::EgressPool> = Api::all(self.shared.client.clone());
-        self.write_status(&all, &Watch::Pools, &object, |before| {
-            let before = match before {
+        self.write_status(&all, &Watch::Pools, &object, |known| {
+            let before = match &known.status {
                 Status::Pool(before) => before.conditions.as_slice(),
                 _ => &[],
             };
-            let conditions = carry(before, &status.conditions, now_secs);
+            let (generation, conditions) =
+                understood(known, status.observed_generation, &status.conditions);
+            let conditions = carry(before, &conditions, now_secs);
             let made = convert::api_pool_status(&PoolStatus {
+                observed_generation: generation,
                 conditions: conditions.clone(),
                 ..status.clone()
             });
@@ -238,16 +247,19 @@ impl Source for KubeSource {
     ) -> Result<bool, SourceError> {
         let object = address_object(address);
         let all: Api<egret::EgressAddress> = Api::all(self.shared.client.clone());
-        self.write_status(&all, &Watch::Addresses, &object, |before| {
-            let before = match before {
+        self.write_status(&all, &Watch::Addresses, &object, |known| {
+            let before = match &known.status {
                 Status::Address(before) => before.conditions.as_slice(),
                 _ => &[],
             };
             let conditions = carry(before, &status.conditions, now_secs);
-            let made = convert::api_address_status(&AddressStatus {
+            let mut made = convert::api_address_status(&AddressStatus {
                 conditions,
                 ..status.clone()
             });
+            for condition in &mut made.conditions {
+                condition.observed_generation = Some(known.generation);
+            }
             // Nobody wrote this object: what is wrong with an address is told on its policies.
             (Status::Address(Box::new(made.clone())), made, Vec::new())
         })
@@ -261,7 +273,7 @@ impl KubeSource {
         kind: &Api<K>,
         watch: &Watch,
         object: &ObjectRef,
-        make: impl FnOnce(&Status) -> (Status, S, Vec<Note>),
+        make: impl FnOnce(&Entry) -> (Status, S, Vec<Note>),
     ) -> Result<bool, SourceError>
     where
         K: Observed + Resource<DynamicType = ()> + Clone + DeserializeOwned + Debug,
@@ -272,7 +284,7 @@ impl KubeSource {
         let Some(known) = shared.store.get(watches, object) else {
             return Ok(false);
         };
-        let (wanted, status, told) = make(&known.status);
+        let (wanted, status, told) = make(&known);
         if known.status == wanted {
             return Ok(false);
         }
@@ -286,7 +298,8 @@ impl KubeSource {
         Ok(true)
     }
 
-    /// Says on the objects of people that cannot be understood, and which therefore no plan has, what is wrong.
+    /// Says on the objects of people that cannot be understood what is wrong. Where the last good version stays in force,
+    /// the rest of their status is as it was; of others only the addresses stay, to be asked for again.
     fn tell_findings(&mut self) -> Result<(), SourceError> {
         let watches = [
             Watch::Egresses,
@@ -294,41 +307,44 @@ impl KubeSource {
             Watch::Gateways,
             Watch::Pools,
         ];
-        let bad: Vec<(ObjectRef, i64, Vec<Condition>)> = {
+        let bad: Vec<(ObjectRef, Entry)> = {
             let state = self.shared.store.lock();
             let watched = watches.iter().filter_map(|watch| state.watches.get(watch));
             watched
                 .flat_map(|watched| &watched.objects)
                 .filter(|(_, entry)| !entry.findings.is_empty())
-                .map(|(object, entry)| (object, entry.generation, invalid(&entry.findings)))
-                .map(|(object, generation, why)| (object.clone(), generation, vec![why]))
+                .map(|(object, entry)| (object.clone(), entry.clone()))
                 .collect()
         };
         let now_secs = k8s_openapi::jiff::Timestamp::now().as_second();
-        for (object, observed_generation, conditions) in bad {
-            match object.kind {
-                Kind::EgressGateway => {
-                    let status = GatewayStatus {
-                        observed_generation,
-                        conditions,
-                        ..GatewayStatus::default()
+        for (object, entry) in bad {
+            let lost = entry.value == Value::Nothing;
+            match (object.kind, &entry.status) {
+                (Kind::EgressGateway, status) => {
+                    let status = match status {
+                        Status::Gateway(status) if !lost => convert::gateway_status(status),
+                        _ => GatewayStatus::default(),
                     };
                     self.write_gateway_status(&GatewayName(object.name), &status, now_secs)?;
                 }
-                Kind::EgressPool => {
-                    let status = PoolStatus {
-                        observed_generation,
-                        conditions,
-                        ..PoolStatus::default()
+                (Kind::EgressPool, status) => {
+                    let status = match status {
+                        Status::Pool(status) if !lost => convert::pool_status(status),
+                        _ => PoolStatus::default(),
                     };
                     self.write_pool_status(&PoolName(object.name), &status, now_secs)?;
                 }
-                _ => {
-                    let status = PolicyStatus {
-                        observed_generation,
-                        conditions,
-                        ..PolicyStatus::default()
+                (_, status) => {
+                    let mut status = match status {
+                        Status::Policy(status) => convert::policy_status(status),
+                        _ => PolicyStatus::default(),
                     };
+                    if lost {
+                        status = PolicyStatus {
+                            addresses: status.addresses,
+                            ..PolicyStatus::default()
+                        };
+                    }
                     self.write_policy_status(&object, &status, now_secs)?;
                 }
             }
@@ -372,6 +388,29 @@ fn invalid(findings: &[Finding]) -> Condition {
     let message: Vec<String> = findings.iter().map(line).collect();
     let (kind, reason) = (ConditionType::Accepted, Reason::Invalid);
     Condition::from(&Said::new(kind, false, reason, message.join("; ")))
+}
+
+/// What is said of an object: as planned, and that its newest version is not what the plan is made from, if that cannot
+/// be understood and the last good one is carried out instead.
+fn understood(known: &Entry, generation: i64, planned: &[Condition]) -> (i64, Vec<Condition>) {
+    if known.findings.is_empty() {
+        return (generation, planned.to_vec());
+    }
+    let mut why = invalid(&known.findings);
+    if !matches!(known.value, Value::Nothing) {
+        why.message += "; the last version that could be understood stays in force";
+    }
+    let others = planned.iter().filter(|c| c.kind != why.kind).cloned();
+    (known.generation, others.chain([why.clone()]).collect())
+}
+
+/// The generation of a node's record that an agent reports about: the newest, unless it has not seen that yet.
+fn observed(known: &Entry, reported: &NodeRecord) -> i64 {
+    let spec = |record: &NodeRecord| lease::node_spec(record);
+    match &known.value {
+        Value::Record(newest) if spec(newest) != spec(reported) => known.generation - 1,
+        _ => known.generation,
+    }
 }
 
 fn carry(before: &[meta::Condition], now: &[Condition], now_secs: i64) -> Vec<Condition> {
