@@ -131,6 +131,7 @@ pub fn pod(node: &NodeName, number: usize, policies: usize) -> Pod {
         labels: labels("app", &format!("app{set}")),
         node: node.clone(),
         addresses: vec![pod_address(number)],
+        owner: None,
         host_network: false,
         finished: false,
     }

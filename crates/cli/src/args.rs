@@ -2,6 +2,7 @@
 
 use clap::{Parser, Subcommand, ValueEnum};
 use egret_lab::LabCommand;
+use egret_objects::front_end::FrontEnd;
 use std::net::IpAddr;
 use std::path::PathBuf;
 
@@ -204,9 +205,9 @@ pub struct ControllerArguments {
 /// Settings of the installation that planning depends on: the same for the controller and every agent.
 #[derive(Clone, Debug, clap::Args)]
 pub struct SettingsArguments {
-    /// May addresses that are in no EgressPool be used?
-    #[arg(long, value_enum, default_value = "Deny", ignore_case = true)]
-    pub unpooled_addresses: Unpooled,
+    /// May addresses that are in no EgressPool be used? [default: Deny; with --front-end: Allow]
+    #[arg(long, value_enum, ignore_case = true)]
+    pub unpooled_addresses: Option<Unpooled>,
     /// Destinations that are never egress traffic, beside those that are found by themselves
     #[arg(long, value_name = "CIDR", value_delimiter = ',')]
     pub never_destination: Vec<ipnet::IpNet>,
@@ -216,6 +217,20 @@ pub struct SettingsArguments {
     /// Seconds that a released port range rests before another worker may have it
     #[arg(long, default_value_t = egret_core::numbers::LEASE_HOLD_DOWN_SECS)]
     pub hold_down_secs: u64,
+    /// Serve the objects of these earlier systems: staticegressip, egressmapper
+    #[arg(long, value_name = "NAME", value_delimiter = ',')]
+    pub front_end: Vec<FrontEnd>,
+    /// Take such objects also without the annotation egret.dev/adopt: "true": no other controller is there
+    #[arg(long)]
+    pub front_end_adopt_all: bool,
+    /// Namespaces whose Egress, Vip and EgressMapper objects of egress-mapper may speak for other namespaces
+    #[arg(
+        long,
+        value_name = "NAMESPACE",
+        value_delimiter = ',',
+        default_value = "default"
+    )]
+    pub front_end_admin_namespace: Vec<String>,
 }
 
 /// `unpooledAddresses`.

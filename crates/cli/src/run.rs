@@ -12,7 +12,7 @@ use egret_core::model::{NodeName, Settings, UnpooledAddresses};
 use egret_core::numbers::TUNNEL_INDEX_MAX;
 use egret_objects::dir::{self, DirSource};
 use egret_objects::kube::{self, KubeSource, Role};
-use egret_objects::{Source, SourceError, View};
+use egret_objects::{Source, SourceError, View, front_end};
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -40,8 +40,11 @@ pub fn run(verb: Verb) -> anyhow::Result<ExitCode> {
 fn settings(arguments: &SettingsArguments) -> Settings {
     Settings {
         unpooled_addresses: match arguments.unpooled_addresses {
-            Unpooled::Allow => UnpooledAddresses::Allow,
-            Unpooled::Deny => UnpooledAddresses::Deny,
+            Some(Unpooled::Allow) => UnpooledAddresses::Allow,
+            Some(Unpooled::Deny) => UnpooledAddresses::Deny,
+            // Earlier systems have no pools.
+            None if !arguments.front_end.is_empty() => UnpooledAddresses::Allow,
+            None => UnpooledAddresses::Deny,
         },
         never_destinations: arguments.never_destination.clone(),
         service_cidrs: arguments.service_cidr.clone(),
@@ -50,12 +53,13 @@ fn settings(arguments: &SettingsArguments) -> Settings {
 }
 
 fn opener(source: &SourceArgument, settings: &SettingsArguments, role: Role) -> OpenSource {
-    let installation = self::settings(settings);
+    let (installation, front_ends) = (self::settings(settings), front_ends(settings));
     match source.clone() {
         SourceArgument::Directory(path) => {
             Arc::new(move || -> Result<Box<dyn Source>, SourceError> {
                 let settings = dir::Settings {
                     installation: installation.clone(),
+                    front_ends: front_ends.clone(),
                     ..Default::default()
                 };
                 Ok(Box::new(DirSource::open(&path, settings)?))
@@ -68,6 +72,7 @@ fn opener(source: &SourceArgument, settings: &SettingsArguments, role: Role) -> 
                 kubeconfig,
                 role,
                 installation,
+                front_ends,
             };
             Arc::new(move || -> Result<Box<dyn Source>, SourceError> {
                 let mut opened = opened.lock().unwrap_or_else(PoisonError::into_inner);
@@ -82,14 +87,27 @@ fn opener(source: &SourceArgument, settings: &SettingsArguments, role: Role) -> 
     }
 }
 
+fn front_ends(arguments: &SettingsArguments) -> front_end::Settings {
+    front_end::Settings {
+        enabled: arguments.front_end.iter().copied().collect(),
+        adopt_all: arguments.front_end_adopt_all,
+        admin_namespaces: arguments
+            .front_end_admin_namespace
+            .iter()
+            .cloned()
+            .collect(),
+    }
+}
+
 /// For questions: nothing in the directory is written, not even a lock.
 fn view(source: &SourceArgument, settings: &SettingsArguments) -> anyhow::Result<View> {
-    let installation = self::settings(settings);
+    let (installation, front_ends) = (self::settings(settings), front_ends(settings));
     match source {
         SourceArgument::Directory(path) => {
             let read_only = dir::Settings {
                 record: false,
                 installation,
+                front_ends,
                 ..Default::default()
             };
             let opened = DirSource::open(path, read_only);
@@ -103,6 +121,7 @@ fn view(source: &SourceArgument, settings: &SettingsArguments) -> anyhow::Result
                 kubeconfig: kubeconfig.clone(),
                 role: Role::Reader,
                 installation,
+                front_ends,
             };
             let mut source = KubeSource::open(settings)?;
             Ok(source.snapshot()?)

@@ -1,11 +1,12 @@
 //! Carries a plan out: every write is compare-and-swap, and what is the same already is not written.
 
 use crate::status;
-use egret_core::model::{NodeName, NodeRecord, Snapshot};
+use egret_core::model::{NodeName, NodeRecord, ObjectRef, Snapshot};
 use egret_core::plan::planner::{Planner, Touched};
 use egret_core::plan::{ClusterPlan, NodeRecordSpec};
-use egret_objects::{AddressStatus, Condition, PolicyStatus, Source, SourceError, View};
+use egret_objects::{AddressStatus, Condition, PolicyStatus, Source, SourceError, View, front_end};
 use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
 
 /// How far writing came.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -80,7 +81,9 @@ fn attempt(
         source.write_node_spec(&record)?;
         tracing::info!(%node, grants = record.grants.len(), "node written");
     }
-    statuses(source, views, cluster, touched, now_secs)?;
+    let (before, view) = views;
+    statuses(source, (before, view), cluster, touched, now_secs)?;
+    front_ends(source, view, planner, now_secs)?;
     for address in &cluster.address_deletions {
         let record = snapshot.addresses.get(address);
         let version = record.map_or(0, |r| r.resource_version);
@@ -135,6 +138,9 @@ fn statuses(
     now_secs: i64,
 ) -> Result<(), SourceError> {
     for (object, plan) in &cluster.policies {
+        if view.front_ends.origins.contains_key(object) {
+            continue; // its object says it in its own form
+        }
         let touched = touched.policies.contains(object);
         if look((before, view), |view| &view.policies, object, touched) {
             let wanted = status::policy(plan);
@@ -183,6 +189,50 @@ fn statuses(
                 source.write_address_status(*address, &wanted, now_secs)?;
                 view.addresses.remove(address);
             }
+        }
+    }
+    Ok(())
+}
+
+/// What objects of front-ends say. All of them are compared each time: there are as many as people wrote, and what they
+/// say comes from several plans.
+fn front_ends(
+    source: &mut dyn Source,
+    view: &mut View,
+    planner: &Planner,
+    now_secs: i64,
+) -> Result<(), SourceError> {
+    let (cluster, snapshot) = (planner.plan(), planner.snapshot());
+    let announcer = |address: IpAddr| {
+        let told = cluster.address_status.get(&address)?;
+        told.announcer.clone()
+    };
+    let gateways = |policy: &ObjectRef| {
+        let plan = cluster.policies.get(policy);
+        let gateway = plan.and_then(|plan| plan.gateway.as_ref());
+        let gateway = gateway.and_then(|name| cluster.gateways.get(name));
+        let nodes = gateway.map(|gateway| gateway.nodes.iter());
+        let running = nodes.into_iter().flatten().filter(|node| node.running);
+        running.map(|node| node.node.clone()).collect()
+    };
+    let told = front_end::Told {
+        policy: &|policy| Some(status::policy(cluster.policies.get(policy)?)),
+        announcer: &announcer,
+        gateways: &gateways,
+        nodes: &snapshot.nodes,
+    };
+    let mut written = Vec::new();
+    for (name, object) in &view.front_ends.objects {
+        let wanted = front_end::status(&view.front_ends, name, &told, now_secs);
+        let Some(wanted) = wanted.filter(|wanted| *wanted != object.status) else {
+            continue;
+        };
+        source.write_front_end_status(name, &wanted)?;
+        written.push((name.clone(), wanted));
+    }
+    for (name, wanted) in written {
+        if let Some(object) = view.front_ends.objects.get_mut(&name) {
+            object.status = wanted;
         }
     }
     Ok(())

@@ -143,6 +143,21 @@ reasons! {
         "An older policy uses this address by another gateway.", "Use one gateway per address.";
     NoAddress: Accepted false;
         "The policy asks for no address.", "Set ip, ips or pool.";
+    Invalid: Accepted false;
+        "A field says something that cannot be carried out; the message names it.",
+        "Change the field that the message names.";
+    NotAllowed: Accepted false;
+        "The object asks for pods of another namespace, which it may not from where it stands.",
+        "Write the object in the pods' namespace, or in a namespace that `--front-end-admin-namespace` names.";
+    VipNotFound: Accepted false;
+        "No `Vip` has the address that the object names; its pods' traffic is dropped.",
+        "Create a Vip with this address, or name another.";
+    Duplicate: Accepted false;
+        "An older object of its kind has the same address or number.",
+        "Remove one of the two; the message names the other.";
+    NotInUse: Accepted false;
+        "Another object of its kind is in force.",
+        "Remove the other one, which the message names.";
     Allocated: Allocated true;
         "The addresses are there; the message lists them.", "";
     NotAccepted: Allocated false, Ready false;
@@ -168,6 +183,8 @@ reasons! {
         "Some selected pods are not programmed yet.", "Wait; if it stays, see the EgressNode of the pods' nodes.";
     NoGateway: Ready false, Degraded true;
         "No gateway node lives.", "Label nodes for the gateway's nodeSelector, and see that its agents run.";
+    ServiceNotFound: Ready false;
+        "The named Service does not exist, so no pod is selected.", "Create the Service, or name another.";
     PortsExhausted: Ready false;
         "A worker has no source ports; PortsExhausted says where.", "See PortsExhausted.";
     NotProgrammed: Ready false;

@@ -9,6 +9,7 @@ mod matching;
 mod pair;
 mod rank;
 mod select;
+mod workload;
 
 pub(crate) use address::{PodAddresses, asked, cluster_address, family_index, in_pool};
 pub(crate) use gateway::{gateway_nodes, gateway_problem, usable_gateway};

@@ -155,7 +155,7 @@ impl Identity {
             Some(text) => Err(format!("{what}: {text:?} is no Kubernetes name")),
             None => Err(format!("{what}: missing")),
         };
-        let kind = text(&object["kind"], "kind")?;
+        let kind = kind_with_group(&object["apiVersion"], &text(&object["kind"], "kind")?);
         let name = text(&object["metadata"]["name"], "metadata.name")?;
         let namespace = match &object["metadata"]["namespace"] {
             _ if CLUSTER_KINDS.contains(&kind.as_str()) => None,
@@ -175,6 +175,19 @@ impl Identity {
             Some(namespace) => format!("{kind}.{namespace}.{}.yaml", self.name),
             None => format!("{kind}.{}.yaml", self.name),
         }
+    }
+}
+
+/// Kinds of groups that are neither Egret's nor Kubernetes' are told apart by their group.
+fn kind_with_group(api_version: &Value, kind: &str) -> String {
+    let group = api_version.as_str().and_then(|text| text.split_once('/'));
+    match group {
+        Some((group, _))
+            if is_safe(group) && group != "egret.dev" && !group.ends_with("k8s.io") =>
+        {
+            format!("{kind}.{group}")
+        }
+        _ => kind.to_owned(),
     }
 }
 

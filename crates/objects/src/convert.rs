@@ -4,7 +4,7 @@
 //! touches another (P9).
 
 pub mod cluster;
-mod field;
+pub(crate) mod field;
 pub mod gateway;
 pub mod lease;
 pub mod policy;

@@ -23,7 +23,7 @@ mod write;
 
 pub(crate) use object::is_object_name;
 
-use crate::{SourceError, View};
+use crate::{SourceError, View, front_end};
 use egret_core::model::{Finding, UnpooledAddresses};
 use egret_core::numbers::LEASE_HOLD_DOWN_SECS;
 use merge::Merged;
@@ -55,6 +55,8 @@ pub struct Settings {
     pub look_every: Duration,
     /// Settings that planning depends on; they end up in every snapshot.
     pub installation: egret_core::model::Settings,
+    /// Front-ends that serve.
+    pub front_ends: front_end::Settings,
 }
 
 impl Default for Settings {
@@ -70,6 +72,7 @@ impl Default for Settings {
                 service_cidrs: Vec::new(),
                 hold_down_secs: LEASE_HOLD_DOWN_SECS,
             },
+            front_ends: front_end::Settings::default(),
         }
     }
 }
@@ -119,7 +122,7 @@ impl DirSource {
                     .push(unwritable(&error, &why.unwrap_or_default()));
             }
         }
-        Ok(assemble::assemble(&merged, &self.settings.installation))
+        Ok(assemble::assemble(&merged, &self.settings))
     }
 
     /// Reads files and copies at one moment.
@@ -133,7 +136,12 @@ impl DirSource {
                 break;
             }
         }
-        Ok(merge::merge(&self.tree, &mut self.store, now_secs()))
+        Ok(self.merge())
+    }
+
+    fn merge(&mut self) -> Merged {
+        let front_ends = &self.settings.front_ends;
+        merge::merge(&self.tree, &mut self.store, front_ends, now_secs())
     }
 
     fn list_files(&mut self) -> Result<tree::Listing, SourceError> {
@@ -180,14 +188,14 @@ impl DirSource {
                 self.read_files()?;
             }
             self.scan_copies()?;
-            *merged = merge::merge(&self.tree, &mut self.store, now_secs());
+            *merged = self.merge();
             for (key, whole) in merged.writes.iter().take(WRITES_PER_LOCK) {
                 self.store.put(&mut lock, key, whole.as_ref().clone())?;
             }
             for key in merged.deletes.iter().take(WRITES_PER_LOCK) {
                 self.store.remove(&mut lock, key)?;
             }
-            *merged = merge::merge(&self.tree, &mut self.store, now_secs());
+            *merged = self.merge();
         }
         Ok(())
     }

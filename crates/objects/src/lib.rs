@@ -16,6 +16,7 @@
 
 pub mod convert;
 pub mod dir;
+pub mod front_end;
 pub mod kube;
 pub mod kube_egress;
 mod source;

@@ -1,6 +1,7 @@
 //! What every source of objects can do.
 
 use crate::convert::cluster::Slice;
+use crate::front_end::FrontEnds;
 use crate::status::{
     AddressStatus, Condition, GatewayStatus, NodeReport, PolicyStatus, PoolStatus,
 };
@@ -32,6 +33,8 @@ pub struct View {
     pub addresses: BTreeMap<IpAddr, AddressStatus>,
     /// What agents report beside their [`NodeRecord`].
     pub nodes: BTreeMap<NodeName, NodeReport>,
+    /// Objects of earlier systems and what they became.
+    pub front_ends: FrontEnds,
 }
 
 /// The Service whose endpoints are the API servers.
@@ -48,6 +51,7 @@ impl View {
             pools: BTreeMap::new(),
             addresses: BTreeMap::new(),
             nodes: BTreeMap::new(),
+            front_ends: FrontEnds::default(),
         }
     }
 
@@ -209,6 +213,14 @@ pub trait Source: Send {
         address: IpAddr,
         status: &AddressStatus,
         now_secs: i64,
+    ) -> Result<bool, SourceError>;
+
+    /// Writes the whole status of an object of a front-end, as [`crate::front_end::status`] gives it. Returns whether
+    /// anything changed; an object that is gone is left alone.
+    fn write_front_end_status(
+        &mut self,
+        object: &ObjectRef,
+        status: &serde_json::Value,
     ) -> Result<bool, SourceError>;
 }
 

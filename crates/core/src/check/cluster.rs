@@ -342,14 +342,19 @@ fn allowed(snapshot: &Snapshot, policy: &Policy, address: IpAddr) -> bool {
     if pools.peek().is_none() {
         return snapshot.settings.unpooled_addresses == UnpooledAddresses::Allow;
     }
+    // The pods' namespace counts, which for objects of front-ends need not be that of the object.
+    let tenant = match &policy.selection {
+        Selection::Workload { namespace, .. } | Selection::Service { namespace, .. } => namespace,
+        _ => &policy.object.namespace,
+    };
     // What a ClusterEgress may is judged pod by pod.
     policy.object.kind == Kind::ClusterEgress
         || pools.all(|pool| match &pool.namespaces {
             Namespaces::All => true,
-            Namespaces::Names(names) => names.contains(&policy.object.namespace),
+            Namespaces::Names(names) => names.contains(tenant),
             Namespaces::Labels(selector) => snapshot
                 .namespaces
-                .get(&policy.object.namespace)
+                .get(tenant)
                 .is_some_and(|ns| selector.matches(&ns.labels)),
         })
 }

@@ -285,7 +285,26 @@ fn selects(snapshot: &Snapshot, policy: &Policy, pod: &Pod) -> bool {
             .addresses
             .iter()
             .any(|a| nets.iter().any(|net| net.contains(a))),
-        Selection::Workload { .. } => false,
+        Selection::Workload {
+            namespace,
+            kind,
+            name,
+        } => {
+            let made_by = |kind: &str, name: &str| {
+                let owner = pod.owner.as_ref();
+                owner.is_some_and(|owner| owner.kind == kind && owner.name == name)
+            };
+            pod.namespace == *namespace
+                && match kind {
+                    WorkloadKind::Pod => pod.name == *name,
+                    // A Deployment's ReplicaSets are named by the hash that their pods have as label.
+                    WorkloadKind::Deployment => {
+                        let hash = pod.labels.get("pod-template-hash");
+                        hash.is_some_and(|hash| made_by("ReplicaSet", &format!("{name}-{hash}")))
+                    }
+                    other => made_by(&format!("{other:?}"), name),
+                }
+        }
     }
 }
 

@@ -70,6 +70,15 @@ pub struct Namespace {
     pub labels: Labels,
 }
 
+/// The workload that made a pod and decides about it: the owner reference with `controller: true`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Owner {
+    /// Its kind, for example `ReplicaSet`.
+    pub kind: String,
+    /// Its name.
+    pub name: String,
+}
+
 /// A pod that is bound to a node.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Pod {
@@ -81,6 +90,9 @@ pub struct Pod {
     pub uid: String,
     /// Its labels.
     pub labels: Labels,
+    /// What made it, if anything did.
+    #[serde(default)]
+    pub owner: Option<Owner>,
     /// The node that runs it.
     pub node: NodeName,
     /// Its addresses; empty until the CNI has given some.

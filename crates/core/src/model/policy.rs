@@ -22,6 +22,16 @@ pub enum Kind {
     Pod,
     Service,
     EndpointSlice,
+    /// `StaticEgressIP` of `staticegressips.nirmata.io` (a front-end: named here, known to nothing in this crate).
+    NirmataStaticEgressIP,
+    /// `StaticEgressIP` of `staticegressips.io` (front-end).
+    StaticEgressIP,
+    /// `Egress` of `egress.mapper.com` (front-end).
+    MapperEgress,
+    /// `Vip` of `egress.mapper.com` (front-end).
+    MapperVip,
+    /// `EgressMapper` of `egress.mapper.com` (front-end).
+    MapperSettings,
     /// A file that could not be read as any object; the name is its path.
     File,
 }
@@ -79,6 +89,39 @@ pub enum Namespaces {
     Labels(LabelSelector),
 }
 
+/// What pods can belong to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[allow(missing_docs)]
+pub enum WorkloadKind {
+    /// The pod of that name itself.
+    Pod,
+    Deployment,
+    ReplicaSet,
+    StatefulSet,
+    DaemonSet,
+    ReplicationController,
+    Job,
+}
+
+impl WorkloadKind {
+    /// Every kind.
+    pub const ALL: [WorkloadKind; 7] = [
+        WorkloadKind::Pod,
+        WorkloadKind::Deployment,
+        WorkloadKind::ReplicaSet,
+        WorkloadKind::StatefulSet,
+        WorkloadKind::DaemonSet,
+        WorkloadKind::ReplicationController,
+        WorkloadKind::Job,
+    ];
+}
+
+impl fmt::Display for WorkloadKind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Debug::fmt(self, f)
+    }
+}
+
 /// Which pods a policy selects (design section 5: the model has every arm from the start).
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Selection {
@@ -102,8 +145,8 @@ pub enum Selection {
     Workload {
         /// Namespace of the workload.
         namespace: String,
-        /// Deployment, ReplicaSet, StatefulSet, DaemonSet or Pod.
-        kind: String,
+        /// One of [`WorkloadKind::ALL`], by its name.
+        kind: WorkloadKind,
         /// Its name.
         name: String,
     },

@@ -305,6 +305,14 @@ fn fixed_problem(
     })
 }
 
+/// The namespace whose pods a policy that is no `ClusterEgress` selects: a front-end's object may stand elsewhere.
+fn tenant(policy: &Policy) -> &str {
+    match &policy.selection {
+        Selection::Workload { namespace, .. } | Selection::Service { namespace, .. } => namespace,
+        Selection::Labels { .. } | Selection::Addresses(_) => &policy.object.namespace,
+    }
+}
+
 /// An `Egress` may use only what its namespace is given. A `ClusterEgress` is judged per pod (`pair`).
 fn denied_by_pool(
     snapshot: &Snapshot,
@@ -312,9 +320,7 @@ fn denied_by_pool(
     pool: &Pool,
     field: &str,
 ) -> Option<Problem> {
-    if policy.object.kind == Kind::ClusterEgress
-        || pool_gives(snapshot, pool, &policy.object.namespace)
-    {
+    if policy.object.kind == Kind::ClusterEgress || pool_gives(snapshot, pool, tenant(policy)) {
         return None;
     }
     Some(Problem::new(
@@ -323,7 +329,8 @@ fn denied_by_pool(
         &pool.name.0,
         format!(
             "pool {} is not for namespace {}; ask for it in the pool's spec.namespaces",
-            pool.name.0, policy.object.namespace
+            pool.name.0,
+            tenant(policy)
         ),
     ))
 }

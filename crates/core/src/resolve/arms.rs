@@ -6,14 +6,6 @@ use crate::model::*;
 
 pub(super) fn problems(policy: &Policy) -> Vec<Problem> {
     let mut problems = Vec::new();
-    if let Selection::Workload { kind, name, .. } = &policy.selection {
-        problems.push(Problem::new(
-            Reason::UnsupportedSelection,
-            "spec.selection.workload",
-            format!("{kind} {name}"),
-            "selection by workload is not supported yet; select by pod labels",
-        ));
-    }
     match policy.translation {
         Translation::Leased => {}
         Translation::AtHolder | Translation::None => problems.push(Problem::new(

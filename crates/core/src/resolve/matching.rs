@@ -1,6 +1,7 @@
 //! Which policies select one pod: an index of policies by namespace and label, so that one pod costs the policies that
 //! could select it and not all there are. `select` answers the same question for all pods at once.
 
+use super::workload::belongs;
 use crate::model::*;
 use std::collections::BTreeMap;
 use std::net::IpAddr;
@@ -110,8 +111,10 @@ impl<K: Clone + Ord> Matching<K> {
                 self.by_service.entry(key).or_default().push(name);
             }
             Selection::Addresses(_) => self.by_prefix.push(name),
-            // Refused by `arms`.
-            Selection::Workload { .. } => {}
+            Selection::Workload { namespace, .. } => {
+                let bucket = self.by_namespace.entry(namespace.clone()).or_default();
+                bucket.add(None::<(&str, std::iter::Empty<&String>)>, &name);
+            }
         }
     }
 
@@ -203,6 +206,10 @@ pub(crate) fn selects(snapshot: &Snapshot, policy: &Policy, pod: &Pod) -> bool {
             let inside = |address: &IpAddr| prefixes.iter().any(|p| p.contains(address));
             pod.addresses.iter().any(inside)
         }
-        Selection::Workload { .. } => false,
+        Selection::Workload {
+            namespace,
+            kind,
+            name,
+        } => pod.namespace == *namespace && belongs(pod, *kind, name),
     }
 }

@@ -2,6 +2,7 @@
 //! distinct label sets and not times pods.
 
 use super::Resolved;
+use super::workload::belongs;
 use crate::model::*;
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
@@ -66,8 +67,15 @@ pub(crate) fn select<'a>(
                         .flat_map(|(_, pods)| pods),
                 );
             }
-            // Refused by `arms`.
-            Selection::Workload { .. } => {}
+            Selection::Workload {
+                namespace,
+                kind,
+                name,
+            } => {
+                let sets = by_labels.get(namespace.as_str()).into_iter().flatten();
+                let of_namespace = sets.flat_map(|(_, pods)| pods);
+                chosen.extend(of_namespace.filter(|i| belongs(pods[**i], *kind, name)));
+            }
         }
         for i in chosen {
             if pods[i].host_network {

@@ -115,9 +115,25 @@ fn pod(number: u8, worker: u8, namespace: bool, addresses: u8, host: bool, label
         namespace: namespace.into(),
         name: format!("pod{number}"),
         uid: format!("uid-{namespace}-pod{number}"),
-        labels: labels(&[("app", app), ("tier", ["x", "y"][usize::from(number % 2)])]),
+        labels: labels(&[
+            ("app", app),
+            ("tier", ["x", "y"][usize::from(number % 2)]),
+            ("pod-template-hash", ["7", "8"][usize::from(number / 3 % 2)]),
+        ]),
         node: node_name(&format!("worker{worker}")),
         addresses,
+        owner: [
+            None,
+            Some(Owner {
+                kind: "ReplicaSet".into(),
+                name: "x-7".into(),
+            }),
+            Some(Owner {
+                kind: "StatefulSet".into(),
+                name: "x".into(),
+            }),
+        ][usize::from(number % 3)]
+        .clone(),
         host_network: host,
         finished: false,
     }
@@ -155,7 +171,10 @@ fn selection(number: u8, narrow: bool) -> Selection {
         ]),
         _ => Selection::Workload {
             namespace: "default".into(),
-            kind: "Deployment".into(),
+            kind: match narrow {
+                true => WorkloadKind::StatefulSet,
+                false => WorkloadKind::Deployment,
+            },
             name: "x".into(),
         },
     }

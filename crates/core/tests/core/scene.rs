@@ -171,6 +171,7 @@ impl Scene {
                 ip(&format!("10.244.{of_node}.{number}")),
                 ip(&format!("fd00:244:{of_node}::{number}")),
             ],
+            owner: None,
             host_network: false,
             finished: false,
         };

@@ -2,7 +2,7 @@
 
 use super::Check;
 use super::field::{address, prefix};
-use egret_core::model::{Finding, Kind, Labels, Namespace, Node, NodeName, Pod, Service};
+use egret_core::model::{Finding, Kind, Labels, Namespace, Node, NodeName, Owner, Pod, Service};
 use ipnet::IpNet;
 use k8s_openapi::api::core::v1 as core;
 use k8s_openapi::api::discovery::v1::EndpointSlice;
@@ -103,6 +103,7 @@ pub fn pod(object: &core::Pod) -> Result<Option<Pod>, Vec<Finding>> {
         name: check.object.name.clone(),
         uid: pod_uid(&object.metadata),
         labels: object.metadata.labels.clone().unwrap_or_default(),
+        owner: owner(object),
         node: NodeName(node),
         addresses,
         host_network: spec.and_then(|spec| spec.host_network).unwrap_or(false),
@@ -119,6 +120,16 @@ fn pod_uid(metadata: &ObjectMeta) -> String {
         .or(metadata.uid.as_ref())
         .cloned()
         .unwrap_or_default()
+}
+
+/// The owner that decides about the pod.
+fn owner(object: &core::Pod) -> Option<Owner> {
+    let owners = object.metadata.owner_references.iter().flatten();
+    let mut deciding = owners.filter(|owner| owner.controller == Some(true));
+    deciding.next().map(|owner| Owner {
+        kind: owner.kind.clone(),
+        name: owner.name.clone(),
+    })
 }
 
 /// A Service, without its endpoints.

@@ -29,7 +29,7 @@ pub(super) fn address(text: &str) -> Result<IpAddr, String> {
 }
 
 /// An address that packets can come from on a network.
-pub(super) fn egress_address(text: &str) -> Result<IpAddr, String> {
+pub(crate) fn egress_address(text: &str) -> Result<IpAddr, String> {
     let parsed = address(text)?;
     let what = match parsed {
         _ if parsed.is_unspecified() => "the unspecified address",
@@ -47,7 +47,7 @@ pub(super) fn egress_address(text: &str) -> Result<IpAddr, String> {
 }
 
 /// A prefix without host bits.
-pub(super) fn prefix(text: &str) -> Result<IpNet, String> {
+pub(crate) fn prefix(text: &str) -> Result<IpNet, String> {
     let parsed: IpNet = text.parse().map_err(|_| match text.parse::<IpAddr>() {
         Ok(IpAddr::V4(v4)) => format!("write a prefix; for this one address: {v4}/32"),
         Ok(IpAddr::V6(v6)) => format!("write a prefix; for this one address: {v6}/128"),
@@ -133,7 +133,7 @@ pub(super) fn number<T: TryFrom<i64>>(
 }
 
 /// A name that an object can have (RFC 1123 subdomain).
-pub(super) fn object_name(text: &str) -> Result<String, String> {
+pub(crate) fn object_name(text: &str) -> Result<String, String> {
     if crate::dir::is_object_name(text) {
         Ok(text.to_owned())
     } else {

@@ -2,6 +2,7 @@
 
 use super::field::{address, egress_address, number, port_ranges};
 use super::{Check, resource_version};
+use crate::front_end;
 use egret_api as api;
 use egret_core::model::{
     AddressRecord, Finding, GatewayName, Grant, Kind, Lease, LeaseState, NodeName, NodeRecord,
@@ -193,7 +194,7 @@ fn programmed(check: &mut Check, all: &[api::ProgrammedPolicy]) -> Option<Vec<Pr
         .collect()
 }
 
-/// `Egress/namespace/name` or `ClusterEgress/name`.
+/// `Egress/namespace/name` or `ClusterEgress/name`; the kinds of front-ends as [`Kind`] has them.
 pub fn policy_text(policy: &ObjectRef) -> String {
     if policy.namespace.is_empty() {
         format!("{:?}/{}", policy.kind, policy.name)
@@ -208,6 +209,11 @@ fn policy_ref(text: &str) -> Option<ObjectRef> {
     let (kind, namespace, name) = match parts[..] {
         ["Egress", namespace, name] => (Kind::Egress, namespace, name),
         ["ClusterEgress", name] => (Kind::ClusterEgress, "", name),
+        [kind, namespace, name] => {
+            let mut known = front_end::KINDS.iter();
+            let known = known.find(|known| format!("{:?}", known.kind) == kind)?;
+            (known.kind, namespace, name)
+        }
         _ => return None,
     };
     Some(ObjectRef {

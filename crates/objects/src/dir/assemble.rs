@@ -3,21 +3,40 @@
 use super::merge::{Effective, Merged};
 use super::object::Converted;
 use crate::convert::{self, cluster::Slice};
+use crate::front_end::{self, Foreign};
 use crate::source::View;
-use egret_core::model::{Kind, ObjectRef, Settings};
+use egret_core::model::{Kind, NodeName, ObjectRef};
 use k8s_openapi::jiff::Timestamp;
 use serde::de::DeserializeOwned;
 use serde_json::Value;
+use std::collections::BTreeMap;
 
-pub(super) fn assemble(merged: &Merged, settings: &Settings) -> View {
-    let mut view = View::empty(settings);
+pub(super) fn assemble(merged: &Merged, settings: &super::Settings) -> View {
+    let mut view = View::empty(&settings.installation);
     let mut slices = Vec::new();
     for (key, effective) in &merged.objects {
         add(&mut view, key, effective, &mut slices);
     }
     view.add_endpoints(slices);
     view.findings = merged.findings.clone();
+    let foreign = merged
+        .objects
+        .iter()
+        .filter(|(_, effective)| *effective.converted == Converted::Foreign)
+        .map(|(key, effective)| Foreign::of(key.clone(), &effective.whole));
+    if !settings.front_ends.enabled.is_empty() {
+        view.front_ends.node_uids = node_uids(merged);
+    }
+    front_end::apply(&mut view, foreign.collect(), &settings.front_ends);
     view
+}
+
+fn node_uids(merged: &Merged) -> BTreeMap<NodeName, String> {
+    let nodes = merged.objects.iter();
+    let nodes = nodes.filter(|(key, _)| key.kind == Kind::Node);
+    nodes
+        .map(|(key, node)| (NodeName(key.name.clone()), uid(&node.whole["metadata"])))
+        .collect()
 }
 
 /// The object's status, if it has one that can be read.
@@ -89,6 +108,8 @@ fn add(view: &mut View, key: &ObjectRef, effective: &Effective, slices: &mut Vec
             let key = (service.namespace.clone(), service.name.clone());
             snapshot.services.insert(key, service.clone());
         }
+        // Translated when everything else is there.
+        Converted::Foreign => {}
         Converted::Slice(slice) => slices.push(slice.clone()),
         Converted::Address(record) => {
             debug_assert_eq!(key.kind, Kind::EgressAddress);

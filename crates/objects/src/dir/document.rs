@@ -232,7 +232,7 @@ fn collect(file: &str, text: &str, mut value: Value, prefix: &str, items: &mut V
 }
 
 fn entry(text: &str, key: ObjectRef, mut value: Value, prefix: &str) -> Entry {
-    if object::is_ours(key.kind)
+    if object::has_our_status(key.kind)
         && let Value::Object(fields) = &mut value
     {
         fields.remove("status"); // ours to write, whatever a dumped manifest says

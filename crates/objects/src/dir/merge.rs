@@ -1,10 +1,11 @@
 //! The user's files and our copies together: what is in force, and what our copies should say.
 
 use super::document::{self, Item};
-use super::object::{Converted, is_ours};
+use super::object::{Converted, has_our_status};
 use super::store::{Copy, Store, version_of};
 use super::tree::{self, Tree, file_finding};
 use crate::convert::SOURCE_FILE_ANNOTATION;
+use crate::front_end;
 use egret_core::model::{Finding, Kind, ObjectRef};
 use k8s_openapi::jiff::Timestamp;
 use serde_json::{Map, Value, json};
@@ -41,9 +42,17 @@ struct Candidate<'a> {
 }
 
 /// `now_secs` becomes the creation time of objects seen for the first time.
-pub(super) fn merge(tree: &Tree, store: &mut Store, now_secs: i64) -> Merged {
+pub(super) fn merge(
+    tree: &Tree,
+    store: &mut Store,
+    front_ends: &front_end::Settings,
+    now_secs: i64,
+) -> Merged {
     let mut merged = Merged::default();
-    let candidates = candidates(tree, &mut merged.findings);
+    let mut candidates = candidates(tree, &mut merged.findings);
+    let read = |kind: Kind| front_end::foreign_kind(kind).is_none() || front_ends.reads(kind);
+    candidates.retain(|key, _| read(key.kind));
+    merged.findings.retain(|finding| read(finding.object.kind));
     for (key, candidate) in &candidates {
         settle(key, candidate, store, now_secs, &mut merged);
     }
@@ -278,7 +287,7 @@ fn compose(
     now_secs: i64,
 ) -> Value {
     let mut whole = manifest.clone();
-    if is_ours(key.kind)
+    if has_our_status(key.kind)
         && let Some(status) = old.and_then(|old| old.get("status"))
     {
         whole["status"] = status.clone();

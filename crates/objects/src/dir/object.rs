@@ -1,6 +1,7 @@
 //! What a manifest is: its kind, its name, and the model value it becomes.
 
 use crate::convert::{self, cluster};
+use crate::front_end;
 use egret_core::model::{
     AddressRecord, Finding, Gateway, Kind, Namespace, Node, NodeRecord, ObjectRef, Pod, Policy,
     Pool, Service,
@@ -17,8 +18,8 @@ const NAMESPACE_MAX: usize = 63;
 /// Longest value that a finding shows, in characters.
 const SHOWN_MAX: usize = 100;
 
-/// Kinds that are read, and whether they are namespaced.
-pub(super) const KINDS: [(Kind, &str, bool); 11] = [
+/// Kinds that are read beside those of front-ends, and whether they are namespaced.
+const OWN_KINDS: [(Kind, &str, bool); 11] = [
     (Kind::ClusterEgress, egret_api::API_VERSION, false),
     (Kind::Egress, egret_api::API_VERSION, true),
     (Kind::EgressGateway, egret_api::API_VERSION, false),
@@ -32,16 +33,35 @@ pub(super) const KINDS: [(Kind, &str, bool); 11] = [
     (Kind::EndpointSlice, "discovery.k8s.io/v1", true),
 ];
 
+/// Every kind that can be stored, and whether it is namespaced.
+pub(super) fn kinds() -> impl Iterator<Item = (Kind, bool)> {
+    let own = OWN_KINDS
+        .iter()
+        .map(|(kind, _, namespaced)| (*kind, *namespaced));
+    own.chain(front_end::KINDS.iter().map(|known| (known.kind, true)))
+}
+
 /// Whether objects of this kind live in namespaces.
 pub(super) fn is_namespaced(kind: Kind) -> bool {
-    KINDS
-        .iter()
-        .any(|(known, _, namespaced)| *known == kind && *namespaced)
+    kinds().any(|(known, namespaced)| known == kind && namespaced)
+}
+
+/// What `kind` says in manifests of this kind.
+pub(super) fn manifest_kind(kind: Kind) -> String {
+    match front_end::foreign_kind(kind) {
+        Some(known) => known.name.to_owned(),
+        None => format!("{kind:?}"),
+    }
+}
+
+/// Whether Egret writes the status of such objects: our own kinds, and those of front-ends.
+pub(super) fn has_our_status(kind: Kind) -> bool {
+    is_ours(kind) || front_end::foreign_kind(kind).is_some()
 }
 
 /// Whether people write the spec and Egret the status.
 pub(super) fn is_ours(kind: Kind) -> bool {
-    KINDS
+    OWN_KINDS
         .iter()
         .any(|(known, version, _)| *known == kind && *version == egret_api::API_VERSION)
 }
@@ -58,7 +78,13 @@ pub(super) enum Class {
 }
 
 pub(super) fn classify(api_version: &str, kind: &str) -> Class {
-    let named = KINDS
+    let foreign = front_end::KINDS.iter();
+    let mut foreign =
+        foreign.filter(|known| known.api_version == api_version && known.name == kind);
+    if let Some(known) = foreign.next() {
+        return Class::Known(known.kind);
+    }
+    let named = OWN_KINDS
         .iter()
         .find(|(known, _, _)| format!("{known:?}") == kind);
     let group = api_version.split_once('/').map_or("", |(group, _)| group);
@@ -136,6 +162,8 @@ pub(super) enum Converted {
     Slice(cluster::Slice),
     Address(AddressRecord),
     NodeRecord(NodeRecord),
+    /// An object of a front-end: translated when everything else is read.
+    Foreign,
 }
 
 /// What became of a manifest: the value or what is wrong, and what was overlooked (unknown fields).
@@ -173,6 +201,14 @@ pub(super) fn convert(object: &ObjectRef, value: &Value) -> Outcome {
         Kind::Pod => run(object, value, cluster::pod, Converted::Pod),
         Kind::Service => run(object, value, cluster::service, Converted::Service),
         Kind::EndpointSlice => run(object, value, cluster::endpoint_slice, Converted::Slice),
+        Kind::NirmataStaticEgressIP
+        | Kind::StaticEgressIP
+        | Kind::MapperEgress
+        | Kind::MapperVip
+        | Kind::MapperSettings => Outcome {
+            result: Ok(Converted::Foreign),
+            unknown: Vec::new(),
+        },
         Kind::File => unreachable!("File is no kind of manifest: identify() never gives it"),
     }
 }

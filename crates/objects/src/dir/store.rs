@@ -4,7 +4,7 @@
 
 use super::document::read_value;
 use super::lock::{self, Lock};
-use super::object::{self, Converted, KINDS};
+use super::object::{self, Converted, kinds};
 use super::tree::{Signature, io_error};
 use crate::SourceError;
 use crate::convert::SOURCE_FILE_ANNOTATION;
@@ -89,7 +89,7 @@ impl Store {
     ) -> Result<BTreeMap<ObjectRef, Signature>, SourceError> {
         let mut found = BTreeMap::new();
         enter(&self.directory);
-        for (kind, _, namespaced) in KINDS {
+        for (kind, namespaced) in kinds() {
             let directory = self.kind_directory(kind);
             enter(&directory);
             let entries = match fs::read_dir(&directory) {
@@ -191,7 +191,7 @@ impl Store {
         };
         let value = decode(&text)?;
         match object::identify(key.kind, &value) {
-            Ok(found) if found == *key && value["kind"] == format!("{:?}", key.kind) => {
+            Ok(found) if found == *key && value["kind"] == object::manifest_kind(key.kind) => {
                 Ok(Some(value))
             }
             _ => Err("it is another object than its file name says".to_owned()),

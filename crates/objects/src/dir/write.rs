@@ -157,6 +157,14 @@ impl Source for DirSource {
             })
         })
     }
+
+    fn write_front_end_status(
+        &mut self,
+        object: &ObjectRef,
+        status: &Value,
+    ) -> Result<bool, SourceError> {
+        self.write_status(object, |_: Option<Value>| status.clone())
+    }
 }
 
 impl DirSource {

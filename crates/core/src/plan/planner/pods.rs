@@ -135,7 +135,7 @@ impl Pods {
                 .flat_map(|p| self.by_address.range(p.network()..=p.broadcast()))
                 .flat_map(|(_, pods)| pods.iter().cloned())
                 .collect(),
-            Selection::Workload { .. } => Vec::new(),
+            Selection::Workload { namespace, .. } => labelled(namespace, &|_| true),
         }
     }
 

@@ -1,0 +1,306 @@
+//! `Egress`, `Vip` and `EgressMapper` of `egress.mapper.com`.
+//!
+//! A `Vip` is a policy that selects nobody: its address is served from its creation, as it was there. An `Egress` whose
+//! address no `Vip` has is refused, and its pods' traffic dropped: with a source that nobody asked for, it would be
+//! wrong. The `EgressMapper` started programs there; what of it still means something here are its networks and device.
+
+use super::gateway::Choice;
+use super::{Foreign, Object, Problem, Settings, Translation, field};
+use egret_core::condition::Reason;
+use egret_core::model::{
+    AddressRequest, Kind, ObjectRef, Policy, Presence, Selection, Translation as How,
+    WhenUnavailable, WorkloadKind,
+};
+use ipnet::IpNet;
+use serde_json::Value;
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+
+/// Numbers that kube-egress could use as mark and table.
+const ROUTE_IDS: std::ops::RangeInclusive<i64> = 1..=252;
+/// Fields of an `EgressMapper` that started programs of that system and mean nothing here.
+const WITHOUT_EFFECT: [&str; 4] = [
+    "KeepalivedVIPImage",
+    "KubeEgressImage",
+    "NeedMountDev",
+    "UpdateInterval",
+];
+/// Other names of kinds, as kubectl and the original have them.
+const SHORT_KINDS: [(&str, WorkloadKind); 7] = [
+    ("po", WorkloadKind::Pod),
+    ("deploy", WorkloadKind::Deployment),
+    ("rs", WorkloadKind::ReplicaSet),
+    ("sts", WorkloadKind::StatefulSet),
+    ("ds", WorkloadKind::DaemonSet),
+    ("rc", WorkloadKind::ReplicationController),
+    ("job", WorkloadKind::Job),
+];
+
+/// What the objects of this system become.
+pub(super) struct Mapped {
+    pub objects: Vec<(ObjectRef, Translation)>,
+    /// Addresses of pods, which are never egress destinations.
+    pub pods: Option<IpNet>,
+    /// Addresses of Services.
+    pub services: Option<IpNet>,
+    /// Device of the egress addresses.
+    pub interface: Option<String>,
+}
+
+/// `taken` is sorted, older first.
+pub(super) fn translate(taken: &[Foreign], settings: &Settings, choice: &Choice) -> Mapped {
+    let mut mapped = Mapped {
+        objects: Vec::new(),
+        pods: None,
+        services: None,
+        interface: None,
+    };
+    let of = |kind: Kind| taken.iter().filter(move |one| one.object.kind == kind);
+    let mut vips = Vips::default();
+    for foreign in of(Kind::MapperVip) {
+        let translation = vips.add(foreign, choice);
+        mapped.objects.push((foreign.object.clone(), translation));
+    }
+    for foreign in of(Kind::MapperEgress) {
+        let translation = egress(foreign, &vips, settings, choice);
+        mapped.objects.push((foreign.object.clone(), translation));
+    }
+    let mut in_force = None;
+    for foreign in of(Kind::MapperSettings) {
+        let translation = mapper(foreign, settings, &mut in_force, &mut mapped);
+        mapped.objects.push((foreign.object.clone(), translation));
+    }
+    mapped
+}
+
+/// The `Vip`s that count, by address and by number.
+#[derive(Default)]
+struct Vips<'a> {
+    by_address: BTreeMap<IpAddr, &'a ObjectRef>,
+    by_number: BTreeMap<i64, &'a ObjectRef>,
+}
+
+impl<'a> Vips<'a> {
+    fn add(&mut self, foreign: &'a Foreign, choice: &Choice) -> Translation {
+        let mut problems = Vec::new();
+        let address = take(foreign, &mut problems, "ip", field::egress_address);
+        let number = take(foreign, &mut problems, "routeid", route_id).flatten();
+        let again = address.and_then(|address| Some((address, *self.by_address.get(&address)?)));
+        if let Some((address, first)) = again {
+            problems.push(duplicate("spec.ip", &address.to_string(), first));
+        }
+        let again = number.and_then(|number| Some((number, *self.by_number.get(&number)?)));
+        if let Some((number, first)) = again {
+            problems.push(duplicate("spec.routeid", &number.to_string(), first));
+        }
+        let Some(address) = address.filter(|_| problems.is_empty()) else {
+            return translation(foreign, problems, Vec::new());
+        };
+        self.by_address.insert(address, &foreign.object);
+        if let Some(number) = number {
+            self.by_number.insert(number, &foreign.object);
+        }
+        let policy = Policy {
+            addresses: AddressRequest::Fixed(vec![address]),
+            gateway: choice.gateway(None),
+            ..policy(foreign, Selection::Addresses(Vec::new()))
+        };
+        translation(foreign, problems, vec![policy])
+    }
+
+    /// Whether an `Egress` of this namespace finds a `Vip` with this address.
+    fn serve(&self, address: IpAddr, namespace: &str, settings: &Settings) -> bool {
+        self.by_address.get(&address).is_some_and(|vip| {
+            vip.namespace == namespace || settings.admin_namespaces.contains(&vip.namespace)
+        })
+    }
+}
+
+fn duplicate(field: &str, value: &str, first: &ObjectRef) -> Problem {
+    Problem {
+        reason: Reason::Duplicate,
+        field: field.to_owned(),
+        value: value.to_owned(),
+        remedy: format!("{first} is older and has it; remove one of the two"),
+    }
+}
+
+fn route_id(value: &Value) -> Result<Option<i64>, String> {
+    match field::number(value)? {
+        Some(number) if !ROUTE_IDS.contains(&number) => {
+            Err("write a number from 1 to 252, or leave the field out".to_owned())
+        }
+        number => Ok(number),
+    }
+}
+
+fn workload_kind(value: &Value) -> Result<WorkloadKind, String> {
+    let text = field::required(value, "pod")?.to_lowercase();
+    let all = WorkloadKind::ALL.into_iter();
+    let mut long = all.filter(|kind| kind.to_string().to_lowercase() == text);
+    let mut short = SHORT_KINDS.iter().filter(|(name, _)| *name == text);
+    let found = long.next().or_else(|| short.next().map(|(_, kind)| *kind));
+    found.ok_or_else(|| {
+        "write pod, Deployment, ReplicaSet, StatefulSet, DaemonSet, ReplicationController or Job"
+            .to_owned()
+    })
+}
+
+fn egress(foreign: &Foreign, vips: &Vips<'_>, settings: &Settings, choice: &Choice) -> Translation {
+    let mut problems = Vec::new();
+    let own = &foreign.object.namespace;
+    let address = take(foreign, &mut problems, "ip", field::egress_address);
+    let kind = take(foreign, &mut problems, "kind", workload_kind);
+    let namespace = take(
+        foreign,
+        &mut problems,
+        "namespace",
+        |value| match field::text(value)? {
+            None => Ok(own.clone()),
+            Some(_) => field::object_name(value, "default"),
+        },
+    );
+    let name = take(foreign, &mut problems, "name", |v| {
+        field::object_name(v, "pod1")
+    });
+    let (Some(address), Some(kind), Some(namespace), Some(name)) = (address, kind, namespace, name)
+    else {
+        return translation(foreign, problems, Vec::new());
+    };
+    if namespace != *own && !settings.admin_namespaces.contains(own) {
+        problems.push(Problem {
+            reason: Reason::NotAllowed,
+            field: "spec.namespace".to_owned(),
+            value: namespace,
+            remedy: format!("from namespace {own} only its own pods can be named"),
+        });
+        return translation(foreign, problems, Vec::new());
+    }
+    let served = vips.serve(address, own, settings);
+    if !served {
+        problems.push(Problem {
+            reason: Reason::VipNotFound,
+            field: "spec.ip".to_owned(),
+            value: address.to_string(),
+            remedy: "no Vip with this address is in force, so the traffic of these pods is dropped; create it"
+                .to_owned(),
+        });
+    }
+    let selection = Selection::Workload {
+        namespace,
+        kind,
+        name,
+    };
+    let policy = Policy {
+        addresses: AddressRequest::Fixed(served.then_some(address).into_iter().collect()),
+        gateway: choice.gateway(None),
+        ..policy(foreign, selection)
+    };
+    translation(foreign, problems, vec![policy])
+}
+
+/// Takes what the oldest `EgressMapper` of an administrating namespace says into `mapped`.
+fn mapper<'a>(
+    foreign: &'a Foreign,
+    settings: &Settings,
+    in_force: &mut Option<&'a ObjectRef>,
+    mapped: &mut Mapped,
+) -> Translation {
+    let mut problems = Vec::new();
+    if !settings
+        .admin_namespaces
+        .contains(&foreign.object.namespace)
+    {
+        problems.push(Problem {
+            reason: Reason::NotAllowed,
+            field: "metadata.namespace".to_owned(),
+            value: foreign.object.namespace.clone(),
+            remedy: "it speaks for the cluster, and so has to stand in an administrating namespace"
+                .to_owned(),
+        });
+        return translation(foreign, problems, Vec::new());
+    }
+    if let Some(first) = *in_force {
+        problems.push(Problem {
+            reason: Reason::NotInUse,
+            field: "metadata.name".to_owned(),
+            value: foreign.object.name.clone(),
+            remedy: format!("{first} is older and counts; remove one of the two"),
+        });
+        return translation(foreign, problems, Vec::new());
+    }
+    *in_force = Some(&foreign.object);
+    let network = |value: &Value| match field::text(value)? {
+        None => Ok(None),
+        Some(_) => field::prefix(value).map(Some),
+    };
+    mapped.pods = take(foreign, &mut problems, "PodSubnet", network).flatten();
+    mapped.services = take(foreign, &mut problems, "ServiceSubnet", network).flatten();
+    mapped.interface = take(foreign, &mut problems, "InterfaceName", |value| {
+        field::text(value).map(|text| text.map(str::to_owned))
+    })
+    .flatten();
+    let mut result = translation(foreign, problems, Vec::new());
+    let given = WITHOUT_EFFECT.iter().copied();
+    let given: Vec<&str> = given
+        .filter(|name| !foreign.spec[*name].is_null())
+        .collect();
+    if !given.is_empty() {
+        result.object.note = format!("without effect here: {}", given.join(", "));
+    }
+    result
+}
+
+/// A field of the spec, or a problem.
+fn take<'a, T>(
+    foreign: &'a Foreign,
+    problems: &mut Vec<Problem>,
+    name: &str,
+    parse: impl FnOnce(&'a Value) -> Result<T, String>,
+) -> Option<T> {
+    let value = &foreign.spec[name];
+    parse(value)
+        .map_err(|remedy| {
+            let field = format!("spec.{name}");
+            problems.push(Problem::invalid(field, field::shown(value), remedy));
+        })
+        .ok()
+}
+
+/// A policy of the object's own name; address and gateway are the caller's.
+fn policy(foreign: &Foreign, selection: Selection) -> Policy {
+    Policy {
+        object: foreign.object.clone(),
+        uid: foreign.uid.clone(),
+        generation: foreign.generation,
+        created_secs: foreign.created_secs,
+        overridable: false,
+        priority: 0,
+        selection,
+        addresses: AddressRequest::Fixed(Vec::new()),
+        assigned: Vec::new(),
+        destinations: None,
+        gateway: None,
+        when_unavailable: WhenUnavailable::Drop,
+        translation: How::Leased,
+        presence: Presence::Ours,
+    }
+}
+
+fn translation(foreign: &Foreign, problems: Vec<Problem>, policies: Vec<Policy>) -> Translation {
+    let addresses = policies.iter().flat_map(|policy| match &policy.addresses {
+        AddressRequest::Fixed(addresses) => addresses.clone(),
+        AddressRequest::Pool(_) => Vec::new(),
+    });
+    Translation {
+        object: Object {
+            generation: foreign.generation,
+            policies: policies.iter().map(|p| p.object.clone()).collect(),
+            problems,
+            addresses: addresses.collect(),
+            status: foreign.status.clone(),
+            ..Object::default()
+        },
+        policies,
+    }
+}

@@ -1,0 +1,230 @@
+//! `StaticEgressIP`, of `staticegressips.nirmata.io` and of the fork's group `staticegressips.io`.
+//!
+//! Rules with one Service and one address are one policy, named by both and not by their place in the list, so that
+//! rules may be reordered. A bad rule is reported and the good ones are carried out.
+//!
+//! The fork's rules that name a routing table mean something else: `egressip` is then a next hop and no address of
+//! ours. They become policies without translation, which say so until such policies can be carried out.
+
+use super::gateway::Choice;
+use super::{Foreign, Object, Problem, Translation, field};
+use egret_core::condition::Reason;
+use egret_core::model::{
+    AddressRequest, Destination, Kind, ObjectRef, Policy, Presence, Selection, Snapshot,
+    Translation as How, WhenUnavailable,
+};
+use ipnet::IpNet;
+use serde_json::Value;
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
+
+/// Longest list of rules that is read: more are a mistake, and each costs every agent.
+const RULES_MAX: usize = 1000;
+
+/// What makes rules one policy.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+struct Key {
+    service: String,
+    address: IpAddr,
+    next_hop: bool,
+}
+
+pub(super) fn translate(
+    snapshot: &Snapshot,
+    taken: &[Foreign],
+    choice: &Choice,
+) -> Vec<(ObjectRef, Translation)> {
+    let ours = [Kind::NirmataStaticEgressIP, Kind::StaticEgressIP];
+    let objects = taken.iter().filter(|one| ours.contains(&one.object.kind));
+    objects
+        .map(|one| (one.object.clone(), object(snapshot, one, choice)))
+        .collect()
+}
+
+fn object(snapshot: &Snapshot, foreign: &Foreign, choice: &Choice) -> Translation {
+    let mut problems = Vec::new();
+    let rules = rules(foreign, &mut problems);
+    let label = match foreign.object.kind {
+        Kind::StaticEgressIP => field::text(&foreign.spec["gateway-label"]),
+        _ => Ok(None),
+    };
+    let label = label.unwrap_or_else(|remedy| {
+        let value = field::shown(&foreign.spec["gateway-label"]);
+        problems.push(Problem::invalid("spec.gateway-label", value, remedy));
+        None
+    });
+    let policies: Vec<Policy> = rules
+        .iter()
+        .map(|(key, cidrs)| Policy {
+            addresses: AddressRequest::Fixed(vec![key.address]),
+            gateway: choice.gateway(label),
+            translation: match key.next_hop {
+                true => How::None,
+                false => How::Leased,
+            },
+            ..policy(foreign, key, cidrs)
+        })
+        .collect();
+    let missing = rules.keys().filter(|key| {
+        let service = (foreign.object.namespace.clone(), key.service.clone());
+        !snapshot.services.contains_key(&service)
+    });
+    let missing_services: BTreeSet<String> = missing.map(|key| key.service.clone()).collect();
+    let addresses: BTreeSet<IpAddr> = rules
+        .keys()
+        .filter(|key| !key.next_hop)
+        .map(|key| key.address)
+        .collect();
+    Translation {
+        object: Object {
+            generation: foreign.generation,
+            policies: policies.iter().map(|p| p.object.clone()).collect(),
+            problems,
+            missing_services,
+            addresses: addresses.into_iter().collect(),
+            note: String::new(),
+            status: foreign.status.clone(),
+        },
+        policies,
+    }
+}
+
+fn policy(foreign: &Foreign, key: &Key, cidrs: &[IpNet]) -> Policy {
+    let object = &foreign.object;
+    let hop = if key.next_hop { ":next-hop" } else { "" };
+    let destination = |cidr: &IpNet| Destination {
+        cidr: *cidr,
+        except: Vec::new(),
+        ports: Vec::new(),
+    };
+    Policy {
+        object: ObjectRef {
+            name: format!("{}:{}:{}{hop}", object.name, key.service, key.address),
+            ..object.clone()
+        },
+        uid: foreign.uid.clone(),
+        generation: foreign.generation,
+        created_secs: foreign.created_secs,
+        overridable: false,
+        priority: 0,
+        selection: Selection::Service {
+            namespace: object.namespace.clone(),
+            name: key.service.clone(),
+        },
+        addresses: AddressRequest::Fixed(Vec::new()),
+        assigned: Vec::new(),
+        destinations: Some(cidrs.iter().map(destination).collect()),
+        gateway: None,
+        when_unavailable: WhenUnavailable::Drop,
+        translation: How::Leased,
+        presence: Presence::Ours,
+    }
+}
+
+/// The good rules, each pair of Service and address once, with their destinations.
+fn rules(foreign: &Foreign, problems: &mut Vec<Problem>) -> BTreeMap<Key, Vec<IpNet>> {
+    let spec = &foreign.spec["rules"];
+    let list = spec.as_array().map(Vec::as_slice).unwrap_or_default();
+    if list.is_empty() || list.len() > RULES_MAX {
+        let remedy = match list.len() {
+            0 => "list a rule with service-name, egressip and cidr".to_owned(),
+            _ => format!("write at most {RULES_MAX} rules in one object"),
+        };
+        problems.push(Problem::invalid("spec.rules", field::shown(spec), remedy));
+        return BTreeMap::new();
+    }
+    let mut good: BTreeMap<Key, Vec<IpNet>> = BTreeMap::new();
+    // Which rule has a destination of a Service first: the same again by another address cannot be meant.
+    let mut first: BTreeMap<(String, IpNet), (usize, IpAddr)> = BTreeMap::new();
+    for (index, value) in list.iter().enumerate() {
+        let place = format!("spec.rules[{index}]");
+        let Some((key, cidr)) = rule(foreign.object.kind, &place, value, problems) else {
+            continue;
+        };
+        let known = *first
+            .entry((key.service.clone(), cidr))
+            .or_insert((index, key.address));
+        if known.1 != key.address {
+            problems.push(Problem {
+                reason: Reason::Duplicate,
+                field: format!("{place}.egressip"),
+                value: key.address.to_string(),
+                remedy: format!(
+                    "rules[{}] gives {cidr} of Service {} the address {}, which counts; remove one of the two",
+                    known.0, key.service, known.1
+                ),
+            });
+            continue;
+        }
+        let cidrs = good.entry(key).or_default();
+        if !cidrs.contains(&cidr) {
+            cidrs.push(cidr);
+        }
+    }
+    // The order of rules means nothing.
+    good.values_mut().for_each(|cidrs| cidrs.sort());
+    good
+}
+
+/// One rule, or everything that is wrong with it.
+fn rule(
+    kind: Kind,
+    place: &str,
+    value: &Value,
+    problems: &mut Vec<Problem>,
+) -> Option<(Key, IpNet)> {
+    let mut read = Reader {
+        place,
+        value,
+        problems,
+    };
+    let service = read.take("service-name", |v| field::object_name(v, "frontend"));
+    let address = read.take("egressip", field::egress_address);
+    let cidr = read.take("cidr", field::prefix);
+    let next_hop = kind == Kind::StaticEgressIP && {
+        let id = read.take("routing-table-id", field::number).flatten();
+        let table = read.take("routing-table", |v| {
+            field::text(v).map(|text| text.map(str::to_owned))
+        });
+        id.is_some_and(|id| id != 0) || table.flatten().is_some()
+    };
+    let (service, address, cidr) = (service?, address?, cidr?);
+    if address.is_ipv4() != cidr.network().is_ipv4() {
+        let remedy = format!("write a destination of the family of {address}");
+        let field = format!("{place}.cidr");
+        problems.push(Problem::invalid(field, cidr.to_string(), remedy));
+        return None;
+    }
+    let key = Key {
+        service,
+        address,
+        next_hop,
+    };
+    Some((key, cidr))
+}
+
+/// Fields of one mapping.
+struct Reader<'a> {
+    place: &'a str,
+    value: &'a Value,
+    problems: &'a mut Vec<Problem>,
+}
+
+impl<'a> Reader<'a> {
+    fn take<T>(
+        &mut self,
+        name: &str,
+        parse: impl FnOnce(&'a Value) -> Result<T, String>,
+    ) -> Option<T> {
+        let value = &self.value[name];
+        match parse(value) {
+            Ok(good) => Some(good),
+            Err(remedy) => {
+                let field = format!("{}.{name}", self.place);
+                let problem = Problem::invalid(field, field::shown(value), remedy);
+                self.problems.push(problem);
+                None
+            }
+        }
+    }
+}

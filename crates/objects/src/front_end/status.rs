@@ -1,0 +1,243 @@
+//! Status of foreign objects: their own fields, and our conditions beside them.
+//!
+//! `StaticEgressIP`: `gateway-node` (the **uid** of a Node) and `gateway-ip` name the gateway that answers for the first
+//! address, `gateways[]` every gateway. All kinds: `policies[]` says what became of each rule.
+
+use super::{FrontEnds, Object, Said};
+use crate::convert;
+use crate::source::carry_transition_times;
+use crate::status::{Condition, ConditionStatus, PolicyStatus};
+use egret_core::condition::{Condition as Core, ConditionType, Reason};
+use egret_core::model::{Kind, Node, NodeName, ObjectRef};
+use serde::Deserialize;
+use serde_json::{Map, Value, json};
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+
+/// What the plan says, as far as status needs it.
+pub struct Told<'a> {
+    /// Status of a policy.
+    pub policy: &'a dyn Fn(&ObjectRef) -> Option<PolicyStatus>,
+    /// The gateway that answers for an address.
+    pub announcer: &'a dyn Fn(IpAddr) -> Option<NodeName>,
+    /// Gateways of a policy whose agents run, by name.
+    pub gateways: &'a dyn Fn(&ObjectRef) -> Vec<NodeName>,
+    /// The cluster's nodes.
+    pub nodes: &'a BTreeMap<NodeName, Node>,
+}
+
+/// The status that an object must have; `None`: it is not one of a front-end, or not taken.
+pub fn status(
+    front_ends: &FrontEnds,
+    name: &ObjectRef,
+    told: &Told<'_>,
+    now_secs: i64,
+) -> Option<Value> {
+    let object = front_ends.objects.get(name)?;
+    let policies: Vec<(&ObjectRef, PolicyStatus)> = object
+        .policies
+        .iter()
+        .filter_map(|policy| Some((policy, (told.policy)(policy)?)))
+        .collect();
+    let mut fields = match name.kind {
+        Kind::NirmataStaticEgressIP | Kind::StaticEgressIP => {
+            gateway_fields(front_ends, object, told)
+        }
+        _ => Map::new(),
+    };
+    let announcer = object.addresses.first().and_then(|a| (told.announcer)(*a));
+    if let (Kind::MapperVip, Some(node)) = (name.kind, &announcer) {
+        fields.insert("node".to_owned(), node.0.clone().into());
+    }
+    let mut conditions = conditions(object, &policies);
+    if name.kind == Kind::MapperVip && object.problems.is_empty() {
+        answered(&mut conditions, announcer.as_ref());
+    }
+    let said: Vec<Condition> = conditions.iter().map(Condition::from).collect();
+    let old = Vec::deserialize(&object.status["conditions"]).unwrap_or_default();
+    let carried = carry_transition_times(&convert::conditions(&old), &said, now_secs);
+    let written = convert::api_conditions(&carried, object.generation);
+    fields.insert("observedGeneration".to_owned(), object.generation.into());
+    if !policies.is_empty() {
+        let lines = policies.iter().map(|(policy, said)| line(policy, said));
+        fields.insert("policies".to_owned(), lines.collect());
+    }
+    fields.insert("conditions".to_owned(), json!(written));
+    Some(Value::Object(fields))
+}
+
+fn gateway_fields(front_ends: &FrontEnds, object: &Object, told: &Told<'_>) -> Map<String, Value> {
+    let first = object.addresses.first();
+    let entry = |node: &NodeName| {
+        let uid = front_ends.node_uids.get(node).unwrap_or(&node.0);
+        let addresses = told.nodes.get(node).map(|node| node.addresses.as_slice());
+        let addresses = addresses.unwrap_or_default();
+        let mut same = addresses
+            .iter()
+            .filter(|a| first.is_none_or(|first| first.is_ipv4() == a.is_ipv4()));
+        let address = same.next().or(addresses.first());
+        json!({
+            "gateway-node": uid,
+            "gateway-ip": address.map(ToString::to_string).unwrap_or_default(),
+        })
+    };
+    let mut fields = Map::new();
+    if let Some(node) = first.and_then(|address| (told.announcer)(*address))
+        && let Value::Object(of_announcer) = entry(&node)
+    {
+        fields = of_announcer;
+    }
+    let gateways = object
+        .policies
+        .first()
+        .map(|policy| (told.gateways)(policy))
+        .unwrap_or_default();
+    fields.insert("gateways".to_owned(), gateways.iter().map(entry).collect());
+    fields
+}
+
+/// A policy of the object in one line.
+fn line(policy: &ObjectRef, said: &PolicyStatus) -> Value {
+    let ready = said.conditions.iter().find(|c| c.kind == "Ready");
+    json!({
+        "name": policy.name,
+        "addresses": said.addresses,
+        "pods": {"selected": said.selected, "programmed": said.programmed},
+        "ready": ready.is_some_and(|c| c.status == ConditionStatus::True),
+        "reason": ready.map_or("", |c| c.reason.as_str()),
+        "message": ready.map_or("", |c| c.message.as_str()),
+    })
+}
+
+/// The other way: a policy's status out of that of its object.
+pub(super) fn said_of(status: &Value, policy: &ObjectRef) -> Option<Said> {
+    let lines = status["policies"].as_array()?;
+    let line = lines.iter().find(|line| line["name"] == policy.name)?;
+    let count = |field: &str| {
+        let count = line["pods"][field].as_u64().unwrap_or(0);
+        u32::try_from(count).unwrap_or(u32::MAX)
+    };
+    let text = |field: &str| line[field].as_str().unwrap_or_default().to_owned();
+    Some(PolicyStatus {
+        observed_generation: status["observedGeneration"].as_i64().unwrap_or(0),
+        addresses: Vec::deserialize(&line["addresses"]).unwrap_or_default(),
+        selected: count("selected"),
+        programmed: count("programmed"),
+        conditions: vec![Condition {
+            kind: ConditionType::Ready.to_string(),
+            status: match line["ready"] == true {
+                true => ConditionStatus::True,
+                false => ConditionStatus::False,
+            },
+            reason: text("reason"),
+            message: text("message"),
+            since_secs: 0,
+        }],
+    })
+}
+
+/// Conditions of the whole object: a thing holds if it holds for every policy, trouble shows if one policy has it.
+fn conditions(object: &Object, policies: &[(&ObjectRef, PolicyStatus)]) -> Vec<Core> {
+    let mut all = vec![accepted(object, policies), ready(object, policies)];
+    for kind in ConditionType::ALL {
+        use ConditionType::{Accepted, Allocated, Ready};
+        if matches!(kind, Accepted | Allocated | Ready) {
+            continue;
+        }
+        all.extend(worst(policies, *kind, true));
+    }
+    all
+}
+
+/// The first policy whose condition has this status, named where there are several.
+fn worst(
+    policies: &[(&ObjectRef, PolicyStatus)],
+    kind: ConditionType,
+    status: bool,
+) -> Option<Core> {
+    let wanted = match status {
+        true => ConditionStatus::True,
+        false => ConditionStatus::False,
+    };
+    policies.iter().find_map(|(policy, said)| {
+        let mut conditions = said.conditions.iter();
+        let found = conditions.find(|c| c.kind == kind.to_string() && c.status == wanted)?;
+        let reason = Reason::ALL
+            .iter()
+            .find(|reason| reason.to_string() == found.reason)?;
+        let message = match policies.len() {
+            1 => found.message.clone(),
+            _ => format!("{}: {}", policy.name, found.message),
+        };
+        Some(Core::new(kind, status, *reason, message))
+    })
+}
+
+fn accepted(object: &Object, policies: &[(&ObjectRef, PolicyStatus)]) -> Core {
+    let kind = ConditionType::Accepted;
+    if let Some(first) = object.problems.first() {
+        let lines = object.problems.iter();
+        let lines: Vec<String> = lines
+            .map(|p| format!("{} {}: {}", p.field, p.value, p.remedy))
+            .collect();
+        return Core::new(kind, false, first.reason, lines.join("; "));
+    }
+    if let Some(refused) = worst(policies, kind, false) {
+        return refused;
+    }
+    match worst(policies, kind, true) {
+        Some(condition) if condition.reason != Reason::Accepted => condition,
+        _ if object.note.is_empty() => {
+            Core::new(kind, true, Reason::Accepted, "it can be carried out")
+        }
+        _ => Core::new(kind, true, Reason::Accepted, object.note.clone()),
+    }
+}
+
+fn ready(object: &Object, policies: &[(&ObjectRef, PolicyStatus)]) -> Core {
+    let kind = ConditionType::Ready;
+    if !object.problems.is_empty() {
+        let text = "not all of it is accepted; Accepted says why";
+        return Core::new(kind, false, Reason::NotAccepted, text);
+    }
+    if let Some(not) = worst(policies, kind, false) {
+        return not;
+    }
+    if !object.missing_services.is_empty() {
+        let names = object.missing_services.iter().cloned().collect::<Vec<_>>();
+        let text = format!("there is no Service {}", names.join(", "));
+        return Core::new(kind, false, Reason::ServiceNotFound, text);
+    }
+    if policies.len() < object.policies.len() {
+        return Core::new(kind, false, Reason::Programming, "it was not planned yet");
+    }
+    let ready = |(_, said): &(&ObjectRef, PolicyStatus)| {
+        let pods = said.selected;
+        (pods > 0).then(|| format!("{} of {pods} pods are programmed", said.programmed))
+    };
+    let lines: Vec<String> = policies.iter().filter_map(ready).collect();
+    if lines.is_empty() {
+        return Core::new(kind, true, Reason::NoPods, "no running pod is selected");
+    }
+    Core::new(kind, true, Reason::Programmed, lines.join("; "))
+}
+
+/// A `Vip` is ready when a gateway answers for it.
+fn answered(conditions: &mut [Core], announcer: Option<&NodeName>) {
+    let ready = conditions
+        .iter_mut()
+        .find(|c| c.kind == ConditionType::Ready);
+    let Some(ready) = ready.filter(|ready| ready.status) else {
+        return;
+    };
+    *ready = match announcer {
+        Some(node) => {
+            let text = format!("{node} answers for it");
+            Core::new(ConditionType::Ready, true, Reason::Announced, text)
+        }
+        None => {
+            let text = "no gateway answers for it yet";
+            Core::new(ConditionType::Ready, false, Reason::NotAnnounced, text)
+        }
+    };
+}
