@@ -63,6 +63,7 @@ pub struct Cluster {
     // Sockets keep namespaces alive, so the server ends before the lab.
     server: Option<Server>,
     lab: OwnedLab,
+    settings: Vec<String>,
 }
 
 impl Cluster {
@@ -85,7 +86,21 @@ impl Cluster {
             agents: true,
             standing_server: false,
         };
-        Self::up_by(test, topology, &options)
+        Self::up_by(test, topology, &options, &[])
+    }
+
+    /// The same, with settings that agents, controller and questions must agree on.
+    ///
+    /// # Errors
+    /// As [`Self::up`].
+    pub fn up_set(test: &str, topology: &Topology, settings: &[&str]) -> anyhow::Result<Self> {
+        let options = UpOptions {
+            egret: crate::egret()?,
+            agent_args: Vec::new(),
+            agents: true,
+            standing_server: false,
+        };
+        Self::up_by(test, topology, &options, settings)
     }
 
     /// Hosts, pods and the server, and nothing of Egret.
@@ -99,15 +114,25 @@ impl Cluster {
             agents: false,
             standing_server: false,
         };
-        Self::up_by(test, topology, &options)
+        Self::up_by(test, topology, &options, &[])
     }
 
-    fn up_by(test: &str, topology: &Topology, options: &UpOptions) -> anyhow::Result<Self> {
+    fn up_by(
+        test: &str,
+        topology: &Topology,
+        options: &UpOptions,
+        settings: &[&str],
+    ) -> anyhow::Result<Self> {
         // The name says which process made it, so that parallel runs do not meet.
         let name = format!("ta-{test}-{}", std::process::id());
-        let lab = Lab::up(&name, topology, options)?.owned();
+        let lab = Lab::up_with(&name, topology, options, settings)?.owned();
         let server = Some(Server::start(&lab.place("server")?)?);
-        Ok(Self { server, lab })
+        let settings = settings.iter().map(ToString::to_string).collect();
+        Ok(Self {
+            server,
+            lab,
+            settings,
+        })
     }
 
     /// The lab.
@@ -222,6 +247,7 @@ impl Cluster {
         let output = std::process::Command::new(crate::egret()?)
             .args(["status", "--unpooled-addresses", "Allow", "-o", "json"])
             .args(["--source", &source])
+            .args(&self.settings)
             .output()?;
         let said = String::from_utf8_lossy(&output.stderr);
         serde_json::from_slice(&output.stdout).with_context(|| format!("egret status: {said}"))
@@ -371,8 +397,9 @@ fn all_ready(status: &Value) -> bool {
             .all(|gateway| gateway["live"] == true)
         && list("addresses").iter().all(|address| {
             // Nobody needs to answer for an address that nobody uses.
-            address["announcer"].is_string()
-                || address["leases"].as_array().is_none_or(Vec::is_empty)
+            let leases = address["leases"].as_array();
+            let rests = |lease: &Value| lease["state"] == "HoldDown";
+            address["announcer"].is_string() || leases.is_none_or(|all| all.iter().all(rests))
         })
 }
 

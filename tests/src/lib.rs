@@ -6,6 +6,7 @@
 //! chart     what is installed on Kubernetes: helm, and the rights that are granted
 //! installed a real cluster with the chart installed
 //! matrix    environments of users: factors, pairs of them, labs for all pairs
+//! foreign   objects of earlier systems
 //! cluster   a lab with agents, a controller, policies and an answering server
 //! kubernetes   the program against a real API server: roles, audit log, a way to it that can be cut
 //! bulk      many requests to an API server in short time
@@ -23,6 +24,7 @@ pub mod chart;
 pub mod cluster;
 pub mod installed;
 pub mod kubernetes;
+pub mod foreign;
 pub mod matrix;
 pub mod packet;
 pub mod runtime;

@@ -218,6 +218,10 @@ fn front_ends(
     let told = front_end::Told {
         policy: &|policy| Some(status::policy(cluster.policies.get(policy)?)),
         announcer: &announcer,
+        in_use: &|address| {
+            let told = cluster.address_status.get(&address);
+            told.is_some_and(|told| told.ports_leased > 0)
+        },
         gateways: &gateways,
         nodes: &snapshot.nodes,
     };

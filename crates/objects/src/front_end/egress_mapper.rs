@@ -2,16 +2,16 @@
 //!
 //! A `Vip` is a policy that selects nobody: its address is served from its creation, as it was there. An `Egress` whose
 //! address no `Vip` has is refused, and its pods' traffic dropped: with a source that nobody asked for, it would be
-//! wrong. The `EgressMapper` started programs there; what of it still means something here are its networks and device.
+//! wrong. Only the family of the address is meant, as it was there: the other one leaves as without Egret. The `EgressMapper` started programs there; what of it still means something here are its networks and device.
 
 use super::gateway::Choice;
 use super::{Foreign, Object, Problem, Settings, Translation, field};
 use egret_core::condition::Reason;
 use egret_core::model::{
-    AddressRequest, Kind, ObjectRef, Policy, Presence, Selection, Translation as How,
+    AddressRequest, Destination, Kind, ObjectRef, Policy, Presence, Selection, Translation as How,
     WhenUnavailable, WorkloadKind,
 };
-use ipnet::IpNet;
+use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use serde_json::Value;
 use std::collections::BTreeMap;
 use std::net::IpAddr;
@@ -103,6 +103,7 @@ impl<'a> Vips<'a> {
         let policy = Policy {
             addresses: AddressRequest::Fixed(vec![address]),
             gateway: choice.gateway(None),
+            destinations: Some(Vec::new()),
             ..policy(foreign, Selection::Addresses(Vec::new()))
         };
         translation(foreign, problems, vec![policy])
@@ -194,9 +195,22 @@ fn egress(foreign: &Foreign, vips: &Vips<'_>, settings: &Settings, choice: &Choi
     let policy = Policy {
         addresses: AddressRequest::Fixed(served.then_some(address).into_iter().collect()),
         gateway: choice.gateway(None),
+        destinations: Some(vec![Destination {
+            cidr: everywhere(address),
+            except: Vec::new(),
+            ports: Vec::new(),
+        }]),
         ..policy(foreign, selection)
     };
     translation(foreign, problems, vec![policy])
+}
+
+/// Every address of a family.
+fn everywhere(address: IpAddr) -> IpNet {
+    match address {
+        IpAddr::V4(_) => IpNet::V4(Ipv4Net::default()),
+        IpAddr::V6(_) => IpNet::V6(Ipv6Net::default()),
+    }
 }
 
 /// Takes what the oldest `EgressMapper` of an administrating namespace says into `mapped`.

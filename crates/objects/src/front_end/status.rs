@@ -20,6 +20,8 @@ pub struct Told<'a> {
     pub policy: &'a dyn Fn(&ObjectRef) -> Option<PolicyStatus>,
     /// The gateway that answers for an address.
     pub announcer: &'a dyn Fn(IpAddr) -> Option<NodeName>,
+    /// Whether a worker has ports of an address. Gateways answer for an address from then on.
+    pub in_use: &'a dyn Fn(IpAddr) -> bool,
     /// Gateways of a policy whose agents run, by name.
     pub gateways: &'a dyn Fn(&ObjectRef) -> Vec<NodeName>,
     /// The cluster's nodes.
@@ -51,7 +53,8 @@ pub fn status(
     }
     let mut conditions = conditions(object, &policies);
     if name.kind == Kind::MapperVip && object.problems.is_empty() {
-        answered(&mut conditions, announcer.as_ref());
+        let in_use = object.addresses.iter().any(|a| (told.in_use)(*a));
+        answered(&mut conditions, announcer.as_ref(), in_use);
     }
     let said: Vec<Condition> = conditions.iter().map(Condition::from).collect();
     let old = Vec::deserialize(&object.status["conditions"]).unwrap_or_default();
@@ -222,8 +225,8 @@ fn ready(object: &Object, policies: &[(&ObjectRef, PolicyStatus)]) -> Core {
     Core::new(kind, true, Reason::Programmed, lines.join("; "))
 }
 
-/// A `Vip` is ready when a gateway answers for it.
-fn answered(conditions: &mut [Core], announcer: Option<&NodeName>) {
+/// A `Vip` is ready when a gateway answers for it, or would as soon as an `Egress` with pods names it.
+fn answered(conditions: &mut [Core], announcer: Option<&NodeName>, in_use: bool) {
     let ready = conditions
         .iter_mut()
         .find(|c| c.kind == ConditionType::Ready);
@@ -234,6 +237,10 @@ fn answered(conditions: &mut [Core], announcer: Option<&NodeName>) {
         Some(node) => {
             let text = format!("{node} answers for it");
             Core::new(ConditionType::Ready, true, Reason::Announced, text)
+        }
+        None if !in_use => {
+            let text = "no pod uses it yet; a gateway answers for it as soon as one does";
+            Core::new(ConditionType::Ready, true, Reason::NoPods, text)
         }
         None => {
             let text = "no gateway answers for it yet";
