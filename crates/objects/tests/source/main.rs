@@ -4,6 +4,7 @@ mod conversion;
 mod conversion_cluster;
 mod examples;
 mod files;
+mod front_ends;
 mod last_good;
 mod many_edits;
 mod scale;
