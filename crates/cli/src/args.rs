@@ -83,6 +83,8 @@ pub enum Verb {
     Explain(ExplainArguments),
     /// Show what the controller would decide, with a reason for every line; changes nothing
     Plan(PlanArguments),
+    /// Turn objects of other egress systems into Egret's, and name every field that has no equal
+    Convert(ConvertArguments),
     /// Have the agents of all nodes clean up and wait for it: what `helm uninstall` runs first
     Uninstall(UninstallArguments),
     /// Print the CustomResourceDefinitions as YAML
@@ -98,7 +100,9 @@ impl Verb {
     /// It answers on standard output and does nothing else.
     pub fn only_prints(&self) -> bool {
         match self {
-            Verb::Status(_) | Verb::Explain(_) | Verb::Plan(_) | Verb::Crds => true,
+            Verb::Status(_) | Verb::Explain(_) | Verb::Plan(_) | Verb::Convert(_) | Verb::Crds => {
+                true
+            }
             Verb::Agent(_)
             | Verb::Controller(_)
             | Verb::KubeEgress(_)
@@ -302,6 +306,13 @@ pub struct PlanArguments {
     pub settings: SettingsArguments,
     #[arg(short, long, value_enum, default_value = "text")]
     pub output: Output,
+}
+
+#[derive(Debug, clap::Args)]
+pub struct ConvertArguments {
+    /// YAML or JSON manifests; - is standard input. May be given several times
+    #[arg(short, long, value_name = "FILE", required = true)]
+    pub file: Vec<PathBuf>,
 }
 
 /// The flags of kube-egress, long and short, of both its versions: `-r` and `-v` take a number and an address, or the

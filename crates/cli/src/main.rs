@@ -1,6 +1,7 @@
 //! The program `egret`: parses arguments, starts threads, prints. No decisions.
 
 mod args;
+mod convert;
 mod http;
 mod kube_egress;
 mod run;

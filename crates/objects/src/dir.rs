@@ -21,6 +21,7 @@ mod tree;
 mod watch;
 mod write;
 
+pub(crate) use document::read_documents;
 pub(crate) use object::is_object_name;
 
 use crate::{SourceError, View, front_end};

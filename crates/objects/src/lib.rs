@@ -19,6 +19,7 @@ pub mod dir;
 pub mod front_end;
 pub mod kube;
 pub mod kube_egress;
+pub mod migrate;
 mod source;
 mod status;
 

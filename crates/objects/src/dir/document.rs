@@ -95,6 +95,26 @@ fn split(text: &str) -> Vec<(usize, &str)> {
     parts
 }
 
+/// Every manifest of a text, Lists taken apart; JSON where it begins like it.
+///
+/// # Errors
+/// Line and message of the first document that cannot be read.
+pub(crate) fn read_documents(text: &str) -> Result<Vec<Value>, String> {
+    let json = text.trim_start().starts_with('{');
+    let parts = if json { vec![(1, text)] } else { split(text) };
+    let mut all = Vec::new();
+    for (start, part) in parts {
+        let value = read_value(json, part)
+            .map_err(|(line, message)| format!("line {}: {message}", start + line - 1))?;
+        match value.get("items").and_then(Value::as_array) {
+            Some(items) => all.extend(items.iter().cloned()),
+            None if value.is_null() => {}
+            None => all.push(value),
+        }
+    }
+    Ok(all)
+}
+
 /// Whether a line says anything.
 fn has_content(line: &str) -> bool {
     let line = line.trim();

@@ -1,0 +1,28 @@
+//! `EgressIP` of OVN-Kubernetes and OpenShift (`k8s.ovn.org/v1`).
+
+use super::sheet::Sheet;
+use super::{Context, selector, texts};
+use serde_json::{Map, json};
+
+/// Label of the nodes that serve; one group for every `EgressIP`.
+const GATEWAY_LABEL: &str = "k8s.ovn.org/egress-assignable";
+/// The group's name here.
+const GATEWAY: &str = "egress-assignable";
+
+/// A `ClusterEgress` without destinations: everything outside the cluster, as there.
+pub(super) fn egress_ip(sheet: &mut Sheet<'_>, _: &Context<'_>) {
+    let nodes = json!({"matchExpressions": [{"key": GATEWAY_LABEL, "operator": "Exists"}]});
+    let gateway = Map::from_iter([("nodeSelector".to_owned(), nodes)]);
+    sheet.make("EgressGateway", None, GATEWAY, gateway);
+    let mut spec = Map::from_iter([
+        ("gateway".to_owned(), json!(GATEWAY)),
+        ("ips".to_owned(), json!(texts(sheet.take("egressIPs")))),
+    ]);
+    let pods = selector(sheet.take("podSelector")).unwrap_or_else(|| json!({}));
+    spec.insert("podSelector".to_owned(), pods);
+    if let Some(namespaces) = selector(sheet.take("namespaceSelector")) {
+        spec.insert("namespaceSelector".to_owned(), namespaces);
+    }
+    let name = sheet.name();
+    sheet.make("ClusterEgress", None, name, spec);
+}

@@ -1,0 +1,187 @@
+//! One object under conversion: what was taken of its spec, what was made of it, and what was lost.
+
+use super::{Loss, ours};
+use serde_json::{Map, Value};
+use std::collections::{BTreeMap, BTreeSet};
+
+/// Longest value that a loss shows, in characters.
+const SHOWN_MAX: usize = 120;
+
+pub(super) struct Sheet<'v> {
+    object: &'v Value,
+    taken: BTreeSet<String>,
+    /// Why fields have no equal, by path; others get a sentence that fits all.
+    reasons: BTreeMap<String, String>,
+    made: Vec<Value>,
+    losses: Vec<Loss>,
+}
+
+impl<'v> Sheet<'v> {
+    pub fn of(object: &'v Value) -> Self {
+        Self {
+            object,
+            taken: BTreeSet::new(),
+            reasons: BTreeMap::new(),
+            made: Vec::new(),
+            losses: Vec::new(),
+        }
+    }
+
+    pub fn name(&self) -> &'v str {
+        self.object["metadata"]["name"]
+            .as_str()
+            .unwrap_or("unnamed")
+    }
+
+    pub fn namespace(&self) -> &'v str {
+        let namespace = self.object["metadata"]["namespace"].as_str();
+        namespace.unwrap_or("default")
+    }
+
+    pub fn api_version(&self) -> &'v str {
+        self.object["apiVersion"].as_str().unwrap_or_default()
+    }
+
+    /// A field of the spec without taking it: `a.b[0].c`.
+    pub fn peek(&self, path: &str) -> &'v Value {
+        let mut node = &self.object["spec"];
+        for part in path.split(['.', '[', ']']).filter(|part| !part.is_empty()) {
+            node = match part.parse::<usize>() {
+                Ok(index) => &node[index],
+                Err(_) => &node[part],
+            };
+        }
+        node
+    }
+
+    /// A field whose meaning is in the output, with everything below it.
+    pub fn take(&mut self, path: &str) -> &'v Value {
+        self.taken.insert(path.to_owned());
+        self.peek(path)
+    }
+
+    /// A text that is not empty.
+    pub fn text(&mut self, path: &str) -> Option<&'v str> {
+        self.take(path).as_str().filter(|text| !text.is_empty())
+    }
+
+    /// Why this field has no equal, in case it is there.
+    pub fn without_equal(&mut self, path: &str, why: &str) {
+        self.reasons.insert(path.to_owned(), why.to_owned());
+    }
+
+    /// Something that the output lacks although no field says it.
+    pub fn lose(&mut self, field: &str, value: &Value, why: impl Into<String>) {
+        self.losses.push(Loss {
+            object: self.label(),
+            field: field.to_owned(),
+            value: shown(value),
+            why: why.into(),
+        });
+    }
+
+    /// An object of ours.
+    pub fn make(
+        &mut self,
+        kind: &str,
+        namespace: Option<&str>,
+        name: &str,
+        spec: Map<String, Value>,
+    ) {
+        self.made.push(ours(kind, namespace, name, spec));
+    }
+
+    fn label(&self) -> String {
+        let kind = self.object["kind"].as_str().unwrap_or_default();
+        match self.object["metadata"]["namespace"].as_str() {
+            Some(namespace) => format!("{kind} {namespace}/{}", self.name()),
+            None => format!("{kind} {}", self.name()),
+        }
+    }
+
+    /// What was made, and what was lost: also every field that was not taken.
+    pub fn finish(mut self) -> (Vec<Value>, Vec<Loss>) {
+        let mut left = Vec::new();
+        self.walk(&self.object["spec"], "", &mut left);
+        for (path, value) in left {
+            let why = self.reasons.get(&without_indexes(&path)).cloned();
+            let why = why.unwrap_or_else(|| "Egret has no equal for it".to_owned());
+            self.lose(&format!("spec.{path}"), &value, why);
+        }
+        (self.made, self.losses)
+    }
+
+    /// Fields that were not taken: the highest ones that nothing below was taken of.
+    fn walk(&self, value: &Value, path: &str, left: &mut Vec<(String, Value)>) {
+        if self.taken.contains(path) || is_nothing(value) {
+            return;
+        }
+        let inside = |taken: &String| {
+            taken
+                .strip_prefix(path)
+                .is_some_and(|rest| rest.starts_with(['.', '[']))
+        };
+        let named = self.reasons.contains_key(&without_indexes(path));
+        if !path.is_empty() && (named || !self.taken.iter().any(inside)) {
+            // A reason given for a field below is worth more than one for the whole.
+            let below = |known: &String| known.starts_with(&format!("{}.", without_indexes(path)));
+            if named || !self.reasons.keys().any(below) {
+                left.push((path.to_owned(), value.clone()));
+                return;
+            }
+        }
+        match value {
+            Value::Object(fields) => {
+                for (name, value) in fields {
+                    let dot = if path.is_empty() { "" } else { "." };
+                    self.walk(value, &format!("{path}{dot}{name}"), left);
+                }
+            }
+            Value::Array(list) => {
+                for (index, value) in list.iter().enumerate() {
+                    self.walk(value, &format!("{path}[{index}]"), left);
+                }
+            }
+            _ => left.push((path.to_owned(), value.clone())),
+        }
+    }
+}
+
+/// Whether a field says nothing, as if it were absent.
+fn is_nothing(value: &Value) -> bool {
+    match value {
+        Value::Null => true,
+        Value::Bool(value) => !value,
+        Value::String(text) => text.is_empty(),
+        Value::Array(list) => list.is_empty(),
+        Value::Object(fields) => fields.is_empty(),
+        Value::Number(_) => false,
+    }
+}
+
+/// `a[0].b` as `a.b`: reasons hold for every entry of a list.
+fn without_indexes(path: &str) -> String {
+    let mut text = String::new();
+    let mut inside = false;
+    for c in path.chars() {
+        match c {
+            '[' => inside = true,
+            ']' => inside = false,
+            c if !inside => text.push(c),
+            _ => {}
+        }
+    }
+    text
+}
+
+fn shown(value: &Value) -> String {
+    let text = match value {
+        Value::Null => String::new(),
+        Value::String(text) => text.clone(),
+        other => other.to_string(),
+    };
+    match text.char_indices().nth(SHOWN_MAX) {
+        Some((end, _)) => format!("{}…", &text[..end]),
+        None => text,
+    }
+}
