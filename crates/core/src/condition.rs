@@ -143,9 +143,6 @@ reasons! {
         "An older policy uses this address by another gateway.", "Use one gateway per address.";
     NoAddress: Accepted false;
         "The policy asks for no address.", "Set ip, ips or pool.";
-    Invalid: Accepted false;
-        "A field says something that cannot be carried out; the message names it.",
-        "Change the field that the message names.";
     NotAllowed: Accepted false;
         "The object asks for pods of another namespace, which it may not from where it stands.",
         "Write the object in the pods' namespace, or in a namespace that `--front-end-admin-namespace` names.";
