@@ -25,6 +25,7 @@ pub mod cluster;
 pub mod installed;
 pub mod kubernetes;
 pub mod foreign;
+pub mod kubernetes;
 pub mod matrix;
 pub mod packet;
 pub mod runtime;

@@ -27,6 +27,8 @@ pub(super) struct Writer {
     /// Statuses of the view before, all as planned, without those that were written then; none at first, and after
     /// anything was refused.
     before: Option<View>,
+    /// Statuses of objects of front-ends that were written.
+    foreign: front_end::Written,
 }
 
 impl Writer {
@@ -41,13 +43,9 @@ impl Writer {
         now_secs: i64,
     ) -> Result<Written, SourceError> {
         let before = self.before.take().filter(|_| !touched.all);
-        match attempt(
-            source,
-            (before.as_ref(), &mut view),
-            planner,
-            touched,
-            now_secs,
-        ) {
+        let views = (before.as_ref(), &mut view);
+        let foreign = &mut self.foreign;
+        match attempt(source, views, foreign, planner, touched, now_secs) {
             Ok(()) => {
                 self.before = Some(view);
                 Ok(Written::All {
@@ -66,6 +64,7 @@ impl Writer {
 fn attempt(
     source: &mut dyn Source,
     views: (Option<&View>, &mut View),
+    foreign: &mut front_end::Written,
     planner: &Planner,
     touched: &Touched,
     now_secs: i64,
@@ -83,7 +82,7 @@ fn attempt(
     }
     let (before, view) = views;
     statuses(source, (before, view), cluster, touched, now_secs)?;
-    front_ends(source, view, planner, now_secs)?;
+    front_ends(source, view, foreign, planner, now_secs)?;
     for address in &cluster.address_deletions {
         let record = snapshot.addresses.get(address);
         let version = record.map_or(0, |r| r.resource_version);
@@ -198,7 +197,8 @@ fn statuses(
 /// say comes from several plans.
 fn front_ends(
     source: &mut dyn Source,
-    view: &mut View,
+    view: &View,
+    written: &mut front_end::Written,
     planner: &Planner,
     now_secs: i64,
 ) -> Result<(), SourceError> {
@@ -225,19 +225,15 @@ fn front_ends(
         gateways: &gateways,
         nodes: &snapshot.nodes,
     };
-    let mut written = Vec::new();
+    written.keep(&view.front_ends);
     for (name, object) in &view.front_ends.objects {
         let wanted = front_end::status(&view.front_ends, name, &told, now_secs);
-        let Some(wanted) = wanted.filter(|wanted| *wanted != object.status) else {
+        let Some(wanted) = wanted.filter(|wanted| written.is_due(name, &object.status, wanted))
+        else {
             continue;
         };
         source.write_front_end_status(name, &wanted)?;
-        written.push((name.clone(), wanted));
-    }
-    for (name, wanted) in written {
-        if let Some(object) = view.front_ends.objects.get_mut(&name) {
-            object.status = wanted;
-        }
+        written.wrote(name, &wanted);
     }
     Ok(())
 }

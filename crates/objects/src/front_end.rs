@@ -19,7 +19,7 @@ mod gateway;
 mod static_egress_ip;
 mod status;
 
-pub use status::{Told, status};
+pub use status::{Told, Written, status};
 
 use crate::source::View;
 use crate::status::PolicyStatus;

@@ -32,7 +32,7 @@ pub use uninstall::{Left, Uninstalled, uninstall};
 pub use wanted::{GATEWAY_LABEL, Role};
 
 use crate::convert::lease;
-use crate::{SourceError, View};
+use crate::{SourceError, View, front_end};
 use egret_core::model::{NodeName, Settings as Installation};
 use event::Events;
 use kube::config::{KubeConfigOptions, Kubeconfig};
@@ -63,6 +63,8 @@ pub struct Settings {
     pub role: Role,
     /// Settings that planning depends on; they end up in every snapshot, with the Service ranges that were found.
     pub installation: Installation,
+    /// Front-ends that serve: their kinds are watched too.
+    pub front_ends: front_end::Settings,
 }
 
 /// What all sources of one process share: a client, its watches, its place in the election.
@@ -102,6 +104,7 @@ impl KubeSource {
             .map_err(|error| api("starting the client's thread", &error))?;
         let client = runtime.block_on(connect(settings.kubeconfig.as_deref()))?;
         let store = Arc::new(Store::default());
+        store.lock().front_ends = settings.front_ends.clone();
         let leadership = match settings.role {
             Role::Controller => Some(Arc::new(Leadership::new(client.clone()))),
             Role::Agent(_) | Role::Reader => None,

@@ -248,3 +248,82 @@ fn answered(conditions: &mut [Core], announcer: Option<&NodeName>, in_use: bool)
         }
     };
 }
+
+/// Statuses that were written, and what the objects had afterwards. A definition of the original may drop fields that it
+/// does not know: that is no reason to write them again and again.
+#[derive(Debug, Default)]
+pub struct Written {
+    /// What was written, without times, and what was there when it was looked at again.
+    by_object: BTreeMap<ObjectRef, (Value, Option<Value>)>,
+}
+
+impl Written {
+    /// Forgets objects that are gone.
+    pub fn keep(&mut self, there: &FrontEnds) {
+        self.by_object
+            .retain(|name, _| there.objects.contains_key(name));
+    }
+
+    /// Whether a status has to be written over the one that is there.
+    pub fn is_due(&mut self, name: &ObjectRef, there: &Value, wanted: &Value) -> bool {
+        if there == wanted {
+            let known = (timeless(wanted), Some(there.clone()));
+            self.by_object.insert(name.clone(), known);
+            return false;
+        }
+        match self.by_object.get_mut(name) {
+            Some((written, seen)) if *written == timeless(wanted) => {
+                *seen.get_or_insert_with(|| there.clone()) != *there
+            }
+            _ => true,
+        }
+    }
+
+    /// A status was written.
+    pub fn wrote(&mut self, name: &ObjectRef, status: &Value) {
+        let known = (timeless(status), None);
+        self.by_object.insert(name.clone(), known);
+    }
+}
+
+/// A status without the times of its conditions.
+fn timeless(status: &Value) -> Value {
+    let mut bare = status.clone();
+    let conditions = bare["conditions"].as_array_mut();
+    for condition in conditions.into_iter().flatten() {
+        condition["lastTransitionTime"] = Value::Null;
+    }
+    bare
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_status_is_written_again_when_others_change_it_and_not_when_it_is_cut_down() {
+        let name = ObjectRef {
+            kind: Kind::StaticEgressIP,
+            namespace: "default".into(),
+            name: "eip".into(),
+        };
+        let status = |time: &str| json!({"gateway-ip": "192.0.2.1", "conditions": [{"lastTransitionTime": time}]});
+        let cut = json!({"gateway-ip": "192.0.2.1"});
+        let mut written = Written::default();
+        assert!(written.is_due(&name, &Value::Null, &status("1")));
+        written.wrote(&name, &status("1"));
+        // The definition knows no conditions.
+        assert!(!written.is_due(&name, &cut, &status("2")));
+        assert!(!written.is_due(&name, &cut, &status("3")));
+        assert!(
+            written.is_due(&name, &Value::Null, &status("4")),
+            "somebody removed it"
+        );
+        written.wrote(&name, &status("4"));
+        assert!(!written.is_due(&name, &status("4"), &status("4")));
+        assert!(
+            written.is_due(&name, &cut, &status("4")),
+            "somebody changed it"
+        );
+    }
+}

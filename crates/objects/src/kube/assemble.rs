@@ -2,10 +2,12 @@
 
 use super::entry::{Entry, Status, Value};
 use super::store::State;
+use super::wanted::Watch;
 use crate::convert;
 use crate::convert::cluster::Slice;
+use crate::front_end::{self, Foreign};
 use crate::source::View;
-use egret_core::model::{ObjectRef, Settings};
+use egret_core::model::{NodeName, ObjectRef, Settings};
 use std::collections::BTreeMap;
 
 pub(super) fn assemble(state: &State, settings: &Settings) -> View {
@@ -24,6 +26,10 @@ pub(super) fn assemble(state: &State, settings: &Settings) -> View {
         add(&mut view, object, entry, &mut slices);
     }
     view.add_endpoints(slices);
+    if !state.front_ends.enabled.is_empty() {
+        view.front_ends.node_uids = node_uids(state);
+    }
+    front_end::apply(&mut view, foreign(state), &state.front_ends);
     view.findings.sort();
     view.findings.dedup();
     let ranges = &mut view.snapshot.settings.service_cidrs;
@@ -32,11 +38,32 @@ pub(super) fn assemble(state: &State, settings: &Settings) -> View {
     view
 }
 
+/// Objects of front-ends.
+pub(super) fn foreign(state: &State) -> Vec<Foreign> {
+    let entries = state
+        .watches
+        .values()
+        .flat_map(|watched| watched.objects.values());
+    let foreign = entries.filter_map(|entry| match &entry.value {
+        Value::Foreign(foreign) => Some(foreign.as_ref().clone()),
+        _ => None,
+    });
+    foreign.collect()
+}
+
+fn node_uids(state: &State) -> BTreeMap<NodeName, String> {
+    let nodes = state.watches.get(&Watch::Nodes);
+    let nodes = nodes.into_iter().flat_map(|watched| &watched.objects);
+    nodes
+        .map(|(object, entry)| (NodeName(object.name.clone()), entry.uid.clone()))
+        .collect()
+}
+
 fn add(view: &mut View, object: &ObjectRef, entry: &Entry, slices: &mut Vec<Slice>) {
     view.findings.extend(entry.findings.iter().cloned());
     let snapshot = &mut view.snapshot;
     match &entry.value {
-        Value::Nothing => return,
+        Value::Nothing | Value::Foreign(_) => return,
         Value::Policy(policy) => snapshot.policies.push(policy.as_ref().clone()),
         Value::Gateway(gateway) => {
             let gateway = gateway.as_ref().clone();

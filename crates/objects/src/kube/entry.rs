@@ -2,6 +2,7 @@
 //! What is not looked at is dropped here, so that ten thousand pods stay small and a heartbeat is no change.
 
 use crate::convert::{self, cluster};
+use crate::front_end::Foreign;
 use egret_api as api;
 use egret_core::model::{
     AddressRecord, Finding, Gateway, Kind, Namespace, Node, NodeRecord, ObjectRef, Pod, Policy,
@@ -12,7 +13,7 @@ use k8s_openapi::api::core::v1 as core;
 use k8s_openapi::api::discovery::v1::EndpointSlice;
 use k8s_openapi::api::networking::v1::ServiceCIDR;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
-use kube::core::PartialObjectMeta;
+use kube::core::{DynamicObject, PartialObjectMeta};
 
 /// What an object means, with its status where Egret writes that.
 #[derive(Clone, Debug, PartialEq)]
@@ -28,6 +29,8 @@ pub(super) enum Value {
     Service(Box<Service>),
     Slice(cluster::Slice),
     ServiceCidrs(Vec<IpNet>),
+    /// An object of a front-end, translated when everything else is there.
+    Foreign(Box<Foreign>),
     /// Nothing yet: a pod without a node. Or nothing good: the findings say why.
     Nothing,
 }
@@ -113,6 +116,16 @@ impl Entry {
             ..self
         }
     }
+}
+
+/// An object of a front-end. Its status is part of it: who else writes it, Egret does not know.
+pub(super) fn foreign(kind: Kind, object: DynamicObject) -> (ObjectRef, Entry) {
+    let name = convert::object_ref(kind, &object.metadata);
+    let metadata = object.metadata.clone();
+    let whole = serde_json::to_value(object);
+    let whole = whole.expect("what was read as JSON can be written as JSON");
+    let value = Value::Foreign(Box::new(Foreign::of(name.clone(), &whole)));
+    (name, Entry::new(&metadata, Ok(value), Status::None))
 }
 
 /// A kind that is watched.

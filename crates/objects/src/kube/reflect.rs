@@ -1,15 +1,17 @@
 //! One task per watch: lists, watches with bookmarks, begins again where it ended, and backs off after errors.
 
-use super::entry::Observed;
+use super::entry::{Entry, Observed};
 use super::store::{News, Store};
 use super::wanted::{GATEWAY_LABEL, Pods, Records, Watch, Which};
+use crate::front_end;
 use egret_api as api;
+use egret_core::model::{Kind, ObjectRef};
 use futures_util::{Stream, StreamExt};
 use k8s_openapi::NamespaceResourceScope;
 use k8s_openapi::api::core::v1 as core;
 use k8s_openapi::api::discovery::v1::EndpointSlice;
 use k8s_openapi::api::networking::v1::ServiceCIDR;
-use kube::core::PartialObjectMeta;
+use kube::core::{ApiResource, DynamicObject, GroupVersionKind, PartialObjectMeta};
 use kube::runtime::watcher::{self, Event};
 use kube::runtime::{WatchStreamExt, watcher as watching};
 use kube::{Api, Client, Resource};
@@ -56,6 +58,7 @@ pub(super) async fn reflect(client: Client, store: Arc<Store>, watch: Watch) {
             };
             every::<api::EgressNode>(client, config, store, &watch).await;
         }
+        Watch::Foreign(kind) => foreign(client, config, *kind, store, &watch).await,
         Watch::Services(which) => {
             let by_name = |config: watcher::Config, name: &str| {
                 config.fields(&format!("metadata.name={name}"))
@@ -77,6 +80,30 @@ where
     K: Observed + Resource<DynamicType = ()> + Clone + DeserializeOwned + Debug + Send + 'static,
 {
     follow(watching(Api::<K>::all(client), config), store, watch).await;
+}
+
+/// How the API names a kind of a front-end.
+pub(super) fn resource(kind: Kind) -> ApiResource {
+    let known = front_end::foreign_kind(kind).expect("only kinds of front-ends are watched so");
+    let (group, version) = known
+        .api_version
+        .split_once('/')
+        .expect("these are of groups");
+    let kind = GroupVersionKind::gvk(group, version, known.name);
+    ApiResource::from_gvk_with_plural(&kind, known.plural)
+}
+
+/// Objects of a front-end, in all namespaces.
+async fn foreign(
+    client: Client,
+    config: watcher::Config,
+    kind: Kind,
+    store: &Store,
+    watch: &Watch,
+) {
+    let api: Api<DynamicObject> = Api::all_with(client, &resource(kind));
+    let observe = |object| super::entry::foreign(kind, object);
+    follow_by(watching(api, config), observe, store, watch).await;
 }
 
 /// Objects of one Service, or all of them.
@@ -110,6 +137,15 @@ async fn follow<K: Observed>(
     store: &Store,
     watch: &Watch,
 ) {
+    follow_by(events, K::observe, store, watch).await;
+}
+
+async fn follow_by<K>(
+    events: impl Stream<Item = watcher::Result<Event<K>>> + Send,
+    observe: impl Fn(K) -> (ObjectRef, Entry),
+    store: &Store,
+    watch: &Watch,
+) {
     // Between 0.8 and 30 s with jitter, so that many agents do not come back in one moment.
     let mut events = pin!(events.default_backoff());
     let mut failing = false;
@@ -121,16 +157,16 @@ async fn follow<K: Observed>(
         let news = match event {
             Ok(Event::Init) => News::Begin,
             Ok(Event::InitApply(object)) => {
-                let (object, entry) = object.observe();
+                let (object, entry) = observe(object);
                 News::Listed(object, entry)
             }
             Ok(Event::InitDone) => News::End,
             Ok(Event::Apply(object)) => {
-                let (object, entry) = object.observe();
+                let (object, entry) = observe(object);
                 News::Put(object, entry)
             }
             Ok(Event::Delete(object)) => {
-                let (object, entry) = object.observe();
+                let (object, entry) = observe(object);
                 News::Gone(object, entry.version)
             }
             Err(error) => {
@@ -151,10 +187,11 @@ fn trouble(watch: &Watch, error: &watcher::Error, first: bool) -> News {
     };
     if code == Some(404) && watch.may_be_absent() {
         if first {
-            tracing::warn!(
-                ?watch,
-                "the API server does not have this kind: name the cluster's Service ranges with --service-cidr"
-            );
+            let remedy = match watch {
+                Watch::Foreign(_) => "its front-end serves nobody",
+                _ => "name the cluster's Service ranges with --service-cidr",
+            };
+            tracing::warn!(?watch, remedy, "the API server does not have this kind");
         }
         return News::Absent;
     }

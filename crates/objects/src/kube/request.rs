@@ -1,6 +1,7 @@
 //! Single requests that write: by whom, until when, and what a refusal means.
 
 use super::entry::{Entry, Observed, Value};
+use super::reflect::resource;
 use super::wanted::{GATEWAY_LABEL, Records, Role, Watch};
 use super::{Shared, api};
 use crate::convert::lease;
@@ -8,6 +9,7 @@ use crate::source::SourceError;
 use egret_api as egret;
 use egret_core::model::{Kind, NodeName, NodeRecord, ObjectRef};
 use kube::api::{Patch, PatchParams, PostParams};
+use kube::core::DynamicObject;
 use kube::{Api, Resource};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -152,6 +154,46 @@ impl Shared {
         match self.request("writing the status of", object, applying) {
             Ok(written) => Ok(Some(written)),
             Err(Failure::Missing(_)) => Ok(None),
+            Err(failure) => Err(failure.into()),
+        }
+    }
+
+    /// The status of an object of a front-end; where its definition is the original's, without a status of its own, as a
+    /// field like any other. Whether the object is there.
+    pub(super) fn apply_foreign_status(
+        &self,
+        object: &ObjectRef,
+        status: &serde_json::Value,
+    ) -> Result<bool, SourceError> {
+        let resource = resource(object.kind);
+        let objects: Api<DynamicObject> =
+            Api::namespaced_with(self.client.clone(), &object.namespace, &resource);
+        let patch = Patch::Apply(json!({
+            "apiVersion": resource.api_version,
+            "kind": resource.kind,
+            "metadata": { "name": object.name },
+            "status": status,
+        }));
+        let parameters = PatchParams::apply(CONTROLLER).force();
+        let doing = "writing the status of";
+        let applying = objects.patch_status(&object.name, &parameters, &patch);
+        let written = match self.request(doing, object, applying) {
+            Err(Failure::Missing(_)) => {
+                // Never an apply, which would make an object that is gone.
+                let patch = Patch::Merge(json!({ "status": status }));
+                let merging = objects.patch(&object.name, &PatchParams::default(), &patch);
+                self.request(doing, object, merging)
+            }
+            other => other,
+        };
+        match written {
+            Ok(written) => {
+                let (name, entry) = super::entry::foreign(object.kind, written);
+                let watches = [Watch::Foreign(object.kind)];
+                self.store.wrote(&watches, &name, Some(&entry));
+                Ok(true)
+            }
+            Err(Failure::Missing(_)) => Ok(false),
             Err(failure) => Err(failure.into()),
         }
     }

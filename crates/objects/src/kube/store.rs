@@ -2,6 +2,7 @@
 
 use super::entry::Entry;
 use super::wanted::Watch;
+use crate::front_end;
 use egret_core::model::ObjectRef;
 use std::collections::BTreeMap;
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
@@ -38,6 +39,8 @@ pub(super) struct State {
     pub watches: BTreeMap<Watch, Watched>,
     /// Raised whenever a view would differ.
     pub version: u64,
+    /// Front-ends that serve: which watches are needed depends on what their objects become.
+    pub front_ends: front_end::Settings,
 }
 
 /// Shared between the watches' tasks and the source's threads.

@@ -1,8 +1,12 @@
 //! Which watches a component needs, by what it knows so far. Pure, so that "narrow" can be tested.
 
+use super::assemble;
 use super::entry::Value;
 use super::store::State;
-use egret_core::model::{Gateway, Labels, NodeName, Selection};
+use crate::{View, front_end};
+use egret_core::model::{
+    Gateway, Kind, Labels, NodeName, Selection, Settings, Snapshot, UnpooledAddresses,
+};
 use std::collections::{BTreeMap, BTreeSet};
 
 /// Label of the `EgressNode`s of gateways, so that workers need not watch those of other workers.
@@ -59,12 +63,15 @@ pub(super) enum Watch {
     Addresses,
     Services(Which),
     Slices(Which),
+    /// Objects of a kind of a front-end.
+    Foreign(Kind),
 }
 
 impl Watch {
-    /// Whether the API server may lack the kind: ServiceCIDRs came with 1.33.
+    /// Whether the API server may lack the kind: ServiceCIDRs came with 1.33, and kinds of front-ends are whose systems
+    /// were never there.
     pub fn may_be_absent(&self) -> bool {
-        *self == Watch::ServiceCidrs
+        matches!(self, Watch::ServiceCidrs | Watch::Foreign(_))
     }
 }
 
@@ -85,6 +92,13 @@ pub(super) fn wanted(role: &Role, state: &State) -> BTreeSet<Watch> {
         Watch::ServiceCidrs,
         Watch::Slices(api_server()),
     ]);
+    let foreign = front_end::KINDS.iter().map(|known| known.kind);
+    all.extend(
+        foreign
+            .filter(|kind| state.front_ends.reads(*kind))
+            .map(Watch::Foreign),
+    );
+    let translated = translated(state);
     match role {
         Role::Controller | Role::Reader => {
             all.extend([
@@ -95,7 +109,7 @@ pub(super) fn wanted(role: &Role, state: &State) -> BTreeSet<Watch> {
         }
         Role::Agent(node) => {
             all.insert(Watch::Pods(Pods::OfNode(node.0.clone())));
-            if is_gateway(state, node) {
+            if is_gateway(state, &translated, node) {
                 all.extend([Watch::Records(Records::All), Watch::Addresses]);
             } else {
                 all.insert(Watch::Records(Records::One(node.0.clone())));
@@ -103,7 +117,7 @@ pub(super) fn wanted(role: &Role, state: &State) -> BTreeSet<Watch> {
             }
         }
     }
-    let services = services(role, state);
+    let services = services(role, state, &translated);
     if services.len() > SERVICES_MAX {
         all.remove(&Watch::Slices(api_server()));
         all.extend([Watch::Services(Which::All), Watch::Slices(Which::All)]);
@@ -123,11 +137,40 @@ fn values<'a>(state: &'a State, watch: &Watch) -> impl Iterator<Item = &'a Value
         .flat_map(|objects| objects.values().map(|entry| &entry.value))
 }
 
-fn gateways(state: &State) -> impl Iterator<Item = &Gateway> {
-    values(state, &Watch::Gateways).filter_map(|value| match value {
+/// What objects of front-ends become: policies, and gateways where nobody named any. Nothing while none serves.
+fn translated(state: &State) -> Snapshot {
+    let installation = Settings {
+        unpooled_addresses: UnpooledAddresses::Allow,
+        never_destinations: Vec::new(),
+        service_cidrs: Vec::new(),
+        hold_down_secs: 0,
+    };
+    let mut view = View::empty(&installation);
+    if state.front_ends.enabled.is_empty() {
+        return view.snapshot;
+    }
+    for value in values(state, &Watch::Gateways) {
+        if let Value::Gateway(gateway) = value {
+            let gateway = gateway.as_ref().clone();
+            view.snapshot.gateways.insert(gateway.name.clone(), gateway);
+        }
+    }
+    for value in values(state, &Watch::Nodes) {
+        if let Value::Node(node) = value {
+            let node = node.as_ref().clone();
+            view.snapshot.nodes.insert(node.name.clone(), node);
+        }
+    }
+    front_end::apply(&mut view, assemble::foreign(state), &state.front_ends);
+    view.snapshot
+}
+
+fn gateways<'a>(state: &'a State, translated: &'a Snapshot) -> impl Iterator<Item = &'a Gateway> {
+    let own = values(state, &Watch::Gateways).filter_map(|value| match value {
         Value::Gateway(gateway) => Some(gateway.as_ref()),
         _ => None,
-    })
+    });
+    own.chain(translated.gateways.values())
 }
 
 /// Labels of the nodes.
@@ -140,15 +183,18 @@ fn labels(state: &State) -> BTreeMap<&NodeName, &Labels> {
         .collect()
 }
 
-fn is_gateway(state: &State, node: &NodeName) -> bool {
+fn is_gateway(state: &State, translated: &Snapshot, node: &NodeName) -> bool {
     let labels = labels(state);
     let mine = labels.get(node);
-    mine.is_some_and(|labels| gateways(state).any(|gateway| gateway.nodes.matches(labels)))
+    mine.is_some_and(|labels| {
+        gateways(state, translated).any(|gateway| gateway.nodes.matches(labels))
+    })
 }
 
 /// Every node that a gateway selects.
 pub(super) fn gateway_nodes(state: &State) -> BTreeSet<NodeName> {
-    let gateways: Vec<&Gateway> = gateways(state).collect();
+    let translated = translated(state);
+    let gateways: Vec<&Gateway> = gateways(state, &translated).collect();
     let selected = |labels: &Labels| gateways.iter().any(|g| g.nodes.matches(labels));
     labels(state)
         .into_iter()
@@ -157,9 +203,13 @@ pub(super) fn gateway_nodes(state: &State) -> BTreeSet<NodeName> {
         .collect()
 }
 
-/// Services that a policy names; for an agent those in namespaces of its own pods, since a policy selects pods of its
-/// own namespace only.
-fn services<'a>(role: &Role, state: &'a State) -> BTreeSet<(&'a str, &'a str)> {
+/// Services that a policy names; for an agent those in namespaces of its own pods, since a Service's pods are of its
+/// namespace.
+fn services<'a>(
+    role: &Role,
+    state: &'a State,
+    translated: &'a Snapshot,
+) -> BTreeSet<(&'a str, &'a str)> {
     let own: Option<BTreeSet<&str>> = match role {
         Role::Controller | Role::Reader => None,
         Role::Agent(node) => Some(
@@ -171,12 +221,14 @@ fn services<'a>(role: &Role, state: &'a State) -> BTreeSet<(&'a str, &'a str)> {
                 .collect(),
         ),
     };
-    values(state, &Watch::Egresses)
-        .filter_map(|value| match value {
-            Value::Policy(policy) => match &policy.selection {
-                Selection::Service { namespace, name } => Some((namespace.as_str(), name.as_str())),
-                _ => None,
-            },
+    let policies = values(state, &Watch::Egresses).filter_map(|value| match value {
+        Value::Policy(policy) => Some(policy.as_ref()),
+        _ => None,
+    });
+    policies
+        .chain(&translated.policies)
+        .filter_map(|policy| match &policy.selection {
+            Selection::Service { namespace, name } => Some((namespace.as_str(), name.as_str())),
             _ => None,
         })
         .filter(|(namespace, _)| own.as_ref().is_none_or(|own| own.contains(namespace)))

@@ -264,6 +264,14 @@ impl Source for KubeSource {
             (Status::Address(Box::new(made.clone())), made, Vec::new())
         })
     }
+
+    fn write_front_end_status(
+        &mut self,
+        object: &ObjectRef,
+        status: &serde_json::Value,
+    ) -> Result<bool, SourceError> {
+        self.shared.apply_foreign_status(object, status)
+    }
 }
 
 impl KubeSource {
