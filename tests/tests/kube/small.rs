@@ -131,6 +131,7 @@ pub fn open(kubeconfig: &Path, role: Role) -> KubeSource {
         kubeconfig: Some(kubeconfig.to_owned()),
         role,
         installation: settings(),
+        front_ends: egret_objects::front_end::Settings::default(),
     };
     KubeSource::open(settings).unwrap()
 }

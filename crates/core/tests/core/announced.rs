@@ -13,6 +13,7 @@ fn pod(name: &str, uid: &str, node: &str, addresses: &[&str]) -> Pod {
         namespace: "default".into(),
         name: name.into(),
         uid: uid.into(),
+        owner: None,
         labels: labels(&[]),
         node: node_name(node),
         addresses: addresses.iter().map(|a| ip(a)).collect(),

@@ -181,7 +181,8 @@ impl Shared {
             Err(Failure::Missing(_)) => {
                 // Never an apply, which would make an object that is gone.
                 let patch = Patch::Merge(json!({ "status": status }));
-                let merging = objects.patch(&object.name, &PatchParams::default(), &patch);
+                let parameters = PatchParams::default();
+                let merging = objects.patch(&object.name, &parameters, &patch);
                 self.request(doing, object, merging)
             }
             other => other,

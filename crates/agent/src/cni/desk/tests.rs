@@ -54,6 +54,7 @@ fn snapshot(pods: &[(&str, &str)]) -> Snapshot {
             namespace: "default".into(),
             name: (*name).into(),
             uid: (*uid).into(),
+            owner: None,
             labels: Labels::new(),
             node: me(),
             addresses: Vec::new(),
