@@ -8,6 +8,8 @@
 //! scene    a lab of the matrix that runs: its policies, who has which source, and what is done to it
 //! ```
 
+use std::io::Write;
+
 pub mod cells;
 pub mod labs;
 pub mod marks;
@@ -17,4 +19,14 @@ pub mod scene;
 /// Whether the full cross is wanted instead of the pairs: `EGRET_FULL=1`, set by `./dev test --full`.
 pub fn is_full() -> bool {
     std::env::var_os("EGRET_FULL").is_some_and(|value| value == "1")
+}
+
+/// Whether a test that takes minutes is left to `./dev test --full`. Says so in a line that `./dev test` counts.
+pub fn left_to_full(test: &str) -> bool {
+    if !is_full() {
+        // Not by println: what a passing test prints is not shown.
+        let why = "takes minutes on a real cluster; ./dev test --full runs it";
+        let _ = writeln!(std::io::stdout(), "\nskipped: {test}: {why}");
+    }
+    !is_full()
 }

@@ -14,7 +14,7 @@ use std::net::IpAddr;
 const OUTSIDE: &str = "br-outside";
 
 /// A report about a packet that came in, not a packet of a pod.
-fn is_icmp_error(packet: &Packet) -> bool {
+pub fn is_icmp_error(packet: &Packet) -> bool {
     let is_v4 = packet.source.is_ipv4();
     let kind = packet.bytes.get(14 + if is_v4 { 20 } else { 40 });
     match (packet.protocol, kind) {
