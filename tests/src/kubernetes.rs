@@ -2,7 +2,7 @@
 //! a way to the API server that can be cut.
 
 use anyhow::{Context, bail};
-use egret_cluster::{ApiServer, Kubectl};
+use egret_cluster::{ApiServer, Cluster, Kubectl};
 use egret_lab::process::Process;
 use serde_json::Value;
 use std::collections::BTreeSet;
@@ -22,6 +22,37 @@ pub const CRDS: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../deploy/crds");
 const RIGHTS: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../docs/kubernetes.md");
 /// How often a condition is looked at.
 const POLL: Duration = Duration::from_millis(50);
+
+/// Where a host of a cluster finds the kubeconfig of [`start_on`].
+const KUBECONFIG: &str = "run/egret-test.kubeconfig";
+
+/// Starts `egret` on a host of a real cluster, against its API server; addresses in no pool may be used.
+///
+/// # Errors
+/// No such host, or it cannot be started.
+pub fn start_on(cluster: &Cluster, host: &str, arguments: &[&str]) -> anyhow::Result<Daemon> {
+    let lab = cluster.lab();
+    let place = lab.place(host)?;
+    let text = std::fs::read_to_string(cluster.kubectl()?.kubeconfig())?;
+    std::fs::write(place.root()?.join(KUBECONFIG), text)?;
+    let mut command = lab.exec(&place, crate::egret()?)?;
+    command
+        .args(arguments)
+        .args(["--source", &format!("kube:/{KUBECONFIG}")])
+        .args(["--unpooled-addresses", "Allow", "--http-port", "0"]);
+    let log = format!("{host}.{}.log", arguments.first().unwrap_or(&"egret"));
+    Daemon::spawn(&lab.dir().log().join(log), command)
+}
+
+/// Names of the pods with this label.
+///
+/// # Errors
+/// The API server does not answer.
+pub fn pods(kubectl: &Kubectl, label: &str) -> anyhow::Result<Vec<String>> {
+    let form = "jsonpath={range .items[*]}{.metadata.name}{\"\\n\"}{end}";
+    let said = kubectl.run(&["get", "pods", "-l", label, "-o", form])?;
+    Ok(said.lines().map(str::to_owned).collect())
+}
 
 /// A program of ours that runs. It ends with the value.
 #[derive(Debug)]

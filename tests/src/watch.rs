@@ -4,6 +4,7 @@ use crate::Cluster;
 use crate::cluster::{DEADLINE, echo};
 use anyhow::{Context, ensure};
 use egret_lab::capture::{Capture, Direction, Packet};
+use egret_lab::process::wait_for;
 use egret_lab::topology::Role;
 use egret_lab::traffic::ping_source;
 use egret_lab::traffic::source::{tcp_source_within, udp_echo};
@@ -157,4 +158,21 @@ pub fn expect_source(place: &Place, server: IpAddr, source: IpAddr) -> anyhow::R
         place.name()
     );
     Ok(())
+}
+
+/// Waits until the server sees a place with this source by TCP, UDP and ping: for what follows a change that no status
+/// tells of, such as a policy that is gone.
+///
+/// # Errors
+/// Another source, or no answer, until the deadline.
+pub fn wait_source(place: &Place, server: IpAddr, source: IpAddr) -> anyhow::Result<()> {
+    let mut last = Ok(());
+    let waited = wait_for("the source of a place", DEADLINE, || {
+        last = expect_source(place, server, source);
+        last.is_ok()
+    });
+    match waited {
+        Ok(()) => Ok(()),
+        Err(_) => last,
+    }
 }

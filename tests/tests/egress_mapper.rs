@@ -1,5 +1,5 @@
 //! egress-mapper's objects seen from outside: `Vip`, `Egress` and `EgressMapper`, real packets, captures at the router.
-//! Ids are those of `docs/compatibility.md`.
+//! Ids are those of the acceptance cases that the earlier systems left us.
 
 use anyhow::ensure;
 use egret_lab::Topology;
@@ -7,7 +7,7 @@ use egret_lab::process::wait_for;
 use egret_tests::cluster::{DEADLINE, EGRESS, SERVERS, ip, pod};
 use egret_tests::foreign::{condition, expect_condition, mapper, message};
 use egret_tests::steps::Group;
-use egret_tests::watch::{Leaving, expect_source};
+use egret_tests::watch::{Leaving, expect_source, wait_source};
 use egret_tests::{Cluster, Outcome, run, steps};
 use serde_json::{Value, json};
 use std::process::ExitCode;
@@ -132,15 +132,8 @@ fn m7_a_deleted_egress_leaves_nothing(cluster: &Cluster) -> Outcome {
 
 /// Waits until the pod leaves as one that nobody selects.
 fn wait_node(cluster: &Cluster, name: &str, worker: &str) -> Outcome {
-    let mut last = Ok(());
-    let waited = wait_for("the node's address", DEADLINE, || {
-        last = expect_node(cluster, name, worker);
-        last.is_ok()
-    });
-    match waited {
-        Ok(()) => Ok(()),
-        Err(_) => last,
-    }
+    let node = cluster.node_address(worker, ip(SERVERS[0]))?;
+    wait_source(&cluster.pod(name)?, ip(SERVERS[0]), node)
 }
 
 /// Cases: M7. Another pod gets the address of one that had the VIP.
@@ -307,18 +300,9 @@ fn m11_the_mappers_networks_take_effect_at_once(cluster: &Cluster) -> Outcome {
     );
     expect_source(&cluster.pod("a1")?, ip(SERVERS[0]), ip(EGRESS[0]))?;
     put(cluster, &[of("203.0.113.0/24")])?;
-    wait_for("the server is inside now", DEADLINE, || {
-        expect_node(cluster, "a1", "worker1").is_ok()
-    })?;
+    wait_node(cluster, "a1", "worker1")?;
     cluster.delete(&[of("203.0.113.0/24")])?;
-    wait_for("the server is outside again", DEADLINE, || {
-        expect_source_of_vip(cluster).is_ok()
-    })?;
-    Ok(())
-}
-
-fn expect_source_of_vip(cluster: &Cluster) -> Outcome {
-    expect_source(&cluster.pod("a1")?, ip(SERVERS[0]), ip(EGRESS[0]))
+    wait_source(&cluster.pod("a1")?, ip(SERVERS[0]), ip(EGRESS[0]))
 }
 
 /// Cases: M6.

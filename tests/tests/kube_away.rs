@@ -9,7 +9,7 @@ use egret_lab::capture::{Capture, Direction};
 use egret_lab::hurt::Hurt;
 use egret_lab::process::Process;
 use egret_lab::traffic::Server;
-use egret_tests::kubernetes::{CRDS, Daemon, requests_between, until};
+use egret_tests::kubernetes::{CRDS, Daemon, pods, requests_between, start_on, until};
 use egret_tests::matrix::left_to_full;
 use std::net::IpAddr;
 use std::path::Path;
@@ -18,7 +18,6 @@ use std::time::{Duration, Instant};
 const TIMEOUT: Duration = Duration::from_secs(180);
 /// How long nobody controls.
 const AWAY: Duration = Duration::from_secs(120);
-const KUBECONFIG: &str = "run/egret-test.kubeconfig";
 const EGRESS_ADDRESS: &str = "192.168.122.222";
 const SERVER: &str = "203.0.113.10";
 const NODES: [&str; 4] = ["worker1", "worker2", "gateway1", "gateway2"];
@@ -61,27 +60,6 @@ metadata: {name: asker, namespace: default}
 spec: {selector: {app: asker}, ip: 192.168.122.222}
 "#;
 
-fn start(cluster: &Cluster, host: &str, arguments: &[&str]) -> Daemon {
-    let place = cluster.lab().place(host).unwrap();
-    let text = std::fs::read_to_string(cluster.kubectl().unwrap().kubeconfig()).unwrap();
-    std::fs::write(place.root().unwrap().join(KUBECONFIG), text).unwrap();
-    let egret = egret_tests::egret().unwrap();
-    let mut command = cluster.lab().exec(&place, egret).unwrap();
-    command
-        .args(arguments)
-        .args(["--source", &format!("kube:/{KUBECONFIG}")])
-        .args(["--unpooled-addresses", "Allow", "--http-port", "0"]);
-    let log = format!("{host}.{}.log", arguments[0]);
-    let log = cluster.lab().dir().log().join(log);
-    Daemon::spawn(&log, command).unwrap()
-}
-
-fn pods(kubectl: &Kubectl) -> Vec<String> {
-    let form = "jsonpath={range .items[*]}{.metadata.name}{\"\\n\"}{end}";
-    let said = kubectl.run(&["get", "pods", "-l", "app=asker", "-o", form]);
-    said.unwrap().lines().map(str::to_owned).collect()
-}
-
 /// Lines of a file in a pod.
 fn lines(kubectl: &Kubectl, pod: &str, file: &str) -> Vec<String> {
     let said = kubectl.run(&["exec", pod, "--", "cat", file]);
@@ -106,8 +84,8 @@ fn two_minutes_without_a_control_plane_and_a_gateway_that_dies_meanwhile() {
     let kubectl = cluster.kubectl().unwrap();
     let server = Server::start(&cluster.lab().place("server").unwrap()).unwrap();
     kubectl.define(Path::new(CRDS)).unwrap();
-    let controller = start(&cluster, "gateway2", &["controller"]);
-    let agent = |node: &&str| start(&cluster, node, &["agent", "--node", node]);
+    let controller = start_on(&cluster, "gateway2", &["controller"]).unwrap();
+    let agent = |node: &&str| start_on(&cluster, node, &["agent", "--node", node]).unwrap();
     let agents: Vec<Daemon> = NODES.iter().map(agent).collect();
     kubectl.apply(OBJECTS).unwrap();
     kubectl
@@ -148,7 +126,7 @@ fn two_minutes_without_a_control_plane_and_a_gateway_that_dies_meanwhile() {
         let before = seen();
         until(what, TIMEOUT, || Ok(seen() >= before + count)).unwrap();
     };
-    let all = pods(&kubectl);
+    let all = pods(&kubectl, "app=asker").unwrap();
     for pod in &all {
         kubectl
             .run(&["exec", pod, "--", "touch", "/tmp/go"])
@@ -195,7 +173,7 @@ fn two_minutes_without_a_control_plane_and_a_gateway_that_dies_meanwhile() {
     let log = cluster.audit_log().unwrap();
     let before = std::fs::metadata(&log).unwrap().len();
     cluster.start_control_plane().unwrap();
-    let controller = start(&cluster, "gateway2", &["controller"]);
+    let controller = start_on(&cluster, "gateway2", &["controller"]).unwrap();
     cluster
         .wait_ready(&["worker1", "worker2", "gateway2"])
         .unwrap();
@@ -221,7 +199,10 @@ fn two_minutes_without_a_control_plane_and_a_gateway_that_dies_meanwhile() {
     kubectl.run(&["delete", "pod", &all[0]]).unwrap();
     let mut fresh = None;
     until("another pod runs", TIMEOUT, || {
-        fresh = pods(&kubectl).into_iter().find(|pod| !all.contains(pod));
+        fresh = pods(&kubectl, "app=asker")
+            .unwrap()
+            .into_iter()
+            .find(|pod| !all.contains(pod));
         let go = |pod: &String| kubectl.run(&["exec", pod, "--", "touch", "/tmp/go"]);
         Ok(fresh.as_ref().is_some_and(|pod| go(pod).is_ok()))
     })

@@ -5,15 +5,11 @@ use egret_cluster::programs::skipped;
 use egret_cluster::topology::topology;
 use egret_cluster::{Cluster, Kubectl};
 use egret_lab::traffic::Server;
-use egret_tests::kubernetes::{CRDS, Daemon, until};
-use std::path::{Path, PathBuf};
+use egret_tests::kubernetes::{CRDS, Daemon, pods, start_on, until};
+use std::path::Path;
 use std::time::Duration;
 
 const TIMEOUT: Duration = Duration::from_secs(180);
-/// What every component of this cluster is told.
-const SETTINGS: [&str; 2] = ["--unpooled-addresses", "Allow"];
-/// Where a host finds the kubeconfig.
-const KUBECONFIG: &str = "run/egret-test.kubeconfig";
 const EGRESS_ADDRESS: &str = "192.168.122.222";
 
 /// A pod on each worker that asks the server every moment by which source it is seen, and writes the answers down.
@@ -53,29 +49,6 @@ metadata: {name: own, namespace: tenant}
 spec: {selector: {}, ip: 192.168.122.223}
 "#;
 
-fn start(cluster: &Cluster, host: &str, arguments: &[&str]) -> Daemon {
-    let place = cluster.lab().place(host).unwrap();
-    let text = std::fs::read_to_string(cluster.kubectl().unwrap().kubeconfig()).unwrap();
-    std::fs::write(place.root().unwrap().join(KUBECONFIG), text).unwrap();
-    let egret = egret_tests::egret().unwrap();
-    let mut command = cluster.lab().exec(&place, &egret).unwrap();
-    command
-        .args(arguments)
-        .args(["--source", &format!("kube:/{KUBECONFIG}")])
-        .args(SETTINGS);
-    Daemon::spawn(&log(cluster, host, arguments[0]), command).unwrap()
-}
-
-fn log(cluster: &Cluster, host: &str, verb: &str) -> PathBuf {
-    cluster.lab().dir().log().join(format!("{host}.{verb}.log"))
-}
-
-fn pods(kubectl: &Kubectl) -> Vec<String> {
-    let form = "jsonpath={range .items[*]}{.metadata.name}{\"\\n\"}{end}";
-    let said = kubectl.run(&["get", "pods", "-l", "app=asker", "-o", form]);
-    said.unwrap().lines().map(str::to_owned).collect()
-}
-
 /// The sources that a pod has been seen by, in their order.
 fn answers(kubectl: &Kubectl, pod: &str) -> Vec<String> {
     let said = kubectl.run(&["exec", pod, "--", "cat", "/tmp/answers"]);
@@ -97,16 +70,10 @@ fn pods_of_a_real_cluster_leave_by_the_egress_address_also_while_the_control_pla
     let server = Server::start(&cluster.lab().place("server").unwrap()).unwrap();
     kubectl.define(Path::new(CRDS)).unwrap();
     // The controller's host stays up while the control plane's processes are stopped.
-    let controller = start(&cluster, "gateway1", &["controller"]);
+    let controller = start_on(&cluster, "gateway1", &["controller"]).unwrap();
     let agents: Vec<Daemon> = ["worker1", "worker2", "gateway1", "gateway2"]
         .iter()
-        .map(|node| {
-            start(
-                &cluster,
-                node,
-                &["agent", "--node", node, "--http-port", "0"],
-            )
-        })
+        .map(|node| start_on(&cluster, node, &["agent", "--node", node]).unwrap())
         .collect();
     kubectl.apply(OBJECTS).unwrap();
     let ready = [
@@ -130,7 +97,7 @@ fn pods_of_a_real_cluster_leave_by_the_egress_address_also_while_the_control_pla
             said.out == "2"
         })
         .unwrap();
-    let all = pods(&kubectl);
+    let all = pods(&kubectl, "app=asker").unwrap();
     assert_eq!(all.len(), 2);
     let mut counts = Vec::new();
     for pod in &all {
@@ -168,7 +135,10 @@ fn pods_of_a_real_cluster_leave_by_the_egress_address_also_while_the_control_pla
     // The rollout may be told as done before the DaemonSet's controller has seen that a pod is gone.
     let mut fresh = None;
     until("the DaemonSet made another pod", TIMEOUT, || {
-        fresh = pods(&kubectl).into_iter().find(|pod| !all.contains(pod));
+        fresh = pods(&kubectl, "app=asker")
+            .unwrap()
+            .into_iter()
+            .find(|pod| !all.contains(pod));
         Ok(fresh.is_some())
     })
     .unwrap();

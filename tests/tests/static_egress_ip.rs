@@ -1,5 +1,5 @@
 //! `StaticEgressIP` seen from outside, as its users know it: no object of Egret's own, real packets, captures at the
-//! router. Ids are those of `docs/compatibility.md`.
+//! router. Ids are those of the acceptance cases that the earlier systems left us.
 
 use anyhow::{Context, ensure};
 use egret_lab::process::wait_for;
@@ -8,7 +8,7 @@ use egret_lab::{Hurt, Topology};
 use egret_tests::cluster::{DEADLINE, EGRESS, SERVERS, egress, ip, pod};
 use egret_tests::foreign::{condition, expect_condition, message, service, static_egress_ip};
 use egret_tests::steps::Group;
-use egret_tests::watch::{Leaving, expect_source};
+use egret_tests::watch::{Leaving, expect_source, wait_source};
 use egret_tests::{Cluster, Outcome, run, steps};
 use serde_json::Value;
 use std::process::ExitCode;
@@ -206,7 +206,7 @@ fn n12_a_missing_service_is_said_and_comes_to_life(cluster: &Cluster) -> Outcome
     cluster.delete(&[object])?;
     cluster.wait_ready()?;
     let node = cluster.node_address("worker1", ip(SERVERS[0]))?;
-    expect_source(&cluster.pod("other1")?, ip(SERVERS[0]), node)
+    wait_source(&cluster.pod("other1")?, ip(SERVERS[0]), node)
 }
 
 /// Cases: N22.
@@ -276,7 +276,7 @@ fn an_object_is_left_alone_until_it_is_adopted(cluster: &Cluster) -> Outcome {
         })
     })?;
     let node = cluster.node_address("worker1", ip(SERVERS[0]))?;
-    expect_source(&cluster.pod("other1")?, ip(SERVERS[0]), node)?;
+    wait_source(&cluster.pod("other1")?, ip(SERVERS[0]), node)?;
     let status = cluster.foreign_status("StaticEgressIP", "shy");
     ensure!(status.is_null(), "it was written to: {status:#}");
     std::fs::write(&path, adopted)?;
@@ -315,7 +315,7 @@ fn n11_what_is_deleted_leaves_with_the_nodes_address_again(cluster: &Cluster) ->
     })?;
     for n in 1..=3 {
         let node = cluster.node_address(&format!("worker{n}"), ip(SERVERS[0]))?;
-        expect_source(&cluster.pod(&format!("a{n}"))?, ip(SERVERS[0]), node)?;
+        wait_source(&cluster.pod(&format!("a{n}"))?, ip(SERVERS[0]), node)?;
     }
     Ok(())
 }

@@ -18,11 +18,11 @@ pub(crate) use kept::forget;
 
 use crate::AgentError;
 use crate::main_loop::Event;
+use crate::socket;
 use crate::source::spawn;
 use egret_wire::cni::{Answer, Call, LINE_BYTES_MAX, Request, VERSION};
 use std::io::{self, BufRead, BufReader, Read, Write};
-use std::os::unix::fs::PermissionsExt;
-use std::os::unix::net::{UnixListener, UnixStream};
+use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::sync::mpsc::Sender;
 use std::time::Duration;
@@ -73,19 +73,10 @@ impl Asked {
 
 /// Listens for the plugin. Only root may connect.
 pub(crate) fn listen(path: &Path, events: Sender<Event>) -> Result<(), AgentError> {
-    let error = |source| AgentError::Io {
+    let listener = socket::bind(path).map_err(|source| AgentError::Io {
         doing: "listening on the socket for the CNI plugin",
         source,
-    };
-    if let Some(directory) = path.parent() {
-        std::fs::create_dir_all(directory).map_err(error)?;
-    }
-    match std::fs::remove_file(path) {
-        Err(failed) if failed.kind() != io::ErrorKind::NotFound => return Err(error(failed)),
-        _ => {}
-    }
-    let listener = UnixListener::bind(path).map_err(error)?;
-    std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o600)).map_err(error)?;
+    })?;
     spawn("cni", move || {
         for stream in listener.incoming().flatten() {
             match read(stream) {

@@ -10,6 +10,7 @@ use egret_objects::View;
 use serde::{Deserialize, Serialize};
 use std::io::{self, BufRead, BufReader, Read, Write};
 use std::net::IpAddr;
+use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::Path;
 use std::sync::mpsc::{self, Sender};
@@ -72,20 +73,26 @@ fn to_json<T: Serialize>(value: &T) -> String {
     serde_json::to_string(value).unwrap_or_else(|error| format!(r#"{{"error":"{error}"}}"#))
 }
 
-/// Listens for questions.
-pub(crate) fn listen(path: &Path, events: Sender<Event>) -> Result<(), AgentError> {
-    let error = |source| AgentError::Io {
-        doing: "listening on the agent's socket",
-        source,
-    };
+/// A socket in place of one that an earlier agent left. Only root may connect.
+pub(crate) fn bind(path: &Path) -> io::Result<UnixListener> {
     if let Some(directory) = path.parent() {
-        std::fs::create_dir_all(directory).map_err(error)?;
+        std::fs::create_dir_all(directory)?;
     }
     match std::fs::remove_file(path) {
-        Err(failed) if failed.kind() != io::ErrorKind::NotFound => return Err(error(failed)),
+        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
         _ => {}
     }
-    let listener = UnixListener::bind(path).map_err(error)?;
+    let listener = UnixListener::bind(path)?;
+    std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o600))?;
+    Ok(listener)
+}
+
+/// Listens for questions.
+pub(crate) fn listen(path: &Path, events: Sender<Event>) -> Result<(), AgentError> {
+    let listener = bind(path).map_err(|source| AgentError::Io {
+        doing: "listening on the agent's socket",
+        source,
+    })?;
     spawn("socket", move || {
         for stream in listener.incoming().flatten() {
             if let Err(error) = serve(stream, &events) {

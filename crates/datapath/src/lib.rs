@@ -13,6 +13,7 @@ pub mod conntrack;
 pub mod damage;
 pub mod driver;
 pub mod gateway;
+mod link;
 pub mod netlink;
 pub mod nft;
 pub mod route;

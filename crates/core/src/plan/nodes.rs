@@ -145,9 +145,5 @@ pub(super) fn writes(
 }
 
 fn node_record(name: &NodeName) -> ObjectRef {
-    ObjectRef {
-        kind: Kind::EgressNode,
-        namespace: String::new(),
-        name: name.0.clone(),
-    }
+    ObjectRef::of_cluster(Kind::EgressNode, &name.0)
 }

@@ -52,11 +52,7 @@ pub(crate) fn gateway_problem(gateway: &Gateway) -> Option<String> {
 /// Findings about gateways themselves.
 pub(super) fn findings(snapshot: &Snapshot) -> BTreeSet<Finding> {
     let mut findings = BTreeSet::new();
-    let object = |gateway: &Gateway| ObjectRef {
-        kind: Kind::EgressGateway,
-        namespace: String::new(),
-        name: gateway.name.0.clone(),
-    };
+    let object = |gateway: &Gateway| ObjectRef::of_cluster(Kind::EgressGateway, &gateway.name.0);
     for gateway in snapshot.gateways.values() {
         if let Some((field, value, remedy)) = unsupported(gateway) {
             let remedy = remedy.to_owned();

@@ -4,6 +4,7 @@ use super::kernel::RouteError;
 use super::wanted::link_local;
 use super::wire;
 use crate::gateway::abi::tunnel_mac;
+use crate::link::{IFLA_AF_SPEC, bare_and_loose, header};
 use crate::netlink::{Attrs, NetlinkSocket, Request, flags};
 use crate::sysctl::enable_ipv6;
 use egret_core::node::{Tunnel, TunnelIndex};
@@ -150,24 +151,8 @@ fn create(socket: &mut NetlinkSocket, mac: [u8; 6]) -> Result<Device, RouteError
     let device = find(socket)?.ok_or(RouteError::Vanished {
         device: TUNNEL_DEVICE.into(),
     })?;
-    // No addresses of the kernel's own making; and loose reverse-path filtering: what comes out of the tunnel
-    // comes from anywhere.
-    const IFLA_AF_SPEC: u16 = 26;
-    const IFLA_INET_CONF: u16 = 1;
-    const IPV4_DEVCONF_RP_FILTER: u16 = 8;
-    const IFLA_INET6_ADDR_GEN_MODE: u16 = 8;
-    const GEN_MODE_NONE: u8 = 1;
-    const LOOSE: u32 = 2;
-    let v4 = Attrs::default().nest(
-        IFLA_INET_CONF,
-        Attrs::default().u32(IPV4_DEVCONF_RP_FILTER, LOOSE),
-    );
-    let v6 = Attrs::default().u8(IFLA_INET6_ADDR_GEN_MODE, GEN_MODE_NONE);
-    let families = Attrs::default()
-        .nest(libc::AF_INET as u16, v4)
-        .nest(libc::AF_INET6 as u16, v6);
-    let body = Attrs::after(&link_header(device.index, 0))
-        .nest(IFLA_AF_SPEC, families)
+    let body = Attrs::after(&header(device.index, false))
+        .nest(IFLA_AF_SPEC, bare_and_loose())
         .finish();
     let what = "settings of the tunnel device".to_string();
     socket.execute(&Request {
@@ -179,17 +164,9 @@ fn create(socket: &mut NetlinkSocket, mac: [u8; 6]) -> Result<Device, RouteError
     Ok(device)
 }
 
-fn link_header(index: u32, up: u32) -> Vec<u8> {
-    let mut header = vec![0u8; 4];
-    header.extend(index.to_ne_bytes());
-    header.extend(up.to_ne_bytes());
-    header.extend(up.to_ne_bytes());
-    header
-}
-
 fn configure(socket: &mut NetlinkSocket, index: u32, mtu: u32) -> Result<(), RouteError> {
     const IFLA_MTU: u16 = 4;
-    let body = Attrs::after(&link_header(index, libc::IFF_UP as u32))
+    let body = Attrs::after(&header(index, true))
         .u32(IFLA_MTU, mtu)
         .finish();
     let what = "MTU and state of the tunnel device".to_string();
@@ -237,7 +214,7 @@ fn addresses(
 pub(super) fn delete(socket: &mut NetlinkSocket) -> Result<bool, RouteError> {
     match find(socket)? {
         Some(device) if device.ours => {
-            let body = link_header(device.index, 0);
+            let body = header(device.index, false);
             let what = "deletion of the tunnel device".to_string();
             socket.execute(&Request {
                 kind: RTM_DELLINK,

@@ -1,5 +1,6 @@
 //! The lift device: one end of a veth pair of our own, at whose ingress lifted packets appear to the stack.
 
+use crate::link::{IFLA_AF_SPEC, bare_and_loose, header};
 use crate::netlink::{Attrs, NetlinkError, NetlinkSocket, Reply, Request, attributes, flags};
 use crate::sysctl::{SysctlError, enable_ipv6};
 use egret_core::numbers::{LIFT_ADDRESS, LIFT_DEVICE, LIFT_PEER};
@@ -14,7 +15,6 @@ const IFLA_ADDRESS: u16 = 1;
 const IFLA_IFNAME: u16 = 3;
 const IFLA_LINKINFO: u16 = 18;
 const IFLA_IFALIAS: u16 = 20;
-const IFLA_AF_SPEC: u16 = 26;
 const IFLA_INFO_KIND: u16 = 1;
 const IFLA_INFO_DATA: u16 = 2;
 /// `VETH_INFO_PEER` of `linux/veth.h`.
@@ -143,14 +143,6 @@ fn read(reply: &Reply) -> Option<Found> {
     })
 }
 
-fn header(index: u32, up: bool) -> Vec<u8> {
-    let up = if up { libc::IFF_UP as u32 } else { 0 };
-    [0, index, up, up]
-        .into_iter()
-        .flat_map(u32::to_ne_bytes)
-        .collect()
-}
-
 fn create(socket: &mut NetlinkSocket) -> Result<(), DeviceError> {
     let peer = Attrs::after(&header(0, false)).text(IFLA_IFNAME, LIFT_PEER);
     let info = Attrs::default()
@@ -182,21 +174,8 @@ fn create(socket: &mut NetlinkSocket) -> Result<(), DeviceError> {
 /// Up, without addresses of the kernel's own making, and with loose reverse-path filtering: what is lifted has its way
 /// back by the pod's own device.
 fn configure(socket: &mut NetlinkSocket, index: u32) -> Result<(), DeviceError> {
-    const IFLA_INET_CONF: u16 = 1;
-    const IPV4_DEVCONF_RP_FILTER: u16 = 8;
-    const IFLA_INET6_ADDR_GEN_MODE: u16 = 8;
-    const GEN_MODE_NONE: u8 = 1;
-    const LOOSE: u32 = 2;
-    let v4 = Attrs::default().nest(
-        IFLA_INET_CONF,
-        Attrs::default().u32(IPV4_DEVCONF_RP_FILTER, LOOSE),
-    );
-    let v6 = Attrs::default().u8(IFLA_INET6_ADDR_GEN_MODE, GEN_MODE_NONE);
-    let families = Attrs::default()
-        .nest(libc::AF_INET as u16, v4)
-        .nest(libc::AF_INET6 as u16, v6);
     let body = Attrs::after(&header(index, true))
-        .nest(IFLA_AF_SPEC, families)
+        .nest(IFLA_AF_SPEC, bare_and_loose())
         .finish();
     Ok(socket.execute(&Request {
         kind: RTM_SETLINK,

@@ -122,11 +122,7 @@ fn has_content(line: &str) -> bool {
 }
 
 fn file_finding(file: &str, field: &str, value: String, remedy: String) -> Finding {
-    let object = ObjectRef {
-        kind: Kind::File,
-        namespace: String::new(),
-        name: file.to_owned(),
-    };
+    let object = ObjectRef::of_cluster(Kind::File, file);
     Finding {
         object,
         field: field.to_owned(),

@@ -174,11 +174,7 @@ pub(super) fn io_error(doing: &'static str, path: &Path, source: io::Error) -> S
 
 /// A finding about a file or directory.
 pub(super) fn file_finding(name: &str, remedy: impl Into<String>) -> Finding {
-    let object = ObjectRef {
-        kind: Kind::File,
-        namespace: String::new(),
-        name: name.to_owned(),
-    };
+    let object = ObjectRef::of_cluster(Kind::File, name);
     Finding {
         object,
         field: String::new(),

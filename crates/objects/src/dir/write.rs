@@ -49,7 +49,7 @@ impl Source for DirSource {
     }
 
     fn write_node_spec(&mut self, record: &NodeRecord) -> Result<u64, SourceError> {
-        let key = cluster_key(Kind::EgressNode, &record.node.0);
+        let key = ObjectRef::of_cluster(Kind::EgressNode, &record.node.0);
         let mut lock = self.writing()?;
         let mut value = self.store.current(&key)?.unwrap_or_else(|| fresh(&key));
         if !set_spec(&mut value, to_value(&lease::node_spec(record))) {
@@ -64,7 +64,7 @@ impl Source for DirSource {
         report: &NodeReport,
         now_secs: i64,
     ) -> Result<u64, SourceError> {
-        let key = cluster_key(Kind::EgressNode, &record.node.0);
+        let key = ObjectRef::of_cluster(Kind::EgressNode, &record.node.0);
         let mut lock = self.writing()?;
         let mut value = self
             .store
@@ -93,7 +93,7 @@ impl Source for DirSource {
     fn delete_node(&mut self, node: &NodeName) -> Result<(), SourceError> {
         let mut lock = self.writing()?;
         self.store
-            .remove(&mut lock, &cluster_key(Kind::EgressNode, &node.0))
+            .remove(&mut lock, &ObjectRef::of_cluster(Kind::EgressNode, &node.0))
     }
 
     fn write_policy_status(
@@ -117,7 +117,7 @@ impl Source for DirSource {
         status: &GatewayStatus,
         now_secs: i64,
     ) -> Result<bool, SourceError> {
-        let key = cluster_key(Kind::EgressGateway, &gateway.0);
+        let key = ObjectRef::of_cluster(Kind::EgressGateway, &gateway.0);
         self.write_status(&key, |old: Option<api::GatewayStatus>| {
             let conditions = carry(old.map(|s| s.conditions), &status.conditions, now_secs);
             convert::api_gateway_status(&GatewayStatus {
@@ -133,7 +133,7 @@ impl Source for DirSource {
         status: &PoolStatus,
         now_secs: i64,
     ) -> Result<bool, SourceError> {
-        let key = cluster_key(Kind::EgressPool, &pool.0);
+        let key = ObjectRef::of_cluster(Kind::EgressPool, &pool.0);
         self.write_status(&key, |old: Option<api::PoolStatus>| {
             let conditions = carry(old.map(|s| s.conditions), &status.conditions, now_secs);
             convert::api_pool_status(&PoolStatus {
@@ -214,16 +214,8 @@ fn carry(
     )
 }
 
-fn cluster_key(kind: Kind, name: &str) -> ObjectRef {
-    ObjectRef {
-        kind,
-        namespace: String::new(),
-        name: name.to_owned(),
-    }
-}
-
 fn address_key(address: IpAddr) -> ObjectRef {
-    cluster_key(Kind::EgressAddress, &api::address_object_name(address))
+    ObjectRef::of_cluster(Kind::EgressAddress, api::address_object_name(address))
 }
 
 fn same_version(

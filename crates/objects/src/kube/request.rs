@@ -294,9 +294,5 @@ pub(super) fn manager(name: &str) -> PostParams {
 
 /// The `EgressNode` of a node.
 pub(super) fn node_object(node: &NodeName) -> ObjectRef {
-    ObjectRef {
-        kind: Kind::EgressNode,
-        namespace: String::new(),
-        name: node.0.clone(),
-    }
+    ObjectRef::of_cluster(Kind::EgressNode, &node.0)
 }

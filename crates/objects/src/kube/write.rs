@@ -193,7 +193,7 @@ impl Source for KubeSource {
         status: &GatewayStatus,
         now_secs: i64,
     ) -> Result<bool, SourceError> {
-        let object = cluster_object(Kind::EgressGateway, &gateway.0);
+        let object = ObjectRef::of_cluster(Kind::EgressGateway, &gateway.0);
         let all: Api<egret::EgressGateway> = Api::all(self.shared.client.clone());
         self.write_status(&all, &Watch::Gateways, &object, |known| {
             let before = match &known.status {
@@ -219,7 +219,7 @@ impl Source for KubeSource {
         status: &PoolStatus,
         now_secs: i64,
     ) -> Result<bool, SourceError> {
-        let object = cluster_object(Kind::EgressPool, &pool.0);
+        let object = ObjectRef::of_cluster(Kind::EgressPool, &pool.0);
         let all: Api<egret::EgressPool> = Api::all(self.shared.client.clone());
         self.write_status(&all, &Watch::Pools, &object, |known| {
             let before = match &known.status {
@@ -425,16 +425,8 @@ fn carry(before: &[meta::Condition], now: &[Condition], now_secs: i64) -> Vec<Co
     carry_transition_times(&convert::conditions(before), now, now_secs)
 }
 
-fn cluster_object(kind: Kind, name: &str) -> ObjectRef {
-    ObjectRef {
-        kind,
-        namespace: String::new(),
-        name: name.to_owned(),
-    }
-}
-
 fn address_object(address: IpAddr) -> ObjectRef {
-    cluster_object(Kind::EgressAddress, &egret::address_object_name(address))
+    ObjectRef::of_cluster(Kind::EgressAddress, egret::address_object_name(address))
 }
 
 /// Watches that may have a node's record; the last only if it is a gateway's.

@@ -43,11 +43,7 @@ pub(super) fn mend(record: &mut AddressRecord, findings: &mut BTreeSet<Finding>)
         let lease = record.leases.remove(*i);
         let ranges: Vec<String> = lease.ranges.iter().map(ToString::to_string).collect();
         findings.insert(Finding {
-            object: ObjectRef {
-                kind: Kind::EgressAddress,
-                namespace: String::new(),
-                name: record.address.to_string(),
-            },
+            object: ObjectRef::of_cluster(Kind::EgressAddress, record.address.to_string()),
             field: format!("spec.leases[{i}].ranges"),
             value: ranges.join(","),
             remedy: format!(
