@@ -49,3 +49,13 @@ pub fn start_policy(scene: &Scene, gateways: &[&str]) -> Result<()> {
     scene.put_ready("main", &egress("main", &[ip(EGRESS)], &[]))?;
     scene.wait_live("w1", gateways)
 }
+
+/// Takes no gateway for dead while the traffic that is measured has all CPUs: what is written then, and read by every
+/// agent of the lab, would be measured with it.
+pub fn be_patient(scene: &Scene, workers: usize) -> Result<()> {
+    scene.put(&format!(
+        "apiVersion: egret.dev/v1alpha1\nkind: EgressGateway\nmetadata: {{name: default}}\nspec:\n  default: true\n  \
+         nodeSelector: {{matchLabels: {{egret.dev/gateway: 'true'}}}}\n  announce: {{mode: L2}}\n  \
+         leases: {{expectedWorkers: {workers}}}\n  probe: {{intervalMs: 1000, failures: 20}}\n"
+    ))
+}

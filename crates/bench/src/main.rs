@@ -9,6 +9,7 @@ mod endpoints;
 mod exhaustion;
 mod failover;
 mod figure;
+mod idle;
 mod kubernetes;
 mod page;
 mod planning;

@@ -2,6 +2,7 @@
 
 use crate::cluster;
 use crate::figure::Report;
+use crate::idle;
 use anyhow::Result;
 use egret_tests::chaos::Scene;
 use egret_tests::scale::{cpu_seconds, memory_mb};
@@ -21,6 +22,7 @@ pub fn measure(report: &mut Report) -> Result<()> {
         let scene = cluster::up(&format!("bench-rest-{size}"), &hosts)?;
         scene.put(&pods(size))?;
         cluster::start_policy(&scene, &["g1"])?;
+        idle::wait()?;
         for (host, what) in [
             ("w1", "worker's agent"),
             ("g1", "gateway's agent"),

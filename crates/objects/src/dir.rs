@@ -44,6 +44,11 @@ const RECORD_ROUNDS_MAX: u32 = 1000;
 /// How soon to look again at a file that changed just before it was read.
 const RACY_LOOK: Duration = Duration::from_millis(60);
 
+/// Comparing signatures takes at most the hundredth part of a core: with ten thousands of files it takes 0.1 s.
+const LOOK_SHARE: u32 = 100;
+/// Longest pause between two comparisons.
+const LOOK_PAUSE_MAX: Duration = Duration::from_secs(60);
+
 /// How a directory is read.
 #[derive(Clone, Debug)]
 pub struct Settings {
@@ -52,7 +57,8 @@ pub struct Settings {
     pub record: bool,
     /// A file that changed less than this ago is read again before it counts.
     pub debounce: Duration,
-    /// How often [`crate::Source::wait`] compares signatures, for changes that inotify does not tell.
+    /// How often [`crate::Source::wait`] compares signatures, for changes that inotify does not tell; less often where
+    /// there are so many files that this would take more than a hundredth of a core.
     pub look_every: Duration,
     /// Settings that planning depends on; they end up in every snapshot.
     pub installation: egret_core::model::Settings,
@@ -85,6 +91,10 @@ pub struct DirSource {
     tree: Tree,
     store: Store,
     watch: Watch,
+    /// When it was read last.
+    read_at: Instant,
+    /// When signatures are compared next.
+    look_at: Instant,
 }
 
 impl DirSource {
@@ -104,6 +114,8 @@ impl DirSource {
             tree,
             store,
             watch: Watch::new(),
+            read_at: Instant::now(),
+            look_at: Instant::now(),
         })
     }
 
@@ -137,6 +149,7 @@ impl DirSource {
                 break;
             }
         }
+        self.read_at = Instant::now();
         Ok(self.merge())
     }
 
@@ -204,25 +217,35 @@ impl DirSource {
     fn wait_for_change(&mut self, timeout: Duration) -> Result<bool, SourceError> {
         let deadline = Instant::now() + timeout;
         let racy = self.tree.is_racy() || self.store.is_racy();
-        let mut look = if racy {
-            RACY_LOOK
-        } else {
-            self.settings.look_every
-        };
         loop {
-            let left = deadline.saturating_duration_since(Instant::now());
-            if self.watch.wait(left.min(look))? {
+            let look_at = if racy {
+                self.read_at + RACY_LOOK
+            } else {
+                self.look_at
+            };
+            let until = look_at.min(deadline);
+            let left = until.saturating_duration_since(Instant::now());
+            if self.watch.wait(left)? {
                 self.watch.settle(self.settings.debounce)?;
                 return Ok(true);
             }
-            if racy && left >= look || self.differs()? {
+            let now = Instant::now();
+            if now >= look_at && (racy || self.look()?) {
                 return Ok(true);
             }
-            if left <= look {
+            if now >= deadline {
                 return Ok(false);
             }
-            look = self.settings.look_every;
         }
+    }
+
+    /// Compares signatures; the next time is the later, the longer it takes.
+    fn look(&mut self) -> Result<bool, SourceError> {
+        let began = Instant::now();
+        let differs = self.differs()?;
+        let pause = (began.elapsed() * LOOK_SHARE).min(LOOK_PAUSE_MAX);
+        self.look_at = Instant::now() + pause.max(self.settings.look_every);
+        Ok(differs)
     }
 
     /// Whether signatures differ from what was read.
