@@ -41,7 +41,7 @@ pub use egret_datapath::sysctl::{
 };
 
 use egret_core::model::NodeName;
-pub use egret_core::node::CniPath;
+pub use egret_core::node::{CniPath, UnknownPodsPolicy};
 use egret_datapath::driver::{Datapath, DatapathError};
 use egret_objects::{Source, SourceError};
 use std::io;
@@ -68,6 +68,8 @@ pub struct Config {
     pub gateway_datapath: GatewayDatapath,
     /// What is known of how the network plugin sends pods' packets on.
     pub cni_path: CniPath,
+    /// What becomes of packets of pods that the API has not shown yet.
+    pub unknown_pods: UnknownPodsPolicy,
     /// The CNI plugin.
     pub cni: CniConfig,
 }

@@ -380,6 +380,7 @@ impl MainLoop {
             last_group_members: self.remembered.members.clone(),
             local_addresses: links.local_addresses.clone(),
             path: PathFacts::default(),
+            unknown_pods: self.config.unknown_pods,
         }
     }
 

@@ -172,6 +172,19 @@ pub struct AgentArguments {
     /// How pods' packets leave this node: auto (look), netfilter (through the stack), bpf (past it)
     #[arg(long, value_parser = cni_path, default_value = "auto")]
     pub cni_path: egret_agent::CniPath,
+    /// New flows to outside from an address of the Node's spec.podCIDRs that no pod has as far as the API has said: pass
+    /// (leave as the network plugin has it), drop
+    #[arg(long, value_parser = unknown_pods, default_value = "pass")]
+    pub unknown_pods: egret_agent::UnknownPodsPolicy,
+}
+
+fn unknown_pods(text: &str) -> Result<egret_agent::UnknownPodsPolicy, String> {
+    use egret_agent::UnknownPodsPolicy::{Drop, Pass};
+    match text {
+        "pass" => Ok(Pass),
+        "drop" => Ok(Drop),
+        _ => Err("write pass or drop".into()),
+    }
 }
 
 fn cni_path(text: &str) -> Result<egret_agent::CniPath, String> {

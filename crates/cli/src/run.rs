@@ -164,6 +164,7 @@ fn agent(arguments: &AgentArguments) -> anyhow::Result<ExitCode> {
         socket: arguments.socket.clone(),
         gateway_datapath: arguments.gateway_datapath,
         cni_path: arguments.cni_path,
+        unknown_pods: arguments.unknown_pods,
         cni: cni(arguments)?,
     };
     tracing::info!(node = %config.node, "agent starts");

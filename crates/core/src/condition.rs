@@ -224,6 +224,9 @@ reasons! {
         "A limit was reached; the message names it.", "See `docs/numbers.md`.";
     PodAddressConflict: Degraded true;
         "Two pods have one address.", "Delete the one that is stale.";
+    NoPodCidr: Degraded true;
+        "The agent is to drop packets of unknown pods (`--unknown-pods=drop`), and the Node has no spec.podCIDRs to tell them by.",
+        "Use the CNI plugin `egret-cni` there, or a network plugin that takes pods' addresses from spec.podCIDRs.";
     PolicyDrop: ForwardBlocked true;
         "A FORWARD policy drops, in tables that Egret cannot append to.",
         "Accept forwarded packets of the tunnel device there; the message has the command.";

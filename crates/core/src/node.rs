@@ -53,13 +53,14 @@ pub fn node_state(
     reports.append(&mut groups.reports);
     let mut worker = WorkerState {
         never: cluster::never(snapshot, facts),
-        throw: cluster::throw(me.node, own_pods),
+        throw: cluster::throw(me.node, own_pods.clone()),
         groups: groups.groups,
         targets: groups.targets,
         profiles: built.profiles,
         pods: built.pods,
         egress_addresses: egress_addresses(snapshot, &resolved, &me),
         lift: BTreeSet::new(),
+        unknown: cluster::unknown(&me, facts, own_pods, &mut reports),
     };
     reports.extend(built.reports);
     let mut programmed = built.programmed;

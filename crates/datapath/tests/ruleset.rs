@@ -105,6 +105,10 @@ fn state() -> NodeState {
                 .map(|net| net.parse().expect("a prefix"))
                 .collect(),
             throw: BTreeSet::from(["10.244.1.0/24".parse().expect("a prefix")]),
+            unknown: Some(UnknownPods {
+                cidrs: BTreeSet::from(["10.244.1.0/24".parse().expect("a prefix")]),
+                known: BTreeSet::from([ip("10.244.1.5"), ip("10.244.1.9")]),
+            }),
             groups: BTreeMap::from([(1, Group::Tunnel(BTreeSet::from([7])))]),
             targets: BTreeMap::from([
                 (

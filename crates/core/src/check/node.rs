@@ -41,6 +41,7 @@ pub fn check_node(
     groups(snapshot, own, state, &mut found);
     never(snapshot, state, &mut found);
     pods(snapshot, node, own, state, &mut found);
+    unknown(snapshot, node, own, state, &mut found);
     guard(snapshot, record, state, &mut found);
     gateway(snapshot, own, state, &mut found);
     programmed(snapshot, node, outcome, &mut found);
@@ -338,6 +339,48 @@ fn pods(snapshot: &Snapshot, name: &NodeName, own: &Node, state: &NodeState, fou
             Rule::PodWrong,
             address,
             "its pod is selected, and it is missing",
+        );
+    }
+}
+
+/// Nobody's address is taken for a pod's, and no pod's for nobody's.
+fn unknown(snapshot: &Snapshot, name: &NodeName, own: &Node, state: &NodeState, found: &mut Found) {
+    let Some(unknown) = &state.worker.unknown else {
+        return;
+    };
+    found.expect(
+        !unknown.cidrs.is_empty()
+            && unknown
+                .cidrs
+                .iter()
+                .eq(own.pod_cidrs.iter().collect::<BTreeSet<_>>()),
+        Rule::PodWrong,
+        name,
+        "unknown pods are looked for elsewhere than in the node's pod CIDRs",
+    );
+    let mut left = unknown.known.clone();
+    for pod in snapshot.pods.values() {
+        if pod.node != *name || pod.finished || pod.host_network {
+            continue;
+        }
+        for address in &pod.addresses {
+            let inside = own.pod_cidrs.iter().any(|cidr| cidr.contains(address));
+            let known = unknown.known.contains(address);
+            left.remove(address);
+            found.expect(
+                known == inside,
+                Rule::PodWrong,
+                address,
+                "it is a pod's, and would be dropped as nobody's",
+            );
+        }
+    }
+    for address in left {
+        found.expect(
+            false,
+            Rule::PodWrong,
+            address,
+            "no pod has it, and it counts as known",
         );
     }
 }

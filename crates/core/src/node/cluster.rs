@@ -1,6 +1,7 @@
 //! What a node needs to know of the rest of the cluster.
 
-use super::{NodeFacts, NotYet, Peer, TunnelIndex};
+use super::{NodeFacts, NodeReport, NotYet, Peer, ReportKind, TunnelIndex};
+use super::{UnknownPods, UnknownPodsPolicy};
 use crate::model::*;
 use crate::numbers::{TUNNEL_OVERHEAD_V4_BYTES, TUNNEL_OVERHEAD_V6_BYTES};
 use crate::resolve::gateway_nodes;
@@ -152,6 +153,35 @@ pub(super) fn never(snapshot: &Snapshot, facts: &NodeFacts) -> BTreeSet<IpNet> {
     all.extend(snapshot.api_server.iter().copied().map(host));
     all.extend(facts.local_addresses.iter().copied().map(host));
     IpNet::aggregate(&all).into_iter().collect()
+}
+
+/// Which addresses are nobody's, where their packets are to be dropped.
+pub(super) fn unknown<'a>(
+    me: &Me<'_>,
+    facts: &NodeFacts,
+    pods: impl Iterator<Item = &'a Pod>,
+    reports: &mut Vec<NodeReport>,
+) -> Option<UnknownPods> {
+    if facts.unknown_pods == UnknownPodsPolicy::Pass {
+        return None;
+    }
+    let cidrs: BTreeSet<IpNet> = me.node.pod_cidrs.iter().copied().collect();
+    if cidrs.is_empty() {
+        reports.push(NodeReport {
+            kind: ReportKind::NoPodCidr,
+            subject: me.name.0.clone(),
+            text: "--unknown-pods=drop needs spec.podCIDRs of the Node, and there are none: packets of pods that the API \
+                   has not shown yet leave as the network plugin has it"
+                .to_owned(),
+        });
+        return None;
+    }
+    let pods = pods.filter(|pod| !pod.host_network && !pod.finished);
+    let addresses = pods.flat_map(|pod| pod.addresses.iter().copied());
+    let known = addresses
+        .filter(|address| cidrs.iter().any(|cidr| cidr.contains(address)))
+        .collect();
+    Some(UnknownPods { cidrs, known })
 }
 
 /// Addresses of this node's pods.

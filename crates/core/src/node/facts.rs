@@ -45,6 +45,19 @@ pub struct NodeFacts {
     pub local_addresses: BTreeSet<IpAddr>,
     /// How packets of its pods may leave it.
     pub path: PathFacts,
+    /// What the agent was told to do with packets of pods that the API has not shown yet.
+    pub unknown_pods: UnknownPodsPolicy,
+}
+
+/// What becomes of a new flow to outside from an address of this node's pod CIDRs that no pod has, as far as the API
+/// has said.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub enum UnknownPodsPolicy {
+    /// It leaves as the network plugin has it.
+    #[default]
+    Pass,
+    /// It is dropped.
+    Drop,
 }
 
 /// Which device a gateway node is told to use.
@@ -89,6 +102,8 @@ pub enum ReportKind {
     Limit,
     /// Two pods have one address.
     PodAddressConflict,
+    /// Unknown pods are to be dropped, and nothing says which addresses are pods'.
+    NoPodCidr,
 }
 
 impl ReportKind {
@@ -103,6 +118,7 @@ impl ReportKind {
             ReportKind::ExternalDeviceConflict => Reason::ExternalDeviceConflict,
             ReportKind::Limit => Reason::Limit,
             ReportKind::PodAddressConflict => Reason::PodAddressConflict,
+            ReportKind::NoPodCidr => Reason::NoPodCidr,
         }
     }
 }

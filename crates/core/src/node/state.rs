@@ -77,6 +77,18 @@ pub struct WorkerState {
     pub egress_addresses: BTreeSet<IpAddr>,
     /// Devices at which what selected pods send past the stack is taken back into it. Empty: nothing is.
     pub lift: BTreeSet<String>,
+    /// New flows to outside from addresses that are nobody's are dropped; `None`: they leave as the network plugin has
+    /// it.
+    pub unknown: Option<UnknownPods>,
+}
+
+/// Addresses whose pods the API has not shown yet.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct UnknownPods {
+    /// Where this node's pods have their addresses. Never empty.
+    pub cidrs: BTreeSet<IpNet>,
+    /// Those of them that pods have, selected or not.
+    pub known: BTreeSet<IpAddr>,
 }
 
 /// How a group's packets leave this node.

@@ -324,6 +324,11 @@ fn groups_pods_and_guards_that_must_not_be_are_seen() {
         let id = *o.state.worker.pods.values().next().unwrap();
         o.state.worker.pods.insert(ip("10.244.1.11"), id);
     });
+    node(Rule::PodWrong, |o| unknown(o).known.clear());
+    node(Rule::PodWrong, |o| unknown(o).cidrs.clear());
+    node(Rule::PodWrong, |o| {
+        unknown(o).known.insert(ip("10.244.1.99"));
+    });
     node(Rule::GuardWrong, |o| {
         o.state.worker.egress_addresses.clear()
     });
@@ -401,4 +406,8 @@ fn a_gateway_that_is_a_worker_of_another_group_knows_its_own_blocks() {
     expect_node(Rule::SteeringWrong, &scene, "worker1", |o| {
         o.state.gateway.as_mut().unwrap().addresses.clear();
     });
+}
+
+fn unknown(outcome: &mut NodeOutcome) -> &mut UnknownPods {
+    outcome.state.worker.unknown.as_mut().unwrap()
 }

@@ -1,7 +1,7 @@
 //! A small cluster as a value, with a controller and agents that carry out what core says.
 
 use egret_core::model::*;
-use egret_core::node::{External, NodeFacts, NodeOutcome, node_state};
+use egret_core::node::{External, NodeFacts, NodeOutcome, UnknownPodsPolicy, node_state};
 use egret_core::plan::{ClusterPlan, plan};
 use proptest::prelude::ProptestConfig;
 use std::collections::{BTreeMap, BTreeSet};
@@ -238,6 +238,7 @@ impl Scene {
         let mut facts = self.facts.get(node).cloned().unwrap_or_default();
         facts.underlay_mtu = 1500;
         facts.settled = true;
+        facts.unknown_pods = UnknownPodsPolicy::Drop;
         facts.live.clear();
         for gateway in self.gateway_nodes() {
             if gateway != *node && !self.dead.contains(&gateway) {

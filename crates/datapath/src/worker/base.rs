@@ -21,6 +21,9 @@ use std::net::IpAddr;
 const DEVICES: &str = "devices";
 /// Egress address -> classification of ICMP errors about its flows.
 const ERRORS: &str = "errors";
+/// Where pods have their addresses, and those that known pods have; only where unknown ones are dropped.
+const POD_CIDRS: &str = "pod_cidrs";
+const KNOWN_PODS: &str = "known_pods";
 /// Protocols whose ports (or echo ids) are translated.
 pub(super) const TRANSPORT: &str = "transport";
 /// Bytes of the link-local prefix that the tunnel uses: fe80::/64.
@@ -57,7 +60,9 @@ pub(super) fn sets(state: &NodeState, table: &mut Table) {
             family,
             leased.filter(of_family),
         );
-        never(state, table, family);
+        let never = &state.worker.never;
+        prefixes(table, family.named("never"), family, never.iter());
+        unknown_sets(state, table, family);
         errors(state, table, family);
         for names in [LATE_SETS, ENDED_SETS] {
             let ty = family.address_type();
@@ -130,21 +135,32 @@ fn errors(state: &NodeState, table: &mut Table, family: Family) {
     table.sets.insert(family.named(ERRORS), map);
 }
 
-fn never(state: &NodeState, table: &mut Table, family: Family) {
-    let prefixes: Vec<IpNet> = state
-        .worker
-        .never
-        .iter()
-        .filter(|prefix| Family::of(prefix.addr()) == family)
-        .copied()
-        .collect();
+fn prefixes<'a>(
+    table: &mut Table,
+    name: String,
+    family: Family,
+    content: impl Iterator<Item = &'a IpNet>,
+) {
+    let of_family = content.filter(|prefix| Family::of(prefix.addr()) == family);
+    let prefixes: Vec<IpNet> = of_family.copied().collect();
     let mut set = Set::new(&[family.address_type()]);
     set.interval = true;
     for prefix in IpNet::aggregate(&prefixes) {
         let key = ElementKey::addresses(prefix.network(), prefix.broadcast());
         set.elements.insert(key, Value::Member);
     }
-    table.sets.insert(family.named("never"), set);
+    table.sets.insert(name, set);
+}
+
+fn unknown_sets(state: &NodeState, table: &mut Table, family: Family) {
+    let Some(unknown) = &state.worker.unknown else {
+        return;
+    };
+    let cidrs = unknown.cidrs.iter();
+    prefixes(table, family.named(POD_CIDRS), family, cidrs);
+    let known = unknown.known.iter();
+    let known = known.filter(|address| Family::of(**address) == family);
+    addresses(table, family.named(KNOWN_PODS), family, known);
 }
 
 pub(super) fn chains(state: &NodeState, table: &mut Table) {
@@ -356,7 +372,21 @@ fn classify(state: &NodeState) -> Vec<Rule> {
         let ended = ended.tuple_in(family, ENDED_SETS[family as usize]);
         rules.push(ended.tcp_not_first().goto("refuse_ended"));
     }
+    if state.worker.unknown.is_some() {
+        rules.extend(FAMILIES.map(unknown_pod));
+    }
     rules
+}
+
+/// A pod that nobody has told of yet: whether a policy selects it is not known, so its new flows stay inside.
+fn unknown_pod(family: Family) -> Rule {
+    rule()
+        .state(STATE_NEW | STATE_INVALID | STATE_UNTRACKED)
+        .address_in(family, End::Source, &family.named(POD_CIDRS))
+        .address_not_in(family, End::Source, &family.named(KNOWN_PODS))
+        .address_not_in(family, End::Destination, &family.named("never"))
+        .count(c::UNKNOWN_POD)
+        .drop()
 }
 
 fn by_pod(stage: Stage) -> Vec<Rule> {

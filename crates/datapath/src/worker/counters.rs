@@ -23,6 +23,7 @@ pub(super) const PORTLESS: &str = "protocol_refused";
 pub(super) const NO_LEASE: &str = "no_lease";
 pub(super) const FULL: &str = "ports_exhausted";
 pub(super) const HAIRPIN: &str = "hairpin";
+pub(super) const UNKNOWN_POD: &str = "unknown_pod";
 pub(super) const GUARD_SELECTED: &str = "guard_selected";
 pub(super) const GUARD_EGRESS: &str = "guard_egress_address";
 pub(super) const GUARD_DEVICE: &str = "guard_tunnel_device";
@@ -84,6 +85,10 @@ pub const COUNTERS: &[Counter] = &[
     Counter {
         name: HAIRPIN,
         help: "new selected flows to an egress address of the cluster, refused to the pod",
+    },
+    Counter {
+        name: UNKNOWN_POD,
+        help: "new flows to outside from addresses of the pod CIDRs that no known pod has, where these are to be dropped",
     },
     Counter {
         name: GUARD_SELECTED,
