@@ -104,6 +104,7 @@ fn values_that_make_no_sense_are_refused_by_name() {
     }
 }
 
+/// Cases: M1.
 #[test]
 fn the_api_server_takes_the_chart_and_the_plain_manifests_and_rights_are_as_written() {
     let name = "the_api_server_takes_the_chart_and_the_plain_manifests_and_rights_are_as_written";
