@@ -52,8 +52,9 @@ impl ClassicDatapath {
         Ok(by_device.into_values().flatten().collect())
     }
 
-    /// Makes the kernel equal to the state: ways first, then the ruleset, then what is left over. `before` is the state
-    /// that an earlier process applied last, if any.
+    /// Makes the kernel equal to the state. Ways to holders go before the ruleset changes and come after it: rules that
+    /// translate never meet a way to another holder, and without a way the guard drops. `before` is the state that an
+    /// earlier process applied last, if any.
     ///
     /// Flows whose holder changed are forgotten, so that the pod's next packet takes them up where they are translated
     /// now; the holder keeps source ports where it can, so most TCP connections go on.
@@ -71,9 +72,9 @@ impl ClassicDatapath {
         };
         let ways = Ways::of(state, device.index);
         let there = Ways::read(&mut self.socket)?;
-        ways.add(&mut self.socket, &there)?;
-        self.nft.apply(&table(state))?;
         ways.settle(&mut self.socket, &there)?;
+        self.nft.apply(&table(state))?;
+        ways.add(&mut self.socket, &there)?;
         let known = self.applied.take();
         let old = known.as_ref().map(|(state, _)| state);
         let ended = match old {

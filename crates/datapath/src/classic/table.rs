@@ -2,12 +2,15 @@
 //!
 //! ```text
 //! input      -150 input       late packets of flows that another node held before
+//! forward    -150 forward     the same of flows that another node holds now
 //! prerouting  -99 classify    source -> address: mark
 //! postrouting  90 nat         source -> address: the holder translates, others keep the source from later translation
 //! postrouting 300 guard       what would leave with a wrong source, or past the holder, is dropped
 //! ```
 
-use crate::nft::rule::{End, FAMILIES, Family, STATE_ESTABLISHED, STATE_INVALID, STATE_NEW};
+use crate::nft::rule::{
+    Builder, End, FAMILIES, Family, STATE_ESTABLISHED, STATE_INVALID, STATE_NEW,
+};
 use crate::nft::rule::{STATE_UNTRACKED, TCP, Way, rule};
 use crate::nft::{ByAddress, Chain, ElementKey, Hook, Rule, Set, Table, Value};
 use crate::worker::Counter;
@@ -28,7 +31,7 @@ const GUARD: &str = "guard_selected";
 pub const COUNTERS: &[Counter] = &[
     Counter {
         name: LATE,
-        help: "packets to an address that this node holds now, of TCP connections that another node translated",
+        help: "packets to an egress address, of TCP connections that another node translates or translated",
     },
     Counter {
         name: INVALID,
@@ -111,18 +114,20 @@ pub fn table(state: &ClassicState) -> Table {
         let ranges = ranges[&(stage.word(), family.digit())].clone();
         [stage.pods(family), ranges]
     };
-    chains(&mut table, &by_source);
+    chains(&mut table, &state.device, &by_source);
     table
 }
 
 type BySource<'a> = dyn Fn(Stage, Family) -> [String; 2] + 'a;
 
-fn chains(table: &mut Table, by_source: &BySource<'_>) {
+fn chains(table: &mut Table, device: &str, by_source: &BySource<'_>) {
     const PREROUTING: u32 = 0;
     const INPUT: u32 = 1;
+    const FORWARD: u32 = 2;
     const POSTROUTING: u32 = 4;
     for (name, number, priority, rules) in [
         ("input", INPUT, -150, input()),
+        ("forward", FORWARD, -150, forward(device)),
         ("classify", PREROUTING, -99, classify(by_source)),
         ("nat", POSTROUTING, 90, nat(by_source)),
         ("guard", POSTROUTING, 300, guard(by_source)),
@@ -196,15 +201,24 @@ fn range_map(state: &ClassicState, stage: Stage, family: Family) -> Set {
 /// This node's stack must not answer for connections that it has never seen: it would reset them. They go on when the
 /// pod sends next.
 fn input() -> Vec<Rule> {
-    let late = |family: Family| {
-        rule()
+    late(rule).collect()
+}
+
+/// A past holder must not track the servers' packets that still come: when it holds the address again, the source port
+/// would be in use, and the connection would get another one.
+fn forward(device: &str) -> Vec<Rule> {
+    late(|| rule().device(Way::In, device, true)).collect()
+}
+
+fn late(start: impl Fn() -> Builder) -> impl Iterator<Item = Rule> {
+    FAMILIES.into_iter().map(move |family| {
+        start()
             .address_in(family, End::Destination, &family.named("addresses"))
             .state(STATE_NEW | STATE_INVALID)
             .tcp_not_first()
             .count(LATE)
             .drop()
-    };
-    FAMILIES.into_iter().map(late).collect()
+    })
 }
 
 fn classify(by_source: &BySource<'_>) -> Vec<Rule> {
@@ -287,12 +301,15 @@ fn nat_address(address: IpAddr, here: ClassicAddress) -> Rule {
 
 /// Trusts no mark: foreign rules clear marks.
 fn guard_address(address: IpAddr, here: ClassicAddress, device: &str) -> Vec<Rule> {
-    let good = match here.held {
-        true => rule().address_is(End::Source, address, true),
-        false => rule()
-            .device(Way::Out, device, true)
-            .next_hop_is(address)
-            .source_is_translated(false),
-    };
-    vec![good.accept(), rule().count(GUARD).drop()]
+    let to_holder = || rule().device(Way::Out, device, true).next_hop_is(address);
+    let dropped = || rule().count(GUARD).drop();
+    match here.held {
+        // What is translated goes to no other holder: it would track it, and find the port in use when it translates.
+        true => vec![
+            to_holder().count(GUARD).drop(),
+            rule().address_is(End::Source, address, true).accept(),
+            dropped(),
+        ],
+        false => vec![to_holder().source_is_translated(false).accept(), dropped()],
+    }
 }

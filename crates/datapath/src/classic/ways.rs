@@ -71,7 +71,7 @@ impl Ways {
         Ok(())
     }
 
-    /// Deletes what is there and not wanted; a replaced route (same table, prefix and metric) is gone already.
+    /// Deletes what is there and not wanted; a route that another one replaces (same table, prefix and metric) stays.
     pub(super) fn settle(
         &self,
         socket: &mut NetlinkSocket,
