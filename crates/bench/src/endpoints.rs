@@ -1,7 +1,12 @@
 //! What talks: a server with plain sockets, and clients that measure.
+//!
+//! Where single packets count, both ends share one CPU: waking another one takes longer than any way, and how long
+//! changes from run to run. Throughput has all CPUs.
 
 use anyhow::{Context, Result, ensure};
 use egret_lab::Place;
+use nix::sched::{CpuSet, sched_setaffinity};
+use nix::unistd::Pid;
 use std::io::{Read, Write};
 use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::sync::Arc;
@@ -23,6 +28,15 @@ const WINDOW: usize = 64;
 /// Longest time for all round trips of one run.
 const GIVE_UP: Duration = Duration::from_secs(10);
 const PATIENCE: Duration = Duration::from_millis(200);
+/// CPU of both ends where single packets count.
+const CPU: usize = 0;
+
+/// Keeps the thread on [`CPU`]; every run has a thread of its own.
+fn stay() -> Result<()> {
+    let mut cpus = CpuSet::new();
+    cpus.set(CPU)?;
+    sched_setaffinity(Pid::from_raw(0), &cpus).context("staying on one CPU")
+}
 
 /// Threads in the server's namespace.
 pub struct Endpoints {
@@ -50,6 +64,9 @@ impl Endpoints {
             listener.set_nonblocking(false)?;
             let flag = stop.clone();
             threads.push(std::thread::spawn(move || {
+                if ACCEPT.contains(&port) {
+                    stay().expect("CPU 0 is there");
+                }
                 for stream in listener.incoming() {
                     if flag.load(Ordering::Relaxed) {
                         return;
@@ -85,6 +102,7 @@ fn listening() -> impl Iterator<Item = u16> {
 }
 
 fn answer_all(socket: &UdpSocket, stop: &AtomicBool) {
+    stay().expect("CPU 0 is there");
     let mut buffer = [0u8; 2048];
     while !stop.load(Ordering::Relaxed) {
         if let Ok((length, from)) = socket.recv_from(&mut buffer) {
@@ -106,6 +124,7 @@ fn pour(mut stream: TcpStream) {
 /// Round trip of one small datagram at a time, microseconds: the median of many.
 pub fn round_trip_us(place: &Place, server: IpAddr, count: usize) -> Result<f64> {
     place.run(|| -> Result<f64> {
+        stay()?;
         let socket = udp(server)?;
         let mut times = Vec::with_capacity(count);
         let mut buffer = [0u8; 2048];
@@ -127,6 +146,7 @@ pub fn round_trip_us(place: &Place, server: IpAddr, count: usize) -> Result<f64>
 /// Small datagrams that come back, per second.
 pub fn packets_per_second(place: &Place, server: IpAddr, time: Duration) -> Result<f64> {
     place.run(|| -> Result<f64> {
+        stay()?;
         let socket = udp(server)?;
         let mut buffer = [0u8; 2048];
         let start = Instant::now();
@@ -212,6 +232,7 @@ pub fn gigabits(
 /// TCP connections made and closed one after the other, per second.
 pub fn connections_per_second(place: &Place, server: IpAddr, time: Duration) -> Result<f64> {
     place.run(|| -> Result<f64> {
+        stay()?;
         let (start, mut count) = (Instant::now(), 0u64);
         let mut ports = ACCEPT.cycle();
         while start.elapsed() < time {

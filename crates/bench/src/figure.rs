@@ -1,6 +1,7 @@
 //! Figures: medians, spread, and the load of the machine while they were taken.
 
 use serde::{Deserialize, Serialize};
+use std::collections::BTreeSet;
 
 /// One measured thing.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
@@ -17,6 +18,8 @@ pub struct Figure {
     pub values: Vec<f64>,
     /// Load average over one minute when it was done.
     pub load: f64,
+    /// Day, kernel and CPUs of the measurement.
+    pub taken: String,
 }
 
 impl Figure {
@@ -37,17 +40,14 @@ impl Figure {
     }
 }
 
-/// Everything of one call.
+/// Everything of one call, or of the page.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Report {
-    /// Day of the measurement, from the clock of the machine.
-    pub date: String,
-    /// Release of the kernel.
-    pub kernel: String,
-    /// CPUs of the machine.
-    pub cpus: usize,
     /// All figures.
     pub figures: Vec<Figure>,
+    /// Day, kernel and CPUs of what is added.
+    #[serde(skip)]
+    here: String,
 }
 
 impl Report {
@@ -58,11 +58,10 @@ impl Report {
             |_| "unknown".into(),
             |name| name.release().to_string_lossy().into_owned(),
         );
+        let cpus = std::thread::available_parallelism().map_or(1, usize::from);
         Report {
-            date: today(),
-            kernel,
-            cpus: std::thread::available_parallelism().map_or(1, usize::from),
             figures: Vec::new(),
+            here: format!("{}, Linux {kernel}, {cpus} CPUs", today()),
         }
     }
 
@@ -82,8 +81,17 @@ impl Report {
                 unit: unit.into(),
                 values: vec![value],
                 load,
+                taken: self.here.clone(),
             }),
         }
+    }
+
+    /// Takes over what an earlier report has of parts that this one did not measure.
+    pub fn keep(&mut self, before: Report) {
+        let measured: BTreeSet<String> = self.figures.iter().map(|f| f.part.clone()).collect();
+        let kept = before.figures.into_iter();
+        self.figures
+            .extend(kept.filter(|figure| !measured.contains(&figure.part)));
     }
 
     /// Median of the ratios of runs with the same number.
@@ -142,5 +150,24 @@ mod tests {
         assert_eq!(ours.median(), 4.0);
         assert_eq!(report.ratio(&ours, "plain"), Some(2.0));
         assert_eq!(report.ratio(&ours, "nobody"), None);
+    }
+
+    #[test]
+    fn parts_that_were_not_measured_are_kept_whole() {
+        let mut before = Report::begin();
+        for name in ["a", "b", "c"] {
+            before.add("rest", name, "ours", "us", 1.0);
+            before.add("traffic", name, "ours", "us", 1.0);
+        }
+        let mut now = Report::begin();
+        now.add("traffic", "a", "ours", "us", 2.0);
+        now.keep(before);
+        let shown: Vec<(&str, &str, f64)> = now
+            .figures
+            .iter()
+            .map(|f| (f.part.as_str(), f.name.as_str(), f.median()))
+            .collect();
+        let kept = [("rest", "a", 1.0), ("rest", "b", 1.0), ("rest", "c", 1.0)];
+        assert_eq!(shown, [&[("traffic", "a", 2.0)], &kept[..]].concat());
     }
 }

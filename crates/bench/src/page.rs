@@ -15,20 +15,17 @@ fn docs() -> PathBuf {
 
 /// Tables of all parts, as Markdown.
 pub fn tables(report: &Report) -> String {
-    let mut text = format!(
-        "{}, Linux {}, {} CPUs.\n",
-        report.date, report.kernel, report.cpus
-    );
-    let mut parts: Vec<&str> = Vec::new();
+    let mut text = String::new();
+    let mut parts: Vec<(&str, &str)> = Vec::new();
     for figure in &report.figures {
-        if !parts.contains(&figure.part.as_str()) {
-            parts.push(&figure.part);
+        if !parts.iter().any(|(part, _)| *part == figure.part) {
+            parts.push((&figure.part, &figure.taken));
         }
     }
-    for part in parts {
+    for (part, taken) in parts {
         let _ = write!(
             text,
-            "\n### {part}\n\n| what | by | median | lowest | highest | runs | against plain | against classic | load |\n\
+            "\n### {part}\n\n{taken}.\n\n| what | by | median | lowest | highest | runs | against plain | against classic | load |\n\
              |---|---|---|---|---|---|---|---|---|\n"
         );
         for figure in report.figures.iter().filter(|figure| figure.part == part) {
@@ -73,12 +70,7 @@ fn number(value: f64) -> String {
 pub fn write(mut report: Report) -> Result<()> {
     let data = docs().join("performance.json");
     if let Ok(text) = std::fs::read_to_string(&data) {
-        let before: Report = serde_json::from_str(&text).context("docs/performance.json")?;
-        for figure in before.figures {
-            if !report.figures.iter().any(|new| new.part == figure.part) {
-                report.figures.push(figure);
-            }
-        }
+        report.keep(serde_json::from_str(&text).context("docs/performance.json")?);
     }
     std::fs::write(&data, serde_json::to_string_pretty(&report)? + "\n")?;
     render()
