@@ -122,30 +122,9 @@ impl Writer {
         round: &Round<'_>,
         until: Instant,
     ) -> Result<bool, SourceError> {
+        self.few(source, view, round)?;
         let (cluster, now_secs) = (round.planner.plan(), round.now_secs);
         let before = self.before.as_mut().expect("set when writing began");
-        while let Some(name) = self.owed.gateways.first() {
-            if let Some(plan) = cluster.gateways.get(name) {
-                let wanted = status::gateway(plan);
-                let there = view.gateways.get(name);
-                if !there.is_some_and(|there| same_gateway(there, &wanted)) {
-                    source.write_gateway_status(name, &wanted, now_secs)?;
-                    before.gateways.remove(name);
-                }
-            }
-            self.owed.gateways.pop_first();
-        }
-        while let Some(name) = self.owed.pools.first() {
-            if let Some(plan) = cluster.pools.get(name) {
-                let wanted = status::pool(plan);
-                let there = view.pools.get(name);
-                if !there.is_some_and(|there| same_pool(there, &wanted)) {
-                    source.write_pool_status(name, &wanted, now_secs)?;
-                    before.pools.remove(name);
-                }
-            }
-            self.owed.pools.pop_first();
-        }
         while let Some(object) = self.owed.policies.first() {
             // Objects of front-ends say it in their own form.
             let foreign = view.front_ends.origins.contains_key(object);
@@ -177,6 +156,40 @@ impl Writer {
             self.owed.addresses.pop_first();
         }
         Ok(true)
+    }
+
+    /// The same for kinds of which there are few.
+    fn few(
+        &mut self,
+        source: &mut dyn Source,
+        view: &View,
+        round: &Round<'_>,
+    ) -> Result<(), SourceError> {
+        let (cluster, now_secs) = (round.planner.plan(), round.now_secs);
+        let before = self.before.as_mut().expect("set when writing began");
+        while let Some(name) = self.owed.gateways.first() {
+            if let Some(plan) = cluster.gateways.get(name) {
+                let wanted = status::gateway(plan);
+                let there = view.gateways.get(name);
+                if !there.is_some_and(|there| same_gateway(there, &wanted)) {
+                    source.write_gateway_status(name, &wanted, now_secs)?;
+                    before.gateways.remove(name);
+                }
+            }
+            self.owed.gateways.pop_first();
+        }
+        while let Some(name) = self.owed.pools.first() {
+            if let Some(plan) = cluster.pools.get(name) {
+                let wanted = status::pool(plan);
+                let there = view.pools.get(name);
+                if !there.is_some_and(|there| same_pool(there, &wanted)) {
+                    source.write_pool_status(name, &wanted, now_secs)?;
+                    before.pools.remove(name);
+                }
+            }
+            self.owed.pools.pop_first();
+        }
+        Ok(())
     }
 }
 

@@ -60,124 +60,135 @@ fn observed<K: Observed + DeserializeOwned>(object: Json) -> (ObjectRef, Entry) 
     serde_json::from_value::<K>(object).unwrap().observe()
 }
 
-fn object(kind: u8, number: u8, content: u8, version: u64) -> (ObjectRef, Entry) {
-    let text = content.to_string();
-    let whole = |namespace: Json, name: String, labels: Json, rest: Json| {
-        let mut object = json!({
-            "metadata": {
-                "name": name, "namespace": namespace, "labels": labels, "uid": format!("u{number}"),
-                "resourceVersion": version.to_string(), "generation": content,
-            },
-        });
-        object
-            .as_object_mut()
-            .unwrap()
-            .extend(rest.as_object().unwrap().clone());
-        object
-    };
-    let some = json!("default");
-    let labels = json!({"app": text});
-    let named = |letter: &str| format!("{letter}{number}");
-    let conditions = json!([{"type": "Ready", "status": "True", "reason": "Fine", "message": text,
-        "lastTransitionTime": "2026-01-01T00:00:00Z"}]);
-    let ours = |name: String, spec: Json, status: Json| {
-        let mut rest = json!({"apiVersion": api::API_VERSION, "spec": spec});
-        // One in four has no status yet.
-        if content > 0 {
-            rest["status"] = status;
-        }
-        whole(Json::Null, name, labels.clone(), rest)
-    };
-    let (name, mut entry) = match kind {
+/// A manifest of this kind.
+fn manifest(
+    (kind, name): (&str, String),
+    namespace: Option<&str>,
+    labels: &Json,
+    rest: &[(&str, Json)],
+) -> Json {
+    let mut object = json!({
+        "apiVersion": api::API_VERSION, "kind": kind,
+        "metadata": {"name": name, "namespace": namespace, "labels": labels, "uid": name},
+    });
+    for (field, value) in rest {
+        object[*field] = value.clone();
+    }
+    object
+}
+
+/// An object of a kind of the cluster.
+fn of_cluster(kind: u8, number: u8, content: u8) -> Json {
+    let some = Some("default");
+    let labels = json!({"app": content.to_string()});
+    let named = |letter: &str| ("", format!("{letter}{number}"));
+    let address = format!("10.0.{content}.{number}");
+    match kind {
         0 => {
             // One in four is not bound to a node yet.
             let spec = match content {
                 0 => json!({"containers": []}),
                 _ => json!({"containers": [], "nodeName": "n1"}),
             };
-            let status = json!({"podIPs": [{"ip": format!("10.0.{content}.{number}")}]});
-            observed::<core::Pod>(whole(
-                some,
+            let status = json!({"podIPs": [{"ip": address}]});
+            manifest(
                 named("p"),
-                labels,
-                json!({"spec": spec, "status": status}),
-            ))
+                some,
+                &labels,
+                &[("spec", spec), ("status", status)],
+            )
         }
-        1 => observed::<core::Node>(whole(Json::Null, named("n"), labels, json!({}))),
-        2 => {
-            let mut object = ours(
-                named("e"),
-                json!({"selector": {"app": "a"}, "pool": "many"}),
-                json!({"addresses": ["192.0.2.1"], "conditions": conditions}),
-            );
-            object["kind"] = json!("Egress");
-            object["metadata"]["namespace"] = some;
-            // Only its status says so.
-            object["metadata"]["generation"] = json!(1);
-            observed::<api::Egress>(object)
-        }
-        3 => {
-            let address: IpAddr = format!("192.0.2.{number}").parse().unwrap();
-            let mut object = ours(
-                api::address_object_name(address),
-                json!({"address": address.to_string(), "gateway": "main", "epoch": content, "leases": []}),
-                json!({"announcer": "n1", "conditions": conditions}),
-            );
-            object["kind"] = json!("EgressAddress");
-            observed::<api::EgressAddress>(object)
-        }
-        4 | 5 => {
-            let mut object = ours(
-                named("n"),
-                json!({"tunnelIndex": number + 1, "grants": []}),
-                json!({"steeringVersion": content, "conditions": conditions}),
-            );
-            object["kind"] = json!("EgressNode");
-            observed::<api::EgressNode>(object)
-        }
+        1 => manifest(named("n"), None, &labels, &[]),
         6 => {
-            let spec =
-                json!({"spec": {"clusterIPs": [format!("10.96.0.{content}")], "selector": labels}});
-            observed::<core::Service>(whole(some, named("s"), labels, spec))
+            let spec = json!({"clusterIPs": [format!("10.96.0.{content}")], "selector": labels});
+            manifest(named("s"), some, &labels, &[("spec", spec)])
         }
         7 => {
             let service = if content == 3 { "kubernetes" } else { "s0" };
-            let slice = json!({
-                "addressType": "IPv4",
-                "endpoints": [{"addresses": [format!("10.0.{content}.{number}")]}],
-            });
             let labels = json!({"kubernetes.io/service-name": service});
-            observed::<EndpointSlice>(whole(some, named("x"), labels, slice))
+            let endpoints = ("endpoints", json!([{"addresses": [address]}]));
+            let family = ("addressType", json!("IPv4"));
+            manifest(named("x"), some, &labels, &[family, endpoints])
         }
         8 => {
-            let spec = json!({"spec": {"cidrs": [format!("10.{}.0.0/16", 100 + content)]}});
-            observed::<ServiceCIDR>(whole(Json::Null, named("c"), labels, spec))
+            let spec = json!({"cidrs": [format!("10.{}.0.0/16", 100 + content)]});
+            manifest(named("c"), None, &labels, &[("spec", spec)])
         }
-        9 => observed::<PartialObjectMeta<core::Namespace>>(whole(
-            Json::Null,
-            named("d"),
-            labels,
-            json!({}),
-        )),
+        _ => manifest(named("d"), None, &labels, &[]),
+    }
+}
+
+/// An object of a kind of ours. One in four has no status yet.
+fn of_ours(kind: u8, number: u8, content: u8) -> Json {
+    let named = |letter: &str| format!("{letter}{number}");
+    let labels = json!({"app": content.to_string()});
+    let mut status = json!({"conditions": [{
+        "type": "Ready", "status": "True", "reason": "Fine", "message": content.to_string(),
+        "lastTransitionTime": "2026-01-01T00:00:00Z",
+    }]});
+    let (kind, namespace, name, spec) = match kind {
+        2 => {
+            status["addresses"] = json!(["192.0.2.1"]);
+            let spec = json!({"selector": {"app": "a"}, "pool": "many"});
+            ("Egress", Some("default"), named("e"), spec)
+        }
+        3 => {
+            let address: IpAddr = format!("192.0.2.{number}").parse().unwrap();
+            let spec = json!({"address": address.to_string(), "gateway": "main", "epoch": content, "leases": []});
+            (
+                "EgressAddress",
+                None,
+                api::address_object_name(address),
+                spec,
+            )
+        }
+        4 | 5 => {
+            status["steeringVersion"] = json!(content);
+            let spec = json!({"tunnelIndex": number + 1, "grants": []});
+            ("EgressNode", None, named("n"), spec)
+        }
         10 => {
-            let spec = json!({"nodeSelector": {"matchLabels": {"app": text}}});
-            let mut object = ours(named("g"), spec, json!({"conditions": conditions}));
-            object["kind"] = json!("EgressGateway");
-            observed::<api::EgressGateway>(object)
+            let spec = json!({"nodeSelector": {"matchLabels": labels}});
+            ("EgressGateway", None, named("g"), spec)
         }
         _ => {
-            let spec = json!({"cidrs": [format!("192.0.{content}.0/24")], "gateway": "g0", "namespaces": {"all": true}});
-            let mut object = ours(named("l"), spec, json!({"conditions": conditions}));
-            object["kind"] = json!("EgressPool");
-            observed::<api::EgressPool>(object)
+            let cidrs = json!([format!("192.0.{content}.0/24")]);
+            let spec = json!({"cidrs": cidrs, "gateway": "g0", "namespaces": {"all": true}});
+            ("EgressPool", None, named("l"), spec)
         }
+    };
+    let mut object = manifest((kind, name), namespace, &labels, &[("spec", spec)]);
+    if content > 0 {
+        object["status"] = status;
+    }
+    object
+}
+
+fn object(kind: u8, number: u8, content: u8, version: u64) -> (ObjectRef, Entry) {
+    let mut whole = match kind {
+        2..=5 | 10.. => of_ours(kind, number, content),
+        _ => of_cluster(kind, number, content),
+    };
+    whole["metadata"]["resourceVersion"] = json!(version.to_string());
+    let (name, mut entry) = match kind {
+        0 => observed::<core::Pod>(whole),
+        1 => observed::<core::Node>(whole),
+        2 => observed::<api::Egress>(whole),
+        3 => observed::<api::EgressAddress>(whole),
+        4 | 5 => observed::<api::EgressNode>(whole),
+        6 => observed::<core::Service>(whole),
+        7 => observed::<EndpointSlice>(whole),
+        8 => observed::<ServiceCIDR>(whole),
+        9 => observed::<PartialObjectMeta<core::Namespace>>(whole),
+        10 => observed::<api::EgressGateway>(whole),
+        _ => observed::<api::EgressPool>(whole),
     };
     if content == 2 && number == 1 {
         entry.value = Value::Nothing;
         entry.findings = vec![Finding {
             object: name.clone(),
             field: "spec".into(),
-            value: text,
+            value: content.to_string(),
             remedy: "write something else".into(),
         }];
     }
