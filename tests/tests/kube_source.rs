@@ -281,9 +281,14 @@ fn an_agent_reads_only_what_concerns_its_node() {
     assert!(view.snapshot.pods.is_empty());
     assert_eq!(view.snapshot.node_records.len(), 3);
     assert!(!view.snapshot.addresses.is_empty());
-    let (all, _) = requests(&log, "gateway", 0).unwrap();
-    rights.extend(used(&all, "Agent"));
-    assert_eq!(rights, granted("Agent"), "granted and not used");
+    // A watch begins after its list is there, and with it the view.
+    until("everything granted is used", TIMEOUT, || {
+        let (all, _) = requests(&log, "gateway", 0)?;
+        rights.extend(used(&all, "Agent"));
+        Ok(rights.is_superset(&granted("Agent")))
+    })
+    .unwrap();
+    assert_eq!(rights, granted("Agent"), "used and not granted");
 
     // A worker that becomes a gateway reads more, and is told apart for the others.
     kubectl

@@ -13,7 +13,7 @@ use std::net::IpAddr;
 pub(super) struct Inputs<'i> {
     pub addresses: &'i BTreeMap<IpAddr, AddressStatus>,
     pub gateways: &'i BTreeMap<GatewayName, GatewayPlan>,
-    pub records: &'i BTreeMap<NodeName, NodeRecord>,
+    pub records: &'i Objects<NodeName, NodeRecord>,
     /// Addresses that are full towards some destination on some node.
     pub full: &'i BTreeSet<IpAddr>,
 }

@@ -158,7 +158,7 @@ pub(super) fn gateways(snapshot: &Snapshot) -> BTreeMap<GatewayName, GatewayPlan
 pub(super) fn gateway<'n>(
     gateway: &Gateway,
     nodes: impl IntoIterator<Item = &'n NodeName>,
-    records: &BTreeMap<NodeName, NodeRecord>,
+    records: &Objects<NodeName, NodeRecord>,
 ) -> GatewayPlan {
     let node = |name: &NodeName| {
         let record = records.get(name);

@@ -349,8 +349,14 @@ fn corrupt(scene: &mut Scene, address: u8, how: u8) {
 /// The planner's plan and a plan from nothing are one; what is not named as touched has not moved.
 fn keep_up(planner: &mut Planner, scene: &Scene) -> Result<(), TestCaseError> {
     let before = planner.plan().clone();
-    let all = changes(planner.snapshot(), &scene.snapshot);
-    let touched = planner.update(all, scene.now);
+    // By changes, or by whole snapshots that share what is the same.
+    let touched = match before.reasons.len() % 2 {
+        0 => planner.follow(scene.snapshot.clone(), scene.now),
+        _ => {
+            let all = changes(planner.snapshot(), &scene.snapshot);
+            planner.update(all, scene.now)
+        }
+    };
     prop_assert_eq!(planner.snapshot(), &scene.snapshot);
     let (is, should) = (planner.plan(), plan(&scene.snapshot, scene.now));
     prop_assert_eq!(&is.addresses, &should.addresses);

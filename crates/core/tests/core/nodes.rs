@@ -283,8 +283,8 @@ fn a_worker_needs_nothing_of_other_nodes_but_where_they_are() {
     let whole = scene.outcome("worker1");
     let me = node_name("worker1");
     scene.snapshot.pods.retain(|_, pod| pod.node == me);
-    for (name, record) in &mut scene.snapshot.node_records {
-        if *name != me {
+    for record in scene.snapshot.node_records.values_mut() {
+        if record.node != me {
             record.grants.clear();
             record.programmed.clear();
             record.demand.clear();

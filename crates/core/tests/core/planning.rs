@@ -27,7 +27,7 @@ fn has(policy: &PolicyPlan, kind: ConditionType) -> bool {
 fn with(policies: Vec<Policy>) -> Scene {
     let mut scene = Scene::new(2, 2);
     scene.add_pod("a1", "worker1", 10, &[("app", "MyApp")]);
-    scene.snapshot.policies = policies;
+    scene.snapshot.policies = policies.into();
     scene
 }
 
@@ -366,7 +366,8 @@ fn a_cluster_egress_gives_no_namespace_an_address_that_is_not_for_it() {
     let mut scene = with(vec![policy]);
     scene.add_pod("stranger", "worker2", 11, &[]);
     let key = ("default".to_owned(), "stranger".to_owned());
-    let mut stranger = scene.snapshot.pods.remove(&key).unwrap();
+    let stranger = scene.snapshot.pods.remove(&key).unwrap();
+    let mut stranger = std::sync::Arc::unwrap_or_clone(stranger);
     stranger.namespace = "other".into();
     scene
         .snapshot

@@ -74,7 +74,7 @@ impl Planner {
             self.names.add(new);
             self.leases.add_node(new);
         }
-        let (was, is) = (old.as_ref(), new);
+        let (was, is) = (old.as_deref(), new);
         if was.map(|r| &r.announcing) != is.map(|r| &r.announcing) {
             let both = was.into_iter().chain(is);
             dirty.statuses.extend(both.flat_map(|r| &r.announcing));
