@@ -68,9 +68,13 @@ fn manifest(
     rest: &[(&str, Json)],
 ) -> Json {
     let mut object = json!({
-        "apiVersion": api::API_VERSION, "kind": kind,
         "metadata": {"name": name, "namespace": namespace, "labels": labels, "uid": name},
     });
+    // Those of the cluster know what they are.
+    if !kind.is_empty() {
+        object["apiVersion"] = json!(api::API_VERSION);
+        object["kind"] = json!(kind);
+    }
     for (field, value) in rest {
         object[*field] = value.clone();
     }
