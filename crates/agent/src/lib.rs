@@ -15,6 +15,7 @@
 mod board;
 mod classic;
 mod cni;
+pub mod doctor;
 mod facts;
 mod gateway;
 mod links;

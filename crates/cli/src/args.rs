@@ -85,6 +85,8 @@ pub enum Verb {
     Plan(PlanArguments),
     /// Turn objects of other egress systems into Egret's, and name every field that has no equal
     Convert(ConvertArguments),
+    /// Find what earlier egress systems left on this node, and remove it if asked; as root, in the node's own network
+    Doctor(DoctorArguments),
     /// Have the agents of all nodes clean up and wait for it: what `helm uninstall` runs first
     Uninstall(UninstallArguments),
     /// Print the CustomResourceDefinitions as YAML
@@ -106,6 +108,7 @@ impl Verb {
             Verb::Agent(_)
             | Verb::Controller(_)
             | Verb::KubeEgress(_)
+            | Verb::Doctor(_)
             | Verb::Uninstall(_)
             | Verb::Lab { .. } => false,
         }
@@ -326,6 +329,36 @@ pub struct ConvertArguments {
     /// YAML or JSON manifests; - is standard input. May be given several times
     #[arg(short, long, value_name = "FILE", required = true)]
     pub file: Vec<PathBuf>,
+}
+
+#[derive(Debug, clap::Args)]
+pub struct DoctorArguments {
+    /// Show exactly what would be removed of these systems; nothing is removed without --yes
+    #[arg(long, value_name = "SYSTEM", value_enum, value_delimiter = ',')]
+    pub clean_legacy: Vec<LegacySystem>,
+    /// Remove it
+    #[arg(long, requires = "clean_legacy")]
+    pub yes: bool,
+    /// Where the node's files are; a container has them mounted elsewhere than at /
+    #[arg(long, value_name = "DIRECTORY", default_value = "/")]
+    pub root: PathBuf,
+    #[arg(short, long, value_enum, default_value = "text")]
+    pub output: Output,
+}
+
+/// Earlier systems by their names.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum LegacySystem {
+    /// nirmata/kube-static-egress-ip, or its fork
+    StaticEgressIp,
+    /// kube-egress, of either version
+    KubeEgress,
+    /// Addresses that keepalived-vip holds for kube-egress
+    KeepalivedVip,
+    /// egress-mapper: kube-egress and keepalived-vip
+    EgressMapper,
+    /// Azure's kube-egress-gateway
+    KubeEgressGateway,
 }
 
 /// The flags of kube-egress, long and short, of both its versions: `-r` and `-v` take a number and an address, or the

@@ -2,6 +2,7 @@
 
 mod args;
 mod convert;
+mod doctor;
 mod http;
 mod kube_egress;
 mod run;

@@ -102,7 +102,7 @@ fn strings(value: &Value) -> String {
 }
 
 /// Columns as wide as their content; the last one runs on.
-fn table(head: &[&str], rows: Vec<Vec<String>>) {
+pub fn table(head: &[&str], rows: Vec<Vec<String>>) {
     if rows.is_empty() {
         return;
     }

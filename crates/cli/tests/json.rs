@@ -244,6 +244,49 @@ fn everything_that_is_printed_fits_the_schema() {
     assert_fits(&plan);
 }
 
+/// In a network namespace of its own, so that nothing of this machine is looked at, with a file as the only finding.
+#[test]
+fn what_the_doctor_prints_fits_the_schema() {
+    let root = tempfile::tempdir().unwrap();
+    let tables = root.path().join("etc/iproute2/rt_tables.d");
+    std::fs::create_dir_all(&tables).unwrap();
+    let file = tables.join("egress.conf");
+    std::fs::write(&file, "64 egress\n").unwrap();
+    let doctor = |arguments: &[&str]| {
+        let mut command = Command::new("unshare");
+        command.args(["--net", env!("CARGO_BIN_EXE_egret"), "doctor", "-o", "json"]);
+        command.arg("--root").arg(root.path()).args(arguments);
+        let output = command.output().unwrap();
+        let error = String::from_utf8_lossy(&output.stderr);
+        let json: Value = serde_json::from_slice(&output.stdout).expect(&error);
+        assert_fits(&json);
+        (json, output.status.code())
+    };
+    for arguments in [&[][..], &["--clean-legacy", "kube-egress"]] {
+        let (json, code) = doctor(arguments);
+        assert_eq!(code, Some(1));
+        assert_eq!(json["findings"][0]["object"], file.to_str().unwrap());
+        assert!(file.exists(), "nobody said yes");
+    }
+    let (json, code) = doctor(&["--clean-legacy", "kube-egress-gateway", "--yes"]);
+    assert_eq!(
+        (json["removed"].as_array().unwrap().len(), code),
+        (0, Some(0))
+    );
+    assert!(file.exists(), "another system's");
+    let (json, code) = doctor(&["--clean-legacy", "egress-mapper", "--yes"]);
+    assert_eq!(
+        (json["removed"].as_array().unwrap().len(), code),
+        (1, Some(0))
+    );
+    assert!(!file.exists());
+    let (json, code) = doctor(&[]);
+    assert_eq!(
+        (json["findings"].as_array().unwrap().len(), code),
+        (0, Some(0))
+    );
+}
+
 #[test]
 fn what_does_not_fit_is_seen() {
     let fine = r#"{"apiVersion": "egret.dev/cli/v1", "kind": "Explanation", "pod": "a/b", "to": null, "steps": [

@@ -18,6 +18,7 @@ pub mod check;
 pub mod classic;
 mod compile;
 pub mod condition;
+pub mod earlier;
 pub mod explain;
 pub mod hash;
 pub mod machines;

@@ -6,12 +6,14 @@
 //!     \------gateway--> two eBPF programs and their maps
 //! ```
 //!
-//! Every kernel object carries a mark of ours (`egret_core::numbers`), and only what carries it is ever deleted.
+//! Every kernel object carries a mark of ours (`egret_core::numbers`), and only what carries it is ever deleted;
+//! but for [`earlier`], which removes what earlier systems left, when a person asks for it.
 
 pub mod classic;
 pub mod conntrack;
 pub mod damage;
 pub mod driver;
+pub mod earlier;
 pub mod gateway;
 mod link;
 pub mod netlink;

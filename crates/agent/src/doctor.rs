@@ -1,0 +1,156 @@
+//! `egret doctor`: what earlier egress systems left on this node, and its removal.
+//!
+//! Reads kernel and files, has `core::earlier` say what is whose, and removes what is asked for; then it looks again.
+
+mod files;
+
+use crate::report::CLI_API_VERSION;
+use egret_core::earlier::{Action, Finding, Kind, System, find};
+use egret_datapath::earlier::{EarlierError, Kernel};
+use serde::Serialize;
+use std::collections::BTreeSet;
+use std::path::Path;
+
+/// `egret doctor -o json`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Doctor {
+    api_version: &'static str,
+    kind: &'static str,
+    /// What is there; after a removal, what is still there.
+    pub findings: Vec<LegacyFinding>,
+    /// What was there and is not any more.
+    pub removed: Vec<LegacyFinding>,
+    /// What could not be removed.
+    pub failed: Vec<Failure>,
+    /// What cannot be seen from here.
+    pub unseen: Vec<String>,
+}
+
+/// One thing that an earlier system left.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct LegacyFinding {
+    /// Whose it is.
+    pub system: System,
+    /// What it is.
+    pub kind: Kind,
+    /// As the tool that made it writes it.
+    pub object: String,
+    /// Packets that it has counted; null where it counts nothing.
+    pub packets: Option<u64>,
+    /// What else is to be known; may be empty.
+    pub note: String,
+    /// How a person would remove it.
+    pub removal: String,
+    /// `--clean-legacy` removes it; otherwise a person must.
+    pub removable: bool,
+}
+
+/// Something that could not be removed.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Failure {
+    /// The first object of what was tried at once.
+    pub object: String,
+    /// Why.
+    pub why: String,
+}
+
+impl LegacyFinding {
+    fn of(finding: &Finding) -> Self {
+        LegacyFinding {
+            system: finding.system,
+            kind: finding.kind,
+            object: finding.object.clone(),
+            packets: finding.packets,
+            note: finding.note.clone(),
+            removal: finding.removal.clone(),
+            removable: finding.is_removable(),
+        }
+    }
+}
+
+impl Doctor {
+    /// Whether nothing of an earlier system is there, as far as can be seen.
+    pub fn is_clean(&self) -> bool {
+        self.findings.is_empty() && self.failed.is_empty()
+    }
+}
+
+/// Looks at this node. `root` is where its files are.
+///
+/// # Errors
+/// The kernel cannot be read.
+pub fn look(root: &Path) -> Result<Doctor, EarlierError> {
+    let mut kernel = open(root)?;
+    let (found, unseen) = findings(&mut kernel, root)?;
+    Ok(answer(&found, unseen))
+}
+
+/// Removes what these systems left, and looks again.
+///
+/// # Errors
+/// The kernel cannot be read. What cannot be removed is no error, it is in the answer.
+pub fn clean(root: &Path, systems: &BTreeSet<System>) -> Result<Doctor, EarlierError> {
+    let mut kernel = open(root)?;
+    let (before, _) = findings(&mut kernel, root)?;
+    let asked: Vec<&Finding> = before
+        .iter()
+        .filter(|one| systems.contains(&one.system) && one.is_removable())
+        .collect();
+    let actions: Vec<&Action> = asked.iter().map(|finding| &finding.action).collect();
+    let mut failed: Vec<(Action, String)> = kernel
+        .remove(&actions)
+        .into_iter()
+        .map(|(action, error)| (action, in_full(&error)))
+        .collect();
+    for action in actions {
+        if let Err(error) = files::remove(action) {
+            failed.push((action.clone(), error.to_string()));
+        }
+    }
+    let (after, unseen) = findings(&mut kernel, root)?;
+    let mut answer = answer(&after, unseen);
+    let is_there = |one: &Finding| after.iter().any(|left| left.object == one.object);
+    let gone = asked.iter().filter(|one| !is_there(one));
+    answer.removed = gone.map(|one| LegacyFinding::of(one)).collect();
+    answer.failed = failed
+        .into_iter()
+        .map(|(action, why)| {
+            let of = asked.iter().find(|finding| finding.action == action);
+            let object = of.map_or_else(String::new, |finding| finding.object.clone());
+            Failure { object, why }
+        })
+        .collect();
+    Ok(answer)
+}
+
+fn open(root: &Path) -> Result<Kernel, EarlierError> {
+    Kernel::open(root.join("run/xtables.lock"))
+}
+
+fn findings(kernel: &mut Kernel, root: &Path) -> Result<(Vec<Finding>, Vec<String>), EarlierError> {
+    let (mut node, mut unseen) = kernel.read()?;
+    files::read(root, &mut node, &mut unseen);
+    Ok((find(&node), unseen))
+}
+
+fn answer(found: &[Finding], unseen: Vec<String>) -> Doctor {
+    Doctor {
+        api_version: CLI_API_VERSION,
+        kind: "Doctor",
+        findings: found.iter().map(LegacyFinding::of).collect(),
+        removed: Vec::new(),
+        failed: Vec::new(),
+        unseen,
+    }
+}
+
+fn in_full(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(why) = source {
+        text += &format!(": {why}");
+        source = why.source();
+    }
+    text
+}

@@ -1,0 +1,104 @@
+//! `egret doctor`: prints what was found and removed.
+
+use crate::args::{DoctorArguments, EXIT_NOT_GOOD, EXIT_UNREACHABLE, LegacySystem, Output};
+use crate::show::table;
+use egret_agent::doctor::{self, Doctor, LegacyFinding};
+use egret_core::earlier::System;
+use serde_json::Value;
+use std::collections::BTreeSet;
+use std::process::ExitCode;
+
+/// Exit code 0: nothing of the systems asked for is there, or not any more.
+pub fn run(arguments: &DoctorArguments) -> anyhow::Result<ExitCode> {
+    if !nix::unistd::geteuid().is_root() {
+        eprintln!("egret: only root can see all that a node's kernel has");
+        return Ok(ExitCode::from(EXIT_UNREACHABLE));
+    }
+    let systems: BTreeSet<System> = arguments.clean_legacy.iter().flat_map(meant).collect();
+    let mut answer = match arguments.yes {
+        true => doctor::clean(&arguments.root, &systems)?,
+        false => doctor::look(&arguments.root)?,
+    };
+    if !systems.is_empty() {
+        answer
+            .findings
+            .retain(|finding| systems.contains(&finding.system));
+    }
+    match arguments.output {
+        Output::Json => println!("{}", serde_json::to_string_pretty(&answer)?),
+        Output::Text => print(&answer, !systems.is_empty(), arguments.yes)?,
+    }
+    // What nobody removes, a setting, is no reason to try again.
+    let left = |finding: &LegacyFinding| !arguments.yes || finding.removable;
+    let good = answer.failed.is_empty() && !answer.findings.iter().any(left);
+    Ok(if good {
+        ExitCode::SUCCESS
+    } else {
+        ExitCode::from(EXIT_NOT_GOOD)
+    })
+}
+
+fn meant(named: &LegacySystem) -> Vec<System> {
+    match named {
+        LegacySystem::StaticEgressIp => vec![System::StaticEgressIp],
+        LegacySystem::KubeEgress => vec![System::KubeEgress],
+        LegacySystem::KeepalivedVip => vec![System::KeepalivedVip],
+        LegacySystem::EgressMapper => vec![System::KubeEgress, System::KeepalivedVip],
+        LegacySystem::KubeEgressGateway => vec![System::KubeEgressGateway],
+    }
+}
+
+fn print(answer: &Doctor, asked: bool, yes: bool) -> anyhow::Result<()> {
+    rows("REMOVED", &answer.removed, |finding| &finding.object)?;
+    match (asked, yes) {
+        (true, false) => {
+            let (would, stays): (Vec<_>, Vec<_>) = answer
+                .findings
+                .iter()
+                .cloned()
+                .partition(|finding| finding.removable);
+            rows("WOULD BE REMOVED BY --yes, AS", &would, |finding| {
+                &finding.removal
+            })?;
+            rows("STAYS", &stays, |finding| &finding.object)?;
+        }
+        (_, true) => rows("STILL THERE", &answer.findings, |finding| &finding.object)?,
+        (false, false) => rows("LEFT BY AN EARLIER SYSTEM", &answer.findings, |f| &f.object)?,
+    }
+    for failure in &answer.failed {
+        eprintln!("egret: not removed: {}: {}", failure.object, failure.why);
+    }
+    for unseen in &answer.unseen {
+        eprintln!("egret: not seen: {unseen}");
+    }
+    if answer.findings.is_empty() && answer.removed.is_empty() {
+        println!("Nothing of these systems is here.");
+    }
+    Ok(())
+}
+
+fn rows(
+    title: &str,
+    findings: &[LegacyFinding],
+    what: impl Fn(&LegacyFinding) -> &String,
+) -> anyhow::Result<()> {
+    let word = |value: Value| value.as_str().unwrap_or_default().to_owned();
+    let mut lines = Vec::new();
+    for finding in findings {
+        let note = match finding.note.as_str() {
+            "" => String::new(),
+            note => format!(" ({note})"),
+        };
+        let packets = finding
+            .packets
+            .map_or_else(String::new, |count| count.to_string());
+        lines.push(vec![
+            finding.system.name().to_owned(),
+            word(serde_json::to_value(finding.kind)?),
+            packets,
+            format!("{}{note}", what(finding)),
+        ]);
+    }
+    table(&["SYSTEM", "KIND", "PACKETS", title], lines);
+    Ok(())
+}
