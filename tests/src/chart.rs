@@ -27,6 +27,26 @@ pub fn helm(programs: &Programs, home: &Path) -> Command {
     command
 }
 
+/// Runs `helm template` of the chart without a cluster; what it printed, or what it complained about.
+///
+/// # Errors
+/// helm refuses the values.
+///
+/// # Panics
+/// helm is not there.
+pub fn template(arguments: &[&str]) -> Result<String, String> {
+    let home = tempfile::tempdir().expect("a folder can be made");
+    let programs = Programs::find().expect("Kubernetes is built");
+    let mut command = helm(&programs, home.path());
+    command.args(["template", "egret", CHART, "--namespace", NAMESPACE]);
+    let output = command.args(["--kube-version", "1.37"]).args(arguments);
+    let output = output.output().expect("helm can be run");
+    if output.status.success() {
+        return Ok(String::from_utf8_lossy(&output.stdout).into_owned());
+    }
+    Err(String::from_utf8_lossy(&output.stderr).into_owned())
+}
+
 /// `GROUP RESOURCE VERB` of every right in the table after the line `part` of docs/kubernetes.md.
 pub fn rights_in_docs(docs: &str, part: &str) -> BTreeSet<String> {
     let mut rights = BTreeSet::new();

@@ -9,6 +9,7 @@ use egret_lab::process::run;
 use egret_lab::traffic::{Server, tcp_source};
 use egret_lab::{Place, Snapshot};
 use std::collections::BTreeMap;
+use std::fmt::Write as _;
 use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -18,10 +19,14 @@ use std::time::Duration;
 pub const NODES: [&str; 4] = ["worker1", "worker2", "gateway1", "gateway2"];
 /// Longest wait for anything that Kubernetes does.
 pub const TIMEOUT: Duration = Duration::from_secs(120);
+/// So many of a program's last complaints are told.
+const COMPLAINTS: usize = 10;
 /// Makes images; see the script.
 const IMAGE: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/kubernetes/image");
 /// An archive as `./dev image` writes it, to be installed instead of the program under test.
 const OWN_IMAGE: &str = "EGRET_IMAGE";
+/// Label of nodes; where a test asks for it by `agent.nodeSelector`, nodes without it lose their agent.
+pub const AGENTS: &str = "test/agents";
 /// What every installation of the tests is told. Agents must not need kube-proxy.
 const VALUES: [&str; 4] = [
     "image.pullPolicy=Never",
@@ -40,7 +45,8 @@ pub struct Installed {
     pub before: BTreeMap<&'static str, Snapshot>,
     /// Archive of the image.
     pub image: PathBuf,
-    _server: Server,
+    /// The server outside.
+    pub server: Server,
     _folder: tempfile::TempDir,
 }
 
@@ -60,9 +66,12 @@ impl Installed {
             cluster,
             before: BTreeMap::new(),
             image,
-            _server: server,
+            server,
             _folder: folder,
         };
+        let label = format!("{AGENTS}=here");
+        let nodes = ["label", "nodes", "--all", &label];
+        installed.kubectl.run(&nodes)?;
         installed.before = installed.snapshots()?;
         installed.helm(&["install"], &[])?;
         installed.rolled_out()?;
@@ -75,10 +84,12 @@ impl Installed {
     /// A node is off.
     pub fn snapshots(&self) -> anyhow::Result<BTreeMap<&'static str, Snapshot>> {
         let take = |node: &&'static str| {
-            let mut snapshot = Snapshot::take(&self.cluster.lab().place(node)?)?;
+            let place = self.cluster.lab().place(node)?;
+            let mut snapshot = Snapshot::take(&place)?;
             for lines in snapshot.sections.values_mut() {
                 lines.retain(|line| !is_kubernetes(line));
             }
+            snapshot.sections.insert("cni", cni(&place.root()?)?);
             Ok((*node, snapshot))
         };
         NODES.iter().map(take).collect()
@@ -124,12 +135,30 @@ impl Installed {
         Ok(())
     }
 
-    /// The last lines of every pod of Egret.
+    /// The last lines of every pod of Egret, what became of the pods, and the last that kubelets and runtimes complain of.
     pub fn logs(&self) -> String {
         let logs = ["logs", "-n", NAMESPACE, "--prefix", "--tail=20"];
         let which = ["-l", "app.kubernetes.io/part-of=egret"];
-        let said = self.kubectl.run(&[&logs[..], &which].concat());
-        said.unwrap_or_else(|error| error.to_string())
+        let pods = ["get", "pods", "-A", "-o", "wide"];
+        let events = ["get", "events", "-A", "--sort-by=.lastTimestamp"];
+        let ask = |words: &[&str]| {
+            let said = self.kubectl.run(words);
+            said.unwrap_or_else(|error| error.to_string())
+        };
+        let mut text = [ask(&[&logs[..], &which].concat()), ask(&pods), ask(&events)].join("\n");
+        for node in NODES {
+            for program in ["kubelet", "containerd"] {
+                let log = self.cluster.lab().dir().log();
+                let log = log.join(format!("{node}.{program}.log"));
+                let log = std::fs::read_to_string(log).unwrap_or_default();
+                let complains = |line: &&str| line.starts_with('E') || line.contains("level=error");
+                let complaints: Vec<&str> = log.lines().filter(complains).collect();
+                for line in complaints.iter().rev().take(COMPLAINTS).rev() {
+                    let _ = write!(text, "\n{node} {program}: {line}");
+                }
+            }
+        }
+        text
     }
 
     /// Waits for a condition of an object of the namespace `default`.
@@ -200,6 +229,22 @@ impl Installed {
     }
 }
 
+/// The runtime's plugins by name, and what its configuration of them means.
+fn cni(root: &Path) -> anyhow::Result<Vec<String>> {
+    let mut lines = Vec::new();
+    for plugin in std::fs::read_dir(root.join("opt/cni/bin"))? {
+        lines.push(format!("plugin {}", plugin?.file_name().display()));
+    }
+    for file in std::fs::read_dir(root.join("etc/cni/net.d"))? {
+        let file = file?;
+        let text = std::fs::read_to_string(file.path())?;
+        let json: serde_json::Value = serde_json::from_str(&text)?;
+        lines.push(format!("{}: {json}", file.file_name().display()));
+    }
+    lines.sort();
+    Ok(lines)
+}
+
 /// What kubelet, containerd, CNI plugins and the kubelet's programs write down for themselves.
 fn is_kubernetes(line: &str) -> bool {
     [
@@ -217,18 +262,26 @@ fn image(folder: &Path) -> anyhow::Result<PathBuf> {
     if let Some(own) = std::env::var_os(OWN_IMAGE) {
         return Ok(own.into());
     }
-    let (archive, program) = (folder.join("egret.tar"), folder.join("egret"));
-    let egret = crate::egret()?;
-    // Four nodes keep it in memory.
-    run(
-        Command::new("strip").arg("-o").arg(&program).arg(&egret),
-        "",
-    )?;
-    let libraries = run(Command::new("ldd").arg(&program), "")?;
+    let archive = folder.join("egret.tar");
+    let mut programs = Vec::new();
+    for (name, built) in [
+        ("egret", crate::egret()?),
+        ("egret-cni", crate::runtime::plugin()?),
+    ] {
+        // Four nodes keep it in memory.
+        let program = folder.join(name);
+        run(
+            Command::new("strip").arg("-o").arg(&program).arg(&built),
+            "",
+        )?;
+        programs.push(format!("{}=/{name}", program.display()));
+    }
+    // The plugin runs on the node, which has them.
+    let libraries = run(Command::new("ldd").arg(folder.join("egret")), "")?;
     let mut command = Command::new(IMAGE);
     command.arg(format!("egret.dev/egret:{}", env!("CARGO_PKG_VERSION")));
     command.arg(&archive).args(["--run", "/egret"]);
-    command.arg(format!("{}=/egret", program.display()));
+    command.args(programs);
     for line in libraries.lines() {
         if let Some(path) = line.split_whitespace().find(|word| word.starts_with('/')) {
             command.arg(format!("{path}={path}"));

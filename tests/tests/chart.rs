@@ -3,23 +3,11 @@
 
 use egret_cluster::programs::skipped;
 use egret_cluster::{ApiServer, Kubectl, Programs};
-use egret_tests::chart::{CHART, DEPLOY, NAMESPACE, helm, rights_in_docs, rights_in_manifests};
+use egret_tests::chart::{
+    CHART, DEPLOY, NAMESPACE, helm, rights_in_docs, rights_in_manifests, template,
+};
 use std::process::Command;
 use std::time::{Duration, Instant};
-
-/// Runs helm without a cluster; what it printed, or what it complained about.
-fn template(arguments: &[&str]) -> Result<String, String> {
-    let home = tempfile::tempdir().unwrap();
-    let programs = Programs::find().unwrap();
-    let mut command = helm(&programs, home.path());
-    command.args(["template", "egret", CHART, "--namespace", NAMESPACE]);
-    let output = command.args(["--kube-version", "1.37"]).args(arguments);
-    let output = output.output().unwrap();
-    if output.status.success() {
-        return Ok(String::from_utf8(output.stdout).unwrap());
-    }
-    Err(String::from_utf8_lossy(&output.stderr).into_owned())
-}
 
 #[test]
 fn the_chart_has_no_faults_and_the_plain_manifests_are_what_it_says() {
@@ -75,6 +63,10 @@ fn values_that_make_no_sense_are_refused_by_name() {
         ("agent.httpPort=99999", "/agent/httpPort"),
         ("image.digest=latest", "/image/digest"),
         ("uninstall.timeoutSeconds=now", "/uninstall/timeoutSeconds"),
+        ("cni.binDirectory=opt/cni/bin", "/cni/binDirectory"),
+        ("cni.enabled=true,cni.remove=true", "/cni"),
+        ("frontEnds.enabled={kube-egress}", "/frontEnds/enabled/0"),
+        ("frontEnds.crds=Sometimes", "/frontEnds/crds"),
     ] {
         let said = template(&["--set", value]).expect_err(value);
         assert!(said.contains(named), "{value}: {said}");
@@ -101,6 +93,29 @@ fn values_that_make_no_sense_are_refused_by_name() {
     }
     for part in ["CustomResourceDefinition", "AdmissionPolicy", "pre-delete"] {
         assert!(!text.contains(part), "{part} is there");
+    }
+}
+
+#[test]
+fn only_who_asks_for_the_plugin_lets_agents_into_the_runtimes_folders() {
+    if skipped("only_who_asks_for_the_plugin_lets_agents_into_the_runtimes_folders") {
+        return;
+    }
+    let without = template(&[]).unwrap();
+    assert!(!without.contains("cni"), "{without}");
+    let folders =
+        "cni.confDirectory=/var/lib/rancher/k3s/agent/etc/cni/net.d,cni.binDirectory=/bin";
+    for (switch, removes) in [("cni.enabled=true", false), ("cni.remove=true", true)] {
+        let text = template(&["--set", switch, "--set", folders]).unwrap();
+        for part in [
+            "- --cni-conf-directory=/var/lib/rancher/k3s/agent/etc/cni/net.d\n",
+            "- --cni-bin-directory=/bin\n",
+            "mountPath: /var/lib/rancher/k3s/agent/etc/cni/net.d}",
+            "hostPath: {path: /bin, type: DirectoryOrCreate}",
+        ] {
+            assert!(text.contains(part), "{switch}: {part} is missing");
+        }
+        assert_eq!(text.contains("- --cni-remove\n"), removes, "{switch}");
     }
 }
 

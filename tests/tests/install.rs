@@ -1,6 +1,9 @@
-//! What a cluster operator does with the chart on a real cluster: install, policies, upgrade, a gateway's power cut,
-//! uninstall. Two pods with a policy keep connections open all the while, and the router is watched. Needs root and a
-//! built Kubernetes.
+//! What a cluster operator does with the chart on a real cluster: install, policies, upgrade, which brings the CNI plugin,
+//! a gateway's power cut, uninstall. Two pods with a policy keep connections open all the while, and the router is
+//! watched. Needs root and a built Kubernetes.
+
+#[path = "install/plugin.rs"]
+mod plugin;
 
 use anyhow::{Context, ensure};
 use egret_cluster::programs::skipped;
@@ -17,6 +20,11 @@ use egret_tests::matrix::left_to_full;
 use egret_tests::steps::Group;
 use egret_tests::watch::{Leaving, expect_source};
 use egret_tests::{Outcome, run, steps};
+use plugin::{
+    an_upgrade_brought_the_plugin_to_every_node, pods_start_after_uninstalling,
+    the_first_connection_of_every_start_has_the_egress_address,
+    without_an_agent_only_pods_that_may_be_selected_wait,
+};
 use std::cell::RefCell;
 use std::collections::BTreeSet;
 use std::net::{IpAddr, SocketAddr};
@@ -67,10 +75,14 @@ fn main() -> ExitCode {
             a_drop_in_forward_keeps_its_effect,
             status_and_explain_answer_in_the_agents_pods,
             an_upgrade_under_load_loses_nothing,
+            an_upgrade_brought_the_plugin_to_every_node,
+            the_first_connection_of_every_start_has_the_egress_address,
+            without_an_agent_only_pods_that_may_be_selected_wait,
             a_gateway_without_power_costs_no_connection,
             nothing_wrong_was_seen_meanwhile,
             uninstalling_names_the_node_that_is_away_and_can_be_taken_back,
             uninstalling_leaves_nothing_on_any_node,
+            pods_start_after_uninstalling,
         ],
     )])
 }
@@ -322,10 +334,11 @@ fn an_upgrade_under_load_loses_nothing(scene: &Scene) -> Outcome {
             probes.push(UdpProbe::start(pod, server)?);
         }
     }
-    let values = [
+    let rolled = [
         "agent.podAnnotations.rolled=again",
         "controller.podAnnotations.rolled=again",
     ];
+    let values = [&rolled[..], &plugin::VALUES].concat();
     scene.installed.helm(&["upgrade"], &values)?;
     scene.installed.rolled_out()?;
     let mut opened = 0;
@@ -414,7 +427,7 @@ fn uninstalling_names_the_node_that_is_away_and_can_be_taken_back(scene: &Scene)
     ensure!(said.contains("worker2: its agent is "), "{said}");
     let delete = ["delete", "daemonset", "egret-agent", "-n", NAMESPACE];
     installed.kubectl.run(&delete)?;
-    installed.helm(&["upgrade"], &[])?;
+    installed.helm(&["upgrade"], &plugin::VALUES)?;
     installed.rolled_out()?;
     let pod = cluster.pod("default", "fixed2")?;
     installed.leaves_as(&pod, servers(SELECTED)[0], ip(FIXED[0]))

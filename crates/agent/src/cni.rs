@@ -48,6 +48,8 @@ pub struct InstallConfig {
     pub bin_directory: PathBuf,
     /// The plugin as it came with the agent.
     pub plugin: PathBuf,
+    /// Take out what an earlier agent has installed there, instead of installing.
+    pub remove: bool,
 }
 
 /// A call of the plugin on its way to the main loop, with the way back.

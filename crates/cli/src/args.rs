@@ -166,6 +166,9 @@ pub struct AgentArguments {
     /// The container runtime's CNI plugins, where egret-cni is put
     #[arg(long, default_value = egret_core::numbers::CNI_BIN_DIR)]
     pub cni_bin_directory: PathBuf,
+    /// Take the plugin out of the configuration and go on without it
+    #[arg(long, requires = "cni_conf_directory")]
+    pub cni_remove: bool,
     /// The program egret-cni [default: beside this one]
     #[arg(long)]
     pub cni_plugin: Option<PathBuf>,

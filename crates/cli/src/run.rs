@@ -187,6 +187,7 @@ fn cni(arguments: &AgentArguments) -> anyhow::Result<CniConfig> {
         conf_directory: conf_directory.clone(),
         bin_directory: arguments.cni_bin_directory.clone(),
         plugin,
+        remove: arguments.cni_remove,
     };
     Ok(CniConfig {
         socket: arguments.cni_socket.clone(),

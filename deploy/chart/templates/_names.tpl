@@ -55,7 +55,7 @@ app.kubernetes.io/version: {{ .root.Chart.AppVersion | quote }}
 {{- define "egret.settings" -}}
 - --source=kube
 - --log-format={{ .Values.log.format }}
-- --unpooled-addresses={{ .Values.settings.unpooledAddresses }}
+- --unpooled-addresses={{ include "egret.unpooledAddresses" . }}
 - --hold-down-secs={{ .Values.settings.holdDownSeconds }}
 {{- range .Values.settings.neverDestinations }}
 - --never-destination={{ . }}
@@ -63,6 +63,19 @@ app.kubernetes.io/version: {{ .root.Chart.AppVersion | quote }}
 {{- range .Values.settings.serviceCidrs }}
 - --service-cidr={{ . }}
 {{- end }}
+{{- with .Values.frontEnds }}
+{{- if .enabled }}
+- --front-end={{ join "," .enabled }}
+{{- if .adoptAll }}
+- --front-end-adopt-all
+{{- end }}
+- --front-end-admin-namespace={{ join "," .adminNamespaces }}
+{{- end }}
+{{- end }}
+{{- end -}}
+
+{{- define "egret.unpooledAddresses" -}}
+{{- default (ternary "Allow" "Deny" (not (empty .Values.frontEnds.enabled))) .Values.settings.unpooledAddresses -}}
 {{- end -}}
 
 {{/* Environment that controller, agents and the uninstaller share. */}}

@@ -64,6 +64,9 @@ pub(crate) fn keep_installed(
     let Some(install) = config.install.clone() else {
         return Ok(());
     };
+    if install.remove {
+        return remove(install, stop.clone());
+    }
     let entry = json!({
         "type": PLUGIN, "socket": config.socket, "known": kept::known_file(state_directory),
     });
@@ -87,6 +90,25 @@ pub(crate) fn keep_installed(
                 thread::park_timeout(PAUSE);
             }
             watch.wait(LOOK_ANYWAY, &stop);
+        }
+    })
+}
+
+/// Starts the thread that takes out what an earlier agent has installed, until that is done.
+fn remove(install: InstallConfig, stop: Arc<AtomicBool>) -> Result<(), AgentError> {
+    spawn("cni-config", move || {
+        let mut last = Vec::new();
+        while !stop.load(Ordering::Relaxed) {
+            let errors = uninstall(&install);
+            if errors.is_empty() {
+                tracing::info!("the CNI plugin is in no configuration of this node");
+                return;
+            }
+            if errors != last {
+                tracing::warn!(?errors, "the CNI plugin cannot be taken out");
+                last = errors;
+            }
+            thread::park_timeout(LOOK_ANYWAY);
         }
     })
 }
@@ -270,6 +292,7 @@ mod tests {
             conf_directory: place.path().join("net.d"),
             bin_directory: place.path().join("bin"),
             plugin: place.path().join("egret-cni"),
+            remove: false,
         };
         fs::create_dir(&install.conf_directory).unwrap();
         fs::write(&install.plugin, "program").unwrap();
@@ -350,5 +373,17 @@ mod tests {
         fs::write(&conf, single.replace("bridge", "ptp")).unwrap();
         wait(&|| has(PLUGIN) && has("ptp") && !conf.exists());
         stop.store(true, Ordering::Relaxed);
+        // The next agent is told to do without; by then the last one may have had one more look.
+        let stop = Arc::new(AtomicBool::new(false));
+        let config = CniConfig {
+            install: Some(InstallConfig {
+                remove: true,
+                ..install.clone()
+            }),
+            ..config
+        };
+        let plugin = install.bin_directory.join(PLUGIN);
+        keep_installed(&config, Path::new("/var/lib/egret"), &ready, &stop).unwrap();
+        wait(&|| !list.exists() && conf.exists() && !plugin.exists());
     }
 }

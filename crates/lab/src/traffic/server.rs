@@ -26,6 +26,8 @@ pub const ASK_PORT: u16 = 5102;
 const CONNECTIONS_MAX: usize = 1024;
 /// Echo requests that are remembered; older ones are forgotten first.
 const ECHOES_MAX: usize = 4096;
+/// Connections whose source is remembered; older ones are forgotten first.
+const ACCEPTED_MAX: usize = 65536;
 /// How often a thread looks whether it should end.
 const POLL_MS: u16 = 20;
 
@@ -41,6 +43,7 @@ struct Shared {
     stop: Stop,
     connections: Mutex<HashMap<u64, TcpStream>>,
     echoes: Mutex<VecDeque<(u64, IpAddr)>>,
+    accepted: Mutex<VecDeque<(u16, IpAddr)>>,
 }
 
 impl Server {
@@ -97,6 +100,13 @@ impl Server {
     pub fn echo_source(&self, nonce: u64) -> Option<IpAddr> {
         self.shared.echo_source(nonce)
     }
+
+    /// The source address of every TCP connection to this port so far, in their order.
+    pub fn accepted(&self, port: u16) -> Vec<IpAddr> {
+        let accepted = lock(&self.shared.accepted);
+        let sources = accepted.iter().filter(|(to, _)| *to == port);
+        sources.map(|(_, source)| *source).collect()
+    }
 }
 
 impl Drop for Server {
@@ -115,6 +125,14 @@ impl Drop for Server {
 }
 
 impl Shared {
+    fn remember(&self, port: u16, source: IpAddr) {
+        let mut accepted = lock(&self.accepted);
+        if accepted.len() >= ACCEPTED_MAX {
+            accepted.pop_front();
+        }
+        accepted.push_back((port, source));
+    }
+
     fn echo_source(&self, nonce: u64) -> Option<IpAddr> {
         lock(&self.echoes)
             .iter()
@@ -175,6 +193,7 @@ fn accept(shared: &Arc<Shared>, listeners: &[(u16, TcpListener)]) {
         for ((port, listener), _) in listeners.iter().zip(ready).filter(|(_, ready)| *ready) {
             while let Ok((stream, peer)) = listener.accept() {
                 next += 1;
+                shared.remember(*port, peer.ip().to_canonical());
                 let Ok(clone) = stream.try_clone() else {
                     continue;
                 };
