@@ -192,6 +192,7 @@ fn watch(classic: &Classic, unmapped: &[&str]) -> anyhow::Result<Leaving> {
     })
 }
 
+/// Cases: P2, P4.
 fn mapped_pods_leave_with_the_address_from_every_node(classic: &Classic) -> Outcome {
     let watch = watch(classic, &[])?;
     for (family, address) in EGRESS.iter().enumerate() {
@@ -202,6 +203,7 @@ fn mapped_pods_leave_with_the_address_from_every_node(classic: &Classic) -> Outc
     watch.clean()
 }
 
+/// Cases: E2.
 fn other_traffic_is_as_before(classic: &Classic) -> Outcome {
     for (family, server) in SERVERS.iter().enumerate() {
         let node = classic
@@ -218,6 +220,7 @@ fn other_traffic_is_as_before(classic: &Classic) -> Outcome {
     Ok(())
 }
 
+/// Cases: E3.
 fn connections_outlive_a_move_of_the_address(classic: &Classic) -> Outcome {
     let watch = watch(classic, &[])?;
     let mut flows = Vec::new();
@@ -247,6 +250,7 @@ fn connections_outlive_a_move_of_the_address(classic: &Classic) -> Outcome {
     watch.clean()
 }
 
+/// Cases: P3.
 fn a_mapping_that_goes_gives_the_nodes_address_back(classic: &Classic) -> Outcome {
     for node in NODES {
         classic.map(node, &["a1", "a2"])?;
@@ -282,6 +286,7 @@ fn what_others_change_is_mended(classic: &Classic) -> Outcome {
     watch.clean()
 }
 
+/// Cases: E7.
 fn a_killed_one_is_replaced_without_duplicates(classic: &Classic) -> Outcome {
     let count = "ip rule | grep -c 'fwmark 0x400000/0xff0000 lookup 64'; nft list tables | grep -c egret_classic";
     let before = classic.shell("worker3", count)?;
@@ -297,6 +302,7 @@ fn a_killed_one_is_replaced_without_duplicates(classic: &Classic) -> Outcome {
     })
 }
 
+/// Cases: P5.
 fn the_end_in_order_leaves_nothing(classic: &Classic) -> Outcome {
     for node in NODES {
         classic.end(node, "TERM")?;
@@ -317,7 +323,7 @@ fn the_end_in_order_leaves_nothing(classic: &Classic) -> Outcome {
     Ok(())
 }
 
-/// The older form, with one address for all pods, under its short flags.
+/// Cases: E1, E4, E6, E8. The older form, with one address for all pods, under its short flags.
 fn once_leaves_everything_and_delete_removes_it(classic: &Classic) -> Outcome {
     let program = egret()?;
     let program = program.to_str().context("a path of text")?;
@@ -354,6 +360,7 @@ fn once_leaves_everything_and_delete_removes_it(classic: &Classic) -> Outcome {
     Ok(())
 }
 
+/// Cases: E5.
 fn wrong_usage_is_told(classic: &Classic) -> Outcome {
     let program = egret()?;
     for (flags, expected) in [

@@ -284,6 +284,7 @@ fn nothing_stays(test: &str, topology: &str) -> Result<()> {
     Ok(())
 }
 
+/// Cases: N11, N14, F5.
 #[test]
 fn nothing_stays_in_a_cluster() -> Result<()> {
     nothing_stays("cleanup", CLUSTER)

@@ -220,6 +220,7 @@ fn damage_at_a_gateway_is_mended_and_nothing_leaves_wrong_meanwhile() -> Result<
     Ok(())
 }
 
+/// Cases: N13.
 #[test]
 fn a_restarted_agent_adopts_what_is_there() -> Result<()> {
     let scene = up("adopt")?;

@@ -75,6 +75,7 @@ fn other_cnis() -> anyhow::Result<Cluster> {
     Ok(cluster)
 }
 
+/// Cases: N15, N18, S6.
 fn pods_of_every_cni_leave_with_the_egress_address(cluster: &Cluster) -> Outcome {
     let watch = Leaving::watch(cluster, |packet| !EGRESS.map(ip).contains(&packet.source))?;
     for (server, address) in families() {
@@ -85,6 +86,7 @@ fn pods_of_every_cni_leave_with_the_egress_address(cluster: &Cluster) -> Outcome
     watch.clean()
 }
 
+/// Cases: N14.
 fn a_gateway_forwards_whatever_its_own_settings(cluster: &Cluster) -> Outcome {
     for gateway in ["gateway1", "gateway3"] {
         let leaves = |packet: &egret_lab::capture::Packet| {

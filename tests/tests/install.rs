@@ -213,6 +213,7 @@ fn policy(name: &str, last: u8) -> String {
     )
 }
 
+/// Cases: S1, S2, S3.
 /// One pod has an address that a database allows; several pods share one; different pods have different ones.
 fn stories_of_the_proposal(scene: &Scene) -> Outcome {
     let installed = &scene.installed;
@@ -238,6 +239,7 @@ fn stories_of_the_proposal(scene: &Scene) -> Outcome {
     installed.delete_pods(&["partner1", "partner2"])
 }
 
+/// Cases: S4.
 fn a_label_added_to_and_removed_from_a_running_pod(scene: &Scene) -> Outcome {
     let installed = &scene.installed;
     let pod = installed.pod("walker", "none", "worker2")?;
@@ -256,6 +258,7 @@ fn a_label_added_to_and_removed_from_a_running_pod(scene: &Scene) -> Outcome {
     installed.delete_pods(&["walker"])
 }
 
+/// Cases: N10, S7.
 fn a_pod_recreated_on_another_node_keeps_its_address(scene: &Scene) -> Outcome {
     let installed = &scene.installed;
     installed.delete_pods(&["database"])?;
@@ -272,6 +275,7 @@ fn a_pod_recreated_on_another_node_keeps_its_address(scene: &Scene) -> Outcome {
     installed.delete_pods(&["database"])
 }
 
+/// Cases: N19.
 /// As network plugins carry NetworkPolicy out.
 fn a_drop_in_forward_keeps_its_effect(scene: &Scene) -> Outcome {
     let talk = scene.talk.borrow();
@@ -433,6 +437,7 @@ fn uninstalling_names_the_node_that_is_away_and_can_be_taken_back(scene: &Scene)
     installed.leaves_as(&pod, servers(SELECTED)[0], ip(FIXED[0]))
 }
 
+/// Cases: M6, N11.
 /// With policies in force and their pods running, which is when there is most to leave behind.
 fn uninstalling_leaves_nothing_on_any_node(scene: &Scene) -> Outcome {
     let installed = &scene.installed;

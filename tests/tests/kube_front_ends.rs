@@ -177,6 +177,7 @@ fn controller(server: &ApiServer) -> Daemon {
     Daemon::start(&server.folder().join("controller.log"), &arguments).unwrap()
 }
 
+/// Cases: N7, M3.
 #[test]
 fn their_status_is_written_in_their_form_and_agents_see_the_same_policies() {
     if skipped("their_status_is_written_in_their_form_and_agents_see_the_same_policies") {

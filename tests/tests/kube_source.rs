@@ -113,6 +113,7 @@ fn a_controller_converges_tells_people_and_then_writes_nothing() {
     drop(daemon);
 }
 
+/// Cases: N17.
 #[test]
 fn of_two_controllers_one_leads_and_the_other_takes_over() {
     if skipped("of_two_controllers_one_leads_and_the_other_takes_over") {

@@ -72,6 +72,7 @@ fn what_only_the_operator_can_open_is_reported_and_leaks_nothing(scene: &Scene) 
     Ok(())
 }
 
+/// Cases: N14, N15, N18, S6.
 fn every_pod_leaves_with_the_address_of_its_policy(scene: &Scene) -> Outcome {
     let watch = scene.watch()?;
     for (_, pod) in scene.plan.pods() {

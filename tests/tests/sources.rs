@@ -283,6 +283,7 @@ fn single_node() -> anyhow::Result<Cluster> {
     Ok(cluster)
 }
 
+/// Cases: N21.
 fn the_selected_pod_leaves_with_the_egress_address(cluster: &Cluster) -> Outcome {
     let watch = Leaving::watch(cluster, |packet| !EGRESS.map(ip).contains(&packet.source))?;
     for (server, address) in families() {
@@ -345,6 +346,7 @@ fn edge() -> anyhow::Result<Cluster> {
     Ok(cluster)
 }
 
+/// Cases: N14.
 fn selected_pods_leave_by_the_gateways_external_link(cluster: &Cluster) -> Outcome {
     let watch = Leaving::watch(cluster, |packet| !EDGE.map(ip).contains(&packet.source))?;
     let nodes = Capture::start(&cluster.host("router")?, "eth0", |packet| {

@@ -341,10 +341,12 @@ fn selected_traffic_has_changed(scene: &Scene) -> Outcome {
     Ok(())
 }
 
+/// Cases: S5.
 fn destinations_outside_the_list(scene: &Scene) -> Outcome {
     scene.same(&["outside the list"])
 }
 
+/// Cases: S5.
 fn exceptions_of_a_destination(scene: &Scene) -> Outcome {
     scene.same(&["exceptions"])
 }
@@ -361,6 +363,7 @@ fn pod_to_pod_on_the_same_node(scene: &Scene) -> Outcome {
     scene.same(&["same node"])
 }
 
+/// Cases: S5.
 fn pod_to_pod_on_another_node(scene: &Scene) -> Outcome {
     scene.same(&["another node"])
 }
@@ -369,6 +372,7 @@ fn pod_to_its_own_node(scene: &Scene) -> Outcome {
     scene.same(&["own node"])
 }
 
+/// Cases: S5.
 fn pod_to_other_nodes(scene: &Scene) -> Outcome {
     scene.same(&["other nodes"])
 }
@@ -377,6 +381,7 @@ fn pod_to_the_router(scene: &Scene) -> Outcome {
     scene.same(&["router"])
 }
 
+/// Cases: S5.
 fn cluster_ip_that_leads_to_a_pod(scene: &Scene) -> Outcome {
     scene.same(&["cluster ip"])
 }

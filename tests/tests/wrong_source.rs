@@ -109,6 +109,7 @@ fn ruleset_replaced() -> Result<()> {
     finish(calm, &ips(E1))
 }
 
+/// Cases: N13.
 #[test]
 fn agent_killed_and_restarted() -> Result<()> {
     let calm = calm("killed")?;

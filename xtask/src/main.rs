@@ -1,10 +1,12 @@
 //! Development tasks: `cargo run -p xtask -- TASK`.
 
+mod compatibility;
 mod conditions;
 mod crds;
 mod tidy;
 
 use clap::{Parser, Subcommand};
+use std::path::PathBuf;
 
 /// Development tasks of Egret.
 #[derive(Parser)]
@@ -27,6 +29,15 @@ enum Task {
         #[arg(long)]
         check: bool,
     },
+    /// Write docs/compatibility.md: acceptance cases of earlier systems, their tests, and how these ended.
+    Compatibility {
+        /// Output of a run of tests, as `./dev test` leaves it in target/test.log; later ones win.
+        #[arg(long = "run", value_name = "FILE")]
+        runs: Vec<PathBuf>,
+        /// Write nothing; fail if the page is not current.
+        #[arg(long)]
+        check: bool,
+    },
     /// Check the rules that neither compiler nor lints know.
     Tidy,
 }
@@ -35,6 +46,7 @@ fn main() -> anyhow::Result<()> {
     match Arguments::parse().task {
         Task::Crds { check } => crds::run(check),
         Task::Conditions { check } => conditions::run(check),
+        Task::Compatibility { runs, check } => compatibility::run(check, &runs),
         Task::Tidy => tidy::run(),
     }
 }

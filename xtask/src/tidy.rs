@@ -60,7 +60,8 @@ impl Tree {
         }
     }
 
-    fn get(&self, path: &str) -> Option<&str> {
+    /// The text of a file.
+    pub fn get(&self, path: &str) -> Option<&str> {
         self.files.get(path).map(String::as_str)
     }
 
@@ -72,7 +73,11 @@ impl Tree {
         })
     }
 
-    fn with_suffix<'a>(&'a self, suffixes: &'a [&str]) -> impl Iterator<Item = (&'a str, &'a str)> {
+    /// Files whose path ends with one of `suffixes`, and their text, in the order of paths.
+    pub fn with_suffix<'a>(
+        &'a self,
+        suffixes: &'a [&str],
+    ) -> impl Iterator<Item = (&'a str, &'a str)> {
         self.files
             .iter()
             .filter(|(path, _)| suffixes.iter().any(|suffix| path.ends_with(suffix)))

@@ -23,3 +23,14 @@ fn the_page_about_conditions_is_current() {
         "run: cargo run -p xtask -- conditions"
     );
 }
+
+#[test]
+fn the_page_about_earlier_systems_is_current() {
+    let status = Command::new(env!("CARGO_BIN_EXE_xtask"))
+        .args(["compatibility", "--check"])
+        .status();
+    assert!(
+        status.expect("xtask runs").success(),
+        "run: cargo run -p xtask -- compatibility"
+    );
+}
