@@ -22,6 +22,7 @@ pub mod bulk;
 pub mod chaos;
 pub mod chart;
 pub mod cluster;
+pub mod earlier;
 pub mod foreign;
 pub mod installed;
 pub mod kubernetes;

@@ -36,6 +36,8 @@ fn main() -> ExitCode {
             a_mapping_that_goes_gives_the_nodes_address_back,
             what_others_change_is_mended,
             a_killed_one_is_replaced_without_duplicates,
+            an_address_that_begins_like_the_held_one_is_not_held,
+            marks_of_others_do_not_hide_ours,
             the_end_in_order_leaves_nothing,
             once_leaves_everything_and_delete_removes_it,
             wrong_usage_is_told,
@@ -300,6 +302,49 @@ fn a_killed_one_is_replaced_without_duplicates(classic: &Classic) -> Outcome {
             .shell("worker3", count)
             .is_ok_and(|now| now == before)
     })
+}
+
+/// The original looked for the text of the address: who had 192.168.122.222 had 192.168.122.22 as well.
+fn an_address_that_begins_like_the_held_one_is_not_held(classic: &Classic) -> Outcome {
+    let shorter = EGRESS[0].strip_suffix('2').context("192.168.122.222")?;
+    let pod = classic.cluster.pod_address("b1", ip(EGRESS[0]))?;
+    let map = format!("echo 66 > {VIPS}/{shorter}; echo {shorter} > {PODS}/{pod}");
+    // The holder of the longer one sends to whoever holds the shorter one, as every node does.
+    for node in ["worker1", "worker2", "worker3"] {
+        classic.shell(node, &map)?;
+        wait(&format!("{node} to send to the holder"), || {
+            let routes = classic
+                .shell(node, "ip route show table 66")
+                .unwrap_or_default();
+            routes.contains(&format!("default via {shorter} "))
+        })?;
+    }
+    for node in NODES {
+        classic.shell(node, &format!("rm {VIPS}/{shorter} {PODS}/{pod}"))?;
+        wait("the number to go", || {
+            let routes = classic
+                .shell(node, "ip route show table 66")
+                .unwrap_or_default();
+            routes.is_empty()
+        })?;
+    }
+    Ok(())
+}
+
+/// The original's rule looked at the whole mark, so another component's bit led its packets past the holder.
+fn marks_of_others_do_not_hide_ours(classic: &Classic) -> Outcome {
+    let watch = watch(classic, &[])?;
+    let table = "table inet other { chain c { type filter hook prerouting priority -150; meta mark set mark or 0x4000; } }";
+    classic.shell("worker3", &format!("nft '{table}'"))?;
+    for (family, address) in EGRESS.iter().enumerate() {
+        expect_source(
+            &classic.cluster.pod("a3")?,
+            ip(SERVERS[family]),
+            ip(address),
+        )?;
+    }
+    classic.shell("worker3", "nft delete table inet other")?;
+    watch.clean()
 }
 
 /// Cases: P5.

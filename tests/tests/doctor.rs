@@ -1,0 +1,442 @@
+//! `egret doctor` on nodes where earlier systems were: their own commands, written anew, beside what kube-proxy, Calico,
+//! Cilium, kube-vip and Egret have there. Files are below a root of the test's own: a host of the lab shares /etc.
+
+use anyhow::{Context, ensure};
+use egret_lab::Topology;
+use egret_tests::chaos::wait;
+use egret_tests::cluster::{egress, ip};
+use egret_tests::earlier::{
+    KEEPALIVED_KINDS, KUBE_EGRESS, KUBE_EGRESS_GATEWAY, KUBE_EGRESS_GATEWAY_KINDS,
+    KUBE_EGRESS_KINDS, OTHERS, ROOT, STATIC_EGRESS_IP, STATIC_EGRESS_IP_KINDS, script,
+};
+use egret_tests::foreign::{condition, service, static_egress_ip};
+use egret_tests::steps::Group;
+use egret_tests::watch::{Leaving, is_icmp_error, wait_source};
+use egret_tests::{Cluster, Outcome, egret, run, steps};
+use serde_json::Value;
+use std::process::ExitCode;
+
+/// A node of each backend of iptables.
+const NODES: [(&str, &str); 2] = [("worker1", "iptables-nft"), ("worker2", "iptables-legacy")];
+
+fn main() -> ExitCode {
+    run(vec![
+        Group::new(
+            "doctor",
+            up,
+            steps![
+                nothing_of_others_is_named,
+                what_was_left_is_found_and_looking_changes_nothing,
+                without_yes_nothing_is_removed,
+                one_system_goes_and_the_others_stay_as_they_were,
+                everything_else_is_as_before_when_all_are_gone,
+                cleaning_again_does_nothing,
+                what_others_still_use_is_told_and_stays,
+                wrong_usage_is_told,
+            ],
+        ),
+        Group::new(
+            "migrating",
+            beside,
+            steps![from_static_egress_ip_without_a_packet_of_another_source],
+        ),
+    ])
+}
+
+/// What stands beside the earlier systems on each node, as text to compare.
+struct Doctor {
+    cluster: Cluster,
+    others: Vec<String>,
+}
+
+/// The built-in lab with agents and a policy, and everything that is not of earlier systems.
+fn up() -> anyhow::Result<Doctor> {
+    let cluster = Cluster::up("doctor", &Topology::built_in())?;
+    cluster.apply(&[egress("main", "MyApp", &["192.168.122.222"], "")])?;
+    cluster.wait_ready()?;
+    let mut doctor = Doctor {
+        cluster,
+        others: Vec::new(),
+    };
+    for (node, program) in NODES {
+        doctor.shell(node, &script(program, OTHERS))?;
+    }
+    for (node, _) in NODES {
+        let state = doctor.settled(node)?;
+        ensure!(state.contains("table inet egret"), "Egret's own are there");
+        doctor.others.push(state);
+    }
+    Ok(doctor)
+}
+
+impl Doctor {
+    fn shell(&self, node: &str, line: &str) -> anyhow::Result<String> {
+        self.cluster
+            .exec(&self.cluster.host(node)?, &["sh", "-c", line])
+    }
+
+    /// Everything that a cleaning could change. Handles and the order of routes of different tables do not matter.
+    fn state(&self, node: &str) -> anyhow::Result<String> {
+        let lines = format!(
+            "export PATH=$PATH:/usr/sbin:/sbin
+            echo == nft; nft -s list ruleset 2>&1
+            echo == legacy; iptables-legacy-save | sed -e '/^#/d' -e 's/\\[[0-9:]*\\]//'
+            echo == counters; iptables-legacy-save -c | grep 192.0.2.0
+            echo == sets; ipset save | sort
+            echo == rule; ip rule; ip -6 rule
+            echo == route; ip route show table all | sort; ip -6 route show table all | grep -v cache | sort
+            echo == address; ip -o address | sed 's/ valid_lft.*//'
+            echo == link; ip -o -d link | sed 's/ link-netns.*//'
+            echo == files; cd {ROOT}; find . -type f -exec sha256sum {{}} + | sort; find . | sort; mount | grep -c {ROOT} || true"
+        );
+        self.shell(node, &lines)
+    }
+
+    /// The state once it does not change by itself any more: the agent has looked at what is new.
+    fn settled(&self, node: &str) -> anyhow::Result<String> {
+        let mut last = self.state(node)?;
+        let mut equal = 0;
+        wait("a state that stays", || {
+            let now = self.state(node).unwrap_or_default();
+            equal = if now == last { equal + 1 } else { 0 };
+            last = now;
+            equal > 3
+        })?;
+        Ok(last)
+    }
+
+    /// Waits until a node's state is as it was.
+    fn expect(&self, node: &str, before: &str, what: &str) -> Outcome {
+        let mut now = String::new();
+        let waited = wait(what, || {
+            now = self.state(node).unwrap_or_default();
+            now == before
+        });
+        waited.with_context(|| {
+            let gone = before.lines().filter(|line| !now.contains(line));
+            let new = now.lines().filter(|line| !before.contains(line));
+            let lines = gone
+                .map(|line| format!("- {line}"))
+                .chain(new.map(|l| format!("+ {l}")));
+            lines.collect::<Vec<_>>().join("\n")
+        })
+    }
+
+    fn doctor(&self, node: &str, arguments: &[&str]) -> anyhow::Result<(Value, Option<i32>)> {
+        let mut command = self
+            .cluster
+            .lab()
+            .exec(&self.cluster.host(node)?, egret()?)?;
+        command
+            .args(["doctor", "--root", ROOT, "-o", "json"])
+            .args(arguments);
+        let output = command.output()?;
+        let said = String::from_utf8_lossy(&output.stderr).into_owned();
+        let json = serde_json::from_slice(&output.stdout);
+        Ok((json.with_context(|| said)?, output.status.code()))
+    }
+
+    /// Leaves what each earlier system leaves.
+    fn leave(&self, node: &str, program: &str) -> Outcome {
+        for lines in [STATIC_EGRESS_IP, KUBE_EGRESS, KUBE_EGRESS_GATEWAY] {
+            self.shell(node, &script(program, lines))?;
+        }
+        Ok(())
+    }
+}
+
+/// What `egret doctor` says on a node, and its exit code.
+fn ask(cluster: &Cluster, node: &str, arguments: &[&str]) -> anyhow::Result<(Value, Option<i32>)> {
+    let mut command = cluster.lab().exec(&cluster.host(node)?, egret()?)?;
+    command
+        .args(["doctor", "--root", ROOT, "-o", "json"])
+        .args(arguments);
+    let output = command.output()?;
+    let said = String::from_utf8_lossy(&output.stderr).into_owned();
+    let json = serde_json::from_slice(&output.stdout);
+    Ok((json.with_context(|| said)?, output.status.code()))
+}
+
+/// How many findings of each kind a system has.
+fn count(answer: &Value, field: &str, system: &str, kind: &str) -> usize {
+    let all = answer[field].as_array().cloned().unwrap_or_default();
+    let same = |one: &&Value| one["system"] == system && one["kind"] == kind;
+    all.iter().filter(same).count()
+}
+
+fn expect_kinds(answer: &Value, field: &str, system: &str, kinds: &[(&str, usize)]) -> Outcome {
+    for (kind, wanted) in kinds {
+        let found = count(answer, field, system, kind);
+        ensure!(
+            found == *wanted,
+            "{found} of {system} {kind}, not {wanted}: {answer:#}"
+        );
+    }
+    Ok(())
+}
+
+fn expect_all(answer: &Value, field: &str) -> Outcome {
+    expect_kinds(answer, field, "static-egress-ip", &STATIC_EGRESS_IP_KINDS)?;
+    expect_kinds(answer, field, "kube-egress", &KUBE_EGRESS_KINDS)?;
+    expect_kinds(answer, field, "keepalived-vip", &KEEPALIVED_KINDS)?;
+    expect_kinds(
+        answer,
+        field,
+        "kube-egress-gateway",
+        &KUBE_EGRESS_GATEWAY_KINDS,
+    )?;
+    let removable = |one: &&Value| one["removable"] == true;
+    let all = answer[field]
+        .as_array()
+        .context("a list")?
+        .iter()
+        .filter(removable)
+        .count();
+    let kinds = [
+        &STATIC_EGRESS_IP_KINDS[..],
+        &KUBE_EGRESS_KINDS,
+        &KEEPALIVED_KINDS,
+        &KUBE_EGRESS_GATEWAY_KINDS,
+    ];
+    let wanted: usize = kinds.concat().iter().map(|(_, number)| number).sum();
+    ensure!(
+        all == wanted,
+        "{all} can be removed, not {wanted}: {answer:#}"
+    );
+    Ok(())
+}
+
+fn nothing_of_others_is_named(doctor: &Doctor) -> Outcome {
+    for (node, _) in NODES {
+        let (answer, code) = doctor.doctor(node, &[])?;
+        ensure!(
+            answer["findings"] == Value::Array(Vec::new()),
+            "{node}: {answer:#}"
+        );
+        ensure!(
+            answer["unseen"] == Value::Array(Vec::new()),
+            "{node}: {answer:#}"
+        );
+        ensure!(code == Some(0), "exit code {code:?}");
+    }
+    Ok(())
+}
+
+fn what_was_left_is_found_and_looking_changes_nothing(doctor: &Doctor) -> Outcome {
+    for (node, program) in NODES {
+        doctor.leave(node, program)?;
+        let before = doctor.settled(node)?;
+        let (answer, code) = doctor.doctor(node, &[])?;
+        ensure!(code == Some(1), "exit code {code:?}");
+        expect_all(&answer, "findings")?;
+        let texts: Vec<_> = answer["findings"]
+            .as_array()
+            .into_iter()
+            .flatten()
+            .collect();
+        for wanted in [
+            format!(
+                "{program} -t nat -A STATIC-EGRESS-NAT-CHAIN -d 203.0.113.99/32 -m set \
+                 --match-set EGRESS-IP-ABCDEFGHIJKLMNO7 src -j SNAT --to-source 192.168.122.230"
+            ),
+            format!("{program} -t mangle -A EGRESS -s 10.250.0.0/16 -j MARK --set-xmark 0x40/0x40"),
+            "ip rule add fwmark 0x3e8 lookup 99 priority 32764".into(),
+            "ip address add 192.168.122.234/32 dev eth0 label eth0:egress".into(),
+        ] {
+            let is_it = |one: &&&Value| one["object"] == wanted.as_str();
+            ensure!(texts.iter().any(|one| is_it(&one)), "{wanted}: {answer:#}");
+        }
+        doctor.expect(node, &before, "looking to change nothing")?;
+    }
+    Ok(())
+}
+
+fn without_yes_nothing_is_removed(doctor: &Doctor) -> Outcome {
+    for (node, _) in NODES {
+        let before = doctor.settled(node)?;
+        let (answer, code) = doctor.doctor(node, &["--clean-legacy", "kube-egress"])?;
+        ensure!(code == Some(1), "exit code {code:?}");
+        expect_kinds(&answer, "findings", "kube-egress", &KUBE_EGRESS_KINDS)?;
+        ensure!(
+            count(&answer, "findings", "static-egress-ip", "rule") == 0,
+            "{answer:#}"
+        );
+        doctor.expect(node, &before, "showing to change nothing")?;
+    }
+    Ok(())
+}
+
+fn one_system_goes_and_the_others_stay_as_they_were(doctor: &Doctor) -> Outcome {
+    for (node, program) in NODES {
+        // What there is without kube-egress, in the order in which it was made.
+        let egress_mapper = ["--clean-legacy", "egress-mapper", "--yes"];
+        let (answer, code) = doctor.doctor(node, &egress_mapper)?;
+        ensure!(code == Some(0), "exit code {code:?}: {answer:#}");
+        expect_kinds(&answer, "removed", "kube-egress", &KUBE_EGRESS_KINDS)?;
+        expect_kinds(&answer, "removed", "keepalived-vip", &KEEPALIVED_KINDS)?;
+        let without = doctor.settled(node)?;
+        let (answer, code) = doctor.doctor(node, &[])?;
+        ensure!(code == Some(1), "exit code {code:?}");
+        expect_kinds(
+            &answer,
+            "findings",
+            "static-egress-ip",
+            &STATIC_EGRESS_IP_KINDS,
+        )?;
+        expect_kinds(
+            &answer,
+            "findings",
+            "kube-egress-gateway",
+            &KUBE_EGRESS_GATEWAY_KINDS,
+        )?;
+        // Once more there and away again: every byte of the rest is as it was.
+        doctor.shell(node, &script(program, KUBE_EGRESS))?;
+        let with = doctor.settled(node)?;
+        ensure!(with != without, "the comparison can fail");
+        let (answer, code) = doctor.doctor(node, &egress_mapper)?;
+        ensure!(code == Some(0), "exit code {code:?}: {answer:#}");
+        doctor.expect(node, &without, "the others to be as they were")?;
+    }
+    Ok(())
+}
+
+fn everything_else_is_as_before_when_all_are_gone(doctor: &Doctor) -> Outcome {
+    for ((node, _), before) in NODES.iter().zip(&doctor.others) {
+        let all = "static-egress-ip,kube-egress,keepalived-vip,kube-egress-gateway";
+        let (answer, code) = doctor.doctor(node, &["--clean-legacy", all, "--yes"])?;
+        ensure!(code == Some(0), "exit code {code:?}: {answer:#}");
+        expect_kinds(
+            &answer,
+            "removed",
+            "static-egress-ip",
+            &STATIC_EGRESS_IP_KINDS,
+        )?;
+        expect_kinds(
+            &answer,
+            "removed",
+            "kube-egress-gateway",
+            &KUBE_EGRESS_GATEWAY_KINDS,
+        )?;
+        ensure!(answer["failed"] == Value::Array(Vec::new()), "{answer:#}");
+        doctor.expect(node, before, "the node to be as before the earlier systems")?;
+    }
+    Ok(())
+}
+
+fn cleaning_again_does_nothing(doctor: &Doctor) -> Outcome {
+    for (node, _) in NODES {
+        let before = doctor.settled(node)?;
+        let arguments = ["--clean-legacy", "static-egress-ip,egress-mapper", "--yes"];
+        let (answer, code) = doctor.doctor(node, &arguments)?;
+        ensure!(code == Some(0), "exit code {code:?}: {answer:#}");
+        ensure!(answer["removed"] == Value::Array(Vec::new()), "{answer:#}");
+        doctor.expect(node, &before, "nothing to change")?;
+    }
+    Ok(())
+}
+
+/// A set that a list of somebody else has: it stays, the failure is told, and a second attempt ends it.
+fn what_others_still_use_is_told_and_stays(doctor: &Doctor) -> Outcome {
+    for (node, program) in NODES {
+        let set = "EGRESS-IP-ABCDEFGHIJKLMNO7";
+        doctor.shell(node, &script(program, STATIC_EGRESS_IP))?;
+        doctor.shell(node, "PATH=$PATH:/usr/sbin ipset create users list:set && PATH=$PATH:/usr/sbin ipset add users EGRESS-IP-ABCDEFGHIJKLMNO7")?;
+        let arguments = ["--clean-legacy", "static-egress-ip", "--yes"];
+        let (answer, code) = doctor.doctor(node, &arguments)?;
+        ensure!(code == Some(1), "exit code {code:?}: {answer:#}");
+        let told = answer["failed"][0]["object"].as_str().unwrap_or_default();
+        ensure!(told.contains(set), "{answer:#}");
+        expect_kinds(
+            &answer,
+            "findings",
+            "static-egress-ip",
+            &[("set", 1), ("rule", 0)],
+        )?;
+        doctor.shell(node, "PATH=$PATH:/usr/sbin ipset destroy users")?;
+        let (answer, code) = doctor.doctor(node, &arguments)?;
+        ensure!(code == Some(0), "exit code {code:?}: {answer:#}");
+        expect_kinds(&answer, "removed", "static-egress-ip", &[("set", 1)])?;
+    }
+    Ok(())
+}
+
+fn wrong_usage_is_told(doctor: &Doctor) -> Outcome {
+    for arguments in [&["--yes"][..], &["--clean-legacy", "kube-proxy"]] {
+        let place = doctor.cluster.host("worker1")?;
+        let mut command = doctor.cluster.lab().exec(&place, egret()?)?;
+        let status = command.arg("doctor").args(arguments).output()?.status;
+        ensure!(status.code() == Some(2), "{arguments:?}: {status}");
+    }
+    Ok(())
+}
+
+/// One worker with one pod, which the old system serves: its node is the old gateway.
+const BESIDE: &str = "
+segments:
+- {name: nodes, cidrs: [192.168.122.0/24, fd00:122::/64]}
+- {name: outside, cidrs: [203.0.113.0/24, 2001:db8:1::/64]}
+hosts:
+- {name: worker1, roles: [worker], links: [{segment: nodes}], podCidrs: [10.244.1.0/24, fd00:244:1::/64],
+   pods: [{name: a1, labels: {app: MyApp}}]}
+- {name: gateway1, roles: [gateway], links: [{segment: nodes}]}
+- {name: gateway2, roles: [gateway], links: [{segment: nodes}]}
+- {name: router, roles: [router]}
+- {name: server, roles: [server], links: [{segment: outside}]}
+";
+const SERVER: &str = "203.0.113.10";
+const OLD: &str = "192.168.122.230";
+
+fn beside() -> anyhow::Result<Cluster> {
+    let settings = ["--front-end", "staticegressip"];
+    let cluster = Cluster::up_set("migrating", &Topology::from_yaml(BESIDE)?, &settings)?;
+    let pod = cluster.pod_address("a1", ip(OLD))?.to_string();
+    let files = format!("mkdir -p {ROOT}/etc/iproute2; touch {ROOT}/etc/iproute2/rt_tables");
+    let lines = STATIC_EGRESS_IP
+        .replace("10.244.1.12", &pod)
+        .replace("203.0.113.99", SERVER);
+    // A gateway passes nothing by to the CNI: it translates itself.
+    let is_gateways = |line: &&str| !line.contains("-A STATIC-EGRESS-BYPASS-CNI");
+    let lines: Vec<&str> = lines.lines().filter(is_gateways).collect();
+    let script = script("iptables-nft", &format!("{files}\n{}", lines.join("\n")));
+    cluster.exec(&cluster.host("worker1")?, &["sh", "-c", &script])?;
+    cluster.apply(&[service("frontend", "MyApp")])?;
+    Ok(cluster)
+}
+
+/// The walk of docs/migrating/static-egress-ip.md, the old system's address kept. Not one packet leaves with another
+/// source: before, while both are there, and after.
+fn from_static_egress_ip_without_a_packet_of_another_source(cluster: &Cluster) -> Outcome {
+    let (pod, server, address) = (cluster.pod("a1")?, ip(SERVER), ip(OLD));
+    let adopted = static_egress_ip(
+        "staticegressips.nirmata.io",
+        "eip",
+        &[(OLD, "frontend", "203.0.113.10/32")],
+    );
+    let file = cluster.lab().dir().path().join("eip.yaml");
+    std::fs::write(&file, adopted.replace("egret.dev/adopt: \"true\"", ""))?;
+    cluster.lab().apply(&file)?;
+    wait_source(&pod, server, address).context("the old system serves")?;
+    let watch = Leaving::watch(cluster, move |packet| {
+        packet.source.is_ipv4() && packet.source != address && !is_icmp_error(packet)
+    })?;
+    wait_source(&pod, server, address).context("the old system still serves")?;
+    std::fs::write(&file, &adopted)?;
+    cluster.lab().apply(&file)?;
+    let served = |status: &Value| condition(status, "Ready") == "True/Programmed";
+    cluster.wait_foreign("NirmataStaticEgressIP", "eip", "it is served", served)?;
+    let arguments = ["--clean-legacy", "static-egress-ip", "--yes"];
+    let (answer, code) = ask(cluster, "worker1", &arguments)?;
+    ensure!(code == Some(0), "exit code {code:?}: {answer:#}");
+    ensure!(
+        count(&answer, "removed", "static-egress-ip", "address") == 1,
+        "{answer:#}"
+    );
+    wait_source(&pod, server, address).context("Egret serves")?;
+    watch.clean()?;
+    let (answer, code) = ask(cluster, "worker1", &[])?;
+    ensure!(code == Some(0), "exit code {code:?}: {answer:#}");
+    // It was Egret: without the object the pod has its node's address.
+    cluster.lab().delete(&file)?;
+    let node = cluster.node_address("worker1", server)?;
+    wait_source(&pod, server, node)
+}
