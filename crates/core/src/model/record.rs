@@ -3,6 +3,7 @@
 use super::cluster::{Namespace, Node, NodeName, Pod, Service};
 use super::objects::{List, Objects};
 use super::policy::{Gateway, GatewayName, Policy, Pool, PoolName, Settings};
+use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
@@ -101,6 +102,8 @@ pub struct NodeRecord {
     pub grants: Vec<Grant>,
     /// Underlay addresses that the agent found; empty until it ran.
     pub underlay_addresses: Vec<IpAddr>,
+    /// Addresses of the external device with their prefix, on gateways; not link-local ones.
+    pub external_addresses: BTreeSet<IpNet>,
     /// Highest epoch such that the agent's gateway has applied every lease up to it (0 on pure workers).
     pub steering_version: u64,
     /// Addresses that this node announces.

@@ -182,6 +182,10 @@ fn selection(number: u8, narrow: bool) -> Selection {
 
 fn service(number: u8, content: u8) -> Option<Service> {
     let mut service = Service {
+        balancer_addresses: (content == 5)
+            .then(|| egress_address(number))
+            .into_iter()
+            .collect(),
         namespace: "default".into(),
         name: format!("service{number}"),
         cluster_addresses: vec![ip(&format!("10.96.0.{}", 10 + number))],
@@ -300,6 +304,12 @@ fn change_more(scene: &mut Scene, edit: &Edit) {
             }
             record.steering_version = u64::from(*version);
             record.datapath = Some(["ebpf", "nftables"][usize::from(*version % 2)].into());
+            let subnets = ["192.168.122.21/24", "198.51.100.1/24", "fd00:122::21/64"];
+            record.external_addresses = subnets
+                .iter()
+                .take(usize::from(*version % 4))
+                .map(|text| text.parse().unwrap())
+                .collect();
         }
         Edit::Corrupt { address, how } => corrupt(scene, *address, *how),
         Edit::Lose { node } => {

@@ -196,6 +196,7 @@ impl Scene {
                     tunnel_index: 0,
                     grants: Vec::new(),
                     underlay_addresses: Vec::new(),
+                    external_addresses: BTreeSet::new(),
                     steering_version: 0,
                     announcing: BTreeSet::new(),
                     demand: BTreeMap::new(),

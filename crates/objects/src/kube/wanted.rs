@@ -62,6 +62,8 @@ pub(super) enum Watch {
     Records(Records),
     Addresses,
     Services(Which),
+    /// Services of type `LoadBalancer`: their addresses outside are no egress addresses.
+    Balancers,
     Slices(Which),
     /// Objects of a kind of a front-end.
     Foreign(Kind),
@@ -80,16 +82,20 @@ impl Watch {
             Watch::Pods(_) => Kind::Pod,
             Watch::Records(_) => Kind::EgressNode,
             Watch::Addresses => Kind::EgressAddress,
-            Watch::Services(_) | Watch::ServiceCidrs => Kind::Service,
+            Watch::Services(_) | Watch::Balancers | Watch::ServiceCidrs => Kind::Service,
             Watch::Slices(_) => Kind::EndpointSlice,
             Watch::Foreign(kind) => *kind,
         }
     }
 
-    /// Whether the API server may lack the kind: ServiceCIDRs came with 1.33, and kinds of front-ends are whose systems
-    /// were never there.
-    pub fn may_be_absent(&self) -> bool {
-        matches!(self, Watch::ServiceCidrs | Watch::Foreign(_))
+    /// Whether the API server may lack it: ServiceCIDRs came with 1.33, Services are told apart by their type since
+    /// 1.31, and kinds of front-ends are whose systems were never there. `code` is that of the answer.
+    pub fn may_be_absent(&self, code: u16) -> bool {
+        match self {
+            Watch::ServiceCidrs | Watch::Foreign(_) => code == 404,
+            Watch::Balancers => code == 400,
+            _ => false,
+        }
     }
 }
 
@@ -123,6 +129,7 @@ pub(super) fn wanted(role: &Role, state: &State) -> BTreeSet<Watch> {
                 Watch::Pods(Pods::All),
                 Watch::Records(Records::All),
                 Watch::Addresses,
+                Watch::Balancers,
             ]);
         }
         Role::Agent(node) => {

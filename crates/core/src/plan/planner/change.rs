@@ -149,12 +149,10 @@ impl Planner {
         dirty.resolve |= !named.is_empty();
         dirty.selections.extend(named);
         let new = self.snapshot.services.get(&key);
-        let both = old
-            .as_deref()
-            .into_iter()
-            .chain(new)
-            .flat_map(|s| &s.cluster_addresses);
-        dirty.resolve |= both.into_iter().any(|address| self.matters(address));
+        let both = old.as_deref().into_iter().chain(new);
+        let mut addresses =
+            both.flat_map(|s| s.cluster_addresses.iter().chain(&s.balancer_addresses));
+        dirty.resolve |= addresses.any(|address| self.matters(address));
     }
 
     fn take_namespace(&mut self, name: String, new: Option<Namespace>, dirty: &mut Dirty) -> bool {
