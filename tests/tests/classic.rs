@@ -251,7 +251,7 @@ fn an_address_that_begins_like_the_held_one_is_not_held(classic: &Classic) -> Ou
 /// The original's rule looked at the whole mark, so another component's bit led its packets past the holder.
 fn marks_of_others_do_not_hide_ours(classic: &Classic) -> Outcome {
     let watch = watch(classic, &[])?;
-    let table = "table inet other { chain c { type filter hook prerouting priority -150; meta mark set mark or 0x4000; } }";
+    let table = "table inet other { chain c { type filter hook prerouting priority -150; meta mark set mark or 0x4000; }; }";
     classic.shell("worker3", &format!("nft '{table}'"))?;
     for (family, address) in EGRESS.iter().enumerate() {
         expect_source(

@@ -146,14 +146,14 @@ fn destinations(state: &ClassicState, family: Family, table: &mut Table) {
         never.elements.insert(key, Value::Member);
     }
     table.sets.insert(family.named("never"), never);
-    let mut held = Set::new(&[family.address_type()]);
-    for (address, here) in &state.addresses {
-        if here.held && Family::of(*address) == family {
-            let key = ElementKey::address(*address);
-            held.elements.insert(key, Value::Member);
-        }
+    // All of them: between the kernel's getting an address and our hearing of it packets come already.
+    let mut addresses = Set::new(&[family.address_type()]);
+    let all = state.addresses.keys();
+    for address in all.filter(|address| Family::of(**address) == family) {
+        let key = ElementKey::address(*address);
+        addresses.elements.insert(key, Value::Member);
     }
-    table.sets.insert(family.named("held"), held);
+    table.sets.insert(family.named("addresses"), addresses);
 }
 
 fn pods(state: &ClassicState, family: Family, table: &mut Table) {
@@ -198,7 +198,7 @@ fn range_map(state: &ClassicState, stage: Stage, family: Family) -> Set {
 fn input() -> Vec<Rule> {
     let late = |family: Family| {
         rule()
-            .address_in(family, End::Destination, &family.named("held"))
+            .address_in(family, End::Destination, &family.named("addresses"))
             .state(STATE_NEW | STATE_INVALID)
             .tcp_not_first()
             .count(LATE)
