@@ -7,6 +7,8 @@
 //! installed a real cluster with the chart installed
 //! matrix    environments of users: factors, pairs of them, labs for all pairs
 //! foreign   objects of earlier systems
+//! classic   the driver `classic`: `egret kube-egress` on every node
+//! keepalived   VRRP on the nodes of a lab
 //! cluster   a lab with agents, a controller, policies and an answering server
 //! kubernetes   the program against a real API server: roles, audit log, a way to it that can be cut
 //! bulk      many requests to an API server in short time
@@ -21,10 +23,12 @@
 pub mod bulk;
 pub mod chaos;
 pub mod chart;
+pub mod classic;
 pub mod cluster;
 pub mod earlier;
 pub mod foreign;
 pub mod installed;
+pub mod keepalived;
 pub mod kubernetes;
 pub mod matrix;
 pub mod packet;

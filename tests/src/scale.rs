@@ -2,7 +2,7 @@
 //! lab, and what they cost. Used by tests with loose bounds, and by `./dev bench` for figures.
 
 use crate::bulk::{Bulk, Request};
-use crate::kubernetes::{CRDS, Daemon, Relay, requests_between, role, until};
+use crate::kubernetes::{CRDS, Daemon, Relay, requests_between, right_of, role, until};
 use anyhow::{Context, ensure};
 use egret_cluster::{ApiServer, Kubectl};
 use egret_lab::{Lab, OwnedLab, Topology, UpOptions};
@@ -209,6 +209,30 @@ impl Large {
         let (made, wrote) = found.context("the condition held")?;
         // A write may overtake the log's line of the creation.
         Ok((wrote - made) * 1e3)
+    }
+
+    /// The end of the audit log.
+    ///
+    /// # Errors
+    /// There is none.
+    pub fn now(&self) -> anyhow::Result<u64> {
+        Ok(std::fs::metadata(self.server.audit_log())?.len())
+    }
+
+    /// What the controller wrote since then, as `update egressaddresses` or `patch egresses/status`, in order.
+    ///
+    /// # Errors
+    /// The audit log cannot be read.
+    pub fn writes_since(&self, from: u64) -> anyhow::Result<Vec<String>> {
+        let all = requests_between(&self.server.audit_log(), from)?;
+        let mut writes: Vec<&Value> = all.iter().filter(|r| is_write(r)).collect();
+        let arrival = |request: &Value| time(&request["requestReceivedTimestamp"]);
+        writes.sort_by(|a, b| arrival(a).total_cmp(&arrival(b)));
+        let text = |request: &Value| {
+            let (_, resource, verb) = right_of(request);
+            format!("{verb} {resource}")
+        };
+        Ok(writes.into_iter().map(text).collect())
     }
 
     /// Waits until the controller writes nothing any more.

@@ -2,33 +2,19 @@
 
 use anyhow::{Context, ensure};
 use egret_lab::traffic::IdleFlows;
-use egret_lab::{Snapshot, Topology};
-use egret_tests::chaos::{wait, without_memory};
+use egret_tests::chaos::wait;
+use egret_tests::classic::{Classic, FLAGS, NODES, PODS, VIPS};
 use egret_tests::cluster::{EGRESS, SERVERS, echo, ip};
 use egret_tests::steps::Group;
 use egret_tests::watch::{Leaving, expect_source, is_icmp_error};
-use egret_tests::{Cluster, Outcome, egret, run, steps};
-use std::collections::BTreeMap;
-use std::process::{ExitCode, Stdio};
+use egret_tests::{Outcome, egret, run, steps};
+use std::process::ExitCode;
 
-const NODES: [&str; 3] = ["worker1", "worker2", "worker3"];
 /// Local ports of each pod that is mapped.
 const PORTS: [(&str, &str); 3] = [
     ("a1", "20000 29999"),
     ("a2", "30000 39999"),
     ("a3", "40000 49999"),
-];
-const VIPS: &str = "/run/vips";
-const PODS: &str = "/run/pods";
-const FLAGS: &[&str] = &[
-    "--pod-subnet",
-    "10.244.0.0/16,fd00:244::/32",
-    "--update-interval",
-    "1",
-    "--vip-routeid-mappings",
-    VIPS,
-    "--podip-vip-mappings",
-    PODS,
 ];
 
 fn main() -> ExitCode {
@@ -51,29 +37,19 @@ fn main() -> ExitCode {
     )])
 }
 
-struct Classic {
-    cluster: Cluster,
-    /// What each node had before.
-    before: BTreeMap<&'static str, Snapshot>,
-}
-
-/// The built-in lab with a CNI of another kind on every worker, masquerading.
+/// The built-in lab with one holder of the addresses and three pods that leave by them.
 fn up() -> anyhow::Result<Classic> {
-    let cluster = Cluster::without_agents("classic", &Topology::built_in())?;
-    let mut before = BTreeMap::new();
-    for node in NODES {
-        // Learned addresses of neighbours, and what the kernel makes at the first packet, are there from the start.
-        before.insert(node, without_memory(Snapshot::take(&cluster.host(node)?)?));
-    }
+    let classic = Classic::up("classic")?;
     // Two pods with the same port would be a connection that no holder can keep (docs/classic.md, P3): not what is tested.
     for (pod, ports) in PORTS {
         let line = format!("sysctl -qw net.ipv4.ip_local_port_range='{ports}'");
-        cluster.exec(&cluster.pod(pod)?, &["sh", "-c", &line])?;
+        classic
+            .cluster
+            .exec(&classic.cluster.pod(pod)?, &["sh", "-c", &line])?;
     }
-    let classic = Classic { cluster, before };
-    classic.hold("worker1")?;
+    hold(&classic, "worker1")?;
     for node in NODES {
-        classic.map(node, &["a1", "a2", "a3"])?;
+        map(&classic, node, &["a1", "a2", "a3"])?;
         classic.start(node, FLAGS)?;
     }
     for (family, address) in EGRESS.iter().enumerate() {
@@ -84,103 +60,37 @@ fn up() -> anyhow::Result<Classic> {
     Ok(classic)
 }
 
-impl Classic {
-    fn shell(&self, host: &str, line: &str) -> anyhow::Result<String> {
-        self.cluster
-            .exec(&self.cluster.host(host)?, &["sh", "-c", line])
-    }
-
-    /// Puts the addresses on a node, as keepalived does.
-    fn hold(&self, node: &str) -> Outcome {
-        let [v4, v6] = EGRESS;
-        self.shell(
-            node,
-            &format!("ip address add {v4}/32 dev eth0; ip -6 address add {v6}/128 dev eth0 nodad"),
+/// Puts the addresses on a node, as keepalived does.
+fn hold(classic: &Classic, node: &str) -> Outcome {
+    let [v4, v6] = EGRESS;
+    classic.shell(
+        node,
+        &format!("ip address add {v4}/32 dev eth0; ip -6 address add {v6}/128 dev eth0 nodad"),
+    )?;
+    for other in ["router", "worker1", "worker2", "worker3"] {
+        // What gratuitous ARP and unsolicited NA do: forget where it was.
+        classic.shell(
+            other,
+            &format!("ip neighbour flush to {v4}; ip -6 neighbour flush to {v6}; true"),
         )?;
-        for other in ["router", "worker1", "worker2", "worker3"] {
-            // What gratuitous ARP and unsolicited NA do: forget where it was.
-            self.shell(
-                other,
-                &format!("ip neighbour flush to {v4}; ip -6 neighbour flush to {v6}; true"),
-            )?;
-        }
-        Ok(())
     }
+    Ok(())
+}
 
-    fn release(&self, node: &str) -> Outcome {
-        let [v4, v6] = EGRESS;
-        let line = format!("ip address del {v4}/32 dev eth0; ip -6 address del {v6}/128 dev eth0");
-        self.shell(node, &line).map(drop)
-    }
+fn release(classic: &Classic, node: &str) -> Outcome {
+    let [v4, v6] = EGRESS;
+    let line = format!("ip address del {v4}/32 dev eth0; ip -6 address del {v6}/128 dev eth0");
+    classic.shell(node, &line).map(drop)
+}
 
-    /// Writes the two mappings of a node.
-    fn map(&self, node: &str, pods: &[&str]) -> Outcome {
-        let [v4, v6] = EGRESS;
-        let mut line = format!(
-            "rm -rf {VIPS}.new {PODS}.new; mkdir -p {VIPS} {PODS}; rm -f {PODS}/*
-            echo 64 > {VIPS}/{v4}; echo 65 > {VIPS}/{}; echo rubbish > {PODS}/rubbish\n",
-            v6.replace(':', "-")
-        );
-        for pod in pods {
-            for egress in EGRESS {
-                let address = self.cluster.pod_address(pod, ip(egress))?.to_string();
-                line += &format!("echo {egress} > {PODS}/{}\n", address.replace(':', "-"));
-            }
-        }
-        self.shell(node, &line).map(drop)
-    }
-
-    fn start(&self, node: &str, flags: &[&str]) -> Outcome {
-        let log = self
-            .cluster
-            .lab()
-            .dir()
-            .log()
-            .join(format!("classic-{node}.log"));
-        let log = std::fs::File::options()
-            .create(true)
-            .append(true)
-            .open(log)?;
-        let mut command = self
-            .cluster
-            .lab()
-            .exec(&self.cluster.host(node)?, egret()?)?;
-        command.arg("kube-egress").args(flags);
-        command
-            .stdin(Stdio::null())
-            .stdout(Stdio::null())
-            .stderr(log);
-        command.spawn()?;
-        Ok(())
-    }
-
-    /// Ends it with a signal and waits until it has gone.
-    fn end(&self, node: &str, signal: &str) -> Outcome {
-        self.shell(node, &format!("pkill -{signal} -x egret"))?;
-        wait(&format!("egret on {node} to end"), || {
-            self.shell(node, "pgrep -x egret || true")
-                .is_ok_and(|pids| pids.trim().is_empty())
-        })
-    }
-
-    fn wait_source(&self, pod: &str, server: &str, source: &str) -> Outcome {
-        let (place, server, source) = (self.cluster.pod(pod)?, ip(server), ip(source));
-        let mut last = Ok(());
-        let result = wait(&format!("{pod} to leave as {source}"), || {
-            last = expect_source(&place, server, source);
-            last.is_ok()
-        });
-        result.with_context(|| {
-            last.err()
-                .map_or_else(String::new, |error| format!("{error:#}"))
-        })
-    }
-
-    /// What differs on a node from what was there before.
-    fn left(&self, node: &str) -> anyhow::Result<Vec<String>> {
-        let after = without_memory(Snapshot::take(&self.cluster.host(node)?)?);
-        Ok(self.before[node].diff(&after))
-    }
+/// Writes the two mappings of a node: these pods by the addresses of both families.
+fn map(classic: &Classic, node: &str, pods: &[&str]) -> Outcome {
+    let [v4, v6] = EGRESS;
+    let mapping: Vec<(&str, &str)> = pods
+        .iter()
+        .flat_map(|pod| [(*pod, v4), (*pod, v6)])
+        .collect();
+    classic.map(node, &[(v4, 64), (v6, 65)], &mapping)
 }
 
 /// Packets to the server that carry neither an egress address nor belong to pods without one.
@@ -229,8 +139,18 @@ fn other_traffic_is_as_before(classic: &Classic) -> Outcome {
     let server = egret_lab::traffic::Server::start(&classic.cluster.pod("a3")?)?;
     let own = classic.cluster.pod_address("a2", ip(EGRESS[0]))?;
     expect_source(&classic.cluster.pod("a2")?, target, own)?;
+    // And what a Service's address leads to, as kube-proxy leads it there.
+    let service = "10.96.0.50";
+    let rules = format!(
+        "nft 'add table ip service; \
+         add chain ip service to {{ type nat hook prerouting priority -100; }}; \
+         add rule ip service to ip daddr {service} dnat to {target}'"
+    );
+    classic.shell("worker2", &rules)?;
+    let reached = expect_source(&classic.cluster.pod("a2")?, ip(service), own);
+    classic.shell("worker2", "nft delete table ip service")?;
     drop(server);
-    Ok(())
+    reached
 }
 
 /// Cases: E3.
@@ -252,8 +172,8 @@ fn connections_outlive_a_move_of_the_address(classic: &Classic) -> Outcome {
         ("worker2", "worker1"),
         ("worker1", "worker2"),
     ] {
-        classic.release(from)?;
-        classic.hold(to)?;
+        release(classic, from)?;
+        hold(classic, to)?;
         for (family, address) in EGRESS.iter().enumerate() {
             for pod in ["a1", "a2", "a3"] {
                 let moved = classic.wait_source(pod, SERVERS[family], address);
@@ -274,7 +194,7 @@ fn connections_outlive_a_move_of_the_address(classic: &Classic) -> Outcome {
 /// Cases: P3.
 fn a_mapping_that_goes_gives_the_nodes_address_back(classic: &Classic) -> Outcome {
     for node in NODES {
-        classic.map(node, &["a1", "a2"])?;
+        map(classic, node, &["a1", "a2"])?;
     }
     for (family, server) in SERVERS.iter().enumerate() {
         let node = classic
@@ -284,7 +204,7 @@ fn a_mapping_that_goes_gives_the_nodes_address_back(classic: &Classic) -> Outcom
         expect_source(&classic.cluster.pod("a1")?, ip(server), ip(EGRESS[family]))?;
     }
     for node in NODES {
-        classic.map(node, &["a1", "a2", "a3"])?;
+        map(classic, node, &["a1", "a2", "a3"])?;
     }
     for (family, address) in EGRESS.iter().enumerate() {
         classic.wait_source("a3", SERVERS[family], address)?;
@@ -371,7 +291,7 @@ fn the_end_in_order_leaves_nothing(classic: &Classic) -> Outcome {
     for node in NODES {
         classic.end(node, "TERM")?;
     }
-    classic.release("worker2")?;
+    release(classic, "worker2")?;
     for node in NODES {
         // The test's own files.
         classic.shell(node, &format!("rm -rf {VIPS} {PODS}"))?;
@@ -391,37 +311,50 @@ fn the_end_in_order_leaves_nothing(classic: &Classic) -> Outcome {
 fn once_leaves_everything_and_delete_removes_it(classic: &Classic) -> Outcome {
     let program = egret()?;
     let program = program.to_str().context("a path of text")?;
-    let node = classic.cluster.host("worker1")?;
+    let excepted = "203.0.113.20";
+    let networks = format!("10.96.0.0/12,{excepted}/32");
     let flags = [
         "-i",
         "eth0",
         "-p",
         "10.244.0.0/16",
+        "-s",
+        &networks,
         "-r",
         "100",
         "-v",
         EGRESS[0],
     ];
-    classic.hold("worker3")?;
-    for node in ["worker1", "worker3"] {
+    let run = |node: &str, flags: &[&str]| {
         let place = classic.cluster.host(node)?;
-        let words: Vec<&str> = [program, "kube-egress"].into_iter().chain(flags).collect();
-        classic.cluster.exec(&place, &words)?;
+        let words: Vec<&str> = [program, "kube-egress"]
+            .into_iter()
+            .chain(flags.iter().copied())
+            .collect();
+        classic.cluster.exec(&place, &words)
+    };
+    hold(classic, "worker3")?;
+    for node in NODES {
+        run(node, &flags)?;
     }
-    for pod in ["a1", "b1", "a3"] {
+    for pod in ["a1", "b1", "other1", "a2", "a3"] {
         classic.wait_source(pod, SERVERS[0], EGRESS[0])?;
     }
     let rules = classic.shell("worker1", "ip rule")?;
     ensure!(rules.contains("lookup 100"), "{rules}");
-    classic
-        .cluster
-        .exec(&node, &[program, "kube-egress", "--delete"])?;
-    classic
-        .cluster
-        .exec(&node, &[program, "kube-egress", "-d"])?;
-    let left = classic.left("worker1")?;
-    ensure!(left.is_empty(), "{left:#?}");
-    Ok(())
+    let own = classic.cluster.node_address("worker1", ip(EGRESS[0]))?;
+    expect_source(&classic.cluster.pod("a1")?, ip(excepted), own)?;
+    // The holder and the others, and again.
+    for node in NODES {
+        run(node, &["--delete"])?;
+        run(node, &["-d"])?;
+    }
+    release(classic, "worker3")?;
+    for node in NODES {
+        let left = classic.left(node)?;
+        ensure!(left.is_empty(), "{node}: {left:#?}");
+    }
+    classic.wait_source("a1", SERVERS[0], &own.to_string())
 }
 
 /// Cases: E5.

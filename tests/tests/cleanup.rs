@@ -21,7 +21,7 @@ segments:
 hosts:
 - {name: w1, roles: [worker], links: [{segment: nodes}], podCidrs: [10.244.1.0/24, fd00:244:1::/64],
    pods: [{name: a1, labels: {app: MyApp}}]}
-- {name: wg1, roles: [worker, gateway], links: [{segment: nodes}], podCidrs: [10.244.2.0/24, fd00:244:2::/64], cni: nft,
+- {name: wg1, roles: [worker, gateway], links: [{segment: nodes}], podCidrs: [10.244.2.0/24, fd00:244:2::/64], cni: nft, rpFilter: strict,
    pods: [{name: a2, labels: {app: MyApp}}]}
 - {name: g1, roles: [gateway], links: [{segment: nodes}]}
 - {name: router, roles: [router]}

@@ -63,6 +63,7 @@ fn patch_status(kubectl: &Kubectl, pod: &str, status: &str) {
         .unwrap();
 }
 
+/// Cases: N10, N16.
 #[test]
 fn pods_nodes_and_namespaces_as_they_live() {
     if skipped("pods_nodes_and_namespaces_as_they_live") {
@@ -127,6 +128,7 @@ fn pods_nodes_and_namespaces_as_they_live() {
 
     namespaces_change_their_labels(kubectl);
     endpoints_of_a_service_change(kubectl);
+    the_address_of_a_load_balancer_is_refused(kubectl);
     nodes_come_and_go(kubectl);
     drop(daemon);
 }
@@ -174,6 +176,29 @@ fn endpoints_of_a_service_change(kubectl: &Kubectl) {
     kubectl.apply(&slice("10.244.2.5, 10.244.1.6")).unwrap();
     wait_for(kubectl, &["egress", "bare"], SELECTED, "2");
     kubectl.run(&["delete", "egress", "bare"]).unwrap();
+}
+
+/// The Service is named by no policy: its kind alone makes the controller look at it.
+fn the_address_of_a_load_balancer_is_refused(kubectl: &Kubectl) {
+    let objects = "apiVersion: v1\nkind: Service\nmetadata: {name: shop, namespace: default}\n\
+                   spec: {type: LoadBalancer, ports: [{port: 80}]}\n---\n\
+                   apiVersion: egret.dev/v1alpha1\nkind: Egress\nmetadata: {name: shared, namespace: default}\n\
+                   spec: {selector: {app: nobody}, ip: 192.168.122.223}\n";
+    kubectl.apply(objects).unwrap();
+    let accepted = r#".status.conditions[?(@.type=="Accepted")].reason"#;
+    wait_for(kubectl, &["egress", "shared"], accepted, "Accepted");
+    let status = |ingress: &str| {
+        let status = format!(r#"{{"status":{{"loadBalancer":{{"ingress":[{ingress}]}}}}}}"#);
+        let patch = ["--subresource=status", "--type=merge", "-p", &status];
+        let words = [&["patch", "service", "shop"], &patch[..]].concat();
+        kubectl.run(&words).unwrap();
+    };
+    status(r#"{"ip":"192.168.122.223"}"#);
+    wait_for(kubectl, &["egress", "shared"], accepted, "AddressInCluster");
+    status("");
+    wait_for(kubectl, &["egress", "shared"], accepted, "Accepted");
+    kubectl.run(&["delete", "egress", "shared"]).unwrap();
+    kubectl.run(&["delete", "service", "shop"]).unwrap();
 }
 
 fn nodes_come_and_go(kubectl: &Kubectl) {

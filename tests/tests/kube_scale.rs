@@ -1,6 +1,7 @@
 //! A large cluster on a real API server: how long until everything is planned, what one pod more costs, and what
-//! controller and agents cost while nothing changes. Bounds are loose, since the machine is busy and the program may be a
-//! debug build; `./dev bench --only kubernetes` gives figures. Needs root and a built Kubernetes.
+//! controller and agents cost while nothing changes. Nothing is timed, since the machine is busy and the program may be a
+//! debug build: what is written is counted, and `./dev bench --only kubernetes` gives figures. Needs root and a built
+//! Kubernetes.
 
 use egret_cluster::programs::skipped;
 use egret_tests::scale::{Large, Size};
@@ -20,16 +21,25 @@ fn a_large_cluster_is_planned_soon_and_costs_little_at_rest() {
     let mut large = Large::up(&format!("scale-{}", std::process::id()), size).unwrap();
     let converged = large.converge().unwrap();
     large.start_agents().unwrap();
-    let mut one_pod: Vec<f64> = (0..5).map(|n| large.one_pod_more(n).unwrap()).collect();
-    one_pod.sort_by(f64::total_cmp);
-    large.wait_quiet().unwrap();
+    let mut one_pod = Vec::new();
+    for number in 0..5 {
+        let from = large.now().unwrap();
+        one_pod.push(large.one_pod_more(number).unwrap());
+        large.wait_quiet().unwrap();
+        let writes = large.writes_since(from).unwrap();
+        // The lease before everything else, then who may use it, then what is said of it: of this pod's policy, address
+        // and node alone.
+        assert_eq!(writes[0], "update egressaddresses", "{writes:?}");
+        assert_eq!(writes[1], "patch egressnodes", "{writes:?}");
+        let about = |what: &str| writes.iter().filter(|write| write.contains(what)).count();
+        assert!(about("egresses/status") > 0, "{writes:?}");
+        assert!(writes.len() < 20, "{writes:?}");
+    }
     let rests = large.rest(Duration::from_secs(10)).unwrap();
     println!("converged {converged:.1} s, one pod {one_pod:.0?} ms, {rests:.3?}");
-    assert!(converged < 60.0, "{converged} s");
-    assert!(one_pod[2] < 1_000.0, "{one_pod:?} ms");
     for (rest, memory_max) in rests.iter().zip([200.0, 60.0, 60.0]) {
         assert!(rest.memory_mb < memory_max, "{rests:?}");
-        assert!(rest.cores < 0.25, "{rests:?}");
+        assert!(rest.cores < 0.5, "{rests:?}");
         assert!(rest.requests_per_sec < 3.0, "{rests:?}");
     }
 }

@@ -467,6 +467,7 @@ fn every_right_of_the_controller_is_used() {
         programmed: Vec::new(),
         datapath: None,
         resource_version: 0,
+        external_addresses: Default::default(),
     };
     source.write_node_spec(&record).unwrap();
     let again = source.write_node_spec(&record).unwrap_err();

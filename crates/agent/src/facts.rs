@@ -2,7 +2,9 @@
 
 use egret_core::model::{NodeName, Snapshot};
 use egret_core::node::{External, ExternalChoice, external_choice};
+use egret_core::numbers::EXTERNAL_ADDRESSES_MAX;
 use egret_datapath::route::{Device, RouteError, Routing};
+use ipnet::IpNet;
 use std::collections::BTreeSet;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
@@ -14,6 +16,8 @@ const ETHERNET_MTU: u32 = 1500;
 pub(crate) struct Links {
     /// The external device, on gateways that have one.
     pub(crate) external: Option<(Device, Option<Ipv4Addr>, Option<Ipv6Addr>)>,
+    /// Addresses of the external device with their prefix, without link-local ones.
+    pub(crate) external_addresses: BTreeSet<IpNet>,
     /// MTU of the device that carries the tunnel.
     pub(crate) underlay_mtu: u32,
     /// That device has carrier; so it counts while it cannot be found.
@@ -37,6 +41,7 @@ impl Links {
             .copied();
         let mut links = Links {
             external: None,
+            external_addresses: BTreeSet::new(),
             underlay_mtu: ETHERNET_MTU,
             underlay_up: true,
             local_addresses: BTreeSet::new(),
@@ -50,7 +55,8 @@ impl Links {
         };
         let by_device = routing.addresses()?;
         for device in &devices {
-            let addresses = by_device.get(&device.index).cloned().unwrap_or_default();
+            let networks = by_device.get(&device.index).cloned().unwrap_or_default();
+            let addresses: Vec<IpAddr> = networks.iter().map(IpNet::addr).collect();
             if underlay.is_some_and(|underlay| addresses.contains(&underlay)) {
                 links.underlay_mtu = device.mtu;
                 links.underlay_up = device.running;
@@ -60,6 +66,11 @@ impl Links {
                 .is_some_and(|external| external.index == device.index)
             {
                 links.external = Some((device.clone(), first_v4(&addresses), first_v6(&addresses)));
+                links.external_addresses = networks
+                    .into_iter()
+                    .filter(|network| !is_link_local(network.addr()))
+                    .take(EXTERNAL_ADDRESSES_MAX)
+                    .collect();
             }
             links.local_addresses.extend(addresses);
         }
@@ -73,6 +84,13 @@ impl Links {
             device: device.name.clone(),
             link_up: device.running,
         })
+    }
+}
+
+fn is_link_local(address: IpAddr) -> bool {
+    match address {
+        IpAddr::V4(address) => address.is_link_local(),
+        IpAddr::V6(address) => address.is_unicast_link_local(),
     }
 }
 

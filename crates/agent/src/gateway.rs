@@ -3,7 +3,7 @@
 use crate::chain;
 use crate::facts::Links;
 use crate::path::{GatewayDatapath, Path as Forwarding};
-use egret_core::machines::{Announcer, AnnouncerCommand};
+use egret_core::machines::{Announcer, AnnouncerCommand, answering_nodes};
 use egret_core::model::{NodeName, Snapshot};
 use egret_core::node::{GatewayState, Tunnel};
 use egret_datapath::damage::Damage;
@@ -103,16 +103,18 @@ impl Gateway {
         damage
     }
 
-    /// Decides what to announce. Call once liveness is settled.
+    /// Decides what to announce. Call once liveness is settled. `me` and `local`: this node, and the addresses that its
+    /// kernel has.
     pub(crate) fn decide(
         &mut self,
         snapshot: &Snapshot,
         state: &GatewayState,
+        (me, local): (&NodeName, &BTreeSet<IpAddr>),
         live: &BTreeSet<NodeName>,
         link_up: bool,
         now_ms: u64,
     ) {
-        let addresses = serving_nodes(snapshot, state);
+        let addresses = answering_nodes(snapshot, state, (me, local), live);
         let fit = link_up
             && self
                 .attached
@@ -258,29 +260,4 @@ impl Gateway {
             Err(error) => tracing::warn!(error = %chain(&error), "removing gateway programs"),
         }
     }
-}
-
-/// The gateway nodes that serve each address of the state.
-fn serving_nodes(
-    snapshot: &Snapshot,
-    state: &GatewayState,
-) -> BTreeMap<IpAddr, BTreeSet<NodeName>> {
-    // An address without blocks (held down) is answered for by nobody.
-    let steered = state
-        .addresses
-        .iter()
-        .filter(|(_, steering)| !steering.blocks.is_empty());
-    let nodes_of = |address: &IpAddr| {
-        let record = snapshot.addresses.get(address)?;
-        let gateway = snapshot.gateways.get(&record.gateway)?;
-        let nodes = snapshot
-            .nodes
-            .values()
-            .filter(|node| gateway.nodes.matches(&node.labels));
-        Some(nodes.map(|node| node.name.clone()).collect())
-    };
-    steered
-        .map(|(address, _)| address)
-        .filter_map(|address| Some((*address, nodes_of(address)?)))
-        .collect()
 }

@@ -302,6 +302,7 @@ impl MainLoop {
         let link_up = links
             .external_fact()
             .is_some_and(|external| external.link_up);
+        let local = links.local_addresses.clone();
         self.links = Some(links);
         if !self.seen.settled {
             return Err("waiting for the gateways' first answers".into());
@@ -314,8 +315,9 @@ impl MainLoop {
                 let loaded =
                     |name: &&NodeName| self.seen.versions.get(*name).is_some_and(|v| *v > 0);
                 let live = self.seen.live.iter().filter(loaded).cloned().collect();
+                let own = (&node, &local);
                 self.gateway
-                    .decide(snapshot, gateway, &live, link_up, now_ms);
+                    .decide(snapshot, gateway, own, &live, link_up, now_ms);
                 self.gateway.apply(gateway, state.tunnel.index, link_up);
             }
             None => self.gateway.detach(),

@@ -403,6 +403,10 @@ pub(crate) fn status(
     let is_gateway = outcome.is_some_and(|outcome| outcome.state.gateway.is_some());
     let record = NodeRecord {
         underlay_addresses: node.map(|node| node.addresses.clone()).unwrap_or_default(),
+        external_addresses: links
+            .filter(|_| is_gateway)
+            .map(|links| links.external_addresses.clone())
+            .unwrap_or_default(),
         steering_version: gateway.version(),
         announcing: gateway.announcing(),
         // Without an outcome the controller must not conclude that anything is drained.

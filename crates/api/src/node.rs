@@ -82,6 +82,9 @@ pub struct NodeStatus {
     /// The device that leads out of the cluster, on gateways.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub external_interface: Option<String>,
+    /// Addresses of that device with their prefix length, those that others put there (keepalived) among them.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub external_addresses: Vec<String>,
     /// What this node's kernel can do.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub abilities: Vec<String>,

@@ -113,13 +113,14 @@ fn timed<T>(report: &mut Report, name: &str, work: impl FnOnce() -> T) -> T {
 
 /// What the controller would have written.
 fn write_down(snapshot: &mut Snapshot, plan: &ClusterPlan) {
-    snapshot.addresses = plan.addresses.clone();
+    snapshot.addresses = plan.addresses.clone().into_iter().collect();
     for (node, spec) in &plan.node_records {
         let record = NodeRecord {
             node: node.clone(),
             tunnel_index: spec.tunnel_index,
             grants: spec.grants.clone(),
             underlay_addresses: snapshot.nodes[node].addresses.clone(),
+            external_addresses: BTreeSet::new(),
             steering_version: u64::MAX,
             announcing: BTreeSet::new(),
             demand: BTreeMap::new(),

@@ -83,23 +83,17 @@ fn with_label(key: &str, value: &str) -> LabelSelector {
 
 /// So many nodes with so many pods each, three gateways, and a policy for each of `policies` sets of pods.
 pub fn cluster(nodes: usize, pods_per_node: usize, policies: usize) -> Snapshot {
+    let settings = Settings {
+        unpooled_addresses: UnpooledAddresses::Allow,
+        never_destinations: Vec::new(),
+        service_cidrs: vec!["10.96.0.0/12".parse().expect("a literal prefix")],
+        hold_down_secs: 120,
+    };
+    let all: Vec<Policy> = (0..policies).map(policy).collect();
     let mut snapshot = Snapshot {
-        settings: Settings {
-            unpooled_addresses: UnpooledAddresses::Allow,
-            never_destinations: Vec::new(),
-            service_cidrs: vec!["10.96.0.0/12".parse().expect("a literal prefix")],
-            hold_down_secs: 120,
-        },
-        policies: (0..policies).map(policy).collect(),
+        policies: all.into(),
         gateways: BTreeMap::from([(GatewayName("main".into()), gateway())]),
-        pools: BTreeMap::new(),
-        nodes: BTreeMap::new(),
-        namespaces: BTreeMap::new(),
-        pods: BTreeMap::new(),
-        services: BTreeMap::new(),
-        api_server: BTreeSet::new(),
-        addresses: BTreeMap::new(),
-        node_records: BTreeMap::new(),
+        ..Snapshot::empty(settings)
     };
     for number in 0..nodes + 3 {
         let role = if number < nodes { "worker" } else { "gateway" };

@@ -44,6 +44,11 @@ impl Board {
         change(&mut lock(&self.metrics));
     }
 
+    /// There is more to do; whether it is well is as before.
+    pub(crate) fn goes_on(&self) {
+        lock(&self.state).1 = Instant::now();
+    }
+
     pub(crate) fn round(&self, unready: Option<String>) {
         *lock(&self.state) = (unready, Instant::now());
     }

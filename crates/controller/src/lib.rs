@@ -20,13 +20,13 @@ pub use board::Board;
 pub use metrics::Metrics;
 
 use egret_core::model::Snapshot;
-use egret_core::plan::planner::{Planner, Touched, changes};
+use egret_core::plan::planner::{Planner, Touched};
 use egret_objects::{Source, SourceError, View};
 use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
-use write::{Writer, Written};
+use write::{Round, Writer, Written};
 
 /// Longest pause between two looks at the objects: hold-downs end by time alone.
 const PAUSE_MAX: Duration = Duration::from_secs(1);
@@ -52,6 +52,10 @@ pub fn run(mut source: Box<dyn Source>, board: &Arc<Board>, stop: &AtomicBool) {
             Ok(Written::All { next_change_secs }) => {
                 conflicts = 0;
                 rest(source.as_mut(), board, next_change_secs, stop);
+            }
+            Ok(Written::Unfinished) => {
+                conflicts = 0;
+                board.goes_on();
             }
             Ok(Written::PlanAgain) if conflicts < CONFLICTS_MAX => conflicts += 1,
             Ok(Written::PlanAgain) => {
@@ -95,6 +99,7 @@ fn stand_by(source: &mut dyn Source, board: &Board) {
 
 /// Reads, plans and writes once.
 fn round(source: &mut dyn Source, board: &Board, work: &mut Work) -> Result<Written, SourceError> {
+    let began = Instant::now();
     let mut view = source.snapshot()?;
     let now_secs = now_secs();
     let started = Instant::now();
@@ -102,8 +107,7 @@ fn round(source: &mut dyn Source, board: &Board, work: &mut Work) -> Result<Writ
     let snapshot = std::mem::replace(&mut view.snapshot, nothing);
     let (planner, touched) = match work.planner.take() {
         Some(mut planner) => {
-            let changes = changes(planner.snapshot(), &snapshot);
-            let touched = planner.update(changes, now_secs);
+            let touched = planner.follow(snapshot, now_secs);
             (planner, touched)
         }
         None => {
@@ -118,7 +122,13 @@ fn round(source: &mut dyn Source, board: &Board, work: &mut Work) -> Result<Writ
     let seconds = started.elapsed().as_secs_f64();
     tell(&view, planner.plan(), &mut work.told);
     board.with(|metrics| metrics.observe(&view, planner.plan(), &touched, seconds));
-    work.writer.write(source, view, planner, &touched, now_secs)
+    let round = Round {
+        planner,
+        touched: &touched,
+        now_secs,
+        started: began,
+    };
+    work.writer.write(source, view, &round)
 }
 
 /// Logs each finding once, for as long as it lasts.

@@ -46,7 +46,7 @@ impl PodId {
     }
 
     /// The pod among these.
-    pub fn find<'a>(&self, pods: &'a BTreeMap<(String, String), Pod>) -> Option<&'a Pod> {
+    pub fn find<'a>(&self, pods: &'a Objects<(String, String), Pod>) -> Option<&'a Pod> {
         let pod = pods.get(&(self.namespace.clone(), self.name.clone()))?;
         self.is(pod).then_some(pod)
     }
@@ -163,7 +163,7 @@ impl Announced {
 
     /// Forgets what is over: attachments of pods that were among the objects and are not any more, and addresses that the
     /// API does not show any more either. `false` if that changes nothing. `pods` is what the API shows.
-    pub fn forget(&mut self, pods: &BTreeMap<(String, String), Pod>) -> bool {
+    pub fn forget(&mut self, pods: &Objects<(String, String), Pod>) -> bool {
         let before = self.clone();
         self.attachments.retain(|_, attachment| {
             let there = attachment.pod.as_ref().map(|pod| pod.find(pods).is_some());
@@ -179,11 +179,7 @@ impl Announced {
     }
 
     /// Gives the pods of this node the addresses that the CNI has told; returns what they had.
-    pub fn lay_over(
-        &self,
-        pods: &mut BTreeMap<(String, String), Pod>,
-        node: &NodeName,
-    ) -> Replaced {
+    pub fn lay_over(&self, pods: &mut Objects<(String, String), Pod>, node: &NodeName) -> Replaced {
         let mut replaced = Replaced::new();
         if self.attachments.is_empty() && self.released.is_empty() {
             return replaced;
@@ -198,8 +194,9 @@ impl Announced {
             }
         }
         let own = pods
-            .iter_mut()
+            .iter()
             .filter(|(_, pod)| pod.node == *node && !pod.host_network);
+        let mut new: Vec<((String, String), Vec<IpAddr>)> = Vec::new();
         for (key, pod) in own {
             let told = by_pod.get(&(pod.namespace.as_str(), pod.name.as_str()));
             let told = told.into_iter().flatten();
@@ -212,8 +209,13 @@ impl Announced {
                 addresses.retain(|a| !told_of.contains(a) && !released.contains(a));
             }
             if addresses != pod.addresses {
+                new.push((key.clone(), addresses));
+            }
+        }
+        for (key, addresses) in new {
+            if let Some(pod) = pods.get_mut(&key) {
                 let before = std::mem::replace(&mut pod.addresses, addresses);
-                replaced.insert(key.clone(), before);
+                replaced.insert(key, before);
             }
         }
         replaced
@@ -221,7 +223,7 @@ impl Announced {
 }
 
 /// Undoes [`Announced::lay_over`].
-pub fn take_off(pods: &mut BTreeMap<(String, String), Pod>, replaced: Replaced) {
+pub fn take_off(pods: &mut Objects<(String, String), Pod>, replaced: Replaced) {
     for (key, addresses) in replaced {
         if let Some(pod) = pods.get_mut(&key) {
             pod.addresses = addresses;

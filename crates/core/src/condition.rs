@@ -138,7 +138,7 @@ reasons! {
     AddressInvalid: Accepted false;
         "No host could use this address.", "Use a unicast address that the outside knows.";
     AddressInCluster: Accepted false;
-        "A node, a Service or a pod of the cluster has this address.", "Use an address that nothing else has.";
+        "A node, a pod, a Service or a Service's load balancer has this address.", "Use an address that nothing else has.";
     AddressConflict: Accepted false;
         "An older policy uses this address by another gateway.", "Use one gateway per address.";
     NoAddress: Accepted false;
@@ -202,6 +202,9 @@ reasons! {
     NftablesDatapath: Degraded true;
         "A gateway runs without eBPF, so nobody checks who owns a source port there.",
         "Give the node a kernel of `docs/requirements.md`, or use others as gateways.";
+    NotOnLink: Degraded true;
+        "An address is in no subnet of the gateways' external devices: nobody asks for it there by ARP or ND.",
+        "Route it to the gateways (`announce.mode: Static` says that you do), or use an address of their segment.";
     FailStatic: Degraded true;
         "No gateway answers; the last ones are kept and nothing leaves by another way.",
         "See why the gateways do not answer.";

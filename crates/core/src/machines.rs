@@ -3,9 +3,11 @@
 //! is to be done, in order.
 
 mod announcer;
+mod holders;
 mod liveness;
 mod port_use;
 
 pub use announcer::{Announcer, AnnouncerCommand};
+pub use holders::answering_nodes;
 pub use liveness::{Liveness, LivenessCommand, ProbeSettings};
 pub use port_use::{Destination, PortUse};

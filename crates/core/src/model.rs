@@ -2,9 +2,11 @@
 //! `objects` builds these values ("parse, don't validate"); nothing behind knows which front-end an object came from.
 
 mod cluster;
+mod objects;
 mod policy;
 mod record;
 
 pub use cluster::*;
+pub use objects::*;
 pub use policy::*;
 pub use record::*;

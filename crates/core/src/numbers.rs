@@ -97,6 +97,8 @@ pub const ENDED_FLOWS_MAX: u32 = 65_536;
 /// Destinations towards which a lease is used up that are refused visibly at once; new flows to further ones are dropped
 /// in silence, as the kernel does.
 pub const FULL_DESTINATIONS_MAX: usize = 4096;
+/// Addresses of its external device that a gateway reports, at most.
+pub const EXTERNAL_ADDRESSES_MAX: usize = 64;
 /// Seconds after which the refusal of a full destination ends by itself if no agent renews it.
 pub const FULL_DESTINATION_SECS: u64 = 30;
 /// Refused packets of protocols without ports (source, destination, protocol) that are remembered at once, per family,

@@ -16,6 +16,7 @@ pub use crate::resolve::Refusal;
 
 use crate::model::*;
 use crate::resolve::{resolve, select};
+use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
@@ -113,6 +114,8 @@ pub struct GatewayNode {
     pub version: u64,
     /// `ebpf` or `nftables`.
     pub datapath: Option<String>,
+    /// Addresses of its external device with their prefix.
+    pub external: BTreeSet<IpNet>,
 }
 
 /// What is used of one pool.

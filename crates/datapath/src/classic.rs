@@ -49,7 +49,8 @@ impl ClassicDatapath {
     /// Every address that this node has.
     pub fn local_addresses(&mut self) -> Result<BTreeSet<IpAddr>, DatapathError> {
         let by_device = self.routing.addresses()?;
-        Ok(by_device.into_values().flatten().collect())
+        let all = by_device.into_values().flatten();
+        Ok(all.map(|network| network.addr()).collect())
     }
 
     /// Makes the kernel equal to the state. Ways to holders go before the ruleset changes and come after it: rules that

@@ -5,7 +5,7 @@
 //!  reflect    one task per watch --News--> store               list, watch with bookmarks, back off
 //!  entry      API object -> model value + status               what nobody looks at is dropped
 //!  store      objects by watch, a version, a condition variable
-//!  assemble   store -> View
+//!  kept       store -> View, by what changed
 //!  write      what is the same already is not written
 //!  request    one write: field manager, deadline, versions; the answer goes into the store at once
 //!  lead       one of several controllers leads, by a Lease
@@ -16,9 +16,9 @@
 //! The client is asynchronous and lives on a runtime of its own with one thread; [`Source`](crate::Source) stays
 //! blocking. When the API server is away, what is known stays, and watches go on from where they were.
 
-mod assemble;
 mod entry;
 mod event;
+mod kept;
 mod lead;
 mod reflect;
 mod request;
@@ -31,14 +31,14 @@ pub use lead::LEASE_NAME;
 pub use uninstall::{Left, Uninstalled, uninstall};
 pub use wanted::{GATEWAY_LABEL, Role};
 
-use crate::convert::lease;
 use crate::{SourceError, View, front_end};
-use egret_core::model::{NodeName, Settings as Installation};
+use egret_core::model::{NodeName, NodeRecord, Objects, Settings as Installation};
 use event::Events;
+use kept::Touches;
 use kube::config::{KubeConfigOptions, Kubeconfig};
 use kube::{Client, Config};
 use lead::Leadership;
-use std::collections::BTreeMap;
+use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, MutexGuard};
 use std::time::{Duration, Instant};
@@ -49,8 +49,10 @@ use wanted::wanted;
 
 /// Longest wait for lists that are under way, in one [`crate::Source::snapshot`].
 const SYNC: Duration = Duration::from_secs(5);
-/// Changes this close together make one view.
+/// Changes this close together make one view for an agent, and for whoever asks.
 const QUIET: Duration = Duration::from_millis(5);
+/// The same for the controller: a pod waits for its lease, and a round costs what changed.
+const QUIET_CONTROLLER: Duration = Duration::from_millis(1);
 /// Longest wait for a connection.
 const CONNECT: Duration = Duration::from_secs(5);
 
@@ -86,8 +88,12 @@ pub struct KubeSource {
     shared: Arc<Shared>,
     /// Version of the last view.
     seen: Option<u64>,
-    /// Specs of nodes in the last view, for the controller: nothing else may be written over.
-    specs: BTreeMap<NodeName, egret_api::EgressNodeSpec>,
+    /// Records of nodes in the last view, for the controller: nothing else may be written over.
+    records: Objects<NodeName, NodeRecord>,
+    /// Nodes that are gateways, and when that was found.
+    gateways: (Option<u64>, BTreeSet<NodeName>),
+    /// When the labels of all records were right.
+    labelled: Option<Touches>,
 }
 
 impl KubeSource {
@@ -125,7 +131,9 @@ impl KubeSource {
                 runtime,
             }),
             seen: None,
-            specs: BTreeMap::new(),
+            records: Objects::new(),
+            gateways: (None, BTreeSet::new()),
+            labelled: None,
         };
         source.shared.rewatch(&mut source.shared.store.lock());
         Ok(source)
@@ -151,14 +159,9 @@ impl KubeSource {
             state = shared.store.sleep(state, left);
         }
         self.seen = Some(state.version);
-        let view = assemble::assemble(&state, &shared.settings.installation);
+        let view = state.view(&shared.settings.installation);
         drop(state);
-        if shared.leadership.is_some() {
-            let records = view.snapshot.node_records.values();
-            self.specs = records
-                .map(|record| (record.node.clone(), lease::node_spec(record)))
-                .collect();
-        }
+        self.records = view.snapshot.node_records.clone();
         Ok(view)
     }
 }
@@ -166,10 +169,19 @@ impl KubeSource {
 impl Shared {
     /// Starts the watches that are wanted and not there, and ends those that are not wanted any more.
     fn rewatch(&self, state: &mut MutexGuard<'_, State>) {
+        let touches = state.kept.touches;
+        let matters = match self.settings.role {
+            Role::Agent(_) => touches.others.max(touches.pods),
+            Role::Controller | Role::Reader => touches.others,
+        };
+        if state.rewatched == Some(matters) {
+            return;
+        }
         let wanted = wanted(&self.settings.role, state);
         // A gateway's label may be read before the last list is there: nothing ends before everything is known.
         let known = state.watches.values().all(|watched| watched.synced);
         if known {
+            let before = state.watches.len();
             state.watches.retain(|watch, watched| {
                 let keep = wanted.contains(watch);
                 if !keep && let Some(task) = &watched.task {
@@ -177,6 +189,11 @@ impl Shared {
                 }
                 keep
             });
+            if state.watches.len() < before {
+                let version = state.version;
+                state.kept.touch_all(version);
+            }
+            state.rewatched = Some(matters);
         }
         for watch in wanted {
             state.watches.entry(watch.clone()).or_insert_with(|| {

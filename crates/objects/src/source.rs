@@ -6,8 +6,8 @@ use crate::status::{
     AddressStatus, Condition, GatewayStatus, NodeReport, PolicyStatus, PoolStatus,
 };
 use egret_core::model::{
-    AddressRecord, Finding, GatewayName, NodeName, NodeRecord, ObjectRef, PoolName, Settings,
-    Snapshot,
+    AddressRecord, Finding, GatewayName, NodeName, NodeRecord, ObjectRef, Objects, PoolName,
+    Settings, Snapshot,
 };
 use std::collections::BTreeMap;
 use std::io;
@@ -16,7 +16,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 use thiserror::Error;
 
-/// Everything that a source knows at one moment.
+/// Everything that a source knows at one moment. Copies share what is the same in both.
 #[derive(Clone, Debug, PartialEq)]
 pub struct View {
     /// The objects, validated.
@@ -24,15 +24,15 @@ pub struct View {
     /// What is wrong with objects; sorted.
     pub findings: Vec<Finding>,
     /// Status of policies, as it was last written.
-    pub policies: BTreeMap<ObjectRef, PolicyStatus>,
+    pub policies: Objects<ObjectRef, PolicyStatus>,
     /// Status of gateways.
     pub gateways: BTreeMap<GatewayName, GatewayStatus>,
     /// Status of pools.
     pub pools: BTreeMap<PoolName, PoolStatus>,
     /// Status of addresses.
-    pub addresses: BTreeMap<IpAddr, AddressStatus>,
+    pub addresses: Objects<IpAddr, AddressStatus>,
     /// What agents report beside their [`NodeRecord`].
-    pub nodes: BTreeMap<NodeName, NodeReport>,
+    pub nodes: Objects<NodeName, NodeReport>,
     /// Objects of earlier systems and what they became.
     pub front_ends: FrontEnds,
 }
@@ -46,11 +46,11 @@ impl View {
         View {
             snapshot: Snapshot::empty(settings.clone()),
             findings: Vec::new(),
-            policies: BTreeMap::new(),
+            policies: Objects::new(),
             gateways: BTreeMap::new(),
             pools: BTreeMap::new(),
-            addresses: BTreeMap::new(),
-            nodes: BTreeMap::new(),
+            addresses: Objects::new(),
+            nodes: Objects::new(),
             front_ends: FrontEnds::default(),
         }
     }

@@ -330,7 +330,10 @@ fn allowed(snapshot: &Snapshot, policy: &Policy, address: IpAddr) -> bool {
     let node = |node: &Node| {
         node.addresses.contains(&address) || node.pod_cidrs.iter().any(|p| p.contains(&address))
     };
-    let service = |service: &Service| service.cluster_addresses.contains(&address);
+    let service = |service: &Service| {
+        service.cluster_addresses.contains(&address)
+            || service.balancer_addresses.contains(&address)
+    };
     if snapshot.nodes.values().any(node) || snapshot.services.values().any(service) {
         return false;
     }

@@ -1,7 +1,9 @@
 //! What Egret itself wrote down: `EgressAddress` (who may use which ports) and `EgressNode`, and the snapshot of it all.
 
 use super::cluster::{Namespace, Node, NodeName, Pod, Service};
+use super::objects::{List, Objects};
 use super::policy::{Gateway, GatewayName, Policy, Pool, PoolName, Settings};
+use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
@@ -100,6 +102,8 @@ pub struct NodeRecord {
     pub grants: Vec<Grant>,
     /// Underlay addresses that the agent found; empty until it ran.
     pub underlay_addresses: Vec<IpAddr>,
+    /// Addresses of the external device with their prefix, on gateways; not link-local ones.
+    pub external_addresses: BTreeSet<IpNet>,
     /// Highest epoch such that the agent's gateway has applied every lease up to it (0 on pure workers).
     pub steering_version: u64,
     /// Addresses that this node announces.
@@ -116,31 +120,31 @@ pub struct NodeRecord {
     pub resource_version: u64,
 }
 
-/// Everything, at one moment. Keys are names, so that order never depends on hashing.
+/// Everything, at one moment. Keys are names, so that order never depends on hashing. Copies share what is the same in both.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Snapshot {
     /// Settings of the installation.
     pub settings: Settings,
     /// Policies of every front-end.
-    pub policies: Vec<Policy>,
+    pub policies: List<Policy>,
     /// Gateways.
     pub gateways: BTreeMap<GatewayName, Gateway>,
     /// Pools.
     pub pools: BTreeMap<PoolName, Pool>,
     /// Nodes.
-    pub nodes: BTreeMap<NodeName, Node>,
+    pub nodes: Objects<NodeName, Node>,
     /// Namespaces by name.
-    pub namespaces: BTreeMap<String, Namespace>,
+    pub namespaces: Objects<String, Namespace>,
     /// Pods by (namespace, name).
-    pub pods: BTreeMap<(String, String), Pod>,
+    pub pods: Objects<(String, String), Pod>,
     /// Services by (namespace, name).
-    pub services: BTreeMap<(String, String), Service>,
+    pub services: Objects<(String, String), Service>,
     /// Endpoint addresses of `default/kubernetes`: never egress destinations.
     pub api_server: BTreeSet<IpAddr>,
     /// What the controller wrote down.
-    pub addresses: BTreeMap<IpAddr, AddressRecord>,
+    pub addresses: Objects<IpAddr, AddressRecord>,
     /// What controller and agents wrote down.
-    pub node_records: BTreeMap<NodeName, NodeRecord>,
+    pub node_records: Objects<NodeName, NodeRecord>,
 }
 
 impl Snapshot {
@@ -148,16 +152,16 @@ impl Snapshot {
     pub fn empty(settings: Settings) -> Self {
         Snapshot {
             settings,
-            policies: Vec::new(),
+            policies: List::default(),
             gateways: BTreeMap::new(),
             pools: BTreeMap::new(),
-            nodes: BTreeMap::new(),
-            namespaces: BTreeMap::new(),
-            pods: BTreeMap::new(),
-            services: BTreeMap::new(),
+            nodes: Objects::new(),
+            namespaces: Objects::new(),
+            pods: Objects::new(),
+            services: Objects::new(),
             api_server: BTreeSet::new(),
-            addresses: BTreeMap::new(),
-            node_records: BTreeMap::new(),
+            addresses: Objects::new(),
+            node_records: Objects::new(),
         }
     }
 }

@@ -13,7 +13,7 @@ use std::net::IpAddr;
 pub(super) struct Inputs<'i> {
     pub addresses: &'i BTreeMap<IpAddr, AddressStatus>,
     pub gateways: &'i BTreeMap<GatewayName, GatewayPlan>,
-    pub records: &'i BTreeMap<NodeName, NodeRecord>,
+    pub records: &'i Objects<NodeName, NodeRecord>,
     /// Addresses that are full towards some destination on some node.
     pub full: &'i BTreeSet<IpAddr>,
 }
@@ -155,8 +155,52 @@ fn conditions(
             message,
         ));
     }
-    all.extend(without_ebpf(gateway_nodes(inputs, one)));
+    all.extend(degraded(inputs, one, plan));
     all
+}
+
+/// Everything that it lacks, in one condition.
+fn degraded(inputs: &Inputs<'_>, one: &Resolved<'_>, plan: &PolicyPlan) -> Option<Condition> {
+    let nodes = gateway_nodes(inputs, one);
+    let mut all = [not_on_link(one, plan, nodes), without_ebpf(nodes)]
+        .into_iter()
+        .flatten();
+    let mut first = all.next()?;
+    for other in all {
+        first.message = format!("{}; {}", first.message, other.message);
+    }
+    Some(first)
+}
+
+/// Nobody asks by ARP or ND for an address that is in no subnet of the segment: without a route to the gateways,
+/// answers do not come back.
+fn not_on_link(one: &Resolved<'_>, plan: &PolicyPlan, nodes: &[GatewayNode]) -> Option<Condition> {
+    let announces = one
+        .gateway
+        .is_some_and(|gateway| gateway.announce == AnnounceMode::L2);
+    let subnets = || nodes.iter().flat_map(|node| &node.external);
+    // Of a family that no gateway has an address of, nothing is known.
+    let is_off = |address: &&IpAddr| {
+        let mut same = subnets().filter(|net| net.addr().is_ipv4() == address.is_ipv4());
+        same.clone().next().is_some() && !same.any(|net| net.contains(*address))
+    };
+    if plan.refusal.is_some() || !announces {
+        return None;
+    }
+    let off: Vec<String> = plan
+        .addresses
+        .iter()
+        .filter(is_off)
+        .map(IpAddr::to_string)
+        .collect();
+    (!off.is_empty()).then(|| {
+        let text = format!(
+            "in no subnet of the gateways' external devices, so that nobody asks for it there: {}; route it to the \
+             gateways, or use an address of their segment",
+            off.join(", ")
+        );
+        Condition::new(ConditionType::Degraded, true, Reason::NotOnLink, text)
+    })
 }
 
 fn accepted(plan: &PolicyPlan, host_network: u32) -> Condition {

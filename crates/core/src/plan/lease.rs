@@ -374,7 +374,7 @@ fn reported_epochs(snapshot: &Snapshot) -> BTreeMap<GatewayName, u64> {
 /// The epoch that these gateways of one group have.
 pub(super) fn reported_epoch<'n>(
     nodes: impl IntoIterator<Item = &'n NodeName>,
-    records: &BTreeMap<NodeName, NodeRecord>,
+    records: &Objects<NodeName, NodeRecord>,
 ) -> Option<u64> {
     nodes
         .into_iter()

@@ -156,6 +156,15 @@ impl Planner {
         self.plan_again(dirty)
     }
 
+    /// Plans again for a newer snapshot, and keeps that: what it shares with the next one is not compared again.
+    pub fn follow(&mut self, newer: Snapshot, now_secs: i64) -> Touched {
+        let changes = changes(&self.snapshot, &newer);
+        let touched = self.update(changes, now_secs);
+        // The same values, as the source holds them.
+        self.snapshot = newer;
+        touched
+    }
+
     fn plan_again(&mut self, mut dirty: Dirty) -> Touched {
         if dirty.resolve {
             self.resolve(&mut dirty);

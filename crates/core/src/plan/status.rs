@@ -158,7 +158,7 @@ pub(super) fn gateways(snapshot: &Snapshot) -> BTreeMap<GatewayName, GatewayPlan
 pub(super) fn gateway<'n>(
     gateway: &Gateway,
     nodes: impl IntoIterator<Item = &'n NodeName>,
-    records: &BTreeMap<NodeName, NodeRecord>,
+    records: &Objects<NodeName, NodeRecord>,
 ) -> GatewayPlan {
     let node = |name: &NodeName| {
         let record = records.get(name);
@@ -167,6 +167,7 @@ pub(super) fn gateway<'n>(
             running: record.is_some_and(|r| !r.underlay_addresses.is_empty()),
             version: record.map_or(0, |r| r.steering_version),
             datapath: record.and_then(|r| r.datapath.clone()),
+            external: record.map_or_else(BTreeSet::new, |r| r.external_addresses.clone()),
         }
     };
     let nodes: Vec<GatewayNode> = nodes.into_iter().map(node).collect();

@@ -38,7 +38,7 @@ pub(crate) trait PodAddresses {
     fn test(&self) -> Box<dyn Fn(IpAddr) -> bool + '_>;
 }
 
-impl PodAddresses for BTreeMap<(String, String), Pod> {
+impl PodAddresses for Objects<(String, String), Pod> {
     fn holders(&self, wanted: &BTreeSet<IpAddr>) -> BTreeMap<IpAddr, &str> {
         let pods = self.values().filter(|pod| !pod.finished);
         let addresses = pods.flat_map(|pod| pod.addresses.iter().map(move |a| (pod, a)));
@@ -112,11 +112,9 @@ impl<'a> ClusterAddresses<'a> {
         let mut hosts = BTreeMap::new();
         let mut prefixes = Vec::new();
         for service in snapshot.services.values() {
-            for address in service
-                .cluster_addresses
-                .iter()
-                .filter(|a| wanted.contains(a))
-            {
+            let addresses = service.cluster_addresses.iter();
+            let addresses = addresses.chain(&service.balancer_addresses);
+            for address in addresses.filter(|a| wanted.contains(a)) {
                 hosts.insert(*address, (Kind::Service, service.name.as_str()));
             }
         }
@@ -175,6 +173,7 @@ pub(crate) fn cluster_address<'a, P: PodAddresses>(
     }
     for service in snapshot.services.values() {
         hosts.extend(&service.cluster_addresses);
+        hosts.extend(&service.balancer_addresses);
     }
     hosts.extend(&snapshot.api_server);
     let prefixes = IpNet::aggregate(&prefixes);

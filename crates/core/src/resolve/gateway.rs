@@ -4,12 +4,12 @@ use super::Problem;
 use super::address::pools_of;
 use crate::condition::Reason;
 use crate::model::*;
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 
 /// Nodes that the gateway selects.
 pub(crate) fn gateway_nodes<'a>(
     gateway: &Gateway,
-    nodes: &'a BTreeMap<NodeName, Node>,
+    nodes: &'a Objects<NodeName, Node>,
 ) -> BTreeSet<&'a NodeName> {
     nodes
         .values()

@@ -3,10 +3,10 @@
 use crate::scene::{egress, ip, labels, node_name, selector};
 use egret_core::announced::{Announced, AttachmentId, MaySelect, PodId, take_off};
 use egret_core::model::*;
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use std::net::IpAddr;
 
-type Pods = BTreeMap<(String, String), Pod>;
+type Pods = Objects<(String, String), Pod>;
 
 fn pod(name: &str, uid: &str, node: &str, addresses: &[&str]) -> Pod {
     Pod {

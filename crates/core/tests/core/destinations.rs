@@ -248,7 +248,7 @@ fn packets(profile: &Profile) -> Vec<Packet> {
 fn scene_of(policies: &[Policy]) -> Scene {
     let mut scene = Scene::new(1, 2);
     scene.add_pod("a1", "worker1", 10, &[("app", "MyApp")]);
-    scene.snapshot.policies = policies.to_vec();
+    scene.snapshot.policies = policies.to_vec().into();
     scene.settle();
     scene
 }

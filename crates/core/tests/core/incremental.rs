@@ -182,6 +182,10 @@ fn selection(number: u8, narrow: bool) -> Selection {
 
 fn service(number: u8, content: u8) -> Option<Service> {
     let mut service = Service {
+        balancer_addresses: (content == 5)
+            .then(|| egress_address(number))
+            .into_iter()
+            .collect(),
         namespace: "default".into(),
         name: format!("service{number}"),
         cluster_addresses: vec![ip(&format!("10.96.0.{}", 10 + number))],
@@ -300,6 +304,12 @@ fn change_more(scene: &mut Scene, edit: &Edit) {
             }
             record.steering_version = u64::from(*version);
             record.datapath = Some(["ebpf", "nftables"][usize::from(*version % 2)].into());
+            let subnets = ["192.168.122.21/24", "198.51.100.1/24", "fd00:122::21/64"];
+            record.external_addresses = subnets
+                .iter()
+                .take(usize::from(*version % 4))
+                .map(|text| text.parse().unwrap())
+                .collect();
         }
         Edit::Corrupt { address, how } => corrupt(scene, *address, *how),
         Edit::Lose { node } => {
@@ -349,8 +359,14 @@ fn corrupt(scene: &mut Scene, address: u8, how: u8) {
 /// The planner's plan and a plan from nothing are one; what is not named as touched has not moved.
 fn keep_up(planner: &mut Planner, scene: &Scene) -> Result<(), TestCaseError> {
     let before = planner.plan().clone();
-    let all = changes(planner.snapshot(), &scene.snapshot);
-    let touched = planner.update(all, scene.now);
+    // By changes, or by whole snapshots that share what is the same.
+    let touched = match before.reasons.len() % 2 {
+        0 => planner.follow(scene.snapshot.clone(), scene.now),
+        _ => {
+            let all = changes(planner.snapshot(), &scene.snapshot);
+            planner.update(all, scene.now)
+        }
+    };
     prop_assert_eq!(planner.snapshot(), &scene.snapshot);
     let (is, should) = (planner.plan(), plan(&scene.snapshot, scene.now));
     prop_assert_eq!(&is.addresses, &should.addresses);

@@ -21,11 +21,9 @@ fn state_of(scene: &Scene, node: &str) -> Option<LeaseState> {
 }
 
 fn remove_pod(scene: &mut Scene, name: &str) -> Pod {
-    scene
-        .snapshot
-        .pods
-        .remove(&("default".to_owned(), name.to_owned()))
-        .unwrap()
+    let key = ("default".to_owned(), name.to_owned());
+    let pod = scene.snapshot.pods.remove(&key).unwrap();
+    std::sync::Arc::unwrap_or_clone(pod)
 }
 
 #[test]

@@ -8,6 +8,7 @@ mod histories;
 mod incremental;
 mod leases;
 mod nodes;
+mod objects;
 mod paths;
 mod planning;
 mod scene;

@@ -1,6 +1,7 @@
 //! States of nodes: groups, make before use, fail static, roles.
 
 use crate::scene::*;
+use egret_core::machines::answering_nodes;
 use egret_core::model::*;
 use egret_core::node::{
     External, Group, NodeFacts, NodeOutcome, NotYet, ReportKind, Target, Verdict, node_state,
@@ -283,8 +284,8 @@ fn a_worker_needs_nothing_of_other_nodes_but_where_they_are() {
     let whole = scene.outcome("worker1");
     let me = node_name("worker1");
     scene.snapshot.pods.retain(|_, pod| pod.node == me);
-    for (name, record) in &mut scene.snapshot.node_records {
-        if *name != me {
+    for record in scene.snapshot.node_records.values_mut() {
+        if record.node != me {
             record.grants.clear();
             record.programmed.clear();
             record.demand.clear();
@@ -364,4 +365,39 @@ fn a_profile_with_too_many_boxes_leaves_out_the_policy_that_ranks_last() {
             .iter()
             .any(|(o, p)| o.name == "huge" && p.ready)
     );
+}
+
+/// keepalived, or a person, has put the address on a gateway node.
+#[test]
+fn a_node_that_has_the_address_is_left_to_answer_for_it() {
+    let mut scene = kep_scene();
+    scene.settle();
+    let me = node_name("gateway1");
+    let state = scene.outcome("gateway1").state.gateway.unwrap();
+    let live: BTreeSet<NodeName> = scene.gateway_nodes();
+    let nobody = BTreeSet::new();
+    let answer = |scene: &Scene, local: &BTreeSet<std::net::IpAddr>, live: &BTreeSet<NodeName>| {
+        answering_nodes(&scene.snapshot, &state, (&me, local), live)[&ip(E)].clone()
+    };
+    let all = answer(&scene, &nobody, &live);
+    assert_eq!(all, live);
+    // Another one has it: that one, as long as it lives.
+    let second = node_name("gateway2");
+    let record = scene.snapshot.node_records.get_mut(&second).unwrap();
+    record.external_addresses = [format!("{E}/32").parse().unwrap()].into();
+    assert_eq!(
+        answer(&scene, &nobody, &live),
+        BTreeSet::from([second.clone()])
+    );
+    assert_eq!(answer(&scene, &nobody, &BTreeSet::new()), all);
+    // Its subnet alone is not it.
+    let record = scene.snapshot.node_records.get_mut(&second).unwrap();
+    record.external_addresses = ["192.168.122.22/24".parse().unwrap()].into();
+    assert_eq!(answer(&scene, &nobody, &live), all);
+    // What this node's kernel has counts, not what was reported of it.
+    let own = BTreeSet::from([ip(E)]);
+    assert_eq!(answer(&scene, &own, &live), BTreeSet::from([me.clone()]));
+    let record = scene.snapshot.node_records.get_mut(&me).unwrap();
+    record.external_addresses = [format!("{E}/32").parse().unwrap()].into();
+    assert_eq!(answer(&scene, &nobody, &live), all);
 }

@@ -27,7 +27,7 @@ fn has(policy: &PolicyPlan, kind: ConditionType) -> bool {
 fn with(policies: Vec<Policy>) -> Scene {
     let mut scene = Scene::new(2, 2);
     scene.add_pod("a1", "worker1", 10, &[("app", "MyApp")]);
-    scene.snapshot.policies = policies;
+    scene.snapshot.policies = policies.into();
     scene
 }
 
@@ -366,7 +366,8 @@ fn a_cluster_egress_gives_no_namespace_an_address_that_is_not_for_it() {
     let mut scene = with(vec![policy]);
     scene.add_pod("stranger", "worker2", 11, &[]);
     let key = ("default".to_owned(), "stranger".to_owned());
-    let mut stranger = scene.snapshot.pods.remove(&key).unwrap();
+    let stranger = scene.snapshot.pods.remove(&key).unwrap();
+    let mut stranger = std::sync::Arc::unwrap_or_clone(stranger);
     stranger.namespace = "other".into();
     scene
         .snapshot
@@ -434,6 +435,7 @@ fn service_selection_finds_the_pods_behind_it() {
         (0, "spec.serviceName")
     );
     let mut service = Service {
+        balancer_addresses: Vec::new(),
         namespace: "default".into(),
         name: "web".into(),
         cluster_addresses: vec![ip("10.96.0.10")],
@@ -494,4 +496,46 @@ fn gateways_pools_and_addresses_say_whether_they_serve() {
     let address = plan.address_status.values().next().unwrap();
     let silent = (ConditionType::Ready, false, Reason::NotAnnounced);
     assert_eq!(says(&address.conditions), [silent]);
+}
+
+/// Whose outside nobody knows is not judged; a route to the gateways is what `Static` promises.
+#[test]
+fn an_address_in_no_subnet_of_the_gateways_is_told() {
+    let mut scene = kep_scene();
+    scene.settle();
+    let told = |scene: &Scene| {
+        let plan = scene.plan();
+        let policy = plan.policies.values().next().unwrap();
+        let found = policy
+            .conditions
+            .iter()
+            .find(|one| one.kind == ConditionType::Degraded);
+        found.map(|one| (one.reason, one.message.clone()))
+    };
+    assert_eq!(told(&scene), None);
+    let outside = |scene: &mut Scene, subnet: &str| {
+        for record in scene.snapshot.node_records.values_mut() {
+            if record.node.0.starts_with("gateway") {
+                record.external_addresses = [subnet.parse().unwrap()].into();
+            }
+        }
+    };
+    outside(&mut scene, "192.168.122.21/24");
+    assert_eq!(told(&scene), None);
+    outside(&mut scene, "fd00:122::21/64");
+    assert_eq!(told(&scene), None);
+    outside(&mut scene, "192.168.123.21/24");
+    let (reason, message) = told(&scene).unwrap();
+    assert_eq!(reason, Reason::NotOnLink);
+    assert!(message.contains("192.168.122.222"), "{message}");
+    // Two things that it lacks are one condition.
+    for record in scene.snapshot.node_records.values_mut() {
+        record.datapath = Some("nftables".into());
+    }
+    let (reason, message) = told(&scene).unwrap();
+    assert_eq!(reason, Reason::NotOnLink);
+    assert!(message.contains("ownership"), "{message}");
+    let gateway = scene.snapshot.gateways.values_mut().next().unwrap();
+    gateway.announce = AnnounceMode::Static;
+    assert_eq!(told(&scene).unwrap().0, Reason::NftablesDatapath);
 }

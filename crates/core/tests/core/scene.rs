@@ -107,17 +107,8 @@ impl Scene {
         };
         let mut scene = Self {
             snapshot: Snapshot {
-                settings,
-                policies: Vec::new(),
-                gateways: BTreeMap::new(),
-                pools: BTreeMap::new(),
-                nodes: BTreeMap::new(),
-                namespaces: BTreeMap::new(),
-                pods: BTreeMap::new(),
-                services: BTreeMap::new(),
                 api_server: [ip("192.168.122.5")].into(),
-                addresses: BTreeMap::new(),
-                node_records: BTreeMap::new(),
+                ..Snapshot::empty(settings)
             },
             now: 1_000,
             dead: BTreeSet::new(),
@@ -198,15 +189,14 @@ impl Scene {
         }
         for node in &plan.node_writes {
             let spec = &plan.node_records[node];
-            let record = self
-                .snapshot
-                .node_records
-                .entry(node.clone())
-                .or_insert_with(|| NodeRecord {
+            let records = &mut self.snapshot.node_records;
+            if !records.contains_key(node) {
+                let new = NodeRecord {
                     node: node.clone(),
                     tunnel_index: 0,
                     grants: Vec::new(),
                     underlay_addresses: Vec::new(),
+                    external_addresses: BTreeSet::new(),
                     steering_version: 0,
                     announcing: BTreeSet::new(),
                     demand: BTreeMap::new(),
@@ -214,7 +204,10 @@ impl Scene {
                     programmed: Vec::new(),
                     datapath: None,
                     resource_version: 0,
-                });
+                };
+                records.insert(node.clone(), new);
+            }
+            let record = records.get_mut(node).unwrap();
             record.tunnel_index = spec.tunnel_index;
             record.grants = spec.grants.clone();
             record.resource_version += 1;

@@ -7,6 +7,7 @@ use super::{nexthop, wire};
 use crate::damage::Damage;
 use crate::netlink::{NetlinkError, NetlinkSocket, Request, flags};
 use egret_core::node::{NodeState, Tunnel};
+use ipnet::IpNet;
 use netlink_packet_route::RouteNetlinkMessage as Message;
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
@@ -62,19 +63,20 @@ impl Routing {
         tunnel::devices(&mut self.socket)
     }
 
-    /// Addresses of every device, by its index.
-    pub fn addresses(&mut self) -> Result<BTreeMap<u32, Vec<IpAddr>>, RouteError> {
+    /// Addresses of every device with their prefix length, by its index.
+    pub fn addresses(&mut self) -> Result<BTreeMap<u32, Vec<IpNet>>, RouteError> {
         use netlink_packet_route::address::AddressAttribute;
-        let mut addresses: BTreeMap<u32, Vec<IpAddr>> = BTreeMap::new();
+        let mut addresses: BTreeMap<u32, Vec<IpNet>> = BTreeMap::new();
         for message in wire::addresses(&mut self.socket, None)? {
             for attribute in &message.attributes {
                 match attribute {
                     AddressAttribute::Local(address)
                     | AddressAttribute::Address(address @ IpAddr::V6(_)) => {
-                        addresses
-                            .entry(message.header.index)
-                            .or_default()
-                            .push(*address);
+                        let length = message.header.prefix_len;
+                        let network = IpNet::new(*address, length);
+                        let known = addresses.entry(message.header.index).or_default();
+                        // The kernel has no longer prefixes than addresses have bits.
+                        known.extend(network.ok());
                     }
                     _ => {}
                 }

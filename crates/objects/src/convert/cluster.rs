@@ -147,10 +147,23 @@ pub fn service(object: &core::Service) -> Result<Service, Vec<Finding>> {
         let field = format!("spec.clusterIPs[{index}]");
         cluster_addresses.extend(check.take(field, text, address(text)));
     }
+    let ingress = object
+        .status
+        .as_ref()
+        .and_then(|status| status.load_balancer.as_ref())
+        .and_then(|balancer| balancer.ingress.as_ref());
+    let mut balancer_addresses = Vec::new();
+    for (index, one) in ingress.into_iter().flatten().enumerate() {
+        if let Some(text) = &one.ip {
+            let field = format!("status.loadBalancer.ingress[{index}].ip");
+            balancer_addresses.extend(check.take(field, text, address(text)));
+        }
+    }
     let service = Service {
         namespace: check.object.namespace.clone(),
         name: check.object.name.clone(),
         cluster_addresses,
+        balancer_addresses,
         selector: spec.selector.filter(|labels| !labels.is_empty()),
         endpoints: BTreeSet::new(),
     };

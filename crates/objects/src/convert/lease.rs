@@ -9,9 +9,10 @@ use egret_core::model::{
     ObjectRef, PortRange, Programmed,
 };
 use egret_core::numbers::TUNNEL_INDEX_MAX;
+use ipnet::IpNet;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use k8s_openapi::jiff::Timestamp;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
 /// What a person should do about a bad object that only Egret writes.
@@ -119,6 +120,11 @@ pub fn node_record(object: &api::EgressNode) -> Result<NodeRecord, Vec<Finding>>
                 "status.underlayAddresses",
                 &status.underlay_addresses,
             )?,
+            external_addresses: networks(
+                check,
+                "status.externalAddresses",
+                &status.external_addresses,
+            )?,
             steering_version: epoch(check, "status.steeringVersion", status.steering_version)?,
             announcing: addresses(check, "status.announcing", &status.announcing)?
                 .into_iter()
@@ -176,6 +182,15 @@ fn addresses(check: &mut Check, field: &str, texts: &[String]) -> Option<Vec<IpA
         .iter()
         .enumerate()
         .map(|(index, text)| check.take(format!("{field}[{index}]"), text, address(text)))
+        .collect()
+}
+
+fn networks(check: &mut Check, field: &str, texts: &[String]) -> Option<BTreeSet<IpNet>> {
+    let network = |text: &String| text.parse::<IpNet>().map_err(|_| OURS.to_owned());
+    texts
+        .iter()
+        .enumerate()
+        .map(|(index, text)| check.take(format!("{field}[{index}]"), text, network(text)))
         .collect()
 }
 
@@ -247,6 +262,11 @@ pub fn node_status(record: &NodeRecord) -> api::NodeStatus {
             .underlay_addresses
             .iter()
             .map(IpAddr::to_string)
+            .collect(),
+        external_addresses: record
+            .external_addresses
+            .iter()
+            .map(IpNet::to_string)
             .collect(),
         steering_version: api_number(record.steering_version),
         announcing: record.announcing.iter().map(IpAddr::to_string).collect(),

@@ -14,18 +14,19 @@ use k8s_openapi::api::discovery::v1::EndpointSlice;
 use k8s_openapi::api::networking::v1::ServiceCIDR;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use kube::core::{DynamicObject, PartialObjectMeta};
+use std::sync::Arc;
 
 /// What an object means, with its status where Egret writes that.
 #[derive(Clone, Debug, PartialEq)]
 pub(super) enum Value {
-    Policy(Box<Policy>),
+    Policy(Arc<Policy>),
     Gateway(Box<Gateway>),
     Pool(Box<Pool>),
-    Address(Box<AddressRecord>),
-    Record(Box<NodeRecord>),
-    Namespace(Namespace),
-    Node(Box<Node>),
-    Pod(Box<Pod>),
+    Address(Arc<AddressRecord>),
+    Record(Arc<NodeRecord>),
+    Namespace(Arc<Namespace>),
+    Node(Arc<Node>),
+    Pod(Arc<Pod>),
     Service(Box<Service>),
     Slice(cluster::Slice),
     ServiceCidrs(Vec<IpNet>),
@@ -33,6 +34,29 @@ pub(super) enum Value {
     Foreign(Box<Foreign>),
     /// Nothing yet: a pod without a node. Or nothing good: the findings say why.
     Nothing,
+}
+
+/// A value of this kind, to be shared.
+macro_rules! of_kind {
+    ($($name:ident: $value:ident, $of:ty;)+) => {
+        impl Value {$(
+            pub fn $name(&self) -> Option<&Arc<$of>> {
+                match self {
+                    Value::$value(value) => Some(value),
+                    _ => None,
+                }
+            }
+        )+}
+    };
+}
+
+of_kind! {
+    policy: Policy, Policy;
+    address: Address, AddressRecord;
+    record: Record, NodeRecord;
+    namespace: Namespace, Namespace;
+    node: Node, Node;
+    pod: Pod, Pod;
 }
 
 /// The status of an object of ours.
@@ -69,8 +93,17 @@ pub(super) struct Entry {
 impl Entry {
     /// Whether nothing that anybody looks at differs.
     pub fn says_the_same(&self, other: &Self) -> bool {
+        let labels = |entry: &Self| entry.kept.as_ref().and_then(|kept| kept.labels.clone());
         (&self.value, &self.status, &self.findings, &self.uid)
             == (&other.value, &other.status, &other.findings, &other.uid)
+            && labels(self) == labels(other)
+    }
+
+    /// Takes the value of the entry that it replaces, where both mean the same: who has that shares it.
+    pub fn share(&mut self, before: &mut Self) {
+        if self.value == before.value {
+            std::mem::swap(&mut self.value, &mut before.value);
+        }
     }
 
     /// Keeps what the object meant before, if what it says now cannot be understood. An object of the same name that was
@@ -83,8 +116,8 @@ impl Entry {
         self.value = before.value.clone();
         match &mut self.value {
             // Else every later write would be refused as made from an old version.
-            Value::Address(record) => record.resource_version = self.version,
-            Value::Record(record) => record.resource_version = self.version,
+            Value::Address(record) => Arc::make_mut(record).resource_version = self.version,
+            Value::Record(record) => Arc::make_mut(record).resource_version = self.version,
             _ => {}
         }
     }
@@ -144,7 +177,7 @@ fn policy(
 ) -> Entry {
     let said = status.as_ref().map(convert::policy_status);
     let value = parsed.map(|policy| {
-        Value::Policy(Box::new(Policy {
+        Value::Policy(Arc::new(Policy {
             uid: metadata.uid.clone().unwrap_or_default(),
             generation: metadata.generation.unwrap_or(0),
             created_secs: metadata
@@ -187,7 +220,7 @@ macro_rules! ours {
 
             fn observe(self) -> (ObjectRef, Entry) {
                 let object = convert::object_ref(Self::KIND, &self.metadata);
-                let value = $convert(&self).map(|value| Value::$value(Box::new(value)));
+                let value = $convert(&self).map(|value| Value::$value(value.into()));
                 let status = self.status.map_or(Status::None, |s| Status::$status(Box::new(s)));
                 (object, Entry::new(&self.metadata, value, status).keeping(self.metadata))
             }
@@ -211,7 +244,8 @@ impl Observed for PartialObjectMeta<core::Namespace> {
             metadata: self.metadata,
             ..core::Namespace::default()
         };
-        let value = cluster::namespace(&namespace).map(Value::Namespace);
+        let value =
+            cluster::namespace(&namespace).map(|namespace| Value::Namespace(Arc::new(namespace)));
         (object, Entry::new(&namespace.metadata, value, Status::None))
     }
 }
@@ -232,8 +266,8 @@ macro_rules! theirs {
 }
 
 theirs! {
-    core::Node, Node, |o| cluster::node(o).map(|node| Value::Node(Box::new(node)));
-    core::Pod, Pod, |o| cluster::pod(o).map(|pod| pod.map_or(Value::Nothing, |pod| Value::Pod(Box::new(pod))));
+    core::Node, Node, |o| cluster::node(o).map(|node| Value::Node(Arc::new(node)));
+    core::Pod, Pod, |o| cluster::pod(o).map(|pod| pod.map_or(Value::Nothing, |pod| Value::Pod(Arc::new(pod))));
     core::Service, Service, |o| cluster::service(o).map(|service| Value::Service(Box::new(service)));
     EndpointSlice, EndpointSlice, |o| cluster::endpoint_slice(o).map(Value::Slice);
     // Nobody mends a ServiceCIDR for us, so it never has findings; its name is told from Services by its watch.

@@ -59,6 +59,10 @@ pub(super) async fn reflect(client: Client, store: Arc<Store>, watch: Watch) {
             every::<api::EgressNode>(client, config, store, &watch).await;
         }
         Watch::Foreign(kind) => foreign(client, config, *kind, store, &watch).await,
+        Watch::Balancers => {
+            let config = config.fields("spec.type=LoadBalancer");
+            every::<core::Service>(client, config, store, &watch).await;
+        }
         Watch::Services(which) => {
             let by_name = |config: watcher::Config, name: &str| {
                 config.fields(&format!("metadata.name={name}"))
@@ -185,13 +189,16 @@ fn trouble(watch: &Watch, error: &watcher::Error, first: bool) -> News {
         | watcher::Error::WatchStartFailed(kube::Error::Api(status)) => Some(status.code),
         _ => None,
     };
-    if code == Some(404) && watch.may_be_absent() {
+    if code.is_some_and(|code| watch.may_be_absent(code)) {
         if first {
             let remedy = match watch {
                 Watch::Foreign(_) => "its front-end serves nobody",
+                Watch::Balancers => {
+                    "egress addresses are not compared with those of load balancers"
+                }
                 _ => "name the cluster's Service ranges with --service-cidr",
             };
-            tracing::warn!(?watch, remedy, "the API server does not have this kind");
+            tracing::warn!(?watch, remedy, "the API server does not have this");
         }
         return News::Absent;
     }

@@ -1,9 +1,11 @@
 //! What the watches have told so far: objects as model values, and whether a watch has listed everything yet.
 
 use super::entry::Entry;
+use super::kept::Kept;
 use super::wanted::Watch;
 use crate::front_end;
-use egret_core::model::ObjectRef;
+use crate::source::View;
+use egret_core::model::{ObjectRef, Settings};
 use std::collections::BTreeMap;
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
@@ -41,6 +43,26 @@ pub(super) struct State {
     pub version: u64,
     /// Front-ends that serve: which watches are needed depends on what their objects become.
     pub front_ends: front_end::Settings,
+    /// The newest view.
+    pub kept: Kept,
+    /// What was known when it was last looked at which watches are needed.
+    pub rewatched: Option<u64>,
+}
+
+impl State {
+    /// A view would differ by this object, or by anything.
+    fn touch(&mut self, object: Option<ObjectRef>) {
+        self.version += 1;
+        match object {
+            Some(object) => self.kept.touch(object, self.version),
+            None => self.kept.touch_all(self.version),
+        }
+    }
+
+    /// The view of what the watches have.
+    pub fn view(&mut self, settings: &Settings) -> View {
+        self.kept.view(&self.watches, settings, &self.front_ends)
+    }
 }
 
 /// Shared between the watches' tasks and the source's threads.
@@ -68,6 +90,16 @@ pub(super) enum News {
     Absent,
 }
 
+impl News {
+    /// The one object that it is about; none if it is about many.
+    fn object(&self) -> Option<&ObjectRef> {
+        match self {
+            News::Put(object, _) | News::Gone(object, _) => Some(object),
+            _ => None,
+        }
+    }
+}
+
 impl Store {
     /// The state, for a short look.
     pub fn lock(&self) -> MutexGuard<'_, State> {
@@ -81,8 +113,9 @@ impl Store {
         let Some(watched) = state.watches.get_mut(watch) else {
             return;
         };
+        let object = news.object().cloned();
         if watched.take(news) {
-            state.version += 1;
+            state.touch(object);
             drop(state);
             self.changed.notify_all();
         }
@@ -103,7 +136,7 @@ impl Store {
             });
         }
         if changed {
-            state.version += 1;
+            state.touch(Some(object.clone()));
             drop(state);
             self.changed.notify_all();
         }
@@ -196,12 +229,13 @@ impl Watched {
         let mut before = std::mem::take(&mut self.objects);
         let mut same = self.synced && before.len() == listed.len();
         for (object, entry) in &mut listed {
-            let Some(known) = before.remove(object) else {
+            let Some(mut known) = before.remove(object) else {
                 same = false;
                 continue;
             };
             entry.keep_last_good(&known);
             same &= known.says_the_same(entry);
+            entry.share(&mut known);
             // A write of our own may be newer than the list; the watch goes on from the list and tells the rest.
             if known.version > entry.version {
                 *entry = known;
@@ -243,6 +277,7 @@ impl Watched {
             Some(known) => {
                 entry.keep_last_good(known);
                 let same = known.says_the_same(&entry);
+                entry.share(known);
                 *known = entry;
                 !same
             }

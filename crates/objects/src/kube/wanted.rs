@@ -1,7 +1,7 @@
 //! Which watches a component needs, by what it knows so far. Pure, so that "narrow" can be tested.
 
-use super::assemble;
 use super::entry::Value;
+use super::kept;
 use super::store::State;
 use crate::{View, front_end};
 use egret_core::model::{
@@ -62,16 +62,40 @@ pub(super) enum Watch {
     Records(Records),
     Addresses,
     Services(Which),
+    /// Services of type `LoadBalancer`: their addresses outside are no egress addresses.
+    Balancers,
     Slices(Which),
     /// Objects of a kind of a front-end.
     Foreign(Kind),
 }
 
 impl Watch {
-    /// Whether the API server may lack the kind: ServiceCIDRs came with 1.33, and kinds of front-ends are whose systems
-    /// were never there.
-    pub fn may_be_absent(&self) -> bool {
-        matches!(self, Watch::ServiceCidrs | Watch::Foreign(_))
+    /// The kind of its objects, as they are named here.
+    pub fn kind(&self) -> Kind {
+        match self {
+            Watch::Egresses => Kind::Egress,
+            Watch::ClusterEgresses => Kind::ClusterEgress,
+            Watch::Gateways => Kind::EgressGateway,
+            Watch::Pools => Kind::EgressPool,
+            Watch::Namespaces => Kind::Namespace,
+            Watch::Nodes => Kind::Node,
+            Watch::Pods(_) => Kind::Pod,
+            Watch::Records(_) => Kind::EgressNode,
+            Watch::Addresses => Kind::EgressAddress,
+            Watch::Services(_) | Watch::Balancers | Watch::ServiceCidrs => Kind::Service,
+            Watch::Slices(_) => Kind::EndpointSlice,
+            Watch::Foreign(kind) => *kind,
+        }
+    }
+
+    /// Whether the API server may lack it: ServiceCIDRs came with 1.33, Services are told apart by their type since
+    /// 1.31, and kinds of front-ends are whose systems were never there. `code` is that of the answer.
+    pub fn may_be_absent(&self, code: u16) -> bool {
+        match self {
+            Watch::ServiceCidrs | Watch::Foreign(_) => code == 404,
+            Watch::Balancers => code == 400,
+            _ => false,
+        }
     }
 }
 
@@ -105,6 +129,7 @@ pub(super) fn wanted(role: &Role, state: &State) -> BTreeSet<Watch> {
                 Watch::Pods(Pods::All),
                 Watch::Records(Records::All),
                 Watch::Addresses,
+                Watch::Balancers,
             ]);
         }
         Role::Agent(node) => {
@@ -161,7 +186,7 @@ fn translated(state: &State) -> Snapshot {
             view.snapshot.nodes.insert(node.name.clone(), node);
         }
     }
-    front_end::apply(&mut view, assemble::foreign(state), &state.front_ends);
+    front_end::apply(&mut view, kept::foreign(&state.watches), &state.front_ends);
     view.snapshot
 }
 

@@ -8,7 +8,7 @@ use super::entry::{Entry, Observed, Status, Value};
 use super::event::{Note, notes};
 use super::request::{AGENT, CONTROLLER, Failure, is_labelled, manager, node_object};
 use super::wanted::{Records, Watch, gateway_nodes};
-use super::{KubeSource, QUIET};
+use super::{KubeSource, QUIET, QUIET_CONTROLLER, Role};
 use crate::convert::{self, lease};
 use crate::source::{Source, SourceError, View, carry_transition_times};
 use crate::status::{
@@ -24,6 +24,7 @@ use kube::api::{DeleteParams, ObjectMeta, Preconditions};
 use kube::{Api, Resource};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
+use std::collections::BTreeSet;
 use std::fmt::Debug;
 use std::net::IpAddr;
 use std::time::Duration;
@@ -42,7 +43,11 @@ impl Source for KubeSource {
     }
 
     fn wait(&mut self, timeout: Duration) -> Result<bool, SourceError> {
-        Ok(self.shared.store.wait(self.seen, timeout, QUIET))
+        let quiet = match self.shared.settings.role {
+            Role::Controller => QUIET_CONTROLLER,
+            Role::Agent(_) | Role::Reader => QUIET,
+        };
+        Ok(self.shared.store.wait(self.seen, timeout, quiet))
     }
 
     fn leads(&self) -> bool {
@@ -99,9 +104,9 @@ impl Source for KubeSource {
     }
 
     fn write_node_spec(&mut self, record: &NodeRecord) -> Result<u64, SourceError> {
-        let gateway = gateway_nodes(&self.shared.store.lock()).contains(&record.node);
-        let seen = self.specs.get(&record.node);
-        self.shared.apply_node(record, seen, gateway)
+        let gateway = self.gateway_nodes().contains(&record.node);
+        let seen = self.records.get(&record.node).map(lease::node_spec);
+        self.shared.apply_node(record, seen.as_ref(), gateway)
     }
 
     fn write_node_status(
@@ -275,6 +280,16 @@ impl Source for KubeSource {
 }
 
 impl KubeSource {
+    /// Nodes that are gateways, found again when anything may have changed that.
+    fn gateway_nodes(&mut self) -> &BTreeSet<NodeName> {
+        let state = self.shared.store.lock();
+        let others = state.kept.touches.others;
+        if self.gateways.0 != Some(others) {
+            self.gateways = (Some(others), gateway_nodes(&state));
+        }
+        &self.gateways.1
+    }
+
     /// Writes the status of an object if it is there and says something else; whether that changed anything.
     fn write_status<K, S>(
         &mut self,
@@ -361,11 +376,17 @@ impl KubeSource {
     }
 
     /// Puts the label of gateways on those `EgressNode`s that lack it, and takes it from the others.
-    fn label_gateways(&self, view: &View) -> Result<(), SourceError> {
-        let shared = &self.shared;
+    fn label_gateways(&mut self, view: &View) -> Result<(), SourceError> {
+        let touches = self.shared.store.lock().kept.touches;
+        // A pod changes no label.
+        let labelled = self.labelled.replace(touches);
+        if labelled.is_some_and(|l| (l.records, l.others) == (touches.records, touches.others)) {
+            return Ok(());
+        }
+        self.gateway_nodes();
+        let (shared, gateways) = (&self.shared, &self.gateways.1);
         let wrong: Vec<(NodeName, bool)> = {
             let state = shared.store.lock();
-            let gateways = gateway_nodes(&state);
             let records = state.watches.get(&Watch::Records(Records::All));
             let objects = records.into_iter().flat_map(|watched| &watched.objects);
             objects
@@ -376,11 +397,16 @@ impl KubeSource {
                 .take(LABELS_PER_VIEW)
                 .collect()
         };
+        if !wrong.is_empty() {
+            // Whatever comes of it is looked at again.
+            self.labelled = None;
+        }
         for (node, gateway) in wrong {
             let Some(record) = view.snapshot.node_records.get(&node) else {
                 continue;
             };
-            match shared.apply_node(record, self.specs.get(&node), gateway) {
+            let seen = self.records.get(&node).map(lease::node_spec);
+            match shared.apply_node(record, seen.as_ref(), gateway) {
                 Ok(_) | Err(SourceError::Conflict { .. } | SourceError::NotFound { .. }) => {}
                 Err(error) => return Err(error),
             }

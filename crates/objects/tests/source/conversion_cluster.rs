@@ -156,7 +156,7 @@ fn good_services_gateways_and_pools_keep_every_word() {
 #[test]
 fn the_cluster_is_read_as_kubectl_prints_it() {
     let view = view(
-        "apiVersion: v1\nkind: Node\nmetadata: {name: w, labels: {a: b}}\nspec: {podCIDRs: [10.244.1.0/24, 'fd00:244:1::/64']}\nstatus:\n  addresses:\n  - {type: Hostname, address: w}\n  - {type: ExternalIP, address: 198.51.100.1}\n  - {type: InternalIP, address: 192.168.122.11}\n  - {type: InternalIP, address: 'fd00:122::11'}\n---\napiVersion: v1\nkind: Namespace\nmetadata: {name: default, namespace: nonsense}\n---\napiVersion: v1\nkind: Pod\nmetadata: {name: p, labels: {app: x}}\nspec: {nodeName: w, hostNetwork: true}\nstatus: {phase: Succeeded, podIP: 10.244.1.5}\n---\napiVersion: v1\nkind: Pod\nmetadata: {name: unbound}\nspec: {}\n---\napiVersion: v1\nkind: Service\nmetadata: {name: s}\nspec: {selector: {app: x}, clusterIPs: [10.96.0.9, 'fd00:96::9']}\n---\napiVersion: v1\nkind: Service\nmetadata: {name: headless}\nspec: {clusterIP: None}\n---\napiVersion: discovery.k8s.io/v1\nkind: EndpointSlice\nmetadata: {name: s-1, labels: {kubernetes.io/service-name: s}}\naddressType: IPv4\nendpoints: [{addresses: [10.244.1.5]}, {addresses: [10.244.1.6], conditions: {ready: false}}]\n---\napiVersion: discovery.k8s.io/v1\nkind: EndpointSlice\nmetadata: {name: kubernetes, labels: {kubernetes.io/service-name: kubernetes}}\naddressType: IPv4\nendpoints: [{addresses: [192.168.122.5]}]\n",
+        "apiVersion: v1\nkind: Node\nmetadata: {name: w, labels: {a: b}}\nspec: {podCIDRs: [10.244.1.0/24, 'fd00:244:1::/64']}\nstatus:\n  addresses:\n  - {type: Hostname, address: w}\n  - {type: ExternalIP, address: 198.51.100.1}\n  - {type: InternalIP, address: 192.168.122.11}\n  - {type: InternalIP, address: 'fd00:122::11'}\n---\napiVersion: v1\nkind: Namespace\nmetadata: {name: default, namespace: nonsense}\n---\napiVersion: v1\nkind: Pod\nmetadata: {name: p, labels: {app: x}}\nspec: {nodeName: w, hostNetwork: true}\nstatus: {phase: Succeeded, podIP: 10.244.1.5}\n---\napiVersion: v1\nkind: Pod\nmetadata: {name: unbound}\nspec: {}\n---\napiVersion: v1\nkind: Service\nmetadata: {name: s}\nspec: {selector: {app: x}, clusterIPs: [10.96.0.9, 'fd00:96::9']}\nstatus: {loadBalancer: {ingress: [{hostname: a.example}, {ip: 198.51.100.9}]}}\n---\napiVersion: v1\nkind: Service\nmetadata: {name: headless}\nspec: {clusterIP: None}\n---\napiVersion: discovery.k8s.io/v1\nkind: EndpointSlice\nmetadata: {name: s-1, labels: {kubernetes.io/service-name: s}}\naddressType: IPv4\nendpoints: [{addresses: [10.244.1.5]}, {addresses: [10.244.1.6], conditions: {ready: false}}]\n---\napiVersion: discovery.k8s.io/v1\nkind: EndpointSlice\nmetadata: {name: kubernetes, labels: {kubernetes.io/service-name: kubernetes}}\naddressType: IPv4\nendpoints: [{addresses: [192.168.122.5]}]\n",
     );
     view.assert_clean();
     let snapshot = &view.snapshot;
@@ -177,6 +177,7 @@ fn the_cluster_is_read_as_kubectl_prints_it() {
         service.cluster_addresses,
         [ip("10.96.0.9"), ip("fd00:96::9")]
     );
+    assert_eq!(service.balancer_addresses, [ip("198.51.100.9")]);
     assert_eq!(service.endpoints.len(), 2);
     let headless = &snapshot.services[&("default".into(), "headless".into())];
     assert!(headless.cluster_addresses.is_empty() && headless.selector.is_none());

@@ -5,6 +5,7 @@ use crate::model::*;
 use crate::resolve::{distinct, in_namespaces, in_pool};
 use std::collections::BTreeMap;
 use std::net::IpAddr;
+use std::sync::Arc;
 
 /// One change of a snapshot. `None`: the object is gone.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -22,13 +23,14 @@ pub enum Change {
     /// An `EgressNode`.
     NodeRecord(NodeName, Option<NodeRecord>),
     /// The policies: all there are.
-    Policies(Vec<Policy>),
+    Policies(List<Policy>),
     /// Gateways, pools, settings or API servers, and everything else.
     Everything(Box<Snapshot>),
 }
 
-/// The changes that make one snapshot of another, for sources that give whole snapshots only. This looks at every
-/// object once.
+/// The changes that make one snapshot of another, for sources that give whole snapshots only. What both share is not
+/// looked at (see [`Objects`]), so that this costs what changed if the newer was made from the older, and a look at every
+/// object if not.
 pub fn changes(old: &Snapshot, new: &Snapshot) -> Vec<Change> {
     let same = (&old.settings, &old.gateways, &old.pools, &old.api_server)
         == (&new.settings, &new.gateways, &new.pools, &new.api_server);
@@ -63,29 +65,21 @@ pub fn changes(old: &Snapshot, new: &Snapshot) -> Vec<Change> {
 
 /// Calls `found` for every key whose value is not the same in both.
 fn differing<K: Clone + Ord, V: Clone + PartialEq>(
-    old: &BTreeMap<K, V>,
-    new: &BTreeMap<K, V>,
+    old: &Objects<K, V>,
+    new: &Objects<K, V>,
     mut found: impl FnMut(K, Option<V>),
 ) {
-    let mut before = old.iter().peekable();
-    for (key, value) in new {
-        while let Some((gone, _)) = before.next_if(|(known, _)| *known < key) {
-            found(gone.clone(), None);
-        }
-        let known = before.next_if(|(known, _)| *known == key);
-        if known.is_none_or(|(_, known)| known != value) {
-            found(key.clone(), Some(value.clone()));
-        }
-    }
-    before.for_each(|(gone, _)| found(gone.clone(), None));
+    old.differences(new, |key, value| {
+        found(key.clone(), value.map(|value| V::clone(value)));
+    });
 }
 
 /// Puts a value in the place of the one that is there; gives that back unless it is the same.
-fn replace<K: Ord, V: PartialEq>(
-    map: &mut BTreeMap<K, V>,
+fn replace<K: Ord + Clone, V: PartialEq>(
+    map: &mut Objects<K, V>,
     key: K,
     value: Option<V>,
-) -> Result<Option<V>, ()> {
+) -> Result<Option<Arc<V>>, ()> {
     if map.get(&key) == value.as_ref() {
         return Err(());
     }
@@ -131,8 +125,12 @@ impl Planner {
         dirty.pods.remove(&key);
         let new = self.snapshot.pods.get(&key);
         let shape = |pod: &Pod| (pod.addresses.clone(), pod.finished);
-        if old.as_ref().map(shape) != new.map(shape) {
-            let both = old.iter().chain(new).flat_map(|pod| &pod.addresses);
+        if old.as_deref().map(shape) != new.map(shape) {
+            let both = old
+                .as_deref()
+                .into_iter()
+                .chain(new)
+                .flat_map(|pod| &pod.addresses);
             dirty.resolve |= both.into_iter().any(|address| self.matters(address));
         }
         if let Some(old) = &old {
@@ -151,8 +149,10 @@ impl Planner {
         dirty.resolve |= !named.is_empty();
         dirty.selections.extend(named);
         let new = self.snapshot.services.get(&key);
-        let both = old.iter().chain(new).flat_map(|s| &s.cluster_addresses);
-        dirty.resolve |= both.into_iter().any(|address| self.matters(address));
+        let both = old.as_deref().into_iter().chain(new);
+        let mut addresses =
+            both.flat_map(|s| s.cluster_addresses.iter().chain(&s.balancer_addresses));
+        dirty.resolve |= addresses.any(|address| self.matters(address));
     }
 
     fn take_namespace(&mut self, name: String, new: Option<Namespace>, dirty: &mut Dirty) -> bool {
@@ -201,7 +201,7 @@ impl Planner {
         dirty.addresses.extend(self.leases.of_node(&name));
     }
 
-    fn take_policies(&mut self, policies: Vec<Policy>, dirty: &mut Dirty) {
+    fn take_policies(&mut self, policies: List<Policy>, dirty: &mut Dirty) {
         let old = std::mem::replace(&mut self.snapshot.policies, policies);
         let before: BTreeMap<&ObjectRef, &Policy> =
             distinct(&old).map(|(_, p)| (&p.object, p)).collect();

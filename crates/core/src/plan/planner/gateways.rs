@@ -41,7 +41,8 @@ impl Planner {
         }
         let serving = |nodes: &[GatewayNode]| {
             let running = nodes.iter().any(|node| node.running);
-            (running, status::without_ebpf(nodes))
+            let external: Vec<_> = nodes.iter().map(|node| node.external.clone()).collect();
+            (running, status::without_ebpf(nodes), external)
         };
         let before = self.plan.gateways.get(name);
         if before.map(|plan| serving(&plan.nodes)) != Some(serving(&plan.nodes)) {
@@ -74,7 +75,7 @@ impl Planner {
             self.names.add(new);
             self.leases.add_node(new);
         }
-        let (was, is) = (old.as_ref(), new);
+        let (was, is) = (old.as_deref(), new);
         if was.map(|r| &r.announcing) != is.map(|r| &r.announcing) {
             let both = was.into_iter().chain(is);
             dirty.statuses.extend(both.flat_map(|r| &r.announcing));
@@ -97,7 +98,12 @@ impl Planner {
         dirty.addresses.extend(self.drained_otherwise(&name, was));
         let says = |r: &NodeRecord| {
             let running = !r.underlay_addresses.is_empty();
-            (running, r.steering_version, r.datapath.clone())
+            (
+                running,
+                r.steering_version,
+                r.datapath.clone(),
+                r.external_addresses.clone(),
+            )
         };
         if was.map(says) != is.map(says) {
             dirty.gateways.extend(self.leases.gateways_of(&name));

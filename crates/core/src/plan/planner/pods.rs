@@ -151,7 +151,7 @@ impl Pods {
 /// See [`PodAddresses`].
 pub(super) struct Addresses<'a> {
     by_address: &'a BTreeMap<IpAddr, BTreeSet<PodRef>>,
-    pods: &'a BTreeMap<Key, Pod>,
+    pods: &'a Objects<Key, Pod>,
 }
 
 impl PodAddresses for Addresses<'_> {

@@ -1,0 +1,138 @@
+//! The driver `classic`, as `egret kube-egress` runs it: a lab without agents and controller.
+
+use crate::chaos::{wait, without_memory};
+use crate::cluster::ip;
+use crate::watch::expect_source;
+use crate::{Cluster, Outcome, egret};
+use anyhow::Context;
+use egret_lab::{Snapshot, Topology};
+use std::collections::BTreeMap;
+use std::process::Stdio;
+
+/// Nodes that run it.
+pub const NODES: [&str; 3] = ["worker1", "worker2", "worker3"];
+/// Where a node has numbers by egress addresses.
+pub const VIPS: &str = "/run/vips";
+/// Where a node has egress addresses by pod addresses.
+pub const PODS: &str = "/run/pods";
+/// Arguments: by mappings, until it is ended.
+pub const FLAGS: &[&str] = &[
+    "--pod-subnet",
+    "10.244.0.0/16,fd00:244::/32",
+    "--update-interval",
+    "1",
+    "--vip-routeid-mappings",
+    VIPS,
+    "--podip-vip-mappings",
+    PODS,
+];
+
+/// The built-in lab with a CNI that masquerades on every worker, and what each had before.
+pub struct Classic {
+    /// The lab.
+    pub cluster: Cluster,
+    before: BTreeMap<&'static str, Snapshot>,
+}
+
+impl Classic {
+    /// Brings it up; nothing of Egret runs.
+    ///
+    /// # Errors
+    /// As [`Cluster::up`].
+    pub fn up(test: &str) -> anyhow::Result<Self> {
+        let cluster = Cluster::without_agents(test, &Topology::built_in())?;
+        let mut before = BTreeMap::new();
+        for node in NODES {
+            // Learned addresses of neighbours, and what the kernel makes at the first packet, are there from the start.
+            before.insert(node, without_memory(Snapshot::take(&cluster.host(node)?)?));
+        }
+        Ok(Self { cluster, before })
+    }
+
+    /// Runs a shell line in a host and returns what it printed.
+    ///
+    /// # Errors
+    /// It fails.
+    pub fn shell(&self, host: &str, line: &str) -> anyhow::Result<String> {
+        self.cluster
+            .exec(&self.cluster.host(host)?, &["sh", "-c", line])
+    }
+
+    /// Writes the two mappings of a node, with a line of rubbish among them: numbers of addresses, and pods with the
+    /// address that they leave by, of the same family.
+    ///
+    /// # Errors
+    /// There is no such node or pod.
+    pub fn map(&self, node: &str, numbers: &[(&str, u8)], pods: &[(&str, &str)]) -> Outcome {
+        let file = |address: &str| address.replace(':', "-");
+        let mut line =
+            format!("mkdir -p {VIPS} {PODS}; rm -f {PODS}/*; echo rubbish > {PODS}/rubbish\n");
+        for (address, number) in numbers {
+            line += &format!("echo {number} > {VIPS}/{}\n", file(address));
+        }
+        for (pod, egress) in pods {
+            let address = self.cluster.pod_address(pod, ip(egress))?.to_string();
+            line += &format!("echo {egress} > {PODS}/{}\n", file(&address));
+        }
+        self.shell(node, &line).map(drop)
+    }
+
+    /// Starts `egret kube-egress` on a node.
+    ///
+    /// # Errors
+    /// It cannot be started.
+    pub fn start(&self, node: &str, flags: &[&str]) -> Outcome {
+        let lab = self.cluster.lab();
+        let log = lab.dir().log().join(format!("classic-{node}.log"));
+        let log = std::fs::File::options()
+            .create(true)
+            .append(true)
+            .open(log)?;
+        let mut command = lab.exec(&self.cluster.host(node)?, egret()?)?;
+        command.arg("kube-egress").args(flags);
+        command
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(log);
+        command.spawn()?;
+        Ok(())
+    }
+
+    /// Ends it with a signal and waits until it has gone. Only what runs in that host is looked at.
+    ///
+    /// # Errors
+    /// It does not end.
+    pub fn end(&self, node: &str, signal: &str) -> Outcome {
+        self.shell(node, &format!("pkill -{signal} -x egret"))?;
+        wait(&format!("egret on {node} to end"), || {
+            self.shell(node, "pgrep -x egret || true")
+                .is_ok_and(|pids| pids.trim().is_empty())
+        })
+    }
+
+    /// Waits until a server sees a pod with this source.
+    ///
+    /// # Errors
+    /// It does not in time.
+    pub fn wait_source(&self, pod: &str, server: &str, source: &str) -> Outcome {
+        let (place, server, source) = (self.cluster.pod(pod)?, ip(server), ip(source));
+        let mut last = Ok(());
+        let result = wait(&format!("{pod} to leave as {source}"), || {
+            last = expect_source(&place, server, source);
+            last.is_ok()
+        });
+        result.with_context(|| {
+            last.err()
+                .map_or_else(String::new, |error| format!("{error:#}"))
+        })
+    }
+
+    /// What differs on a node from what was there before.
+    ///
+    /// # Errors
+    /// There is no such node.
+    pub fn left(&self, node: &str) -> anyhow::Result<Vec<String>> {
+        let after = without_memory(Snapshot::take(&self.cluster.host(node)?)?);
+        Ok(self.before[node].diff(&after))
+    }
+}
