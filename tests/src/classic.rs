@@ -2,9 +2,8 @@
 
 use crate::chaos::{wait, without_memory};
 use crate::cluster::ip;
-use crate::watch::expect_source;
+use crate::watch::wait_source;
 use crate::{Cluster, Outcome, egret};
-use anyhow::Context;
 use egret_lab::{Snapshot, Topology};
 use std::collections::BTreeMap;
 use std::process::Stdio;
@@ -115,16 +114,7 @@ impl Classic {
     /// # Errors
     /// It does not in time.
     pub fn wait_source(&self, pod: &str, server: &str, source: &str) -> Outcome {
-        let (place, server, source) = (self.cluster.pod(pod)?, ip(server), ip(source));
-        let mut last = Ok(());
-        let result = wait(&format!("{pod} to leave as {source}"), || {
-            last = expect_source(&place, server, source);
-            last.is_ok()
-        });
-        result.with_context(|| {
-            last.err()
-                .map_or_else(String::new, |error| format!("{error:#}"))
-        })
+        wait_source(&self.cluster.pod(pod)?, ip(server), ip(source))
     }
 
     /// What differs on a node from what was there before.

@@ -10,6 +10,7 @@ use egret_lab::traffic::ping_source;
 use egret_lab::traffic::source::{tcp_source_within, udp_echo};
 use egret_lab::{Lab, Place};
 use std::net::IpAddr;
+use std::time::Duration;
 
 /// Bridge of the segment where the server is.
 const OUTSIDE: &str = "br-outside";
@@ -129,17 +130,25 @@ impl Leaving {
     }
 }
 
+/// How long one try waits for an answer where the source may be changing. A change cuts connections that are open, and
+/// who only listens on one is not told (docs/datapath.md): asking anew finds the source.
+const TRY: Duration = Duration::from_secs(3);
+
 /// Source addresses that the server sees of a place, by TCP, UDP and ping.
 ///
 /// # Errors
 /// No answer in time.
 pub fn seen_sources(place: &Place, server: IpAddr) -> anyhow::Result<[IpAddr; 3]> {
+    sources_within(place, server, DEADLINE)
+}
+
+fn sources_within(place: &Place, server: IpAddr, time: Duration) -> anyhow::Result<[IpAddr; 3]> {
     let who = || format!("{} to {server}", place.name());
     Ok([
-        tcp_source_within(place, echo(server), DEADLINE)
+        tcp_source_within(place, echo(server), time)
             .with_context(who)?
             .ip(),
-        udp_echo(place, echo(server), 32, DEADLINE)
+        udp_echo(place, echo(server), 32, time)
             .with_context(who)?
             .ip(),
         ping_source(place, server).with_context(who)?,
@@ -152,6 +161,10 @@ pub fn seen_sources(place: &Place, server: IpAddr) -> anyhow::Result<[IpAddr; 3]
 /// Another source, or no answer in time.
 pub fn expect_source(place: &Place, server: IpAddr, source: IpAddr) -> anyhow::Result<()> {
     let seen = seen_sources(place, server)?;
+    compare(place, server, source, seen)
+}
+
+fn compare(place: &Place, server: IpAddr, source: IpAddr, seen: [IpAddr; 3]) -> anyhow::Result<()> {
     ensure!(
         seen == [source; 3],
         "{} to {server}: TCP, UDP and ping came from {seen:?}, not from {source}",
@@ -168,7 +181,8 @@ pub fn expect_source(place: &Place, server: IpAddr, source: IpAddr) -> anyhow::R
 pub fn wait_source(place: &Place, server: IpAddr, source: IpAddr) -> anyhow::Result<()> {
     let mut last = Ok(());
     let waited = wait_for("the source of a place", DEADLINE, || {
-        last = expect_source(place, server, source);
+        let seen = sources_within(place, server, TRY);
+        last = seen.and_then(|seen| compare(place, server, source, seen));
         last.is_ok()
     });
     match waited {

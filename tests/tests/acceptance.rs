@@ -10,7 +10,6 @@ use egret_lab::{Snapshot, Topology};
 use egret_tests::chaos::without_memory;
 use egret_tests::cluster::{DEADLINE, EGRESS, SERVERS, ip, pod};
 use egret_tests::foreign::{condition, message, service, static_egress_ip};
-use egret_tests::matrix::is_full;
 use egret_tests::steps::Group;
 use egret_tests::watch::{Leaving, expect_source, wait_source};
 use egret_tests::{Cluster, Outcome, run, steps};
@@ -27,7 +26,7 @@ const LABELLED: &str = "192.168.122.223";
 const PUBLIC: &str = "198.51.100.7";
 
 fn main() -> ExitCode {
-    let mut groups = vec![Group::new(
+    let shared = Group::new(
         "acceptance",
         up,
         steps![
@@ -42,20 +41,9 @@ fn main() -> ExitCode {
             n9_s8_an_address_of_no_subnet_is_said_and_works_when_it_is_routed,
             n13_agents_that_start_again_change_nothing,
         ],
-    )];
-    // Failed once in ten runs, by a pod that connected and got no answer for 30 s; the cause is not known.
-    if is_full() {
-        groups.push(Group::new(
-            "gateway_comes",
-            up,
-            steps![n8_without_a_gateway_nothing_leaks_and_one_that_comes_is_used],
-        ));
-    } else {
-        let why =
-            "failed once in ten runs for a cause that is not known; ./dev test --full runs it";
-        println!("\nskipped: acceptance n8: {why}");
-    }
-    run(groups)
+    );
+    let n8 = steps![n8_without_a_gateway_nothing_leaks_and_one_that_comes_is_used];
+    run(vec![shared, Group::new("gateway_comes", up, n8)])
 }
 
 /// The built-in lab; one gateway node has the label that the fork's object asks for.
