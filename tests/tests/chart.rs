@@ -55,6 +55,7 @@ fn values_that_make_no_sense_are_refused_by_name() {
             "/settings/neverDestinations/0",
         ),
         ("agent.gatewayDatapath=magic", "/agent/gatewayDatapath"),
+        ("agent.unknownPods=maybe", "/agent/unknownPods"),
         ("agent.capabilities={BPF}", "/agent/capabilities"),
         (
             "agent.updateStrategy.type=Recreate",

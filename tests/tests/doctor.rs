@@ -123,17 +123,7 @@ impl Doctor {
     }
 
     fn doctor(&self, node: &str, arguments: &[&str]) -> anyhow::Result<(Value, Option<i32>)> {
-        let mut command = self
-            .cluster
-            .lab()
-            .exec(&self.cluster.host(node)?, egret()?)?;
-        command
-            .args(["doctor", "--root", ROOT, "-o", "json"])
-            .args(arguments);
-        let output = command.output()?;
-        let said = String::from_utf8_lossy(&output.stderr).into_owned();
-        let json = serde_json::from_slice(&output.stdout);
-        Ok((json.with_context(|| said)?, output.status.code()))
+        ask(&self.cluster, node, arguments)
     }
 
     /// Leaves what each earlier system leaves.

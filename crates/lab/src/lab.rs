@@ -18,7 +18,7 @@ use std::process::Command;
 use std::time::Duration;
 
 /// Longest wait for the standing server to listen.
-const SERVER_TIMEOUT: Duration = Duration::from_secs(10);
+const SERVER_TIMEOUT: Duration = Duration::from_secs(60);
 
 /// How to bring a lab up.
 #[derive(Debug, Clone)]

@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 /// How often a condition is looked at while waiting for it.
 const POLL: Duration = Duration::from_millis(2);
 /// Longest wait for a killed process to be gone, or a started one to be there.
-const PROCESS_TIMEOUT: Duration = Duration::from_secs(10);
+const PROCESS_TIMEOUT: Duration = Duration::from_secs(60);
 
 /// A process, told apart from later ones with the same id by its start time.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -48,7 +48,7 @@ impl Process {
     /// Kills it and waits until it is gone; reaps it if it is a child of this process.
     ///
     /// # Errors
-    /// It is still there after ten seconds.
+    /// It is still there after a minute: the kernel of a busy machine takes its time to end one that was in the middle of a transaction.
     pub fn kill(&self) -> Result<(), LabError> {
         self.signal(Signal::SIGKILL);
         wait_for(
@@ -70,7 +70,7 @@ impl Process {
     /// Waits until it has started its child, and names that.
     ///
     /// # Errors
-    /// It ended, or ten seconds passed.
+    /// It ended, or a minute passed.
     pub fn first_child(&self, what: &str) -> Result<Self, LabError> {
         let path = format!("/proc/{0}/task/{0}/children", self.pid);
         let mut found = None;
