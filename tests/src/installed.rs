@@ -178,9 +178,9 @@ impl Installed {
     /// # Errors
     /// It does not in time.
     pub fn programmed(&self, policy: &str, pods: usize) -> anyhow::Result<()> {
-        self.wait("condition=Ready", &format!("egress/{policy}"))?;
+        self.wait("condition=Ready", &format!("egresses.egret.dev/{policy}"))?;
         let form = "jsonpath={.status.pods.selected} {.status.pods.programmed}";
-        let get = ["get", "egress", policy, "-o", form];
+        let get = ["get", "egresses.egret.dev", policy, "-o", form];
         let wanted = format!("{pods} {pods}");
         let what = format!("{policy} for {pods} pods");
         let waited = self

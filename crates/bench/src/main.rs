@@ -13,6 +13,7 @@ mod idle;
 mod kubernetes;
 mod page;
 mod planning;
+mod plugin;
 mod programming;
 mod rest;
 mod state;
@@ -54,17 +55,20 @@ enum Part {
     Lease,
     /// Outages when a gateway goes.
     Failover,
+    /// What the CNI plugin adds to the start of a pod.
+    Cni,
     /// A large cluster of objects on a real API server: planning, and what everything costs at rest.
     Kubernetes,
 }
 
-const ALL: [Part; 7] = [
+const ALL: [Part; 8] = [
     Part::Planning,
     Part::Programming,
     Part::Traffic,
     Part::Rest,
     Part::Lease,
     Part::Failover,
+    Part::Cni,
     Part::Kubernetes,
 ];
 
@@ -86,6 +90,7 @@ fn main() -> anyhow::Result<()> {
             Part::Rest => rest::measure(&mut report)?,
             Part::Lease => exhaustion::measure(&mut report, arguments.rounds)?,
             Part::Failover => failover::measure(&mut report, arguments.rounds)?,
+            Part::Cni => plugin::measure(&mut report)?,
             Part::Kubernetes => kubernetes::measure(&mut report)?,
         }
     }

@@ -165,6 +165,7 @@ fn gateway() -> Gateway {
         name: GatewayName("main".into()),
         generation: 1,
         default: true,
+        by_name_only: false,
         nodes: with_label("role", "gateway"),
         external_interface: None,
         announce: AnnounceMode::L2,

@@ -298,6 +298,8 @@ pub struct Gateway {
     pub generation: i64,
     /// Policies that name no gateway use it.
     pub default: bool,
+    /// Only policies that name it use it: it was made for objects of an earlier system, beside what people wrote.
+    pub by_name_only: bool,
     /// Which nodes are gateways.
     pub nodes: LabelSelector,
     /// `None` is `auto`: the device of the node's default route.

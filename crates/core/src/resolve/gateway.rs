@@ -137,7 +137,7 @@ fn unnamed(snapshot: &Snapshot) -> Result<&Gateway, Problem> {
     if let Some(default) = snapshot.gateways.values().find(|g| g.default) {
         return Ok(default);
     }
-    let mut all = snapshot.gateways.values();
+    let mut all = snapshot.gateways.values().filter(|g| !g.by_name_only);
     match (all.next(), all.next()) {
         (Some(only), None) => Ok(only),
         (None, _) => Err(Problem::new(

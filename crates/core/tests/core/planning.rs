@@ -177,6 +177,7 @@ fn what_cannot_be_carried_out_is_refused_with_a_finding_and_its_traffic_is_dropp
                 .gateways
                 .insert(GatewayName("two".into()), gateway("two"));
         }),
+        (Reason::GatewayNotFound, |s| main(s).by_name_only = true),
         (Reason::GatewayMismatch, |s| {
             let mut pool = pool("pool", "192.0.2.0", "192.0.2.255");
             pool.gateway = Some(GatewayName("two".into()));
@@ -270,6 +271,25 @@ fn the_default_gateway_is_used_and_a_second_default_is_a_finding() {
     assert_eq!(only(&plan).gateway, Some(GatewayName("alpha".into())));
     assert_eq!(plan.findings.len(), 1);
     assert_eq!(plan.findings.first().unwrap().object.name, "beta");
+}
+
+#[test]
+fn a_gateway_that_an_earlier_systems_object_brings_makes_no_other_policy_ambiguous() {
+    let mut named_one = egress("default", "theirs", &["192.0.2.2"]);
+    named_one.gateway = Some(GatewayName("brought".into()));
+    let mut scene = with(vec![egress("default", "ours", &["192.0.2.1"]), named_one]);
+    let mut brought = gateway("brought");
+    brought.by_name_only = true;
+    scene
+        .snapshot
+        .gateways
+        .insert(brought.name.clone(), brought);
+    let plan = scene.settle();
+    for (policy, gateway) in [("ours", "main"), ("theirs", "brought")] {
+        let policy = named(&plan, policy);
+        assert_eq!(policy.gateway, Some(GatewayName(gateway.into())));
+        assert!(policy.ready, "{policy:?}");
+    }
 }
 
 #[test]

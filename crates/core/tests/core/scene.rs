@@ -59,6 +59,7 @@ pub fn gateway(name: &str) -> Gateway {
         name: GatewayName(name.into()),
         generation: 1,
         default: false,
+        by_name_only: false,
         nodes: selector(&[("role", "gateway")]),
         external_interface: None,
         announce: AnnounceMode::L2,

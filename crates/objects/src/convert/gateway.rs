@@ -57,6 +57,7 @@ fn parse(
         name: GatewayName(check.object.name.clone()),
         generation: generation.unwrap_or(0),
         default: spec.default,
+        by_name_only: false,
         nodes: nodes?,
         external_interface: device?,
         announce: match spec.announce.mode {

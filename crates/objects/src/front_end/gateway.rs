@@ -85,6 +85,7 @@ fn stand_in(name: &str, nodes: LabelSelector, interface: Option<&str>) -> Gatewa
         name: GatewayName(name.to_owned()),
         generation: 1,
         default: false,
+        by_name_only: true,
         nodes,
         external_interface: interface.map(str::to_owned),
         announce: AnnounceMode::L2,
