@@ -40,7 +40,7 @@ pub fn measure(report: &mut Report) -> Result<()> {
     for number in 0..PODS {
         let known = before + 1 + number as u64;
         let ours = begin(&cluster, pod(&format!("new{number}"), "MyApp"))?;
-        let other = begin(&cluster, pod(&format!("other{number}"), "Other"))?;
+        let other = begin(&cluster, pod(&format!("stranger{number}"), "Other"))?;
         wait("the pod to be heard of", || {
             selected().is_ok_and(|count| count == known)
         })?;
