@@ -245,7 +245,7 @@ fn put<K: Ord + Clone, V: PartialEq>(map: &mut Objects<K, V>, key: K, value: Opt
 }
 
 /// The newest entry of an object: two watches may have it while one takes over from the other.
-fn newest<'a>(watches: &'a Watches, object: &ObjectRef) -> Option<&'a Entry> {
+pub(super) fn newest<'a>(watches: &'a Watches, object: &ObjectRef) -> Option<&'a Entry> {
     let watches = watches
         .iter()
         .filter(|(watch, _)| watch.kind() == object.kind);

@@ -1,7 +1,7 @@
 //! What the watches have told so far: objects as model values, and whether a watch has listed everything yet.
 
 use super::entry::Entry;
-use super::kept::Kept;
+use super::kept::{Kept, newest};
 use super::wanted::Watch;
 use crate::front_end;
 use crate::source::View;
@@ -59,10 +59,44 @@ impl State {
         }
     }
 
+    /// What a view says of the object of the news, or that it may be about many, where more than one watch has the kind:
+    /// what a watch tells again may be newer than what another one has told since.
+    fn between_watches(&self, watch: &Watch, news: &News) -> Between {
+        let kind = watch.kind();
+        let several = self.watches.keys().filter(|one| one.kind() == kind).count() > 1;
+        match (several, news) {
+            (true, News::Put(object, _)) => Between::One(newest(&self.watches, object).cloned()),
+            (true, News::End) => Between::Many,
+            _ => Between::Nothing,
+        }
+    }
+
+    /// Whether a view says something else now than [`State::between_watches`] found.
+    fn differs(&self, before: Between, object: Option<&ObjectRef>) -> bool {
+        match (before, object) {
+            (Between::Nothing, _) => false,
+            (Between::One(before), Some(object)) => {
+                let now = newest(&self.watches, object);
+                !matches!((&before, now), (Some(before), Some(now)) if before.says_the_same(now))
+            }
+            _ => true,
+        }
+    }
+
     /// The view of what the watches have.
     pub fn view(&mut self, settings: &Settings) -> View {
         self.kept.view(&self.watches, settings, &self.front_ends)
     }
+}
+
+/// What a view said before the news of one of several watches of a kind.
+enum Between {
+    /// There is one watch of the kind: it knows by itself.
+    Nothing,
+    /// This of the object.
+    One(Option<Entry>),
+    /// Many objects may be concerned.
+    Many,
 }
 
 /// Shared between the watches' tasks and the source's threads.
@@ -110,11 +144,12 @@ impl Store {
     /// Takes news of a watch; those of a watch that is not wanted any more are dropped.
     pub fn take(&self, watch: &Watch, news: News) {
         let mut state = self.lock();
+        let object = news.object().cloned();
+        let before = state.between_watches(watch, &news);
         let Some(watched) = state.watches.get_mut(watch) else {
             return;
         };
-        let object = news.object().cloned();
-        if watched.take(news) {
+        if watched.take(news) || state.differs(before, object.as_ref()) {
             state.touch(object);
             drop(state);
             self.changed.notify_all();

@@ -327,6 +327,29 @@ proptest! {
     }
 }
 
+/// A watch tells again what it had told before another one told something else.
+#[test]
+fn what_one_watch_tells_again_counts_if_it_is_newer_than_what_another_told() {
+    let store = Store::default();
+    for kind in [4, 5] {
+        store.lock().watches.insert(watch(kind), Watched::default());
+    }
+    carry_out(&store, &Step::Put(5, 1, 2), 1);
+    carry_out(&store, &Step::Put(4, 1, 0), 2);
+    let look = |store: &Store| {
+        let mut state = store.lock();
+        let kept = state.view(&settings());
+        assert_eq!(kept, whole(&state));
+    };
+    look(&store);
+    carry_out(&store, &Step::Put(5, 1, 2), 3);
+    look(&store);
+    carry_out(&store, &Step::Put(4, 1, 0), 4);
+    look(&store);
+    carry_out(&store, &Step::List(5, vec![1], 2), 5);
+    look(&store);
+}
+
 #[test]
 fn a_view_shares_with_the_one_before_what_did_not_change() {
     let store = Store::default();
