@@ -104,15 +104,19 @@ fn m5_a_pod_made_again_with_another_address_keeps_the_vip(cluster: &Cluster) -> 
     for (name, worker) in [("b1", "worker1"), ("b2", "worker2")] {
         let file = format!("pod.default.{name}.yaml");
         cluster.edit(&file, |pod| pod["metadata"]["name"] = json!("again"))?;
-        served(cluster, "again")?;
-        cluster.wait_selected("again", 1)?;
+        let pods = |status: &Value, count: u64| {
+            let pods = &status["policies"][0]["pods"];
+            pods["selected"] == count && pods["programmed"] == count
+        };
+        cluster.wait_foreign("MapperEgress", "again", "it is served", |status| {
+            condition(status, "Ready") == "True/Programmed" && pods(status, 1)
+        })?;
         expect_source(&cluster.pod(name)?, ip(SERVERS[0]), ip(EGRESS[0]))?;
         cluster.edit(&file, |pod| pod["metadata"]["name"] = json!(name))?;
         wait_node(cluster, name, worker)?;
         // Else the next turn takes this one's status for its own.
-        cluster.wait_foreign("MapperEgress", "again", "nobody is selected", |status| {
-            status["policies"][0]["pods"]["selected"] == 0
-        })?;
+        let nobody = |status: &Value| pods(status, 0);
+        cluster.wait_foreign("MapperEgress", "again", "nobody is selected", nobody)?;
     }
     cluster.delete(&[object])?;
     cluster.wait_ready()

@@ -34,12 +34,6 @@ use std::process::ExitCode;
 use std::time::Duration;
 use walks::{a_walk_with_a_mapper, a_walk_with_kube_egress, a_walk_with_static_egress_ips};
 
-/// Steps that take most of a minute each.
-const SLOW: [&str; 3] = [
-    "the_first_connection_of_every_start_has_the_egress_address",
-    "without_an_agent_only_pods_that_may_be_selected_wait",
-    "uninstalling_names_the_node_that_is_away_and_can_be_taken_back",
-];
 /// The server's addresses.
 const SERVERS: [&str; 2] = ["203.0.113.10", "2001:db8:1::10"];
 /// The egress addresses of the pods that speak all the while.
@@ -69,10 +63,10 @@ spec: {selector: {app: fixed}, ips: [192.168.122.222, "fd00:122::222"]}
 "#;
 
 fn main() -> ExitCode {
-    if skipped("install") {
+    if left_to_full("install") || skipped("install") {
         return ExitCode::SUCCESS;
     }
-    let mut all = steps![
+    let all = steps![
         agents_have_four_capabilities_and_forward_by_ebpf,
         an_egress_covers_its_pods_on_both_workers_in_both_families_and_no_others,
         stories_of_the_proposal,
@@ -93,9 +87,6 @@ fn main() -> ExitCode {
         uninstalling_leaves_nothing_on_any_node,
         pods_start_after_uninstalling,
     ];
-    if left_to_full("install: starts of pods with the plugin, and nodes that are away") {
-        all.retain(|step| !SLOW.contains(&step.name));
-    }
     run(vec![Group::new("install", up, all)])
 }
 

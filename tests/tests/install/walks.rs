@@ -24,17 +24,18 @@ const FRONTEND: &str = "192.168.122.225";
 const BACKEND: &str = "192.168.122.226";
 const SHOP: &str = "192.168.122.227";
 const KEEPALIVED: &str = "192.168.122.228";
-/// A Service, and an object that names it; the fork says which nodes are gateways.
+/// A Service, and an object that names it; the fork says which nodes are gateways. Without cluster addresses, because
+/// kube-proxy leaves chains of Services that are gone until another one changes.
 const STATIC_EGRESS_IPS: &str = r#"
 apiVersion: v1
 kind: Service
 metadata: {name: frontend, namespace: default}
-spec: {selector: {app: frontend}, ports: [{port: 80}]}
+spec: {clusterIP: None, selector: {app: frontend}, ports: [{port: 80}]}
 ---
 apiVersion: v1
 kind: Service
 metadata: {name: backend, namespace: default}
-spec: {selector: {app: backend}, ports: [{port: 80}]}
+spec: {clusterIP: None, selector: {app: backend}, ports: [{port: 80}]}
 ---
 apiVersion: staticegressips.nirmata.io/v1alpha1
 kind: StaticEgressIP

@@ -85,7 +85,8 @@ fn stand_in(name: &str, nodes: LabelSelector, interface: Option<&str>) -> Gatewa
         name: GatewayName(name.to_owned()),
         generation: 1,
         default: false,
-        by_name_only: true,
+        // The one that stands in is there only where people wrote none: it is the only one.
+        by_name_only: name != STAND_IN,
         nodes,
         external_interface: interface.map(str::to_owned),
         announce: AnnounceMode::L2,
