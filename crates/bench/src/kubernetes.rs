@@ -1,5 +1,5 @@
 //! A large cluster on a real API server: 500 nodes, 10,000 pods, 500 policies as objects, with a controller and the agents
-//! of one worker and one gateway; and a worker that runs all 10,000 pods itself.
+//! of one worker and one gateway; and a worker that runs 10,000 or 100,000 pods itself.
 
 use crate::figure::Report;
 use anyhow::Result;
@@ -17,14 +17,10 @@ const LARGE: Size = Size {
     policies: 500,
     all_on_worker: false,
 };
-const LOCAL: Size = Size {
-    nodes: 2,
-    pods: 10_000,
-    policies: 20,
-    all_on_worker: true,
-};
+/// How many of them one worker runs.
+const LOCAL: [usize; 2] = [10_000, 100_000];
 
-/// Both clusters, one after the other.
+/// All clusters, one after the other.
 pub fn measure(report: &mut Report) -> Result<()> {
     let mut large = Large::up("bench-kubernetes", LARGE)?;
     let seconds = large.converge()?;
@@ -38,10 +34,19 @@ pub fn measure(report: &mut Report) -> Result<()> {
     }
     rest(report, &large, "")?;
     drop(large);
-    let mut local = Large::up("bench-kubernetes-local", LOCAL)?;
-    local.converge()?;
-    local.start_agents()?;
-    rest(report, &local, ", 10000 local pods")
+    for pods in LOCAL {
+        let size = Size {
+            nodes: 2,
+            pods,
+            policies: 20,
+            all_on_worker: true,
+        };
+        let mut local = Large::up("bench-kubernetes-local", size)?;
+        local.converge()?;
+        local.start_agents()?;
+        rest(report, &local, &format!(", {pods} local pods"))?;
+    }
+    Ok(())
 }
 
 fn rest(report: &mut Report, large: &Large, with: &str) -> Result<()> {
