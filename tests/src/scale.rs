@@ -1,6 +1,10 @@
 //! A large cluster of objects on a real API server, with a controller, the agents of one worker and of one gateway in a
 //! lab, and what they cost. Used by tests with loose bounds, and by `./dev bench` for figures.
 
+mod delay;
+
+pub use delay::Delay;
+
 use crate::bulk::{Bulk, Request};
 use crate::kubernetes::{CRDS, Daemon, Relay, requests_between, right_of, role, until};
 use anyhow::{Context, ensure};
@@ -365,8 +369,7 @@ impl Large {
                 },
             });
             made.push(Request::create(PODS, body.to_string()));
-            let (high, low) = (number / 250, number % 250 + 1);
-            let address = format!("10.{}.{}.{low}", 128 + high / 256, high % 256);
+            let address = address_of(number);
             let body = json!({
                 "status": {"phase": "Running", "podIP": address, "podIPs": [{"ip": address}]},
             });
@@ -393,6 +396,12 @@ kind: EgressPool
 metadata: {name: many}
 spec: {cidrs: [10.250.0.0/20], gateway: main, namespaces: {all: true}}
 ";
+
+/// Address of the pod of this number.
+fn address_of(number: usize) -> String {
+    let (high, low) = (number / 250, number % 250 + 1);
+    format!("10.{}.{}.{low}", 128 + high / 256, high % 256)
+}
 
 fn node_name(number: usize) -> String {
     match number {

@@ -12,6 +12,7 @@
 //! The main loop alone touches the kernel. Nothing on it waits for the source: a source that hangs stops news, not
 //! traffic. A restarted agent adopts what is there, and changes nothing before it knows which gateways answer.
 
+mod attached;
 mod board;
 mod classic;
 mod cni;

@@ -3,6 +3,7 @@
 mod upkeep;
 
 use crate::Config;
+use crate::attached::Attached;
 use crate::board::Board;
 use crate::chain;
 use crate::cni::{Asked, Desk, Round};
@@ -75,6 +76,7 @@ pub(crate) struct MainLoop {
     ever_live: BTreeSet<NodeName>,
     remembered: Remembered,
     links: Option<Links>,
+    attached: Attached,
     tunnel: Option<Device>,
     outcome: Option<NodeOutcome>,
     ports: BTreeMap<IpAddr, u32>,
@@ -127,6 +129,7 @@ impl MainLoop {
             ever_live: BTreeSet::new(),
             remembered: Remembered::load(&config.state_directory),
             links: None,
+            attached: Attached::default(),
             tunnel: None,
             outcome: None,
             ports: BTreeMap::new(),
@@ -206,6 +209,7 @@ impl MainLoop {
                 if let Some(mut view) = newest.take() {
                     self.cni.dress(&mut view.snapshot);
                     self.view = Some(view);
+                    self.attached.stir();
                     self.news = true;
                 }
             }
@@ -285,6 +289,9 @@ impl MainLoop {
         let node = self.config.node.clone();
         let links = Links::look(self.datapath.routing(), snapshot, &node).map_err(|e| chain(&e))?;
         let path = self.uplink.facts(snapshot, &node).map_err(|e| chain(&e))?;
+        let routing = self.datapath.routing();
+        let looked = self.attached.look(routing, snapshot, &node);
+        looked.map_err(|e| chain(&e))?;
         let facts = NodeFacts {
             path,
             ..self.facts(&links)
@@ -382,6 +389,8 @@ impl MainLoop {
             last_group_members: self.remembered.members.clone(),
             local_addresses: links.local_addresses.clone(),
             path: PathFacts::default(),
+            devices: self.attached.devices(),
+            detached: self.attached.detached(),
             unknown_pods: self.config.unknown_pods,
         }
     }

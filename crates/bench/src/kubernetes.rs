@@ -8,7 +8,7 @@ use std::time::Duration;
 
 const PART: &str = "kubernetes";
 const WATCHED: Duration = Duration::from_secs(20);
-/// Pods that come one by one, each where its policy needs a new lease.
+/// Pods that come one by one: first where their policy needs a new lease, then at the worker that has all.
 const SINGLE_PODS: usize = 21;
 
 const LARGE: Size = Size {
@@ -45,6 +45,13 @@ pub fn measure(report: &mut Report) -> Result<()> {
         local.converge()?;
         local.start_agents()?;
         rest(report, &local, &format!(", {pods} local pods"))?;
+        for number in 0..SINGLE_PODS {
+            let delay = local.to_the_kernel(number)?;
+            for (what, ms) in [("comes", delay.came), ("goes", delay.went)] {
+                let name = format!("one pod of {pods} {what}, API to kernel");
+                report.add(PART, &name, "ours", "ms", ms);
+            }
+        }
     }
     Ok(())
 }

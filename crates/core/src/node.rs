@@ -46,7 +46,7 @@ pub fn node_state(
         snapshot,
         &resolved,
         &selected,
-        &me,
+        (&me, facts),
         &mut groups,
         &mut findings,
     );
@@ -58,6 +58,7 @@ pub fn node_state(
         targets: groups.targets,
         profiles: built.profiles,
         pods: built.pods,
+        devices: built.devices,
         egress_addresses: egress_addresses(snapshot, &resolved, &me),
         lift: BTreeSet::new(),
         unknown: cluster::unknown(&me, facts, own_pods, &mut reports),

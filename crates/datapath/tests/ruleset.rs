@@ -135,6 +135,7 @@ fn state() -> NodeState {
             ]
             .into_iter()
             .collect(),
+            devices: BTreeMap::from([(ip("10.244.1.5"), 5), (ip("fd00:244:1::5"), 5)]),
             egress_addresses: BTreeSet::from([ip("192.168.122.222"), ip("fd00:122::222")]),
             lift: BTreeSet::new(),
         },

@@ -15,7 +15,7 @@ impl MainLoop {
         if !self.full.is_empty() && self.full_told.elapsed() >= REFUSE_AGAIN {
             self.refuse_full();
         }
-        if self.uplink.programs_changed() {
+        if self.uplink.programs_changed() || self.attached.is_due(Instant::now()) {
             self.news = true;
         }
         if self.ports_due() && self.outcome.is_some() {
@@ -41,6 +41,7 @@ impl MainLoop {
             // Whatever it was: facts about links may have changed.
             self.news = true;
             self.uplink.stir();
+            self.attached.stir();
             self.links_changed = false;
             self.looked = Instant::now();
         }

@@ -40,7 +40,8 @@ pub fn check_node(
     ranges(snapshot, facts, own, record, outcome, &mut found);
     groups(snapshot, own, state, &mut found);
     never(snapshot, state, &mut found);
-    pods(snapshot, node, own, state, &mut found);
+    pods(snapshot, facts, own, state, &mut found);
+    devices(snapshot, facts, node, state, &mut found);
     unknown(snapshot, node, own, state, &mut found);
     guard(snapshot, record, state, &mut found);
     gateway(snapshot, own, state, &mut found);
@@ -309,10 +310,11 @@ fn selects(snapshot: &Snapshot, policy: &Policy, pod: &Pod) -> bool {
     }
 }
 
-fn pods(snapshot: &Snapshot, name: &NodeName, own: &Node, state: &NodeState, found: &mut Found) {
+fn pods(snapshot: &Snapshot, facts: &NodeFacts, own: &Node, state: &NodeState, found: &mut Found) {
     let mut owners: BTreeMap<IpAddr, bool> = BTreeMap::new();
+    let mut lost: BTreeMap<IpAddr, bool> = BTreeMap::new();
     for pod in snapshot.pods.values() {
-        if pod.node != *name || pod.finished || pod.host_network {
+        if pod.node != own.name || pod.finished || pod.host_network {
             continue;
         }
         let selected = snapshot
@@ -320,9 +322,29 @@ fn pods(snapshot: &Snapshot, name: &NodeName, own: &Node, state: &NodeState, fou
             .iter()
             .any(|policy| selects(snapshot, policy, pod));
         for address in pod.addresses.iter().filter(|a| !own.addresses.contains(a)) {
-            *owners.entry(*address).or_default() |= selected;
+            let detached = facts.detached.contains(&(*address, pod.uid.clone()));
+            let side = if detached { &mut lost } else { &mut owners };
+            *side.entry(*address).or_default() |= selected;
         }
     }
+    lost.retain(|address, _| !owners.contains_key(address));
+    for address in lost.keys() {
+        let profile = state
+            .worker
+            .pods
+            .get(address)
+            .map(|id| &state.worker.profiles[id]);
+        let boxes = profile.into_iter().flat_map(|profile| &profile.boxes);
+        found.expect(
+            boxes
+                .into_iter()
+                .all(|b| !matches!(b.verdict, Verdict::Target(_))),
+            Rule::PodWrong,
+            address,
+            "its pod's device is gone, and it still gets an egress address",
+        );
+    }
+    owners.append(&mut lost);
     for address in state.worker.pods.keys() {
         let mine = owners.get(address) == Some(&true);
         found.expect(
@@ -339,6 +361,39 @@ fn pods(snapshot: &Snapshot, name: &NodeName, own: &Node, state: &NodeState, fou
             Rule::PodWrong,
             address,
             "its pod is selected, and it is missing",
+        );
+    }
+}
+
+/// An address counts only on packets from the device of a pod that has it.
+fn devices(
+    snapshot: &Snapshot,
+    facts: &NodeFacts,
+    name: &NodeName,
+    state: &NodeState,
+    found: &mut Found,
+) {
+    let worker = &state.worker;
+    let led = |(address, uid): &(IpAddr, String)| {
+        let mut pods = snapshot.pods.values();
+        !facts.detached.contains(&(*address, uid.clone()))
+            && pods
+                .any(|pod| pod.node == *name && pod.uid == *uid && pod.addresses.contains(address))
+    };
+    let real = facts.devices.iter().filter(|(held, _)| led(held));
+    let real: BTreeSet<(IpAddr, u32)> = real.map(|((a, _), index)| (*a, *index)).collect();
+    for (address, index) in &worker.devices {
+        let there = worker.pods.contains_key(address) && real.contains(&(*address, *index));
+        found.expect(there, Rule::PodWrong, address, "another device leads to it");
+    }
+    for (address, _) in real {
+        let bound = worker.devices.contains_key(&address);
+        let selected = worker.pods.contains_key(&address);
+        found.expect(
+            bound == selected,
+            Rule::PodWrong,
+            address,
+            "its device does not count",
         );
     }
 }

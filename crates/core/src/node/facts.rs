@@ -45,6 +45,12 @@ pub struct NodeFacts {
     pub local_addresses: BTreeSet<IpAddr>,
     /// How packets of its pods may leave it.
     pub path: PathFacts,
+    /// Index of the device that leads to each address of an own pod, by the pod's uid, where it has one of its own.
+    #[serde(with = "crate::pairs")]
+    pub devices: BTreeMap<(IpAddr, String), u32>,
+    /// Addresses of own pods whose device at the node is gone, with the uid of the pod that had it: whatever sends
+    /// from them now is not known to be that pod.
+    pub detached: BTreeSet<(IpAddr, String)>,
     /// What the agent was told to do with packets of pods that the API has not shown yet.
     pub unknown_pods: UnknownPodsPolicy,
 }

@@ -70,11 +70,6 @@ impl<'a> Groups<'a> {
         }
     }
 
-    /// Whether silence of a gateway means something by now.
-    pub(super) fn settled(&self) -> bool {
-        self.facts.settled
-    }
-
     /// What this address can be used for now, by this gateway.
     pub(super) fn reach(&mut self, gateway: &Gateway, address: IpAddr) -> Reach {
         let key = (gateway.name.clone(), address);

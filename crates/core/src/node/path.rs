@@ -5,7 +5,7 @@
 //! came through the stack after all.
 
 use super::facts::NodeFacts;
-use super::state::{Profile, Verdict, WorkerState};
+use super::state::{Profile, WorkerState};
 use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet};
@@ -154,9 +154,5 @@ fn selects(worker: &WorkerState, to: IpNet) -> bool {
 /// Where pods' packets leave in a way that is not served, those that the stack sees are refused: a policy is served in
 /// whole or not at all.
 pub(super) fn refuse(profiles: &mut BTreeMap<super::ProfileId, Profile>) {
-    for profile in profiles.values_mut() {
-        for one in &mut profile.boxes {
-            one.verdict = Verdict::Unavailable;
-        }
-    }
+    profiles.values_mut().for_each(Profile::refuse);
 }

@@ -2,7 +2,9 @@
 
 use super::cluster::Me;
 use super::groups::{Groups, Reach};
-use super::{DestinationBox, NodeReport, PodMap, Profile, ProfileId, ReportKind, Verdict};
+use super::{
+    DestinationBox, NodeFacts, NodeReport, PodMap, Profile, ProfileId, ReportKind, Verdict,
+};
 use crate::compile::{Claim, Compiled, compile};
 use crate::hash::StableHash;
 use crate::model::*;
@@ -11,10 +13,12 @@ use crate::resolve::{
     AgeRank, Paired, Precedence, Resolved, Selected, age_ranks, family_index, pair,
 };
 use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
 
 pub(super) struct Built {
     pub profiles: BTreeMap<ProfileId, Profile>,
     pub pods: PodMap,
+    pub devices: BTreeMap<IpAddr, u32>,
     pub programmed: Vec<Programmed>,
     pub reports: Vec<NodeReport>,
 }
@@ -38,7 +42,9 @@ struct Builder<'a, 'b> {
     /// Left out for the limit: (profile, policy).
     left_out: BTreeSet<(ProfileId, usize)>,
     outlooks: BTreeMap<Member, Outlook>,
-    settled: bool,
+    facts: &'b NodeFacts,
+    /// Addresses that pods of this node have, selected or not, and whose devices are not gone.
+    attached: BTreeSet<IpAddr>,
 }
 
 /// Builds every profile that a pod of this node has.
@@ -46,7 +52,7 @@ pub(super) fn build(
     snapshot: &Snapshot,
     resolved: &[Resolved<'_>],
     selected: &Selected<'_>,
-    me: &Me<'_>,
+    (me, facts): (&Me<'_>, &NodeFacts),
     groups: &mut Groups<'_>,
     findings: &mut BTreeSet<Finding>,
 ) -> Built {
@@ -56,12 +62,14 @@ pub(super) fn build(
         built: Built {
             profiles: BTreeMap::new(),
             pods: PodMap::default(),
+            devices: BTreeMap::new(),
             programmed: Vec::new(),
             reports: Vec::new(),
         },
         left_out: BTreeSet::new(),
         outlooks: BTreeMap::new(),
-        settled: groups.settled(),
+        facts,
+        attached: attached(selected, facts),
     };
     let mut ids: BTreeMap<Vec<Member>, ProfileId> = BTreeMap::new();
     let mut counts: BTreeMap<usize, u32> = BTreeMap::new();
@@ -107,12 +115,20 @@ impl Builder<'_, '_> {
     fn bind(&mut self, pod: &Pod, id: ProfileId, me: &Me<'_>) -> bool {
         let mut own = true;
         for address in &pod.addresses {
+            if is_detached(self.facts, pod, *address) {
+                own = false;
+                self.close(*address, id);
+                continue;
+            }
             let taken = match self.built.pods.get(address) {
                 _ if me.node.addresses.contains(address) => Some("it is an address of the node"),
                 Some(other) if *other != id => Some("another pod with other policies has it too"),
                 Some(_) => None,
                 None => {
                     self.built.pods.insert(*address, id);
+                    let device = self.facts.devices.get(&(*address, pod.uid.clone()));
+                    let device = device.map(|index| (*address, *index));
+                    self.built.devices.extend(device);
                     None
                 }
             };
@@ -126,6 +142,19 @@ impl Builder<'_, '_> {
             }
         }
         own
+    }
+
+    /// A pod whose device is gone has lost the address, and the API does not say so yet: nobody gets its egress address
+    /// any more, and what its policies name stays shut, until another pod is known to have the address.
+    fn close(&mut self, address: IpAddr, id: ProfileId) {
+        if self.attached.contains(&address) || self.built.pods.get(&address).is_some() {
+            return;
+        }
+        let closed = ProfileId(StableHash::new("closed").number(id.0).finish());
+        let mut profile = self.built.profiles[&id].clone();
+        profile.refuse();
+        self.built.profiles.entry(closed).or_insert(profile);
+        self.built.pods.insert(address, closed);
     }
 
     /// Policies of this pod by which new connections get through in every family that it has.
@@ -250,7 +279,7 @@ impl Builder<'_, '_> {
                 None => (Verdict::FamilyNotCovered, true, false),
             };
             // Silence right after the start is no outage: nothing leaves by the node's address for it.
-            let to_node = unavailable && one.node_address && self.settled;
+            let to_node = unavailable && one.node_address && self.facts.settled;
             outlook.usable[family] = usable;
             outlook.verdicts[family] = (!to_node).then_some(verdict);
             if to_node {
@@ -266,6 +295,22 @@ impl Builder<'_, '_> {
         }
         outlook
     }
+}
+
+fn is_detached(facts: &NodeFacts, pod: &Pod, address: IpAddr) -> bool {
+    !facts.detached.is_empty() && facts.detached.contains(&(address, pod.uid.clone()))
+}
+
+fn attached(selected: &Selected<'_>, facts: &NodeFacts) -> BTreeSet<IpAddr> {
+    if facts.detached.is_empty() {
+        return BTreeSet::new();
+    }
+    let pods = selected.pods.iter().filter(|pod| !pod.host_network);
+    let addresses = pods.flat_map(|pod| pod.addresses.iter().map(move |address| (pod, *address)));
+    addresses
+        .filter(|(pod, address)| !is_detached(facts, pod, *address))
+        .map(|(_, address)| address)
+        .collect()
 }
 
 fn profile_id(resolved: &[Resolved<'_>], key: &[Member]) -> ProfileId {

@@ -73,6 +73,9 @@ pub struct WorkerState {
     pub profiles: BTreeMap<ProfileId, Profile>,
     /// Local pod addresses (guard, classification): one element each.
     pub pods: PodMap,
+    /// Index of the device that leads to a pod's address, where it has one of its own: the address counts as the pod's
+    /// only on packets that come from there.
+    pub devices: BTreeMap<IpAddr, u32>,
     /// Every egress address of the cluster: guard (b) drops them on any other device.
     pub egress_addresses: BTreeSet<IpAddr>,
     /// Devices at which what selected pods send past the stack is taken back into it. Empty: nothing is.
@@ -125,6 +128,15 @@ pub struct Profile {
     /// Destinations on which protocols without ports (GRE, ESP, ...) are refused, because they are selected and
     /// cannot be served. Disjoint, sorted.
     pub portless: Vec<(IpAddr, IpAddr)>,
+}
+
+impl Profile {
+    /// Refuses everything that it would send with an egress address.
+    pub(super) fn refuse(&mut self) {
+        for one in &mut self.boxes {
+            one.verdict = Verdict::Unavailable;
+        }
+    }
 }
 
 /// One disjoint box. Bounds are inclusive, addresses of one family.

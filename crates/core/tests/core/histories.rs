@@ -3,7 +3,7 @@
 use crate::scene::*;
 use egret_core::check::{check_node, check_plan};
 use egret_core::model::*;
-use egret_core::node::node_state;
+use egret_core::node::{NodeFacts, node_state};
 use egret_core::plan::plan;
 use proptest::prelude::*;
 
@@ -232,8 +232,25 @@ fn inspect(scene: &Scene) {
     let plan_now = scene.plan();
     let violations = check_plan(&scene.snapshot, &plan_now, scene.now);
     assert!(violations.is_empty(), "{violations:#?}");
-    for node in scene.snapshot.nodes.keys() {
+    for (number, node) in scene.snapshot.nodes.keys().enumerate() {
         let facts = scene.facts(node);
+        if let Ok(outcome) = node_state(&scene.snapshot, &facts, node) {
+            let violations = check_node(&scene.snapshot, &facts, node, &outcome);
+            assert!(violations.is_empty(), "{node}: {violations:#?}");
+        }
+        // The same with some of the devices gone, on one node in its turn.
+        if scene.now.rem_euclid(4) != number as i64 {
+            continue;
+        }
+        let gone = scene.snapshot.pods.values().step_by(2);
+        let gone = gone.flat_map(|pod| pod.addresses.iter().map(|a| (*a, pod.uid.clone())));
+        let all = scene.snapshot.pods.values();
+        let all = all.flat_map(|pod| pod.addresses.iter().map(|a| (*a, pod.uid.clone())));
+        let facts = NodeFacts {
+            detached: gone.collect(),
+            devices: all.zip(7..).filter(|(_, index)| index % 3 != 0).collect(),
+            ..facts
+        };
         if let Ok(outcome) = node_state(&scene.snapshot, &facts, node) {
             let violations = check_node(&scene.snapshot, &facts, node, &outcome);
             assert!(violations.is_empty(), "{node}: {violations:#?}");

@@ -1,10 +1,12 @@
 //! States of nodes: groups, make before use, fail static, roles.
 
 use crate::scene::*;
+use egret_core::check::check_node;
 use egret_core::machines::answering_nodes;
 use egret_core::model::*;
 use egret_core::node::{
-    External, Group, NodeFacts, NodeOutcome, NotYet, ReportKind, Target, Verdict, node_state,
+    DestinationBox, External, Group, NodeFacts, NodeOutcome, NotYet, ReportKind, Target, Verdict,
+    node_state,
 };
 use std::collections::BTreeSet;
 
@@ -60,6 +62,54 @@ fn selected_pods_are_bound_and_others_are_not() {
     );
     assert!(worker.throw.contains(&"10.244.1.0/24".parse().unwrap()));
     assert!(scene.outcome("worker3").state.worker.pods.is_empty());
+}
+
+/// The device of a pod is gone, its address may be another's by now, and the API still shows it at the pod.
+#[test]
+fn an_address_whose_device_is_gone_is_shut_until_another_pod_has_it() {
+    let mut scene = kep_scene();
+    scene.settle();
+    let node = node_name("worker1");
+    let address = ip("10.244.1.10");
+    let has = |pod: &&Pod| pod.addresses.contains(&address);
+    let pod = scene.snapshot.pods.values().find(has).unwrap().clone();
+    let uid = pod.uid.clone();
+    let mut facts = scene.facts(&node);
+    facts.detached.insert((address, uid));
+    let outcome = |scene: &Scene| {
+        let outcome = node_state(&scene.snapshot, &facts, &node).unwrap();
+        assert_eq!(check_node(&scene.snapshot, &facts, &node, &outcome), []);
+        outcome
+    };
+
+    let shut = outcome(&scene);
+    let worker = &shut.state.worker;
+    let boxes = &worker.profiles[&worker.pods[&address]].boxes;
+    let refused = |b: &DestinationBox| b.verdict == Verdict::Unavailable;
+    assert!(!boxes.is_empty() && boxes.iter().all(refused), "{boxes:?}");
+    let other_family = &worker.pods[&ip("fd00:244:1::10")];
+    assert_ne!(worker.pods.get(&address), Some(other_family));
+    assert_eq!(shut.programmed[0].pods, 0, "it is not served");
+
+    // A pod that no policy selects, and then one that another policy could select: what it is decides.
+    let mut next = pod;
+    next.name = "next".into();
+    next.uid = "uid-next".into();
+    next.addresses = vec![address];
+    let selected = next.clone();
+    next.labels.clear();
+    let next_key = (next.namespace.clone(), next.name.clone());
+    scene.snapshot.pods.insert(next_key.clone(), next);
+    assert_eq!(outcome(&scene).state.worker.pods.get(&address), None);
+    scene.snapshot.pods.insert(next_key, selected);
+    let served = outcome(&scene);
+    let worker = &served.state.worker;
+    let boxes = &worker.profiles[&worker.pods[&address]].boxes;
+    assert!(
+        boxes
+            .iter()
+            .any(|b| matches!(b.verdict, Verdict::Target(_)))
+    );
 }
 
 #[test]

@@ -348,6 +348,14 @@ impl Builder {
             .map(map)
     }
 
+    /// The packet did not come by the device that this set has beside its source.
+    pub(crate) fn comes_by_other_than(self, family: Family, set: &str) -> Self {
+        let next = if family == Family::V4 { 1 } else { 4 };
+        self.address(family, End::Source, 0)
+            .push(Expression::Meta(MetaKey::Iif, next))
+            .in_set(set, 0, true)
+    }
+
     /// Destination alone decides.
     pub(crate) fn by_destination(self, family: Family, map: String) -> Rule {
         self.family(family)

@@ -99,6 +99,12 @@ impl Routing {
         wire::foreign_multipath(&mut self.socket)
     }
 
+    /// Addresses with a route of their own in the main table, straight to a device: how network plugins without a
+    /// bridge lead to their pods. To the device's index.
+    pub fn host_routes(&mut self) -> Result<BTreeMap<IpAddr, u32>, RouteError> {
+        wire::host_routes(&mut self.socket)
+    }
+
     /// Policy routing rules of others that look at bits of our mark.
     pub fn foreign_marks(&mut self) -> Result<BTreeSet<policy::ForeignMark>, RouteError> {
         policy::foreign_marks(&mut self.socket)

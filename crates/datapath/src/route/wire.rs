@@ -8,7 +8,8 @@ use netlink_packet_route::address::{AddressAttribute, AddressFlags, AddressHeade
 use netlink_packet_route::address::{AddressMessage, AddressScope};
 use netlink_packet_route::neighbour::NeighbourState;
 use netlink_packet_route::neighbour::{NeighbourAddress, NeighbourAttribute, NeighbourMessage};
-use netlink_packet_route::route::{RouteAttribute, RouteMessage, RouteProtocol, RouteType};
+use netlink_packet_route::route::{RouteAddress, RouteAttribute, RouteHeader, RouteMessage};
+use netlink_packet_route::route::{RouteProtocol, RouteType};
 use netlink_packet_route::{AddressFamily, RouteNetlinkMessage as Message};
 use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv6Addr};
@@ -240,31 +241,68 @@ pub(super) fn default_device(socket: &mut NetlinkSocket) -> Result<Option<u32>, 
     Ok(None)
 }
 
-/// Whether anybody else's route spreads over several next hops: hash policies are node-wide and would move its flows.
-pub(super) fn foreign_multipath(socket: &mut NetlinkSocket) -> Result<bool, RouteError> {
+/// See [`super::Routing::host_routes`].
+pub(super) fn host_routes(socket: &mut NetlinkSocket) -> Result<BTreeMap<IpAddr, u32>, RouteError> {
+    let mut found = BTreeMap::new();
+    for route in routes(socket)? {
+        let header = &route.header;
+        let whole = match header.address_family {
+            AddressFamily::Inet => 32,
+            AddressFamily::Inet6 => 128,
+            _ => continue,
+        };
+        if header.kind != RouteType::Unicast
+            || header.table != RouteHeader::RT_TABLE_MAIN
+            || header.destination_prefix_length != whole
+        {
+            continue;
+        }
+        let (mut address, mut device, mut straight) = (None, None, true);
+        for attribute in &route.attributes {
+            match attribute {
+                RouteAttribute::Destination(RouteAddress::Inet(to)) => {
+                    address = Some(IpAddr::from(*to))
+                }
+                RouteAttribute::Destination(RouteAddress::Inet6(to)) => {
+                    address = Some(IpAddr::from(*to))
+                }
+                RouteAttribute::Oif(index) => device = Some(*index),
+                RouteAttribute::Gateway(_) | RouteAttribute::Via(_) => straight = false,
+                _ => {}
+            }
+        }
+        found.extend(address.zip(device).filter(|_| straight));
+    }
+    Ok(found)
+}
+
+/// Everybody's routes of both families.
+fn routes(socket: &mut NetlinkSocket) -> Result<Vec<RouteMessage>, RouteError> {
+    let mut routes = Vec::new();
     for v6 in [false, true] {
         let mut message = RouteMessage::default();
         message.header.address_family = family(v6);
-        for message in dump(
-            socket,
-            RTM_GETROUTE,
-            Message::GetRoute(message),
-            "all routes",
-        )? {
-            let Message::NewRoute(message) = message else {
-                continue;
-            };
-            let ours = message.header.protocol == RouteProtocol::Other(ROUTE_PROTOCOL);
-            let spreads = |attribute: &RouteAttribute| {
-                matches!(
-                    attribute,
-                    RouteAttribute::MultiPath(_) | RouteAttribute::NhId(_)
-                )
-            };
-            if !ours && message.attributes.iter().any(spreads) {
-                return Ok(true);
+        let message = Message::GetRoute(message);
+        for message in dump(socket, RTM_GETROUTE, message, "all routes")? {
+            if let Message::NewRoute(message) = message {
+                routes.push(message);
             }
         }
     }
-    Ok(false)
+    Ok(routes)
+}
+
+/// Whether anybody else's route spreads over several next hops: hash policies are node-wide and would move its flows.
+pub(super) fn foreign_multipath(socket: &mut NetlinkSocket) -> Result<bool, RouteError> {
+    let spreads = |attribute: &RouteAttribute| {
+        matches!(
+            attribute,
+            RouteAttribute::MultiPath(_) | RouteAttribute::NhId(_)
+        )
+    };
+    let ours = RouteProtocol::Other(ROUTE_PROTOCOL);
+    let mut others = routes(socket)?
+        .into_iter()
+        .filter(|route| route.header.protocol != ours);
+    Ok(others.any(|route| route.attributes.iter().any(spreads)))
 }

@@ -24,6 +24,9 @@ const ERRORS: &str = "errors";
 /// Where pods have their addresses, and those that known pods have; only where unknown ones are dropped.
 const POD_CIDRS: &str = "pod_cidrs";
 const KNOWN_PODS: &str = "known_pods";
+/// Addresses of pods that have a device of their own, and the same with the device's index.
+pub(super) const BOUND: &str = "bound";
+pub(super) const BOUND_DEVICES: &str = "bound_devices";
 /// Protocols whose ports (or echo ids) are translated.
 pub(super) const TRANSPORT: &str = "transport";
 /// Bytes of the link-local prefix that the tunnel uses: fe80::/64.
@@ -63,6 +66,7 @@ pub(super) fn sets(state: &NodeState, table: &mut Table) {
         let never = &state.worker.never;
         prefixes(table, family.named("never"), family, never.iter());
         unknown_sets(state, table, family);
+        bound(state, table, family);
         errors(state, table, family);
         for names in [LATE_SETS, ENDED_SETS] {
             let ty = family.address_type();
@@ -120,6 +124,20 @@ fn addresses<'a>(
             .insert(ElementKey::address(*address), Value::Member);
     }
     table.sets.insert(name, set);
+}
+
+fn bound(state: &NodeState, table: &mut Table, family: Family) {
+    let bound = state.worker.devices.iter();
+    let bound = bound.filter(|(address, _)| Family::of(**address) == family);
+    let mut devices = Set::new(&[family.address_type(), SetType::InterfaceIndex]);
+    for (address, index) in bound.clone() {
+        let address = ElementKey::address(*address).first;
+        let key = ElementKey::single(&[&address, &index.to_ne_bytes()]);
+        devices.elements.insert(key, Value::Member);
+    }
+    table.sets.insert(family.named(BOUND_DEVICES), devices);
+    let only = bound.map(|(address, _)| address);
+    addresses(table, family.named(BOUND), family, only);
 }
 
 fn errors(state: &NodeState, table: &mut Table, family: Family) {

@@ -24,6 +24,7 @@ pub(super) const NO_LEASE: &str = "no_lease";
 pub(super) const FULL: &str = "ports_exhausted";
 pub(super) const HAIRPIN: &str = "hairpin";
 pub(super) const UNKNOWN_POD: &str = "unknown_pod";
+pub(super) const OTHER_DEVICE: &str = "other_device";
 pub(super) const GUARD_SELECTED: &str = "guard_selected";
 pub(super) const GUARD_EGRESS: &str = "guard_egress_address";
 pub(super) const GUARD_DEVICE: &str = "guard_tunnel_device";
@@ -89,6 +90,10 @@ pub const COUNTERS: &[Counter] = &[
     Counter {
         name: UNKNOWN_POD,
         help: "new flows to outside from addresses of the pod CIDRs that no known pod has, where these are to be dropped",
+    },
+    Counter {
+        name: OTHER_DEVICE,
+        help: "selected packets from a pod's address that did not come by the pod's device: it is another's by now",
     },
     Counter {
         name: GUARD_SELECTED,

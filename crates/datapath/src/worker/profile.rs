@@ -1,6 +1,6 @@
 //! Profiles (pod -> destinations) and targets (what selected traffic becomes), once for each of the three stages.
 
-use super::base::TRANSPORT;
+use super::base::{BOUND, BOUND_DEVICES, TRANSPORT};
 use super::counters as c;
 use super::names::{FULL_SETS, STAGES, Stage};
 use crate::nft::rule::{self, FAMILIES, Family};
@@ -12,7 +12,7 @@ use egret_core::model::Protocol;
 use egret_core::node::{
     DestinationBox, Group, NodeState, PodMap, Profile, ProfileId, Target, Verdict,
 };
-use egret_core::numbers::{GROUP_LOCAL, MARK_MASK, MARK_SHIFT, TUNNEL_DEVICE};
+use egret_core::numbers::{GROUP_LOCAL, LIFT_DEVICE, MARK_MASK, MARK_SHIFT, TUNNEL_DEVICE};
 use std::net::IpAddr;
 
 const JUMP: i32 = -3;
@@ -47,6 +47,13 @@ fn classify(target: &Target, group: &Group) -> Vec<Rule> {
             .translated_source_is(target.address, false)
     };
     vec![
+        // The pod is gone with its device, or nobody's packet pretends to be its. What was lifted comes by ours.
+        rule()
+            .device(Way::In, LIFT_DEVICE, false)
+            .address_in(family, End::Source, &family.named(BOUND))
+            .comes_by_other_than(family, &family.named(BOUND_DEVICES))
+            .count(c::OTHER_DEVICE)
+            .drop(),
         rule().state(STATE_INVALID).count(c::INVALID).drop(),
         // A flow from before this policy: it has another source, and ends here.
         old().protocol(rule::TCP).count(c::ENDED).reset(),
