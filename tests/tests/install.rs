@@ -4,10 +4,13 @@
 
 #[path = "install/plugin.rs"]
 mod plugin;
+#[path = "install/stories.rs"]
+mod stories;
 #[path = "install/walks.rs"]
 mod walks;
 
 use anyhow::{Context, ensure};
+use egret_cluster::Kubectl;
 use egret_cluster::programs::skipped;
 use egret_lab::capture::Packet;
 use egret_lab::process::run as run_command;
@@ -32,6 +35,10 @@ use std::collections::BTreeSet;
 use std::net::{IpAddr, SocketAddr};
 use std::process::ExitCode;
 use std::time::Duration;
+use stories::{
+    a_label_added_to_and_removed_from_a_running_pod,
+    a_pod_recreated_on_another_node_keeps_its_address, stories_of_the_proposal,
+};
 use walks::{a_walk_with_a_mapper, a_walk_with_kube_egress, a_walk_with_static_egress_ips};
 
 /// The server's addresses.
@@ -209,75 +216,6 @@ fn is_wrong(packet: &Packet) -> bool {
     }
 }
 
-fn policy(name: &str, last: u8) -> String {
-    format!(
-        "apiVersion: egret.dev/v1alpha1\nkind: Egress\nmetadata: {{name: {name}, namespace: default}}\n\
-         spec: {{selector: {{app: {name}}}, ips: [192.168.122.{last}, \"fd00:122::{last}\"]}}\n---\n"
-    )
-}
-
-/// Cases: S1, S2, S3.
-/// One pod has an address that a database allows; several pods share one; different pods have different ones.
-fn stories_of_the_proposal(scene: &Scene) -> Outcome {
-    let installed = &scene.installed;
-    installed
-        .kubectl
-        .apply(&(policy("database", 223) + &policy("partner", 224)))?;
-    let database = installed.pod("database", "database", "worker1")?;
-    let partners = [
-        installed.pod("partner1", "partner", "worker1")?,
-        installed.pod("partner2", "partner", "worker2")?,
-    ];
-    installed.programmed("database", 1)?;
-    installed.programmed("partner", 2)?;
-    let server = ip(SERVERS[0]);
-    expect_source(&database, server, ip("192.168.122.223"))?;
-    for pod in &partners {
-        expect_source(pod, server, ip("192.168.122.224"))?;
-    }
-    let talk = scene.talk.borrow();
-    let talk = talk.as_ref().context("the step before failed")?;
-    expect_source(&talk.fixed[0], server, ip(FIXED[0]))?;
-    expect_source(&talk.plain, server, ip(WORKER1[0]))?;
-    installed.delete_pods(&["partner1", "partner2"])
-}
-
-/// Cases: S4.
-fn a_label_added_to_and_removed_from_a_running_pod(scene: &Scene) -> Outcome {
-    let installed = &scene.installed;
-    let pod = installed.pod("walker", "none", "worker2")?;
-    let [server, _] = servers(ECHO_PORTS[1]);
-    installed.leaves_as(&pod, server, ip("192.168.122.12"))?;
-    let label = |value: &str| {
-        let label = ["label", "pod", "walker", "--overwrite", value];
-        installed.kubectl.run(&label)
-    };
-    label("app=database")?;
-    installed.leaves_as(&pod, server, ip("192.168.122.223"))?;
-    installed.programmed("database", 2)?;
-    expect_source(&pod, ip(SERVERS[1]), ip("fd00:122::223"))?;
-    label("app-")?;
-    installed.leaves_as(&pod, server, ip("192.168.122.12"))?;
-    installed.delete_pods(&["walker"])
-}
-
-/// Cases: N10, S7.
-fn a_pod_recreated_on_another_node_keeps_its_address(scene: &Scene) -> Outcome {
-    let installed = &scene.installed;
-    installed.delete_pods(&["database"])?;
-    let pod = installed.pod("database", "database", "worker2")?;
-    let [server, _] = servers(ECHO_PORTS[1]);
-    installed.leaves_as(&pod, server, ip("192.168.122.223"))?;
-    installed.programmed("database", 1)?;
-    for (server, source) in [
-        (SERVERS[0], "192.168.122.223"),
-        (SERVERS[1], "fd00:122::223"),
-    ] {
-        expect_source(&pod, ip(server), ip(source))?;
-    }
-    installed.delete_pods(&["database"])
-}
-
 /// Cases: N19.
 /// As network plugins carry NetworkPolicy out.
 fn a_drop_in_forward_keeps_its_effect(scene: &Scene) -> Outcome {
@@ -321,6 +259,32 @@ fn status_and_explain_answer_in_the_agents_pods(scene: &Scene) -> Outcome {
         status.contains("fixed") && status.contains(FIXED[0]),
         "{status}"
     );
+    kubectl_egret(kubectl)
+}
+
+/// The same questions from outside, as a plugin of kubectl.
+fn kubectl_egret(kubectl: &Kubectl) -> Outcome {
+    let folder = tempfile::tempdir()?;
+    std::os::unix::fs::symlink(egret_tests::egret()?, folder.path().join("kubectl-egret"))?;
+    let path = std::env::var("PATH").unwrap_or_default();
+    let ask = |words: &[&str]| -> anyhow::Result<String> {
+        let mut command = kubectl.command();
+        command.env("PATH", format!("{}:{path}", folder.path().display()));
+        let said = command.arg("egret").args(words).output()?;
+        let text = String::from_utf8_lossy(&said.stdout).into_owned();
+        ensure!(
+            said.status.code().is_some_and(|code| code <= 1),
+            "{words:?}: {text}{}",
+            String::from_utf8_lossy(&said.stderr)
+        );
+        Ok(text)
+    };
+    let explained = ask(&["explain", "fixed1", "--to", SERVERS[0]])?;
+    ensure!(explained.contains(FIXED[0]), "{explained}");
+    let status = ask(&["status"])?;
+    let line = status.lines().find(|line| line.contains("default/fixed "));
+    let line = line.with_context(|| status.clone())?;
+    ensure!(line.contains("yes") && line.contains(FIXED[0]), "{line}");
     Ok(())
 }
 

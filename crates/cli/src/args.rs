@@ -283,8 +283,11 @@ pub struct StatusArguments {
 
 #[derive(Debug, clap::Args)]
 pub struct ExplainArguments {
-    /// The pod, as NAMESPACE/NAME
+    /// The pod, as NAMESPACE/NAME, or NAME with --namespace
     pub pod: String,
+    /// Namespace of the pod, where its name has none
+    #[arg(short, long, default_value = "default")]
+    pub namespace: String,
     /// Towards this destination
     #[arg(long, value_name = "ADDRESS")]
     pub to: Option<IpAddr>,

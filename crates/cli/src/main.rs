@@ -4,16 +4,16 @@ mod args;
 mod convert;
 mod doctor;
 mod http;
+mod invocation;
 mod kube_egress;
 mod run;
 mod show;
 mod uninstall;
 
-use clap::Parser;
 use std::process::ExitCode;
 
 fn main() -> ExitCode {
-    let arguments = args::Arguments::parse();
+    let arguments = invocation::arguments();
     logging(&arguments);
     if arguments.verb.only_prints() {
         end_with_the_reader();

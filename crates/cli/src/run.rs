@@ -252,13 +252,8 @@ fn status(arguments: &StatusArguments) -> anyhow::Result<ExitCode> {
 }
 
 fn explain(arguments: &ExplainArguments) -> anyhow::Result<ExitCode> {
-    let Some((namespace, pod)) = arguments.pod.split_once('/') else {
-        eprintln!(
-            "egret: {:?} is not a pod: write NAMESPACE/NAME",
-            arguments.pod
-        );
-        return Ok(ExitCode::from(2));
-    };
+    let named = arguments.pod.split_once('/');
+    let (namespace, pod) = named.unwrap_or((&arguments.namespace, &arguments.pod));
     let json = match &arguments.source {
         Some(source) => {
             let view = view(source, &arguments.settings)?;
