@@ -106,14 +106,23 @@ pub(crate) fn supported() -> Attachment {
 
 /// Whether the pinned links (or the filters) exist and are on the right devices, so that nothing has to be touched.
 pub(super) fn attached(pins: &Pins, config: &GatewayConfig, attachment: u8) -> bool {
-    places(config.tunnel_ifindex, config.external_ifindex)
-        .iter()
-        .all(|place| {
-            if attachment == Attachment::Clsact as u8 {
-                return is_filtered(place);
-            }
-            is_linked(&pins.path(place.pin), place)
-        })
+    detached(pins, config, attachment).is_none()
+}
+
+/// The first program whose link (or filter) does not exist or is elsewhere.
+pub(super) fn detached(
+    pins: &Pins,
+    config: &GatewayConfig,
+    attachment: u8,
+) -> Option<&'static str> {
+    let places = places(config.tunnel_ifindex, config.external_ifindex);
+    let gone = places.into_iter().find(|place| {
+        if attachment == Attachment::Clsact as u8 {
+            return !is_filtered(place);
+        }
+        !is_linked(&pins.path(place.pin), place)
+    });
+    gone.map(|place| place.program)
 }
 
 /// Whether the pinned link is on its device.
