@@ -7,6 +7,7 @@
 use super::abi::Config;
 use super::{GatewayConfig, GatewayError, Pins};
 use crate::netlink::{NetlinkSocket, Reply, Request};
+use crate::requirements::TCX;
 use crate::tcx;
 use aya::programs::links::{FdLink, PinnedLink};
 use aya::programs::tc::{
@@ -98,8 +99,9 @@ pub(super) fn load(pins: &Pins) -> Result<Ebpf, GatewayError> {
 
 /// The kind of attachment that this kernel has.
 pub(crate) fn supported() -> Attachment {
+    let (major, minor) = TCX;
     match KernelVersion::current() {
-        Ok(version) if version >= KernelVersion::new(6, 6, 0) => Attachment::Tcx,
+        Ok(version) if version >= KernelVersion::new(major, minor, 0) => Attachment::Tcx,
         _ => Attachment::Clsact,
     }
 }
