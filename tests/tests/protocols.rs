@@ -281,12 +281,13 @@ fn a_flood_from_outside_is_refused_and_counted(cluster: &Cluster) -> Outcome {
         let end = whole.len() - if server.is_ipv4() { 20 } else { 40 };
         let gateway = cluster.announcer(egress)?;
         let before = cluster.gateway_counter(&gateway, COUNTER)?;
+        let parts = [0..16, 16..end];
         host.run(|| -> Outcome {
             for id in 0..FLOOD {
-                send_raw(&fragments(&whole, id, &[0..16])[0])?;
+                send_raw(&fragments(&whole, id, &parts[..1])[0])?;
             }
             for id in 0..REST {
-                send_raw(&fragments(&whole, id, &[16..end])[0])?;
+                send_raw(&fragments(&whole, id, &parts[1..])[0])?;
             }
             Ok(())
         })??;
