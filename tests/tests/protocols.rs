@@ -4,10 +4,6 @@
 mod datagrams;
 
 use anyhow::{Context, ensure};
-use datagrams::{
-    each_hop_of_a_traceroute_by_udp_answers, merged_datagrams_go_out_and_come_back,
-    options_of_ipv6_go_out_and_come_back, udp_without_checksum_goes_out_and_comes_back,
-};
 use egret_lab::capture::{Capture, Direction, Packet};
 use egret_lab::process::wait_for;
 use egret_lab::traffic::source::udp_echo;
@@ -54,14 +50,13 @@ fn main() -> ExitCode {
             fragments_that_overlap_harm_nobody,
             a_flood_of_first_fragments_stops_no_whole_packet,
             a_flood_from_outside_is_refused_and_counted,
-            udp_without_checksum_goes_out_and_comes_back,
-            options_of_ipv6_go_out_and_come_back,
-            each_hop_of_a_traceroute_by_udp_answers,
-            merged_datagrams_go_out_and_come_back,
             a_pods_error_goes_the_way_of_its_flow,
             protocols_without_ports_are_told,
             a_rule_of_others_for_our_mark_is_told,
-        ],
+        ]
+        .into_iter()
+        .chain(datagrams::steps())
+        .collect(),
     )])
 }
 

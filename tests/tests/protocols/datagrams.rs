@@ -7,9 +7,19 @@ use egret_lab::process::wait_for;
 use egret_tests::cluster::DEADLINE;
 use egret_tests::packet::{send_raw, udp};
 use egret_tests::socket::{accept_without_checksum, merge, segment};
-use egret_tests::{Cluster, Outcome};
+use egret_tests::{Cluster, Outcome, Step, steps};
 use std::net::{IpAddr, SocketAddr, UdpSocket};
 use std::time::Duration;
+
+/// In their order.
+pub fn steps() -> Vec<Step<Cluster>> {
+    steps![
+        udp_without_checksum_goes_out_and_comes_back,
+        options_of_ipv6_go_out_and_come_back,
+        each_hop_of_a_traceroute_by_udp_answers,
+        merged_datagrams_go_out_and_come_back,
+    ]
+}
 
 /// Bytes of an Ethernet header.
 const ETHERNET: usize = 14;
@@ -68,7 +78,7 @@ fn out_and_back(
 }
 
 /// RFC 768 allows it for IPv4, RFC 6935 for tunnels over IPv6.
-pub fn udp_without_checksum_goes_out_and_comes_back(cluster: &Cluster) -> Outcome {
+fn udp_without_checksum_goes_out_and_comes_back(cluster: &Cluster) -> Outcome {
     let watch = wrong(cluster)?;
     let shape = |packet: &mut Vec<u8>| {
         let at = header_bytes(packet[0] >> 4 == 4) + 6;
@@ -85,7 +95,7 @@ pub fn udp_without_checksum_goes_out_and_comes_back(cluster: &Cluster) -> Outcom
 }
 
 /// Destination options (RFC 8200 section 4.6) that say nothing: padding.
-pub fn options_of_ipv6_go_out_and_come_back(cluster: &Cluster) -> Outcome {
+fn options_of_ipv6_go_out_and_come_back(cluster: &Cluster) -> Outcome {
     const OPTIONS: u8 = 60;
     let watch = wrong(cluster)?;
     let shape = |packet: &mut Vec<u8>| {
@@ -100,7 +110,7 @@ pub fn options_of_ipv6_go_out_and_come_back(cluster: &Cluster) -> Outcome {
 }
 
 /// As traceroute does without options: every hop names itself and quotes what the pod sent, the server last.
-pub fn each_hop_of_a_traceroute_by_udp_answers(cluster: &Cluster) -> Outcome {
+fn each_hop_of_a_traceroute_by_udp_answers(cluster: &Cluster) -> Outcome {
     let watch = wrong(cluster)?;
     let layout = cluster.lab().layout()?;
     let hops = ["worker1", "gateway", "router", "server"];
@@ -182,7 +192,7 @@ fn hear(socket: &UdpSocket, is_v4: bool) -> Option<Error> {
 
 /// One send of many datagrams stays one packet for as long as nothing on the way must cut it, and the kernel may merge
 /// what arrives (udp(7): `UDP_SEGMENT`, `UDP_GRO`). All of it arrives, both ways, with the right source.
-pub fn merged_datagrams_go_out_and_come_back(cluster: &Cluster) -> Outcome {
+fn merged_datagrams_go_out_and_come_back(cluster: &Cluster) -> Outcome {
     const PIECE: usize = 1000;
     const PIECES: usize = 20;
     const PORT: u16 = 6102;
