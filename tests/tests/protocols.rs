@@ -9,7 +9,9 @@ use egret_lab::process::wait_for;
 use egret_lab::traffic::source::udp_echo;
 use egret_lab::{Place, Topology};
 use egret_tests::cluster::{DEADLINE, EGRESS, SERVERS, echo, egress, ip};
-use egret_tests::packet::{fragments, sctp, sctp_is_intact, send_protocol, send_raw, udp};
+use egret_tests::packet::{
+    fragments, sctp, sctp_is_intact, send_all_raw, send_protocol, send_raw, udp,
+};
 use egret_tests::steps::Group;
 use egret_tests::watch::Leaving;
 use egret_tests::{Cluster, Outcome, run, steps};
@@ -222,12 +224,8 @@ fn a_flood_of_first_fragments_stops_no_whole_packet(cluster: &Cluster) -> Outcom
         let source = SocketAddr::new(cluster.pod_address("a3", server)?, 42_000);
         let whole = udp(source, echo(server), &[0; DATAGRAM]);
         let first = std::slice::from_ref(&FIRST);
-        place.run(|| -> Outcome {
-            for id in 0..FLOOD {
-                send_raw(&fragments(&whole, id, first)[0])?;
-            }
-            Ok(())
-        })??;
+        let flood = (0..FLOOD).flat_map(|id| fragments(&whole, id, first));
+        place.run(|| send_all_raw(flood))??;
         let seen = udp_echo(&place, echo(server), 1000, DEADLINE)?;
         ensure!(seen.ip() == egress, "{seen}");
         let name = if server.is_ipv4() {
@@ -277,15 +275,9 @@ fn a_flood_from_outside_is_refused_and_counted(cluster: &Cluster) -> Outcome {
         let gateway = cluster.announcer(egress)?;
         let before = cluster.gateway_counter(&gateway, COUNTER)?;
         let parts = [0..16, 16..end];
-        host.run(|| -> Outcome {
-            for id in 0..FLOOD {
-                send_raw(&fragments(&whole, id, &parts[..1])[0])?;
-            }
-            for id in 0..REST {
-                send_raw(&fragments(&whole, id, &parts[1..])[0])?;
-            }
-            Ok(())
-        })??;
+        let flood = (0..FLOOD).flat_map(|id| fragments(&whole, id, &parts[..1]));
+        let rest = (0..REST).flat_map(|id| fragments(&whole, id, &parts[1..]));
+        host.run(|| send_all_raw(flood.chain(rest)))??;
         cluster.wait_gateway_counter(&gateway, COUNTER, before + 1)?;
         let refused = cluster.gateway_counter(&gateway, COUNTER)? - before;
         println!("     {server}: {refused} of {REST} later fragments refused by {gateway}");
