@@ -98,16 +98,34 @@ pub fn vxlan(to: [u8; 6], from: [u8; 6], packet: &[u8]) -> Vec<u8> {
 /// # Errors
 /// The system refuses.
 pub fn send_raw(packet: &[u8]) -> std::io::Result<()> {
-    let (domain, destination): (_, IpAddr) = if packet[0] >> 4 == 4 {
+    send_all_raw(std::iter::once(packet.to_vec()))
+}
+
+/// The same for many packets of one family, by one socket: to open and close one takes longer than to send.
+///
+/// # Errors
+/// The system refuses.
+pub fn send_all_raw(packets: impl IntoIterator<Item = Vec<u8>>) -> std::io::Result<()> {
+    let mut socket = None;
+    for packet in packets {
+        let (domain, destination) = destination(&packet);
+        let socket = match &mut socket {
+            Some(socket) => socket,
+            none => none.insert(Socket::new(domain, Type::RAW, Some(Protocol::from(RAW)))?),
+        };
+        socket.send_to(&packet, &SocketAddr::new(destination, 0).into())?;
+    }
+    Ok(())
+}
+
+fn destination(packet: &[u8]) -> (Domain, IpAddr) {
+    if packet[0] >> 4 == 4 {
         let bytes: [u8; 4] = packet[16..20].try_into().expect("four bytes");
         (Domain::IPV4, bytes.into())
     } else {
         let bytes: [u8; 16] = packet[24..40].try_into().expect("sixteen bytes");
         (Domain::IPV6, bytes.into())
-    };
-    let socket = Socket::new(domain, Type::RAW, Some(Protocol::from(RAW)))?;
-    socket.send_to(packet, &SocketAddr::new(destination, 0).into())?;
-    Ok(())
+    }
 }
 
 /// Sends the payload of a protocol without ports, such as GRE (47) and ESP (50).

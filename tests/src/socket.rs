@@ -25,6 +25,44 @@ pub fn forbid_fragments(socket: &UdpSocket) -> std::io::Result<()> {
             libc::IPV6_PMTUDISC_DO,
         ),
     };
+    set(socket, level, name, value)
+}
+
+/// From now on each send is cut into datagrams of so many bytes (udp(7): `UDP_SEGMENT`).
+///
+/// # Errors
+/// The system refuses.
+pub fn segment(socket: &UdpSocket, bytes: u16) -> std::io::Result<()> {
+    set(socket, libc::SOL_UDP, libc::UDP_SEGMENT, bytes.into())
+}
+
+/// From now on a receive may return several datagrams of one flow at once (udp(7): `UDP_GRO`).
+///
+/// # Errors
+/// The system refuses.
+pub fn merge(socket: &UdpSocket) -> std::io::Result<()> {
+    set(socket, libc::SOL_UDP, libc::UDP_GRO, 1)
+}
+
+/// Takes datagrams without checksum also over IPv6 (RFC 6935), as it always does over IPv4.
+///
+/// # Errors
+/// The system refuses.
+pub fn accept_without_checksum(socket: &UdpSocket) -> std::io::Result<()> {
+    /// `linux/udp.h`.
+    const UDP_NO_CHECK6_RX: libc::c_int = 102;
+    match is_v4(socket)? {
+        true => Ok(()),
+        false => set(socket, libc::SOL_UDP, UDP_NO_CHECK6_RX, 1),
+    }
+}
+
+fn set(
+    socket: &UdpSocket,
+    level: libc::c_int,
+    name: libc::c_int,
+    value: libc::c_int,
+) -> std::io::Result<()> {
     // SAFETY: the descriptor is open for the call, and the value is an int that lives through it.
     let result = unsafe {
         libc::setsockopt(

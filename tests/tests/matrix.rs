@@ -6,10 +6,10 @@ use egret_lab::process::wait_for;
 use egret_lab::traffic::source::udp_echo;
 use egret_lab::traffic::tcp_source;
 use egret_tests::cluster::{DEADLINE, echo};
-use egret_tests::matrix::scene::{Scene, condition, policy_name};
+use egret_tests::matrix::scene::{Scene, Traffic, condition, policy_name};
 use egret_tests::matrix::{cells, is_full, labs, marks};
 use egret_tests::steps::Group;
-use egret_tests::watch::expect_source;
+use egret_tests::watch::{Leaving, expect_source};
 use egret_tests::{Outcome, run, steps};
 use std::io::ErrorKind;
 use std::process::ExitCode;
@@ -86,11 +86,16 @@ fn every_pod_leaves_with_the_address_of_its_policy(scene: &Scene) -> Outcome {
 
 /// Where a segment filters multicast, a solicitation reaches a gateway only because it joined the group of the address.
 fn neighbours_find_the_egress_addresses_anew(scene: &Scene) -> Outcome {
-    scene.forget_neighbours()?;
-    let (_, pod) = scene.plan.pods().next().context("a pod")?;
-    let place = scene.cluster.pod(&pod.name)?;
-    for (server, address) in scene.covered(pod) {
-        expect_source(&place, server, address)?;
+    for policy in scene.plan.policies() {
+        let mut pods = scene.plan.pods().map(|(_, pod)| pod);
+        let pod = pods.find(|pod| pod.policy == policy).context("a pod")?;
+        let place = scene.cluster.pod(&pod.name)?;
+        for (server, address) in scene.covered(pod) {
+            scene.forget_neighbour(address)?;
+            expect_source(&place, server, address)?;
+            let known = scene.neighbour(address)?;
+            ensure!(!known.is_empty(), "nobody asked for {address}");
+        }
     }
     Ok(())
 }
@@ -174,6 +179,8 @@ fn nothing_leaves_wrong_whatever_happens(scene: &Scene) -> Outcome {
     answered("the death of the agents")?;
     scene.flush()?;
     answered("a foreign flush")?;
+    scene.clear_marks(&traffic)?;
+    answered("a foreign rule that clears the mark")?;
     let gateways = scene.plan.gateways();
     if scene.has_spare() {
         scene.lose(&gateways[..1], &traffic)?;
@@ -181,7 +188,28 @@ fn nothing_leaves_wrong_whatever_happens(scene: &Scene) -> Outcome {
     }
     scene.lose(&gateways, &traffic)?;
     answered("the loss of all gateways")?;
+    let watch = edit_addresses(scene, &traffic, watch)?;
+    answered("other addresses")?;
+    watch.clean()?;
+    scene.take_policies()?;
+    traffic.wait_turns()?;
+    scene.put_policies(false)?;
+    let watch = scene.watch()?;
+    traffic.wait_turns()?;
+    answered("the start of the policies")?;
     traffic.stop()?;
     watch.clean()?;
     every_pod_leaves_with_the_address_of_its_policy(scene)
+}
+
+/// Gives every policy other addresses under its live flows. While it changes both are right; from then on only the new
+/// ones are, which the watch that is returned sees to. One watch begins before the other ends.
+fn edit_addresses(scene: &Scene, traffic: &Traffic, before: Leaving) -> anyhow::Result<Leaving> {
+    let between = scene.watch_for(&[false, true])?;
+    before.clean()?;
+    scene.put_policies(true)?;
+    let after = scene.watch_for(&[true])?;
+    between.clean()?;
+    traffic.wait_turns()?;
+    Ok(after)
 }

@@ -1,4 +1,7 @@
-//! What else IP carries: SCTP, errors, fragments in disorder, protocols without ports.
+//! What else IP carries: SCTP, errors, fragments in disorder, unusual UDP, protocols without ports.
+
+#[path = "protocols/datagrams.rs"]
+mod datagrams;
 
 use anyhow::{Context, ensure};
 use egret_lab::capture::{Capture, Direction, Packet};
@@ -6,7 +9,9 @@ use egret_lab::process::wait_for;
 use egret_lab::traffic::source::udp_echo;
 use egret_lab::{Place, Topology};
 use egret_tests::cluster::{DEADLINE, EGRESS, SERVERS, echo, egress, ip};
-use egret_tests::packet::{fragments, sctp, sctp_is_intact, send_protocol, send_raw, udp};
+use egret_tests::packet::{
+    fragments, sctp, sctp_is_intact, send_all_raw, send_protocol, send_raw, udp,
+};
 use egret_tests::steps::Group;
 use egret_tests::watch::Leaving;
 use egret_tests::{Cluster, Outcome, run, steps};
@@ -46,10 +51,14 @@ fn main() -> ExitCode {
             fragments_twice_arrive,
             fragments_that_overlap_harm_nobody,
             a_flood_of_first_fragments_stops_no_whole_packet,
+            a_flood_from_outside_is_refused_and_counted,
             a_pods_error_goes_the_way_of_its_flow,
             protocols_without_ports_are_told,
             a_rule_of_others_for_our_mark_is_told,
-        ],
+        ]
+        .into_iter()
+        .chain(datagrams::steps())
+        .collect(),
     )])
 }
 
@@ -209,17 +218,14 @@ fn fragments_that_overlap_harm_nobody(cluster: &Cluster) -> Outcome {
 fn a_flood_of_first_fragments_stops_no_whole_packet(cluster: &Cluster) -> Outcome {
     const FLOOD: u16 = 6000;
     const FIRST: std::ops::Range<usize> = 0..1400;
+    let watch = wrong(cluster)?;
     let place = cluster.pod("a3")?;
     for (server, egress) in families() {
         let source = SocketAddr::new(cluster.pod_address("a3", server)?, 42_000);
         let whole = udp(source, echo(server), &[0; DATAGRAM]);
         let first = std::slice::from_ref(&FIRST);
-        place.run(|| -> Outcome {
-            for id in 0..FLOOD {
-                send_raw(&fragments(&whole, id, first)[0])?;
-            }
-            Ok(())
-        })??;
+        let flood = (0..FLOOD).flat_map(|id| fragments(&whole, id, first));
+        place.run(|| send_all_raw(flood))??;
         let seen = udp_echo(&place, echo(server), 1000, DEADLINE)?;
         ensure!(seen.ip() == egress, "{seen}");
         let name = if server.is_ipv4() {
@@ -249,7 +255,36 @@ fn a_flood_of_first_fragments_stops_no_whole_packet(cluster: &Cluster) -> Outcom
         // One more may be taken in before the limit is seen.
         ensure!(used <= limit + 64 * 1024, "{used} bytes of {limit}");
     }
-    Ok(())
+    watch.clean()
+}
+
+/// First fragments of more datagrams than a gateway remembers: it forgets the oldest, and the rest of those is refused,
+/// counted, and reaches nobody. Whole packets go on, both ways.
+fn a_flood_from_outside_is_refused_and_counted(cluster: &Cluster) -> Outcome {
+    /// What a gateway remembers (docs/datapath.md), and half as much again.
+    const FLOOD: u16 = 16_384 + 8_192;
+    /// Datagrams whose rest follows.
+    const REST: u16 = 1_000;
+    const COUNTER: &str = "in_fragment_unknown";
+    let watch = wrong(cluster)?;
+    let (pod, host) = (cluster.pod("a3")?, cluster.host("server")?);
+    for (server, egress) in families() {
+        let seen = udp_echo(&pod, echo(server), 32, DEADLINE)?;
+        let whole = udp(echo(server), seen, &[0; 64]);
+        let end = whole.len() - if server.is_ipv4() { 20 } else { 40 };
+        let gateway = cluster.announcer(egress)?;
+        let before = cluster.gateway_counter(&gateway, COUNTER)?;
+        let parts = [0..16, 16..end];
+        let flood = (0..FLOOD).flat_map(|id| fragments(&whole, id, &parts[..1]));
+        let rest = (0..REST).flat_map(|id| fragments(&whole, id, &parts[1..]));
+        host.run(|| send_all_raw(flood.chain(rest)))??;
+        cluster.wait_gateway_counter(&gateway, COUNTER, before + 1)?;
+        let refused = cluster.gateway_counter(&gateway, COUNTER)? - before;
+        println!("     {server}: {refused} of {REST} later fragments refused by {gateway}");
+        let seen = udp_echo(&pod, echo(server), 1000, DEADLINE)?;
+        ensure!(seen.ip() == egress, "{seen}");
+    }
+    watch.clean()
 }
 
 /// The answer finds the pod's socket closed: its kernel says so, by the egress address.

@@ -7,6 +7,7 @@ mod manifests;
 mod operations;
 mod schema;
 mod sources;
+mod statements;
 mod tables;
 
 use anyhow::{Context, bail};
@@ -102,6 +103,7 @@ pub fn run() -> anyhow::Result<()> {
     let mut problems = manifests::check(&tree, &manifests::metadata()?);
     problems.extend(sources::check(&tree));
     problems.extend(tables::check(&tree));
+    problems.extend(statements::check(&tree));
     problems.extend(links::check(&tree));
     problems.extend(schema::check(&tree));
     problems.extend(operations::check(&tree));

@@ -108,11 +108,9 @@ impl Driver {
 
     fn apply(&mut self, wanted: &ClassicWanted) -> Result<(), DatapathError> {
         let damage = self.datapath.verify()?;
-        for kind in &damage {
-            tracing::warn!(
-                found = kind.word(),
-                "somebody changed what is ours: mending it"
-            );
+        for (kind, what) in &damage {
+            let found = format!("{kind}: {what}");
+            tracing::warn!(found, "somebody changed what is ours: mending it");
         }
         let state = classic_state(wanted, &self.datapath.local_addresses()?);
         if damage.is_empty() && self.applied.as_ref() == Some(&state) {

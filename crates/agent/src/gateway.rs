@@ -6,7 +6,7 @@ use crate::path::{GatewayDatapath, Path as Forwarding};
 use egret_core::machines::{Announcer, AnnouncerCommand, answering_nodes};
 use egret_core::model::{NodeName, Snapshot};
 use egret_core::node::{GatewayState, Tunnel};
-use egret_datapath::damage::Damage;
+use egret_datapath::damage::Found;
 use egret_datapath::gateway::announce::{SolicitedNodes, gratuitous};
 use egret_datapath::gateway::netdev::NetdevGateway;
 use egret_datapath::gateway::{GatewayConfig, GatewayDriver};
@@ -91,9 +91,9 @@ impl Gateway {
 
     /// What others have done to programs and to tables (large ones only where `deep`); the next [`Self::attach`] and [`Self::apply`]
     /// mend it.
-    pub(crate) fn verify(&mut self, deep: bool) -> BTreeSet<Damage> {
+    pub(crate) fn verify(&mut self, deep: bool) -> Found {
         let Some(attached) = &mut self.attached else {
-            return BTreeSet::new();
+            return Found::new();
         };
         let (pins, config) = (&self.pin_directory, &attached.config);
         let (damage, lost) = attached.driver.verify(deep, pins, config);

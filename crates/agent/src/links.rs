@@ -27,22 +27,32 @@ pub(crate) fn watch(mut tell: impl FnMut() -> bool + Send + 'static) -> Result<(
         doing: "watching links and routes",
         source,
     };
-    let mut socket = Socket::new(netlink_sys::protocols::NETLINK_ROUTE).map_err(error)?;
-    socket.bind(&SocketAddr::new(0, 0)).map_err(error)?;
-    for group in GROUPS {
-        socket.add_membership(group).map_err(error)?;
-    }
+    let socket = open().map_err(error)?;
     spawn("links", move || {
         let mut buffer = vec![0u8; BUFFER_BYTES];
-        loop {
-            // ENOBUFS means that messages were lost: something changed all the same.
-            let message = socket.recv(&mut &mut buffer[..], 0);
-            let concerns_us = message.map_or(true, |length| concerns_us(&buffer[..length]));
-            if concerns_us && !tell() {
-                return;
-            }
-        }
+        while hear(&socket, &mut buffer, &mut tell).is_some() {}
     })
+}
+
+fn open() -> std::io::Result<Socket> {
+    let mut socket = Socket::new(netlink_sys::protocols::NETLINK_ROUTE)?;
+    socket.bind(&SocketAddr::new(0, 0))?;
+    for group in GROUPS {
+        socket.add_membership(group)?;
+    }
+    Ok(socket)
+}
+
+/// Waits for one message and tells of it. What the kernel said; `None`: nobody wants to be told any more.
+fn hear(
+    socket: &Socket,
+    buffer: &mut [u8],
+    tell: &mut impl FnMut() -> bool,
+) -> Option<std::io::Result<usize>> {
+    let message = socket.recv(&mut &mut buffer[..], 0);
+    // ENOBUFS means that messages were lost: something changed all the same.
+    let length = message.as_ref().map_or(0, |length| *length);
+    (!concerns_us(&buffer[..length]) || tell()).then_some(message)
 }
 
 /// Neighbours of other devices come and go all the time and are nobody's business here.
@@ -65,6 +75,71 @@ fn concerns_us(message: &[u8]) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use egret_datapath::netlink::{Attrs, NetlinkSocket, Request, flags};
+
+    /// Adds or deletes a device (`RTM_NEWLINK`, `RTM_DELLINK`, `linux/if_link.h`).
+    fn device(name: &str, is_new: bool) {
+        const HEADER: [u8; 16] = [0; 16];
+        let (kind, flags) = match is_new {
+            true => (16, flags::CREATE | flags::EXCL),
+            false => (17, 0),
+        };
+        let link = Attrs::default().text(1, "bridge");
+        let body = Attrs::after(&HEADER).text(3, name).nest(18, link).finish();
+        let mut socket = NetlinkSocket::open(nix::libc::NETLINK_ROUTE).expect("a socket");
+        let what = format!("device {name}");
+        let request = Request {
+            kind,
+            flags,
+            body,
+            what,
+        };
+        socket.execute(&request).expect("a device");
+    }
+
+    #[test]
+    fn what_the_kernel_could_not_tell_is_told_as_a_change_and_the_watch_goes_on() {
+        let work = || {
+            nix::sched::unshare(nix::sched::CloneFlags::CLONE_NEWNET).expect("root");
+            let socket = open().expect("a socket");
+            // The kernel makes the least of it: room for one or two messages.
+            socket.set_rx_buf_sz(1).expect("a small buffer");
+            for number in 0..32 {
+                device(&format!("flood{number}"), true);
+            }
+            socket.set_non_blocking(true).expect("non-blocking");
+            let told = std::cell::Cell::new(0);
+            let mut tell = || {
+                told.set(told.get() + 1);
+                true
+            };
+            let mut buffer = vec![0; BUFFER_BYTES];
+            // Errors until nothing is left, and how often somebody was told, but for the end itself.
+            let mut all = || {
+                let before = told.get();
+                let mut errors = Vec::new();
+                loop {
+                    let heard = told.get();
+                    match hear(&socket, &mut buffer, &mut tell).expect("wanted") {
+                        Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => break,
+                        Err(error) => {
+                            assert_eq!(told.get(), heard + 1, "not told of {error}");
+                            errors.push(error.raw_os_error());
+                        }
+                        Ok(_) => {}
+                    }
+                }
+                (told.get() - before - 1, errors)
+            };
+            let (count, errors) = all();
+            assert_eq!(errors, [Some(nix::libc::ENOBUFS)]);
+            assert!(count < 32, "nothing was lost");
+            device("flood0", false);
+            let (count, _) = all();
+            assert!(count > 0, "deaf after the overflow");
+        };
+        std::thread::spawn(work).join().expect("the thread passes");
+    }
 
     #[test]
     fn neighbours_of_other_devices_wake_nobody() {

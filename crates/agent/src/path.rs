@@ -2,15 +2,12 @@
 
 use crate::chain;
 use egret_core::node::GatewayState;
-use egret_datapath::damage::Damage;
+use egret_datapath::damage::{Damage, Found};
 use egret_datapath::gateway::netdev::{LACKS, NetdevError, NetdevGateway};
 use egret_datapath::gateway::{Attachment, GatewayConfig, GatewayDriver, GatewayError};
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::path::Path as FilePath;
-
-/// With so many addresses the tables are read twice a second, with more only at each full comparison: 2 KiB each.
-const GLANCE_ADDRESSES_MAX: usize = 64;
 
 /// Which data path a gateway node uses.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -130,16 +127,13 @@ impl Path {
         deep: bool,
         pins: &FilePath,
         config: &GatewayConfig,
-    ) -> (BTreeSet<Damage>, bool) {
-        let mut damage = BTreeSet::new();
+    ) -> (Found, bool) {
+        let mut damage = Found::new();
         let driver = match self {
             Path::Ebpf(driver) => driver,
             Path::Nftables { driver, .. } => {
-                match driver.verify() {
-                    Ok(true) => {}
-                    Ok(false) => {
-                        damage.insert(Damage::Ruleset);
-                    }
+                match driver.verify(deep) {
+                    Ok(found) => damage.extend(found.map(|what| (Damage::Ruleset, what))),
                     Err(error) => {
                         tracing::warn!(error = %chain(&error), "reading the netdev table")
                     }
@@ -147,20 +141,14 @@ impl Path {
                 return (damage, false);
             }
         };
-        if deep || driver.addresses().len() <= GLANCE_ADDRESSES_MAX {
-            match driver.verify_tables() {
-                Ok(true) => {}
-                Ok(false) => {
-                    damage.insert(Damage::Tables);
-                }
-                Err(error) => tracing::warn!(error = %chain(&error), "reading the steering tables"),
-            }
+        match driver.verify_tables(deep) {
+            Ok(found) => damage.extend(found.map(|what| (Damage::Tables, what))),
+            Err(error) => tracing::warn!(error = %chain(&error), "reading the steering tables"),
         }
-        let attached = driver.is_attached(pins, config);
-        if !attached {
-            damage.insert(Damage::Programs);
-        }
-        (damage, !attached)
+        let detached = driver.detached(pins, config);
+        let must_open = detached.is_some();
+        damage.extend(detached.map(|what| (Damage::Programs, what)));
+        (damage, must_open)
     }
 }
 

@@ -4,7 +4,7 @@ use crate::path::GatewayDatapath;
 use crate::{Config, chain};
 use egret_core::model::{NodeName, Snapshot};
 use egret_core::node::{CniPath, NodeOutcome, PathFacts, PodsPath};
-use egret_datapath::damage::Damage;
+use egret_datapath::damage::Found;
 use egret_datapath::gateway::Attachment;
 use egret_datapath::uplink::{LookError, Looker, UplinkDriver, UplinkError};
 use std::collections::{BTreeMap, BTreeSet};
@@ -186,8 +186,8 @@ impl Uplink {
     }
 
     /// What others have done; the next round mends it. `deep` compares the tables.
-    pub(crate) fn verify(&mut self, deep: bool) -> BTreeSet<Damage> {
-        let mut damage = BTreeSet::new();
+    pub(crate) fn verify(&mut self, deep: bool) -> Found {
+        let mut damage = Found::new();
         let Some(driver) = &mut self.driver else {
             return damage;
         };

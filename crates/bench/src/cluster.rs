@@ -26,6 +26,27 @@ pub fn up_with(name: &str, hosts: &[String], agent_args: &[&str]) -> Result<Scen
     Scene::up_with(name, &Topology::from_yaml(&topology)?, agent_args)
 }
 
+/// A lab of one worker and gateways that send to a segment of their own, of which the egress address is.
+pub fn up_with_edge(name: &str, host: &str, gateways: &[&str]) -> Result<Scene> {
+    let gateway = |name: &&str| {
+        format!(
+            "- {{name: {name}, roles: [gateway], \
+             links: [{{segment: nodes}}, {{segment: edge, external: true}}]}}"
+        )
+    };
+    let mut hosts = vec![worker(host, 1, &[("a1", "MyApp")])];
+    hosts.extend(gateways.iter().map(gateway));
+    let topology = format!(
+        "segments:\n- {{name: nodes, cidrs: [10.10.0.0/24, 'fd00:10::/64']}}\n\
+         - {{name: edge, cidrs: [192.168.122.0/24, 'fd00:122::/64']}}\n\
+         - {{name: outside, cidrs: [203.0.113.0/24, '2001:db8:1::/64']}}\nhosts:\n{}\n\
+         - {{name: router, roles: [router]}}\n\
+         - {{name: server, roles: [server], links: [{{segment: outside}}]}}\n",
+        hosts.join("\n")
+    );
+    Scene::up(name, &Topology::from_yaml(&topology)?)
+}
+
 /// A worker with one pod of this label, without a masquerade of its own.
 pub fn worker(name: &str, number: usize, pods: &[(&str, &str)]) -> String {
     let pods: Vec<String> = pods

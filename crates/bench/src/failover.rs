@@ -11,11 +11,34 @@ use std::time::Duration;
 
 const PART: &str = "failover";
 const GATEWAYS: [&str; 3] = ["g1", "g2", "g3"];
-const WAYS: [(Hurt, &str); 4] = [
-    (Hurt::Links, "links down"),
-    (Hurt::Power, "power cut"),
-    (Hurt::Agent, "agent killed"),
-    (Hurt::Freeze, "agent frozen"),
+/// How a gateway goes.
+#[derive(Clone, Copy)]
+enum Way {
+    /// Something happens to the machine or its agent.
+    Hurt(Hurt),
+    /// Its agent ends in order.
+    Term,
+    /// Its node loses the label that selects it.
+    Unselected,
+    /// Its external link alone is pulled.
+    ExternalLink,
+}
+
+impl Way {
+    /// The others must take over, which costs packets: the rest goes on without the agent.
+    fn is_costly(self) -> bool {
+        !matches!(self, Way::Hurt(Hurt::Agent | Hurt::Freeze) | Way::Term)
+    }
+}
+
+/// Ways of gateways on the nodes' segment.
+const WAYS: [(Way, &str); 6] = [
+    (Way::Hurt(Hurt::Links), "links down"),
+    (Way::Hurt(Hurt::Power), "power cut"),
+    (Way::Unselected, "label removed"),
+    (Way::Hurt(Hurt::Agent), "agent killed"),
+    (Way::Hurt(Hurt::Freeze), "agent frozen"),
+    (Way::Term, "agent ended by SIGTERM"),
 ];
 /// Time before and after, so that the outage is whole.
 const AROUND: Duration = Duration::from_millis(300);
@@ -25,36 +48,57 @@ pub fn measure(report: &mut Report, rounds: usize) -> Result<()> {
     let mut hosts = vec![cluster::worker("w1", 1, &[("a1", "MyApp")])];
     hosts.extend(GATEWAYS.map(cluster::gateway));
     let scene = cluster::up("bench-failover", &hosts)?;
-    cluster::start_policy(&scene, &GATEWAYS)?;
+    measure_in(&scene, &WAYS, report, rounds)?;
+    drop(scene);
+    let scene = cluster::up_with_edge("bench-failover-edge", "w1", &GATEWAYS)?;
+    let ways = [(Way::ExternalLink, "external link down")];
+    measure_in(&scene, &ways, report, rounds)
+}
+
+fn measure_in(
+    scene: &Scene,
+    ways: &[(Way, &str)],
+    report: &mut Report,
+    rounds: usize,
+) -> Result<()> {
+    cluster::start_policy(scene, &GATEWAYS)?;
     for round in 0..rounds * 3 {
-        for (how, name) in WAYS {
-            let costly = matches!(how, Hurt::Links | Hurt::Power);
-            if !costly && round >= rounds {
+        for (way, name) in ways {
+            if !way.is_costly() && round >= rounds {
                 continue;
             }
             let gateway = GATEWAYS[round % GATEWAYS.len()];
-            let ms = outage(&scene, gateway, how)?;
+            let ms = outage(scene, gateway, *way)?;
             report.add(PART, name, "ours", "ms", ms);
         }
     }
     Ok(())
 }
 
-fn outage(scene: &Scene, gateway: &str, how: Hurt) -> Result<f64> {
+fn outage(scene: &Scene, gateway: &str, way: Way) -> Result<f64> {
     let pod = scene.pod("a1")?;
     let probe = UdpProbe::start(&pod, SocketAddr::new(ip(cluster::SERVER), 5001))?;
     std::thread::park_timeout(AROUND);
-    scene.lab().kill(gateway, how)?;
+    match way {
+        Way::Hurt(how) => scene.lab().kill(gateway, how)?,
+        Way::Term => scene.end_agent(gateway)?,
+        Way::Unselected => scene.select_gateway(gateway, false)?,
+        Way::ExternalLink => scene.plug_external(gateway, false)?,
+    }
     let others: Vec<&str> = GATEWAYS
         .into_iter()
         .filter(|name| *name != gateway)
         .collect();
-    if matches!(how, Hurt::Links | Hurt::Power) {
+    if way.is_costly() {
         scene.wait_live("w1", &others)?;
     }
     std::thread::park_timeout(AROUND);
     let gap = probe.stop().longest_gap;
-    scene.lab().start(gateway)?;
+    match way {
+        Way::Hurt(_) | Way::Term => scene.lab().start(gateway)?,
+        Way::Unselected => scene.select_gateway(gateway, true)?,
+        Way::ExternalLink => scene.plug_external(gateway, true)?,
+    }
     scene.wait_agents(&[gateway])?;
     // The next one goes from a settled cluster: gateways that died just now are trusted later.
     for host in ["w1"].into_iter().chain(GATEWAYS) {

@@ -3,7 +3,8 @@
 use crate::cluster;
 use crate::figure::Report;
 use crate::idle;
-use anyhow::Result;
+use anyhow::{Context, Result};
+use egret_lab::layout::CONTROL;
 use egret_tests::chaos::Scene;
 use egret_tests::scale::{cpu_seconds, memory_mb};
 use std::time::{Duration, Instant};
@@ -26,11 +27,9 @@ pub fn measure(report: &mut Report) -> Result<()> {
         for (host, what) in [
             ("w1", "worker's agent"),
             ("g1", "gateway's agent"),
-            ("control", "controller"),
+            (CONTROL, "controller"),
         ] {
-            let Some(pid) = pid(&scene, host)? else {
-                continue;
-            };
+            let pid = pid(&scene, host)?;
             let (before, start) = (cpu_seconds(pid)?, Instant::now());
             std::thread::sleep(WATCHED);
             let cpu = (cpu_seconds(pid)? - before) / start.elapsed().as_secs_f64() * 100.0;
@@ -61,10 +60,13 @@ fn pods(count: usize) -> String {
     all.join("---\n")
 }
 
-fn pid(scene: &Scene, host: &str) -> Result<Option<i32>> {
+/// The agent of a host, or the controller.
+fn pid(scene: &Scene, host: &str) -> Result<i32> {
     let state = scene.lab().dir().read()?;
-    let host = state.hosts.get(host);
-    Ok(host
-        .and_then(|host| host.agent)
-        .map(|agent| agent.process.pid))
+    let daemon = match host {
+        CONTROL => state.controller,
+        _ => state.hosts.get(host).and_then(|host| host.agent),
+    };
+    let daemon = daemon.with_context(|| format!("nothing runs in {host}"))?;
+    Ok(daemon.process.pid)
 }

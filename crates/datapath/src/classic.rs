@@ -7,7 +7,7 @@ mod ways;
 pub use table::{COUNTERS, table};
 
 use crate::conntrack::{Conntrack, Flow};
-use crate::damage::Damage;
+use crate::damage::{Damage, Found};
 use crate::driver::DatapathError;
 use crate::netlink::NetlinkSocket;
 use crate::nft::Nftables;
@@ -87,17 +87,23 @@ impl ClassicDatapath {
     }
 
     /// What others have changed or removed; the next [`Self::apply`] mends it.
-    pub fn verify(&mut self) -> Result<BTreeSet<Damage>, DatapathError> {
+    pub fn verify(&mut self) -> Result<Found, DatapathError> {
         let Some((_, ways)) = &self.applied else {
-            return Ok(BTreeSet::new());
+            return Ok(Found::new());
+        };
+        let routes = match Ways::read(&mut self.socket)? == *ways {
+            true => None,
+            false => Some("a rule or route of ours is not as it was".to_owned()),
         };
         let parts = [
-            (Ways::read(&mut self.socket)? == *ways, Damage::Routes),
-            (self.nft.verify()?, Damage::Ruleset),
-            (!self.sysctls.differ(NODE_SETTINGS)?, Damage::Sysctls),
+            (Damage::Routes, routes),
+            (Damage::Ruleset, self.nft.look()?),
+            (Damage::Sysctls, self.sysctls.first_other(NODE_SETTINGS)?),
         ];
-        let damaged = parts.into_iter().filter(|(intact, _)| !intact);
-        Ok(damaged.map(|(_, kind)| kind).collect())
+        let damaged = parts.into_iter();
+        Ok(damaged
+            .filter_map(|(kind, what)| Some((kind, what?)))
+            .collect())
     }
 
     /// Packets counted, by reason.

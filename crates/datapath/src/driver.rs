@@ -8,7 +8,7 @@ pub use full::port_of;
 pub use refused::RefusedProtocol;
 
 use crate::conntrack::Conntrack;
-use crate::damage::Damage;
+use crate::damage::{Damage, Found};
 use crate::netlink::NetlinkError;
 use crate::nft::{Forwarding, NftError, Nftables};
 use crate::route::{RouteError, Routing};
@@ -56,6 +56,8 @@ pub struct Datapath {
     routing: Routing,
     conntrack: Conntrack,
     sysctls: Sysctls,
+    /// The settings for several gateways are as we want them, and stay so.
+    hashes: bool,
     applied: Option<NodeState>,
     /// Destinations that are refused now.
     full: BTreeSet<Destination>,
@@ -70,6 +72,7 @@ impl Datapath {
             routing: Routing::open()?,
             conntrack: Conntrack::open().map_err(DatapathError::Conntrack)?,
             sysctls: Sysctls::new(state_directory),
+            hashes: false,
             applied: None,
             full: BTreeSet::new(),
         })
@@ -87,6 +90,7 @@ impl Datapath {
         if self.sysctls.differ(HASH_SETTINGS)? && !self.routing.foreign_multipath()? {
             sysctls.extend(self.sysctls.ensure(HASH_SETTINGS)?);
         }
+        self.hashes = !self.sysctls.differ(HASH_SETTINGS)?;
         self.routing.prepare(state)?;
         let moved = self
             .applied
@@ -115,25 +119,43 @@ impl Datapath {
     }
 
     /// What of the things applied others have changed or removed; the next [`Self::apply`] mends it.
-    pub fn verify(&mut self) -> Result<BTreeSet<Damage>, DatapathError> {
+    pub fn verify(&mut self) -> Result<Found, DatapathError> {
         let mut damage = self.routing.verify()?;
         damage.extend(self.glance()?);
         Ok(damage)
     }
 
+    /// The same, and the content of the ruleset's sets where others may have changed it.
+    pub fn compare(&mut self) -> Result<Found, DatapathError> {
+        let elements = self.nft.compare()?;
+        let mut damage = self.verify()?;
+        damage.extend(elements.map(|what| (Damage::Ruleset, what)));
+        Ok(damage)
+    }
+
     /// The same without what the kernel tells by itself when it changes (links, routes, rules, next hops, neighbours):
     /// a few small reads while nobody changed anything.
-    pub fn glance(&mut self) -> Result<BTreeSet<Damage>, DatapathError> {
+    pub fn glance(&mut self) -> Result<Found, DatapathError> {
         if self.applied.is_none() {
-            return Ok(BTreeSet::new());
+            return Ok(Found::new());
+        }
+        let forwarding = match self.forwarding.verify()? {
+            true => None,
+            false => Some("an accept of ours in a forward chain of others is gone".to_owned()),
+        };
+        let mut sysctls = self.sysctls.first_other(NODE_SETTINGS)?;
+        if sysctls.is_none() && self.hashes {
+            sysctls = self.sysctls.first_other(HASH_SETTINGS)?;
         }
         let parts = [
-            (self.nft.verify()?, Damage::Ruleset),
-            (self.forwarding.verify()?, Damage::Forwarding),
-            (!self.sysctls.differ(NODE_SETTINGS)?, Damage::Sysctls),
+            (Damage::Ruleset, self.nft.look()?),
+            (Damage::Forwarding, forwarding),
+            (Damage::Sysctls, sysctls),
         ];
-        let damaged = parts.into_iter().filter(|(intact, _)| !intact);
-        Ok(damaged.map(|(_, kind)| kind).collect())
+        let damaged = parts.into_iter();
+        Ok(damaged
+            .filter_map(|(kind, what)| Some((kind, what?)))
+            .collect())
     }
 
     /// Source ports in use, by egress address.

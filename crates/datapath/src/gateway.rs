@@ -265,20 +265,28 @@ impl GatewayDriver {
         self.tables.apply(state, own)
     }
 
-    /// Whether programs and pins are where they belong.
-    pub fn is_attached(&self, pin_dir: &Path, config: &GatewayConfig) -> bool {
+    /// Which program or pin is not where it belongs, for people.
+    pub fn detached(&self, pin_dir: &Path, config: &GatewayConfig) -> Option<String> {
         let pins = Pins::new(pin_dir);
+        if !maps::pinned_in_our_shape(&pins) {
+            return Some("a pinned map is gone or another".to_owned());
+        }
         let attachment = self.tables.config().attachment;
-        maps::pinned_in_our_shape(&pins) && programs::attached(&pins, config, attachment)
+        let program = programs::detached(&pins, config, attachment)?;
+        Some(format!("{program} is not attached, or its pin is gone"))
     }
 
-    /// Compares the tables in the kernel with what was written. `false`: somebody changed them; the next
+    /// Compares the tables in the kernel with what was written: all of them where `deep`, or where there are few
+    /// addresses; else the next few entries. The first that somebody changed, for people: the next
     /// [`GatewayDriver::apply`] mends it.
     ///
     /// # Errors
     /// [`GatewayError::Map`].
-    pub fn verify_tables(&mut self) -> Result<bool, GatewayError> {
-        self.tables.reread()
+    pub fn verify_tables(&mut self, deep: bool) -> Result<Option<String>, GatewayError> {
+        match deep || self.tables.are_few() {
+            true => self.tables.reread(),
+            false => self.tables.reread_some(),
+        }
     }
 
     /// The steering version that probes report.

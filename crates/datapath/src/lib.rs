@@ -18,6 +18,7 @@ pub mod gateway;
 mod link;
 pub mod netlink;
 pub mod nft;
+pub mod requirements;
 pub mod route;
 pub mod sysctl;
 mod tcx;

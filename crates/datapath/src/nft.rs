@@ -4,6 +4,7 @@
 //! transaction. Golden tests compare the result with what the `nft` program makes of the same rules written as text.
 
 mod apply;
+mod compare;
 mod expression;
 mod forward;
 mod legacy;

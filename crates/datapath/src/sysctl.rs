@@ -85,14 +85,19 @@ impl Sysctls {
         Ok(changed)
     }
 
-    /// Whether any of them has another value now.
-    pub fn differ(&self, settings: &[(&str, &str)]) -> Result<bool, SysctlError> {
+    /// The first of them that has another value now, for people.
+    pub fn first_other(&self, settings: &[(&str, &str)]) -> Result<Option<String>, SysctlError> {
         for (name, value) in settings {
-            if read(name)?.is_some_and(|now| now != *value) {
-                return Ok(true);
+            if let Some(now) = read(name)?.filter(|now| now != *value) {
+                return Ok(Some(format!("{name} is {now}, not {value}")));
             }
         }
-        Ok(false)
+        Ok(None)
+    }
+
+    /// Whether any of them has another value now.
+    pub fn differ(&self, settings: &[(&str, &str)]) -> Result<bool, SysctlError> {
+        Ok(self.first_other(settings)?.is_some())
     }
 
     /// Puts back what was there before, and forgets the record. A value that somebody else has changed since stays.

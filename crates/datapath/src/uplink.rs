@@ -21,12 +21,13 @@ pub use device::DeviceError;
 pub use look::{LookError, Looker};
 pub use programs::OBJECT;
 
-use crate::damage::Damage;
+use crate::damage::{Damage, Found};
 use crate::gateway::programs::supported;
 use crate::gateway::{Attachment, GatewayError, Pins};
 use crate::netlink::{NetlinkError, NetlinkSocket};
 use device::LiftDevice;
 use egret_core::node::WorkerState;
+use egret_core::numbers::LIFT_DEVICE;
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 use tables::{Tables, Wanted};
@@ -158,18 +159,24 @@ impl UplinkDriver {
     ///
     /// # Errors
     /// [`UplinkError`].
-    pub fn verify(&mut self, deep: bool) -> Result<BTreeSet<Damage>, UplinkError> {
-        let mut damage = BTreeSet::new();
+    pub fn verify(&mut self, deep: bool) -> Result<Found, UplinkError> {
+        let mut damage = Found::new();
         if !device::is_intact(&mut self.socket, &self.device)? {
-            damage.insert(Damage::Device);
+            let what = format!("{LIFT_DEVICE} is gone or was changed");
+            damage.insert(Damage::Device, what);
         }
         let noted = self.tables.config().attachment;
         let there =
             |ifindex: &&u32| !exists(**ifindex) || programs::attached(&self.pins, **ifindex, noted);
-        if !tables::pinned_in_our_shape(&self.pins) || !self.uplinks.iter().all(|i| there(&i)) {
-            damage.insert(Damage::Programs);
+        if !tables::pinned_in_our_shape(&self.pins) {
+            let what = "a pinned map of the uplinks is gone or another";
+            damage.insert(Damage::Programs, what.to_owned());
+        } else if let Some(ifindex) = self.uplinks.iter().find(|ifindex| !there(ifindex)) {
+            let what = format!("a program at the uplink with index {ifindex} is not attached");
+            damage.insert(Damage::Programs, what);
         } else if deep && !self.tables.reread()? {
-            damage.insert(Damage::Tables);
+            let what = "an entry of the uplinks' tables was changed";
+            damage.insert(Damage::Tables, what.to_owned());
         }
         Ok(damage)
     }

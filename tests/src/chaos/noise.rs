@@ -38,14 +38,17 @@ pub enum Kind {
     Download,
 }
 
-const KINDS: [Kind; 6] = [
-    Kind::Connections,
-    Kind::Datagrams,
-    Kind::Echoes,
-    Kind::LongUdp,
-    Kind::LongTcp,
-    Kind::Download,
-];
+impl Kind {
+    /// Every kind.
+    pub const ALL: [Kind; 6] = [
+        Kind::Connections,
+        Kind::Datagrams,
+        Kind::Echoes,
+        Kind::LongUdp,
+        Kind::LongTcp,
+        Kind::Download,
+    ];
+}
 
 #[derive(Debug, Default)]
 struct Counts {
@@ -103,6 +106,14 @@ impl Noise {
     /// # Errors
     /// A pod cannot be entered.
     pub fn start(pods: &[Place], servers: &[IpAddr]) -> anyhow::Result<Self> {
+        Self::start_kinds(pods, servers, &Kind::ALL)
+    }
+
+    /// The same with these kinds only.
+    ///
+    /// # Errors
+    /// A pod cannot be entered.
+    pub fn start_kinds(pods: &[Place], servers: &[IpAddr], kinds: &[Kind]) -> anyhow::Result<Self> {
         let mut noise = Self {
             stop: Arc::default(),
             threads: Vec::new(),
@@ -110,7 +121,7 @@ impl Noise {
         };
         for pod in pods {
             for server in servers {
-                for kind in KINDS {
+                for kind in kinds.iter().copied() {
                     let counts = Arc::new(Counts::default());
                     let (stop, inner) = (Arc::clone(&noise.stop), Arc::clone(&counts));
                     let server = *server;
@@ -138,7 +149,7 @@ impl Noise {
     /// # Errors
     /// One gets none.
     pub fn wait_answers(&self) -> anyhow::Result<()> {
-        self.wait_more("answers", &KINDS, |counts| &counts.answered, 2)
+        self.wait_more("answers", &Kind::ALL, |counts| &counts.answered, 2)
     }
 
     fn wait_more(

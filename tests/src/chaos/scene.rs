@@ -223,6 +223,45 @@ impl Scene {
         self.wait_agents(hosts)
     }
 
+    /// Asks the agent of a host to end (`SIGTERM`) and waits until it has.
+    ///
+    /// # Errors
+    /// There is none, or it does not end.
+    pub fn end_agent(&self, host: &str) -> anyhow::Result<()> {
+        self.cluster.end_agent(host)
+    }
+
+    /// Takes the label that makes a node a gateway from its object, or puts it back.
+    ///
+    /// # Errors
+    /// There is no such node.
+    pub fn select_gateway(&self, host: &str, is_selected: bool) -> anyhow::Result<()> {
+        let objects = self.cluster.lab().dir().objects();
+        let text = std::fs::read_to_string(objects.join(format!("node.{host}.yaml")))?;
+        let mut node: Value = serde_saphyr::from_str(&text)?;
+        let labels = node["metadata"]["labels"].as_object_mut();
+        let labels = labels.context("no labels")?;
+        match is_selected {
+            true => labels.insert("egret.dev/gateway".to_owned(), "true".into()),
+            false => labels.remove("egret.dev/gateway"),
+        };
+        self.put(&node.to_string())
+    }
+
+    /// Pulls the cable of a host's external link alone, or plugs it in again.
+    ///
+    /// # Errors
+    /// It has none of its own.
+    pub fn plug_external(&self, host: &str, is_in: bool) -> anyhow::Result<()> {
+        let layout = self.lab().layout()?;
+        let found = layout.host(host).context("no such host")?;
+        let mut links = found.links.iter();
+        let link = links.find(|link| link.external).context("no such link")?;
+        let state = if is_in { "up" } else { "down" };
+        let line = format!("ip link set {} {state}", link.port);
+        self.shell(egret_lab::layout::CONTROL, &line).map(drop)
+    }
+
     /// Runs a shell line in a host; its output.
     ///
     /// # Errors

@@ -177,8 +177,8 @@ impl LabPlan {
         names
     }
 
-    /// Egress addresses of a policy.
-    pub fn addresses(&self, policy: Policy) -> Vec<IpAddr> {
+    /// Egress addresses of a policy; `edited`: others, for a policy that is changed.
+    pub fn addresses(&self, policy: Policy, edited: bool) -> Vec<IpAddr> {
         let networks = match self.ground.way {
             Way::NodeSegment => ["192.168.122.", "fd00:122::"],
             Way::OwnInterface => ["198.51.100.", "2001:db8:2::"],
@@ -188,6 +188,7 @@ impl LabPlan {
             Policy::Ipv4 => (&[0], 223),
             Policy::Ipv6 => (&[1], 224),
         };
+        let number = number + if edited { 10 } else { 0 };
         let text = families.iter().map(|n| format!("{}{number}", networks[*n]));
         text.map(|text| text.parse().expect("an address")).collect()
     }
@@ -233,7 +234,10 @@ impl LabPlan {
             }
         }
         hosts.push(Host::plain("router", Role::Router, &[]));
-        hosts.push(Host::plain("server", Role::Server, &["outside"]));
+        let mut server = Host::plain("server", Role::Server, &["outside"]);
+        let policies = [Policy::Dual, Policy::Ipv4, Policy::Ipv6].into_iter();
+        server.links[0].addresses = policies.flat_map(servers).collect();
+        hosts.push(server);
         Topology {
             segments: self.segments(),
             hosts,
@@ -264,6 +268,21 @@ impl LabPlan {
         }
         segments
     }
+}
+
+/// The server's addresses that pods of a policy talk to, and nobody else: a packet at the router says by its
+/// destination whose it is, whatever its protocol.
+pub fn servers(policy: Policy) -> [IpAddr; 2] {
+    let number = match policy {
+        Policy::Dual => 10,
+        Policy::Ipv4 => 11,
+        Policy::Ipv6 => 12,
+    };
+    [
+        format!("203.0.113.{number}"),
+        format!("2001:db8:1::{number}"),
+    ]
+    .map(|text| text.parse().expect("an address"))
 }
 
 fn configured(name: &str, role: Role, node: Node) -> Host {

@@ -29,10 +29,14 @@ pub fn pairs(row: &[usize]) -> impl Iterator<Item = (Value, Value)> {
 
 /// A few of the rows in which every pair that is in any of them occurs. Greedy: always the row with most that is new;
 /// of several the one whose first `kept` values are there already, then the first. The same rows give the same table.
-pub fn table(rows: &[Row], kept: usize) -> Vec<Row> {
+/// `needed`: rows that are in it whatever they add.
+pub fn table(rows: &[Row], kept: usize, needed: &[Row]) -> Vec<Row> {
     let mut missing: BTreeSet<(Value, Value)> = rows.iter().flat_map(|row| pairs(row)).collect();
-    let mut heads: BTreeSet<&[usize]> = BTreeSet::new();
-    let mut table = Vec::new();
+    let mut heads: BTreeSet<&[usize]> = needed.iter().map(|row| &row[..kept]).collect();
+    let mut table = needed.to_vec();
+    for pair in needed.iter().flat_map(|row| pairs(row)) {
+        missing.remove(&pair);
+    }
     while !missing.is_empty() {
         let gain = |row: &Row| pairs(row).filter(|pair| missing.contains(pair)).count();
         // Of equals `max_by_key` takes the last, so it looks from behind.
@@ -63,7 +67,7 @@ mod tests {
         for counts in [vec![2, 2, 2], vec![3, 4, 2, 2], vec![4, 4, 3, 2, 2, 2]] {
             let rows = cross(&counts, |_| true);
             assert_eq!(rows.len(), counts.iter().product::<usize>());
-            let table = table(&rows, 1);
+            let table = table(&rows, 1, &[]);
             assert_eq!(all_pairs(&table), all_pairs(&rows));
             assert!(table.len() < rows.len(), "{counts:?}: {}", table.len());
         }
@@ -72,7 +76,7 @@ mod tests {
     #[test]
     fn what_is_impossible_is_in_no_row_and_costs_no_other_pair() {
         let rows = cross(&[3, 3, 3], |row| !(row[0] == 0 && row[1] == 2));
-        let table = table(&rows, 1);
+        let table = table(&rows, 1, &[]);
         assert!(table.iter().all(|row| !(row[0] == 0 && row[1] == 2)));
         // 27 pairs of values, less the one.
         assert_eq!(all_pairs(&table).len(), 26);
@@ -81,6 +85,16 @@ mod tests {
     #[test]
     fn the_table_is_always_the_same() {
         let rows = cross(&[4, 3, 2, 2], |_| true);
-        assert_eq!(table(&rows, 2), table(&rows, 2));
+        assert_eq!(table(&rows, 2, &[]), table(&rows, 2, &[]));
+    }
+
+    #[test]
+    fn a_row_that_is_needed_is_there_and_takes_the_place_of_others() {
+        let rows = cross(&[2, 2, 2], |_| true);
+        let needed = vec![vec![1, 1, 1]];
+        let table = table(&rows, 1, &needed);
+        assert_eq!(table[0], needed[0]);
+        assert_eq!(all_pairs(&table), all_pairs(&rows));
+        assert!(table.len() <= 5, "{}", table.len());
     }
 }

@@ -1,11 +1,11 @@
 //! A lab of the matrix that runs, and what is asked of it.
 
 use super::cells::{Nodes, Policy};
-use super::labs::{LabPlan, NodePlan, PodPlan};
+use super::labs::{LabPlan, NodePlan, PodPlan, servers};
 use super::marks;
 use crate::Cluster;
-use crate::chaos::Noise;
-use crate::cluster::{DEADLINE, SERVERS, echo, egress, ip};
+use crate::chaos::{Kind, Noise};
+use crate::cluster::{DEADLINE, echo, egress};
 use crate::watch::Leaving;
 use anyhow::{Context, ensure};
 use egret_lab::process::wait_for;
@@ -14,6 +14,9 @@ use egret_lab::{Hurt, Place};
 use serde_json::Value;
 use std::collections::BTreeSet;
 use std::net::IpAddr;
+
+/// Selected pods of a lab up to which each of them sends everything.
+const CROWD: usize = 4;
 
 /// A lab of the matrix that is up, with policies. Goes down with the value.
 pub struct Scene {
@@ -46,18 +49,73 @@ impl Scene {
                 &format!("nft -f - <<'END'\n{}END", scene.marks(node)?),
             )?;
         }
-        let policies = scene.plan.policies().into_iter().map(|policy| {
-            let addresses: Vec<String> = scene.addresses(policy).map(|a| a.to_string()).collect();
-            let addresses: Vec<&str> = addresses.iter().map(String::as_str).collect();
-            egress(&name(policy), &format!("{policy:?}"), &addresses, "")
-        });
-        let policies: Vec<String> = policies.collect();
-        scene.cluster.apply(&policies)?;
+        scene.put_policies(false)?;
         Ok(scene)
     }
 
+    fn manifests(&self, edited: bool) -> Vec<String> {
+        let policies = self.plan.policies().into_iter().map(|policy| {
+            let addresses = self.plan.addresses(policy, edited).into_iter();
+            let addresses: Vec<String> = addresses.map(|a| a.to_string()).collect();
+            let addresses: Vec<&str> = addresses.iter().map(String::as_str).collect();
+            egress(&name(policy), &format!("{policy:?}"), &addresses, "")
+        });
+        policies.collect()
+    }
+
+    /// Puts every policy, with its own or with its other addresses, and waits until each is ready as it is now.
+    ///
+    /// # Errors
+    /// One does not become ready.
+    pub fn put_policies(&self, edited: bool) -> anyhow::Result<()> {
+        let names = || self.plan.policies().into_iter().map(name);
+        let before: Vec<i64> = names().map(|name| self.ready_generation(&name)).collect();
+        self.cluster.apply(&self.manifests(edited))?;
+        for (name, before) in names().zip(before) {
+            let what = format!("{name} to be ready as it is now");
+            wait_for(&what, DEADLINE, || self.ready_generation(&name) > before)?;
+        }
+        Ok(())
+    }
+
+    /// Takes every policy away and waits until no node carries one out.
+    ///
+    /// # Errors
+    /// One stays.
+    pub fn take_policies(&self) -> anyhow::Result<()> {
+        self.cluster.delete(&self.manifests(false))?;
+        let is_gone = |policy: Policy| {
+            let found = self
+                .cluster
+                .object("egress", Some("default"), &name(policy));
+            found.is_none()
+        };
+        wait_for("policies to be gone from every node", DEADLINE, || {
+            let programmed = self.plan.nodes.iter().any(|node| {
+                let record = self.cluster.object("egressnode", None, &node.name);
+                let record = record.unwrap_or_default();
+                let list = record["status"]["programmed"].as_array();
+                list.is_some_and(|list| !list.is_empty())
+            });
+            !programmed && self.plan.policies().into_iter().all(is_gone)
+        })?;
+        Ok(())
+    }
+
+    /// The generation of a policy whose status says Ready; 0: it does not.
+    fn ready_generation(&self, policy: &str) -> i64 {
+        let object = self.cluster.object("egress", Some("default"), policy);
+        let object = object.unwrap_or_default();
+        let ready = condition(&object, "Ready").is_some_and(|found| found["status"] == "True");
+        let seen = &object["status"]["observedGeneration"];
+        let is_current = *seen == object["metadata"]["generation"];
+        seen.as_i64()
+            .filter(|_| ready && is_current)
+            .unwrap_or_default()
+    }
+
     fn addresses(&self, policy: Policy) -> impl Iterator<Item = IpAddr> {
-        self.plan.addresses(policy).into_iter()
+        self.plan.addresses(policy, false).into_iter()
     }
 
     fn marks(&self, node: &NodePlan) -> anyhow::Result<String> {
@@ -71,8 +129,8 @@ impl Scene {
     /// Servers that a pod reaches, with the source that they must see.
     pub fn covered(&self, pod: &PodPlan) -> Vec<(IpAddr, IpAddr)> {
         let pairs = self.addresses(pod.policy).map(|address| {
-            let server = SERVERS[usize::from(address.is_ipv6())];
-            (ip(server), address)
+            let server = servers(pod.policy)[usize::from(address.is_ipv6())];
+            (server, address)
         });
         pairs.collect()
     }
@@ -80,19 +138,36 @@ impl Scene {
     /// Servers of the family that the pod's policy has no address of.
     pub fn uncovered(&self, pod: &PodPlan) -> Vec<IpAddr> {
         let covered = self.covered(pod);
-        let servers = SERVERS.map(ip).into_iter();
+        let servers = servers(pod.policy).into_iter();
         let uncovered = servers.filter(|one| !covered.iter().any(|(server, _)| server == one));
         uncovered.collect()
     }
 
-    /// Watches for packets with any source but an egress address.
+    /// Watches for packets whose source is not an address of the policy of the pod that sent them.
     ///
     /// # Errors
     /// Nothing can be captured.
     pub fn watch(&self) -> anyhow::Result<Leaving> {
-        let policies = self.plan.policies().into_iter();
-        let right: BTreeSet<IpAddr> = policies.flat_map(|policy| self.addresses(policy)).collect();
-        Leaving::watch(&self.cluster, move |packet| !right.contains(&packet.source))
+        self.watch_for(&[false])
+    }
+
+    /// The same where policies have these addresses: see [`LabPlan::addresses`].
+    ///
+    /// # Errors
+    /// Nothing can be captured.
+    pub fn watch_for(&self, edited: &[bool]) -> anyhow::Result<Leaving> {
+        let mut right: BTreeSet<(IpAddr, IpAddr)> = BTreeSet::new();
+        for policy in self.plan.policies() {
+            let addresses = edited.iter();
+            let addresses = addresses.flat_map(|edited| self.plan.addresses(policy, *edited));
+            right.extend(addresses.map(|own| {
+                let server = servers(policy)[usize::from(own.is_ipv6())];
+                (own, server)
+            }));
+        }
+        Leaving::watch(&self.cluster, move |packet| {
+            !right.contains(&(packet.source, packet.destination))
+        })
     }
 
     /// Runs a shell line on a node.
@@ -220,34 +295,72 @@ impl Scene {
         self.settle()
     }
 
-    /// Traffic of the lab's selected pods, of at most one per node where there are many.
+    /// Clears our bits of the mark of whatever is forwarded, on every node, until everybody has sent something.
+    ///
+    /// # Errors
+    /// A rule is refused.
+    pub fn clear_marks(&self, noise: &Traffic) -> anyhow::Result<()> {
+        let rules = "chain c { type filter hook prerouting priority -50; \
+                     meta mark set meta mark & 0xff00ffff; }";
+        let each = |line: &str| -> anyhow::Result<()> {
+            for node in &self.plan.nodes {
+                self.shell(&node.name, line)?;
+            }
+            Ok(())
+        };
+        each(&format!("nft 'table inet foreign {{ {rules}; }}'"))?;
+        noise.wait_turns()?;
+        each("nft delete table inet foreign")
+    }
+
+    /// Traffic of every selected pod. Where there are many, all kinds of it from one pod per node only: new
+    /// flows and a long one from the rest.
     ///
     /// # Errors
     /// A pod cannot be entered.
     pub fn traffic(&self) -> anyhow::Result<Traffic> {
         let mut traffic = Traffic::default();
-        let is_crowded = self.plan.pods().count() > 4;
+        let is_crowded = self.plan.pods().count() > CROWD;
         for node in &self.plan.nodes {
-            let wanted = if is_crowded { 1 } else { node.pods.len() };
-            for pod in &node.pods[..wanted] {
+            for (number, pod) in node.pods.iter().enumerate() {
+                let (kinds, refused): (&[Kind], &[Kind]) = match is_crowded && number > 0 {
+                    true => (&[Kind::Datagrams, Kind::LongUdp], &[Kind::Datagrams]),
+                    false => (&Kind::ALL, &Kind::ALL),
+                };
                 let place = [self.cluster.pod(&pod.name)?];
                 let covered = self.covered(pod).into_iter();
                 let servers: Vec<IpAddr> = covered.map(|(server, _)| server).collect();
-                traffic.covered.push(Noise::start(&place, &servers)?);
+                let covered = Noise::start_kinds(&place, &servers, kinds)?;
+                traffic.covered.push(covered);
                 let missing = self.uncovered(pod);
-                traffic.uncovered.push(Noise::start(&place, &missing)?);
+                let uncovered = Noise::start_kinds(&place, &missing, refused)?;
+                traffic.uncovered.push(uncovered);
             }
         }
         Ok(traffic)
     }
 
-    /// Makes the router forget all neighbours on segments of the cluster, so that it must ask for egress addresses.
+    /// Makes the router forget the neighbour that an egress address is, so that it must ask for it.
     ///
     /// # Errors
-    /// It cannot be told.
-    pub fn forget_neighbours(&self) -> anyhow::Result<()> {
-        self.shell("router", "ip -4 neigh flush all; ip -6 neigh flush all")
-            .map(drop)
+    /// It knew none, or still knows it.
+    pub fn forget_neighbour(&self, address: IpAddr) -> anyhow::Result<()> {
+        let known = self.neighbour(address)?;
+        ensure!(!known.is_empty(), "the router did not know {address}");
+        self.shell("router", &format!("ip neigh flush to {address}"))?;
+        let left = self.neighbour(address)?;
+        ensure!(left.is_empty(), "still there after the flush: {left}");
+        Ok(())
+    }
+
+    /// What the router knows of an address, as text; empty: not where it is.
+    ///
+    /// # Errors
+    /// It cannot be asked.
+    pub fn neighbour(&self, address: IpAddr) -> anyhow::Result<String> {
+        let text = self.shell("router", &format!("ip neigh show to {address}"))?;
+        let known = text.lines().filter(|line| line.contains("lladdr"));
+        Ok(known.collect::<Vec<_>>().join("\n"))
     }
 
     /// Sends a datagram from a pod over IPv6; an answer is not expected.
@@ -258,7 +371,7 @@ impl Scene {
         let place = self.cluster.pod(pod)?;
         place.run(|| {
             let socket = std::net::UdpSocket::bind("[::]:0")?;
-            socket.send_to(b"x", echo(ip(SERVERS[1])))
+            socket.send_to(b"x", echo(servers(Policy::Dual)[1]))
         })??;
         Ok(place)
     }

@@ -38,7 +38,7 @@ const REQUIRED: &[(&str, &[&str])] = &[
 ];
 const SYSCTLS: (&str, &str) = ("crates/datapath/src/sysctl.rs", "Sysctls");
 
-type Rows = BTreeMap<String, Vec<String>>;
+pub(super) type Rows = BTreeMap<String, Vec<String>>;
 
 /// Everything that this module checks.
 pub fn check(tree: &Tree) -> Vec<String> {
@@ -128,7 +128,7 @@ fn table(markdown: &str) -> Rows {
 }
 
 /// What is under a heading, down to the next one.
-fn section<'a>(markdown: &'a str, title: &str) -> &'a str {
+pub(super) fn section<'a>(markdown: &'a str, title: &str) -> &'a str {
     let heading =
         |line: &str| line.starts_with('#') && line.trim_start_matches('#').trim() == title;
     let Some(line) = markdown.lines().find(|line| heading(line)) else {
@@ -140,7 +140,7 @@ fn section<'a>(markdown: &'a str, title: &str) -> &'a str {
 }
 
 /// Public constants with their values as people write them.
-fn constants(source: &str) -> Rows {
+pub(super) fn constants(source: &str) -> Rows {
     let mut rows = Rows::new();
     for item in source.split("\npub const ").skip(1) {
         let (Some((name, _)), Some((_, value))) = (item.split_once(':'), item.split_once(" = "))
@@ -223,7 +223,7 @@ fn registered(source: &str) -> Rows {
 }
 
 /// String literals, without those that span a quote.
-fn literals(source: &str) -> impl Iterator<Item = &str> {
+pub(super) fn literals(source: &str) -> impl Iterator<Item = &str> {
     source.split('"').skip(1).step_by(2)
 }
 

@@ -6,7 +6,7 @@ use crate::chain;
 use crate::metrics::ByKind;
 use crate::port_use::Ranges;
 use egret_core::node::NodeOutcome;
-use std::collections::BTreeSet;
+use egret_datapath::damage::Found;
 use std::time::Instant;
 
 impl MainLoop {
@@ -51,25 +51,28 @@ impl MainLoop {
         if self.outcome.is_none() || self.tunnel.is_none() {
             return;
         }
-        let found = match all || links {
-            true => self.datapath.verify(),
-            false => self.datapath.glance(),
+        let found = match (all, links) {
+            (true, _) => self.datapath.compare(),
+            (false, true) => self.datapath.verify(),
+            (false, false) => self.datapath.glance(),
         };
         let mut damage = found.unwrap_or_else(|error| {
             tracing::warn!(error = %chain(&error), "looking the data path over");
-            BTreeSet::new()
+            Found::new()
         });
         damage.extend(self.gateway.verify(all));
         damage.extend(self.uplink.verify(all));
         if damage.is_empty() {
             return;
         }
-        let words: Vec<&str> = damage.iter().map(|kind| kind.word()).collect();
-        let kinds = words.join(", ");
-        tracing::warn!(kinds, "others changed or removed what is ours: mending it");
+        let told = damage.iter().map(|(kind, what)| format!("{kind}: {what}"));
+        let found = told.collect::<Vec<_>>().join("; ");
+        tracing::warn!(found, "others changed or removed what is ours: mending it");
         self.board.with(|metrics| {
-            for kind in words {
-                let label = ByKind { kind: kind.into() };
+            for kind in damage.keys() {
+                let label = ByKind {
+                    kind: kind.word().into(),
+                };
                 metrics.repairs.get_or_create(&label).inc();
             }
         });

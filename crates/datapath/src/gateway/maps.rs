@@ -3,6 +3,7 @@
 use super::abi::{self, Address, Config, FRAGMENT_BYTES, Owner, SteeringValue, Worker};
 use super::counters::COUNTERS;
 use super::{GatewayError, Pins};
+use crate::damage::first_changed;
 use aya::maps::{Array, HashMap, Map, MapData, MapError, MapInfo, PerCpuArray};
 use egret_core::node::{GatewayState, TunnelIndex};
 use std::collections::{BTreeMap, BTreeSet};
@@ -30,6 +31,64 @@ pub(super) struct Tables {
     steering: BTreeMap<Address, Box<SteeringValue>>,
     workers: BTreeMap<u32, Worker>,
     owners: BTreeSet<Owner>,
+    turns: Turns,
+}
+
+/// Behind which entry the next look at a few goes on.
+#[derive(Default)]
+struct Turns {
+    steering: Option<Address>,
+    workers: Option<u32>,
+    owners: Option<Owner>,
+}
+
+/// Addresses that one look at a few reads: 2 KiB each.
+const STEERING_AT_ONCE: usize = 64;
+/// Entries of the small maps that it reads.
+const OTHERS_AT_ONCE: usize = 256;
+
+const OWNERS_CHANGED: &str = "an owner of a block was added or removed";
+
+fn steering_name(address: &Address) -> String {
+    format!("steering of {}", abi::ip(*address))
+}
+
+fn worker_name(index: &u32) -> String {
+    format!("worker {index}")
+}
+
+fn told(name: String, is_there: bool) -> String {
+    match is_there {
+        true => format!("{name} was changed"),
+        false => format!("{name} is gone"),
+    }
+}
+
+/// The next so many keys behind the last one; at the end it begins anew.
+fn next<'a, K: Ord + Copy + 'a>(
+    last: &mut Option<K>,
+    keys: impl Iterator<Item = &'a K>,
+    count: usize,
+) -> Vec<K> {
+    let behind = keys.skip_while(|key| last.as_ref().is_some_and(|last| *key <= last));
+    let some: Vec<K> = behind.take(count).copied().collect();
+    *last = some.last().copied().filter(|_| some.len() == count);
+    some
+}
+
+/// What a map has at a key.
+fn there<V>(found: Result<V, MapError>) -> Result<Option<V>, MapError> {
+    match found {
+        Ok(value) => Ok(Some(value)),
+        Err(error) => absent(error).map(|()| None),
+    }
+}
+
+fn replace<K: Ord, V>(held: &mut BTreeMap<K, V>, key: K, now: Option<V>) {
+    match now {
+        Some(value) => drop(held.insert(key, value)),
+        None => drop(held.remove(&key)),
+    }
 }
 
 /// Sizes of key and value of a pinned map, bytes.
@@ -77,6 +136,7 @@ impl Tables {
             steering: BTreeMap::new(),
             workers: BTreeMap::new(),
             owners: BTreeSet::new(),
+            turns: Turns::default(),
         };
         tables.read().map_err(|(name, error)| wrong(name, error))?;
         Ok(tables)
@@ -102,21 +162,75 @@ impl Tables {
         Ok(())
     }
 
-    /// Reads everything anew. Whether it is what was written; otherwise the next [`Self::apply`] mends it.
-    pub fn reread(&mut self) -> Result<bool, GatewayError> {
-        let before = (
-            self.config,
-            std::mem::take(&mut self.steering),
-            std::mem::take(&mut self.workers),
-            std::mem::take(&mut self.owners),
-        );
+    /// Whether reading all of them costs little.
+    pub fn are_few(&self) -> bool {
+        self.steering.len() <= STEERING_AT_ONCE
+    }
+
+    /// Reads everything anew. The first thing that is not what was written, for people; then the next [`Self::apply`]
+    /// mends it.
+    pub fn reread(&mut self) -> Result<Option<String>, GatewayError> {
+        let config = self.config;
+        let steering = std::mem::take(&mut self.steering);
+        let workers = std::mem::take(&mut self.workers);
+        let owners = std::mem::take(&mut self.owners);
         self.read()
             .map_err(|(name, error)| GatewayError::map(name, error))?;
-        let same = (self.config, &self.steering, &self.workers, &self.owners)
-            == (before.0, &before.1, &before.2, &before.3);
+        let steering = first_changed(&steering, &self.steering, steering_name);
+        let workers = first_changed(&workers, &self.workers, worker_name);
+        let owners = (owners != self.owners).then(|| OWNERS_CHANGED.to_owned());
         // What the programs are told about this node is no part of the state: it is put back here.
-        self.set_config(before.0)?;
-        Ok(same)
+        let told = self.restore(config)?;
+        Ok(steering.or(workers).or(owners).or(told))
+    }
+
+    /// The same for the configuration and the next few entries of each map, so that a call costs little however many
+    /// there are, and every entry has its turn. Entries that are too many are found by [`Self::reread`] alone.
+    pub fn reread_some(&mut self) -> Result<Option<String>, GatewayError> {
+        let config = self.config;
+        self.config = self
+            .config_map
+            .get(&0, 0)
+            .map_err(|error| GatewayError::map("config", error))?;
+        let restored = self.restore(config)?;
+        let mut changed = Vec::new();
+        for address in next(
+            &mut self.turns.steering,
+            self.steering.keys(),
+            STEERING_AT_ONCE,
+        ) {
+            let now = there(self.steering_map.get(&address, 0));
+            let now = now.map_err(|error| GatewayError::map("steering", error))?;
+            if now.as_ref() != self.steering.get(&address).map(|value| &**value) {
+                changed.push(told(steering_name(&address), now.is_some()));
+                replace(&mut self.steering, address, now.map(Box::new));
+            }
+        }
+        for index in next(&mut self.turns.workers, self.workers.keys(), OTHERS_AT_ONCE) {
+            let now = there(self.workers_map.get(&index, 0));
+            let now = now.map_err(|error| GatewayError::map("workers", error))?;
+            if now.as_ref() != self.workers.get(&index) {
+                changed.push(told(worker_name(&index), now.is_some()));
+                replace(&mut self.workers, index, now);
+            }
+        }
+        for owner in next(&mut self.turns.owners, self.owners.iter(), OTHERS_AT_ONCE) {
+            let now = there(self.owners_map.get(&owner, 0));
+            let now = now.map_err(|error| GatewayError::map("owners", error))?;
+            if now.is_none() {
+                changed.push(OWNERS_CHANGED.to_owned());
+                self.owners.remove(&owner);
+            }
+        }
+        changed.extend(restored);
+        Ok(changed.into_iter().next())
+    }
+
+    /// Writes the configuration again if the one that was just read is another.
+    fn restore(&mut self, config: Config) -> Result<Option<String>, GatewayError> {
+        let is_same = self.config == config;
+        self.set_config(config)?;
+        Ok((!is_same).then(|| "config was changed".to_owned()))
     }
 
     /// What the programs are told about this node.
@@ -291,5 +405,29 @@ fn absent(error: MapError) -> Result<(), MapError> {
             Ok(())
         }
         other => Err(other),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::next;
+
+    #[test]
+    fn every_entry_has_its_turn_and_then_the_first_again() {
+        let keys = [1, 2, 3, 5, 8];
+        let mut last = None;
+        let mut look = |count| next(&mut last, keys.iter(), count);
+        assert_eq!(look(2), [1, 2]);
+        assert_eq!(look(2), [3, 5]);
+        assert_eq!(look(2), [8]);
+        assert_eq!(look(2), [1, 2]);
+    }
+
+    #[test]
+    fn an_entry_that_is_gone_is_no_end() {
+        let mut last = Some(4);
+        assert_eq!(next(&mut last, [1, 2, 3, 5, 8].iter(), 1), [5]);
+        assert_eq!(next(&mut last, [1, 2].iter(), 1), [0; 0]);
+        assert_eq!(next(&mut last, [1, 2].iter(), 1), [1]);
     }
 }

@@ -121,12 +121,20 @@ impl NetdevGateway {
         steered(&mut self.nft)
     }
 
-    /// Whether the table still is what was applied. `false`: the next [`Self::apply`] mends it.
+    /// What of the table is not as it was applied, for people; `deep` reads elements too. The next [`Self::apply`] mends
+    /// it.
     ///
     /// # Errors
     /// [`NetdevError::Nft`].
-    pub fn verify(&mut self) -> Result<bool, NetdevError> {
-        Ok(self.version == 0 || self.nft.verify()?)
+    pub fn verify(&mut self, deep: bool) -> Result<Option<String>, NetdevError> {
+        if self.version == 0 {
+            return Ok(None);
+        }
+        let elements = if deep { self.nft.compare()? } else { None };
+        Ok(match elements {
+            Some(what) => Some(what),
+            None => self.nft.look()?,
+        })
     }
 
     /// Packets by what became of them, by the names of [`COUNTERS`].

@@ -7,6 +7,7 @@
 use super::abi::Config;
 use super::{GatewayConfig, GatewayError, Pins};
 use crate::netlink::{NetlinkSocket, Reply, Request};
+use crate::requirements::TCX;
 use crate::tcx;
 use aya::programs::links::{FdLink, PinnedLink};
 use aya::programs::tc::{
@@ -98,22 +99,32 @@ pub(super) fn load(pins: &Pins) -> Result<Ebpf, GatewayError> {
 
 /// The kind of attachment that this kernel has.
 pub(crate) fn supported() -> Attachment {
+    let (major, minor) = TCX;
     match KernelVersion::current() {
-        Ok(version) if version >= KernelVersion::new(6, 6, 0) => Attachment::Tcx,
+        Ok(version) if version >= KernelVersion::new(major, minor, 0) => Attachment::Tcx,
         _ => Attachment::Clsact,
     }
 }
 
 /// Whether the pinned links (or the filters) exist and are on the right devices, so that nothing has to be touched.
 pub(super) fn attached(pins: &Pins, config: &GatewayConfig, attachment: u8) -> bool {
-    places(config.tunnel_ifindex, config.external_ifindex)
-        .iter()
-        .all(|place| {
-            if attachment == Attachment::Clsact as u8 {
-                return is_filtered(place);
-            }
-            is_linked(&pins.path(place.pin), place)
-        })
+    detached(pins, config, attachment).is_none()
+}
+
+/// The first program whose link (or filter) does not exist or is elsewhere.
+pub(super) fn detached(
+    pins: &Pins,
+    config: &GatewayConfig,
+    attachment: u8,
+) -> Option<&'static str> {
+    let places = places(config.tunnel_ifindex, config.external_ifindex);
+    let gone = places.into_iter().find(|place| {
+        if attachment == Attachment::Clsact as u8 {
+            return !is_filtered(place);
+        }
+        !is_linked(&pins.path(place.pin), place)
+    });
+    gone.map(|place| place.program)
 }
 
 /// Whether the pinned link is on its device.

@@ -1,9 +1,10 @@
 //! Turns the wanted table into one transaction, and sends it.
 
+use super::compare::Shown;
 use super::message as m;
 use super::table::{Element, ElementKey, Set, Table, TableFamily, Value};
 use crate::netlink::{Attrs, NetlinkError, NetlinkSocket, Reply, Request, attributes};
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 
 /// Why the table is not as it should be.
 #[derive(Debug, thiserror::Error)]
@@ -38,8 +39,13 @@ pub struct Nftables {
     name: String,
     family: TableFamily,
     flags: u32,
-    applied: Option<Table>,
-    generation: u32,
+    pub(super) applied: Option<Table>,
+    /// The kernel's generation when the table was applied or last looked at.
+    pub(super) generation: u32,
+    /// Chains and rules as the kernel showed them when they were applied.
+    pub(super) shown: Option<Shown>,
+    /// The generation at the last comparison of elements.
+    pub(super) compared: Option<u32>,
 }
 
 impl Nftables {
@@ -63,7 +69,15 @@ impl Nftables {
             flags,
             applied: None,
             generation: 0,
+            shown: None,
+            compared: None,
         })
+    }
+
+    /// A table that other processes may change, as on kernels before 6.9.
+    pub fn without_owner(mut self) -> Self {
+        self.flags = 0;
+        self
     }
 
     pub(super) fn name(&self) -> &str {
@@ -112,6 +126,9 @@ impl Nftables {
     pub fn apply(&mut self, wanted: &Table) -> Result<bool, NftError> {
         let before = self.applied.take();
         let is_new = before.is_none();
+        let same_rules = before
+            .as_ref()
+            .is_some_and(|before| before.chains == wanted.chains);
         match before {
             Some(applied) if applied == *wanted => {
                 self.applied = Some(applied);
@@ -127,21 +144,12 @@ impl Nftables {
             None => self.replace(wanted)?,
         }
         self.applied = Some(wanted.clone());
+        // Nobody else changes a table that has an owner.
+        if !self.owned() && !same_rules {
+            self.shown = Some(self.show()?);
+        }
         self.generation = self.read_generation()?;
         Ok(is_new)
-    }
-
-    /// Whether the table still has the chains, rules and sets that were applied; `false` forgets it, so that the next
-    /// [`Self::apply`] replaces everything. Costs one small message while nobody changed any table of the namespace.
-    pub fn verify(&mut self) -> Result<bool, NftError> {
-        let Some(applied) = self.applied.take() else {
-            return Ok(false);
-        };
-        let generation = self.read_generation()?;
-        let intact = generation == self.generation || self.same_names(&applied)?;
-        self.generation = generation;
-        self.applied = intact.then_some(applied);
-        Ok(intact)
     }
 
     /// Adds elements to a run-time set, as many as fit; those that are there already keep their timeout. Returns how many
@@ -270,44 +278,12 @@ impl Nftables {
         }
     }
 
-    fn read_generation(&mut self) -> Result<u32, NftError> {
+    pub(super) fn read_generation(&mut self) -> Result<u32, NftError> {
         const GETGEN: u16 = 16;
         let request = m::request(GETGEN, 0, Attrs::default(), "generation".into());
         let reply = self.query(&request);
         let reply = self.error(reply)?;
         Ok(number(&named(&reply.body), 1))
-    }
-
-    fn same_names(&mut self, applied: &Table) -> Result<bool, NftError> {
-        let ours = Attrs::default().text(1, &self.name);
-        let mut rules: BTreeMap<String, usize> = BTreeMap::new();
-        for chain in self.dump(m::GETCHAIN, Attrs::default())? {
-            if text(&chain, 1) == self.name {
-                rules.insert(text(&chain, 3), 0);
-            }
-        }
-        for rule in self.dump(m::GETRULE, ours.clone())? {
-            if text(&rule, 1) == self.name {
-                *rules.entry(text(&rule, 2)).or_default() += 1;
-            }
-        }
-        let sets: BTreeSet<String> = match self.dump(m::GETSET, ours) {
-            Ok(sets) => sets
-                .iter()
-                .filter(|set| text(set, 1) == self.name)
-                .map(|set| text(set, 2))
-                .collect(),
-            Err(NftError::Netlink { source, .. }) if source.errno() == Some(libc::ENOENT) => {
-                return Ok(false);
-            }
-            Err(error) => return Err(error),
-        };
-        let wanted: BTreeMap<_, _> = applied
-            .chains
-            .iter()
-            .map(|(name, chain)| (name.clone(), chain.rules.len()))
-            .collect();
-        Ok(rules == wanted && sets.iter().eq(applied.sets.keys()))
     }
 
     pub(super) fn dump(

@@ -320,7 +320,7 @@ fn encode_element(
 }
 
 /// The next number, or `None` after the last.
-fn successor(bytes: &[u8]) -> Option<Vec<u8>> {
+pub(super) fn successor(bytes: &[u8]) -> Option<Vec<u8>> {
     let mut next = bytes.to_vec();
     for byte in next.iter_mut().rev() {
         let (sum, overflow) = byte.overflowing_add(1);

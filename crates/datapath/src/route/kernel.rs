@@ -4,7 +4,7 @@ use super::policy::{self, Owner, absent_is_fine};
 use super::tunnel::{self, Device};
 use super::wanted::{RouteEntry, Wanted};
 use super::{nexthop, wire};
-use crate::damage::Damage;
+use crate::damage::{Damage, Found};
 use crate::netlink::{NetlinkError, NetlinkSocket, Request, flags};
 use egret_core::node::{NodeState, Tunnel};
 use ipnet::IpNet;
@@ -144,30 +144,16 @@ impl Routing {
 
     /// Which of the things applied are not as they were any more; any damage forgets them, so that the next
     /// [`Self::prepare`] mends them. Nothing where nothing is applied.
-    pub fn verify(&mut self) -> Result<BTreeSet<Damage>, RouteError> {
+    pub fn verify(&mut self) -> Result<Found, RouteError> {
         let Some((tunnel, device, wanted)) = self.applied.take() else {
-            return Ok(BTreeSet::new());
+            return Ok(Found::new());
         };
-        let mut damage = BTreeSet::new();
-        let now = tunnel::find(&mut self.socket)?;
-        let intact = now.as_ref().is_some_and(|now| {
-            (now.index, now.mtu, now.up) == (device.index, tunnel.mtu, true) && now.ours
-        });
-        if !intact {
-            damage.insert(Damage::Device);
+        let mut damage = Found::new();
+        if let Some(what) = tunnel::damage(&mut self.socket, &device, &tunnel)? {
+            damage.insert(Damage::Device, what);
         }
         let found = self.observe(&device, tunnel.underlay)?;
-        let parts = [
-            (found.neighbours == wanted.neighbours, Damage::Neighbours),
-            (
-                (&found.hops, &found.groups) == (&wanted.hops, &wanted.groups),
-                Damage::NextHops,
-            ),
-            (found.routes == wanted.routes, Damage::Routes),
-            (found.rules == wanted.rules, Damage::Rules),
-        ];
-        let changed = parts.into_iter().filter(|(same, _)| !same);
-        damage.extend(changed.map(|(_, kind)| kind));
+        damage.extend(wanted.differences(&found));
         if damage.is_empty() {
             self.applied = Some((tunnel, device, wanted));
         }

@@ -178,29 +178,39 @@ fn configure(socket: &mut NetlinkSocket, index: u32, mtu: u32) -> Result<(), Rou
     })?)
 }
 
+fn wanted_addresses(index: TunnelIndex) -> BTreeSet<(IpAddr, u8)> {
+    BTreeSet::from([
+        (IpAddr::V4(TUNNEL_ADDRESS), 32),
+        (IpAddr::V6(link_local(index)), 64),
+    ])
+}
+
+fn present_addresses(
+    socket: &mut NetlinkSocket,
+    device: u32,
+) -> Result<BTreeSet<(IpAddr, u8)>, RouteError> {
+    let found = wire::addresses(socket, Some(device))?;
+    let present = found.into_iter().filter_map(|message| {
+        let length = message.header.prefix_len;
+        message
+            .attributes
+            .iter()
+            .find_map(|attribute| match attribute {
+                AddressAttribute::Local(address) => Some((*address, length)),
+                AddressAttribute::Address(address @ IpAddr::V6(_)) => Some((*address, length)),
+                _ => None,
+            })
+    });
+    Ok(present.collect())
+}
+
 fn addresses(
     socket: &mut NetlinkSocket,
     device: u32,
     index: TunnelIndex,
 ) -> Result<(), RouteError> {
-    let wanted: BTreeSet<(IpAddr, u8)> = BTreeSet::from([
-        (IpAddr::V4(TUNNEL_ADDRESS), 32),
-        (IpAddr::V6(link_local(index)), 64),
-    ]);
-    let present: BTreeSet<(IpAddr, u8)> = wire::addresses(socket, Some(device))?
-        .into_iter()
-        .filter_map(|message| {
-            let length = message.header.prefix_len;
-            message
-                .attributes
-                .iter()
-                .find_map(|attribute| match attribute {
-                    AddressAttribute::Local(address) => Some((*address, length)),
-                    AddressAttribute::Address(address @ IpAddr::V6(_)) => Some((*address, length)),
-                    _ => None,
-                })
-        })
-        .collect();
+    let wanted = wanted_addresses(index);
+    let present = present_addresses(socket, device)?;
     for (address, length) in wanted.difference(&present) {
         wire::add_address(socket, device, *address, *length)?;
     }
@@ -208,6 +218,34 @@ fn addresses(
         wire::delete_address(socket, device, *address, *length)?;
     }
     Ok(())
+}
+
+/// What is wrong with the tunnel device, of which `before` was the last that was known; for people.
+pub(super) fn damage(
+    socket: &mut NetlinkSocket,
+    before: &Device,
+    tunnel: &Tunnel,
+) -> Result<Option<String>, RouteError> {
+    let what = match find(socket)? {
+        None => "is gone".to_owned(),
+        Some(now) if !now.ours => "is a device of another kind".to_owned(),
+        Some(now) if now.index != before.index => "is another device".to_owned(),
+        Some(now) if now.mtu != tunnel.mtu => {
+            format!("has MTU {}, not {}", now.mtu, tunnel.mtu)
+        }
+        Some(now) if !now.up => "is down".to_owned(),
+        Some(now) => {
+            let wanted = wanted_addresses(tunnel.index);
+            let present = present_addresses(socket, now.index)?;
+            let Some((address, _)) = wanted.symmetric_difference(&present).next() else {
+                return Ok(None);
+            };
+            let is_gone = wanted.iter().any(|(wanted, _)| wanted == address);
+            let verb = if is_gone { "lacks" } else { "has" };
+            format!("{verb} the address {address}")
+        }
+    };
+    Ok(Some(format!("{TUNNEL_DEVICE} {what}")))
 }
 
 /// Deletes the device, and with it all that hangs on it.

@@ -1,10 +1,12 @@
 //! What a node's state asks of rtnetlink, as values that can be compared with what is there.
 
+use crate::damage::{Damage, first_changed, first_other};
 use crate::gateway::abi::tunnel_mac;
 use egret_core::node::{Group, NodeState, TunnelIndex};
 use egret_core::numbers::{MARK_SHIFT, NEXTHOP_BASE, NEXTHOP_GROUP_OFFSET, ROUTE_TABLE_BASE};
 use ipnet::IpNet;
 use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
 use std::net::{IpAddr, Ipv6Addr};
 
 /// One next hop: a gateway, through the tunnel.
@@ -49,6 +51,23 @@ pub struct RouteEntry {
     pub kind: RouteKind,
 }
 
+impl fmt::Display for RouteEntry {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let RouteEntry {
+            table, to, metric, ..
+        } = self;
+        write!(f, "table {table}: {to} metric {metric} ")?;
+        match self.kind {
+            RouteKind::Group(id) => write!(f, "to next hop group {id:#010x}"),
+            RouteKind::Neighbour { address, device } => {
+                write!(f, "via {address} at device {device}")
+            }
+            RouteKind::Throw => f.write_str("throw"),
+            RouteKind::Unreachable => f.write_str("unreachable"),
+        }
+    }
+}
+
 /// One policy routing rule of ours: packets with the mark use the table.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct RuleEntry {
@@ -58,6 +77,14 @@ pub struct RuleEntry {
     pub mark: u32,
     /// Table.
     pub table: u32,
+}
+
+impl fmt::Display for RuleEntry {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let family = if self.v6 { "IPv6" } else { "IPv4" };
+        let RuleEntry { mark, table, .. } = self;
+        write!(f, "rule {family} mark {mark:#010x} to table {table}")
+    }
 }
 
 /// Everything beside the device itself.
@@ -86,6 +113,24 @@ pub(super) fn link_local(index: TunnelIndex) -> Ipv6Addr {
 }
 
 impl Wanted {
+    /// What of it is not as wanted, by kind, each with the first thing.
+    pub(super) fn differences(&self, found: &Wanted) -> impl Iterator<Item = (Damage, String)> {
+        let hex = |what: &str, id: &u32| format!("{what} {id:#010x}");
+        let hops = first_changed(&self.hops, &found.hops, |id| hex("next hop", id));
+        let groups = first_changed(&self.groups, &found.groups, |id| hex("next hop group", id));
+        let neighbours = first_changed(&self.neighbours, &found.neighbours, |address| {
+            format!("neighbour {address}")
+        });
+        let parts = [
+            (Damage::Neighbours, neighbours),
+            (Damage::NextHops, hops.or(groups)),
+            (Damage::Routes, first_other(&self.routes, &found.routes)),
+            (Damage::Rules, first_other(&self.rules, &found.rules)),
+        ];
+        let told = parts.into_iter();
+        told.filter_map(|(kind, what)| Some((kind, what?)))
+    }
+
     /// What this state asks for.
     pub fn of(state: &NodeState) -> Self {
         let mut wanted = Wanted::default();

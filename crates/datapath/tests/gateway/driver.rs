@@ -2,9 +2,9 @@
 
 use crate::packets::{tunnelled, udp};
 use crate::site::{EGRESS, EXTERNAL_MAC, OUTSIDE, OWN, Site, Wire, receive, state};
-use aya::maps::{Array, Map, MapData};
+use aya::maps::{Array, HashMap, Map, MapData};
 use aya::programs::{SchedClassifier, TcAttachType};
-use egret_datapath::gateway::abi::Config;
+use egret_datapath::gateway::abi::{self, Address, Config, Owner, SteeringValue, Worker};
 use egret_datapath::gateway::{Attachment, GatewayDriver, GatewayError, announce};
 use std::collections::BTreeSet;
 use std::net::{IpAddr, Ipv6Addr};
@@ -174,6 +174,56 @@ fn tables_follow_the_state_and_the_version_comes_with_them() {
         (80, site.driver.addresses())
     );
     assert_eq!(site.driver.apply(&state(false), OWN).unwrap(), [v6]);
+}
+
+/// Each look reads a few entries only; what others did is found all the same, as soon as its turn has come.
+#[test]
+fn with_many_addresses_damage_is_found_by_a_few_small_looks() {
+    const ADDRESSES: u8 = 200;
+    // Of 200 addresses 64 have their turn at once.
+    const LOOKS: usize = 4;
+    let mut site = Site::new();
+    let mut many = state(false);
+    let steering = many.addresses[&EGRESS[0].parse::<IpAddr>().unwrap()].clone();
+    for last in 0..ADDRESSES {
+        let address = IpAddr::from([198, 51, 100, last]);
+        many.addresses.insert(address, steering.clone());
+    }
+    site.driver.apply(&many, OWN).unwrap();
+    let look = |site: &mut Site| {
+        let mut looks = (0..LOOKS + 1).map(|_| site.driver.verify_tables(false).unwrap());
+        looks.find_map(|found| found)
+    };
+    assert_eq!(look(&mut site), None);
+    let address = |last: u8| abi::address(IpAddr::from([198, 51, 100, last]));
+    let mut steering: Pinned<Address, SteeringValue> = pinned(&site, "steering");
+    let mut owners: Pinned<Owner, u32> = pinned(&site, "owners");
+    let mut workers: Pinned<u32, Worker> = pinned(&site, "workers");
+    let mut found_and_mended = |word: &str| {
+        let found = look(&mut site).unwrap_or_else(|| panic!("not found: {word}"));
+        assert!(found.contains(word), "{found}, not {word}");
+        site.driver.apply(&many, OWN).unwrap();
+        let left = site.driver.verify_tables(true).unwrap();
+        assert_eq!(left, None, "{word}: not mended");
+    };
+    steering.remove(&address(150)).unwrap();
+    found_and_mended("steering of 198.51.100.150 is gone");
+    let value = steering.get(&address(7), 0).unwrap();
+    let other = SteeringValue { flags: 0, ..value };
+    steering.insert(address(3), other, 0).unwrap();
+    found_and_mended("steering of 198.51.100.3 was changed");
+    workers.remove(&12).unwrap();
+    found_and_mended("worker 12 is gone");
+    let owner = owners.keys().next().unwrap().unwrap();
+    owners.remove(&owner).unwrap();
+    found_and_mended("owner");
+}
+
+type Pinned<K, V> = HashMap<MapData, K, V>;
+
+fn pinned<K: aya::Pod, V: aya::Pod>(site: &Site, name: &str) -> Pinned<K, V> {
+    let map = MapData::from_pin(site.pins.join("gateway").join(name)).unwrap();
+    HashMap::try_from(Map::HashMap(map)).unwrap()
 }
 
 #[test]
