@@ -1,7 +1,7 @@
 //! The driver `classic`, as `egret kube-egress` runs it: no agents, no controller; a person moves the address.
 
 use anyhow::{Context, ensure};
-use egret_lab::traffic::IdleFlows;
+use egret_lab::traffic::{IdleFlows, tcp_source};
 use egret_tests::chaos::wait;
 use egret_tests::classic::{Classic, FLAGS, NODES, PODS, VIPS};
 use egret_tests::cluster::{EGRESS, SERVERS, echo, ip};
@@ -26,6 +26,7 @@ fn main() -> ExitCode {
             other_traffic_is_as_before,
             connections_outlive_a_move_of_the_address,
             a_mapping_that_goes_gives_the_nodes_address_back,
+            an_entry_out_of_step_never_means_the_nodes_address,
             what_others_change_is_mended,
             a_killed_one_is_replaced_without_duplicates,
             an_address_that_begins_like_the_held_one_is_not_held,
@@ -191,7 +192,7 @@ fn connections_outlive_a_move_of_the_address(classic: &Classic) -> Outcome {
     watch.clean()
 }
 
-/// Cases: P3.
+/// Cases: P3. Mounted ConfigMaps are swapped, and nobody waits for the interval, which is an hour.
 fn a_mapping_that_goes_gives_the_nodes_address_back(classic: &Classic) -> Outcome {
     for node in NODES {
         map(classic, node, &["a1", "a2"])?;
@@ -210,6 +211,56 @@ fn a_mapping_that_goes_gives_the_nodes_address_back(classic: &Classic) -> Outcom
         classic.wait_source("a3", SERVERS[family], address)?;
     }
     Ok(())
+}
+
+/// The numbers go before the pods do, and a pod's entry turns to rubbish: who had an address keeps it, who had none sends
+/// nothing, and the log names file and line.
+fn an_entry_out_of_step_never_means_the_nodes_address(classic: &Classic) -> Outcome {
+    let [v4, v6] = EGRESS;
+    let node = "worker3";
+    let address = |pod: &str, like: &str| classic.cluster.pod_address(pod, ip(like));
+    let told = |line: &str| {
+        let seen = || classic.log(node).is_ok_and(|log| log.contains(line));
+        wait(line, seen).with_context(|| classic.log(node).unwrap_or_default())
+    };
+    // b3 was not mapped so far: its first entry is rubbish.
+    let (a3, b3) = (address("a3", v4)?, address("b3", v4)?);
+    let entries = [
+        (a3.to_string(), "\nnonsense".to_owned()),
+        (address("a3", v6)?.to_string(), v6.to_owned()),
+        (b3.to_string(), format!("{v4}\n{v4}")),
+    ];
+    classic.mount(node, PODS, &entries)?;
+    told(&format!("{PODS}/{a3}:2: \"nonsense\""))?;
+    told(&format!("{PODS}/{b3}:2: \"{v4}\""))?;
+    told(&format!("what {b3} sends outside is dropped"))?;
+    let refused = || -> anyhow::Result<u64> {
+        let counter = "nft list counter inet egret_classic refused_pod";
+        let listed = classic.shell(node, counter)?;
+        let mut words = listed
+            .split_whitespace()
+            .skip_while(|word| *word != "packets");
+        Ok(words.nth(1).context("a number of packets")?.parse()?)
+    };
+    wait("b3's packets to be dropped", || {
+        let tried = tcp_source(&classic.cluster.pod("b3").unwrap(), echo(ip(SERVERS[0])));
+        tried.is_err() && refused().is_ok_and(|packets| packets > 0)
+    })?;
+    let watch = watch(classic, &[])?;
+    let before = refused()?;
+    let b3 = classic.cluster.pod("b3")?;
+    ensure!(tcp_source(&b3, echo(ip(SERVERS[0]))).is_err(), "it left");
+    ensure!(refused()? > before, "it was not dropped");
+    // The other mapping loses its numbers too: nothing changes for a3.
+    classic.mount(node, VIPS, &[("192.168.122.99", "99".to_owned())])?;
+    told(&format!("{v6}\": this address has no route id"))?;
+    for (family, egress) in EGRESS.iter().enumerate() {
+        expect_source(&classic.cluster.pod("a3")?, ip(SERVERS[family]), ip(egress))?;
+    }
+    watch.clean()?;
+    map(classic, node, &["a1", "a2", "a3"])?;
+    let own = classic.cluster.node_address(node, ip(v4))?;
+    classic.wait_source("b3", SERVERS[0], &own.to_string())
 }
 
 fn what_others_change_is_mended(classic: &Classic) -> Outcome {
