@@ -19,7 +19,7 @@ pub fn run(
 ) -> anyhow::Result<ExitCode> {
     let mut config = ClassicConfig {
         state_directory: arguments.state_directory.clone(),
-        interval: arguments.update_interval,
+        interval: arguments.update_interval.0,
         watched: Vec::new(),
     };
     if arguments.delete {
@@ -32,7 +32,7 @@ pub fn run(
             return Ok(ExitCode::from(EXIT_USAGE));
         }
     };
-    if arguments.update_interval.is_none() {
+    if arguments.update_interval.0.is_none() {
         // Nobody reads the mappings again: what cannot be read must not end in "nothing is wanted".
         flags.wanted(None)?;
     }

@@ -13,7 +13,7 @@ use clap::Parser;
 use std::process::ExitCode;
 
 fn main() -> ExitCode {
-    let arguments = args::Arguments::parse();
+    let arguments = args::Arguments::parse_from(args::words(std::env::args_os()));
     logging(&arguments);
     if arguments.verb.only_prints() {
         end_with_the_reader();
