@@ -31,6 +31,7 @@ fn main() -> ExitCode {
             a_killed_one_is_replaced_without_duplicates,
             an_address_that_begins_like_the_held_one_is_not_held,
             marks_of_others_do_not_hide_ours,
+            it_needs_no_more_than_the_original_gave_it,
             the_end_in_order_leaves_nothing,
             once_leaves_everything_and_delete_removes_it,
             wrong_usage_is_told,
@@ -135,6 +136,15 @@ fn other_traffic_is_as_before(classic: &Classic) -> Outcome {
             .node_address("worker2", ip(EGRESS[family]))?;
         expect_source(&classic.cluster.pod("b2")?, ip(server), node)?;
     }
+    // The original translated whatever passed the holder: another node's own traffic does here, and keeps its source.
+    let excepted = "203.0.113.20";
+    let holder = classic.cluster.node_address("worker1", ip(EGRESS[0]))?;
+    let way = format!("{excepted}/32 via {holder} dev eth0");
+    classic.shell("worker2", &format!("ip route add {way}"))?;
+    let node = classic.cluster.node_address("worker2", ip(EGRESS[0]))?;
+    let kept = expect_source(&classic.cluster.pod("b2")?, ip(excepted), node);
+    classic.shell("worker2", &format!("ip route del {way}"))?;
+    kept.context("through the holder")?;
     // Between pods nothing is translated.
     let target = classic.cluster.pod_address("a3", ip(EGRESS[0]))?;
     let server = egret_lab::traffic::Server::start(&classic.cluster.pod("a3")?)?;
@@ -324,7 +334,20 @@ fn an_address_that_begins_like_the_held_one_is_not_held(classic: &Classic) -> Ou
 /// The original's rule looked at the whole mark, so another component's bit led its packets past the holder.
 fn marks_of_others_do_not_hide_ours(classic: &Classic) -> Outcome {
     let watch = watch(classic, &[])?;
-    let table = "table inet other { chain c { type filter hook prerouting priority -150; meta mark set mark or 0x4000; }; }";
+    let pods = ["a3"].map(|pod| classic.cluster.pod_address(pod, ip(EGRESS[0])));
+    let [a3] = pods;
+    let a3 = a3?;
+    // The other component wants its bit back: pull request 1 set the whole mark.
+    let table = format!(
+        "table inet other {{
+            counter kept {{ }}; counter lost {{ }};
+            chain c {{ type filter hook prerouting priority -150; meta mark set mark or 0x4000; }};
+            chain after {{
+                type filter hook postrouting priority 200;
+                ct original ip saddr {a3} ct direction original meta mark & 0x4000 == 0x4000 counter name kept
+                ct original ip saddr {a3} ct direction original meta mark & 0x4000 == 0 counter name lost
+            }}; }}"
+    );
     classic.shell("worker3", &format!("nft '{table}'"))?;
     for (family, address) in EGRESS.iter().enumerate() {
         expect_source(
@@ -333,8 +356,30 @@ fn marks_of_others_do_not_hide_ours(classic: &Classic) -> Outcome {
             ip(address),
         )?;
     }
+    let count = |name: &str| {
+        let list = format!("nft list counter inet other {name} | grep -o 'packets [0-9]*'");
+        classic.shell("worker3", &list)
+    };
+    let (kept, lost) = (count("kept")?, count("lost")?);
+    ensure!(
+        kept != "packets 0\n" && lost == "packets 0\n",
+        "with the bit {kept}, without {lost}"
+    );
     classic.shell("worker3", "nft delete table inet other")?;
     watch.clean()
+}
+
+/// The original's DaemonSet gives it 20 MiB and ten seconds to end.
+fn it_needs_no_more_than_the_original_gave_it(classic: &Classic) -> Outcome {
+    for node in NODES {
+        let line = "grep -h RssAnon /proc/$(pgrep -x egret)/status";
+        let said = classic.shell(node, line)?;
+        let kib = said.split_whitespace().nth(1).context("a number")?;
+        let kib: u64 = kib.parse()?;
+        println!("{node}: {kib} KiB of memory of its own");
+        ensure!(kib < 10 * 1024, "{said}");
+    }
+    Ok(())
 }
 
 /// Cases: P5.
