@@ -366,7 +366,7 @@ fn events_of(kubectl: &Kubectl, name: &str) -> Vec<[String; 3]> {
         .collect()
 }
 
-/// Cases: N7, M13.
+/// Cases: N12, M13.
 /// Where the definition drops our conditions, events say what is wrong, once.
 #[test]
 fn what_is_wrong_with_their_objects_is_told_by_events_where_the_definition_drops_conditions() {

@@ -26,7 +26,7 @@ fn main() -> ExitCode {
             "walk",
             walk,
             steps![
-                n1_n3_n4_pods_of_the_service_leave_with_egressip_on_every_node,
+                n1_n3_pods_of_the_service_leave_with_egressip_on_every_node,
                 n2_other_destinations_and_other_pods_keep_their_source,
                 n6_status_names_the_gateway_by_uid_and_address,
                 n5_two_rules_and_two_objects_work_at_once,
@@ -81,7 +81,7 @@ fn served(cluster: &Cluster, kind: &str, name: &str) -> anyhow::Result<Value> {
 }
 
 /// Cases: N1, N3, N21. Every node is a gateway here, so each of these pods runs on one; TCP, UDP and ping are answered.
-fn n1_n3_n4_pods_of_the_service_leave_with_egressip_on_every_node(cluster: &Cluster) -> Outcome {
+fn n1_n3_pods_of_the_service_leave_with_egressip_on_every_node(cluster: &Cluster) -> Outcome {
     let address = ip(EGRESS[0]);
     let watch = Leaving::watch(cluster, move |packet| packet.source != address)?;
     for name in ["a1", "b1", "a2", "b2", "a3", "b3"] {
