@@ -14,12 +14,12 @@ pub const NODES: [&str; 3] = ["worker1", "worker2", "worker3"];
 pub const VIPS: &str = "/run/vips";
 /// Where a node has egress addresses by pod addresses.
 pub const PODS: &str = "/run/pods";
-/// Arguments: by mappings, until it is ended.
+/// Arguments: by mappings, until it is ended. Whatever a test changes is seen at once or not before the test's end.
 pub const FLAGS: &[&str] = &[
     "--pod-subnet",
     "10.244.0.0/16,fd00:244::/32",
     "--update-interval",
-    "1",
+    "3600",
     "--vip-routeid-mappings",
     VIPS,
     "--podip-vip-mappings",
@@ -57,23 +57,58 @@ impl Classic {
             .exec(&self.cluster.host(host)?, &["sh", "-c", line])
     }
 
-    /// Writes the two mappings of a node, with a line of rubbish among them: numbers of addresses, and pods with the
+    /// Writes the two mappings of a node, with an entry of rubbish among them: numbers of addresses, and pods with the
     /// address that they leave by, of the same family.
     ///
     /// # Errors
     /// There is no such node or pod.
     pub fn map(&self, node: &str, numbers: &[(&str, u8)], pods: &[(&str, &str)]) -> Outcome {
-        let file = |address: &str| address.replace(':', "-");
-        let mut line =
-            format!("mkdir -p {VIPS} {PODS}; rm -f {PODS}/*; echo rubbish > {PODS}/rubbish\n");
-        for (address, number) in numbers {
-            line += &format!("echo {number} > {VIPS}/{}\n", file(address));
-        }
+        let numbers = numbers.iter().map(|(vip, id)| (*vip, id.to_string()));
+        let numbers: Vec<_> = numbers.collect();
+        let mut entries = vec![("rubbish".to_owned(), "rubbish".to_owned())];
         for (pod, egress) in pods {
             let address = self.cluster.pod_address(pod, ip(egress))?.to_string();
-            line += &format!("echo {egress} > {PODS}/{}\n", file(&address));
+            entries.push((address, (*egress).to_owned()));
         }
+        self.mount(node, VIPS, &numbers)?;
+        self.mount(node, PODS, &entries)
+    }
+
+    /// Makes a directory what a mounted ConfigMap with these keys and values is: links into a folder that another one
+    /// takes the place of at once.
+    ///
+    /// # Errors
+    /// There is no such node.
+    pub fn mount<K: AsRef<str>>(
+        &self,
+        node: &str,
+        directory: &str,
+        entries: &[(K, String)],
+    ) -> Outcome {
+        let mut line =
+            format!("set -e; mkdir -p {directory}; cd {directory}; new=$(mktemp -d ..XXXXXX)\n");
+        for (key, value) in entries {
+            let key = key.as_ref().replace(':', "-");
+            line += &format!("printf '%s\\n' '{value}' > $new/{key}\n");
+        }
+        line += "old=$(readlink ..data || true); ln -s $new ..data_tmp; mv -T ..data_tmp ..data
+            for file in $new/*; do
+                name=${file##*/}; if [ -e $file ]; then ln -sf ..data/$name $name; fi
+            done
+            for name in *; do if [ ! -e $name ]; then rm -f $name; fi; done
+            if [ -n \"$old\" ]; then rm -r $old; fi";
         self.shell(node, &line).map(drop)
+    }
+
+    /// What `egret kube-egress` has logged on a node so far.
+    ///
+    /// # Errors
+    /// It was not started there.
+    pub fn log(&self, node: &str) -> anyhow::Result<String> {
+        let log = self.cluster.lab().dir().log();
+        Ok(std::fs::read_to_string(
+            log.join(format!("classic-{node}.log")),
+        )?)
     }
 
     /// Starts `egret kube-egress` on a node.

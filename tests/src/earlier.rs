@@ -2,6 +2,10 @@
 //!
 //! Scripts for a shell: `$T` is the iptables to use, `$R` the root of files. Each kind that `egret doctor` names is counted.
 
+use crate::{Cluster, egret};
+use anyhow::Context;
+use serde_json::Value;
+
 /// Files of the systems are below this: a host of the lab shares `/etc` with the machine.
 pub const ROOT: &str = "/run/doctor";
 
@@ -145,4 +149,30 @@ pub const KUBE_EGRESS_GATEWAY_KINDS: [(&str, usize); 7] = [
 /// A whole script for one kind of iptables.
 pub fn script(program: &str, lines: &str) -> String {
     format!("set -e\nexport PATH=$PATH:/usr/sbin:/sbin\nT=\"{program} -w\" R={ROOT}\n{lines}")
+}
+
+/// What `egret doctor` says on a node, and its exit code.
+///
+/// # Errors
+/// It says nothing that can be read.
+pub fn ask(
+    cluster: &Cluster,
+    node: &str,
+    arguments: &[&str],
+) -> anyhow::Result<(Value, Option<i32>)> {
+    let mut command = cluster.lab().exec(&cluster.host(node)?, egret()?)?;
+    command
+        .args(["doctor", "--root", ROOT, "-o", "json"])
+        .args(arguments);
+    let output = command.output()?;
+    let said = String::from_utf8_lossy(&output.stderr).into_owned();
+    let json = serde_json::from_slice(&output.stdout);
+    Ok((json.with_context(|| said)?, output.status.code()))
+}
+
+/// How many findings of each kind a system has.
+pub fn count(answer: &Value, field: &str, system: &str, kind: &str) -> usize {
+    let all = answer[field].as_array().cloned().unwrap_or_default();
+    let same = |one: &&Value| one["system"] == system && one["kind"] == kind;
+    all.iter().filter(same).count()
 }

@@ -97,7 +97,6 @@ fn values_that_make_no_sense_are_refused_by_name() {
     }
 }
 
-/// Cases: M1.
 #[test]
 fn only_who_asks_for_the_plugin_lets_agents_into_the_runtimes_folders() {
     if skipped("only_who_asks_for_the_plugin_lets_agents_into_the_runtimes_folders") {

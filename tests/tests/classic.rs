@@ -1,7 +1,7 @@
 //! The driver `classic`, as `egret kube-egress` runs it: no agents, no controller; a person moves the address.
 
 use anyhow::{Context, ensure};
-use egret_lab::traffic::IdleFlows;
+use egret_lab::traffic::{IdleFlows, tcp_source};
 use egret_tests::chaos::wait;
 use egret_tests::classic::{Classic, FLAGS, NODES, PODS, VIPS};
 use egret_tests::cluster::{EGRESS, SERVERS, echo, ip};
@@ -26,10 +26,12 @@ fn main() -> ExitCode {
             other_traffic_is_as_before,
             connections_outlive_a_move_of_the_address,
             a_mapping_that_goes_gives_the_nodes_address_back,
+            an_entry_out_of_step_never_means_the_nodes_address,
             what_others_change_is_mended,
             a_killed_one_is_replaced_without_duplicates,
             an_address_that_begins_like_the_held_one_is_not_held,
             marks_of_others_do_not_hide_ours,
+            it_needs_no_more_than_the_original_gave_it,
             the_end_in_order_leaves_nothing,
             once_leaves_everything_and_delete_removes_it,
             wrong_usage_is_told,
@@ -134,6 +136,15 @@ fn other_traffic_is_as_before(classic: &Classic) -> Outcome {
             .node_address("worker2", ip(EGRESS[family]))?;
         expect_source(&classic.cluster.pod("b2")?, ip(server), node)?;
     }
+    // The original translated whatever passed the holder: another node's own traffic does here, and keeps its source.
+    let excepted = "203.0.113.20";
+    let holder = classic.cluster.node_address("worker1", ip(EGRESS[0]))?;
+    let way = format!("{excepted}/32 via {holder} dev eth0");
+    classic.shell("worker2", &format!("ip route add {way}"))?;
+    let node = classic.cluster.node_address("worker2", ip(EGRESS[0]))?;
+    let kept = expect_source(&classic.cluster.pod("b2")?, ip(excepted), node);
+    classic.shell("worker2", &format!("ip route del {way}"))?;
+    kept.context("through the holder")?;
     // Between pods nothing is translated.
     let target = classic.cluster.pod_address("a3", ip(EGRESS[0]))?;
     let server = egret_lab::traffic::Server::start(&classic.cluster.pod("a3")?)?;
@@ -191,7 +202,7 @@ fn connections_outlive_a_move_of_the_address(classic: &Classic) -> Outcome {
     watch.clean()
 }
 
-/// Cases: P3.
+/// Cases: P3. Mounted ConfigMaps are swapped, and nobody waits for the interval, which is an hour.
 fn a_mapping_that_goes_gives_the_nodes_address_back(classic: &Classic) -> Outcome {
     for node in NODES {
         map(classic, node, &["a1", "a2"])?;
@@ -210,6 +221,56 @@ fn a_mapping_that_goes_gives_the_nodes_address_back(classic: &Classic) -> Outcom
         classic.wait_source("a3", SERVERS[family], address)?;
     }
     Ok(())
+}
+
+/// The numbers go before the pods do, and a pod's entry turns to rubbish: who had an address keeps it, who had none sends
+/// nothing, and the log names file and line.
+fn an_entry_out_of_step_never_means_the_nodes_address(classic: &Classic) -> Outcome {
+    let [v4, v6] = EGRESS;
+    let node = "worker3";
+    let address = |pod: &str, like: &str| classic.cluster.pod_address(pod, ip(like));
+    let told = |line: &str| {
+        let seen = || classic.log(node).is_ok_and(|log| log.contains(line));
+        wait(line, seen).with_context(|| classic.log(node).unwrap_or_default())
+    };
+    // b3 was not mapped so far: its first entry is rubbish.
+    let (a3, b3) = (address("a3", v4)?, address("b3", v4)?);
+    let entries = [
+        (a3.to_string(), "\nnonsense".to_owned()),
+        (address("a3", v6)?.to_string(), v6.to_owned()),
+        (b3.to_string(), format!("{v4}\n{v4}")),
+    ];
+    classic.mount(node, PODS, &entries)?;
+    told(&format!("{PODS}/{a3}:2: \"nonsense\""))?;
+    told(&format!("{PODS}/{b3}:2: \"{v4}\""))?;
+    told(&format!("what {b3} sends outside is dropped"))?;
+    let refused = || -> anyhow::Result<u64> {
+        let counter = "nft list counter inet egret_classic refused_pod";
+        let listed = classic.shell(node, counter)?;
+        let mut words = listed
+            .split_whitespace()
+            .skip_while(|word| *word != "packets");
+        Ok(words.nth(1).context("a number of packets")?.parse()?)
+    };
+    wait("b3's packets to be dropped", || {
+        let tried = tcp_source(&classic.cluster.pod("b3").unwrap(), echo(ip(SERVERS[0])));
+        tried.is_err() && refused().is_ok_and(|packets| packets > 0)
+    })?;
+    let watch = watch(classic, &[])?;
+    let before = refused()?;
+    let b3 = classic.cluster.pod("b3")?;
+    ensure!(tcp_source(&b3, echo(ip(SERVERS[0]))).is_err(), "it left");
+    ensure!(refused()? > before, "it was not dropped");
+    // The other mapping loses its numbers too: nothing changes for a3.
+    classic.mount(node, VIPS, &[("192.168.122.99", "99".to_owned())])?;
+    told(&format!("{v6}\": this address has no route id"))?;
+    for (family, egress) in EGRESS.iter().enumerate() {
+        expect_source(&classic.cluster.pod("a3")?, ip(SERVERS[family]), ip(egress))?;
+    }
+    watch.clean()?;
+    map(classic, node, &["a1", "a2", "a3"])?;
+    let own = classic.cluster.node_address(node, ip(v4))?;
+    classic.wait_source("b3", SERVERS[0], &own.to_string())
 }
 
 fn what_others_change_is_mended(classic: &Classic) -> Outcome {
@@ -273,7 +334,20 @@ fn an_address_that_begins_like_the_held_one_is_not_held(classic: &Classic) -> Ou
 /// The original's rule looked at the whole mark, so another component's bit led its packets past the holder.
 fn marks_of_others_do_not_hide_ours(classic: &Classic) -> Outcome {
     let watch = watch(classic, &[])?;
-    let table = "table inet other { chain c { type filter hook prerouting priority -150; meta mark set mark or 0x4000; }; }";
+    let pods = ["a3"].map(|pod| classic.cluster.pod_address(pod, ip(EGRESS[0])));
+    let [a3] = pods;
+    let a3 = a3?;
+    // The other component wants its bit back: pull request 1 set the whole mark.
+    let table = format!(
+        "table inet other {{
+            counter kept {{ }}; counter lost {{ }};
+            chain c {{ type filter hook prerouting priority -150; meta mark set mark or 0x4000; }};
+            chain after {{
+                type filter hook postrouting priority 200;
+                ct original ip saddr {a3} ct direction original meta mark & 0x4000 == 0x4000 counter name kept
+                ct original ip saddr {a3} ct direction original meta mark & 0x4000 == 0 counter name lost
+            }}; }}"
+    );
     classic.shell("worker3", &format!("nft '{table}'"))?;
     for (family, address) in EGRESS.iter().enumerate() {
         expect_source(
@@ -282,8 +356,30 @@ fn marks_of_others_do_not_hide_ours(classic: &Classic) -> Outcome {
             ip(address),
         )?;
     }
+    let count = |name: &str| {
+        let list = format!("nft list counter inet other {name} | grep -o 'packets [0-9]*'");
+        classic.shell("worker3", &list)
+    };
+    let (kept, lost) = (count("kept")?, count("lost")?);
+    ensure!(
+        kept != "packets 0\n" && lost == "packets 0\n",
+        "with the bit {kept}, without {lost}"
+    );
     classic.shell("worker3", "nft delete table inet other")?;
     watch.clean()
+}
+
+/// The original's DaemonSet gives it 20 MiB and ten seconds to end.
+fn it_needs_no_more_than_the_original_gave_it(classic: &Classic) -> Outcome {
+    for node in NODES {
+        let line = "grep -h RssAnon /proc/$(pgrep -x egret)/status";
+        let said = classic.shell(node, line)?;
+        let kib = said.split_whitespace().nth(1).context("a number")?;
+        let kib: u64 = kib.parse()?;
+        println!("{node}: {kib} KiB of memory of its own");
+        ensure!(kib < 10 * 1024, "{said}");
+    }
+    Ok(())
 }
 
 /// Cases: P5.

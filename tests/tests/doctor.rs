@@ -4,14 +4,12 @@
 use anyhow::{Context, ensure};
 use egret_lab::Topology;
 use egret_tests::chaos::wait;
-use egret_tests::cluster::{egress, ip};
+use egret_tests::cluster::egress;
 use egret_tests::earlier::{
     KEEPALIVED_KINDS, KUBE_EGRESS, KUBE_EGRESS_GATEWAY, KUBE_EGRESS_GATEWAY_KINDS,
-    KUBE_EGRESS_KINDS, OTHERS, ROOT, STATIC_EGRESS_IP, STATIC_EGRESS_IP_KINDS, script,
+    KUBE_EGRESS_KINDS, OTHERS, ROOT, STATIC_EGRESS_IP, STATIC_EGRESS_IP_KINDS, ask, count, script,
 };
-use egret_tests::foreign::{condition, service, static_egress_ip};
 use egret_tests::steps::Group;
-use egret_tests::watch::{Leaving, is_icmp_error, wait_source};
 use egret_tests::{Cluster, Outcome, egret, run, steps};
 use serde_json::Value;
 use std::process::ExitCode;
@@ -20,27 +18,20 @@ use std::process::ExitCode;
 const NODES: [(&str, &str); 2] = [("worker1", "iptables-nft"), ("worker2", "iptables-legacy")];
 
 fn main() -> ExitCode {
-    run(vec![
-        Group::new(
-            "doctor",
-            up,
-            steps![
-                nothing_of_others_is_named,
-                what_was_left_is_found_and_looking_changes_nothing,
-                without_yes_nothing_is_removed,
-                one_system_goes_and_the_others_stay_as_they_were,
-                everything_else_is_as_before_when_all_are_gone,
-                cleaning_again_does_nothing,
-                what_others_still_use_is_told_and_stays,
-                wrong_usage_is_told,
-            ],
-        ),
-        Group::new(
-            "migrating",
-            beside,
-            steps![from_static_egress_ip_without_a_packet_of_another_source],
-        ),
-    ])
+    run(vec![Group::new(
+        "doctor",
+        up,
+        steps![
+            nothing_of_others_is_named,
+            what_was_left_is_found_and_looking_changes_nothing,
+            without_yes_nothing_is_removed,
+            one_system_goes_and_the_others_stay_as_they_were,
+            everything_else_is_as_before_when_all_are_gone,
+            cleaning_again_does_nothing,
+            what_others_still_use_is_told_and_stays,
+            wrong_usage_is_told,
+        ],
+    )])
 }
 
 /// What stands beside the earlier systems on each node, as text to compare.
@@ -133,25 +124,6 @@ impl Doctor {
         }
         Ok(())
     }
-}
-
-/// What `egret doctor` says on a node, and its exit code.
-fn ask(cluster: &Cluster, node: &str, arguments: &[&str]) -> anyhow::Result<(Value, Option<i32>)> {
-    let mut command = cluster.lab().exec(&cluster.host(node)?, egret()?)?;
-    command
-        .args(["doctor", "--root", ROOT, "-o", "json"])
-        .args(arguments);
-    let output = command.output()?;
-    let said = String::from_utf8_lossy(&output.stderr).into_owned();
-    let json = serde_json::from_slice(&output.stdout);
-    Ok((json.with_context(|| said)?, output.status.code()))
-}
-
-/// How many findings of each kind a system has.
-fn count(answer: &Value, field: &str, system: &str, kind: &str) -> usize {
-    let all = answer[field].as_array().cloned().unwrap_or_default();
-    let same = |one: &&Value| one["system"] == system && one["kind"] == kind;
-    all.iter().filter(same).count()
 }
 
 fn expect_kinds(answer: &Value, field: &str, system: &str, kinds: &[(&str, usize)]) -> Outcome {
@@ -358,75 +330,4 @@ fn wrong_usage_is_told(doctor: &Doctor) -> Outcome {
         ensure!(status.code() == Some(2), "{arguments:?}: {status}");
     }
     Ok(())
-}
-
-/// One worker with one pod, which the old system serves: its node is the old gateway.
-const BESIDE: &str = "
-segments:
-- {name: nodes, cidrs: [192.168.122.0/24, fd00:122::/64]}
-- {name: outside, cidrs: [203.0.113.0/24, 2001:db8:1::/64]}
-hosts:
-- {name: worker1, roles: [worker], links: [{segment: nodes}], podCidrs: [10.244.1.0/24, fd00:244:1::/64],
-   pods: [{name: a1, labels: {app: MyApp}}]}
-- {name: gateway1, roles: [gateway], links: [{segment: nodes}]}
-- {name: gateway2, roles: [gateway], links: [{segment: nodes}]}
-- {name: router, roles: [router]}
-- {name: server, roles: [server], links: [{segment: outside}]}
-";
-const SERVER: &str = "203.0.113.10";
-const OLD: &str = "192.168.122.230";
-
-fn beside() -> anyhow::Result<Cluster> {
-    let settings = ["--front-end", "staticegressip"];
-    let cluster = Cluster::up_set("migrating", &Topology::from_yaml(BESIDE)?, &settings)?;
-    let pod = cluster.pod_address("a1", ip(OLD))?.to_string();
-    let files = format!("mkdir -p {ROOT}/etc/iproute2; touch {ROOT}/etc/iproute2/rt_tables");
-    let lines = STATIC_EGRESS_IP
-        .replace("10.244.1.12", &pod)
-        .replace("203.0.113.99", SERVER);
-    // A gateway passes nothing by to the CNI: it translates itself.
-    let is_gateways = |line: &&str| !line.contains("-A STATIC-EGRESS-BYPASS-CNI");
-    let lines: Vec<&str> = lines.lines().filter(is_gateways).collect();
-    let script = script("iptables-nft", &format!("{files}\n{}", lines.join("\n")));
-    cluster.exec(&cluster.host("worker1")?, &["sh", "-c", &script])?;
-    cluster.apply(&[service("frontend", "MyApp")])?;
-    Ok(cluster)
-}
-
-/// The walk of docs/migrating/static-egress-ip.md, the old system's address kept. Not one packet leaves with another
-/// source: before, while both are there, and after.
-fn from_static_egress_ip_without_a_packet_of_another_source(cluster: &Cluster) -> Outcome {
-    let (pod, server, address) = (cluster.pod("a1")?, ip(SERVER), ip(OLD));
-    let adopted = static_egress_ip(
-        "staticegressips.nirmata.io",
-        "eip",
-        &[(OLD, "frontend", "203.0.113.10/32")],
-    );
-    let file = cluster.lab().dir().path().join("eip.yaml");
-    std::fs::write(&file, adopted.replace("egret.dev/adopt: \"true\"", ""))?;
-    cluster.lab().apply(&file)?;
-    wait_source(&pod, server, address).context("the old system serves")?;
-    let watch = Leaving::watch(cluster, move |packet| {
-        packet.source.is_ipv4() && packet.source != address && !is_icmp_error(packet)
-    })?;
-    wait_source(&pod, server, address).context("the old system still serves")?;
-    std::fs::write(&file, &adopted)?;
-    cluster.lab().apply(&file)?;
-    let served = |status: &Value| condition(status, "Ready") == "True/Programmed";
-    cluster.wait_foreign("NirmataStaticEgressIP", "eip", "it is served", served)?;
-    let arguments = ["--clean-legacy", "static-egress-ip", "--yes"];
-    let (answer, code) = ask(cluster, "worker1", &arguments)?;
-    ensure!(code == Some(0), "exit code {code:?}: {answer:#}");
-    ensure!(
-        count(&answer, "removed", "static-egress-ip", "address") == 1,
-        "{answer:#}"
-    );
-    wait_source(&pod, server, address).context("Egret serves")?;
-    watch.clean()?;
-    let (answer, code) = ask(cluster, "worker1", &[])?;
-    ensure!(code == Some(0), "exit code {code:?}: {answer:#}");
-    // It was Egret: without the object the pod has its node's address.
-    cluster.lab().delete(&file)?;
-    let node = cluster.node_address("worker1", server)?;
-    wait_source(&pod, server, node)
 }

@@ -213,6 +213,7 @@ fn m10_workloads_are_followed(cluster: &Cluster) -> Outcome {
     own(cluster, "b1", "ReplicaSet", "web-7d4b", Some("7d4b"))?;
     own(cluster, "b2", "StatefulSet", "db", None)?;
     own(cluster, "b3", "DaemonSet", "logs", None)?;
+    own(cluster, "other1", "ReplicaSet", "other-1", None)?;
     let objects = [
         egress("w1", EGRESS[0], "Deployment", "web"),
         egress("w2", EGRESS[0], "StatefulSet", "db"),
@@ -220,11 +221,11 @@ fn m10_workloads_are_followed(cluster: &Cluster) -> Outcome {
         egress("w4", EGRESS[0], "ReplicaSet", "other-1"),
     ];
     put(cluster, &objects)?;
-    for name in ["w1", "w2", "w3"] {
+    for name in ["w1", "w2", "w3", "w4"] {
         served(cluster, name)?;
         cluster.wait_selected(name, 1)?;
     }
-    for name in ["b1", "b2", "b3"] {
+    for name in ["b1", "b2", "b3", "other1"] {
         expect_source(&cluster.pod(name)?, ip(SERVERS[0]), ip(EGRESS[0]))?;
     }
     // Scaled up on another node, and rolled to another ReplicaSet.

@@ -11,7 +11,7 @@ use egret_tests::foreign::{condition, mapper};
 use egret_tests::keepalived::{Keepalived, Virtual, wait_holder};
 use egret_tests::steps::Group;
 use egret_tests::watch::{Leaving, expect_source, is_icmp_error};
-use egret_tests::{Cluster, Outcome, run, steps};
+use egret_tests::{Cluster, Outcome, egret, run, steps};
 use std::cell::RefCell;
 use std::collections::BTreeMap;
 use std::process::ExitCode;
@@ -167,10 +167,19 @@ fn e3_an_address_whose_node_dies_is_followed(scene: &Scene) -> Outcome {
     watch.clean()
 }
 
-/// Cases: E4, P5.
+/// Cases: E4, P5. One ends in order; the other is killed, and `--delete` removes what it left, twice.
 fn e4_p5_nothing_stays_when_all_have_ended(scene: &Scene) -> Outcome {
     for node in ["worker2", "worker3"] {
-        scene.classic.end(node, "TERM")?;
+        let killed = node == "worker3";
+        scene
+            .classic
+            .end(node, if killed { "KILL" } else { "TERM" })?;
+        let cluster = &scene.classic.cluster;
+        let program = egret()?.to_str().context("a path of text")?.to_owned();
+        for _ in 0..if killed { 2 } else { 0 } {
+            let words = [program.as_str(), "kube-egress", "--delete"];
+            cluster.exec(&cluster.host(node)?, &words)?;
+        }
         scene.take(node)?.end()?;
         // The test's own files.
         scene

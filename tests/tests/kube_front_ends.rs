@@ -325,3 +325,107 @@ fn the_originals_definition_without_a_status_of_its_own_is_served_and_not_writte
     .unwrap();
     daemon.end().unwrap();
 }
+
+/// Objects of the original's definition, which keeps no conditions, and Vips: each wrong in a way of its own.
+const WRONG: &str = r#"
+apiVersion: staticegressips.nirmata.io/v1alpha1
+kind: StaticEgressIP
+metadata: {name: no-service, namespace: default, annotations: {egret.dev/adopt: "true"}}
+spec: {rules: [{egressip: 192.168.122.224, service-name: backend, cidr: 203.0.113.0/24}]}
+---
+apiVersion: staticegressips.nirmata.io/v1alpha1
+kind: StaticEgressIP
+metadata: {name: bad-cidr, namespace: default, annotations: {egret.dev/adopt: "true"}}
+spec: {rules: [{egressip: 192.168.122.225, service-name: frontend, cidr: 203.0.113.0/33}]}
+---
+apiVersion: egress.mapper.com/v1alpha1
+kind: Vip
+metadata: {name: vip2, namespace: default, annotations: {egret.dev/adopt: "true"}}
+spec: {ip: 192.168.122.223, routeid: 65}
+"#;
+
+/// Events about an object: kind, reason and note.
+fn events_of(kubectl: &Kubectl, name: &str) -> Vec<[String; 3]> {
+    let said = kubectl
+        .run(&["get", "events.events.k8s.io", "-A", "-o", "json"])
+        .unwrap();
+    let all: Value = serde_json::from_str(&said).unwrap();
+    let all = all["items"].as_array().cloned().unwrap_or_default();
+    let about = all
+        .iter()
+        .filter(|event| event["regarding"]["name"] == name);
+    let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
+    about
+        .map(|event| {
+            [
+                text(&event["regarding"]["kind"]),
+                text(&event["reason"]),
+                text(&event["note"]),
+            ]
+        })
+        .collect()
+}
+
+/// Cases: N12, M13.
+/// Where the definition drops our conditions, events say what is wrong, once.
+#[test]
+fn what_is_wrong_with_their_objects_is_told_by_events_where_the_definition_drops_conditions() {
+    let name =
+        "what_is_wrong_with_their_objects_is_told_by_events_where_the_definition_drops_conditions";
+    if skipped(name) {
+        return;
+    }
+    let server = start(|kubectl| {
+        let ours = Path::new(CRDS).with_file_name("crds-front-ends");
+        kubectl.define(&ours).unwrap();
+        // In place of ours of that name.
+        kubectl
+            .run(&[
+                "delete",
+                "crd",
+                "staticegressips.staticegressips.nirmata.io",
+                "--timeout=60s",
+            ])
+            .unwrap();
+        kubectl.apply(ORIGINAL).unwrap();
+        let established = [
+            "wait",
+            "--for=condition=Established",
+            "crd",
+            "--all",
+            "--timeout=60s",
+        ];
+        kubectl.run(&established).unwrap();
+    });
+    let kubectl = server.kubectl();
+    kubectl.apply(OBJECTS).unwrap();
+    let mut daemon = controller(&server);
+    let vip1 = || {
+        let vip = status_of(kubectl, "vips", "vip1");
+        Ok(condition(&vip, "Accepted") == "True/Accepted")
+    };
+    until("the older Vip is taken", TIMEOUT, vip1).unwrap();
+    kubectl.apply(WRONG).unwrap();
+    for (object, kind, reason) in [
+        ("no-service", "StaticEgressIP", "ServiceNotFound"),
+        ("bad-cidr", "StaticEgressIP", "Invalid"),
+        ("vip2", "Vip", "Duplicate"),
+    ] {
+        let mut seen = Vec::new();
+        let told = until(&format!("an event about {object}"), TIMEOUT, || {
+            seen = events_of(kubectl, object);
+            Ok(seen
+                .iter()
+                .any(|event| event[0] == kind && event[1] == reason))
+        });
+        told.unwrap_or_else(|error| panic!("{error:#}: {seen:?}"));
+        let times = seen.iter().filter(|event| event[1] == reason).count();
+        assert_eq!(times, 1, "{seen:?}");
+    }
+    let eip = "staticegressips.staticegressips.nirmata.io";
+    assert!(
+        status_of(kubectl, eip, "bad-cidr")["conditions"].is_null(),
+        "the definition drops them, or this shows nothing"
+    );
+    daemon.end().unwrap();
+}

@@ -4,8 +4,9 @@
 use anyhow::{Context, ensure};
 use egret_lab::process::wait_for;
 use egret_lab::topology::Host;
+use egret_lab::traffic::UdpProbe;
 use egret_lab::{Hurt, Topology};
-use egret_tests::cluster::{DEADLINE, EGRESS, SERVERS, egress, ip, pod};
+use egret_tests::cluster::{DEADLINE, EGRESS, SERVERS, echo, egress, ip, pod};
 use egret_tests::foreign::{condition, expect_condition, message, service, static_egress_ip};
 use egret_tests::steps::Group;
 use egret_tests::watch::{Leaving, expect_source, wait_source};
@@ -16,6 +17,8 @@ use std::process::ExitCode;
 const NIRMATA: &str = "staticegressips.nirmata.io";
 const FORK: &str = "staticegressips.io";
 const SERVER: &str = "203.0.113.10/32";
+/// Another address of the server, which no rule names.
+const OTHER: &str = "203.0.113.20";
 
 fn main() -> ExitCode {
     run(vec![
@@ -23,7 +26,7 @@ fn main() -> ExitCode {
             "walk",
             walk,
             steps![
-                n1_n3_n4_pods_of_the_service_leave_with_egressip_on_every_node,
+                n1_n3_pods_of_the_service_leave_with_egressip_on_every_node,
                 n2_other_destinations_and_other_pods_keep_their_source,
                 n6_status_names_the_gateway_by_uid_and_address,
                 n5_two_rules_and_two_objects_work_at_once,
@@ -48,6 +51,8 @@ fn main() -> ExitCode {
             steps![
                 the_readmes_example_without_label_and_table_works,
                 f1_labelled_nodes_are_the_gateways_and_in_status,
+                n17_nothing_is_written_to_an_object_with_two_gateways,
+                f4_the_second_gateway_goes_and_comes_back,
                 f4_a_node_without_the_label_is_no_gateway_any_more,
                 f2_a_next_hop_is_refused_with_a_reason_and_never_leaks,
             ],
@@ -75,8 +80,8 @@ fn served(cluster: &Cluster, kind: &str, name: &str) -> anyhow::Result<Value> {
     })
 }
 
-/// Cases: N1, N3, N4, N21. Every node is a gateway here, so each of these pods runs on one; TCP, UDP and ping are answered.
-fn n1_n3_n4_pods_of_the_service_leave_with_egressip_on_every_node(cluster: &Cluster) -> Outcome {
+/// Cases: N1, N3, N21. Every node is a gateway here, so each of these pods runs on one; TCP, UDP and ping are answered.
+fn n1_n3_pods_of_the_service_leave_with_egressip_on_every_node(cluster: &Cluster) -> Outcome {
     let address = ip(EGRESS[0]);
     let watch = Leaving::watch(cluster, move |packet| packet.source != address)?;
     for name in ["a1", "b1", "a2", "b2", "a3", "b3"] {
@@ -90,6 +95,7 @@ fn n2_other_destinations_and_other_pods_keep_their_source(cluster: &Cluster) -> 
     for n in 1..=3 {
         let worker = format!("worker{n}");
         let node = cluster.node_address(&worker, ip(SERVERS[0]))?;
+        expect_source(&cluster.pod(&format!("a{n}"))?, ip(OTHER), node)?;
         expect_source(&cluster.pod(&format!("other{n}"))?, ip(SERVERS[0]), node)?;
         // The rule has no IPv6 destination.
         let node = cluster.node_address(&worker, ip(SERVERS[1]))?;
@@ -144,15 +150,16 @@ fn n5_two_rules_and_two_objects_work_at_once(cluster: &Cluster) -> Outcome {
     cluster.wait_ready()
 }
 
-/// Cases: N10.
+/// Cases: N10. Watched from before the pod comes, with another pod's packets all the time.
 fn n10_a_pod_that_comes_later_is_served_without_a_gap(cluster: &Cluster) -> Outcome {
-    cluster.lab().add_pod("worker3", pod("late3", "MyApp"))?;
-    cluster.wait_selected("eip:frontend:192.168.122.222", 7)?;
     let address = ip(EGRESS[0]);
     let watch = Leaving::watch(cluster, move |packet| packet.source != address)?;
+    let probe = UdpProbe::start(&cluster.pod("a1")?, echo(ip(SERVERS[0])))?;
+    cluster.lab().add_pod("worker3", pod("late3", "MyApp"))?;
+    cluster.wait_selected("eip:frontend:192.168.122.222", 7)?;
     expect_source(&cluster.pod("late3")?, ip(SERVERS[0]), address)?;
-    // Others were served all the time.
-    expect_source(&cluster.pod("a1")?, ip(SERVERS[0]), address)?;
+    let seen = probe.stop().source_ips();
+    ensure!(seen.iter().eq([&address]), "the server saw {seen:?}");
     watch.clean()
 }
 
@@ -290,11 +297,20 @@ fn an_object_is_left_alone_until_it_is_adopted(cluster: &Cluster) -> Outcome {
 /// Cases: N17. The original wrote every object every 5 s. Another object's status is a clock here: it shows that the
 /// controller went round meanwhile.
 fn n17_nothing_is_written_when_nothing_changes(cluster: &Cluster) -> Outcome {
+    nothing_is_written(cluster, "NirmataStaticEgressIP", "eip")
+}
+
+/// Cases: N17. The fork's manager and agents wrote the list of gateways against each other.
+fn n17_nothing_is_written_to_an_object_with_two_gateways(cluster: &Cluster) -> Outcome {
+    nothing_is_written(cluster, "StaticEgressIP", "labelled")
+}
+
+fn nothing_is_written(cluster: &Cluster, kind: &str, name: &str) -> Outcome {
     let version = |cluster: &Cluster| {
-        let object = cluster.object("NirmataStaticEgressIP", Some("default"), "eip");
+        let object = cluster.object(kind, Some("default"), name);
         object.unwrap_or_default()["metadata"]["resourceVersion"].clone()
     };
-    served(cluster, "NirmataStaticEgressIP", "eip")?;
+    served(cluster, kind, name)?;
     let before = version(cluster);
     for address in ["192.168.122.231", "192.168.122.232", "192.168.122.233"] {
         cluster.apply(&[egress("clock", "Nobody", &[address], "")])?;
@@ -333,7 +349,7 @@ fn failover() -> anyhow::Result<Cluster> {
     Ok(cluster)
 }
 
-/// Cases: N7. With the cluster's own `EgressGateway` this time. The original kept routes to the old gateway.
+/// Cases: N4, N7. Pods and gateways are on different nodes here. With the cluster's own `EgressGateway` this time. The original kept routes to the old gateway.
 fn n7_another_node_takes_over_and_status_says_so(cluster: &Cluster) -> Outcome {
     let address = ip(EGRESS[0]);
     let first = cluster.announcer(address)?;
@@ -404,6 +420,34 @@ fn f1_labelled_nodes_are_the_gateways_and_in_status(cluster: &Cluster) -> Outcom
         ip(SERVERS[0]),
         ip("192.168.122.223"),
     )
+}
+
+/// Cases: F4. The original noticed a change of the list's first entry only.
+fn f4_the_second_gateway_goes_and_comes_back(cluster: &Cluster) -> Outcome {
+    let of = |nodes: &[&str]| -> anyhow::Result<Vec<String>> {
+        let address = |node: &&str| cluster.node_address(node, ip(SERVERS[0]));
+        let addresses = nodes.iter().map(address);
+        addresses.map(|a| a.map(|a| a.to_string())).collect()
+    };
+    let (one, both) = (of(&["gateway1"])?, of(&["gateway1", "gateway2"])?);
+    for (labelled, wanted) in [(false, one), (true, both)] {
+        cluster.edit("node.gateway2.yaml", |node| {
+            let labels = node["metadata"]["labels"].as_object_mut();
+            match labels {
+                Some(labels) if labelled => drop(labels.insert("egress".to_owned(), "".into())),
+                Some(labels) => drop(labels.remove("egress")),
+                None => {}
+            }
+        })?;
+        let told = |status: &Value| gateway_addresses(status) == wanted;
+        cluster.wait_foreign("StaticEgressIP", "labelled", "its gateways", told)?;
+        wait_source(
+            &cluster.pod("other1")?,
+            ip(SERVERS[0]),
+            ip("192.168.122.223"),
+        )?;
+    }
+    Ok(())
 }
 
 /// Cases: F4.

@@ -1,9 +1,12 @@
 //! Runs the driver `classic` on one node: what is wanted + the node's addresses -> [`classic_state`] -> kernel.
 
+mod mappings;
+
 use crate::{AgentError, chain, links};
 use egret_core::classic::{ClassicState, ClassicWanted, classic_state};
 use egret_datapath::classic::ClassicDatapath;
 use egret_datapath::driver::DatapathError;
+use mappings::Mappings;
 use std::net::IpAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -20,9 +23,11 @@ const STATE_FILE: &str = "state.json";
 pub struct ClassicConfig {
     /// What must outlive the process.
     pub state_directory: PathBuf,
-    /// How often what is wanted is read anew; changes of the node's addresses are seen at once. `None`: once, and
-    /// everything stays when it ends.
+    /// How often what is wanted is read anew at least; changes of the node's addresses are seen at once. `None`: once,
+    /// and everything stays when it ends.
     pub interval: Option<Duration>,
+    /// Directories that what is wanted is read from: a change in one is seen at once.
+    pub watched: Vec<PathBuf>,
 }
 
 /// What is wanted now; `None`: as before, because it cannot be read.
@@ -41,10 +46,12 @@ pub fn run_classic(
     };
     let (changed, changes) = mpsc::channel();
     links::watch(move || changed.send(()).is_ok())?;
+    let mut mappings = Mappings::watch(&config.watched);
     let mut wanted = None;
     let mut read_at: Option<Instant> = None;
     while !stop.load(Ordering::Relaxed) {
-        if read_at.is_none_or(|at| at.elapsed() >= interval) {
+        // Asked first: what changes while they are read is read again.
+        if mappings.changed() || read_at.is_none_or(|at| at.elapsed() >= interval) {
             wanted = read().or(wanted);
             read_at = Some(Instant::now());
         }

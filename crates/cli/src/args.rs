@@ -1,5 +1,9 @@
 //! What can be typed.
 
+mod kube_egress;
+
+pub use kube_egress::KubeEgressArguments;
+
 use clap::{Parser, Subcommand, ValueEnum};
 use egret_lab::LabCommand;
 use egret_objects::front_end::FrontEnd;
@@ -365,59 +369,4 @@ pub enum LegacySystem {
     EgressMapper,
     /// Azure's kube-egress-gateway
     KubeEgressGateway,
-}
-
-/// The flags of kube-egress, long and short, of both its versions: `-r` and `-v` take a number and an address, or the
-/// directories of the version with mappings.
-#[derive(Debug, clap::Args)]
-pub struct KubeEgressArguments {
-    /// Remove everything that an earlier run made, and end
-    #[arg(short, long)]
-    pub delete: bool,
-    /// Device of the nodes' and the egress addresses
-    #[arg(short, long, default_value = "eth0")]
-    pub interface: String,
-    /// Addresses of pods
-    #[arg(
-        short,
-        long,
-        value_name = "CIDR",
-        value_delimiter = ',',
-        default_value = "10.32.0.0/12"
-    )]
-    pub pod_subnet: Vec<ipnet::IpNet>,
-    /// Addresses of Services
-    #[arg(
-        short,
-        long,
-        value_name = "CIDR",
-        value_delimiter = ',',
-        default_value = "10.96.0.0/12"
-    )]
-    pub service_subnet: Vec<ipnet::IpNet>,
-    /// Seconds between looks at the mappings; without, apply once and end, and everything stays
-    #[arg(short, long, value_name = "SECONDS", value_parser = seconds)]
-    pub update_interval: Option<std::time::Duration>,
-    /// Egress address of all pods
-    #[arg(short, long, value_name = "ADDRESS")]
-    pub vip: Option<String>,
-    /// Number of its mark and routing table, 1 to 252 [default: 64]
-    #[arg(short, long, value_name = "NUMBER")]
-    pub route_id: Option<String>,
-    /// Directory of files named by egress address that hold its number
-    #[arg(long, value_name = "DIRECTORY")]
-    pub vip_routeid_mappings: Option<PathBuf>,
-    /// Directory of files named by pod address that hold its egress address
-    #[arg(long, value_name = "DIRECTORY")]
-    pub podip_vip_mappings: Option<PathBuf>,
-    /// What must outlive the process
-    #[arg(long, default_value = egret_core::numbers::CLASSIC_STATE_DIR)]
-    pub state_directory: PathBuf,
-}
-
-fn seconds(text: &str) -> Result<std::time::Duration, String> {
-    match text.parse::<u64>() {
-        Ok(seconds) if seconds > 0 => Ok(std::time::Duration::from_secs(seconds)),
-        _ => Err("write a number of seconds, at least 1".into()),
-    }
 }

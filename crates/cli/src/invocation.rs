@@ -1,13 +1,17 @@
-//! By which name the program was called: as a plugin of kubectl (`kubectl egret`) it asks the API server, not the agent of
-//! this node.
+//! By which name the program was called. As a plugin of kubectl (`kubectl egret`) it asks the API server, not the agent of
+//! this node; under the name of the program that it takes the place of, as the image `kube-egress` starts it, it is that
+//! program.
 
 use crate::args::{Arguments, SourceArgument, Verb};
-use clap::{CommandFactory, FromArgMatches};
+use clap::{CommandFactory, FromArgMatches, Parser};
 use std::ffi::OsString;
 use std::path::Path;
 
 /// The file name by which kubectl finds a plugin `egret` (kubectl's documentation, "Extend kubectl with plugins").
 const KUBECTL_PLUGIN: &str = "kubectl-egret";
+
+/// The verb that is also a program's name.
+const KUBE_EGRESS: &str = "kube-egress";
 
 /// Reads the arguments of this process, or ends it with the usage.
 pub fn arguments() -> Arguments {
@@ -15,12 +19,15 @@ pub fn arguments() -> Arguments {
 }
 
 fn read(words: impl IntoIterator<Item = OsString>) -> Result<Arguments, clap::Error> {
-    let words: Vec<OsString> = words.into_iter().collect();
-    let name = words
-        .first()
-        .and_then(|program| Path::new(program).file_name());
-    if name.is_none_or(|name| name != KUBECTL_PLUGIN) {
-        return Arguments::from_arg_matches(&Arguments::command().try_get_matches_from(words)?);
+    let mut words: Vec<OsString> = words.into_iter().collect();
+    let program = words.first().map(Path::new);
+    let name = program.and_then(Path::file_name).unwrap_or_default();
+    if name == KUBE_EGRESS {
+        words.splice(..1, ["egret", KUBE_EGRESS].map(OsString::from));
+        return Arguments::try_parse_from(words);
+    }
+    if name != KUBECTL_PLUGIN {
+        return Arguments::try_parse_from(words);
     }
     let command = Arguments::command()
         .no_binary_name(true)
@@ -72,5 +79,18 @@ mod tests {
             error.to_string().contains("kubectl egret explain"),
             "{error}"
         );
+    }
+
+    #[test]
+    fn under_the_name_of_kube_egress_it_is_kube_egress() {
+        let words = [
+            "/kube-egress",
+            "--update-interval=5",
+            "--vip=192.168.122.222",
+        ];
+        let verb = read(words.map(OsString::from)).unwrap().verb;
+        assert!(matches!(verb, Verb::KubeEgress(_)), "{verb:?}");
+        assert!(read(["/kube-egress", "status"].map(OsString::from)).is_err());
+        assert!(read([]).is_err());
     }
 }

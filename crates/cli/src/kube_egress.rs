@@ -17,9 +17,10 @@ pub fn run(
     arguments: &KubeEgressArguments,
     stop: impl FnOnce() -> anyhow::Result<Arc<AtomicBool>>,
 ) -> anyhow::Result<ExitCode> {
-    let config = ClassicConfig {
+    let mut config = ClassicConfig {
         state_directory: arguments.state_directory.clone(),
-        interval: arguments.update_interval,
+        interval: arguments.update_interval.0,
+        watched: Vec::new(),
     };
     if arguments.delete {
         return Ok(delete(&config));
@@ -31,9 +32,16 @@ pub fn run(
             return Ok(ExitCode::from(EXIT_USAGE));
         }
     };
-    if arguments.update_interval.is_none() {
+    if arguments.update_interval.0.is_none() {
         // Nobody reads the mappings again: what cannot be read must not end in "nothing is wanted".
-        flags.wanted()?;
+        flags.wanted(None)?;
+    }
+    if let Mapping::Directories {
+        vip_routeid,
+        podip_vip,
+    } = &flags.mapping
+    {
+        config.watched = vec![vip_routeid.clone(), podip_vip.clone()];
     }
     run_classic(&config, reader(flags), &stop()?)?;
     Ok(ExitCode::SUCCESS)
@@ -67,13 +75,15 @@ fn delete(config: &ClassicConfig) -> ExitCode {
 /// Reads what is wanted; what is wrong is told once, for as long as it stays so.
 fn reader(flags: KubeEgress) -> ReadWanted {
     let mut told = BTreeSet::new();
-    Box::new(move || match flags.wanted() {
+    let mut before = None;
+    Box::new(move || match flags.wanted(before.as_ref()) {
         Ok((wanted, bad)) => {
             let lines: BTreeSet<String> = bad.iter().map(ToString::to_string).collect();
             for line in lines.difference(&told) {
                 tracing::warn!("{line}");
             }
             told = lines;
+            before = Some(wanted.clone());
             Some(wanted)
         }
         Err(error) => {

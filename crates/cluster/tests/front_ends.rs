@@ -56,6 +56,14 @@ const TAKEN: &[(&str, &str)] = &[
         "{KeepalivedVIPImage: a, KubeEgressImage: b, NeedMountDev: false, PodSubnet: 10.244.0.0/16, ServiceSubnet: 10.96.0.0/12, InterfaceName: eth0, UpdateInterval: '5'}",
     ),
     (MAPPER, "{PodSubnet: '', ServiceSubnet: ''}"),
+    (
+        MAPPER,
+        "{PodSubnet: '10.244.0.0/16,10.245.0.0/255.255.0.0', ServiceSubnet: '10.96.0.0/12, fd00:96::/112'}",
+    ),
+    (
+        NIRMATA,
+        "{rules: [{egressip: 10.1.0.1, service-name: web, cidr: '4.2.2.2,203.0.113.0/255.255.255.0'}]}",
+    ),
 ];
 
 /// What is refused, and the field that the refusal names.
@@ -94,6 +102,12 @@ const REFUSED: &[(&str, &str, &str)] = &[
     ),
     (VIP, "{ip: 192.168.122.222, routeid: 300}", "spec.routeid"),
     (MAPPER, "{PodSubnet: 10.244.0.0/33}", "spec.PodSubnet"),
+    (MAPPER, "{PodSubnet: '10.244.0.0/16,'}", "spec.PodSubnet"),
+    (
+        MAPPER,
+        "{ServiceSubnet: 10.96.0.0/255.255.0.256}",
+        "spec.ServiceSubnet",
+    ),
 ];
 
 fn manifest(kind: &str, spec: &str) -> String {

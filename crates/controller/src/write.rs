@@ -297,7 +297,8 @@ fn front_ends(
         else {
             continue;
         };
-        source.write_front_end_status(name, &wanted)?;
+        let before = written.last(name).unwrap_or(&object.status);
+        source.write_front_end_status(name, before, &wanted)?;
         written.wrote(name, &wanted);
     }
     Ok(())

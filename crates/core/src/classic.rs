@@ -27,6 +27,9 @@ pub struct ClassicWanted {
     pub pods: BTreeMap<IpAddr, IpAddr>,
     /// The same for whole ranges of pods; an own entry of a pod goes before, a longer prefix before a shorter one.
     pub ranges: BTreeMap<IpNet, IpAddr>,
+    /// Pods whose egress address is not known: nothing of theirs that is egress traffic leaves.
+    #[serde(default)]
+    pub refused: BTreeSet<IpAddr>,
 }
 
 /// What one node's kernel must contain.
@@ -42,6 +45,9 @@ pub struct ClassicState {
     pub pods: BTreeMap<IpAddr, IpAddr>,
     /// Disjoint ranges of pod addresses, first and last, to egress address; sorted.
     pub ranges: Vec<(IpAddr, IpAddr, IpAddr)>,
+    /// Pods whose egress traffic is dropped; none of them is in `pods`.
+    #[serde(default)]
+    pub refused: BTreeSet<IpAddr>,
 }
 
 /// An egress address on one node.
@@ -62,6 +68,8 @@ pub enum ClassicFate {
     Translated(IpAddr),
     /// It goes to the holder of this egress address as it is.
     Sent(IpAddr),
+    /// It is dropped: by which address it has to leave is not known.
+    Refused,
 }
 
 /// The state of the node that has these addresses.
@@ -81,6 +89,10 @@ pub fn classic_state(wanted: &ClassicWanted, local: &BTreeSet<IpAddr>) -> Classi
         .filter(|(range, address)| served(range.addr(), address))
         .map(|(range, address)| (range.trunc(), *address))
         .collect();
+    // Whoever says which pods leave by an address, and then none that can be used, never meant the node's.
+    let unserved = wanted.pods.keys().filter(|pod| !pods.contains_key(pod));
+    let refused = wanted.refused.iter().filter(|pod| !pods.contains_key(pod));
+    let refused = refused.chain(unserved).copied().collect();
     let used: BTreeSet<IpAddr> = pods
         .values()
         .copied()
@@ -100,6 +112,7 @@ pub fn classic_state(wanted: &ClassicWanted, local: &BTreeSet<IpAddr>) -> Classi
         addresses: used.iter().map(|a| (*a, address(a))).collect(),
         pods,
         ranges: disjoint(ranges),
+        refused,
     }
 }
 
@@ -115,12 +128,17 @@ impl ClassicState {
                 .find(inside)
                 .map(|(_, _, address)| address)
         };
-        let Some(address) = self.pods.get(&source).or_else(of_range) else {
-            return ClassicFate::Untouched;
-        };
+        let refused = self.refused.contains(&source);
+        let address = self.pods.get(&source).or_else(of_range);
         if self.never.iter().any(|net| net.contains(&destination)) {
             return ClassicFate::Untouched;
         }
+        if refused {
+            return ClassicFate::Refused;
+        }
+        let Some(address) = address else {
+            return ClassicFate::Untouched;
+        };
         match self.addresses.get(address) {
             Some(here) if here.held => ClassicFate::Translated(*address),
             Some(_) => ClassicFate::Sent(*address),
@@ -177,6 +195,7 @@ mod tests {
             ]),
             pods: BTreeMap::from([(ip("10.32.0.7"), ip("192.0.2.2"))]),
             ranges: BTreeMap::from([("10.32.0.0/12".parse().unwrap(), ip("192.0.2.1"))]),
+            refused: BTreeSet::new(),
         }
     }
 
@@ -210,15 +229,21 @@ mod tests {
     }
 
     #[test]
-    fn an_address_of_the_other_family_or_without_a_number_serves_nobody() {
+    fn a_pod_whose_address_is_of_the_other_family_or_has_no_number_is_refused() {
         let mut wanted = wanted();
         wanted.pods = BTreeMap::from([
             (ip("10.32.0.7"), ip("2001:db8::1")),
             (ip("10.32.0.8"), ip("192.0.2.9")),
         ]);
         wanted.ranges.clear();
+        wanted.refused = BTreeSet::from([ip("10.32.0.9")]);
         let state = classic_state(&wanted, &BTreeSet::new());
         assert_eq!((state.pods.len(), state.addresses.len()), (0, 0));
+        for pod in ["10.32.0.7", "10.32.0.8", "10.32.0.9"] {
+            let fate = |to| state.fate(ip(pod), ip(to));
+            assert_eq!(fate("203.0.113.9"), ClassicFate::Refused, "{pod}");
+            assert_eq!(fate("10.96.0.1"), ClassicFate::Untouched, "{pod}");
+        }
     }
 
     proptest! {

@@ -153,6 +153,8 @@ fn is_stale(flow: &Flow, old: Option<&ClassicState>, new: &ClassicState) -> bool
         ClassicFate::Translated(_) => source == pod || by_others,
         ClassicFate::Sent(_) if source == pod => false,
         ClassicFate::Sent(address) => source == address || by_others,
+        // Nothing of it leaves; it goes on if the pod gets its address back.
+        ClassicFate::Refused => false,
         ClassicFate::Untouched => {
             old.is_some_and(|old| old.fate(pod, destination) != ClassicFate::Untouched)
         }

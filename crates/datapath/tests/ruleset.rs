@@ -180,6 +180,7 @@ fn the_kernel_holds_the_classic_ruleset_that_the_golden_file_shows() {
             "10.32.0.0/12".parse().expect("a prefix"),
             ip("192.168.122.223"),
         )]),
+        refused: BTreeSet::from([ip("10.244.1.6")]),
     };
     let held = BTreeSet::from([ip("192.168.122.222")]);
     let state = classic_state(&wanted, &held);

@@ -19,6 +19,7 @@ mod gateway;
 mod static_egress_ip;
 mod status;
 
+pub(crate) use status::conditions_of;
 pub use status::{Told, Written, status};
 
 use crate::source::View;

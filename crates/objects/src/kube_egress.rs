@@ -48,15 +48,17 @@ pub enum Mapping {
     },
 }
 
-/// One entry that was left out.
+/// One entry that cannot be used.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, thiserror::Error)]
-#[error("{file}: {value:?}: {remedy}")]
+#[error("{file}:{line}: {value:?}: {remedy}")]
 pub struct BadEntry {
     /// The file.
     pub file: String,
-    /// What it says, or its name.
+    /// Line of it, from 1.
+    pub line: usize,
+    /// What it says there, or the file's name.
     pub value: String,
-    /// What would be right.
+    /// What would be right, and what happens meanwhile.
     pub remedy: String,
 }
 
@@ -72,8 +74,13 @@ pub struct Unreadable {
 }
 
 impl KubeEgress {
-    /// What is wanted now. Bad entries are left out, alone.
-    pub fn wanted(&self) -> Result<(ClassicWanted, BTreeSet<BadEntry>), Unreadable> {
+    /// What is wanted now; `before` is what was wanted last. A pod whose entry cannot be used leaves by the address that
+    /// it had before, or not at all if it had none: the two mappings are written one after the other, and a mapped pod
+    /// never meant its node's address.
+    pub fn wanted(
+        &self,
+        before: Option<&ClassicWanted>,
+    ) -> Result<(ClassicWanted, BTreeSet<BadEntry>), Unreadable> {
         let mut bad = BTreeSet::new();
         let never = self.pod_subnets.iter().chain(&self.service_subnets);
         let mut wanted = ClassicWanted {
@@ -92,17 +99,64 @@ impl KubeEgress {
                 vip_routeid,
                 podip_vip,
             } => {
-                wanted.addresses = addresses(&entries(vip_routeid)?, &mut bad);
-                let pods = entries(podip_vip)?;
-                wanted.pods = pods_of(&pods, &wanted.addresses, &mut bad);
+                let nothing = ClassicWanted::default();
+                let before = before.unwrap_or(&nothing);
+                wanted.addresses = addresses(&entries(vip_routeid)?, before, &mut bad);
+                for entry in entries(podip_vip)? {
+                    map_pod(&entry, before, &mut wanted, &mut bad);
+                }
             }
         }
         Ok((wanted, bad))
     }
 }
 
-/// Content by path. A file that goes away while the directory is read (the mount was swapped) is not there.
-fn entries(directory: &Path) -> Result<BTreeMap<PathBuf, String>, Unreadable> {
+/// One file of a mapping.
+struct Entry {
+    path: PathBuf,
+    content: String,
+}
+
+impl Entry {
+    fn name(&self) -> String {
+        let name = self.path.file_name().unwrap_or_default();
+        name.to_string_lossy().into_owned()
+    }
+
+    fn value(&self) -> &str {
+        self.content.trim()
+    }
+
+    /// The name is wrong.
+    fn bad_name(&self, remedy: &str) -> BadEntry {
+        BadEntry {
+            file: self.path.display().to_string(),
+            line: 1,
+            value: self.name(),
+            remedy: remedy.into(),
+        }
+    }
+
+    /// The content is wrong: the first line that cannot be read by itself, or else the second, which is too much.
+    fn bad(&self, readable: impl Fn(&str) -> bool, remedy: impl Into<String>) -> BadEntry {
+        let lines = self.content.lines().map(str::trim).enumerate();
+        let mut lines = lines.filter(|(_, line)| !line.is_empty());
+        let first = lines.next().unwrap_or((0, ""));
+        let (number, line) = match readable(first.1) {
+            true => lines.next().unwrap_or(first),
+            false => first,
+        };
+        BadEntry {
+            file: self.path.display().to_string(),
+            line: number + 1,
+            value: line.into(),
+            remedy: remedy.into(),
+        }
+    }
+}
+
+/// Files in the order of their names. One that goes away while the directory is read (the mount was swapped) is not there.
+fn entries(directory: &Path) -> Result<Vec<Entry>, Unreadable> {
     let unreadable = |source| Unreadable {
         path: directory.into(),
         source,
@@ -115,7 +169,7 @@ fn entries(directory: &Path) -> Result<BTreeMap<PathBuf, String>, Unreadable> {
         }
         match std::fs::read(entry.path()) {
             Ok(content) => {
-                let content = String::from_utf8_lossy(&content).trim().to_string();
+                let content = String::from_utf8_lossy(&content).into_owned();
                 entries.insert(entry.path(), content);
             }
             Err(error) if error.kind() == io::ErrorKind::NotFound => {}
@@ -123,20 +177,10 @@ fn entries(directory: &Path) -> Result<BTreeMap<PathBuf, String>, Unreadable> {
             Err(error) => return Err(unreadable(error)),
         }
     }
-    Ok(entries)
-}
-
-fn name(path: &Path) -> String {
-    let name = path.file_name().unwrap_or_default();
-    name.to_string_lossy().into_owned()
-}
-
-fn bad_entry(path: &Path, value: &str, remedy: impl Into<String>) -> BadEntry {
-    BadEntry {
-        file: path.display().to_string(),
-        value: value.into(),
-        remedy: remedy.into(),
-    }
+    let entries = entries.into_iter();
+    Ok(entries
+        .map(|(path, content)| Entry { path, content })
+        .collect())
 }
 
 /// A ConfigMap's keys have no colons: an IPv6 address is written with dashes there.
@@ -146,28 +190,39 @@ fn address(text: &str) -> Option<IpAddr> {
         .ok()
 }
 
+fn route_id(text: &str) -> Option<u8> {
+    let number = text.parse().ok();
+    number.filter(|number| (1..=CLASSIC_NUMBER_MAX).contains(number))
+}
+
 fn addresses(
-    entries: &BTreeMap<PathBuf, String>,
+    entries: &[Entry],
+    before: &ClassicWanted,
     bad: &mut BTreeSet<BadEntry>,
 ) -> BTreeMap<IpAddr, u8> {
-    let mut addresses = BTreeMap::new();
-    for (path, value) in entries {
-        let Some(vip) = address(&name(path)) else {
+    let mut good = Vec::new();
+    for entry in entries {
+        let Some(vip) = address(&entry.name()) else {
             let remedy = "the file's name must be an egress address, such as 192.168.122.222";
-            bad.insert(bad_entry(path, &name(path), remedy));
+            bad.insert(entry.bad_name(remedy));
             continue;
         };
-        let number = value.parse().ok();
-        let number = number.filter(|number| (1..=CLASSIC_NUMBER_MAX).contains(number));
-        let Some(number) = number else {
-            let remedy = format!("a route id is a number from 1 to {CLASSIC_NUMBER_MAX}");
-            bad.insert(bad_entry(path, value, remedy));
-            continue;
-        };
+        match route_id(entry.value()) {
+            Some(number) => good.push((entry, vip, number)),
+            None => {
+                let remedy = format!("a route id is a number from 1 to {CLASSIC_NUMBER_MAX}");
+                bad.insert(entry.bad(|line| route_id(line).is_some(), remedy));
+            }
+        }
+    }
+    // Of two with one number, the one that has it already keeps it.
+    good.sort_by_key(|(_, vip, number)| before.addresses.get(vip) != Some(number));
+    let mut addresses = BTreeMap::new();
+    for (entry, vip, number) in good {
         match addresses.iter().find(|(_, taken)| **taken == number) {
             Some((other, _)) => {
                 let remedy = format!("{other} has this route id already: give each its own");
-                bad.insert(bad_entry(path, value, remedy));
+                bad.insert(entry.bad(|line| route_id(line).is_some(), remedy));
             }
             None => {
                 addresses.insert(vip, number);
@@ -177,37 +232,53 @@ fn addresses(
     addresses
 }
 
-fn pods_of(
-    entries: &BTreeMap<PathBuf, String>,
-    addresses: &BTreeMap<IpAddr, u8>,
+fn map_pod(
+    entry: &Entry,
+    before: &ClassicWanted,
+    wanted: &mut ClassicWanted,
     bad: &mut BTreeSet<BadEntry>,
-) -> BTreeMap<IpAddr, IpAddr> {
-    let mut pods = BTreeMap::new();
-    for (path, value) in entries {
-        let Some(pod) = address(&name(path)) else {
-            let remedy = "the file's name must be a pod's address, such as 10.244.1.7";
-            bad.insert(bad_entry(path, &name(path), remedy));
-            continue;
-        };
-        match address(value) {
-            None => {
-                let remedy = "the content must be an egress address, such as 192.168.122.222";
-                bad.insert(bad_entry(path, value, remedy));
-            }
-            Some(vip) if vip.is_ipv4() != pod.is_ipv4() => {
-                let remedy = format!("{pod} needs an egress address of its own family");
-                bad.insert(bad_entry(path, value, remedy));
-            }
-            Some(vip) if !addresses.contains_key(&vip) => {
-                let remedy = "this address has no route id: add it to the other mapping";
-                bad.insert(bad_entry(path, value, remedy));
-            }
-            Some(vip) => {
-                pods.insert(pod, vip);
-            }
+) {
+    let Some(pod) = address(&entry.name()) else {
+        let remedy = "the file's name must be a pod's address, such as 10.244.1.7";
+        bad.insert(entry.bad_name(remedy));
+        return;
+    };
+    let remedy = match address(entry.value()) {
+        None => "the content must be an egress address, such as 192.168.122.222".to_owned(),
+        Some(vip) if vip.is_ipv4() != pod.is_ipv4() => {
+            format!("{pod} needs an egress address of its own family")
         }
+        Some(vip) if !wanted.addresses.contains_key(&vip) => {
+            "this address has no route id: add it to the other mapping".to_owned()
+        }
+        Some(vip) => {
+            wanted.pods.insert(pod, vip);
+            return;
+        }
+    };
+    let meanwhile = match kept(pod, before, wanted) {
+        Some(vip) => format!("until then {pod} leaves by {vip}, as before"),
+        None => {
+            wanted.refused.insert(pod);
+            format!("until then what {pod} sends outside is dropped")
+        }
+    };
+    let readable = |line: &str| address(line).is_some();
+    bad.insert(entry.bad(readable, format!("{remedy}; {meanwhile}")));
+}
+
+/// Leaves the pod with the address that it had, where nobody else has its number by now.
+fn kept(pod: IpAddr, before: &ClassicWanted, wanted: &mut ClassicWanted) -> Option<IpAddr> {
+    let vip = *before.pods.get(&pod)?;
+    let number = *before.addresses.get(&vip)?;
+    if !wanted.addresses.contains_key(&vip) {
+        if wanted.addresses.values().any(|taken| *taken == number) {
+            return None;
+        }
+        wanted.addresses.insert(vip, number);
     }
-    pods
+    wanted.pods.insert(pod, vip);
+    Some(vip)
 }
 
 #[cfg(test)]
@@ -258,25 +329,90 @@ mod tests {
             ("10.244.1.13", ""),
         ];
         let (_root, flags) = directories(&vips, &pods);
-        let (wanted, bad) = flags.wanted().unwrap();
+        let (wanted, bad) = flags.wanted(None).unwrap();
         let ip = |text: &str| text.parse::<IpAddr>().unwrap();
         let expected = BTreeMap::from([(ip("192.168.122.222"), 64), (ip("fd00:122::222"), 66)]);
         assert_eq!(wanted.addresses, expected);
         let expected = BTreeMap::from([(ip("10.244.1.10"), ip("192.168.122.222"))]);
         assert_eq!(wanted.pods, expected);
+        let refused = ["10.244.1.11", "10.244.1.12", "10.244.1.13"].map(ip);
+        assert_eq!(wanted.refused, BTreeSet::from(refused));
         let told: Vec<String> = bad.iter().map(ToString::to_string).collect();
         assert_eq!(told.len(), 8, "{told:#?}");
         let about = |file: &str| told.iter().find(|line| line.contains(file)).unwrap();
         assert!(about("192.168.122.224").contains("192.168.122.222 has this route id"));
         assert!(about("10.244.1.11").contains("no route id"));
         assert!(about("10.244.1.12").contains("own family"));
+        assert!(about("10.244.1.11").contains("10.244.1.11:1: \"192.168.122.223\""));
+        assert!(about("10.244.1.13").contains("is dropped"));
+    }
+
+    #[test]
+    fn mappings_that_are_out_of_step_leave_a_pod_where_it_was() {
+        let ip = |text: &str| text.parse::<IpAddr>().unwrap();
+        let (first, second) = ("192.168.122.222", "192.168.122.223");
+        let pods = [("10.244.1.10", first), ("10.244.1.11", second)];
+        let (_root, flags) = directories(&[(first, "64"), (second, "65")], &pods);
+        let (good, bad) = flags.wanted(None).unwrap();
+        assert!(bad.is_empty(), "{bad:?}");
+        for (vips, pods) in [
+            // The number of one goes first, or turns to rubbish.
+            (vec![(second, "65")], pods.to_vec()),
+            (vec![(first, "6.4"), (second, "65")], pods.to_vec()),
+            // A new address comes without a number; an entry turns to rubbish.
+            (
+                vec![(first, "64"), (second, "65")],
+                vec![("10.244.1.10", "192.168.122.229"), pods[1]],
+            ),
+            (
+                vec![(first, "64"), (second, "65")],
+                vec![("10.244.1.10", "\n\nnonsense"), pods[1]],
+            ),
+        ] {
+            let (_root, flags) = directories(&vips, &pods);
+            let (now, bad) = flags.wanted(Some(&good)).unwrap();
+            assert_eq!((&now.pods, &now.addresses), (&good.pods, &good.addresses));
+            assert!(now.refused.is_empty(), "{now:?}");
+            let told: Vec<String> = bad.iter().map(ToString::to_string).collect();
+            let as_before = "10.244.1.10 leaves by 192.168.122.222, as before";
+            assert!(told.iter().any(|line| line.contains(as_before)), "{told:?}");
+        }
+        // Who has a number keeps it, whatever the names' order; a number that somebody else has now is not used twice.
+        let (earlier, later) = ("192.168.122.100", "192.168.122.222");
+        let vips = [(earlier, "64"), (later, "64")];
+        let (_root, flags) = directories(&vips, &[("10.244.1.10", first)]);
+        let (now, _) = flags.wanted(Some(&good)).unwrap();
+        assert_eq!(now.addresses, BTreeMap::from([(ip(later), 64)]));
+        let (_root, flags) = directories(&[(earlier, "64")], &[("10.244.1.10", first)]);
+        let (now, _) = flags.wanted(Some(&good)).unwrap();
+        assert_eq!(now.refused, BTreeSet::from([ip("10.244.1.10")]));
+        // And a pod whose entry goes is nobody's.
+        let (_root, flags) = directories(&[(first, "64")], &[]);
+        let (now, _) = flags.wanted(Some(&good)).unwrap();
+        assert!(now.pods.is_empty() && now.refused.is_empty(), "{now:?}");
+    }
+
+    #[test]
+    fn the_line_that_is_wrong_is_named() {
+        let pods = [
+            ("10.244.1.10", "\n\n  nonsense\n"),
+            ("10.244.1.11", "192.168.122.222\n\n192.168.122.223\n"),
+        ];
+        let (_root, flags) = directories(&[("192.168.122.222", "64")], &pods);
+        let (_, bad) = flags.wanted(None).unwrap();
+        let told: Vec<String> = bad.iter().map(ToString::to_string).collect();
+        assert!(told[0].contains("10.244.1.10:3: \"nonsense\""), "{told:?}");
+        assert!(
+            told[1].contains("10.244.1.11:3: \"192.168.122.223\""),
+            "{told:?}"
+        );
     }
 
     #[test]
     fn a_missing_directory_is_an_error_and_not_an_empty_one() {
         let (root, flags) = directories(&[], &[]);
         drop(root);
-        assert!(flags.wanted().unwrap_err().to_string().contains("vips"));
+        assert!(flags.wanted(None).unwrap_err().to_string().contains("vips"));
     }
 
     #[test]
@@ -285,7 +421,7 @@ mod tests {
         flags.pod_subnets.push("fd00:244::/32".parse().unwrap());
         let vip = "192.168.122.222".parse().unwrap();
         flags.mapping = Mapping::One { vip, route_id: 64 };
-        let (wanted, _) = flags.wanted().unwrap();
+        let (wanted, _) = flags.wanted(None).unwrap();
         assert_eq!(wanted.ranges.len(), 1);
         assert_eq!(wanted.never.len(), 3);
     }

@@ -12,6 +12,7 @@
 mod antrea;
 mod cilium;
 mod coil;
+mod kube_egress;
 mod ovn;
 mod seeds;
 mod sheet;
@@ -80,13 +81,28 @@ impl Context<'_> {
             one["kind"] == kind && metadata["name"] == name && of == namespace
         })
     }
+
+    /// Namespace and name of the pod with this address.
+    fn pod_with(&self, address: std::net::IpAddr) -> Option<String> {
+        let address = address.to_string();
+        let pod = self.all.iter().find(|one| {
+            let listed = one["status"]["podIPs"].as_array().into_iter().flatten();
+            let mut all = listed
+                .map(|one| &one["ip"])
+                .chain([&one["status"]["podIP"]]);
+            one["kind"] == "Pod" && all.any(|ip| *ip == address.as_str())
+        })?;
+        let metadata = &pod["metadata"];
+        let namespace = metadata["namespace"].as_str().unwrap_or("default");
+        Some(format!("{namespace}/{}", metadata["name"].as_str()?))
+    }
 }
 
 /// Converts one kind.
 type Convert = fn(&mut Sheet<'_>, &Context<'_>);
 
 /// Group (without version), kind, and what converts it.
-const CONVERSIONS: [(&str, &str, Convert); 15] = [
+const CONVERSIONS: [(&str, &str, Convert); 16] = [
     ("", "Egress", seeds::kep),
     (
         "staticegressips.nirmata.io",
@@ -122,6 +138,7 @@ const CONVERSIONS: [(&str, &str, Convert); 15] = [
     ),
     ("coil.cybozu.com", "Egress", coil::egress),
     ("egret.dev", "Egress", seeds::kep),
+    ("", "ConfigMap", kube_egress::mapping),
 ];
 
 /// Converts every manifest of a text: YAML documents, Lists, or JSON.
@@ -139,6 +156,7 @@ pub fn convert(text: &str) -> Result<Output, String> {
         let group = version.split_once('/').map_or("", |(group, _)| group);
         let mut found = CONVERSIONS.iter();
         let found = found.find(|(of, name, _)| *of == group && *name == kind);
+        let found = found.filter(|_| kind != "ConfigMap" || kube_egress::is_mapping(object));
         let Some((_, _, convert)) = found else {
             let name = object["metadata"]["name"].as_str().unwrap_or("?");
             output.passed_over.push(format!("{version} {kind} {name}"));
@@ -214,6 +232,18 @@ fn as_prefix(text: &str) -> String {
         Ok(address) => ipnet::IpNet::from(address).to_string(),
         Err(_) => text.to_owned(),
     }
+}
+
+/// Prefixes as iptables takes them: several with commas between, netmasks instead of lengths.
+fn as_prefixes(text: &str) -> Vec<String> {
+    let one = |text: &str| {
+        let net = text.split_once('/').and_then(|(address, mask)| {
+            let (address, mask) = (address.parse().ok()?, mask.parse().ok()?);
+            ipnet::IpNet::with_netmask(address, mask).ok()
+        });
+        net.map_or_else(|| as_prefix(text), |net| net.to_string())
+    };
+    text.split(',').map(|text| one(text.trim())).collect()
 }
 
 /// A label selector, taken over word by word, if it says anything.

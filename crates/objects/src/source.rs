@@ -215,11 +215,13 @@ pub trait Source: Send {
         now_secs: i64,
     ) -> Result<bool, SourceError>;
 
-    /// Writes the whole status of an object of a front-end, as [`crate::front_end::status`] gives it. Returns whether
-    /// anything changed; an object that is gone is left alone.
+    /// Writes the whole status of an object of a front-end, as [`crate::front_end::status`] gives it. `before` is what was
+    /// written last: what the object has may be less, where its definition is not ours. Returns whether anything changed;
+    /// an object that is gone is left alone.
     fn write_front_end_status(
         &mut self,
         object: &ObjectRef,
+        before: &serde_json::Value,
         status: &serde_json::Value,
     ) -> Result<bool, SourceError>;
 }

@@ -189,7 +189,8 @@ pub fn a_walk_with_a_mapper(scene: &Scene) -> Outcome {
     Ok(())
 }
 
-/// The DaemonSet of that project, with the image and the command exchanged, and its two mappings.
+/// The DaemonSet of that project with the image exchanged and nothing else (its arguments alone, its limits and its grace),
+/// and its two mappings.
 fn kube_egress(pod: &str) -> String {
     let version = env!("CARGO_PKG_VERSION");
     format!(
@@ -213,17 +214,18 @@ spec:
     metadata: {{labels: {{app: kube-egress}}}}
     spec:
       hostNetwork: true
+      terminationGracePeriodSeconds: 10
       tolerations: [{{operator: Exists}}]
       containers:
       - name: kube-egress
-        image: "egret.dev/egret:{version}"
+        image: "egret.dev/kube-egress:{version}"
         imagePullPolicy: Never
-        command: [/egret, kube-egress]
+        resources: {{limits: {{cpu: "0.05", memory: 20Mi}}}}
         args:
         - --interface=eth0
         - --pod-subnet=10.244.0.0/16
         - --service-subnet=10.96.0.0/12
-        - --update-interval=1
+        - --update-interval=5
         - --vip-routeid-mappings=/etc/kube-egress/vip-routeid
         - --podip-vip-mappings=/etc/kube-egress/podip-vip
         securityContext: {{privileged: true}}

@@ -26,6 +26,9 @@ const INVALID: &str = "invalid_state";
 const ENDED: &str = "ended_flow";
 const MOVED: &str = "moved_flow";
 const GUARD: &str = "guard_selected";
+const REFUSED: &str = "refused_pod";
+/// Number of pods without an address; addresses begin at 1.
+const NOBODYS: ProfileId = ProfileId(0);
 
 /// Every counter of the table.
 pub const COUNTERS: &[Counter] = &[
@@ -48,6 +51,10 @@ pub const COUNTERS: &[Counter] = &[
     Counter {
         name: GUARD,
         help: "selected packets that would have left with a wrong source or past the holder",
+    },
+    Counter {
+        name: REFUSED,
+        help: "packets of mapped pods whose egress address is not known",
     },
 ];
 
@@ -81,6 +88,10 @@ impl Stage {
     fn address(self, number: u8) -> String {
         format!("{}_address_{number}", self.word())
     }
+
+    fn refused(self) -> String {
+        format!("{}_refused", self.word())
+    }
 }
 
 /// The whole table of one node. A pure function: equal states make equal tables.
@@ -97,6 +108,14 @@ pub fn table(state: &ClassicState) -> Table {
         ] {
             let chain = Chain { hook: None, rules };
             table.chains.insert(stage.address(here.number), chain);
+        }
+    }
+    if !state.refused.is_empty() {
+        // The guard too: what comes past the classification must not leave either. There is nothing to translate.
+        for stage in STAGES.into_iter().filter(|stage| *stage != Stage::Nat) {
+            let rules = vec![rule().count(REFUSED).drop()];
+            let chain = Chain { hook: None, rules };
+            table.chains.insert(stage.refused(), chain);
         }
     }
     let mut ranges = BTreeMap::new();
@@ -169,7 +188,12 @@ fn pods(state: &ClassicState, family: Family, table: &mut Table) {
     // An address is the profile of its pods here.
     let profile = |here: &ClassicAddress| ProfileId(u64::from(here.number));
     let profiles = of_family.map(|(pod, address)| (*pod, profile(&state.addresses[address])));
-    let addresses: PodMap = profiles.collect();
+    let refused = state
+        .refused
+        .iter()
+        .filter(|pod| Family::of(**pod) == family);
+    let refused = refused.map(|pod| (*pod, NOBODYS));
+    let addresses: PodMap = profiles.chain(refused).collect();
     for stage in STAGES {
         let mut map = Set::new(&[family.address_type()]);
         map.verdicts = true;
@@ -177,9 +201,13 @@ fn pods(state: &ClassicState, family: Family, table: &mut Table) {
             let chain = stage.address(here.number);
             (profile(here), Value::Verdict(GOTO, Some(chain)))
         };
+        let mut verdicts: BTreeMap<_, _> = state.addresses.values().map(verdict).collect();
+        if !state.refused.is_empty() && stage != Stage::Nat {
+            verdicts.insert(NOBODYS, Value::Verdict(GOTO, Some(stage.refused())));
+        }
         map.by_address = Some(ByAddress {
             addresses: addresses.clone(),
-            verdicts: state.addresses.values().map(verdict).collect(),
+            verdicts,
         });
         table.sets.insert(stage.pods(family), map);
     }

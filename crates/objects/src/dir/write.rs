@@ -161,6 +161,7 @@ impl Source for DirSource {
     fn write_front_end_status(
         &mut self,
         object: &ObjectRef,
+        _before: &Value,
         status: &Value,
     ) -> Result<bool, SourceError> {
         self.write_status(object, |_: Option<Value>| status.clone())

@@ -40,9 +40,9 @@ const SHORT_KINDS: [(&str, WorkloadKind); 7] = [
 pub(super) struct Mapped {
     pub objects: Vec<(ObjectRef, Translation)>,
     /// Addresses of pods, which are never egress destinations.
-    pub pods: Option<IpNet>,
+    pub pods: Vec<IpNet>,
     /// Addresses of Services.
-    pub services: Option<IpNet>,
+    pub services: Vec<IpNet>,
     /// Device of the egress addresses.
     pub interface: Option<String>,
 }
@@ -51,8 +51,8 @@ pub(super) struct Mapped {
 pub(super) fn translate(taken: &[Foreign], settings: &Settings, choice: &Choice) -> Mapped {
     let mut mapped = Mapped {
         objects: Vec::new(),
-        pods: None,
-        services: None,
+        pods: Vec::new(),
+        services: Vec::new(),
         interface: None,
     };
     let of = |kind: Kind| taken.iter().filter(move |one| one.object.kind == kind);
@@ -244,12 +244,12 @@ fn mapper<'a>(
         return translation(foreign, problems, Vec::new());
     }
     *in_force = Some(&foreign.object);
-    let network = |value: &Value| match field::text(value)? {
-        None => Ok(None),
-        Some(_) => field::prefix(value).map(Some),
+    let networks = |value: &Value| match field::text(value)? {
+        None => Ok(Vec::new()),
+        Some(_) => field::prefixes(value),
     };
-    mapped.pods = take(foreign, &mut problems, "PodSubnet", network).flatten();
-    mapped.services = take(foreign, &mut problems, "ServiceSubnet", network).flatten();
+    mapped.pods = take(foreign, &mut problems, "PodSubnet", networks).unwrap_or_default();
+    mapped.services = take(foreign, &mut problems, "ServiceSubnet", networks).unwrap_or_default();
     mapped.interface = take(foreign, &mut problems, "InterfaceName", |value| {
         field::text(value).map(|text| text.map(str::to_owned))
     })

@@ -34,12 +34,27 @@ pub(super) fn egress_address(value: &Value) -> Result<IpAddr, String> {
     strict::egress_address(required(value, "192.168.122.222")?)
 }
 
-/// A prefix, or one address, which iptables and ip-route take for a prefix too.
-pub(super) fn prefix(value: &Value) -> Result<IpNet, String> {
+/// Prefixes as iptables takes them: one, or several with commas between; one address is a prefix too, and a length may be
+/// a netmask.
+pub(super) fn prefixes(value: &Value) -> Result<Vec<IpNet>, String> {
     let text = required(value, "203.0.113.0/24")?;
-    match text.parse::<IpAddr>() {
-        Ok(address) => Ok(IpNet::from(address)),
-        Err(_) => strict::prefix(text),
+    text.split(',').map(|one| prefix(one.trim())).collect()
+}
+
+fn prefix(text: &str) -> Result<IpNet, String> {
+    if let Ok(address) = text.parse::<IpAddr>() {
+        return Ok(IpNet::from(address));
+    }
+    let parts = text.split_once('/');
+    let parts = parts.map(|(address, mask)| (address.parse::<IpAddr>(), mask.parse::<IpAddr>()));
+    match parts {
+        Some((Ok(address), Ok(mask))) => match IpNet::with_netmask(address, mask) {
+            Ok(net) => strict::prefix(&net.to_string()),
+            Err(_) => Err(format!(
+                "{mask} is no netmask of {address}: write a length, such as /24"
+            )),
+        },
+        _ => strict::prefix(text),
     }
 }
 
@@ -56,5 +71,40 @@ pub(super) fn number(value: &Value) -> Result<Option<i64>, String> {
         Value::String(text) if text.trim().is_empty() => Ok(None),
         Value::String(text) => text.trim().parse().map(Some).map_err(|_| bad()),
         other => other.as_i64().map(Some).ok_or_else(bad),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    #[test]
+    fn prefixes_are_what_iptables_takes() {
+        let read = |text: &str| -> Result<Vec<String>, String> {
+            let nets = prefixes(&json!(text))?;
+            Ok(nets.iter().map(ToString::to_string).collect())
+        };
+        for (text, wanted) in [
+            ("203.0.113.0/24", &["203.0.113.0/24"][..]),
+            ("203.0.113.9", &["203.0.113.9/32"]),
+            ("10.244.0.0/255.255.0.0", &["10.244.0.0/16"]),
+            (
+                "10.244.0.0/16,10.245.0.0/16",
+                &["10.244.0.0/16", "10.245.0.0/16"],
+            ),
+            ("2001:db8::/32, 10.0.0.1", &["2001:db8::/32", "10.0.0.1/32"]),
+        ] {
+            let wanted: Vec<String> = wanted.iter().map(ToString::to_string).collect();
+            assert_eq!(read(text), Ok(wanted), "{text}");
+        }
+        for bad in [
+            "10.0.0.0/255.0.255.0",
+            "10.0.0.0/8,",
+            "10.0.0.0/33",
+            "10.0.0.0/ffff::",
+        ] {
+            assert!(read(bad).is_err(), "{bad}");
+        }
     }
 }

@@ -138,14 +138,15 @@ fn rules(foreign: &Foreign, problems: &mut Vec<Problem>) -> BTreeMap<Key, Vec<Ip
     let mut first: BTreeMap<(String, IpNet), (usize, IpAddr)> = BTreeMap::new();
     for (index, value) in list.iter().enumerate() {
         let place = format!("spec.rules[{index}]");
-        let Some((key, cidr)) = rule(foreign.object.kind, &place, value, problems) else {
+        let Some((key, nets)) = rule(foreign.object.kind, &place, value, problems) else {
             continue;
         };
-        let known = *first
-            .entry((key.service.clone(), cidr))
-            .or_insert((index, key.address));
-        if known.1 != key.address {
-            problems.push(Problem {
+        for cidr in nets {
+            let known = *first
+                .entry((key.service.clone(), cidr))
+                .or_insert((index, key.address));
+            if known.1 != key.address {
+                problems.push(Problem {
                 reason: Reason::Duplicate,
                 field: format!("{place}.egressip"),
                 value: key.address.to_string(),
@@ -154,11 +155,12 @@ fn rules(foreign: &Foreign, problems: &mut Vec<Problem>) -> BTreeMap<Key, Vec<Ip
                     known.0, key.service, known.1
                 ),
             });
-            continue;
-        }
-        let cidrs = good.entry(key).or_default();
-        if !cidrs.contains(&cidr) {
-            cidrs.push(cidr);
+                continue;
+            }
+            let cidrs = good.entry(key.clone()).or_default();
+            if !cidrs.contains(&cidr) {
+                cidrs.push(cidr);
+            }
         }
     }
     // The order of rules means nothing.
@@ -172,7 +174,7 @@ fn rule(
     place: &str,
     value: &Value,
     problems: &mut Vec<Problem>,
-) -> Option<(Key, IpNet)> {
+) -> Option<(Key, Vec<IpNet>)> {
     let mut read = Reader {
         place,
         value,
@@ -180,7 +182,7 @@ fn rule(
     };
     let service = read.take("service-name", |v| field::object_name(v, "frontend"));
     let address = read.take("egressip", field::egress_address);
-    let cidr = read.take("cidr", field::prefix);
+    let nets = read.take("cidr", field::prefixes);
     let next_hop = kind == Kind::StaticEgressIP && {
         let id = read.take("routing-table-id", field::number).flatten();
         let table = read.take("routing-table", |v| {
@@ -188,8 +190,9 @@ fn rule(
         });
         id.is_some_and(|id| id != 0) || table.flatten().is_some()
     };
-    let (service, address, cidr) = (service?, address?, cidr?);
-    if address.is_ipv4() != cidr.network().is_ipv4() {
+    let (service, address, nets) = (service?, address?, nets?);
+    let other = |cidr: &&IpNet| address.is_ipv4() != cidr.network().is_ipv4();
+    if let Some(cidr) = nets.iter().find(other) {
         let remedy = format!("write a destination of the family of {address}");
         let field = format!("{place}.cidr");
         problems.push(Problem::invalid(field, cidr.to_string(), remedy));
@@ -200,7 +203,7 @@ fn rule(
         address,
         next_hop,
     };
-    Some((key, cidr))
+    Some((key, nets))
 }
 
 /// Fields of one mapping.

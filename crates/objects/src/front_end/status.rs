@@ -112,6 +112,26 @@ fn line(policy: &ObjectRef, said: &PolicyStatus) -> Value {
     })
 }
 
+/// The conditions that a status has; a time that it lacks is none.
+pub(crate) fn conditions_of(status: &Value) -> Vec<Condition> {
+    let conditions = status["conditions"].as_array();
+    let conditions = conditions.into_iter().flatten().map(|condition| {
+        let text = |field: &str| condition[field].as_str().unwrap_or_default().to_owned();
+        Condition {
+            kind: text("type"),
+            status: match text("status").as_str() {
+                "True" => ConditionStatus::True,
+                "False" => ConditionStatus::False,
+                _ => ConditionStatus::Unknown,
+            },
+            reason: text("reason"),
+            message: text("message"),
+            since_secs: 0,
+        }
+    });
+    conditions.collect()
+}
+
 /// The other way: a policy's status out of that of its object.
 pub(super) fn said_of(status: &Value, policy: &ObjectRef) -> Option<Said> {
     let lines = status["policies"].as_array()?;
@@ -203,13 +223,14 @@ fn ready(object: &Object, policies: &[(&ObjectRef, PolicyStatus)]) -> Core {
         let text = "not all of it is accepted; Accepted says why";
         return Core::new(kind, false, Reason::NotAccepted, text);
     }
-    if let Some(not) = worst(policies, kind, false) {
-        return not;
-    }
+    // Before what the cluster lacks: it is the object's own.
     if !object.missing_services.is_empty() {
         let names = object.missing_services.iter().cloned().collect::<Vec<_>>();
         let text = format!("there is no Service {}", names.join(", "));
         return Core::new(kind, false, Reason::ServiceNotFound, text);
+    }
+    if let Some(not) = worst(policies, kind, false) {
+        return not;
     }
     if policies.len() < object.policies.len() {
         return Core::new(kind, false, Reason::Programming, "it was not planned yet");
@@ -277,6 +298,11 @@ impl Written {
             }
             _ => true,
         }
+    }
+
+    /// What was written last, without times.
+    pub fn last(&self, name: &ObjectRef) -> Option<&Value> {
+        self.by_object.get(name).map(|(written, _)| written)
     }
 
     /// A status was written.

@@ -3,6 +3,7 @@
 //! Bounded twice, so that no cluster-wide trouble becomes a storm: a few per object, refilled slowly, and a few per
 //! second in all. What is left out is still in the object's status.
 
+use crate::front_end::foreign_kind;
 use crate::status::{Condition, ConditionStatus};
 use egret_api as api;
 use egret_core::condition::ConditionType;
@@ -194,6 +195,11 @@ fn event(object: &ObjectRef, uid: &str, note: &Note) -> Event {
         "" => "default",
         namespace => namespace,
     };
+    // Objects of front-ends are looked for by the names that their systems gave them.
+    let (api_version, kind) = match foreign_kind(object.kind) {
+        Some(known) => (known.api_version, known.name.to_owned()),
+        None => (api::API_VERSION, format!("{:?}", object.kind)),
+    };
     let now = Timestamp::now();
     let mut text = note.text.clone();
     if text.len() > NOTE_MAX {
@@ -211,8 +217,8 @@ fn event(object: &ObjectRef, uid: &str, note: &Note) -> Event {
         note: Some(text),
         reason: Some(note.reason.clone()),
         regarding: Some(ObjectReference {
-            api_version: Some(api::API_VERSION.to_owned()),
-            kind: Some(format!("{:?}", object.kind)),
+            api_version: Some(api_version.to_owned()),
+            kind: Some(kind),
             name: Some(object.name.clone()),
             namespace: (!object.namespace.is_empty()).then(|| object.namespace.clone()),
             uid: Some(uid.to_owned()),
@@ -271,6 +277,22 @@ mod tests {
         assert_eq!(told.len(), 1);
         assert!(!told[0].warning);
         assert_eq!(notes(&[], &ready), []);
+    }
+
+    #[test]
+    fn an_event_names_an_object_of_a_front_end_as_its_system_does() {
+        let object = ObjectRef {
+            kind: Kind::NirmataStaticEgressIP,
+            namespace: "shop".to_owned(),
+            name: "eip".to_owned(),
+        };
+        let refused = condition("Accepted", ConditionStatus::False, "Invalid");
+        let about = event(&object, "uid", &note(true, &refused))
+            .regarding
+            .unwrap();
+        assert_eq!(about.kind.as_deref(), Some("StaticEgressIP"));
+        let version = "staticegressips.nirmata.io/v1alpha1";
+        assert_eq!(about.api_version.as_deref(), Some(version));
     }
 
     #[test]

@@ -10,6 +10,7 @@ use super::request::{AGENT, CONTROLLER, Failure, is_labelled, manager, node_obje
 use super::wanted::{Records, Watch, gateway_nodes};
 use super::{KubeSource, QUIET, QUIET_CONTROLLER, Role};
 use crate::convert::{self, lease};
+use crate::front_end::conditions_of;
 use crate::source::{Source, SourceError, View, carry_transition_times};
 use crate::status::{
     AddressStatus, Condition, GatewayStatus, NodeReport, PolicyStatus, PoolStatus,
@@ -273,9 +274,18 @@ impl Source for KubeSource {
     fn write_front_end_status(
         &mut self,
         object: &ObjectRef,
+        before: &serde_json::Value,
         status: &serde_json::Value,
     ) -> Result<bool, SourceError> {
-        self.shared.apply_foreign_status(object, status)
+        let shared = &self.shared;
+        let known = shared.store.get(&[Watch::Foreign(object.kind)], object);
+        let changed = shared.apply_foreign_status(object, status)?;
+        if let (true, Some(known)) = (changed, known) {
+            let told = notes(&conditions_of(before), &conditions_of(status));
+            let events = &shared.events;
+            events.tell(&shared.runtime, object, &known.uid, told);
+        }
+        Ok(changed)
     }
 }
 

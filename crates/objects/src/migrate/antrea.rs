@@ -35,6 +35,10 @@ pub(super) fn egress(sheet: &mut Sheet<'_>, _: &Context<'_>) {
             if let Some(pool) = pool {
                 // The pool's gateway is that of its addresses.
                 spec.insert("gateway".to_owned(), json!(pool));
+            } else {
+                let why = "without a pool the node that has the address was its gateway; an address of a node is refused \
+                           here: take it from the node, and write spec.gateway if the default EgressGateway is not meant";
+                sheet.lose("spec.externalIPPool", &Value::Null, why);
             }
         }
         None => drop(spec.insert("pool".to_owned(), json!(pool))),

@@ -2,6 +2,7 @@
 
 use super::sheet::Sheet;
 use super::{Context, destinations, selector, texts};
+use ipnet::IpNet;
 use serde_json::{Map, Value, json};
 
 /// Label of a pod's identity that stands for its namespace.
@@ -15,9 +16,6 @@ const NAME_LABEL: &str = "kubernetes.io/metadata.name";
 pub(super) fn policy(sheet: &mut Sheet<'_>, _: &Context<'_>) {
     let name = sheet.name();
     let mut common = Map::new();
-    let cidrs = texts(sheet.take("destinationCIDRs"));
-    let except = texts(sheet.take("excludedCIDRs"));
-    common.insert("destinations".to_owned(), destinations(&cidrs, &except));
     let places = match sheet.peek("egressGateways").as_array() {
         Some(list) if !list.is_empty() => (0..list.len())
             .map(|index| format!("egressGateways[{index}]"))
@@ -25,7 +23,14 @@ pub(super) fn policy(sheet: &mut Sheet<'_>, _: &Context<'_>) {
         _ => vec!["egressGateway".to_owned()],
     };
     gateway(sheet, name, &places, &mut common);
-    addresses(sheet, name, &places, &mut common);
+    let given = addresses(sheet, name, &places, &mut common);
+    let (cidrs, except) = wanted(sheet, &given);
+    if cidrs.is_empty() {
+        let why = "no destination is left, so nothing is made of it: without destinations ours means everything";
+        sheet.lose("spec.destinationCIDRs", &Value::Null, why);
+        return;
+    }
+    common.insert("destinations".to_owned(), destinations(&cidrs, &except));
     let count = sheet.peek("selectors").as_array().map_or(0, Vec::len);
     for index in 0..count {
         let mut spec = common.clone();
@@ -41,6 +46,39 @@ pub(super) fn policy(sheet: &mut Sheet<'_>, _: &Context<'_>) {
         };
         sheet.make("ClusterEgress", None, &name, spec);
     }
+}
+
+/// Destinations and what is excluded of them. What would mean something else here is left out, by name.
+fn wanted(sheet: &mut Sheet<'_>, addresses: &[String]) -> (Vec<String>, Vec<String>) {
+    let parse = |text: &str| text.parse::<IpNet>().ok();
+    let mut cidrs = texts(sheet.take("destinationCIDRs"));
+    let except = texts(sheet.take("excludedCIDRs"));
+    for hole in &except {
+        let Some(net) = parse(hole) else { continue };
+        let whole = |cidr: &String| parse(cidr).is_some_and(|cidr| net.contains(&cidr));
+        let inside = |cidr: &String| parse(cidr).is_some_and(|cidr| cidr.contains(&net));
+        let gone: Vec<String> = cidrs.iter().filter(|cidr| whole(cidr)).cloned().collect();
+        for cidr in &gone {
+            let why = format!("{hole} excludes all of it, so it is left out");
+            sheet.lose("spec.destinationCIDRs", &json!(cidr), why);
+        }
+        if gone.is_empty() && !cidrs.iter().any(inside) {
+            let why = "it is outside every destination and excludes nothing; left out";
+            sheet.lose("spec.excludedCIDRs", &json!(hole), why);
+        }
+        cidrs.retain(|cidr| !whole(cidr));
+    }
+    let families: Vec<bool> = addresses.iter().map(|text| text.contains(':')).collect();
+    if families.is_empty() {
+        return (cidrs, except);
+    }
+    let served = |cidr: &String| families.contains(&cidr.contains(':'));
+    for cidr in cidrs.iter().filter(|cidr| !served(cidr)) {
+        let why = "no egressIP is of its family, so it is left out: add one to spec.ips, and the destination with it";
+        sheet.lose("spec.destinationCIDRs", &json!(cidr), why);
+    }
+    cidrs.retain(served);
+    (cidrs, except)
 }
 
 fn gateway(sheet: &mut Sheet<'_>, name: &str, places: &[String], common: &mut Map<String, Value>) {
@@ -70,12 +108,20 @@ fn addresses(
     name: &str,
     places: &[String],
     common: &mut Map<String, Value>,
-) {
-    let given = places.iter().filter_map(|place| {
-        let text = sheet.text(&format!("{place}.egressIP"))?;
-        Some(text.to_owned())
-    });
-    let given: Vec<String> = given.collect();
+) -> Vec<String> {
+    let mut given = Vec::new();
+    let mut without = Vec::new();
+    for place in places {
+        match sheet.text(&format!("{place}.egressIP")) {
+            Some(text) => given.push(text.to_owned()),
+            None => without.push(format!("spec.{place}.egressIP")),
+        }
+    }
+    for field in without.iter().filter(|_| !given.is_empty()) {
+        let why = "the address was the first of that gateway's interface, and a node's own address cannot be one: add \
+                   one of your choice to spec.ips";
+        sheet.lose(field, &Value::Null, why);
+    }
     match given.as_slice() {
         [] => {
             let why = format!(
@@ -88,6 +134,7 @@ fn addresses(
         [one] => drop(common.insert("ip".to_owned(), json!(one))),
         several => drop(common.insert("ips".to_owned(), json!(several))),
     }
+    given
 }
 
 /// The pods of one entry. Labels of a Cilium identity may stand for the namespace or its labels.

@@ -1,12 +1,13 @@
 //! The systems that Egret replaces: `StaticEgressIP`, egress-mapper, and the KEP's own manifest.
 
 use super::sheet::Sheet;
-use super::{Context, POD_LABEL, as_prefix, destinations};
+use super::{Context, POD_LABEL, as_prefix, as_prefixes, destinations};
 use serde_json::{Map, Value, json};
 use std::collections::BTreeMap;
 
 /// The KEP's `Egress`: the same fields in another group. An object of ours stays as it is.
 pub(super) fn kep(sheet: &mut Sheet<'_>, _: &Context<'_>) {
+    sheet.is_same_object();
     let fields = sheet.peek("").as_object().cloned().unwrap_or_default();
     let ours = sheet.api_version() == egret_api::API_VERSION;
     let mut spec = Map::new();
@@ -49,8 +50,8 @@ pub(super) fn static_egress_ip(sheet: &mut Sheet<'_>, _: &Context<'_>) {
         }
         let mut text = |field: &str| sheet.text(&at(field)).unwrap_or_default().to_owned();
         let key = (text("service-name"), text("egressip"));
-        let cidr = as_prefix(&text("cidr"));
-        pairs.entry(key).or_default().push(cidr);
+        let cidrs = as_prefixes(&text("cidr"));
+        pairs.entry(key).or_default().extend(cidrs);
     }
     let several = pairs.len() > 1;
     for (number, ((service, address), cidrs)) in (1..).zip(pairs) {
@@ -82,12 +83,17 @@ pub(super) fn mapper_egress(sheet: &mut Sheet<'_>, context: &Context<'_>) {
         "rs" | "replicaset" => "ReplicaSet",
         "sts" | "statefulset" => "StatefulSet",
         "ds" | "daemonset" => "DaemonSet",
-        _ => "Pod",
+        "rc" | "replicationcontroller" => "ReplicationController",
+        "job" => "Job",
+        "po" | "pod" | "pods" => "Pod",
+        _ => kind,
     };
     let workload = context.find(long, namespace, of);
     let known = workload.map(|found| &found["spec"]["selector"]);
     let known = known.filter(|selector| long != "Pod" && selector.is_object());
     let selector = match known {
+        // The oldest of them selects by a plain map.
+        Some(labels) if long == "ReplicationController" => json!({"matchLabels": labels}),
         Some(selector) => selector.clone(),
         None => {
             let why = format!(

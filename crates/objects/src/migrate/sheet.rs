@@ -14,7 +14,15 @@ pub(super) struct Sheet<'v> {
     reasons: BTreeMap<String, String>,
     made: Vec<Value>,
     losses: Vec<Loss>,
+    /// What is made is the same object under another name: labels and annotations go with it.
+    same: bool,
 }
+
+/// Annotations that mean nothing but to the tool that wrote them, or to us, for the old object.
+const MEANINGLESS: [&str; 2] = [
+    "kubectl.kubernetes.io/last-applied-configuration",
+    crate::front_end::ADOPT_ANNOTATION,
+];
 
 impl<'v> Sheet<'v> {
     pub fn of(object: &'v Value) -> Self {
@@ -24,7 +32,17 @@ impl<'v> Sheet<'v> {
             reasons: BTreeMap::new(),
             made: Vec::new(),
             losses: Vec::new(),
+            same: false,
         }
+    }
+
+    /// What is made keeps this object's labels and annotations.
+    pub fn is_same_object(&mut self) {
+        self.same = true;
+    }
+
+    pub fn object(&self) -> &'v Value {
+        self.object
     }
 
     pub fn name(&self) -> &'v str {
@@ -88,7 +106,43 @@ impl<'v> Sheet<'v> {
         name: &str,
         spec: Map<String, Value>,
     ) {
-        self.made.push(ours(kind, namespace, name, spec));
+        let mut made = ours(kind, namespace, name, spec);
+        if self.same {
+            for (field, key, value) in self.named() {
+                made["metadata"][field][key] = value.clone();
+            }
+        }
+        self.made.push(made);
+    }
+
+    /// Labels and annotations that say something.
+    fn named(&self) -> Vec<(&'static str, &'v str, &'v Value)> {
+        let metadata = &self.object["metadata"];
+        let of = |field: &'static str| {
+            let all = metadata[field].as_object().into_iter().flatten();
+            all.map(move |(key, value)| (field, key.as_str(), value))
+        };
+        let all = of("labels").chain(of("annotations"));
+        all.filter(|(_, key, _)| !MEANINGLESS.contains(key))
+            .collect()
+    }
+
+    /// Who owns the old object by its labels, annotations or owners (Helm, Argo CD, a controller) would own the new one too
+    /// if they were taken over.
+    fn lose_metadata(&mut self) {
+        if !self.same {
+            for (field, key, value) in self.named() {
+                let why = "labels and annotations are not taken over: add those that are yours to what is made";
+                self.lose(&format!("metadata.{field}.{key}"), value, why);
+            }
+        }
+        for field in ["ownerReferences", "finalizers"] {
+            let value = &self.object["metadata"][field];
+            if !is_nothing(value) {
+                let why = "whoever put it there does not know what is made";
+                self.lose(&format!("metadata.{field}"), value, why);
+            }
+        }
     }
 
     fn label(&self) -> String {
@@ -101,6 +155,7 @@ impl<'v> Sheet<'v> {
 
     /// What was made, and what was lost: also every field that was not taken.
     pub fn finish(mut self) -> (Vec<Value>, Vec<Loss>) {
+        self.lose_metadata();
         let mut left = Vec::new();
         self.walk(&self.object["spec"], "", &mut left);
         for (path, value) in left {

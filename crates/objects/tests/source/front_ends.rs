@@ -323,7 +323,7 @@ fn the_older_of_two_mappers_counts_and_others_are_told() {
     let older = mapper(
         "EgressMapper",
         "z",
-        "{PodSubnet: 10.244.0.0/16, ServiceSubnet: 10.96.0.0/12}",
+        "{PodSubnet: '10.244.0.0/16,10.248.0.0/255.255.0.0', ServiceSubnet: '10.96.0.0/12,10.112.0.0/12'}",
     );
     let older = older.replace(
         "metadata: {",
@@ -338,7 +338,7 @@ fn the_older_of_two_mappers_counts_and_others_are_told() {
         .iter()
         .map(ToString::to_string)
         .collect();
-    assert_eq!(never, ["10.244.0.0/16"]);
+    assert_eq!(never, ["10.244.0.0/16", "10.248.0.0/16"]);
     assert_eq!(found.findings.len(), 1);
     assert_eq!(found.findings[0].object.name, "a");
     // Of a namespace that is no administrator's, not even the only one.
