@@ -56,11 +56,6 @@ impl MainLoop {
             &counters,
             (&self.ports, &self.full),
         );
-        if let Ok(failed) = self.datapath.insert_failed() {
-            self.board.with(|metrics| {
-                metrics.insert_failed.set(failed);
-            });
-        }
         self.board
             .with(|metrics| report::gateway_metrics(metrics, &mut self.gateway));
         self.board

@@ -116,6 +116,12 @@ impl MainLoop {
             .datapath
             .ports_in_use()
             .map_err(|error| chain(&error))?;
+        // With the other reading of the kernel's flows, and not in each round: it waits for a dump that is under way.
+        if let Ok(failed) = self.datapath.insert_failed() {
+            self.board.with(|metrics| {
+                metrics.insert_failed.set(failed);
+            });
+        }
         let refused = self.datapath.refused_protocols();
         self.seen_here.refused = refused.map_err(|error| chain(&error))?;
         let marks = self.datapath.routing().foreign_marks();
