@@ -1,7 +1,7 @@
 //! The CNI plugin: the first packet of a pod's first process has the right source, whoever had its address before; and
 //! pods that are none of Egret's start without it.
 
-use anyhow::{Context, ensure};
+use anyhow::{Context, bail, ensure};
 use egret_lab::capture::Packet;
 use egret_lab::hurt::Hurt;
 use egret_lab::process::wait_for;
@@ -14,15 +14,20 @@ use egret_tests::steps::Group;
 use egret_tests::watch::Leaving;
 use egret_tests::{Cluster, Outcome, run, steps};
 use serde_json::{Value, json};
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr, UdpSocket};
 use std::path::PathBuf;
 use std::process::ExitCode;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// Pods that are started one after the other.
 const STARTS: usize = 50;
 /// Address of a second policy.
 const SECOND: [&str; 2] = ["192.168.122.223", "fd00:122::223"];
+/// Address of the policy of another namespace, and the namespace.
+const THIRD: [&str; 2] = ["192.168.122.224", "fd00:122::224"];
+const NAMESPACE: &str = "beside";
+/// A port that pods ask from, one after the other.
+const OWN_PORT: u16 = 4500;
 const CONF_DIRECTORY: &str = "/run/cni/net.d";
 const BIN_DIRECTORY: &str = "/run/cni/bin";
 const SINGLE: &str =
@@ -39,6 +44,7 @@ fn main() -> ExitCode {
             errors_are_told_as_the_specification_wants,
             an_address_that_goes_to_another_pod_takes_nothing_along,
             an_address_that_was_never_taken_back_goes_along_neither,
+            flows_that_a_pod_left_are_not_those_of_the_next_in_another_namespace,
             without_an_agent_only_pods_that_may_be_selected_wait,
             a_new_agent_knows_what_the_last_one_was_told,
             the_agent_keeps_the_plugin_in_the_runtimes_configuration,
@@ -58,6 +64,8 @@ fn up() -> anyhow::Result<Cluster> {
     cluster.apply(&[
         egress("first", "MyApp", &EGRESS, ""),
         egress("second", "Second", &SECOND, ""),
+        egress("third", "Beside", &THIRD, "")
+            .replace("namespace: default", &format!("namespace: {NAMESPACE}")),
     ])?;
     Ok(cluster)
 }
@@ -229,6 +237,73 @@ fn reuse(cluster: &Cluster, prefix: &str, taken_back: bool) -> Outcome {
         cluster.lab().end_last_pod("worker2")?;
     }
     Ok(())
+}
+
+/// A pod with or without an egress address leaves a flow to the node's table; another has its address within a second,
+/// and asks the same server from the same port.
+fn flows_that_a_pod_left_are_not_those_of_the_next_in_another_namespace(
+    cluster: &Cluster,
+) -> Outcome {
+    let (server, host) = (ip(SERVERS[0]), cluster.host("worker2")?);
+    for (number, (app, taken_back)) in [
+        ("Plain", true),
+        ("Plain", false),
+        ("MyApp", true),
+        ("MyApp", false),
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        let (place, first) = begin(cluster, "worker2", pod(&format!("left{number}"), app))?;
+        first.cni(cluster, "ADD", "1.0.0")?.expect_good()?;
+        from_own_port(&place, server)?;
+        let address = first.addresses.iter().find(|a| a.is_ipv4());
+        let address = address.context("an address")?.to_string();
+        let left = || cluster.exec(&host, &["conntrack", "-L", "-s", &address]);
+        ensure!(left()?.contains(&OWN_PORT.to_string()), "{}", left()?);
+        if taken_back {
+            first.cni(cluster, "DEL", "1.0.0")?.expect_good()?;
+            let ended = !left()?.contains(EGRESS[0]);
+            ensure!(ended, "at the end of DEL there was still {}", left()?);
+        }
+        cluster.lab().end_last_pod("worker2")?;
+        let mut next = pod(&format!("next{number}"), "Beside");
+        next.namespace = NAMESPACE.into();
+        let (place, second) = begin(cluster, "worker2", next)?;
+        ensure!(second.addresses == first.addresses, "another address");
+        let watch = Leaving::watch(cluster, |packet| packet.source != ip(THIRD[0]))?;
+        second.cni(cluster, "ADD", "1.0.0")?.expect_good()?;
+        let seen = from_own_port(&place, server)?;
+        ensure!(seen == ip(THIRD[0]), "{app}: came from {seen}");
+        let flows = left()?;
+        let own = flows.contains(THIRD[0]);
+        ensure!(own && !flows.contains(EGRESS[0]), "{flows}");
+        watch.clean()?;
+        second.cni(cluster, "DEL", "1.0.0")?.expect_good()?;
+        cluster.lab().end_last_pod("worker2")?;
+    }
+    Ok(())
+}
+
+/// What the server sees of a pod's UDP from [`OWN_PORT`]. As a program would, the pod asks again while nothing comes.
+fn from_own_port(place: &Place, server: IpAddr) -> anyhow::Result<IpAddr> {
+    const AGAIN: Duration = Duration::from_millis(100);
+    place.run(|| {
+        let socket = UdpSocket::bind((Ipv4Addr::UNSPECIFIED, OWN_PORT))?;
+        socket.connect(echo(server))?;
+        socket.set_read_timeout(Some(AGAIN))?;
+        let deadline = Instant::now() + DEADLINE;
+        let mut buffer = [0; 256];
+        while Instant::now() < deadline {
+            socket.send(b"whoami")?;
+            if let Ok(length) = socket.recv(&mut buffer) {
+                let text = String::from_utf8_lossy(&buffer[..length]);
+                let head = text.lines().next().unwrap_or_default();
+                return Ok(head.parse::<SocketAddr>()?.ip());
+            }
+        }
+        bail!("no answer to UDP from port {OWN_PORT}")
+    })?
 }
 
 fn without_an_agent_only_pods_that_may_be_selected_wait(cluster: &Cluster) -> Outcome {

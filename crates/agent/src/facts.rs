@@ -11,9 +11,28 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 /// MTU to assume while the underlay's device cannot be found, bytes (RFC 894).
 const ETHERNET_MTU: u32 = 1500;
 
+/// What of the node's devices the objects ask for.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Wanted {
+    underlay: Option<IpAddr>,
+    external: Option<ExternalChoice>,
+}
+
+impl Wanted {
+    pub(crate) fn of(snapshot: &Snapshot, node: &NodeName) -> Self {
+        let own = snapshot.nodes.get(node);
+        Wanted {
+            underlay: own.and_then(|node| node.addresses.first()).copied(),
+            external: external_choice(snapshot, node),
+        }
+    }
+}
+
 /// A look at the node's devices.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Links {
+    /// What was asked for.
+    pub(crate) wanted: Wanted,
     /// The external device, on gateways that have one.
     pub(crate) external: Option<(Device, Option<Ipv4Addr>, Option<Ipv6Addr>)>,
     /// Addresses of the external device with their prefix, without link-local ones.
@@ -28,32 +47,25 @@ pub(crate) struct Links {
 
 impl Links {
     /// Looks now.
-    pub(crate) fn look(
-        routing: &mut Routing,
-        snapshot: &Snapshot,
-        node: &NodeName,
-    ) -> Result<Self, RouteError> {
+    pub(crate) fn look(routing: &mut Routing, wanted: Wanted) -> Result<Self, RouteError> {
         let devices = routing.devices()?;
-        let underlay = snapshot
-            .nodes
-            .get(node)
-            .and_then(|node| node.addresses.first())
-            .copied();
+        let underlay = wanted.underlay;
+        let external = match &wanted.external {
+            None => None,
+            Some(ExternalChoice::Auto) => routing.default_device()?,
+            Some(ExternalChoice::Named(name)) => {
+                devices.iter().find(|device| device.name == *name).cloned()
+            }
+        };
+        let by_device = routing.addresses()?;
         let mut links = Links {
+            wanted,
             external: None,
             external_addresses: BTreeSet::new(),
             underlay_mtu: ETHERNET_MTU,
             underlay_up: true,
             local_addresses: BTreeSet::new(),
         };
-        let external = match external_choice(snapshot, node) {
-            None => None,
-            Some(ExternalChoice::Auto) => routing.default_device()?,
-            Some(ExternalChoice::Named(name)) => {
-                devices.iter().find(|device| device.name == name).cloned()
-            }
-        };
-        let by_device = routing.addresses()?;
         for device in &devices {
             let networks = by_device.get(&device.index).cloned().unwrap_or_default();
             let addresses: Vec<IpAddr> = networks.iter().map(IpNet::addr).collect();

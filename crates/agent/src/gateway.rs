@@ -29,6 +29,8 @@ pub(crate) struct Gateway {
     choice: GatewayDatapath,
     announcer: Announcer,
     attached: Option<Attached>,
+    /// Nothing of a gateway is left here: this node is none.
+    clean: bool,
     /// Why there is no data path, for the node's condition.
     pub(crate) trouble: Option<String>,
 }
@@ -40,12 +42,14 @@ impl Gateway {
             choice,
             announcer: Announcer::new(node.clone()),
             attached: None,
+            clean: false,
             trouble: None,
         }
     }
 
     /// Attaches the programs, or adopts them; a change of devices attaches anew. Tables are not touched.
     pub(crate) fn attach(&mut self, tunnel: &Tunnel, device: &Device, links: &Links) {
+        self.clean = false;
         let Some((external, v4, v6)) = &links.external else {
             self.trouble = Some("this gateway node has no external device".into());
             return;
@@ -238,26 +242,30 @@ impl Gateway {
             .unwrap_or_default()
     }
 
+    /// Has [`Self::detach`] look for leftovers once more.
+    pub(crate) fn look_again(&mut self) {
+        self.clean = false;
+    }
+
     /// This node is no gateway (any more): nothing of it stays.
     pub(crate) fn detach(&mut self) {
+        if self.clean {
+            return;
+        }
         self.attached = None;
         self.trouble = None;
         self.announcer
             .update(&BTreeMap::new(), &BTreeSet::new(), false, 0);
         self.announcer.drain();
-        match NetdevGateway::remove() {
-            Ok(true) => {
-                tracing::info!("nftables gateway removed: this node is no gateway any more")
+        let tables = NetdevGateway::remove().map_err(|error| chain(&error));
+        let programs = GatewayDriver::remove(&self.pin_directory).map_err(|error| chain(&error));
+        self.clean = tables.is_ok() && programs.is_ok();
+        for (what, removed) in [("nftables gateway", tables), ("gateway programs", programs)] {
+            match removed {
+                Ok(true) => tracing::info!("{what} removed: this node is no gateway any more"),
+                Ok(false) => {}
+                Err(error) => tracing::warn!(error, "removing {what}"),
             }
-            Ok(false) => {}
-            Err(error) => tracing::warn!(error = %chain(&error), "removing the nftables gateway"),
-        }
-        match GatewayDriver::remove(&self.pin_directory) {
-            Ok(true) => {
-                tracing::info!("gateway programs removed: this node is no gateway any more")
-            }
-            Ok(false) => {}
-            Err(error) => tracing::warn!(error = %chain(&error), "removing gateway programs"),
         }
     }
 }

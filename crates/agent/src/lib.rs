@@ -18,6 +18,7 @@ mod classic;
 mod cni;
 pub mod doctor;
 mod facts;
+mod flows;
 mod gateway;
 mod links;
 mod main_loop;
@@ -111,13 +112,19 @@ pub fn run(
     let links = events.clone();
     links::watch(move || links.send(main_loop::Event::Links).is_ok())?;
     let ranges = port_use::start(events.clone())?;
+    let flows = flows::start(events.clone())?;
     cni::listen(&config.cni.socket, events.clone())?;
     let ready = Arc::new(AtomicBool::new(false));
     let desk = cni::Desk::open(&config.node, &config.state_directory, ready.clone());
     cni::keep_installed(&config.cni, &config.state_directory, &ready, stop)?;
     socket::listen(&config.socket, events)?;
-    main_loop::MainLoop::new(config, datapath, board, status, probes, ranges, desk)
-        .run(&inbox, stop);
+    let ways = main_loop::Ways {
+        status,
+        probes,
+        ranges,
+        flows,
+    };
+    main_loop::MainLoop::new(config, datapath, board, ways, desk).run(&inbox, stop);
     for socket in [&config.socket, &config.cni.socket] {
         let _ = std::fs::remove_file(socket);
     }

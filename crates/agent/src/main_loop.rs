@@ -1,5 +1,7 @@
 //! The loop that alone touches the kernel.
 
+mod owed;
+mod tell;
 mod upkeep;
 
 use crate::Config;
@@ -7,12 +9,13 @@ use crate::attached::Attached;
 use crate::board::Board;
 use crate::chain;
 use crate::cni::{Asked, Desk, Round};
-use crate::facts::Links;
+use crate::facts::{Links, Wanted};
+use crate::flows;
 use crate::gateway::Gateway;
 use crate::port_use::Ranges;
 use crate::probe::{Seen, Targets};
 use crate::remembered::Remembered;
-use crate::report::{self, SeenHere};
+use crate::report::SeenHere;
 use crate::socket::Query;
 use crate::source::{Newest, Status};
 use crate::uplink::Uplink;
@@ -21,7 +24,7 @@ use egret_core::model::{NodeName, Snapshot};
 use egret_core::node::{NodeFacts, NodeOutcome, PathFacts, node_state};
 use egret_core::numbers::{FULL_DESTINATION_SECS, FULL_DESTINATIONS_MAX};
 use egret_datapath::driver::Datapath;
-use egret_datapath::route::Device;
+use egret_datapath::route::{Device, RouteError};
 use egret_objects::View;
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
@@ -36,6 +39,8 @@ const TICK: Duration = Duration::from_millis(500);
 const COMPARE_ALL: Duration = Duration::from_secs(30);
 /// After something has told that it changed, this long passes before the next look.
 const SETTLE: Duration = Duration::from_millis(20);
+/// The same while a pod waits: its own device has told of itself, and its round needs no comparison of everything.
+const SETTLE_WHILE_PODS_WAIT: Duration = Duration::from_millis(200);
 /// Ports in use are counted this often.
 const COUNT_PORTS: Duration = Duration::from_secs(5);
 /// Events taken up before the kernel is touched again.
@@ -53,6 +58,8 @@ pub(crate) enum Event {
     Gateways(Seen),
     /// A link, address, route or rule has changed.
     Links,
+    /// All flows of the node, as asked for.
+    Flows(flows::Read),
     /// Destinations towards which a lease is used up, and how often one was left out for lack of room.
     Full(BTreeSet<Destination>, u64),
     /// Somebody asks.
@@ -61,33 +68,47 @@ pub(crate) enum Event {
     Cni(Asked),
 }
 
+/// The ways to the threads that work for the loop.
+pub(crate) struct Ways {
+    /// To whoever writes this node's status.
+    pub(crate) status: Sender<Status>,
+    /// To whoever probes gateways.
+    pub(crate) probes: Sender<Targets>,
+    /// To whoever follows the ports in use.
+    pub(crate) ranges: Sender<Ranges>,
+    /// To whoever reads all flows: the number of the change that wants them.
+    pub(crate) flows: Sender<u64>,
+}
+
 pub(crate) struct MainLoop {
     config: Config,
     datapath: Datapath,
     gateway: Gateway,
     uplink: Uplink,
     board: Arc<Board>,
-    status: Sender<Status>,
-    probes: Sender<Targets>,
+    ways: Ways,
     cni: Desk,
     started: Instant,
     view: Option<Box<View>>,
     seen: Seen,
     ever_live: BTreeSet<NodeName>,
     remembered: Remembered,
+    /// Facts about links, while nothing has told that they may have changed.
     links: Option<Links>,
     attached: Attached,
+    links_stale: bool,
     tunnel: Option<Device>,
     outcome: Option<NodeOutcome>,
     ports: BTreeMap<IpAddr, u32>,
     ports_counted: Option<Instant>,
+    /// The last change whose flows were asked for.
+    flows_asked: Option<u64>,
     /// Destinations towards which a lease is used up.
     full: BTreeSet<Destination>,
     /// What is looked up now and then, only to be told.
     seen_here: SeenHere,
     /// When the kernel was told so.
     full_told: Instant,
-    ranges: Sender<Ranges>,
     told_ranges: Ranges,
     told_targets: Targets,
     told_status: Option<Status>,
@@ -109,9 +130,7 @@ impl MainLoop {
         config: &Config,
         datapath: Datapath,
         board: &Arc<Board>,
-        status: Sender<Status>,
-        probes: Sender<Targets>,
-        ranges: Sender<Ranges>,
+        ways: Ways,
         cni: Desk,
     ) -> Self {
         MainLoop {
@@ -120,8 +139,7 @@ impl MainLoop {
             gateway: Gateway::new(&config.node, &config.pin_directory, config.gateway_datapath),
             uplink: Uplink::new(config),
             board: board.clone(),
-            status,
-            probes,
+            ways,
             cni,
             started: Instant::now(),
             view: None,
@@ -130,14 +148,15 @@ impl MainLoop {
             remembered: Remembered::load(&config.state_directory),
             links: None,
             attached: Attached::default(),
+            links_stale: true,
             tunnel: None,
             outcome: None,
             ports: BTreeMap::new(),
             ports_counted: None,
+            flows_asked: None,
             full: BTreeSet::new(),
             seen_here: SeenHere::default(),
             full_told: Instant::now(),
-            ranges,
             told_ranges: Ranges::new(),
             told_targets: Targets::default(),
             told_status: None,
@@ -170,7 +189,11 @@ impl MainLoop {
                 tick = Instant::now() + TICK;
             }
             let compare = self.compared.elapsed() >= COMPARE_ALL;
-            let told = self.links_changed && self.looked.elapsed() >= SETTLE;
+            let settle = match self.cni.is_untried() {
+                true => SETTLE_WHILE_PODS_WAIT,
+                false => SETTLE,
+            };
+            let told = self.links_changed && self.looked.elapsed() >= settle;
             if compare || told || ticked {
                 self.mend(compare, told);
             }
@@ -181,6 +204,9 @@ impl MainLoop {
                 self.round();
             } else if ticked {
                 self.rest();
+            }
+            if ticked && self.datapath.owes().is_some() {
+                self.ask_again();
             }
             self.overdue();
             self.gateway.announce(self.now_ms());
@@ -228,7 +254,11 @@ impl MainLoop {
                 self.seen = seen;
                 self.news = true;
             }
-            Event::Links => self.links_changed = true,
+            Event::Links => {
+                self.links_changed = true;
+                self.links_stale = true;
+            }
+            Event::Flows(read) => self.end_owed(read),
             Event::Full(full, left_out) => {
                 if left_out > 0 {
                     tracing::warn!(
@@ -262,14 +292,16 @@ impl MainLoop {
                 tracing::warn!(trouble, "the node's state is not carried out");
             }
         }
-        // Before anything is counted or told: pods wait.
-        let outcome = self.outcome.as_ref().filter(|_| self.trouble.is_none());
+        // Before anything is read, counted or told: pods wait.
         self.cni.after(&Round {
             snapshot: view.as_ref().map(|view| &view.snapshot),
-            outcome,
+            outcome: self.outcome.as_ref().filter(|_| self.trouble.is_none()),
             trouble: self.trouble.as_deref(),
+            flows_ended: self.datapath.owes().is_none(),
         });
+        self.ask_for_flows();
         if let Some(view) = &view {
+            self.count_if_due();
             self.report(view);
         }
         self.view = view;
@@ -277,17 +309,17 @@ impl MainLoop {
 
     /// Pods that have waited long enough.
     fn overdue(&mut self) {
-        let outcome = self.outcome.as_ref().filter(|_| self.trouble.is_none());
         self.cni.overdue(&Round {
             snapshot: self.view.as_ref().map(|view| &view.snapshot),
-            outcome,
+            outcome: self.outcome.as_ref().filter(|_| self.trouble.is_none()),
             trouble: self.trouble.as_deref(),
+            flows_ended: self.datapath.owes().is_none(),
         });
     }
 
     fn carry_out(&mut self, snapshot: &Snapshot) -> Result<(), String> {
         let node = self.config.node.clone();
-        let links = Links::look(self.datapath.routing(), snapshot, &node).map_err(|e| chain(&e))?;
+        let links = self.look(snapshot).map_err(|e| chain(&e))?;
         let path = self.uplink.facts(snapshot, &node).map_err(|e| chain(&e))?;
         let routing = self.datapath.routing();
         let looked = self.attached.look(routing, snapshot, &node);
@@ -343,7 +375,7 @@ impl MainLoop {
 
     fn program(&mut self, outcome: &NodeOutcome) -> Result<(), String> {
         let started = Instant::now();
-        let result = self.datapath.apply(&outcome.state);
+        let result = self.datapath.apply(&outcome.state, &self.cni.idle());
         let seconds = started.elapsed().as_secs_f64();
         let applied = result.map_err(|error| {
             self.board.with(|metrics| {
@@ -354,26 +386,35 @@ impl MainLoop {
         self.board.with(|metrics| {
             metrics.applies.inc();
             metrics.apply_seconds.observe(seconds);
-            metrics.ended_flows.inc_by(applied.ended_flows as u64);
         });
         self.forward_blocked(applied.forward_blocked);
         for name in &applied.sysctls {
             tracing::info!(name, "node-wide setting changed; --cleanup puts it back");
         }
-        if applied.ended_flows > 0 {
-            tracing::info!(
-                flows = applied.ended_flows,
-                "flows ended by a policy change"
-            );
-        }
-        if self.ports_due() || applied.ended_flows > 0 || self.grants_changed(outcome) {
-            self.count_ports()?;
+        self.tell_ended(applied.ended_flows);
+        if self.grants_changed(outcome) {
+            self.ports_counted = None;
         }
         Ok(())
     }
 
     fn grants_changed(&self, outcome: &NodeOutcome) -> bool {
         self.outcome.as_ref().map(|before| &before.granted) != Some(&outcome.granted)
+    }
+
+    /// Facts about links; looked up where something has told that they may have changed.
+    fn look(&mut self, snapshot: &Snapshot) -> Result<Links, RouteError> {
+        let wanted = Wanted::of(snapshot, &self.config.node);
+        match &self.links {
+            Some(links) if !self.links_stale && links.wanted == wanted => Ok(links.clone()),
+            _ => {
+                // What changes from here on is told again.
+                self.links_stale = false;
+                let looked = Links::look(self.datapath.routing(), wanted);
+                self.links_stale = looked.is_err();
+                looked
+            }
+        }
     }
 
     fn facts(&self, links: &Links) -> NodeFacts {
@@ -395,44 +436,6 @@ impl MainLoop {
         }
     }
 
-    /// Probes every gateway but this node itself.
-    fn retarget(&mut self, snapshot: &Snapshot, outcome: &NodeOutcome) {
-        let tunnel = &outcome.state.tunnel;
-        let me = self
-            .tunnel
-            .as_ref()
-            .map(|device| (tunnel.index, tunnel.underlay, device.index));
-        let nodes = || outcome.state.peers.iter();
-        let mut targets = Targets {
-            me,
-            peers: BTreeMap::new(),
-            answers: self.gateway.answers().map(|version| {
-                let nodes = nodes().map(|(index, peer)| (*index, peer.underlay));
-                (version, nodes.collect())
-            }),
-            cut_off: self.links.as_ref().is_some_and(|links| !links.underlay_up),
-        };
-        for (index, peer) in outcome.state.peers.iter().filter(|(_, peer)| peer.gateway) {
-            let name = NodeName(peer.node.clone());
-            let Some(node) = snapshot.nodes.get(&name) else {
-                continue;
-            };
-            let gateways = snapshot.gateways.values();
-            let settings = gateways
-                .filter(|gateway| gateway.nodes.matches(&node.labels))
-                .map(|gateway| (gateway.probe_interval_ms, gateway.probe_failures))
-                .min();
-            if let Some((interval_ms, failures)) = settings {
-                targets
-                    .peers
-                    .insert(name, (*index, peer.underlay, interval_ms, failures));
-            }
-        }
-        if targets != self.told_targets && self.probes.send(targets.clone()).is_ok() {
-            self.told_targets = targets;
-        }
-    }
-
     fn remember(&mut self, outcome: &NodeOutcome) {
         let now = Remembered {
             groups: outcome.groups.clone(),
@@ -443,49 +446,6 @@ impl MainLoop {
                 tracing::warn!(%error, "the groups' numbers cannot be written down");
             }
             self.remembered = now;
-        }
-    }
-
-    fn report(&mut self, view: &View) {
-        let counters = self.datapath.counters().unwrap_or_default();
-        report::metrics(
-            &self.board,
-            self.outcome.as_ref(),
-            &self.seen,
-            &counters,
-            (&self.ports, &self.full),
-        );
-        if let Ok(failed) = self.datapath.insert_failed() {
-            self.board.with(|metrics| {
-                metrics.insert_failed.set(failed);
-            });
-        }
-        self.board
-            .with(|metrics| report::gateway_metrics(metrics, &mut self.gateway));
-        self.board
-            .with(|metrics| report::uplink_metrics(metrics, &self.uplink));
-        let Some(record) = view.snapshot.node_records.get(&self.config.node) else {
-            return;
-        };
-        if !self.seen.settled {
-            return;
-        }
-        let status = report::status(
-            record,
-            view,
-            self.outcome.as_ref().filter(|_| self.trouble.is_none()),
-            &self.gateway,
-            self.links.as_ref(),
-            (&self.ports, &self.full, &self.seen_here),
-            (self.trouble.as_deref(), &self.forward_blocked),
-        );
-        // Told already and not yet written is enough; told, written and lost (a record made anew) is not.
-        let lost = record.resource_version != self.told_version && *record != status.record;
-        if (lost || self.told_status.as_ref() != Some(&status))
-            && self.status.send(status.clone()).is_ok()
-        {
-            self.told_version = record.resource_version;
-            self.told_status = Some(status);
         }
     }
 }

@@ -72,12 +72,19 @@ impl Uplink {
             self.looked = Some(Instant::now());
             self.pods = pods;
         } else if self.choice != CniPath::Netfilter && pods != self.pods {
-            // A new pod may be the first with a program; where the others are is known.
-            let new = pods.difference(&self.pods).copied().collect();
-            let found = self.looker()?.look_towards(&new)?;
-            self.seen.delivered.extend(found);
+            // A new pod's device may be the first with a program; where the others are is known.
+            let new: BTreeSet<IpAddr> = pods.difference(&self.pods).copied().collect();
+            if !new.is_empty() {
+                let found = self.looker()?.look_towards(&new)?;
+                self.seen.delivered.extend(found.delivered);
+                for (device, programmed) in found.devices {
+                    match programmed {
+                        true => self.seen.programs.insert(device),
+                        false => self.seen.programs.remove(&device),
+                    };
+                }
+            }
             self.seen.delivered.retain(|pod, _| pods.contains(pod));
-            self.seen.programs = self.looker()?.look_at_programs()?;
             self.pods = pods;
         }
         Ok(PathFacts {

@@ -4,6 +4,7 @@
 //! and its own grants; gateways also every `EgressAddress`. Pods and grants of other nodes are not looked at (P10).
 
 mod cluster;
+mod ending;
 mod facts;
 mod gateway;
 mod groups;
@@ -14,6 +15,7 @@ mod profiles;
 mod state;
 
 pub use cluster::never_anywhere;
+pub use ending::{Ending, Idle};
 pub use facts::*;
 pub use lookup::Fate;
 pub use path::{CniPath, PathFacts, PodsPath, Way};

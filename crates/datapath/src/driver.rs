@@ -15,8 +15,9 @@ use crate::route::{RouteError, Routing};
 use crate::sysctl::{HASH_SETTINGS, NODE_SETTINGS, SysctlError, Sysctls};
 use crate::worker;
 use egret_core::machines::Destination;
-use egret_core::node::{NodeState, WorkerState};
+use egret_core::node::{Ending, Idle, NodeState};
 use egret_core::numbers::NFT_TABLE;
+use flows::Owed;
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::path::Path;
@@ -59,6 +60,9 @@ pub struct Datapath {
     /// The settings for several gateways are as we want them, and stay so.
     hashes: bool,
     applied: Option<NodeState>,
+    /// A change was begun and has failed: the kernel has something between `applied` and what was asked for.
+    unfinished: bool,
+    owed: Owed,
     /// Destinations that are refused now.
     full: BTreeSet<Destination>,
 }
@@ -74,6 +78,8 @@ impl Datapath {
             sysctls: Sysctls::new(state_directory),
             hashes: false,
             applied: None,
+            unfinished: false,
+            owed: Owed::default(),
             full: BTreeSet::new(),
         })
     }
@@ -84,33 +90,42 @@ impl Datapath {
     }
 
     /// Makes the kernel equal to the state: ways first, then the ruleset in one transaction, then what is left over.
-    /// Flows that the change takes away from their source are ended cleanly.
-    pub fn apply(&mut self, state: &NodeState) -> Result<Applied, DatapathError> {
+    /// Flows that the change takes away from their source are ended cleanly; where only addresses of pods come or go that
+    /// do not run (`idle`), the caller has them ended afterwards ([`Self::owes`]).
+    pub fn apply(&mut self, state: &NodeState, idle: &Idle) -> Result<Applied, DatapathError> {
+        let failed_before = std::mem::replace(&mut self.unfinished, true);
+        if !failed_before {
+            self.pay_before_return(&state.worker)?;
+        }
         let mut sysctls = self.sysctls.ensure(NODE_SETTINGS)?;
         if self.sysctls.differ(HASH_SETTINGS)? && !self.routing.foreign_multipath()? {
             sysctls.extend(self.sysctls.ensure(HASH_SETTINGS)?);
         }
         self.hashes = !self.sysctls.differ(HASH_SETTINGS)?;
         self.routing.prepare(state)?;
-        let moved = self
-            .applied
-            .as_ref()
-            .is_none_or(|old| moves_flows(&old.worker, &state.worker));
+        let ending = match &self.applied {
+            Some(old) if !failed_before => Ending::of(&old.worker, &state.worker, idle),
+            _ => Ending::AtOnce,
+        };
         let known = self.known_addresses(state);
-        if moved && self.applied.is_some() {
+        if ending == Ending::AtOnce && self.applied.is_some() {
             self.remember_ended(state, &known)?;
         }
         if self.nft.apply(&worker::table(state))? {
             self.refuse()?;
         }
         let forward_blocked = self.open_forwarding(state)?;
-        let ended_flows = if moved {
-            self.end_flows(state, &known)?
-        } else {
-            0
+        let ended_flows = match ending {
+            Ending::AtOnce => self.end_flows(state, &known)?,
+            Ending::Afterwards => {
+                self.owe(&state.worker, known);
+                0
+            }
+            Ending::Nothing => 0,
         };
         self.routing.settle()?;
         self.applied = Some(state.clone());
+        self.unfinished = false;
         Ok(Applied {
             ended_flows,
             sysctls,
@@ -197,6 +212,7 @@ impl Datapath {
     /// Removes everything of ours and puts settings back. Goes on after errors and returns them all.
     pub fn remove(&mut self) -> Vec<DatapathError> {
         self.applied = None;
+        self.owed = Owed::default();
         let mut errors = Vec::new();
         errors.extend(self.nft.remove().err().map(DatapathError::from));
         errors.extend(self.forwarding.remove().err().map(DatapathError::from));
@@ -215,25 +231,13 @@ impl Datapath {
         Ok(self.forwarding.ensure(!state.worker.lift.is_empty())?)
     }
 
-    /// Egress addresses of the state before and of this one: flows of both are ours.
+    /// Egress addresses of the state before, of this one, and of those whose flows are owed: flows of all are ours.
     fn known_addresses(&self, state: &NodeState) -> BTreeSet<IpAddr> {
         let mut known = state.worker.egress_addresses.clone();
+        known.extend(&self.owed.known);
         if let Some(old) = &self.applied {
             known.extend(&old.worker.egress_addresses);
         }
         known
     }
-}
-
-/// Whether a flow that exists may get another source (new ranges alone move none).
-fn moves_flows(old: &WorkerState, new: &WorkerState) -> bool {
-    let addresses = |state: &WorkerState| -> BTreeMap<_, _> {
-        state
-            .targets
-            .iter()
-            .map(|(id, target)| (*id, target.address))
-            .collect()
-    };
-    (&old.pods, &old.profiles, &old.never) != (&new.pods, &new.profiles, &new.never)
-        || addresses(old) != addresses(new)
 }

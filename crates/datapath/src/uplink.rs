@@ -18,7 +18,7 @@ mod tables;
 
 pub use counters::COUNTERS;
 pub use device::DeviceError;
-pub use look::{LookError, Looker};
+pub use look::{LookError, Looker, Towards};
 pub use programs::OBJECT;
 
 use crate::damage::{Damage, Found};

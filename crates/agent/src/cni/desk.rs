@@ -3,7 +3,7 @@
 use super::{Asked, kept};
 use egret_core::announced::{Announced, AttachmentId, MaySelect, PodId, Replaced, take_off};
 use egret_core::model::{NodeName, Snapshot};
-use egret_core::node::NodeOutcome;
+use egret_core::node::{Idle, NodeOutcome};
 use egret_core::numbers::{CNI_LEASE_SECS, CNI_OBJECT_SECS, CNI_PENDING_MAX};
 use egret_wire::cni::{Answer, Attachment, Call, Known, VERSION};
 use std::collections::BTreeSet;
@@ -15,6 +15,9 @@ use std::time::{Duration, Instant};
 
 /// What is waited for until the API tells of a pod.
 const OBJECT: Duration = Duration::from_secs(CNI_OBJECT_SECS);
+/// What is waited for until the flows of a pod have ended that is taken back: then its address may be another's. The
+/// plugin waits twice as long.
+const FLOWS: Duration = Duration::from_secs(1);
 /// What is waited for until a selected pod can open connections.
 const LEASE: Duration = Duration::from_secs(CNI_LEASE_SECS);
 
@@ -26,6 +29,8 @@ pub(crate) struct Round<'a> {
     pub(crate) outcome: Option<&'a NodeOutcome>,
     /// Why it was not, for people.
     pub(crate) trouble: Option<&'a str>,
+    /// No flow is left to be ended of pods that came or went.
+    pub(crate) flows_ended: bool,
 }
 
 /// Calls that wait, and everything that was told.
@@ -135,6 +140,25 @@ impl Desk {
         }
     }
 
+    /// Whether something was told that no round has taken up yet.
+    pub(crate) fn is_untried(&self) -> bool {
+        self.untried
+    }
+
+    /// Addresses of pods that do not run: the runtime waits for the answer before it starts their first process, and
+    /// before it gives the addresses of those that have ended to others.
+    pub(crate) fn idle(&self) -> Idle {
+        let mut idle = Idle::default();
+        for (asked, _) in &self.pending {
+            match &asked.call {
+                Call::Add(attachment) => idle.starting.extend(&attachment.addresses),
+                Call::Del(attachment) => idle.ended.extend(&attachment.addresses),
+                Call::Check(_) | Call::Gc { .. } | Call::Status {} => {}
+            }
+        }
+        idle
+    }
+
     /// After a round: answers whoever need not wait any longer.
     pub(crate) fn after(&mut self, round: &Round<'_>) {
         self.untried = false;
@@ -162,7 +186,11 @@ impl Desk {
             let answer = match &asked.call {
                 Call::Add(attachment) => self.add(attachment, since.elapsed(), round, may.as_ref()),
                 // The kernel has been told, or will be before anybody gets the address.
-                _ => Some(Answer::Done {}),
+                _ => {
+                    let carried_out = round.outcome.is_some();
+                    let over = round.flows_ended || !carried_out || since.elapsed() >= FLOWS;
+                    over.then_some(Answer::Done {})
+                }
             };
             match answer {
                 Some(answer) => asked.answer(&answer),

@@ -18,10 +18,7 @@ impl MainLoop {
         if self.uplink.programs_changed() || self.attached.is_due(Instant::now()) {
             self.news = true;
         }
-        if self.ports_due() && self.outcome.is_some() {
-            if let Err(trouble) = self.count_ports() {
-                tracing::warn!(trouble, "counting ports in use");
-            }
+        if self.count_if_due() {
             // Old tables tell nobody when they change.
             if let Some(outcome) = self.outcome.take() {
                 self.open_forwarding(&outcome);
@@ -47,6 +44,8 @@ impl MainLoop {
         }
         if all {
             self.compared = Instant::now();
+            self.links_stale = true;
+            self.gateway.look_again();
         }
         if self.outcome.is_none() || self.tunnel.is_none() {
             return;
@@ -77,6 +76,7 @@ impl MainLoop {
             }
         });
         self.tunnel = None;
+        self.links_stale = true;
         self.news = true;
     }
 
@@ -104,17 +104,28 @@ impl MainLoop {
         }
     }
 
-    pub(super) fn ports_due(&self) -> bool {
-        self.ports_counted
-            .is_none_or(|at| at.elapsed() >= COUNT_PORTS)
+    /// Counts ports in use where it is time to, or where they have changed at once; whether it did.
+    pub(super) fn count_if_due(&mut self) -> bool {
+        let due = self.ports_counted;
+        let due = due.is_none_or(|at| at.elapsed() >= COUNT_PORTS) && self.outcome.is_some();
+        if due && let Err(trouble) = self.count_ports() {
+            tracing::warn!(trouble, "counting ports in use");
+        }
+        due
     }
 
-    pub(super) fn count_ports(&mut self) -> Result<(), String> {
+    fn count_ports(&mut self) -> Result<(), String> {
         self.ports_counted = Some(Instant::now());
         self.ports = self
             .datapath
             .ports_in_use()
             .map_err(|error| chain(&error))?;
+        // With the other reading of the kernel's flows, and not in each round: it waits for a dump that is under way.
+        if let Ok(failed) = self.datapath.insert_failed() {
+            self.board.with(|metrics| {
+                metrics.insert_failed.set(failed);
+            });
+        }
         let refused = self.datapath.refused_protocols();
         self.seen_here.refused = refused.map_err(|error| chain(&error))?;
         let marks = self.datapath.routing().foreign_marks();
@@ -127,7 +138,7 @@ impl MainLoop {
         for target in outcome.state.worker.targets.values() {
             ranges.insert(target.address, target.ranges.clone());
         }
-        if ranges != self.told_ranges && self.ranges.send(ranges.clone()).is_ok() {
+        if ranges != self.told_ranges && self.ways.ranges.send(ranges.clone()).is_ok() {
             self.told_ranges = ranges;
         }
     }

@@ -9,6 +9,7 @@ use aya::programs::TcAttachType;
 use egret_core::node::{PathFacts, Way};
 use egret_core::numbers::{LIFT_DEVICE, LIFT_PEER, ROUTE_PROTOCOL, TUNNEL_DEVICE};
 use ipnet::IpNet;
+use std::collections::btree_map::Entry;
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use thiserror::Error;
@@ -17,6 +18,9 @@ const RTM_GETLINK: u16 = 18;
 const RTM_GETROUTE: u16 = 26;
 const RTM_GETQDISC: u16 = 38;
 const RTM_GETTFILTER: u16 = 46;
+/// `TC_H_MAKE(TC_H_CLSACT, TC_H_MIN_INGRESS)`, which is also the parent of the older `ingress` qdisc's filters.
+const INGRESS: u32 = 0xffff_fff2;
+const TC_H_INGRESS: u32 = 0xffff_fff1;
 /// Sizes of `struct ifinfomsg`, `struct rtmsg` and `struct tcmsg`.
 const LINK_BYTES: usize = 16;
 const ROUTE_BYTES: usize = 12;
@@ -35,6 +39,29 @@ struct Link {
     /// Kind of the bridge or switch that it is a port of.
     port_of: String,
     express: bool,
+}
+
+impl Link {
+    fn is_of_others(&self) -> bool {
+        let ours = [TUNNEL_DEVICE, LIFT_DEVICE, LIFT_PEER, "lo"];
+        !ours.contains(&self.name.as_str())
+    }
+
+    fn has_tcx_program(&self) -> bool {
+        // A netkit device exists for the sake of its programs alone.
+        self.kind == "netkit"
+            || tcx::program_ids(self.index, TcAttachType::Ingress)
+                .is_ok_and(|programs| !programs.is_empty())
+    }
+}
+
+/// Where packets for some pods go.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Towards {
+    /// Device by address; `None`: no way at all, or a device of our own.
+    pub delivered: BTreeMap<IpAddr, Option<String>>,
+    /// Those devices, and whether others' programs look at what arrives by them.
+    pub devices: BTreeMap<String, bool>,
 }
 
 /// Looks at the network namespace of the thread that opened it.
@@ -84,16 +111,30 @@ impl Looker {
         })
     }
 
-    /// Where the routes lead for these addresses alone.
+    /// Where the routes lead for these addresses alone, and whether others' programs look at packets there. A device that
+    /// has gone meanwhile has no name.
     ///
     /// # Errors
     /// [`LookError`].
-    pub fn look_towards(
-        &mut self,
-        pods: &BTreeSet<IpAddr>,
-    ) -> Result<BTreeMap<IpAddr, Option<String>>, LookError> {
-        let links = self.links()?;
-        self.delivered(&links, pods)
+    pub fn look_towards(&mut self, pods: &BTreeSet<IpAddr>) -> Result<Towards, LookError> {
+        let mut found = Towards::default();
+        let mut links: BTreeMap<u32, Option<Link>> = BTreeMap::new();
+        for pod in pods {
+            let mut name = None;
+            if let Some(index) = self.device_towards(*pod)? {
+                if let Entry::Vacant(vacant) = links.entry(index) {
+                    let link = self.link(index)?;
+                    if let Some(link) = &link {
+                        let programmed = self.is_programmed(link);
+                        found.devices.insert(link.name.clone(), programmed);
+                    }
+                    vacant.insert(link);
+                }
+                name = links[&index].as_ref().map(|link| link.name.clone());
+            }
+            found.delivered.insert(*pod, name);
+        }
+        Ok(found)
     }
 
     fn delivered(
@@ -124,31 +165,41 @@ impl Looker {
     /// Devices at whose ingress others' programs look at packets.
     fn programs(&mut self, links: &[Link]) -> Result<BTreeSet<String>, LookError> {
         let filtered = self.filtered()?;
-        let has_program = |link: &&Link| {
-            // A netkit device exists for the sake of its programs alone.
-            link.kind == "netkit"
-                || filtered.contains(&link.index)
-                || tcx::program_ids(link.index, TcAttachType::Ingress)
-                    .is_ok_and(|programs| !programs.is_empty())
-        };
+        let has_program = |link: &&Link| filtered.contains(&link.index) || link.has_tcx_program();
         let chosen = links.iter().filter(has_program);
         Ok(chosen.map(|link| link.name.clone()).collect())
     }
 
+    /// The same for one device.
+    fn is_programmed(&mut self, link: &Link) -> bool {
+        link.has_tcx_program() || self.is_filtered(link.index)
+    }
+
     fn links(&mut self) -> Result<Vec<Link>, LookError> {
         let replies = self.dump(RTM_GETLINK, vec![0; LINK_BYTES], "the devices")?;
-        let ours = [TUNNEL_DEVICE, LIFT_DEVICE, LIFT_PEER, "lo"];
         let links = replies.iter().filter_map(link);
-        Ok(links
-            .filter(|link| !ours.contains(&link.name.as_str()))
-            .collect())
+        Ok(links.filter(Link::is_of_others).collect())
+    }
+
+    /// One device of others, if it is there.
+    fn link(&mut self, index: u32) -> Result<Option<Link>, LookError> {
+        let mut body = vec![0; LINK_BYTES];
+        body[4..8].copy_from_slice(&index.to_ne_bytes());
+        let request = Request {
+            kind: RTM_GETLINK,
+            flags: 0,
+            body,
+            what: format!("the device {index}"),
+        };
+        match self.socket.query(&request) {
+            Ok(reply) => Ok(link(&reply).filter(Link::is_of_others)),
+            Err(NetlinkError::Refused { .. }) => Ok(None),
+            Err(error) => Err(error.into()),
+        }
     }
 
     /// Devices with a clsact filter for arriving packets, whatever it does.
     fn filtered(&mut self) -> Result<BTreeSet<u32>, LookError> {
-        /// `TC_H_MAKE(TC_H_CLSACT, TC_H_MIN_INGRESS)`, which is also the parent of the older `ingress` qdisc's filters.
-        const INGRESS: u32 = 0xffff_fff2;
-        const TC_H_INGRESS: u32 = 0xffff_fff1;
         let qdiscs = self.dump(RTM_GETQDISC, vec![0; TC_BYTES], "queueing disciplines")?;
         let number = |reply: &Reply, at: usize| {
             let bytes = reply.body.get(at..at + 4)?;
@@ -159,17 +210,24 @@ impl Looker {
             let (Some(index), Some(TC_H_INGRESS)) = (number(qdisc, 4), number(qdisc, 12)) else {
                 continue;
             };
-            for parent in [INGRESS, TC_H_INGRESS & 0xffff_0000] {
+            if self.is_filtered(index) {
+                filtered.insert(index);
+            }
+        }
+        Ok(filtered)
+    }
+
+    /// Whether one device has such a filter.
+    fn is_filtered(&mut self, index: u32) -> bool {
+        [INGRESS, TC_H_INGRESS & 0xffff_0000]
+            .into_iter()
+            .any(|parent| {
                 let fields = [0, index, 0, parent, 0];
                 let body = fields.into_iter().flat_map(u32::to_ne_bytes).collect();
                 // A device may go at any moment.
                 let filters = self.dump(RTM_GETTFILTER, body, "filters of a device");
-                if filters.is_ok_and(|filters| !filters.is_empty()) {
-                    filtered.insert(index);
-                }
-            }
-        }
-        Ok(filtered)
+                filters.is_ok_and(|filters| !filters.is_empty())
+            })
     }
 
     /// Unicast routes of all tables but the local one, by device, without those of our own.

@@ -11,6 +11,7 @@ use egret_datapath::gateway::Attachment;
 use egret_datapath::uplink::abi::Config;
 use egret_datapath::uplink::{Looker, OBJECT, UplinkDriver};
 use std::collections::BTreeSet;
+use std::net::IpAddr;
 use std::path::PathBuf;
 
 const UPLINKS: [&str; 2] = ["up0", "up1"];
@@ -273,4 +274,22 @@ fn the_kernel_shows_ways_programs_and_where_pods_are() {
     let _filter = attached("up1", TcAttachType::Ingress, filter);
     let seen = looker.look_at_programs().unwrap();
     assert_eq!(seen, ["pod0", "up1"].map(str::to_owned).into());
+
+    // Asked for one pod, it looks at that pod's device alone, and finds the same there.
+    command("ip route add 10.244.1.12 via 203.0.113.9 dev up1 onlink");
+    for (pod, device, programmed) in [
+        ("10.244.1.10", "pod0", true),
+        ("10.244.1.11", "up0", false),
+        ("10.244.1.12", "up1", true),
+    ] {
+        let pod: IpAddr = pod.parse().unwrap();
+        let towards = looker.look_towards(&[pod].into()).unwrap();
+        let device = device.to_owned();
+        assert_eq!(towards.delivered, [(pod, Some(device.clone()))].into());
+        assert_eq!(towards.devices, [(device, programmed)].into());
+    }
+    let nowhere = "fd00:244:1::10".parse().unwrap();
+    let towards = looker.look_towards(&[nowhere].into()).unwrap();
+    assert_eq!(towards.delivered, [(nowhere, None)].into());
+    assert!(towards.devices.is_empty());
 }

@@ -147,6 +147,7 @@ fn attachment(namespace: &str, name: &str, uid: Option<&str>) -> Attachment {
 struct Office {
     desk: Desk,
     ready: Arc<AtomicBool>,
+    flows_ended: bool,
     _state: tempfile::TempDir,
 }
 
@@ -157,6 +158,7 @@ impl Office {
         Office {
             desk: Desk::open(&me(), state.path(), ready.clone()),
             ready,
+            flows_ended: true,
             _state: state,
         }
     }
@@ -172,6 +174,7 @@ impl Office {
             snapshot: Some(snapshot),
             outcome,
             trouble: outcome.is_none().then_some("the kernel refuses"),
+            flows_ended: self.flows_ended,
         });
     }
 }
@@ -197,6 +200,7 @@ fn a_selected_pod_waits_for_the_kernel_and_for_its_lease() {
         snapshot: Some(&objects),
         outcome: Some(&kernel(Some(true))),
         trouble: None,
+        flows_ended: true,
     });
     assert_eq!(answer(&plugin), None, "that kernel is older than the call");
     office.round(&objects, None);
@@ -248,6 +252,7 @@ fn while_nothing_can_be_programmed_only_pods_that_may_be_selected_wait() {
         snapshot: None,
         outcome: None,
         trouble: None,
+        flows_ended: true,
     });
     assert_eq!(answer(&plugin), Some(Answer::Done {}));
     // The address is still another's in the kernel.
@@ -269,6 +274,32 @@ fn while_nothing_can_be_programmed_only_pods_that_may_be_selected_wait() {
         Some(Answer::Done {}),
         "nothing to do is done at once"
     );
+}
+
+#[test]
+fn a_pod_is_taken_back_once_its_flows_have_ended_and_another_need_not_wait_for_that() {
+    let mut office = Office::new();
+    let mut objects = snapshot(&[("a", "u1"), ("b", "u2")]);
+    let (first, mut second) = (
+        attachment("default", "a", Some("u1")),
+        attachment("default", "b", Some("u2")),
+    );
+    second.addresses = vec!["10.244.1.10".parse().unwrap()];
+    office.call(Call::Add(first.clone()), Some(&mut objects));
+    office.round(&objects, Some(&kernel(Some(true))));
+    assert_eq!(office.desk.idle(), Idle::default(), "it runs");
+    let ended = office.call(Call::Del(first), Some(&mut objects));
+    let starts = office.call(Call::Add(second), Some(&mut objects));
+    let idle = office.desk.idle();
+    assert_eq!(idle.ended, [ADDRESS.parse().unwrap()].into());
+    assert_eq!(idle.starting, ["10.244.1.10".parse().unwrap()].into());
+    office.flows_ended = false;
+    office.round(&objects, Some(&kernel(None)));
+    assert_eq!(answer(&starts), Some(Answer::Done {}));
+    assert_eq!(answer(&ended), None);
+    office.flows_ended = true;
+    office.round(&objects, Some(&kernel(None)));
+    assert_eq!(answer(&ended), Some(Answer::Done {}));
 }
 
 #[test]

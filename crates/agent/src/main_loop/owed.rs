@@ -1,0 +1,48 @@
+//! Flows whose end nobody has to wait for: read by a thread of their own, ended here.
+
+use super::MainLoop;
+use crate::chain;
+use crate::flows::Read;
+
+impl MainLoop {
+    /// Has the flows read that a change has left to be ended, once for each change.
+    pub(super) fn ask_for_flows(&mut self) {
+        let owed = self.datapath.owes();
+        if owed != self.flows_asked
+            && owed.is_none_or(|change| self.ways.flows.send(change).is_ok())
+        {
+            self.flows_asked = owed;
+        }
+    }
+
+    /// The flows are read: those that a change has taken away from their source end. What fails is asked for again at
+    /// the next tick.
+    pub(super) fn end_owed(&mut self, read: Read) {
+        let change = read.change;
+        let ended = read.flows.and_then(|flows| {
+            let ended = self.datapath.end_owed(change, flows);
+            ended.map_err(|error| chain(&error))
+        });
+        match ended {
+            Ok(flows) => self.tell_ended(flows),
+            Err(error) => tracing::warn!(error, "ending the flows of pods that came or went"),
+        }
+    }
+
+    /// What was asked for and not brought is asked for again.
+    pub(super) fn ask_again(&mut self) {
+        self.flows_asked = None;
+        self.ask_for_flows();
+    }
+
+    pub(super) fn tell_ended(&mut self, flows: usize) {
+        if flows == 0 {
+            return;
+        }
+        tracing::info!(flows, "flows ended by a policy change");
+        self.board.with(|metrics| {
+            metrics.ended_flows.inc_by(flows as u64);
+        });
+        self.ports_counted = None;
+    }
+}

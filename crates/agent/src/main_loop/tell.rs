@@ -1,0 +1,87 @@
+//! What the loop tells others of the node: to whom probes go, figures, the status.
+
+use super::MainLoop;
+use crate::probe::Targets;
+use crate::report;
+use egret_core::model::{NodeName, Snapshot};
+use egret_core::node::NodeOutcome;
+use egret_objects::View;
+use std::collections::BTreeMap;
+
+impl MainLoop {
+    /// Probes every gateway but this node itself.
+    pub(super) fn retarget(&mut self, snapshot: &Snapshot, outcome: &NodeOutcome) {
+        let tunnel = &outcome.state.tunnel;
+        let me = self
+            .tunnel
+            .as_ref()
+            .map(|device| (tunnel.index, tunnel.underlay, device.index));
+        let nodes = || outcome.state.peers.iter();
+        let mut targets = Targets {
+            me,
+            peers: BTreeMap::new(),
+            answers: self.gateway.answers().map(|version| {
+                let nodes = nodes().map(|(index, peer)| (*index, peer.underlay));
+                (version, nodes.collect())
+            }),
+            cut_off: self.links.as_ref().is_some_and(|links| !links.underlay_up),
+        };
+        for (index, peer) in outcome.state.peers.iter().filter(|(_, peer)| peer.gateway) {
+            let name = NodeName(peer.node.clone());
+            let Some(node) = snapshot.nodes.get(&name) else {
+                continue;
+            };
+            let gateways = snapshot.gateways.values();
+            let settings = gateways
+                .filter(|gateway| gateway.nodes.matches(&node.labels))
+                .map(|gateway| (gateway.probe_interval_ms, gateway.probe_failures))
+                .min();
+            if let Some((interval_ms, failures)) = settings {
+                targets
+                    .peers
+                    .insert(name, (*index, peer.underlay, interval_ms, failures));
+            }
+        }
+        if targets != self.told_targets && self.ways.probes.send(targets.clone()).is_ok() {
+            self.told_targets = targets;
+        }
+    }
+
+    pub(super) fn report(&mut self, view: &View) {
+        let counters = self.datapath.counters().unwrap_or_default();
+        report::metrics(
+            &self.board,
+            self.outcome.as_ref(),
+            &self.seen,
+            &counters,
+            (&self.ports, &self.full),
+        );
+        self.board
+            .with(|metrics| report::gateway_metrics(metrics, &mut self.gateway));
+        self.board
+            .with(|metrics| report::uplink_metrics(metrics, &self.uplink));
+        let Some(record) = view.snapshot.node_records.get(&self.config.node) else {
+            return;
+        };
+        if !self.seen.settled {
+            return;
+        }
+        let status = report::status(
+            record,
+            view,
+            self.outcome.as_ref().filter(|_| self.trouble.is_none()),
+            &self.gateway,
+            self.links.as_ref(),
+            (&self.ports, &self.full, &self.seen_here),
+            (self.trouble.as_deref(), &self.forward_blocked),
+        );
+        // Told already and not yet written is enough; told, written and lost (a record made anew) is not.
+        let lost = record.resource_version != self.told_version && *record != status.record;
+        if (lost || self.told_status.as_ref() != Some(&status))
+            && self.ways.status.send(status.clone()).is_ok()
+        {
+            self.told_version = record.resource_version;
+            self.told_status = Some(status);
+        }
+    }
+}

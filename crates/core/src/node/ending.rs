@@ -1,0 +1,200 @@
+//! When flows that a change of the worker's state takes away from their source have to be ended.
+
+use super::state::WorkerState;
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
+
+/// Addresses of pods that do not run, as the CNI tells.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Idle {
+    /// Of pods whose first process waits for the CNI's answer.
+    pub starting: BTreeSet<IpAddr>,
+    /// Of pods that have ended. Nobody else gets them before the CNI's answer.
+    pub ended: BTreeSet<IpAddr>,
+}
+
+/// When the flows that a change ends must have ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Ending {
+    /// It moves no flow.
+    Nothing,
+    /// After the change is in force: only addresses of pods that do not run come or go.
+    Afterwards,
+    /// As part of the change: pods that run are concerned.
+    AtOnce,
+}
+
+impl Ending {
+    /// What the step from one state to the next asks for. New ranges alone move no flow.
+    ///
+    /// An address that comes new has no flow with an egress address: the step that took it from its last pod has ended
+    /// them, or the caller ends them before this step. What else may be there (an unselected pod had it) the guard keeps
+    /// in from the moment of the change, until it is ended. An address that a starting pod takes from another without
+    /// being selected itself has such flows.
+    pub fn of(before: &WorkerState, after: &WorkerState, idle: &Idle) -> Self {
+        let addresses = |state: &WorkerState| -> BTreeMap<_, _> {
+            let targets = state.targets.iter();
+            targets.map(|(id, target)| (*id, target.address)).collect()
+        };
+        let targets = (addresses(before), addresses(after));
+        let same_pods = before.pods == after.pods;
+        if same_pods
+            && targets.0 == targets.1
+            && (&before.profiles, &before.never) == (&after.profiles, &after.never)
+        {
+            return Ending::Nothing;
+        }
+        let changes = after.pods.changes_since(&before.pods);
+        let idle_alone = changes.iter().all(|change| {
+            let starts = idle.starting.contains(&change.address);
+            let ends = idle.ended.contains(&change.address);
+            (change.before.is_none() && starts) || (change.after.is_none() && ends && !starts)
+        });
+        // What the pods had that stay is theirs still; what comes or goes besides is that of the pods that do.
+        let kept = before.never == after.never
+            && keeps(&before.profiles, &after.profiles)
+            && keeps(&targets.0, &targets.1);
+        match !same_pods && idle_alone && kept {
+            true => Ending::Afterwards,
+            false => Ending::AtOnce,
+        }
+    }
+}
+
+/// Nothing that is in both has changed.
+fn keeps<K: Ord, V: PartialEq>(before: &BTreeMap<K, V>, after: &BTreeMap<K, V>) -> bool {
+    let mut both = before
+        .iter()
+        .filter_map(|(key, old)| Some((old, after.get(key)?)));
+    both.all(|(old, new)| old == new)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::PortRange;
+    use crate::node::{DestinationBox, Profile, ProfileId, Target, TargetId, Verdict};
+
+    const FIRST: &str = "10.0.0.1";
+    const SECOND: &str = "10.0.0.2";
+
+    fn ip(text: &str) -> IpAddr {
+        text.parse().unwrap()
+    }
+
+    /// Pods with the number of their policy, each of which has an address of its own.
+    fn state(pods: &[(&str, u64)]) -> WorkerState {
+        let mut state = WorkerState::default();
+        for (address, number) in pods {
+            state.pods.insert(ip(address), ProfileId(*number));
+            let verdict = Verdict::Target(TargetId(*number));
+            let everything = DestinationBox {
+                first: ip("0.0.0.0"),
+                last: ip("255.255.255.255"),
+                protocol: None,
+                port_first: 0,
+                port_last: u16::MAX,
+                verdict,
+            };
+            let boxes = vec![everything];
+            let portless = Vec::new();
+            let profile = Profile { boxes, portless };
+            state.profiles.insert(ProfileId(*number), profile);
+            let target = Target {
+                address: ip(&format!("192.0.2.{number}")),
+                group: 1,
+                ranges: Vec::new(),
+            };
+            state.targets.insert(TargetId(*number), target);
+        }
+        state
+    }
+
+    fn idle(starting: &[&str], ended: &[&str]) -> Idle {
+        let all = |addresses: &[&str]| addresses.iter().map(|address| ip(address)).collect();
+        Idle {
+            starting: all(starting),
+            ended: all(ended),
+        }
+    }
+
+    fn ending(before: &[(&str, u64)], after: &[(&str, u64)], idle: &Idle) -> Ending {
+        Ending::of(&state(before), &state(after), idle)
+    }
+
+    #[test]
+    fn pods_that_do_not_run_can_wait_for_the_end_of_flows() {
+        let (one, two) = ([(FIRST, 1)], [(FIRST, 1), (SECOND, 1)]);
+        // The first and the last pod of a policy bring it and take it along.
+        let other = [(FIRST, 1), (SECOND, 2)];
+        let starts = idle(&[SECOND], &[]);
+        let ended = idle(&[], &[SECOND]);
+        let nobody = Idle::default();
+        for many in [&two, &other] {
+            assert_eq!(ending(&one, many, &starts), Ending::Afterwards);
+            assert_eq!(ending(many, &one, &ended), Ending::Afterwards);
+            for running in [&nobody, &idle(&[FIRST], &[]), &ended] {
+                assert_eq!(ending(&one, many, running), Ending::AtOnce);
+            }
+            for running in [&nobody, &idle(&[], &[FIRST]), &starts] {
+                assert_eq!(ending(many, &one, running), Ending::AtOnce);
+            }
+        }
+    }
+
+    #[test]
+    fn an_address_that_was_never_taken_back_cannot_wait() {
+        let two = [(FIRST, 1), (SECOND, 1)];
+        let starts = idle(&[SECOND], &[]);
+        let to_another_policy = [(FIRST, 1), (SECOND, 2)];
+        assert_eq!(ending(&two, &to_another_policy, &starts), Ending::AtOnce);
+        let to_none = [(FIRST, 1)];
+        assert_eq!(ending(&two, &to_none, &starts), Ending::AtOnce);
+        // Taken back, and given to another at once.
+        let both = idle(&[SECOND], &[SECOND]);
+        assert_eq!(ending(&two, &to_none, &both), Ending::AtOnce);
+        assert_eq!(ending(&two, &to_another_policy, &both), Ending::AtOnce);
+    }
+
+    #[test]
+    fn a_change_for_others_beside_it_cannot_wait() {
+        let both = [(FIRST, 1), (SECOND, 2)];
+        let idle = idle(&[SECOND], &[FIRST]);
+        let before = state(&both[..1]);
+        let changes: [fn(&mut WorkerState); 4] = [
+            |state| {
+                let target = state.targets.get_mut(&TargetId(1)).unwrap();
+                target.address = ip("192.0.2.9");
+            },
+            |state| {
+                let profile = state.profiles.get_mut(&ProfileId(1)).unwrap();
+                profile.boxes[0].port_first = 443;
+            },
+            |state| {
+                state.never.insert("192.0.2.0/24".parse().unwrap());
+            },
+            |state| {
+                state.pods.insert(ip(FIRST), ProfileId(2));
+            },
+        ];
+        for change in changes {
+            let mut after = state(&both);
+            change(&mut after);
+            assert_eq!(Ending::of(&before, &after, &idle), Ending::AtOnce);
+            let mut alone = before.clone();
+            change(&mut alone);
+            assert_eq!(Ending::of(&before, &alone, &idle), Ending::AtOnce);
+        }
+    }
+
+    #[test]
+    fn new_ranges_alone_move_no_flow() {
+        let before = state(&[(FIRST, 1)]);
+        let mut after = before.clone();
+        let (first, last) = (1024, 1087);
+        let ranges = &mut after.targets.get_mut(&TargetId(1)).unwrap().ranges;
+        ranges.push(PortRange { first, last });
+        let nobody = Idle::default();
+        assert_eq!(Ending::of(&before, &after, &nobody), Ending::Nothing);
+    }
+}
