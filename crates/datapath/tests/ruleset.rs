@@ -117,6 +117,7 @@ fn state() -> NodeState {
                         address: ip("192.168.122.222"),
                         group: 1,
                         ranges: ranges.clone(),
+                        account: AccountId(0xa),
                     },
                 ),
                 (
@@ -125,6 +126,7 @@ fn state() -> NodeState {
                         address: ip("fd00:122::222"),
                         group: 1,
                         ranges,
+                        account: AccountId(0xb),
                     },
                 ),
             ]),
