@@ -14,6 +14,7 @@ use crate::remembered::Remembered;
 use crate::report::{self, SeenHere};
 use crate::socket::Query;
 use crate::source::{Newest, Status};
+use crate::traffic::Traffic;
 use crate::uplink::Uplink;
 use egret_core::machines::Destination;
 use egret_core::model::{NodeName, Snapshot};
@@ -71,6 +72,9 @@ pub(crate) struct MainLoop {
     cni: Desk,
     started: Instant,
     view: Option<Box<View>>,
+    /// When the oldest view came that is not carried out yet.
+    asked: Option<Instant>,
+    traffic: Traffic,
     seen: Seen,
     ever_live: BTreeSet<NodeName>,
     remembered: Remembered,
@@ -123,6 +127,8 @@ impl MainLoop {
             cni,
             started: Instant::now(),
             view: None,
+            asked: None,
+            traffic: Traffic::default(),
             seen: Seen::default(),
             ever_live: BTreeSet::new(),
             remembered: Remembered::load(&config.state_directory),
@@ -203,7 +209,8 @@ impl MainLoop {
     fn take_up(&mut self, event: Event) {
         match event {
             Event::View(newest) => {
-                if let Some(mut view) = newest.take() {
+                if let Some((mut view, since)) = newest.take() {
+                    self.asked.get_or_insert(since);
                     self.cni.dress(&mut view.snapshot);
                     self.view = Some(view);
                     self.news = true;
@@ -256,6 +263,10 @@ impl MainLoop {
             self.trouble = self.carry_out(&view.snapshot).err();
             if let Some(trouble) = &self.trouble {
                 tracing::warn!(trouble, "the node's state is not carried out");
+            } else if let Some(asked) = self.asked.take() {
+                let seconds = asked.elapsed().as_secs_f64();
+                self.board
+                    .with(|metrics| metrics.programming_seconds.observe(seconds));
             }
         }
         // Before anything is counted or told: pods wait.
@@ -438,14 +449,16 @@ impl MainLoop {
     }
 
     fn report(&mut self, view: &View) {
-        let counters = self.datapath.counters().unwrap_or_default();
+        self.traffic.read(&mut self.datapath, &mut self.gateway);
         report::metrics(
             &self.board,
             self.outcome.as_ref(),
             &self.seen,
-            &counters,
+            self.traffic.reasons(),
             (&self.ports, &self.full),
         );
+        let (traffic, outcome) = (&self.traffic, self.outcome.as_ref());
+        self.board.with(|metrics| traffic.show(metrics, outcome));
         if let Ok(failed) = self.datapath.insert_failed() {
             self.board.with(|metrics| {
                 metrics.insert_failed.set(failed);
