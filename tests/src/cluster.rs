@@ -351,12 +351,20 @@ impl Cluster {
         Ok(counters.filter(|(_, packets)| *packets > 0).collect())
     }
 
+    /// What the agent of a host serves at `/metrics`: a moment old.
+    ///
+    /// # Errors
+    /// The metrics are not served.
+    pub fn metrics(&self, host: &str) -> anyhow::Result<String> {
+        self.host(host)?.run(metrics)?
+    }
+
     /// A counter of a gateway's eBPF programs, as its agent's metrics show it: a moment old.
     ///
     /// # Errors
     /// The metrics are not served.
     pub fn gateway_counter(&self, host: &str, reason: &str) -> anyhow::Result<u64> {
-        let text = self.host(host)?.run(metrics)??;
+        let text = self.metrics(host)?;
         let wanted = format!("egret_agent_gateway_packets{{reason=\"{reason}\"}} ");
         let line = text.lines().find_map(|line| line.strip_prefix(&wanted));
         Ok(line.map_or(Ok(0), str::parse)?)
