@@ -332,7 +332,7 @@ impl Cluster {
             .with_context(|| format!("no counter {name} on {host}: {text}"))
     }
 
-    /// All counters of a worker's ruleset that are not zero, read from the kernel.
+    /// All counters of a worker's ruleset that are not zero, but those of traffic, read from the kernel.
     ///
     /// # Errors
     /// It has no ruleset.
@@ -348,7 +348,10 @@ impl Cluster {
             ))
         };
         let counters = objects.iter().filter_map(counter);
-        Ok(counters.filter(|(_, packets)| *packets > 0).collect())
+        let traffic = |name: &str| name.starts_with("sent_") || name.starts_with("opened_");
+        Ok(counters
+            .filter(|(name, packets)| *packets > 0 && !traffic(name))
+            .collect())
     }
 
     /// What the agent of a host serves at `/metrics`: a moment old.
