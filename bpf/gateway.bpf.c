@@ -22,6 +22,7 @@
 #include "include/icmp.h"
 #include "include/neighbour.h"
 #include "include/probe.h"
+#include "include/traffic.h"
 
 /* Drops after telling the sender by an ICMP error out of the device that the packet came by. */
 static __noinline int tell_outside(struct __sk_buff *skb, const struct egret_packet *packet, __u32 kind)
@@ -101,6 +102,7 @@ static __always_inline int steer_inward(struct __sk_buff *skb, struct egret_conf
 		remember_first_fragment(&selection.datagram, index);
 	if (index == EGRET_SLOT_SELF) {
 		count(EGRET_IN_SELF);
+		count_back(skb, packet);
 		return EGRET_PASS;
 	}
 	worker = worker_at(index);
@@ -116,6 +118,7 @@ static __always_inline int steer_inward(struct __sk_buff *skb, struct egret_conf
 	}
 	if (decrement_hop_limit(skb, packet->version, packet->hop_limit) < 0)
 		return drop(EGRET_FAILED);
+	count_back(skb, packet);
 	return tunnel_to(skb, settings, worker, EGRET_IN_FORWARDED);
 }
 
@@ -158,7 +161,7 @@ int external_in(struct __sk_buff *skb)
 		return EGRET_PASS;
 	if (parsed < 0 || ETH_HLEN + packet.l3_bytes > skb->len)
 		return drop(EGRET_IN_MALFORMED);
-	return steer_inward(skb, settings, table, &packet);
+	return judged_back(steer_inward(skb, settings, table, &packet), &packet);
 }
 
 /* The index that the sender's MAC address claims; what it claims is checked against its underlay address. */
@@ -232,6 +235,7 @@ static __always_inline int send_out(struct __sk_buff *skb, struct egret_config *
 		return drop(EGRET_FAILED);
 	skb->mark = 0;
 	count(EGRET_OUT_FORWARDED);
+	count_out(skb, packet);
 	return bpf_redirect_neigh(settings->external_ifindex, 0, 0, 0);
 }
 
@@ -296,7 +300,7 @@ int egress_in(struct __sk_buff *skb)
 		return probe(skb, settings, &packet, &underlay);
 	table = table_of(&packet.source);
 	if (table)
-		return send_out(skb, settings, table, &packet, &underlay);
+		return judged_out(send_out(skb, settings, table, &packet, &underlay), &packet);
 	return receive(skb, settings, &packet, &underlay);
 }
 

@@ -102,6 +102,18 @@ struct egret_fragment {
 	__u32 reserved;
 };
 
+/* Value of traffic, per CPU. Bytes are those of IP packets; packets that the kernel has merged are counted apart. */
+struct egret_sums {
+	__u64 packets;
+	__u64 bytes;
+	__u64 dropped; /* packets */
+};
+
+struct egret_traffic {
+	struct egret_sums out; /* to the network outside */
+	struct egret_sums back; /* from it */
+};
+
 /* Payload of a probe; the frozen wire format of crates/wire/src/probe.rs. Network byte order. */
 struct egret_probe {
 	__u8 magic[4]; /* "EGRT" */

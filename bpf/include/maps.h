@@ -55,6 +55,15 @@ struct {
 	__type(value, __u64);
 } counters SEC(".maps");
 
+/* The loader makes an element for every address that it steers; the programs make none. */
+struct {
+	__uint(type, BPF_MAP_TYPE_PERCPU_HASH);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__uint(max_entries, EGRET_ADDRESSES_MAX);
+	__type(key, struct egret_address);
+	__type(value, struct egret_traffic);
+} traffic SEC(".maps");
+
 enum egret_icmp_kind { EGRET_TIME_EXCEEDED = 0, EGRET_PACKET_TOO_BIG = 1, EGRET_ICMP_KINDS = 2 };
 
 struct egret_icmp_window {

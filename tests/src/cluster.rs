@@ -332,7 +332,7 @@ impl Cluster {
             .with_context(|| format!("no counter {name} on {host}: {text}"))
     }
 
-    /// All counters of a worker's ruleset that are not zero, read from the kernel.
+    /// All counters of a worker's ruleset that are not zero, but those of traffic, read from the kernel.
     ///
     /// # Errors
     /// It has no ruleset.
@@ -348,7 +348,18 @@ impl Cluster {
             ))
         };
         let counters = objects.iter().filter_map(counter);
-        Ok(counters.filter(|(_, packets)| *packets > 0).collect())
+        let traffic = |name: &str| name.starts_with("sent_") || name.starts_with("opened_");
+        Ok(counters
+            .filter(|(name, packets)| *packets > 0 && !traffic(name))
+            .collect())
+    }
+
+    /// What the agent of a host serves at `/metrics`: a moment old.
+    ///
+    /// # Errors
+    /// The metrics are not served.
+    pub fn metrics(&self, host: &str) -> anyhow::Result<String> {
+        self.host(host)?.run(metrics)?
     }
 
     /// A counter of a gateway's eBPF programs, as its agent's metrics show it: a moment old.
@@ -356,7 +367,7 @@ impl Cluster {
     /// # Errors
     /// The metrics are not served.
     pub fn gateway_counter(&self, host: &str, reason: &str) -> anyhow::Result<u64> {
-        let text = self.host(host)?.run(metrics)??;
+        let text = self.metrics(host)?;
         let wanted = format!("egret_agent_gateway_packets{{reason=\"{reason}\"}} ");
         let line = text.lines().find_map(|line| line.strip_prefix(&wanted));
         Ok(line.map_or(Ok(0), str::parse)?)

@@ -9,7 +9,7 @@ use egret_core::node::{GatewayState, Tunnel};
 use egret_datapath::damage::Found;
 use egret_datapath::gateway::announce::{SolicitedNodes, gratuitous};
 use egret_datapath::gateway::netdev::NetdevGateway;
-use egret_datapath::gateway::{GatewayConfig, GatewayDriver};
+use egret_datapath::gateway::{Carried, GatewayConfig, GatewayDriver};
 use egret_datapath::route::Device;
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
@@ -31,6 +31,8 @@ pub(crate) struct Gateway {
     attached: Option<Attached>,
     /// Nothing of a gateway is left here: this node is none.
     clean: bool,
+    /// How often this node began to announce each address that it serves.
+    takeovers: BTreeMap<IpAddr, u64>,
     /// Why there is no data path, for the node's condition.
     pub(crate) trouble: Option<String>,
 }
@@ -43,6 +45,7 @@ impl Gateway {
             announcer: Announcer::new(node.clone()),
             attached: None,
             clean: false,
+            takeovers: BTreeMap::new(),
             trouble: None,
         }
     }
@@ -131,6 +134,12 @@ impl Gateway {
     /// are kept, but probes are told version 0: nobody sends through a gateway that cannot send on.
     pub(crate) fn apply(&mut self, state: &GatewayState, own: u16, link_up: bool) {
         let announcing = self.announcer.announcing();
+        self.takeovers
+            .retain(|address, _| state.addresses.contains_key(address));
+        for address in state.addresses.keys() {
+            // Shown from 0 on, so that the first take-over is a rise too.
+            self.takeovers.entry(*address).or_default();
+        }
         let Some(attached) = &mut self.attached else {
             return;
         };
@@ -179,7 +188,10 @@ impl Gateway {
         self.announcer.handle_deadline(now_ms);
         for command in self.announcer.drain() {
             match command {
-                AnnouncerCommand::Announce(address) => tracing::info!(%address, "announcing"),
+                AnnouncerCommand::Announce(address) => {
+                    *self.takeovers.entry(address).or_default() += 1;
+                    tracing::info!(%address, "announcing");
+                }
                 AnnouncerCommand::Withdraw(address) => {
                     tracing::info!(%address, "no longer announcing")
                 }
@@ -247,12 +259,24 @@ impl Gateway {
         self.clean = false;
     }
 
+    /// What was carried and dropped, by egress address.
+    pub(crate) fn traffic(&mut self) -> BTreeMap<IpAddr, Carried> {
+        let attached = self.attached.as_mut();
+        attached.map_or_else(BTreeMap::new, |attached| attached.driver.traffic())
+    }
+
+    /// How often this node began to announce each address that it serves.
+    pub(crate) fn takeovers(&self) -> &BTreeMap<IpAddr, u64> {
+        &self.takeovers
+    }
+
     /// This node is no gateway (any more): nothing of it stays.
     pub(crate) fn detach(&mut self) {
         if self.clean {
             return;
         }
         self.attached = None;
+        self.takeovers.clear();
         self.trouble = None;
         self.announcer
             .update(&BTreeMap::new(), &BTreeSet::new(), false, 0);

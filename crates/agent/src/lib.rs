@@ -30,6 +30,7 @@ mod remembered;
 pub mod report;
 mod socket;
 mod source;
+mod traffic;
 mod uplink;
 
 pub use board::Board;

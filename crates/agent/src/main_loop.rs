@@ -18,6 +18,7 @@ use crate::remembered::Remembered;
 use crate::report::SeenHere;
 use crate::socket::Query;
 use crate::source::{Newest, Status};
+use crate::traffic::Traffic;
 use crate::uplink::Uplink;
 use egret_core::machines::Destination;
 use egret_core::model::{NodeName, Snapshot};
@@ -90,6 +91,9 @@ pub(crate) struct MainLoop {
     cni: Desk,
     started: Instant,
     view: Option<Box<View>>,
+    /// When the oldest view came that is not carried out yet.
+    asked: Option<Instant>,
+    traffic: Traffic,
     seen: Seen,
     ever_live: BTreeSet<NodeName>,
     remembered: Remembered,
@@ -143,6 +147,8 @@ impl MainLoop {
             cni,
             started: Instant::now(),
             view: None,
+            asked: None,
+            traffic: Traffic::default(),
             seen: Seen::default(),
             ever_live: BTreeSet::new(),
             remembered: Remembered::load(&config.state_directory),
@@ -232,7 +238,8 @@ impl MainLoop {
     fn take_up(&mut self, event: Event) {
         match event {
             Event::View(newest) => {
-                if let Some(mut view) = newest.take() {
+                if let Some((mut view, since)) = newest.take() {
+                    self.asked.get_or_insert(since);
                     self.cni.dress(&mut view.snapshot);
                     self.view = Some(view);
                     self.attached.stir();
@@ -290,6 +297,10 @@ impl MainLoop {
             self.trouble = self.carry_out(&view.snapshot).err();
             if let Some(trouble) = &self.trouble {
                 tracing::warn!(trouble, "the node's state is not carried out");
+            } else if let Some(asked) = self.asked.take() {
+                let seconds = asked.elapsed().as_secs_f64();
+                self.board
+                    .with(|metrics| metrics.programming_seconds.observe(seconds));
             }
         }
         // Before anything is read, counted or told: pods wait.

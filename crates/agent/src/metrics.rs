@@ -22,6 +22,24 @@ pub struct ByAddress {
     pub address: String,
 }
 
+/// A counter by policy and egress address.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub struct ByPolicyAndAddress {
+    /// The policy, as `egret_controller_policy_ready` names it, or `other`.
+    pub policy: String,
+    /// The egress address, or `other`.
+    pub address: String,
+}
+
+/// A counter by egress address and direction.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub struct ByAddressAndDirection {
+    /// The egress address, or `other`.
+    pub address: String,
+    /// `out` to the network outside, or `in` from it.
+    pub direction: String,
+}
+
 /// A counter by kind of thing.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 pub struct ByKind {
@@ -47,6 +65,20 @@ pub struct Metrics {
     pub gateway_packets: Family<ByReason, Gauge<u64, AtomicU64>>,
     /// Packets at the uplinks' programs, by what became of them.
     pub uplink_packets: Family<ByReason, Gauge<u64, AtomicU64>>,
+    /// Packets that left this node with an egress address.
+    pub sent_packets: Family<ByPolicyAndAddress, Counter>,
+    /// Bytes of them.
+    pub sent_bytes: Family<ByPolicyAndAddress, Counter>,
+    /// Connections that were given a source port.
+    pub connections: Family<ByPolicyAndAddress, Counter>,
+    /// Packets that this gateway carried.
+    pub carried_packets: Family<ByAddressAndDirection, Counter>,
+    /// Bytes of them.
+    pub carried_bytes: Family<ByAddressAndDirection, Counter>,
+    /// Packets that this gateway dropped.
+    pub dropped_packets: Family<ByAddressAndDirection, Counter>,
+    /// Times that this node began to announce an address.
+    pub takeovers: Family<ByAddress, Counter>,
     /// Whether a gateway answers this node's probes.
     pub gateway_live: Family<ByGateway, Gauge>,
     /// Gateways that stopped answering.
@@ -57,6 +89,8 @@ pub struct Metrics {
     pub apply_errors: Counter,
     /// Seconds to carry a state out.
     pub apply_seconds: Histogram,
+    /// Seconds from a changed view of the objects to the kernel's acknowledgement.
+    pub programming_seconds: Histogram,
     /// Damage by others that was found and mended.
     pub repairs: Family<ByKind, Counter>,
     /// Flows ended by policy changes.
@@ -86,12 +120,19 @@ impl Default for Metrics {
             worker_packets: Family::default(),
             gateway_packets: Family::default(),
             uplink_packets: Family::default(),
+            sent_packets: Family::default(),
+            sent_bytes: Family::default(),
+            connections: Family::default(),
+            carried_packets: Family::default(),
+            carried_bytes: Family::default(),
+            dropped_packets: Family::default(),
+            takeovers: Family::default(),
             gateway_live: Family::default(),
             gateway_losses: Counter::default(),
             applies: Counter::default(),
             apply_errors: Counter::default(),
-            // 0.1 ms to about 6 s.
-            apply_seconds: Histogram::new(exponential_buckets(0.0001, 3.0, 11)),
+            apply_seconds: seconds(),
+            programming_seconds: seconds(),
             repairs: Family::default(),
             ended_flows: Counter::default(),
             ports_in_use: Family::default(),
@@ -104,8 +145,14 @@ impl Default for Metrics {
             findings: Gauge::default(),
         };
         metrics.register();
+        metrics.register_traffic();
         metrics
     }
+}
+
+/// 0.1 ms to about 6 s.
+fn seconds() -> Histogram {
+    Histogram::new(exponential_buckets(0.0001, 3.0, 11))
 }
 
 impl Metrics {
@@ -139,6 +186,11 @@ impl Metrics {
             "apply_seconds",
             "Seconds to carry a state out",
             self.apply_seconds.clone(),
+        );
+        r.register(
+            "programming_seconds",
+            "Seconds from a changed view of the objects to the kernel's acknowledgement",
+            self.programming_seconds.clone(),
         );
         r.register(
             "repairs",
@@ -189,6 +241,45 @@ impl Metrics {
             "findings",
             "Objects with something to mend",
             self.findings.clone(),
+        );
+    }
+
+    fn register_traffic(&mut self) {
+        let r = &mut self.registry;
+        r.register(
+            "sent_packets",
+            "Packets that left this node with an egress address, by policy and address",
+            self.sent_packets.clone(),
+        );
+        r.register(
+            "sent_bytes",
+            "Bytes of them, from the IP header on",
+            self.sent_bytes.clone(),
+        );
+        r.register(
+            "connections",
+            "Connections that were given a source port, by policy and address",
+            self.connections.clone(),
+        );
+        r.register(
+            "carried_packets",
+            "Packets that this gateway carried, by address and direction",
+            self.carried_packets.clone(),
+        );
+        r.register(
+            "carried_bytes",
+            "Bytes of them, from the IP header on",
+            self.carried_bytes.clone(),
+        );
+        r.register(
+            "dropped_packets",
+            "Packets that this gateway dropped, by address and direction",
+            self.dropped_packets.clone(),
+        );
+        r.register(
+            "takeovers",
+            "Times that this node began to announce the address",
+            self.takeovers.clone(),
         );
     }
 }

@@ -4,7 +4,7 @@ use crate::chain;
 use egret_core::node::GatewayState;
 use egret_datapath::damage::{Damage, Found};
 use egret_datapath::gateway::netdev::{LACKS, NetdevError, NetdevGateway};
-use egret_datapath::gateway::{Attachment, GatewayConfig, GatewayDriver, GatewayError};
+use egret_datapath::gateway::{Attachment, Carried, GatewayConfig, GatewayDriver, GatewayError};
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::path::Path as FilePath;
@@ -100,6 +100,14 @@ impl Path {
         match self {
             Path::Ebpf(driver) => driver.counters().unwrap_or_default(),
             Path::Nftables { driver, .. } => driver.counters().unwrap_or_default(),
+        }
+    }
+
+    /// What was carried and dropped, by egress address.
+    pub(crate) fn traffic(&mut self) -> BTreeMap<IpAddr, Carried> {
+        match self {
+            Path::Ebpf(driver) => driver.traffic().unwrap_or_default(),
+            Path::Nftables { driver, .. } => driver.traffic().unwrap_or_default(),
         }
     }
 

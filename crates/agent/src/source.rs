@@ -31,20 +31,26 @@ pub(crate) struct Status {
 /// The newest view that nobody has looked at yet. Older ones are of no use to anybody, and a queue of them grows without
 /// bound where views come faster than they are carried out.
 #[derive(Clone, Debug, Default)]
-pub(crate) struct Newest(Arc<Mutex<Option<Box<View>>>>);
+pub(crate) struct Newest(Arc<Mutex<Option<Left>>>);
+
+/// A view, and since when there has been one that nobody has looked at.
+type Left = (Box<View>, Instant);
 
 impl Newest {
     /// Leaves a view; whether there was none.
     fn put(&self, view: Box<View>) -> bool {
-        self.slot().replace(view).is_none()
+        let mut slot = self.slot();
+        let since = slot.as_ref().map(|(_, since)| *since);
+        *slot = Some((view, since.unwrap_or_else(Instant::now)));
+        since.is_none()
     }
 
-    /// Takes it.
-    pub(crate) fn take(&self) -> Option<Box<View>> {
+    /// Takes it, and since when it or an older one has waited.
+    pub(crate) fn take(&self) -> Option<(Box<View>, Instant)> {
         self.slot().take()
     }
 
-    fn slot(&self) -> MutexGuard<'_, Option<Box<View>>> {
+    fn slot(&self) -> MutexGuard<'_, Option<Left>> {
         // A value is put or taken whole.
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }

@@ -2,8 +2,8 @@
 
 use egret_core::model::*;
 use egret_core::node::{
-    DestinationBox, Group, NodeState, Peer, Profile, ProfileId, Target, TargetId, Tunnel, Verdict,
-    WorkerState,
+    AccountId, DestinationBox, Group, NodeState, Peer, Profile, ProfileId, Target, TargetId,
+    Tunnel, Verdict, WorkerState,
 };
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv4Addr};
@@ -38,6 +38,7 @@ pub fn worker(pods: usize) -> NodeState {
             first: 1024,
             last: 2047,
         }],
+        account: AccountId(1),
     };
     NodeState {
         tunnel: Tunnel {

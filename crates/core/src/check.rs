@@ -2,6 +2,7 @@
 //! shapes of plans and states and never calls `plan`, `node` or what those share; where it needs the same fact, it
 //! works it out anew, plainly.
 
+mod accounts;
 mod boxes;
 mod cluster;
 mod leases;
@@ -68,6 +69,8 @@ pub enum Rule {
     VersionWrong,
     /// More pods are reported as programmed than are usable.
     ProgrammedWrong,
+    /// Traffic is counted for another policy or address than whose it is.
+    AccountWrong,
 }
 
 /// One thing that must not be.

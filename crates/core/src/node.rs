@@ -3,6 +3,7 @@
 //! Made from the same snapshot as the plan, as this node's agent sees it: policies, gateways, pools, nodes, its own pods
 //! and its own grants; gateways also every `EgressAddress`. Pods and grants of other nodes are not looked at (P10).
 
+mod accounts;
 mod cluster;
 mod ending;
 mod facts;
@@ -14,6 +15,7 @@ mod podmap;
 mod profiles;
 mod state;
 
+pub use accounts::Account;
 pub use cluster::never_anywhere;
 pub use ending::{Ending, Idle};
 pub use facts::*;
@@ -53,6 +55,7 @@ pub fn node_state(
         &mut findings,
     );
     reports.append(&mut groups.reports);
+    let accounts = accounts::assign(&mut groups.targets, &groups.policies);
     let mut worker = WorkerState {
         never: cluster::never(snapshot, facts),
         throw: cluster::throw(me.node, own_pods.clone()),
@@ -99,6 +102,7 @@ pub fn node_state(
         groups: groups.numbers,
         group_members: groups.members,
         target_groups: groups.keys,
+        accounts,
         granted: me.record.grants.iter().map(|grant| grant.address).collect(),
     })
 }

@@ -109,6 +109,9 @@ pub const REFUSED_PROTOCOL_SECS: u64 = 300;
 /// Destination boxes of one profile, at most: a set of the kernel with more takes longer to commit than a policy change
 /// may take. The policies that rank last are left out until the rest fits, with a finding each.
 pub const PROFILE_BOXES_MAX: usize = 65_536;
+/// Pairs of policy and egress address of one node whose traffic is counted apart, and addresses of one gateway; what is
+/// beyond is summed under `other`, so that metrics stay few.
+pub const TRAFFIC_ACCOUNTS_MAX: usize = 1000;
 /// Replies in a row that bring a dead gateway back; doubled for each further death within `FLAP_WINDOW_MS`.
 pub const PROBE_RECOVER_REPLIES: u32 = 3;
 /// Doublings of `PROBE_RECOVER_REPLIES`, at most.

@@ -15,7 +15,7 @@ use crate::route::{RouteError, Routing};
 use crate::sysctl::{HASH_SETTINGS, NODE_SETTINGS, SysctlError, Sysctls};
 use crate::worker;
 use egret_core::machines::Destination;
-use egret_core::node::{Ending, Idle, NodeState};
+use egret_core::node::{AccountId, Ending, Idle, NodeState};
 use egret_core::numbers::NFT_TABLE;
 use flows::Owed;
 use std::collections::{BTreeMap, BTreeSet};
@@ -49,6 +49,9 @@ pub struct Applied {
     /// Foreign forward chains that drop what goes through the tunnel, each with its remedy.
     pub forward_blocked: Vec<String>,
 }
+
+/// Packets by reason, and traffic by account.
+pub type Counted = (BTreeMap<String, u64>, BTreeMap<AccountId, worker::Traffic>);
 
 /// The data path of the network namespace of the thread that opened it.
 pub struct Datapath {
@@ -204,9 +207,9 @@ impl Datapath {
             .map_err(DatapathError::Conntrack)
     }
 
-    /// Packets counted, by reason.
-    pub fn counters(&mut self) -> Result<BTreeMap<String, u64>, DatapathError> {
-        Ok(self.nft.counters()?)
+    /// Packets dropped or refused, by reason, and traffic, by account.
+    pub fn counters(&mut self) -> Result<Counted, DatapathError> {
+        Ok(worker::parted(self.nft.counts()?))
     }
 
     /// Removes everything of ours and puts settings back. Goes on after errors and returns them all.

@@ -14,10 +14,12 @@ pub(crate) mod counters;
 mod maps;
 pub mod netdev;
 pub(crate) mod programs;
+mod traffic;
 mod ways;
 
 pub use counters::{COUNTERS, Counter};
 pub use programs::{Attachment, OBJECT, object_hash};
+pub use traffic::{Carried, Flow};
 
 use aya::EbpfError;
 use aya::maps::MapError;
@@ -310,6 +312,14 @@ impl GatewayDriver {
     /// [`GatewayError::Map`].
     pub fn counters(&self) -> Result<BTreeMap<&'static str, u64>, GatewayError> {
         self.tables.counters()
+    }
+
+    /// What was carried and dropped, by egress address, since it is steered here.
+    ///
+    /// # Errors
+    /// [`GatewayError::Map`].
+    pub fn traffic(&self) -> Result<BTreeMap<IpAddr, Carried>, GatewayError> {
+        self.tables.traffic()
     }
 
     /// Takes everything away: programs off their devices, links, maps, directories (the pin directory itself where it

@@ -18,6 +18,7 @@ pub use expression::{
     Base, Checksum, Expression, FibResult, Key, MetaKey, Register, Rule, VERDICT,
 };
 pub use forward::Forwarding;
+pub use read::Count;
 pub use table::{
     ByAddress, Chain, Element, ElementKey, Hook, Set, SetType, Table, TableFamily, Value,
 };

@@ -14,9 +14,12 @@ mod base;
 mod counters;
 mod names;
 mod profile;
+mod traffic;
 
 pub use counters::{COUNTERS, Counter};
 pub use names::{ENDED_SETS, FULL_SETS, LATE_SETS, PORTLESS_SETS};
+pub use traffic::Traffic;
+pub(crate) use traffic::parted;
 
 use crate::nft::Table;
 use egret_core::node::NodeState;
@@ -29,6 +32,7 @@ pub fn table(state: &NodeState) -> Table {
     };
     base::sets(state, &mut table);
     base::chains(state, &mut table);
+    traffic::counters(state, &mut table);
     profile::targets(state, &mut table);
     profile::profiles(state, &mut table);
     table

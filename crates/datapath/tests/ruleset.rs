@@ -3,7 +3,7 @@
 use egret_core::classic::{ClassicWanted, classic_state};
 use egret_core::model::{PortRange, Protocol};
 use egret_core::node::*;
-use egret_datapath::nft::Nftables;
+use egret_datapath::nft::{Count, Nftables};
 use egret_datapath::requirements::TABLE_OWNERS;
 use egret_datapath::{classic, worker};
 use std::collections::{BTreeMap, BTreeSet};
@@ -119,6 +119,7 @@ fn state() -> NodeState {
                         address: ip("192.168.122.222"),
                         group: 1,
                         ranges: ranges.clone(),
+                        account: AccountId(0xa),
                     },
                 ),
                 (
@@ -127,6 +128,7 @@ fn state() -> NodeState {
                         address: ip("fd00:122::222"),
                         group: 1,
                         ranges,
+                        account: AccountId(0xb),
                     },
                 ),
             ]),
@@ -317,7 +319,11 @@ fn a_foreign_table_is_none_of_our_business() {
             assert_eq!(nft.look().expect("look"), None);
             assert_eq!(nft.compare().expect("compare"), None);
             let counters = nft.counters().expect("counters");
-            assert_eq!(counters.len(), worker::COUNTERS.len());
+            let (per_account, accounts) = (2, state().worker.targets.len());
+            assert_eq!(
+                counters.len(),
+                worker::COUNTERS.len() + per_account * accounts
+            );
             assert!(nft.remove().expect("remove"));
         }
     });
@@ -406,5 +412,90 @@ fn a_change_of_ours_is_no_damage() {
             assert_eq!(nft.compare().expect("compare"), None);
             assert_eq!(nft.look().expect("look"), None);
         }
+    });
+}
+
+#[test]
+fn traffic_is_counted_on_by_the_table_that_replaces_another() {
+    in_new_namespace(|| {
+        // What an earlier agent left.
+        run("nft 'add table inet egret; \
+            add counter inet egret sent_000000000000000a { packets 5 bytes 500; }; \
+            add counter inet egret sent_00000000000000ff { packets 7 bytes 700; }; \
+            add counter inet egret no_lease { packets 3 bytes 300; }'");
+        let mut nft = Nftables::open("egret").expect("open");
+        nft.apply(&worker::table(&state())).expect("apply");
+        let counts = nft.counts().expect("counts");
+        let five = Count {
+            packets: 5,
+            bytes: 500,
+        };
+        assert_eq!(counts["sent_000000000000000a"], five);
+        assert_eq!(counts["opened_000000000000000a"], Count::default());
+        assert_eq!(counts["no_lease"], Count::default());
+        assert!(!counts.contains_key("sent_00000000000000ff"));
+    });
+}
+
+#[test]
+fn accounts_come_and_go_with_their_targets_and_a_changed_target_keeps_its_counters() {
+    in_new_namespace(|| {
+        let accounts = |nft: &mut Nftables| -> Vec<String> {
+            let counts = nft.counts().expect("counts");
+            let names = counts.into_keys();
+            names.filter(|name| name.starts_with("sent_")).collect()
+        };
+        run("nft 'add table inet egret; \
+            add counter inet egret sent_000000000000000a { packets 5 bytes 500; }'");
+        let mut nft = Nftables::open("egret").expect("open");
+        let mut state = state();
+        nft.apply(&worker::table(&state)).expect("apply");
+        // Another gateway group of the same policy and address is another target.
+        let target = state.worker.targets.remove(&TargetId(1)).expect("there");
+        state.worker.targets.insert(TargetId(3), target);
+        let profile = state.worker.profiles.get_mut(&ProfileId(9)).expect("there");
+        for one in profile.boxes.iter_mut().filter(|one| one.first.is_ipv4()) {
+            one.verdict = Verdict::Target(TargetId(3));
+        }
+        nft.apply(&worker::table(&state)).expect("apply");
+        let counts = nft.counts().expect("counts");
+        assert_eq!(counts["sent_000000000000000a"].bytes, 500);
+        state.worker.profiles.clear();
+        state.worker.pods.clear();
+        state.worker.targets.remove(&TargetId(2));
+        nft.apply(&worker::table(&state)).expect("apply");
+        assert_eq!(accounts(&mut nft), ["sent_000000000000000a"]);
+        state.worker.targets.clear();
+        nft.apply(&worker::table(&state)).expect("apply");
+        assert_eq!(accounts(&mut nft), [""; 0]);
+    });
+}
+
+#[test]
+fn a_thousand_accounts_are_read_by_one_dump() {
+    in_new_namespace(|| {
+        let mut state = state();
+        let target = state.worker.targets[&TargetId(1)].clone();
+        for number in 100..1100 {
+            let account = AccountId(number);
+            let target = Target {
+                account,
+                ..target.clone()
+            };
+            state.worker.targets.insert(TargetId(number), target);
+        }
+        let mut nft = Nftables::open("egret").expect("open");
+        nft.apply(&worker::table(&state)).expect("apply");
+        let mut counts = nft.counts().expect("counts");
+        let started = std::time::Instant::now();
+        for _ in 0..5 {
+            counts = nft.counts().expect("counts");
+        }
+        println!(
+            "{} counters read in {:?}",
+            counts.len(),
+            started.elapsed() / 5
+        );
+        assert_eq!(counts.len(), worker::COUNTERS.len() + 2 * 1002);
     });
 }

@@ -207,7 +207,7 @@ fn registered(source: &str) -> Rows {
             None => (kind, String::new()),
             Some(rest) => {
                 let (label, kind) = rest.split_once(", ").unwrap_or((rest, ""));
-                (kind, label.to_lowercase())
+                (kind, label.replace("And", ", ").to_lowercase())
             }
         };
         let kind = kind
@@ -319,13 +319,15 @@ mod tests {
     #[test]
     fn metrics_are_read_with_kind_and_label() {
         let source = "pub struct Metrics {\n    pub registry: Registry,\n    /// x\n    pub losses: Counter,\n    \
-            live: Family<ByGateway, Gauge<u64, AtomicU64>>,\n    seconds: Histogram,\n}\n\
+            live: Family<ByGateway, Gauge<u64, AtomicU64>>,\n    seconds: Histogram,\n    \
+            both: Family<ByAddressAndDirection, Counter>,\n}\n\
             Registry::with_prefix(\"p\"); r.register(\n \"losses\", \"x\", m); r.register(\"live\", live, m);\
-            r.register(\"seconds\", \"y\", m);";
+            r.register(\"seconds\", \"y\", m); r.register(\"both\", both, m);";
         let rows = registered(source);
         assert_eq!(rows["p_losses_total"], ["counter", ""]);
         assert_eq!(rows["p_live"], ["gauge", "gateway"]);
         assert_eq!(rows["p_seconds"], ["histogram", ""]);
+        assert_eq!(rows["p_both_total"], ["counter", "address, direction"]);
     }
 
     #[test]

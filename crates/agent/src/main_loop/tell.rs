@@ -48,14 +48,16 @@ impl MainLoop {
     }
 
     pub(super) fn report(&mut self, view: &View) {
-        let counters = self.datapath.counters().unwrap_or_default();
+        self.traffic.read(&mut self.datapath, &mut self.gateway);
         report::metrics(
             &self.board,
             self.outcome.as_ref(),
             &self.seen,
-            &counters,
+            self.traffic.reasons(),
             (&self.ports, &self.full),
         );
+        let (traffic, outcome) = (&self.traffic, self.outcome.as_ref());
+        self.board.with(|metrics| traffic.show(metrics, outcome));
         self.board
             .with(|metrics| report::gateway_metrics(metrics, &mut self.gateway));
         self.board

@@ -1,5 +1,6 @@
 //! What must hold of the state of one node.
 
+use super::accounts::accounts;
 use super::boxes::check_profile;
 use super::leases::steering;
 use super::{Found, Rule, Violation};
@@ -37,6 +38,7 @@ pub fn check_node(
         "the tunnel has another index than the record",
     );
     references(state, &mut found);
+    accounts(snapshot, outcome, &mut found);
     ranges(snapshot, facts, own, record, outcome, &mut found);
     groups(snapshot, own, state, &mut found);
     never(snapshot, state, &mut found);

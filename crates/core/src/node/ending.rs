@@ -73,7 +73,7 @@ fn keeps<K: Ord, V: PartialEq>(before: &BTreeMap<K, V>, after: &BTreeMap<K, V>) 
 mod tests {
     use super::*;
     use crate::model::PortRange;
-    use crate::node::{DestinationBox, Profile, ProfileId, Target, TargetId, Verdict};
+    use crate::node::{AccountId, DestinationBox, Profile, ProfileId, Target, TargetId, Verdict};
 
     const FIRST: &str = "10.0.0.1";
     const SECOND: &str = "10.0.0.2";
@@ -103,6 +103,7 @@ mod tests {
             let target = Target {
                 address: ip(&format!("192.0.2.{number}")),
                 group: 1,
+                account: AccountId(*number),
                 ranges: Vec::new(),
             };
             state.targets.insert(TargetId(*number), target);

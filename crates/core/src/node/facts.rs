@@ -1,5 +1,6 @@
 //! What only the node itself knows, and what comes out beside the state.
 
+use super::accounts::Account;
 use super::path::{PathFacts, PodsPath};
 use super::state::*;
 use crate::condition::Reason;
@@ -161,6 +162,8 @@ pub struct NodeOutcome {
     pub group_members: BTreeMap<GroupKey, BTreeSet<TunnelIndex>>,
     /// The group of each target, for people.
     pub target_groups: BTreeMap<TargetId, GroupKey>,
+    /// Whose traffic each account counts, for people; `None`: all that has no account of its own.
+    pub accounts: BTreeMap<AccountId, Option<Account>>,
     /// Addresses that are granted. `NodeRecord::demand` must list these (with 0 if no port is in use) *before* the
     /// state is applied, written with compare-and-swap against the version that the grant was read in, and keep listing
     /// every address that still has a connection: the controller takes a range back when its address is not listed,

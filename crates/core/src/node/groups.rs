@@ -1,7 +1,9 @@
 //! Gateway groups of one node and the targets that use them.
 
 use super::cluster::Me;
-use super::{Group, GroupNumber, NodeFacts, NodeReport, ReportKind, Target, TargetId, TunnelIndex};
+use super::{
+    AccountId, Group, GroupNumber, NodeFacts, NodeReport, ReportKind, Target, TargetId, TunnelIndex,
+};
 use crate::hash::StableHash;
 use crate::model::*;
 use crate::numbers::GROUPS_MAX;
@@ -41,8 +43,9 @@ pub(super) struct Groups<'a> {
     pub numbers: BTreeMap<GroupKey, GroupNumber>,
     pub members: BTreeMap<GroupKey, BTreeSet<TunnelIndex>>,
     pub keys: BTreeMap<TargetId, GroupKey>,
+    pub policies: BTreeMap<TargetId, ObjectRef>,
     pub reports: Vec<NodeReport>,
-    known: BTreeMap<(GatewayName, IpAddr), Reach>,
+    known: BTreeMap<(GatewayName, IpAddr, ObjectRef), Reach>,
     /// Nodes of the gateways asked for so far: finding them looks at every node of the cluster.
     roles: BTreeMap<GatewayName, Rc<BTreeSet<&'a NodeName>>>,
 }
@@ -64,24 +67,31 @@ impl<'a> Groups<'a> {
             numbers: BTreeMap::new(),
             members: BTreeMap::new(),
             keys: BTreeMap::new(),
+            policies: BTreeMap::new(),
             reports: Vec::new(),
             known: BTreeMap::new(),
             roles: BTreeMap::new(),
         }
     }
 
-    /// What this address can be used for now, by this gateway.
-    pub(super) fn reach(&mut self, gateway: &Gateway, address: IpAddr) -> Reach {
-        let key = (gateway.name.clone(), address);
+    /// What this address can be used for now, by this gateway and for this policy: each has a target of its own, which
+    /// is where its traffic is counted.
+    pub(super) fn reach(
+        &mut self,
+        gateway: &Gateway,
+        address: IpAddr,
+        policy: &ObjectRef,
+    ) -> Reach {
+        let key = (gateway.name.clone(), address, policy.clone());
         if let Some(reach) = self.known.get(&key) {
             return *reach;
         }
-        let reach = self.find(gateway, address);
+        let reach = self.find(gateway, address, policy);
         self.known.insert(key, reach);
         reach
     }
 
-    fn find(&mut self, gateway: &Gateway, address: IpAddr) -> Reach {
+    fn find(&mut self, gateway: &Gateway, address: IpAddr, policy: &ObjectRef) -> Reach {
         let way = self.way(gateway, address);
         if !way.alive {
             self.report_dead(&way);
@@ -89,7 +99,7 @@ impl<'a> Groups<'a> {
         let Some(number) = self.number(&way.key) else {
             return Reach::NoGroup;
         };
-        let id = target_id(address, &way.key);
+        let id = target_id(address, &way.key, policy);
         let ranges = self.usable_ranges(gateway, address, way.version);
         let usable = !ranges.is_empty() && way.group != Group::Nowhere;
         if let Group::Tunnel(members) = &way.group {
@@ -102,8 +112,10 @@ impl<'a> Groups<'a> {
                 address,
                 group: number,
                 ranges,
+                account: AccountId::OTHER,
             },
         );
+        self.policies.insert(id, policy.clone());
         self.keys.insert(id, way.key);
         if way.alive {
             Reach::Target { id, usable }
@@ -306,7 +318,7 @@ impl<'a> Groups<'a> {
     }
 }
 
-fn target_id(address: IpAddr, key: &GroupKey) -> TargetId {
+fn target_id(address: IpAddr, key: &GroupKey, policy: &ObjectRef) -> TargetId {
     let hash = StableHash::new("target")
         .address(address)
         .text(&key.gateway.0);
@@ -314,5 +326,5 @@ fn target_id(address: IpAddr, key: &GroupKey) -> TargetId {
         Some(node) => hash.number(1).text(&node.0),
         None => hash.number(0),
     };
-    TargetId(hash.finish())
+    TargetId(hash.text(&policy.to_string()).finish())
 }

@@ -269,7 +269,7 @@ impl Builder<'_, '_> {
         for family in 0..2 {
             let reach = paired[family]
                 .zip(one.gateway)
-                .map(|(a, gateway)| groups.reach(gateway, a));
+                .map(|(a, gateway)| groups.reach(gateway, a, &one.policy.object));
             let (verdict, usable, unavailable) = match reach {
                 Some(Reach::Target { id, usable }) => (Verdict::Target(id), usable, false),
                 Some(Reach::Dead(id)) => (Verdict::Target(id), false, true),

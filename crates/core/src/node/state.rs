@@ -51,9 +51,18 @@ pub struct Peer {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub struct ProfileId(pub u64);
 
-/// Stable name of a target: a hash of egress address and group key.
+/// Stable name of a target: a hash of egress address, group key and policy.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub struct TargetId(pub u64);
+
+/// Stable name of what is counted together: a hash of policy and egress address, or [`AccountId::OTHER`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub struct AccountId(pub u64);
+
+impl AccountId {
+    /// What is beyond `TRAFFIC_ACCOUNTS_MAX`.
+    pub const OTHER: AccountId = AccountId(0);
+}
 
 /// Number of a gateway group on this node, 1..=`GROUPS_MAX`: its mark, table and next hop group follow from it.
 pub type GroupNumber = u8;
@@ -118,6 +127,8 @@ pub struct Target {
     /// Ranges that may be used now: granted, and in the steering table of every live gateway. Empty: new flows are
     /// dropped and counted.
     pub ranges: Vec<PortRange>,
+    /// Where its traffic is counted.
+    pub account: AccountId,
 }
 
 /// The destinations of one profile and of both families: disjoint boxes, sorted.

@@ -272,6 +272,14 @@ fn profiles_and_references_that_must_not_be_are_seen() {
     node(Rule::Dangling, |o| o.state.worker.groups.clear());
     node(Rule::Dangling, |o| o.state.worker.profiles.clear());
     node(Rule::Dangling, |o| o.target_groups.clear());
+    node(Rule::AccountWrong, |o| o.accounts.clear());
+    node(Rule::AccountWrong, |o| {
+        first_target(o).account = AccountId(0xbad)
+    });
+    node(Rule::AccountWrong, |o| {
+        let accounts = o.accounts.values_mut().flatten();
+        accounts.for_each(|account| account.policy.name = "nobody".into());
+    });
     node(Rule::RangeNotUsable, |o| {
         first_target(o).ranges[0] = PortRange {
             first: 1024,

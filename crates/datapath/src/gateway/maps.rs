@@ -2,6 +2,7 @@
 
 use super::abi::{self, Address, Config, FRAGMENT_BYTES, Owner, SteeringValue, Worker};
 use super::counters::COUNTERS;
+use super::traffic::{Carried, Sums, TrafficTable};
 use super::{GatewayError, Pins};
 use crate::damage::first_changed;
 use aya::maps::{Array, HashMap, Map, MapData, MapError, MapInfo, PerCpuArray};
@@ -18,6 +19,7 @@ pub(super) const PINNED: &[&str] = &[
     "owners",
     "fragments",
     "counters",
+    "traffic",
 ];
 
 /// The pinned maps, and what is in them.
@@ -27,6 +29,7 @@ pub(super) struct Tables {
     workers_map: HashMap<MapData, u32, Worker>,
     owners_map: HashMap<MapData, Owner, u32>,
     counters_map: PerCpuArray<MapData, u64>,
+    traffic: TrafficTable,
     config: Config,
     steering: BTreeMap<Address, Box<SteeringValue>>,
     workers: BTreeMap<u32, Worker>,
@@ -100,6 +103,7 @@ fn shape(name: &str) -> (u32, u32) {
         "owners" => (size_of::<Owner>() as u32, 4),
         "fragments" => FRAGMENT_BYTES,
         "counters" => (4, 8),
+        "traffic" => (16, size_of::<Sums>() as u32),
         other => unreachable!("{other} is not in PINNED"),
     }
 }
@@ -132,6 +136,7 @@ impl Tables {
             owners_map: HashMap::try_from(hash("owners")?).map_err(|e| wrong("owners", e))?,
             counters_map: PerCpuArray::try_from(Map::PerCpuArray(map("counters")?))
                 .map_err(|e| wrong("counters", e))?,
+            traffic: TrafficTable::open(pins)?,
             config: Config::default(),
             steering: BTreeMap::new(),
             workers: BTreeMap::new(),
@@ -291,6 +296,7 @@ impl Tables {
             .map(|(index, underlay)| (u32::from(*index), Worker::new(*index, *underlay)))
             .collect();
 
+        self.traffic.set(&steering.keys().copied().collect())?;
         self.add_workers(&workers)?;
         self.add_owners(&owners)?;
         let announced = self.put_steering(&steering)?;
@@ -384,6 +390,11 @@ impl Tables {
         Ok(())
     }
 
+    /// What was carried and dropped, by egress address.
+    pub fn traffic(&self) -> Result<BTreeMap<IpAddr, Carried>, GatewayError> {
+        self.traffic.read()
+    }
+
     /// The counters, summed over CPUs, by name.
     pub fn counters(&self) -> Result<BTreeMap<&'static str, u64>, GatewayError> {
         let one = |(index, counter): (usize, &super::Counter)| {
@@ -396,7 +407,7 @@ impl Tables {
 }
 
 /// An element that is gone already is as good as removed.
-fn absent(error: MapError) -> Result<(), MapError> {
+pub(super) fn absent(error: MapError) -> Result<(), MapError> {
     match error {
         MapError::KeyNotFound => Ok(()),
         MapError::SyscallError(ref call)

@@ -10,10 +10,11 @@
 mod answers;
 mod matches;
 mod rules;
+mod traffic;
 
 use super::counters::COUNTERS;
 use super::ways::ways;
-use super::{GatewayConfig, abi};
+use super::{Carried, GatewayConfig, abi};
 use crate::netlink::{NetlinkError, NetlinkSocket};
 use crate::nft::{NftError, Nftables, TableFamily};
 use egret_core::node::{GatewayState, TunnelIndex};
@@ -148,6 +149,14 @@ impl NetdevGateway {
             .iter()
             .filter_map(|counter| known(counter.name))
             .collect())
+    }
+
+    /// What was carried, by egress address; what was dropped is not counted by address.
+    ///
+    /// # Errors
+    /// [`NetdevError::Nft`].
+    pub fn traffic(&mut self) -> Result<BTreeMap<IpAddr, Carried>, NetdevError> {
+        Ok(traffic::read(&self.nft.counts()?))
     }
 
     /// Removes the table, if it is there, and leaves the multicast groups of its addresses.

@@ -2,6 +2,7 @@
 
 use super::compare::Shown;
 use super::message as m;
+use super::read::{Count, Counts};
 use super::table::{Element, ElementKey, Set, Table, TableFamily, Value};
 use crate::netlink::{Attrs, NetlinkError, NetlinkSocket, Reply, Request, attributes};
 use std::collections::BTreeMap;
@@ -135,7 +136,7 @@ impl Nftables {
                 return Ok(false);
             }
             Some(applied) => {
-                let change = difference(&self.name, &applied, wanted);
+                let change = difference(&self.name, &applied, wanted, &Counts::new());
                 for step in [change.prepare, change.switch, change.retire] {
                     let result = self.batch(&step);
                     self.error(result)?;
@@ -217,18 +218,25 @@ impl Nftables {
                 Err(error) if error.errno() == Some(libc::EPERM) => self.error(Err(error))?,
                 _ => {}
             }
-            self.lay(&cover, wanted)?;
+            self.lay(&cover, wanted, &Counts::new())?;
         }
-        self.lay(&name, wanted)?;
+        // Taken over at the last moment: what passes until the new table counts is not counted.
+        let counts = match is_there && !wanted.traffic.is_empty() {
+            // A dump that a change of any table interrupts is asked for again; no count is worth having no table.
+            true => (0..5).find_map(|_| self.counts().ok()).unwrap_or_default(),
+            false => Counts::new(),
+        };
+        self.lay(&name, wanted, &counts)?;
         // Also what an agent left that died in between.
         self.take_away(&cover)?;
         Ok(())
     }
 
-    /// Makes a whole table in place of one that may be there: complete first, then its hooks.
-    fn lay(&mut self, table: &str, wanted: &Table) -> Result<(), NftError> {
+    /// Makes a whole table in place of one that may be there: complete first, then its hooks. Traffic is counted on from
+    /// `counts`.
+    fn lay(&mut self, table: &str, wanted: &Table, counts: &Counts) -> Result<(), NftError> {
         self.take_away(table)?;
-        let change = difference(table, &Table::default(), wanted);
+        let change = difference(table, &Table::default(), wanted, counts);
         let whole = |flags| {
             let make = m::new_table(table, flags);
             std::iter::once(make).chain(change.prepare.iter().cloned())
@@ -358,11 +366,15 @@ struct Change {
 }
 
 /// The requests that turn `old` into `new`: what others refer to is made first and removed last.
-fn difference(table: &str, old: &Table, new: &Table) -> Change {
+fn difference(table: &str, old: &Table, new: &Table, counts: &Counts) -> Change {
     let mut prepare = Vec::new();
     let counters = new.counters.iter();
     for counter in counters.filter(|counter| !old.counters.contains(counter)) {
-        prepare.push(m::new_counter(table, counter));
+        prepare.push(m::new_counter(table, counter, Count::default()));
+    }
+    for counter in new.traffic.difference(&old.traffic) {
+        let from = counts.get(counter).copied().unwrap_or_default();
+        prepare.push(m::new_counter(table, counter, from));
     }
     let is_new = |name: &&String| !old.tunnels.contains_key(*name);
     for name in new.tunnels.keys().filter(is_new) {
@@ -439,6 +451,9 @@ fn retire(table: &str, old: &Table, new: &Table) -> Vec<Request> {
         .filter(|name| !new.chains.contains_key(*name))
     {
         requests.push(m::delete_chain(table, name));
+    }
+    for counter in old.traffic.difference(&new.traffic) {
+        requests.push(m::delete_counter(table, counter));
     }
     let is_gone = |name: &&String| !new.tunnels.contains_key(*name);
     for name in old.tunnels.keys().filter(is_gone) {

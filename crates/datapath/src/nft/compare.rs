@@ -171,7 +171,8 @@ fn hash(object: &BTreeMap<u16, Vec<u8>>, kinds: &[u16]) -> u64 {
     hash.finish()
 }
 
-/// An element as one string of bytes: first key, last key, whether it is an end, verdict and where that leads.
+/// An element as one string of bytes: first key, last key, whether it is an end, verdict and where that leads, or the name
+/// of its counter.
 fn line(first: &[u8], last: &[u8], is_end: bool, code: i32, chain: &str) -> Vec<u8> {
     let mut line = first.to_vec();
     line.extend(last);
@@ -186,6 +187,7 @@ fn content(element: &[u8]) -> Vec<u8> {
     const KEY: u16 = 1;
     const DATA: u16 = 2;
     const FLAGS: u16 = 3;
+    const COUNTER: u16 = 9;
     const KEY_END: u16 = 10;
     const VERDICT: u16 = 2;
     let attrs: BTreeMap<u16, &[u8]> = attributes(element).collect();
@@ -201,9 +203,14 @@ fn content(element: &[u8]) -> Vec<u8> {
         // As `named` wants it: behind the header of a message.
         Some(named(&[&[0; 4], verdict.1].concat()))
     });
-    let (code, chain) = verdict.map_or((0, String::new()), |verdict| {
-        (number(&verdict, 1) as i32, text(&verdict, 2))
+    let counter = attrs.get(&COUNTER).map(|name| {
+        let name = name.strip_suffix(&[0]).unwrap_or(name);
+        String::from_utf8_lossy(name).into_owned()
     });
+    let (code, chain) = match verdict {
+        Some(verdict) => (number(&verdict, 1) as i32, text(&verdict, 2)),
+        None => (0, counter.unwrap_or_default()),
+    };
     line(inner(KEY), inner(KEY_END), is_end, code, &chain)
 }
 
@@ -212,6 +219,7 @@ fn sent(set: &Set, key: &ElementKey, value: &Value) -> Vec<Vec<u8>> {
     let (code, chain) = match value {
         Value::Member => (0, ""),
         Value::Verdict(code, chain) => (*code, chain.as_deref().unwrap_or_default()),
+        Value::Counter(name) => (0, name.as_str()),
     };
     if set.key.len() > 1 {
         let last: &[u8] = if set.interval { &key.last } else { &[] };

@@ -175,6 +175,13 @@ pub enum Expression {
     Conntrack(Key, Option<bool>, Register),
     /// Counts packets and bytes in the named counter.
     Count(String),
+    /// Counts packets and bytes in the counter that the map holds for the key; goes on only if it holds one.
+    CountBy {
+        /// Name of the map.
+        set: String,
+        /// Register of the key.
+        register: Register,
+    },
     /// Refuses towards the sender: TCP reset, or administratively prohibited.
     RejectReset,
     /// See [`Expression::RejectReset`].
@@ -327,6 +334,9 @@ impl Expression {
                 )
             }
             Expression::Count(name) => ("objref", a.be32(1, 1).text(2, name)),
+            Expression::CountBy { set, register } => {
+                ("objref", a.be32(3, reg(*register)).text(4, set))
+            }
             Expression::RejectReset => ("reject", a.be32(1, 1).u8(2, 0)),
             Expression::RejectProhibited => ("reject", a.be32(1, 2).u8(2, 3)),
             Expression::Notrack => ("notrack", a),

@@ -1,6 +1,7 @@
 //! nfnetlink messages of the nf_tables subsystem.
 
 use super::expression::{Rule, value, verdict};
+use super::read::Count;
 use super::table::{Chain, ElementKey, Set, SetType, Value};
 use crate::netlink::{Attrs, Request, flags};
 use egret_core::numbers::TUNNEL_VNI;
@@ -22,6 +23,8 @@ const DELSETELEM: u16 = 14;
 const NEWOBJ: u16 = 18;
 const DELOBJ: u16 = 20;
 
+/// `NFT_OBJECT_COUNTER`.
+const OBJECT_COUNTER: u32 = 1;
 /// `NFT_OBJECT_TUNNEL`.
 const OBJECT_TUNNEL: u32 = 6;
 
@@ -38,6 +41,7 @@ const SET_INTERVAL: u32 = 0x4;
 const SET_MAP: u32 = 0x8;
 const SET_TIMEOUT: u32 = 0x10;
 const SET_EVAL: u32 = 0x20;
+const SET_OBJECT: u32 = 0x40;
 const SET_CONCAT: u32 = 0x80;
 const ELEMENT_INTERVAL_END: u32 = 1;
 const DATA_VERDICT: u32 = 0xffff_ff00;
@@ -78,9 +82,14 @@ pub(super) fn delete_table(table: &str) -> Request {
     )
 }
 
-pub(super) fn new_counter(table: &str, name: &str) -> Request {
-    let attrs = Attrs::default().text(1, table).text(2, name).be32(3, 1);
-    let attrs = attrs.nest(4, Attrs::default());
+/// A named counter, which begins at `from`.
+pub(super) fn new_counter(table: &str, name: &str, from: Count) -> Request {
+    let attrs = Attrs::default().text(1, table).text(2, name);
+    let count = match from {
+        Count { packets: 0, .. } => Attrs::default(),
+        Count { packets, bytes } => Attrs::default().be64(1, bytes).be64(2, packets),
+    };
+    let attrs = attrs.be32(3, OBJECT_COUNTER).nest(4, count);
     request(
         NEWOBJ,
         flags::CREATE,
@@ -109,6 +118,16 @@ pub(super) fn new_tunnel(table: &str, name: &str, to: IpAddr) -> Request {
         flags::CREATE,
         attrs,
         format!("nftables tunnel {name}"),
+    )
+}
+
+pub(super) fn delete_counter(table: &str, name: &str) -> Request {
+    let attrs = Attrs::default().text(1, table).text(2, name);
+    request(
+        DELOBJ,
+        0,
+        attrs.be32(3, OBJECT_COUNTER),
+        format!("deletion of nftables counter {name}"),
     )
 }
 
@@ -178,6 +197,7 @@ pub(super) fn new_set(table: &str, name: &str, id: u32, set: &Set) -> Request {
     } else {
         0
     };
+    set_flags |= if set.counters { SET_OBJECT } else { 0 };
     set_flags |= if set.by_packets { SET_EVAL } else { 0 };
     set_flags |= if concatenated && set.interval {
         SET_CONCAT
@@ -201,6 +221,9 @@ pub(super) fn new_set(table: &str, name: &str, id: u32, set: &Set) -> Request {
         .text(2, name)
         .be32(3, set_flags);
     attrs = attrs.be32(4, key_type).be32(5, key_bytes);
+    if set.counters {
+        attrs = attrs.be32(15, OBJECT_COUNTER);
+    }
     if set.verdicts {
         attrs = attrs.be32(6, DATA_VERDICT).be32(7, 0);
     }
@@ -305,6 +328,9 @@ fn encode_element(
     if let (Value::Verdict(code, chain), false) = (data, delete) {
         let inner = Attrs::default().nest(2, verdict(*code, chain.as_deref()));
         element = element.nest(2, inner);
+    }
+    if let (Value::Counter(name), false) = (data, delete) {
+        element = element.text(9, name);
     }
     if let Some(timeout_secs) = timeout_secs {
         element = element.be64(4, timeout_secs * 1000);

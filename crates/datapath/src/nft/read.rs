@@ -1,6 +1,6 @@
 //! Reads what a table in the kernel holds, for those who adopt or remove what an earlier process left.
 
-use super::apply::{NftError, Nftables, named, text, trimmed};
+use super::apply::{NftError, Nftables, text, trimmed};
 use super::message as m;
 use crate::netlink::{Attrs, attributes};
 use nix::libc;
@@ -9,27 +9,70 @@ use std::net::IpAddr;
 
 const GETSETELEM: u16 = 13;
 
+/// What a counter says.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Count {
+    /// Packets; what the kernel has merged counts as one.
+    pub packets: u64,
+    /// Their bytes, from the IP header on.
+    pub bytes: u64,
+}
+
+/// Named counters.
+pub(super) type Counts = BTreeMap<String, Count>;
+
+impl Count {
+    fn read(data: &[u8]) -> Option<Self> {
+        let number = |wanted: u16| {
+            let (_, value) = attributes(data).find(|(kind, _)| *kind == wanted)?;
+            Some(u64::from_be_bytes(value.try_into().ok()?))
+        };
+        Some(Count {
+            packets: number(2)?,
+            bytes: number(1)?,
+        })
+    }
+}
+
 impl Nftables {
     /// Packets counted by each named counter.
     pub fn counters(&mut self) -> Result<BTreeMap<String, u64>, NftError> {
-        let attrs = Attrs::default().text(1, self.name()).be32(3, 1);
+        let counts = self.counts()?.into_iter();
+        Ok(counts.map(|(name, count)| (name, count.packets)).collect())
+    }
+
+    /// Each named counter: one dump, whatever their number.
+    ///
+    /// # Errors
+    /// [`NftError::Netlink`].
+    pub fn counts(&mut self) -> Result<BTreeMap<String, Count>, NftError> {
+        let name = self.name().to_owned();
+        self.counts_of(&name)
+    }
+
+    fn counts_of(&mut self, table: &str) -> Result<BTreeMap<String, Count>, NftError> {
+        const TABLE: u16 = 1;
+        const NAME: u16 = 2;
+        const DATA: u16 = 4;
+        let attrs = Attrs::default().text(TABLE, table).be32(3, 1);
         let request = m::request(m::GETOBJ, 0, attrs, "counters".into());
         let replies = self.dump_all(&request);
-        let replies = self.error(replies)?;
-        let mut counters = BTreeMap::new();
-        for reply in replies {
-            let object = named(&reply.body);
-            let packets = object.get(&4).and_then(|data| {
-                let packets = attributes(data).find(|(kind, _)| *kind == 2)?.1;
-                Some(u64::from_be_bytes(packets.try_into().ok()?))
-            });
-            if let (true, Some(name), Some(packets)) =
-                (text(&object, 1) == self.name(), object.get(&2), packets)
-            {
-                counters.insert(trimmed(name), packets);
+        let mut counts = BTreeMap::new();
+        for reply in self.error(replies)? {
+            let (mut ours, mut name, mut count) = (false, None, None);
+            for (kind, value) in attributes(reply.body.get(4..).unwrap_or(&[])) {
+                match kind {
+                    TABLE => ours = trimmed(value) == table,
+                    NAME => name = Some(trimmed(value)),
+                    DATA => count = Count::read(value),
+                    _ => {}
+                }
+            }
+            if let (true, Some(name), Some(count)) = (ours, name, count) {
+                counts.insert(name, count);
             }
         }
-        Ok(counters)
+        Ok(counts)
     }
 
     /// The addresses in a set of addresses; none without table or set.

@@ -95,6 +95,8 @@ pub enum Value {
     Member,
     /// A verdict (see [`super::Expression::Verdict`]).
     Verdict(i32, Option<String>),
+    /// A named counter.
+    Counter(String),
 }
 
 /// One element, for sets that packets or flows fill while the table lives.
@@ -115,6 +117,8 @@ pub struct Set {
     pub interval: bool,
     /// Elements hold verdicts.
     pub verdicts: bool,
+    /// Elements hold named counters.
+    pub counters: bool,
     /// Elements are added at run time with a timeout, at most this many. `None`: fixed content.
     pub runtime_max: Option<u32>,
     /// Packets add them ([`super::Expression::Remember`]), not this process.
@@ -185,6 +189,7 @@ impl Set {
                 Value::Verdict(code, chain) => hash
                     .number(i64::from(*code) as u64)
                     .text(chain.as_deref().unwrap_or_default()),
+                Value::Counter(name) => hash.number(1).text(name),
             };
         }
         format!("{name}_{:016x}", hash.finish())
@@ -196,6 +201,7 @@ impl Set {
             key: key.to_vec(),
             interval: false,
             verdicts: false,
+            counters: false,
             runtime_max: None,
             by_packets: false,
             elements: BTreeMap::new(),
@@ -226,13 +232,8 @@ impl Set {
 
     /// The same set, without its content: what cannot change while it lives.
     pub(super) fn same_shape(&self, other: &Set) -> bool {
-        (&self.key, self.interval, self.verdicts, self.runtime_max)
-            == (
-                &other.key,
-                other.interval,
-                other.verdicts,
-                other.runtime_max,
-            )
+        let shape = |set: &Set| (set.interval, set.verdicts, set.counters, set.runtime_max);
+        self.key == other.key && shape(self) == shape(other)
     }
 }
 
@@ -273,6 +274,8 @@ pub struct Chain {
 pub struct Table {
     /// Named counters.
     pub counters: Vec<&'static str>,
+    /// Named counters that come and go, whose counts go over into a table that replaces this one.
+    pub traffic: BTreeSet<String>,
     /// Tunnel objects by name: the other end of the tunnel.
     pub tunnels: BTreeMap<String, IpAddr>,
     /// Sets and maps by name.

@@ -1,7 +1,7 @@
 //! Names of sets and chains. Those of profiles and targets carry the id, so that an edit keeps the names of the rest.
 
 use crate::nft::rule::Family;
-use egret_core::node::{ProfileId, TargetId};
+use egret_core::node::{AccountId, ProfileId, TargetId};
 
 /// Run-time sets of outer tuples whose late packets are dropped, for IPv4 and IPv6.
 pub const LATE_SETS: [&str; 2] = ["late4", "late6"];
@@ -63,3 +63,16 @@ impl Stage {
         format!("{}_{reason}", self.word())
     }
 }
+
+/// Counter of what leaves for an account.
+pub(super) fn sent(account: AccountId) -> String {
+    format!("{SENT}{:016x}", account.0)
+}
+
+/// Counter of connections that an account opens.
+pub(super) fn opened(account: AccountId) -> String {
+    format!("{OPENED}{:016x}", account.0)
+}
+
+pub(super) const SENT: &str = "sent_";
+pub(super) const OPENED: &str = "opened_";

@@ -2,7 +2,7 @@
 
 use super::base::{BOUND, BOUND_DEVICES, TRANSPORT};
 use super::counters as c;
-use super::names::{FULL_SETS, STAGES, Stage};
+use super::names::{FULL_SETS, STAGES, Stage, opened, sent};
 use crate::nft::rule::{self, FAMILIES, Family};
 use crate::nft::rule::{
     End, STATE_ESTABLISHED, STATE_INVALID, STATE_NEW, STATE_UNTRACKED, Way, rule,
@@ -84,6 +84,11 @@ fn classify(target: &Target, group: &Group) -> Vec<Rule> {
 /// Equal ranges, taken with equal probability: one in n, else one in n-1, ...
 fn nat(target: &Target) -> Vec<Rule> {
     let mut rules = Vec::new();
+    if !target.ranges.is_empty() {
+        // Only the first packet of a connection comes by.
+        let opened = opened(target.account);
+        rules.push(rule().protocol_in(TRANSPORT, true).count(&opened).done());
+    }
     for (number, range) in target.ranges.iter().enumerate() {
         let left = (target.ranges.len() - number) as u32;
         let rule = rule().protocol_in(TRANSPORT, true);
@@ -105,6 +110,7 @@ fn guard(target: &Target, group: &Group) -> Vec<Rule> {
         let rule = rule().device(Way::Out, device, true);
         rules.push(
             rule.address_is(End::Source, target.address, true)
+                .count(&sent(target.account))
                 .give_back(),
         );
     }

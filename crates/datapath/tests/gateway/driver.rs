@@ -81,6 +81,8 @@ fn the_next_agent_adopts_tables_and_programs_and_replaces_those_of_another_build
     send(&site, b"two");
     assert_eq!(receive(&server).0, b"two");
     assert_eq!(site.counter("out_forwarded"), 2);
+    let traffic = site.driver.traffic().unwrap();
+    assert_eq!(traffic[&EGRESS[0].parse().unwrap()].out.packets, 2);
 }
 
 #[test]
@@ -167,6 +169,8 @@ fn tables_follow_the_state_and_the_version_comes_with_them() {
         site.driver.addresses(),
         BTreeSet::from([EGRESS[0].parse().unwrap()])
     );
+    let counted: Vec<IpAddr> = site.driver.traffic().unwrap().into_keys().collect();
+    assert_eq!(counted, [EGRESS[0].parse::<IpAddr>().unwrap()]);
     // a second agent reads the same from the kernel
     let other = GatewayDriver::open(&site.pins, &site.config).unwrap();
     assert_eq!(

@@ -6,6 +6,7 @@ use crate::site::{
     EGRESS, EXTERNAL_MAC, GATEWAY, MTU, OUTSIDE, OWN, Site, Wire, discover_mtu, nothing_waits,
     path_mtu, ping, receive, state,
 };
+use egret_datapath::gateway::{Carried, Flow};
 use egret_wire::probe::{Kind, PORT, Probe};
 
 fn out_and_back(site: &Site) {
@@ -44,6 +45,19 @@ fn out_and_back(site: &Site) {
     assert_eq!(site.counter("in_forwarded"), 2);
     assert_eq!(site.counter("in_arp_answered"), 1);
     assert_eq!(site.counter("in_nd_answered"), 1);
+    let traffic = site.driver.traffic().unwrap();
+    for (address, headers) in EGRESS.into_iter().zip([28, 48]) {
+        let flow = |payload: &[u8]| Flow {
+            packets: 1,
+            bytes: headers + payload.len() as u64,
+            dropped: Some(0),
+        };
+        let carried = Carried {
+            out: flow(b"question"),
+            back: flow(b"answer"),
+        };
+        assert_eq!(traffic[&address.parse().unwrap()], carried, "{address}");
+    }
 }
 
 #[test]
@@ -98,6 +112,11 @@ fn what_the_sender_does_not_own_is_dropped_and_counted() {
     send(11, 1024);
     assert_eq!(receive(&server).0, b"spoofed");
     assert_eq!(site.counter("out_forwarded"), 1);
+    let out = site.driver.traffic().unwrap()[&EGRESS[0].parse().unwrap()].out;
+    assert_eq!(
+        (out.packets, out.dropped),
+        (1, Some(site.counter("out_spoofed")))
+    );
 }
 
 #[test]

@@ -101,6 +101,7 @@ fn kernel(selected: Option<bool>) -> NodeOutcome {
                 address,
                 group,
                 ranges,
+                account: egret_core::node::AccountId::OTHER,
             },
         );
     } else {
@@ -125,6 +126,7 @@ fn kernel(selected: Option<bool>) -> NodeOutcome {
         groups: BTreeMap::new(),
         group_members: BTreeMap::new(),
         target_groups: BTreeMap::new(),
+        accounts: BTreeMap::new(),
         granted: BTreeSet::new(),
     }
 }

@@ -5,6 +5,7 @@ use super::super::abi;
 use super::super::ways::Way;
 use super::answers::{arp, solicitation};
 use super::matches::*;
+use super::traffic;
 use crate::nft::{
     Base, Chain, Checksum, ElementKey, Expression as E, Hook, MetaKey, Rule, Set, SetType, Table,
     Value,
@@ -53,25 +54,31 @@ pub(super) fn table(site: &Site<'_>, state: &GatewayState) -> Table {
     for family in [&V4, &V6] {
         constant_sets(&mut table, family);
         address_sets(&mut table, family, site, state);
+        traffic::maps(&mut table, family, state);
         plain(&mut table, &family.named("in"), inward(family));
         plain(&mut table, &family.named("out"), outward(family));
         plain(&mut table, &family.named("way"), way(family, site));
     }
     plain(&mut table, "arp", arp(site));
     plain(&mut table, "nd", solicitation(site));
-    plain(&mut table, "self", vec![ends(vec![], "in_self", ACCEPT)]);
+    let mut own = traffic_back();
+    own.push(ends(vec![], "in_self", ACCEPT));
+    plain(&mut table, "self", own);
     for (index, underlay) in state.workers.iter().filter(|(i, _)| **i != site.own) {
         let tunnel = format!("to_{underlay}");
-        plain(
-            &mut table,
-            &worker_chain(*index),
-            vec![into_tunnel(site, *index, &tunnel)],
-        );
+        let mut rules = traffic_back();
+        rules.push(into_tunnel(site, *index, &tunnel));
+        plain(&mut table, &worker_chain(*index), rules);
         table.tunnels.insert(tunnel, *underlay);
     }
     base(&mut table, EXTERNAL_IN, site.external, external_in());
     base(&mut table, "egress_in", site.tunnel, egress_in());
     table
+}
+
+/// Chains of workers are for both families.
+fn traffic_back() -> Vec<Rule> {
+    [&V4, &V6].map(traffic::back).into()
 }
 
 fn plain(table: &mut Table, name: &str, rules: Vec<Rule>) {
@@ -337,7 +344,7 @@ fn outward(family: &Family) -> Vec<Rule> {
 
 /// To the neighbour that the longest prefix of the destination says; without a route nothing leaves.
 fn way(family: &Family, site: &Site<'_>) -> Vec<Rule> {
-    let mut rules = Vec::new();
+    let mut rules = vec![traffic::out(family)];
     let device = site.config.external_ifindex.to_ne_bytes().to_vec();
     let here = |way: &&Way| family.is(&way.to.addr());
     for way in site.ways.iter().filter(here) {

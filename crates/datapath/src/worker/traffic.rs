@@ -1,0 +1,68 @@
+//! Traffic of accounts: two named counters each, which live as long as the account, whatever its targets are.
+
+use super::names::{OPENED, SENT, opened, sent};
+use crate::nft::{Count, Table};
+use egret_core::node::{AccountId, NodeState};
+use std::collections::BTreeMap;
+
+/// What one account has sent and opened.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Traffic {
+    /// What left with the egress address.
+    pub sent: Count,
+    /// Connections that were given a source port.
+    pub connections: u64,
+}
+
+pub(super) fn counters(state: &NodeState, table: &mut Table) {
+    for target in state.worker.targets.values() {
+        table.traffic.insert(sent(target.account));
+        table.traffic.insert(opened(target.account));
+    }
+}
+
+/// Parts the counters of the table: packets by reason, and traffic by account.
+pub(crate) fn parted(
+    counts: BTreeMap<String, Count>,
+) -> (BTreeMap<String, u64>, BTreeMap<AccountId, Traffic>) {
+    let mut reasons = BTreeMap::new();
+    let mut traffic: BTreeMap<AccountId, Traffic> = BTreeMap::new();
+    for (name, count) in counts {
+        if let Some(id) = account(&name, SENT) {
+            traffic.entry(id).or_default().sent = count;
+        } else if let Some(id) = account(&name, OPENED) {
+            traffic.entry(id).or_default().connections = count.packets;
+        } else {
+            reasons.insert(name, count.packets);
+        }
+    }
+    (reasons, traffic)
+}
+
+fn account(name: &str, kind: &str) -> Option<AccountId> {
+    let id = name.strip_prefix(kind)?;
+    u64::from_str_radix(id, 16).ok().map(AccountId)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn traffic_is_told_from_reasons() {
+        let count = |packets, bytes| Count { packets, bytes };
+        let account = AccountId(0xa);
+        let counts = BTreeMap::from([
+            (sent(account), count(3, 300)),
+            (opened(account), count(2, 120)),
+            ("no_lease".to_owned(), count(1, 60)),
+        ]);
+        let (reasons, traffic) = parted(counts);
+        assert_eq!(reasons, BTreeMap::from([("no_lease".to_owned(), 1)]));
+        let expected = Traffic {
+            sent: count(3, 300),
+            connections: 2,
+        };
+        assert_eq!(traffic, BTreeMap::from([(account, expected)]));
+    }
+}
