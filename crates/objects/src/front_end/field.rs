@@ -48,12 +48,14 @@ fn prefix(text: &str) -> Result<IpNet, String> {
     let parts = text.split_once('/');
     let parts = parts.map(|(address, mask)| (address.parse::<IpAddr>(), mask.parse::<IpAddr>()));
     match parts {
-        Some((Ok(address), Ok(mask))) => match IpNet::with_netmask(address, mask) {
-            Ok(net) => strict::prefix(&net.to_string()),
-            Err(_) => Err(format!(
-                "{mask} is no netmask of {address}: write a length, such as /24"
-            )),
-        },
+        Some((Ok(address), Ok(mask))) if address.is_ipv4() == mask.is_ipv4() => {
+            match IpNet::with_netmask(address, mask) {
+                Ok(net) => strict::prefix(&net.to_string()),
+                Err(_) => Err(format!(
+                    "{mask} is no netmask of {address}: write a length, such as /24"
+                )),
+            }
+        }
         _ => strict::prefix(text),
     }
 }
