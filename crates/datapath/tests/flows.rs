@@ -58,6 +58,7 @@ fn state(pods: &[(&str, usize)]) -> NodeState {
         let target_of_policy = Target {
             address,
             group,
+            account: AccountId(1),
             ranges,
         };
         worker.targets.insert(target, target_of_policy);
