@@ -1,4 +1,9 @@
 //! The stories of the proposal (KEP), and pods as they live: each pod leaves with the address of its policy.
+//!
+//! Steps of `install.rs`, in its order:
+//! - [`stories_of_the_proposal`]
+//! - [`a_label_added_to_and_removed_from_a_running_pod`]
+//! - [`a_pod_recreated_on_another_node_keeps_its_address`]
 
 use super::{FIXED, PATIENCE, SERVERS, Scene, WORKER1, ip, servers};
 use anyhow::{Context, ensure};
