@@ -1,11 +1,11 @@
 //! What only the node itself knows: devices, addresses, carrier.
 
 use egret_core::model::{NodeName, Snapshot};
-use egret_core::node::{External, ExternalChoice, external_choice};
-use egret_core::numbers::EXTERNAL_ADDRESSES_MAX;
+use egret_core::node::{Attachment, External, ExternalChoice, external_choice, wanted_next_hops};
+use egret_core::numbers::{EXTERNAL_ADDRESSES_MAX, TUNNEL_DEVICE};
 use egret_datapath::route::{Device, RouteError, Routing};
 use ipnet::IpNet;
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 /// MTU to assume while the underlay's device cannot be found, bytes (RFC 894).
@@ -24,6 +24,8 @@ pub(crate) struct Links {
     pub(crate) underlay_up: bool,
     /// Addresses of every device.
     pub(crate) local_addresses: BTreeSet<IpAddr>,
+    /// Next hops of policies that a device with carrier leads to, without a router between.
+    pub(crate) attached: BTreeMap<IpAddr, Attachment>,
 }
 
 impl Links {
@@ -45,6 +47,7 @@ impl Links {
             underlay_mtu: ETHERNET_MTU,
             underlay_up: true,
             local_addresses: BTreeSet::new(),
+            attached: attached(routing, &devices, snapshot, node)?,
         };
         let external = match external_choice(snapshot, node) {
             None => None,
@@ -85,6 +88,32 @@ impl Links {
             link_up: device.running,
         })
     }
+}
+
+/// What the kernel says of the next hops that this node is asked for.
+fn attached(
+    routing: &mut Routing,
+    devices: &[Device],
+    snapshot: &Snapshot,
+    node: &NodeName,
+) -> Result<BTreeMap<IpAddr, Attachment>, RouteError> {
+    let mut attached = BTreeMap::new();
+    for address in wanted_next_hops(snapshot, node) {
+        let Some((index, source)) = routing.neighbour_way(address)? else {
+            continue;
+        };
+        let device = devices.iter().find(|device| device.index == index);
+        if let Some(device) = device.filter(|d| d.running && d.name != TUNNEL_DEVICE) {
+            let device = device.name.clone();
+            let attachment = Attachment {
+                device,
+                index,
+                source,
+            };
+            attached.insert(address, attachment);
+        }
+    }
+    Ok(attached)
 }
 
 fn is_link_local(address: IpAddr) -> bool {

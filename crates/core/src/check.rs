@@ -5,6 +5,7 @@
 mod boxes;
 mod cluster;
 mod leases;
+mod next_hops;
 mod node;
 
 pub use cluster::check_plan;

@@ -8,6 +8,7 @@ mod facts;
 mod gateway;
 mod groups;
 mod lookup;
+mod next_hops;
 mod path;
 mod podmap;
 mod profiles;
@@ -38,7 +39,7 @@ pub fn node_state(
     let mut findings: BTreeSet<Finding> = BTreeSet::new();
     let (resolved, _) = resolve(snapshot, &assigned(snapshot), &snapshot.pods);
     let own_pods = snapshot.pods.values().filter(|pod| pod.node == *node);
-    let gateway = gateway::state(snapshot, facts, &me, &mut reports);
+    let mut gateway = gateway::state(snapshot, facts, &me, &mut reports);
     let version = gateway.as_ref().map_or(0, |g| g.version);
     let mut groups = Groups::new(snapshot, facts, &me, version);
     let selected = select(snapshot, &resolved, own_pods.clone());
@@ -50,12 +51,16 @@ pub fn node_state(
         &mut groups,
         &mut findings,
     );
+    if let Some(gateway) = &mut gateway {
+        next_hops::serve(snapshot, &resolved, &me, &mut groups, gateway);
+    }
     reports.append(&mut groups.reports);
     let mut worker = WorkerState {
         never: cluster::never(snapshot, facts),
         throw: cluster::throw(me.node, own_pods.clone()),
         groups: groups.groups,
         targets: groups.targets,
+        next_hops: groups.next_hops,
         profiles: built.profiles,
         pods: built.pods,
         egress_addresses: egress_addresses(snapshot, &resolved, &me),
@@ -66,10 +71,7 @@ pub fn node_state(
     let mut programmed = built.programmed;
     let (pods_path, lift) = path::decide(facts, &worker);
     worker.lift = lift;
-    if let PodsPath::Unsupported(_) = &pods_path {
-        path::refuse(&mut worker.profiles);
-        programmed.iter_mut().for_each(|one| one.pods = 0);
-    }
+    reports.extend(refuse(&pods_path, &resolved, &mut worker, &mut programmed));
     reports.sort();
     reports.dedup();
     Ok(NodeOutcome {
@@ -98,6 +100,37 @@ pub fn node_state(
         target_groups: groups.keys,
         granted: me.record.grants.iter().map(|grant| grant.address).collect(),
     })
+}
+
+/// Refuses what pods send where their packets do not, or may not, pass the stack both ways, and what was counted as
+/// programmed for it.
+fn refuse(
+    pods_path: &PodsPath,
+    resolved: &[Resolved<'_>],
+    worker: &mut WorkerState,
+    programmed: &mut [Programmed],
+) -> Option<NodeReport> {
+    match pods_path {
+        PodsPath::Netfilter => None,
+        PodsPath::Unsupported(_) => {
+            path::refuse(&mut worker.profiles);
+            programmed.iter_mut().for_each(|one| one.pods = 0);
+            None
+        }
+        PodsPath::Bpf => {
+            let refused = path::refuse_next_hops(&mut worker.profiles);
+            let counted = programmed.iter_mut();
+            counted
+                .filter(|one| is_to_next_hop(resolved, &one.policy))
+                .for_each(|one| one.pods = 0);
+            refused
+        }
+    }
+}
+
+fn is_to_next_hop(resolved: &[Resolved<'_>], policy: &ObjectRef) -> bool {
+    let found = resolved.iter().find(|one| one.policy.object == *policy);
+    found.is_some_and(|one| one.policy.next_hop().is_some())
 }
 
 /// Every address that only Egret may send from. An address that a node has by now is not among them: dropping it on the

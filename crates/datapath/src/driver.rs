@@ -2,6 +2,7 @@
 
 mod flows;
 mod full;
+mod leave;
 mod refused;
 
 pub use full::port_of;
@@ -15,7 +16,7 @@ use crate::route::{RouteError, Routing};
 use crate::sysctl::{HASH_SETTINGS, NODE_SETTINGS, SysctlError, Sysctls};
 use crate::worker;
 use egret_core::machines::Destination;
-use egret_core::node::{NodeState, WorkerState};
+use egret_core::node::{NextHopWay, NodeState, WorkerState};
 use egret_core::numbers::NFT_TABLE;
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
@@ -87,24 +88,33 @@ impl Datapath {
         if self.sysctls.differ(HASH_SETTINGS)? && !self.routing.foreign_multipath()? {
             sysctls.extend(self.sysctls.ensure(HASH_SETTINGS)?);
         }
+        for next_hop in state.worker.next_hops.values() {
+            if let NextHopWay::Attached(here) = &next_hop.way {
+                sysctls.extend(self.sysctls.loosen(&here.device)?);
+            }
+        }
         self.routing.prepare(state)?;
         let moved = self
             .applied
             .as_ref()
             .is_none_or(|old| moves_flows(&old.worker, &state.worker));
         let known = self.known_addresses(state);
-        if moved && self.applied.is_some() {
+        let between = self.applied.as_ref();
+        let between = between.and_then(|before| leave::between(before, state));
+        let mut ended_flows = 0;
+        if let Some(between) = between {
+            self.nft.apply(&worker::table(&between))?;
+            ended_flows += self.end_flows(state, &known)?;
+        } else if moved && self.applied.is_some() {
             self.remember_ended(state, &known)?;
         }
         if self.nft.apply(&worker::table(state))? {
             self.refuse()?;
         }
         let forward_blocked = self.open_forwarding(state)?;
-        let ended_flows = if moved {
-            self.end_flows(state, &known)?
-        } else {
-            0
-        };
+        if moved {
+            ended_flows += self.end_flows(state, &known)?;
+        }
         self.routing.settle()?;
         self.applied = Some(state.clone());
         Ok(Applied {
@@ -186,7 +196,7 @@ impl Datapath {
     /// Opens others' forward chains to the tunnel, which only a worker that sends through it needs. What cannot be
     /// opened is returned, with the remedy.
     pub fn open_forwarding(&mut self, state: &NodeState) -> Result<Vec<String>, DatapathError> {
-        if state.worker.targets.is_empty() {
+        if state.worker.targets.is_empty() && state.worker.next_hops.is_empty() {
             self.forwarding.remove()?;
             return Ok(Vec::new());
         }
@@ -214,4 +224,5 @@ fn moves_flows(old: &WorkerState, new: &WorkerState) -> bool {
     };
     (&old.pods, &old.profiles, &old.never) != (&new.pods, &new.profiles, &new.never)
         || addresses(old) != addresses(new)
+        || old.next_hops != new.next_hops
 }

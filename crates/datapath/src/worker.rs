@@ -13,6 +13,7 @@
 mod base;
 mod counters;
 mod names;
+mod next_hops;
 mod profile;
 
 pub use counters::{COUNTERS, Counter};
@@ -30,6 +31,7 @@ pub fn table(state: &NodeState) -> Table {
     base::sets(state, &mut table);
     base::chains(state, &mut table);
     profile::targets(state, &mut table);
+    next_hops::chains(state, &mut table);
     profile::profiles(state, &mut table);
     table
 }

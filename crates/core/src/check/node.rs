@@ -2,6 +2,7 @@
 
 use super::boxes::check_profile;
 use super::leases::steering;
+use super::next_hops::next_hops;
 use super::{Found, Rule, Violation};
 use crate::model::*;
 use crate::node::{GatewayState, Group, NodeFacts, NodeOutcome, NodeState, Verdict};
@@ -39,6 +40,7 @@ pub fn check_node(
     references(state, &mut found);
     ranges(snapshot, facts, own, record, outcome, &mut found);
     groups(snapshot, own, state, &mut found);
+    next_hops(snapshot, facts, own, state, &mut found);
     never(snapshot, state, &mut found);
     pods(snapshot, node, own, state, &mut found);
     unknown(snapshot, node, own, state, &mut found);

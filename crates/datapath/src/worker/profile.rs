@@ -216,6 +216,7 @@ fn box_key(b: &DestinationBox) -> ElementKey {
 fn box_verdict(stage: Stage, verdict: Verdict) -> Value {
     match (stage, verdict) {
         (_, Verdict::Target(id)) => Value::Verdict(GOTO, Some(stage.target(id))),
+        (_, Verdict::NextHop(number)) => Value::Verdict(GOTO, Some(stage.next_hop(number))),
         (Stage::Classify, Verdict::FamilyNotCovered) => {
             Value::Verdict(GOTO, Some(stage.refusal("family")))
         }
