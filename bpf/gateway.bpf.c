@@ -261,14 +261,38 @@ static __always_inline int receive(struct __sk_buff *skb, struct egret_config *s
 		index = bpf_map_lookup_elem(&owners, &owner) ? EGRET_SLOT_SELF : EGRET_SLOT_NONE;
 	if (index != EGRET_SLOT_SELF)
 		return drop(EGRET_OUT_NOT_OURS);
+	/* Our bits of the outer packet's mark were anybody's, and mean a next hop to the ruleset. */
+	set_mark_bits(skb, 0);
 	count(EGRET_OUT_SELF);
 	return EGRET_PASS;
 }
 
 /*
+ * A pod's packet to one of this gateway's neighbours: up the stack, marked with the number of the neighbour. There it is
+ * routed by that number and translated, and its connection tracked: all that the rest of this file does without. What
+ * the stack's ruleset takes for marked is marked here alone.
+ */
+static __always_inline int to_next_hop(struct __sk_buff *skb, __u32 identifier, const struct egret_packet *packet,
+				       const struct egret_address *underlay)
+{
+	__u32 *number = bpf_map_lookup_elem(&next_hops, &identifier);
+
+	if (!is_from(sender_index(skb), underlay))
+		return drop(EGRET_OUT_UNKNOWN_PEER);
+	if (!number)
+		return drop(EGRET_OUT_NEXT_HOP_UNKNOWN);
+	if (link_local_index(&packet->source) || table_of(&packet->source))
+		return drop(EGRET_OUT_SPOOFED);
+	set_mark_bits(skb, *number << EGRET_MARK_SHIFT & EGRET_MARK_MASK);
+	count(EGRET_OUT_NEXT_HOP);
+	return EGRET_PASS;
+}
+
+/*
  * Ingress of the tunnel device. Out goes only what has an egress address as source and comes from the worker that owns
- * the source port; up goes only what another node sends to this one in its role as worker, and answers to its probes;
- * the rest is dropped.
+ * the source port; up goes only what another node sends to this one in its role as worker, answers to its probes, and
+ * what another node's pod sends to one of this gateway's neighbours (which alone gets there by the stack); the rest is
+ * dropped.
  *
  * Deliberately not done here: no NAT, no connection state; no routing decision (bpf_redirect_neigh asks the kernel, on
  * the external device only); no fragmentation (a packet that may be fragmented and exceeds the external device's MTU is
@@ -282,11 +306,14 @@ int egress_in(struct __sk_buff *skb)
 	struct egret_packet packet = {};
 	struct egret_address underlay;
 	struct egret_steering *table;
+	__u32 identifier;
 	int parsed;
 
 	if (!settings)
 		return drop(EGRET_FAILED);
-	if (skb->pkt_type != PACKET_HOST || skb->vlan_present || get_tunnel(skb, &underlay) < 0)
+	identifier = get_tunnel(skb, &underlay);
+	if (skb->pkt_type != PACKET_HOST || skb->vlan_present ||
+	    (identifier != EGRET_VNI && identifier < EGRET_NEXT_HOP_VNI_BASE))
 		return drop(EGRET_OUT_FOREIGN_TUNNEL);
 	if (skb->protocol == bpf_htons(ETH_P_IP))
 		parsed = parse_ip(skb, ETH_HLEN, 4, &packet);
@@ -296,6 +323,8 @@ int egress_in(struct __sk_buff *skb)
 		return drop(EGRET_OUT_NOT_OURS);
 	if (parsed < 0 || ETH_HLEN + packet.l3_bytes > skb->len)
 		return drop(EGRET_OUT_MALFORMED);
+	if (identifier != EGRET_VNI)
+		return to_next_hop(skb, identifier, &packet, &underlay);
 	if (link_local_index(&packet.source))
 		return probe(skb, settings, &packet, &underlay);
 	table = table_of(&packet.source);

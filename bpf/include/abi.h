@@ -13,6 +13,11 @@
 
 /* VXLAN network identifier of the tunnel. */
 #define EGRET_VNI 14790
+/* First identifier of packets to a next hop: the rest of the 24 bits says which. */
+#define EGRET_NEXT_HOP_VNI_BASE 0x800000
+/* Mark bits that are ours, and how far a group number is shifted to reach them. */
+#define EGRET_MARK_MASK 0x00ff0000u
+#define EGRET_MARK_SHIFT 16
 /* UDP port of probes inside the tunnel. */
 #define EGRET_PROBE_PORT 14790
 /* Source ports in one block: 1 << 6. */
@@ -33,6 +38,8 @@
 #define EGRET_WORKERS_MAX 65536
 /* (address, worker) pairs, at most: 16384 addresses with 16 workers each. */
 #define EGRET_OWNERS_MAX 262144
+/* Next hops of one gateway, at most: group numbers. */
+#define EGRET_NEXT_HOPS_MAX 250
 /* Datagrams whose first fragment is remembered, at most; the least recently used goes first. */
 #define EGRET_FRAGMENTS_MAX 16384
 /* A remembered first fragment is used for as long as Linux reassembles (ipfrag_time): 30 s. */

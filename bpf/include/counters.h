@@ -42,7 +42,10 @@ enum egret_counter {
 	/* both */
 	EGRET_ICMP_LIMITED = 28,
 	EGRET_FAILED = 29,
-	EGRET_COUNTERS = 30
+	/* egress_in, to next hops: served, dropped */
+	EGRET_OUT_NEXT_HOP = 30,
+	EGRET_OUT_NEXT_HOP_UNKNOWN = 31,
+	EGRET_COUNTERS = 32
 };
 
 #endif

@@ -41,6 +41,15 @@ struct {
 	__type(value, __u32);
 } owners SEC(".maps");
 
+/* VXLAN network identifier to the number of a next hop: its mark and routing table. */
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__uint(max_entries, EGRET_NEXT_HOPS_MAX);
+	__type(key, __u32);
+	__type(value, __u32);
+} next_hops SEC(".maps");
+
 struct {
 	__uint(type, BPF_MAP_TYPE_LRU_HASH);
 	__uint(max_entries, EGRET_FRAGMENTS_MAX);

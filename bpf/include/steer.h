@@ -79,8 +79,8 @@ static __always_inline int set_tunnel(struct __sk_buff *skb, const struct egret_
 	return bpf_skb_set_tunnel_key(skb, &key, EGRET_TUNNEL_KEY_BYTES, flags);
 }
 
-/* The other end of the tunnel that the packet came through. 0 or -1: no tunnel, or another's VNI. */
-static __always_inline int get_tunnel(struct __sk_buff *skb, struct egret_address *underlay)
+/* The other end of the tunnel that the packet came through, and its network identifier; 0: no tunnel. */
+static __always_inline __u32 get_tunnel(struct __sk_buff *skb, struct egret_address *underlay)
 {
 	struct bpf_tunnel_key key = {};
 
@@ -88,13 +88,13 @@ static __always_inline int get_tunnel(struct __sk_buff *skb, struct egret_addres
 		mapped_v4(underlay, bpf_htonl(key.remote_ipv4));
 	} else {
 		if (bpf_skb_get_tunnel_key(skb, &key, EGRET_TUNNEL_KEY_BYTES, BPF_F_TUNINFO_IPV6) != 0)
-			return -1;
+			return 0;
 		underlay->word[0] = key.remote_ipv6[0];
 		underlay->word[1] = key.remote_ipv6[1];
 		underlay->word[2] = key.remote_ipv6[2];
 		underlay->word[3] = key.remote_ipv6[3];
 	}
-	return key.tunnel_id == EGRET_VNI ? 0 : -1;
+	return key.tunnel_id;
 }
 
 static __always_inline int decrement_hop_limit(struct __sk_buff *skb, __u32 version, __u8 hop_limit)
@@ -118,6 +118,12 @@ static __always_inline int write_macs(struct __sk_buff *skb, const __u8 *destina
 	__builtin_memcpy(macs, destination, 6);
 	__builtin_memcpy(macs + 6, source, 6);
 	return bpf_skb_store_bytes(skb, 0, macs, sizeof(macs), 0);
+}
+
+/* Our bits of the mark and no others. Written as a whole: the verifier takes no single byte of it. */
+static __always_inline void set_mark_bits(struct __sk_buff *skb, __u32 bits)
+{
+	*(volatile __u32 *)&skb->mark = (skb->mark & ~EGRET_MARK_MASK) | bits;
 }
 
 /* Into the tunnel, to a node. The outer route lookup uses the inner packet's mark, so it is cleared. */

@@ -467,6 +467,7 @@ fn every_right_of_the_controller_is_used() {
         programmed: Vec::new(),
         datapath: None,
         resource_version: 0,
+        next_hops: Default::default(),
         external_addresses: Default::default(),
     };
     source.write_node_spec(&record).unwrap();

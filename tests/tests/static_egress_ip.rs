@@ -7,7 +7,7 @@ use egret_lab::topology::Host;
 use egret_lab::traffic::UdpProbe;
 use egret_lab::{Hurt, Topology};
 use egret_tests::cluster::{DEADLINE, EGRESS, SERVERS, echo, egress, ip, pod};
-use egret_tests::foreign::{condition, expect_condition, message, service, static_egress_ip};
+use egret_tests::foreign::{condition, message, service, static_egress_ip};
 use egret_tests::steps::Group;
 use egret_tests::watch::{Leaving, expect_source, wait_source};
 use egret_tests::{Cluster, Outcome, run, steps};
@@ -54,7 +54,6 @@ fn main() -> ExitCode {
                 n17_nothing_is_written_to_an_object_with_two_gateways,
                 f4_the_second_gateway_goes_and_comes_back,
                 f4_a_node_without_the_label_is_no_gateway_any_more,
-                f2_a_next_hop_is_refused_with_a_reason_and_never_leaks,
             ],
         ),
     ])
@@ -468,25 +467,4 @@ fn f4_a_node_without_the_label_is_no_gateway_any_more(cluster: &Cluster) -> Outc
         ip(SERVERS[0]),
         ip("192.168.122.223"),
     )
-}
-
-/// Cases: F2. Not carried out yet; what matters then is that the reason is said and that nothing leaves another way.
-fn f2_a_next_hop_is_refused_with_a_reason_and_never_leaks(cluster: &Cluster) -> Outcome {
-    let rule = ("192.168.122.1", "vlan", SERVER);
-    let object = static_egress_ip(FORK, "vlan", &[rule]);
-    let object = object.replace(
-        "  - egressip",
-        "  - routing-table-id: 100\n    routing-table: vlan100\n    egressip",
-    );
-    cluster.lab().add_pod("worker1", pod("vlan1", "Vlan"))?;
-    let path = cluster.lab().dir().path().join("vlan.yaml");
-    std::fs::write(&path, [service("vlan", "Vlan"), object].join("---\n"))?;
-    cluster.lab().apply(&path)?;
-    let refused = |status: &Value| condition(status, "Accepted") == "False/UnsupportedTranslation";
-    let status = cluster.wait_foreign("StaticEgressIP", "vlan", "refused", refused)?;
-    expect_condition(&status, "Ready", "False/NotAccepted")?;
-    // The others are served as before.
-    expect_source(&cluster.pod("a1")?, ip(SERVERS[0]), ip(EGRESS[0]))?;
-    cluster.lab().delete(&path)?;
-    Ok(())
 }

@@ -1,11 +1,11 @@
 //! What only the node itself knows: devices, addresses, carrier.
 
 use egret_core::model::{NodeName, Snapshot};
-use egret_core::node::{External, ExternalChoice, external_choice};
-use egret_core::numbers::EXTERNAL_ADDRESSES_MAX;
+use egret_core::node::{Attachment, External, ExternalChoice, external_choice, wanted_next_hops};
+use egret_core::numbers::{EXTERNAL_ADDRESSES_MAX, TUNNEL_DEVICE};
 use egret_datapath::route::{Device, RouteError, Routing};
 use ipnet::IpNet;
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 /// MTU to assume while the underlay's device cannot be found, bytes (RFC 894).
@@ -16,6 +16,7 @@ const ETHERNET_MTU: u32 = 1500;
 pub(crate) struct Wanted {
     underlay: Option<IpAddr>,
     external: Option<ExternalChoice>,
+    next_hops: BTreeSet<IpAddr>,
 }
 
 impl Wanted {
@@ -24,6 +25,7 @@ impl Wanted {
         Wanted {
             underlay: own.and_then(|node| node.addresses.first()).copied(),
             external: external_choice(snapshot, node),
+            next_hops: wanted_next_hops(snapshot, node),
         }
     }
 }
@@ -43,6 +45,8 @@ pub(crate) struct Links {
     pub(crate) underlay_up: bool,
     /// Addresses of every device.
     pub(crate) local_addresses: BTreeSet<IpAddr>,
+    /// Next hops of policies that a device with carrier leads to, without a router between.
+    pub(crate) attached: BTreeMap<IpAddr, Attachment>,
 }
 
 impl Links {
@@ -58,6 +62,7 @@ impl Links {
             }
         };
         let by_device = routing.addresses()?;
+        let attached = attached(routing, &devices, &wanted.next_hops)?;
         let mut links = Links {
             wanted,
             external: None,
@@ -65,6 +70,7 @@ impl Links {
             underlay_mtu: ETHERNET_MTU,
             underlay_up: true,
             local_addresses: BTreeSet::new(),
+            attached,
         };
         for device in &devices {
             let networks = by_device.get(&device.index).cloned().unwrap_or_default();
@@ -97,6 +103,31 @@ impl Links {
             link_up: device.running,
         })
     }
+}
+
+/// What the kernel says of the next hops that this node is asked for.
+fn attached(
+    routing: &mut Routing,
+    devices: &[Device],
+    next_hops: &BTreeSet<IpAddr>,
+) -> Result<BTreeMap<IpAddr, Attachment>, RouteError> {
+    let mut attached = BTreeMap::new();
+    for address in next_hops.iter().copied() {
+        let Some((index, source)) = routing.neighbour_way(address)? else {
+            continue;
+        };
+        let device = devices.iter().find(|device| device.index == index);
+        if let Some(device) = device.filter(|d| d.running && d.name != TUNNEL_DEVICE) {
+            let device = device.name.clone();
+            let attachment = Attachment {
+                device,
+                index,
+                source,
+            };
+            attached.insert(address, attachment);
+        }
+    }
+    Ok(attached)
 }
 
 fn is_link_local(address: IpAddr) -> bool {

@@ -241,6 +241,19 @@ impl Gateway {
         self.attached.as_ref()?.driver.lacks()
     }
 
+    /// Whether tunnel packets for a next hop get up the stack: only the eBPF program knows them. While none is attached
+    /// yet, it is what will be tried first.
+    pub(crate) fn carries_next_hops(&self) -> bool {
+        let attached = self.attached.as_ref();
+        attached.is_none_or(|attached| matches!(attached.driver, Forwarding::Ebpf(_)))
+    }
+
+    /// Its tables hold what this agent wanted.
+    pub(crate) fn is_loaded(&self) -> bool {
+        let attached = self.attached.as_ref();
+        self.trouble.is_none() && attached.is_some_and(|attached| attached.loaded)
+    }
+
     /// The steering version to answer probes with, where the agent has to.
     pub(crate) fn answers(&self) -> Option<u64> {
         let attached = self.attached.as_ref()?;

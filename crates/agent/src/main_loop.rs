@@ -440,6 +440,10 @@ impl MainLoop {
             previous_groups: self.remembered.groups.clone(),
             last_group_members: self.remembered.members.clone(),
             local_addresses: links.local_addresses.clone(),
+            attached: match self.gateway.carries_next_hops() {
+                true => links.attached.clone(),
+                false => BTreeMap::new(),
+            },
             path: PathFacts::default(),
             devices: self.attached.devices(),
             detached: self.attached.detached(),

@@ -77,6 +77,7 @@ mod tests {
     fn what_is_saved_is_loaded_and_nothing_leaves_no_file() {
         let directory = tempfile::tempdir().unwrap();
         let key = GroupKey {
+            next_hop: None,
             gateway: egret_core::model::GatewayName("default".into()),
             only: None,
         };

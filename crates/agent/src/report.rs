@@ -407,6 +407,10 @@ pub(crate) fn status(
             .filter(|_| is_gateway)
             .map(|links| links.external_addresses.clone())
             .unwrap_or_default(),
+        next_hops: outcome
+            .filter(|_| gateway.is_loaded())
+            .map(carried)
+            .unwrap_or_default(),
         steering_version: gateway.version(),
         announcing: gateway.announcing(),
         // Without an outcome the controller must not conclude that anything is drained.
@@ -437,6 +441,19 @@ pub(crate) fn status(
         ),
     };
     NodeStatus { record, report }
+}
+
+/// Next hops that other nodes may send packets for.
+fn carried(outcome: &NodeOutcome) -> BTreeSet<IpAddr> {
+    let served = outcome
+        .state
+        .gateway
+        .iter()
+        .flat_map(|g| g.next_hops.values());
+    let worker = &outcome.state.worker;
+    served
+        .filter_map(|number| Some(worker.next_hops.get(number)?.address))
+        .collect()
 }
 
 /// What carries packets here, and how those of pods leave: through netfilter, or lifted at the uplinks.

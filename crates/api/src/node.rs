@@ -85,6 +85,9 @@ pub struct NodeStatus {
     /// Addresses of that device with their prefix length, those that others put there (keepalived) among them.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub external_addresses: Vec<String>,
+    /// Routers that this gateway carries packets to, of those that objects of earlier systems name as next hop.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub next_hops: Vec<String>,
     /// What this node's kernel can do.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub abilities: Vec<String>,

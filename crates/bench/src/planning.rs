@@ -120,6 +120,7 @@ fn write_down(snapshot: &mut Snapshot, plan: &ClusterPlan) {
             tunnel_index: spec.tunnel_index,
             grants: spec.grants.clone(),
             underlay_addresses: snapshot.nodes[node].addresses.clone(),
+            next_hops: Default::default(),
             external_addresses: BTreeSet::new(),
             steering_version: u64::MAX,
             announcing: BTreeSet::new(),

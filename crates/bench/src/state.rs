@@ -61,6 +61,7 @@ pub fn worker(pods: usize) -> NodeState {
                 .map(|net| net.parse().expect("a literal prefix"))
                 .collect(),
             throw: BTreeSet::new(),
+            next_hops: BTreeMap::new(),
             groups: BTreeMap::from([(1, Group::Tunnel(BTreeSet::from([7])))]),
             targets: BTreeMap::from([(TargetId(1), target)]),
             profiles: BTreeMap::from([(ProfileId(1), profile)]),

@@ -243,6 +243,7 @@ fn merged(snapshot: &Snapshot, node: &NodeName, spec: &NodeRecordSpec) -> NodeRe
         tunnel_index: 0,
         grants: Vec::new(),
         underlay_addresses: Vec::new(),
+        next_hops: Default::default(),
         external_addresses: BTreeSet::new(),
         steering_version: 0,
         announcing: BTreeSet::new(),

@@ -6,6 +6,7 @@ mod accounts;
 mod boxes;
 mod cluster;
 mod leases;
+mod next_hops;
 mod node;
 
 pub use cluster::check_plan;

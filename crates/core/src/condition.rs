@@ -221,6 +221,12 @@ reasons! {
         "Gateways do not know this node's source ports yet.", "Wait; if it stays, see the gateways' agents.";
     NoExternalDevice: Degraded true;
         "A gateway node has no external device.", "Set externalInterface, or give the node a default route.";
+    NextHopNotAttached: Ready false, Degraded true;
+        "A gateway node has the next hop of a policy on no network of its own, or cannot carry packets to one.",
+        "Give the gateway nodes an address of that network (on a VLAN device, for example), or name a router that they have.";
+    NextHopPath: Degraded true;
+        "Programs of the network plugin may take answers of a next hop past the node's stack; such traffic of its pods is dropped.",
+        "Run those pods on other nodes, or tell the agent the truth by `--cni-path`; see `docs/front-ends.md`.";
     ExternalDeviceConflict: Degraded true;
         "Gateways of one node ask for different external devices.", "Use one externalInterface per node.";
     Limit: Degraded true;

@@ -2,7 +2,7 @@
 
 use crate::compile::{Claim, compile};
 use crate::model::*;
-use crate::node::{Group, NodeOutcome, Profile, TargetId, Verdict};
+use crate::node::{Group, GroupNumber, NextHopWay, NodeOutcome, Profile, TargetId, Verdict};
 use crate::resolve::{
     Paired, Precedence, Resolved, age_ranks, assigned, family_index, pair, resolve, select,
 };
@@ -40,6 +40,8 @@ pub enum Leaves {
     Untouched,
     /// With these egress addresses (several: it depends on family, protocol or port).
     From(BTreeSet<IpAddr>),
+    /// To these next hops, with the source that the gateway's kernel selects for reaching them.
+    Through(BTreeSet<IpAddr>),
     /// It is dropped or rejected.
     Stopped,
     /// Nobody knows here: the state of the pod's node is not at hand.
@@ -203,6 +205,9 @@ fn policy_steps(result: &mut Explanation, snapshot: &Snapshot, one: &Resolved<'_
             result.say(Stage::Policy, false, text);
         }
     }
+    if let (Some(next_hop), None) = (one.policy.next_hop(), &one.refusal) {
+        next_hop_step(result, snapshot, one, next_hop);
+    }
     let paired: Paired = pair(snapshot, one, pod);
     for address in paired.into_iter().flatten().filter(|a| has_family(pod, *a)) {
         let of = one.addresses.len();
@@ -305,15 +310,55 @@ fn by_outcome(
         verdicts.insert(one.verdict);
         whole |= one.protocol.is_none();
     }
-    let mut from = BTreeSet::new();
-    let mut lines = Vec::new();
-    let mut ok = true;
-    for verdict in &verdicts {
+    let Said {
+        mut lines,
+        ok,
+        from,
+        through,
+    } = said(snapshot, outcome, &verdicts);
+    if lines.is_empty() {
+        let text = "untouched: nothing of it is programmed for this destination";
+        return result.end(Leaves::Untouched, true, text);
+    }
+    if to.is_some() && !whole {
+        lines.push("other protocols and ports untouched".to_owned());
+    }
+    let leaves = match (from.is_empty(), through.is_empty()) {
+        (false, _) => Leaves::From(from),
+        (true, false) => Leaves::Through(through),
+        (true, true) => Leaves::Stopped,
+    };
+    result.end(leaves, ok, lines.join("; "))
+}
+
+/// What verdicts mean.
+struct Said {
+    lines: Vec<String>,
+    ok: bool,
+    /// Egress addresses that packets leave with.
+    from: BTreeSet<IpAddr>,
+    /// Next hops that they go to.
+    through: BTreeSet<IpAddr>,
+}
+
+fn said(snapshot: &Snapshot, outcome: &NodeOutcome, verdicts: &BTreeSet<Verdict>) -> Said {
+    let mut said = Said {
+        lines: Vec::new(),
+        ok: true,
+        from: BTreeSet::new(),
+        through: BTreeSet::new(),
+    };
+    for verdict in verdicts {
         let (line, good) = match verdict {
             Verdict::Target(id) => {
                 let (address, line, good) = target_line(snapshot, outcome, *id);
-                from.extend(address.filter(|_| good));
+                said.from.extend(address.filter(|_| good));
                 (line, good)
+            }
+            Verdict::NextHop(number) => {
+                let (next_hop, line) = next_hop_line(snapshot, outcome, *number);
+                said.through.extend(next_hop);
+                (line, next_hop.is_some())
             }
             Verdict::FamilyNotCovered => (
                 "rejected: the policy has no address of this family".to_owned(),
@@ -324,22 +369,10 @@ fn by_outcome(
                 false,
             ),
         };
-        lines.push(line);
-        ok &= good;
+        said.lines.push(line);
+        said.ok &= good;
     }
-    if lines.is_empty() {
-        let text = "untouched: nothing of it is programmed for this destination";
-        return result.end(Leaves::Untouched, true, text);
-    }
-    if to.is_some() && !whole {
-        lines.push("other protocols and ports untouched".to_owned());
-    }
-    let leaves = if from.is_empty() {
-        Leaves::Stopped
-    } else {
-        Leaves::From(from)
-    };
-    result.end(leaves, ok, lines.join("; "))
+    said
 }
 
 fn target_line(
@@ -356,22 +389,13 @@ fn target_line(
         let text = format!("new connections are dropped: no port of {address} can be used yet");
         return (Some(address), text, false);
     }
-    let name = |index: &u16| {
-        let record = snapshot
-            .node_records
-            .values()
-            .find(|r| r.tunnel_index == *index);
-        record.map_or(format!("node {index}"), |record| record.node.to_string())
-    };
+    let names = |members: &BTreeSet<u16>| names(snapshot, members);
     match worker.groups.get(&target.group) {
-        Some(Group::Tunnel(members)) => {
-            let names: Vec<String> = members.iter().map(name).collect();
-            (
-                Some(address),
-                format!("leaves from {address} by {}", names.join(" or ")),
-                true,
-            )
-        }
+        Some(Group::Tunnel(members)) => (
+            Some(address),
+            format!("leaves from {address} by {}", names(members)),
+            true,
+        ),
         Some(Group::Local { device }) => (
             Some(address),
             format!("leaves from {address} by this node's {device}"),
@@ -380,6 +404,76 @@ fn target_line(
         Some(Group::Nowhere) | None => {
             let text = format!("dropped: no gateway of {address} has ever answered");
             (Some(address), text, false)
+        }
+    }
+}
+
+fn names(snapshot: &Snapshot, members: &BTreeSet<u16>) -> String {
+    let name = |index: &u16| {
+        let mut records = snapshot.node_records.values();
+        let record = records.find(|r| r.tunnel_index == *index);
+        record.map_or(format!("node {index}"), |record| record.node.to_string())
+    };
+    let names: Vec<String> = members.iter().map(name).collect();
+    names.join(" or ")
+}
+
+fn next_hop_step(
+    result: &mut Explanation,
+    snapshot: &Snapshot,
+    one: &Resolved<'_>,
+    next_hop: IpAddr,
+) {
+    let text = format!("none: its traffic goes to the next hop {next_hop}");
+    result.say(Stage::Address, true, text);
+    let Some(gateway) = one.gateway else { return };
+    let has = |record: &&NodeRecord| {
+        let node = snapshot.nodes.get(&record.node);
+        record.next_hops.contains(&next_hop)
+            && node.is_some_and(|node| gateway.nodes.matches(&node.labels))
+    };
+    let all: Vec<&str> = snapshot
+        .node_records
+        .values()
+        .filter(has)
+        .map(|record| record.node.0.as_str())
+        .collect();
+    let who = match all.as_slice() {
+        [] => "nobody reports that it has it on a network of its own".to_owned(),
+        some => format!("{} have it on a network of their own", some.join(", ")),
+    };
+    let text = format!("EgressGateway {}; {who}", gateway.name.0);
+    result.say(Stage::Gateway, !all.is_empty(), text);
+}
+
+/// The next hop, if it can be reached.
+fn next_hop_line(
+    snapshot: &Snapshot,
+    outcome: &NodeOutcome,
+    number: GroupNumber,
+) -> (Option<IpAddr>, String) {
+    let Some(next_hop) = outcome.state.worker.next_hops.get(&number) else {
+        return (None, "its next hop is missing".to_owned());
+    };
+    let address = next_hop.address;
+    match &next_hop.way {
+        NextHopWay::Tunnel(members) => {
+            let names = names(snapshot, members);
+            let text = format!(
+                "goes to the next hop {address} by {names}, with the source that it has there"
+            );
+            (Some(address), text)
+        }
+        NextHopWay::Attached(here) => {
+            let text = format!(
+                "goes to the next hop {address} by this node's {}, from {}",
+                here.device, here.source
+            );
+            (Some(address), text)
+        }
+        NextHopWay::Nowhere => {
+            let text = format!("dropped: no gateway that has the next hop {address} answers");
+            (None, text)
         }
     }
 }

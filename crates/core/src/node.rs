@@ -10,6 +10,7 @@ mod facts;
 mod gateway;
 mod groups;
 mod lookup;
+mod next_hops;
 mod path;
 mod podmap;
 mod profiles;
@@ -42,7 +43,7 @@ pub fn node_state(
     let mut findings: BTreeSet<Finding> = BTreeSet::new();
     let (resolved, _) = resolve(snapshot, &assigned(snapshot), &snapshot.pods);
     let own_pods = snapshot.pods.values().filter(|pod| pod.node == *node);
-    let gateway = gateway::state(snapshot, facts, &me, &mut reports);
+    let mut gateway = gateway::state(snapshot, facts, &me, &mut reports);
     let version = gateway.as_ref().map_or(0, |g| g.version);
     let mut groups = Groups::new(snapshot, facts, &me, version);
     let selected = select(snapshot, &resolved, own_pods.clone());
@@ -54,6 +55,9 @@ pub fn node_state(
         &mut groups,
         &mut findings,
     );
+    if let Some(gateway) = &mut gateway {
+        next_hops::serve(snapshot, &resolved, &me, &mut groups, gateway);
+    }
     reports.append(&mut groups.reports);
     let accounts = accounts::assign(&mut groups.targets, &groups.policies);
     let mut worker = WorkerState {
@@ -61,6 +65,7 @@ pub fn node_state(
         throw: cluster::throw(me.node, own_pods.clone()),
         groups: groups.groups,
         targets: groups.targets,
+        next_hops: groups.next_hops,
         profiles: built.profiles,
         pods: built.pods,
         devices: built.devices,
@@ -72,10 +77,7 @@ pub fn node_state(
     let mut programmed = built.programmed;
     let (pods_path, lift) = path::decide(facts, &worker);
     worker.lift = lift;
-    if let PodsPath::Unsupported(_) = &pods_path {
-        path::refuse(&mut worker.profiles);
-        programmed.iter_mut().for_each(|one| one.pods = 0);
-    }
+    reports.extend(refuse(&pods_path, &resolved, &mut worker, &mut programmed));
     reports.sort();
     reports.dedup();
     Ok(NodeOutcome {
@@ -105,6 +107,37 @@ pub fn node_state(
         accounts,
         granted: me.record.grants.iter().map(|grant| grant.address).collect(),
     })
+}
+
+/// Refuses what pods send where their packets do not, or may not, pass the stack both ways, and what was counted as
+/// programmed for it.
+fn refuse(
+    pods_path: &PodsPath,
+    resolved: &[Resolved<'_>],
+    worker: &mut WorkerState,
+    programmed: &mut [Programmed],
+) -> Option<NodeReport> {
+    match pods_path {
+        PodsPath::Netfilter => None,
+        PodsPath::Unsupported(_) => {
+            path::refuse(&mut worker.profiles);
+            programmed.iter_mut().for_each(|one| one.pods = 0);
+            None
+        }
+        PodsPath::Bpf => {
+            let refused = path::refuse_next_hops(&mut worker.profiles);
+            let counted = programmed.iter_mut();
+            counted
+                .filter(|one| is_to_next_hop(resolved, &one.policy))
+                .for_each(|one| one.pods = 0);
+            refused
+        }
+    }
+}
+
+fn is_to_next_hop(resolved: &[Resolved<'_>], policy: &ObjectRef) -> bool {
+    let found = resolved.iter().find(|one| one.policy.object == *policy);
+    found.is_some_and(|one| one.policy.next_hop().is_some())
 }
 
 /// Every address that only Egret may send from. An address that a node has by now is not among them: dropping it on the

@@ -7,6 +7,11 @@ pub const TUNNEL_DEVICE: &str = "egret0";
 pub const TUNNEL_PORT: u16 = 14789;
 /// VXLAN network identifier of the tunnel.
 pub const TUNNEL_VNI: u32 = 14790;
+/// First VXLAN network identifier of packets to a next hop; the next hop's hash is under `NEXT_HOP_VNI_BITS`.
+pub const NEXT_HOP_VNI_BASE: u32 = 0x0080_0000;
+/// Bits of a next hop's hash in its VXLAN network identifier: two next hops that share them cannot both be used, and the
+/// younger policy is refused.
+pub const NEXT_HOP_VNI_BITS: u32 = 23;
 /// Address of the tunnel device on every node: without one, loose reverse-path filtering drops what it receives.
 pub const TUNNEL_ADDRESS: std::net::Ipv4Addr = std::net::Ipv4Addr::new(169, 254, 77, 1);
 /// Bytes that the tunnel adds over an IPv4 underlay (IPv4 20, UDP 8, VXLAN 8, Ethernet 14).
@@ -52,6 +57,9 @@ pub const CLASSIC_STATE_DIR: &str = "/var/lib/egret/classic";
 pub const NEXTHOP_BASE: u32 = 0x0e60_0000;
 /// See [`NEXTHOP_BASE`].
 pub const NEXTHOP_GROUP_OFFSET: u32 = 0x0001_0000;
+/// Next hop objects of packets to a next hop: `NEXTHOP_BASE` plus this times one more than the group's number, plus tunnel
+/// index.
+pub const NEXT_HOP_OBJECTS: u32 = 0x0001_0000;
 /// Our nftables table (family inet).
 pub const NFT_TABLE: &str = "egret";
 /// Directory of pinned eBPF objects.

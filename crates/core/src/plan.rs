@@ -116,6 +116,8 @@ pub struct GatewayNode {
     pub datapath: Option<String>,
     /// Addresses of its external device with their prefix.
     pub external: BTreeSet<IpNet>,
+    /// Neighbours that it carries packets to, of those that policies name as next hop.
+    pub next_hops: BTreeSet<IpAddr>,
 }
 
 /// What is used of one pool.

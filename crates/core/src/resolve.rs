@@ -6,6 +6,7 @@ mod address;
 mod arms;
 mod gateway;
 mod matching;
+mod next_hop;
 mod pair;
 mod rank;
 mod select;
@@ -14,6 +15,7 @@ mod workload;
 pub(crate) use address::{PodAddresses, asked, cluster_address, family_index, in_pool};
 pub(crate) use gateway::{gateway_nodes, gateway_problem, usable_gateway};
 pub(crate) use matching::{Matching, in_namespaces, selects, service_labels};
+pub(crate) use next_hop::network_identifier;
 pub(crate) use pair::{Paired, pair, pair_among, pool_gives};
 pub(crate) use rank::{AgeRank, Precedence, age_ranks};
 pub(crate) use select::{Selected, select};
@@ -97,6 +99,7 @@ pub(crate) fn resolve<'a>(
         resolved.push(one(snapshot, policy, out_of_pool, &index, &mut findings));
     }
     settle_conflicts(&mut resolved, &mut findings);
+    next_hop::settle(&mut resolved, &mut findings);
     (resolved, findings)
 }
 

@@ -2,6 +2,7 @@
 
 mod flows;
 mod full;
+mod leave;
 mod refused;
 
 pub use full::port_of;
@@ -15,7 +16,7 @@ use crate::route::{RouteError, Routing};
 use crate::sysctl::{HASH_SETTINGS, NODE_SETTINGS, SysctlError, Sysctls};
 use crate::worker;
 use egret_core::machines::Destination;
-use egret_core::node::{AccountId, Ending, Idle, NodeState};
+use egret_core::node::{AccountId, Ending, Idle, NextHopWay, NodeState};
 use egret_core::numbers::NFT_TABLE;
 use flows::Owed;
 use std::collections::{BTreeMap, BTreeSet};
@@ -105,27 +106,36 @@ impl Datapath {
             sysctls.extend(self.sysctls.ensure(HASH_SETTINGS)?);
         }
         self.hashes = !self.sysctls.differ(HASH_SETTINGS)?;
+        for next_hop in state.worker.next_hops.values() {
+            if let NextHopWay::Attached(here) = &next_hop.way {
+                sysctls.extend(self.sysctls.loosen(&here.device)?);
+            }
+        }
         self.routing.prepare(state)?;
-        let ending = match &self.applied {
+        let mut ending = match &self.applied {
             Some(old) if !failed_before => Ending::of(&old.worker, &state.worker, idle),
             _ => Ending::AtOnce,
         };
         let known = self.known_addresses(state);
-        if ending == Ending::AtOnce && self.applied.is_some() {
+        let between = self.applied.as_ref();
+        let between = between.and_then(|before| leave::between(before, state));
+        let mut ended_flows = 0;
+        if let Some(between) = between {
+            self.nft.apply(&worker::table(&between))?;
+            ended_flows += self.end_flows(state, &known)?;
+            ending = Ending::AtOnce;
+        } else if ending == Ending::AtOnce && self.applied.is_some() {
             self.remember_ended(state, &known)?;
         }
         if self.nft.apply(&worker::table(state))? {
             self.refuse()?;
         }
         let forward_blocked = self.open_forwarding(state)?;
-        let ended_flows = match ending {
-            Ending::AtOnce => self.end_flows(state, &known)?,
-            Ending::Afterwards => {
-                self.owe(&state.worker, known);
-                0
-            }
-            Ending::Nothing => 0,
-        };
+        match ending {
+            Ending::AtOnce => ended_flows += self.end_flows(state, &known)?,
+            Ending::Afterwards => self.owe(&state.worker, known),
+            Ending::Nothing => {}
+        }
         self.routing.settle()?;
         self.applied = Some(state.clone());
         self.unfinished = false;
@@ -227,7 +237,7 @@ impl Datapath {
     /// Opens others' forward chains to the tunnel, which only a worker that sends through it needs. What cannot be
     /// opened is returned, with the remedy.
     pub fn open_forwarding(&mut self, state: &NodeState) -> Result<Vec<String>, DatapathError> {
-        if state.worker.targets.is_empty() {
+        if state.worker.targets.is_empty() && state.worker.next_hops.is_empty() {
             self.forwarding.remove()?;
             return Ok(Vec::new());
         }

@@ -3,6 +3,7 @@
 //! Everything carries our route protocol number or hangs on our device, and only that is ever deleted.
 
 mod kernel;
+mod neighbour;
 mod nexthop;
 pub(crate) mod policy;
 mod tunnel;

@@ -53,6 +53,11 @@ pub const HASH_SETTINGS: &[(&str, &str)] = &[
     ("net.ipv6.fib_multipath_hash_policy", "1"),
 ];
 
+/// How the reverse path filter of a device is called, before its name and after it.
+const DEVICES: &str = "net.ipv4.conf.";
+const FILTER: &str = ".rp_filter";
+const LOOSE: &str = "2";
+
 /// Sysctls of the namespace of the calling thread, and the record of what we changed.
 pub struct Sysctls {
     record: PathBuf,
@@ -85,6 +90,22 @@ impl Sysctls {
         Ok(changed)
     }
 
+    /// Makes a strict reverse path filter of a device a loose one: answers of a next hop come by a device that the main
+    /// routes do not lead their sources to. Returns the name, if it was changed.
+    pub fn loosen(&self, device: &str) -> Result<Option<String>, SysctlError> {
+        const STRICT: &str = "1";
+        // As sysctl(8) has it: a dot in the name of a device is a slash.
+        let name = format!("{DEVICES}{}{FILTER}", device.replace('.', "/"));
+        // The kernel takes the higher of the two.
+        let of_device = read(&name)?.unwrap_or_default();
+        let of_all = read(&format!("{DEVICES}all{FILTER}"))?.unwrap_or_default();
+        if of_device.max(of_all) != STRICT {
+            return Ok(None);
+        }
+        let changed = self.ensure(&[(&name, LOOSE)])?;
+        Ok(changed.into_iter().next())
+    }
+
     /// The first of them that has another value now, for people.
     pub fn first_other(&self, settings: &[(&str, &str)]) -> Result<Option<String>, SysctlError> {
         for (name, value) in settings {
@@ -107,9 +128,12 @@ impl Sysctls {
             let ours = NODE_SETTINGS
                 .iter()
                 .chain(HASH_SETTINGS)
-                .find(|(ours, _)| ours == name);
+                .find(|(ours, _)| ours == name)
+                .map(|(_, value)| *value);
+            let filter = name.starts_with(DEVICES) && name.ends_with(FILTER);
+            let ours = ours.or(filter.then_some(LOOSE));
             let now = read(name)?;
-            if ours.is_some_and(|(_, value)| now.as_deref() == Some(*value)) {
+            if ours.is_some() && now.as_deref() == ours {
                 write(name, before)?;
             }
         }
@@ -169,7 +193,12 @@ fn path(name: &str) -> PathBuf {
     let directory = OTHER_DIRECTORY
         .get()
         .map_or(Path::new(DIRECTORY), PathBuf::as_path);
-    directory.join(name.replace('.', "/"))
+    let swapped = name.chars().map(|letter| match letter {
+        '.' => '/',
+        '/' => '.',
+        other => other,
+    });
+    directory.join(swapped.collect::<String>())
 }
 
 /// The value, or `None` where this kernel has no such setting (IPv6 switched off).
@@ -194,6 +223,38 @@ fn write(name: &str, value: &str) -> Result<(), SysctlError> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_strict_filter_of_one_device_is_loosened_and_put_back_and_others_stay() {
+        std::thread::spawn(|| {
+            nix::sched::unshare(nix::sched::CloneFlags::CLONE_NEWNET).expect("root");
+            let directory = tempfile::tempdir().expect("a directory");
+            let sysctls = Sysctls::new(directory.path());
+            let (all, own) = ("net.ipv4.conf.all.rp_filter", "net.ipv4.conf.lo.rp_filter");
+            let value = |name| read(name).expect("read").expect("there");
+            for (of_all, of_device, loosened) in [
+                ("0", "0", false),
+                ("2", "1", false),
+                ("0", "1", true),
+                ("1", "0", true),
+            ] {
+                write(all, of_all).expect("write");
+                write(own, of_device).expect("write");
+                let changed = sysctls.loosen("lo").expect("loosen");
+                assert_eq!(changed.is_some(), loosened, "{of_all} {of_device}");
+                assert_eq!(value(all), of_all);
+                assert_eq!(value(own), if loosened { "2" } else { of_device });
+                sysctls.restore().expect("restore");
+                assert_eq!(value(own), of_device);
+            }
+            assert_eq!(
+                path("net.ipv4.conf.eth0/100.rp_filter"),
+                Path::new("/proc/sys/net/ipv4/conf/eth0.100/rp_filter")
+            );
+        })
+        .join()
+        .expect("the thread passes");
+    }
 
     #[test]
     fn what_was_changed_is_put_back_and_what_others_changed_since_stays() {

@@ -13,6 +13,7 @@
 mod base;
 mod counters;
 mod names;
+mod next_hops;
 mod profile;
 mod traffic;
 
@@ -34,6 +35,7 @@ pub fn table(state: &NodeState) -> Table {
     base::chains(state, &mut table);
     traffic::counters(state, &mut table);
     profile::targets(state, &mut table);
+    next_hops::chains(state, &mut table);
     profile::profiles(state, &mut table);
     table
 }

@@ -12,6 +12,8 @@ mod lan;
 mod namespaces;
 #[path = "gateway/netdev.rs"]
 mod netdev;
+#[path = "gateway/next_hops.rs"]
+mod next_hops;
 #[path = "gateway/packets.rs"]
 mod packets;
 #[path = "gateway/programs.rs"]

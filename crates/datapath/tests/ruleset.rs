@@ -111,6 +111,7 @@ fn state() -> NodeState {
                 cidrs: BTreeSet::from(["10.244.1.0/24".parse().expect("a prefix")]),
                 known: BTreeSet::from([ip("10.244.1.5"), ip("10.244.1.9")]),
             }),
+            next_hops: BTreeMap::new(),
             groups: BTreeMap::from([(1, Group::Tunnel(BTreeSet::from([7])))]),
             targets: BTreeMap::from([
                 (
@@ -162,6 +163,82 @@ fn the_kernel_holds_the_ruleset_that_the_golden_file_shows() {
             .collect::<String>()
     });
     expect_test::expect_file!["golden/worker.nft"].assert_eq(&listed);
+}
+
+/// As a worker, and as a gateway that has one of two routers itself.
+fn with_next_hops(attached: bool) -> NodeState {
+    let mut state = state();
+    let here = Attachment {
+        device: "vlan100".into(),
+        index: 4,
+        source: ip("10.9.0.21"),
+    };
+    let tunnel = NextHopWay::Tunnel([7].into());
+    let next_hop = |address, network_identifier, way| NextHop {
+        address: ip(address),
+        network_identifier,
+        way,
+    };
+    let near = match attached {
+        true => NextHopWay::Attached(here),
+        false => tunnel.clone(),
+    };
+    state.worker.next_hops = BTreeMap::from([
+        (2, next_hop("10.9.0.1", 0x80_0001, near)),
+        (3, next_hop("fd00:9::1", 0x80_0002, tunnel)),
+        (4, next_hop("10.66.0.1", 0x80_0003, NextHopWay::Nowhere)),
+    ]);
+    let profile = state.worker.profiles.get_mut(&ProfileId(9));
+    let boxes = &mut profile.expect("there").boxes;
+    boxes[1].verdict = Verdict::NextHop(2);
+    boxes[2].verdict = Verdict::NextHop(3);
+    if attached {
+        state.gateway = Some(GatewayState {
+            external_device: "eth0".into(),
+            addresses: BTreeMap::new(),
+            workers: BTreeMap::new(),
+            next_hops: BTreeMap::from([(0x80_0001, 2)]),
+            version: 1,
+        });
+    }
+    state
+}
+
+#[test]
+fn the_kernel_holds_the_rules_of_next_hops_that_the_golden_files_show() {
+    let listed = |attached| {
+        in_new_namespace(|| {
+            let mut nft = Nftables::open("egret").expect("open");
+            nft.apply(&worker::table(&with_next_hops(attached)))
+                .expect("apply");
+            assert!(nft.verify().expect("verify"));
+            // The rest is in the other golden file.
+            let chain = |name: &str| run(&format!("nft list chain inet egret {name}"));
+            let mut names = vec!["from_tunnel", "nat", "guard"];
+            names.extend([
+                "classify_next_hop_2",
+                "nat_next_hop_2",
+                "guard_next_hop_2",
+                "classify_next_hop_3",
+                "nat_next_hop_3",
+                "guard_next_hop_3",
+                "nat_next_hop_4",
+                "guard_next_hop_4",
+            ]);
+            names.extend(attached.then_some("guard_from_tunnel"));
+            let lines = |text: String| {
+                let lines = text.lines().map(str::to_owned).collect::<Vec<_>>();
+                let ours = lines.iter().filter(|l| l.starts_with('\t'));
+                ours.map(|line| format!("{line}\n")).collect::<String>()
+            };
+            names
+                .into_iter()
+                .map(|name| lines(chain(name)))
+                .collect::<String>()
+        })
+    };
+    expect_test::expect_file!["golden/next_hops_worker.nft"].assert_eq(&listed(false));
+    expect_test::expect_file!["golden/next_hops_gateway.nft"].assert_eq(&listed(true));
 }
 
 #[test]

@@ -170,10 +170,9 @@ const FORK: &[Case] = &[
         "F1",
         "every ready node with the label is a gateway and in the status, no other",
     ),
-    without(
+    case(
         "F2",
         "`routing-table` and `routing-table-id`: `egressip` is a next hop",
-        "not carried out yet: refused with `UnsupportedTranslation`, as the test shows, and such traffic is dropped",
     ),
     case("F3", "nothing stays of a pod that is selected no longer"),
     case("F4", "a node that loses the label is no gateway any more"),

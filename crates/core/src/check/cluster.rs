@@ -294,11 +294,26 @@ fn policies(snapshot: &Snapshot, plan: &ClusterPlan, found: &mut Found) {
                 );
             }
         }
-        ready(subject, planned, found);
+        let to_neighbour = match policy.translation {
+            Translation::None { next_hop } => Some(next_hop),
+            Translation::Leased | Translation::AtHolder => None,
+        };
+        if to_neighbour.is_some() {
+            let none = planned.addresses.is_empty();
+            let text = "it has a next hop, and addresses";
+            found.expect(none, Rule::AddressWrong, subject, text);
+        }
+        ready(snapshot, subject, planned, to_neighbour, found);
     }
 }
 
-fn ready(subject: &ObjectRef, planned: &PolicyPlan, found: &mut Found) {
+fn ready(
+    snapshot: &Snapshot,
+    subject: &ObjectRef,
+    planned: &PolicyPlan,
+    to_neighbour: Option<IpAddr>,
+    found: &mut Found,
+) {
     if planned.refusal.is_some() {
         let empty = planned.addresses.is_empty();
         found.expect(
@@ -308,13 +323,27 @@ fn ready(subject: &ObjectRef, planned: &PolicyPlan, found: &mut Found) {
             "refused, and has addresses",
         );
     }
-    let can =
-        planned.refusal.is_none() && !planned.addresses.is_empty() && planned.gateway.is_some();
+    let gateway = planned
+        .gateway
+        .as_ref()
+        .and_then(|name| snapshot.gateways.get(name));
+    let leads = |next_hop: IpAddr, record: &NodeRecord| {
+        let node = snapshot.nodes.get(&record.node);
+        let of_group = node
+            .zip(gateway)
+            .is_some_and(|(n, g)| g.nodes.matches(&n.labels));
+        of_group && record.next_hops.contains(&next_hop)
+    };
+    let way = match to_neighbour {
+        Some(next_hop) => snapshot.node_records.values().any(|r| leads(next_hop, r)),
+        None => !planned.addresses.is_empty(),
+    };
+    let can = planned.refusal.is_none() && way && planned.gateway.is_some();
     found.expect(
         can || !planned.ready,
         Rule::ReadyTooEarly,
         subject,
-        "refused or without address",
+        "refused or without address or gateway that has its next hop",
     );
 }
 

@@ -3,6 +3,7 @@
 use super::accounts::accounts;
 use super::boxes::check_profile;
 use super::leases::steering;
+use super::next_hops::next_hops;
 use super::{Found, Rule, Violation};
 use crate::model::*;
 use crate::node::{GatewayState, Group, NodeFacts, NodeOutcome, NodeState, Verdict};
@@ -41,6 +42,7 @@ pub fn check_node(
     accounts(snapshot, outcome, &mut found);
     ranges(snapshot, facts, own, record, outcome, &mut found);
     groups(snapshot, own, state, &mut found);
+    next_hops(snapshot, facts, own, state, &mut found);
     never(snapshot, state, &mut found);
     pods(snapshot, facts, own, state, &mut found);
     devices(snapshot, facts, node, state, &mut found);

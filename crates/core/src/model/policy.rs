@@ -222,8 +222,12 @@ pub enum Translation {
     Leased,
     /// At the node that holds the address (`classic`; not built yet: the planner refuses it with a finding).
     AtHolder,
-    /// Not at all: next hop only (not built yet: refused with a finding).
-    None,
+    /// To no address of ours: packets go to this neighbour of the gateways, with the source that the gateway's kernel
+    /// selects for reaching it. `addresses` is empty then.
+    None {
+        /// The neighbour.
+        next_hop: IpAddr,
+    },
 }
 
 /// Who answers for the egress address on the network.
@@ -268,6 +272,16 @@ pub struct Policy {
     pub translation: Translation,
     /// Who answers for the address.
     pub presence: Presence,
+}
+
+impl Policy {
+    /// Where its packets go instead of leaving with an egress address.
+    pub fn next_hop(&self) -> Option<IpAddr> {
+        match self.translation {
+            Translation::None { next_hop } => Some(next_hop),
+            Translation::Leased | Translation::AtHolder => None,
+        }
+    }
 }
 
 /// How an egress address is made known.
@@ -367,4 +381,7 @@ pub struct GroupKey {
     pub gateway: GatewayName,
     /// `Outbound::Announcer`: the one node that sends.
     pub only: Option<NodeName>,
+    /// The neighbour of these gateways that its packets go to; `None`: they leave with an egress address.
+    #[serde(default)]
+    pub next_hop: Option<IpAddr>,
 }

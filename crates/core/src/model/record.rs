@@ -104,6 +104,9 @@ pub struct NodeRecord {
     pub underlay_addresses: Vec<IpAddr>,
     /// Addresses of the external device with their prefix, on gateways; not link-local ones.
     pub external_addresses: BTreeSet<IpNet>,
+    /// Neighbours that this gateway carries packets to, of those that policies name as next hop.
+    #[serde(default)]
+    pub next_hops: BTreeSet<IpAddr>,
     /// Highest epoch such that the agent's gateway has applied every lease up to it (0 on pure workers).
     pub steering_version: u64,
     /// Addresses that this node announces.

@@ -41,6 +41,7 @@ impl Ending {
         if same_pods
             && targets.0 == targets.1
             && (&before.profiles, &before.never) == (&after.profiles, &after.never)
+            && before.next_hops == after.next_hops
         {
             return Ending::Nothing;
         }
@@ -53,7 +54,8 @@ impl Ending {
         // What the pods had that stay is theirs still; what comes or goes besides is that of the pods that do.
         let kept = before.never == after.never
             && keeps(&before.profiles, &after.profiles)
-            && keeps(&targets.0, &targets.1);
+            && keeps(&targets.0, &targets.1)
+            && keeps(&before.next_hops, &after.next_hops);
         match !same_pods && idle_alone && kept {
             true => Ending::Afterwards,
             false => Ending::AtOnce,

@@ -1,10 +1,12 @@
 //! What only the node itself knows, and what comes out beside the state.
 
 use super::accounts::Account;
+use super::next_hops;
 use super::path::{PathFacts, PodsPath};
 use super::state::*;
 use crate::condition::Reason;
 use crate::model::*;
+use crate::resolve::{assigned, resolve};
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
@@ -44,6 +46,10 @@ pub struct NodeFacts {
     pub last_group_members: BTreeMap<GroupKey, BTreeSet<TunnelIndex>>,
     /// Addresses of every device of the node: never egress destinations.
     pub local_addresses: BTreeSet<IpAddr>,
+    /// Of the addresses of [`wanted_next_hops`], those that its kernel reaches without a router between, and that its
+    /// gateway can send tunnel packets to.
+    #[serde(default)]
+    pub attached: BTreeMap<IpAddr, Attachment>,
     /// How packets of its pods may leave it.
     pub path: PathFacts,
     /// Index of the device that leads to each address of an own pod, by the pod's uid, where it has one of its own.
@@ -103,6 +109,10 @@ pub enum ReportKind {
     AwaitingGateways,
     /// A gateway node without an external device.
     NoExternalDevice,
+    /// A gateway node does not have a next hop on any network of its own.
+    NextHopNotAttached,
+    /// Packets to a next hop cannot be followed here.
+    NextHopPath,
     /// Gateways of this node ask for different external devices.
     ExternalDeviceConflict,
     /// A limit was reached.
@@ -122,6 +132,8 @@ impl ReportKind {
             ReportKind::NodeAddress => Reason::NodeAddress,
             ReportKind::AwaitingGateways => Reason::AwaitingGateways,
             ReportKind::NoExternalDevice => Reason::NoExternalDevice,
+            ReportKind::NextHopNotAttached => Reason::NextHopNotAttached,
+            ReportKind::NextHopPath => Reason::NextHopPath,
             ReportKind::ExternalDeviceConflict => Reason::ExternalDeviceConflict,
             ReportKind::Limit => Reason::Limit,
             ReportKind::PodAddressConflict => Reason::PodAddressConflict,
@@ -169,6 +181,18 @@ pub struct NodeOutcome {
     /// every address that still has a connection: the controller takes a range back when its address is not listed,
     /// and the compare-and-swap settles who was first.
     pub granted: BTreeSet<IpAddr>,
+}
+
+/// Next hops that this node must look for: those of the policies that it is a gateway of.
+pub fn wanted_next_hops(snapshot: &Snapshot, node: &NodeName) -> BTreeSet<IpAddr> {
+    // Most clusters have none; resolving everything for that would cost every agent.
+    if snapshot.policies.iter().all(|p| p.next_hop().is_none()) {
+        return BTreeSet::new();
+    }
+    let (resolved, _) = resolve(snapshot, &assigned(snapshot), &snapshot.pods);
+    next_hops::of_gateway(snapshot, &resolved, node)
+        .map(|(_, next_hop)| next_hop)
+        .collect()
 }
 
 /// Which external device this node must look for; `None` if it is no gateway.

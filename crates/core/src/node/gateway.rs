@@ -72,6 +72,7 @@ pub(super) fn state(
         external_device: external.device.clone(),
         addresses,
         workers,
+        next_hops: BTreeMap::new(),
         version: snapshot
             .addresses
             .values()

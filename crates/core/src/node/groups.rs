@@ -1,14 +1,13 @@
 //! Gateway groups of one node and the targets that use them.
 
 use super::cluster::Me;
-use super::{
-    AccountId, Group, GroupNumber, NodeFacts, NodeReport, ReportKind, Target, TargetId, TunnelIndex,
-};
+use super::{AccountId, Group, GroupNumber, NextHop, NextHopWay, NodeFacts, NodeReport};
+use super::{ReportKind, Target, TargetId, TunnelIndex};
 use crate::hash::StableHash;
 use crate::model::*;
 use crate::numbers::GROUPS_MAX;
 use crate::rendezvous::announcer_order;
-use crate::resolve::gateway_nodes;
+use crate::resolve::{gateway_nodes, network_identifier};
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::rc::Rc;
@@ -40,6 +39,7 @@ pub(super) struct Groups<'a> {
     own_version: u64,
     pub groups: BTreeMap<GroupNumber, Group>,
     pub targets: BTreeMap<TargetId, Target>,
+    pub next_hops: BTreeMap<GroupNumber, NextHop>,
     pub numbers: BTreeMap<GroupKey, GroupNumber>,
     pub members: BTreeMap<GroupKey, BTreeSet<TunnelIndex>>,
     pub keys: BTreeMap<TargetId, GroupKey>,
@@ -64,6 +64,7 @@ impl<'a> Groups<'a> {
             own_version,
             groups: BTreeMap::new(),
             targets: BTreeMap::new(),
+            next_hops: BTreeMap::new(),
             numbers: BTreeMap::new(),
             members: BTreeMap::new(),
             keys: BTreeMap::new(),
@@ -151,16 +152,76 @@ impl<'a> Groups<'a> {
         ranges
     }
 
-    /// How packets of this address leave.
-    fn way(&mut self, gateway: &Gateway, address: IpAddr) -> Way {
-        let nodes = match self.roles.get(&gateway.name) {
-            Some(nodes) => nodes.clone(),
+    fn nodes(&mut self, gateway: &Gateway) -> Rc<BTreeSet<&'a NodeName>> {
+        if let Some(nodes) = self.roles.get(&gateway.name) {
+            return nodes.clone();
+        }
+        let nodes = Rc::new(gateway_nodes(gateway, &self.snapshot.nodes));
+        self.roles.insert(gateway.name.clone(), nodes.clone());
+        nodes
+    }
+
+    /// Whether this node's own kernel reaches the neighbour.
+    pub(super) fn has(&self, next_hop: IpAddr) -> bool {
+        self.facts.attached.contains_key(&next_hop)
+    }
+
+    /// The number of this neighbour of the gateway's nodes, and whether it can be reached; `None` where no number is
+    /// left. Nothing is kept of what was: without a gateway that has it, the pod is told so at once.
+    pub(super) fn next_hop(
+        &mut self,
+        gateway: &Gateway,
+        address: IpAddr,
+    ) -> Option<(GroupNumber, bool)> {
+        let key = GroupKey {
+            gateway: gateway.name.clone(),
+            only: None,
+            next_hop: Some(address),
+        };
+        if let Some(number) = self.numbers.get(&key) {
+            let known = self.next_hops.get(number);
+            return Some((*number, known.is_some_and(NextHop::is_reachable)));
+        }
+        let number = self.number(&key)?;
+        let nodes = self.nodes(gateway);
+        let has = |node: &NodeName| {
+            let record = self.snapshot.node_records.get(node);
+            record.is_some_and(|record| record.next_hops.contains(&address))
+        };
+        let attached = self.facts.attached.get(&address);
+        let way = match attached.filter(|_| nodes.contains(self.me.name)) {
+            Some(attachment) => NextHopWay::Attached(attachment.clone()),
             None => {
-                let nodes = Rc::new(gateway_nodes(gateway, &self.snapshot.nodes));
-                self.roles.insert(gateway.name.clone(), nodes.clone());
-                nodes
+                let others = nodes.iter().filter(|n| **n != self.me.name);
+                let live = others.filter(|n| self.facts.live.contains(**n) && has(n));
+                let members: BTreeSet<TunnelIndex> =
+                    live.filter_map(|node| self.index(node)).collect();
+                match members.is_empty() {
+                    true => NextHopWay::Nowhere,
+                    false => NextHopWay::Tunnel(members),
+                }
             }
         };
+        if way == NextHopWay::Nowhere && self.facts.settled {
+            self.reports.push(NodeReport {
+                kind: ReportKind::NoGateway,
+                subject: key.gateway.0.clone(),
+                text: format!("no gateway of it that has the next hop {address} answers"),
+            });
+        }
+        let next_hop = NextHop {
+            address,
+            network_identifier: network_identifier(address),
+            way,
+        };
+        let reachable = next_hop.is_reachable();
+        self.next_hops.insert(number, next_hop);
+        Some((number, reachable))
+    }
+
+    /// How packets of this address leave.
+    fn way(&mut self, gateway: &Gateway, address: IpAddr) -> Way {
+        let nodes = self.nodes(gateway);
         let local =
             nodes.contains(self.me.name) && self.facts.external.as_ref().is_some_and(|e| e.link_up);
         // A gateway that says version 0 has loaded no table yet: it would drop everything.
@@ -177,6 +238,7 @@ impl<'a> Groups<'a> {
         let key = |only: Option<&NodeName>| GroupKey {
             gateway: gateway.name.clone(),
             only: only.cloned(),
+            next_hop: None,
         };
         let (key, group) = match gateway.outbound {
             Outbound::AnyGateway if local => (key(None), self.local()),

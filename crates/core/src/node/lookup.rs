@@ -1,6 +1,6 @@
 //! What a node state makes of one flow: the same answer as the kernel's maps, for flows that exist already.
 
-use super::state::{Group, Verdict, WorkerState};
+use super::state::{Group, NextHop, NextHopWay, Verdict, WorkerState};
 use crate::model::Protocol;
 use std::net::IpAddr;
 
@@ -11,6 +11,13 @@ pub enum Fate {
     Untouched,
     /// It leaves with this source address.
     Egress(IpAddr),
+    /// It goes to this next hop, with this source.
+    NextHop {
+        /// The next hop.
+        address: IpAddr,
+        /// The source that it leaves this node with.
+        source: IpAddr,
+    },
     /// It is selected, but cannot leave now.
     Refused,
 }
@@ -24,6 +31,10 @@ impl WorkerState {
         own.all(|one| match one.verdict {
             Verdict::FamilyNotCovered => true,
             Verdict::Unavailable => false,
+            Verdict::NextHop(number) => self
+                .next_hops
+                .get(&number)
+                .is_some_and(NextHop::is_reachable),
             Verdict::Target(id) => self.targets.get(&id).is_some_and(|target| {
                 let group = self.groups.get(&target.group);
                 !target.ranges.is_empty() && group.is_some_and(|group| *group != Group::Nowhere)
@@ -76,6 +87,18 @@ impl WorkerState {
                 .targets
                 .get(&id)
                 .map_or(Fate::Refused, |target| Fate::Egress(target.address)),
+            Some(Verdict::NextHop(number)) => {
+                let Some(next_hop) = self.next_hops.get(&number) else {
+                    return Fate::Refused;
+                };
+                // While no gateway answers, flows through the tunnel wait for one.
+                let source = match &next_hop.way {
+                    NextHopWay::Tunnel(_) | NextHopWay::Nowhere => pod,
+                    NextHopWay::Attached(attachment) => attachment.source,
+                };
+                let address = next_hop.address;
+                Fate::NextHop { address, source }
+            }
         }
     }
 }

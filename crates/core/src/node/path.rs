@@ -4,8 +4,8 @@
 //! devices of pods; where there is one, what leaves is looked at once more at the uplinks, which does no harm where it
 //! came through the stack after all.
 
-use super::facts::NodeFacts;
-use super::state::{Profile, WorkerState};
+use super::facts::{NodeFacts, NodeReport, ReportKind};
+use super::state::{Profile, Verdict, WorkerState};
 use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet};
@@ -155,4 +155,27 @@ fn selects(worker: &WorkerState, to: IpNet) -> bool {
 /// whole or not at all.
 pub(super) fn refuse(profiles: &mut BTreeMap<super::ProfileId, Profile>) {
     profiles.values_mut().for_each(Profile::refuse);
+}
+
+/// Answers of a next hop come to the node as any packet does, and programs take them past the stack to the pod: its
+/// connection tracking would see one half of every flow. So such traffic is refused instead.
+pub(super) fn refuse_next_hops(
+    profiles: &mut BTreeMap<super::ProfileId, Profile>,
+) -> Option<NodeReport> {
+    let mut refused = false;
+    for one in profiles
+        .values_mut()
+        .flat_map(|profile| &mut profile.boxes)
+        .filter(|one| matches!(one.verdict, Verdict::NextHop(_)))
+    {
+        one.verdict = Verdict::Unavailable;
+        refused = true;
+    }
+    refused.then(|| NodeReport {
+        kind: ReportKind::NextHopPath,
+        subject: "next hops".into(),
+        text: "programs of the network plugin may take pods' packets past this node's stack, and answers of a next hop \
+               with them: traffic of its pods to next hops is dropped"
+            .into(),
+    })
 }

@@ -267,6 +267,12 @@ impl Builder<'_, '_> {
             usable: [true; 2],
         };
         for family in 0..2 {
+            if let Some(next_hop) = one.policy.next_hop() {
+                let (verdict, usable) = to_next_hop(one, next_hop, family, groups);
+                outlook.usable[family] = usable;
+                outlook.verdicts[family] = Some(verdict);
+                continue;
+            }
             let reach = paired[family]
                 .zip(one.gateway)
                 .map(|(a, gateway)| groups.reach(gateway, a, &one.policy.object));
@@ -313,12 +319,34 @@ fn attached(selected: &Selected<'_>, facts: &NodeFacts) -> BTreeSet<IpAddr> {
         .collect()
 }
 
+/// What becomes of one family of a policy with a next hop, and whether new connections get through.
+fn to_next_hop(
+    one: &Resolved<'_>,
+    next_hop: IpAddr,
+    family: usize,
+    groups: &mut Groups<'_>,
+) -> (Verdict, bool) {
+    if family_index(next_hop) != family {
+        return (Verdict::FamilyNotCovered, true);
+    }
+    let gateway = one.gateway.filter(|_| one.refusal.is_none());
+    match gateway.and_then(|gateway| groups.next_hop(gateway, next_hop)) {
+        Some((number, reachable)) => (Verdict::NextHop(number), reachable),
+        None => (Verdict::Unavailable, false),
+    }
+}
+
 fn profile_id(resolved: &[Resolved<'_>], key: &[Member]) -> ProfileId {
     let mut parts: Vec<(&str, &ObjectRef, Paired)> = key
         .iter()
         .map(|(number, paired)| {
             let policy = resolved[*number].policy;
-            (policy.uid.as_str(), &policy.object, *paired)
+            // A next hop tells policies of one object apart as an address does.
+            let paired = match policy.next_hop() {
+                Some(next_hop) => [Some(next_hop), None],
+                None => *paired,
+            };
+            (policy.uid.as_str(), &policy.object, paired)
         })
         .collect();
     parts.sort_unstable();

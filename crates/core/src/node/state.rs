@@ -78,6 +78,9 @@ pub struct WorkerState {
     pub groups: BTreeMap<GroupNumber, Group>,
     /// What selected traffic becomes.
     pub targets: BTreeMap<TargetId, Target>,
+    /// Neighbours of gateways that selected traffic is for. Their numbers are none of `groups`.
+    #[serde(default)]
+    pub next_hops: BTreeMap<GroupNumber, NextHop>,
     /// Destinations, compiled.
     pub profiles: BTreeMap<ProfileId, Profile>,
     /// Local pod addresses (guard, classification): one element each.
@@ -131,6 +134,47 @@ pub struct Target {
     pub account: AccountId,
 }
 
+/// A neighbour of gateways, and the way of selected traffic to it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NextHop {
+    /// The neighbour.
+    pub address: IpAddr,
+    /// VXLAN network identifier that tells a gateway which neighbour is meant.
+    pub network_identifier: u32,
+    /// The way there.
+    pub way: NextHopWay,
+}
+
+impl NextHop {
+    /// Whether anything gets there now.
+    pub fn is_reachable(&self) -> bool {
+        self.way != NextHopWay::Nowhere
+    }
+}
+
+/// The way to a neighbour of gateways.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum NextHopWay {
+    /// Through the tunnel, over these gateways (never empty, never ourselves), with the pod's own source.
+    Tunnel(BTreeSet<TunnelIndex>),
+    /// This node is a gateway and has it on a network of its own: with the node's source, for own pods and for what
+    /// comes through the tunnel.
+    Attached(Attachment),
+    /// No gateway that has it answers.
+    Nowhere,
+}
+
+/// How a gateway's own kernel reaches a neighbour.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct Attachment {
+    /// Name of the device.
+    pub device: String,
+    /// Its index: a device that was made anew is another.
+    pub index: u32,
+    /// The source that the kernel selects.
+    pub source: IpAddr,
+}
+
 /// The destinations of one profile and of both families: disjoint boxes, sorted.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Profile {
@@ -172,6 +216,8 @@ pub struct DestinationBox {
 pub enum Verdict {
     /// It gets this target.
     Target(TargetId),
+    /// It goes to the next hop of this number.
+    NextHop(GroupNumber),
     /// Its policy has no address of this family: rejected, administratively prohibited (`FamilyNotCovered`).
     FamilyNotCovered,
     /// Its policy has no usable address now and `whenUnavailable` is `Drop`.
@@ -187,6 +233,9 @@ pub struct GatewayState {
     pub addresses: BTreeMap<IpAddr, Steering>,
     /// The nodes that blocks can belong to, this one included.
     pub workers: BTreeMap<TunnelIndex, IpAddr>,
+    /// Numbers of the next hops that this node has on a network of its own, by VXLAN network identifier.
+    #[serde(default)]
+    pub next_hops: BTreeMap<u32, GroupNumber>,
     /// The steering version that `addresses` amounts to.
     pub version: u64,
 }

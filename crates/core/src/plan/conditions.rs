@@ -92,10 +92,9 @@ pub(super) fn tell(inputs: Inputs<'_>, one: &Resolved<'_>, pods: Pods, plan: &mu
     plan.refusal = one.refusal.clone();
     plan.addresses.clone_from(&one.addresses);
     plan.gateway = one.gateway.map(|g| g.name.clone());
-    plan.families = (
-        one.addresses.iter().any(IpAddr::is_ipv4),
-        one.addresses.iter().any(IpAddr::is_ipv6),
-    );
+    let next_hop = one.policy.next_hop().filter(|_| one.refusal.is_none());
+    let used = || one.addresses.iter().chain(&next_hop);
+    plan.families = (used().any(IpAddr::is_ipv4), used().any(IpAddr::is_ipv6));
     plan.conditions = conditions(&inputs, one, plan, pods);
     plan.ready = plan
         .conditions
@@ -162,9 +161,13 @@ fn conditions(
 /// Everything that it lacks, in one condition.
 fn degraded(inputs: &Inputs<'_>, one: &Resolved<'_>, plan: &PolicyPlan) -> Option<Condition> {
     let nodes = gateway_nodes(inputs, one);
-    let mut all = [not_on_link(one, plan, nodes), without_ebpf(nodes)]
-        .into_iter()
-        .flatten();
+    let mut all = [
+        not_on_link(one, plan, nodes),
+        next_hop_missing(one, plan, nodes),
+        without_ebpf(nodes),
+    ]
+    .into_iter()
+    .flatten();
     let mut first = all.next()?;
     for other in all {
         first.message = format!("{}; {}", first.message, other.message);
@@ -202,6 +205,36 @@ fn not_on_link(one: &Resolved<'_>, plan: &PolicyPlan, nodes: &[GatewayNode]) -> 
         Condition::new(ConditionType::Degraded, true, Reason::NotOnLink, text)
     })
 }
+
+/// Packets go by those gateways alone that have the next hop.
+fn next_hop_missing(
+    one: &Resolved<'_>,
+    plan: &PolicyPlan,
+    nodes: &[GatewayNode],
+) -> Option<Condition> {
+    let next_hop = one.policy.next_hop().filter(|_| plan.refusal.is_none())?;
+    let lacks = |node: &&GatewayNode| node.running && !node.next_hops.contains(&next_hop);
+    let lacking: Vec<&str> = nodes
+        .iter()
+        .filter(lacks)
+        .map(|node| node.node.0.as_str())
+        .collect();
+    (!lacking.is_empty()).then(|| {
+        let text = format!(
+            "{next_hop} is on no network of these gateway nodes, so that nothing goes by them: {}; {ATTACH}",
+            lacking.join(", ")
+        );
+        Condition::new(
+            ConditionType::Degraded,
+            true,
+            Reason::NextHopNotAttached,
+            text,
+        )
+    })
+}
+
+/// What is right.
+const ATTACH: &str = "give them an address of its network (on a VLAN device, for example), or name a router that they have";
 
 fn accepted(plan: &PolicyPlan, host_network: u32) -> Condition {
     match &plan.refusal {
@@ -244,6 +277,10 @@ fn allocated(one: &Resolved<'_>, plan: &PolicyPlan) -> Condition {
             Reason::PoolExhausted,
             "its pool has no free address of a family",
         );
+    }
+    if let Some(next_hop) = one.policy.next_hop() {
+        let text = format!("it needs no address: its traffic goes to the next hop {next_hop}");
+        return Condition::new(kind, true, Reason::Allocated, text);
     }
     let names: Vec<String> = plan.addresses.iter().map(ToString::to_string).collect();
     Condition::new(kind, true, Reason::Allocated, names.join(", "))
@@ -320,12 +357,21 @@ fn ready(
     if !allocated.status {
         return no(Reason::NotAllocated, allocated.message);
     }
-    let running = gateway_nodes(inputs, one).iter().any(|node| node.running);
-    if !running {
+    let nodes = gateway_nodes(inputs, one);
+    let mut running = nodes.iter().filter(|node| node.running).peekable();
+    if running.peek().is_none() {
         return no(
             Reason::NoGateway,
             "no gateway node of its gateway runs an agent".into(),
         );
+    }
+    if let Some(next_hop) = one.policy.next_hop()
+        && !running.any(|node| node.next_hops.contains(&next_hop))
+    {
+        let text = format!(
+            "{next_hop} is on no network of any gateway node of its gateway that runs, or cannot be served there; {ATTACH}"
+        );
+        return no(Reason::NextHopNotAttached, text);
     }
     if !exhausted.is_empty() {
         return no(Reason::PortsExhausted, exhausted.join("; "));

@@ -168,6 +168,7 @@ pub(super) fn gateway<'n>(
             version: record.map_or(0, |r| r.steering_version),
             datapath: record.and_then(|r| r.datapath.clone()),
             external: record.map_or_else(BTreeSet::new, |r| r.external_addresses.clone()),
+            next_hops: record.map_or_else(BTreeSet::new, |r| r.next_hops.clone()),
         }
     };
     let nodes: Vec<GatewayNode> = nodes.into_iter().map(node).collect();

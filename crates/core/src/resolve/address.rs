@@ -204,7 +204,8 @@ pub(super) fn requested(snapshot: &Snapshot, policy: &Policy, out_of_pool: &[IpA
             out_of_pool.iter().copied().collect()
         }
     };
-    for address in &addresses {
+    // A next hop covers its family as an address would, and is none.
+    for address in addresses.iter().chain(policy.next_hop().as_ref()) {
         covers[family_index(*address)] = true;
     }
     Requested {
@@ -213,7 +214,7 @@ pub(super) fn requested(snapshot: &Snapshot, policy: &Policy, out_of_pool: &[IpA
     }
 }
 
-fn unusable(address: IpAddr) -> bool {
+pub(super) fn unusable(address: IpAddr) -> bool {
     let special = address.is_unspecified() || address.is_loopback() || address.is_multicast();
     special
         || match address {
@@ -229,6 +230,7 @@ pub(super) fn problems(
     index: &ClusterAddresses<'_>,
 ) -> Vec<Problem> {
     match &policy.addresses {
+        _ if policy.next_hop().is_some() => Vec::new(),
         AddressRequest::Pool(name) => match snapshot.pools.get(name) {
             None => vec![Problem::new(
                 Reason::PoolNotFound,

@@ -1,6 +1,6 @@
 //! Arms of the model that exist and are not built yet: refused with a finding, never guessed at.
 
-use super::Problem;
+use super::{Problem, next_hop};
 use crate::condition::Reason;
 use crate::model::*;
 
@@ -8,7 +8,8 @@ pub(super) fn problems(policy: &Policy) -> Vec<Problem> {
     let mut problems = Vec::new();
     match policy.translation {
         Translation::Leased => {}
-        Translation::AtHolder | Translation::None => problems.push(Problem::new(
+        Translation::None { next_hop } => problems.extend(next_hop::unusable(next_hop)),
+        Translation::AtHolder => problems.push(Problem::new(
             Reason::UnsupportedTranslation,
             "spec.translation",
             format!("{:?}", policy.translation),

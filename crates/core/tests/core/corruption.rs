@@ -389,6 +389,63 @@ fn steering_that_must_not_be_is_seen() {
 }
 
 #[test]
+fn next_hops_that_must_not_be_are_seen() {
+    let scene = crate::next_hops::scene();
+    type Corrupt = fn(&mut NodeOutcome, GroupNumber);
+    let node = |rule, node: &str, corrupt: Corrupt| {
+        expect_node(rule, &scene, node, |o| {
+            let mut all = o.state.worker.next_hops.iter();
+            let near = all.find(|(_, n)| n.address == ip("10.9.0.1"));
+            let number = *near.unwrap().0;
+            corrupt(o, number);
+        });
+    };
+    fn first(o: &mut NodeOutcome, number: GroupNumber) -> &mut NextHop {
+        o.state.worker.next_hops.get_mut(&number).unwrap()
+    }
+    fn served(o: &mut NodeOutcome) -> &mut std::collections::BTreeMap<u32, GroupNumber> {
+        &mut o.state.gateway.as_mut().unwrap().next_hops
+    }
+    node(Rule::Dangling, "worker1", |o, _| {
+        o.state.worker.next_hops.clear()
+    });
+    node(Rule::Dangling, "worker1", |o, n| {
+        first(o, n).address = ip("10.9.0.77")
+    });
+    node(Rule::SteeringWrong, "worker1", |o, n| {
+        first(o, n).network_identifier = 14790
+    });
+    node(Rule::GroupWrong, "worker1", |o, n| {
+        let own = o.state.tunnel.index;
+        first(o, n).way = NextHopWay::Tunnel([own].into());
+    });
+    node(Rule::GroupWrong, "worker1", |o, n| {
+        first(o, n).way = NextHopWay::Tunnel(BTreeSet::new())
+    });
+    node(Rule::GroupWrong, "worker1", |o, n| {
+        let group = Group::Nowhere;
+        o.state.worker.groups.insert(n, group);
+    });
+    node(Rule::GroupWrong, "gateway1", |o, n| {
+        if let NextHopWay::Attached(here) = &mut first(o, n).way {
+            here.source = ip("192.168.122.101");
+        }
+    });
+    node(Rule::SteeringWrong, "gateway1", |o, _| served(o).clear());
+    node(Rule::SteeringWrong, "gateway1", |o, n| {
+        served(o).insert(0x80_0001, n);
+    });
+    expect_plan(Rule::ReadyTooEarly, &scene, |p| {
+        let far = p.policies.iter_mut().find(|(o, _)| o.name == "far");
+        far.unwrap().1.ready = true;
+    });
+    expect_plan(Rule::AddressWrong, &scene, |p| {
+        let near = p.policies.iter_mut().find(|(o, _)| o.name == "near");
+        near.unwrap().1.addresses.push(ip(E));
+    });
+}
+
+#[test]
 fn a_gateway_that_is_a_worker_of_another_group_knows_its_own_blocks() {
     let mut scene = kep_scene();
     scene.snapshot.policies[0].gateway = Some(GatewayName("main".into()));

@@ -112,7 +112,9 @@ fn compiled(worker: &WorkerState, profile: &Profile, (to, protocol, port): Packe
     match hits.first().map(|b| b.verdict) {
         None => Fate::Untouched,
         Some(Verdict::Target(id)) => Fate::From(worker.targets[&id].address),
-        Some(Verdict::FamilyNotCovered | Verdict::Unavailable) => Fate::Refused,
+        Some(Verdict::FamilyNotCovered | Verdict::Unavailable | Verdict::NextHop(_)) => {
+            Fate::Refused
+        }
     }
 }
 

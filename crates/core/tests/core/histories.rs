@@ -24,6 +24,16 @@ pub enum Step {
         gateway: Option<u8>,
     },
     AddPoolPolicy(u8),
+    AddNextHop {
+        number: u8,
+        router: u8,
+        other: bool,
+    },
+    Attach {
+        gateway: u8,
+        router: u8,
+        there: bool,
+    },
     RemovePolicy(u8),
     EditPolicy(u8),
     AddWorker(u8),
@@ -52,6 +62,10 @@ pub fn step() -> impl Strategy<Value = Step> {
                 number, address, second, cluster, gateway
             }),
         1 => (6u8..9).prop_map(Step::AddPoolPolicy),
+        1 => (0u8..6, 0u8..3, any::<bool>())
+            .prop_map(|(number, router, other)| Step::AddNextHop { number, router, other }),
+        2 => (0u8..3, 0u8..3, any::<bool>())
+            .prop_map(|(gateway, router, there)| Step::Attach { gateway, router, there }),
         1 => (0u8..9).prop_map(Step::RemovePolicy),
         1 => (0u8..9).prop_map(Step::EditPolicy),
         1 => (1u8..5).prop_map(Step::AddWorker),
@@ -66,6 +80,9 @@ pub fn step() -> impl Strategy<Value = Step> {
         2 => Just(Step::Everyone),
     ]
 }
+
+/// Next hops that policies name.
+const ROUTERS: [&str; 3] = ["10.9.0.1", "10.9.0.2", "fd00:9::1"];
 
 fn address(number: u8) -> IpAddr {
     ip(&format!("192.0.2.{}", 10 + number))
@@ -147,11 +164,20 @@ pub fn take(scene: &mut Scene, step: &Step) {
             policy.addresses = AddressRequest::Pool(PoolName("pool".into()));
             add(scene, policy);
         }
+        Step::AddNextHop {
+            number,
+            router,
+            other,
+        } => {
+            let router = ROUTERS[usize::from(*router)];
+            let mut policy = routed("default", &format!("p{number}"), router);
+            policy.gateway = other.then(|| GatewayName("other".into()));
+            add(scene, policy);
+        }
         Step::RemovePolicy(number) => {
-            scene
-                .snapshot
-                .policies
-                .retain(|p| p.object.name != format!("p{number}"));
+            let name = format!("p{number}");
+            let policies = &mut scene.snapshot.policies;
+            policies.retain(|p| p.object.name != name);
         }
         other => take_in_cluster(scene, other),
     }
@@ -163,6 +189,14 @@ fn add(scene: &mut Scene, policy: Policy) {
         .policies
         .retain(|p| p.object.name != policy.object.name);
     scene.add_policy(policy);
+}
+
+fn attach(scene: &mut Scene, gateway: NodeName, router: IpAddr, there: bool) {
+    let nodes = scene.routers.entry(router).or_default();
+    match there {
+        true => drop(nodes.insert(gateway)),
+        false => drop(nodes.remove(&gateway)),
+    }
 }
 
 fn take_in_cluster(scene: &mut Scene, step: &Step) {
@@ -212,6 +246,14 @@ fn take_in_cluster(scene: &mut Scene, step: &Step) {
             } else {
                 scene.busy.remove(&key);
             }
+        }
+        Step::Attach {
+            gateway,
+            router,
+            there,
+        } => {
+            let gateway = node_name(&format!("gateway{}", gateway + 1));
+            attach(scene, gateway, ip(ROUTERS[usize::from(*router)]), *there);
         }
         Step::Wait(seconds) => scene.now += i64::from(*seconds),
         Step::Control => drop(scene.control()),
@@ -333,6 +375,10 @@ proptest! {
         let plan = scene.plan();
         let gateways = !scene.gateway_nodes().is_empty();
         for (object, policy) in plan.policies.iter().filter(|(_, p)| p.refusal.is_none()) {
+            let missing = |c: &egret_core::condition::Condition| c.reason == egret_core::condition::Reason::NextHopNotAttached;
+            if policy.conditions.iter().any(missing) {
+                continue;
+            }
             let allocated = !policy.conditions.iter().any(|c| c.reason == egret_core::condition::Reason::PoolExhausted);
             prop_assert!(policy.ready || !gateways || !allocated, "{object} {:?}", policy.conditions);
         }

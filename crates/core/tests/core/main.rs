@@ -7,6 +7,7 @@ mod explaining;
 mod histories;
 mod incremental;
 mod leases;
+mod next_hops;
 mod nodes;
 mod objects;
 mod paths;

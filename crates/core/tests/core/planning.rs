@@ -155,8 +155,10 @@ fn what_cannot_be_carried_out_is_refused_with_a_finding_and_its_traffic_is_dropp
         (Reason::UnsupportedTranslation, |s| {
             policy(s).translation = Translation::AtHolder
         }),
-        (Reason::UnsupportedTranslation, |s| {
-            policy(s).translation = Translation::None
+        (Reason::AddressInvalid, |s| {
+            policy(s).translation = Translation::None {
+                next_hop: ip("fe80::1"),
+            }
         }),
         (Reason::UnsupportedPresence, |s| {
             policy(s).presence = Presence::HeldBy("x".into())

@@ -1,7 +1,8 @@
 //! A small cluster as a value, with a controller and agents that carry out what core says.
 
 use egret_core::model::*;
-use egret_core::node::{External, NodeFacts, NodeOutcome, UnknownPodsPolicy, node_state};
+use egret_core::node::{Attachment, External, NodeFacts, NodeOutcome, UnknownPodsPolicy};
+use egret_core::node::{node_state, wanted_next_hops};
 use egret_core::plan::{ClusterPlan, plan};
 use proptest::prelude::ProptestConfig;
 use std::collections::{BTreeMap, BTreeSet};
@@ -94,6 +95,8 @@ pub struct Scene {
     pub facts: BTreeMap<NodeName, NodeFacts>,
     /// Addresses in which a node still has connections.
     pub busy: BTreeSet<(NodeName, IpAddr)>,
+    /// Which nodes have a router on a network of theirs.
+    pub routers: BTreeMap<IpAddr, BTreeSet<NodeName>>,
     /// What each node's kernel has.
     pub applied: BTreeMap<NodeName, NodeOutcome>,
 }
@@ -115,6 +118,7 @@ impl Scene {
             dead: BTreeSet::new(),
             facts: BTreeMap::new(),
             busy: BTreeSet::new(),
+            routers: BTreeMap::new(),
             applied: BTreeMap::new(),
         };
         for number in 1..=workers {
@@ -197,6 +201,7 @@ impl Scene {
                     tunnel_index: 0,
                     grants: Vec::new(),
                     underlay_addresses: Vec::new(),
+                    next_hops: Default::default(),
                     external_addresses: BTreeSet::new(),
                     steering_version: 0,
                     announcing: BTreeSet::new(),
@@ -234,6 +239,7 @@ impl Scene {
         facts.settled = true;
         facts.unknown_pods = UnknownPodsPolicy::Drop;
         facts.live.clear();
+        facts.attached = self.attached(node);
         for gateway in self.gateway_nodes() {
             if gateway != *node && !self.dead.contains(&gateway) {
                 let version = self
@@ -253,6 +259,29 @@ impl Scene {
             });
         }
         facts
+    }
+
+    /// Those of the wanted next hops that this node has.
+    fn attached(&self, node: &NodeName) -> BTreeMap<IpAddr, Attachment> {
+        let has = |router: &IpAddr| {
+            let nodes = self.routers.get(router);
+            nodes.is_some_and(|nodes| nodes.contains(node))
+        };
+        let attachment = |router: IpAddr| {
+            let source = if router.is_ipv4() {
+                "10.9.0.9"
+            } else {
+                "fd00:9::9"
+            };
+            let attachment = Attachment {
+                device: "eth2".into(),
+                index: 7,
+                source: ip(source),
+            };
+            (router, attachment)
+        };
+        let wanted = wanted_next_hops(&self.snapshot, node).into_iter();
+        wanted.filter(has).map(attachment).collect()
     }
 
     pub fn gateway_nodes(&self) -> BTreeSet<NodeName> {
@@ -296,6 +325,9 @@ impl Scene {
             .collect();
         if let Some(gateway) = &outcome.state.gateway {
             record.steering_version = gateway.version;
+            let known = &outcome.state.worker.next_hops;
+            let served = gateway.next_hops.values();
+            record.next_hops = served.map(|number| known[number].address).collect();
             record.datapath = Some("ebpf".into());
         }
         let kept = self.facts.entry(node.clone()).or_default();
@@ -334,6 +366,15 @@ pub fn kep_scene() -> Scene {
     scene.add_pod("b1", "worker1", 11, &[("app", "Other")]);
     scene.add_pod("a2", "worker2", 10, &[("app", "MyApp")]);
     scene
+}
+
+/// A policy whose traffic goes to a router of the gateways.
+pub fn routed(namespace: &str, name: &str, next_hop: &str) -> Policy {
+    let next_hop = ip(next_hop);
+    Policy {
+        translation: Translation::None { next_hop },
+        ..egress(namespace, name, &[])
+    }
 }
 
 /// Proptest's settings with this many cases, unless PROPTEST_CASES asks for another number.

@@ -66,7 +66,8 @@ impl Datapath {
             return Ok(0);
         };
         let known = self.known_addresses(&state);
-        let flows = self.remember(flows, &state, &known)?;
+        // Who leaves a next hop is never owed: the driver ends its flows with the change.
+        let flows = self.remember(flows, (None, &state), &known)?;
         let ended = self.delete(&flows)?;
         self.owed.pay(change);
         Ok(ended)
@@ -101,16 +102,17 @@ impl Datapath {
         known: &BTreeSet<IpAddr>,
     ) -> Result<Vec<Flow>, DatapathError> {
         let flows = self.conntrack.flows().map_err(DatapathError::Conntrack)?;
-        self.remember(flows, state, known)
+        let before = self.applied.clone();
+        self.remember(flows, (before.as_ref(), state), known)
     }
 
     fn remember(
         &mut self,
         mut flows: Vec<Flow>,
-        state: &NodeState,
+        (before, state): (Option<&NodeState>, &NodeState),
         known: &BTreeSet<IpAddr>,
     ) -> Result<Vec<Flow>, DatapathError> {
-        flows.retain(|flow| ends(flow, state, known));
+        flows.retain(|flow| ends(flow, before, state, known));
         for (number, v4) in [true, false].into_iter().enumerate() {
             let family = || {
                 flows
@@ -179,10 +181,23 @@ fn fate(flow: &Flow, state: &NodeState) -> Fate {
     )
 }
 
-fn ends(flow: &Flow, state: &NodeState, known: &BTreeSet<IpAddr>) -> bool {
+fn ends(
+    flow: &Flow,
+    before: Option<&NodeState>,
+    state: &NodeState,
+    known: &BTreeSet<IpAddr>,
+) -> bool {
     let source = flow.reply.destination;
-    match fate(flow, state) {
+    let now = fate(flow, state);
+    // A flow to a next hop has the pod's own source, or the node's: only what was wanted of it tells it from others. Left
+    // as it is, it would go on untranslated, or be translated by a gateway that knows nothing of it.
+    let was = before.map(|before| fate(flow, before));
+    if matches!(was, Some(Fate::NextHop { .. })) && was != Some(now) {
+        return true;
+    }
+    match now {
         Fate::Untouched => known.contains(&source) && source != flow.original.source,
+        Fate::NextHop { source: wanted, .. } => source != wanted,
         Fate::Egress(address) => source != address,
         Fate::Refused => true,
     }

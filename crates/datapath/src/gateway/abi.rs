@@ -190,6 +190,22 @@ mod tests {
         };
         has("EGRET_VNI", &egret_core::numbers::TUNNEL_VNI.to_string());
         has(
+            "EGRET_NEXT_HOP_VNI_BASE",
+            &format!("{:#x}", egret_core::numbers::NEXT_HOP_VNI_BASE),
+        );
+        has(
+            "EGRET_NEXT_HOPS_MAX",
+            &egret_core::numbers::GROUPS_MAX.to_string(),
+        );
+        has(
+            "EGRET_MARK_MASK",
+            &format!("{:#010x}u", egret_core::numbers::MARK_MASK),
+        );
+        has(
+            "EGRET_MARK_SHIFT",
+            &egret_core::numbers::MARK_SHIFT.to_string(),
+        );
+        has(
             "EGRET_PROBE_PORT",
             &egret_core::numbers::PROBE_PORT.to_string(),
         );

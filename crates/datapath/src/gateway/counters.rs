@@ -120,7 +120,15 @@ pub const COUNTERS: &[Counter] = &[
     ),
     dropped(
         "failed",
-        "the kernel refused a call (memory, headroom, an unset table)",
+        "the kernel refused a call: memory, headroom, an unset table",
+    ),
+    served(
+        "out_next_hop",
+        "from a pod to a next hop of this gateway, left to its stack",
+    ),
+    dropped(
+        "out_next_hop_unknown",
+        "from a pod to a next hop that this gateway does not have",
     ),
 ];
 

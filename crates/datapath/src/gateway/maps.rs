@@ -17,6 +17,7 @@ pub(super) const PINNED: &[&str] = &[
     "steering",
     "workers",
     "owners",
+    "next_hops",
     "fragments",
     "counters",
     "traffic",
@@ -28,12 +29,14 @@ pub(super) struct Tables {
     steering_map: HashMap<MapData, Address, SteeringValue>,
     workers_map: HashMap<MapData, u32, Worker>,
     owners_map: HashMap<MapData, Owner, u32>,
+    next_hops_map: HashMap<MapData, u32, u32>,
     counters_map: PerCpuArray<MapData, u64>,
     traffic: TrafficTable,
     config: Config,
     steering: BTreeMap<Address, Box<SteeringValue>>,
     workers: BTreeMap<u32, Worker>,
     owners: BTreeSet<Owner>,
+    next_hops: BTreeMap<u32, u32>,
     turns: Turns,
 }
 
@@ -101,6 +104,7 @@ fn shape(name: &str) -> (u32, u32) {
         "steering" => (16, size_of::<SteeringValue>() as u32),
         "workers" => (4, size_of::<Worker>() as u32),
         "owners" => (size_of::<Owner>() as u32, 4),
+        "next_hops" => (4, 4),
         "fragments" => FRAGMENT_BYTES,
         "counters" => (4, 8),
         "traffic" => (16, size_of::<Sums>() as u32),
@@ -134,6 +138,8 @@ impl Tables {
             steering_map: HashMap::try_from(hash("steering")?).map_err(|e| wrong("steering", e))?,
             workers_map: HashMap::try_from(hash("workers")?).map_err(|e| wrong("workers", e))?,
             owners_map: HashMap::try_from(hash("owners")?).map_err(|e| wrong("owners", e))?,
+            next_hops_map: HashMap::try_from(hash("next_hops")?)
+                .map_err(|e| wrong("next_hops", e))?,
             counters_map: PerCpuArray::try_from(Map::PerCpuArray(map("counters")?))
                 .map_err(|e| wrong("counters", e))?,
             traffic: TrafficTable::open(pins)?,
@@ -142,6 +148,7 @@ impl Tables {
             workers: BTreeMap::new(),
             owners: BTreeSet::new(),
             turns: Turns::default(),
+            next_hops: BTreeMap::new(),
         };
         tables.read().map_err(|(name, error)| wrong(name, error))?;
         Ok(tables)
@@ -164,6 +171,10 @@ impl Tables {
             self.owners
                 .insert(owner.map_err(|error| ("owners", error))?);
         }
+        for entry in self.next_hops_map.iter() {
+            let (identifier, number) = entry.map_err(|error| ("next_hops", error))?;
+            self.next_hops.insert(identifier, number);
+        }
         Ok(())
     }
 
@@ -179,14 +190,18 @@ impl Tables {
         let steering = std::mem::take(&mut self.steering);
         let workers = std::mem::take(&mut self.workers);
         let owners = std::mem::take(&mut self.owners);
+        let next_hops = std::mem::take(&mut self.next_hops);
         self.read()
             .map_err(|(name, error)| GatewayError::map(name, error))?;
         let steering = first_changed(&steering, &self.steering, steering_name);
         let workers = first_changed(&workers, &self.workers, worker_name);
         let owners = (owners != self.owners).then(|| OWNERS_CHANGED.to_owned());
+        let next_hops = first_changed(&next_hops, &self.next_hops, |network| {
+            format!("next hop of network {network}")
+        });
         // What the programs are told about this node is no part of the state: it is put back here.
         let told = self.restore(config)?;
-        Ok(steering.or(workers).or(owners).or(told))
+        Ok(steering.or(workers).or(owners).or(next_hops).or(told))
     }
 
     /// The same for the configuration and the next few entries of each map, so that a call costs little however many
@@ -300,6 +315,7 @@ impl Tables {
         self.add_workers(&workers)?;
         self.add_owners(&owners)?;
         let announced = self.put_steering(&steering)?;
+        self.put_next_hops(&state.next_hops)?;
         self.remove_all_but(&steering, &owners, &workers)?;
         self.set_config(Config {
             steering_version: state.version,
@@ -348,6 +364,27 @@ impl Tables {
             self.steering.insert(*address, value.clone());
         }
         Ok(announced)
+    }
+
+    /// Those that are gone first: a number may mean another one now.
+    fn put_next_hops(&mut self, wanted: &BTreeMap<u32, u8>) -> Result<(), GatewayError> {
+        let wrong = |error| GatewayError::map("next_hops", error);
+        let wanted: BTreeMap<u32, u32> = wanted.iter().map(|(id, n)| (*id, (*n).into())).collect();
+        let gone = |known: &u32| !wanted.contains_key(known);
+        let gone: Vec<u32> = self.next_hops.keys().copied().filter(gone).collect();
+        for identifier in gone {
+            let done = self.next_hops_map.remove(&identifier);
+            done.or_else(absent).map_err(wrong)?;
+            self.next_hops.remove(&identifier);
+        }
+        for (identifier, number) in wanted {
+            if self.next_hops.get(&identifier) != Some(&number) {
+                let done = self.next_hops_map.insert(identifier, number, 0);
+                done.map_err(wrong)?;
+                self.next_hops.insert(identifier, number);
+            }
+        }
+        Ok(())
     }
 
     fn remove_all_but(

@@ -3,7 +3,7 @@
 use super::policy::{self, Owner, absent_is_fine};
 use super::tunnel::{self, Device};
 use super::wanted::{RouteEntry, Wanted};
-use super::{nexthop, wire};
+use super::{neighbour, nexthop, wire};
 use crate::damage::{Damage, Found};
 use crate::netlink::{NetlinkError, NetlinkSocket, Request, flags};
 use egret_core::node::{NodeState, Tunnel};
@@ -92,6 +92,11 @@ impl Routing {
             .devices()?
             .into_iter()
             .find(|device| Some(device.index) == index))
+    }
+
+    /// See [`neighbour::way`].
+    pub fn neighbour_way(&mut self, address: IpAddr) -> Result<Option<(u32, IpAddr)>, RouteError> {
+        neighbour::way(&mut self.socket, address)
     }
 
     /// Whether a route of others spreads over several next hops.
@@ -190,6 +195,7 @@ impl Routing {
             via: std::net::Ipv6Addr::UNSPECIFIED,
             underlay: IpAddr::from(id.to_be_bytes()),
             source,
+            network_identifier: 0,
         };
         let hops_found: BTreeMap<_, _> = hops
             .hops

@@ -3,7 +3,7 @@
 use super::kernel::RouteError;
 use super::wanted::NextHop;
 use crate::netlink::{Attrs, NetlinkSocket, Request, attributes, flags};
-use egret_core::numbers::{NEXTHOP_BASE, NEXTHOP_GROUP_OFFSET, ROUTE_PROTOCOL, TUNNEL_VNI};
+use egret_core::numbers::{GROUPS_MAX, NEXT_HOP_OBJECTS, NEXTHOP_BASE, ROUTE_PROTOCOL};
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
@@ -23,6 +23,10 @@ const LWTUNNEL_ENCAP_IP6: u16 = 4;
 const LWTUNNEL_IP_ID: u16 = 1;
 const LWTUNNEL_IP_DST: u16 = 2;
 const LWTUNNEL_IP_SRC: u16 = 3;
+
+/// Ids of ours: those of gateways, of groups, and of gateways for each next hop of policies.
+const OURS: std::ops::Range<u32> =
+    NEXTHOP_BASE..NEXTHOP_BASE + NEXT_HOP_OBJECTS * (GROUPS_MAX as u32 + 2);
 
 /// `struct nhmsg`: family, scope, protocol, reserved, flags.
 fn nexthop_header(family: i32) -> [u8; 8] {
@@ -49,7 +53,7 @@ pub(super) fn new_hop(device: u32, id: u32, hop: &NextHop) -> Request {
 }
 
 fn encapsulation(hop: &NextHop) -> (u16, Attrs) {
-    let attrs = Attrs::default().be64(LWTUNNEL_IP_ID, u64::from(TUNNEL_VNI));
+    let attrs = Attrs::default().be64(LWTUNNEL_IP_ID, u64::from(hop.network_identifier));
     match (hop.underlay, hop.source) {
         (IpAddr::V4(to), IpAddr::V4(from)) => {
             let attrs = attrs.bytes(LWTUNNEL_IP_DST, &to.octets());
@@ -142,7 +146,7 @@ pub(super) fn nexthops(
         let Some(id) = attrs.get(&NHA_ID).and_then(|bytes| number(bytes)) else {
             continue;
         };
-        if !(NEXTHOP_BASE..NEXTHOP_BASE + 2 * NEXTHOP_GROUP_OFFSET).contains(&id) {
+        if !OURS.contains(&id) {
             continue;
         }
         match attrs.get(&NHA_GROUP) {
@@ -175,11 +179,13 @@ fn read_hop(attrs: &BTreeMap<u16, &[u8]>, source: IpAddr) -> Option<NextHop> {
     let vni = u64::from_be_bytes((*encap.get(&LWTUNNEL_IP_ID)?).try_into().ok()?);
     let underlay = address(encap.get(&LWTUNNEL_IP_DST)?)?;
     let found_source = encap.get(&LWTUNNEL_IP_SRC).and_then(|bytes| address(bytes));
-    let same = vni == u64::from(TUNNEL_VNI) && found_source.is_none_or(|found| found == source);
-    same.then_some(NextHop {
+    let same = found_source.is_none_or(|found| found == source);
+    let network_identifier = u32::try_from(vni).ok().filter(|_| same)?;
+    Some(NextHop {
         via: via.into(),
         underlay,
         source,
+        network_identifier,
     })
 }
 

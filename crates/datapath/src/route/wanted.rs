@@ -2,14 +2,16 @@
 
 use crate::damage::{Damage, first_changed, first_other};
 use crate::gateway::abi::tunnel_mac;
-use egret_core::node::{Group, NodeState, TunnelIndex};
-use egret_core::numbers::{MARK_SHIFT, NEXTHOP_BASE, NEXTHOP_GROUP_OFFSET, ROUTE_TABLE_BASE};
+use egret_core::node::{Group, NextHop as Neighbour, NextHopWay, NodeState, TunnelIndex};
+use egret_core::numbers::{
+    MARK_SHIFT, NEXT_HOP_OBJECTS, NEXTHOP_BASE, NEXTHOP_GROUP_OFFSET, ROUTE_TABLE_BASE, TUNNEL_VNI,
+};
 use ipnet::IpNet;
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::net::{IpAddr, Ipv6Addr};
 
-/// One next hop: a gateway, through the tunnel.
+/// One next hop object: a gateway, through the tunnel.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct NextHop {
     /// Link-local address inside the tunnel.
@@ -18,6 +20,8 @@ pub struct NextHop {
     pub underlay: IpAddr,
     /// Own underlay address: the gateway's ownership check goes by it.
     pub source: IpAddr,
+    /// VXLAN network identifier: the tunnel's own, or that of a router that the gateway is to send to.
+    pub network_identifier: u32,
 }
 
 /// What a route of ours does.
@@ -107,6 +111,9 @@ pub(crate) const METRIC_LAST: u32 = u32::MAX;
 /// Metric of routes to groups: the kernel's own default for IPv6.
 pub(crate) const METRIC_GROUP: u32 = 1024;
 
+const ANY_V4: &str = "0.0.0.0/0";
+const ANY_V6: &str = "::/0";
+
 /// Link-local address of a node inside the tunnel.
 pub(super) fn link_local(index: TunnelIndex) -> Ipv6Addr {
     Ipv6Addr::new(0xfe80, 0, 0, 0, 0, 0, 0, index)
@@ -134,31 +141,72 @@ impl Wanted {
     /// What this state asks for.
     pub fn of(state: &NodeState) -> Self {
         let mut wanted = Wanted::default();
-        for (index, peer) in state.peers.iter().filter(|(_, peer)| peer.gateway) {
-            let via = link_local(*index);
-            wanted.neighbours.insert(via, tunnel_mac(*index));
-            let hop = NextHop {
-                via,
-                underlay: peer.underlay,
-                source: state.tunnel.underlay,
-            };
-            wanted.hops.insert(NEXTHOP_BASE + u32::from(*index), hop);
+        let gateways = state.peers.iter().filter(|(_, peer)| peer.gateway);
+        for (index, _) in gateways {
+            let neighbour = (link_local(*index), tunnel_mac(*index));
+            wanted.neighbours.extend([neighbour]);
+            wanted.hop(NEXTHOP_BASE, *index, TUNNEL_VNI, state);
         }
         for (number, group) in &state.worker.groups {
             match group {
-                Group::Tunnel(members) => wanted.group(*number, members, state),
+                Group::Tunnel(members) => wanted.group(*number, NEXTHOP_BASE, members, state),
                 Group::Nowhere => wanted.table(*number, None, state),
                 Group::Local { .. } => {}
             }
         }
+        for (number, next_hop) in &state.worker.next_hops {
+            wanted.next_hop(*number, next_hop, state);
+        }
         wanted
     }
 
-    fn group(&mut self, number: u8, members: &BTreeSet<TunnelIndex>, state: &NodeState) {
+    /// To a gateway, under an id out of those that begin with `base`.
+    fn hop(&mut self, base: u32, index: TunnelIndex, identifier: u32, state: &NodeState) {
+        let peer = state.peers.get(&index);
+        let Some(peer) = peer.filter(|peer| peer.gateway) else {
+            return;
+        };
+        let hop = NextHop {
+            via: link_local(index),
+            underlay: peer.underlay,
+            source: state.tunnel.underlay,
+            network_identifier: identifier,
+        };
+        self.hops.insert(base + u32::from(index), hop);
+    }
+
+    /// The way to a neighbour of gateways: through the tunnel with its identifier, or by this node's own device.
+    fn next_hop(&mut self, number: u8, next_hop: &Neighbour, state: &NodeState) {
+        let base = NEXTHOP_BASE + NEXT_HOP_OBJECTS * (u32::from(number) + 1);
+        match &next_hop.way {
+            NextHopWay::Tunnel(members) => {
+                for index in members {
+                    self.hop(base, *index, next_hop.network_identifier, state);
+                }
+                self.group(number, base, members, state);
+            }
+            NextHopWay::Attached(attachment) => {
+                self.table(number, None, state);
+                let address = next_hop.address;
+                let default = if address.is_ipv6() { ANY_V6 } else { ANY_V4 };
+                let (table, metric) = (ROUTE_TABLE_BASE + u32::from(number), METRIC_GROUP);
+                let device = attachment.index;
+                self.routes.insert(RouteEntry {
+                    table,
+                    to: default.parse().expect("a constant prefix"),
+                    metric,
+                    kind: RouteKind::Neighbour { address, device },
+                });
+            }
+            NextHopWay::Nowhere => self.table(number, None, state),
+        }
+    }
+
+    fn group(&mut self, number: u8, base: u32, members: &BTreeSet<TunnelIndex>, state: &NodeState) {
         let id = NEXTHOP_BASE + NEXTHOP_GROUP_OFFSET + u32::from(number);
         let hops: BTreeSet<u32> = members
             .iter()
-            .map(|index| NEXTHOP_BASE + u32::from(*index))
+            .map(|index| base + u32::from(*index))
             .filter(|id| self.hops.contains_key(id))
             .collect();
         if hops.is_empty() {
@@ -171,7 +219,7 @@ impl Wanted {
     fn table(&mut self, number: u8, group: Option<u32>, state: &NodeState) {
         let table = ROUTE_TABLE_BASE + u32::from(number);
         for v6 in [false, true] {
-            let default = if v6 { "::/0" } else { "0.0.0.0/0" };
+            let default = if v6 { ANY_V6 } else { ANY_V4 };
             let to: IpNet = default.parse().expect("a constant prefix");
             let mut route = |metric, kind| {
                 self.routes.insert(RouteEntry {

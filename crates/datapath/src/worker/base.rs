@@ -2,6 +2,7 @@
 
 use super::counters as c;
 use super::names::{ENDED_SETS, FULL_SETS, LATE_SETS, PORTLESS_SETS, Stage};
+use super::next_hops;
 use super::profile::GOTO;
 use crate::nft::rule::{self, FAMILIES, Family};
 use crate::nft::rule::{End, STATE_ESTABLISHED, STATE_INVALID, STATE_NEW, STATE_RELATED};
@@ -101,14 +102,11 @@ pub(super) fn sets(state: &NodeState, table: &mut Table) {
 }
 
 fn own_devices(state: &NodeState) -> impl Iterator<Item = &str> {
-    let local = state
-        .worker
-        .groups
-        .values()
-        .filter_map(|group| match group {
-            Group::Local { device } => Some(device.as_str()),
-            Group::Tunnel(_) | Group::Nowhere => None,
-        });
+    let groups = state.worker.groups.values();
+    let local = groups.filter_map(|group| match group {
+        Group::Local { device } => Some(device.as_str()),
+        Group::Tunnel(_) | Group::Nowhere => None,
+    });
     std::iter::once(TUNNEL_DEVICE).chain(local)
 }
 
@@ -207,14 +205,16 @@ pub(super) fn chains(state: &NodeState, table: &mut Table) {
     base("tunnel_in", INPUT, -150, tunnel_in());
     base("clamp", FORWARD, -150, clamp(state));
     base("classify", PREROUTING, -99, classify(state));
-    base("nat", POSTROUTING, 90, by_pod(Stage::Nat));
-    base("guard", POSTROUTING, 300, guard());
+    let mut nat = by_pod(Stage::Nat);
+    nat.extend(next_hops::translate(state));
+    base("nat", POSTROUTING, 90, nat);
+    base("guard", POSTROUTING, 300, guard(state));
     let mut plain = |name: &str, rules: Vec<Rule>| {
         table
             .chains
             .insert(name.into(), Chain { hook: None, rules });
     };
-    plain("from_tunnel", from_tunnel(state.gateway.is_some()));
+    plain("from_tunnel", from_tunnel(state));
     plain("refuse_ended", refuse(c::ENDED));
     plain("refuse_full", refuse(c::FULL));
     // No TCP reset: it would come from the egress address, and the guard lets nothing like that out.
@@ -414,9 +414,9 @@ fn by_pod(stage: Stage) -> Vec<Rule> {
         .collect()
 }
 
-fn from_tunnel(is_gateway: bool) -> Vec<Rule> {
+fn from_tunnel(state: &NodeState) -> Vec<Rule> {
     let mut rules = Vec::new();
-    if is_gateway {
+    if state.gateway.is_some() {
         // Probes, which come as far as this where no eBPF program answers them.
         let probe = rule()
             .address_starts(Family::V6, End::Source, &TUNNEL_PREFIX)
@@ -436,8 +436,9 @@ fn from_tunnel(is_gateway: bool) -> Vec<Rule> {
             .state(STATE_ESTABLISHED | STATE_RELATED)
             .direction(true)
             .accept(),
-        rule().count(c::UNSOLICITED).drop(),
     ]);
+    rules.extend(next_hops::from_tunnel(state));
+    rules.push(rule().count(c::UNSOLICITED).drop());
     rules
 }
 
@@ -450,8 +451,8 @@ fn refuse(counter: &str) -> Vec<Rule> {
 }
 
 /// Trusts no mark: foreign rules clear marks, and the kernel's own MLD reports carry garbage ones.
-fn guard() -> Vec<Rule> {
-    let mut rules = Vec::new();
+fn guard(state: &NodeState) -> Vec<Rule> {
+    let mut rules = next_hops::look_at_tunnel(state);
     for family in FAMILIES {
         let error = rule()
             .forwarded(true)

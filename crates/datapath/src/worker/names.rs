@@ -1,7 +1,7 @@
 //! Names of sets and chains. Those of profiles and targets carry the id, so that an edit keeps the names of the rest.
 
 use crate::nft::rule::Family;
-use egret_core::node::{AccountId, ProfileId, TargetId};
+use egret_core::node::{AccountId, GroupNumber, ProfileId, TargetId};
 
 /// Run-time sets of outer tuples whose late packets are dropped, for IPv4 and IPv6.
 pub const LATE_SETS: [&str; 2] = ["late4", "late6"];
@@ -56,6 +56,10 @@ impl Stage {
 
     pub(super) fn target(self, id: TargetId) -> String {
         format!("{}_target_{:016x}", self.word(), id.0)
+    }
+
+    pub(super) fn next_hop(self, number: GroupNumber) -> String {
+        format!("{}_next_hop_{number}", self.word())
     }
 
     /// Chain that refuses for a reason that no target has.

@@ -47,13 +47,7 @@ fn classify(target: &Target, group: &Group) -> Vec<Rule> {
             .translated_source_is(target.address, false)
     };
     vec![
-        // The pod is gone with its device, or nobody's packet pretends to be its. What was lifted comes by ours.
-        rule()
-            .device(Way::In, LIFT_DEVICE, false)
-            .address_in(family, End::Source, &family.named(BOUND))
-            .comes_by_other_than(family, &family.named(BOUND_DEVICES))
-            .count(c::OTHER_DEVICE)
-            .drop(),
+        by_other_device(family),
         rule().state(STATE_INVALID).count(c::INVALID).drop(),
         // A flow from before this policy: it has another source, and ends here.
         old().protocol(rule::TCP).count(c::ENDED).reset(),
@@ -79,6 +73,16 @@ fn classify(target: &Target, group: &Group) -> Vec<Rule> {
             .set_mark(MARK_MASK, u32::from(mark) << MARK_SHIFT)
             .accept(),
     ]
+}
+
+/// The pod is gone with its device, or somebody's packet pretends to be its. What was lifted comes by our own device.
+pub(super) fn by_other_device(family: Family) -> Rule {
+    rule()
+        .device(Way::In, LIFT_DEVICE, false)
+        .address_in(family, End::Source, &family.named(BOUND))
+        .comes_by_other_than(family, &family.named(BOUND_DEVICES))
+        .count(c::OTHER_DEVICE)
+        .drop()
 }
 
 /// Equal ranges, taken with equal probability: one in n, else one in n-1, ...
@@ -229,6 +233,7 @@ fn box_key(b: &DestinationBox) -> ElementKey {
 fn box_verdict(stage: Stage, verdict: Verdict) -> Value {
     match (stage, verdict) {
         (_, Verdict::Target(id)) => Value::Verdict(GOTO, Some(stage.target(id))),
+        (_, Verdict::NextHop(number)) => Value::Verdict(GOTO, Some(stage.next_hop(number))),
         (Stage::Classify, Verdict::FamilyNotCovered) => {
             Value::Verdict(GOTO, Some(stage.refusal("family")))
         }

@@ -60,6 +60,7 @@ pub fn state(underlay_v6: bool) -> GatewayState {
             .map(|ip| (ip.parse().unwrap(), steering.clone()))
             .collect(),
         workers: BTreeMap::from(workers),
+        next_hops: BTreeMap::new(),
         version: 77,
     }
 }

@@ -125,6 +125,9 @@ pub fn node_record(object: &api::EgressNode) -> Result<NodeRecord, Vec<Finding>>
                 "status.externalAddresses",
                 &status.external_addresses,
             )?,
+            next_hops: addresses(check, "status.nextHops", &status.next_hops)?
+                .into_iter()
+                .collect(),
             steering_version: epoch(check, "status.steeringVersion", status.steering_version)?,
             announcing: addresses(check, "status.announcing", &status.announcing)?
                 .into_iter()
@@ -268,6 +271,7 @@ pub fn node_status(record: &NodeRecord) -> api::NodeStatus {
             .iter()
             .map(IpNet::to_string)
             .collect(),
+        next_hops: record.next_hops.iter().map(IpAddr::to_string).collect(),
         steering_version: api_number(record.steering_version),
         announcing: record.announcing.iter().map(IpAddr::to_string).collect(),
         demand: record

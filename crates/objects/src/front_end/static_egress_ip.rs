@@ -3,8 +3,8 @@
 //! Rules with one Service and one address are one policy, named by both and not by their place in the list, so that
 //! rules may be reordered. A bad rule is reported and the good ones are carried out.
 //!
-//! The fork's rules that name a routing table mean something else: `egressip` is then a next hop and no address of
-//! ours. They become policies without translation, which say so until such policies can be carried out.
+//! The fork's rules that name a routing table mean something else: `egressip` is then a neighbour of the gateways that
+//! packets go to, and no address of ours. What the table is called means nothing here.
 
 use super::gateway::Choice;
 use super::{Foreign, Object, Problem, Translation, field};
@@ -56,12 +56,7 @@ fn object(snapshot: &Snapshot, foreign: &Foreign, choice: &Choice) -> Translatio
     let policies: Vec<Policy> = rules
         .iter()
         .map(|(key, cidrs)| Policy {
-            addresses: AddressRequest::Fixed(vec![key.address]),
             gateway: choice.gateway(label),
-            translation: match key.next_hop {
-                true => How::None,
-                false => How::Leased,
-            },
             ..policy(foreign, key, cidrs)
         })
         .collect();
@@ -92,6 +87,13 @@ fn object(snapshot: &Snapshot, foreign: &Foreign, choice: &Choice) -> Translatio
 fn policy(foreign: &Foreign, key: &Key, cidrs: &[IpNet]) -> Policy {
     let object = &foreign.object;
     let hop = if key.next_hop { ":next-hop" } else { "" };
+    let (addresses, translation) = match key.next_hop {
+        true => {
+            let next_hop = key.address;
+            (Vec::new(), How::None { next_hop })
+        }
+        false => (vec![key.address], How::Leased),
+    };
     let destination = |cidr: &IpNet| Destination {
         cidr: *cidr,
         except: Vec::new(),
@@ -111,12 +113,12 @@ fn policy(foreign: &Foreign, key: &Key, cidrs: &[IpNet]) -> Policy {
             namespace: object.namespace.clone(),
             name: key.service.clone(),
         },
-        addresses: AddressRequest::Fixed(Vec::new()),
+        addresses: AddressRequest::Fixed(addresses),
         assigned: Vec::new(),
         destinations: Some(cidrs.iter().map(destination).collect()),
         gateway: None,
         when_unavailable: WhenUnavailable::Drop,
-        translation: How::Leased,
+        translation,
         presence: Presence::Ours,
     }
 }

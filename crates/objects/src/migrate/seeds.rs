@@ -44,7 +44,7 @@ pub(super) fn static_egress_ip(sheet: &mut Sheet<'_>, _: &Context<'_>) {
         });
         if is_hop {
             let rule = sheet.take(&format!("rules[{index}]"));
-            let why = "egressip is a next hop here and no source address, which Egret cannot carry out; the rule is left out";
+            let why = "egressip is a next hop here, which Egret's own objects cannot say; the rule is left out: keep it in a StaticEgressIP, which Egret serves";
             sheet.lose(&format!("spec.rules[{index}]"), rule, why);
             continue;
         }

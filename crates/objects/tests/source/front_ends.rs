@@ -176,7 +176,7 @@ fn a_bad_rule_is_named_and_the_good_ones_stay() {
 }
 
 #[test]
-fn the_forks_next_hop_is_a_policy_without_translation() {
+fn the_forks_next_hop_is_a_policy_without_address() {
     for table in [
         "routing-table-id: 100",
         "routing-table-id: '100'",
@@ -187,7 +187,9 @@ fn the_forks_next_hop_is_a_policy_without_translation() {
         let view = view(&static_egress_ip("staticegressips.io", "eip", &spec));
         assert!(view.findings.is_empty(), "{:#?}", view.findings);
         let hop = policy(&view, "eip:web:192.0.2.1:next-hop");
-        assert_eq!(hop.translation, Translation::None);
+        let next_hop = "192.0.2.1".parse().unwrap();
+        assert_eq!(hop.translation, Translation::None { next_hop });
+        assert_eq!(hop.addresses, AddressRequest::Fixed(Vec::new()));
         assert_eq!(
             policy(&view, "eip:web:192.0.2.1").translation,
             Translation::Leased

@@ -41,8 +41,12 @@ impl Planner {
         }
         let serving = |nodes: &[GatewayNode]| {
             let running = nodes.iter().any(|node| node.running);
-            let external: Vec<_> = nodes.iter().map(|node| node.external.clone()).collect();
-            (running, status::without_ebpf(nodes), external)
+            let networks = |node: &GatewayNode| {
+                let next_hops = node.running.then(|| node.next_hops.clone());
+                (node.external.clone(), next_hops)
+            };
+            let networks: Vec<_> = nodes.iter().map(networks).collect();
+            (running, status::without_ebpf(nodes), networks)
         };
         let before = self.plan.gateways.get(name);
         if before.map(|plan| serving(&plan.nodes)) != Some(serving(&plan.nodes)) {
@@ -103,6 +107,7 @@ impl Planner {
                 r.steering_version,
                 r.datapath.clone(),
                 r.external_addresses.clone(),
+                r.next_hops.clone(),
             )
         };
         if was.map(says) != is.map(says) {

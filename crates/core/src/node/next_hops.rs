@@ -1,0 +1,65 @@
+//! The gateway's part of policies with a next hop: which neighbours this node carries packets to.
+
+use super::cluster::Me;
+use super::groups::Groups;
+use super::{GatewayState, NextHopWay, NodeReport, ReportKind};
+use crate::model::*;
+use crate::resolve::{Resolved, usable_gateway};
+use std::collections::BTreeSet;
+use std::net::IpAddr;
+
+/// Neighbours that policies name as next hop of a gateway that this node is one of, each once per gateway.
+pub(super) fn of_gateway<'r>(
+    snapshot: &Snapshot,
+    resolved: &[Resolved<'r>],
+    node: &NodeName,
+) -> impl Iterator<Item = (&'r Gateway, IpAddr)> + use<'r> {
+    let labels = snapshot.nodes.get(node).map(|node| &node.labels);
+    let here = |gateway: &Gateway| {
+        usable_gateway(gateway) && labels.is_some_and(|labels| gateway.nodes.matches(labels))
+    };
+    let mut seen: BTreeSet<(&GatewayName, IpAddr)> = BTreeSet::new();
+    let mut all = Vec::new();
+    for one in resolved.iter().filter(|one| one.refusal.is_none()) {
+        let named = one.gateway.zip(one.policy.next_hop());
+        let Some((gateway, next_hop)) = named.filter(|(gateway, _)| here(gateway)) else {
+            continue;
+        };
+        if seen.insert((&gateway.name, next_hop)) {
+            all.push((gateway, next_hop));
+        }
+    }
+    all.into_iter()
+}
+
+/// Numbers those that this node has on a network of its own, for what comes through the tunnel; own pods use the same.
+pub(super) fn serve(
+    snapshot: &Snapshot,
+    resolved: &[Resolved<'_>],
+    me: &Me<'_>,
+    groups: &mut Groups<'_>,
+    state: &mut GatewayState,
+) {
+    for (gateway, next_hop) in of_gateway(snapshot, resolved, me.name) {
+        if !groups.has(next_hop) {
+            groups.reports.push(NodeReport {
+                kind: ReportKind::NextHopNotAttached,
+                subject: gateway.name.0.clone(),
+                text: format!(
+                    "the next hop {next_hop} is on no network of this gateway node, or its data path carries none: give it an \
+                     address of that network, and eBPF"
+                ),
+            });
+            continue;
+        }
+        let Some((number, _)) = groups.next_hop(gateway, next_hop) else {
+            continue;
+        };
+        let known = &groups.next_hops[&number];
+        if matches!(known.way, NextHopWay::Attached(_)) {
+            // Two gateways of this node with one next hop: either number says the same.
+            let identifier = known.network_identifier;
+            state.next_hops.entry(identifier).or_insert(number);
+        }
+    }
+}

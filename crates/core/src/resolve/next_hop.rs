@@ -1,0 +1,76 @@
+//! Policies whose packets go to a neighbour of the gateways instead of leaving with an egress address.
+
+use super::address::unusable as no_host;
+use super::{Problem, Refusal, Resolved};
+use crate::condition::Reason;
+use crate::hash::StableHash;
+use crate::model::*;
+use crate::numbers::{NEXT_HOP_VNI_BASE, NEXT_HOP_VNI_BITS};
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
+
+/// How a gateway knows which next hop a packet of the tunnel is for. Every node works it out alone and alike, whatever
+/// else there is: a number out of a list would mean another next hop for a moment whenever the list changes.
+pub(crate) fn network_identifier(next_hop: IpAddr) -> u32 {
+    let hash = StableHash::new("next hop").address(next_hop).finish();
+    let bits = hash & ((1 << NEXT_HOP_VNI_BITS) - 1);
+    NEXT_HOP_VNI_BASE | u32::try_from(bits).expect("fewer bits than a u32 has")
+}
+
+pub(super) fn unusable(next_hop: IpAddr) -> Option<Problem> {
+    no_host(next_hop).then(|| {
+        Problem::new(
+            Reason::AddressInvalid,
+            "next hop",
+            next_hop,
+            "no host can have this address, or only together with a device; name a unicast address of a router",
+        )
+    })
+}
+
+/// Of next hops that gateways could not tell apart, those of the oldest policy count.
+pub(super) fn settle(resolved: &mut [Resolved<'_>], findings: &mut BTreeSet<Finding>) {
+    let used = |one: &Resolved<'_>| one.policy.next_hop().filter(|_| one.refusal.is_none());
+    let mut order: Vec<usize> = (0..resolved.len())
+        .filter(|i| used(&resolved[*i]).is_some())
+        .collect();
+    order.sort_by_key(|i| {
+        let policy = resolved[*i].policy;
+        (policy.created_secs, &policy.object)
+    });
+    let mut taken: BTreeMap<u32, (IpAddr, &ObjectRef)> = BTreeMap::new();
+    for i in order {
+        let one = &mut resolved[i];
+        let Some(next_hop) = used(one) else { continue };
+        let (first, by) = *taken
+            .entry(network_identifier(next_hop))
+            .or_insert((next_hop, &one.policy.object));
+        if first == next_hop {
+            continue;
+        }
+        let remedy = format!(
+            "in the tunnel it cannot be told from {first}, the next hop of {by}, which is older; give the router another \
+             address, or remove one of the two"
+        );
+        let problem = Problem::new(Reason::Duplicate, "next hop", next_hop, remedy);
+        findings.insert(problem.finding(&one.policy.object));
+        one.refusal = Some(Refusal {
+            reason: problem.reason,
+            message: problem.remedy,
+        });
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Frozen: nodes of two versions must agree.
+    #[test]
+    fn an_identifier_is_the_same_on_every_node_and_in_every_version() {
+        let of = |text: &str| network_identifier(text.parse().unwrap());
+        assert_eq!(of("10.9.0.1"), 0xa8_91d5);
+        assert_eq!(of("192.168.122.1"), 0xf5_d2d2);
+        assert_eq!(of("2001:db8::1"), 0x9c_a187);
+    }
+}

@@ -1,0 +1,62 @@
+//! How the kernel itself reaches an address.
+
+use super::kernel::RouteError;
+use crate::netlink::{Attrs, NetlinkError, NetlinkSocket, Request, attributes};
+use std::net::IpAddr;
+
+/// `struct rtmsg`.
+const ROUTE_BYTES: usize = 12;
+const RTA_DST: u16 = 1;
+const RTA_OIF: u16 = 4;
+const RTA_GATEWAY: u16 = 5;
+const RTA_PREFSRC: u16 = 7;
+const RTA_VIA: u16 = 18;
+
+/// Index of the device and source address by which the kernel sends to `address`; `None` where that is no neighbour on a
+/// network of this node: its own address, an address behind a router, or one without a way.
+pub(super) fn way(
+    socket: &mut NetlinkSocket,
+    address: IpAddr,
+) -> Result<Option<(u32, IpAddr)>, RouteError> {
+    let mut header = [0u8; ROUTE_BYTES];
+    let octets = match address {
+        IpAddr::V4(v4) => v4.octets().to_vec(),
+        IpAddr::V6(v6) => v6.octets().to_vec(),
+    };
+    let family = match address {
+        IpAddr::V4(_) => libc::AF_INET,
+        IpAddr::V6(_) => libc::AF_INET6,
+    };
+    header[0] = family as u8;
+    header[1] = (octets.len() * 8) as u8;
+    let request = Request {
+        kind: super::wire::RTM_GETROUTE,
+        flags: 0,
+        body: Attrs::after(&header).bytes(RTA_DST, &octets).finish(),
+        what: format!("the way to {address}"),
+    };
+    let reply = match socket.query(&request) {
+        Ok(reply) => reply,
+        // No way at all.
+        Err(NetlinkError::Refused { .. }) => return Ok(None),
+        Err(error) => return Err(error.into()),
+    };
+    if reply.body.get(7) != Some(&libc::RTN_UNICAST) {
+        return Ok(None);
+    }
+    let (mut device, mut source) = (None, None);
+    for (kind, value) in attributes(reply.body.get(ROUTE_BYTES..).unwrap_or_default()) {
+        match kind {
+            RTA_GATEWAY | RTA_VIA => return Ok(None),
+            RTA_OIF => device = value.try_into().ok().map(u32::from_ne_bytes),
+            RTA_PREFSRC => {
+                let v4 = <[u8; 4]>::try_from(value).map(IpAddr::from);
+                source = v4
+                    .or_else(|_| <[u8; 16]>::try_from(value).map(IpAddr::from))
+                    .ok();
+            }
+            _ => {}
+        }
+    }
+    Ok(device.zip(source))
+}

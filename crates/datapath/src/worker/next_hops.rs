@@ -1,0 +1,161 @@
+//! What becomes of packets to a neighbour of gateways: at the pods' node they go through the tunnel as they are, at the
+//! gateway they get the source that its kernel selects for reaching that neighbour.
+
+use super::counters as c;
+use super::names::Stage;
+use super::profile::by_other_device;
+use crate::nft::rule::{self, Builder, End, FAMILIES, Family};
+use crate::nft::rule::{STATE_ESTABLISHED, STATE_INVALID, STATE_NEW, STATE_UNTRACKED, Way, rule};
+use crate::nft::{Chain, Rule, Table};
+use egret_core::node::{Attachment, GroupNumber, NextHop, NextHopWay, NodeState};
+use egret_core::numbers::{MARK_MASK, MARK_SHIFT, TUNNEL_DEVICE};
+
+/// Chain that looks at what leaves after it has come through the tunnel.
+const GUARD_FROM_TUNNEL: &str = "guard_from_tunnel";
+
+pub(super) fn chains(state: &NodeState, table: &mut Table) {
+    let mut plain = |name: String, rules: Vec<Rule>| {
+        table.chains.insert(name, Chain { hook: None, rules });
+    };
+    for (number, next_hop) in &state.worker.next_hops {
+        plain(
+            Stage::Classify.next_hop(*number),
+            classify(*number, next_hop),
+        );
+        plain(Stage::Nat.next_hop(*number), vec![nat(next_hop)]);
+        plain(Stage::Guard.next_hop(*number), guard(next_hop));
+    }
+    if attached(state).next().is_some() {
+        let mut rules: Vec<Rule> = attached(state)
+            .map(|(_, next_hop, here)| passes(next_hop, here))
+            .collect();
+        rules.push(dropped());
+        plain(GUARD_FROM_TUNNEL.into(), rules);
+    }
+}
+
+fn attached(state: &NodeState) -> impl Iterator<Item = (GroupNumber, &NextHop, &Attachment)> {
+    let all = state.worker.next_hops.iter();
+    all.filter_map(|(number, next_hop)| match &next_hop.way {
+        NextHopWay::Attached(here) => Some((*number, next_hop, here)),
+        NextHopWay::Tunnel(_) | NextHopWay::Nowhere => None,
+    })
+}
+
+/// Packets of the tunnel that the gateway's program has marked with the number of a neighbour. No mark but that of our
+/// own program comes with a packet of our own device.
+fn marked(number: GroupNumber, next_hop: &NextHop) -> Builder {
+    rule()
+        .family(Family::of(next_hop.address))
+        .mark_is(MARK_MASK, u32::from(number) << MARK_SHIFT)
+}
+
+/// What comes through the tunnel and is no answer.
+pub(super) fn from_tunnel(state: &NodeState) -> Vec<Rule> {
+    let mut rules = Vec::new();
+    for (number, next_hop, _) in attached(state) {
+        // The tunnel leads out of the cluster, not to this node.
+        let here = marked(number, next_hop).destination_is_local();
+        rules.push(here.count(c::UNSOLICITED).drop());
+        let chain = Stage::Classify.next_hop(number);
+        rules.push(marked(number, next_hop).goto(&chain));
+    }
+    rules
+}
+
+/// Translation of what comes through the tunnel.
+pub(super) fn translate(state: &NodeState) -> Vec<Rule> {
+    let one = |(number, next_hop, here): (GroupNumber, &NextHop, &Attachment)| {
+        marked(number, next_hop)
+            .device(Way::In, TUNNEL_DEVICE, true)
+            .device(Way::Out, &here.device, true)
+            .goto(&Stage::Nat.next_hop(number))
+    };
+    attached(state).map(one).collect()
+}
+
+/// What comes through the tunnel and leaves again leaves to one of the neighbours, by its device and with its source,
+/// whatever has become of the mark, and though somebody kept it from being tracked.
+pub(super) fn look_at_tunnel(state: &NodeState) -> Vec<Rule> {
+    if attached(state).next().is_none() {
+        return Vec::new();
+    }
+    let from_tunnel = || rule().device(Way::In, TUNNEL_DEVICE, true);
+    let mut rules = vec![from_tunnel().direction(false).goto(GUARD_FROM_TUNNEL)];
+    for family in FAMILIES {
+        // The kernel names the tunnel as the device that its own outer packets came by, and those are not tracked.
+        let inner = from_tunnel().state(STATE_INVALID | STATE_UNTRACKED);
+        let inner = inner.address_not_in(family, End::Destination, &family.named("peers"));
+        rules.push(inner.goto(GUARD_FROM_TUNNEL));
+    }
+    rules
+}
+
+fn classify(number: GroupNumber, next_hop: &NextHop) -> Vec<Rule> {
+    let family = Family::of(next_hop.address);
+    // A flow with another source than it would get now, from before this policy or by another way: it ends here.
+    let old = || match &next_hop.way {
+        NextHopWay::Attached(here) => rule()
+            .state(STATE_ESTABLISHED)
+            .translated_source_is(here.source, false),
+        NextHopWay::Tunnel(_) | NextHopWay::Nowhere => {
+            rule().state(STATE_ESTABLISHED).source_is_translated(true)
+        }
+    };
+    vec![
+        by_other_device(family),
+        rule().state(STATE_INVALID).count(c::INVALID).drop(),
+        old().protocol(rule::TCP).count(c::ENDED).reset(),
+        old().count(c::ENDED).prohibit(),
+        rule()
+            .state(STATE_NEW | STATE_UNTRACKED)
+            .tcp_not_first()
+            .count(c::MIDSTREAM)
+            .reset(),
+        rule()
+            .state(STATE_NEW)
+            .address_in(family, End::Destination, &family.named("egress"))
+            .goto("refuse_hairpin"),
+        rule()
+            .set_mark(MARK_MASK, u32::from(number) << MARK_SHIFT)
+            .accept(),
+    ]
+}
+
+fn nat(next_hop: &NextHop) -> Rule {
+    match &next_hop.way {
+        NextHopWay::Attached(here) => rule().snat_to(here.source),
+        // Nobody after us translates it: the gateway does.
+        NextHopWay::Tunnel(_) => rule().snat_to_itself(Family::of(next_hop.address)),
+        NextHopWay::Nowhere => rule().drop(),
+    }
+}
+
+fn guard(next_hop: &NextHop) -> Vec<Rule> {
+    let way = match &next_hop.way {
+        NextHopWay::Attached(here) => Some(passes(next_hop, here)),
+        NextHopWay::Tunnel(_) => Some(
+            rule()
+                .family(Family::of(next_hop.address))
+                .device(Way::Out, TUNNEL_DEVICE, true)
+                .source_is_translated(false)
+                .set_mark(MARK_MASK, 0)
+                .accept(),
+        ),
+        NextHopWay::Nowhere => None,
+    };
+    way.into_iter().chain([dropped()]).collect()
+}
+
+fn passes(next_hop: &NextHop, here: &Attachment) -> Rule {
+    rule()
+        .device(Way::Out, &here.device, true)
+        .next_hop_is(next_hop.address)
+        .address_is(End::Source, here.source, true)
+        .set_mark(MARK_MASK, 0)
+        .accept()
+}
+
+fn dropped() -> Rule {
+    rule().count(c::GUARD_SELECTED).drop()
+}
