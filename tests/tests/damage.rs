@@ -58,7 +58,7 @@ const DAMAGE: [Damage; 15] = [
         kind: "device",
         line: "ip link delete egret0",
         look: LINK,
-        named: "egret0 is gone",
+        named: "egret0 is ",
     },
     Damage {
         what: "the tunnel device down",

@@ -104,12 +104,22 @@ impl Doctor {
             now == before
         });
         waited.with_context(|| {
-            let gone = before.lines().filter(|line| !now.contains(line));
-            let new = now.lines().filter(|line| !before.contains(line));
+            // Counted, since a line may be there twice.
+            let count = |text: &str, line: &str| text.lines().filter(|l| *l == line).count();
+            let gone = before
+                .lines()
+                .filter(|line| count(&now, line) < count(before, line));
+            let new = now
+                .lines()
+                .filter(|line| count(before, line) < count(&now, line));
             let lines = gone
                 .map(|line| format!("- {line}"))
                 .chain(new.map(|l| format!("+ {l}")));
-            lines.collect::<Vec<_>>().join("\n")
+            let moved = before.lines().zip(now.lines()).find(|(a, b)| a != b);
+            format!(
+                "{}\nfirst other line: {moved:?}",
+                lines.collect::<Vec<_>>().join("\n")
+            )
         })
     }
 

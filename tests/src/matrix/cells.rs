@@ -174,7 +174,7 @@ fn is_needed(cell: &Cell) -> bool {
         && cell.policy == Policy::Dual
 }
 
-/// So few cells that every possible pair of values is in one, and what [`is_needed`].
+/// So few cells that every possible pair of values is in one, and what `is_needed` says.
 pub fn pairwise() -> Vec<Cell> {
     let table = pairwise_rows();
     table.iter().map(|row| cell(row)).collect()

@@ -36,14 +36,8 @@ impl Nftables {
         let Some(applied) = self.applied.take() else {
             return Ok(Some(format!("table {} is not applied", self.name())));
         };
-        let generation = self.read_generation()?;
-        let damage = match generation == self.generation {
-            true => None,
-            false => self.other_chains(&applied)?,
-        };
-        self.generation = generation;
-        self.applied = damage.is_none().then_some(applied);
-        Ok(damage)
+        let damage = self.other_rules(&applied);
+        self.forget_damaged(applied, damage)
     }
 
     /// The first set whose elements are not those that were applied; damage forgets the table. Reads every element, if
@@ -55,19 +49,41 @@ impl Nftables {
         let Some(applied) = self.applied.take() else {
             return Ok(None);
         };
+        let damage = self.other_content(&applied);
+        self.forget_damaged(applied, damage)
+    }
+
+    /// What could not be read is no damage: others who change their tables just now interrupt a dump of ours.
+    fn forget_damaged(
+        &mut self,
+        applied: Table,
+        damage: Result<Option<String>, NftError>,
+    ) -> Result<Option<String>, NftError> {
+        self.applied = (!matches!(damage, Ok(Some(_)))).then_some(applied);
+        damage
+    }
+
+    fn other_rules(&mut self, applied: &Table) -> Result<Option<String>, NftError> {
         let generation = self.read_generation()?;
-        let mut damage = None;
+        let damage = match generation == self.generation {
+            true => None,
+            false => self.other_chains(applied)?,
+        };
+        self.generation = generation;
+        Ok(damage)
+    }
+
+    fn other_content(&mut self, applied: &Table) -> Result<Option<String>, NftError> {
+        let generation = self.read_generation()?;
         if self.compared != Some(generation) {
             for (name, set) in applied.sets.iter().filter(|(_, set)| is_fixed(set)) {
-                damage = self.other_elements(name, set)?;
-                if damage.is_some() {
-                    break;
+                if let Some(damage) = self.other_elements(name, set)? {
+                    return Ok(Some(damage));
                 }
             }
         }
         self.compared = Some(generation);
-        self.applied = damage.is_none().then_some(applied);
-        Ok(damage)
+        Ok(None)
     }
 
     /// Chains and their rules as the kernel shows them now.
