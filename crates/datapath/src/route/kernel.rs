@@ -94,7 +94,8 @@ impl Routing {
             .find(|device| Some(device.index) == index))
     }
 
-    /// See [`neighbour::way`].
+    /// Index of the device and source address by which the kernel sends to `address`; `None` where that is no neighbour
+    /// on a network of this node: its own address, an address behind a router, or one without a way.
     pub fn neighbour_way(&mut self, address: IpAddr) -> Result<Option<(u32, IpAddr)>, RouteError> {
         neighbour::way(&mut self.socket, address)
     }
