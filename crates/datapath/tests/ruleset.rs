@@ -10,6 +10,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::io::Write;
 use std::net::IpAddr;
 use std::process::Command;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
 
 /// Runs `f` on a thread of its own in a new network namespace, which vanishes with the thread.
 fn in_new_namespace<T: Send>(f: impl FnOnce() -> T + Send) -> T {
@@ -403,6 +405,35 @@ fn a_foreign_table_is_none_of_our_business() {
             );
             assert!(nft.remove().expect("remove"));
         }
+    });
+}
+
+/// A dump that others' changes interrupt says nothing of ours: forgetting the table then would mean a new one, and all that
+/// flows have left in it lost.
+#[test]
+fn a_look_that_others_interrupt_forgets_nothing() {
+    in_new_namespace(|| {
+        let mut nft = Nftables::open("egret").expect("open");
+        nft.apply(&worker::table(&state())).expect("apply");
+        let stop = AtomicBool::new(false);
+        let interrupted = std::thread::scope(|scope| {
+            scope.spawn(|| {
+                let mut others = Nftables::open("others").expect("open");
+                while !stop.load(Ordering::Relaxed) {
+                    others.apply(&worker::table(&state())).expect("apply");
+                    others.remove().expect("remove");
+                }
+            });
+            let deadline = Instant::now() + Duration::from_secs(60);
+            let mut last = Ok(None);
+            while matches!(last, Ok(None)) && Instant::now() < deadline {
+                last = nft.look();
+            }
+            stop.store(true, Ordering::Relaxed);
+            last
+        });
+        assert!(interrupted.is_err(), "not interrupted: {interrupted:?}");
+        assert_eq!(nft.look().expect("look"), None);
     });
 }
 

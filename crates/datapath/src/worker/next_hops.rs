@@ -3,9 +3,9 @@
 
 use super::counters as c;
 use super::names::Stage;
-use super::profile::by_other_device;
-use crate::nft::rule::{self, Builder, End, FAMILIES, Family};
-use crate::nft::rule::{STATE_ESTABLISHED, STATE_INVALID, STATE_NEW, STATE_UNTRACKED, Way, rule};
+use super::profile::refused;
+use crate::nft::rule::{Builder, End, FAMILIES, Family};
+use crate::nft::rule::{STATE_ESTABLISHED, STATE_INVALID, STATE_UNTRACKED, Way, rule};
 use crate::nft::{Chain, Rule, Table};
 use egret_core::node::{Attachment, GroupNumber, NextHop, NextHopWay, NodeState};
 use egret_core::numbers::{MARK_MASK, MARK_SHIFT, TUNNEL_DEVICE};
@@ -102,24 +102,10 @@ fn classify(number: GroupNumber, next_hop: &NextHop) -> Vec<Rule> {
             rule().state(STATE_ESTABLISHED).source_is_translated(true)
         }
     };
-    vec![
-        by_other_device(family),
-        rule().state(STATE_INVALID).count(c::INVALID).drop(),
-        old().protocol(rule::TCP).count(c::ENDED).reset(),
-        old().count(c::ENDED).prohibit(),
-        rule()
-            .state(STATE_NEW | STATE_UNTRACKED)
-            .tcp_not_first()
-            .count(c::MIDSTREAM)
-            .reset(),
-        rule()
-            .state(STATE_NEW)
-            .address_in(family, End::Destination, &family.named("egress"))
-            .goto("refuse_hairpin"),
-        rule()
-            .set_mark(MARK_MASK, u32::from(number) << MARK_SHIFT)
-            .accept(),
-    ]
+    let mut rules = refused(family, old);
+    let mark = u32::from(number) << MARK_SHIFT;
+    rules.push(rule().set_mark(MARK_MASK, mark).accept());
+    rules
 }
 
 fn nat(next_hop: &NextHop) -> Rule {

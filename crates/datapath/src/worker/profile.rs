@@ -5,7 +5,7 @@ use super::counters as c;
 use super::names::{FULL_SETS, STAGES, Stage, opened, sent};
 use crate::nft::rule::{self, FAMILIES, Family};
 use crate::nft::rule::{
-    End, STATE_ESTABLISHED, STATE_INVALID, STATE_NEW, STATE_UNTRACKED, Way, rule,
+    Builder, End, STATE_ESTABLISHED, STATE_INVALID, STATE_NEW, STATE_UNTRACKED, Way, rule,
 };
 use crate::nft::{ByAddress, Chain, ElementKey, Rule, Set, SetType, Table, Value};
 use egret_core::model::Protocol;
@@ -46,10 +46,28 @@ fn classify(target: &Target, group: &Group) -> Vec<Rule> {
             .state(STATE_ESTABLISHED)
             .translated_source_is(target.address, false)
     };
+    let mut rules = refused(family, old);
+    rules.extend([
+        rule()
+            .state(STATE_NEW)
+            .destination_in(
+                target.address,
+                FULL_SETS[usize::from(target.address.is_ipv6())],
+            )
+            .goto("refuse_full"),
+        rule()
+            .set_mark(MARK_MASK, u32::from(mark) << MARK_SHIFT)
+            .accept(),
+    ]);
+    rules
+}
+
+/// What is selected and goes nowhere, whatever its way would be. `old`: a flow from before this policy, which has another
+/// source and ends here.
+pub(super) fn refused(family: Family, old: impl Fn() -> Builder) -> Vec<Rule> {
     vec![
         by_other_device(family),
         rule().state(STATE_INVALID).count(c::INVALID).drop(),
-        // A flow from before this policy: it has another source, and ends here.
         old().protocol(rule::TCP).count(c::ENDED).reset(),
         old().count(c::ENDED).prohibit(),
         rule()
@@ -62,21 +80,11 @@ fn classify(target: &Target, group: &Group) -> Vec<Rule> {
             .state(STATE_NEW)
             .address_in(family, End::Destination, &family.named("egress"))
             .goto("refuse_hairpin"),
-        rule()
-            .state(STATE_NEW)
-            .destination_in(
-                target.address,
-                FULL_SETS[usize::from(target.address.is_ipv6())],
-            )
-            .goto("refuse_full"),
-        rule()
-            .set_mark(MARK_MASK, u32::from(mark) << MARK_SHIFT)
-            .accept(),
     ]
 }
 
 /// The pod is gone with its device, or somebody's packet pretends to be its. What was lifted comes by our own device.
-pub(super) fn by_other_device(family: Family) -> Rule {
+fn by_other_device(family: Family) -> Rule {
     rule()
         .device(Way::In, LIFT_DEVICE, false)
         .address_in(family, End::Source, &family.named(BOUND))
