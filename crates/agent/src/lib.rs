@@ -12,7 +12,6 @@
 //! The main loop alone touches the kernel. Nothing on it waits for the source: a source that hangs stops news, not
 //! traffic. A restarted agent adopts what is there, and changes nothing before it knows which gateways answer.
 
-mod attached;
 mod board;
 mod classic;
 mod cni;
@@ -24,6 +23,7 @@ mod links;
 mod main_loop;
 mod metrics;
 mod path;
+mod pod_devices;
 mod port_use;
 mod probe;
 mod remembered;

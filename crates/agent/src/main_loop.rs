@@ -5,13 +5,13 @@ mod tell;
 mod upkeep;
 
 use crate::Config;
-use crate::attached::Attached;
 use crate::board::Board;
 use crate::chain;
 use crate::cni::{Asked, Desk, Round};
 use crate::facts::{Links, Wanted};
 use crate::flows;
 use crate::gateway::Gateway;
+use crate::pod_devices::PodDevices;
 use crate::port_use::Ranges;
 use crate::probe::{Seen, Targets};
 use crate::remembered::Remembered;
@@ -99,7 +99,7 @@ pub(crate) struct MainLoop {
     remembered: Remembered,
     /// Facts about links, while nothing has told that they may have changed.
     links: Option<Links>,
-    attached: Attached,
+    pod_devices: PodDevices,
     links_stale: bool,
     tunnel: Option<Device>,
     outcome: Option<NodeOutcome>,
@@ -153,7 +153,7 @@ impl MainLoop {
             ever_live: BTreeSet::new(),
             remembered: Remembered::load(&config.state_directory),
             links: None,
-            attached: Attached::default(),
+            pod_devices: PodDevices::default(),
             links_stale: true,
             tunnel: None,
             outcome: None,
@@ -242,7 +242,7 @@ impl MainLoop {
                     self.asked.get_or_insert(since);
                     self.cni.dress(&mut view.snapshot);
                     self.view = Some(view);
-                    self.attached.stir();
+                    self.pod_devices.stir();
                     self.news = true;
                 }
             }
@@ -333,7 +333,7 @@ impl MainLoop {
         let links = self.look(snapshot).map_err(|e| chain(&e))?;
         let path = self.uplink.facts(snapshot, &node).map_err(|e| chain(&e))?;
         let routing = self.datapath.routing();
-        let looked = self.attached.look(routing, snapshot, &node);
+        let looked = self.pod_devices.look(routing, snapshot, &node);
         looked.map_err(|e| chain(&e))?;
         let facts = NodeFacts {
             path,
@@ -445,8 +445,8 @@ impl MainLoop {
                 false => BTreeMap::new(),
             },
             path: PathFacts::default(),
-            devices: self.attached.devices(),
-            detached: self.attached.detached(),
+            devices: self.pod_devices.devices(),
+            detached: self.pod_devices.detached(),
             unknown_pods: self.config.unknown_pods,
         }
     }

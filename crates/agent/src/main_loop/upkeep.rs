@@ -15,7 +15,7 @@ impl MainLoop {
         if !self.full.is_empty() && self.full_told.elapsed() >= REFUSE_AGAIN {
             self.refuse_full();
         }
-        if self.uplink.programs_changed() || self.attached.is_due(Instant::now()) {
+        if self.uplink.programs_changed() || self.pod_devices.is_due(Instant::now()) {
             self.news = true;
         }
         if self.count_if_due() {
@@ -38,7 +38,7 @@ impl MainLoop {
             // Whatever it was: facts about links may have changed.
             self.news = true;
             self.uplink.stir();
-            self.attached.stir();
+            self.pod_devices.stir();
             self.links_changed = false;
             self.looked = Instant::now();
         }

@@ -44,7 +44,7 @@ struct Builder<'a, 'b> {
     outlooks: BTreeMap<Member, Outlook>,
     facts: &'b NodeFacts,
     /// Addresses that pods of this node have, selected or not, and whose devices are not gone.
-    attached: BTreeSet<IpAddr>,
+    held: BTreeSet<IpAddr>,
 }
 
 /// Builds every profile that a pod of this node has.
@@ -69,7 +69,7 @@ pub(super) fn build(
         left_out: BTreeSet::new(),
         outlooks: BTreeMap::new(),
         facts,
-        attached: attached(selected, facts),
+        held: held(selected, facts),
     };
     let mut ids: BTreeMap<Vec<Member>, ProfileId> = BTreeMap::new();
     let mut counts: BTreeMap<usize, u32> = BTreeMap::new();
@@ -147,7 +147,7 @@ impl Builder<'_, '_> {
     /// A pod whose device is gone has lost the address, and the API does not say so yet: nobody gets its egress address
     /// any more, and what its policies name stays shut, until another pod is known to have the address.
     fn close(&mut self, address: IpAddr, id: ProfileId) {
-        if self.attached.contains(&address) || self.built.pods.get(&address).is_some() {
+        if self.held.contains(&address) || self.built.pods.get(&address).is_some() {
             return;
         }
         let closed = ProfileId(StableHash::new("closed").number(id.0).finish());
@@ -307,7 +307,7 @@ fn is_detached(facts: &NodeFacts, pod: &Pod, address: IpAddr) -> bool {
     !facts.detached.is_empty() && facts.detached.contains(&(address, pod.uid.clone()))
 }
 
-fn attached(selected: &Selected<'_>, facts: &NodeFacts) -> BTreeSet<IpAddr> {
+fn held(selected: &Selected<'_>, facts: &NodeFacts) -> BTreeSet<IpAddr> {
     if facts.detached.is_empty() {
         return BTreeSet::new();
     }

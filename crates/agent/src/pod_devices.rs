@@ -19,7 +19,7 @@ type Held = (IpAddr, String);
 
 /// What leads where.
 #[derive(Default)]
-pub(crate) struct Attached {
+pub(crate) struct PodDevices {
     bound: BTreeMap<Held, u32>,
     /// Since when another device leads to the address.
     detached: BTreeMap<Held, Option<Instant>>,
@@ -27,7 +27,7 @@ pub(crate) struct Attached {
     stale: bool,
 }
 
-impl Attached {
+impl PodDevices {
     /// Devices, routes or pods have changed.
     pub(crate) fn stir(&mut self) {
         self.stale = true;
@@ -115,59 +115,71 @@ mod tests {
 
     /// Follows and says who is detached. `leads`: the device that leads to A's address.
     fn follow(
-        attached: &mut Attached,
+        devices_of_pods: &mut PodDevices,
         pods: &[(&str, &str)],
         leads: Option<u32>,
         now: Instant,
     ) -> BTreeSet<Held> {
         let routes = leads.map(|device| (A.0.parse().unwrap(), device));
         let devices = leads.into_iter().chain([1, 2]).collect();
-        attached.follow(held(pods), &routes.into_iter().collect(), &devices, now);
-        attached.detached()
+        devices_of_pods.follow(held(pods), &routes.into_iter().collect(), &devices, now);
+        devices_of_pods.detached()
     }
 
     #[test]
     fn a_pod_loses_its_address_with_its_device_whatever_the_next_device_is() {
-        let (mut attached, now) = (Attached::default(), Instant::now());
-        assert_eq!(follow(&mut attached, &[A], Some(7), now), held(&[]));
-        assert_eq!(follow(&mut attached, &[A], None, now), held(&[A]));
-        assert_eq!(follow(&mut attached, &[A], Some(8), now), held(&[A]));
+        let (mut devices_of_pods, now) = (PodDevices::default(), Instant::now());
+        assert_eq!(follow(&mut devices_of_pods, &[A], Some(7), now), held(&[]));
+        assert_eq!(follow(&mut devices_of_pods, &[A], None, now), held(&[A]));
+        assert_eq!(follow(&mut devices_of_pods, &[A], Some(8), now), held(&[A]));
         // The API shows the next one, and then the first no more.
         let next = (A.0, "uid-b");
-        assert_eq!(follow(&mut attached, &[A, next], Some(8), now), held(&[A]));
-        assert_eq!(follow(&mut attached, &[next], Some(8), now), held(&[]));
-        assert_eq!(follow(&mut attached, &[next], None, now), held(&[next]));
-        assert_eq!(follow(&mut attached, &[], None, now), held(&[]));
+        assert_eq!(
+            follow(&mut devices_of_pods, &[A, next], Some(8), now),
+            held(&[A])
+        );
+        assert_eq!(
+            follow(&mut devices_of_pods, &[next], Some(8), now),
+            held(&[])
+        );
+        assert_eq!(
+            follow(&mut devices_of_pods, &[next], None, now),
+            held(&[next])
+        );
+        assert_eq!(follow(&mut devices_of_pods, &[], None, now), held(&[]));
     }
 
     #[test]
     fn one_look_may_see_the_next_device_already() {
-        let (mut attached, now) = (Attached::default(), Instant::now());
-        follow(&mut attached, &[A], Some(7), now);
-        assert_eq!(follow(&mut attached, &[A], Some(8), now), held(&[A]));
+        let (mut devices_of_pods, now) = (PodDevices::default(), Instant::now());
+        follow(&mut devices_of_pods, &[A], Some(7), now);
+        assert_eq!(follow(&mut devices_of_pods, &[A], Some(8), now), held(&[A]));
     }
 
     #[test]
     fn behind_a_bridge_nothing_is_bound_and_nothing_lost() {
-        let (mut attached, now) = (Attached::default(), Instant::now());
+        let (mut devices_of_pods, now) = (PodDevices::default(), Instant::now());
         for _ in 0..2 {
-            assert_eq!(follow(&mut attached, &[A], None, now), held(&[]));
+            assert_eq!(follow(&mut devices_of_pods, &[A], None, now), held(&[]));
         }
     }
 
     #[test]
     fn a_sandbox_made_anew_has_its_address_back_after_a_while() {
-        let (mut attached, now) = (Attached::default(), Instant::now());
-        follow(&mut attached, &[A], Some(7), now);
-        follow(&mut attached, &[A], None, now);
-        assert!(!attached.is_due(now + REGAINED_AFTER));
-        follow(&mut attached, &[A], Some(8), now);
+        let (mut devices_of_pods, now) = (PodDevices::default(), Instant::now());
+        follow(&mut devices_of_pods, &[A], Some(7), now);
+        follow(&mut devices_of_pods, &[A], None, now);
+        assert!(!devices_of_pods.is_due(now + REGAINED_AFTER));
+        follow(&mut devices_of_pods, &[A], Some(8), now);
         let early = now + REGAINED_AFTER - Duration::from_millis(1);
-        assert!(!attached.is_due(early));
-        assert_eq!(follow(&mut attached, &[A], Some(8), early), held(&[A]));
+        assert!(!devices_of_pods.is_due(early));
+        assert_eq!(
+            follow(&mut devices_of_pods, &[A], Some(8), early),
+            held(&[A])
+        );
         let then = now + REGAINED_AFTER;
-        assert!(attached.is_due(then));
-        assert_eq!(follow(&mut attached, &[A], Some(8), then), held(&[]));
-        assert_eq!(follow(&mut attached, &[A], None, then), held(&[A]));
+        assert!(devices_of_pods.is_due(then));
+        assert_eq!(follow(&mut devices_of_pods, &[A], Some(8), then), held(&[]));
+        assert_eq!(follow(&mut devices_of_pods, &[A], None, then), held(&[A]));
     }
 }
