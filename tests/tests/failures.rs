@@ -188,16 +188,6 @@ fn lost_and_back(
     lose: impl Fn(&str) -> Result<()>,
     bring_back: impl Fn(&str) -> Result<()>,
 ) -> Result<()> {
-    go_and_come_back(scene, how, lose, bring_back, Load::finish_without_loss)
-}
-
-fn go_and_come_back(
-    scene: &Scene,
-    how: &str,
-    lose: impl Fn(&str) -> Result<()>,
-    bring_back: impl Fn(&str) -> Result<()>,
-    finish: fn(Load, &str),
-) -> Result<()> {
     // Whichever carries the traffic and whichever announces is among them.
     for gateway in GATEWAYS {
         let load = Load::start(scene)?;
@@ -212,7 +202,7 @@ fn go_and_come_back(
         scene.wait_live("w1", &GATEWAYS)?;
         scene.wait_agents(&[gateway])?;
         load.meanwhile()?;
-        finish(load, &format!("{gateway} added after {how}"));
+        load.finish_without_loss(&format!("{gateway} added after {how}"));
     }
     Ok(())
 }
@@ -231,27 +221,22 @@ fn gateway_loses_its_power_and_comes_back() -> Result<()> {
 #[test]
 fn gateway_loses_its_external_link_alone_and_comes_back() -> Result<()> {
     let scene = up_in("external", &with_external_links())?;
-    // A device that comes up may be announced on before its segment forwards: not without loss, then.
-    go_and_come_back(
+    lost_and_back(
         &scene,
         "external link",
         |gateway| scene.plug_external(gateway, false),
         |gateway| scene.plug_external(gateway, true),
-        Load::finish_after_outage,
     )
 }
 
 #[test]
 fn gateway_is_no_longer_selected_and_selected_again() -> Result<()> {
     let scene = up("label")?;
-    // A node that becomes a gateway may answer for an address before a worker has heard of it, which drops what comes
-    // from a stranger: not without loss, then (docs/properties.md).
-    go_and_come_back(
+    lost_and_back(
         &scene,
         "label removed",
         |gateway| scene.select_gateway(gateway, false),
         |gateway| scene.select_gateway(gateway, true),
-        Load::finish_after_outage,
     )
 }
 

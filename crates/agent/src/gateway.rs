@@ -3,7 +3,7 @@
 use crate::chain;
 use crate::facts::Links;
 use crate::path::{GatewayDatapath, Path as Forwarding};
-use egret_core::machines::{Announcer, AnnouncerCommand, answering_nodes};
+use egret_core::machines::{Announcer, AnnouncerCommand, Entrance, answering_nodes};
 use egret_core::model::{NodeName, Snapshot};
 use egret_core::node::{GatewayState, Tunnel};
 use egret_datapath::damage::Found;
@@ -22,6 +22,10 @@ struct Attached {
     solicited: SolicitedNodes,
     /// Its tables hold what this agent wanted, not only what an earlier one left.
     loaded: bool,
+    /// The version of these tables; 0 while nobody may send through this gateway.
+    version: u64,
+    /// Whether others are told that version, or 0.
+    entrance: Entrance,
 }
 
 pub(crate) struct Gateway {
@@ -73,16 +77,22 @@ impl Gateway {
         {
             return;
         }
-        let loaded = self.attached.take().is_some_and(|before| before.loaded);
+        let before = self.attached.take();
         match Forwarding::open(self.choice, &self.pin_directory, &config) {
             Ok(mut driver) => {
                 let mut solicited = SolicitedNodes::new(external.index, &external.name);
                 solicited.adopt(&driver.addresses());
+                let (loaded, version, entrance) = match before {
+                    Some(before) => (before.loaded, before.version, before.entrance),
+                    None => (false, driver.version(), Entrance::new(driver.forwards())),
+                };
                 self.attached = Some(Attached {
                     config,
                     driver,
                     solicited,
                     loaded,
+                    version,
+                    entrance,
                 });
                 self.trouble = None;
             }
@@ -122,16 +132,19 @@ impl Gateway {
         now_ms: u64,
     ) {
         let addresses = answering_nodes(snapshot, state, (me, local), live);
-        let fit = link_up
-            && self
-                .attached
-                .as_ref()
-                .is_some_and(|attached| attached.loaded);
-        self.announcer.update(&addresses, live, fit, now_ms);
+        let serves = |nodes: &BTreeSet<NodeName>| nodes.iter().any(|node| live.contains(node));
+        let others = addresses.values().any(serves);
+        let entered = self.attached.as_mut().is_some_and(|attached| {
+            let fit = link_up && attached.loaded;
+            attached.entrance.update(fit, others, now_ms);
+            attached.entrance.entered()
+        });
+        self.announcer.update(&addresses, live, entered, now_ms);
     }
 
     /// Brings tables and multicast groups to the state, with the announcer's flags. Without an external link the tables
-    /// are kept, but probes are told version 0: nobody sends through a gateway that cannot send on.
+    /// are kept, but probes are told version 0: nobody sends through a gateway that cannot send on. So are they before
+    /// its [`Entrance`].
     pub(crate) fn apply(&mut self, state: &GatewayState, own: u16, link_up: bool) {
         let announcing = self.announcer.announcing();
         self.takeovers
@@ -145,6 +158,10 @@ impl Gateway {
         };
         let mut state = state.clone();
         if !link_up {
+            state.version = 0;
+        }
+        let version = state.version;
+        if !attached.entrance.entered() {
             state.version = 0;
         }
         for (address, steering) in &mut state.addresses {
@@ -162,6 +179,7 @@ impl Gateway {
                     }
                 }
                 attached.loaded = true;
+                attached.version = version;
                 self.trouble = None;
             }
             Err(error) => {
@@ -219,15 +237,21 @@ impl Gateway {
         self.announcer.next_deadline()
     }
 
+    /// When [`Self::decide`] is due although nothing has changed.
+    pub(crate) fn entrance_at(&self) -> Option<u64> {
+        let attached = self.attached.as_ref();
+        attached.and_then(|attached| attached.entrance.next_deadline())
+    }
+
     pub(crate) fn announcing(&self) -> BTreeSet<IpAddr> {
         self.announcer.announcing()
     }
 
-    /// The steering version that probes of this gateway report; 0 without tables of this agent's making.
+    /// The version of the tables that the kernel has; 0 without an external link. Probes are told it from the entrance on.
     pub(crate) fn version(&self) -> u64 {
         self.attached
             .as_ref()
-            .map_or(0, |attached| attached.driver.version())
+            .map_or(0, |attached| attached.version)
     }
 
     pub(crate) fn datapath(&self) -> Option<String> {

@@ -205,7 +205,9 @@ impl MainLoop {
             }
             // What could not be carried out is tried again.
             let again = ticked && (self.trouble.is_some() || self.gateway.trouble.is_some());
-            if self.news || again {
+            let now_ms = self.now_ms();
+            let enters = self.entrance_at().is_some_and(|at| at <= now_ms);
+            if self.news || again || enters {
                 self.news = false;
                 self.round();
             } else if ticked {
@@ -225,7 +227,8 @@ impl MainLoop {
     }
 
     fn wait(&self, tick: Instant) -> Duration {
-        let due = self.gateway.next_deadline().unwrap_or(u64::MAX);
+        let due = self.gateway.next_deadline().into_iter();
+        let due = due.chain(self.entrance_at()).min().unwrap_or(u64::MAX);
         let announce = Duration::from_millis(due.saturating_sub(self.now_ms()));
         let until = |at: Instant| at.saturating_duration_since(Instant::now());
         let look = match self.links_changed {
@@ -233,6 +236,12 @@ impl MainLoop {
             false => TICK,
         };
         until(tick).min(announce).min(look)
+    }
+
+    /// When this gateway begins to count. What cannot be carried out is tried again in its own time.
+    fn entrance_at(&self) -> Option<u64> {
+        let due = self.gateway.entrance_at();
+        due.filter(|_| self.trouble.is_none())
     }
 
     fn take_up(&mut self, event: Event) {

@@ -81,6 +81,14 @@ impl Path {
         })
     }
 
+    /// Whether, just opened, it goes on forwarding what an earlier agent left, so that others count on it.
+    pub(crate) fn forwards(&mut self) -> bool {
+        match self {
+            Path::Ebpf(driver) => driver.version() > 0,
+            Path::Nftables { .. } => !self.addresses().is_empty(),
+        }
+    }
+
     /// The addresses that it steers, also those that an earlier agent left.
     pub(crate) fn addresses(&mut self) -> BTreeSet<IpAddr> {
         match self {

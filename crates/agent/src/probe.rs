@@ -62,6 +62,7 @@ pub(crate) fn start(events: Sender<Event>) -> Result<Sender<Targets>, AgentError
         liveness: Liveness::new(RandomState::new().hash_one("egret probes")),
         targets: Targets::default(),
         sockets: None,
+        retargeted: false,
         told: Seen::default(),
     };
     spawn("probes", move || prober.run())?;
@@ -83,6 +84,8 @@ struct Prober {
     liveness: Liveness,
     targets: Targets,
     sockets: Option<Sockets>,
+    /// Gateways may have come or gone since the last message.
+    retargeted: bool,
     told: Seen,
 }
 
@@ -90,7 +93,10 @@ impl Prober {
     fn run(mut self) {
         loop {
             match self.inbox.try_recv() {
-                Ok(targets) => self.retarget(targets),
+                Ok(targets) => {
+                    self.retarget(targets);
+                    self.retargeted = true;
+                }
                 Err(TryRecvError::Empty) => {}
                 Err(TryRecvError::Disconnected) => return,
             }
@@ -252,17 +258,21 @@ impl Prober {
             }
         }
         let settled = self.sockets.is_some() && self.liveness.settled();
-        if !news && settled == self.told.settled {
+        let retargeted = std::mem::take(&mut self.retargeted);
+        if !news && !retargeted && settled == self.told.settled {
             return true;
         }
-        let (live, versions) = (self.liveness.live(), self.liveness.versions());
-        self.told = Seen {
-            live,
-            versions,
+        let seen = Seen {
+            live: self.liveness.live(),
+            versions: self.liveness.versions(),
             settled,
             losses,
             lapsed,
         };
+        if !news && seen == self.told {
+            return true;
+        }
+        self.told = seen;
         self.events.send(Event::Gateways(self.told.clone())).is_ok()
     }
 

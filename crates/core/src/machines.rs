@@ -3,11 +3,13 @@
 //! is to be done, in order.
 
 mod announcer;
+mod entrance;
 mod holders;
 mod liveness;
 mod port_use;
 
 pub use announcer::{Announcer, AnnouncerCommand};
+pub use entrance::Entrance;
 pub use holders::answering_nodes;
 pub use liveness::{Liveness, LivenessCommand, ProbeSettings};
 pub use port_use::{Destination, PortUse};

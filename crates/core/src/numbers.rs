@@ -128,6 +128,9 @@ pub const PROBE_RECOVER_DOUBLINGS_MAX: u32 = 4;
 pub const FLAP_WINDOW_MS: u64 = 10_000;
 /// Gateways that one node probes at the full rate; with n times as many the interval is n times as long.
 pub const PROBE_PEERS_FULL_RATE: usize = 64;
+/// Milliseconds for which a gateway that begins to forward waits until it says so, while others forward its addresses:
+/// as long as the API may take to tell the slowest worker of it.
+pub const ENTRANCE_MS: u64 = 2_000;
 /// Milliseconds after a take-over at which gratuitous ARP and unsolicited NA are sent (RFC 5227 and RFC 4861 7.2.6
 /// send a few; switches that are still learning lose the first).
 pub const GRATUITOUS_AFTER_MS: [u64; 6] = [0, 100, 500, 1_000, 2_000, 5_000];

@@ -84,6 +84,8 @@ enum Health {
 struct Peer {
     settings: ProbeSettings,
     health: Health,
+    /// It was there when this node began, so that nothing is decided before it is known: see [`Liveness::settled`].
+    awaited: bool,
     /// Nonces of the last probes, oldest first, at most `failures`: an older one has already counted as lost.
     outstanding: VecDeque<u64>,
     /// Probes sent since the newest one that was answered.
@@ -100,6 +102,8 @@ struct Peer {
 pub struct Liveness {
     seed: u64,
     peers: BTreeMap<NodeName, Peer>,
+    /// Peers have been set before.
+    begun: bool,
     commands: Vec<LivenessCommand>,
 }
 
@@ -110,17 +114,21 @@ impl Liveness {
         Self {
             seed,
             peers: BTreeMap::new(),
+            begun: false,
             commands: Vec::new(),
         }
     }
 
     /// Sets whom to probe. Peers that stay keep their state; new ones are probed at once.
     pub fn set_peers(&mut self, peers: &BTreeMap<NodeName, ProbeSettings>, now_ms: u64) {
+        let awaited = !(self.begun && self.settled());
+        self.begun = true;
         self.peers.retain(|name, _| peers.contains_key(name));
         for (name, settings) in peers {
             let peer = self.peers.entry(name.clone()).or_insert_with(|| Peer {
                 settings: *settings,
                 health: Health::Unknown,
+                awaited,
                 outstanding: VecDeque::new(),
                 missed: 0,
                 next_probe_ms: now_ms,
@@ -250,11 +258,12 @@ impl Liveness {
         self.peers.iter().filter_map(known).collect()
     }
 
-    /// Every peer is known to be alive or dead.
+    /// Every peer that was there when this node began is known to be alive or dead. One that comes later is not alive
+    /// before it has answered, and nothing waits for it.
     pub fn settled(&self) -> bool {
         self.peers
             .values()
-            .all(|peer| peer.health != Health::Unknown)
+            .all(|peer| peer.health != Health::Unknown || !peer.awaited)
     }
 }
 

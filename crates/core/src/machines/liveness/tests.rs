@@ -248,3 +248,23 @@ fn peers_that_stay_keep_their_state_and_others_go() {
     net.machine.set_peers(&stay, 500);
     assert_eq!(net.machine.live(), [name("g001")].into());
 }
+
+#[test]
+fn a_gateway_that_comes_later_is_waited_for_by_nobody_and_not_alive_before_it_answers() {
+    let mut net = Net::new(2);
+    assert!(
+        !net.machine.settled(),
+        "at the beginning silence means nothing"
+    );
+    net.run_until(100);
+    assert!(net.machine.settled());
+    let settings = ProbeSettings::default();
+    let of = |names: &[&str]| names.iter().map(|n| (name(n), settings)).collect();
+    net.machine.set_peers(&of(&["g000"]), 100);
+    // It was alive when it left.
+    net.machine.set_peers(&of(&["g000", "g001"]), 110);
+    assert!(net.machine.settled());
+    assert_eq!(net.machine.live(), [name("g000")].into());
+    net.run_until(120);
+    assert_eq!(net.machine.live(), [name("g000"), name("g001")].into());
+}
