@@ -76,6 +76,9 @@ pub struct PolicyPlan {
     pub refusal: Option<Refusal>,
     /// Its addresses: `status.addresses`, which for pools is also what agents and the next plan go by.
     pub addresses: Vec<IpAddr>,
+    /// What is said in their place while it is refused: addresses out of its pool, which nobody else gets meanwhile and it
+    /// has again afterwards.
+    pub kept: Vec<IpAddr>,
     /// Some of them are out of a pool, and `Policy::assigned` does not say so yet.
     pub given_anew: bool,
     /// Its gateway, if there is one.

@@ -38,6 +38,7 @@ pub enum Step {
     },
     RemovePolicy(u8),
     EditPolicy(u8),
+    Refuse(u8, bool),
     AddWorker(u8),
     RemoveNode(u8),
     Kill(u8),
@@ -71,6 +72,7 @@ pub fn step() -> impl Strategy<Value = Step> {
             .prop_map(|(gateway, router, there)| Step::Attach { gateway, router, there }),
         1 => (0u8..9).prop_map(Step::RemovePolicy),
         1 => (0u8..9).prop_map(Step::EditPolicy),
+        1 => (0u8..9, any::<bool>()).prop_map(|(number, refused)| Step::Refuse(number, refused)),
         1 => (1u8..5).prop_map(Step::AddWorker),
         1 => (1u8..8).prop_map(Step::RemoveNode),
         1 => (0u8..3).prop_map(Step::Kill),
@@ -216,6 +218,14 @@ fn take_in_cluster(scene: &mut Scene, step: &Step) {
                 policy.priority = 1 - policy.priority;
             }
         }
+        Step::Refuse(number, refused) => {
+            let name = format!("p{number}");
+            let policies = scene.snapshot.policies.iter_mut();
+            for policy in policies.filter(|p| p.object.name == name) {
+                policy.generation += 1;
+                policy.gateway = refused.then(|| GatewayName("missing".into()));
+            }
+        }
         Step::AddWorker(number) => scene.add_node(&format!("worker{number}"), *number, "worker"),
         Step::RemoveNode(number) => {
             let name = match number {
@@ -296,6 +306,9 @@ fn kept(scene: &Scene, step: &Step, before: &ClusterPlan, given: &mut Given) {
         let written = planned.into_iter().flatten();
         let mine = matches!(step, Step::Control | Step::ControlUntil(_));
         given.extend(written.filter(|address| mine && records.contains_key(address)));
+        if plan.policies[object].refusal.is_some() {
+            continue;
+        }
         let now = &plan.policies[object].addresses;
         let lost = given.iter().find(|address| !now.contains(address));
         assert_eq!(lost, None, "{object} has {now:?} now");

@@ -223,7 +223,7 @@ impl Scene {
             Write::Policy((object, planned)) => {
                 let all = self.snapshot.policies.iter_mut();
                 for policy in all.filter(|policy| policy.object == *object) {
-                    policy.assigned = planned.addresses.clone();
+                    policy.assigned = [&planned.addresses[..], &planned.kept].concat();
                 }
             }
             Write::Address(record) => {
