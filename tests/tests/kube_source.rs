@@ -4,8 +4,9 @@
 #[path = "kube/small.rs"]
 mod small;
 
+use egret_cluster::Kubectl;
 use egret_cluster::programs::skipped;
-use egret_core::model::{AddressRecord, GatewayName, NodeName, NodeRecord};
+use egret_core::model::{AddressRecord, GatewayName, Kind, NodeName, NodeRecord, ObjectRef};
 use egret_objects::kube::Role;
 use egret_objects::{
     AddressStatus, Condition, ConditionStatus, GatewayStatus, PolicyStatus, PoolStatus, Source,
@@ -358,6 +359,33 @@ fn what_is_known_stays_while_the_api_server_is_away_and_comes_up_to_date_after()
     daemon.end().unwrap();
 }
 
+/// Who led before gave an address, and the watch has not told yet, or has told since the last view.
+fn addresses_are_given_over_what_was_seen(source: &mut impl Source, kubectl: &Kubectl) {
+    let pooled = ObjectRef {
+        kind: Kind::Egress,
+        namespace: "default".into(),
+        name: "pooled".into(),
+    };
+    let status = PolicyStatus {
+        observed_generation: 1,
+        addresses: vec!["192.168.122.220".parse().unwrap()],
+        ..PolicyStatus::default()
+    };
+    let now = 1_800_000_000;
+    let by_another = r#"{"status": {"addresses": ["192.168.122.221"]}}"#;
+    let patch = ["--subresource=status", "--type=merge", "-p", by_another];
+    let patch = [&["patch", "egress", "pooled"][..], &patch[..]].concat();
+    kubectl.run(&patch).unwrap();
+    for pause in [0, 500] {
+        std::thread::sleep(Duration::from_millis(pause));
+        let refused = source.write_policy_status(&pooled, &status, now);
+        let refused = refused.unwrap_err();
+        assert!(matches!(refused, SourceError::Conflict { .. }), "{refused}");
+    }
+    source.snapshot().unwrap();
+    assert!(source.write_policy_status(&pooled, &status, now).unwrap());
+}
+
 /// Leads, and does everything that a controller may ever do.
 #[test]
 fn every_right_of_the_controller_is_used() {
@@ -397,6 +425,7 @@ fn every_right_of_the_controller_is_used() {
             "{object} twice"
         );
     }
+    addresses_are_given_over_what_was_seen(&mut source, kubectl);
     let main = GatewayName("main".into());
     let gateway = GatewayStatus {
         conditions: vec![bad.clone()],

@@ -13,7 +13,7 @@ fn conditions(all: &[Condition]) -> Vec<Written> {
 pub(super) fn policy(plan: &PolicyPlan) -> PolicyStatus {
     PolicyStatus {
         observed_generation: plan.generation,
-        addresses: plan.addresses.clone(),
+        addresses: [&plan.addresses[..], &plan.kept].concat(),
         selected: plan.selected,
         programmed: plan.programmed,
         conditions: conditions(&plan.conditions),

@@ -55,8 +55,9 @@ pub(super) struct Round<'a> {
 }
 
 impl Writer {
-    /// Writes in the order that the plan asks for: a gateway never sees a newer lease while an older one is missing, and
-    /// no worker sees a grant that is not written down. `view` is without its snapshot, which the planner has.
+    /// Writes in the order that the plan asks for: an address has its policy before it has a record, a gateway never sees
+    /// a newer lease while an older one is missing, and no worker sees a grant that is not written down. `view` is without
+    /// its snapshot, which the planner has.
     pub(super) fn write(
         &mut self,
         source: &mut dyn Source,
@@ -83,6 +84,7 @@ impl Writer {
         round: &Round<'_>,
     ) -> Result<Written, SourceError> {
         let (cluster, snapshot) = (round.planner.plan(), round.planner.snapshot());
+        self.assignments(source, round)?;
         for address in &cluster.address_writes {
             let record = &cluster.addresses[address];
             source.write_address(record)?;
@@ -111,6 +113,27 @@ impl Writer {
         Ok(Written::All {
             next_change_secs: cluster.next_change_secs,
         })
+    }
+
+    /// Writes down which policy has which address out of a pool, before anything hangs on it: from then on the policy
+    /// keeps it, wherever writing ends. Objects of front-ends name their addresses themselves.
+    fn assignments(
+        &mut self,
+        source: &mut dyn Source,
+        round: &Round<'_>,
+    ) -> Result<(), SourceError> {
+        let policies = &round.planner.plan().policies;
+        let is_new = |object: &&ObjectRef| policies.get(object).is_some_and(|p| p.given_anew);
+        let new: Vec<ObjectRef> = self.owed.policies.iter().filter(is_new).cloned().collect();
+        let before = self.before.as_mut().expect("set when writing began");
+        for object in new {
+            let plan = &policies[&object];
+            source.write_policy_status(&object, &status::policy(plan), round.now_secs)?;
+            tracing::info!(policy = %object, addresses = ?plan.addresses, "addresses given");
+            before.policies.remove(&object);
+            self.owed.policies.remove(&object);
+        }
+        Ok(())
     }
 
     /// Compares what is owed with what is there and writes what differs; whether there was time for all of it. What was

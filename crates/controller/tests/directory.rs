@@ -2,10 +2,15 @@
 
 use egret_controller::Board;
 use egret_core::model::{
-    LeaseState, NodeName, NodeRecord, ObjectRef, Programmed, Settings, UnpooledAddresses,
+    AddressRecord, GatewayName, LeaseState, NodeName, NodeRecord, ObjectRef, PoolName, Programmed,
+    Settings, UnpooledAddresses,
 };
 use egret_objects::dir::{self, DirSource};
-use egret_objects::{ConditionStatus, NodeReport, Source, View};
+use egret_objects::{
+    AddressStatus, ConditionStatus, GatewayStatus, NodeReport, PolicyStatus, PoolStatus, Source,
+    SourceError, View,
+};
+use std::net::IpAddr;
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -56,23 +61,24 @@ struct Running {
     source: DirSource,
 }
 
+fn open(path: &Path) -> DirSource {
+    let installation = Settings {
+        unpooled_addresses: UnpooledAddresses::Allow,
+        never_destinations: Vec::new(),
+        service_cidrs: Vec::new(),
+        hold_down_secs: 0,
+    };
+    let settings = dir::Settings {
+        installation,
+        ..Default::default()
+    };
+    DirSource::open(path, settings).expect("a directory")
+}
+
 impl Running {
     fn start(path: &Path) -> Self {
-        let open = || {
-            let installation = Settings {
-                unpooled_addresses: UnpooledAddresses::Allow,
-                never_destinations: Vec::new(),
-                service_cidrs: Vec::new(),
-                hold_down_secs: 0,
-            };
-            let settings = dir::Settings {
-                installation,
-                ..Default::default()
-            };
-            DirSource::open(path, settings).expect("a directory")
-        };
         let stop = Arc::new(AtomicBool::new(false));
-        let (flag, source) = (stop.clone(), open());
+        let (flag, source) = (stop.clone(), open(path));
         let board = Arc::new(Board::default());
         let thread = std::thread::spawn(move || {
             egret_controller::run(Box::new(source), &board, &flag);
@@ -80,7 +86,7 @@ impl Running {
         Running {
             stop,
             thread: Some(thread),
-            source: open(),
+            source: open(path),
         }
     }
 
@@ -231,4 +237,179 @@ fn a_bad_policy_is_told_and_stops_no_other() {
         (finding.field.as_str(), finding.value.as_str()),
         ("spec.ip", "not-an-address")
     );
+}
+
+const POOL: &str = "
+apiVersion: egret.dev/v1alpha1
+kind: EgressPool
+metadata: {name: partners}
+spec: {ranges: [{start: 192.0.2.220, end: 192.0.2.229}], namespaces: {all: true}}
+---
+apiVersion: egret.dev/v1alpha1
+kind: Egress
+metadata: {name: first, namespace: default}
+spec: {selector: {app: MyApp}, pool: partners}
+---
+apiVersion: egret.dev/v1alpha1
+kind: Egress
+metadata: {name: second, namespace: default}
+spec: {selector: {app: MyApp}, pool: partners}
+";
+
+/// A source under a controller that ends before a write of its own, or when it comes to rest.
+struct Mortal {
+    source: DirSource,
+    /// Writes that are still carried out.
+    writes: usize,
+    stop: Arc<AtomicBool>,
+    died: Arc<AtomicBool>,
+}
+
+impl Mortal {
+    /// Runs a controller; whether it came to rest.
+    fn control(path: &Path, writes: usize) -> bool {
+        let stop = Arc::new(AtomicBool::new(false));
+        let died = Arc::new(AtomicBool::new(false));
+        let source = Mortal {
+            source: open(path),
+            writes,
+            stop: stop.clone(),
+            died: died.clone(),
+        };
+        egret_controller::run(Box::new(source), &Arc::new(Board::default()), &stop);
+        !died.load(Ordering::Relaxed)
+    }
+
+    fn alive(&mut self) -> Result<&mut DirSource, SourceError> {
+        if self.writes == 0 {
+            self.stop.store(true, Ordering::Relaxed);
+            self.died.store(true, Ordering::Relaxed);
+            return Err(SourceError::NotLeader);
+        }
+        self.writes -= 1;
+        Ok(&mut self.source)
+    }
+}
+
+impl Source for Mortal {
+    fn snapshot(&mut self) -> Result<View, SourceError> {
+        self.source.snapshot()
+    }
+
+    fn wait(&mut self, _timeout: Duration) -> Result<bool, SourceError> {
+        self.stop.store(true, Ordering::Relaxed);
+        Ok(true)
+    }
+
+    fn write_address(&mut self, record: &AddressRecord) -> Result<u64, SourceError> {
+        self.alive()?.write_address(record)
+    }
+
+    fn delete_address(&mut self, address: IpAddr, version: u64) -> Result<(), SourceError> {
+        self.alive()?.delete_address(address, version)
+    }
+
+    fn write_node_spec(&mut self, record: &NodeRecord) -> Result<u64, SourceError> {
+        self.alive()?.write_node_spec(record)
+    }
+
+    fn write_node_status(
+        &mut self,
+        record: &NodeRecord,
+        report: &NodeReport,
+        now_secs: i64,
+    ) -> Result<u64, SourceError> {
+        self.alive()?.write_node_status(record, report, now_secs)
+    }
+
+    fn delete_node(&mut self, node: &NodeName) -> Result<(), SourceError> {
+        self.alive()?.delete_node(node)
+    }
+
+    fn write_policy_status(
+        &mut self,
+        object: &ObjectRef,
+        status: &PolicyStatus,
+        now_secs: i64,
+    ) -> Result<bool, SourceError> {
+        self.alive()?.write_policy_status(object, status, now_secs)
+    }
+
+    fn write_gateway_status(
+        &mut self,
+        gateway: &GatewayName,
+        status: &GatewayStatus,
+        now_secs: i64,
+    ) -> Result<bool, SourceError> {
+        self.alive()?
+            .write_gateway_status(gateway, status, now_secs)
+    }
+
+    fn write_pool_status(
+        &mut self,
+        pool: &PoolName,
+        status: &PoolStatus,
+        now_secs: i64,
+    ) -> Result<bool, SourceError> {
+        self.alive()?.write_pool_status(pool, status, now_secs)
+    }
+
+    fn write_address_status(
+        &mut self,
+        address: IpAddr,
+        status: &AddressStatus,
+        now_secs: i64,
+    ) -> Result<bool, SourceError> {
+        self.alive()?
+            .write_address_status(address, status, now_secs)
+    }
+
+    fn write_front_end_status(
+        &mut self,
+        object: &ObjectRef,
+        before: &serde_json::Value,
+        status: &serde_json::Value,
+    ) -> Result<bool, SourceError> {
+        self.alive()?.write_front_end_status(object, before, status)
+    }
+}
+
+/// Addresses that policies have, and those that there are records of.
+fn given(path: &Path) -> (Vec<(String, Vec<IpAddr>)>, Vec<IpAddr>) {
+    let view = open(path).snapshot().expect("readable");
+    let policies = view.snapshot.policies.iter();
+    let policies = policies.map(|policy| (policy.object.name.clone(), policy.assigned.clone()));
+    let mut policies: Vec<_> = policies.collect();
+    policies.sort();
+    (policies, view.snapshot.addresses.keys().copied().collect())
+}
+
+#[test]
+fn wherever_a_controller_ends_the_next_one_gives_the_same_addresses() {
+    let mut writes = 0;
+    loop {
+        let directory = tempfile::tempdir().expect("a directory");
+        let path = directory.path();
+        std::fs::write(path.join("cluster.yaml"), CLUSTER).expect("written");
+        std::fs::write(path.join("pool.yaml"), POOL).expect("written");
+        let rested = Mortal::control(path, writes);
+        assert!(Mortal::control(path, usize::MAX), "it comes to rest");
+        let address = |last: u8| vec![IpAddr::from([192, 0, 2, last])];
+        let expected = [
+            ("first".to_owned(), address(220)),
+            ("second".to_owned(), address(221)),
+        ];
+        let (policies, records) = given(path);
+        assert_eq!(policies, expected, "after {writes} writes");
+        assert_eq!(
+            records,
+            [address(220), address(221)].concat(),
+            "after {writes} writes"
+        );
+        if rested {
+            assert!(writes > 8, "{writes} writes are not all of them");
+            return;
+        }
+        writes += 1;
+    }
 }

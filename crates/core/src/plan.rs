@@ -22,8 +22,10 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
 /// What the cluster must look like. Write in this order, each with compare-and-swap, and plan again after the first
-/// refusal: address records as in `address_writes`, node records, policy statuses, then deletions. A grant must never be
-/// seen by its worker without being written down in its address record.
+/// refusal: statuses of policies with [`PolicyPlan::given_anew`], address records as in `address_writes`, node records,
+/// the other policy statuses, then deletions. A grant must never be seen by its worker without being written down in its
+/// address record, and an address out of a pool must have no record before its policy says that it has it: the next plan
+/// would take it for another's.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ClusterPlan {
     /// Everything wrong with any object.
@@ -74,6 +76,11 @@ pub struct PolicyPlan {
     pub refusal: Option<Refusal>,
     /// Its addresses: `status.addresses`, which for pools is also what agents and the next plan go by.
     pub addresses: Vec<IpAddr>,
+    /// What is said in their place while it is refused: addresses out of its pool, which nobody else gets meanwhile and it
+    /// has again afterwards.
+    pub kept: Vec<IpAddr>,
+    /// Some of them are out of a pool, and `Policy::assigned` does not say so yet.
+    pub given_anew: bool,
     /// Its gateway, if there is one.
     pub gateway: Option<GatewayName>,
     /// Selected pods by node, those without an address yet too.

@@ -44,6 +44,8 @@ pub(crate) struct Resolved<'a> {
     pub gateway: Option<&'a Gateway>,
     /// Sorted; empty for refused policies and where the pool had none.
     pub addresses: Vec<IpAddr>,
+    /// Addresses that its pool gave it and still gives, also while it is refused.
+    pub given: Vec<IpAddr>,
     /// Families (IPv4, IPv6) that the policy means to cover, whether or not an address is there yet.
     pub covers: [bool; 2],
     /// `whenUnavailable: NodeAddress` was asked for and every pool consents.
@@ -147,10 +149,12 @@ fn one<'a>(
     if refusal.is_some() {
         found.addresses.clear();
     }
+    let given = out_of_pool.iter().copied();
     Resolved {
         policy,
         gateway,
         addresses: found.addresses,
+        given: given.filter(|a| policy.assigned.contains(a)).collect(),
         covers: found.covers,
         node_address,
         refusal,

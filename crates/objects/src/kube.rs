@@ -31,8 +31,8 @@ pub use lead::LEASE_NAME;
 pub use uninstall::{Left, Uninstalled, uninstall};
 pub use wanted::{GATEWAY_LABEL, Role};
 
-use crate::{SourceError, View, front_end};
-use egret_core::model::{NodeName, NodeRecord, Objects, Settings as Installation};
+use crate::{PolicyStatus, SourceError, View, front_end};
+use egret_core::model::{NodeName, NodeRecord, ObjectRef, Objects, Settings as Installation};
 use event::Events;
 use kept::Touches;
 use kube::config::{KubeConfigOptions, Kubeconfig};
@@ -90,6 +90,8 @@ pub struct KubeSource {
     seen: Option<u64>,
     /// Records of nodes in the last view, for the controller: nothing else may be written over.
     records: Objects<NodeName, NodeRecord>,
+    /// The same of what policies were told: which addresses they have.
+    policies: Objects<ObjectRef, PolicyStatus>,
     /// Nodes that are gateways, and when that was found.
     gateways: (Option<u64>, BTreeSet<NodeName>),
     /// When the labels of all records were right.
@@ -132,6 +134,7 @@ impl KubeSource {
             }),
             seen: None,
             records: Objects::new(),
+            policies: Objects::new(),
             gateways: (None, BTreeSet::new()),
             labelled: None,
         };
@@ -162,6 +165,7 @@ impl KubeSource {
         let view = state.view(&shared.settings.installation);
         drop(state);
         self.records = view.snapshot.node_records.clone();
+        self.policies = view.policies.clone();
         Ok(view)
     }
 }

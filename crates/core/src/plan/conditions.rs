@@ -75,6 +75,8 @@ pub(super) fn empty() -> PolicyPlan {
         generation: 0,
         refusal: None,
         addresses: Vec::new(),
+        kept: Vec::new(),
+        given_anew: false,
         gateway: None,
         pods: BTreeMap::new(),
         selected: 0,
@@ -91,6 +93,12 @@ pub(super) fn tell(inputs: Inputs<'_>, one: &Resolved<'_>, pods: Pods, plan: &mu
     plan.generation = one.policy.generation;
     plan.refusal = one.refusal.clone();
     plan.addresses.clone_from(&one.addresses);
+    plan.kept = match one.refusal {
+        Some(_) => one.given.clone(),
+        None => Vec::new(),
+    };
+    plan.given_anew = matches!(one.policy.addresses, AddressRequest::Pool(_))
+        && one.addresses.iter().any(|a| !one.given.contains(a));
     plan.gateway = one.gateway.map(|g| g.name.clone());
     let next_hop = one.policy.next_hop().filter(|_| one.refusal.is_none());
     let used = || one.addresses.iter().chain(&next_hop);

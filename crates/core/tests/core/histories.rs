@@ -4,8 +4,10 @@ use crate::scene::*;
 use egret_core::check::{check_node, check_plan};
 use egret_core::model::*;
 use egret_core::node::{NodeFacts, node_state};
-use egret_core::plan::plan;
+use egret_core::plan::{ClusterPlan, plan};
 use proptest::prelude::*;
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
 
 #[derive(Clone, Debug)]
 pub enum Step {
@@ -36,6 +38,7 @@ pub enum Step {
     },
     RemovePolicy(u8),
     EditPolicy(u8),
+    Refuse(u8, bool),
     AddWorker(u8),
     RemoveNode(u8),
     Kill(u8),
@@ -47,6 +50,7 @@ pub enum Step {
     },
     Wait(u8),
     Control,
+    ControlUntil(u8),
     Agent(u8),
     Everyone,
 }
@@ -68,6 +72,7 @@ pub fn step() -> impl Strategy<Value = Step> {
             .prop_map(|(gateway, router, there)| Step::Attach { gateway, router, there }),
         1 => (0u8..9).prop_map(Step::RemovePolicy),
         1 => (0u8..9).prop_map(Step::EditPolicy),
+        1 => (0u8..9, any::<bool>()).prop_map(|(number, refused)| Step::Refuse(number, refused)),
         1 => (1u8..5).prop_map(Step::AddWorker),
         1 => (1u8..8).prop_map(Step::RemoveNode),
         1 => (0u8..3).prop_map(Step::Kill),
@@ -76,6 +81,7 @@ pub fn step() -> impl Strategy<Value = Step> {
             .prop_map(|(worker, address, busy)| Step::Busy { worker, address, busy }),
         2 => (1u8..200).prop_map(Step::Wait),
         4 => Just(Step::Control),
+        1 => (0u8..8).prop_map(Step::ControlUntil),
         4 => (0u8..8).prop_map(Step::Agent),
         2 => Just(Step::Everyone),
     ]
@@ -87,7 +93,6 @@ const ROUTERS: [&str; 3] = ["10.9.0.1", "10.9.0.2", "fd00:9::1"];
 fn address(number: u8) -> IpAddr {
     ip(&format!("192.0.2.{}", 10 + number))
 }
-use std::net::IpAddr;
 
 fn any_node(scene: &Scene, number: u8) -> Option<NodeName> {
     let nodes: Vec<&NodeName> = scene.snapshot.nodes.keys().collect();
@@ -213,6 +218,14 @@ fn take_in_cluster(scene: &mut Scene, step: &Step) {
                 policy.priority = 1 - policy.priority;
             }
         }
+        Step::Refuse(number, refused) => {
+            let name = format!("p{number}");
+            let policies = scene.snapshot.policies.iter_mut();
+            for policy in policies.filter(|p| p.object.name == name) {
+                policy.generation += 1;
+                policy.gateway = refused.then(|| GatewayName("missing".into()));
+            }
+        }
         Step::AddWorker(number) => scene.add_node(&format!("worker{number}"), *number, "worker"),
         Step::RemoveNode(number) => {
             let name = match number {
@@ -257,6 +270,7 @@ fn take_in_cluster(scene: &mut Scene, step: &Step) {
         }
         Step::Wait(seconds) => scene.now += i64::from(*seconds),
         Step::Control => drop(scene.control()),
+        Step::ControlUntil(writes) => drop(scene.control_until(usize::from(*writes))),
         Step::Agent(number) => {
             if let Some(node) = any_node(scene, *number) {
                 scene.run_agent(&node);
@@ -267,6 +281,37 @@ fn take_in_cluster(scene: &mut Scene, step: &Step) {
             scene.run_agents();
         }
         _ => unreachable!("handled before"),
+    }
+}
+
+/// Addresses out of pools by the name of the policy that was to have them when their record was written.
+type Given = BTreeMap<String, BTreeSet<IpAddr>>;
+
+/// A policy keeps an address out of a pool as long as it lives, wherever a controller ended. `before`: what was planned
+/// before the step.
+fn kept(scene: &Scene, step: &Step, before: &ClusterPlan, given: &mut Given) {
+    if let Step::AddPolicy { number, .. }
+    | Step::AddPoolPolicy(number)
+    | Step::AddNextHop { number, .. }
+    | Step::RemovePolicy(number) = step
+    {
+        given.remove(&format!("p{number}"));
+    }
+    let plan = scene.plan();
+    let pooled = scene.snapshot.policies.iter();
+    for policy in pooled.filter(|p| matches!(p.addresses, AddressRequest::Pool(_))) {
+        let (object, records) = (&policy.object, &scene.snapshot.addresses);
+        let given = given.entry(object.name.clone()).or_default();
+        let planned = before.policies.get(object).map(|p| p.addresses.iter());
+        let written = planned.into_iter().flatten();
+        let mine = matches!(step, Step::Control | Step::ControlUntil(_));
+        given.extend(written.filter(|address| mine && records.contains_key(address)));
+        if plan.policies[object].refusal.is_some() {
+            continue;
+        }
+        let now = &plan.policies[object].addresses;
+        let lost = given.iter().find(|address| !now.contains(address));
+        assert_eq!(lost, None, "{object} has {now:?} now");
     }
 }
 
@@ -354,9 +399,12 @@ proptest! {
     #[test]
     fn whatever_happens_the_checker_is_silent(steps in prop::collection::vec(step(), 1..60)) {
         let mut scene = start();
+        let mut given = Given::new();
         for step in &steps {
+            let before = scene.plan();
             take(&mut scene, step);
             inspect(&scene);
+            kept(&scene, step, &before, &mut given);
             if let Step::Agent(number) = step
                 && let Some(node) = any_node(&scene, *number)
                 && !scene.dead.contains(&node)

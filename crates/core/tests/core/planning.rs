@@ -133,6 +133,29 @@ fn pools_give_the_lowest_free_address_of_each_family_and_policies_keep_it() {
     );
 }
 
+/// A gateway that is made anew must not move every address that its policies have.
+#[test]
+fn a_policy_that_is_refused_for_a_while_has_its_address_again_afterwards() {
+    for wait in [0, 1_000] {
+        let mut scene = with(vec![pooled("a")]);
+        let pool = pool("pool", "192.0.2.1", "192.0.2.9");
+        scene.snapshot.pools.insert(pool.name.clone(), pool);
+        assert_eq!(only(&scene.settle()).addresses, [ip("192.0.2.1")]);
+        let gateways = std::mem::take(&mut scene.snapshot.gateways);
+        let plan = scene.settle();
+        assert!(only(&plan).refusal.is_some() && only(&plan).addresses.is_empty());
+        // While it is refused, another asks, and does not get it, whether or not its ports still rest.
+        scene.now += wait;
+        scene.settle();
+        scene.add_policy(pooled("b"));
+        scene.settle();
+        scene.snapshot.gateways = gateways;
+        let plan = scene.settle();
+        assert_eq!(named(&plan, "a").addresses, [ip("192.0.2.1")], "{wait}");
+        assert_eq!(named(&plan, "b").addresses, [ip("192.0.2.2")], "{wait}");
+    }
+}
+
 #[test]
 fn a_pool_gives_no_address_of_the_cluster() {
     let mut scene = with(vec![pooled("a")]);

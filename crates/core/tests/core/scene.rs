@@ -3,7 +3,7 @@
 use egret_core::model::*;
 use egret_core::node::{Attachment, External, NodeFacts, NodeOutcome, UnknownPodsPolicy};
 use egret_core::node::{node_state, wanted_next_hops};
-use egret_core::plan::{ClusterPlan, plan};
+use egret_core::plan::{ClusterPlan, NodeRecordSpec, PolicyPlan, plan};
 use proptest::prelude::ProptestConfig;
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
@@ -83,6 +83,15 @@ pub fn pool(name: &str, first: &str, last: &str) -> Pool {
         namespaces: Namespaces::All,
         allow_node_address: false,
     }
+}
+
+/// One thing that the controller writes.
+enum Write<'a> {
+    Policy((&'a ObjectRef, &'a PolicyPlan)),
+    Address(&'a AddressRecord),
+    Node(&'a NodeName, &'a NodeRecordSpec),
+    NoAddress(&'a IpAddr),
+    NoNode(&'a NodeName),
 }
 
 /// A cluster in motion.
@@ -186,50 +195,72 @@ impl Scene {
 
     /// The controller: plans and writes it all down.
     pub fn control(&mut self) -> ClusterPlan {
+        self.control_until(usize::MAX)
+    }
+
+    /// A controller that ends after so many writes.
+    pub fn control_until(&mut self, writes: usize) -> ClusterPlan {
         let plan = self.plan();
-        for address in &plan.address_writes {
-            let mut record = plan.addresses[address].clone();
-            record.resource_version += 1;
-            self.snapshot.addresses.insert(*address, record);
-        }
-        for node in &plan.node_writes {
-            let spec = &plan.node_records[node];
-            let records = &mut self.snapshot.node_records;
-            if !records.contains_key(node) {
-                let new = NodeRecord {
-                    node: node.clone(),
-                    tunnel_index: 0,
-                    grants: Vec::new(),
-                    underlay_addresses: Vec::new(),
-                    next_hops: Default::default(),
-                    external_addresses: BTreeSet::new(),
-                    steering_version: 0,
-                    announcing: BTreeSet::new(),
-                    demand: BTreeMap::new(),
-                    full_destinations: BTreeMap::new(),
-                    programmed: Vec::new(),
-                    datapath: None,
-                    resource_version: 0,
-                };
-                records.insert(node.clone(), new);
-            }
-            let record = records.get_mut(node).unwrap();
-            record.tunnel_index = spec.tunnel_index;
-            record.grants = spec.grants.clone();
-            record.resource_version += 1;
-        }
-        for address in &plan.address_deletions {
-            self.snapshot.addresses.remove(address);
-        }
-        for node in &plan.node_deletions {
-            self.snapshot.node_records.remove(node);
-        }
-        for policy in &mut self.snapshot.policies {
-            if let Some(planned) = plan.policies.get(&policy.object) {
-                policy.assigned = planned.addresses.clone();
-            }
-        }
+        let (policies, nodes) = (&plan.policies, &plan.node_records);
+        let (first, last): (Vec<_>, Vec<_>) = policies.iter().partition(|(_, p)| p.given_anew);
+        let first = first.into_iter().map(Write::Policy);
+        let all = first
+            .chain(
+                plan.address_writes
+                    .iter()
+                    .map(|a| Write::Address(&plan.addresses[a])),
+            )
+            .chain(plan.node_writes.iter().map(|n| Write::Node(n, &nodes[n])))
+            .chain(last.into_iter().map(Write::Policy))
+            .chain(plan.address_deletions.iter().map(Write::NoAddress))
+            .chain(plan.node_deletions.iter().map(Write::NoNode));
+        all.take(writes).for_each(|write| self.write(write));
         plan
+    }
+
+    fn write(&mut self, write: Write<'_>) {
+        match write {
+            Write::Policy((object, planned)) => {
+                let all = self.snapshot.policies.iter_mut();
+                for policy in all.filter(|policy| policy.object == *object) {
+                    policy.assigned = [&planned.addresses[..], &planned.kept].concat();
+                }
+            }
+            Write::Address(record) => {
+                let mut record = record.clone();
+                record.resource_version += 1;
+                self.snapshot.addresses.insert(record.address, record);
+            }
+            Write::Node(node, spec) => self.write_node(node, spec),
+            Write::NoAddress(address) => drop(self.snapshot.addresses.remove(address)),
+            Write::NoNode(node) => drop(self.snapshot.node_records.remove(node)),
+        }
+    }
+
+    fn write_node(&mut self, node: &NodeName, spec: &NodeRecordSpec) {
+        let records = &mut self.snapshot.node_records;
+        if !records.contains_key(node) {
+            let new = NodeRecord {
+                node: node.clone(),
+                tunnel_index: 0,
+                grants: Vec::new(),
+                underlay_addresses: Vec::new(),
+                next_hops: Default::default(),
+                external_addresses: BTreeSet::new(),
+                steering_version: 0,
+                announcing: BTreeSet::new(),
+                demand: BTreeMap::new(),
+                full_destinations: BTreeMap::new(),
+                programmed: Vec::new(),
+                datapath: None,
+                resource_version: 0,
+            };
+            records.insert(node.clone(), new);
+        }
+        let record = records.get_mut(node).unwrap();
+        record.tunnel_index = spec.tunnel_index;
+        record.grants = spec.grants.clone();
+        record.resource_version += 1;
     }
 
     /// What this node sees.

@@ -3,6 +3,7 @@
 use crate::namespace::Place;
 use crate::traffic::source::{address_in, connect, read_line};
 use crate::traffic::{Stop, TIMEOUT, TrafficError};
+use socket2::{SockRef, TcpKeepalive};
 use std::collections::BTreeSet;
 use std::io::Write;
 use std::net::{SocketAddr, TcpStream};
@@ -13,6 +14,8 @@ use std::time::{Duration, Instant};
 const INTERVAL: Duration = Duration::from_millis(200);
 /// An exchange that takes longer counts as a broken connection. TCP's own patience is longer; a user's is not.
 const PATIENCE: Duration = Duration::from_secs(20);
+/// Silence after which a connection that keeps itself alive asks whether the other end is there, and how often.
+const KEEPALIVE: Duration = Duration::from_secs(1);
 
 /// Connections that stay until they are stopped.
 #[derive(Debug)]
@@ -42,9 +45,37 @@ impl IdleFlows {
     /// # Errors
     /// Any of them cannot be opened.
     pub fn start(place: &Place, target: SocketAddr, count: usize) -> Result<Self, TrafficError> {
+        Self::open(place, target, count, false)
+    }
+
+    /// The same with TCP keepalives: such a connection sends also while it waits for an answer.
+    ///
+    /// # Errors
+    /// As [`Self::start`].
+    pub fn start_kept_alive(
+        place: &Place,
+        target: SocketAddr,
+        count: usize,
+    ) -> Result<Self, TrafficError> {
+        Self::open(place, target, count, true)
+    }
+
+    fn open(
+        place: &Place,
+        target: SocketAddr,
+        count: usize,
+        keepalive: bool,
+    ) -> Result<Self, TrafficError> {
         let streams: Vec<(TcpStream, SocketAddr)> = place.run(|| {
             let open = |_| {
                 let stream = connect(target, TIMEOUT)?;
+                if keepalive {
+                    let often = TcpKeepalive::new()
+                        .with_time(KEEPALIVE)
+                        .with_interval(KEEPALIVE);
+                    let set = SockRef::from(&stream).set_tcp_keepalive(&often);
+                    set.map_err(TrafficError::io("setting keepalives for", target))?;
+                }
                 let source = address_in(target, &read_line(&stream, target)?)?;
                 Ok((stream, source))
             };

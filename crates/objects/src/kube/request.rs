@@ -1,10 +1,10 @@
 //! Single requests that write: by whom, until when, and what a refusal means.
 
-use super::entry::{Entry, Observed, Value};
+use super::entry::{Entry, Observed, Status, Value};
 use super::reflect::resource;
 use super::wanted::{GATEWAY_LABEL, Records, Role, Watch};
 use super::{Shared, api};
-use crate::convert::lease;
+use crate::convert::{self, lease};
 use crate::source::SourceError;
 use egret_api as egret;
 use egret_core::model::{Kind, NodeName, NodeRecord, ObjectRef};
@@ -15,6 +15,7 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 use serde_json::json;
 use std::fmt::Debug;
+use std::net::IpAddr;
 use std::time::{Duration, Instant};
 
 /// Field manager of the controller.
@@ -131,22 +132,51 @@ impl Shared {
         entry.version
     }
 
-    /// `None`: the object is gone.
+    /// The version that a policy's status may be written over alone, if that gives it other addresses than it has. It is
+    /// refused if the caller has `seen` other ones: what a policy has is nowhere else, and another may have led since.
+    pub(super) fn may_give(
+        &self,
+        watch: &Watch,
+        object: &ObjectRef,
+        seen: &[IpAddr],
+        given: &[IpAddr],
+    ) -> Result<Option<u64>, SourceError> {
+        let Some(known) = self.store.get(std::slice::from_ref(watch), object) else {
+            return Ok(None);
+        };
+        let has = match &known.status {
+            Status::Policy(status) => convert::policy_status(status).addresses,
+            _ => Vec::new(),
+        };
+        if has == given {
+            return Ok(None);
+        }
+        if has != seen {
+            return Err(Failure::Conflict(object.clone()).into());
+        }
+        Ok(Some(known.version))
+    }
+
+    /// `None`: the object is gone. With a version, it is written over that alone.
     pub(super) fn apply_status<K, S>(
         &self,
         kind: &Api<K>,
         object: &ObjectRef,
-        manager: &str,
+        (manager, version): (&str, Option<u64>),
         status: &S,
     ) -> Result<Option<K>, SourceError>
     where
         K: Resource<DynamicType = ()> + Clone + DeserializeOwned + Debug,
         S: Serialize + Debug,
     {
+        let mut metadata = json!({ "name": object.name });
+        if let Some(version) = version {
+            metadata["resourceVersion"] = json!(version.to_string());
+        }
         let patch = Patch::Apply(json!({
             "apiVersion": egret::API_VERSION,
             "kind": K::kind(&()),
-            "metadata": { "name": object.name },
+            "metadata": metadata,
             "status": status,
         }));
         let parameters = PatchParams::apply(manager).force();

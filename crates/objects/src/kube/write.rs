@@ -139,7 +139,9 @@ impl Source for KubeSource {
             return Ok(known.version);
         }
         let nodes: Api<egret::EgressNode> = Api::all(self.shared.client.clone());
-        let written = self.shared.apply_status(&nodes, &object, AGENT, &status)?;
+        let written = self
+            .shared
+            .apply_status(&nodes, &object, (AGENT, None), &status)?;
         let written = written.ok_or_else(not_found)?;
         Ok(self.shared.wrote(&watches[..2], written))
     }
@@ -181,14 +183,19 @@ impl Source for KubeSource {
             let told = notes(&convert::conditions(before), &conditions);
             (Status::Policy(Box::new(made.clone())), made, told)
         };
+        let seen = self.policies.get(object);
+        let seen = seen.map_or(&[][..], |seen| &seen.addresses);
+        let over = |watch| self.shared.may_give(watch, object, seen, &status.addresses);
         match object.kind {
             Kind::ClusterEgress => {
+                let watch = Watch::ClusterEgresses;
                 let all: Api<egret::ClusterEgress> = Api::all(client);
-                self.write_status(&all, &Watch::ClusterEgresses, object, make)
+                self.write_status(&all, (&watch, over(&watch)?), object, make)
             }
             _ => {
+                let watch = Watch::Egresses;
                 let some: Api<egret::Egress> = Api::namespaced(client, &object.namespace);
-                self.write_status(&some, &Watch::Egresses, object, make)
+                self.write_status(&some, (&watch, over(&watch)?), object, make)
             }
         }
     }
@@ -201,7 +208,7 @@ impl Source for KubeSource {
     ) -> Result<bool, SourceError> {
         let object = ObjectRef::of_cluster(Kind::EgressGateway, &gateway.0);
         let all: Api<egret::EgressGateway> = Api::all(self.shared.client.clone());
-        self.write_status(&all, &Watch::Gateways, &object, |known| {
+        self.write_status(&all, (&Watch::Gateways, None), &object, |known| {
             let before = match &known.status {
                 Status::Gateway(before) => before.conditions.as_slice(),
                 _ => &[],
@@ -227,7 +234,7 @@ impl Source for KubeSource {
     ) -> Result<bool, SourceError> {
         let object = ObjectRef::of_cluster(Kind::EgressPool, &pool.0);
         let all: Api<egret::EgressPool> = Api::all(self.shared.client.clone());
-        self.write_status(&all, &Watch::Pools, &object, |known| {
+        self.write_status(&all, (&Watch::Pools, None), &object, |known| {
             let before = match &known.status {
                 Status::Pool(before) => before.conditions.as_slice(),
                 _ => &[],
@@ -253,7 +260,7 @@ impl Source for KubeSource {
     ) -> Result<bool, SourceError> {
         let object = address_object(address);
         let all: Api<egret::EgressAddress> = Api::all(self.shared.client.clone());
-        self.write_status(&all, &Watch::Addresses, &object, |known| {
+        self.write_status(&all, (&Watch::Addresses, None), &object, |known| {
             let before = match &known.status {
                 Status::Address(before) => before.conditions.as_slice(),
                 _ => &[],
@@ -300,11 +307,12 @@ impl KubeSource {
         &self.gateways.1
     }
 
-    /// Writes the status of an object if it is there and says something else; whether that changed anything.
+    /// Writes the status of an object if it is there and says something else, with a version over that alone; whether that
+    /// changed anything.
     fn write_status<K, S>(
         &mut self,
         kind: &Api<K>,
-        watch: &Watch,
+        (watch, version): (&Watch, Option<u64>),
         object: &ObjectRef,
         make: impl FnOnce(&Entry) -> (Status, S, Vec<Note>),
     ) -> Result<bool, SourceError>
@@ -321,7 +329,7 @@ impl KubeSource {
         if known.status == wanted {
             return Ok(false);
         }
-        let written = shared.apply_status(kind, object, CONTROLLER, &status)?;
+        let written = shared.apply_status(kind, object, (CONTROLLER, version), &status)?;
         let Some(written) = written else {
             return Ok(false);
         };

@@ -46,6 +46,7 @@ pub(super) struct Work {
 pub(super) struct Meaning {
     pub gateway: Option<GatewayName>,
     pub addresses: Vec<IpAddr>,
+    given: Vec<IpAddr>,
     covers: [bool; 2],
     node_address: bool,
     refusal: Option<Refusal>,
@@ -103,6 +104,7 @@ impl Meaning {
         Meaning {
             gateway: resolved.gateway.map(|gateway| gateway.name.clone()),
             addresses: resolved.addresses,
+            given: resolved.given,
             covers: resolved.covers,
             node_address: resolved.node_address,
             refusal: resolved.refusal,
@@ -115,6 +117,7 @@ impl Meaning {
             policy,
             gateway: gateway.and_then(|name| snapshot.gateways.get(name)),
             addresses: self.addresses.clone(),
+            given: self.given.clone(),
             covers: self.covers,
             node_address: self.node_address,
             refusal: self.refusal.clone(),
