@@ -143,7 +143,8 @@ pub struct PoolPlan {
 /// What is told about an address.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct AddressStatus {
-    /// The gateway node that reports that it announces it; several while it moves: the first by name.
+    /// The gateway node that reports that it announces it; of several, because one is dead or it moves just now, the last
+    /// in the order of announcers.
     pub announcer: Option<NodeName>,
     /// Policies that use it.
     pub users: Vec<ObjectRef>,

@@ -6,6 +6,7 @@ use super::{AddressStatus, GatewayNode, GatewayPlan, PoolPlan};
 use crate::condition::{Condition, ConditionType, Reason};
 use crate::model::*;
 use crate::numbers::LEASE_PORT_FIRST;
+use crate::rendezvous::announcer_order;
 use crate::resolve::{gateway_nodes, gateway_problem, in_pool};
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
@@ -17,19 +18,27 @@ pub(super) fn addresses(
     wanted: &WantedByAddress<'_>,
     leases: &PlannedLeases,
 ) -> BTreeMap<IpAddr, AddressStatus> {
-    let mut announcers: BTreeMap<IpAddr, &NodeName> = BTreeMap::new();
+    let mut saying: BTreeMap<IpAddr, BTreeSet<&NodeName>> = BTreeMap::new();
     for record in snapshot.node_records.values() {
         for address in &record.announcing {
-            announcers.entry(*address).or_insert(&record.node);
+            saying.entry(*address).or_default().insert(&record.node);
         }
     }
+    let nobody = BTreeSet::new();
     let none = BTreeSet::new();
     let one = |record: &AddressRecord| {
         let users = wanted.get(&record.address);
         address(
             record,
             users.map(|w| w.users.iter().copied().cloned().collect()),
-            announcers.get(&record.address).copied(),
+            announcer(
+                record.address,
+                saying
+                    .get(&record.address)
+                    .unwrap_or(&nobody)
+                    .iter()
+                    .copied(),
+            ),
             leases.exhausted.get(&record.address).unwrap_or(&none),
         )
     };
@@ -38,6 +47,15 @@ pub(super) fn addresses(
         .values()
         .map(|record| (record.address, one(record)))
         .collect()
+}
+
+/// Who announces an address, of those whose records say that they do: the last in the order of announcers. It does so only
+/// while it sees none before it alive; what a dead one said last stays in its record.
+pub(super) fn announcer<'a>(
+    address: IpAddr,
+    saying: impl IntoIterator<Item = &'a NodeName>,
+) -> Option<&'a NodeName> {
+    announcer_order(address, saying).pop()
 }
 
 /// What is told about one address.

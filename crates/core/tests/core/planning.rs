@@ -543,6 +543,23 @@ fn gateways_pools_and_addresses_say_whether_they_serve() {
     assert_eq!(says(&address.conditions), [silent]);
 }
 
+/// A gateway without power goes on saying in its record that it announces.
+#[test]
+fn of_several_that_say_they_announce_the_last_in_the_order_does() {
+    let mut scene = kep_scene();
+    scene.settle();
+    let address = *scene.plan().address_status.keys().next().unwrap();
+    let all: Vec<NodeName> = scene.snapshot.node_records.keys().cloned().collect();
+    let order = egret_core::rendezvous::announcer_order(address, &all);
+    assert!(order.len() > 1, "{order:?}");
+    for (n, node) in order.iter().enumerate() {
+        let record = scene.snapshot.node_records.get_mut(*node).unwrap();
+        record.announcing = [address].into();
+        let told = &scene.plan().address_status[&address];
+        assert_eq!(told.announcer.as_ref(), Some(*node), "{n} before it");
+    }
+}
+
 /// Whose outside nobody knows is not judged; a route to the gateways is what `Static` promises.
 #[test]
 fn an_address_in_no_subnet_of_the_gateways_is_told() {

@@ -1,5 +1,6 @@
 //! What node records say of addresses and policies, by address and by policy.
 
+use super::super::status;
 use crate::model::*;
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
@@ -70,9 +71,9 @@ impl Names {
         }
     }
 
-    /// Who announces an address: of several the first by name.
+    /// Who announces an address.
     pub(super) fn announcer(&self, address: IpAddr) -> Option<&NodeName> {
-        self.announcers.get(&address)?.first()
+        status::announcer(address, self.announcers.get(&address)?)
     }
 
     /// Pods of a policy that are programmed at this generation.
