@@ -3,7 +3,7 @@
 
 mod delay;
 
-pub use delay::Delay;
+pub use delay::{Changes, Delay};
 
 use crate::bulk::{Bulk, Request};
 use crate::kubernetes::{CRDS, Daemon, Relay, requests_between, right_of, role, until};
@@ -23,6 +23,11 @@ const GATEWAY: &str = "g1";
 const TIMEOUT: Duration = Duration::from_secs(300);
 /// No write of the controller for this long: it has converged.
 const QUIET: Duration = Duration::from_secs(4);
+/// All components rest when they take less than this of a core, together, for this long.
+const SETTLED_CORES: f64 = 0.2;
+const SETTLED_FOR: Duration = Duration::from_secs(2);
+/// Longest wait for that.
+const SETTLED_WITHIN: Duration = Duration::from_secs(180);
 /// What every component is told.
 const SETTINGS: [&str; 4] = ["--unpooled-addresses", "Allow", "--http-port", "0"];
 const OURS: &str = "/apis/egret.dev/v1alpha1";
@@ -278,6 +283,16 @@ impl Large {
             .collect::<Result<_, _>>()?;
         let cpus =
             || -> anyhow::Result<Vec<f64>> { pids.iter().map(|pid| cpu_seconds(*pid)).collect() };
+        // What was planned or programmed may have to settle; what never rests is measured as it is.
+        let _ = until("all components to rest", SETTLED_WITHIN, || {
+            let before = cpus()?;
+            std::thread::sleep(SETTLED_FOR);
+            let used = cpus()?
+                .into_iter()
+                .zip(before)
+                .map(|(now, then)| now - then);
+            Ok(used.sum::<f64>() < SETTLED_FOR.as_secs_f64() * SETTLED_CORES)
+        });
         let before = cpus()?;
         let from = std::fs::metadata(self.server.audit_log())?.len();
         let start = Instant::now();

@@ -45,8 +45,9 @@ pub fn measure(report: &mut Report) -> Result<()> {
         local.converge()?;
         local.start_agents()?;
         rest(report, &local, &format!(", {pods} local pods"))?;
+        let changes = local.watch_the_kernel()?;
         for number in 0..SINGLE_PODS {
-            let delay = local.to_the_kernel(number)?;
+            let delay = local.to_the_kernel(&changes, number)?;
             for (what, ms) in [("comes", delay.came), ("goes", delay.went)] {
                 let name = format!("one pod of {pods} {what}, API to kernel");
                 report.add(PART, &name, "ours", "ms", ms);

@@ -3,9 +3,12 @@
 use super::{Large, PODS, TIMEOUT, WORKER, seconds_of_day, time};
 use crate::bulk::Request;
 use crate::kubernetes::{requests_between, until};
-use anyhow::Context;
+use anyhow::{Context, ensure};
 use serde_json::Value;
-use std::time::SystemTime;
+use std::io::{BufRead, BufReader};
+use std::process::{Child, Stdio};
+use std::sync::mpsc::{self, Receiver};
+use std::time::{Duration, Instant, SystemTime};
 
 /// Milliseconds of one pod.
 #[derive(Clone, Copy, Debug)]
@@ -16,18 +19,82 @@ pub struct Delay {
     pub went: f64,
 }
 
+/// What the worker's kernel says of changes to its ruleset, as `nft monitor` shows it. To ask for an element would make
+/// `nft` read the whole set first, which takes longer than what is measured.
+pub struct Changes {
+    monitor: Child,
+    lines: Receiver<(SystemTime, String)>,
+}
+
+impl Drop for Changes {
+    fn drop(&mut self) {
+        let _ = self.monitor.kill();
+        let _ = self.monitor.wait();
+    }
+}
+
+impl Changes {
+    /// When a line with all of these words came.
+    fn when(&self, words: &[&str], timeout: Duration) -> anyhow::Result<SystemTime> {
+        let deadline = Instant::now() + timeout;
+        loop {
+            let left = deadline.saturating_duration_since(Instant::now());
+            let line = self.lines.recv_timeout(left);
+            let (at, line) = line.with_context(|| format!("no change with {words:?}"))?;
+            let said = |word: &&str| line.split_whitespace().any(|one| one == *word);
+            if words.iter().all(said) {
+                return Ok(at);
+            }
+        }
+    }
+}
+
 impl Large {
+    /// Begins to watch the worker's kernel.
+    ///
+    /// # Errors
+    /// `nft monitor` says nothing.
+    pub fn watch_the_kernel(&self) -> anyhow::Result<Changes> {
+        let place = self.lab.place(WORKER)?;
+        let mut command = self.lab.exec(&place, "nft")?;
+        let command = command.arg("monitor").stdout(Stdio::piped());
+        let mut monitor = command.spawn().context("nft monitor")?;
+        let output = monitor.stdout.take().context("piped above")?;
+        let (sender, lines) = mpsc::channel();
+        std::thread::spawn(move || {
+            for line in BufReader::new(output).lines().map_while(Result::ok) {
+                if sender.send((SystemTime::now(), line)).is_err() {
+                    return;
+                }
+            }
+        });
+        let changes = Changes { monitor, lines };
+        // It reads the whole ruleset before it listens, and does not say when it has.
+        until("nft monitor to listen", TIMEOUT, || {
+            for verb in ["add", "delete"] {
+                let words = [verb, "table", "inet", "bench_listens"];
+                let done = self.lab.exec(&place, "nft")?.args(words).status()?;
+                ensure!(done.success(), "nft {words:?}");
+            }
+            let words = ["add", "table", "bench_listens"];
+            Ok(changes.when(&words, Duration::from_millis(200)).is_ok())
+        })?;
+        Ok(changes)
+    }
+
     /// A pod comes to the watched worker and goes, in a cluster whose pods are all there.
     ///
     /// # Errors
     /// The kernel does not follow.
-    pub fn to_the_kernel(&self, number: usize) -> anyhow::Result<Delay> {
+    pub fn to_the_kernel(&self, changes: &Changes, number: usize) -> anyhow::Result<Delay> {
         let number = self.size.pods + number;
         let name = format!("pod{number}");
-        let came = self.until_the_kernel(number, true, ("patch", &name), || {
-            self.make_pods(std::iter::once(number))
+        let address = super::address_of(number);
+        let came = self.until_the_kernel(("patch", &name), || {
+            self.make_pods(std::iter::once(number))?;
+            changes.when(&["add", "classify_pods4", &address], TIMEOUT)
         })?;
-        let went = self.until_the_kernel(number, false, ("delete", &name), || {
+        let went = self.until_the_kernel(("delete", &name), || {
             let body = r#"{"gracePeriodSeconds": 0}"#.to_owned();
             let path = format!("{PODS}/{name}");
             let request = Request {
@@ -35,38 +102,21 @@ impl Large {
                 path,
                 body,
             };
-            self.bulk.send([request])
+            self.bulk.send([request])?;
+            changes.when(&["delete", "classify_pods4", &address], TIMEOUT)
         })?;
         Ok(Delay { came, went })
     }
 
+    /// Milliseconds from the server's last answer to this request until what the change returns.
     fn until_the_kernel(
         &self,
-        number: usize,
-        there: bool,
         (verb, pod): (&str, &str),
-        change: impl FnOnce() -> anyhow::Result<()>,
+        change: impl FnOnce() -> anyhow::Result<SystemTime>,
     ) -> anyhow::Result<f64> {
         let log = self.server.audit_log();
         let from = std::fs::metadata(&log)?.len();
-        change()?;
-        let place = self.lab.place(WORKER)?;
-        let element = format!("{{ {} }}", super::address_of(number));
-        let words = [
-            "get",
-            "element",
-            "inet",
-            "egret",
-            "classify_pods4",
-            &element,
-        ];
-        let mut at = SystemTime::now();
-        until("the kernel to follow", TIMEOUT, || {
-            let mut command = self.lab.exec(&place, "nft")?;
-            let said = command.args(words).output()?;
-            at = SystemTime::now();
-            Ok(said.status.success() == there)
-        })?;
+        let at = change()?;
         let mut answered = None;
         until("the audit log to have the request", TIMEOUT, || {
             let all = requests_between(&log, from)?;
