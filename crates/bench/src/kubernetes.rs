@@ -19,6 +19,8 @@ const LARGE: Size = Size {
 };
 /// How many of them one worker runs.
 const LOCAL: [usize; 2] = [10_000, 100_000];
+/// With more than these `nft monitor` takes minutes to read them all before it tells anything.
+const MONITORED_MAX: usize = 10_000;
 
 /// All clusters, one after the other.
 pub fn measure(report: &mut Report) -> Result<()> {
@@ -45,6 +47,9 @@ pub fn measure(report: &mut Report) -> Result<()> {
         local.converge()?;
         local.start_agents()?;
         rest(report, &local, &format!(", {pods} local pods"))?;
+        if pods > MONITORED_MAX {
+            continue;
+        }
         let changes = local.watch_the_kernel()?;
         for number in 0..SINGLE_PODS {
             let delay = local.to_the_kernel(&changes, number)?;
