@@ -17,7 +17,7 @@ use small::{
     ACCEPTED, LABELLED, TIMEOUT, controller, granted, open, pod, said, start, used, wait_for,
     wait_until_says, writes,
 };
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use std::process::Command;
 use std::time::Duration;
 
@@ -486,18 +486,7 @@ fn every_right_of_the_controller_is_used() {
     let node = NodeName("gateway1".into());
     let record = NodeRecord {
         tunnel_index: 7,
-        node: node.clone(),
-        grants: Vec::new(),
-        underlay_addresses: Vec::new(),
-        steering_version: 0,
-        announcing: BTreeSet::new(),
-        demand: BTreeMap::new(),
-        full_destinations: BTreeMap::new(),
-        programmed: Vec::new(),
-        datapath: None,
-        resource_version: 0,
-        next_hops: Default::default(),
-        external_addresses: Default::default(),
+        ..NodeRecord::new(node.clone())
     };
     source.write_node_spec(&record).unwrap();
     let again = source.write_node_spec(&record).unwrap_err();

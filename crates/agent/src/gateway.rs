@@ -82,10 +82,11 @@ impl Gateway {
             Ok(mut driver) => {
                 let mut solicited = SolicitedNodes::new(external.index, &external.name);
                 solicited.adopt(&driver.addresses());
-                let (loaded, version, entrance) = match before {
-                    Some(before) => (before.loaded, before.version, before.entrance),
-                    None => (false, driver.version(), Entrance::new(driver.forwards())),
+                let (loaded, entrance) = match before {
+                    Some(before) => (before.loaded, before.entrance),
+                    None => (false, Entrance::new(driver.forwards())),
                 };
+                let version = driver.version();
                 self.attached = Some(Attached {
                     config,
                     driver,
@@ -143,8 +144,8 @@ impl Gateway {
     }
 
     /// Brings tables and multicast groups to the state, with the announcer's flags. Without an external link the tables
-    /// are kept, but probes are told version 0: nobody sends through a gateway that cannot send on. So are they before
-    /// its [`Entrance`].
+    /// are kept, but probes are told version 0: nobody sends through a gateway that cannot send on. Before
+    /// its [`Entrance`] they are told the same.
     pub(crate) fn apply(&mut self, state: &GatewayState, own: u16, link_up: bool) {
         let announcing = self.announcer.announcing();
         self.takeovers

@@ -8,7 +8,7 @@ use egret_objects::{
     AddressStatus, Condition, GatewayStatus, PolicyStatus, PoolStatus, Source, SourceError, View,
     front_end,
 };
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use std::net::IpAddr;
 use std::time::{Duration, Instant};
 
@@ -261,25 +261,10 @@ impl Owed {
 /// The agent's part of a record as it is, the controller's as planned.
 fn merged(snapshot: &Snapshot, node: &NodeName, spec: &NodeRecordSpec) -> NodeRecord {
     let before = snapshot.node_records.get(node).cloned();
-    let empty = || NodeRecord {
-        node: node.clone(),
-        tunnel_index: 0,
-        grants: Vec::new(),
-        underlay_addresses: Vec::new(),
-        next_hops: Default::default(),
-        external_addresses: BTreeSet::new(),
-        steering_version: 0,
-        announcing: BTreeSet::new(),
-        demand: BTreeMap::new(),
-        full_destinations: BTreeMap::new(),
-        programmed: Vec::new(),
-        datapath: None,
-        resource_version: 0,
-    };
     NodeRecord {
         tunnel_index: spec.tunnel_index,
         grants: spec.grants.clone(),
-        ..before.unwrap_or_else(empty)
+        ..before.unwrap_or_else(|| NodeRecord::new(node.clone()))
     }
 }
 

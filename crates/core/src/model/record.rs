@@ -123,6 +123,27 @@ pub struct NodeRecord {
     pub resource_version: u64,
 }
 
+impl NodeRecord {
+    /// Of a node that nobody has said anything of.
+    pub fn new(node: NodeName) -> Self {
+        Self {
+            node,
+            tunnel_index: 0,
+            grants: Vec::new(),
+            underlay_addresses: Vec::new(),
+            external_addresses: BTreeSet::new(),
+            next_hops: BTreeSet::new(),
+            steering_version: 0,
+            announcing: BTreeSet::new(),
+            demand: BTreeMap::new(),
+            full_destinations: BTreeMap::new(),
+            programmed: Vec::new(),
+            datapath: None,
+            resource_version: 0,
+        }
+    }
+}
+
 /// Everything, at one moment. Keys are names, so that order never depends on hashing. Copies share what is the same in both.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Snapshot {

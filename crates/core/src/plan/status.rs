@@ -24,21 +24,14 @@ pub(super) fn addresses(
             saying.entry(*address).or_default().insert(&record.node);
         }
     }
-    let nobody = BTreeSet::new();
     let none = BTreeSet::new();
     let one = |record: &AddressRecord| {
         let users = wanted.get(&record.address);
+        let saying = saying.get(&record.address);
         address(
             record,
             users.map(|w| w.users.iter().copied().cloned().collect()),
-            announcer(
-                record.address,
-                saying
-                    .get(&record.address)
-                    .unwrap_or(&nobody)
-                    .iter()
-                    .copied(),
-            ),
+            saying.and_then(|nodes| announcer(record.address, nodes.iter().copied())),
             leases.exhausted.get(&record.address).unwrap_or(&none),
         )
     };

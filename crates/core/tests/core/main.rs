@@ -12,4 +12,6 @@ mod nodes;
 mod objects;
 mod paths;
 mod planning;
+mod pools;
 mod scene;
+mod telling;

@@ -6,12 +6,12 @@ use egret_core::model::*;
 use egret_core::node::Verdict;
 use egret_core::plan::{ClusterPlan, PolicyPlan};
 
-fn only(plan: &ClusterPlan) -> &PolicyPlan {
+pub fn only(plan: &ClusterPlan) -> &PolicyPlan {
     assert_eq!(plan.policies.len(), 1);
     plan.policies.values().next().unwrap()
 }
 
-fn named<'a>(plan: &'a ClusterPlan, name: &str) -> &'a PolicyPlan {
+pub fn named<'a>(plan: &'a ClusterPlan, name: &str) -> &'a PolicyPlan {
     plan.policies
         .iter()
         .find(|(object, _)| object.name == name)
@@ -19,22 +19,16 @@ fn named<'a>(plan: &'a ClusterPlan, name: &str) -> &'a PolicyPlan {
         .1
 }
 
-fn has(policy: &PolicyPlan, kind: ConditionType) -> bool {
+pub fn has(policy: &PolicyPlan, kind: ConditionType) -> bool {
     policy.conditions.iter().any(|c| c.kind == kind && c.status)
 }
 
 /// A scene with one pod on worker1 and these policies.
-fn with(policies: Vec<Policy>) -> Scene {
+pub fn with(policies: Vec<Policy>) -> Scene {
     let mut scene = Scene::new(2, 2);
     scene.add_pod("a1", "worker1", 10, &[("app", "MyApp")]);
     scene.snapshot.policies = policies.into();
     scene
-}
-
-fn pooled(name: &str) -> Policy {
-    let mut policy = egress("default", name, &[]);
-    policy.addresses = AddressRequest::Pool(PoolName("pool".into()));
-    policy
 }
 
 #[test]
@@ -82,87 +76,6 @@ fn a_plan_survives_json() {
         serde_json::from_str::<egret_core::node::NodeOutcome>(&text).unwrap(),
         outcome
     );
-}
-
-#[test]
-fn pools_give_the_lowest_free_address_of_each_family_and_policies_keep_it() {
-    let mut scene = with(vec![pooled("b"), pooled("a")]);
-    let mut pool = pool("pool", "192.0.2.1", "192.0.2.3");
-    pool.ranges.push((ip("2001:db8::1"), ip("2001:db8::ff")));
-    scene.snapshot.pools.insert(pool.name.clone(), pool);
-    scene.add_policy(egress("default", "fixed", &["192.0.2.1"]));
-    let plan = scene.settle();
-    assert_eq!(plan.findings, [].into());
-    assert_eq!(
-        named(&plan, "a").addresses,
-        [ip("192.0.2.2"), ip("2001:db8::1")]
-    );
-    assert_eq!(
-        named(&plan, "b").addresses,
-        [ip("192.0.2.3"), ip("2001:db8::2")]
-    );
-    assert!(plan.policies.values().all(|p| p.ready), "{plan:#?}");
-
-    // The fixed one goes: nobody moves to the lower address. One more finds it once it is free.
-    scene.snapshot.policies.retain(|p| p.object.name != "fixed");
-    scene.settle();
-    scene.now += 200;
-    scene.settle();
-    scene.add_policy(pooled("c"));
-    let plan = scene.settle();
-    assert_eq!(
-        named(&plan, "a").addresses,
-        [ip("192.0.2.2"), ip("2001:db8::1")]
-    );
-    assert_eq!(
-        named(&plan, "c").addresses,
-        [ip("192.0.2.1"), ip("2001:db8::3")]
-    );
-
-    scene.add_policy(pooled("d"));
-    let plan = scene.settle();
-    let late = named(&plan, "d");
-    assert!(!late.ready && !has(late, ConditionType::Allocated));
-    assert_eq!(plan.findings.len(), 1);
-    assert_eq!(
-        (
-            plan.findings.first().unwrap().field.as_str(),
-            plan.findings.first().unwrap().value.as_str()
-        ),
-        ("spec.pool", "pool")
-    );
-}
-
-/// A gateway that is made anew must not move every address that its policies have.
-#[test]
-fn a_policy_that_is_refused_for_a_while_has_its_address_again_afterwards() {
-    for wait in [0, 1_000] {
-        let mut scene = with(vec![pooled("a")]);
-        let pool = pool("pool", "192.0.2.1", "192.0.2.9");
-        scene.snapshot.pools.insert(pool.name.clone(), pool);
-        assert_eq!(only(&scene.settle()).addresses, [ip("192.0.2.1")]);
-        let gateways = std::mem::take(&mut scene.snapshot.gateways);
-        let plan = scene.settle();
-        assert!(only(&plan).refusal.is_some() && only(&plan).addresses.is_empty());
-        // While it is refused, another asks, and does not get it, whether or not its ports still rest.
-        scene.now += wait;
-        scene.settle();
-        scene.add_policy(pooled("b"));
-        scene.settle();
-        scene.snapshot.gateways = gateways;
-        let plan = scene.settle();
-        assert_eq!(named(&plan, "a").addresses, [ip("192.0.2.1")], "{wait}");
-        assert_eq!(named(&plan, "b").addresses, [ip("192.0.2.2")], "{wait}");
-    }
-}
-
-#[test]
-fn a_pool_gives_no_address_of_the_cluster() {
-    let mut scene = with(vec![pooled("a")]);
-    let pool = pool("pool", "192.168.122.1", "192.168.122.9");
-    scene.snapshot.pools.insert(pool.name.clone(), pool);
-    // 1 and 2 are workers, 5 is the API server.
-    assert_eq!(only(&scene.settle()).addresses, [ip("192.168.122.3")]);
 }
 
 #[test]
@@ -499,105 +412,4 @@ fn service_selection_finds_the_pods_behind_it() {
         only(&scene.settle()).pods.keys().next(),
         Some(&node_name("worker2"))
     );
-}
-
-#[test]
-fn gateways_pools_and_addresses_say_whether_they_serve() {
-    let says =
-        |conditions: &[egret_core::condition::Condition]| -> Vec<(ConditionType, bool, Reason)> {
-            conditions
-                .iter()
-                .map(|c| (c.kind, c.status, c.reason))
-                .collect()
-        };
-    let mut scene = kep_scene();
-    let full = pool("full", "192.168.122.222", "192.168.122.222");
-    scene.snapshot.pools.insert(full.name.clone(), full);
-    scene.settle();
-    let announcer = scene.snapshot.node_records.get_mut(&node_name("gateway1"));
-    announcer.unwrap().announcing = [ip("192.168.122.222")].into();
-    let plan = scene.plan();
-    let accepted = (ConditionType::Accepted, true, Reason::Accepted);
-    let gateway = plan.gateways.values().next().unwrap();
-    let serving = (ConditionType::Ready, true, Reason::Serving);
-    assert_eq!(says(&gateway.conditions), [accepted, serving]);
-    let exhausted = (ConditionType::Ready, false, Reason::PoolExhausted);
-    let pool = plan.pools.values().next().unwrap();
-    assert_eq!(says(&pool.conditions), [accepted, exhausted]);
-    let address = plan.address_status.values().next().unwrap();
-    let announced = (ConditionType::Ready, true, Reason::Announced);
-    assert_eq!(says(&address.conditions), [announced]);
-
-    for record in scene.snapshot.node_records.values_mut() {
-        record.underlay_addresses.clear();
-        record.announcing.clear();
-        record.datapath = Some("nftables".into());
-    }
-    let plan = scene.plan();
-    let gateway = plan.gateways.values().next().unwrap();
-    let alone = (ConditionType::Ready, false, Reason::NoGateway);
-    let weak = (ConditionType::Degraded, true, Reason::NftablesDatapath);
-    assert_eq!(says(&gateway.conditions), [accepted, alone, weak]);
-    let address = plan.address_status.values().next().unwrap();
-    let silent = (ConditionType::Ready, false, Reason::NotAnnounced);
-    assert_eq!(says(&address.conditions), [silent]);
-}
-
-/// A gateway without power goes on saying in its record that it announces.
-#[test]
-fn of_several_that_say_they_announce_the_last_in_the_order_does() {
-    let mut scene = kep_scene();
-    scene.settle();
-    let address = *scene.plan().address_status.keys().next().unwrap();
-    let all: Vec<NodeName> = scene.snapshot.node_records.keys().cloned().collect();
-    let order = egret_core::rendezvous::announcer_order(address, &all);
-    assert!(order.len() > 1, "{order:?}");
-    for (n, node) in order.iter().enumerate() {
-        let record = scene.snapshot.node_records.get_mut(*node).unwrap();
-        record.announcing = [address].into();
-        let told = &scene.plan().address_status[&address];
-        assert_eq!(told.announcer.as_ref(), Some(*node), "{n} before it");
-    }
-}
-
-/// Whose outside nobody knows is not judged; a route to the gateways is what `Static` promises.
-#[test]
-fn an_address_in_no_subnet_of_the_gateways_is_told() {
-    let mut scene = kep_scene();
-    scene.settle();
-    let told = |scene: &Scene| {
-        let plan = scene.plan();
-        let policy = plan.policies.values().next().unwrap();
-        let found = policy
-            .conditions
-            .iter()
-            .find(|one| one.kind == ConditionType::Degraded);
-        found.map(|one| (one.reason, one.message.clone()))
-    };
-    assert_eq!(told(&scene), None);
-    let outside = |scene: &mut Scene, subnet: &str| {
-        for record in scene.snapshot.node_records.values_mut() {
-            if record.node.0.starts_with("gateway") {
-                record.external_addresses = [subnet.parse().unwrap()].into();
-            }
-        }
-    };
-    outside(&mut scene, "192.168.122.21/24");
-    assert_eq!(told(&scene), None);
-    outside(&mut scene, "fd00:122::21/64");
-    assert_eq!(told(&scene), None);
-    outside(&mut scene, "192.168.123.21/24");
-    let (reason, message) = told(&scene).unwrap();
-    assert_eq!(reason, Reason::NotOnLink);
-    assert!(message.contains("192.168.122.222"), "{message}");
-    // Two things that it lacks are one condition.
-    for record in scene.snapshot.node_records.values_mut() {
-        record.datapath = Some("nftables".into());
-    }
-    let (reason, message) = told(&scene).unwrap();
-    assert_eq!(reason, Reason::NotOnLink);
-    assert!(message.contains("ownership"), "{message}");
-    let gateway = scene.snapshot.gateways.values_mut().next().unwrap();
-    gateway.announce = AnnounceMode::Static;
-    assert_eq!(told(&scene).unwrap().0, Reason::NftablesDatapath);
 }

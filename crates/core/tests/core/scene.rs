@@ -240,22 +240,7 @@ impl Scene {
     fn write_node(&mut self, node: &NodeName, spec: &NodeRecordSpec) {
         let records = &mut self.snapshot.node_records;
         if !records.contains_key(node) {
-            let new = NodeRecord {
-                node: node.clone(),
-                tunnel_index: 0,
-                grants: Vec::new(),
-                underlay_addresses: Vec::new(),
-                next_hops: Default::default(),
-                external_addresses: BTreeSet::new(),
-                steering_version: 0,
-                announcing: BTreeSet::new(),
-                demand: BTreeMap::new(),
-                full_destinations: BTreeMap::new(),
-                programmed: Vec::new(),
-                datapath: None,
-                resource_version: 0,
-            };
-            records.insert(node.clone(), new);
+            records.insert(node.clone(), NodeRecord::new(node.clone()));
         }
         let record = records.get_mut(node).unwrap();
         record.tunnel_index = spec.tunnel_index;

@@ -1,0 +1,93 @@
+//! Addresses out of pools: which are given, kept, and not given.
+
+use crate::planning::{has, named, only, with};
+use crate::scene::*;
+use egret_core::condition::ConditionType;
+use egret_core::model::*;
+
+pub fn pooled(name: &str) -> Policy {
+    let mut policy = egress("default", name, &[]);
+    policy.addresses = AddressRequest::Pool(PoolName("pool".into()));
+    policy
+}
+
+#[test]
+fn pools_give_the_lowest_free_address_of_each_family_and_policies_keep_it() {
+    let mut scene = with(vec![pooled("b"), pooled("a")]);
+    let mut pool = pool("pool", "192.0.2.1", "192.0.2.3");
+    pool.ranges.push((ip("2001:db8::1"), ip("2001:db8::ff")));
+    scene.snapshot.pools.insert(pool.name.clone(), pool);
+    scene.add_policy(egress("default", "fixed", &["192.0.2.1"]));
+    let plan = scene.settle();
+    assert_eq!(plan.findings, [].into());
+    assert_eq!(
+        named(&plan, "a").addresses,
+        [ip("192.0.2.2"), ip("2001:db8::1")]
+    );
+    assert_eq!(
+        named(&plan, "b").addresses,
+        [ip("192.0.2.3"), ip("2001:db8::2")]
+    );
+    assert!(plan.policies.values().all(|p| p.ready), "{plan:#?}");
+
+    // The fixed one goes: nobody moves to the lower address. One more finds it once it is free.
+    scene.snapshot.policies.retain(|p| p.object.name != "fixed");
+    scene.settle();
+    scene.now += 200;
+    scene.settle();
+    scene.add_policy(pooled("c"));
+    let plan = scene.settle();
+    assert_eq!(
+        named(&plan, "a").addresses,
+        [ip("192.0.2.2"), ip("2001:db8::1")]
+    );
+    assert_eq!(
+        named(&plan, "c").addresses,
+        [ip("192.0.2.1"), ip("2001:db8::3")]
+    );
+
+    scene.add_policy(pooled("d"));
+    let plan = scene.settle();
+    let late = named(&plan, "d");
+    assert!(!late.ready && !has(late, ConditionType::Allocated));
+    assert_eq!(plan.findings.len(), 1);
+    assert_eq!(
+        (
+            plan.findings.first().unwrap().field.as_str(),
+            plan.findings.first().unwrap().value.as_str()
+        ),
+        ("spec.pool", "pool")
+    );
+}
+
+/// A gateway that is made anew must not move every address that its policies have.
+#[test]
+fn a_policy_that_is_refused_for_a_while_has_its_address_again_afterwards() {
+    for wait in [0, 1_000] {
+        let mut scene = with(vec![pooled("a")]);
+        let pool = pool("pool", "192.0.2.1", "192.0.2.9");
+        scene.snapshot.pools.insert(pool.name.clone(), pool);
+        assert_eq!(only(&scene.settle()).addresses, [ip("192.0.2.1")]);
+        let gateways = std::mem::take(&mut scene.snapshot.gateways);
+        let plan = scene.settle();
+        assert!(only(&plan).refusal.is_some() && only(&plan).addresses.is_empty());
+        // While it is refused, another asks, and does not get it, whether or not its ports still rest.
+        scene.now += wait;
+        scene.settle();
+        scene.add_policy(pooled("b"));
+        scene.settle();
+        scene.snapshot.gateways = gateways;
+        let plan = scene.settle();
+        assert_eq!(named(&plan, "a").addresses, [ip("192.0.2.1")], "{wait}");
+        assert_eq!(named(&plan, "b").addresses, [ip("192.0.2.2")], "{wait}");
+    }
+}
+
+#[test]
+fn a_pool_gives_no_address_of_the_cluster() {
+    let mut scene = with(vec![pooled("a")]);
+    let pool = pool("pool", "192.168.122.1", "192.168.122.9");
+    scene.snapshot.pools.insert(pool.name.clone(), pool);
+    // 1 and 2 are workers, 5 is the API server.
+    assert_eq!(only(&scene.settle()).addresses, [ip("192.168.122.3")]);
+}
