@@ -6,7 +6,7 @@ use egret_core::model::{NodeName, Snapshot};
 use egret_core::node::{CniPath, NodeOutcome, PathFacts, PodsPath};
 use egret_datapath::damage::Found;
 use egret_datapath::gateway::Attachment;
-use egret_datapath::uplink::{LookError, Looker, UplinkDriver, UplinkError};
+use egret_datapath::uplink::{Delivered, LookError, Looker, UplinkDriver, UplinkError};
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::path::PathBuf;
@@ -16,6 +16,8 @@ use std::time::{Duration, Instant};
 const LOOK_AT_PROGRAMS: Duration = Duration::from_secs(5);
 /// Failures in a row after which the programs count as refused; before, somebody may just be at work there.
 const FAILURES: u32 = 3;
+/// More new pods than this are not asked for one by one: everything is looked at.
+const ASKED_MAX: usize = 64;
 
 pub(crate) struct Uplink {
     pin_directory: PathBuf,
@@ -23,9 +25,9 @@ pub(crate) struct Uplink {
     /// Attach by filters also where the kernel has tcx.
     filters: bool,
     looker: Option<Looker>,
-    /// What was seen, for these pods, and when programs were looked for.
+    /// What was seen, where the pods were, and when programs were looked for.
     seen: PathFacts,
-    pods: BTreeSet<IpAddr>,
+    delivered: Delivered,
     looked: Option<Instant>,
     /// Why the programs cannot be used.
     refused: Option<String>,
@@ -44,7 +46,7 @@ impl Uplink {
             filters: config.gateway_datapath == GatewayDatapath::Clsact,
             looker: None,
             seen: PathFacts::default(),
-            pods: BTreeSet::new(),
+            delivered: Delivered::new(),
             looked: None,
             refused: None,
             failures: 0,
@@ -67,31 +69,37 @@ impl Uplink {
         let own = snapshot.pods.values().filter(|pod| pod.node == *node);
         let own = own.filter(|pod| !pod.host_network && !pod.finished);
         let pods: BTreeSet<IpAddr> = own.flat_map(|pod| &pod.addresses).copied().collect();
-        if self.choice != CniPath::Netfilter && self.looked.is_none() {
-            self.seen = self.looker()?.look(&pods)?;
-            self.looked = Some(Instant::now());
-            self.pods = pods;
-        } else if self.choice != CniPath::Netfilter && pods != self.pods {
-            // A new pod's device may be the first with a program; where the others are is known.
-            let new: BTreeSet<IpAddr> = pods.difference(&self.pods).copied().collect();
-            if !new.is_empty() {
-                let found = self.looker()?.look_towards(&new)?;
-                self.seen.delivered.extend(found.delivered);
-                for (device, programmed) in found.devices {
-                    match programmed {
-                        true => self.seen.programs.insert(device),
-                        false => self.seen.programs.remove(&device),
-                    };
-                }
-            }
-            self.seen.delivered.retain(|pod, _| pods.contains(pod));
-            self.pods = pods;
+        if self.choice != CniPath::Netfilter {
+            self.follow(pods)?;
         }
+        let devices: BTreeSet<&Option<String>> = self.delivered.values().collect();
         Ok(PathFacts {
             choice: self.choice,
             refused: self.refused.clone(),
+            delivered: devices.into_iter().cloned().collect(),
             ..self.seen.clone()
         })
+    }
+
+    fn follow(&mut self, pods: BTreeSet<IpAddr>) -> Result<(), LookError> {
+        self.delivered.retain(|pod, _| pods.contains(pod));
+        let is_new = |pod: &&IpAddr| !self.delivered.contains_key(*pod);
+        let new: BTreeSet<IpAddr> = pods.iter().filter(is_new).copied().collect();
+        if self.looked.is_none() || new.len() > ASKED_MAX {
+            (self.seen, self.delivered) = self.looker()?.look(&pods)?;
+            self.looked = Some(Instant::now());
+        } else if !new.is_empty() {
+            // A new pod's device may be the first with a program; where the others are is known.
+            let found = self.looker()?.look_towards(&new)?;
+            self.delivered.extend(found.delivered);
+            for (device, programmed) in found.devices {
+                match programmed {
+                    true => self.seen.programs.insert(device),
+                    false => self.seen.programs.remove(&device),
+                };
+            }
+        }
+        Ok(())
     }
 
     fn looker(&mut self) -> Result<&mut Looker, LookError> {

@@ -14,11 +14,12 @@ mod counters;
 mod device;
 mod look;
 mod programs;
+mod routes;
 mod tables;
 
 pub use counters::COUNTERS;
 pub use device::DeviceError;
-pub use look::{LookError, Looker, Towards};
+pub use look::{Delivered, LookError, Looker, Towards};
 pub use programs::OBJECT;
 
 use crate::damage::{Damage, Found};

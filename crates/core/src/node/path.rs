@@ -9,7 +9,6 @@ use super::state::{Profile, Verdict, WorkerState};
 use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::IpAddr;
 
 /// What the agent was told about its network plugin.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -49,8 +48,8 @@ pub struct PathFacts {
     pub express: BTreeSet<String>,
     /// Devices of an Open vSwitch bridge.
     pub switched: BTreeSet<String>,
-    /// The device that the node's routes lead to, for the addresses of its pods; `None`: nowhere.
-    pub delivered: BTreeMap<IpAddr, Option<String>>,
+    /// The devices that the node's routes lead to for the addresses of its pods; `None`: nowhere for some of them.
+    pub delivered: BTreeSet<Option<String>>,
 }
 
 /// How pods' packets leave a node.
@@ -129,7 +128,7 @@ fn strange(
         ));
     }
     let is_away = |device: &Option<String>| device.as_ref().is_none_or(|d| uplinks.contains(d));
-    if !path.delivered.is_empty() && path.delivered.values().all(is_away) {
+    if !path.delivered.is_empty() && path.delivered.iter().all(is_away) {
         return Some(
             "none of the addresses of its pods is routed to a device of theirs: their packets do not pass this node's \
              stack (ipvlan, macvlan, SR-IOV, or a bridge to the network)"

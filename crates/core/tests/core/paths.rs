@@ -28,7 +28,7 @@ fn plain() -> PathFacts {
     ];
     PathFacts {
         ways: ways.map(|(device, to)| way(device, to)).into(),
-        delivered: [(ip("10.244.1.10"), Some("veth1".to_owned()))].into(),
+        delivered: [Some("veth1".to_owned())].into(),
         ..PathFacts::default()
     }
 }
@@ -139,7 +139,7 @@ fn a_way_that_cannot_be_followed_is_refused_as_a_whole() {
     is_refused(&outcome(headless), "tun0");
     for away in [Some("eth0".to_owned()), None] {
         let apart = PathFacts {
-            delivered: [(ip("10.244.1.10"), away)].into(),
+            delivered: [away].into(),
             ..plain()
         };
         is_refused(&outcome(apart), "SR-IOV");
@@ -156,8 +156,7 @@ fn what_concerns_no_selected_destination_or_not_every_pod_refuses_nothing() {
     };
     // The tunnel of somebody else, inside the cluster.
     path.ways.insert(way("tun0", "10.244.2.0/24"));
-    path.delivered
-        .insert(ip("10.244.1.11"), Some("eth0".to_owned()));
+    path.delivered.insert(Some("eth0".to_owned()));
     let outcome = outcome(path);
     assert_eq!(outcome.pods_path, PodsPath::Bpf);
     assert_eq!(outcome.state.worker.lift, names(&["eth0", "eth1"]));

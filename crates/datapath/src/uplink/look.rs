@@ -3,27 +3,28 @@
 //!
 //! Names of plugins are not asked: whoever takes packets past the stack needs a program where pods' packets arrive.
 
+use super::routes::{DESTINATION, ROUTE_BYTES, RTA_OIF, Routes};
 use crate::netlink::{Attrs, NetlinkError, NetlinkSocket, Reply, Request, attributes};
 use crate::tcx;
 use aya::programs::TcAttachType;
 use egret_core::node::{PathFacts, Way};
-use egret_core::numbers::{LIFT_DEVICE, LIFT_PEER, ROUTE_PROTOCOL, TUNNEL_DEVICE};
+use egret_core::numbers::{LIFT_DEVICE, LIFT_PEER, TUNNEL_DEVICE};
 use ipnet::IpNet;
 use std::collections::btree_map::Entry;
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::net::IpAddr;
 use thiserror::Error;
 
 const RTM_GETLINK: u16 = 18;
 const RTM_GETROUTE: u16 = 26;
+const RTM_GETRULE: u16 = 34;
 const RTM_GETQDISC: u16 = 38;
 const RTM_GETTFILTER: u16 = 46;
 /// `TC_H_MAKE(TC_H_CLSACT, TC_H_MIN_INGRESS)`, which is also the parent of the older `ingress` qdisc's filters.
 const INGRESS: u32 = 0xffff_fff2;
 const TC_H_INGRESS: u32 = 0xffff_fff1;
-/// Sizes of `struct ifinfomsg`, `struct rtmsg` and `struct tcmsg`.
+/// Sizes of `struct ifinfomsg` and `struct tcmsg`.
 const LINK_BYTES: usize = 16;
-const ROUTE_BYTES: usize = 12;
 const TC_BYTES: usize = 20;
 
 /// Why the node cannot be looked at.
@@ -55,11 +56,14 @@ impl Link {
     }
 }
 
+/// Device that the node's routes lead to by pod's address; `None`: no way at all, or a device of our own.
+pub type Delivered = BTreeMap<IpAddr, Option<String>>;
+
 /// Where packets for some pods go.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Towards {
-    /// Device by address; `None`: no way at all, or a device of our own.
-    pub delivered: BTreeMap<IpAddr, Option<String>>,
+    /// The device of each.
+    pub delivered: Delivered,
     /// Those devices, and whether others' programs look at what arrives by them.
     pub devices: BTreeMap<String, bool>,
 }
@@ -79,36 +83,37 @@ impl Looker {
         Ok(Self { socket })
     }
 
-    /// Looks now. `pods` are the addresses of this node's pods. Choice and refusal are left as they are by default.
+    /// Looks now. `pods` are the addresses of this node's pods. Choice, refusal and where pods are delivered are left
+    /// as they are by default in the facts.
     ///
     /// # Errors
     /// [`LookError`].
-    pub fn look(&mut self, pods: &BTreeSet<IpAddr>) -> Result<PathFacts, LookError> {
+    pub fn look(&mut self, pods: &BTreeSet<IpAddr>) -> Result<(PathFacts, Delivered), LookError> {
         let links = self.links()?;
-        let names: BTreeMap<u32, &Link> = links.iter().map(|link| (link.index, link)).collect();
-        let mut ways = BTreeSet::new();
-        for (index, to) in self.routes()? {
-            if let Some(link) = names.get(&index) {
-                ways.insert(Way {
-                    device: link.name.clone(),
-                    ethernet: link.ethernet,
-                    to,
-                });
-            }
-        }
-        let delivered = self.delivered(&links, pods)?;
+        let by_index: BTreeMap<u32, &Link> = links.iter().map(|link| (link.index, link)).collect();
+        let routes = self.routes()?;
+        let way = |(index, to): &(u32, IpNet)| {
+            let link = by_index.get(index)?;
+            Some(Way {
+                device: link.name.clone(),
+                ethernet: link.ethernet,
+                to: *to,
+            })
+        };
+        let ways = routes.ways.iter().filter_map(way).collect();
+        let delivered = self.delivered(&by_index, &routes, pods)?;
         let named = |is: &dyn Fn(&Link) -> bool| -> BTreeSet<String> {
             let chosen = links.iter().filter(|link| is(link));
             chosen.map(|link| link.name.clone()).collect()
         };
-        Ok(PathFacts {
+        let facts = PathFacts {
             ways,
-            delivered,
             programs: self.programs(&links)?,
             express: named(&|link| link.express),
             switched: named(&|link| link.kind == "openvswitch" || link.port_of == "openvswitch"),
             ..PathFacts::default()
-        })
+        };
+        Ok((facts, delivered))
     }
 
     /// Where the routes lead for these addresses alone, and whether others' programs look at packets there. A device that
@@ -137,18 +142,23 @@ impl Looker {
         Ok(found)
     }
 
+    /// As asking for each of them would say, with as few questions as routes and rules allow.
     fn delivered(
         &mut self,
-        links: &[Link],
+        links: &BTreeMap<u32, &Link>,
+        routes: &Routes,
         pods: &BTreeSet<IpAddr>,
-    ) -> Result<BTreeMap<IpAddr, Option<String>>, LookError> {
-        let names: BTreeMap<u32, &String> =
-            links.iter().map(|link| (link.index, &link.name)).collect();
-        let mut delivered = BTreeMap::new();
+    ) -> Result<Delivered, LookError> {
+        let mut asked: BTreeMap<Option<IpNet>, Option<u32>> = BTreeMap::new();
+        let mut delivered = Delivered::new();
         for pod in pods {
-            let device = self.device_towards(*pod)?;
-            let name = device.and_then(|index| names.get(&index));
-            delivered.insert(*pod, name.map(|name| (*name).clone()));
+            let device = match (routes.straight(*pod), asked.entry(routes.kin(*pod))) {
+                (Some(device), _) => Some(device),
+                (None, Entry::Occupied(known)) => *known.get(),
+                (None, Entry::Vacant(unknown)) => *unknown.insert(self.device_towards(*pod)?),
+            };
+            let link = device.and_then(|index| links.get(&index));
+            delivered.insert(*pod, link.map(|link| link.name.clone()));
         }
         Ok(delivered)
     }
@@ -230,14 +240,17 @@ impl Looker {
             })
     }
 
-    /// Unicast routes of all tables but the local one, by device, without those of our own.
-    fn routes(&mut self) -> Result<BTreeSet<(u32, IpNet)>, LookError> {
-        let mut routes = BTreeSet::new();
+    /// Everybody's routes and rules of both families.
+    fn routes(&mut self) -> Result<Routes, LookError> {
+        let mut routes = Routes::default();
         for family in [libc::AF_INET, libc::AF_INET6] {
             let mut body = vec![0; ROUTE_BYTES];
             body[0] = family as u8;
-            for reply in self.dump(RTM_GETROUTE, body, "all routes")? {
-                read_route(&reply.body, &mut routes);
+            for reply in self.dump(RTM_GETROUTE, body.clone(), "all routes")? {
+                routes.add_route(&reply.body);
+            }
+            for reply in self.dump(RTM_GETRULE, body, "all rules")? {
+                routes.add_destination(&reply.body);
             }
         }
         Ok(routes)
@@ -245,8 +258,6 @@ impl Looker {
 
     /// Where the kernel sends a packet for the address.
     fn device_towards(&mut self, address: IpAddr) -> Result<Option<u32>, LookError> {
-        const RTA_DST: u16 = 1;
-        const RTA_OIF: u16 = 4;
         let (family, bits, octets) = match address {
             IpAddr::V4(v4) => (libc::AF_INET, 32, v4.octets().to_vec()),
             IpAddr::V6(v6) => (libc::AF_INET6, 128, v6.octets().to_vec()),
@@ -256,7 +267,7 @@ impl Looker {
         let request = Request {
             kind: RTM_GETROUTE,
             flags: 0,
-            body: Attrs::after(&header).bytes(RTA_DST, &octets).finish(),
+            body: Attrs::after(&header).bytes(DESTINATION, &octets).finish(),
             what: format!("the way to {address}"),
         };
         let reply = match self.socket.query(&request) {
@@ -331,49 +342,4 @@ fn link(reply: &Reply) -> Option<Link> {
         }
     }
     (!link.name.is_empty()).then_some(link)
-}
-
-fn read_route(body: &[u8], routes: &mut BTreeSet<(u32, IpNet)>) {
-    const RTA_DST: u16 = 1;
-    const RTA_OIF: u16 = 4;
-    const RTA_MULTIPATH: u16 = 9;
-    let Some(header) = body.get(..ROUTE_BYTES) else {
-        return;
-    };
-    let ours = header[5] == ROUTE_PROTOCOL;
-    if header[4] == libc::RT_TABLE_LOCAL || header[7] != libc::RTN_UNICAST || ours {
-        return;
-    }
-    let mut to: IpAddr = match i32::from(header[0]) {
-        libc::AF_INET => Ipv4Addr::UNSPECIFIED.into(),
-        _ => Ipv6Addr::UNSPECIFIED.into(),
-    };
-    let mut devices = BTreeSet::new();
-    for (kind, value) in attributes(&body[ROUTE_BYTES..]) {
-        match kind {
-            RTA_DST => match (<[u8; 4]>::try_from(value), <[u8; 16]>::try_from(value)) {
-                (Ok(v4), _) => to = v4.into(),
-                (_, Ok(v6)) => to = v6.into(),
-                _ => return,
-            },
-            RTA_OIF => devices.extend(value.try_into().ok().map(u32::from_ne_bytes)),
-            RTA_MULTIPATH => devices.extend(hops(value)),
-            _ => {}
-        }
-    }
-    if let Ok(to) = IpNet::new(to, header[1]) {
-        routes.extend(devices.into_iter().map(|device| (device, to.trunc())));
-    }
-}
-
-/// Devices of `struct rtnexthop` after `struct rtnexthop`.
-fn hops(mut bytes: &[u8]) -> impl Iterator<Item = u32> {
-    std::iter::from_fn(move || {
-        let length = usize::from(u16::from_ne_bytes(bytes.get(..2)?.try_into().ok()?));
-        let index = u32::from_ne_bytes(bytes.get(4..8)?.try_into().ok()?);
-        bytes = bytes
-            .get(length.max(8).next_multiple_of(4)..)
-            .unwrap_or(&[]);
-        Some(index)
-    })
 }

@@ -243,7 +243,7 @@ fn the_kernel_shows_ways_programs_and_where_pods_are() {
     let pods = ["10.244.1.10", "10.244.1.11", "fd00:244:1::10"];
     let pods = pods.map(|pod| pod.parse().unwrap());
     let mut looker = Looker::open().unwrap();
-    let seen = looker.look(&pods.into()).unwrap();
+    let (seen, delivered) = looker.look(&pods.into()).unwrap();
     let ways: BTreeSet<(String, String)> = seen
         .ways
         .iter()
@@ -260,7 +260,7 @@ fn the_kernel_shows_ways_programs_and_where_pods_are() {
     ];
     let expected = expected.map(|(device, to)| (device.to_owned(), to.to_owned()));
     assert_eq!(ways, expected.into());
-    let delivered: Vec<Option<String>> = seen.delivered.into_values().collect();
+    let delivered: Vec<Option<String>> = delivered.into_values().collect();
     assert_eq!(
         delivered,
         [Some("pod0".to_owned()), Some("up0".to_owned()), None]
@@ -292,4 +292,42 @@ fn the_kernel_shows_ways_programs_and_where_pods_are() {
     let towards = looker.look_towards(&[nowhere].into()).unwrap();
     assert_eq!(towards.delivered, [(nowhere, None)].into());
     assert!(towards.devices.is_empty());
+}
+
+/// Few questions, the same answers: whatever tells addresses apart is asked for apart.
+#[test]
+fn pods_that_are_asked_for_together_are_where_they_would_be_alone() {
+    let (_net, _pins) = node();
+    for line in [
+        "ip address add 192.0.2.1/24 dev up0",
+        "ip address add 10.244.1.1/24 dev pod0",
+        "ip address add 10.244.1.77/32 dev up1",
+        "ip -6 address add fd00:244:1::1/64 dev pod0 nodad",
+        "ip route add default via 192.0.2.254",
+        "ip route add 10.244.1.10 dev up1",
+        "ip route add 10.244.1.11 dev up1 metric 9",
+        "ip route add 10.244.1.11 dev up0 metric 5",
+        "ip route add blackhole 10.244.1.64/30",
+        "ip route add 10.244.1.80/29 dev up1",
+        "ip route add 10.244.1.0/25 dev up0 table 77",
+        "ip route add 10.244.1.21 dev up0 table 77",
+        "ip rule add to 10.244.1.32/28 lookup 77",
+        "ip rule add fwmark 0x5 lookup 77",
+        "ip -6 route add fd00:244:1::40/124 dev up1",
+        "ip -6 rule add to fd00:244:1::60/124 unreachable",
+    ] {
+        command(line);
+    }
+    let v4 = (0..160).map(|last| format!("10.244.1.{last}"));
+    let v6 = (0..160).map(|last| format!("fd00:244:1::{last:x}"));
+    let nowhere = ["fd00:99::1", "198.51.100.7"].map(str::to_owned);
+    let pods = v4.chain(v6).chain(nowhere);
+    let pods: BTreeSet<IpAddr> = pods.map(|pod| pod.parse().unwrap()).collect();
+    let mut looker = Looker::open().unwrap();
+    let (_, together) = looker.look(&pods).unwrap();
+    let alone = looker.look_towards(&pods).unwrap().delivered;
+    assert_eq!(together, alone);
+    let devices: BTreeSet<Option<String>> = alone.into_values().collect();
+    let all = ["pod0", "up0", "up1"].map(|name| Some(name.to_owned()));
+    assert_eq!(devices, [&[None][..], &all].concat().into_iter().collect());
 }

@@ -1,0 +1,105 @@
+//! Routes and rules of everybody, as far as they tell destinations apart.
+//!
+//! A node may have more pods than it is wise to ask the kernel about one by one. Addresses that no route and no rule
+//! tells apart go the same way, so one question is enough for all of them.
+
+use crate::netlink::attributes;
+use egret_core::numbers::ROUTE_PROTOCOL;
+use ipnet::IpNet;
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+
+/// Sizes of `struct rtmsg` and of `struct fib_rule_hdr`, which begin alike: family, then bits of the destination.
+pub(super) const ROUTE_BYTES: usize = 12;
+/// `RTA_DST` and `FRA_DST`.
+pub(super) const DESTINATION: u16 = 1;
+pub(super) const RTA_OIF: u16 = 4;
+const RTA_MULTIPATH: u16 = 9;
+
+#[derive(Default)]
+pub(super) struct Routes {
+    /// Unicast routes of all tables but the local one, by device, without those of our own.
+    pub(super) ways: BTreeSet<(u32, IpNet)>,
+    /// Addresses with a route of their own in the main table; `None`: more than one device is named.
+    hosts: BTreeMap<IpAddr, Option<u32>>,
+    /// Destinations of all routes and rules.
+    destinations: BTreeSet<IpNet>,
+    /// Lengths of those, for each family.
+    lengths: BTreeMap<bool, BTreeSet<u8>>,
+}
+
+impl Routes {
+    /// Takes up a message of a route.
+    pub(super) fn add_route(&mut self, body: &[u8]) {
+        let (Some(header), Some(to)) = (body.get(..ROUTE_BYTES), self.add_destination(body)) else {
+            return;
+        };
+        let (table, protocol, kind) = (header[4], header[5], header[7]);
+        if table == libc::RT_TABLE_LOCAL || kind != libc::RTN_UNICAST || protocol == ROUTE_PROTOCOL
+        {
+            return;
+        }
+        let mut devices = BTreeSet::new();
+        for (kind, value) in attributes(&body[ROUTE_BYTES..]) {
+            match kind {
+                RTA_OIF => devices.extend(value.try_into().ok().map(u32::from_ne_bytes)),
+                RTA_MULTIPATH => devices.extend(hops(value)),
+                _ => {}
+            }
+        }
+        for device in devices {
+            self.ways.insert((device, to));
+            if table == libc::RT_TABLE_MAIN && to.prefix_len() == to.max_prefix_len() {
+                let known = self.hosts.entry(to.addr()).or_insert(Some(device));
+                *known = known.filter(|one| *one == device);
+            }
+        }
+    }
+
+    /// Takes up a message of a route or of a rule, and gives its destination.
+    pub(super) fn add_destination(&mut self, body: &[u8]) -> Option<IpNet> {
+        let header = body.get(..ROUTE_BYTES)?;
+        let mut to: IpAddr = match i32::from(header[0]) {
+            libc::AF_INET => Ipv4Addr::UNSPECIFIED.into(),
+            _ => Ipv6Addr::UNSPECIFIED.into(),
+        };
+        let mut named = attributes(&body[ROUTE_BYTES..]).filter(|(kind, _)| *kind == DESTINATION);
+        if let Some((_, value)) = named.next() {
+            to = match (<[u8; 4]>::try_from(value), <[u8; 16]>::try_from(value)) {
+                (Ok(v4), _) => v4.into(),
+                (_, Ok(v6)) => v6.into(),
+                _ => return None,
+            };
+        }
+        let to = IpNet::new(to, header[1]).ok()?.trunc();
+        self.destinations.insert(to);
+        let lengths = self.lengths.entry(to.addr().is_ipv4()).or_default();
+        lengths.insert(to.prefix_len());
+        Some(to)
+    }
+
+    /// Where the main table's route for this address alone leads: how plugins without a bridge lead to a pod.
+    pub(super) fn straight(&self, address: IpAddr) -> Option<u32> {
+        *self.hosts.get(&address)?
+    }
+
+    /// Stands for all addresses that every route and every rule covers just as this one.
+    pub(super) fn kin(&self, address: IpAddr) -> Option<IpNet> {
+        let lengths = self.lengths.get(&address.is_ipv4())?.iter().rev();
+        let mut covering =
+            lengths.filter_map(|bits| Some(IpNet::new(address, *bits).ok()?.trunc()));
+        covering.find(|net| self.destinations.contains(net))
+    }
+}
+
+/// Devices of `struct rtnexthop` after `struct rtnexthop`.
+fn hops(mut bytes: &[u8]) -> impl Iterator<Item = u32> {
+    std::iter::from_fn(move || {
+        let length = usize::from(u16::from_ne_bytes(bytes.get(..2)?.try_into().ok()?));
+        let index = u32::from_ne_bytes(bytes.get(4..8)?.try_into().ok()?);
+        bytes = bytes
+            .get(length.max(8).next_multiple_of(4)..)
+            .unwrap_or(&[]);
+        Some(index)
+    })
+}
