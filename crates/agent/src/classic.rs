@@ -45,7 +45,7 @@ pub fn run_classic(
         return Ok(driver.apply(&wanted)?);
     };
     let (changed, changes) = mpsc::channel();
-    links::watch(move || changed.send(()).is_ok())?;
+    links::watch(None, move || changed.send(()).is_ok())?;
     let mut mappings = Mappings::watch(&config.watched);
     let mut wanted = None;
     let mut read_at: Option<Instant> = None;

@@ -105,13 +105,16 @@ pub fn run(
     board: &Arc<Board>,
     stop: &Arc<AtomicBool>,
 ) -> Result<(), AgentError> {
-    let datapath = Datapath::open(&config.state_directory)?;
+    let mut datapath = Datapath::open(&config.state_directory)?;
+    let own = datapath.routing().port().map_err(DatapathError::from)?;
     let (events, inbox) = mpsc::channel();
     source::read(&open, events.clone(), stop)?;
     let status = source::write(&open)?;
     let probes = probe::start(events.clone())?;
     let links = events.clone();
-    links::watch(move || links.send(main_loop::Event::Links).is_ok())?;
+    links::watch(Some(own), move || {
+        links.send(main_loop::Event::Links).is_ok()
+    })?;
     let ranges = port_use::start(events.clone())?;
     let flows = flows::start(events.clone())?;
     cni::listen(&config.cni.socket, events.clone())?;

@@ -21,8 +21,11 @@ const GROUPS: [u32; 10] = [
 const BUFFER_BYTES: usize = 64 * 1024;
 
 /// Starts the watch, which ends when `tell` returns false. What exactly changed does not matter: who is told compares
-/// everything.
-pub(crate) fn watch(mut tell: impl FnMut() -> bool + Send + 'static) -> Result<(), AgentError> {
+/// everything. Changes made through the socket with the port `own`, if any, are known already and are not told.
+pub(crate) fn watch(
+    own: Option<u32>,
+    mut tell: impl FnMut() -> bool + Send + 'static,
+) -> Result<(), AgentError> {
     let error = |source| AgentError::Io {
         doing: "watching links and routes",
         source,
@@ -30,7 +33,7 @@ pub(crate) fn watch(mut tell: impl FnMut() -> bool + Send + 'static) -> Result<(
     let socket = open().map_err(error)?;
     spawn("links", move || {
         let mut buffer = vec![0u8; BUFFER_BYTES];
-        while hear(&socket, &mut buffer, &mut tell).is_some() {}
+        while hear(&socket, &mut buffer, own, &mut tell).is_some() {}
     })
 }
 
@@ -47,12 +50,26 @@ fn open() -> std::io::Result<Socket> {
 fn hear(
     socket: &Socket,
     buffer: &mut [u8],
+    own: Option<u32>,
     tell: &mut impl FnMut() -> bool,
 ) -> Option<std::io::Result<usize>> {
     let message = socket.recv(&mut &mut buffer[..], 0);
     // ENOBUFS means that messages were lost: something changed all the same.
     let length = message.as_ref().map_or(0, |length| *length);
-    (!concerns_us(&buffer[..length]) || tell()).then_some(message)
+    let heard = &buffer[..length];
+    let is_own = own.is_some_and(|port| is_done_by(port, heard));
+    let is_news = !is_own && concerns_us(heard);
+    (!is_news || tell()).then_some(message)
+}
+
+/// The kernel says whose request it carried out (`nlmsg_pid` of `linux/netlink.h`), and 0 for what it did by itself.
+fn is_done_by(port: u32, message: &[u8]) -> bool {
+    let field = |at: usize| {
+        let bytes = message.get(at..at + 4)?;
+        Some(u32::from_ne_bytes(bytes.try_into().ok()?))
+    };
+    let is_one = field(0).is_some_and(|length| length as usize == message.len());
+    is_one && field(12) == Some(port)
 }
 
 /// Neighbours of other devices come and go all the time and are nobody's business here.
@@ -120,7 +137,7 @@ mod tests {
                 let mut errors = Vec::new();
                 loop {
                     let heard = told.get();
-                    match hear(&socket, &mut buffer, &mut tell).expect("wanted") {
+                    match hear(&socket, &mut buffer, None, &mut tell).expect("wanted") {
                         Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => break,
                         Err(error) => {
                             assert_eq!(told.get(), heard + 1, "not told of {error}");
@@ -137,6 +154,57 @@ mod tests {
             device("flood0", false);
             let (count, _) = all();
             assert!(count > 0, "deaf after the overflow");
+        };
+        std::thread::spawn(work).join().expect("the thread passes");
+    }
+
+    /// Adds or deletes a route that throws (`RTM_NEWROUTE`, `RTM_DELROUTE`, `linux/rtnetlink.h`), as for a pod.
+    fn route(socket: &mut NetlinkSocket, is_new: bool) {
+        // Family, bits, and so on: table 77, protocol static, scope universe, kind throw.
+        let header = [2, 32, 0, 0, 77, 4, 0, 9, 0, 0, 0, 0];
+        let (kind, flags) = match is_new {
+            true => (24, flags::CREATE | flags::EXCL),
+            false => (25, 0),
+        };
+        let request = Request {
+            kind,
+            flags,
+            body: Attrs::after(&header).bytes(1, &[10, 0, 0, 1]).finish(),
+            what: "a route".into(),
+        };
+        socket.execute(&request).expect("a route");
+    }
+
+    #[test]
+    fn what_was_done_through_the_own_socket_is_not_told() {
+        let work = || {
+            nix::sched::unshare(nix::sched::CloneFlags::CLONE_NEWNET).expect("root");
+            let socket = open().expect("a socket");
+            socket.set_non_blocking(true).expect("non-blocking");
+            let netlink = || NetlinkSocket::open(nix::libc::NETLINK_ROUTE).expect("a socket");
+            let (mut own, mut theirs) = (netlink(), netlink());
+            let port = Some(own.port().expect("a port"));
+            let mut buffer = vec![0; BUFFER_BYTES];
+            // What was heard, and how much of it was told.
+            let mut all = || {
+                let (mut heard, told) = (0, std::cell::Cell::new(0));
+                let mut tell = || {
+                    told.set(told.get() + 1);
+                    true
+                };
+                while hear(&socket, &mut buffer, port, &mut tell)
+                    .expect("wanted")
+                    .is_ok()
+                {
+                    heard += 1;
+                }
+                // The end of what there is to hear is told like every error.
+                (heard, told.get() - 1)
+            };
+            route(&mut own, true);
+            assert_eq!(all(), (1, 0));
+            route(&mut theirs, false);
+            assert_eq!(all(), (1, 1), "others' damage to what is ours");
         };
         std::thread::spawn(work).join().expect("the thread passes");
     }

@@ -58,6 +58,11 @@ impl Routing {
         })
     }
 
+    /// The port of the socket that everything is done through: the kernel's messages name it (`nlmsg_pid`).
+    pub fn port(&self) -> Result<u32, RouteError> {
+        Ok(self.socket.port()?)
+    }
+
     /// Every network device.
     pub fn devices(&mut self) -> Result<Vec<Device>, RouteError> {
         tunnel::devices(&mut self.socket)
