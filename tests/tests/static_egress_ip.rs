@@ -3,8 +3,8 @@
 
 use anyhow::{Context, ensure};
 use egret_lab::process::wait_for;
-use egret_lab::topology::Host;
-use egret_lab::traffic::UdpProbe;
+use egret_lab::topology::{Host, Link, Role, Segment};
+use egret_lab::traffic::{Server, UdpProbe};
 use egret_lab::{Hurt, Topology};
 use egret_tests::cluster::{DEADLINE, EGRESS, SERVERS, echo, egress, ip, pod};
 use egret_tests::foreign::{condition, message, service, static_egress_ip};
@@ -17,6 +17,8 @@ use std::process::ExitCode;
 const NIRMATA: &str = "staticegressips.nirmata.io";
 const FORK: &str = "staticegressips.io";
 const SERVER: &str = "203.0.113.10/32";
+/// A server in a network of its own.
+const DATABASE: &str = "198.51.100.10";
 /// Another address of the server, which no rule names.
 const OTHER: &str = "203.0.113.20";
 
@@ -55,6 +57,11 @@ fn main() -> ExitCode {
                 f4_the_second_gateway_goes_and_comes_back,
                 f4_a_node_without_the_label_is_no_gateway_any_more,
             ],
+        ),
+        Group::new(
+            "devices",
+            devices,
+            steps![n9_the_address_is_used_on_the_device_whose_network_has_it],
         ),
     ])
 }
@@ -467,4 +474,44 @@ fn f4_a_node_without_the_label_is_no_gateway_any_more(cluster: &Cluster) -> Outc
         ip(SERVERS[0]),
         ip("192.168.122.223"),
     )
+}
+
+/// A gateway with a second device, in the network of a database, and one without.
+fn devices() -> anyhow::Result<Cluster> {
+    let mut topology = Topology::built_in();
+    topology.hosts.retain(|host| host.name != "gateway3");
+    topology.segments.push(Segment {
+        cidrs: vec!["198.51.100.0/24".parse()?],
+        ..topology.segments[0].clone()
+    });
+    let segment = topology.segments.last_mut().context("a segment")?;
+    "databases".clone_into(&mut segment.name);
+    let gateway = topology.hosts.iter_mut().find(|h| h.name == "gateway1");
+    let gateway = gateway.context("a gateway")?;
+    gateway.links.push(Link::to("databases"));
+    gateway.labels.insert("egress".to_owned(), String::new());
+    let mut database = Host::plain("database", Role::Server, &["databases"]);
+    database.links[0].addresses = vec![ip(DATABASE)];
+    topology.hosts.push(database);
+    Cluster::up_set("seipd", &topology, &["--front-end", "staticegressip"])
+}
+
+/// Cases: N9. Its default route leads elsewhere; without that device the database hears nobody.
+fn n9_the_address_is_used_on_the_device_whose_network_has_it(cluster: &Cluster) -> Outcome {
+    const ADDRESS: &str = "198.51.100.77";
+    let _database = Server::start(&cluster.host("database")?)?;
+    let rule = (ADDRESS, "frontend", "198.51.100.10/32");
+    let object = static_egress_ip(FORK, "database", &[rule]);
+    cluster.apply(&[
+        service("frontend", "MyApp"),
+        object.replace("spec:\n", "spec:\n  gateway-label: egress\n"),
+    ])?;
+    served(cluster, "StaticEgressIP", "database")?;
+    for name in ["a1", "b2", "a3"] {
+        expect_source(&cluster.pod(name)?, ip(DATABASE), ip(ADDRESS))?;
+    }
+    let record = cluster.object("EgressNode", None, "gateway1");
+    let device = record.context("its record")?["status"]["externalInterface"].clone();
+    ensure!(device == "eth1", "{device}");
+    Ok(())
 }

@@ -1,7 +1,9 @@
 //! What only the node itself knows: devices, addresses, carrier.
 
 use egret_core::model::{NodeName, Snapshot};
-use egret_core::node::{Attachment, External, ExternalChoice, external_choice, wanted_next_hops};
+use egret_core::node::{
+    Attachment, Candidate, External, ExternalChoice, external_choice, wanted_next_hops,
+};
 use egret_core::numbers::{EXTERNAL_ADDRESSES_MAX, TUNNEL_DEVICE};
 use egret_datapath::route::{Device, RouteError, Routing};
 use ipnet::IpNet;
@@ -54,14 +56,14 @@ impl Links {
     pub(crate) fn look(routing: &mut Routing, wanted: Wanted) -> Result<Self, RouteError> {
         let devices = routing.devices()?;
         let underlay = wanted.underlay;
+        let by_device = routing.addresses()?;
         let external = match &wanted.external {
             None => None,
-            Some(ExternalChoice::Auto) => routing.default_device()?,
-            Some(ExternalChoice::Named(name)) => {
-                devices.iter().find(|device| device.name == *name).cloned()
+            Some(choice) => {
+                let default = routing.default_device()?;
+                external(choice, &devices, default.as_ref(), &by_device)
             }
         };
-        let by_device = routing.addresses()?;
         let attached = attached(routing, &devices, &wanted.next_hops)?;
         let mut links = Links {
             wanted,
@@ -103,6 +105,27 @@ impl Links {
             link_up: device.running,
         })
     }
+}
+
+/// The device that leads out of the cluster.
+fn external(
+    choice: &ExternalChoice,
+    devices: &[Device],
+    default: Option<&Device>,
+    by_device: &BTreeMap<u32, Vec<IpNet>>,
+) -> Option<Device> {
+    let others = |device: &&Device| device.name != "lo";
+    let candidates: Vec<Candidate<'_>> = devices
+        .iter()
+        .filter(others)
+        .map(|device| Candidate {
+            name: &device.name,
+            default: default.is_some_and(|default| default.index == device.index),
+            networks: by_device.get(&device.index).map_or(&[], Vec::as_slice),
+        })
+        .collect();
+    let name = choice.among(&candidates)?;
+    devices.iter().find(|device| device.name == name).cloned()
 }
 
 /// What the kernel says of the next hops that this node is asked for.

@@ -52,7 +52,8 @@ pub struct EgressGatewaySpec {
     pub default: bool,
     /// Which nodes are gateways of this group. `{}`: every node.
     pub node_selector: LabelSelector,
-    /// Device that leads out of the cluster. `auto`: the device of the node's default route.
+    /// Device that leads out of the cluster. `auto`: the device of the node's default route, unless only another device
+    /// has one of the egress addresses in its networks.
     #[serde(default = "auto")]
     #[schemars(length(min = 1, max = 15))]
     pub external_interface: String,

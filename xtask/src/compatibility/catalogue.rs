@@ -113,11 +113,9 @@ const STATIC_EGRESS_IP: &[Case] = &[
         "N8",
         "without an eligible node the data path stays as it is, a condition says so, and a node that comes is used",
     ),
-    without(
+    case(
         "N9",
         "the address is used on the device whose subnet has it; where none has, a condition says so",
-        "the second half is shown; for the first, a node has one external device for all addresses, the default route's \
-         or the one that an EgressGateway names (docs/migrating/static-egress-ip.md)",
     ),
     case(
         "N10",

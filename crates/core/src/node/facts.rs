@@ -7,6 +7,7 @@ use super::state::*;
 use crate::condition::Reason;
 use crate::model::*;
 use crate::resolve::{assigned, resolve};
+use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
@@ -76,10 +77,49 @@ pub enum UnknownPodsPolicy {
 /// Which device a gateway node is told to use.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum ExternalChoice {
-    /// The device of the node's default route.
-    Auto,
+    /// The device of the node's default route, or, where none of these addresses is in a network of that device, the
+    /// first one by name that has one of them in its networks.
+    Auto(BTreeSet<IpAddr>),
     /// This one.
     Named(String),
+}
+
+/// A device of the node that could be the external one.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Candidate<'a> {
+    /// Its name.
+    pub name: &'a str,
+    /// The default route of the node leads to it.
+    pub default: bool,
+    /// Its addresses with their prefixes.
+    pub networks: &'a [IpNet],
+}
+
+impl ExternalChoice {
+    /// Which of the candidates it is, if any.
+    pub fn among<'a>(&self, candidates: &[Candidate<'a>]) -> Option<&'a str> {
+        let addresses = match self {
+            ExternalChoice::Named(name) => {
+                let named = candidates.iter().find(|one| one.name == name);
+                return named.map(|one| one.name);
+            }
+            ExternalChoice::Auto(addresses) => addresses,
+        };
+        let holds = |one: &&Candidate<'_>| {
+            let mut pairs = one
+                .networks
+                .iter()
+                .flat_map(|net| addresses.iter().map(move |a| (net, a)));
+            // An address alone is no network.
+            pairs.any(|(net, address)| {
+                net.prefix_len() < net.max_prefix_len() && net.contains(address)
+            })
+        };
+        let default = candidates.iter().find(|one| one.default);
+        let holding = || candidates.iter().filter(holds).min_by_key(|one| one.name);
+        let chosen = default.filter(holds).or_else(holding).or(default);
+        chosen.map(|one| one.name)
+    }
 }
 
 /// Why there is no state yet. The agent waits for the next snapshot and leaves the kernel as it is.
@@ -198,14 +238,19 @@ pub fn wanted_next_hops(snapshot: &Snapshot, node: &NodeName) -> BTreeSet<IpAddr
 /// Which external device this node must look for; `None` if it is no gateway.
 pub fn external_choice(snapshot: &Snapshot, node: &NodeName) -> Option<ExternalChoice> {
     let labels = &snapshot.nodes.get(node)?.labels;
-    let mut choices = snapshot
-        .gateways
-        .values()
-        .filter(|g| g.nodes.matches(labels));
-    choices
+    let mine = || {
+        let all = snapshot.gateways.values();
+        all.filter(|gateway| gateway.nodes.matches(labels))
+    };
+    mine()
         .next()
         .map(|gateway| match &gateway.external_interface {
-            None => ExternalChoice::Auto,
+            None => {
+                let names: BTreeSet<&GatewayName> = mine().map(|gateway| &gateway.name).collect();
+                let served = snapshot.addresses.values();
+                let served = served.filter(|record| names.contains(&record.gateway));
+                ExternalChoice::Auto(served.map(|record| record.address).collect())
+            }
             Some(name) => ExternalChoice::Named(name.clone()),
         })
 }

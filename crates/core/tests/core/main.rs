@@ -4,6 +4,7 @@ mod announced;
 mod corruption;
 mod destinations;
 mod explaining;
+mod external;
 mod histories;
 mod incremental;
 mod leases;
