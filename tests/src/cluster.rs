@@ -44,6 +44,7 @@ pub fn pod(name: &str, app: &str) -> Pod {
         name: name.to_owned(),
         namespace: "default".to_owned(),
         labels: BTreeMap::from([("app".to_owned(), app.to_owned())]),
+        number: None,
     }
 }
 

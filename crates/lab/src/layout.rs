@@ -283,8 +283,14 @@ fn host_layout(topology: &Topology, host: &Host, index: usize, number: u32) -> H
     }
 }
 
-fn pods(host: &Host, index: usize) -> Vec<PodLayout> {
+/// The number of each pod, in their order.
+pub(crate) fn pod_numbers(host: &Host) -> impl Iterator<Item = u32> {
     let pods = host.pods.iter().zip(POD_NUMBER_FIRST..);
+    pods.map(|(pod, number)| pod.number.map_or(number, u32::from))
+}
+
+fn pods(host: &Host, index: usize) -> Vec<PodLayout> {
+    let pods = host.pods.iter().zip(pod_numbers(host));
     pods.map(|(pod, number)| PodLayout {
         namespace: pod.namespace.clone(),
         name: pod.name.clone(),

@@ -155,6 +155,10 @@ pub struct Pod {
     /// Labels of the Pod object.
     #[serde(default)]
     pub labels: BTreeMap<String, String>,
+    /// Last number of its addresses instead of the automatic one, which counts the node's pods from 10 (beyond
+    /// `interfaces.md`).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub number: Option<u8>,
 }
 
 fn default_namespace() -> String {
@@ -192,6 +196,7 @@ impl Topology {
                 name,
                 namespace: default_namespace(),
                 labels: BTreeMap::from([("app".to_owned(), app.to_owned())]),
+                number: None,
             };
             hosts.push(Host {
                 pod_cidrs: vec![

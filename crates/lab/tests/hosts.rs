@@ -206,6 +206,7 @@ fn a_pod_that_comes_later_is_described_and_reachable() {
         name: "late".to_owned(),
         namespace: "default".to_owned(),
         labels: [("app".to_owned(), "MyApp".to_owned())].into(),
+        number: None,
     };
     let place = lab.add_pod("worker2", pod.clone()).unwrap();
     assert_eq!(

@@ -189,6 +189,7 @@ fn one_host_with_both_roles_and_a_second_external_link_work() {
         name: "b".to_owned(),
         namespace: "second".to_owned(),
         labels: Default::default(),
+        number: None,
     });
     let lab = raw("single", &topology);
     let _server = Server::start(&lab.place("server").unwrap()).unwrap();

@@ -1,6 +1,7 @@
 //! What a topology must satisfy, with an error that names the place.
 
 use super::{Host, Pod, Role, Topology};
+use crate::layout::pod_numbers;
 use ipnet::IpNet;
 use std::collections::BTreeSet;
 use std::path::PathBuf;
@@ -264,6 +265,14 @@ fn check_pods(host: &Host) -> Result<(), TopologyError> {
     {
         return wrong(format!("podCidr {cidr} has fewer than 256 addresses"));
     }
+    let mut numbers = BTreeSet::new();
+    for number in pod_numbers(host) {
+        if !(2..255).contains(&number) || !numbers.insert(number) {
+            return wrong(format!(
+                "pod number {number} is taken or not one of 2 to 254"
+            ));
+        }
+    }
     for Pod {
         name, namespace, ..
     } in &host.pods
@@ -358,6 +367,8 @@ mod tests {
         );
         let message = refused(|t| t.hosts[1].pods[0].name = "a1".to_owned());
         assert!(message.contains("default/a1"), "{message}");
+        let message = refused(|t| t.hosts[0].pods[1].number = Some(10));
+        assert!(message.contains("pod number 10 is taken"), "{message}");
         let message = refused(|t| t.hosts[7].pods = t.hosts[0].pods.clone());
         assert!(message.contains("need the role"), "{message}");
         let message =
