@@ -1,10 +1,12 @@
 //! Runs named steps that share one lab, as a test program without libtest: one lab per group, steps in order, a line
-//! for each, and the labs are taken down whatever happens.
+//! for each, and the labs are taken down whatever happens. As many groups at a time as libtest would run tests.
 //!
-//! Understands what `cargo test` and nextest pass on: filters, `--exact`, `--skip`, `--list`, `--ignored`.
+//! Understands what `cargo test` and nextest pass on: filters, `--exact`, `--skip`, `--list`, `--ignored`,
+//! `--test-threads`.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::process::ExitCode;
+use std::sync::Mutex;
 use std::time::Instant;
 
 /// Result of a step: an error or a panic fails it.
@@ -26,8 +28,8 @@ macro_rules! steps {
     };
 }
 
-/// Runs the steps that the function wants.
-type Work = dyn FnOnce(&dyn Fn(&str) -> bool) -> Tally;
+/// Runs the steps that the arguments want.
+type Work = dyn FnOnce(&Arguments) -> Tally + Send;
 
 /// Steps that share one lab.
 pub struct Group {
@@ -47,13 +49,13 @@ impl Group {
     /// Steps with the function that brings their lab up; it is not called where no step is wanted.
     pub fn new<C: 'static>(
         name: &'static str,
-        up: impl FnOnce() -> anyhow::Result<C> + 'static,
+        up: impl FnOnce() -> anyhow::Result<C> + Send + 'static,
         steps: Vec<Step<C>>,
     ) -> Self {
         Self {
             name,
             steps: steps.iter().map(|step| step.name).collect(),
-            run: Box::new(move |wanted| run_group(name, up, &steps, wanted)),
+            run: Box::new(move |arguments| run_group(name, up, &steps, arguments)),
         }
     }
 }
@@ -62,11 +64,12 @@ fn run_group<C>(
     group: &str,
     up: impl FnOnce() -> anyhow::Result<C>,
     steps: &[Step<C>],
-    wanted: &dyn Fn(&str) -> bool,
+    arguments: &Arguments,
 ) -> Tally {
     let mut tally = Tally::default();
     let full = |step: &Step<C>| format!("{group}::{}", step.name);
-    let (chosen, others): (Vec<_>, Vec<_>) = steps.iter().partition(|step| wanted(&full(step)));
+    let is_wanted = |step: &&Step<C>| arguments.wants(&full(step));
+    let (chosen, others): (Vec<_>, Vec<_>) = steps.iter().partition(is_wanted);
     tally.skipped = others.len();
     if chosen.is_empty() {
         return tally;
@@ -113,6 +116,8 @@ struct Arguments {
     exact: bool,
     list: bool,
     ignored: bool,
+    /// Groups at a time.
+    threads: usize,
 }
 
 impl Arguments {
@@ -123,6 +128,7 @@ impl Arguments {
             exact: false,
             list: false,
             ignored: false,
+            threads: std::thread::available_parallelism().map_or(1, usize::from),
         };
         let mut words = std::env::args().skip(1);
         while let Some(word) = words.next() {
@@ -131,15 +137,23 @@ impl Arguments {
                 "--list" => arguments.list = true,
                 "--ignored" => arguments.ignored = true,
                 "--skip" => arguments.skips.extend(words.next()),
+                "--test-threads" => arguments.read_threads(words.next().as_deref()),
                 // Options of libtest that have a value.
-                "--format" | "--test-threads" | "--color" | "--logfile" | "-Z" => {
+                "--format" | "--color" | "--logfile" | "-Z" => {
                     words.next();
                 }
-                word if word.starts_with('-') => {}
+                word if word.starts_with('-') => {
+                    arguments.read_threads(word.strip_prefix("--test-threads="));
+                }
                 word => arguments.filters.push(word.to_owned()),
             }
         }
         arguments
+    }
+
+    fn read_threads(&mut self, number: Option<&str>) {
+        let number = number.and_then(|number| number.parse().ok());
+        self.threads = number.filter(|number| *number > 0).unwrap_or(self.threads);
     }
 
     fn wants(&self, name: &str) -> bool {
@@ -153,10 +167,31 @@ impl Arguments {
     }
 }
 
+fn run_all(groups: Vec<Group>, arguments: &Arguments) -> Tally {
+    let threads = arguments.threads.min(groups.len());
+    let waiting = Mutex::new(groups.into_iter());
+    let all = Mutex::new(Tally::default());
+    let next = || waiting.lock().expect("nobody panics with it").next();
+    let work = || {
+        while let Some(group) = next() {
+            let tally = (group.run)(arguments);
+            let mut all = all.lock().expect("nobody panics with it");
+            all.passed += tally.passed;
+            all.skipped += tally.skipped;
+            all.failed.extend(tally.failed);
+        }
+    };
+    std::thread::scope(|scope| {
+        for _ in 0..threads {
+            scope.spawn(work);
+        }
+    });
+    all.into_inner().expect("nobody panics with it")
+}
+
 /// The `main` of a test program.
 pub fn run(groups: Vec<Group>) -> ExitCode {
     let arguments = Arguments::read();
-    let wanted = |name: &str| arguments.wants(name);
     if arguments.list {
         for group in &groups {
             let names = group
@@ -164,18 +199,12 @@ pub fn run(groups: Vec<Group>) -> ExitCode {
                 .iter()
                 .map(|step| format!("{}::{step}", group.name));
             names
-                .filter(|name| wanted(name))
+                .filter(|name| arguments.wants(name))
                 .for_each(|name| println!("{name}: test"));
         }
         return ExitCode::SUCCESS;
     }
-    let mut all = Tally::default();
-    for group in groups {
-        let tally = (group.run)(&wanted);
-        all.passed += tally.passed;
-        all.skipped += tally.skipped;
-        all.failed.extend(tally.failed);
-    }
+    let all = run_all(groups, &arguments);
     let result = if all.failed.is_empty() {
         "ok"
     } else {

@@ -144,13 +144,18 @@ fn the_api_server_takes_the_chart_and_the_plain_manifests_and_rights_are_as_writ
             &format!("{DEPLOY}/uninstall.yaml"),
         ])
         .unwrap();
-    let chart = template(&[]).unwrap();
-    kubectl
-        .run_with(
-            &["apply", "--server-side", "--dry-run=server", "-f", "-"],
-            &chart,
-        )
-        .unwrap();
+    let everything = [
+        "cni.enabled=true",
+        "frontEnds.enabled={staticegressip,egressmapper}",
+        "metrics.dashboard.enabled=true",
+        "settings.unpooledAddresses=Allow",
+    ];
+    let everything: Vec<&str> = everything.iter().flat_map(|v| ["--set", v]).collect();
+    for values in [&[][..], &everything] {
+        let chart = template(values).unwrap();
+        let apply = ["apply", "--server-side", "--dry-run=server", "-f", "-"];
+        kubectl.run_with(&apply, &chart).unwrap();
+    }
     helm_takes_over(&server);
     agents_write_the_status_of_their_own_node_only(kubectl);
     people_may_do_what_their_roles_say(&server);

@@ -4,6 +4,8 @@
 
 #[path = "install/plugin.rs"]
 mod plugin;
+#[path = "install/rights.rs"]
+mod rights;
 #[path = "install/stories.rs"]
 mod stories;
 #[path = "install/walks.rs"]
@@ -29,6 +31,9 @@ use plugin::{
     an_upgrade_brought_the_plugin_to_every_node, pods_start_after_uninstalling,
     the_first_connection_of_every_start_has_the_egress_address,
     without_an_agent_only_pods_that_may_be_selected_wait,
+};
+use rights::{
+    no_request_of_controller_and_agents_was_refused, the_uninstalling_hook_used_all_that_it_may,
 };
 use std::cell::RefCell;
 use std::collections::BTreeSet;
@@ -90,9 +95,11 @@ fn main() -> ExitCode {
         a_walk_with_kube_egress,
         a_gateway_without_power_costs_no_connection,
         nothing_wrong_was_seen_meanwhile,
+        no_request_of_controller_and_agents_was_refused,
         uninstalling_names_the_node_that_is_away_and_can_be_taken_back,
         uninstalling_leaves_nothing_on_any_node,
         pods_start_after_uninstalling,
+        the_uninstalling_hook_used_all_that_it_may,
     ];
     run(vec![Group::new("install", up, all)])
 }

@@ -13,9 +13,9 @@ fn a_large_cluster_is_planned_soon_and_costs_little_at_rest() {
         return;
     }
     let size = Size {
-        nodes: 200,
-        pods: 3_000,
-        policies: 150,
+        nodes: 100,
+        pods: 1_000,
+        policies: 100,
         all_on_worker: false,
     };
     let mut large = Large::up(&format!("scale-{}", std::process::id()), size).unwrap();
