@@ -17,8 +17,8 @@ const LARGE: Size = Size {
     policies: 500,
     all_on_worker: false,
 };
-/// How many of them one worker runs.
-const LOCAL: [usize; 2] = [10_000, 100_000];
+/// How many of them one worker runs: as a kubelet allows, and far more.
+const LOCAL: [usize; 3] = [110, 10_000, 100_000];
 /// With more than these `nft monitor` takes minutes to read them all before it tells anything.
 const MONITORED_MAX: usize = 10_000;
 
