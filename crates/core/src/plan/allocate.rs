@@ -37,9 +37,6 @@ pub(super) fn allocate<'a>(
         findings: Vec::new(),
         searched: false,
     };
-    if asking.is_empty() {
-        return result;
-    }
     let mut kept: BTreeSet<IpAddr> = BTreeSet::new();
     for (policy, pool) in &asking {
         let mut families = [false; 2];
@@ -52,6 +49,16 @@ pub(super) fn allocate<'a>(
             .collect();
         kept.extend(&mine);
         result.assigned.insert(&policy.object, mine);
+    }
+    // Whose pool is away has its addresses again when the pool comes back.
+    for policy in without_pool(snapshot) {
+        let mine = policy.assigned.iter().filter(|a| !kept.contains(a));
+        let mine: Vec<IpAddr> = mine.copied().collect();
+        kept.extend(&mine);
+        result.assigned.insert(&policy.object, mine);
+    }
+    if asking.is_empty() {
+        return result;
     }
     // Taken: what others ask for by name, what still drains, what the cluster itself has.
     let mut taken = kept;
@@ -80,6 +87,14 @@ pub(super) fn allocate<'a>(
         mine.sort_unstable();
     }
     result
+}
+
+fn without_pool(snapshot: &Snapshot) -> impl Iterator<Item = &Policy> {
+    let is_away = |policy: &&Policy| match &policy.addresses {
+        AddressRequest::Pool(name) => !snapshot.pools.contains_key(name),
+        AddressRequest::Fixed(_) => false,
+    };
+    snapshot.policies.iter().filter(is_away)
 }
 
 /// Adds one address for each family that the pool has and the policy lacks; says whether it lacked any.

@@ -60,26 +60,38 @@ fn pools_give_the_lowest_free_address_of_each_family_and_policies_keep_it() {
     );
 }
 
-/// A gateway that is made anew must not move every address that its policies have.
+/// A gateway or a pool that is made anew must not move every address that its policies have.
 #[test]
 fn a_policy_that_is_refused_for_a_while_has_its_address_again_afterwards() {
-    for wait in [0, 1_000] {
+    for (wait, is_pool) in [(0, false), (1_000, false), (0, true), (1_000, true)] {
         let mut scene = with(vec![pooled("a")]);
-        let pool = pool("pool", "192.0.2.1", "192.0.2.9");
-        scene.snapshot.pools.insert(pool.name.clone(), pool);
+        let usual = pool("pool", "192.0.2.1", "192.0.2.9");
+        scene.snapshot.pools.insert(usual.name.clone(), usual);
         assert_eq!(only(&scene.settle()).addresses, [ip("192.0.2.1")]);
-        let gateways = std::mem::take(&mut scene.snapshot.gateways);
+        let before = scene.snapshot.clone();
+        match is_pool {
+            true => scene.snapshot.pools.clear(),
+            false => scene.snapshot.gateways.clear(),
+        }
         let plan = scene.settle();
         assert!(only(&plan).refusal.is_some() && only(&plan).addresses.is_empty());
         // While it is refused, another asks, and does not get it, whether or not its ports still rest.
         scene.now += wait;
         scene.settle();
         scene.add_policy(pooled("b"));
+        let other = pool("other", "192.0.2.1", "192.0.2.1");
+        scene.snapshot.pools.insert(other.name.clone(), other);
+        let mut third = pooled("c");
+        third.addresses = AddressRequest::Pool(PoolName("other".into()));
+        scene.add_policy(third);
         scene.settle();
-        scene.snapshot.gateways = gateways;
+        scene.snapshot.gateways = before.gateways;
+        scene.snapshot.pools.extend(before.pools);
         let plan = scene.settle();
-        assert_eq!(named(&plan, "a").addresses, [ip("192.0.2.1")], "{wait}");
-        assert_eq!(named(&plan, "b").addresses, [ip("192.0.2.2")], "{wait}");
+        let case = format!("{wait} {is_pool}");
+        assert_eq!(named(&plan, "a").addresses, [ip("192.0.2.1")], "{case}");
+        assert_eq!(named(&plan, "b").addresses, [ip("192.0.2.2")], "{case}");
+        assert!(named(&plan, "c").addresses.is_empty(), "{case}");
     }
 }
 
