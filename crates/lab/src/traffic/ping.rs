@@ -12,6 +12,10 @@ const HEADER_BYTES: usize = 8;
 /// Smallest payload: the nonce that tells our echoes apart.
 pub const PAYLOAD_BYTES_MIN: usize = 8;
 
+/// Without an answer the request is repeated, as ping(8) does. The kernel's own ICMP messages may be lost: each CPU has one
+/// socket for those of all namespaces, and where that cannot send, it counts (`Icmp6OutErrors`) and goes on.
+const AGAIN: Duration = Duration::from_secs(1);
+
 /// How to ping.
 #[derive(Debug, Clone)]
 pub struct PingOptions {
@@ -36,7 +40,7 @@ impl Default for PingOptions {
 /// An answered echo.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Echo {
-    /// Time from question to answer.
+    /// Time from the last question to the answer.
     pub rtt: Duration,
     /// What the question carried in its first eight payload bytes; the server remembers it.
     pub nonce: u64,
@@ -71,7 +75,7 @@ pub enum PingError {
     Lab(#[from] LabError),
 }
 
-/// Sends one echo request from `place` and waits for the answer.
+/// Sends an echo request from `place`, and again every second, and waits for the first answer.
 ///
 /// # Errors
 /// No answer in time, an ICMP error instead of it, or nothing could be sent.
@@ -93,17 +97,26 @@ pub fn ping_here(target: IpAddr, options: &PingOptions) -> Result<Echo, PingErro
     let nonce = u64::from(std::process::id()) << 32 | u64::from(turn) << 16 | u64::from(id);
     let socket = open(target, options).map_err(PingError::Socket)?;
     let request = request(target.is_ipv4(), id, nonce, options.payload_bytes);
+    let ask = || {
+        let sent = socket.send_to(&request, SocketAddr::new(target, 0));
+        sent.map_err(|error| PingError::Send(target, error))
+    };
     let started = Instant::now();
-    let sent = socket.send_to(&request, SocketAddr::new(target, 0));
-    sent.map_err(|error| PingError::Send(target, error))?;
+    let mut asked = started;
+    ask()?;
     let mut buffer = vec![0; 65536];
     loop {
         let left = options.timeout.saturating_sub(started.elapsed());
         if left.is_zero() {
             return Err(PingError::Timeout(target, options.timeout));
         }
+        if asked.elapsed() >= AGAIN {
+            asked = Instant::now();
+            ask()?;
+        }
+        let turn = AGAIN.saturating_sub(asked.elapsed()).min(left);
         socket
-            .set_read_timeout(Some(left))
+            .set_read_timeout(Some(turn.max(Duration::from_millis(1))))
             .map_err(PingError::Socket)?;
         let Ok((length, from)) = socket.recv_from(&mut buffer) else {
             continue;
@@ -112,7 +125,7 @@ pub fn ping_here(target: IpAddr, options: &PingOptions) -> Result<Echo, PingErro
         match about_us(icmp, target.is_ipv4(), id, nonce) {
             Some(About::Reply) => {
                 return Ok(Echo {
-                    rtt: started.elapsed(),
+                    rtt: asked.elapsed(),
                     nonce,
                 });
             }
