@@ -1,7 +1,6 @@
 //! Figures: medians, spread, and the load of the machine while they were taken.
 
 use serde::{Deserialize, Serialize};
-use std::collections::BTreeSet;
 
 /// One measured thing.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
@@ -86,12 +85,24 @@ impl Report {
         }
     }
 
-    /// Takes over what an earlier report has of parts that this one did not measure.
+    /// Takes over what an earlier report has of parts that this one did not measure. Parts stay in their places.
     pub fn keep(&mut self, before: Report) {
-        let measured: BTreeSet<String> = self.figures.iter().map(|f| f.part.clone()).collect();
+        let names = |report: &Report| -> Vec<String> {
+            let parts = report.figures.iter().map(|figure| figure.part.clone());
+            parts.collect()
+        };
+        let (earlier, measured) = (names(&before), names(self));
+        let own = std::mem::take(&mut self.figures).into_iter();
         let kept = before.figures.into_iter();
+        self.figures = kept
+            .filter(|f| !measured.contains(&f.part))
+            .chain(own)
+            .collect();
+        let place = |figure: &Figure| earlier.iter().position(|part| *part == figure.part);
+        // Stable: figures of a part stay in order; a part that is new comes last.
+        let last = earlier.len();
         self.figures
-            .extend(kept.filter(|figure| !measured.contains(&figure.part)));
+            .sort_by_key(|figure| place(figure).unwrap_or(last));
     }
 
     /// Median of the ratios of runs with the same number.
@@ -168,6 +179,6 @@ mod tests {
             .map(|f| (f.part.as_str(), f.name.as_str(), f.median()))
             .collect();
         let kept = [("rest", "a", 1.0), ("rest", "b", 1.0), ("rest", "c", 1.0)];
-        assert_eq!(shown, [&[("traffic", "a", 2.0)], &kept[..]].concat());
+        assert_eq!(shown, [&kept[..], &[("traffic", "a", 2.0)]].concat());
     }
 }
