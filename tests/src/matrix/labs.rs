@@ -8,6 +8,8 @@ use std::net::IpAddr;
 
 /// Nodes with pods in one lab, at most: each has an agent, and the machine is small.
 const WORKERS_MAX: usize = 8;
+/// Pods in one lab, at most: each sends without pause, in both families.
+const PODS_MAX: usize = 24;
 /// Gateways of a lab of many nodes.
 const GATEWAYS: usize = 2;
 
@@ -64,7 +66,7 @@ pub fn of(cells: &[Cell]) -> Vec<LabPlan> {
     let mut labs: Vec<LabPlan> = Vec::new();
     for cell in cells {
         let room = match cell.ground.nodes {
-            Nodes::Many => WORKERS_MAX,
+            Nodes::Many => (PODS_MAX / pods_of_node(cells, cell)).clamp(1, WORKERS_MAX),
             Nodes::One => 1,
         };
         let fits = |lab: &&mut LabPlan| {
@@ -87,6 +89,12 @@ pub fn of(cells: &[Cell]) -> Vec<LabPlan> {
         lab.add(cell);
     }
     labs
+}
+
+/// How many cells share the node of this one.
+fn pods_of_node(cells: &[Cell], cell: &Cell) -> usize {
+    let same = |one: &&Cell| one.ground == cell.ground && one.node == cell.node;
+    cells.iter().filter(same).count()
 }
 
 impl LabPlan {
@@ -312,6 +320,7 @@ mod tests {
             assert_eq!(names.len(), labs.len());
             for lab in &labs {
                 lab.topology().validate().unwrap();
+                assert!(lab.pods().count() <= PODS_MAX, "{}", lab.name());
             }
         }
     }
