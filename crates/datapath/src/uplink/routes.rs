@@ -22,7 +22,7 @@ pub(super) struct Routes {
     pub(super) ways: BTreeSet<(u32, IpNet)>,
     /// Addresses with a route of their own in the main table; `None`: more than one device is named.
     hosts: BTreeMap<IpAddr, Option<u32>>,
-    /// Destinations of all routes and rules.
+    /// Destinations of all routes and rules but our own.
     destinations: BTreeSet<IpNet>,
     /// Lengths of those, for each family.
     lengths: BTreeMap<bool, BTreeSet<u8>>,
@@ -31,12 +31,16 @@ pub(super) struct Routes {
 impl Routes {
     /// Takes up a message of a route.
     pub(super) fn add_route(&mut self, body: &[u8]) {
-        let (Some(header), Some(to)) = (body.get(..ROUTE_BYTES), self.add_destination(body)) else {
+        // Ours are for marked packets alone, and may be one for each pod.
+        let header = body.get(..ROUTE_BYTES);
+        let Some(header) = header.filter(|header| header[5] != ROUTE_PROTOCOL) else {
             return;
         };
-        let (table, protocol, kind) = (header[4], header[5], header[7]);
-        if table == libc::RT_TABLE_LOCAL || kind != libc::RTN_UNICAST || protocol == ROUTE_PROTOCOL
-        {
+        let Some(to) = self.add_destination(body) else {
+            return;
+        };
+        let (table, kind) = (header[4], header[7]);
+        if table == libc::RT_TABLE_LOCAL || kind != libc::RTN_UNICAST {
             return;
         }
         let mut devices = BTreeSet::new();
@@ -102,4 +106,32 @@ fn hops(mut bytes: &[u8]) -> impl Iterator<Item = u32> {
             .unwrap_or(&[]);
         Some(index)
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::netlink::Attrs;
+
+    /// A route that throws, of this protocol.
+    fn thrown(protocol: u8, to: [u8; 4]) -> Vec<u8> {
+        let header = [2, 32, 0, 0, 252, protocol, 0, 9, 0, 0, 0, 0];
+        Attrs::after(&header).bytes(DESTINATION, &to).finish()
+    }
+
+    #[test]
+    fn our_own_routes_tell_no_pods_apart_and_those_of_others_do() {
+        let pods = [[10, 0, 0, 1], [10, 0, 0, 2]];
+        let kin = |protocol: u8| {
+            let mut routes = Routes::default();
+            for pod in pods {
+                routes.add_route(&thrown(protocol, pod));
+            }
+            pods.map(|pod| routes.kin(IpAddr::from(pod)))
+        };
+        let [first, second] = kin(ROUTE_PROTOCOL);
+        assert_eq!(first, second);
+        let [first, second] = kin(4);
+        assert_ne!(first, second);
+    }
 }
