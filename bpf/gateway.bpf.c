@@ -23,6 +23,7 @@
 #include "include/neighbour.h"
 #include "include/probe.h"
 #include "include/traffic.h"
+#include "include/canary.h"
 
 /* Drops after telling the sender by an ICMP error out of the device that the packet came by. */
 static __noinline int tell_outside(struct __sk_buff *skb, const struct egret_packet *packet, __u32 kind)
@@ -219,6 +220,8 @@ static __always_inline int send_out(struct __sk_buff *skb, struct egret_config *
 	index = proven_owner(skb, table, packet, &selection, underlay);
 	if (index == EGRET_SLOT_NONE)
 		return drop(selection.kind == BY_QUOTED_DATAGRAM ? EGRET_OUT_FRAGMENT_UNKNOWN : EGRET_OUT_SPOOFED);
+	if (selection.kind == BY_PORT && !selection.icmp_error && is_canary(packet))
+		return turn_round(skb, packet, index);
 	if (packet->fragmentation == FIRST_FRAGMENT && selection.kind == BY_PORT && !selection.icmp_error)
 		remember_first_fragment(&selection.datagram, index);
 	if (packet->hop_limit <= 1) {

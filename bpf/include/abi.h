@@ -18,6 +18,9 @@
 /* Mark bits that are ours, and how far a group number is shifted to reach them. */
 #define EGRET_MARK_MASK 0x00ff0000u
 #define EGRET_MARK_SHIFT 16
+/* Destinations of canaries without the number of the group: 198.18.79.0, and the third word of 100::79:0:0. */
+#define EGRET_CANARY_V4 0xc6124f00u
+#define EGRET_CANARY_V6_WORD 0x00000079u
 /* UDP port of probes inside the tunnel. */
 #define EGRET_PROBE_PORT 14790
 /* Source ports in one block: 1 << 6. */

@@ -45,7 +45,10 @@ enum egret_counter {
 	/* egress_in, to next hops: served, dropped */
 	EGRET_OUT_NEXT_HOP = 30,
 	EGRET_OUT_NEXT_HOP_UNKNOWN = 31,
-	EGRET_COUNTERS = 32
+	/* egress_in, canaries: answered, dropped */
+	EGRET_CANARY_TURNED = 32,
+	EGRET_CANARY_REFUSED = 33,
+	EGRET_COUNTERS = 34
 };
 
 #endif

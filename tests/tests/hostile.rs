@@ -376,7 +376,7 @@ fn a_pods_forged_egress_address_is_dropped(cluster: &Cluster) -> Outcome {
         for family in 0..2 {
             let from = SocketAddr::new(ip(EGRESS[family]), port_of(cluster, "worker1", family)?);
             let forged = packet::udp(from, SocketAddr::new(ip(MARK[family]), PORT), b"forged");
-            let drops = ("worker1", "guard_egress_address", 1);
+            let drops = ("worker1", "forged_source", 1);
             dropped(cluster, drops, || {
                 Ok(pod.run(|| packet::send_raw(&forged))??)
             })?;

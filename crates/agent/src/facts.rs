@@ -2,7 +2,7 @@
 
 use egret_core::model::{NodeName, Snapshot};
 use egret_core::node::{
-    Attachment, Candidate, External, ExternalChoice, external_choice, wanted_next_hops,
+    Attachment, Candidate, External, ExternalChoice, ForeignMark, external_choice, wanted_next_hops,
 };
 use egret_core::numbers::{EXTERNAL_ADDRESSES_MAX, TUNNEL_DEVICE};
 use egret_datapath::route::{Device, RouteError, Routing};
@@ -49,6 +49,8 @@ pub(crate) struct Links {
     pub(crate) local_addresses: BTreeSet<IpAddr>,
     /// Next hops of policies that a device with carrier leads to, without a router between.
     pub(crate) attached: BTreeMap<IpAddr, Attachment>,
+    /// Policy routing rules of others that look at bits of our mark.
+    pub(crate) foreign_marks: BTreeSet<ForeignMark>,
 }
 
 impl Links {
@@ -73,6 +75,7 @@ impl Links {
             underlay_up: true,
             local_addresses: BTreeSet::new(),
             attached,
+            foreign_marks: routing.foreign_marks()?,
         };
         for device in &devices {
             let networks = by_device.get(&device.index).cloned().unwrap_or_default();

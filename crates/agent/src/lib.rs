@@ -13,6 +13,7 @@
 //! traffic. A restarted agent adopts what is there, and changes nothing before it knows which gateways answer.
 
 mod board;
+mod canary;
 mod classic;
 mod cni;
 pub mod doctor;
@@ -117,6 +118,7 @@ pub fn run(
     })?;
     let ranges = port_use::start(events.clone())?;
     let flows = flows::start(events.clone())?;
+    let (canaries, canary_device) = canary::start(events.clone())?;
     cni::listen(&config.cni.socket, events.clone())?;
     let ready = Arc::new(AtomicBool::new(false));
     let desk = cni::Desk::open(&config.node, &config.state_directory, ready.clone());
@@ -127,8 +129,10 @@ pub fn run(
         probes,
         ranges,
         flows,
+        canaries,
     };
-    main_loop::MainLoop::new(config, datapath, board, ways, desk).run(&inbox, stop);
+    let main_loop = main_loop::MainLoop::new(config, datapath, board, ways, desk);
+    main_loop.measuring(canary_device).run(&inbox, stop);
     for socket in [&config.socket, &config.cni.socket] {
         let _ = std::fs::remove_file(socket);
     }
@@ -154,6 +158,9 @@ pub fn cleanup(
         errors.push(chain(&error));
     }
     if let Err(error) = egret_datapath::uplink::UplinkDriver::remove(pin_directory) {
+        errors.push(chain(&error));
+    }
+    if let Err(error) = egret_datapath::canary::remove() {
         errors.push(chain(&error));
     }
     match Datapath::open(state_directory) {

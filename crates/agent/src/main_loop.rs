@@ -6,6 +6,7 @@ mod upkeep;
 
 use crate::Config;
 use crate::board::Board;
+use crate::canary::{Measured, Order, Shown};
 use crate::chain;
 use crate::cni::{Asked, Desk, Round};
 use crate::facts::{Links, Wanted};
@@ -67,6 +68,10 @@ pub(crate) enum Event {
     Query(Query),
     /// The CNI plugin tells of a pod.
     Cni(Asked),
+    /// What canaries have shown.
+    Canaries(Shown),
+    /// The canary device was made anew.
+    CanaryDevice(u32),
 }
 
 /// The ways to the threads that work for the loop.
@@ -79,6 +84,8 @@ pub(crate) struct Ways {
     pub(crate) ranges: Sender<Ranges>,
     /// To whoever reads all flows: the number of the change that wants them.
     pub(crate) flows: Sender<u64>,
+    /// To whoever sends canaries.
+    pub(crate) canaries: Sender<Order>,
 }
 
 pub(crate) struct MainLoop {
@@ -116,6 +123,12 @@ pub(crate) struct MainLoop {
     told_ranges: Ranges,
     told_targets: Targets,
     told_status: Option<Status>,
+    /// What canaries measure.
+    told_measured: Measured,
+    /// What they have shown.
+    canaries: Shown,
+    /// Index of the canary device, where there is one.
+    canary_device: Option<u32>,
     /// Version of the record when it was told.
     told_version: u64,
     trouble: Option<String>,
@@ -166,6 +179,9 @@ impl MainLoop {
             told_ranges: Ranges::new(),
             told_targets: Targets::default(),
             told_status: None,
+            told_measured: Measured::default(),
+            canaries: Shown::default(),
+            canary_device: None,
             told_version: 0,
             trouble: Some("no objects read yet".into()),
             forward_blocked: Vec::new(),
@@ -173,6 +189,14 @@ impl MainLoop {
             links_changed: false,
             looked: Instant::now(),
             compared: Instant::now(),
+        }
+    }
+
+    /// With the device at whose ingress canaries appear, where there is one.
+    pub(crate) fn measuring(self, canary_device: Option<u32>) -> Self {
+        MainLoop {
+            canary_device,
+            ..self
         }
     }
 
@@ -273,6 +297,7 @@ impl MainLoop {
             Event::Links => {
                 self.links_changed = true;
                 self.links_stale = true;
+                self.look_soon();
             }
             Event::Flows(read) => self.end_owed(read),
             Event::Full(full, left_out) => {
@@ -295,7 +320,19 @@ impl MainLoop {
                 let snapshot = self.view.as_mut().map(|view| &mut view.snapshot);
                 self.news |= self.cni.take(asked, snapshot);
             }
-            Event::Query(query) => query.answer(self.view.as_deref(), &self.outcome, &self.seen),
+            Event::Canaries(shown) => {
+                self.news |= shown.broken != self.canaries.broken;
+                self.canaries = shown;
+            }
+            Event::CanaryDevice(index) => {
+                self.canary_device = Some(index);
+                self.news = true;
+            }
+            Event::Query(query) => query.answer(
+                self.view.as_deref(),
+                &self.outcome,
+                (&self.seen, &self.canaries),
+            ),
         }
     }
 
@@ -340,6 +377,7 @@ impl MainLoop {
     fn carry_out(&mut self, snapshot: &Snapshot) -> Result<(), String> {
         let node = self.config.node.clone();
         let links = self.look(snapshot).map_err(|e| chain(&e))?;
+        self.seen_here.foreign_marks = links.foreign_marks.clone();
         let path = self.uplink.facts(snapshot, &node).map_err(|e| chain(&e))?;
         let routing = self.datapath.routing();
         let looked = self.pod_devices.look(routing, snapshot, &node);
@@ -388,6 +426,7 @@ impl MainLoop {
         self.program(&outcome)?;
         self.uplink.settle(&outcome)?;
         self.follow_flows(&outcome);
+        self.measure(&outcome);
         self.remember(&outcome);
         self.outcome = Some(outcome);
         Ok(())
@@ -457,6 +496,9 @@ impl MainLoop {
             devices: self.pod_devices.devices(),
             detached: self.pod_devices.detached(),
             unknown_pods: self.config.unknown_pods,
+            foreign_marks: links.foreign_marks.clone(),
+            canary_device: self.canary_device,
+            broken_paths: self.canaries.broken.clone(),
         }
     }
 

@@ -47,6 +47,15 @@ pub struct ByKind {
     pub kind: String,
 }
 
+/// A gauge by gateway group and address family.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub struct ByPath {
+    /// Name of the `EgressGateway`.
+    pub gateway: String,
+    /// `IPv4` or `IPv6`.
+    pub family: String,
+}
+
 /// A gauge by gateway node.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 pub struct ByGateway {
@@ -81,6 +90,8 @@ pub struct Metrics {
     pub takeovers: Family<ByAddress, Counter>,
     /// Whether a gateway answers this node's probes.
     pub gateway_live: Family<ByGateway, Gauge>,
+    /// Whether canaries of a path do not come back.
+    pub path_broken: Family<ByPath, Gauge>,
     /// Gateways that stopped answering.
     pub gateway_losses: Counter,
     /// States carried out.
@@ -128,6 +139,7 @@ impl Default for Metrics {
             dropped_packets: Family::default(),
             takeovers: Family::default(),
             gateway_live: Family::default(),
+            path_broken: Family::default(),
             gateway_losses: Counter::default(),
             applies: Counter::default(),
             apply_errors: Counter::default(),
@@ -167,6 +179,8 @@ impl Metrics {
         r.register("uplink_packets", uplink, self.uplink_packets.clone());
         let live = "Whether the gateway answers this node's probes (1) or not (0)";
         r.register("gateway_live", live, self.gateway_live.clone());
+        let broken = "1 where packets that go the way of pods' packets do not come back";
+        r.register("path_broken", broken, self.path_broken.clone());
         r.register(
             "gateway_losses",
             "Gateways that stopped answering",

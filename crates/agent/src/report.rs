@@ -1,18 +1,18 @@
 //! What is told about this node and cluster: metrics, the node's status, and `egret status`.
 
 use crate::board::Board;
+use crate::canary::Shown;
 use crate::facts::Links;
 use crate::gateway::Gateway;
-use crate::metrics::{ByAddress, ByGateway, ByReason, Metrics};
+use crate::metrics::{ByAddress, ByGateway, ByPath, ByReason, Metrics};
 use crate::probe::Seen;
 use crate::uplink::Uplink;
 use egret_core::condition::{Condition as Said, ConditionType, Reason};
 use egret_core::machines::Destination;
 use egret_core::model::{Finding, NodeRecord};
-use egret_core::node::{NodeOutcome, PodsPath};
+use egret_core::node::{CANARY_ABILITY, ForeignMark, NodeOutcome, PodsPath, ReportKind};
 use egret_core::numbers::MARK_MASK;
 use egret_datapath::driver::RefusedProtocol;
-use egret_datapath::route::ForeignMark;
 use egret_objects::{Condition, ConditionStatus, NodeReport, View};
 use serde::Serialize;
 use std::collections::{BTreeMap, BTreeSet};
@@ -287,9 +287,7 @@ pub(crate) fn metrics(
                 .set(i64::from(*used));
         }
         let Some(outcome) = outcome else { return };
-        metrics
-            .selected_pods
-            .set(outcome.state.worker.pods.len() as i64);
+        metrics.selected_pods.set(selected_pods(outcome) as i64);
         metrics.findings.set(outcome.findings.len() as i64);
         metrics.ports_leased.clear();
         for target in outcome.state.worker.targets.values() {
@@ -305,6 +303,12 @@ pub(crate) fn metrics(
     });
 }
 
+fn selected_pods(outcome: &NodeOutcome) -> usize {
+    let worker = &outcome.state.worker;
+    let canaries = worker.canary.as_ref().map_or(0, |c| c.sources.len());
+    worker.pods.len() - canaries
+}
+
 pub(crate) fn gateway_metrics(metrics: &mut Metrics, gateway: &mut Gateway) {
     for (reason, packets) in gateway.counters() {
         let label = ByReason {
@@ -314,6 +318,22 @@ pub(crate) fn gateway_metrics(metrics: &mut Metrics, gateway: &mut Gateway) {
     }
     metrics.announcing.set(gateway.announcing().len() as i64);
     metrics.steering_version.set(gateway.version());
+}
+
+/// One figure for each path that canaries have measured.
+pub(crate) fn canary_metrics(metrics: &mut Metrics, shown: &Shown) {
+    metrics.path_broken.clear();
+    for path in &shown.paths {
+        let v6 = path.egress.is_ipv6();
+        let label = ByPath {
+            gateway: path.group.gateway.0.clone(),
+            family: if v6 { "IPv6" } else { "IPv4" }.into(),
+        };
+        let mut broken = shown.broken.iter();
+        let broken = broken.any(|one| one.group == path.group && one.v6 == v6);
+        let gauge = metrics.path_broken.get_or_create(&label);
+        gauge.set(gauge.get().max(i64::from(broken)));
+    }
 }
 
 pub(crate) fn uplink_metrics(metrics: &mut Metrics, uplink: &Uplink) {
@@ -401,7 +421,9 @@ pub(crate) fn status(
         demand.entry(*address).or_default();
     }
     let is_gateway = outcome.is_some_and(|outcome| outcome.state.gateway.is_some());
+    let can = abilities(outcome, gateway);
     let record = NodeRecord {
+        abilities: can.iter().cloned().collect(),
         underlay_addresses: node.map(|node| node.addresses.clone()).unwrap_or_default(),
         external_addresses: links
             .filter(|_| is_gateway)
@@ -431,7 +453,7 @@ pub(crate) fn status(
         external_interface: links
             .and_then(|links| links.external.as_ref())
             .map(|(device, ..)| device.name.clone()),
-        abilities: abilities(outcome, gateway),
+        abilities: can,
         conditions: conditions(
             outcome,
             gateway,
@@ -464,12 +486,34 @@ fn abilities(outcome: Option<&NodeOutcome>, gateway: &Gateway) -> Vec<String> {
         PodsPath::Bpf => Some("cni-path-bpf"),
         PodsPath::Unsupported(_) => None,
     });
-    let all = ["nftables"].into_iter().chain(ebpf).chain(path);
+    // The nftables fallback does not turn canaries round.
+    let canary = ebpf.filter(|_| gateway.is_loaded()).map(|_| CANARY_ABILITY);
+    let all = ["nftables"]
+        .into_iter()
+        .chain(ebpf)
+        .chain(path)
+        .chain(canary);
     all.map(str::to_owned).collect()
 }
 
 fn mac_text(mac: [u8; 6]) -> String {
     mac.map(|byte| format!("{byte:02x}")).join(":")
+}
+
+/// Ways whose canaries do not come back, under the reason of the first.
+fn path_broken<'a>(
+    reports: impl Iterator<Item = &'a egret_core::node::NodeReport>,
+) -> Option<Condition> {
+    let broken: Vec<_> = reports
+        .filter(|report| matches!(report.kind, ReportKind::PathBroken(_)))
+        .collect();
+    let reason = broken.first()?.kind.reason();
+    let lines: Vec<String> = broken
+        .iter()
+        .map(|report| format!("{}: {}", report.subject, report.text))
+        .collect();
+    let said = Said::new(ConditionType::PathBroken, true, reason, lines.join("; "));
+    Some(Condition::from(&said))
 }
 
 fn conditions(
@@ -530,7 +574,11 @@ fn conditions(
         );
         by_reason.entry(Reason::MarkOverlap).or_default().push(text);
     }
-    for report in outcome.into_iter().flat_map(|outcome| &outcome.reports) {
+    let reports = || outcome.into_iter().flat_map(|outcome| &outcome.reports);
+    conditions.extend(path_broken(reports()));
+    let is_path =
+        |report: &&egret_core::node::NodeReport| matches!(report.kind, ReportKind::PathBroken(_));
+    for report in reports().filter(|report| !is_path(report)) {
         let line = format!("{}: {}", report.subject, report.text);
         by_reason
             .entry(report.kind.reason())

@@ -1,13 +1,16 @@
 //! Questions of the command line to the agent of the same node: one line of JSON each way. Nothing here changes anything.
 
 use crate::AgentError;
+use crate::canary::Shown;
 use crate::main_loop::Event;
 use crate::probe::Seen;
 use crate::report::Status;
 use crate::source::spawn;
+use egret_core::explain::{Explanation, Leaves, Stage, Step};
 use egret_core::node::NodeOutcome;
 use egret_objects::View;
 use serde::{Deserialize, Serialize};
+use std::collections::BTreeSet;
 use std::io::{self, BufRead, BufReader, Read, Write};
 use std::net::IpAddr;
 use std::os::unix::fs::PermissionsExt;
@@ -45,7 +48,12 @@ pub(crate) struct Query {
 }
 
 impl Query {
-    pub(crate) fn answer(&self, view: Option<&View>, outcome: &Option<NodeOutcome>, seen: &Seen) {
+    pub(crate) fn answer(
+        &self,
+        view: Option<&View>,
+        outcome: &Option<NodeOutcome>,
+        (seen, canaries): (&Seen, &Shown),
+    ) {
         let Some(view) = view else {
             let _ = self
                 .reply
@@ -55,17 +63,55 @@ impl Query {
         let answer = match &self.question {
             Question::Status => to_json(&Status::of_agent(view, outcome.as_ref(), seen)),
             Question::Explain { namespace, pod, to } => {
-                let explained = egret_core::explain::explain(
+                let mut explained = egret_core::explain::explain(
                     &view.snapshot,
                     outcome.as_ref(),
                     (namespace, pod),
                     *to,
                 );
+                measured(&mut explained, outcome.as_ref(), canaries);
                 to_json(&explained)
             }
         };
         // Whoever asked may have gone.
         let _ = self.reply.send(answer);
+    }
+}
+
+/// Says of the ways of an explanation when they were last measured.
+fn measured(explained: &mut Explanation, outcome: Option<&NodeOutcome>, canaries: &Shown) {
+    let (Some(outcome), Some(at)) = (outcome, canaries.at) else {
+        return;
+    };
+    let Leaves::From(addresses) = &explained.leaves else {
+        return;
+    };
+    let targets = outcome.state.worker.targets.iter();
+    let ways: BTreeSet<_> = targets
+        .filter(|(_, target)| addresses.contains(&target.address))
+        .filter_map(|(id, target)| Some((outcome.target_groups.get(id)?, target.address.is_ipv6())))
+        .collect();
+    let verdict = explained.steps.len().saturating_sub(1);
+    for path in &canaries.paths {
+        let v6 = path.egress.is_ipv6();
+        if !ways.contains(&(&path.group, v6)) {
+            continue;
+        }
+        let mut broken = canaries.broken.iter();
+        let broken = broken.find(|one| one.group == path.group && one.v6 == v6);
+        let said = match broken {
+            None => "packets of our own came back from it".to_owned(),
+            Some(broken) => format!("packets of our own do not come back from it: {broken}"),
+        };
+        let family = if v6 { "IPv6" } else { "IPv4" };
+        let (name, ago) = (&path.group.gateway.0, at.elapsed().as_secs());
+        let text = format!("EgressGateway {name}, {family}: {said}, measured {ago} s ago");
+        let step = Step {
+            stage: Stage::Gateway,
+            ok: broken.is_none(),
+            text,
+        };
+        explained.steps.insert(verdict, step);
     }
 }
 

@@ -31,6 +31,7 @@ types! {
     Overlapped: "Another policy comes before this one for some pods and destinations.";
     Degraded: "It works, with less than was promised.";
     ForwardBlocked: "A node's firewall refuses forwarding and Egret cannot mend it there.";
+    PathBroken: "Packets that go the way of a pod's packets do not come back.";
     Unsupported: "The network plugin of a node takes packets past the kernel in a way that Egret does not know.";
 }
 
@@ -239,6 +240,33 @@ reasons! {
     PolicyDrop: ForwardBlocked true;
         "A FORWARD policy drops, in tables that Egret cannot append to.",
         "Accept forwarded packets of the tunnel device there; the message has the command.";
+    LostInPrerouting: PathBroken true;
+        "Canaries are lost in the prerouting hook, before they are routed: rules of others drop what pods send.",
+        "See `egret doctor` on the node; allow packets of pods in the chains of the prerouting hook (raw, mangle).";
+    NotRouted: PathBroken true;
+        "Canaries are lost between prerouting and the forward hook: the kernel has no way for them, or its reverse-path filter drops them.",
+        "See `ip rule`, `ip route` and `net.ipv4.conf.*.rp_filter` on the node.";
+    NotForwarded: PathBroken true;
+        "Canaries are lost in the forward hook: a rule of others drops or refuses what goes through the tunnel.",
+        "Accept forwarded packets of the tunnel device there; `egret doctor` on the node names the chain.";
+    LostInPostrouting: PathBroken true;
+        "Canaries are lost behind the forward hook, before the translation is checked: rules of others in postrouting, or a device that is too small.",
+        "Allow packets to the tunnel device in the chains of the postrouting hook.";
+    NotTranslated: PathBroken true;
+        "Canaries reach the guard with another source than the leased one: a rule of others translates them first.",
+        "Let that rule leave packets to the tunnel device alone, or give its chain a priority above 90.";
+    NotAnsweredByGateway: PathBroken true;
+        "Canaries leave by the tunnel and no answer comes to the node: a firewall between, the gateway's input hook, or the gateway itself.",
+        "Open UDP 14789 between the nodes and on the gateways; look at the gateway's agent; compare the MTU of the underlay.";
+    LostInTunnelInput: PathBroken true;
+        "Answers come to the node and are lost in its input hook.",
+        "Open UDP 14789 on this node for the gateways.";
+    AnswerLostOnReversePath: PathBroken true;
+        "Answers come out of the tunnel and are lost before they are forwarded: a filter of the reverse path, by rules or by the kernel.",
+        "Exempt the tunnel device from the rule (`fib saddr . iif oif missing drop`, `-m rpfilter`); `egret doctor` on the node names it.";
+    AnswerNotForwarded: PathBroken true;
+        "Answers come out of the tunnel and are lost in the forward hook or behind it.",
+        "Accept forwarded packets of the tunnel device there; `egret doctor` on the node names the chain.";
     UnknownPath: Unsupported true;
         "Packets of the node's pods may pass its stack by in a way that Egret cannot follow: selected traffic that it \
          sees is refused, and nothing is reported as programmed there.",

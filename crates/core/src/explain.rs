@@ -2,7 +2,9 @@
 
 use crate::compile::{Claim, compile};
 use crate::model::*;
-use crate::node::{Group, GroupNumber, NextHopWay, NodeOutcome, Profile, TargetId, Verdict};
+use crate::node::{
+    BrokenPath, Group, GroupNumber, NextHopWay, NodeOutcome, Profile, TargetId, Verdict,
+};
 use crate::resolve::{
     Paired, Precedence, Resolved, age_ranks, assigned, family_index, pair, resolve, select,
 };
@@ -389,6 +391,10 @@ fn target_line(
         let text = format!("new connections are dropped: no port of {address} can be used yet");
         return (Some(address), text, false);
     }
+    if let Some(broken) = broken_path(outcome, id, address) {
+        let text = format!("selected, and packets do not come back: {broken}");
+        return (Some(address), text, false);
+    }
     let names = |members: &BTreeSet<u16>| names(snapshot, members);
     match worker.groups.get(&target.group) {
         Some(Group::Tunnel(members)) => (
@@ -406,6 +412,13 @@ fn target_line(
             (Some(address), text, false)
         }
     }
+}
+
+/// What canaries say of the way of this target.
+fn broken_path(outcome: &NodeOutcome, id: TargetId, address: IpAddr) -> Option<&BrokenPath> {
+    let group = outcome.target_groups.get(&id)?;
+    let mut broken = outcome.broken_paths.iter();
+    broken.find(|path| path.group == *group && path.v6 == address.is_ipv6())
 }
 
 fn names(snapshot: &Snapshot, members: &BTreeSet<u16>) -> String {

@@ -14,6 +14,7 @@
 #![forbid(unsafe_code)]
 
 pub mod announced;
+pub mod canary;
 pub mod check;
 pub mod classic;
 mod compile;

@@ -4,6 +4,7 @@
 //! and its own grants; gateways also every `EgressAddress`. Pods and grants of other nodes are not looked at (P10).
 
 mod accounts;
+mod canary;
 mod cluster;
 mod ending;
 mod facts;
@@ -17,6 +18,7 @@ mod profiles;
 mod state;
 
 pub use accounts::Account;
+pub use canary::{CANARY_ABILITY, CanaryPath, CanaryState, is_canary_destination};
 pub use cluster::never_anywhere;
 pub use ending::{Ending, Idle};
 pub use facts::*;
@@ -71,13 +73,26 @@ pub fn node_state(
         devices: built.devices,
         egress_addresses: egress_addresses(snapshot, &resolved, &me),
         lift: BTreeSet::new(),
-        unknown: cluster::unknown(&me, facts, own_pods, &mut reports),
+        unknown: cluster::unknown(&me, facts, own_pods.clone(), &mut reports),
+        canary: None,
     };
     reports.extend(built.reports);
     let mut programmed = built.programmed;
     let (pods_path, lift) = path::decide(facts, &worker);
     worker.lift = lift;
     reports.extend(refuse(&pods_path, &resolved, &mut worker, &mut programmed));
+    let mut target_groups = groups.keys;
+    let canaries = match pods_path {
+        PodsPath::Unsupported(_) => Vec::new(),
+        PodsPath::Netfilter | PodsPath::Bpf => canary::add(
+            snapshot,
+            (&me, facts),
+            own_pods,
+            &mut worker,
+            &mut target_groups,
+        ),
+    };
+    reports.extend(facts.broken_paths.iter().map(BrokenPath::report));
     reports.sort();
     reports.dedup();
     Ok(NodeOutcome {
@@ -103,7 +118,9 @@ pub fn node_state(
         reports,
         groups: groups.numbers,
         group_members: groups.members,
-        target_groups: groups.keys,
+        target_groups,
+        canaries,
+        broken_paths: facts.broken_paths.clone(),
         accounts,
         granted: me.record.grants.iter().map(|grant| grant.address).collect(),
     })

@@ -25,9 +25,10 @@ pub const MARK_MASK: u32 = 0x00ff_0000;
 /// Bits that a group number is shifted to reach the mark.
 pub const MARK_SHIFT: u32 = 16;
 /// Highest gateway group number of one node; more are a finding.
-pub const GROUPS_MAX: u8 = 250;
-/// Group number that means "out by this node's own external device".
-pub const GROUP_LOCAL: u8 = 254;
+pub const GROUPS_MAX: u8 = 120;
+/// Set from classification to routing in a mark of another component that has one of our group numbers in our bits, and
+/// taken off after routing: no group number has this bit, so such a packet meets none of our routing rules.
+pub const FOREIGN_MARK_BIT: u32 = 0x0080_0000;
 /// Group number that means "lifted into the stack and left alone by it"; no target has it.
 pub const GROUP_LEFT_ALONE: u8 = 252;
 /// Name of the device at whose ingress the packets appear that pods send past the stack.
@@ -36,8 +37,44 @@ pub const LIFT_DEVICE: &str = "egret-lift";
 pub const LIFT_PEER: &str = "egret-lift-end";
 /// Address of the lift device: without one, loose reverse-path filtering drops what it receives.
 pub const LIFT_ADDRESS: std::net::Ipv4Addr = std::net::Ipv4Addr::new(169, 254, 77, 2);
+/// Name of the device at whose ingress canaries appear, as if from a pod.
+pub const CANARY_DEVICE: &str = "egret-canary";
+/// Name of its other end, where the agent sends and receives them.
+pub const CANARY_PEER: &str = "egret-canary-in";
+/// Address of the canary device: without one, loose reverse-path filtering drops what it receives.
+pub const CANARY_ADDRESS: std::net::Ipv4Addr = std::net::Ipv4Addr::new(169, 254, 77, 3);
+/// Source of IPv4 canaries where the Node has no IPv4 pod CIDR.
+pub const CANARY_SOURCE_V4: std::net::Ipv4Addr = std::net::Ipv4Addr::new(169, 254, 77, 4);
+/// Source of IPv6 canaries where the Node has no IPv6 pod CIDR.
+pub const CANARY_SOURCE_V6: std::net::Ipv6Addr =
+    std::net::Ipv6Addr::new(0xfd65, 0x6772, 0x6574, 0, 0, 0, 0, 4);
+/// Destinations of IPv4 canaries (RFC 2544): the last octet is the number of the gateway group. Gateways turn them round.
+pub const CANARY_DESTINATION_V4: std::net::Ipv4Addr = std::net::Ipv4Addr::new(198, 18, 79, 0);
+/// Destinations of IPv6 canaries (RFC 6666): the last octet is the number of the gateway group.
+pub const CANARY_DESTINATION_V6: std::net::Ipv6Addr =
+    std::net::Ipv6Addr::new(0x100, 0, 0, 0, 0, 0x79, 0, 0);
+/// Port that TCP and UDP canaries are sent to.
+pub const CANARY_PORT: u16 = 14791;
+/// Source ports of the node's own lease that canaries use.
+pub const CANARY_LEASE_PORTS: u16 = 16;
+/// Ports that a lease must have for canaries to use it: of a smaller one none is taken.
+pub const CANARY_LEASE_MIN_PORTS: u32 = 256;
+/// Milliseconds between two rounds of canaries.
+pub const CANARY_INTERVAL_MS: u64 = 10_000;
+/// Milliseconds after a change of links, rules or policies until a round begins; further changes do not put it off.
+pub const CANARY_SETTLE_MS: u64 = 1_000;
+/// Tries of one canary, all without answer, after which its path is looked at hook by hook.
+pub const CANARY_TRIES: u32 = 3;
+/// Milliseconds that one try waits for its answer.
+pub const CANARY_ANSWER_MS: u64 = 700;
+/// Priority of the rule that leads answers of canaries out of the tunnel to the canary device.
+pub const RULE_PRIORITY_CANARY: u32 = 76;
 /// Priority of our policy routing rules.
 pub const RULE_PRIORITY: u32 = 79;
+/// Priority of the rule that leads what the node itself makes past our rules.
+pub const RULE_PRIORITY_OWN_PACKETS: u32 = 77;
+/// Priority of the rule that it leads to, which does nothing: behind our rules, before everybody else's.
+pub const RULE_PRIORITY_END: u32 = 80;
 /// Routing table of group g is this plus g.
 pub const ROUTE_TABLE_BASE: u32 = 14790;
 /// Route protocol number on our routes, rules, addresses and next hops.

@@ -16,7 +16,7 @@ use crate::route::{RouteError, Routing};
 use crate::sysctl::{HASH_SETTINGS, NODE_SETTINGS, SysctlError, Sysctls};
 use crate::worker;
 use egret_core::machines::Destination;
-use egret_core::node::{AccountId, Ending, Idle, NextHopWay, NodeState};
+use egret_core::node::{AccountId, Ending, Idle, NextHopWay, NodeState, is_canary_destination};
 use egret_core::numbers::NFT_TABLE;
 use flows::Owed;
 use std::collections::{BTreeMap, BTreeSet};
@@ -194,8 +194,10 @@ impl Datapath {
         };
         let egress = &state.worker.egress_addresses;
         for flow in self.conntrack.flows().map_err(DatapathError::Conntrack)? {
+            // Canaries end with the lease that they measure; they must not keep it.
             if egress.contains(&flow.reply.destination)
                 && flow.reply.destination != flow.original.source
+                && !is_canary_destination(flow.original.destination)
             {
                 let port = (flow.reply.protocol, flow.reply.destination_port);
                 ports

@@ -9,6 +9,7 @@
 //! Every kernel object carries a mark of ours (`egret_core::numbers`), and only what carries it is ever deleted;
 //! but for [`earlier`], which removes what earlier systems left, when a person asks for it.
 
+pub mod canary;
 pub mod classic;
 pub mod conntrack;
 pub mod damage;
@@ -23,4 +24,6 @@ pub mod route;
 pub mod sysctl;
 mod tcx;
 pub mod uplink;
+mod veth;
+pub use veth::VethError;
 pub mod worker;

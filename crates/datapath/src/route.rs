@@ -11,6 +11,5 @@ pub(crate) mod wanted;
 mod wire;
 
 pub use kernel::{RouteError, Routing};
-pub use policy::ForeignMark;
 pub use tunnel::Device;
-pub use wanted::{NextHop, RouteEntry, RouteKind, RuleEntry, Wanted};
+pub use wanted::{NextHop, RouteEntry, RouteKind, RuleEntry, RuleKind, Wanted};

@@ -11,14 +11,12 @@
 
 pub mod abi;
 mod counters;
-mod device;
 mod look;
 mod programs;
 mod routes;
 mod tables;
 
 pub use counters::COUNTERS;
-pub use device::DeviceError;
 pub use look::{Delivered, LookError, Looker, Towards};
 pub use programs::OBJECT;
 
@@ -26,13 +24,21 @@ use crate::damage::{Damage, Found};
 use crate::gateway::programs::supported;
 use crate::gateway::{Attachment, GatewayError, Pins};
 use crate::netlink::{NetlinkError, NetlinkSocket};
-use device::LiftDevice;
+use crate::veth::{VethEnd, VethError, VethPair};
 use egret_core::node::WorkerState;
-use egret_core::numbers::LIFT_DEVICE;
+use egret_core::numbers::{LIFT_ADDRESS, LIFT_DEVICE, LIFT_PEER};
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 use tables::{Tables, Wanted};
 use thiserror::Error;
+
+/// The lift device and its other end, which carries nothing.
+const LIFT: VethPair = VethPair {
+    name: LIFT_DEVICE,
+    peer: LIFT_PEER,
+    alias: "egret: what pods send past the stack comes in here",
+    address: LIFT_ADDRESS,
+};
 
 /// Why pods' packets cannot be lifted.
 #[derive(Debug, Error)]
@@ -42,7 +48,7 @@ pub enum UplinkError {
     Bpf(#[from] GatewayError),
     /// The lift device.
     #[error(transparent)]
-    Device(#[from] DeviceError),
+    Device(#[from] VethError),
     /// No netlink.
     #[error(transparent)]
     Netlink(#[from] NetlinkError),
@@ -52,7 +58,7 @@ pub enum UplinkError {
 pub struct UplinkDriver {
     pins: Pins,
     socket: NetlinkSocket,
-    device: LiftDevice,
+    device: VethEnd,
     tables: Tables,
     attachment: Attachment,
     /// Devices that the programs are at.
@@ -81,7 +87,7 @@ impl UplinkDriver {
             programs::load(&pins)?;
         }
         let mut socket = NetlinkSocket::open(libc::NETLINK_ROUTE)?;
-        let device = device::ensure(&mut socket)?;
+        let device = LIFT.ensure(&mut socket)?;
         let mut tables = Tables::open(&pins)?;
         tables.set_config(abi::Config::of(device.index, device.mac, tables.config()))?;
         let uplinks = programs::devices(&pins);
@@ -162,7 +168,7 @@ impl UplinkDriver {
     /// [`UplinkError`].
     pub fn verify(&mut self, deep: bool) -> Result<Found, UplinkError> {
         let mut damage = Found::new();
-        if !device::is_intact(&mut self.socket, &self.device)? {
+        if !LIFT.is_intact(&mut self.socket, &self.device)? {
             let what = format!("{LIFT_DEVICE} is gone or was changed");
             damage.insert(Damage::Device, what);
         }
@@ -200,7 +206,7 @@ impl UplinkDriver {
         let found = remove_programs(pin_dir)?;
         // Without programs nothing is lifted, so the device goes last.
         let mut socket = NetlinkSocket::open(libc::NETLINK_ROUTE)?;
-        Ok(device::delete(&mut socket)? || found)
+        Ok(LIFT.delete(&mut socket)? || found)
     }
 }
 

@@ -5,13 +5,17 @@
 //! output     -300 raw_out      node-to-peer tunnel packets untracked
 //! input      -150 tunnel_in    tunnel packets from strangers dropped
 //! forward    -150 clamp        hand-made tunnel packets dropped; MSS lowered to what the tunnel carries
-//! prerouting  -99 classify     late packets of ended flows dropped; source -> profile -> destination box -> target: mark
+//! prerouting last classify     late packets of ended flows dropped; source -> profile -> destination box -> target: mark
+//! forward   first routed       our mark is taken off, before anybody else's rule of this hook
+//! input     first routed_in    the same for what is for the node itself
 //! postrouting  90 nat          source -> profile -> destination box -> target: source translation into the lease
-//! postrouting 300 guard        what would leave with a wrong source is dropped; our mark bits are cleared
+//! postrouting 300 guard        what would leave with a wrong source is dropped
 //! ```
 
 mod base;
+mod canary;
 mod counters;
+pub(crate) mod marks;
 mod names;
 mod next_hops;
 mod profile;
@@ -33,6 +37,7 @@ pub fn table(state: &NodeState) -> Table {
     };
     base::sets(state, &mut table);
     base::chains(state, &mut table);
+    canary::chains(state, &mut table);
     traffic::counters(state, &mut table);
     profile::targets(state, &mut table);
     next_hops::chains(state, &mut table);

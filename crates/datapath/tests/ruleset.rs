@@ -112,6 +112,10 @@ fn state() -> NodeState {
                 .map(|net| net.parse().expect("a prefix"))
                 .collect(),
             throw: BTreeSet::from(["10.244.1.0/24".parse().expect("a prefix")]),
+            canary: Some(CanaryState {
+                device: 1,
+                sources: BTreeSet::from([ip("10.244.1.0")]),
+            }),
             unknown: Some(UnknownPods {
                 cidrs: BTreeSet::from(["10.244.1.0/24".parse().expect("a prefix")]),
                 known: BTreeSet::from([ip("10.244.1.5"), ip("10.244.1.9")]),
@@ -421,6 +425,7 @@ fn a_thousand_accounts_are_read_by_one_dump() {
             counts.len(),
             started.elapsed() / 5
         );
-        assert_eq!(counts.len(), worker::COUNTERS.len() + 2 * 1002);
+        let hooks = egret_core::canary::CanaryHook::ALL.len();
+        assert_eq!(counts.len(), worker::COUNTERS.len() + hooks + 2 * 1002);
     });
 }

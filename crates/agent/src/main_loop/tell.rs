@@ -1,6 +1,7 @@
 //! What the loop tells others of the node: to whom probes go, figures, the status.
 
 use super::MainLoop;
+use crate::canary::{Measured, Order};
 use crate::probe::Targets;
 use crate::report;
 use egret_core::model::{NodeName, Snapshot};
@@ -47,6 +48,24 @@ impl MainLoop {
         }
     }
 
+    /// Tells which ways canaries are to measure.
+    pub(super) fn measure(&mut self, outcome: &NodeOutcome) {
+        let measured = Measured {
+            paths: outcome.canaries.clone(),
+            mtu: outcome.state.tunnel.mtu,
+        };
+        let order = Order::Measure(measured.clone());
+        if measured != self.told_measured && self.ways.canaries.send(order).is_ok() {
+            self.told_measured = measured;
+        }
+    }
+
+    /// Something has changed that canaries may meet.
+    pub(super) fn look_soon(&self) {
+        // Without a canary device nobody listens.
+        let _ = self.ways.canaries.send(Order::LookSoon);
+    }
+
     pub(super) fn report(&mut self, view: &View) {
         self.traffic.read(&mut self.datapath, &mut self.gateway);
         report::metrics(
@@ -56,6 +75,8 @@ impl MainLoop {
             self.traffic.reasons(),
             (&self.ports, &self.full),
         );
+        self.board
+            .with(|metrics| report::canary_metrics(metrics, &self.canaries));
         let (traffic, outcome) = (&self.traffic, self.outcome.as_ref());
         self.board.with(|metrics| traffic.show(metrics, outcome));
         self.board

@@ -128,8 +128,6 @@ impl MainLoop {
         }
         let refused = self.datapath.refused_protocols();
         self.seen_here.refused = refused.map_err(|error| chain(&error))?;
-        let marks = self.datapath.routing().foreign_marks();
-        self.seen_here.foreign_marks = marks.map_err(|error| chain(&error))?;
         Ok(())
     }
 

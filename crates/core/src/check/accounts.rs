@@ -10,6 +10,9 @@ use std::collections::BTreeSet;
 pub(super) fn accounts(snapshot: &Snapshot, outcome: &NodeOutcome, found: &mut Found) {
     let accounts = &outcome.accounts;
     for (id, target) in &outcome.state.worker.targets {
+        if target.account == AccountId::CANARY {
+            continue;
+        }
         let account = accounts.get(&target.account);
         let right = account.is_some_and(|account| match account {
             Some(account) => account.address == target.address,

@@ -85,6 +85,7 @@ fn references(state: &NodeState, found: &mut Found) {
             "the guard does not know it",
         );
     }
+    canaries(state, found);
     for (address, id) in worker.pods.iter() {
         let there = worker.profiles.contains_key(id);
         found.expect(
@@ -93,6 +94,34 @@ fn references(state: &NodeState, found: &mut Found) {
             format!("profile {:x} of {address}", id.0),
             "missing",
         );
+    }
+}
+
+/// Where canaries of this node come from.
+fn canary_sources(state: &NodeState) -> BTreeSet<IpAddr> {
+    let canary = state.worker.canary.as_ref();
+    canary
+        .map(|canary| canary.sources.clone())
+        .unwrap_or_default()
+}
+
+/// Canaries go to their own destinations and nowhere else.
+fn canaries(state: &NodeState, found: &mut Found) {
+    let worker = &state.worker;
+    let prefixes: [IpNet; 2] =
+        ["198.18.79.0/24", "100::79:0:0/120"].map(|text| text.parse().expect("written here"));
+    for source in canary_sources(state) {
+        let profile = worker
+            .pods
+            .get(&source)
+            .and_then(|id| worker.profiles.get(id));
+        let right = profile.is_some_and(|profile| {
+            let mut boxes = profile.boxes.iter();
+            profile.portless.is_empty()
+                && boxes
+                    .all(|b| b.first == b.last && prefixes.iter().any(|net| net.contains(&b.first)))
+        });
+        found.expect(right, Rule::PodWrong, source, "a canary that goes anywhere");
     }
 }
 
@@ -136,11 +165,10 @@ fn ranges(
         let known = versions.into_iter().min();
         for range in &target.ranges {
             let mine = |g: &&Grant| g.address == target.address && g.gateway == key.gateway;
-            let granted = record
-                .grants
-                .iter()
-                .filter(mine)
-                .find(|grant| grant.ranges.contains(range));
+            let granted = record.grants.iter().filter(mine).find(|grant| {
+                let mut granted = grant.ranges.iter();
+                granted.any(|g| g.first <= range.first && range.last <= g.last)
+            });
             let Some(grant) = granted else {
                 found.add(
                     Rule::RangeNotUsable,
@@ -169,7 +197,7 @@ fn groups(snapshot: &Snapshot, own: &Node, state: &NodeState, found: &mut Found)
     for (number, group) in &state.worker.groups {
         let subject = format!("group {number}");
         found.expect(
-            (1..=250).contains(number),
+            (1..=120).contains(number),
             Rule::GroupWrong,
             &subject,
             "number",
@@ -349,7 +377,18 @@ fn pods(snapshot: &Snapshot, facts: &NodeFacts, own: &Node, state: &NodeState, f
         );
     }
     owners.append(&mut lost);
-    for address in state.worker.pods.keys() {
+    let canaries = canary_sources(state);
+    for address in canaries.iter() {
+        let alone = !owners.contains_key(address);
+        found.expect(
+            alone,
+            Rule::PodWrong,
+            address,
+            "a pod's, and a canary's too",
+        );
+    }
+    let of_pods = state.worker.pods.keys();
+    for address in of_pods.filter(|address| !canaries.contains(address)) {
         let mine = owners.get(address) == Some(&true);
         found.expect(
             mine,
@@ -386,7 +425,12 @@ fn devices(
     };
     let real = facts.devices.iter().filter(|(held, _)| led(held));
     let real: BTreeSet<(IpAddr, u32)> = real.map(|((a, _), index)| (*a, *index)).collect();
-    for (address, index) in &worker.devices {
+    let canary = |address: &IpAddr, index: &u32| {
+        let canary = worker.canary.as_ref();
+        canary.is_some_and(|c| c.device == *index && c.sources.contains(address))
+    };
+    let of_pods = worker.devices.iter();
+    for (address, index) in of_pods.filter(|(address, index)| !canary(address, index)) {
         let there = worker.pods.contains_key(address) && real.contains(&(*address, *index));
         found.expect(there, Rule::PodWrong, address, "another device leads to it");
     }

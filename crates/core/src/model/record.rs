@@ -119,6 +119,9 @@ pub struct NodeRecord {
     pub programmed: Vec<Programmed>,
     /// `ebpf` or `nftables`, on gateways that have one.
     pub datapath: Option<String>,
+    /// What its kernel and agent can do.
+    #[serde(default)]
+    pub abilities: BTreeSet<String>,
     /// For compare-and-swap.
     pub resource_version: u64,
 }
@@ -139,6 +142,7 @@ impl NodeRecord {
             full_destinations: BTreeMap::new(),
             programmed: Vec::new(),
             datapath: None,
+            abilities: BTreeSet::new(),
             resource_version: 0,
         }
     }

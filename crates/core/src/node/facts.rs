@@ -1,15 +1,19 @@
 //! What only the node itself knows, and what comes out beside the state.
 
+use super::CanaryPath;
 use super::accounts::Account;
 use super::next_hops;
 use super::path::{PathFacts, PodsPath};
 use super::state::*;
+use crate::canary::{CanaryKind, Lost};
 use crate::condition::Reason;
 use crate::model::*;
+use crate::numbers::{FOREIGN_MARK_BIT, MARK_MASK, MARK_SHIFT};
 use crate::resolve::{assigned, resolve};
 use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
 use std::net::IpAddr;
 
 /// The external device of a gateway, found by its agent (see [`external_choice`]).
@@ -61,6 +65,68 @@ pub struct NodeFacts {
     pub detached: BTreeSet<(IpAddr, String)>,
     /// What the agent was told to do with packets of pods that the API has not shown yet.
     pub unknown_pods: UnknownPodsPolicy,
+    /// Policy routing rules of others that look at bits of our mark.
+    #[serde(default)]
+    pub foreign_marks: BTreeSet<ForeignMark>,
+    /// Index of the canary device; `None`: nothing is measured.
+    #[serde(default)]
+    pub canary_device: Option<u32>,
+    /// Paths whose canaries did not come back.
+    #[serde(default)]
+    pub broken_paths: BTreeSet<BrokenPath>,
+}
+
+/// A path whose canaries are lost: what goes by it does not count as programmed.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct BrokenPath {
+    /// The gateway group.
+    pub group: GroupKey,
+    /// IPv6 instead of IPv4.
+    pub v6: bool,
+    /// What is lost.
+    pub kinds: BTreeSet<CanaryKind>,
+    /// Where the first of them is lost.
+    pub lost: Lost,
+}
+
+impl BrokenPath {
+    pub(super) fn report(&self) -> NodeReport {
+        NodeReport {
+            kind: ReportKind::PathBroken(self.lost),
+            subject: self.group.gateway.0.clone(),
+            text: self.to_string(),
+        }
+    }
+}
+
+impl fmt::Display for BrokenPath {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let family = if self.v6 { "IPv6" } else { "IPv4" };
+        let kinds: Vec<String> = self.kinds.iter().map(ToString::to_string).collect();
+        write!(f, "{family} {}: {}", kinds.join(", "), self.lost)
+    }
+}
+
+/// A policy routing rule of others that looks at bits of our mark.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct ForeignMark {
+    /// Priority of the rule.
+    pub priority: u32,
+    /// Its mark.
+    pub mark: u32,
+    /// Its mask.
+    pub mask: u32,
+}
+
+impl ForeignMark {
+    /// Whether the rule asks for packets with this group number in our bits, or with [`FOREIGN_MARK_BIT`] beside it, as
+    /// marks of others have it while the kernel looks for the way. With such a number our packets could take the way of
+    /// others, and theirs another one than without us.
+    pub fn asks_for(&self, number: GroupNumber) -> bool {
+        let ours = u32::from(number) << MARK_SHIFT;
+        let matches = |bits: u32| (bits ^ self.mark) & self.mask & MARK_MASK == 0;
+        matches(ours) || matches(ours | FOREIGN_MARK_BIT)
+    }
 }
 
 /// What becomes of a new flow to outside from an address of this node's pod CIDRs that no pod has, as far as the API
@@ -161,6 +227,8 @@ pub enum ReportKind {
     PodAddressConflict,
     /// Unknown pods are to be dropped, and nothing says which addresses are pods'.
     NoPodCidr,
+    /// Canaries do not come back.
+    PathBroken(Lost),
 }
 
 impl ReportKind {
@@ -178,6 +246,7 @@ impl ReportKind {
             ReportKind::Limit => Reason::Limit,
             ReportKind::PodAddressConflict => Reason::PodAddressConflict,
             ReportKind::NoPodCidr => Reason::NoPodCidr,
+            ReportKind::PathBroken(lost) => lost.reason(),
         }
     }
 }
@@ -214,6 +283,12 @@ pub struct NodeOutcome {
     pub group_members: BTreeMap<GroupKey, BTreeSet<TunnelIndex>>,
     /// The group of each target, for people.
     pub target_groups: BTreeMap<TargetId, GroupKey>,
+    /// The paths that canaries are to measure.
+    #[serde(default)]
+    pub canaries: Vec<CanaryPath>,
+    /// Those whose canaries are lost.
+    #[serde(default)]
+    pub broken_paths: BTreeSet<BrokenPath>,
     /// Whose traffic each account counts, for people; `None`: all that has no account of its own.
     pub accounts: BTreeMap<AccountId, Option<Account>>,
     /// Addresses that are granted. `NodeRecord::demand` must list these (with 0 if no port is in use) *before* the

@@ -102,7 +102,12 @@ impl<'a> Groups<'a> {
         };
         let id = target_id(address, &way.key, policy);
         let ranges = self.usable_ranges(gateway, address, way.version);
-        let usable = !ranges.is_empty() && way.group != Group::Nowhere;
+        let is_broken = self
+            .facts
+            .broken_paths
+            .iter()
+            .any(|path| path.group == way.key && path.v6 == address.is_ipv6());
+        let usable = !ranges.is_empty() && way.group != Group::Nowhere && !is_broken;
         if let Group::Tunnel(members) = &way.group {
             self.members.insert(way.key.clone(), members.clone());
         }
@@ -352,20 +357,31 @@ impl<'a> Groups<'a> {
         self.facts.versions.get(node).copied().unwrap_or(0)
     }
 
-    /// The number of a group: what it had, else one that nobody had, else one that is free now.
+    /// What the group had, else one that nobody had, else one that is free now. A number that policy routing rules of
+    /// others ask for is taken only where no other is left.
+    fn free_number(&self, key: &GroupKey) -> Option<GroupNumber> {
+        let used: BTreeSet<GroupNumber> = self.numbers.values().copied().collect();
+        let reserved: BTreeSet<GroupNumber> =
+            self.facts.previous_groups.values().copied().collect();
+        let free = |n: &GroupNumber| (1..=GROUPS_MAX).contains(n) && !used.contains(n);
+        let foreign = &self.facts.foreign_marks;
+        let apart = |n: &GroupNumber| free(n) && !foreign.iter().any(|mark| mark.asks_for(*n));
+        let before = self.facts.previous_groups.get(key).copied();
+        let fresh = || (1..=GROUPS_MAX).find(|n| apart(n) && !reserved.contains(n));
+        before
+            .filter(apart)
+            .or_else(fresh)
+            .or_else(|| (1..=GROUPS_MAX).find(apart))
+            .or_else(|| before.filter(free))
+            .or_else(|| (1..=GROUPS_MAX).find(free))
+    }
+
+    /// The number of a group; `None` where there are too many.
     fn number(&mut self, key: &GroupKey) -> Option<GroupNumber> {
         if let Some(number) = self.numbers.get(key) {
             return Some(*number);
         }
-        let used: BTreeSet<GroupNumber> = self.numbers.values().copied().collect();
-        let reserved: BTreeSet<GroupNumber> =
-            self.facts.previous_groups.values().copied().collect();
-        let valid = |n: &GroupNumber| (1..=GROUPS_MAX).contains(n) && !used.contains(n);
-        let before = self.facts.previous_groups.get(key).copied().filter(valid);
-        let fresh = || (1..=GROUPS_MAX).find(|n| valid(n) && !reserved.contains(n));
-        let number = before
-            .or_else(fresh)
-            .or_else(|| (1..=GROUPS_MAX).find(valid));
+        let number = self.free_number(key);
         match number {
             Some(number) => {
                 self.numbers.insert(key.clone(), number);

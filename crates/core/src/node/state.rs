@@ -62,6 +62,8 @@ pub struct AccountId(pub u64);
 impl AccountId {
     /// What is beyond `TRAFFIC_ACCOUNTS_MAX`.
     pub const OTHER: AccountId = AccountId(0);
+    /// Canaries: nobody's traffic.
+    pub const CANARY: AccountId = AccountId(u64::MAX);
 }
 
 /// Number of a gateway group on this node, 1..=`GROUPS_MAX`: its mark, table and next hop group follow from it.
@@ -95,6 +97,9 @@ pub struct WorkerState {
     /// New flows to outside from addresses that are nobody's are dropped; `None`: they leave as the network plugin has
     /// it.
     pub unknown: Option<UnknownPods>,
+    /// Packets of our own that measure the way; `None`: there is none to measure.
+    #[serde(default)]
+    pub canary: Option<super::CanaryState>,
 }
 
 /// Addresses whose pods the API has not shown yet.

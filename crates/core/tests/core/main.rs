@@ -1,10 +1,12 @@
 //! Tests of core from outside: whole snapshots through planner, node state and checker.
 
 mod announced;
+mod canaries;
 mod corruption;
 mod destinations;
 mod explaining;
 mod external;
+mod foreign_marks;
 mod histories;
 mod incremental;
 mod leases;

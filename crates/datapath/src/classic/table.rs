@@ -3,7 +3,9 @@
 //! ```text
 //! input      -150 input       late packets of flows that another node held before
 //! forward    -150 forward     the same of flows that another node holds now
-//! prerouting  -99 classify    source -> address: mark
+//! prerouting last classify    source -> address: mark
+//! forward   first routed      our mark is taken off, before anybody else's rule of this hook
+//! input     first routed_in   the same for what is for the node itself
 //! postrouting  90 nat         source -> address: the holder translates, others keep the source from later translation
 //! postrouting 300 guard       what would leave with a wrong source, or past the holder, is dropped
 //! ```
@@ -13,7 +15,7 @@ use crate::nft::rule::{
 };
 use crate::nft::rule::{STATE_UNTRACKED, TCP, Way, rule};
 use crate::nft::{ByAddress, Chain, ElementKey, Hook, Rule, Set, Table, Value};
-use crate::worker::Counter;
+use crate::worker::{Counter, marks};
 use egret_core::classic::{ClassicAddress, ClassicState};
 use egret_core::node::{PodMap, ProfileId};
 use egret_core::numbers::{MARK_MASK, MARK_SHIFT};
@@ -118,6 +120,8 @@ pub fn table(state: &ClassicState) -> Table {
             table.chains.insert(stage.refused(), chain);
         }
     }
+    let elsewhere = state.addresses.values().filter(|here| !here.held);
+    marks::sets(elsewhere.map(|here| here.number), &mut table);
     let mut ranges = BTreeMap::new();
     for family in FAMILIES {
         destinations(state, family, &mut table);
@@ -147,7 +151,9 @@ fn chains(table: &mut Table, device: &str, by_source: &BySource<'_>) {
     for (name, number, priority, rules) in [
         ("input", INPUT, -150, input()),
         ("forward", FORWARD, -150, forward(device)),
-        ("classify", PREROUTING, -99, classify(by_source)),
+        ("classify", PREROUTING, i32::MAX, classify(by_source)),
+        ("routed", FORWARD, i32::MIN, marks::restore()),
+        ("routed_in", INPUT, i32::MIN, marks::restore()),
         ("nat", POSTROUTING, 90, nat(by_source)),
         ("guard", POSTROUTING, 300, guard(by_source)),
     ] {
@@ -250,7 +256,7 @@ fn late(start: impl Fn() -> Builder) -> impl Iterator<Item = Rule> {
 }
 
 fn classify(by_source: &BySource<'_>) -> Vec<Rule> {
-    let mut rules = vec![rule().direction(true).accept()];
+    let mut rules = vec![marks::set_aside(), rule().direction(true).accept()];
     rules.extend(never());
     rules.push(rule().destination_is_local().accept());
     for family in FAMILIES {
@@ -315,8 +321,10 @@ fn classify_address(address: IpAddr, here: ClassicAddress) -> Vec<Rule> {
         rules.push(by_another().count(ENDED).prohibit());
         rules.push(moved.count(MOVED).drop());
     }
-    let mark = u32::from(here.number) << MARK_SHIFT;
-    rules.push(rule().set_mark(MARK_MASK, mark).accept());
+    if !here.held {
+        let mark = u32::from(here.number) << MARK_SHIFT;
+        rules.push(rule().set_mark(MARK_MASK, mark).done());
+    }
     rules
 }
 

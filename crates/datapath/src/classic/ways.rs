@@ -43,11 +43,8 @@ impl Ways {
                     kind,
                 });
             }
-            ways.rules.insert(RuleEntry {
-                v6,
-                mark: table << MARK_SHIFT,
-                table,
-            });
+            let mark = table << MARK_SHIFT;
+            ways.rules.extend(RuleEntry::marked(v6, mark, table));
         }
         ways
     }
@@ -77,7 +74,8 @@ impl Ways {
         socket: &mut NetlinkSocket,
         there: &Self,
     ) -> Result<(), RouteError> {
-        for rule in there.rules.difference(&self.rules) {
+        let stale: Vec<_> = there.rules.difference(&self.rules).collect();
+        for rule in stale.into_iter().rev() {
             policy::delete_rule(socket, Owner::CLASSIC, rule)?;
         }
         for route in there.routes.difference(&self.routes) {

@@ -193,10 +193,10 @@ mod tests {
             "EGRET_NEXT_HOP_VNI_BASE",
             &format!("{:#x}", egret_core::numbers::NEXT_HOP_VNI_BASE),
         );
-        has(
-            "EGRET_NEXT_HOPS_MAX",
-            &egret_core::numbers::GROUPS_MAX.to_string(),
-        );
+        // More than there can be: another size would be another map, made anew under traffic.
+        const NEXT_HOPS_MAX: u8 = 250;
+        const { assert!(egret_core::numbers::GROUPS_MAX <= NEXT_HOPS_MAX) };
+        has("EGRET_NEXT_HOPS_MAX", &NEXT_HOPS_MAX.to_string());
         has(
             "EGRET_MARK_MASK",
             &format!("{:#010x}u", egret_core::numbers::MARK_MASK),
@@ -205,6 +205,11 @@ mod tests {
             "EGRET_MARK_SHIFT",
             &egret_core::numbers::MARK_SHIFT.to_string(),
         );
+        let v4 = egret_core::numbers::CANARY_DESTINATION_V4.to_bits();
+        has("EGRET_CANARY_V4", &format!("{v4:#x}u"));
+        let words = egret_core::numbers::CANARY_DESTINATION_V6.segments();
+        assert_eq!((words[0], words[1..5].iter().sum()), (0x100, 0u16));
+        has("EGRET_CANARY_V6_WORD", &format!("{:#010x}u", words[5]));
         has(
             "EGRET_PROBE_PORT",
             &egret_core::numbers::PROBE_PORT.to_string(),

@@ -130,6 +130,14 @@ pub const COUNTERS: &[Counter] = &[
         "out_next_hop_unknown",
         "from a pod to a next hop that this gateway does not have",
     ),
+    served(
+        "canary_turned",
+        "canaries of workers that own their port, sent back to them",
+    ),
+    dropped(
+        "canary_refused",
+        "packets to the canaries' destinations that are no canaries",
+    ),
 ];
 
 #[cfg(test)]

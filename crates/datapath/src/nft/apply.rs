@@ -286,6 +286,11 @@ impl Nftables {
         }
     }
 
+    /// A number that changes with every change of anybody's ruleset (`NFT_MSG_GETGEN`); those of the old tables do not count.
+    pub fn ruleset_generation(&mut self) -> Result<u32, NftError> {
+        self.read_generation()
+    }
+
     pub(super) fn read_generation(&mut self) -> Result<u32, NftError> {
         const GETGEN: u16 = 16;
         let request = m::request(GETGEN, 0, Attrs::default(), "generation".into());

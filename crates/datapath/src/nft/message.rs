@@ -237,7 +237,7 @@ pub(super) fn new_set(table: &str, name: &str, id: u32, set: &Set) -> Request {
     if !description.is_empty() {
         attrs = attrs.nest(9, description);
     }
-    if set.key == [SetType::InterfaceName] {
+    if matches!(set.key[..], [SetType::InterfaceName | SetType::Mark]) {
         attrs = attrs.bytes(13, &USERDATA_HOST_ORDER);
     }
     request(

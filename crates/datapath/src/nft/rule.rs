@@ -240,6 +240,18 @@ impl Builder {
         })
     }
 
+    /// These bytes stand at this offset behind the beginning of the transport header.
+    pub(crate) fn payload_is(self, offset: u32, bytes: &[u8]) -> Self {
+        let length = bytes.len() as u32;
+        let load = Expression::Payload {
+            transport: true,
+            offset,
+            length,
+            register: 0,
+        };
+        self.push(load).equals(0, bytes)
+    }
+
     /// The TCP flags under the mask are (or are not) these.
     pub(crate) fn tcp_flags(self, mask: u8, flags: u8, are: bool) -> Self {
         let load = Expression::Payload {
@@ -403,6 +415,17 @@ impl Builder {
 
     /// What the routing table says of an address: `fib daddr type local`.
     pub(crate) fn destination_is_local(self) -> Self {
+        self.destination_type()
+            .equals(0, &u32::from(libc::RTN_LOCAL).to_ne_bytes())
+    }
+
+    /// The packet is not for this node itself.
+    pub(crate) fn destination_is_elsewhere(self) -> Self {
+        self.destination_type()
+            .differs(0, &u32::from(libc::RTN_LOCAL).to_ne_bytes())
+    }
+
+    fn destination_type(self) -> Self {
         const DESTINATION: u32 = 2;
         let result = FibResult::AddressType;
         self.push(Expression::Fib {
@@ -411,7 +434,6 @@ impl Builder {
             present: false,
             register: 0,
         })
-        .equals(0, &u32::from(libc::RTN_LOCAL).to_ne_bytes())
     }
 
     /// The route back to the source does not lead to the device that the packet came by.
@@ -449,6 +471,19 @@ impl Builder {
                 xor: vec![0; 4],
             })
             .equals(0, &mark.to_ne_bytes())
+    }
+
+    /// These bits of the mark are in the set.
+    pub(crate) fn mark_in(self, mask: u32, set: &str) -> Self {
+        self.push(Expression::Meta(MetaKey::Mark, 0))
+            .push(Expression::Bitwise {
+                register: 0,
+                mask: mask.to_ne_bytes().to_vec(),
+                xor: vec![0; 4],
+            })
+            // Nearly every packet has none of them, and needs no look-up.
+            .differs(0, &[0; 4])
+            .in_set(set, 0, false)
     }
 
     pub(crate) fn set_mark(self, mask: u32, mark: u32) -> Self {

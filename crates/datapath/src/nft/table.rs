@@ -16,6 +16,7 @@ pub enum SetType {
     Ethernet = 9,
     Protocol = 12,
     Port = 13,
+    Mark = 19,
     InterfaceIndex = 20,
     InterfaceName = 41,
 }
@@ -24,7 +25,7 @@ impl SetType {
     /// Bytes of a value, before padding to 32 bits.
     pub fn bytes(self) -> u32 {
         match self {
-            SetType::Ipv4 | SetType::InterfaceIndex => 4,
+            SetType::Ipv4 | SetType::InterfaceIndex | SetType::Mark => 4,
             SetType::Ipv6 => 16,
             SetType::Ethernet => 6,
             SetType::Protocol => 1,

@@ -6,7 +6,7 @@ use super::wanted::{RouteEntry, Wanted};
 use super::{neighbour, nexthop, wire};
 use crate::damage::{Damage, Found};
 use crate::netlink::{NetlinkError, NetlinkSocket, Request, flags};
-use egret_core::node::{NodeState, Tunnel};
+use egret_core::node::{ForeignMark, NodeState, Tunnel};
 use ipnet::IpNet;
 use netlink_packet_route::RouteNetlinkMessage as Message;
 use std::collections::{BTreeMap, BTreeSet};
@@ -117,7 +117,7 @@ impl Routing {
     }
 
     /// Policy routing rules of others that look at bits of our mark.
-    pub fn foreign_marks(&mut self) -> Result<BTreeSet<policy::ForeignMark>, RouteError> {
+    pub fn foreign_marks(&mut self) -> Result<BTreeSet<ForeignMark>, RouteError> {
         policy::foreign_marks(&mut self.socket)
     }
 
@@ -179,7 +179,7 @@ impl Routing {
         let rules = policy::rules(&mut self.socket, Owner::LEASED)?;
         let routes = policy::routes(&mut self.socket, Owner::LEASED)?;
         let hops = nexthop::nexthops(&mut self.socket, index, IpAddr::from([0, 0, 0, 0]))?;
-        for rule in &rules {
+        for rule in rules.iter().rev() {
             policy::delete_rule(&mut self.socket, Owner::LEASED, rule)?;
         }
         for route in &routes {
@@ -252,7 +252,8 @@ impl Routing {
     }
 
     fn shrink(&mut self, device: &Device, old: &Wanted, new: &Wanted) -> Result<(), RouteError> {
-        for rule in old.rules.difference(&new.rules) {
+        let stale: Vec<_> = old.rules.difference(&new.rules).collect();
+        for rule in stale.into_iter().rev() {
             policy::delete_rule(&mut self.socket, Owner::LEASED, rule)?;
         }
         for route in old.routes.difference(&new.routes) {

@@ -1,11 +1,13 @@
 //! Routes and policy routing rules of one owner: read, added, deleted.
 
 use super::kernel::RouteError;
-use super::wanted::{RouteEntry, RouteKind, RuleEntry};
+use super::wanted::{RouteEntry, RouteKind, RuleEntry, RuleKind};
 use super::wire::{RTM_GETROUTE, dump, execute, family};
 use crate::netlink::{NetlinkSocket, flags};
+use egret_core::node::ForeignMark;
 use egret_core::numbers::{
     CLASSIC_ROUTE_PROTOCOL, CLASSIC_RULE_PRIORITY, MARK_MASK, ROUTE_PROTOCOL, RULE_PRIORITY,
+    RULE_PRIORITY_CANARY, RULE_PRIORITY_END, RULE_PRIORITY_OWN_PACKETS, TUNNEL_DEVICE,
 };
 use ipnet::IpNet;
 use netlink_packet_route::RouteNetlinkMessage as Message;
@@ -20,6 +22,9 @@ const RTM_DELROUTE: u16 = 25;
 const RTM_NEWRULE: u16 = 32;
 const RTM_DELRULE: u16 = 33;
 const RTM_GETRULE: u16 = 34;
+
+/// What the kernel names as input device of a packet that the node makes itself (fib_rules.c, `LOOPBACK_IFINDEX`).
+const LOOPBACK: &str = "lo";
 
 /// What tells our routes and rules from those of others, and those of one driver from those of the other.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -142,14 +147,36 @@ fn read_route(message: &RouteMessage, v6: bool) -> Option<RouteEntry> {
 fn rule(owner: Owner, entry: &RuleEntry) -> RuleMessage {
     let mut message = RuleMessage::default();
     message.header.family = family(entry.v6);
-    message.header.action = RuleAction::ToTable;
-    message.attributes = vec![
-        RuleAttribute::Priority(owner.priority),
-        RuleAttribute::FwMark(entry.mark),
-        RuleAttribute::FwMask(MARK_MASK),
-        RuleAttribute::Table(entry.table),
-        RuleAttribute::Protocol(RouteProtocol::Other(owner.protocol)),
-    ];
+    message.header.action = match entry.kind {
+        RuleKind::End => RuleAction::Nop,
+        RuleKind::OwnPackets => RuleAction::Goto,
+        RuleKind::Canary { .. } | RuleKind::Marked { .. } => RuleAction::ToTable,
+    };
+    message.attributes = match entry.kind {
+        RuleKind::End => vec![RuleAttribute::Priority(RULE_PRIORITY_END)],
+        RuleKind::OwnPackets => vec![
+            RuleAttribute::Priority(RULE_PRIORITY_OWN_PACKETS),
+            RuleAttribute::Iifname(LOOPBACK.into()),
+            RuleAttribute::Goto(RULE_PRIORITY_END),
+        ],
+        RuleKind::Canary { source, table } => {
+            message.header.dst_len = if source.is_ipv6() { 128 } else { 32 };
+            vec![
+                RuleAttribute::Priority(RULE_PRIORITY_CANARY),
+                RuleAttribute::Iifname(TUNNEL_DEVICE.into()),
+                RuleAttribute::Destination(source),
+                RuleAttribute::Table(table),
+            ]
+        }
+        RuleKind::Marked { mark, table } => vec![
+            RuleAttribute::Priority(owner.priority),
+            RuleAttribute::FwMark(mark),
+            RuleAttribute::FwMask(MARK_MASK),
+            RuleAttribute::Table(table),
+        ],
+    };
+    let protocol = RouteProtocol::Other(owner.protocol);
+    message.attributes.push(RuleAttribute::Protocol(protocol));
     message
 }
 
@@ -169,33 +196,35 @@ pub(crate) fn rules(
             if !message.attributes.contains(&ours) {
                 continue;
             }
-            let mut entry = RuleEntry {
-                v6,
-                mark: 0,
-                table: u32::from(message.header.table),
-            };
-            for attribute in &message.attributes {
-                match attribute {
-                    RuleAttribute::FwMark(mark) => entry.mark = *mark,
-                    RuleAttribute::Table(table) => entry.table = *table,
-                    _ => {}
-                }
-            }
-            rules.insert(entry);
+            let kind = kind(&message);
+            rules.insert(RuleEntry { kind, v6 });
         }
     }
     Ok(rules)
 }
 
-/// A policy routing rule of others that looks at bits of our mark.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub struct ForeignMark {
-    /// Priority of the rule.
-    pub priority: u32,
-    /// Its mark.
-    pub mark: u32,
-    /// Its mask.
-    pub mask: u32,
+fn kind(message: &RuleMessage) -> RuleKind {
+    let (mut marked, mut table) = (0, u32::from(message.header.table));
+    let mut canary = None;
+    for attribute in &message.attributes {
+        match attribute {
+            RuleAttribute::FwMark(mark) => marked = *mark,
+            RuleAttribute::Table(number) => table = *number,
+            RuleAttribute::Destination(address) => canary = Some(*address),
+            _ => {}
+        }
+    }
+    if let Some(source) = canary {
+        return RuleKind::Canary { source, table };
+    }
+    match message.header.action {
+        RuleAction::Nop => RuleKind::End,
+        RuleAction::Goto => RuleKind::OwnPackets,
+        _ => RuleKind::Marked {
+            mark: marked,
+            table,
+        },
+    }
 }
 
 /// Rules of others whose mark overlaps ours: their packets may take our ways, and ours theirs. A rule without a mask of

@@ -2,9 +2,12 @@
 
 use crate::damage::{Damage, first_changed, first_other};
 use crate::gateway::abi::tunnel_mac;
-use egret_core::node::{Group, NextHop as Neighbour, NextHopWay, NodeState, TunnelIndex};
+use egret_core::node::{
+    CanaryState, Group, NextHop as Neighbour, NextHopWay, NodeState, TunnelIndex,
+};
 use egret_core::numbers::{
-    MARK_SHIFT, NEXT_HOP_OBJECTS, NEXTHOP_BASE, NEXTHOP_GROUP_OFFSET, ROUTE_TABLE_BASE, TUNNEL_VNI,
+    MARK_SHIFT, NEXT_HOP_OBJECTS, NEXTHOP_BASE, NEXTHOP_GROUP_OFFSET, ROUTE_TABLE_BASE,
+    RULE_PRIORITY_END, RULE_PRIORITY_OWN_PACKETS, TUNNEL_VNI,
 };
 use ipnet::IpNet;
 use std::collections::{BTreeMap, BTreeSet};
@@ -72,22 +75,63 @@ impl fmt::Display for RouteEntry {
     }
 }
 
-/// One policy routing rule of ours: packets with the mark use the table.
+/// What a policy routing rule of ours does. Rules are added in this order and removed in the reverse one, so that a
+/// rule of the kind `Marked` never stands without the two that keep the node's own packets from it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum RuleKind {
+    /// Behind our rules, and nothing else: where `OwnPackets` leads to.
+    End,
+    /// Packets that the node itself makes (those of tunnels of others among them) go on behind our rules, whatever
+    /// their mark is.
+    OwnPackets,
+    /// Answers to canaries from this address, which come out of the tunnel, use the table.
+    Canary {
+        /// Where canaries come from.
+        source: IpAddr,
+        /// Table.
+        table: u32,
+    },
+    /// Forwarded packets with this mark use the table.
+    Marked {
+        /// Mark under our mask.
+        mark: u32,
+        /// Table.
+        table: u32,
+    },
+}
+
+/// One policy routing rule of ours.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct RuleEntry {
+    /// What it does.
+    pub kind: RuleKind,
     /// IPv6 instead of IPv4.
     pub v6: bool,
-    /// Mark under our mask.
-    pub mark: u32,
-    /// Table.
-    pub table: u32,
+}
+
+impl RuleEntry {
+    /// The rule that leads packets with the mark to the table, and those that stand beside it.
+    pub(crate) fn marked(v6: bool, mark: u32, table: u32) -> [RuleEntry; 3] {
+        let marked = RuleKind::Marked { mark, table };
+        [RuleKind::End, RuleKind::OwnPackets, marked].map(|kind| RuleEntry { kind, v6 })
+    }
 }
 
 impl fmt::Display for RuleEntry {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let family = if self.v6 { "IPv6" } else { "IPv4" };
-        let RuleEntry { mark, table, .. } = self;
-        write!(f, "rule {family} mark {mark:#010x} to table {table}")
+        write!(f, "rule {family} ")?;
+        match self.kind {
+            RuleKind::End => write!(f, "{RULE_PRIORITY_END} that does nothing"),
+            RuleKind::OwnPackets => write!(
+                f,
+                "{RULE_PRIORITY_OWN_PACKETS} that leads the node's own packets to {RULE_PRIORITY_END}"
+            ),
+            RuleKind::Canary { source, table } => {
+                write!(f, "from the tunnel to {source} to table {table}")
+            }
+            RuleKind::Marked { mark, table } => write!(f, "mark {mark:#010x} to table {table}"),
+        }
     }
 }
 
@@ -157,7 +201,30 @@ impl Wanted {
         for (number, next_hop) in &state.worker.next_hops {
             wanted.next_hop(*number, next_hop, state);
         }
+        if let Some(canary) = &state.worker.canary {
+            wanted.canary(canary);
+        }
         wanted
+    }
+
+    /// Answers to canaries go to their device; nothing else ever takes this way, whoever has the address.
+    fn canary(&mut self, canary: &CanaryState) {
+        let table = ROUTE_TABLE_BASE;
+        for source in canary.sources.iter().copied() {
+            let v6 = source.is_ipv6();
+            let default = if v6 { ANY_V6 } else { ANY_V4 };
+            self.routes.insert(RouteEntry {
+                table,
+                to: default.parse().expect("a constant prefix"),
+                metric: METRIC_GROUP,
+                kind: RouteKind::Neighbour {
+                    address: source,
+                    device: canary.device,
+                },
+            });
+            let kind = RuleKind::Canary { source, table };
+            self.rules.insert(RuleEntry { kind, v6 });
+        }
     }
 
     /// To a gateway, under an id out of those that begin with `base`.
@@ -233,11 +300,8 @@ impl Wanted {
             if let Some(id) = group {
                 route(METRIC_GROUP, RouteKind::Group(id));
             }
-            self.rules.insert(RuleEntry {
-                v6,
-                mark: u32::from(number) << MARK_SHIFT,
-                table,
-            });
+            let mark = u32::from(number) << MARK_SHIFT;
+            self.rules.extend(RuleEntry::marked(v6, mark, table));
         }
         for prefix in &state.worker.throw {
             let kind = RouteKind::Throw;

@@ -2,18 +2,18 @@
 
 use super::counters as c;
 use super::names::{ENDED_SETS, FULL_SETS, LATE_SETS, PORTLESS_SETS, Stage};
-use super::next_hops;
 use super::profile::GOTO;
+use super::{canary, marks, next_hops};
 use crate::nft::rule::{self, FAMILIES, Family};
 use crate::nft::rule::{End, STATE_ESTABLISHED, STATE_INVALID, STATE_NEW, STATE_RELATED};
 use crate::nft::rule::{STATE_UNTRACKED, TCP_SYN, UDP};
 use crate::nft::rule::{Way, rule};
 use crate::nft::{Chain, ElementKey, Hook, Rule, Set, SetType, Table, Value};
+use egret_core::canary::CanaryHook;
 use egret_core::node::{Group, NodeState};
 use egret_core::numbers::{
-    ENDED_FLOWS_MAX, FULL_DESTINATIONS_MAX, GROUP_LEFT_ALONE, GROUP_LOCAL, LIFT_DEVICE, MARK_MASK,
-    MARK_SHIFT, PROBE_PORT, REFUSED_PROTOCOL_SECS, REFUSED_PROTOCOLS_MAX, TUNNEL_DEVICE,
-    TUNNEL_PORT,
+    ENDED_FLOWS_MAX, FULL_DESTINATIONS_MAX, GROUP_LEFT_ALONE, LIFT_DEVICE, MARK_MASK, MARK_SHIFT,
+    PROBE_PORT, REFUSED_PROTOCOL_SECS, REFUSED_PROTOCOLS_MAX, TUNNEL_DEVICE, TUNNEL_PORT,
 };
 use ipnet::IpNet;
 use std::net::IpAddr;
@@ -85,6 +85,7 @@ pub(super) fn sets(state: &NodeState, table: &mut Table) {
             .sets
             .insert(PORTLESS_SETS[family as usize].into(), refused);
     }
+    marks::sets(group_numbers(state), table);
     let mut transport = Set::new(&[SetType::Protocol]);
     for protocol in [1u8, 6, 17, 58, 132] {
         transport
@@ -99,6 +100,14 @@ pub(super) fn sets(state: &NodeState, table: &mut Table) {
             .insert(ElementKey::interface(device), Value::Member);
     }
     table.sets.insert(DEVICES.into(), devices);
+}
+
+/// Numbers that routing rules ask for.
+fn group_numbers(state: &NodeState) -> impl Iterator<Item = u8> {
+    let groups = state.worker.groups.iter();
+    let routed = groups.filter(|(_, group)| !matches!(group, Group::Local { .. }));
+    let routed = routed.map(|(number, _)| *number);
+    routed.chain(state.worker.next_hops.keys().copied())
 }
 
 fn own_devices(state: &NodeState) -> impl Iterator<Item = &str> {
@@ -204,7 +213,10 @@ pub(super) fn chains(state: &NodeState, table: &mut Table) {
     base("raw_out", OUTPUT, -300, raw_out(state));
     base("tunnel_in", INPUT, -150, tunnel_in());
     base("clamp", FORWARD, -150, clamp(state));
-    base("classify", PREROUTING, -99, classify(state));
+    // The very last before routing and the very first behind it: nobody else ever sees our mark.
+    base("classify", PREROUTING, i32::MAX, classify(state));
+    base("routed", FORWARD, i32::MIN, routed(state));
+    base("routed_in", INPUT, i32::MIN, marks::restore());
     let mut nat = by_pod(Stage::Nat);
     nat.extend(next_hops::translate(state));
     base("nat", POSTROUTING, 90, nat);
@@ -239,6 +251,16 @@ pub(super) fn chains(state: &NodeState, table: &mut Table) {
         &Stage::Guard.refusal("selected"),
         vec![rule().count(c::GUARD_SELECTED).drop()],
     );
+}
+
+/// The very first of the forward hook.
+fn routed(state: &NodeState) -> Vec<Rule> {
+    let mut rules: Vec<Rule> = canary::outward_at(state, CanaryHook::Routed)
+        .into_iter()
+        .collect();
+    rules.extend(canary::answers_at(state, CanaryHook::AnswerRouted));
+    rules.extend(marks::restore());
+    rules
 }
 
 fn tunnel_packet() -> rule::Builder {
@@ -285,11 +307,17 @@ fn tunnel_in() -> Vec<Rule> {
     rules
 }
 
+/// The MSS of a SYN becomes what the tunnel carries.
+pub(super) fn clamp_mss(packet: rule::Builder, family: Family, state: &NodeState) -> Rule {
+    let headers = if family == Family::V4 { 40 } else { 60 };
+    let mss = u16::try_from(state.tunnel.mtu.saturating_sub(headers)).unwrap_or(u16::MAX);
+    packet
+        .family(family)
+        .tcp_flags(TCP_SYN_RST, TCP_SYN, true)
+        .mss_at_most(mss)
+}
+
 fn clamp(state: &NodeState) -> Vec<Rule> {
-    let mss = |family| {
-        let headers = if family == Family::V4 { 40 } else { 60 };
-        u16::try_from(state.tunnel.mtu.saturating_sub(headers)).unwrap_or(u16::MAX)
-    };
     let mut rules = Vec::new();
     for family in FAMILIES {
         let nodes = family.named("nodes");
@@ -309,24 +337,9 @@ fn clamp(state: &NodeState) -> Vec<Rule> {
     );
     for way in [Way::In, Way::Out] {
         for family in FAMILIES {
-            rules.push(
-                rule()
-                    .device(way, TUNNEL_DEVICE, true)
-                    .family(family)
-                    .tcp_flags(TCP_SYN_RST, TCP_SYN, true)
-                    .mss_at_most(mss(family)),
-            );
+            let through = rule().device(way, TUNNEL_DEVICE, true);
+            rules.push(clamp_mss(through, family, state));
         }
-    }
-    // Out by the own device, but the answers may come through another gateway and its tunnel.
-    for family in FAMILIES {
-        rules.push(
-            rule()
-                .mark_is(MARK_MASK, u32::from(GROUP_LOCAL) << MARK_SHIFT)
-                .family(family)
-                .tcp_flags(TCP_SYN_RST, TCP_SYN, true)
-                .mss_at_most(mss(family)),
-        );
     }
     rules
 }
@@ -336,17 +349,15 @@ fn classify(state: &NodeState) -> Vec<Rule> {
         rule()
             .device(Way::In, TUNNEL_DEVICE, true)
             .goto("from_tunnel"),
+        marks::set_aside(),
     ];
-    if !state.worker.lift.is_empty() {
-        // Says that this ruleset has looked at it; whatever selects it below puts its own mark there. Without this the
-        // uplink program lets nothing of a selected pod out.
-        let left = u32::from(GROUP_LEFT_ALONE) << MARK_SHIFT;
-        rules.push(
-            rule()
-                .device(Way::In, LIFT_DEVICE, true)
-                .set_mark(MARK_MASK, left)
-                .done(),
-        );
+    rules.extend(canary::outward_at(state, CanaryHook::Classified));
+    for family in FAMILIES {
+        // Only what comes by the way that leads back to an egress address is from there: whatever a pod sends with
+        // such a source is forged, since translation comes later.
+        let forged = rule().address_in(family, End::Source, &family.named("egress"));
+        let forged = forged.destination_is_elsewhere().source_is_implausible();
+        rules.push(forged.count(c::FORGED).drop());
     }
     for family in FAMILIES {
         // The other end of a flow that ended here: neither the pod nor this node's stack may answer it. A flow that
@@ -379,7 +390,7 @@ fn classify(state: &NodeState) -> Vec<Rule> {
     rules.extend(by_pod(Stage::Classify));
     for family in FAMILIES {
         // Not selected any more, but its flow still has an egress address: a policy ended.
-        let was_ours = rule().state(STATE_ESTABLISHED);
+        let was_ours = rule().state(STATE_ESTABLISHED).source_is_translated(true);
         rules.push(
             was_ours
                 .translated_source_in(family, &family.named("egress"))
@@ -432,11 +443,18 @@ fn from_tunnel(state: &NodeState) -> Vec<Rule> {
             .protocol(UDP)
             .port(End::Source, PROBE_PORT)
             .accept(),
+    ]);
+    let known = || {
         rule()
             .state(STATE_ESTABLISHED | STATE_RELATED)
             .direction(true)
-            .accept(),
-    ]);
+    };
+    if state.worker.canary.is_some() {
+        for family in FAMILIES {
+            rules.push(canary::answered(known(), family));
+        }
+    }
+    rules.push(known().accept());
     rules.extend(next_hops::from_tunnel(state));
     rules.push(rule().count(c::UNSOLICITED).drop());
     rules
@@ -452,7 +470,11 @@ fn refuse(counter: &str) -> Vec<Rule> {
 
 /// Trusts no mark: foreign rules clear marks, and the kernel's own MLD reports carry garbage ones.
 fn guard(state: &NodeState) -> Vec<Rule> {
-    let mut rules = next_hops::look_at_tunnel(state);
+    // The tunnel looks its own way up with the packet's mark, which others have set: it is not about the outer packet.
+    let into_tunnel = rule().device(Way::Out, TUNNEL_DEVICE, true);
+    let mut rules = vec![into_tunnel.set_mark(u32::MAX, 0).done()];
+    rules.extend(canary::outward_at(state, CanaryHook::Guarded));
+    rules.extend(next_hops::look_at_tunnel(state));
     for family in FAMILIES {
         let error = rule()
             .forwarded(true)
@@ -460,7 +482,7 @@ fn guard(state: &NodeState) -> Vec<Rule> {
             .icmp_error(family)
             .leaves_by(DEVICES)
             .address_in(family, End::Source, &family.named("leased"));
-        rules.push(error.set_mark(MARK_MASK, 0).accept());
+        rules.push(error.accept());
     }
     for family in FAMILIES {
         let pods = Stage::Guard.pods(family);
@@ -472,13 +494,18 @@ fn guard(state: &NodeState) -> Vec<Rule> {
         rules.push(untracked.by_source(family, pods));
     }
     for family in FAMILIES {
-        rules.push(
+        let elsewhere = || {
             rule()
                 .address_in(family, End::Source, &family.named("egress"))
                 .leaves_by_other_than(DEVICES)
-                .count(c::GUARD_EGRESS)
-                .drop(),
-        );
+        };
+        // What came in with such a source, by the way that leads there, is somebody's connection to this node's pods.
+        for ours in [
+            elsewhere().forwarded(false),
+            elsewhere().source_is_translated(true),
+        ] {
+            rules.push(ours.count(c::GUARD_EGRESS).drop());
+        }
     }
     // Nothing that this node makes itself belongs into the tunnel (its own multicast reports among it).
     rules.push(
@@ -503,15 +530,13 @@ fn guard(state: &NodeState) -> Vec<Rule> {
                 .drop(),
         );
     }
-    // The tunnel looks its own way up with the packet's mark: ours must be gone by then. The bits of a packet that is
-    // none of ours belong to whoever set them.
-    for family in FAMILIES {
-        rules.push(
-            rule()
-                .address_in(family, End::Source, &family.named("egress"))
-                .set_mark(MARK_MASK, 0)
-                .done(),
-        );
+    rules.extend(canary::outward_at(state, CanaryHook::Sent));
+    if !state.worker.lift.is_empty() {
+        // Says that this ruleset has looked at it and let it be. Without this the uplink program lets nothing of a
+        // selected pod out.
+        let left = u32::from(GROUP_LEFT_ALONE) << MARK_SHIFT;
+        let lifted = rule().device(Way::In, LIFT_DEVICE, true);
+        rules.push(lifted.set_mark(MARK_MASK, left).done());
     }
     rules
 }

@@ -25,6 +25,7 @@ pub(super) const FULL: &str = "ports_exhausted";
 pub(super) const HAIRPIN: &str = "hairpin";
 pub(super) const UNKNOWN_POD: &str = "unknown_pod";
 pub(super) const OTHER_DEVICE: &str = "other_device";
+pub(super) const FORGED: &str = "forged_source";
 pub(super) const GUARD_SELECTED: &str = "guard_selected";
 pub(super) const GUARD_EGRESS: &str = "guard_egress_address";
 pub(super) const GUARD_DEVICE: &str = "guard_tunnel_device";
@@ -94,6 +95,10 @@ pub const COUNTERS: &[Counter] = &[
     Counter {
         name: OTHER_DEVICE,
         help: "selected packets from a pod's address that did not come by the pod's device: it is another's by now",
+    },
+    Counter {
+        name: FORGED,
+        help: "forwarded packets from an egress address that came by another device than the one that leads there",
     },
     Counter {
         name: GUARD_SELECTED,

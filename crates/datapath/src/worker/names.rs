@@ -16,6 +16,9 @@ pub const FULL_SETS: [&str; 2] = ["full4", "full6"];
 /// IPv6; packets fill them.
 pub const PORTLESS_SETS: [&str; 2] = ["refused4", "refused6"];
 
+/// Sets of our group numbers, as marks, and of what stands for them in marks of others.
+pub(crate) const GROUP_SETS: [&str; 2] = ["groups", "groups_foreign"];
+
 /// The three places that look a packet up.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Stage {

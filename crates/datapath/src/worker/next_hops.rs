@@ -66,9 +66,10 @@ pub(super) fn from_tunnel(state: &NodeState) -> Vec<Rule> {
 /// Translation of what comes through the tunnel.
 pub(super) fn translate(state: &NodeState) -> Vec<Rule> {
     let one = |(number, next_hop, here): (GroupNumber, &NextHop, &Attachment)| {
-        marked(number, next_hop)
+        rule()
             .device(Way::In, TUNNEL_DEVICE, true)
             .device(Way::Out, &here.device, true)
+            .next_hop_is(next_hop.address)
             .goto(&Stage::Nat.next_hop(number))
     };
     attached(state).map(one).collect()
@@ -125,7 +126,6 @@ fn guard(next_hop: &NextHop) -> Vec<Rule> {
                 .family(Family::of(next_hop.address))
                 .device(Way::Out, TUNNEL_DEVICE, true)
                 .source_is_translated(false)
-                .set_mark(MARK_MASK, 0)
                 .accept(),
         ),
         NextHopWay::Nowhere => None,
@@ -138,7 +138,6 @@ fn passes(next_hop: &NextHop, here: &Attachment) -> Rule {
         .device(Way::Out, &here.device, true)
         .next_hop_is(next_hop.address)
         .address_is(End::Source, here.source, true)
-        .set_mark(MARK_MASK, 0)
         .accept()
 }
 

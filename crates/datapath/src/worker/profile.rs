@@ -1,6 +1,6 @@
 //! Profiles (pod -> destinations) and targets (what selected traffic becomes), once for each of the three stages.
 
-use super::base::{BOUND, BOUND_DEVICES, TRANSPORT};
+use super::base::{BOUND, BOUND_DEVICES, TRANSPORT, clamp_mss};
 use super::counters as c;
 use super::names::{FULL_SETS, STAGES, Stage, opened, sent};
 use crate::nft::rule::{self, FAMILIES, Family};
@@ -12,7 +12,7 @@ use egret_core::model::Protocol;
 use egret_core::node::{
     DestinationBox, Group, NodeState, PodMap, Profile, ProfileId, Target, Verdict,
 };
-use egret_core::numbers::{GROUP_LOCAL, LIFT_DEVICE, MARK_MASK, MARK_SHIFT, TUNNEL_DEVICE};
+use egret_core::numbers::{LIFT_DEVICE, MARK_MASK, MARK_SHIFT, TUNNEL_DEVICE};
 use std::net::IpAddr;
 
 const JUMP: i32 = -3;
@@ -31,15 +31,11 @@ pub(super) fn targets(state: &NodeState, table: &mut Table) {
             .unwrap_or(&Group::Nowhere);
         plain(Stage::Classify.target(*id), classify(target, group));
         plain(Stage::Nat.target(*id), nat(target));
-        plain(Stage::Guard.target(*id), guard(target, group));
+        plain(Stage::Guard.target(*id), guard(target, group, state));
     }
 }
 
 fn classify(target: &Target, group: &Group) -> Vec<Rule> {
-    let mark = match group {
-        Group::Local { .. } => GROUP_LOCAL,
-        Group::Tunnel(_) | Group::Nowhere => target.group,
-    };
     let family = Family::of(target.address);
     let old = || {
         rule()
@@ -47,18 +43,21 @@ fn classify(target: &Target, group: &Group) -> Vec<Rule> {
             .translated_source_is(target.address, false)
     };
     let mut rules = refused(family, old);
-    rules.extend([
-        rule()
-            .state(STATE_NEW)
-            .destination_in(
-                target.address,
-                FULL_SETS[usize::from(target.address.is_ipv6())],
-            )
-            .goto("refuse_full"),
-        rule()
-            .set_mark(MARK_MASK, u32::from(mark) << MARK_SHIFT)
-            .accept(),
-    ]);
+    rules.extend([rule()
+        .state(STATE_NEW)
+        .destination_in(
+            target.address,
+            FULL_SETS[usize::from(target.address.is_ipv6())],
+        )
+        .goto("refuse_full")]);
+    rules.push(match group {
+        // The node's own routes decide.
+        Group::Local { .. } => rule().accept(),
+        Group::Tunnel(_) | Group::Nowhere => {
+            let mark = u32::from(target.group) << MARK_SHIFT;
+            rule().set_mark(MARK_MASK, mark).accept()
+        }
+    });
     rules
 }
 
@@ -111,13 +110,18 @@ fn nat(target: &Target) -> Vec<Rule> {
     rules
 }
 
-fn guard(target: &Target, group: &Group) -> Vec<Rule> {
+fn guard(target: &Target, group: &Group, state: &NodeState) -> Vec<Rule> {
     let device = match group {
         Group::Local { device } => Some(device.as_str()),
         Group::Tunnel(_) => Some(TUNNEL_DEVICE),
         Group::Nowhere => None,
     };
     let mut rules = Vec::new();
+    if matches!(group, Group::Local { .. }) {
+        // Out by the own device, but the answers may come through another gateway and its tunnel.
+        let family = Family::of(target.address);
+        rules.push(clamp_mss(rule(), family, state));
+    }
     if let Some(device) = device {
         let rule = rule().device(Way::Out, device, true);
         rules.push(

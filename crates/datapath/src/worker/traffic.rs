@@ -21,6 +21,9 @@ pub(super) fn counters(state: &NodeState, table: &mut Table) {
     }
 }
 
+/// Beginning of the names of counters along the way of canaries (`egret_core::canary`), which are no reasons of drops.
+const CANARY: &str = "canary_";
+
 /// Parts the counters of the table: packets by reason, and traffic by account.
 pub(crate) fn parted(
     counts: BTreeMap<String, Count>,
@@ -28,6 +31,9 @@ pub(crate) fn parted(
     let mut reasons = BTreeMap::new();
     let mut traffic: BTreeMap<AccountId, Traffic> = BTreeMap::new();
     for (name, count) in counts {
+        if name.starts_with(CANARY) {
+            continue;
+        }
         if let Some(id) = account(&name, SENT) {
             traffic.entry(id).or_default().sent = count;
         } else if let Some(id) = account(&name, OPENED) {
@@ -36,6 +42,7 @@ pub(crate) fn parted(
             reasons.insert(name, count.packets);
         }
     }
+    traffic.remove(&AccountId::CANARY);
     (reasons, traffic)
 }
 

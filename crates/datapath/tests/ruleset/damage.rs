@@ -64,9 +64,10 @@ fn a_foreign_table_is_none_of_our_business() {
             assert_eq!(nft.compare().expect("compare"), None);
             let counters = nft.counters().expect("counters");
             let (per_account, accounts) = (2, state().worker.targets.len());
+            let hooks = egret_core::canary::CanaryHook::ALL.len();
             assert_eq!(
                 counters.len(),
-                worker::COUNTERS.len() + per_account * accounts
+                worker::COUNTERS.len() + hooks + per_account * accounts
             );
             assert!(nft.remove().expect("remove"));
         }

@@ -6,7 +6,7 @@ use aya::maps::{Array, HashMap, PerCpuArray};
 use aya::programs::{SchedClassifier, TestRun, TestRunOptions};
 use aya::{Ebpf, EbpfLoader};
 use egret_core::node::ProfileId;
-use egret_core::numbers::{GROUP_LEFT_ALONE, GROUP_LOCAL, MARK_SHIFT};
+use egret_core::numbers::{GROUP_LEFT_ALONE, MARK_SHIFT};
 use egret_datapath::gateway::abi::address;
 use egret_datapath::uplink::abi::{self, Config};
 use egret_datapath::uplink::{COUNTERS, OBJECT};
@@ -248,7 +248,7 @@ fn a_packet_is_lifted_once_and_goes_only_by_the_rulesets_word() {
             uplink.leaves_with(&packet, (left | 0xff00_ffff, LIFT)),
             goes
         );
-        for wrong in [0, mark(1), mark(GROUP_LOCAL), 0xff00_ffff] {
+        for wrong in [0, mark(1), mark(254), 0xff00_ffff] {
             let verdict = uplink.leaves_with(&packet, (wrong, LIFT));
             assert_eq!(verdict, (DROP, Some("no_ruleset")), "{wrong:#x}");
         }

@@ -149,6 +149,7 @@ pub fn node_record(object: &api::EgressNode) -> Result<NodeRecord, Vec<Finding>>
             datapath: status
                 .datapath
                 .map(|datapath| datapath_text(datapath).to_owned()),
+            abilities: status.abilities.iter().cloned().collect(),
             resource_version: resource_version(&object.metadata),
         })
     })();
@@ -296,6 +297,7 @@ pub fn node_status(record: &NodeRecord) -> api::NodeStatus {
             })
             .collect(),
         datapath: record.datapath.as_deref().and_then(datapath_name),
+        abilities: record.abilities.iter().cloned().collect(),
         ..api::NodeStatus::default()
     }
 }

@@ -126,6 +126,8 @@ fn kernel(selected: Option<bool>) -> NodeOutcome {
         groups: BTreeMap::new(),
         group_members: BTreeMap::new(),
         target_groups: BTreeMap::new(),
+        canaries: Vec::new(),
+        broken_paths: BTreeSet::new(),
         accounts: BTreeMap::new(),
         granted: BTreeSet::new(),
     }

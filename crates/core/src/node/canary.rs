@@ -1,0 +1,187 @@
+//! Which canaries a node sends: one path for each gateway group and family, by a few ports of a lease of its own.
+
+use super::cluster::Me;
+use super::{AccountId, DestinationBox, Group, GroupNumber, NodeFacts, PortRange, Profile};
+use super::{ProfileId, Target, TargetId, TunnelIndex, Verdict, WorkerState};
+use crate::hash::StableHash;
+use crate::model::{GroupKey, Pod, Snapshot};
+use crate::numbers::{
+    CANARY_DESTINATION_V4, CANARY_DESTINATION_V6, CANARY_LEASE_MIN_PORTS, CANARY_LEASE_PORTS,
+    CANARY_SOURCE_V4, CANARY_SOURCE_V6,
+};
+use ipnet::IpNet;
+use serde::{Deserialize, Serialize};
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+
+/// What a gateway says that turns canaries round.
+pub const CANARY_ABILITY: &str = "canary";
+
+/// What the kernel must have for canaries.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CanaryState {
+    /// Index of the device at whose ingress they appear.
+    pub device: u32,
+    /// Where they come from, one address of each family that has a path.
+    pub sources: BTreeSet<IpAddr>,
+}
+
+/// One way that canaries measure.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct CanaryPath {
+    /// The gateway group.
+    pub group: GroupKey,
+    /// The egress address, and so the family.
+    pub egress: IpAddr,
+    /// Source of the packets.
+    pub source: IpAddr,
+    /// Their destination, which the gateway's program knows.
+    pub destination: IpAddr,
+}
+
+/// Whether packets to this address are canaries.
+pub fn is_canary_destination(address: IpAddr) -> bool {
+    match address {
+        IpAddr::V4(v4) => v4.octets()[..3] == CANARY_DESTINATION_V4.octets()[..3],
+        IpAddr::V6(v6) => v6.octets()[..15] == CANARY_DESTINATION_V6.octets()[..15],
+    }
+}
+
+/// Where canaries of a group go to.
+fn destination(number: GroupNumber, v4: bool) -> IpAddr {
+    if v4 {
+        let [a, b, c, _] = CANARY_DESTINATION_V4.octets();
+        return Ipv4Addr::new(a, b, c, number).into();
+    }
+    let mut octets = CANARY_DESTINATION_V6.octets();
+    octets[15] = number;
+    Ipv6Addr::from(octets).into()
+}
+
+/// An address that firewalls take for a pod's and no pod gets: of IPv4 the first of the node's pod CIDR, which is none of
+/// a host's in a subnet, of IPv6 the last.
+fn source(me: &Me<'_>, own_pods: &BTreeSet<IpAddr>, v4: bool) -> IpAddr {
+    let of_family = |cidr: &&IpNet| cidr.addr().is_ipv4() == v4;
+    let cidr = me.node.pod_cidrs.iter().find(of_family);
+    let address = cidr.map(|cidr| match v4 {
+        true => cidr.network(),
+        false => cidr.broadcast(),
+    });
+    let fallback = match v4 {
+        true => IpAddr::V4(CANARY_SOURCE_V4),
+        false => IpAddr::V6(CANARY_SOURCE_V6),
+    };
+    address
+        .filter(|address| !own_pods.contains(address))
+        .unwrap_or(fallback)
+}
+
+/// Adds what canaries need to the worker's part. `keys`: the group of each target.
+pub(super) fn add<'a>(
+    snapshot: &'a Snapshot,
+    (me, facts): (&Me<'_>, &NodeFacts),
+    own_pods: impl Iterator<Item = &'a Pod>,
+    worker: &mut WorkerState,
+    keys: &mut BTreeMap<TargetId, GroupKey>,
+) -> Vec<CanaryPath> {
+    let Some(device) = facts.canary_device else {
+        return Vec::new();
+    };
+    let own_pods: BTreeSet<IpAddr> = own_pods.flat_map(|pod| &pod.addresses).copied().collect();
+    let mut paths = Vec::new();
+    let mut profile = Profile::default();
+    let measured: Vec<GroupNumber> = worker
+        .groups
+        .iter()
+        .filter(|(_, group)| is_measured(snapshot, group))
+        .map(|(number, _)| *number)
+        .collect();
+    for number in measured {
+        for v4 in [true, false] {
+            let to = destination(number, v4);
+            if worker.never.iter().any(|net| net.contains(&to)) {
+                continue;
+            }
+            let Some((base, range)) = lease(worker, number, v4) else {
+                continue;
+            };
+            let id = TargetId(
+                StableHash::new("canary")
+                    .number(number.into())
+                    .number(u64::from(v4))
+                    .finish(),
+            );
+            let target = Target {
+                ranges: vec![range],
+                account: AccountId::CANARY,
+                ..worker.targets[&base].clone()
+            };
+            let Some(group) = keys.get(&base).cloned() else {
+                continue;
+            };
+            paths.push(CanaryPath {
+                group: group.clone(),
+                egress: target.address,
+                source: source(me, &own_pods, v4),
+                destination: to,
+            });
+            keys.insert(id, group);
+            worker.targets.insert(id, target);
+            profile.boxes.push(only(to, id));
+        }
+    }
+    if paths.is_empty() {
+        return paths;
+    }
+    profile.boxes.sort_unstable();
+    let id = ProfileId(StableHash::new("canary").finish());
+    worker.profiles.insert(id, profile);
+    let sources: BTreeSet<IpAddr> = paths.iter().map(|path| path.source).collect();
+    for source in &sources {
+        worker.pods.insert(*source, id);
+        worker.devices.insert(*source, device);
+    }
+    worker.canary = Some(CanaryState { device, sources });
+    paths.sort();
+    paths
+}
+
+/// Every gateway of the group turns canaries round.
+fn is_measured(snapshot: &Snapshot, group: &Group) -> bool {
+    let Group::Tunnel(members) = group else {
+        return false;
+    };
+    let able: BTreeSet<TunnelIndex> = snapshot
+        .node_records
+        .values()
+        .filter(|record| record.abilities.contains(CANARY_ABILITY))
+        .map(|record| record.tunnel_index)
+        .collect();
+    members.is_subset(&able)
+}
+
+/// A target of the group whose lease has room, and the last ports of its largest range.
+fn lease(worker: &WorkerState, number: GroupNumber, v4: bool) -> Option<(TargetId, PortRange)> {
+    let ports = |range: &PortRange| u32::from(range.last) - u32::from(range.first) + 1;
+    let mut targets = worker.targets.iter();
+    let (id, target) = targets.find(|(_, target)| {
+        let leased: u32 = target.ranges.iter().map(ports).sum();
+        target.group == number && target.address.is_ipv4() == v4 && leased >= CANARY_LEASE_MIN_PORTS
+    })?;
+    let largest = target.ranges.iter().max_by_key(|range| ports(range))?;
+    let first = largest.last.saturating_sub(CANARY_LEASE_PORTS - 1);
+    let first = first.max(largest.first);
+    let last = largest.last;
+    Some((*id, PortRange { first, last }))
+}
+
+fn only(address: IpAddr, target: TargetId) -> DestinationBox {
+    DestinationBox {
+        first: address,
+        last: address,
+        protocol: None,
+        port_first: 0,
+        port_last: u16::MAX,
+        verdict: Verdict::Target(target),
+    }
+}

@@ -1,0 +1,91 @@
+//! Which ways canaries measure, and what a way that is broken means.
+
+use crate::scene::*;
+use egret_core::canary::{CanaryKind, Lost};
+use egret_core::check::check_node;
+use egret_core::model::*;
+use egret_core::node::{
+    AccountId, BrokenPath, CANARY_ABILITY, ReportKind, is_canary_destination, node_state,
+};
+use std::collections::BTreeSet;
+
+#[test]
+fn canaries_measure_each_group_and_family_by_a_few_ports_of_a_lease() {
+    let mut scene = kep_scene();
+    scene.add_pod("a", "worker1", 10, &[("app", "MyApp")]);
+    scene.settle();
+    let node = NodeName("worker1".into());
+    let able = |scene: &mut Scene, able: bool| {
+        let records: Vec<_> = scene.snapshot.node_records.values().cloned().collect();
+        for mut record in records {
+            record.abilities = able
+                .then(|| CANARY_ABILITY.to_owned())
+                .into_iter()
+                .collect();
+            scene
+                .snapshot
+                .node_records
+                .insert(record.node.clone(), record);
+        }
+    };
+    let outcome = |scene: &Scene, broken: bool| {
+        let mut facts = scene.facts(&node);
+        facts.canary_device = Some(77);
+        let before = node_state(&scene.snapshot, &facts, &node).unwrap();
+        if broken {
+            facts.broken_paths = before
+                .canaries
+                .iter()
+                .map(|path| BrokenPath {
+                    group: path.group.clone(),
+                    v6: path.egress.is_ipv6(),
+                    kinds: BTreeSet::from([CanaryKind::Tcp]),
+                    lost: Lost::Forward,
+                })
+                .collect();
+        }
+        let outcome = node_state(&scene.snapshot, &facts, &node).unwrap();
+        let violations = check_node(&scene.snapshot, &facts, &node, &outcome);
+        assert_eq!(violations, [], "the checker");
+        outcome
+    };
+    assert!(
+        outcome(&scene, false).canaries.is_empty(),
+        "gateways that do not turn them round"
+    );
+    able(&mut scene, true);
+    let whole = outcome(&scene, false);
+    assert_eq!(
+        whole.canaries.len(),
+        1,
+        "one group, one family: {:?}",
+        whole.canaries
+    );
+    let path = &whole.canaries[0];
+    assert!(is_canary_destination(path.destination));
+    let worker = &whole.state.worker;
+    let canary = worker.canary.as_ref().expect("a canary");
+    assert_eq!(
+        (canary.device, &canary.sources),
+        (77, &BTreeSet::from([path.source]))
+    );
+    let target = worker
+        .targets
+        .values()
+        .find(|t| t.account == AccountId::CANARY);
+    let ranges = &target.expect("its target").ranges;
+    assert_eq!(ranges.len(), 1);
+    assert_eq!(u32::from(ranges[0].last - ranges[0].first) + 1, 16);
+    assert_eq!(whole.programmed[0].pods, 1);
+    let broken = outcome(&scene, true);
+    assert_eq!(
+        broken.programmed[0].pods, 0,
+        "what does not come back is not programmed"
+    );
+    assert!(
+        broken
+            .reports
+            .iter()
+            .any(|r| matches!(r.kind, ReportKind::PathBroken(_)))
+    );
+}

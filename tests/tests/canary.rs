@@ -1,0 +1,278 @@
+//! Packets of Egret's own go the way of pods' packets and say where it is broken: each hook of the path is broken in turn
+//! and must be named within 15 s.
+
+use anyhow::{Context, ensure};
+use egret_lab::Topology;
+use egret_lab::capture::{Capture, Packet};
+use egret_lab::process::wait_for;
+use egret_tests::cluster::{DEADLINE, EGRESS, SERVERS, egress, ip};
+use egret_tests::steps::Group;
+use egret_tests::watch::expect_source;
+use egret_tests::{Cluster, Outcome, run, steps};
+use serde_json::Value;
+use std::net::IpAddr;
+use std::process::ExitCode;
+use std::time::Duration;
+
+fn main() -> ExitCode {
+    run(vec![Group::new(
+        "canary",
+        up,
+        steps![
+            a_healthy_path_is_measured_and_not_broken,
+            each_broken_hook_is_named_within_fifteen_seconds,
+            a_firewall_that_lets_only_small_packets_through_is_found,
+            what_is_broken_is_not_ready_and_nobody_says_that_it_leaves,
+            a_canary_device_that_is_removed_comes_back,
+            nothing_of_a_canary_is_seen_outside,
+        ],
+    )])
+}
+
+/// How long the finding may take, as operators are promised.
+const FOUND_WITHIN: Duration = Duration::from_secs(15);
+
+fn up() -> anyhow::Result<Cluster> {
+    let cluster = Cluster::up("canary", &Topology::built_in())?;
+    cluster.apply(&[egress("myapp", "MyApp", &EGRESS, "")])?;
+    cluster.wait_ready()?;
+    Ok(cluster)
+}
+
+/// Reason and message of `PathBroken` at a node.
+fn broken(cluster: &Cluster, node: &str) -> Option<(String, String)> {
+    let object = cluster.object("EgressNode", None, node)?;
+    let conditions = object["status"]["conditions"].as_array()?.clone();
+    let found = conditions
+        .iter()
+        .find(|one| one["type"] == "PathBroken" && one["status"] == "True")?;
+    let text = |field: &str| found[field].as_str().unwrap_or_default().to_owned();
+    Some((text("reason"), text("message")))
+}
+
+/// Canaries that one gateway or other has turned round.
+fn turned(cluster: &Cluster) -> anyhow::Result<u64> {
+    let mut all = 0;
+    for gateway in ["gateway1", "gateway2", "gateway3"] {
+        all += cluster.gateway_counter(gateway, "canary_turned")?;
+    }
+    Ok(all)
+}
+
+fn a_healthy_path_is_measured_and_not_broken(cluster: &Cluster) -> Outcome {
+    let before = turned(cluster)?;
+    wait_for("canaries to be turned round", DEADLINE, || {
+        turned(cluster).is_ok_and(|now| now >= before + 8)
+    })?;
+    for worker in ["worker1", "worker2", "worker3"] {
+        ensure!(
+            broken(cluster, worker).is_none(),
+            "{worker}: {:?}",
+            broken(cluster, worker)
+        );
+        wait_for("the paths in the metrics", DEADLINE, || {
+            let metrics = cluster.metrics(worker).unwrap_or_default();
+            let paths = metrics
+                .lines()
+                .filter(|line| line.starts_with("egret_agent_path_broken{"));
+            let all: Vec<&str> = paths.collect();
+            all.len() == 2 && all.iter().all(|line| line.ends_with(" 0"))
+        })?;
+    }
+    let explained = explain(cluster)?;
+    ensure!(
+        explained.contains("packets of our own came back from it, measured"),
+        "{explained}"
+    );
+    Ok(())
+}
+
+fn explain(cluster: &Cluster) -> anyhow::Result<String> {
+    let program = egret_tests::egret()?;
+    let program = program.to_string_lossy();
+    let place = cluster.host("worker1")?;
+    // Exit code 1 says that something is not as it should be; what is said counts here.
+    let line = format!("{program} explain default/a1 --to {} || true", SERVERS[0]);
+    cluster.exec(&place, &["sh", "-c", &line])
+}
+
+/// A way to break a hook at worker1, how to mend it, and what must be said.
+struct Break {
+    rules: &'static str,
+    reason: &'static str,
+}
+
+const BREAKS: &[Break] = &[
+    Break {
+        rules: "chain c { type filter hook prerouting priority -300; ip saddr 10.244.0.0/16 ip daddr != 10.244.0.0/16 drop; }",
+        reason: "LostInPrerouting",
+    },
+    Break {
+        rules: "chain c { type filter hook prerouting priority 0; ip saddr 10.244.0.0/16 ip daddr != 10.244.0.0/16 drop; }",
+        reason: "LostInPrerouting",
+    },
+    Break {
+        rules: "chain c { type filter hook forward priority 0; ip saddr 10.244.0.0/16 oifname \"egret0\" reject with icmp host-prohibited; }",
+        reason: "NotForwarded",
+    },
+    Break {
+        rules: "chain c { type filter hook postrouting priority 0; ip saddr 10.244.0.0/16 oifname \"egret0\" drop; }",
+        reason: "LostInPostrouting",
+    },
+    Break {
+        rules: "chain c { type nat hook postrouting priority 50; ip saddr 10.244.0.0/16 oifname \"egret0\" masquerade; }",
+        reason: "NotTranslated",
+    },
+    Break {
+        rules: "chain c { type filter hook prerouting priority -150; iifname \"egret0\" meta nfproto ipv4 fib saddr . mark . iif oif missing drop; }",
+        reason: "AnswerLostOnReversePath",
+    },
+    Break {
+        rules: "chain c { type filter hook forward priority 0; iifname \"egret0\" ip daddr 10.244.0.0/16 drop; }",
+        reason: "AnswerNotForwarded",
+    },
+];
+
+fn rules(cluster: &Cluster, host: &str, table: &str) -> anyhow::Result<()> {
+    let table = table.replace("} ", "}\n");
+    cluster.exec(
+        &cluster.host(host)?,
+        &["nft", &format!("table inet broken {{\n{table}\n}}")],
+    )?;
+    Ok(())
+}
+
+fn mend(cluster: &Cluster, host: &str) -> anyhow::Result<()> {
+    cluster.exec(&cluster.host(host)?, &["nft", "delete table inet broken"])?;
+    wait_for("the path to be whole again", DEADLINE, || {
+        broken(cluster, host).is_none()
+    })
+    .with_context(|| format!("{:?}", broken(cluster, host)))
+}
+
+fn found(cluster: &Cluster, reason: &str) -> anyhow::Result<(String, String)> {
+    let mut last = None;
+    wait_for("the broken hook to be named", FOUND_WITHIN, || {
+        last = broken(cluster, "worker1");
+        last.is_some()
+    })
+    .with_context(|| format!("{reason}: nothing was said"))?;
+    let (said, text) = last.context("waited for it")?;
+    ensure!(said == reason, "{said} instead of {reason}: {text}");
+    Ok((said, text))
+}
+
+fn each_broken_hook_is_named_within_fifteen_seconds(cluster: &Cluster) -> Outcome {
+    for one in BREAKS {
+        rules(cluster, "worker1", one.rules)?;
+        let outcome = found(cluster, one.reason).with_context(|| one.rules.to_owned());
+        mend(cluster, "worker1")?;
+        let (_, text) = outcome?;
+        ensure!(text.contains("IPv4") && !text.contains("IPv6"), "{text}");
+        ensure!(
+            broken(cluster, "worker2").is_none(),
+            "another node is blamed"
+        );
+    }
+    the_input_of_the_tunnel(cluster)
+}
+
+/// The node's own input hook: probes are lost there too, so the gateways are dead for it, and canaries say why.
+fn the_input_of_the_tunnel(cluster: &Cluster) -> Outcome {
+    let table = "chain c { type filter hook input priority 0; udp dport 14789 drop; }";
+    rules(cluster, "worker1", table)?;
+    let outcome = found(cluster, "LostInTunnelInput");
+    mend(cluster, "worker1")?;
+    outcome?;
+    cluster.wait_ready()
+}
+
+/// A black hole for large packets, as a tunnel below a tunnel makes it.
+fn a_firewall_that_lets_only_small_packets_through_is_found(cluster: &Cluster) -> Outcome {
+    rules(
+        cluster,
+        "worker1",
+        "chain c { type filter hook output priority 0; udp dport 14789 meta length > 1400 drop; }",
+    )?;
+    let outcome = found(cluster, "NotAnsweredByGateway");
+    mend(cluster, "worker1")?;
+    let (_, text) = outcome?;
+    ensure!(
+        text.contains("full-size UDP") && !text.contains("TCP"),
+        "{text}"
+    );
+    Ok(())
+}
+
+fn what_is_broken_is_not_ready_and_nobody_says_that_it_leaves(cluster: &Cluster) -> Outcome {
+    rules(
+        cluster,
+        "worker1",
+        "chain c { type filter hook forward priority 0; oifname \"egret0\" drop; }",
+    )?;
+    let check = || -> Outcome {
+        found(cluster, "NotForwarded")?;
+        wait_for("the policy not to be ready", DEADLINE, || {
+            let status = cluster.status().unwrap_or(Value::Null);
+            status["policies"][0]["ready"] == false
+        })?;
+        let explained = explain(cluster)?;
+        ensure!(!explained.contains("leaves from"), "{explained}");
+        ensure!(
+            explained.contains("packets do not come back"),
+            "{explained}"
+        );
+        Ok(())
+    };
+    let outcome = check();
+    mend(cluster, "worker1")?;
+    outcome?;
+    cluster.wait_ready()
+}
+
+fn a_canary_device_that_is_removed_comes_back(cluster: &Cluster) -> Outcome {
+    let place = cluster.host("worker1")?;
+    cluster.exec(&place, &["ip", "link", "delete", "egret-canary"])?;
+    let before = turned(cluster)?;
+    wait_for("the canary device", DEADLINE, || {
+        cluster
+            .exec(&place, &["ip", "link", "show", "egret-canary"])
+            .is_ok()
+    })?;
+    wait_for("canaries after that", DEADLINE, || {
+        turned(cluster).is_ok_and(|now| now > before + 8) && broken(cluster, "worker1").is_none()
+    })?;
+    Ok(())
+}
+
+fn nothing_of_a_canary_is_seen_outside(cluster: &Cluster) -> Outcome {
+    let canaries: [IpAddr; 2] = [ip("198.18.79.0"), ip("100::79:0:0")];
+    let is_canary = move |packet: &Packet| {
+        [packet.source, packet.destination]
+            .iter()
+            .any(|address| match (address, canaries) {
+                (IpAddr::V4(a), [IpAddr::V4(b), _]) => a.octets()[..3] == b.octets()[..3],
+                (IpAddr::V6(a), [_, IpAddr::V6(b)]) => a.octets()[..15] == b.octets()[..15],
+                _ => false,
+            })
+    };
+    let mut captures = Vec::new();
+    for host in ["router", "gateway1", "gateway2", "gateway3", "worker1"] {
+        captures.push((
+            host,
+            Capture::start(&cluster.host(host)?, "eth0", is_canary)?,
+        ));
+    }
+    let before = turned(cluster)?;
+    wait_for("two rounds of canaries", DEADLINE, || {
+        turned(cluster).is_ok_and(|now| now >= before + 48)
+    })?;
+    for family in 0..2 {
+        expect_source(&cluster.pod("a1")?, ip(SERVERS[family]), ip(EGRESS[family]))?;
+    }
+    for (host, capture) in captures {
+        let report = capture.stop()?;
+        ensure!(report.offending_count == 0, "{host}: {report:?}");
+    }
+    Ok(())
+}
