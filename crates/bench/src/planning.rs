@@ -127,6 +127,7 @@ fn write_down(snapshot: &mut Snapshot, plan: &ClusterPlan) {
             demand: BTreeMap::new(),
             full_destinations: BTreeMap::new(),
             programmed: Vec::new(),
+            abilities: BTreeSet::new(),
             datapath: Some("ebpf".into()),
             resource_version: 1,
         };

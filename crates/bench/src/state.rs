@@ -70,6 +70,7 @@ pub fn worker(pods: usize) -> NodeState {
             lift: BTreeSet::new(),
             devices: BTreeMap::new(),
             unknown: None,
+            canary: None,
         },
         gateway: None,
     }

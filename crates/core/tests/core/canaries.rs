@@ -12,7 +12,6 @@ use std::collections::BTreeSet;
 #[test]
 fn canaries_measure_each_group_and_family_by_a_few_ports_of_a_lease() {
     let mut scene = kep_scene();
-    scene.add_pod("a", "worker1", 10, &[("app", "MyApp")]);
     scene.settle();
     let node = NodeName("worker1".into());
     let able = |scene: &mut Scene, able: bool| {

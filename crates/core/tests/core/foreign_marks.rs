@@ -7,8 +7,7 @@ use egret_core::node::{ForeignMark, NodeFacts, node_state};
 #[test]
 fn group_numbers_that_routing_rules_of_others_ask_for_are_not_used() {
     let mut scene = kep_scene();
-    scene.add_pod("a", "worker1", 10, &[("app", "MyApp")]);
-    scene.control();
+    scene.settle();
     let node = NodeName("worker1".into());
     let numbers = |marks: &[(u32, u32)]| {
         let marks = marks.iter().map(|(mark, mask)| ForeignMark {
