@@ -16,13 +16,14 @@ mod locate;
 mod lock;
 mod merge;
 mod object;
+mod records;
 mod store;
 mod tree;
 mod watch;
 mod write;
 
 pub(crate) use document::read_documents;
-pub(crate) use object::is_object_name;
+pub(crate) use object::{is_object_name, objections};
 
 use crate::{SourceError, View, front_end};
 use egret_core::model::{Finding, UnpooledAddresses};

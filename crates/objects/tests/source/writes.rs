@@ -375,8 +375,16 @@ fn an_unreadable_address_is_reported_and_never_overwritten() {
     let path = scratch.path("status/EgressAddress/v4-192-168-122-222.yaml");
     fs::write(&path, "kind: [").unwrap();
     let view = source.snapshot().unwrap();
-    assert!(view.snapshot.addresses.is_empty());
+    // Who has read it before goes on with that; nobody takes it for free.
+    assert!(view.snapshot.unreadable.addresses.contains(&address()));
+    assert_eq!(
+        view.snapshot.addresses[&address()].leases,
+        record(1, 0).leases
+    );
     assert_eq!(view.findings.len(), 1, "{:?}", view.findings);
+    let fresh = scratch.open().snapshot().unwrap().snapshot;
+    assert!(fresh.unreadable.addresses.contains(&address()));
+    assert_eq!(fresh.addresses[&address()].leases, []);
     // Its leases are unknown: granting its ports anew could give one block to two workers (P4).
     assert!(matches!(
         source.write_address(&record(1, 0)),
