@@ -368,6 +368,18 @@ fn removed_status_files_are_made_again_and_counting_goes_on() {
 }
 
 #[test]
+fn an_object_with_a_name_too_long_for_a_file_costs_no_other() {
+    let scratch = Scratch::new();
+    let long = "a".repeat(250);
+    scratch.put("a.yaml", &egress(&long, "192.0.2.1"));
+    scratch.put("b.yaml", &egress("p", "192.0.2.2"));
+    let view = scratch.open().snapshot().unwrap();
+    assert_eq!(view.names(), [long.as_str(), "p"]);
+    assert!(scratch.path("status/Egress/default.p.yaml").exists());
+    assert_eq!(view.findings.len(), 1, "{:?}", view.findings);
+}
+
+#[test]
 fn an_unreadable_address_is_reported_and_never_overwritten() {
     let scratch = Scratch::new();
     let mut source = scratch.open();
