@@ -163,7 +163,7 @@ fn statuses_that_are_refused_or_too_large_stop_nothing() {
     let mut daemon = controller(&server, "controller", own.kubeconfig());
     wait_for(kubectl, &["egress", "fixed"], ".status.pods.selected", "2");
     wait_for(kubectl, &["egress", "pooled"], ".status.pods.selected", "1");
-    wait_for(kubectl, &["egrpool", "partners"], ".status.used", "2");
+    wait_for(kubectl, &["egrpool", "partners"], ".status.used", "3");
     wait_for(kubectl, &["egraddr", ADDRESS], ".spec.gateway", "main");
     let granted = ".spec.grants[?(@.address==\"192.168.122.222\")].gateway";
     for node in ["worker1", "worker2"] {
@@ -182,6 +182,10 @@ fn statuses_that_are_refused_or_too_large_stop_nothing() {
     })
     .unwrap();
 
+    // The address of the refused one is written down nowhere, so it has no record.
+    let given = ["egraddr", "v4-192-168-122-221"];
+    assert_eq!(said(kubectl, &given, ".spec.gateway"), "");
+
     // What is refused is tried ever more rarely.
     let (all, _) = requests(&server.audit_log(), "controller", 0).unwrap();
     let refused = all.iter().filter(|r| r["objectRef"]["namespace"] == "shop");
@@ -192,5 +196,6 @@ fn statuses_that_are_refused_or_too_large_stop_nothing() {
         .run(&["delete", "validatingadmissionpolicybinding", "no-status"])
         .unwrap();
     wait_for(kubectl, &["egress", "a", "-n", "shop"], ACCEPTED, "True");
+    wait_for(kubectl, &given, ".spec.gateway", "main");
     daemon.end().unwrap();
 }
