@@ -37,12 +37,13 @@ use std::net::IpAddr;
     .message("the epoch never goes back: gateways would take old leases for new ones"))]
 pub struct EgressAddressSpec {
     /// The address.
-    #[schemars(length(min = 2, max = 45))]
+    #[schemars(length(min = 2, max = 45), regex(pattern = crate::ADDRESS))]
     pub address: String,
     /// Name of the EgressGateway that serves it.
     #[schemars(length(min = 1, max = 253))]
     pub gateway: String,
     /// The highest epoch that any lease of it ever had.
+    #[schemars(range(min = 0))]
     pub epoch: i64,
     /// Who may use which ports.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
@@ -56,8 +57,10 @@ pub struct AddressLease {
     /// The worker.
     pub node: String,
     /// Source ports, inclusive, for example "1024-1279"; whole blocks of 64.
+    #[schemars(inner(regex(pattern = crate::PORTS)))]
     pub ranges: Vec<String>,
     /// The steering version that a gateway must have before these ports may be used.
+    #[schemars(range(min = 0))]
     pub epoch: i64,
     /// Where the lease is in its life.
     pub state: LeaseStateName,
@@ -98,6 +101,16 @@ pub struct AddressStatus {
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[x_kube(merge_strategy = ListMerge::Map(vec!["type".into()]))]
     pub conditions: Vec<Condition>,
+}
+
+/// The address of an `EgressAddress` by its name; `None` if no address has such a name.
+pub fn address_of_object_name(name: &str) -> Option<IpAddr> {
+    let address: IpAddr = match (name.strip_prefix("v4-"), name.strip_prefix("v6-")) {
+        (Some(octets), _) => octets.replace('-', ".").parse().ok()?,
+        (_, Some(groups)) => groups.replace('-', ":").parse().ok()?,
+        (None, None) => return None,
+    };
+    (address_object_name(address) == name).then_some(address)
 }
 
 /// Name of the `EgressAddress` of an address: `v4-192-168-122-222`, or `v6-` and eight groups of four hex digits.

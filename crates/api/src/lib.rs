@@ -33,6 +33,13 @@ pub const GROUP: &str = "egret.dev";
 /// `apiVersion` of every kind here.
 pub const API_VERSION: &str = "egret.dev/v1alpha1";
 
+/// Shape of an address in what Egret itself writes; whether it is one, its reader says.
+const ADDRESS: &str = "^[0-9a-fA-F:.]+$";
+/// Shape of an address with its prefix length.
+const PREFIX: &str = "^[0-9a-fA-F:.]+/[0-9]{1,3}$";
+/// Shape of a range of ports; that it is of whole blocks, its reader says.
+const PORTS: &str = "^[0-9]{4,5}-[0-9]{4,5}$";
+
 /// The definitions of all six kinds, in the order in which people meet them.
 pub fn crds() -> Vec<CustomResourceDefinition> {
     vec![

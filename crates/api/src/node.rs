@@ -60,12 +60,15 @@ pub struct EgressNodeSpec {
 #[serde(rename_all = "camelCase")]
 pub struct NodeGrant {
     /// The egress address.
+    #[schemars(length(min = 2, max = 45), regex(pattern = crate::ADDRESS))]
     pub address: String,
     /// Name of the EgressGateway that serves it.
     pub gateway: String,
     /// Source ports, inclusive, for example "1024-1279"; whole blocks of 64.
+    #[schemars(inner(regex(pattern = crate::PORTS)))]
     pub ranges: Vec<String>,
     /// The steering version that a gateway must have before these ports may be used.
+    #[schemars(range(min = 0))]
     pub epoch: i64,
 }
 
@@ -75,6 +78,7 @@ pub struct NodeGrant {
 pub struct NodeStatus {
     /// Addresses that tunnel packets to this node are sent to, the preferred one first.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(inner(length(min = 2, max = 45), regex(pattern = crate::ADDRESS)))]
     pub underlay_addresses: Vec<String>,
     /// MAC address of its tunnel device.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -84,9 +88,11 @@ pub struct NodeStatus {
     pub external_interface: Option<String>,
     /// Addresses of that device with their prefix length, those that others put there (keepalived) among them.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(inner(length(max = 49), regex(pattern = crate::PREFIX)))]
     pub external_addresses: Vec<String>,
     /// Routers that this gateway carries packets to, of those that objects of earlier systems name as next hop.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(inner(length(min = 2, max = 45), regex(pattern = crate::ADDRESS)))]
     pub next_hops: Vec<String>,
     /// What this node's kernel can do.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
@@ -96,9 +102,11 @@ pub struct NodeStatus {
     pub datapath: Option<DatapathName>,
     /// Highest epoch such that every lease up to it is applied here; 0 on pure workers.
     #[serde(default)]
+    #[schemars(range(min = 0))]
     pub steering_version: i64,
     /// Egress addresses that this node answers for on the network.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(inner(length(min = 2, max = 45), regex(pattern = crate::ADDRESS)))]
     pub announcing: Vec<String>,
     /// Source ports in use; an address stays listed until its last flow here has ended.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
@@ -117,8 +125,10 @@ pub struct NodeStatus {
 #[serde(rename_all = "camelCase")]
 pub struct PortDemand {
     /// The egress address.
+    #[schemars(length(min = 2, max = 45), regex(pattern = crate::ADDRESS))]
     pub address: String,
     /// Source ports in use.
+    #[schemars(range(min = 0))]
     pub ports: i64,
     /// Destinations towards which every leased port is in use: new flows to them are refused.
     #[serde(default, skip_serializing_if = "crate::is_zero")]

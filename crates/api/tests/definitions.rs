@@ -159,3 +159,56 @@ fn address_objects_are_named_after_their_address() {
         "v6-fd00-0122-0000-0000-0000-0000-0000-00de"
     );
 }
+
+/// What only Egret writes is refused by the API server where it is not even of the right shape: what was stored must be
+/// read again.
+#[test]
+fn records_take_nothing_that_is_not_of_the_shape_that_egret_writes() {
+    let at = |kind: &str, path: &str| {
+        let mut found = Value::Null;
+        walk("", &schema(kind), &mut |here, node| {
+            if here == path {
+                found = node["pattern"].clone();
+            }
+        });
+        found.as_str().unwrap_or_default().to_owned()
+    };
+    for path in [
+        ".spec.grants[].address",
+        ".status.underlayAddresses[]",
+        ".status.nextHops[]",
+        ".status.announcing[]",
+        ".status.demand[].address",
+    ] {
+        assert_eq!(at("EgressNode", path), "^[0-9a-fA-F:.]+$", "{path}");
+    }
+    assert!(!at("EgressNode", ".status.externalAddresses[]").is_empty());
+    assert!(!at("EgressNode", ".spec.grants[].ranges[]").is_empty());
+    assert!(!at("EgressAddress", ".spec.address").is_empty());
+    assert!(!at("EgressAddress", ".spec.leases[].ranges[]").is_empty());
+}
+
+#[test]
+fn an_address_and_the_name_of_its_object_are_one_another() {
+    for text in [
+        "192.168.122.222",
+        "0.0.0.1",
+        "fd00:122::222",
+        "::",
+        "2001:db8::1",
+    ] {
+        let address = text.parse().unwrap();
+        let name = egret_api::address_object_name(address);
+        assert_eq!(egret_api::address_of_object_name(&name), Some(address));
+    }
+    for name in [
+        "v4-1-2-3",
+        "v4-01-2-3-4",
+        "v6-1",
+        "v4-1-2-3-4-5",
+        "x",
+        "v6-fd00-0-0-0-0-0-0-1",
+    ] {
+        assert_eq!(egret_api::address_of_object_name(name), None, "{name}");
+    }
+}

@@ -18,10 +18,14 @@ pub trait Board: Send + Sync + 'static {
     fn unready(&self) -> Option<String>;
     /// When its main loop last went round.
     fn last_round(&self) -> Instant;
+    /// What is wrong with single objects although it is ready.
+    fn waiting(&self) -> Vec<String> {
+        Vec::new()
+    }
 }
 
 macro_rules! board {
-    ($board:ty) => {
+    ($board:ty $(, $waiting:ident)?) => {
         impl Board for $board {
             fn metrics_text(&self) -> String {
                 <$board>::metrics_text(self)
@@ -32,12 +36,15 @@ macro_rules! board {
             fn last_round(&self) -> Instant {
                 <$board>::last_round(self)
             }
+            $(fn $waiting(&self) -> Vec<String> {
+                <$board>::$waiting(self)
+            })?
         }
     };
 }
 
 board!(egret_agent::Board);
-board!(egret_controller::Board);
+board!(egret_controller::Board, waiting);
 
 /// A main loop that has not gone round for this long hangs.
 const HANG: Duration = Duration::from_secs(30);
@@ -116,7 +123,11 @@ async fn healthz(State(board): State<Arc<dyn Board>>) -> Response {
 
 async fn readyz(State(board): State<Arc<dyn Board>>) -> Response {
     match board.unready() {
-        None => "ready\n".into_response(),
+        None => {
+            let waiting = board.waiting();
+            let lines = waiting.iter().map(|line| format!("not written: {line}\n"));
+            format!("ready\n{}", lines.collect::<String>()).into_response()
+        }
         Some(reason) => (StatusCode::SERVICE_UNAVAILABLE, format!("{reason}\n")).into_response(),
     }
 }

@@ -1,5 +1,6 @@
 //! What the controller shows of itself: metrics, and whether it is well.
 
+use crate::backoff::Backoff;
 use crate::metrics::Metrics;
 use prometheus_client::encoding::text::encode;
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -10,7 +11,12 @@ use std::time::Instant;
 pub struct Board {
     metrics: Mutex<Metrics>,
     state: Mutex<(Option<String>, Instant)>,
+    /// Writes that wait because they were refused, and why.
+    waiting: Mutex<Vec<String>>,
 }
+
+/// Waiting writes that are shown.
+const SHOWN_MAX: usize = 20;
 
 impl Default for Board {
     fn default() -> Self {
@@ -18,6 +24,7 @@ impl Default for Board {
         Board {
             metrics: Mutex::default(),
             state: Mutex::new(state),
+            waiting: Mutex::default(),
         }
     }
 }
@@ -38,6 +45,22 @@ impl Board {
     /// When the main loop last went round.
     pub fn last_round(&self) -> Instant {
         lock(&self.state).1
+    }
+
+    /// Writes that are refused, and why: the controller is ready all the same, for nobody else waits for them.
+    pub fn waiting(&self) -> Vec<String> {
+        lock(&self.waiting).clone()
+    }
+
+    /// Shows what is refused.
+    pub(crate) fn refused(&self, backoff: &mut Backoff) {
+        let lines = backoff.waiting().take(SHOWN_MAX);
+        *lock(&self.waiting) = lines
+            .map(|(write, why)| format!("{write}: {why}"))
+            .collect();
+        let count = i64::try_from(backoff.waiting().count()).unwrap_or(i64::MAX);
+        let refusals = backoff.take_count();
+        self.with(|metrics| metrics.refused(count, refusals));
     }
 
     pub(crate) fn with(&self, change: impl FnOnce(&mut Metrics)) {

@@ -4,13 +4,14 @@
 //! ```text
 //! Source --View--> changes --> Planner --ClusterPlan--> write: address records, node records, statuses, deletions
 //!    ^                                                    |
-//!    +---------------- a refused write: plan again -------+
+//!    +----- written by another meanwhile: plan again -----+      refused: that write waits by itself, others go on
 //! ```
 //!
 //! Every decision is `egret_core::plan`'s; what stands here is when to plan, and in which order to write. The planner is
 //! kept, so that a change costs what it touches; see `write` for what is compared and written then.
 #![forbid(unsafe_code)]
 
+mod backoff;
 mod board;
 mod metrics;
 mod status;
@@ -49,9 +50,12 @@ pub fn run(mut source: Box<dyn Source>, board: &Arc<Board>, stop: &AtomicBool) {
             continue;
         }
         match round(source.as_mut(), board, &mut work) {
-            Ok(Written::All { next_change_secs }) => {
+            Ok(Written::All {
+                next_change_secs,
+                retry,
+            }) => {
                 conflicts = 0;
-                rest(source.as_mut(), board, next_change_secs, stop);
+                rest(source.as_mut(), board, (next_change_secs, retry), stop);
             }
             Ok(Written::Unfinished) => {
                 conflicts = 0;
@@ -128,7 +132,9 @@ fn round(source: &mut dyn Source, board: &Board, work: &mut Work) -> Result<Writ
         now_secs,
         started: began,
     };
-    work.writer.write(source, view, &round)
+    let written = work.writer.write(source, view, &round);
+    board.refused(&mut work.writer.backoff);
+    written
 }
 
 /// Logs each finding once, for as long as it lasts.
@@ -151,14 +157,22 @@ fn tell(view: &View, cluster: &egret_core::plan::ClusterPlan, told: &mut BTreeSe
 }
 
 /// Waits until something may have changed or a change by time alone is due. Looking costs as much as there are objects.
-fn rest(source: &mut dyn Source, board: &Board, next_change_secs: Option<i64>, stop: &AtomicBool) {
+fn rest(
+    source: &mut dyn Source,
+    board: &Board,
+    (next_change_secs, retry): (Option<i64>, Option<Instant>),
+    stop: &AtomicBool,
+) {
     let began = Instant::now();
     loop {
         board.round(None);
         let until_change = next_change_secs.map_or(PAUSE_MAX, |at| {
             Duration::from_secs(u64::try_from(at - now_secs()).unwrap_or(0))
         });
-        let timeout = until_change.clamp(Duration::from_millis(10), PAUSE_MAX);
+        let until_retry =
+            retry.map_or(PAUSE_MAX, |at| at.saturating_duration_since(Instant::now()));
+        let soonest = until_change.min(until_retry);
+        let timeout = soonest.clamp(Duration::from_millis(10), PAUSE_MAX);
         match source.wait(timeout) {
             Ok(false) => {}
             Ok(true) => return,
@@ -168,7 +182,8 @@ fn rest(source: &mut dyn Source, board: &Board, next_change_secs: Option<i64>, s
                 return;
             }
         }
-        let due = next_change_secs.is_some_and(|at| at <= now_secs());
+        let due = next_change_secs.is_some_and(|at| at <= now_secs())
+            || retry.is_some_and(|at| at <= Instant::now());
         let stopped = stop.load(Ordering::Relaxed);
         if due || stopped || !source.leads() || began.elapsed() >= LOOK_ANYWAY {
             return;

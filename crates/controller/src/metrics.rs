@@ -39,6 +39,8 @@ pub struct Metrics {
     ports_leased: Family<ByAddress, Gauge>,
     ports_free: Family<ByAddress, Gauge>,
     findings: Gauge,
+    unwritten_objects: Gauge,
+    refused_writes: Counter,
 }
 
 impl Default for Metrics {
@@ -53,6 +55,8 @@ impl Default for Metrics {
             ports_leased: Family::default(),
             ports_free: Family::default(),
             findings: Gauge::default(),
+            unwritten_objects: Gauge::default(),
+            refused_writes: Counter::default(),
             registry: Registry::default(),
         };
         let r = &mut registry;
@@ -87,6 +91,16 @@ impl Default for Metrics {
             "findings",
             "Objects with something to mend",
             metrics.findings.clone(),
+        );
+        r.register(
+            "unwritten_objects",
+            "Writes that wait because they were refused; others go on",
+            metrics.unwritten_objects.clone(),
+        );
+        r.register(
+            "refused_writes",
+            "Writes that were refused",
+            metrics.refused_writes.clone(),
         );
         Metrics {
             registry,
@@ -123,6 +137,12 @@ impl Metrics {
         for address in &touched.addresses {
             self.address(cluster, *address);
         }
+    }
+
+    /// What waits now, and how many writes were refused since the last round.
+    pub(crate) fn refused(&self, waiting: i64, refusals: u64) {
+        self.unwritten_objects.set(waiting);
+        self.refused_writes.inc_by(refusals);
     }
 
     fn policy(&self, cluster: &ClusterPlan, object: &ObjectRef) {

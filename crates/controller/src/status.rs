@@ -1,6 +1,7 @@
 //! The plan's words about objects, in the form in which the source writes them.
 
 use egret_core::condition::Condition;
+use egret_core::numbers::{STATUS_GATEWAYS_MAX, STATUS_USERS_MAX};
 use egret_core::plan::{ClusterPlan, GatewayPlan, PolicyPlan};
 use egret_objects::{
     AddressStatus, Condition as Written, GatewayMember, GatewayStatus, PolicyStatus, PoolStatus,
@@ -31,7 +32,12 @@ pub(super) fn gateway(plan: &GatewayPlan) -> GatewayStatus {
     };
     GatewayStatus {
         observed_generation: plan.generation,
-        gateways: plan.nodes.iter().map(member).collect(),
+        gateways: plan
+            .nodes
+            .iter()
+            .take(STATUS_GATEWAYS_MAX)
+            .map(member)
+            .collect(),
         conditions: conditions(&plan.conditions),
     }
 }
@@ -57,7 +63,12 @@ pub(super) fn address(
     );
     AddressStatus {
         announcer: status.announcer.clone(),
-        users: status.users.iter().map(user).collect(),
+        users: status
+            .users
+            .iter()
+            .take(STATUS_USERS_MAX)
+            .map(user)
+            .collect(),
         ports_leased: status.ports_leased,
         ports_free: status.ports_free,
         conditions: conditions(&status.conditions),

@@ -1,7 +1,9 @@
-//! Carries a plan out: every write is compare-and-swap, and what is the same already is not written.
+//! Carries a plan out: every write is compare-and-swap, and what is the same already is not written. An object that refuses
+//! to be written stops no other ([`Backoff`]): only what hangs on it waits with it.
 
+use crate::backoff::{Backoff, Outcome, Write};
 use crate::status;
-use egret_core::model::{GatewayName, NodeName, NodeRecord, ObjectRef, PoolName, Snapshot};
+use egret_core::model::{GatewayName, Grant, NodeName, NodeRecord, ObjectRef, PoolName, Snapshot};
 use egret_core::plan::NodeRecordSpec;
 use egret_core::plan::planner::{Planner, Touched};
 use egret_objects::{
@@ -10,6 +12,7 @@ use egret_objects::{
 };
 use std::collections::BTreeSet;
 use std::net::IpAddr;
+use std::ops::Bound;
 use std::time::{Duration, Instant};
 
 /// Statuses are written for this long, or for as long as reading and planning took, before the objects are looked at
@@ -19,10 +22,12 @@ const STATUSES: Duration = Duration::from_millis(20);
 /// How far writing came.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Written {
-    /// Everything is as planned.
+    /// Everything is as planned, but for what waits.
     All {
         /// When planning again is due although nothing changed.
         next_change_secs: Option<i64>,
+        /// When a write that was refused is tried again.
+        retry: Option<Instant>,
     },
     /// Leases and grants are as planned; there are more statuses to write.
     Unfinished,
@@ -40,6 +45,8 @@ pub(super) struct Writer {
     owed: Owed,
     /// Statuses of objects of front-ends that were written.
     foreign: front_end::Written,
+    /// Writes that were refused.
+    pub(super) backoff: Backoff,
 }
 
 /// One round of writing.
@@ -67,6 +74,7 @@ impl Writer {
         let before = self.before.as_ref().filter(|_| !round.touched.all);
         self.owed.add(before, &view, round);
         self.before = Some(view.clone());
+        self.backoff.begin();
         match self.attempt(source, view, round) {
             Ok(written) => Ok(written),
             Err(SourceError::Conflict { object, .. } | SourceError::NotFound { object }) => {
@@ -84,56 +92,134 @@ impl Writer {
         round: &Round<'_>,
     ) -> Result<Written, SourceError> {
         let (cluster, snapshot) = (round.planner.plan(), round.planner.snapshot());
-        self.assignments(source, round)?;
+        let mut waiting = self.assignments(source, round)?;
         for address in &cluster.address_writes {
+            if waiting.contains(address) {
+                continue;
+            }
             let record = &cluster.addresses[address];
-            source.write_address(record)?;
-            tracing::info!(%address, epoch = record.epoch, leases = record.leases.len(), "address written");
+            let write = Write::Address(*address);
+            match self
+                .backoff
+                .attempt(&write, || source.write_address(record))?
+            {
+                Outcome::Written(_) => {
+                    let (epoch, leases) = (record.epoch, record.leases.len());
+                    tracing::info!(%address, epoch, leases, "address written");
+                }
+                Outcome::Waits => drop(waiting.insert(*address)),
+            }
         }
         for node in &cluster.node_writes {
-            let record = merged(snapshot, node, &cluster.node_records[node]);
-            source.write_node_spec(&record)?;
-            tracing::info!(%node, grants = record.grants.len(), "node written");
+            let spec = &cluster.node_records[node];
+            let Some(record) = merged(snapshot, node, spec, &waiting) else {
+                continue;
+            };
+            let write = Write::Node(node.clone());
+            let written = self
+                .backoff
+                .attempt(&write, || source.write_node_spec(&record))?;
+            if let Outcome::Written(_) = written {
+                tracing::info!(%node, grants = record.grants.len(), "node written");
+            }
         }
         let until = Instant::now() + STATUSES.max(round.started.elapsed());
         if !self.statuses(source, &view, round, until)? {
             return Ok(Written::Unfinished);
         }
-        front_ends(source, &view, &mut self.foreign, round)?;
-        for address in &cluster.address_deletions {
-            let record = snapshot.addresses.get(address);
-            let version = record.map_or(0, |r| r.resource_version);
-            source.delete_address(*address, version)?;
-            tracing::info!(%address, "address deleted");
+        if !self.notices(source, round, until)? {
+            return Ok(Written::Unfinished);
         }
-        for node in &cluster.node_deletions {
-            source.delete_node(node)?;
-            tracing::info!(%node, "node deleted");
-        }
+        self.front_ends(source, &view, round)?;
+        self.deletions(source, round, &waiting)?;
+        self.backoff.complete()?;
         Ok(Written::All {
             next_change_secs: cluster.next_change_secs,
+            retry: self.backoff.next(),
         })
     }
 
+    /// Takes away what nobody needs.
+    fn deletions(
+        &mut self,
+        source: &mut dyn Source,
+        round: &Round<'_>,
+        waiting: &BTreeSet<IpAddr>,
+    ) -> Result<(), SourceError> {
+        let (cluster, snapshot) = (round.planner.plan(), round.planner.snapshot());
+        for address in &cluster.address_deletions {
+            let Some(record) = snapshot.addresses.get(address) else {
+                continue;
+            };
+            // The plan counts on epochs of records that are not written now: the highest must not go meanwhile.
+            let mut others = snapshot.addresses.values();
+            if !waiting.is_empty() && !others.any(|other| other.epoch > record.epoch) {
+                continue;
+            }
+            let write = Write::DeleteAddress(*address);
+            let version = record.resource_version;
+            let deleting = || source.delete_address(*address, version);
+            if let Outcome::Written(()) = self.backoff.attempt(&write, deleting)? {
+                tracing::info!(%address, "address deleted");
+            }
+        }
+        for node in &cluster.node_deletions {
+            let write = Write::DeleteNode(node.clone());
+            let deleting = || source.delete_node(node);
+            if let Outcome::Written(()) = self.backoff.attempt(&write, deleting)? {
+                tracing::info!(%node, "node deleted");
+            }
+        }
+        Ok(())
+    }
+
     /// Writes down which policy has which address out of a pool, before anything hangs on it: from then on the policy
-    /// keeps it, wherever writing ends. Objects of front-ends name their addresses themselves.
+    /// keeps it, wherever writing ends. Objects of front-ends name their addresses themselves. Gives the addresses that must
+    /// have no record yet, because this could not be written.
     fn assignments(
         &mut self,
         source: &mut dyn Source,
         round: &Round<'_>,
-    ) -> Result<(), SourceError> {
-        let policies = &round.planner.plan().policies;
+    ) -> Result<BTreeSet<IpAddr>, SourceError> {
+        let (policies, snapshot) = (&round.planner.plan().policies, round.planner.snapshot());
         let is_new = |object: &&ObjectRef| policies.get(object).is_some_and(|p| p.given_anew);
         let new: Vec<ObjectRef> = self.owed.policies.iter().filter(is_new).cloned().collect();
         let before = self.before.as_mut().expect("set when writing began");
+        let mut waiting = BTreeSet::new();
         for object in new {
             let plan = &policies[&object];
-            source.write_policy_status(&object, &status::policy(plan), round.now_secs)?;
+            let status = status::policy(plan);
+            let write = Write::Policy(object.clone());
+            let writing = || source.write_policy_status(&object, &status, round.now_secs);
+            if self.backoff.attempt(&write, writing)? == Outcome::Waits {
+                let new = plan.addresses.iter();
+                waiting.extend(new.filter(|address| !snapshot.addresses.contains_key(address)));
+                continue;
+            }
             tracing::info!(policy = %object, addresses = ?plan.addresses, "addresses given");
             before.policies.remove(&object);
             self.owed.policies.remove(&object);
         }
-        Ok(())
+        Ok(waiting)
+    }
+
+    /// Writes what the source says of objects by itself; whether there was time for all of it.
+    fn notices(
+        &mut self,
+        source: &mut dyn Source,
+        round: &Round<'_>,
+        until: Instant,
+    ) -> Result<bool, SourceError> {
+        let mut written = false;
+        for notice in source.notices() {
+            if written && Instant::now() >= until {
+                return Ok(false);
+            }
+            let write = Write::Notice(notice.clone());
+            let writing = || source.write_notice(&notice, round.now_secs);
+            written |= self.backoff.attempt(&write, writing)? == Outcome::Written(true);
+        }
+        Ok(true)
     }
 
     /// Compares what is owed with what is there and writes what differs; whether there was time for all of it. What was
@@ -148,35 +234,48 @@ impl Writer {
         self.few(source, view, round)?;
         let (cluster, now_secs) = (round.planner.plan(), round.now_secs);
         let before = self.before.as_mut().expect("set when writing began");
-        while let Some(object) = self.owed.policies.first() {
+        // What waits stays owed.
+        let mut last = None;
+        while let Some(object) = after(&self.owed.policies, last.as_ref()) {
+            last = Some(object.clone());
             // Objects of front-ends say it in their own form.
-            let foreign = view.front_ends.origins.contains_key(object);
-            if let Some(plan) = cluster.policies.get(object).filter(|_| !foreign) {
+            let foreign = view.front_ends.origins.contains_key(&object);
+            if let Some(plan) = cluster.policies.get(&object).filter(|_| !foreign) {
                 let wanted = status::policy(plan);
-                let there = view.policies.get(object);
+                let there = view.policies.get(&object);
                 if !there.is_some_and(|there| same_policy(there, &wanted)) {
                     if Instant::now() >= until {
                         return Ok(false);
                     }
-                    source.write_policy_status(object, &wanted, now_secs)?;
-                    before.policies.remove(object);
+                    let write = Write::Policy(object.clone());
+                    let writing = || source.write_policy_status(&object, &wanted, now_secs);
+                    if self.backoff.attempt(&write, writing)? == Outcome::Waits {
+                        continue;
+                    }
+                    before.policies.remove(&object);
                 }
             }
-            self.owed.policies.pop_first();
+            self.owed.policies.remove(&object);
         }
-        while let Some(address) = self.owed.addresses.first() {
-            if let Some(plan) = cluster.address_status.get(address) {
+        let mut last = None;
+        while let Some(address) = after(&self.owed.addresses, last.as_ref()) {
+            last = Some(address);
+            if let Some(plan) = cluster.address_status.get(&address) {
                 let wanted = status::address(cluster, plan);
-                let there = view.addresses.get(address);
+                let there = view.addresses.get(&address);
                 if !there.is_some_and(|there| same_address(there, &wanted)) {
                     if Instant::now() >= until {
                         return Ok(false);
                     }
-                    source.write_address_status(*address, &wanted, now_secs)?;
-                    before.addresses.remove(address);
+                    let write = Write::AddressStatus(address);
+                    let writing = || source.write_address_status(address, &wanted, now_secs);
+                    if self.backoff.attempt(&write, writing)? == Outcome::Waits {
+                        continue;
+                    }
+                    before.addresses.remove(&address);
                 }
             }
-            self.owed.addresses.pop_first();
+            self.owed.addresses.remove(&address);
         }
         Ok(true)
     }
@@ -190,30 +289,96 @@ impl Writer {
     ) -> Result<(), SourceError> {
         let (cluster, now_secs) = (round.planner.plan(), round.now_secs);
         let before = self.before.as_mut().expect("set when writing began");
-        while let Some(name) = self.owed.gateways.first() {
-            if let Some(plan) = cluster.gateways.get(name) {
+        let mut last = None;
+        while let Some(name) = after(&self.owed.gateways, last.as_ref()) {
+            last = Some(name.clone());
+            if let Some(plan) = cluster.gateways.get(&name) {
                 let wanted = status::gateway(plan);
-                let there = view.gateways.get(name);
+                let there = view.gateways.get(&name);
                 if !there.is_some_and(|there| same_gateway(there, &wanted)) {
-                    source.write_gateway_status(name, &wanted, now_secs)?;
-                    before.gateways.remove(name);
+                    let write = Write::Gateway(name.clone());
+                    let writing = || source.write_gateway_status(&name, &wanted, now_secs);
+                    if self.backoff.attempt(&write, writing)? == Outcome::Waits {
+                        continue;
+                    }
+                    before.gateways.remove(&name);
                 }
             }
-            self.owed.gateways.pop_first();
+            self.owed.gateways.remove(&name);
         }
-        while let Some(name) = self.owed.pools.first() {
-            if let Some(plan) = cluster.pools.get(name) {
+        let mut last = None;
+        while let Some(name) = after(&self.owed.pools, last.as_ref()) {
+            last = Some(name.clone());
+            if let Some(plan) = cluster.pools.get(&name) {
                 let wanted = status::pool(plan);
-                let there = view.pools.get(name);
+                let there = view.pools.get(&name);
                 if !there.is_some_and(|there| same_pool(there, &wanted)) {
-                    source.write_pool_status(name, &wanted, now_secs)?;
-                    before.pools.remove(name);
+                    let write = Write::Pool(name.clone());
+                    let writing = || source.write_pool_status(&name, &wanted, now_secs);
+                    if self.backoff.attempt(&write, writing)? == Outcome::Waits {
+                        continue;
+                    }
+                    before.pools.remove(&name);
                 }
             }
-            self.owed.pools.pop_first();
+            self.owed.pools.remove(&name);
         }
         Ok(())
     }
+
+    /// What objects of front-ends say. All of them are compared each time: there are as many as people wrote, and what they
+    /// say comes from several plans.
+    fn front_ends(
+        &mut self,
+        source: &mut dyn Source,
+        view: &View,
+        round: &Round<'_>,
+    ) -> Result<(), SourceError> {
+        let (cluster, snapshot) = (round.planner.plan(), round.planner.snapshot());
+        let announcer = |address: IpAddr| {
+            let told = cluster.address_status.get(&address)?;
+            told.announcer.clone()
+        };
+        let gateways = |policy: &ObjectRef| {
+            let plan = cluster.policies.get(policy);
+            let gateway = plan.and_then(|plan| plan.gateway.as_ref());
+            let gateway = gateway.and_then(|name| cluster.gateways.get(name));
+            let nodes = gateway.map(|gateway| gateway.nodes.iter());
+            let running = nodes.into_iter().flatten().filter(|node| node.running);
+            running.map(|node| node.node.clone()).collect()
+        };
+        let told = front_end::Told {
+            policy: &|policy| Some(status::policy(cluster.policies.get(policy)?)),
+            announcer: &announcer,
+            in_use: &|address| {
+                let told = cluster.address_status.get(&address);
+                told.is_some_and(|told| told.ports_leased > 0)
+            },
+            gateways: &gateways,
+            nodes: &snapshot.nodes,
+        };
+        self.foreign.keep(&view.front_ends);
+        for (name, object) in &view.front_ends.objects {
+            let wanted = front_end::status(&view.front_ends, name, &told, round.now_secs);
+            let due = |wanted: &_| self.foreign.is_due(name, &object.status, wanted);
+            let Some(wanted) = wanted.filter(due) else {
+                continue;
+            };
+            let before = self.foreign.last(name).unwrap_or(&object.status);
+            let write = Write::FrontEnd(name.clone());
+            let writing = || source.write_front_end_status(name, before, &wanted);
+            if let Outcome::Written(_) = self.backoff.attempt(&write, writing)? {
+                self.foreign.wrote(name, &wanted);
+            }
+        }
+        Ok(())
+    }
+}
+
+/// The first of a set behind another.
+fn after<K: Ord + Clone>(set: &BTreeSet<K>, last: Option<&K>) -> Option<K> {
+    let from = last.map_or(Bound::Unbounded, Bound::Excluded);
+    set.range((from, Bound::Unbounded)).next().cloned()
 }
 
 /// Objects whose status has to be compared with their plan.
@@ -258,59 +423,31 @@ impl Owed {
     }
 }
 
-/// The agent's part of a record as it is, the controller's as planned.
-fn merged(snapshot: &Snapshot, node: &NodeName, spec: &NodeRecordSpec) -> NodeRecord {
-    let before = snapshot.node_records.get(node).cloned();
-    NodeRecord {
+/// The agent's part of a record as it is, the controller's as planned, with what the node has of addresses that wait: no
+/// worker sees a grant that is not written down. Nothing if that is what there is.
+fn merged(
+    snapshot: &Snapshot,
+    node: &NodeName,
+    spec: &NodeRecordSpec,
+    waiting: &BTreeSet<IpAddr>,
+) -> Option<NodeRecord> {
+    let known = snapshot.node_records.get(node);
+    let mut grants = spec.grants.clone();
+    if !waiting.is_empty() {
+        let waits = |grant: &&Grant| waiting.contains(&grant.address);
+        grants.retain(|grant| !waits(&grant));
+        let before = known.map_or(&[][..], |record| &record.grants);
+        grants.extend(before.iter().filter(waits).cloned());
+        grants.sort_by_key(|grant| grant.address);
+    }
+    let record = NodeRecord {
         tunnel_index: spec.tunnel_index,
-        grants: spec.grants.clone(),
-        ..before.unwrap_or_else(|| NodeRecord::new(node.clone()))
-    }
-}
-
-/// What objects of front-ends say. All of them are compared each time: there are as many as people wrote, and what they
-/// say comes from several plans.
-fn front_ends(
-    source: &mut dyn Source,
-    view: &View,
-    written: &mut front_end::Written,
-    round: &Round<'_>,
-) -> Result<(), SourceError> {
-    let (cluster, snapshot) = (round.planner.plan(), round.planner.snapshot());
-    let announcer = |address: IpAddr| {
-        let told = cluster.address_status.get(&address)?;
-        told.announcer.clone()
+        grants,
+        ..known
+            .cloned()
+            .unwrap_or_else(|| NodeRecord::new(node.clone()))
     };
-    let gateways = |policy: &ObjectRef| {
-        let plan = cluster.policies.get(policy);
-        let gateway = plan.and_then(|plan| plan.gateway.as_ref());
-        let gateway = gateway.and_then(|name| cluster.gateways.get(name));
-        let nodes = gateway.map(|gateway| gateway.nodes.iter());
-        let running = nodes.into_iter().flatten().filter(|node| node.running);
-        running.map(|node| node.node.clone()).collect()
-    };
-    let told = front_end::Told {
-        policy: &|policy| Some(status::policy(cluster.policies.get(policy)?)),
-        announcer: &announcer,
-        in_use: &|address| {
-            let told = cluster.address_status.get(&address);
-            told.is_some_and(|told| told.ports_leased > 0)
-        },
-        gateways: &gateways,
-        nodes: &snapshot.nodes,
-    };
-    written.keep(&view.front_ends);
-    for (name, object) in &view.front_ends.objects {
-        let wanted = front_end::status(&view.front_ends, name, &told, round.now_secs);
-        let Some(wanted) = wanted.filter(|wanted| written.is_due(name, &object.status, wanted))
-        else {
-            continue;
-        };
-        let before = written.last(name).unwrap_or(&object.status);
-        source.write_front_end_status(name, before, &wanted)?;
-        written.wrote(name, &wanted);
-    }
-    Ok(())
+    (known != Some(&record)).then_some(record)
 }
 
 fn same_gateway(before: &GatewayStatus, wanted: &GatewayStatus) -> bool {

@@ -8,6 +8,7 @@ mod cluster;
 mod leases;
 mod next_hops;
 mod node;
+mod unreadable;
 
 pub use cluster::check_plan;
 pub use node::check_node;
@@ -38,6 +39,8 @@ pub enum Rule {
     Deletion,
     /// Grants of a node are not its leases.
     GrantsDiffer,
+    /// P9: a record that cannot be read is changed, or what depends on it is.
+    UnreadableTouched,
     /// A tunnel index is invalid, used twice or changed.
     TunnelIndex,
     /// P8: a policy has an address that its namespace is not given, or that the cluster uses itself.

@@ -215,6 +215,9 @@ reasons! {
     ProtocolRefused: Degraded true;
         "Selected pods sent a protocol without ports (GRE, ESP and the like), which cannot be translated by ports; it was refused.",
         "Carry it in UDP (ESP by RFC 3948), or exclude the destination from the policy; forgotten 5 minutes after the last packet.";
+    RecordUnreadable: Degraded true;
+        "The `EgressAddress` cannot be read: its leases stay as they are, and no node gets ports of it.",
+        "Put the field that the finding names back as it was; deleting the object gives ports in use to others.";
     MarkOverlap: Degraded true;
         "A policy routing rule of another component looks at bits of Egret's packet mark (`MARK_MASK` of `docs/numbers.md`).",
         "Give that component other bits: its packets may take Egret's ways, and Egret's its.";

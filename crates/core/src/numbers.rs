@@ -157,6 +157,22 @@ pub const PROFILE_BOXES_MAX: usize = 65_536;
 /// Pairs of policy and egress address of one node whose traffic is counted apart, and addresses of one gateway; what is
 /// beyond is summed under `other`, so that metrics stay few.
 pub const TRAFFIC_ACCOUNTS_MAX: usize = 1000;
+/// Findings that are kept of one object; the others are counted.
+pub const FINDINGS_PER_OBJECT_MAX: usize = 64;
+/// Findings that a condition names; the others are counted.
+pub const FINDINGS_TOLD_MAX: usize = 10;
+/// Bytes of the message of a condition, at most (`metav1.Condition` takes 32768 characters).
+pub const CONDITION_MESSAGE_MAX_BYTES: usize = 32_768;
+/// Policies that the status of an `EgressAddress` names, at most: the first by name.
+pub const STATUS_USERS_MAX: usize = 500;
+/// Nodes that the status of an `EgressGateway` names, at most: the first by name.
+pub const STATUS_GATEWAYS_MAX: usize = 1000;
+/// Milliseconds until the controller tries a refused write of an object again; doubled with each further refusal.
+pub const WRITE_RETRY_FIRST_MS: u64 = 500;
+/// Seconds between two tries of a refused write, at most.
+pub const WRITE_RETRY_MAX_SECS: u64 = 60;
+/// Times in a row that an object may be written by another between reading and writing before it counts as refused.
+pub const WRITE_CONFLICTS_MAX: u32 = 3;
 /// Replies in a row that bring a dead gateway back; doubled for each further death within `FLAP_WINDOW_MS`.
 pub const PROBE_RECOVER_REPLIES: u32 = 3;
 /// Doublings of `PROBE_RECOVER_REPLIES`, at most.

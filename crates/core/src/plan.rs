@@ -9,6 +9,7 @@ mod lease;
 mod nodes;
 pub mod planner;
 mod status;
+mod unreadable;
 mod wanted;
 
 use crate::condition::Condition;

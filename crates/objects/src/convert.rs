@@ -9,11 +9,14 @@ pub mod gateway;
 pub mod lease;
 pub mod policy;
 pub mod pool;
+pub(crate) mod reading;
 mod report;
 
+pub use reading::{Gaps, Reading};
 pub use report::*;
 
 use egret_core::model::{Finding, Kind, ObjectRef};
+use egret_core::numbers::FINDINGS_PER_OBJECT_MAX;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 
 /// Annotation with the file, relative to the source's directory, that our copy of an object was read from.
@@ -23,6 +26,8 @@ pub const SOURCE_FILE_ANNOTATION: &str = "egret.dev/source-file";
 struct Check {
     object: ObjectRef,
     findings: Vec<Finding>,
+    /// Findings beyond those that are told.
+    more: usize,
 }
 
 impl Check {
@@ -30,15 +35,20 @@ impl Check {
         Self {
             object: object_ref(kind, metadata),
             findings: Vec::new(),
+            more: 0,
         }
     }
 
-    /// Something is wrong with this field.
+    /// Something is wrong with this field. One object has as many findings as its author likes: only the first are kept.
     fn bad(&mut self, field: impl Into<String>, value: impl ToString, remedy: impl Into<String>) {
+        if self.findings.len() >= FINDINGS_PER_OBJECT_MAX {
+            self.more += 1;
+            return;
+        }
         self.findings.push(Finding {
             object: self.object.clone(),
             field: field.into(),
-            value: value.to_string(),
+            value: shortened(&value.to_string()),
             remedy: remedy.into(),
         });
     }
@@ -56,16 +66,45 @@ impl Check {
     /// The value if nothing was wrong. `None` without a finding is a mistake here.
     fn finish<T>(self, value: Option<T>) -> Result<T, Vec<Finding>> {
         match value {
-            Some(value) if self.findings.is_empty() => Ok(value),
-            _ => {
-                assert!(
-                    !self.findings.is_empty(),
-                    "{} refused without a finding",
-                    self.object
-                );
-                Err(self.findings)
+            None if self.findings.is_empty() => {
+                // A mistake here must not end whoever reads: the object alone is refused.
+                debug_assert!(false, "{} refused without a finding", self.object);
+                Err(vec![Finding {
+                    field: "spec".to_owned(),
+                    value: String::new(),
+                    remedy:
+                        "Egret cannot say what is wrong: report this object as a fault of Egret"
+                            .to_owned(),
+                    object: self.object,
+                }])
             }
+            Some(value) if self.findings.is_empty() => Ok(value),
+            _ => Err(self.into_findings()),
         }
+    }
+
+    /// Everything that is wrong, with a count of what is not told.
+    fn into_findings(mut self) -> Vec<Finding> {
+        if self.more > 0 {
+            self.findings.push(Finding {
+                object: self.object,
+                field: "spec".to_owned(),
+                value: String::new(),
+                remedy: format!("mend the others first: {} more are not shown", self.more),
+            });
+        }
+        self.findings
+    }
+}
+
+/// Longest value that a finding shows, in characters.
+const SHOWN_MAX: usize = 100;
+
+/// A value, short enough for a line.
+pub(crate) fn shortened(text: &str) -> String {
+    match text.char_indices().nth(SHOWN_MAX) {
+        Some((end, _)) => format!("{}…", &text[..end]),
+        None => text.to_owned(),
     }
 }
 

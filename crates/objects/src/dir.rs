@@ -16,13 +16,14 @@ mod locate;
 mod lock;
 mod merge;
 mod object;
+mod records;
 mod store;
 mod tree;
 mod watch;
 mod write;
 
 pub(crate) use document::read_documents;
-pub(crate) use object::is_object_name;
+pub(crate) use object::{is_object_name, objections};
 
 use crate::{SourceError, View, front_end};
 use egret_core::model::{Finding, UnpooledAddresses};
@@ -203,13 +204,24 @@ impl DirSource {
             }
             self.scan_copies()?;
             *merged = self.merge();
+            // One that cannot be written (a name too long for a file) keeps no other from it.
+            let mut failed = None;
+            let mut written = 0;
+            let mut note = |result: Result<(), SourceError>| match result {
+                Ok(()) => written += 1,
+                Err(error) => drop(failed.get_or_insert(error)),
+            };
             for (key, whole) in merged.writes.iter().take(WRITES_PER_LOCK) {
-                self.store.put(&mut lock, key, whole.as_ref().clone())?;
+                let whole = whole.as_ref().clone();
+                note(self.store.put(&mut lock, key, whole).map(drop));
             }
             for key in merged.deletes.iter().take(WRITES_PER_LOCK) {
-                self.store.remove(&mut lock, key)?;
+                note(self.store.remove(&mut lock, key));
             }
             *merged = self.merge();
+            if let (0, Some(error)) = (written, failed) {
+                return Err(error);
+            }
         }
         Ok(())
     }

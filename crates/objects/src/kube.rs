@@ -3,6 +3,7 @@
 //! ```text
 //!  wanted     which watches, by role and by what is known      pure
 //!  reflect    one task per watch --News--> store               list, watch with bookmarks, back off
+//!  lenient    an object of our kinds that is of another version of Egret stays one object's trouble
 //!  entry      API object -> model value + status               what nobody looks at is dropped
 //!  store      objects by watch, a version, a condition variable
 //!  kept       store -> View, by what changed
@@ -20,6 +21,7 @@ mod entry;
 mod event;
 mod kept;
 mod lead;
+mod lenient;
 mod reflect;
 mod request;
 mod store;

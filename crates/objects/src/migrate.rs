@@ -18,10 +18,10 @@ mod seeds;
 mod sheet;
 mod spidernet;
 
-use crate::dir::read_documents;
+use crate::dir::{objections, read_documents};
 use serde_json::{Map, Value, json};
 use sheet::Sheet;
-use std::collections::BTreeSet;
+use std::collections::BTreeMap;
 use std::fmt;
 
 /// Label that pods must be given where they were named and not selected.
@@ -80,6 +80,26 @@ impl Context<'_> {
             let of = metadata["namespace"].as_str().unwrap_or("default");
             one["kind"] == kind && metadata["name"] == name && of == namespace
         })
+    }
+
+    /// Pods and workloads whose pods have this name in an annotation that lists names.
+    fn pods_naming(&self, annotation: &str, name: &str) -> Vec<String> {
+        let named = |metadata: &Value| {
+            let list = metadata["annotations"][annotation].as_str();
+            list.is_some_and(|list| list.split(',').any(|one| one.trim() == name))
+        };
+        let pods = self.all.iter().filter(|one| {
+            let template = &one["spec"]["template"]["metadata"];
+            let is_pod = one["kind"] == "Pod";
+            (is_pod && named(&one["metadata"])) || named(template)
+        });
+        let label = |one: &Value| {
+            let metadata = &one["metadata"];
+            let namespace = metadata["namespace"].as_str().unwrap_or("default");
+            let name = metadata["name"].as_str().unwrap_or("?");
+            format!("{} {namespace}/{name}", one["kind"].as_str().unwrap_or("?"))
+        };
+        pods.map(label).collect()
     }
 
     /// Namespace and name of the pod with this address.
@@ -141,6 +161,48 @@ const CONVERSIONS: [(&str, &str, Convert); 16] = [
     ("", "ConfigMap", kube_egress::mapping),
 ];
 
+/// Group and kind (`*`: every kind) of objects that say how pods leave the cluster and are not converted, and what to do
+/// instead.
+const NOT_CONVERTED: [(&str, &str, &str); 6] = [
+    (
+        "k8s.ovn.org",
+        "EgressService",
+        "pods of a Service leave by its load balancer's address: write an Egress with spec.serviceName and an address of its own",
+    ),
+    (
+        "egressgateway.kubernetes.azure.com",
+        "*",
+        "its addresses belong to the cloud; see docs/migrating/kube-egress-gateway.md",
+    ),
+    (
+        "kubeovn.io",
+        "*",
+        "a policy of Kube-OVN goes with its own networks and routers: write an Egress for the pods by hand",
+    ),
+    (
+        "projectcalico.org",
+        "EgressGatewayPolicy",
+        "it chooses among gateway pods: write an EgressGateway of nodes, and an Egress with the destinations",
+    ),
+    (
+        "crd.projectcalico.org",
+        "EgressGatewayPolicy",
+        "it chooses among gateway pods: write an EgressGateway of nodes, and an Egress with the destinations",
+    ),
+    (
+        "operator.tigera.io",
+        "EgressGateway",
+        "its gateways are pods: write an EgressGateway of nodes, and an EgressPool with the addresses",
+    ),
+];
+
+/// Why an object of another system is not converted, if it says how pods leave.
+fn not_converted(group: &str, kind: &str) -> Option<&'static str> {
+    let mut all = NOT_CONVERTED.iter();
+    let found = all.find(|(of, name, _)| *of == group && (*name == "*" || *name == kind));
+    found.map(|(_, _, why)| *why)
+}
+
 /// Converts every manifest of a text: YAML documents, Lists, or JSON.
 ///
 /// # Errors
@@ -149,7 +211,7 @@ pub fn convert(text: &str) -> Result<Output, String> {
     let all = read_documents(text)?;
     let context = Context { all: &all };
     let mut output = Output::default();
-    let mut known: BTreeSet<String> = BTreeSet::new();
+    let mut known: BTreeMap<String, String> = BTreeMap::new();
     for object in &all {
         let version = object["apiVersion"].as_str().unwrap_or_default();
         let kind = object["kind"].as_str().unwrap_or_default();
@@ -158,29 +220,117 @@ pub fn convert(text: &str) -> Result<Output, String> {
         let found = found.find(|(of, name, _)| *of == group && *name == kind);
         let found = found.filter(|_| kind != "ConfigMap" || kube_egress::is_mapping(object));
         let Some((_, _, convert)) = found else {
+            if let Some(why) = not_converted(group, kind) {
+                let loss = Loss {
+                    object: Sheet::of(object).label(),
+                    field: "kind".to_owned(),
+                    value: format!("{version} {kind}"),
+                    why: format!("this kind is not converted: {why}"),
+                };
+                write(&mut output, &mut known, &[], std::slice::from_ref(&loss));
+                output.losses.push(loss);
+                continue;
+            }
             let name = object["metadata"]["name"].as_str().unwrap_or("?");
             output.passed_over.push(format!("{version} {kind} {name}"));
             continue;
         };
         let mut sheet = Sheet::of(object);
         convert(&mut sheet, &context);
-        let (objects, losses) = sheet.finish();
+        let label = sheet.label();
+        let (mut objects, mut losses) = sheet.finish();
+        objects.retain(|made| admit(&label, made, &known, &mut losses));
         write(&mut output, &mut known, &objects, &losses);
         output.losses.extend(losses);
     }
     Ok(output)
 }
 
+/// Whether an object may be printed: Egret would take it, and no other object of that name was. If not, what is against it
+/// is a loss.
+fn admit(
+    object: &str,
+    made: &Value,
+    known: &BTreeMap<String, String>,
+    losses: &mut Vec<Loss>,
+) -> bool {
+    let what = format!(
+        "{} {}",
+        made["kind"].as_str().unwrap_or_default(),
+        made["metadata"]["name"].as_str().unwrap_or_default()
+    );
+    let mut against: Vec<Loss> = Vec::new();
+    for finding in objections(made) {
+        against.push(Loss {
+            object: object.to_owned(),
+            field: format!("{} of {what}", finding.field),
+            value: finding.value,
+            why: format!(
+                "{what} is not made of it, for Egret refuses this: {}",
+                finding.remedy
+            ),
+        });
+    }
+    if known
+        .get(&key(made))
+        .is_some_and(|other| *other != yaml(made))
+    {
+        against.push(Loss {
+            object: object.to_owned(),
+            field: "metadata.name".to_owned(),
+            value: what.clone(),
+            why: format!("{what} was made of another object with other content: give one of the two another name"),
+        });
+    }
+    let good = against.is_empty();
+    losses.append(&mut against);
+    good
+}
+
+/// What tells an object of ours from every other.
+fn key(made: &Value) -> String {
+    let metadata = &made["metadata"];
+    format!(
+        "{} {} {}",
+        made["kind"], metadata["namespace"], metadata["name"]
+    )
+}
+
+/// As YAML; as JSON, which YAML includes, where YAML would not say the same again.
+fn yaml(made: &Value) -> String {
+    let json = || format!("{made:#}\n");
+    let Ok(yaml) = serde_saphyr::to_string(made) else {
+        return json();
+    };
+    match read_documents(&yaml) {
+        Ok(again) if again == [made.clone()] => yaml,
+        _ => json(),
+    }
+}
+
 /// Adds an object's conversion to the text. What was written before word by word (a gateway of several policies) is not
 /// written again.
-fn write(output: &mut Output, known: &mut BTreeSet<String>, objects: &[Value], losses: &[Loss]) {
+fn write(
+    output: &mut Output,
+    known: &mut BTreeMap<String, String>,
+    objects: &[Value],
+    losses: &[Loss],
+) {
+    // A comment ends with its line, of which YAML has several ends.
+    let line = |loss: &Loss| {
+        let text = loss.to_string();
+        text.replace(
+            |c: char| c.is_control() || matches!(c, '\u{2028}' | '\u{2029}'),
+            " ",
+        )
+    };
     let mut comments: String = losses
         .iter()
-        .map(|loss| format!("# lost: {}\n", loss.to_string().replace('\n', " ")))
+        .map(|loss| format!("# lost: {}\n", line(loss)))
         .collect();
     for object in objects {
-        let yaml = serde_saphyr::to_string(object).unwrap_or_else(|_| format!("{object:#}\n"));
-        if !known.insert(yaml.clone()) {
+        let yaml = yaml(object);
+        if known.insert(key(object), yaml.clone()).is_some() {
             continue;
         }
         output.text.push_str("---\n");
@@ -243,7 +393,8 @@ fn as_prefixes(text: &str) -> Vec<String> {
         });
         net.map_or_else(|| as_prefix(text), |net| net.to_string())
     };
-    text.split(',').map(|text| one(text.trim())).collect()
+    let texts = text.split(',').map(str::trim);
+    texts.filter(|text| !text.is_empty()).map(one).collect()
 }
 
 /// A label selector, taken over word by word, if it says anything.
@@ -254,11 +405,4 @@ fn selector(value: &Value) -> Option<Value> {
         _ => false,
     };
     (some("matchLabels") || some("matchExpressions")).then(|| value.clone())
-}
-
-/// Texts of a list.
-fn texts(value: &Value) -> Vec<String> {
-    let list = value.as_array().into_iter().flatten();
-    list.filter_map(|one| Some(one.as_str()?.to_owned()))
-        .collect()
 }

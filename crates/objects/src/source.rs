@@ -119,6 +119,20 @@ pub enum SourceError {
         /// Why, as far as that is known.
         why: String,
     },
+    /// The API server, or a policy of the cluster, refuses to write this object; others it may take.
+    #[error("{object} is refused: {why}")]
+    Refused {
+        /// The object.
+        object: String,
+        /// What was said.
+        why: String,
+    },
+    /// A write of this object was not answered in time.
+    #[error("no answer in time about {object}")]
+    Unanswered {
+        /// The object.
+        object: String,
+    },
     /// The API server, or the way to it, refused.
     #[error("{doing}: {why}")]
     Api {
@@ -140,6 +154,15 @@ pub enum SourceError {
     },
 }
 
+/// Something that a source writes down by itself, whatever is planned.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Notice {
+    /// A person's object cannot be understood: its status says why.
+    Invalid(ObjectRef),
+    /// The label of gateways, put on the record of a node or taken from it.
+    GatewayLabel(NodeName, bool),
+}
+
 /// A place that objects are read from and that status is written to.
 ///
 /// Writes say what should be there; a write that would change nothing is left out. `now_secs` (seconds since the
@@ -156,6 +179,16 @@ pub trait Source: Send {
     /// written changes under it.
     fn leads(&self) -> bool {
         true
+    }
+
+    /// What has to be written down beside what is planned; each by itself, so that one that is refused stops no other.
+    fn notices(&mut self) -> Vec<Notice> {
+        Vec::new()
+    }
+
+    /// Writes one of [`Source::notices`]. Returns whether anything changed.
+    fn write_notice(&mut self, _notice: &Notice, _now_secs: i64) -> Result<bool, SourceError> {
+        Ok(false)
     }
 
     /// Writes an `EgressAddress` if its version is still `record.resource_version` (0: if it does not exist) and

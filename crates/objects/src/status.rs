@@ -1,6 +1,7 @@
 //! What controller and agents say about objects, without the API's spelling.
 
 use egret_core::model::NodeName;
+use egret_core::numbers::CONDITION_MESSAGE_MAX_BYTES;
 use serde::{Deserialize, Serialize};
 use std::net::IpAddr;
 
@@ -40,10 +41,20 @@ impl From<&egret_core::condition::Condition> for Condition {
                 false => ConditionStatus::False,
             },
             reason: condition.reason.to_string(),
-            message: condition.message.clone(),
+            message: cut(&condition.message),
             since_secs: 0,
         }
     }
+}
+
+/// A message as long as the API takes it.
+pub(crate) fn cut(message: &str) -> String {
+    const END: &str = " …";
+    if message.len() <= CONDITION_MESSAGE_MAX_BYTES {
+        return message.to_owned();
+    }
+    let end = message.floor_char_boundary(CONDITION_MESSAGE_MAX_BYTES - END.len());
+    format!("{}{END}", &message[..end])
 }
 
 /// Status of an `Egress` or `ClusterEgress`.

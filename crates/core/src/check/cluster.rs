@@ -1,6 +1,7 @@
 //! What must hold of a plan.
 
 use super::leases::{check_change, check_record, steering};
+use super::unreadable::check_unreadable;
 use super::{Found, Rule, Violation};
 use crate::model::*;
 use crate::plan::{ClusterPlan, PolicyPlan};
@@ -10,10 +11,15 @@ use std::net::IpAddr;
 /// Checks a plan against the snapshot that it was made from and the time.
 pub fn check_plan(snapshot: &Snapshot, plan: &ClusterPlan, now_secs: i64) -> Vec<Violation> {
     let mut found = Found::default();
-    for record in plan.addresses.values() {
+    let kept = &snapshot.unreadable.addresses;
+    let planned = plan.addresses.values();
+    for record in planned.filter(|record| !kept.contains(&record.address)) {
         check_record(record, &mut found);
     }
     for (address, before) in &snapshot.addresses {
+        if kept.contains(address) {
+            continue;
+        }
         // Records that were broken before are mended, not carried on: what holds of a change holds of good ones.
         let mut broken = Found::default();
         check_record(before, &mut broken);
@@ -30,6 +36,7 @@ pub fn check_plan(snapshot: &Snapshot, plan: &ClusterPlan, now_secs: i64) -> Vec
     epochs(snapshot, plan, &mut found);
     writes(snapshot, plan, &mut found);
     deletions(snapshot, plan, &mut found);
+    check_unreadable(snapshot, plan, &mut found);
     nodes(snapshot, plan, &mut found);
     policies(snapshot, plan, &mut found);
     for finding in &plan.findings {
@@ -150,7 +157,9 @@ fn deletions(snapshot: &Snapshot, plan: &ClusterPlan, found: &mut Found) {
     }
     let leases = plan.addresses.values().flat_map(|record| &record.leases);
     let holders: BTreeSet<&NodeName> = leases.map(|lease| &lease.node).collect();
-    for (name, record) in &snapshot.node_records {
+    let readable = |name: &NodeName| !snapshot.unreadable.nodes.contains(name);
+    let records = snapshot.node_records.iter();
+    for (name, record) in records.filter(|(name, _)| readable(name)) {
         let listed = plan.node_deletions.contains(name);
         let planned = plan.node_records.contains_key(name);
         found.expect(
@@ -189,7 +198,10 @@ fn acknowledged(snapshot: &Snapshot, epoch: u64) -> bool {
 
 fn nodes(snapshot: &Snapshot, plan: &ClusterPlan, found: &mut Found) {
     let mut leased: BTreeMap<&NodeName, Vec<Grant>> = BTreeMap::new();
-    for record in plan.addresses.values() {
+    let unreadable = &snapshot.unreadable;
+    let records = plan.addresses.values();
+    let readable = records.filter(|record| !unreadable.addresses.contains(&record.address));
+    for record in readable {
         for lease in &record.leases {
             if matches!(lease.state, LeaseState::Granted | LeaseState::Active) {
                 leased.entry(&lease.node).or_default().push(Grant {
@@ -202,7 +214,8 @@ fn nodes(snapshot: &Snapshot, plan: &ClusterPlan, found: &mut Found) {
         }
     }
     let mut indexes: BTreeMap<u16, &NodeName> = BTreeMap::new();
-    for (name, spec) in &plan.node_records {
+    let specs = plan.node_records.iter();
+    for (name, spec) in specs.filter(|(name, _)| !unreadable.nodes.contains(*name)) {
         let valid = (1..=0xfffd).contains(&spec.tunnel_index);
         found.expect(valid, Rule::TunnelIndex, name, "outside 1..=0xfffd");
         if let Some(other) = indexes.insert(spec.tunnel_index, name) {
@@ -213,14 +226,16 @@ fn nodes(snapshot: &Snapshot, plan: &ClusterPlan, found: &mut Found) {
             );
         }
         let leased = leased.remove(name).unwrap_or_default();
+        let of_readable = |grant: &&Grant| !unreadable.addresses.contains(&grant.address);
         found.expect(
-            leased == spec.grants,
+            spec.grants.iter().filter(of_readable).eq(&leased),
             Rule::GrantsDiffer,
             name,
             "grants are not its leases",
         );
     }
-    for name in snapshot.nodes.keys() {
+    let nodes = snapshot.nodes.keys();
+    for name in nodes.filter(|name| !unreadable.nodes.contains(*name)) {
         let there = plan.node_records.contains_key(name);
         found.expect(there, Rule::TunnelIndex, name, "the node has no record");
     }

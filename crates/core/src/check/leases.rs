@@ -142,7 +142,10 @@ fn check_block(
         .since_secs
         .saturating_add(snapshot.settings.hold_down_secs as i64)
         <= now_secs;
+    let unreadable = &snapshot.unreadable;
     let drained = snapshot.nodes.contains_key(node)
+        && !unreadable.demand.contains(node)
+        && !unreadable.nodes.contains(node)
         && snapshot.node_records.get(node).is_some_and(|r| {
             !r.demand.contains_key(&record.address)
                 && r.grants.iter().all(|g| g.address != record.address)

@@ -148,6 +148,18 @@ impl NodeRecord {
     }
 }
 
+/// Records that are there and cannot be read. What they name is taken: the controller leaves them as they are, and plans
+/// nothing anew in their place.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Unreadable {
+    /// Addresses of such `EgressAddress`es. [`Snapshot::addresses`] has them with those leases that can be read.
+    pub addresses: BTreeSet<IpAddr>,
+    /// Nodes of such `EgressNode`s, by their spec. [`Snapshot::node_records`] has them if their tunnel index can be read.
+    pub nodes: BTreeSet<NodeName>,
+    /// Nodes whose agents' report of the ports in use cannot be read: nobody knows what is drained there.
+    pub demand: BTreeSet<NodeName>,
+}
+
 /// Everything, at one moment. Keys are names, so that order never depends on hashing. Copies share what is the same in both.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Snapshot {
@@ -173,6 +185,9 @@ pub struct Snapshot {
     pub addresses: Objects<IpAddr, AddressRecord>,
     /// What controller and agents wrote down.
     pub node_records: Objects<NodeName, NodeRecord>,
+    /// What of both cannot be read.
+    #[serde(default)]
+    pub unreadable: Unreadable,
 }
 
 impl Snapshot {
@@ -190,6 +205,7 @@ impl Snapshot {
             api_server: BTreeSet::new(),
             addresses: Objects::new(),
             node_records: Objects::new(),
+            unreadable: Unreadable::default(),
         }
     }
 }

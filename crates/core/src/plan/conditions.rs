@@ -170,6 +170,7 @@ fn conditions(
 fn degraded(inputs: &Inputs<'_>, one: &Resolved<'_>, plan: &PolicyPlan) -> Option<Condition> {
     let nodes = gateway_nodes(inputs, one);
     let mut all = [
+        unreadable_record(inputs, plan),
         not_on_link(one, plan, nodes),
         next_hop_missing(one, plan, nodes),
         without_ebpf(nodes),
@@ -181,6 +182,17 @@ fn degraded(inputs: &Inputs<'_>, one: &Resolved<'_>, plan: &PolicyPlan) -> Optio
         first.message = format!("{}; {}", first.message, other.message);
     }
     Some(first)
+}
+
+/// The first of its addresses whose record cannot be read.
+fn unreadable_record(inputs: &Inputs<'_>, plan: &PolicyPlan) -> Option<Condition> {
+    let addresses = plan.addresses.iter();
+    let mut conditions = addresses
+        .filter_map(|address| inputs.addresses.get(address))
+        .flat_map(|status| &status.conditions);
+    conditions
+        .find(|condition| condition.reason == Reason::RecordUnreadable)
+        .cloned()
 }
 
 /// Nobody asks by ARP or ND for an address that is in no subnet of the segment: without a route to the gateways,

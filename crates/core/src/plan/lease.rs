@@ -11,8 +11,8 @@
 mod blocks;
 mod sanity;
 
-use super::PlanReason;
 use super::wanted::{Wanted, WantedByAddress};
+use super::{PlanReason, unreadable};
 use crate::model::*;
 use crate::resolve::gateway_nodes;
 use blocks::Blocks;
@@ -63,6 +63,9 @@ pub(super) fn plan_address(
     address: IpAddr,
     wanted: Option<&Wanted<'_>>,
 ) -> PlannedAddress {
+    if let Some(kept) = unreadable::address(cluster.snapshot, address) {
+        return kept;
+    }
     let mut findings = BTreeSet::new();
     let mut work = AddressWork::start(cluster, address, wanted, &mut findings);
     work.age(cluster, wanted);
@@ -118,7 +121,7 @@ pub(super) fn plan_leases(
     }
     delete_unused(&cluster, wanted, &mut result);
     let dues = result.records.values();
-    result.next_change_secs = dues.filter_map(|r| due(&snapshot.settings, r)).min();
+    result.next_change_secs = dues.filter_map(|r| due(snapshot, r)).min();
     result
 }
 
@@ -386,6 +389,9 @@ pub(super) fn reported_epoch<'n>(
 
 /// Whether the worker has seen that its grant is gone and has no connection left in it.
 fn drained(snapshot: &Snapshot, node: &NodeName, address: IpAddr) -> bool {
+    if unreadable::demand_is_unknown(snapshot, node) {
+        return false;
+    }
     let record = snapshot.node_records.get(node);
     record.is_some_and(|record| is_drained(record, address))
 }
@@ -405,6 +411,7 @@ fn delete_unused(cluster: &Cluster<'_>, wanted: &WantedByAddress<'_>, result: &m
         .records
         .values()
         .filter(|r| r.leases.is_empty() && !wanted.contains_key(&r.address))
+        .filter(|r| !cluster.snapshot.unreadable.addresses.contains(&r.address))
         .filter(|r| may_go(r, highest, cluster.reported))
         .map(|r| r.address)
         .collect();
@@ -426,7 +433,11 @@ pub(super) fn may_go(
 }
 
 /// When time alone changes a record.
-pub(super) fn due(settings: &Settings, record: &AddressRecord) -> Option<i64> {
+pub(super) fn due(snapshot: &Snapshot, record: &AddressRecord) -> Option<i64> {
+    if snapshot.unreadable.addresses.contains(&record.address) {
+        return None;
+    }
+    let settings = &snapshot.settings;
     let leases = record.leases.iter();
     leases
         .filter(|lease| lease.state == LeaseState::HoldDown)

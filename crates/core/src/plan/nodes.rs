@@ -1,6 +1,6 @@
 //! Node records: a tunnel index for every node, and the grants of its leases.
 
-use super::{NodeRecordSpec, PlanReason};
+use super::{NodeRecordSpec, PlanReason, unreadable};
 use crate::model::*;
 use crate::numbers::TUNNEL_INDEX_MAX;
 use std::collections::{BTreeMap, BTreeSet};
@@ -32,6 +32,7 @@ pub(super) fn plan_nodes(
     findings.extend(numbers.findings);
     let records = numbers.indexes.into_iter().map(|(name, tunnel_index)| {
         let grants = grants.remove(&name).unwrap_or_default();
+        let grants = unreadable::grants(snapshot, &name, grants);
         let spec = NodeRecordSpec {
             tunnel_index,
             grants,
@@ -60,7 +61,7 @@ pub(super) fn number(snapshot: &Snapshot, holds: &dyn Fn(&NodeName) -> bool) -> 
         reasons: Vec::new(),
         findings: Vec::new(),
     };
-    let mut used: BTreeSet<u16> = BTreeSet::new();
+    let mut used: BTreeSet<u16> = unreadable::tunnel_indexes(snapshot);
     for (name, record) in &snapshot.node_records {
         if !snapshot.nodes.contains_key(name) {
             if !holds(name) {
@@ -74,6 +75,11 @@ pub(super) fn number(snapshot: &Snapshot, holds: &dyn Fn(&NodeName) -> bool) -> 
             });
         }
         let valid = (1..=TUNNEL_INDEX_MAX).contains(&record.tunnel_index);
+        if snapshot.unreadable.nodes.contains(name) {
+            // It cannot be given another one: whoever has the same gives way.
+            numbers.indexes.insert(name.clone(), record.tunnel_index);
+            continue;
+        }
         if !valid || !used.insert(record.tunnel_index) {
             numbers.findings.push(Finding {
                 object: node_record(name),
@@ -95,7 +101,7 @@ pub(super) fn number(snapshot: &Snapshot, holds: &dyn Fn(&NodeName) -> bool) -> 
 fn number_new(snapshot: &Snapshot, used: &BTreeSet<u16>, numbers: &mut Numbers) {
     let mut free = (1..=TUNNEL_INDEX_MAX).filter(|index| !used.contains(index));
     for name in snapshot.nodes.keys() {
-        if numbers.indexes.contains_key(name) {
+        if numbers.indexes.contains_key(name) || snapshot.unreadable.nodes.contains(name) {
             continue;
         }
         let Some(tunnel_index) = free.next() else {

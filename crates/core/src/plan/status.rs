@@ -33,6 +33,7 @@ pub(super) fn addresses(
             users.map(|w| w.users.iter().copied().cloned().collect()),
             saying.and_then(|nodes| announcer(record.address, nodes.iter().copied())),
             leases.exhausted.get(&record.address).unwrap_or(&none),
+            snapshot.unreadable.addresses.contains(&record.address),
         )
     };
     leases
@@ -57,6 +58,7 @@ pub(super) fn address(
     users: Option<Vec<ObjectRef>>,
     announcer: Option<&NodeName>,
     exhausted: &BTreeSet<NodeName>,
+    unreadable: bool,
 ) -> AddressStatus {
     let ports = |held: bool| -> u32 {
         record
@@ -71,10 +73,28 @@ pub(super) fn address(
         announcer: announcer.cloned(),
         users: users.unwrap_or_default(),
         ports_leased: ports(false),
-        ports_free: LEASABLE_PORTS - ports(false) - ports(true),
+        ports_free: match unreadable {
+            true => 0,
+            false => LEASABLE_PORTS - ports(false) - ports(true),
+        },
         exhausted: exhausted.clone(),
-        conditions: address_conditions(record, announcer, exhausted),
+        conditions: address_conditions(record, announcer, exhausted)
+            .into_iter()
+            .chain(unreadable.then(|| unreadable_record(record.address)))
+            .collect(),
     }
+}
+
+fn unreadable_record(address: IpAddr) -> Condition {
+    let text = format!(
+        "the record of {address} cannot be read: its leases stay as they are, and no node gets ports of it"
+    );
+    Condition::new(
+        ConditionType::Degraded,
+        true,
+        Reason::RecordUnreadable,
+        text,
+    )
 }
 
 fn address_conditions(

@@ -164,6 +164,20 @@ fn epochs_and_orders_that_must_not_be_are_seen() {
 fn grants_indexes_and_addresses_that_must_not_be_are_seen() {
     let mut scene = scene();
     let worker = node_name("worker1");
+    let mut unread = scene.clone();
+    let address = *scene.snapshot.addresses.keys().next().unwrap();
+    unread.snapshot.unreadable.addresses.insert(address);
+    expect_plan(Rule::UnreadableTouched, &unread, |p| {
+        p.address_writes.push(address);
+    });
+    expect_plan(Rule::UnreadableTouched, &unread, |p| {
+        p.addresses.get_mut(&address).unwrap().leases.clear();
+    });
+    expect_plan(Rule::UnreadableTouched, &unread, |p| {
+        p.node_records
+            .values_mut()
+            .for_each(|spec| spec.grants.clear());
+    });
     expect_plan(Rule::GrantsDiffer, &scene, |p| {
         p.node_records.get_mut(&worker).unwrap().grants.clear()
     });

@@ -55,6 +55,12 @@ enum Edit {
     Lose {
         node: u8,
     },
+    /// Records cannot be read, or can be again.
+    Unread {
+        address: u8,
+        node: u8,
+        what: u8,
+    },
     Pool(u8),
     Shuffle,
 }
@@ -81,6 +87,9 @@ fn edit() -> impl Strategy<Value = Edit> {
         ),
         1 => (0u8..4, 0u8..5).prop_map(|(address, how)| Edit::Corrupt { address, how }),
         1 => (0u8..8).prop_map(|node| Edit::Lose { node }),
+        2 => (0u8..4, 0u8..8, 0u8..5).prop_map(|(address, node, what)| Edit::Unread {
+            address, node, what
+        }),
         1 => (0u8..4).prop_map(Edit::Pool),
         1 => Just(Edit::Shuffle),
     ]
@@ -312,6 +321,11 @@ fn change_more(scene: &mut Scene, edit: &Edit) {
                 .collect();
         }
         Edit::Corrupt { address, how } => corrupt(scene, *address, *how),
+        Edit::Unread {
+            address,
+            node,
+            what,
+        } => unread(scene, *address, *node, *what),
         Edit::Lose { node } => {
             let names: Vec<NodeName> = scene.snapshot.node_records.keys().cloned().collect();
             if !names.is_empty() {
@@ -344,7 +358,10 @@ fn corrupt(scene: &mut Scene, address: u8, how: u8) {
         return;
     };
     match how {
-        0 => drop(scene.snapshot.addresses.remove(&address)),
+        0 => {
+            scene.snapshot.addresses.remove(&address);
+            scene.snapshot.unreadable.addresses.remove(&address);
+        }
         1 => record.epoch += 7,
         2 => drop(record.leases.pop()),
         3 => {
@@ -353,6 +370,25 @@ fn corrupt(scene: &mut Scene, address: u8, how: u8) {
             }
         }
         _ => record.resource_version += 1,
+    }
+}
+
+/// What a source says of records that it cannot read: an address has a record nevertheless, a node may have none.
+fn unread(scene: &mut Scene, address: u8, node: u8, what: u8) {
+    let address = egress_address(address);
+    let node = node_at(scene, node);
+    let snapshot = &mut scene.snapshot;
+    let unreadable = &mut snapshot.unreadable;
+    match (what, node) {
+        (0 | 1, _) if snapshot.addresses.contains_key(&address) => {
+            unreadable.addresses.insert(address);
+            if let Some(record) = snapshot.addresses.get_mut(&address) {
+                record.leases.truncate(usize::from(what));
+            }
+        }
+        (2, Some(node)) => drop(unreadable.nodes.insert(node)),
+        (3, Some(node)) => drop(unreadable.demand.insert(node)),
+        _ => *unreadable = Unreadable::default(),
     }
 }
 

@@ -1,12 +1,12 @@
 //! `EgressAddress` and `EgressNode`, both ways: what Egret itself wrote down.
 
 use super::field::{address, egress_address, number, port_ranges};
-use super::{Check, resource_version};
+use super::{Check, Gaps, Reading, resource_version};
 use crate::front_end;
 use egret_api as api;
 use egret_core::model::{
-    AddressRecord, Finding, GatewayName, Grant, Kind, Lease, LeaseState, NodeName, NodeRecord,
-    ObjectRef, PortRange, Programmed,
+    AddressRecord, GatewayName, Grant, Kind, Lease, LeaseState, NodeName, NodeRecord, ObjectRef,
+    PortRange, Programmed,
 };
 use egret_core::numbers::TUNNEL_INDEX_MAX;
 use ipnet::IpNet;
@@ -15,36 +15,62 @@ use k8s_openapi::jiff::Timestamp;
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
-/// What a person should do about a bad object that only Egret writes.
-const OURS: &str = "Egret writes this object; delete it to have it written anew";
+/// What a person should do about a bad part that only a node's agent writes.
+const OURS: &str =
+    "the node's agent writes this anew; if it stays, run one version of Egret everywhere";
 
-/// An `EgressAddress`.
-pub fn address_record(object: &api::EgressAddress) -> Result<AddressRecord, Vec<Finding>> {
+/// What a person should do about an address's record that only the controller writes.
+const KEEP: &str = "put the field back as it was, and do not delete the object: its ports would be given to others while \
+                    connections use them";
+
+/// An `EgressAddress`, as far as it can be read: those of its leases that can. It has no record where its name is not that
+/// of an address, for Egret never makes such an object.
+pub fn address_record(object: &api::EgressAddress) -> Reading<AddressRecord> {
     let mut check = Check::new(Kind::EgressAddress, &object.metadata);
     let spec = &object.spec;
-    let parsed_address = check.take("spec.address", &spec.address, egress_address(&spec.address));
-    if let Some(address) = parsed_address
-        && api::address_object_name(address) != check.object.name
-    {
-        check.bad("metadata.name", check.object.name.clone(), OURS);
-    }
+    let named = api::address_of_object_name(&check.object.name);
+    let Some(address) = named else {
+        let remedy = "remove this object: Egret names such objects after their address";
+        check.bad("metadata.name", check.object.name.clone(), remedy);
+        return Reading {
+            record: None,
+            gaps: Gaps::default(),
+            findings: check.into_findings(),
+        };
+    };
+    let stated = egress_address(&spec.address);
+    let stated = stated.and_then(|stated| match stated == address {
+        true => Ok(stated),
+        false => Err(format!("the object's name says {address}; {KEEP}")),
+    });
+    check.take("spec.address", &spec.address, stated);
     let epoch = epoch(&mut check, "spec.epoch", spec.epoch);
-    let leases: Option<Vec<Lease>> = spec
-        .leases
-        .iter()
-        .enumerate()
-        .map(|(index, lease)| self::lease(&mut check, &format!("spec.leases[{index}]"), lease))
-        .collect();
-    let record = (|| {
-        Some(AddressRecord {
-            address: parsed_address?,
-            gateway: GatewayName(spec.gateway.clone()),
-            epoch: epoch?,
-            leases: leases?,
-            resource_version: resource_version(&object.metadata),
-        })
-    })();
-    check.finish(record)
+    let leases = spec.leases.iter().enumerate();
+    let leases = leases.filter_map(|(index, lease)| {
+        self::lease(&mut check, &format!("spec.leases[{index}]"), lease)
+    });
+    let record = AddressRecord {
+        address,
+        gateway: GatewayName(spec.gateway.clone()),
+        leases: leases.collect(),
+        epoch: epoch.unwrap_or(0),
+        resource_version: resource_version(&object.metadata),
+    };
+    let mut findings = check.into_findings();
+    for finding in &mut findings {
+        if !finding.remedy.contains(KEEP) {
+            finding.remedy = format!("{}; {KEEP}", finding.remedy);
+        }
+    }
+    let gaps = Gaps {
+        spec: !findings.is_empty(),
+        demand: false,
+    };
+    Reading {
+        record: Some(record),
+        gaps,
+        findings,
+    }
 }
 
 fn lease(check: &mut Check, field: &str, lease: &api::AddressLease) -> Option<Lease> {
@@ -91,8 +117,9 @@ pub fn address_spec(record: &AddressRecord) -> api::EgressAddressSpec {
     }
 }
 
-/// An `EgressNode`.
-pub fn node_record(object: &api::EgressNode) -> Result<NodeRecord, Vec<Finding>> {
+/// An `EgressNode`, as far as it can be read. What its agent reports and cannot be read counts as not said; it has no
+/// record where its tunnel index cannot be read.
+pub fn node_record(object: &api::EgressNode) -> Reading<NodeRecord> {
     let mut check = Check::new(Kind::EgressNode, &object.metadata);
     let index: Option<u16> = number(
         &mut check,
@@ -101,20 +128,21 @@ pub fn node_record(object: &api::EgressNode) -> Result<NodeRecord, Vec<Finding>>
         1,
         TUNNEL_INDEX_MAX.into(),
     );
-    let grants: Option<Vec<Grant>> = object
-        .spec
-        .grants
-        .iter()
-        .enumerate()
-        .map(|(index, grant)| self::grant(&mut check, &format!("spec.grants[{index}]"), grant))
+    let grants = object.spec.grants.iter().enumerate();
+    let grants: Vec<Grant> = grants
+        .filter_map(|(index, grant)| {
+            self::grant(&mut check, &format!("spec.grants[{index}]"), grant)
+        })
         .collect();
+    let mut reported = Check::new(Kind::EgressNode, &object.metadata);
+    let mut demand_gap = false;
     let status = object.status.clone().unwrap_or_default();
     let record = (|| {
-        let check = &mut check;
+        let check = &mut reported;
         Some(NodeRecord {
             node: NodeName(check.object.name.clone()),
             tunnel_index: index?,
-            grants: grants?,
+            grants,
             underlay_addresses: addresses(
                 check,
                 "status.underlayAddresses",
@@ -128,7 +156,8 @@ pub fn node_record(object: &api::EgressNode) -> Result<NodeRecord, Vec<Finding>>
             next_hops: addresses(check, "status.nextHops", &status.next_hops)?
                 .into_iter()
                 .collect(),
-            steering_version: epoch(check, "status.steeringVersion", status.steering_version)?,
+            steering_version: epoch(check, "status.steeringVersion", status.steering_version)
+                .unwrap_or(0),
             announcing: addresses(check, "status.announcing", &status.announcing)?
                 .into_iter()
                 .collect(),
@@ -136,14 +165,16 @@ pub fn node_record(object: &api::EgressNode) -> Result<NodeRecord, Vec<Finding>>
                 .demand
                 .iter()
                 .enumerate()
-                .map(|(index, demand)| {
+                .filter_map(|(index, demand)| {
                     let field = format!("status.demand[{index}]");
                     let text = &demand.address;
-                    let address = check.take(format!("{field}.address"), text, address(text))?;
-                    let ports = number(check, &format!("{field}.ports"), demand.ports, 0, 1 << 31)?;
-                    Some((address, ports))
+                    let address = check.take(format!("{field}.address"), text, address(text));
+                    demand_gap |= address.is_none();
+                    let ports = number(check, &format!("{field}.ports"), demand.ports, 0, 1 << 31);
+                    // An address that is listed is in use, by however many.
+                    Some((address?, ports.unwrap_or(0)))
                 })
-                .collect::<Option<_>>()?,
+                .collect(),
             full_destinations: full_destinations(check, &status.demand)?,
             programmed: programmed(check, &status.programmed)?,
             datapath: status
@@ -153,8 +184,25 @@ pub fn node_record(object: &api::EgressNode) -> Result<NodeRecord, Vec<Finding>>
             resource_version: resource_version(&object.metadata),
         })
     })();
-    check.finish(record)
+    let mut findings = check.into_findings();
+    let gaps = Gaps {
+        spec: !findings.is_empty(),
+        demand: demand_gap,
+    };
+    for finding in &mut findings {
+        finding.remedy = format!("{}; {RESTORE}", finding.remedy);
+    }
+    findings.extend(reported.into_findings());
+    Reading {
+        record,
+        gaps,
+        findings,
+    }
 }
+
+/// What a person should do about the controller's part of a node's record.
+const RESTORE: &str =
+    "put the field back as it was: until then the node keeps what it has and gets nothing new";
 
 fn full_destinations(
     check: &mut Check,
@@ -163,7 +211,8 @@ fn full_destinations(
     let mut all = BTreeMap::new();
     for (index, one) in demand.iter().enumerate() {
         let field = format!("status.demand[{index}].fullDestinations");
-        let full: u32 = number(check, &field, one.full_destinations.into(), 0, 1 << 31)?;
+        let full: Option<u32> = number(check, &field, one.full_destinations.into(), 0, 1 << 31);
+        let full = full.unwrap_or(0);
         if let (true, Ok(address)) = (full > 0, one.address.parse()) {
             all.insert(address, full);
         }
@@ -181,36 +230,37 @@ fn grant(check: &mut Check, field: &str, grant: &api::NodeGrant) -> Option<Grant
     })
 }
 
+/// Those of a list that can be read.
 fn addresses(check: &mut Check, field: &str, texts: &[String]) -> Option<Vec<IpAddr>> {
-    texts
-        .iter()
-        .enumerate()
-        .map(|(index, text)| check.take(format!("{field}[{index}]"), text, address(text)))
-        .collect()
+    let texts = texts.iter().enumerate();
+    let read = texts.filter_map(|(index, text)| {
+        let parsed = address(text).map_err(|_| OURS.to_owned());
+        check.take(format!("{field}[{index}]"), text, parsed)
+    });
+    Some(read.collect())
 }
 
+/// Those of a list that can be read.
 fn networks(check: &mut Check, field: &str, texts: &[String]) -> Option<BTreeSet<IpNet>> {
     let network = |text: &String| text.parse::<IpNet>().map_err(|_| OURS.to_owned());
-    texts
-        .iter()
-        .enumerate()
-        .map(|(index, text)| check.take(format!("{field}[{index}]"), text, network(text)))
-        .collect()
+    let texts = texts.iter().enumerate();
+    let read = texts
+        .filter_map(|(index, text)| check.take(format!("{field}[{index}]"), text, network(text)));
+    Some(read.collect())
 }
 
 fn programmed(check: &mut Check, all: &[api::ProgrammedPolicy]) -> Option<Vec<Programmed>> {
-    all.iter()
-        .enumerate()
-        .map(|(index, one)| {
-            let field = format!("status.programmed[{index}]");
-            let policy = policy_ref(&one.policy).ok_or_else(|| OURS.to_owned());
-            Some(Programmed {
-                policy: check.take(format!("{field}.policy"), &one.policy, policy)?,
-                generation: one.generation,
-                pods: number(check, &format!("{field}.pods"), one.pods.into(), 0, 1 << 31)?,
-            })
+    let all = all.iter().enumerate();
+    let read = all.filter_map(|(index, one)| {
+        let field = format!("status.programmed[{index}]");
+        let policy = policy_ref(&one.policy).ok_or_else(|| OURS.to_owned());
+        Some(Programmed {
+            policy: check.take(format!("{field}.policy"), &one.policy, policy)?,
+            generation: one.generation,
+            pods: number(check, &format!("{field}.pods"), one.pods.into(), 0, 1 << 31)?,
         })
-        .collect()
+    });
+    Some(read.collect())
 }
 
 /// `Egress/namespace/name` or `ClusterEgress/name`; the kinds of front-ends as [`Kind`] has them.

@@ -3,7 +3,7 @@
 use super::lease::{api_number, datapath_name, datapath_text, time};
 use crate::status::{
     AddressStatus, Condition, ConditionStatus, GatewayMember, GatewayStatus, NodeReport,
-    PolicyStatus, PoolStatus,
+    PolicyStatus, PoolStatus, cut,
 };
 use egret_api as api;
 use egret_core::model::NodeName;
@@ -34,7 +34,7 @@ pub fn api_conditions(all: &[Condition], generation: i64) -> Vec<meta::Condition
             type_: one.kind.clone(),
             status: format!("{:?}", one.status),
             reason: one.reason.clone(),
-            message: one.message.clone(),
+            message: cut(&one.message),
             observed_generation: known(generation),
             last_transition_time: time(one.since_secs),
         })

@@ -2,7 +2,7 @@
 
 use super::merge::{Effective, Merged};
 use super::object::Converted;
-use crate::convert::{self, cluster::Slice};
+use crate::convert::{self, cluster::Slice, reading};
 use crate::front_end::{self, Foreign};
 use crate::source::View;
 use egret_core::model::{Kind, NodeName, ObjectRef};
@@ -111,14 +111,22 @@ fn add(view: &mut View, key: &ObjectRef, effective: &Effective, slices: &mut Vec
         // Translated when everything else is there.
         Converted::Foreign => {}
         Converted::Slice(slice) => slices.push(slice.clone()),
-        Converted::Address(record) => {
-            debug_assert_eq!(key.kind, Kind::EgressAddress);
+        Converted::Address(reading) => {
+            let Some(record) = &reading.record else {
+                return;
+            };
+            reading::note_address(&mut snapshot.unreadable, record.address, reading.gaps);
             snapshot.addresses.insert(record.address, record.clone());
             let status = status(effective).map(|status| convert::address_status(&status));
             view.addresses
                 .extend(status.map(|status| (record.address, status)));
         }
-        Converted::NodeRecord(record) => {
+        Converted::NodeRecord(reading) => {
+            let name = NodeName(key.name.clone());
+            reading::note_node(&mut snapshot.unreadable, &name, reading.gaps);
+            let Some(record) = &reading.record else {
+                return;
+            };
             snapshot
                 .node_records
                 .insert(record.node.clone(), record.clone());

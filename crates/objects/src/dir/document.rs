@@ -1,6 +1,6 @@
 //! One file: its documents, its objects, and where in it things stand.
 
-use super::locate::line_of;
+use super::locate::Places;
 use super::object::{self, Class, Converted, Outcome};
 use egret_core::model::{Finding, Kind, ObjectRef};
 use serde_json::Value;
@@ -14,6 +14,19 @@ pub(super) struct Document {
     text: String,
     /// Its objects: several where it is a List.
     pub items: Arc<Vec<Item>>,
+    /// Lines, once somebody asks.
+    places: Arc<Places>,
+}
+
+impl Document {
+    /// The line of one of its objects in the file.
+    pub fn line_of(&self, entry: &Entry) -> usize {
+        let line = match entry.prefix.as_str() {
+            "" => first_line(&self.text),
+            prefix => self.places.line_of(&self.text, prefix),
+        };
+        self.start + line - 1
+    }
 }
 
 /// One object of a document, or what stands in its place.
@@ -31,8 +44,8 @@ pub(super) struct Entry {
     pub value: Arc<Value>,
     pub result: Result<Arc<Converted>, Vec<Problem>>,
     pub unknown: Vec<Problem>,
-    /// Line within the document, from 1.
-    pub line: usize,
+    /// Path of the object in the document, as of its fields: empty unless it is an item of a List.
+    prefix: String,
 }
 
 /// A finding and its line within the document, from 1.
@@ -67,13 +80,20 @@ pub(super) fn parse(file: &str, text: &str, previous: &[Document]) -> Vec<Docume
     };
     parts
         .into_iter()
-        .map(|(start, text)| Document {
-            start,
-            items: match known.get(text) {
-                Some(document) => Arc::clone(&document.items),
-                None => Arc::new(parse_document(file, text)),
+        .map(|(start, text)| match known.get(text) {
+            Some(document) => Document {
+                start,
+                ..(*document).clone()
             },
-            text: text.to_owned(),
+            None => {
+                let places = Arc::new(Places::default());
+                Document {
+                    start,
+                    items: Arc::new(parse_document(file, text, &places)),
+                    text: text.to_owned(),
+                    places,
+                }
+            }
         })
         .collect()
 }
@@ -156,7 +176,7 @@ pub(super) fn read_value(json: bool, text: &str) -> Result<Value, (usize, String
     })
 }
 
-fn parse_document(file: &str, text: &str) -> Vec<Item> {
+fn parse_document(file: &str, text: &str, places: &Places) -> Vec<Item> {
     let json = file.ends_with(".json");
     let value = match read_value(json, text) {
         Ok(Value::Null) => return Vec::new(),
@@ -174,12 +194,17 @@ fn parse_document(file: &str, text: &str) -> Vec<Item> {
         }
     };
     let mut items = Vec::new();
-    collect(file, text, value, "", &mut items);
+    collect((file, text, places), value, "", &mut items);
     items
 }
 
 /// Adds the object, or the objects of a List.
-fn collect(file: &str, text: &str, mut value: Value, prefix: &str, items: &mut Vec<Item>) {
+fn collect(
+    (file, text, places): (&str, &str, &Places),
+    mut value: Value,
+    prefix: &str,
+    items: &mut Vec<Item>,
+) {
     let kind = value["kind"].as_str().unwrap_or_default().to_owned();
     let api_version = value["apiVersion"].as_str().unwrap_or_default().to_owned();
     if let (Some(item_kind), Some(Value::Array(list))) =
@@ -193,13 +218,14 @@ fn collect(file: &str, text: &str, mut value: Value, prefix: &str, items: &mut V
                     .entry("apiVersion")
                     .or_insert_with(|| api_version.clone().into());
             }
-            collect(file, text, item, &format!("{prefix}items[{index}]."), items);
+            let prefix = format!("{prefix}items[{index}].");
+            collect((file, text, places), item, &prefix, items);
         }
         return;
     }
     let bad = |field: &str, shown: String, remedy: String| {
         let path = format!("{prefix}{field}");
-        let line = line_of(text, &path);
+        let line = places.line_of(text, &path);
         Item::Bad(Problem {
             finding: file_finding(file, &path, shown, remedy),
             line,
@@ -242,12 +268,17 @@ fn collect(file: &str, text: &str, mut value: Value, prefix: &str, items: &mut V
         return;
     }
     match object::identify(kind, &value) {
-        Ok(key) => items.push(Item::Object(Box::new(entry(text, key, value, prefix)))),
+        Ok(key) => items.push(Item::Object(Box::new(entry(
+            (text, places),
+            key,
+            value,
+            prefix,
+        )))),
         Err((field, remedy)) => items.push(bad(field, object::shown(&value, field), remedy)),
     }
 }
 
-fn entry(text: &str, key: ObjectRef, mut value: Value, prefix: &str) -> Entry {
+fn entry((text, places): (&str, &Places), key: ObjectRef, mut value: Value, prefix: &str) -> Entry {
     if object::has_our_status(key.kind)
         && let Value::Object(fields) = &mut value
     {
@@ -260,15 +291,11 @@ fn entry(text: &str, key: ObjectRef, mut value: Value, prefix: &str) -> Entry {
     }
     let Outcome { result, unknown } = object::convert(&key, &value);
     let locate = |finding: Finding| Problem {
-        line: line_of(text, &format!("{prefix}{}", finding.field)),
+        line: places.line_of(text, &format!("{prefix}{}", finding.field)),
         finding,
     };
     Entry {
-        line: if prefix.is_empty() {
-            first_line(text)
-        } else {
-            line_of(text, prefix)
-        },
+        prefix: prefix.to_owned(),
         key,
         value: Arc::new(value),
         result: result

@@ -1,9 +1,15 @@
-//! The line of a field, found by reading the text once more. Only done where there is something to report.
+//! The line of a field, found by reading the text once more. Only done where there is something to report, and once per
+//! document: an object has as many findings as its author likes.
 
 use super::object::segments;
 use serde::de::{Deserialize, Deserializer, MapAccess, SeqAccess, Visitor};
 use serde_saphyr::Spanned;
 use std::fmt;
+use std::sync::OnceLock;
+
+/// Where things stand in one document.
+#[derive(Default)]
+pub(super) struct Places(OnceLock<Option<Placed>>);
 
 /// A node of a document with its line.
 struct Placed {
@@ -17,13 +23,17 @@ enum Node {
     Leaf,
 }
 
-/// Line of a field (`spec.destinations[0].cidr`) in a document, from 1; the nearest enclosing field that is there if
-/// it is missing. JSON is read as the YAML that it is.
-pub(super) fn line_of(text: &str, field: &str) -> usize {
-    let Ok(root) = serde_saphyr::from_str::<Placed>(text) else {
-        return 1;
-    };
-    let mut place = &root;
+impl Places {
+    /// Line of a field (`spec.destinations[0].cidr`) in the document of this text, from 1; the nearest enclosing field that
+    /// is there if it is missing. JSON is read as the YAML that it is.
+    pub fn line_of(&self, text: &str, field: &str) -> usize {
+        let root = self.0.get_or_init(|| serde_saphyr::from_str(text).ok());
+        root.as_ref().map_or(1, |root| line_of(root, field))
+    }
+}
+
+fn line_of(root: &Placed, field: &str) -> usize {
+    let mut place = root;
     for part in segments(field) {
         let next = match &place.node {
             Node::Map(fields) => fields

@@ -2,6 +2,7 @@
 
 use super::document::{self, Item};
 use super::object::{Converted, has_our_status};
+use super::records;
 use super::store::{Copy, Store, version_of};
 use super::tree::{self, Tree, file_finding};
 use crate::convert::SOURCE_FILE_ANNOTATION;
@@ -37,7 +38,7 @@ impl Merged {
 /// A manifest and where it stands.
 struct Candidate<'a> {
     file: &'a str,
-    start: usize,
+    document: &'a document::Document,
     entry: &'a document::Entry,
 }
 
@@ -60,43 +61,23 @@ pub(super) fn merge(
     store
         .lost
         .retain(|key, _| candidates.contains_key(key) || kept.contains(key));
-    for (key, copy) in &store.copies {
-        if matches!(key.kind, Kind::EgressAddress | Kind::EgressNode) {
-            match &copy.result {
-                Ok(converted) => {
-                    let (converted, whole) = (Arc::clone(converted), Arc::clone(&copy.value));
-                    merged
-                        .objects
-                        .insert(key.clone(), Effective { converted, whole });
-                }
-                Err(why) => merged.findings.push(broken(key, why)),
-            }
-        } else if !candidates.contains_key(key) && !kept.contains(key) {
+    records::add(store, &mut merged);
+    for key in store.copies.keys() {
+        if records::is_record(key.kind) {
+            continue;
+        }
+        if !candidates.contains_key(key) && !kept.contains(key) {
             merged.deletes.push(key.clone());
         }
     }
-    for (key, why) in &store.broken {
-        let ours_alone = matches!(key.kind, Kind::EgressAddress | Kind::EgressNode);
-        if ours_alone {
-            merged.findings.push(broken(key, why));
-        } else if !candidates.contains_key(key) {
+    for key in store.broken.keys() {
+        if !records::is_record(key.kind) && !candidates.contains_key(key) {
             merged.deletes.push(key.clone());
         }
     }
     merged.findings.sort();
     merged.findings.dedup();
     merged
-}
-
-fn broken(key: &ObjectRef, why: &str) -> Finding {
-    Finding {
-        object: key.clone(),
-        field: String::new(),
-        value: String::new(),
-        remedy: format!(
-            "restore the file of this object under status/, or delete it when no node uses it any more: {why}"
-        ),
-    }
 }
 
 /// The first manifest of every object, in byte order of the paths.
@@ -109,14 +90,17 @@ fn candidates<'a>(
         for document in &found.documents {
             for item in document.items.iter() {
                 let Item::Object(entry) = item else { continue };
-                let start = document.start;
                 let Some(first) = all.get(&entry.key) else {
-                    let candidate = Candidate { file, start, entry };
+                    let candidate = Candidate {
+                        file,
+                        document,
+                        entry,
+                    };
                     all.insert(entry.key.clone(), candidate);
                     continue;
                 };
-                let line = start + entry.line - 1;
-                let first_line = first.start + first.entry.line - 1;
+                let line = document.line_of(entry);
+                let first_line = first.document.line_of(first.entry);
                 findings.push(Finding {
                     object: entry.key.clone(),
                     field: "metadata.name".to_owned(),
@@ -150,7 +134,7 @@ fn settle(
     merged: &mut Merged,
 ) {
     let entry = candidate.entry;
-    let place = |problem: &document::Problem| problem.at(candidate.file, candidate.start);
+    let place = |problem: &document::Problem| problem.at(candidate.file, candidate.document.start);
     merged.findings.extend(entry.unknown.iter().map(place));
     let lost = store.lost.get(key);
     let copy = store.copies.get_mut(key);

@@ -1,11 +1,12 @@
 //! What a manifest is: its kind, its name, and the model value it becomes.
 
-use crate::convert::{self, cluster};
+use crate::convert::{self, Reading, cluster, reading};
 use crate::front_end;
 use egret_core::model::{
     AddressRecord, Finding, Gateway, Kind, Namespace, Node, NodeRecord, ObjectRef, Pod, Policy,
     Pool, Service,
 };
+use egret_core::numbers::FINDINGS_PER_OBJECT_MAX;
 use serde::de::DeserializeOwned;
 use serde_json::Value;
 use std::collections::BTreeMap;
@@ -148,6 +149,32 @@ pub(super) fn identify(kind: Kind, value: &Value) -> Result<ObjectRef, (&'static
     })
 }
 
+/// What is said against a manifest of a kind of ours when it is read.
+pub(crate) fn objections(manifest: &Value) -> Vec<Finding> {
+    let text = |field: &str| manifest[field].as_str().unwrap_or_default();
+    let nameless = |field: &str, remedy: String| {
+        vec![Finding {
+            object: ObjectRef::of_cluster(Kind::File, text("kind")),
+            field: field.to_owned(),
+            value: shown(manifest, field),
+            remedy,
+        }]
+    };
+    let kind = match classify(text("apiVersion"), text("kind")) {
+        Class::Known(kind) => kind,
+        Class::Mistaken(remedy) => return nameless("apiVersion", remedy),
+        Class::Foreign => return Vec::new(),
+    };
+    let object = match identify(kind, manifest) {
+        Ok(object) => object,
+        Err((field, remedy)) => return nameless(field, remedy),
+    };
+    let Outcome { result, unknown } = convert(&object, manifest);
+    let mut all = result.err().unwrap_or_default();
+    all.extend(unknown);
+    all
+}
+
 /// A manifest as the model has it.
 #[derive(Clone, Debug, PartialEq)]
 pub(super) enum Converted {
@@ -160,8 +187,9 @@ pub(super) enum Converted {
     Pod(Option<Pod>),
     Service(Service),
     Slice(cluster::Slice),
-    Address(AddressRecord),
-    NodeRecord(NodeRecord),
+    /// A record that only Egret writes, as far as it can be read.
+    Address(Reading<AddressRecord>),
+    NodeRecord(Reading<NodeRecord>),
     /// An object of a front-end: translated when everything else is read.
     Foreign,
 }
@@ -184,18 +212,25 @@ pub(super) fn convert(object: &ObjectRef, value: &Value) -> Outcome {
         ),
         Kind::EgressGateway => run(object, value, convert::gateway::gateway, Converted::Gateway),
         Kind::EgressPool => run(object, value, convert::pool::pool, Converted::Pool),
-        Kind::EgressAddress => run(
-            object,
-            value,
-            convert::lease::address_record,
-            Converted::Address,
-        ),
-        Kind::EgressNode => run(
-            object,
-            value,
-            convert::lease::node_record,
-            Converted::NodeRecord,
-        ),
+        Kind::EgressAddress => {
+            let read = |object: &_| Ok(convert::lease::address_record(object));
+            let mut outcome = run(object, value, read, Converted::Address);
+            outcome.result = outcome.result.or_else(|findings| {
+                let reading = reading::unread_address(object, findings);
+                reading.map(Converted::Address)
+            });
+            outcome
+        }
+        Kind::EgressNode => {
+            let read = |object: &_| Ok(convert::lease::node_record(object));
+            let mut outcome = run(object, value, read, Converted::NodeRecord);
+            outcome.result = outcome.result.or_else(|findings| {
+                Ok(Converted::NodeRecord(reading::unread_node(
+                    object, value, findings,
+                )))
+            });
+            outcome
+        }
         Kind::Namespace => run(object, value, cluster::namespace, Converted::Namespace),
         Kind::Node => run(object, value, cluster::node, Converted::Node),
         Kind::Pod => run(object, value, cluster::pod, Converted::Pod),
@@ -226,10 +261,7 @@ fn run<T: DeserializeOwned, M>(
         serde_ignored::deserialize(deserializer, |path| ignored.push(path.to_string()));
     ignored.retain(|path| path != "apiVersion" && path != "kind"); // read before, by classify()
     let unknown = match is_ours(object.kind) {
-        true => ignored
-            .iter()
-            .map(|path| unknown_field(object, value, path))
-            .collect(),
+        true => unknown_fields(object, value, &ignored),
         false => Vec::new(), // a newer Kubernetes has fields that we need not know
     };
     let result = match typed {
@@ -293,6 +325,26 @@ fn type_remedy(message: &str) -> String {
         other => other,
     };
     format!("write {wanted} here")
+}
+
+/// Findings about the first fields that nobody knows, with a count of the others.
+fn unknown_fields(object: &ObjectRef, value: &Value, ignored: &[String]) -> Vec<Finding> {
+    let told = ignored.iter().take(FINDINGS_PER_OBJECT_MAX);
+    let mut all: Vec<Finding> = told
+        .map(|path| unknown_field(object, value, path))
+        .collect();
+    if ignored.len() > all.len() {
+        all.push(Finding {
+            object: object.clone(),
+            field: "spec".to_owned(),
+            value: String::new(),
+            remedy: format!(
+                "remove the others first: {} more unknown fields are not shown",
+                ignored.len() - all.len()
+            ),
+        });
+    }
+    all
 }
 
 fn unknown_field(object: &ObjectRef, value: &Value, raw: &str) -> Finding {

@@ -5,6 +5,7 @@
 use super::document::read_value;
 use super::lock::{self, Lock};
 use super::object::{self, Converted, kinds};
+use super::records;
 use super::tree::{Signature, io_error};
 use crate::SourceError;
 use crate::convert::SOURCE_FILE_ANNOTATION;
@@ -44,6 +45,8 @@ pub(super) struct Store {
     /// Copies of the user's objects whose file somebody removed since the last scan: written again if the object is
     /// still in force.
     pub lost: BTreeMap<ObjectRef, Copy>,
+    /// What records said when they could last be read.
+    pub last_good: BTreeMap<ObjectRef, Arc<Converted>>,
     /// The highest version of any object ever seen.
     highest_version: u64,
 }
@@ -55,6 +58,7 @@ impl Store {
             copies: BTreeMap::new(),
             broken: BTreeMap::new(),
             lost: BTreeMap::new(),
+            last_good: BTreeMap::new(),
             highest_version: 0,
         }
     }
@@ -131,9 +135,9 @@ impl Store {
         let gone = self
             .copies
             .extract_if(.., |key, _| !listing.contains_key(key));
-        let ours_alone = |kind| matches!(kind, Kind::EgressAddress | Kind::EgressNode);
         self.lost
-            .extend(gone.filter(|(key, _)| !ours_alone(key.kind)));
+            .extend(gone.filter(|(key, _)| !records::is_record(key.kind)));
+        self.last_good.retain(|key, _| listing.contains_key(key));
         self.broken.retain(|key, _| listing.contains_key(key));
         for (key, signature) in listing {
             let known = self.copies.get(&key);
@@ -172,6 +176,12 @@ impl Store {
                     .first()
                     .map_or_else(String::new, |f| format!("{}: {}", f.field, f.remedy))
             });
+        if let Ok(converted) = &result
+            && records::is_record(key.kind)
+            && records::is_whole(converted)
+        {
+            self.last_good.insert(key.clone(), Arc::clone(converted));
+        }
         let copy = Copy {
             signature,
             racy,
@@ -219,7 +229,7 @@ impl Store {
         let directory = self.kind_directory(key.kind);
         fs::create_dir_all(&directory).map_err(|e| io_error("making", &directory, e))?;
         // What is lost with the power is made again, but for leases and tunnel indexes.
-        let durable = matches!(key.kind, Kind::EgressAddress | Kind::EgressNode);
+        let durable = records::is_record(key.kind);
         replace(&path, &encode(&value), durable).map_err(|e| io_error("writing", &path, e))?;
         let metadata = fs::metadata(&path).map_err(|e| io_error("reading", &path, e))?;
         self.broken.remove(key);
@@ -231,6 +241,7 @@ impl Store {
     pub fn remove(&mut self, _lock: &mut Lock, key: &ObjectRef) -> Result<(), SourceError> {
         self.copies.remove(key);
         self.broken.remove(key);
+        self.last_good.remove(key);
         let path = self.path(key);
         match fs::remove_file(&path) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => {

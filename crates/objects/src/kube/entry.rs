@@ -1,7 +1,7 @@
 //! One object of the API server, as far as Egret looks at it: the model's value and, of our own kinds, the status.
 //! What is not looked at is dropped here, so that ten thousand pods stay small and a heartbeat is no change.
 
-use crate::convert::{self, cluster};
+use crate::convert::{self, Gaps, Reading, cluster, reading};
 use crate::front_end::Foreign;
 use egret_api as api;
 use egret_core::model::{
@@ -88,6 +88,8 @@ pub(super) struct Entry {
     pub status: Status,
     /// What is wrong with it.
     pub findings: Vec<Finding>,
+    /// What of a record cannot be read.
+    pub gaps: Gaps,
 }
 
 impl Entry {
@@ -96,6 +98,7 @@ impl Entry {
         let labels = |entry: &Self| entry.kept.as_ref().and_then(|kept| kept.labels.clone());
         (&self.value, &self.status, &self.findings, &self.uid)
             == (&other.value, &other.status, &other.findings, &other.uid)
+            && self.gaps == other.gaps
             && labels(self) == labels(other)
     }
 
@@ -109,17 +112,18 @@ impl Entry {
     /// Keeps what the object meant before, if what it says now cannot be understood. An object of the same name that was
     /// made anew has no past.
     pub fn keep_last_good(&mut self, before: &Self) {
-        let lost = matches!(self.value, Value::Nothing) && !self.findings.is_empty();
-        if !lost || before.uid != self.uid {
+        let lost = matches!(self.value, Value::Nothing) || self.gaps.spec;
+        if !lost || self.findings.is_empty() || before.uid != self.uid {
             return;
         }
-        self.value = before.value.clone();
-        match &mut self.value {
-            // Else every later write would be refused as made from an old version.
-            Value::Address(record) => Arc::make_mut(record).resource_version = self.version,
-            Value::Record(record) => Arc::make_mut(record).resource_version = self.version,
-            _ => {}
-        }
+        self.value = match (&self.value, &before.value) {
+            // The agent's part is another writer's.
+            (Value::Record(now), Value::Record(before)) => {
+                Value::Record(Arc::new(reading::with_spec_of(now, before)))
+            }
+            (_, before) => before.clone(),
+        };
+        self.set_version();
     }
 
     fn new(metadata: &ObjectMeta, value: Result<Value, Vec<Finding>>, status: Status) -> Self {
@@ -136,6 +140,33 @@ impl Entry {
             value,
             status,
             findings,
+            gaps: Gaps::default(),
+        }
+    }
+
+    /// A record that only Egret writes, as far as it can be read.
+    fn record<T>(
+        metadata: ObjectMeta,
+        reading: Reading<T>,
+        wrap: fn(Arc<T>) -> Value,
+        status: Status,
+    ) -> Self {
+        let value = reading.record.map_or(Value::Nothing, |r| wrap(Arc::new(r)));
+        let mut entry = Self {
+            findings: reading.findings,
+            gaps: reading.gaps,
+            ..Self::new(&metadata, Ok(value), status)
+        };
+        entry.set_version();
+        entry.keeping(metadata)
+    }
+
+    /// Writes are compared with the version that a record has, whatever of it can be read.
+    fn set_version(&mut self) {
+        match &mut self.value {
+            Value::Address(record) => Arc::make_mut(record).resource_version = self.version,
+            Value::Record(record) => Arc::make_mut(record).resource_version = self.version,
+            _ => {}
         }
     }
 
@@ -231,8 +262,62 @@ macro_rules! ours {
 ours! {
     EgressGateway, convert::gateway::gateway, Gateway, Gateway;
     EgressPool, convert::pool::pool, Pool, Pool;
-    EgressAddress, convert::lease::address_record, Address, Address;
-    EgressNode, convert::lease::node_record, Record, Node;
+}
+
+impl Observed for api::EgressAddress {
+    const KIND: Kind = Kind::EgressAddress;
+
+    fn observe(self) -> (ObjectRef, Entry) {
+        let object = convert::object_ref(Self::KIND, &self.metadata);
+        let reading = convert::lease::address_record(&self);
+        let status = self.status.map(Box::new).map(Status::Address);
+        let status = status.unwrap_or_default();
+        let entry = Entry::record(self.metadata, reading, Value::Address, status);
+        (object, entry)
+    }
+}
+
+impl Observed for api::EgressNode {
+    const KIND: Kind = Kind::EgressNode;
+
+    fn observe(self) -> (ObjectRef, Entry) {
+        let object = convert::object_ref(Self::KIND, &self.metadata);
+        let reading = convert::lease::node_record(&self);
+        let status = self.status.map(Box::new).map(Status::Node);
+        let status = status.unwrap_or_default();
+        let entry = Entry::record(self.metadata, reading, Value::Record, status);
+        (object, entry)
+    }
+}
+
+/// An object of a kind of ours that is not what the API says, with why: of another version of Egret, perhaps.
+pub(super) fn unread(
+    kind: Kind,
+    metadata: ObjectMeta,
+    whole: &serde_json::Value,
+    why: &str,
+) -> (ObjectRef, Entry) {
+    let object = convert::object_ref(kind, &metadata);
+    let finding = Finding {
+        object: object.clone(),
+        field: String::new(),
+        value: String::new(),
+        remedy: format!("run one version of Egret everywhere, or mend the object: {why}"),
+    };
+    let findings = vec![finding];
+    let status = Status::None;
+    let entry = match kind {
+        Kind::EgressAddress => match reading::unread_address(&object, findings) {
+            Ok(reading) => Entry::record(metadata, reading, Value::Address, status),
+            Err(findings) => Entry::new(&metadata, Err(findings), status).keeping(metadata),
+        },
+        Kind::EgressNode => {
+            let reading = reading::unread_node(&object, whole, findings);
+            Entry::record(metadata, reading, Value::Record, status)
+        }
+        _ => Entry::new(&metadata, Err(findings), status).keeping(metadata),
+    };
+    (object, entry)
 }
 
 impl Observed for PartialObjectMeta<core::Namespace> {

@@ -5,7 +5,7 @@
 use super::entry::{Entry, Status, Value};
 use super::store::Watched;
 use super::wanted::Watch;
-use crate::convert;
+use crate::convert::{self, Gaps, reading};
 use crate::front_end::{self, Foreign};
 use crate::source::View;
 use egret_core::model::{
@@ -153,8 +153,10 @@ impl Kept {
                 };
                 put(&mut view.policies, object.clone(), said.as_ref());
             }
-            Kind::EgressAddress => self.fold_address(view, object, value, status),
+            Kind::EgressAddress => self.fold_address(view, object, entry),
             Kind::EgressNode => {
+                let gaps = entry.map(|entry| entry.gaps).unwrap_or_default();
+                reading::note_node(&mut snapshot.unreadable, &NodeName(name()), gaps);
                 put(&mut snapshot.node_records, NodeName(name()), value.record());
                 let said = match (value, status) {
                     (Value::Record(_), Status::Node(status)) => {
@@ -178,14 +180,9 @@ impl Kept {
         }
     }
 
-    fn fold_address(
-        &mut self,
-        view: &mut View,
-        object: &ObjectRef,
-        value: &Value,
-        status: &Status,
-    ) {
-        let record = value.address();
+    fn fold_address(&mut self, view: &mut View, object: &ObjectRef, entry: Option<&Entry>) {
+        let record = entry.and_then(|entry| entry.value.address());
+        let gaps = entry.map(|entry| entry.gaps).unwrap_or_default();
         let known = match record {
             Some(record) => self.addresses.insert(object.clone(), record.address),
             None => self.addresses.remove(object),
@@ -194,13 +191,15 @@ impl Kept {
         if let Some(gone) = gone {
             view.snapshot.addresses.remove(&gone);
             view.addresses.remove(&gone);
+            reading::note_address(&mut view.snapshot.unreadable, gone, Gaps::default());
         }
         let Some(record) = record else {
             return;
         };
+        reading::note_address(&mut view.snapshot.unreadable, record.address, gaps);
         put(&mut view.snapshot.addresses, record.address, Some(record));
-        let said = match status {
-            Status::Address(status) => Some(Arc::new(convert::address_status(status))),
+        let said = match entry.map(|entry| &entry.status) {
+            Some(Status::Address(status)) => Some(Arc::new(convert::address_status(status))),
             _ => None,
         };
         put(&mut view.addresses, record.address, said.as_ref());

@@ -1,6 +1,7 @@
 //! One task per watch: lists, watches with bookmarks, begins again where it ended, and backs off after errors.
 
 use super::entry::{Entry, Observed};
+use super::lenient::Lenient;
 use super::store::{News, Store};
 use super::wanted::{GATEWAY_LABEL, Pods, Records, Watch, Which};
 use crate::front_end;
@@ -31,11 +32,17 @@ pub(super) async fn reflect(client: Client, store: Arc<Store>, watch: Watch) {
     let config = watcher::Config::default().timeout(WATCH_SECS);
     let store = store.as_ref();
     match &watch {
-        Watch::Egresses => every::<api::Egress>(client, config, store, &watch).await,
-        Watch::ClusterEgresses => every::<api::ClusterEgress>(client, config, store, &watch).await,
-        Watch::Gateways => every::<api::EgressGateway>(client, config, store, &watch).await,
-        Watch::Pools => every::<api::EgressPool>(client, config, store, &watch).await,
-        Watch::Addresses => every::<api::EgressAddress>(client, config, store, &watch).await,
+        Watch::Egresses => every::<Lenient<api::Egress>>(client, config, store, &watch).await,
+        Watch::ClusterEgresses => {
+            every::<Lenient<api::ClusterEgress>>(client, config, store, &watch).await
+        }
+        Watch::Gateways => {
+            every::<Lenient<api::EgressGateway>>(client, config, store, &watch).await
+        }
+        Watch::Pools => every::<Lenient<api::EgressPool>>(client, config, store, &watch).await,
+        Watch::Addresses => {
+            every::<Lenient<api::EgressAddress>>(client, config, store, &watch).await
+        }
         Watch::Nodes => every::<core::Node>(client, config, store, &watch).await,
         Watch::ServiceCidrs => every::<ServiceCIDR>(client, config, store, &watch).await,
         Watch::Namespaces => {
@@ -56,7 +63,7 @@ pub(super) async fn reflect(client: Client, store: Arc<Store>, watch: Watch) {
                 Records::One(node) => config.fields(&format!("metadata.name={node}")),
                 Records::OfGateways => config.labels(&format!("{GATEWAY_LABEL}=true")),
             };
-            every::<api::EgressNode>(client, config, store, &watch).await;
+            every::<Lenient<api::EgressNode>>(client, config, store, &watch).await;
         }
         Watch::Foreign(kind) => foreign(client, config, *kind, store, &watch).await,
         Watch::Balancers => {

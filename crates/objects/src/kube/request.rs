@@ -53,6 +53,17 @@ impl From<Failure> for SourceError {
     }
 }
 
+/// Whether an error says something of one object, so that others may be written: an answer that refuses it, or one that
+/// cannot be read. The others speak of the API server or of the way to it.
+fn is_about_the_object(error: &kube::Error) -> bool {
+    match error {
+        // Unauthorized, too many requests, unavailable.
+        kube::Error::Api(status) => ![401, 429, 503].contains(&status.code),
+        kube::Error::SerdeError(_) => true,
+        _ => false,
+    }
+}
+
 impl Shared {
     /// Until when a write that begins now may take.
     fn may_write_until(&self) -> Result<Instant, SourceError> {
@@ -85,10 +96,15 @@ impl Shared {
             Ok(Err(kube::Error::Api(status))) if status.code == 404 => {
                 Err(Failure::Missing(object.clone()))
             }
+            Ok(Err(error)) if is_about_the_object(&error) => {
+                Err(Failure::Other(SourceError::Refused {
+                    object: object.to_string(),
+                    why: format!("{}: {}", doing(), super::chain(&error)),
+                }))
+            }
             Ok(Err(error)) => Err(Failure::Other(api(doing(), &error))),
-            Err(_) => Err(Failure::Other(SourceError::Api {
-                doing: doing(),
-                why: "no answer in time".to_owned(),
+            Err(_) => Err(Failure::Other(SourceError::Unanswered {
+                object: object.to_string(),
             })),
         }
     }

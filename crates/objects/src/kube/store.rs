@@ -346,6 +346,7 @@ mod tests {
             kept: None,
             value: Value::Nothing,
             status: Status::None,
+            gaps: crate::convert::Gaps::default(),
             findings: vec![Finding {
                 object: object("a"),
                 field: "spec".to_owned(),

@@ -11,7 +11,7 @@ use super::wanted::{Records, Watch, gateway_nodes};
 use super::{KubeSource, QUIET, QUIET_CONTROLLER, Role};
 use crate::convert::{self, lease};
 use crate::front_end::conditions_of;
-use crate::source::{Source, SourceError, View, carry_transition_times};
+use crate::source::{Notice, Source, SourceError, View, carry_transition_times};
 use crate::status::{
     AddressStatus, Condition, GatewayStatus, NodeReport, PolicyStatus, PoolStatus,
 };
@@ -20,6 +20,7 @@ use egret_core::condition::{Condition as Said, ConditionType, Reason};
 use egret_core::model::{
     AddressRecord, Finding, GatewayName, Kind, NodeName, NodeRecord, ObjectRef, PoolName,
 };
+use egret_core::numbers::FINDINGS_TOLD_MAX;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1 as meta;
 use kube::api::{DeleteParams, ObjectMeta, Preconditions};
 use kube::{Api, Resource};
@@ -35,12 +36,27 @@ const LABELS_PER_VIEW: usize = 64;
 
 impl Source for KubeSource {
     fn snapshot(&mut self) -> Result<View, SourceError> {
-        let view = self.view()?;
-        if self.shared.leadership.is_some() && self.leads() {
-            self.label_gateways(&view)?;
-            self.tell_findings()?;
+        self.view()
+    }
+
+    fn notices(&mut self) -> Vec<Notice> {
+        let mut all = self.wrong_labels();
+        all.extend(self.invalid_objects().map(Notice::Invalid));
+        all
+    }
+
+    fn write_notice(&mut self, notice: &Notice, now_secs: i64) -> Result<bool, SourceError> {
+        match notice {
+            Notice::Invalid(object) => self.tell_findings(object, now_secs),
+            Notice::GatewayLabel(node, gateway) => {
+                let Some(record) = self.records.get(node) else {
+                    return Ok(false);
+                };
+                let seen = lease::node_spec(record);
+                self.shared.apply_node(record, Some(&seen), *gateway)?;
+                Ok(true)
+            }
         }
-        Ok(view)
     }
 
     fn wait(&mut self, timeout: Duration) -> Result<bool, SourceError> {
@@ -339,97 +355,97 @@ impl KubeSource {
         Ok(true)
     }
 
-    /// Says on the objects of people that cannot be understood what is wrong. Where the last good version stays in force,
-    /// the rest of their status is as it was; of others only the addresses stay, to be asked for again.
-    fn tell_findings(&mut self) -> Result<(), SourceError> {
+    /// Objects of people that cannot be understood.
+    fn invalid_objects(&self) -> impl Iterator<Item = ObjectRef> + use<> {
         let watches = [
             Watch::Egresses,
             Watch::ClusterEgresses,
             Watch::Gateways,
             Watch::Pools,
         ];
-        let bad: Vec<(ObjectRef, Entry)> = {
-            let state = self.shared.store.lock();
-            let watched = watches.iter().filter_map(|watch| state.watches.get(watch));
-            watched
-                .flat_map(|watched| &watched.objects)
-                .filter(|(_, entry)| !entry.findings.is_empty())
-                .map(|(object, entry)| (object.clone(), entry.clone()))
-                .collect()
-        };
-        let now_secs = k8s_openapi::jiff::Timestamp::now().as_second();
-        for (object, entry) in bad {
-            let lost = entry.value == Value::Nothing;
-            match (object.kind, &entry.status) {
-                (Kind::EgressGateway, status) => {
-                    let status = match status {
-                        Status::Gateway(status) if !lost => convert::gateway_status(status),
-                        _ => GatewayStatus::default(),
-                    };
-                    self.write_gateway_status(&GatewayName(object.name), &status, now_secs)?;
-                }
-                (Kind::EgressPool, status) => {
-                    let status = match status {
-                        Status::Pool(status) if !lost => convert::pool_status(status),
-                        _ => PoolStatus::default(),
-                    };
-                    self.write_pool_status(&PoolName(object.name), &status, now_secs)?;
-                }
-                (_, status) => {
-                    let mut status = match status {
-                        Status::Policy(status) => convert::policy_status(status),
-                        _ => PolicyStatus::default(),
-                    };
-                    if lost {
-                        status = PolicyStatus {
-                            addresses: status.addresses,
-                            ..PolicyStatus::default()
-                        };
-                    }
-                    self.write_policy_status(&object, &status, now_secs)?;
-                }
-            }
-        }
-        Ok(())
+        let state = self.shared.store.lock();
+        let watched = watches.iter().filter_map(|watch| state.watches.get(watch));
+        let bad: Vec<ObjectRef> = watched
+            .flat_map(|watched| &watched.objects)
+            .filter(|(_, entry)| !entry.findings.is_empty())
+            .map(|(object, _)| object.clone())
+            .collect();
+        bad.into_iter()
     }
 
-    /// Puts the label of gateways on those `EgressNode`s that lack it, and takes it from the others.
-    fn label_gateways(&mut self, view: &View) -> Result<(), SourceError> {
+    /// Says on an object what is wrong with it. Where the last good version stays in force, the rest of its status is as it
+    /// was; of others only the addresses stay, to be asked for again.
+    fn tell_findings(&mut self, object: &ObjectRef, now_secs: i64) -> Result<bool, SourceError> {
+        let watch = match object.kind {
+            Kind::EgressGateway => Watch::Gateways,
+            Kind::EgressPool => Watch::Pools,
+            Kind::ClusterEgress => Watch::ClusterEgresses,
+            _ => Watch::Egresses,
+        };
+        let known = self.shared.store.get(&[watch], object);
+        let Some(entry) = known.filter(|entry| !entry.findings.is_empty()) else {
+            return Ok(false);
+        };
+        let lost = entry.value == Value::Nothing;
+        match (object.kind, &entry.status) {
+            (Kind::EgressGateway, status) => {
+                let status = match status {
+                    Status::Gateway(status) if !lost => convert::gateway_status(status),
+                    _ => GatewayStatus::default(),
+                };
+                let name = GatewayName(object.name.clone());
+                self.write_gateway_status(&name, &status, now_secs)
+            }
+            (Kind::EgressPool, status) => {
+                let status = match status {
+                    Status::Pool(status) if !lost => convert::pool_status(status),
+                    _ => PoolStatus::default(),
+                };
+                self.write_pool_status(&PoolName(object.name.clone()), &status, now_secs)
+            }
+            (_, status) => {
+                let mut status = match status {
+                    Status::Policy(status) => convert::policy_status(status),
+                    _ => PolicyStatus::default(),
+                };
+                if lost {
+                    status = PolicyStatus {
+                        addresses: status.addresses,
+                        ..PolicyStatus::default()
+                    };
+                }
+                self.write_policy_status(object, &status, now_secs)
+            }
+        }
+    }
+
+    /// `EgressNode`s that lack the label of gateways, and those that have it and should not. A record that cannot be read is
+    /// not written, so it keeps its label.
+    fn wrong_labels(&mut self) -> Vec<Notice> {
         let touches = self.shared.store.lock().kept.touches;
         // A pod changes no label.
         let labelled = self.labelled.replace(touches);
         if labelled.is_some_and(|l| (l.records, l.others) == (touches.records, touches.others)) {
-            return Ok(());
+            return Vec::new();
         }
         self.gateway_nodes();
-        let (shared, gateways) = (&self.shared, &self.gateways.1);
-        let wrong: Vec<(NodeName, bool)> = {
-            let state = shared.store.lock();
-            let records = state.watches.get(&Watch::Records(Records::All));
-            let objects = records.into_iter().flat_map(|watched| &watched.objects);
-            objects
-                .map(|(object, entry)| (NodeName(object.name.clone()), is_labelled(entry)))
-                .map(|(node, labelled)| (gateways.contains(&node), node, labelled))
-                .filter(|(gateway, _, labelled)| gateway != labelled)
-                .map(|(gateway, node, _)| (node, gateway))
-                .take(LABELS_PER_VIEW)
-                .collect()
-        };
+        let gateways = &self.gateways.1;
+        let state = self.shared.store.lock();
+        let records = state.watches.get(&Watch::Records(Records::All));
+        let objects = records.into_iter().flat_map(|watched| &watched.objects);
+        let wrong: Vec<Notice> = objects
+            .filter(|(_, entry)| !entry.gaps.spec)
+            .map(|(object, entry)| (NodeName(object.name.clone()), is_labelled(entry)))
+            .map(|(node, labelled)| (gateways.contains(&node), node, labelled))
+            .filter(|(gateway, _, labelled)| gateway != labelled)
+            .map(|(gateway, node, _)| Notice::GatewayLabel(node, gateway))
+            .take(LABELS_PER_VIEW)
+            .collect();
         if !wrong.is_empty() {
             // Whatever comes of it is looked at again.
             self.labelled = None;
         }
-        for (node, gateway) in wrong {
-            let Some(record) = view.snapshot.node_records.get(&node) else {
-                continue;
-            };
-            let seen = self.records.get(&node).map(lease::node_spec);
-            match shared.apply_node(record, seen.as_ref(), gateway) {
-                Ok(_) | Err(SourceError::Conflict { .. } | SourceError::NotFound { .. }) => {}
-                Err(error) => return Err(error),
-            }
-        }
-        Ok(())
+        wrong
     }
 }
 
@@ -437,7 +453,14 @@ impl KubeSource {
 fn invalid(findings: &[Finding]) -> Condition {
     let line =
         |finding: &Finding| format!("{} {}: {}", finding.field, finding.value, finding.remedy);
-    let message: Vec<String> = findings.iter().map(line).collect();
+    let told = findings.iter().take(FINDINGS_TOLD_MAX);
+    let mut message: Vec<String> = told.map(line).collect();
+    if findings.len() > message.len() {
+        message.push(format!(
+            "and at least {} more",
+            findings.len() - message.len()
+        ));
+    }
     let (kind, reason) = (ConditionType::Accepted, Reason::Invalid);
     Condition::from(&Said::new(kind, false, reason, message.join("; ")))
 }

@@ -1,7 +1,7 @@
 //! `CiliumEgressGatewayPolicy` (`cilium.io/v2`).
 
 use super::sheet::Sheet;
-use super::{Context, destinations, selector, texts};
+use super::{Context, destinations, selector};
 use ipnet::IpNet;
 use serde_json::{Map, Value, json};
 
@@ -51,8 +51,8 @@ pub(super) fn policy(sheet: &mut Sheet<'_>, _: &Context<'_>) {
 /// Destinations and what is excluded of them. What would mean something else here is left out, by name.
 fn wanted(sheet: &mut Sheet<'_>, addresses: &[String]) -> (Vec<String>, Vec<String>) {
     let parse = |text: &str| text.parse::<IpNet>().ok();
-    let mut cidrs = texts(sheet.take("destinationCIDRs"));
-    let except = texts(sheet.take("excludedCIDRs"));
+    let mut cidrs = sheet.prefixes("destinationCIDRs");
+    let except = sheet.prefixes("excludedCIDRs");
     for hole in &except {
         let Some(net) = parse(hole) else { continue };
         let whole = |cidr: &String| parse(cidr).is_some_and(|cidr| net.contains(&cidr));
@@ -113,6 +113,7 @@ fn addresses(
     let mut without = Vec::new();
     for place in places {
         match sheet.text(&format!("{place}.egressIP")) {
+            Some(text) if given.iter().any(|known| known == text) => {}
             Some(text) => given.push(text.to_owned()),
             None => without.push(format!("spec.{place}.egressIP")),
         }

@@ -1,7 +1,7 @@
 //! `EgressIP` of OVN-Kubernetes and OpenShift (`k8s.ovn.org/v1`).
 
 use super::sheet::Sheet;
-use super::{Context, selector, texts};
+use super::{Context, selector};
 use serde_json::{Map, json};
 
 /// Label of the nodes that serve; one group for every `EgressIP`.
@@ -14,9 +14,10 @@ pub(super) fn egress_ip(sheet: &mut Sheet<'_>, _: &Context<'_>) {
     let nodes = json!({"matchExpressions": [{"key": GATEWAY_LABEL, "operator": "Exists"}]});
     let gateway = Map::from_iter([("nodeSelector".to_owned(), nodes)]);
     sheet.make("EgressGateway", None, GATEWAY, gateway);
+    let addresses = sheet.texts("egressIPs");
     let mut spec = Map::from_iter([
         ("gateway".to_owned(), json!(GATEWAY)),
-        ("ips".to_owned(), json!(texts(sheet.take("egressIPs")))),
+        ("ips".to_owned(), json!(addresses)),
     ]);
     let pods = selector(sheet.take("podSelector")).unwrap_or_else(|| json!({}));
     spec.insert("podSelector".to_owned(), pods);

@@ -51,7 +51,18 @@ pub(super) fn static_egress_ip(sheet: &mut Sheet<'_>, _: &Context<'_>) {
         let mut text = |field: &str| sheet.text(&at(field)).unwrap_or_default().to_owned();
         let key = (text("service-name"), text("egressip"));
         let cidrs = as_prefixes(&text("cidr"));
-        pairs.entry(key).or_default().extend(cidrs);
+        let cidrs = sheet.prefixes_of(&at("cidr"), &cidrs);
+        if cidrs.is_empty() {
+            let why = "the rule names no destination and is left out: without destinations ours means everything";
+            sheet.lose(&format!("spec.{}", at("cidr")), &Value::Null, why);
+            continue;
+        }
+        let known = pairs.entry(key).or_default();
+        let new: Vec<String> = cidrs
+            .into_iter()
+            .filter(|cidr| !known.contains(cidr))
+            .collect();
+        known.extend(new);
     }
     let several = pairs.len() > 1;
     for (number, ((service, address), cidrs)) in (1..).zip(pairs) {

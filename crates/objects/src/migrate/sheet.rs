@@ -1,8 +1,10 @@
 //! One object under conversion: what was taken of its spec, what was made of it, and what was lost.
 
 use super::{Loss, ours};
+use ipnet::IpNet;
 use serde_json::{Map, Value};
 use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
 
 /// Longest value that a loss shows, in characters.
 const SHOWN_MAX: usize = 120;
@@ -83,6 +85,45 @@ impl<'v> Sheet<'v> {
         self.take(path).as_str().filter(|text| !text.is_empty())
     }
 
+    /// The texts of a list, each once. What is none is named and left out.
+    pub fn texts(&mut self, path: &str) -> Vec<String> {
+        let mut all: Vec<String> = Vec::new();
+        for (index, one) in self.take(path).as_array().into_iter().flatten().enumerate() {
+            match one.as_str().map(str::trim).filter(|text| !text.is_empty()) {
+                Some(text) if all.iter().any(|known| known == text) => {}
+                Some(text) => all.push(text.to_owned()),
+                None => {
+                    let why = "it says nothing; left out";
+                    self.lose(&format!("spec.{path}[{index}]"), one, why);
+                }
+            }
+        }
+        all
+    }
+
+    /// The prefixes of a list, as [`Sheet::prefixes_of`] reads them.
+    pub fn prefixes(&mut self, path: &str) -> Vec<String> {
+        let texts = self.texts(path);
+        self.prefixes_of(path, &texts)
+    }
+
+    /// Prefixes, each once, without host bits: these systems ignore those. What is no prefix is named and left out.
+    pub fn prefixes_of(&mut self, path: &str, texts: &[String]) -> Vec<String> {
+        let mut all = Vec::new();
+        for text in texts {
+            match network(text) {
+                Some(net) if all.contains(&net) => {}
+                Some(net) => all.push(net),
+                None => self.lose(
+                    &format!("spec.{path}"),
+                    &Value::from(text.as_str()),
+                    "it is no prefix; left out",
+                ),
+            }
+        }
+        all
+    }
+
     /// Why this field has no equal, in case it is there.
     pub fn without_equal(&mut self, path: &str, why: &str) {
         self.reasons.insert(path.to_owned(), why.to_owned());
@@ -145,7 +186,8 @@ impl<'v> Sheet<'v> {
         }
     }
 
-    fn label(&self) -> String {
+    /// The object, for people.
+    pub fn label(&self) -> String {
         let kind = self.object["kind"].as_str().unwrap_or_default();
         match self.object["metadata"]["namespace"].as_str() {
             Some(namespace) => format!("{kind} {namespace}/{}", self.name()),
@@ -200,6 +242,15 @@ impl<'v> Sheet<'v> {
             _ => left.push((path.to_owned(), value.clone())),
         }
     }
+}
+
+/// A prefix without host bits; one address is a prefix of full length.
+fn network(text: &str) -> Option<String> {
+    let net = match text.parse::<IpAddr>() {
+        Ok(address) => IpNet::from(address),
+        Err(_) => text.parse::<IpNet>().ok()?,
+    };
+    Some(net.trunc().to_string())
 }
 
 /// Whether a field says nothing, as if it were absent.

@@ -1,7 +1,7 @@
 //! `EgressGateway`, `EgressPolicy` and `EgressClusterPolicy` of egressgateway (`egressgateway.spidernet.io`).
 
 use super::sheet::Sheet;
-use super::{Context, POD_LABEL, as_prefix, destinations, selector, texts};
+use super::{Context, POD_LABEL, destinations, selector};
 use serde_json::{Map, Value, json};
 
 /// The gateway nodes, and a pool of the gateway's name for its addresses.
@@ -25,12 +25,12 @@ pub(super) fn gateway(sheet: &mut Sheet<'_>, _: &Context<'_>) {
     sheet.make("EgressGateway", None, name, spec);
     let (mut cidrs, mut ranges) = (Vec::new(), Vec::new());
     for field in ["ippools.ipv4", "ippools.ipv6"] {
-        for text in texts(sheet.take(field)) {
+        for text in sheet.texts(field) {
             match text.split_once('-') {
                 Some((start, end)) => {
                     ranges.push(json!({"start": start.trim(), "end": end.trim()}))
                 }
-                None => cidrs.push(as_prefix(&text)),
+                None => cidrs.extend(sheet.prefixes_of(field, &[text])),
             }
         }
     }
@@ -52,14 +52,16 @@ pub(super) fn gateway(sheet: &mut Sheet<'_>, _: &Context<'_>) {
 
 /// Pods of one namespace.
 pub(super) fn policy(sheet: &mut Sheet<'_>, _: &Context<'_>) {
-    let spec = common(sheet);
+    let Some(spec) = common(sheet) else { return };
     let (namespace, name) = (sheet.namespace(), sheet.name());
     sheet.make("Egress", Some(namespace), name, spec);
 }
 
 /// Pods of several namespaces.
 pub(super) fn cluster_policy(sheet: &mut Sheet<'_>, _: &Context<'_>) {
-    let mut spec = common(sheet);
+    let Some(mut spec) = common(sheet) else {
+        return;
+    };
     if let Some(namespaces) = selector(sheet.take("appliedTo.namespaceSelector")) {
         spec.insert("namespaceSelector".to_owned(), namespaces);
     }
@@ -67,7 +69,7 @@ pub(super) fn cluster_policy(sheet: &mut Sheet<'_>, _: &Context<'_>) {
     sheet.make("ClusterEgress", None, name, spec);
 }
 
-fn common(sheet: &mut Sheet<'_>) -> Map<String, Value> {
+fn common(sheet: &mut Sheet<'_>) -> Option<Map<String, Value>> {
     sheet.without_equal(
         "priority",
         "it has no effect there; priority of an Egress has one",
@@ -106,9 +108,15 @@ fn common(sheet: &mut Sheet<'_>) -> Map<String, Value> {
     if let Some(gateway) = gateway.filter(|_| !given.is_empty()) {
         spec.insert("gateway".to_owned(), json!(gateway));
     }
-    let cidrs = texts(sheet.take("destSubnet"));
+    let given = sheet.peek("destSubnet").as_array().map_or(0, Vec::len);
+    let cidrs = sheet.prefixes("destSubnet");
+    if given > 0 && cidrs.is_empty() {
+        let why = "no destination is left, so nothing is made of it: without destinations ours means everything";
+        sheet.lose("spec.destSubnet", &Value::Null, why);
+        return None;
+    }
     if !cidrs.is_empty() {
         spec.insert("destinations".to_owned(), destinations(&cidrs, &[]));
     }
-    spec
+    Some(spec)
 }

@@ -369,6 +369,18 @@ fn removed_status_files_are_made_again_and_counting_goes_on() {
 }
 
 #[test]
+fn an_object_with_a_name_too_long_for_a_file_costs_no_other() {
+    let scratch = Scratch::new();
+    let long = "a".repeat(250);
+    scratch.put("a.yaml", &egress(&long, "192.0.2.1"));
+    scratch.put("b.yaml", &egress("p", "192.0.2.2"));
+    let view = scratch.open().snapshot().unwrap();
+    assert_eq!(view.names(), [long.as_str(), "p"]);
+    assert!(scratch.path("status/Egress/default.p.yaml").exists());
+    assert_eq!(view.findings.len(), 1, "{:?}", view.findings);
+}
+
+#[test]
 fn an_unreadable_address_is_reported_and_never_overwritten() {
     let scratch = Scratch::new();
     let mut source = scratch.open();
@@ -376,8 +388,16 @@ fn an_unreadable_address_is_reported_and_never_overwritten() {
     let path = scratch.path("status/EgressAddress/v4-192-168-122-222.yaml");
     fs::write(&path, "kind: [").unwrap();
     let view = source.snapshot().unwrap();
-    assert!(view.snapshot.addresses.is_empty());
+    // Who has read it before goes on with that; nobody takes it for free.
+    assert!(view.snapshot.unreadable.addresses.contains(&address()));
+    assert_eq!(
+        view.snapshot.addresses[&address()].leases,
+        record(1, 0).leases
+    );
     assert_eq!(view.findings.len(), 1, "{:?}", view.findings);
+    let fresh = scratch.open().snapshot().unwrap().snapshot;
+    assert!(fresh.unreadable.addresses.contains(&address()));
+    assert_eq!(fresh.addresses[&address()].leases, []);
     // Its leases are unknown: granting its ports anew could give one block to two workers (P4).
     assert!(matches!(
         source.write_address(&record(1, 0)),

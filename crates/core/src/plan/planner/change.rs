@@ -24,7 +24,7 @@ pub enum Change {
     NodeRecord(NodeName, Option<NodeRecord>),
     /// The policies: all there are.
     Policies(List<Policy>),
-    /// Gateways, pools, settings or API servers, and everything else.
+    /// Gateways, pools, settings, API servers or what cannot be read, and everything else.
     Everything(Box<Snapshot>),
 }
 
@@ -33,7 +33,8 @@ pub enum Change {
 /// object if not.
 pub fn changes(old: &Snapshot, new: &Snapshot) -> Vec<Change> {
     let same = (&old.settings, &old.gateways, &old.pools, &old.api_server)
-        == (&new.settings, &new.gateways, &new.pools, &new.api_server);
+        == (&new.settings, &new.gateways, &new.pools, &new.api_server)
+        && old.unreadable == new.unreadable;
     if !same {
         return vec![Change::Everything(Box::new(new.clone()))];
     }

@@ -3,7 +3,7 @@
 use super::said::Speaker;
 use super::{Dirty, Planner};
 use crate::model::*;
-use crate::plan::{GatewayNode, NodeRecordSpec, lease, nodes, status};
+use crate::plan::{GatewayNode, NodeRecordSpec, lease, nodes, status, unreadable};
 use crate::resolve::gateway_nodes;
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
@@ -173,6 +173,7 @@ impl Planner {
             .collect();
         for name in &dirty.nodes {
             let grants = self.leases.grants(name, &self.plan.addresses);
+            let grants = unreadable::grants(&self.snapshot, name, grants);
             let known = self.snapshot.node_records.get(name);
             let differs = self.plan.node_records.get_mut(name).is_some_and(|spec| {
                 spec.grants = grants;

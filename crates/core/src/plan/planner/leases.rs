@@ -395,7 +395,7 @@ impl Planner {
             |lease: &Lease| matches!(lease.state, LeaseState::Granted | LeaseState::Draining);
         let note = Planned {
             epoch: record.epoch,
-            due: lease::due(&self.snapshot.settings, &record),
+            due: lease::due(&self.snapshot, &record),
             waits_for: record
                 .leases
                 .iter()
@@ -404,7 +404,8 @@ impl Planner {
             exhausted: planned.exhausted,
         };
         self.leases.note(address, Some(note));
-        if record.leases.is_empty() && !self.leases.needs.contains_key(&address) {
+        let stays = self.snapshot.unreadable.addresses.contains(&address);
+        if record.leases.is_empty() && !stays && !self.leases.needs.contains_key(&address) {
             self.leases.unused.insert(address, record);
             dirty.pools = true;
         } else {
@@ -445,7 +446,9 @@ impl Planner {
         let planned = self.leases.planned.get(&address);
         let planned = planned.expect("every record of the plan was noted");
         let announcer = self.names.announcer(address);
-        let told = status::address(record, Some(users), announcer, &planned.exhausted);
+        let unreadable = self.snapshot.unreadable.addresses.contains(&address);
+        let exhausted = &planned.exhausted;
+        let told = status::address(record, Some(users), announcer, exhausted, unreadable);
         self.plan.address_status.insert(address, told);
     }
 }

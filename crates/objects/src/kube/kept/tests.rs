@@ -138,7 +138,14 @@ fn of_ours(kind: u8, number: u8, content: u8) -> Json {
         }
         3 => {
             let address: IpAddr = format!("192.0.2.{number}").parse().unwrap();
-            let spec = json!({"address": address.to_string(), "gateway": "main", "epoch": content, "leases": []});
+            // One in four cannot be read.
+            let leases = match content {
+                3 => {
+                    json!([{"node": "n", "ranges": ["x"], "epoch": 1, "state": "Active", "since": "2026-01-01T00:00:00Z"}])
+                }
+                _ => json!([]),
+            };
+            let spec = json!({"address": address.to_string(), "gateway": "main", "epoch": content, "leases": leases});
             (
                 "EgressAddress",
                 None,
@@ -148,7 +155,14 @@ fn of_ours(kind: u8, number: u8, content: u8) -> Json {
         }
         4 | 5 => {
             status["steeringVersion"] = json!(content);
-            let spec = json!({"tunnelIndex": number + 1, "grants": []});
+            if content == 2 {
+                status["demand"] = json!([{"address": "x", "ports": 1}]);
+            }
+            let grants = match content {
+                3 => json!([{"address": "x", "gateway": "main", "ranges": [], "epoch": 1}]),
+                _ => json!([]),
+            };
+            let spec = json!({"tunnelIndex": number + 1, "grants": grants});
             ("EgressNode", None, named("n"), spec)
         }
         10 => {
@@ -223,6 +237,22 @@ fn whole(state: &State) -> View {
     for ((object, _), entry) in newest {
         view.findings.extend(entry.findings.iter().cloned());
         let snapshot = &mut view.snapshot;
+        let unreadable = &mut snapshot.unreadable;
+        if let (Value::Address(record), true) = (&entry.value, entry.gaps.spec) {
+            unreadable.addresses.insert(record.address);
+        }
+        if object.kind == Kind::EgressNode {
+            let name = NodeName(object.name.clone());
+            let gaps = [
+                (entry.gaps.spec, &mut unreadable.nodes),
+                (entry.gaps.demand, &mut unreadable.demand),
+            ];
+            for (gap, names) in gaps {
+                if gap {
+                    names.insert(name.clone());
+                }
+            }
+        }
         match &entry.value {
             Value::Nothing | Value::Foreign(_) => continue,
             Value::Policy(one) => snapshot.policies.push(one.as_ref().clone()),

@@ -1,0 +1,59 @@
+//! Records that are there and cannot be read: they stay as they are, and what they name is nobody else's.
+
+use super::PlanReason;
+use super::lease::PlannedAddress;
+use crate::model::*;
+use std::collections::BTreeSet;
+use std::net::IpAddr;
+
+/// The plan of an address whose record cannot be read: the record as it is. Which of its blocks are free, nobody knows.
+pub(super) fn address(snapshot: &Snapshot, address: IpAddr) -> Option<PlannedAddress> {
+    if !snapshot.unreadable.addresses.contains(&address) {
+        return None;
+    }
+    let record = snapshot.addresses.get(&address)?.clone();
+    let text =
+        "its record cannot be read: it stays as it is, and no node gets ports of it".to_owned();
+    Some(PlannedAddress {
+        reasons: vec![PlanReason {
+            subject: address.to_string(),
+            text,
+        }],
+        record,
+        steering_changed: false,
+        exhausted: BTreeSet::new(),
+        findings: BTreeSet::new(),
+    })
+}
+
+/// Tunnel indexes of node records that cannot be read otherwise.
+pub(super) fn tunnel_indexes(snapshot: &Snapshot) -> BTreeSet<u16> {
+    let nodes = snapshot.unreadable.nodes.iter();
+    let records = nodes.filter_map(|node| snapshot.node_records.get(node));
+    records.map(|record| record.tunnel_index).collect()
+}
+
+/// Whether nobody knows which ports are in use on the node.
+pub(super) fn demand_is_unknown(snapshot: &Snapshot, node: &NodeName) -> bool {
+    let unreadable = &snapshot.unreadable;
+    unreadable.demand.contains(node) || unreadable.nodes.contains(node)
+}
+
+/// The grants of a node, `planned` by the leases: those of addresses whose records cannot be read stay as the node has
+/// them, and so do all of a node whose own record cannot be read.
+pub(super) fn grants(snapshot: &Snapshot, node: &NodeName, mut planned: Vec<Grant>) -> Vec<Grant> {
+    let unreadable = &snapshot.unreadable;
+    if unreadable.addresses.is_empty() && unreadable.nodes.is_empty() {
+        return planned;
+    }
+    let record = snapshot.node_records.get(node);
+    let known = record.map_or(&[][..], |record| &record.grants);
+    if unreadable.nodes.contains(node) {
+        return known.to_vec();
+    }
+    let stays = |grant: &&Grant| unreadable.addresses.contains(&grant.address);
+    planned.retain(|grant| !stays(&grant));
+    planned.extend(known.iter().filter(stays).cloned());
+    planned.sort_by_key(|grant| grant.address);
+    planned
+}

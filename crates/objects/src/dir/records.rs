@@ -1,0 +1,116 @@
+//! `EgressAddress` and `EgressNode` under `PATH/status`: what only Egret writes, and what becomes of it where that cannot be
+//! read. Such a record stays in the view, as far as it is known; its file is never overwritten.
+
+use super::merge::{Effective, Merged};
+use super::object::Converted;
+use super::store::Store;
+use crate::convert::{Gaps, Reading, reading};
+use egret_core::model::{Finding, Kind, NodeRecord, ObjectRef};
+use serde_json::Value;
+use std::sync::Arc;
+
+/// Whether only Egret writes objects of this kind.
+pub(super) fn is_record(kind: Kind) -> bool {
+    matches!(kind, Kind::EgressAddress | Kind::EgressNode)
+}
+
+/// Whether the controller's part of a record can be read.
+pub(super) fn is_whole(converted: &Converted) -> bool {
+    match converted {
+        Converted::Address(reading) => !reading.gaps.spec,
+        Converted::NodeRecord(reading) => !reading.gaps.spec,
+        _ => true,
+    }
+}
+
+/// Adds every record, with what is wrong with it.
+pub(super) fn add(store: &Store, merged: &mut Merged) {
+    let copies = store.copies.iter().filter(|(key, _)| is_record(key.kind));
+    for (key, copy) in copies {
+        match &copy.result {
+            Ok(converted) => {
+                merged.findings.extend_from_slice(findings(converted));
+                let whole = is_whole(converted);
+                let kept = store.last_good.get(key).filter(|_| !whole);
+                let converted = match kept {
+                    Some(good) => Arc::new(kept_of(good, converted)),
+                    None => Arc::clone(converted),
+                };
+                let whole = Arc::clone(&copy.value);
+                let effective = Effective { converted, whole };
+                merged.objects.insert(key.clone(), effective);
+            }
+            Err(why) => merged.findings.push(broken(key, why)),
+        }
+    }
+    let broken_files = store.broken.iter().filter(|(key, _)| is_record(key.kind));
+    for (key, why) in broken_files {
+        merged.findings.push(broken(key, why));
+        let Some(blank) = blank(key) else { continue };
+        let converted = match store.last_good.get(key) {
+            Some(good) => kept_of(good, &blank),
+            None => blank,
+        };
+        let effective = Effective {
+            converted: Arc::new(converted),
+            whole: Arc::new(Value::Null),
+        };
+        merged.objects.insert(key.clone(), effective);
+    }
+}
+
+fn findings(converted: &Converted) -> &[Finding] {
+    match converted {
+        Converted::Address(reading) => &reading.findings,
+        Converted::NodeRecord(reading) => &reading.findings,
+        _ => &[],
+    }
+}
+
+/// A record of whose file nothing can be read; none if its name is nobody's.
+fn blank(key: &ObjectRef) -> Option<Converted> {
+    match key.kind {
+        Kind::EgressAddress => {
+            let reading = reading::unread_address(key, Vec::new()).ok()?;
+            Some(Converted::Address(reading))
+        }
+        _ => Some(Converted::NodeRecord(Reading::<NodeRecord> {
+            record: None,
+            gaps: Gaps {
+                spec: true,
+                demand: true,
+            },
+            findings: Vec::new(),
+        })),
+    }
+}
+
+/// What a record said before, with the gaps that it has now: kernels go on with what they have.
+fn kept_of(good: &Converted, now: &Converted) -> Converted {
+    match (good, now) {
+        (Converted::Address(good), Converted::Address(now)) => Converted::Address(Reading {
+            record: good.record.clone(),
+            ..now.clone()
+        }),
+        (Converted::NodeRecord(good), Converted::NodeRecord(now)) => {
+            let record = match (&good.record, &now.record) {
+                (Some(good), Some(now)) => Some(reading::with_spec_of(now, good)),
+                (good, now) => good.clone().or(now.clone()),
+            };
+            let now = now.clone();
+            Converted::NodeRecord(Reading { record, ..now })
+        }
+        _ => now.clone(),
+    }
+}
+
+fn broken(key: &ObjectRef, why: &str) -> Finding {
+    Finding {
+        object: key.clone(),
+        field: String::new(),
+        value: String::new(),
+        remedy: format!(
+            "restore the file of this object under status/; an address may be deleted only when no node uses it any more: {why}"
+        ),
+    }
+}
