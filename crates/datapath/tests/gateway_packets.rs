@@ -6,6 +6,9 @@ mod answers;
 mod beyond;
 #[path = "gateway/driver.rs"]
 mod driver;
+#[allow(dead_code)]
+#[path = "gateway/foreign.rs"]
+mod foreign;
 #[path = "gateway/lan.rs"]
 mod lan;
 #[path = "gateway/namespaces.rs"]
@@ -14,6 +17,8 @@ mod namespaces;
 mod netdev;
 #[path = "gateway/next_hops.rs"]
 mod next_hops;
+#[path = "gateway/order.rs"]
+mod order;
 #[path = "gateway/packets.rs"]
 mod packets;
 #[path = "gateway/programs.rs"]

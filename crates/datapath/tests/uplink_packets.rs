@@ -3,6 +3,9 @@
 #[path = "uplink/driver.rs"]
 mod driver;
 #[allow(dead_code)]
+#[path = "gateway/foreign.rs"]
+mod foreign;
+#[allow(dead_code)]
 #[path = "gateway/namespaces.rs"]
 mod namespaces;
 #[allow(dead_code)]
