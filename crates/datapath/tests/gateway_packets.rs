@@ -19,9 +19,15 @@ mod netdev;
 mod next_hops;
 #[path = "gateway/order.rs"]
 mod order;
+#[path = "gateway/own.rs"]
+mod own;
 #[path = "gateway/packets.rs"]
 mod packets;
 #[path = "gateway/programs.rs"]
 mod programs;
 #[path = "gateway/site.rs"]
 mod site;
+#[path = "gateway/tags.rs"]
+mod tags;
+#[path = "gateway/verifier.rs"]
+mod verifier;

@@ -11,5 +11,7 @@ mod namespaces;
 #[allow(dead_code)]
 #[path = "gateway/packets.rs"]
 mod packets;
+#[path = "uplink/tags.rs"]
+mod tags;
 #[path = "uplink/verdicts.rs"]
 mod verdicts;
