@@ -64,7 +64,10 @@ static __noinline int tell_worker(struct __sk_buff *skb, const struct egret_pack
 
 	if (!settings || !worker)
 		return drop(EGRET_FAILED);
-	from = packet->version == 4 ? settings->external_v4 : settings->external_v6;
+	from = settings->external_v4;
+	barrier(); /* or clang chooses between two pointers first, which the verifier takes from CAP_PERFMON alone */
+	if (packet->version == 6)
+		from = settings->external_v6;
 	made = make_icmp_error(skb, packet, &from, kind, mtu);
 	if (made == 0)
 		made = write_macs(skb, worker->tunnel_mac, settings->tunnel_mac) < 0 ||
@@ -86,7 +89,7 @@ static __noinline int tell_worker(struct __sk_buff *skb, const struct egret_pack
 static __always_inline int steer_inward(struct __sk_buff *skb, struct egret_config *settings,
 					struct egret_steering *table, const struct egret_packet *packet)
 {
-	struct egret_selection selection;
+	struct egret_selection selection = EGRET_NOT_SELECTED;
 	struct egret_worker *worker;
 	__u32 index;
 
@@ -109,6 +112,8 @@ static __always_inline int steer_inward(struct __sk_buff *skb, struct egret_conf
 	worker = worker_at(index);
 	if (!worker)
 		return drop(EGRET_IN_NO_WORKER);
+	if (untag(skb) < 0)
+		return drop(EGRET_FAILED);
 	if (packet->hop_limit <= 1) {
 		count(EGRET_IN_TTL_EXPIRED);
 		return selection.icmp_error ? TC_ACT_SHOT : tell_outside(skb, packet, EGRET_TIME_EXCEEDED);
@@ -130,7 +135,7 @@ static __always_inline int steer_inward(struct __sk_buff *skb, struct egret_conf
  * Deliberately not done here: no NAT, no connection state, no port is ever rewritten; no reassembly (later fragments
  * follow the first, and are dropped where it was not seen); no answer to an echo request for an egress address (its id
  * is the asker's, so no block of ours is meant; dropped and counted); no reset or unreachable for ports nobody has; no
- * ARP or ND for addresses that another gateway announces; no look at frames of other VLANs or for other machines.
+ * ARP or ND for addresses that another gateway announces; no look at frames of VLANs or for other machines.
  */
 SEC("classifier")
 int external_in(struct __sk_buff *skb)
@@ -140,7 +145,7 @@ int external_in(struct __sk_buff *skb)
 	struct egret_steering *table;
 	int parsed;
 
-	if (skb->vlan_present)
+	if (is_of_vlan(skb))
 		return EGRET_PASS;
 	settings = get_config();
 	if (!settings)
@@ -206,13 +211,15 @@ static __always_inline __u32 proven_owner(struct __sk_buff *skb, struct egret_st
 	return index;
 }
 
-/* A packet from an egress address: out, if the worker behind `underlay` owns the port. */
+/* A packet from an egress address: out, if the worker behind `underlay` owns the port; up, if it is for this node. */
 static __always_inline int send_out(struct __sk_buff *skb, struct egret_config *settings, struct egret_steering *table,
 				    const struct egret_packet *packet, const struct egret_address *underlay)
 {
-	struct egret_selection selection;
+	struct egret_selection selection = EGRET_NOT_SELECTED;
+	struct bpf_redir_neigh neighbour = {};
 	__u32 mtu = 0;
 	__u32 index;
+	int way;
 
 	select_port(skb, packet, OUTWARD, &selection);
 	if (selection.kind == REFUSED)
@@ -224,6 +231,12 @@ static __always_inline int send_out(struct __sk_buff *skb, struct egret_config *
 		return turn_round(skb, packet, index);
 	if (packet->fragmentation == FIRST_FRAGMENT && selection.kind == BY_PORT && !selection.icmp_error)
 		remember_first_fragment(&selection.datagram, index);
+	way = way_of(skb, settings->external_ifindex, packet, &neighbour);
+	if (way == WAY_UP) {
+		set_mark_bits(skb, 0);
+		count(EGRET_OUT_LOCAL);
+		return EGRET_PASS;
+	}
 	if (packet->hop_limit <= 1) {
 		count(EGRET_OUT_TTL_EXPIRED);
 		return selection.icmp_error ? TC_ACT_SHOT : tell_worker(skb, packet, index, EGRET_TIME_EXCEEDED, 0);
@@ -239,7 +252,11 @@ static __always_inline int send_out(struct __sk_buff *skb, struct egret_config *
 	skb->mark = 0;
 	count(EGRET_OUT_FORWARDED);
 	count_out(skb, packet);
-	return bpf_redirect_neigh(settings->external_ifindex, 0, 0, 0);
+	if (way == WAY_NOT_TOLD)
+		return bpf_redirect_neigh(settings->external_ifindex, 0, 0, 0);
+	if (way == WAY_UNRESOLVED)
+		count(EGRET_OUT_UNRESOLVED);
+	return bpf_redirect_neigh(settings->external_ifindex, &neighbour, sizeof(neighbour), 0);
 }
 
 /* What another gateway sends to this node as a worker: up the stack, whose connection tracking decides. */
@@ -248,7 +265,7 @@ static __always_inline int receive(struct __sk_buff *skb, struct egret_config *s
 {
 	struct egret_owner owner = { .address = packet->destination, .worker = settings->own_index };
 	struct egret_steering *table = table_of(&packet->destination);
-	struct egret_selection selection;
+	struct egret_selection selection = EGRET_NOT_SELECTED;
 	__u32 index;
 
 	if (!table)
@@ -293,21 +310,21 @@ static __always_inline int to_next_hop(struct __sk_buff *skb, __u32 identifier, 
 
 /*
  * Ingress of the tunnel device. Out goes only what has an egress address as source and comes from the worker that owns
- * the source port; up goes only what another node sends to this one in its role as worker, answers to its probes, and
- * what another node's pod sends to one of this gateway's neighbours (which alone gets there by the stack); the rest is
- * dropped.
+ * the source port; up goes only such a packet that is for this node itself, what another node sends to this one in its
+ * role as worker, answers to its probes, and what another node's pod sends to one of this gateway's neighbours (which
+ * alone gets there by the stack); the rest is dropped.
  *
- * Deliberately not done here: no NAT, no connection state; no routing decision (bpf_redirect_neigh asks the kernel, on
- * the external device only); no fragmentation (a packet that may be fragmented and exceeds the external device's MTU is
- * dropped and counted: give that device an MTU of at least the tunnel's); no short cut from one pod to another by their
- * egress addresses.
+ * Deliberately not done here: no NAT, no connection state; no routing decision (the kernel's routes are asked, and what
+ * leaves does so by the external device alone); no tagged frames, which no node of ours sends; no fragmentation (a packet
+ * that may be fragmented and exceeds the external device's MTU is dropped and counted: give that device an MTU of at
+ * least the tunnel's); no short cut from one pod to another by their egress addresses.
  */
 SEC("classifier")
 int egress_in(struct __sk_buff *skb)
 {
 	struct egret_config *settings = get_config();
 	struct egret_packet packet = {};
-	struct egret_address underlay;
+	struct egret_address underlay = {};
 	struct egret_steering *table;
 	__u32 identifier;
 	int parsed;

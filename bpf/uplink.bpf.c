@@ -237,7 +237,7 @@ static __always_inline int lift(struct __sk_buff *skb, const struct egret_lift_c
 	__u8 mac[6];
 
 	__builtin_memcpy(mac, settings->lift_mac, sizeof(mac));
-	if (!settings->lift_ifindex || bpf_skb_store_bytes(skb, 0, mac, sizeof(mac), 0) < 0) {
+	if (!settings->lift_ifindex || untag(skb) < 0 || bpf_skb_store_bytes(skb, 0, mac, sizeof(mac), 0) < 0) {
 		tally(EGRET_LIFT_FAILED);
 		return TC_ACT_SHOT;
 	}
@@ -266,7 +266,7 @@ static __always_inline int parse(struct __sk_buff *skb, struct egret_packet *pac
 
 static __always_inline int is_ip(struct __sk_buff *skb)
 {
-	return !skb->vlan_present && (skb->protocol == bpf_htons(ETH_P_IP) || skb->protocol == bpf_htons(ETH_P_IPV6));
+	return !is_of_vlan(skb) && (skb->protocol == bpf_htons(ETH_P_IP) || skb->protocol == bpf_htons(ETH_P_IPV6));
 }
 
 /*

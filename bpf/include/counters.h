@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: GPL-2.0 OR BSD-2-Clause */
 /*
- * Every way that a packet can leave the two programs, one counter each. crates/datapath/src/gateway/counters.rs has the
- * same table; a test compares them. Append only: the index is part of the pinned map's meaning.
+ * Every way that a packet can leave the two programs, one counter each, and what else is told of some.
+ * crates/datapath/src/gateway/counters.rs has the same table; a test compares them. Append only: the index is part of the pinned map's meaning.
  */
 #ifndef EGRET_COUNTERS_H
 #define EGRET_COUNTERS_H
@@ -48,7 +48,11 @@ enum egret_counter {
 	/* egress_in, canaries: answered, dropped */
 	EGRET_CANARY_TURNED = 32,
 	EGRET_CANARY_REFUSED = 33,
-	EGRET_COUNTERS = 34
+	/* egress_in, for the gateway itself: served */
+	EGRET_OUT_LOCAL = 34,
+	/* of those in EGRET_OUT_FORWARDED */
+	EGRET_OUT_UNRESOLVED = 35,
+	EGRET_COUNTERS = 36
 };
 
 #endif

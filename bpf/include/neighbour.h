@@ -65,6 +65,8 @@ static __always_inline int answer_arp(struct __sk_buff *skb, const struct egret_
 	mapped_v4(&target, asked);
 	if (!announces(&target))
 		return EGRET_PASS;
+	if (untag(skb) < 0)
+		return drop(EGRET_FAILED);
 	__builtin_memcpy(arp.target_mac, arp.sender_mac, 6);
 	__builtin_memcpy(arp.sender_mac, settings->external_mac, 6);
 	arp.target = arp.sender;
@@ -108,6 +110,8 @@ static __noinline int answer_solicitation(struct __sk_buff *skb, const struct eg
 	struct egret_address target = nd.target;
 	if (!announces(&target))
 		return EGRET_PASS;
+	if (untag(skb) < 0)
+		return drop(EGRET_FAILED);
 	__builtin_memcpy(ethernet.h_dest, ethernet.h_source, 6);
 	nd.ip.daddr = nd.ip.saddr;
 	nd.flags = bpf_htonl(EGRET_ND_SOLICITED | EGRET_ND_OVERRIDE);

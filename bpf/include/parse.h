@@ -18,6 +18,9 @@
 /* Leave the packet to the programs after us and to the stack. */
 #define EGRET_PASS TC_ACT_UNSPEC
 
+/* The VLAN identifier in a tag's control information. */
+#define EGRET_VID 0x0fff
+
 #define IP_DF 0x4000
 #define IP_MF 0x2000
 #define IP_OFFSET 0x1fff
@@ -192,12 +195,32 @@ static __always_inline int parse_v6(struct __sk_buff *skb, __u32 offset, struct 
 	return -1;
 }
 
-/* 0, or -1 where the packet is malformed or too long a chain. Addresses are filled in as far as they could be read. */
-static __noinline int parse_ip(struct __sk_buff *skb, __u32 offset, __u32 version, struct egret_packet *packet)
+/*
+ * 0, or -1 where the packet is malformed or too long a chain. Addresses are filled in as far as they could be read.
+ *
+ * Not static, here and elsewhere: the verifier goes through such a function once and not for each way to each of its
+ * calls. Kernels before 6.3 would else count over a million instructions, which they refuse. It takes the pointers for
+ * possibly null, and wants all that they lead to initialised before.
+ */
+__noinline int parse_ip(struct __sk_buff *skb, __u32 offset, __u32 version, struct egret_packet *packet)
 {
+	if (!packet)
+		return -1;
 	if (version == 4)
 		return parse_v4(skb, offset, packet);
 	return parse_v6(skb, offset, packet);
+}
+
+/* The frame belongs to a VLAN. VID 0 means none: the tag carries a priority alone (IEEE 802.1Q, priority-tagged). */
+static __always_inline int is_of_vlan(struct __sk_buff *skb)
+{
+	return skb->vlan_present && (skb->vlan_tci & EGRET_VID) != 0;
+}
+
+/* Takes the tag off a priority-tagged frame that goes on by another device. */
+static __always_inline int untag(struct __sk_buff *skb)
+{
+	return skb->vlan_present ? bpf_skb_vlan_pop(skb) : 0;
 }
 
 static __always_inline __u16 fold(__u32 sum)

@@ -26,6 +26,9 @@ struct egret_selection {
 	struct egret_datagram datagram; /* of BY_DATAGRAM, BY_QUOTED_DATAGRAM and of first fragments */
 };
 
+/* What a selection is before it is made: kernels before 6.3 let nobody read memory that was not written. */
+#define EGRET_NOT_SELECTED { .kind = REFUSED, .reason = EGRET_FAILED }
+
 static __always_inline void name_datagram(const struct egret_packet *packet, struct egret_datagram *to)
 {
 	to->source = packet->source;
@@ -92,8 +95,8 @@ static __always_inline void refuse(struct egret_selection *selection, __u32 reas
 }
 
 /* By the packet that an ICMP error quotes. It may be cut off after 8 bytes of its transport header. */
-static __noinline void select_by_quote(struct __sk_buff *skb, const struct egret_packet *packet, __u32 direction,
-				       struct egret_selection *selection)
+static __always_inline void select_by_quote(struct __sk_buff *skb, const struct egret_packet *packet, __u32 direction,
+					    struct egret_selection *selection)
 {
 	struct egret_packet quoted = {};
 	int parsed = parse_ip(skb, packet->l4 + sizeof(struct egret_icmp_head), packet->version, &quoted);
@@ -117,35 +120,39 @@ static __noinline void select_by_quote(struct __sk_buff *skb, const struct egret
 		refuse(selection, direction == INWARD ? EGRET_IN_UNSERVED : EGRET_OUT_UNSERVED);
 }
 
-static __noinline void select_port(struct __sk_buff *skb, const struct egret_packet *packet, __u32 direction,
-				   struct egret_selection *selection)
+/* Not static: see parse_ip. */
+__noinline int select_port(struct __sk_buff *skb, const struct egret_packet *packet, __u32 direction,
+			   struct egret_selection *selection)
 {
 	struct egret_icmp_head icmp;
 
+	if (!packet || !selection)
+		return -1;
 	selection->kind = BY_PORT;
 	selection->icmp_error = 0;
 	name_datagram(packet, &selection->datagram);
 	if (packet->fragmentation == LATER_FRAGMENT) {
 		selection->kind = BY_DATAGRAM;
-		return;
+		return 0;
 	}
 	if (is_icmp(packet)) {
 		if (bpf_skb_load_bytes(skb, packet->l4, &icmp, sizeof(icmp)) < 0) {
 			refuse(selection, direction == INWARD ? EGRET_IN_MALFORMED : EGRET_OUT_MALFORMED);
-			return;
+			return 0;
 		}
 		if (is_error(packet->version, icmp.type)) {
 			selection->icmp_error = 1;
 			select_by_quote(skb, packet, direction, selection);
-			return;
+			return 0;
 		}
 		if (direction == INWARD && is_query(packet->version, icmp.type)) {
 			refuse(selection, EGRET_IN_ECHO_REQUEST);
-			return;
+			return 0;
 		}
 	}
 	if (port_of(skb, packet, direction == INWARD, &selection->port) < 0)
 		refuse(selection, direction == INWARD ? EGRET_IN_UNSERVED : EGRET_OUT_UNSERVED);
+	return 0;
 }
 
 #endif

@@ -139,6 +139,56 @@ static __always_inline int tunnel_to(struct __sk_buff *skb, const struct egret_c
 	return bpf_redirect(settings->tunnel_ifindex, 0);
 }
 
+/* What the kernel's routes say of a destination. */
+enum egret_way {
+	WAY_NOT_TOLD = 0, /* not by the external device, or the kernel does not say: bpf_redirect_neigh asks it anew */
+	WAY_UP = 1, /* an address of this node, or none that it routes */
+	WAY_NEIGHBOUR = 2, /* by the external device, to a neighbour */
+	WAY_UNRESOLVED = 3, /* the same, and the neighbour's link address is not known */
+};
+
+/* linux/socket.h pulls in the C library's headers; these are its numbers. */
+#define AF_INET 2
+#define AF_INET6 10
+
+/*
+ * The way of a packet that leaves by the external device. It is looked up as if the packet had come by that device: with
+ * the rules and the routing domain (VRF) that the device is in, and so that addresses of the node itself are seen,
+ * whichever device they are on.
+ *
+ * Not static: see parse_ip.
+ */
+__noinline int way_of(struct __sk_buff *skb, __u32 external_ifindex, const struct egret_packet *packet,
+		      struct bpf_redir_neigh *neighbour)
+{
+	struct bpf_fib_lookup route = { .ifindex = external_ifindex };
+	long found;
+
+	if (!packet || !neighbour)
+		return WAY_NOT_TOLD;
+	if (packet->version == 4) {
+		route.family = AF_INET;
+		route.ipv4_src = packet->source.word[3];
+		route.ipv4_dst = packet->destination.word[3];
+	} else {
+		route.family = AF_INET6;
+		__builtin_memcpy(route.ipv6_src, &packet->source, 16);
+		__builtin_memcpy(route.ipv6_dst, &packet->destination, 16);
+	}
+	found = bpf_fib_lookup(skb, &route, sizeof(route), 0);
+	if (found == BPF_FIB_LKUP_RET_NOT_FWDED)
+		return WAY_UP;
+	if ((found != BPF_FIB_LKUP_RET_SUCCESS && found != BPF_FIB_LKUP_RET_NO_NEIGH) ||
+	    route.ifindex != external_ifindex)
+		return WAY_NOT_TOLD;
+	neighbour->nh_family = route.family;
+	if (route.family == AF_INET)
+		neighbour->ipv4_nh = route.ipv4_dst;
+	else
+		__builtin_memcpy(neighbour->ipv6_nh, route.ipv6_dst, 16);
+	return found == BPF_FIB_LKUP_RET_NO_NEIGH ? WAY_UNRESOLVED : WAY_NEIGHBOUR;
+}
+
 static __always_inline int drop(__u32 reason)
 {
 	count(reason);

@@ -27,6 +27,7 @@ fn main() -> ExitCode {
             a_pods_tunnel_packet_to_its_own_node_is_dropped,
             a_pods_tunnel_packet_to_other_nodes_is_dropped,
             a_pods_tunnel_packet_from_a_peers_address_is_dropped,
+            a_pods_tunnel_packet_to_an_address_that_no_node_names_is_dropped,
             a_pods_forged_egress_address_is_dropped,
             a_flow_to_an_egress_address_is_refused,
             protocols_without_ports_are_refused_to_selected_pods_only,
@@ -368,6 +369,33 @@ fn a_pods_tunnel_packet_from_a_peers_address_is_dropped(cluster: &Cluster) -> Ou
         }
     }
     Ok(())
+}
+
+/// Its node takes such an address for any other outside and translates the packet's source to its own: a peer's.
+fn a_pods_tunnel_packet_to_an_address_that_no_node_names_is_dropped(cluster: &Cluster) -> Outcome {
+    const FURTHER: [&str; 2] = ["192.168.122.77", "fd00:122::77"];
+    let gateway = cluster.host("gateway1")?;
+    let address = |word: &str| -> Outcome {
+        for (further, bits) in FURTHER.into_iter().zip([32, 128]) {
+            let further = format!("{further}/{bits}");
+            let mut line = vec!["ip", "address", word, &further, "dev", "eth0"];
+            line.extend((word == "add" && bits == 128).then_some("nodad"));
+            cluster.exec(&gateway, &line)?;
+        }
+        Ok(())
+    };
+    address("add")?;
+    for family in 0..2 {
+        let port = port_of(cluster, "worker1", family)?;
+        let payload = forged(cluster, family, "worker1", "gateway1", port)?;
+        dropped(cluster, ("gateway1", "tunnel_stranger", 2), || {
+            for to in FURTHER.map(ip) {
+                send_tunnel(cluster, "pod/default/other1", to, &payload)?;
+            }
+            Ok(())
+        })?;
+    }
+    address("delete")
 }
 
 fn a_pods_forged_egress_address_is_dropped(cluster: &Cluster) -> Outcome {

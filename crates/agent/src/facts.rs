@@ -43,6 +43,8 @@ pub(crate) struct Links {
     pub(crate) external_addresses: BTreeSet<IpNet>,
     /// MTU of the device that carries the tunnel.
     pub(crate) underlay_mtu: u32,
+    /// Devices with an address in the network of the underlay address.
+    pub(crate) underlay_devices: BTreeSet<String>,
     /// That device has carrier; so it counts while it cannot be found.
     pub(crate) underlay_up: bool,
     /// Addresses of every device.
@@ -72,6 +74,7 @@ impl Links {
             external: None,
             external_addresses: BTreeSet::new(),
             underlay_mtu: ETHERNET_MTU,
+            underlay_devices: in_network_of(underlay, &devices, &by_device),
             underlay_up: true,
             local_addresses: BTreeSet::new(),
             attached,
@@ -129,6 +132,26 @@ fn external(
         .collect();
     let name = choice.among(&candidates)?;
     devices.iter().find(|device| device.name == name).cloned()
+}
+
+/// Names of the devices with an address in the network that the underlay address is in.
+fn in_network_of(
+    underlay: Option<IpAddr>,
+    devices: &[Device],
+    by_device: &BTreeMap<u32, Vec<IpNet>>,
+) -> BTreeSet<String> {
+    let all = || by_device.values().flatten();
+    let network = all().find(|network| Some(network.addr()) == underlay);
+    let Some(network) = network else {
+        return BTreeSet::new();
+    };
+    let inside = |device: &&Device| {
+        let networks = by_device.get(&device.index);
+        let mut networks = networks.into_iter().flatten();
+        networks.any(|one| one.trunc() == network.trunc())
+    };
+    let names = devices.iter().filter(inside);
+    names.map(|device| device.name.clone()).collect()
 }
 
 /// What the kernel says of the next hops that this node is asked for.

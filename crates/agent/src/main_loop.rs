@@ -480,6 +480,7 @@ impl MainLoop {
         NodeFacts {
             external: links.external_fact(),
             underlay_mtu: links.underlay_mtu,
+            underlay_devices: links.underlay_devices.clone(),
             live: self.seen.live.clone(),
             ever_live: self.ever_live.clone(),
             settled: self.seen.settled,

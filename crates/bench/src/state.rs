@@ -45,6 +45,7 @@ pub fn worker(pods: usize) -> NodeState {
             index: 1,
             underlay: ip("192.168.122.11"),
             mtu: 1450,
+            devices: BTreeSet::new(),
         },
         peers: BTreeMap::from([(
             7,

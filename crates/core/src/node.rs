@@ -101,6 +101,7 @@ pub fn node_state(
                 index: me.record.tunnel_index,
                 underlay: me.underlay,
                 mtu: cluster::tunnel_mtu(snapshot, facts, me.underlay),
+                devices: facts.underlay_devices.clone(),
             },
             peers: cluster::peers(snapshot, &me, gateway.is_some()),
             node_addresses: snapshot

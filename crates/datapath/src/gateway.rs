@@ -275,7 +275,9 @@ impl GatewayDriver {
         }
         let attachment = self.tables.config().attachment;
         let program = programs::detached(&pins, config, attachment)?;
-        Some(format!("{program} is not attached, or its pin is gone"))
+        Some(format!(
+            "{program} is not attached, or not before the programs of others, or its pin is gone"
+        ))
     }
 
     /// Compares the tables in the kernel with what was written: all of them where `deep`, or where there are few

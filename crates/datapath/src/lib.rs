@@ -11,6 +11,7 @@
 
 pub mod canary;
 pub mod classic;
+mod clsact;
 pub mod conntrack;
 pub mod damage;
 pub mod driver;

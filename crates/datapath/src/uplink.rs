@@ -179,7 +179,9 @@ impl UplinkDriver {
             let what = "a pinned map of the uplinks is gone or another";
             damage.insert(Damage::Programs, what.to_owned());
         } else if let Some(ifindex) = self.uplinks.iter().find(|ifindex| !there(ifindex)) {
-            let what = format!("a program at the uplink with index {ifindex} is not attached");
+            let what = format!(
+                "a program at the uplink with index {ifindex} is not attached, or not before those of others"
+            );
             damage.insert(Damage::Programs, what);
         } else if deep && !self.tables.reread()? {
             let what = "an entry of the uplinks' tables was changed";

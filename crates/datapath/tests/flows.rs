@@ -68,6 +68,7 @@ fn state(pods: &[(&str, usize)]) -> NodeState {
             index: 1,
             underlay: ip(NODE),
             mtu: 1450,
+            devices: BTreeSet::new(),
         },
         peers: BTreeMap::new(),
         node_addresses: BTreeSet::from([ip(NODE)]),

@@ -6,6 +6,9 @@ mod answers;
 mod beyond;
 #[path = "gateway/driver.rs"]
 mod driver;
+#[allow(dead_code)]
+#[path = "gateway/foreign.rs"]
+mod foreign;
 #[path = "gateway/lan.rs"]
 mod lan;
 #[path = "gateway/namespaces.rs"]
@@ -14,9 +17,17 @@ mod namespaces;
 mod netdev;
 #[path = "gateway/next_hops.rs"]
 mod next_hops;
+#[path = "gateway/order.rs"]
+mod order;
+#[path = "gateway/own.rs"]
+mod own;
 #[path = "gateway/packets.rs"]
 mod packets;
 #[path = "gateway/programs.rs"]
 mod programs;
 #[path = "gateway/site.rs"]
 mod site;
+#[path = "gateway/tags.rs"]
+mod tags;
+#[path = "gateway/verifier.rs"]
+mod verifier;

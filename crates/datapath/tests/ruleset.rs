@@ -2,6 +2,8 @@
 
 #[path = "ruleset/damage.rs"]
 mod damage;
+#[path = "ruleset/tunnel.rs"]
+mod tunnel;
 
 use egret_core::classic::{ClassicWanted, classic_state};
 use egret_core::model::{PortRange, Protocol};
@@ -92,6 +94,7 @@ fn state() -> NodeState {
             index: 1,
             underlay: ip("192.168.122.11"),
             mtu: 1450,
+            devices: BTreeSet::from(["eth0".to_owned(), "eth1".to_owned()]),
         },
         peers: BTreeMap::from([(
             7,

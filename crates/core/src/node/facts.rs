@@ -32,6 +32,9 @@ pub struct NodeFacts {
     pub external: Option<External>,
     /// MTU of the device that carries the tunnel, bytes.
     pub underlay_mtu: u32,
+    /// Names of the devices with an address in the network of the own underlay address, its own device among them.
+    #[serde(default)]
+    pub underlay_devices: BTreeSet<String>,
     /// Other gateways that answer probes (the liveness machine says so).
     pub live: BTreeSet<NodeName>,
     /// Gateways that have answered at least once since this agent started, or in what it adopted.

@@ -34,6 +34,10 @@ pub struct Tunnel {
     pub underlay: IpAddr,
     /// MTU inside the tunnel, bytes.
     pub mtu: u32,
+    /// Devices that peers' packets may come by, besides those that the routes to them lead to: several devices in one
+    /// network answer for each other's addresses, and one alone is in the routes.
+    #[serde(default)]
+    pub devices: BTreeSet<String>,
 }
 
 /// Another node of the tunnel.

@@ -107,6 +107,7 @@ mod tests {
                 index: 1,
                 underlay: ip("192.168.122.11"),
                 mtu: 1450,
+                devices: Default::default(),
             },
             peers: BTreeMap::new(),
             node_addresses: Default::default(),

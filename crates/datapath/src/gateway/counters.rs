@@ -138,6 +138,14 @@ pub const COUNTERS: &[Counter] = &[
         "canary_refused",
         "packets to the canaries' destinations that are no canaries",
     ),
+    served(
+        "out_local",
+        "from a worker that owns the port, to this gateway itself, left to its stack",
+    ),
+    served(
+        "out_unresolved",
+        "of those in out_forwarded: for a neighbour whose link address was not known (yet); the kernel asks for it, keeps a few and drops the rest",
+    ),
 ];
 
 #[cfg(test)]

@@ -28,7 +28,8 @@ use thiserror::Error;
 pub const LACKS: &str = "who sends is taken from the tunnel MAC address alone, which a node can forge; later fragments \
     and packets whose ICMP error quotes options, extension headers or fragments are dropped; too big is not answered but \
     fragmented around the tunnel; the gateway is not seen by traceroute; no defence against duplicate address detection; \
-    probes are answered by the agent; packets for the next hop of a policy are not taken";
+    probes are answered by the agent; packets for the next hop of a policy, or for the \
+    gateway itself, are not taken";
 
 /// Why the fallback could not be set up or changed.
 #[derive(Debug, Error)]

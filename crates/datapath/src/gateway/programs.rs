@@ -6,7 +6,7 @@
 
 use super::abi::Config;
 use super::{GatewayConfig, GatewayError, Pins};
-use crate::netlink::{NetlinkSocket, Reply, Request};
+use crate::clsact;
 use crate::requirements::TCX;
 use crate::tcx;
 use aya::programs::links::{FdLink, PinnedLink};
@@ -17,6 +17,7 @@ use aya::programs::{Link, LinkOrder, ProgramError, SchedClassifier, TcAttachType
 use aya::util::KernelVersion;
 use aya::{Ebpf, EbpfLoader, include_bytes_aligned};
 use nix::libc;
+use std::collections::BTreeSet;
 use std::ffi::CString;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
@@ -29,6 +30,10 @@ pub static OBJECT: &[u8] = include_bytes_aligned!(concat!(env!("OUT_DIR"), "/gat
 const FILTER_PRIORITY: u16 = 1;
 /// Handle of the gateway's clsact filters, "eg" in ASCII: what a filter of ours is known by.
 const GATEWAY_HANDLE: u16 = 0x6567;
+/// Handle of an uplink's clsact filters.
+pub(crate) const UPLINK_HANDLE: u16 = 0x6568;
+/// Added to a handle of ours: the filter that takes the place of another one of ours, before that one goes.
+const SECOND: u16 = 0x8000;
 
 /// How programs are attached.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -111,7 +116,7 @@ pub(super) fn attached(pins: &Pins, config: &GatewayConfig, attachment: u8) -> b
     detached(pins, config, attachment).is_none()
 }
 
-/// The first program whose link (or filter) does not exist or is elsewhere.
+/// The first program whose link (or filter) does not exist, is elsewhere or behind others'.
 pub(super) fn detached(
     pins: &Pins,
     config: &GatewayConfig,
@@ -127,35 +132,33 @@ pub(super) fn detached(
     gone.map(|place| place.program)
 }
 
-/// Whether the pinned link is on its device.
+/// Whether the pinned link is in its place.
 pub(crate) fn is_linked(pin: &Path, place: &Place) -> bool {
-    pinned(pin).is_some_and(|link| on_device(&link, place))
+    pinned(pin).is_some_and(|link| is_in_place(&link, pin, place))
 }
 
-/// Whether our filter is on the device (`RTM_GETTFILTER`, `struct tcmsg` of `linux/rtnetlink.h`).
+/// Whether our filter is in its place.
 pub(crate) fn is_filtered(place: &Place) -> bool {
-    const GET_FILTER: u16 = 46;
-    /// `TC_H_MAKE(TC_H_CLSACT, TC_H_MIN_INGRESS)`, and the same for egress.
-    const INGRESS: u32 = 0xffff_fff2;
-    const EGRESS: u32 = 0xffff_fff3;
-    let parent = match place.direction {
-        TcAttachType::Ingress => INGRESS,
-        TcAttachType::Egress => EGRESS,
-        TcAttachType::Custom(parent) => parent,
+    let filters = clsact::filters(place.ifindex, place.direction);
+    filters.is_ok_and(|filters| filter_in_place(&filters, place).is_some())
+}
+
+/// The filter of ours before which only others of ours are. Inside one priority the newest filter runs first, and one that
+/// returns `TC_ACT_OK` ends the chain.
+fn filter_in_place(filters: &[clsact::Filter], place: &Place) -> Option<clsact::Filter> {
+    let ours = |filter: &&clsact::Filter| {
+        let all = [GATEWAY_HANDLE, UPLINK_HANDLE];
+        filter.priority == FILTER_PRIORITY
+            && all.into_iter().flat_map(handles).any(|one| filter.has(one))
     };
-    let fields = [0, place.ifindex, 0, parent, 0];
-    let request = Request {
-        kind: GET_FILTER,
-        flags: 0,
-        body: fields.into_iter().flat_map(u32::to_ne_bytes).collect(),
-        what: "filters of a device".into(),
-    };
-    let filters = NetlinkSocket::open(libc::NETLINK_ROUTE).and_then(|mut s| s.dump(&request));
-    filters.is_ok_and(|filters| {
-        let handle = u32::from(place.handle).to_ne_bytes();
-        let ours = |filter: &Reply| filter.body.get(8..12) == Some(&handle);
-        filters.iter().any(ours)
-    })
+    let mut first = filters.iter().take_while(ours);
+    let found = first.find(|filter| handles(place.handle).into_iter().any(|one| filter.has(one)));
+    found.copied()
+}
+
+/// The handles that a filter of ours may have.
+fn handles(handle: u16) -> [u16; 2] {
+    [handle, handle | SECOND]
 }
 
 /// Attaches the loaded programs, or puts them in the place of those that are attached.
@@ -186,7 +189,7 @@ pub(crate) fn attach_link(
 ) -> Result<(), GatewayError> {
     let name = device(place.ifindex)?;
     let error = |error: ProgramError| GatewayError::attach(place.program, &name, error);
-    if let Some(old) = pinned(pin).filter(|old| on_device(old, &place)) {
+    if let Some(old) = pinned(pin).filter(|old| is_in_place(old, pin, &place)) {
         let link = SchedClassifierLink::try_from(old).map_err(|_| GatewayError::ForeignPin {
             path: pin.to_owned(),
         })?;
@@ -218,21 +221,37 @@ fn pinned(pin: &Path) -> Option<FdLink> {
     PinnedLink::from_pin(pin).ok().map(FdLink::from)
 }
 
-/// Whether the link's program is among those of the device (a link outlives its device, attached to nothing). What looks
-/// at leaving packets must come first: another program before it may rewrite or redirect them.
-fn on_device(link: &FdLink, place: &Place) -> bool {
+/// Whether the link's program is on the device (a link outlives its device, attached to nothing), and before everybody
+/// else's: another program before it may keep packets from it, rewrite or redirect them.
+fn is_in_place(link: &FdLink, pin: &Path, place: &Place) -> bool {
     let Ok(info) = link.info() else { return false };
     let Ok(ids) = tcx::program_ids(place.ifindex, place.direction) else {
         return false;
     };
-    let looked_at = match place.direction {
-        TcAttachType::Egress => ids.len().min(1),
-        TcAttachType::Ingress | TcAttachType::Custom(_) => ids.len(),
+    let Some(at) = ids.iter().position(|id| *id == info.program_id()) else {
+        return false;
     };
-    ids[..looked_at].contains(&info.program_id())
+    at == 0 || {
+        let ours = own_programs(pin, place.ifindex);
+        ids[..at].iter().all(|id| ours.contains(id))
+    }
 }
 
-/// Attaches a program as a clsact filter, or puts it in the place of the one that is there.
+/// Programs of ours that may be on a device: those of all links that are pinned beside this one, whatever their role.
+fn own_programs(pin: &Path, ifindex: u32) -> BTreeSet<u32> {
+    let rooms = pin.parent().and_then(Path::parent);
+    let links = ["gateway/external_in_link".to_owned()].into_iter();
+    let links = links.chain(["uplink", "uplink_before"].into_iter().flat_map(|room| {
+        let link = move |way| format!("{room}/{way}_{ifindex}");
+        ["in", "out"].map(link)
+    }));
+    let links = links.filter_map(|name| pinned(&rooms?.join(name)));
+    links
+        .filter_map(|link| Some(link.info().ok()?.program_id()))
+        .collect()
+}
+
+/// Attaches a program as a clsact filter before everybody else's, or puts it in the place of the one that is there.
 pub(crate) fn attach_filter(
     program: &mut SchedClassifier,
     place: Place,
@@ -241,29 +260,49 @@ pub(crate) fn attach_filter(
     let error = |error: ProgramError| GatewayError::attach(place.program, &name, error);
     // Fails where the qdisc is there already; whether it is shows in the next call.
     let _exists = qdisc_add_clsact(&name);
-    let same = filter(&name, &place)
-        .map_err(|source| GatewayError::attach(place.program, &name, TcError::from(source)))?;
-    let id = match program.attach_to_link(same) {
-        Ok(id) => id,
-        Err(_) => {
-            let options = NlOptions {
-                priority: FILTER_PRIORITY,
-                handle: TcHandle::new(0, place.handle),
-                classid: None,
-            };
-            program
-                .attach_with_options(&name, place.direction, TcAttachOptions::Netlink(options))
-                .map_err(error)?
+    let there = clsact::filters(place.ifindex, place.direction).unwrap_or_default();
+    let is_there = |handle: u16| there.iter().any(|filter| filter.has(handle));
+    let [first, second] = handles(place.handle);
+    let in_place = filter_in_place(&there, &place);
+    let handle = match in_place {
+        Some(filter) if filter.has(second) => second,
+        Some(_) => first,
+        // The newest is before all others; what is behind them stays until it is there.
+        None if is_there(first) => second,
+        None => first,
+    };
+    let id = if in_place.is_some() {
+        let same = filter(&name, &place, handle)
+            .map_err(|source| GatewayError::attach(place.program, &name, TcError::from(source)))?;
+        program.attach_to_link(same)
+    } else {
+        if is_there(handle) {
+            remove_filter(&name, &place, handle);
         }
+        let options = NlOptions {
+            priority: FILTER_PRIORITY,
+            handle: TcHandle::new(0, handle),
+            classid: None,
+        };
+        program.attach_with_options(&name, place.direction, TcAttachOptions::Netlink(options))
     };
     // Its destructor would detach the filter, which must outlive us.
-    std::mem::forget(program.take_link(id).map_err(error)?);
+    std::mem::forget(program.take_link(id.map_err(error)?).map_err(error)?);
+    for other in [first, second] {
+        if other != handle && is_there(other) {
+            remove_filter(&name, &place, other);
+        }
+    }
     Ok(())
 }
 
-fn filter(name: &str, place: &Place) -> std::io::Result<SchedClassifierLink> {
-    let handle = TcHandle::new(0, place.handle);
+fn filter(name: &str, place: &Place, handle: u16) -> std::io::Result<SchedClassifierLink> {
+    let handle = TcHandle::new(0, handle);
     SchedClassifierLink::attached(name, place.direction, FILTER_PRIORITY, handle, None)
+}
+
+fn remove_filter(name: &str, place: &Place, handle: u16) -> bool {
+    matches!(filter(name, place, handle).map(Link::detach), Ok(Ok(())))
 }
 
 /// Takes our filter off its device. Whether there was one; a device that is gone took its filter along.
@@ -271,7 +310,8 @@ pub(crate) fn detach_filter(place: &Place) -> bool {
     let Ok(name) = device(place.ifindex) else {
         return false;
     };
-    matches!(filter(&name, place).map(Link::detach), Ok(Ok(())))
+    let removed = handles(place.handle).map(|handle| remove_filter(&name, place, handle));
+    removed.contains(&true)
 }
 
 /// Takes both programs off their devices. Whether anything was there.

@@ -23,6 +23,7 @@ pub enum MetaKey {
     NfProto = 15,
     L4Proto = 16,
     PacketType = 19,
+    IifKind = 26,
 }
 
 /// What `ct` reads (`enum nft_ct_keys`).

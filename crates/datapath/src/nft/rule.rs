@@ -127,6 +127,20 @@ impl Builder {
         }
     }
 
+    /// The packet came by a bridge. Devices without a kind break the rule off.
+    pub(crate) fn comes_by_bridge(self) -> Self {
+        let mut kind = [0u8; 16];
+        kind[..6].copy_from_slice(b"bridge");
+        self.push(Expression::Meta(MetaKey::IifKind, 0))
+            .equals(0, &kind)
+    }
+
+    /// The packet came by a device that is not in the set.
+    pub(crate) fn comes_by_none_of(self, set: &str) -> Self {
+        self.push(Expression::Meta(MetaKey::IifName, 0))
+            .in_set(set, 0, true)
+    }
+
     /// The packet leaves by a device that is not in the set.
     pub(crate) fn leaves_by_other_than(self, set: &str) -> Self {
         self.push(Expression::Meta(MetaKey::OifName, 0))
@@ -548,11 +562,23 @@ impl Builder {
     pub(crate) fn source_is_translated(self, is: bool) -> Self {
         /// `IPS_SRC_NAT`, which a translation to the same source does not set.
         const SOURCE_TRANSLATED: u32 = 1 << 4;
+        self.status(SOURCE_TRANSLATED, is)
+    }
+
+    /// The flow's destination is translated to another. Untracked packets do not match.
+    pub(crate) fn destination_is_translated(self) -> Self {
+        /// `IPS_DST_NAT`.
+        const DESTINATION_TRANSLATED: u32 = 1 << 5;
+        self.status(DESTINATION_TRANSLATED, true)
+    }
+
+    /// A bit of the flow's status is (is not) set.
+    fn status(self, bit: u32, is: bool) -> Self {
         let this =
             self.push(Expression::Conntrack(Key::Status, None, 0))
                 .push(Expression::Bitwise {
                     register: 0,
-                    mask: SOURCE_TRANSLATED.to_ne_bytes().to_vec(),
+                    mask: bit.to_ne_bytes().to_vec(),
                     xor: vec![0; 4],
                 });
         if is {

@@ -2,7 +2,8 @@
 
 use super::tables::PINNED;
 use crate::gateway::programs::{
-    Place, attach_filter, attach_link, detach_filter, detach_link, is_filtered, is_linked,
+    Place, UPLINK_HANDLE, attach_filter, attach_link, detach_filter, detach_link, is_filtered,
+    is_linked,
 };
 use crate::gateway::{Attachment, GatewayError, Pins};
 use aya::programs::{SchedClassifier, TcAttachType};
@@ -18,9 +19,6 @@ const LINKS: [(&str, &str, TcAttachType); 2] = [
     ("uplink_out", "out_", TcAttachType::Egress),
 ];
 
-/// Handle of our clsact filters; a gateway's are beside them, by another one.
-const FILTER_HANDLE: u16 = 0x6568;
-
 /// Hash of [`OBJECT`].
 pub(super) fn object_hash() -> u64 {
     env!("EGRET_UPLINK_OBJECT_HASH")
@@ -34,7 +32,7 @@ fn places(ifindex: u32) -> [(Place, String); 2] {
         let place = Place {
             program,
             direction,
-            handle: FILTER_HANDLE,
+            handle: UPLINK_HANDLE,
             pin: "",
             ifindex,
         };
@@ -58,7 +56,7 @@ pub(super) fn load(pins: &Pins) -> Result<Ebpf, GatewayError> {
     Ok(object)
 }
 
-/// Whether both programs are at the device, and that for leaving packets before everybody else's.
+/// Whether both programs are at the device, before everybody else's.
 pub(super) fn attached(pins: &Pins, ifindex: u32, attachment: u8) -> bool {
     places(ifindex).iter().all(|(place, pin)| {
         if attachment == Attachment::Clsact as u8 {

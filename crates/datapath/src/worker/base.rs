@@ -10,7 +10,7 @@ use crate::nft::rule::{STATE_UNTRACKED, TCP_SYN, UDP};
 use crate::nft::rule::{Way, rule};
 use crate::nft::{Chain, ElementKey, Hook, Rule, Set, SetType, Table, Value};
 use egret_core::canary::CanaryHook;
-use egret_core::node::{Group, NodeState};
+use egret_core::node::{GatewayState, Group, NodeState};
 use egret_core::numbers::{
     ENDED_FLOWS_MAX, FULL_DESTINATIONS_MAX, GROUP_LEFT_ALONE, LIFT_DEVICE, MARK_MASK, MARK_SHIFT,
     PROBE_PORT, REFUSED_PROTOCOL_SECS, REFUSED_PROTOCOLS_MAX, TUNNEL_DEVICE, TUNNEL_PORT,
@@ -20,6 +20,8 @@ use std::net::IpAddr;
 
 /// Own devices: the tunnel, and the external device of a node that is its own gateway.
 const DEVICES: &str = "devices";
+/// Devices that peers' packets may come by whatever the routes say.
+const UNDERLAY_DEVICES: &str = "underlay_devices";
 /// Egress address -> classification of ICMP errors about its flows.
 const ERRORS: &str = "errors";
 /// Where pods have their addresses, and those that known pods have; only where unknown ones are dropped.
@@ -100,6 +102,12 @@ pub(super) fn sets(state: &NodeState, table: &mut Table) {
             .insert(ElementKey::interface(device), Value::Member);
     }
     table.sets.insert(DEVICES.into(), devices);
+    let mut underlay = Set::new(&[SetType::InterfaceName]);
+    for device in &state.tunnel.devices {
+        let key = ElementKey::interface(device);
+        underlay.elements.insert(key, Value::Member);
+    }
+    table.sets.insert(UNDERLAY_DEVICES.into(), underlay);
 }
 
 /// Numbers that routing rules ask for.
@@ -211,7 +219,7 @@ pub(super) fn chains(state: &NodeState, table: &mut Table) {
     };
     base("raw_in", PREROUTING, -300, raw_in(state));
     base("raw_out", OUTPUT, -300, raw_out(state));
-    base("tunnel_in", INPUT, -150, tunnel_in());
+    base("tunnel_in", INPUT, -150, tunnel_in(state));
     base("clamp", FORWARD, -150, clamp(state));
     // The very last before routing and the very first behind it: nobody else ever sees our mark.
     base("classify", PREROUTING, i32::MAX, classify(state));
@@ -269,11 +277,20 @@ fn tunnel_packet() -> rule::Builder {
 
 fn raw_in(state: &NodeState) -> Vec<Rule> {
     let family = Family::of(state.tunnel.underlay);
-    vec![
+    let from_peer = || {
         tunnel_packet()
             .address_in(family, End::Source, &family.named("peers"))
             .address_is(End::Destination, state.tunnel.underlay, true)
-            .notrack(),
+    };
+    vec![
+        // A pod that borrows a peer's address: the way back to that address is not the pod's device. Looked at here, since
+        // kernels before 5.18 do not tell the way back in the input hook.
+        from_peer()
+            .source_is_implausible()
+            .comes_by_none_of(UNDERLAY_DEVICES)
+            .count(c::STRANGER)
+            .drop(),
+        from_peer().notrack(),
     ]
 }
 
@@ -287,23 +304,29 @@ fn raw_out(state: &NodeState) -> Vec<Rule> {
     ]
 }
 
-fn tunnel_in() -> Vec<Rule> {
+/// The tunnel device takes what is for any address of the node; only its underlay address is meant.
+fn tunnel_in(state: &NodeState) -> Vec<Rule> {
+    let family = Family::of(state.tunnel.underlay);
     let mut rules: Vec<Rule> = FAMILIES
         .into_iter()
-        .map(|family| {
-            tunnel_packet()
-                .address_not_in(family, End::Source, &family.named("peers"))
-                .count(c::STRANGER)
-                .drop()
-        })
+        .filter(|other| *other != family)
+        .map(|other| tunnel_packet().family(other).count(c::STRANGER).drop())
         .collect();
-    // A pod that borrows a peer's address: the way back to that address is not the pod's device.
-    rules.push(
+    rules.extend([
         tunnel_packet()
-            .source_is_implausible()
+            .address_not_in(family, End::Source, &family.named("peers"))
             .count(c::STRANGER)
             .drop(),
-    );
+        tunnel_packet()
+            .address_is(End::Destination, state.tunnel.underlay, false)
+            .count(c::STRANGER)
+            .drop(),
+        // What was translated to the underlay address was sent to another.
+        tunnel_packet()
+            .destination_is_translated()
+            .count(c::STRANGER)
+            .drop(),
+    ]);
     rules
 }
 
@@ -372,13 +395,11 @@ fn classify(state: &NodeState) -> Vec<Rule> {
     if let Some(gateway) = &state.gateway {
         // The way back of a node that is its own gateway: what conntrack did not translate back belongs to no flow.
         for family in FAMILIES {
-            rules.push(
-                rule()
-                    .device(Way::In, &gateway.external_device, true)
-                    .address_in(family, End::Destination, &family.named("egress"))
-                    .count(c::UNSOLICITED)
-                    .drop(),
-            );
+            let back = || to_egress_address(gateway, family);
+            // With bridge-nf-call-iptables a bridge's frames come by here before the gateway's program sees them, and
+            // not afterwards. The guard drops what is left of them.
+            rules.push(back().comes_by_bridge().accept());
+            rules.push(back().count(c::UNSOLICITED).drop());
         }
     }
     rules.push(rule().direction(true).accept());
@@ -405,6 +426,13 @@ fn classify(state: &NodeState) -> Vec<Rule> {
         rules.extend(FAMILIES.map(unknown_pod));
     }
     rules
+}
+
+/// What comes from outside to an egress address.
+fn to_egress_address(gateway: &GatewayState, family: Family) -> rule::Builder {
+    rule()
+        .device(Way::In, &gateway.external_device, true)
+        .address_in(family, End::Destination, &family.named("egress"))
 }
 
 /// A pod that nobody has told of yet: whether a policy selects it is not known, so its new flows stay inside.
@@ -456,6 +484,13 @@ fn from_tunnel(state: &NodeState) -> Vec<Rule> {
     }
     rules.push(known().accept());
     rules.extend(next_hops::from_tunnel(state));
+    if state.gateway.is_some() {
+        // From a pod's egress address to an address of this gateway: its program has proven whose the port is.
+        for family in FAMILIES {
+            let from_pod = rule().address_in(family, End::Source, &family.named("egress"));
+            rules.push(from_pod.destination_is_local().accept());
+        }
+    }
     rules.push(rule().count(c::UNSOLICITED).drop());
     rules
 }
@@ -475,6 +510,13 @@ fn guard(state: &NodeState) -> Vec<Rule> {
     let mut rules = vec![into_tunnel.set_mark(u32::MAX, 0).done()];
     rules.extend(canary::outward_at(state, CanaryHook::Guarded));
     rules.extend(next_hops::look_at_tunnel(state));
+    if let Some(gateway) = &state.gateway {
+        // Frames that a bridge only passes on name no device that they came by.
+        for family in FAMILIES {
+            let back = to_egress_address(gateway, family);
+            rules.push(back.count(c::UNSOLICITED).drop());
+        }
+    }
     for family in FAMILIES {
         let error = rule()
             .forwarded(true)

@@ -38,7 +38,7 @@ pub const COUNTERS: &[Counter] = &[
     },
     Counter {
         name: STRANGER,
-        help: "tunnel packets from others than known peers",
+        help: "tunnel packets from others than known peers, or to another address than the underlay's",
     },
     Counter {
         name: HANDMADE,

@@ -1,5 +1,6 @@
 //! The life of the uplink programs in the kernel: attached first, adopted, replaced, set aside, removed.
 
+use crate::foreign::{filter_before_all, pin, verdict};
 use crate::namespaces::{Net, command, own_bpffs};
 use aya::maps::{Array, Map, MapData};
 use aya::programs::tc::{NlOptions, TcAttachOptions};
@@ -14,10 +15,10 @@ use std::collections::BTreeSet;
 use std::net::IpAddr;
 use std::path::PathBuf;
 
-const UPLINKS: [&str; 2] = ["up0", "up1"];
+pub const UPLINKS: [&str; 2] = ["up0", "up1"];
 
 /// This thread in a namespace of its own, with uplinks and a pod's device.
-fn node() -> (Net, PathBuf) {
+pub fn node() -> (Net, PathBuf) {
     let pins = own_bpffs();
     let net = Net::new();
     let file = std::fs::File::open(net.path()).unwrap();
@@ -30,7 +31,7 @@ fn node() -> (Net, PathBuf) {
     (net, pins)
 }
 
-fn worker(uplinks: &[&str]) -> WorkerState {
+pub fn worker(uplinks: &[&str]) -> WorkerState {
     let mut pods = PodMap::default();
     pods.insert("10.244.1.10".parse().unwrap(), ProfileId(7));
     WorkerState {
@@ -74,7 +75,7 @@ fn attached(device: &str, direction: TcAttachType, how: TcAttachOptions) -> Ebpf
     object
 }
 
-fn up(pins: &std::path::Path, state: &WorkerState) -> UplinkDriver {
+pub fn up(pins: &std::path::Path, state: &WorkerState) -> UplinkDriver {
     let mut driver = UplinkDriver::open(pins).unwrap();
     driver.prepare(state).unwrap();
     driver.settle(state).unwrap();
@@ -112,23 +113,28 @@ fn it_is_attached_adopted_moved_and_removed() {
 }
 
 #[test]
-fn what_leaves_is_seen_before_others_see_it() {
-    let (_net, pins) = node();
-    let state = worker(&UPLINKS);
-    let mut driver = up(&pins, &state);
-    let ours = programs("up0", TcAttachType::Egress);
-    let _intruder = intruder("up0", TcAttachType::Egress);
-    assert_eq!(programs("up0", TcAttachType::Egress)[1..], ours);
-    assert_eq!(
-        kinds(&driver.verify(false).unwrap()),
-        BTreeSet::from([Damage::Programs])
-    );
-    driver.settle(&state).unwrap();
-    let now = programs("up0", TcAttachType::Egress);
-    assert_eq!(now.len(), 2, "the other's stays, and ours is there once");
-    assert_eq!(kinds(&driver.verify(false).unwrap()), BTreeSet::new());
-    UplinkDriver::remove(&pins).unwrap();
-    assert_eq!(programs("up0", TcAttachType::Egress).len(), 1);
+fn packets_are_seen_before_others_see_them() {
+    for direction in [TcAttachType::Ingress, TcAttachType::Egress] {
+        let there = move || {
+            let (_net, pins) = node();
+            let state = worker(&UPLINKS);
+            let mut driver = up(&pins, &state);
+            let ours = programs("up0", direction);
+            let _intruder = intruder("up0", direction);
+            assert_eq!(programs("up0", direction)[1..], ours);
+            assert_eq!(
+                kinds(&driver.verify(false).unwrap()),
+                BTreeSet::from([Damage::Programs])
+            );
+            driver.settle(&state).unwrap();
+            let now = programs("up0", direction);
+            assert_eq!(now.len(), 2, "the other's stays, and ours is there once");
+            assert_eq!(kinds(&driver.verify(false).unwrap()), BTreeSet::new());
+            UplinkDriver::remove(&pins).unwrap();
+            assert_eq!(programs("up0", direction).len(), 1);
+        };
+        std::thread::spawn(there).join().unwrap();
+    }
 }
 
 #[test]
@@ -182,6 +188,20 @@ fn filters_do_the_same_where_there_is_no_tcx() {
     );
     driver.settle(&state).unwrap();
     assert_eq!(kinds(&driver.verify(true).unwrap()), BTreeSet::new());
+    let theirs = pins.parent().unwrap().join("theirs");
+    pin(&verdict(0), &theirs);
+    for way in ["ingress", "egress"] {
+        filter_before_all(&theirs, "up0", way, 1);
+        assert_eq!(
+            kinds(&driver.verify(false).unwrap()),
+            BTreeSet::from([Damage::Programs])
+        );
+        driver.settle(&state).unwrap();
+        assert_eq!(kinds(&driver.verify(true).unwrap()), BTreeSet::new());
+        command(&format!(
+            "tc filter delete dev up0 {way} priority 1 handle 1 bpf"
+        ));
+    }
     drop(driver);
     assert!(UplinkDriver::remove(&pins).unwrap());
     let output = std::process::Command::new("tc")

@@ -69,7 +69,7 @@ fn node_record() -> NodeRecord {
         demand: BTreeMap::from([(address(), 12)]),
         full_destinations: BTreeMap::from([(address(), 2)]),
         programmed: vec![programmed],
-        abilities: BTreeSet::new(),
+        abilities: BTreeSet::from(["tcx".to_owned()]),
         datapath: Some("ebpf".into()),
         resource_version: 0,
     }

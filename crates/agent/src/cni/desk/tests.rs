@@ -113,6 +113,7 @@ fn kernel(selected: Option<bool>) -> NodeOutcome {
                 index: 1,
                 underlay: "192.168.122.1".parse().unwrap(),
                 mtu: 1450,
+                devices: BTreeSet::new(),
             },
             peers: BTreeMap::new(),
             node_addresses: BTreeSet::new(),
