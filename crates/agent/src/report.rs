@@ -433,6 +433,7 @@ pub(crate) fn status(
             .filter(|_| gateway.is_loaded())
             .map(carried)
             .unwrap_or_default(),
+        uplink_lost: is_gateway && gateway.standing.uplink_lost(),
         steering_version: gateway.version(),
         announcing: gateway.announcing(),
         // Without an outcome the controller must not conclude that anything is drained.
@@ -558,6 +559,9 @@ fn conditions(
     let mut by_reason: BTreeMap<Reason, Vec<String>> = BTreeMap::new();
     if let Some(text) = gateway.lacks() {
         by_reason.insert(Reason::NftablesDatapath, vec![text]);
+    }
+    for (reason, text) in gateway.standing.reports() {
+        by_reason.entry(reason).or_default().push(text);
     }
     if !seen_here.refused.is_empty() {
         let text = refused_text(&seen_here.refused);

@@ -88,6 +88,9 @@ pub struct NodeStatus {
     /// Routers that this gateway carries packets to, of those that objects of earlier systems name as next hop.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub next_hops: Vec<String>,
+    /// No next hop of that device answers, though it has carrier.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub uplink_lost: bool,
     /// What this node's kernel can do.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub abilities: Vec<String>,

@@ -128,6 +128,7 @@ pub fn node_record(object: &api::EgressNode) -> Result<NodeRecord, Vec<Finding>>
             next_hops: addresses(check, "status.nextHops", &status.next_hops)?
                 .into_iter()
                 .collect(),
+            uplink_lost: status.uplink_lost,
             steering_version: epoch(check, "status.steeringVersion", status.steering_version)?,
             announcing: addresses(check, "status.announcing", &status.announcing)?
                 .into_iter()
@@ -273,6 +274,7 @@ pub fn node_status(record: &NodeRecord) -> api::NodeStatus {
             .map(IpNet::to_string)
             .collect(),
         next_hops: record.next_hops.iter().map(IpAddr::to_string).collect(),
+        uplink_lost: record.uplink_lost,
         steering_version: api_number(record.steering_version),
         announcing: record.announcing.iter().map(IpAddr::to_string).collect(),
         demand: record
