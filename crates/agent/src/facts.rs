@@ -5,7 +5,7 @@ use egret_core::node::{
     Attachment, Candidate, External, ExternalChoice, ForeignMark, external_choice, wanted_next_hops,
 };
 use egret_core::numbers::{EXTERNAL_ADDRESSES_MAX, TUNNEL_DEVICE};
-use egret_datapath::route::{Device, RouteError, Routing};
+use egret_datapath::route::{Device, RouteError, Routing, WayOut};
 use ipnet::IpNet;
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
@@ -41,6 +41,10 @@ pub(crate) struct Links {
     pub(crate) external: Option<(Device, Option<Ipv4Addr>, Option<Ipv6Addr>)>,
     /// Addresses of the external device with their prefix, without link-local ones.
     pub(crate) external_addresses: BTreeSet<IpNet>,
+    /// How that device leads to other networks: IPv4, IPv6.
+    pub(crate) ways_out: [WayOut; 2],
+    /// Its IPv6 link-local address.
+    pub(crate) external_link_local: Option<Ipv6Addr>,
     /// MTU of the device that carries the tunnel.
     pub(crate) underlay_mtu: u32,
     /// Devices with an address in the network of the underlay address.
@@ -69,9 +73,18 @@ impl Links {
             }
         };
         let attached = attached(routing, &devices, &wanted.next_hops)?;
+        let ways_out = match &external {
+            Some(device) => [
+                routing.way_out(device.index, false)?,
+                routing.way_out(device.index, true)?,
+            ],
+            None => Default::default(),
+        };
         let mut links = Links {
             wanted,
             external: None,
+            ways_out,
+            external_link_local: None,
             external_addresses: BTreeSet::new(),
             underlay_mtu: ETHERNET_MTU,
             underlay_devices: in_network_of(underlay, &devices, &by_device),
@@ -92,6 +105,7 @@ impl Links {
                 .is_some_and(|external| external.index == device.index)
             {
                 links.external = Some((device.clone(), first_v4(&addresses), first_v6(&addresses)));
+                links.external_link_local = addresses.iter().find_map(link_local_v6);
                 links.external_addresses = networks
                     .into_iter()
                     .filter(|network| !is_link_local(network.addr()))
@@ -191,6 +205,13 @@ fn first_v4(addresses: &[IpAddr]) -> Option<Ipv4Addr> {
         IpAddr::V4(address) => Some(*address),
         IpAddr::V6(_) => None,
     })
+}
+
+fn link_local_v6(address: &IpAddr) -> Option<Ipv6Addr> {
+    match address {
+        IpAddr::V6(address) if address.is_unicast_link_local() => Some(*address),
+        _ => None,
+    }
 }
 
 /// The first global IPv6 address, else any.

@@ -3,6 +3,7 @@
 use crate::chain;
 use crate::facts::Links;
 use crate::path::{GatewayDatapath, Path as Forwarding};
+use crate::standing::Standing;
 use egret_core::machines::{Announcer, AnnouncerCommand, Entrance, answering_nodes};
 use egret_core::model::{NodeName, Snapshot};
 use egret_core::node::{GatewayState, Tunnel};
@@ -39,10 +40,17 @@ pub(crate) struct Gateway {
     takeovers: BTreeMap<IpAddr, u64>,
     /// Why there is no data path, for the node's condition.
     pub(crate) trouble: Option<String>,
+    /// Whether others may count on it.
+    pub(crate) standing: Standing,
 }
 
 impl Gateway {
-    pub(crate) fn new(node: &NodeName, pin_directory: &Path, choice: GatewayDatapath) -> Self {
+    pub(crate) fn new(
+        node: &NodeName,
+        pin_directory: &Path,
+        choice: GatewayDatapath,
+        standing: Standing,
+    ) -> Self {
         Gateway {
             pin_directory: pin_directory.into(),
             choice,
@@ -51,6 +59,7 @@ impl Gateway {
             clean: false,
             takeovers: BTreeMap::new(),
             trouble: None,
+            standing,
         }
     }
 
@@ -87,6 +96,9 @@ impl Gateway {
                     None => (false, Entrance::new(driver.forwards())),
                 };
                 let version = driver.version();
+                let ebpf = matches!(driver, Forwarding::Ebpf(_));
+                self.standing
+                    .attached(ebpf.then_some(self.pin_directory.as_path()));
                 self.attached = Some(Attached {
                     config,
                     driver,
@@ -122,17 +134,17 @@ impl Gateway {
     }
 
     /// Decides what to announce. Call once liveness is settled. `me` and `local`: this node, and the addresses that its
-    /// kernel has.
+    /// kernel has. `live`, `alone`, `reached`: other gateways that answer and forward, and what [`crate::probe::Seen`] says.
     pub(crate) fn decide(
         &mut self,
         snapshot: &Snapshot,
         state: &GatewayState,
         (me, local): (&NodeName, &BTreeSet<IpAddr>),
-        live: &BTreeSet<NodeName>,
+        (live, alone, reached): (&BTreeSet<NodeName>, bool, bool),
         link_up: bool,
         now_ms: u64,
     ) {
-        let addresses = answering_nodes(snapshot, state, (me, local), live);
+        let mut addresses = answering_nodes(snapshot, state, (me, local), live);
         let serves = |nodes: &BTreeSet<NodeName>| nodes.iter().any(|node| live.contains(node));
         let others = addresses.values().any(serves);
         let entered = self.attached.as_mut().is_some_and(|attached| {
@@ -140,6 +152,8 @@ impl Gateway {
             attached.entrance.update(fit, others, now_ms);
             attached.entrance.entered()
         });
+        self.standing
+            .limit(&mut addresses, (alone, reached), now_ms);
         self.announcer.update(&addresses, live, entered, now_ms);
     }
 
@@ -233,15 +247,17 @@ impl Gateway {
         }
     }
 
-    /// When [`Self::announce`] is due.
+    /// When [`Self::announce`] is due, or a question of its [`Standing`].
     pub(crate) fn next_deadline(&self) -> Option<u64> {
-        self.announcer.next_deadline()
+        let questions = self.standing.asks_at().into_iter();
+        questions.chain(self.announcer.next_deadline()).min()
     }
 
     /// When [`Self::decide`] is due although nothing has changed.
     pub(crate) fn entrance_at(&self) -> Option<u64> {
         let attached = self.attached.as_ref();
-        attached.and_then(|attached| attached.entrance.next_deadline())
+        let entrance = attached.and_then(|attached| attached.entrance.next_deadline());
+        entrance.into_iter().chain(self.standing.decides_at()).min()
     }
 
     pub(crate) fn announcing(&self) -> BTreeSet<IpAddr> {
@@ -314,6 +330,7 @@ impl Gateway {
             return;
         }
         self.attached = None;
+        self.standing.forget();
         self.takeovers.clear();
         self.trouble = None;
         self.announcer

@@ -23,6 +23,7 @@ mod gateway;
 mod links;
 mod main_loop;
 mod metrics;
+mod neighbours;
 mod path;
 mod pod_devices;
 mod port_use;
@@ -31,6 +32,7 @@ mod remembered;
 pub mod report;
 mod socket;
 mod source;
+mod standing;
 mod traffic;
 mod uplink;
 
@@ -111,7 +113,9 @@ pub fn run(
     let (events, inbox) = mpsc::channel();
     source::read(&open, events.clone(), stop)?;
     let status = source::write(&open)?;
-    let probes = probe::start(events.clone())?;
+    let heard = probe::HeardSlot::default();
+    let probes = probe::start(events.clone(), heard.clone())?;
+    let neighbours = neighbours::start(events.clone())?;
     let links = events.clone();
     links::watch(Some(own), move || {
         links.send(main_loop::Event::Links).is_ok()
@@ -127,6 +131,8 @@ pub fn run(
     let ways = main_loop::Ways {
         status,
         probes,
+        heard,
+        neighbours,
         ranges,
         flows,
         canaries,

@@ -1,6 +1,7 @@
 //! The loop that alone touches the kernel.
 
 mod owed;
+mod stand;
 mod tell;
 mod upkeep;
 
@@ -12,18 +13,20 @@ use crate::cni::{Asked, Desk, Round};
 use crate::facts::{Links, Wanted};
 use crate::flows;
 use crate::gateway::Gateway;
+use crate::neighbours::{Heard, Orders, Watch};
 use crate::pod_devices::PodDevices;
 use crate::port_use::Ranges;
-use crate::probe::{Seen, Targets};
+use crate::probe::{HeardSlot, Seen, Targets};
 use crate::remembered::Remembered;
 use crate::report::SeenHere;
 use crate::socket::Query;
 use crate::source::{Newest, Status};
+use crate::standing::Standing;
 use crate::traffic::Traffic;
 use crate::uplink::Uplink;
 use egret_core::machines::Destination;
 use egret_core::model::{NodeName, Snapshot};
-use egret_core::node::{NodeFacts, NodeOutcome, PathFacts, node_state};
+use egret_core::node::{External, NodeFacts, NodeOutcome, PathFacts, node_state};
 use egret_core::numbers::{FULL_DESTINATION_SECS, FULL_DESTINATIONS_MAX};
 use egret_datapath::driver::Datapath;
 use egret_datapath::route::{Device, RouteError};
@@ -58,6 +61,8 @@ pub(crate) enum Event {
     SourceError(String),
     /// What the probes say.
     Gateways(Seen),
+    /// What was heard on the external network.
+    Neighbours(Heard),
     /// A link, address, route or rule has changed.
     Links,
     /// All flows of the node, as asked for.
@@ -80,6 +85,10 @@ pub(crate) struct Ways {
     pub(crate) status: Sender<Status>,
     /// To whoever probes gateways.
     pub(crate) probes: Sender<Targets>,
+    /// To the same: the counters of the programs that answer others' probes.
+    pub(crate) heard: HeardSlot,
+    /// To whoever asks on the external network.
+    pub(crate) neighbours: Orders,
     /// To whoever follows the ports in use.
     pub(crate) ranges: Sender<Ranges>,
     /// To whoever reads all flows: the number of the change that wants them.
@@ -122,6 +131,7 @@ pub(crate) struct MainLoop {
     full_told: Instant,
     told_ranges: Ranges,
     told_targets: Targets,
+    told_watch: Watch,
     told_status: Option<Status>,
     /// What canaries measure.
     told_measured: Measured,
@@ -150,10 +160,12 @@ impl MainLoop {
         ways: Ways,
         cni: Desk,
     ) -> Self {
+        let standing = Standing::new(&config.node, ways.heard.clone());
+        let (pins, choice) = (&config.pin_directory, config.gateway_datapath);
         MainLoop {
             config: config.clone(),
             datapath,
-            gateway: Gateway::new(&config.node, &config.pin_directory, config.gateway_datapath),
+            gateway: Gateway::new(&config.node, pins, choice, standing),
             uplink: Uplink::new(config),
             board: board.clone(),
             ways,
@@ -178,6 +190,7 @@ impl MainLoop {
             full_told: Instant::now(),
             told_ranges: Ranges::new(),
             told_targets: Targets::default(),
+            told_watch: Watch::default(),
             told_status: None,
             told_measured: Measured::default(),
             canaries: Shown::default(),
@@ -242,6 +255,7 @@ impl MainLoop {
             }
             self.overdue();
             self.gateway.announce(self.now_ms());
+            self.ask();
             self.board.round(self.trouble.clone());
         }
     }
@@ -251,6 +265,10 @@ impl MainLoop {
     }
 
     fn wait(&self, tick: Instant) -> Duration {
+        // What a round could not carry out is tried again with the next tick.
+        if self.news && self.trouble.is_none() {
+            return Duration::ZERO;
+        }
         let due = self.gateway.next_deadline().into_iter();
         let due = due.chain(self.entrance_at()).min().unwrap_or(u64::MAX);
         let announce = Duration::from_millis(due.saturating_sub(self.now_ms()));
@@ -294,6 +312,7 @@ impl MainLoop {
                 self.seen = seen;
                 self.news = true;
             }
+            Event::Neighbours(heard) => self.heard(heard),
             Event::Links => {
                 self.links_changed = true;
                 self.links_stale = true;
@@ -382,8 +401,14 @@ impl MainLoop {
         let routing = self.datapath.routing();
         let looked = self.pod_devices.look(routing, snapshot, &node);
         looked.map_err(|e| chain(&e))?;
+        let link_up = self.link_up(snapshot, &links);
+        let external = links.external_fact();
         let facts = NodeFacts {
             path,
+            external: external.map(|external| External {
+                link_up,
+                ..external
+            }),
             ..self.facts(&links)
         };
         let outcome = node_state(snapshot, &facts, &node).map_err(|e| chain(&e))?;
@@ -396,9 +421,6 @@ impl MainLoop {
             self.gateway.attach(&state.tunnel, device, &links);
         }
         self.retarget(snapshot, &outcome);
-        let link_up = links
-            .external_fact()
-            .is_some_and(|external| external.link_up);
         let local = links.local_addresses.clone();
         self.links = Some(links);
         if !self.seen.settled {
@@ -413,8 +435,9 @@ impl MainLoop {
                     |name: &&NodeName| self.seen.versions.get(*name).is_some_and(|v| *v > 0);
                 let live = self.seen.live.iter().filter(loaded).cloned().collect();
                 let own = (&node, &local);
+                let seen = (&live, self.seen.alone, self.seen.reached);
                 self.gateway
-                    .decide(snapshot, gateway, own, &live, link_up, now_ms);
+                    .decide(snapshot, gateway, own, seen, link_up, now_ms);
                 self.gateway.apply(gateway, state.tunnel.index, link_up);
             }
             None => self.gateway.detach(),
@@ -428,6 +451,8 @@ impl MainLoop {
         self.follow_flows(&outcome);
         self.measure(&outcome);
         self.remember(&outcome);
+        // What a gateway serves is known from now on, and is decided by.
+        self.news |= self.outcome.is_none() && outcome.state.gateway.is_some();
         self.outcome = Some(outcome);
         Ok(())
     }

@@ -6,9 +6,10 @@
 use crate::AgentError;
 use crate::main_loop::Event;
 use crate::source::spawn;
-use egret_core::machines::{Liveness, LivenessCommand, ProbeSettings};
+use egret_core::machines::{Hearing, Liveness, LivenessCommand, ProbeSettings};
 use egret_core::model::NodeName;
 use egret_core::numbers::{TUNNEL_DEVICE, TUNNEL_PORT};
+use egret_datapath::gateway::Heard;
 use egret_wire::link_local;
 use egret_wire::probe::{Kind, PORT, Probe};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
@@ -19,6 +20,7 @@ use std::io;
 use std::net::{IpAddr, SocketAddr, SocketAddrV6, UdpSocket};
 use std::os::fd::AsFd;
 use std::sync::mpsc::{self, Receiver, Sender, TryRecvError};
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 /// Longest sleep: how late a change of peers may be noticed.
@@ -39,6 +41,9 @@ pub(crate) struct Targets {
     pub(crate) cut_off: bool,
 }
 
+/// Where the main loop puts the counters of the programs that answer others' probes.
+pub(crate) type HeardSlot = Arc<Mutex<Option<Heard>>>;
+
 /// What the probes say.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Seen {
@@ -49,10 +54,17 @@ pub(crate) struct Seen {
     pub(crate) losses: u64,
     /// A gateway that is not trusted yet was there for a moment since the last message.
     pub(crate) lapsed: bool,
+    /// There are other gateways, and none answers this node.
+    pub(crate) alone: bool,
+    /// While it is alone: packets of others come in by the tunnel.
+    pub(crate) reached: bool,
 }
 
 /// Starts the thread and returns the way to tell it whom to probe.
-pub(crate) fn start(events: Sender<Event>) -> Result<Sender<Targets>, AgentError> {
+pub(crate) fn start(
+    events: Sender<Event>,
+    heard: HeardSlot,
+) -> Result<Sender<Targets>, AgentError> {
     let (sender, inbox) = mpsc::channel();
     let prober = Prober {
         events,
@@ -64,6 +76,10 @@ pub(crate) fn start(events: Sender<Event>) -> Result<Sender<Targets>, AgentError
         sockets: None,
         retargeted: false,
         told: Seen::default(),
+        heard,
+        hearing: Hearing::default(),
+        asked: 0,
+        answered: true,
     };
     spawn("probes", move || prober.run())?;
     Ok(sender)
@@ -87,6 +103,12 @@ struct Prober {
     /// Gateways may have come or gone since the last message.
     retargeted: bool,
     told: Seen,
+    heard: HeardSlot,
+    hearing: Hearing,
+    /// Probes that this process has answered itself.
+    asked: u64,
+    /// A gateway has answered since this node's own link was down.
+    answered: bool,
 }
 
 impl Prober {
@@ -150,6 +172,7 @@ impl Prober {
         if self.targets.cut_off && !targets.cut_off {
             self.liveness.resume(now_ms);
         }
+        self.answered &= !targets.cut_off;
         self.liveness.set_peers(&peers.collect(), now_ms);
         self.targets = targets;
     }
@@ -195,6 +218,7 @@ impl Prober {
                 && from.ip() == IpAddr::V6(link_local(probe.sender));
             if let (true, Some((name, _))) = (genuine, sender) {
                 let version = probe.steering_version;
+                self.answered |= !self.targets.cut_off;
                 self.liveness
                     .reply_received(name, probe.nonce, version, now_ms);
             }
@@ -202,7 +226,7 @@ impl Prober {
     }
 
     /// Sends others' probes back, as the eBPF program would: only to nodes that are known.
-    fn answer(&self) {
+    fn answer(&mut self) {
         let (Some(sockets), Some((version, nodes)), Some((own, ..))) =
             (&self.sockets, &self.targets.answers, self.targets.me)
         else {
@@ -228,6 +252,7 @@ impl Prober {
                     ..probe
                 };
                 let frame = reply.encode_frame(to, PORT, from.port());
+                self.asked += 1;
                 // An error is a lost answer.
                 let _ = sockets.requests.send_to(&frame, (*underlay, TUNNEL_PORT));
             }
@@ -259,7 +284,10 @@ impl Prober {
         }
         let settled = self.sockets.is_some() && self.liveness.settled();
         let retargeted = std::mem::take(&mut self.retargeted);
-        if !news && !retargeted && settled == self.told.settled {
+        let (alone, reached) = self.standing();
+        let same =
+            (settled, alone, reached) == (self.told.settled, self.told.alone, self.told.reached);
+        if !news && !retargeted && same {
             return true;
         }
         let seen = Seen {
@@ -268,12 +296,36 @@ impl Prober {
             settled,
             losses,
             lapsed,
+            alone,
+            reached,
         };
         if !news && seen == self.told {
             return true;
         }
         self.told = seen;
         self.events.send(Event::Gateways(self.told.clone())).is_ok()
+    }
+
+    /// Whether no other gateway answers this node, and whether others reach it nevertheless.
+    fn standing(&mut self) -> (bool, bool) {
+        let now_ms = self.now_ms();
+        if self.targets.peers.is_empty() {
+            return (false, true);
+        }
+        if let Ok(slot) = self.heard.lock()
+            && let Some(heard) = slot.as_ref()
+        {
+            self.hearing.counted(heard.packets() + self.asked, now_ms);
+        } else if self.asked > 0 {
+            self.hearing.counted(self.asked, now_ms);
+        }
+        if self.targets.cut_off {
+            self.hearing.cut_off(now_ms);
+        }
+        let alone = self.targets.cut_off || !self.answered || !self.liveness.any_live();
+        let patience_ms = self.liveness.patience_ms();
+        let reached = self.hearing.is_reached(alone, patience_ms, now_ms);
+        (alone, reached)
     }
 
     fn send(&self, peer: &NodeName, nonce: u64) {

@@ -9,9 +9,10 @@ use crate::probe::Seen;
 use crate::uplink::Uplink;
 use egret_core::condition::{Condition as Said, ConditionType, Reason};
 use egret_core::machines::Destination;
-use egret_core::model::{Finding, NodeRecord};
+use egret_core::model::{Finding, NodeName, NodeRecord};
 use egret_core::node::{CANARY_ABILITY, ForeignMark, NodeOutcome, PodsPath, ReportKind};
 use egret_core::numbers::MARK_MASK;
+use egret_core::rendezvous::announcer;
 use egret_datapath::driver::RefusedProtocol;
 use egret_objects::{Condition, ConditionStatus, NodeReport, View};
 use serde::Serialize;
@@ -152,9 +153,14 @@ impl Status {
             kind: "Status",
             source: "objects (no agent was asked: live means that its agent has reported)".into(),
             policies: policies(view),
-            addresses: addresses(view),
+            addresses: addresses(view, &BTreeSet::new()),
+            findings: view
+                .findings
+                .iter()
+                .map(FindingStatus::of)
+                .chain(without_way_out(view, by_node.keys()))
+                .collect(),
             gateways: by_node.into_values().collect(),
-            findings: view.findings.iter().map(FindingStatus::of).collect(),
         }
     }
 
@@ -162,6 +168,11 @@ impl Status {
     pub(crate) fn of_agent(view: &View, outcome: Option<&NodeOutcome>, seen: &Seen) -> Self {
         let mut status = Self::of_objects(view);
         status.source = "agent".into();
+        let nobody = BTreeSet::new();
+        let silent = outcome.map_or(&nobody, |outcome| &outcome.silent);
+        status.addresses = addresses(view, silent);
+        let unreached = outcome.into_iter().flat_map(unreached);
+        status.findings.extend(unreached);
         for gateway in &mut status.gateways {
             let name = egret_core::model::NodeName(gateway.node.clone());
             if seen.versions.contains_key(&name) || seen.settled {
@@ -223,7 +234,36 @@ fn policies(view: &View) -> Vec<PolicyStatus> {
     view.snapshot.policies.iter().map(one).collect()
 }
 
-fn addresses(view: &View) -> Vec<AddressStatus> {
+/// Gateway nodes that say that nothing behind their external link answers.
+fn without_way_out<'a>(
+    view: &'a View,
+    nodes: impl Iterator<Item = &'a String>,
+) -> impl Iterator<Item = FindingStatus> {
+    let records = nodes.filter_map(|node| view.snapshot.node_records.get(&NodeName(node.clone())));
+    let lost = records.filter(|record| record.uplink_lost);
+    lost.map(|record| FindingStatus {
+        object: format!("EgressNode/{}", record.node),
+        field: "status.uplinkLost".into(),
+        value: "true".into(),
+        remedy: Reason::NoUplink.remedy().into(),
+    })
+}
+
+/// Gateways of which no node answers this one.
+fn unreached(outcome: &NodeOutcome) -> impl Iterator<Item = FindingStatus> {
+    let kinds = [ReportKind::FailStatic, ReportKind::NoGateway];
+    let reports = outcome.reports.iter();
+    let all = reports.filter(move |report| kinds.contains(&report.kind));
+    all.map(|report| FindingStatus {
+        object: format!("EgressGateway/{}", report.subject),
+        field: "spec.nodeSelector".into(),
+        value: "no node of it answers this node's probes".into(),
+        remedy: report.text.clone(),
+    })
+}
+
+/// `silent`: gateways that do not answer; what they said last counts no more.
+fn addresses(view: &View, silent: &BTreeSet<NodeName>) -> Vec<AddressStatus> {
     let lease = |lease: &egret_core::model::Lease| LeaseStatus {
         node: lease.node.0.clone(),
         ranges: lease.ranges.iter().map(ToString::to_string).collect(),
@@ -232,8 +272,10 @@ fn addresses(view: &View) -> Vec<AddressStatus> {
     };
     let announcer = |address: &IpAddr| {
         let records = view.snapshot.node_records.values();
-        let mut nodes = records.filter(|record| record.announcing.contains(address));
-        nodes.next().map(|record| record.node.0.clone())
+        let saying = records.filter(|record| record.announcing.contains(address));
+        let nodes = saying.map(|record| &record.node);
+        let live = nodes.filter(|node| !silent.contains(*node));
+        announcer(*address, live).map(|node| node.0.clone())
     };
     view.snapshot
         .addresses
@@ -433,6 +475,7 @@ pub(crate) fn status(
             .filter(|_| gateway.is_loaded())
             .map(carried)
             .unwrap_or_default(),
+        uplink_lost: is_gateway && gateway.standing.uplink_lost(),
         steering_version: gateway.version(),
         announcing: gateway.announcing(),
         // Without an outcome the controller must not conclude that anything is drained.
@@ -558,6 +601,9 @@ fn conditions(
     let mut by_reason: BTreeMap<Reason, Vec<String>> = BTreeMap::new();
     if let Some(text) = gateway.lacks() {
         by_reason.insert(Reason::NftablesDatapath, vec![text]);
+    }
+    for (reason, text) in gateway.standing.reports() {
+        by_reason.entry(reason).or_default().push(text);
     }
     if !seen_here.refused.is_empty() {
         let text = refused_text(&seen_here.refused);

@@ -94,6 +94,9 @@ pub struct NodeStatus {
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(inner(length(min = 2, max = 45), regex(pattern = crate::ADDRESS)))]
     pub next_hops: Vec<String>,
+    /// No next hop of that device answers, though it has carrier.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub uplink_lost: bool,
     /// What this node's kernel can do.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub abilities: Vec<String>,

@@ -121,6 +121,7 @@ fn write_down(snapshot: &mut Snapshot, plan: &ClusterPlan) {
             grants: spec.grants.clone(),
             underlay_addresses: snapshot.nodes[node].addresses.clone(),
             next_hops: Default::default(),
+            uplink_lost: false,
             external_addresses: BTreeSet::new(),
             steering_version: u64::MAX,
             announcing: BTreeSet::new(),

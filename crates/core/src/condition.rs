@@ -180,7 +180,8 @@ reasons! {
     Programming: Ready false;
         "Some selected pods are not programmed yet.", "Wait; if it stays, see the EgressNode of the pods' nodes.";
     NoGateway: Ready false, Degraded true;
-        "No gateway node lives.", "Label nodes for the gateway's nodeSelector, and see that its agents run.";
+        "No gateway node lives.",
+        "Label nodes for the gateway's nodeSelector, see that its agents run, and open UDP 14789 between nodes, in both directions.";
     ServiceNotFound: Ready false;
         "The named Service does not exist, so no pod is selected.", "Create the Service, or name another.";
     PortsExhausted: Ready false;
@@ -208,7 +209,7 @@ reasons! {
         "Route it to the gateways (`announce.mode: Static` says that you do), or use an address of their segment.";
     FailStatic: Degraded true;
         "No gateway answers; the last ones are kept and nothing leaves by another way.",
-        "See why the gateways do not answer.";
+        "See that the gateways run, and open UDP 14789 between nodes, in both directions.";
     NodeAddress: Degraded true;
         "Traffic leaves by the node's address, as whenUnavailable: NodeAddress asks.",
         "Mend what Ready names.";
@@ -225,6 +226,12 @@ reasons! {
         "Gateways do not know this node's source ports yet.", "Wait; if it stays, see the gateways' agents.";
     NoExternalDevice: Degraded true;
         "A gateway node has no external device.", "Set externalInterface, or give the node a default route.";
+    NoUplink: Degraded true;
+        "The external device of a gateway node has carrier, and no next hop of it answers, or it has no route to other networks.",
+        "See the network behind it: VLAN, switch, router, routes; until then other gateways serve, where they do better.";
+    CutOff: Degraded true;
+        "No other gateway answers a gateway node, and no packet of another node reaches it, or another machine answers for its addresses.",
+        "Mend its link to the nodes, and open UDP 14789 there in both directions; until then it announces nothing that others may serve.";
     NextHopNotAttached: Ready false, Degraded true;
         "A gateway node has the next hop of a policy on no network of its own, or cannot carry packets to one.",
         "Give the gateway nodes an address of that network (on a VLAN device, for example), or name a router that they have.";

@@ -1,9 +1,12 @@
 //! Why a pod leaves as it does: pod -> policy -> address -> lease -> gateway -> verdict, one line per step.
 
+mod answers;
+
 use crate::compile::{Claim, compile};
 use crate::model::*;
 use crate::node::{
-    BrokenPath, Group, GroupNumber, NextHopWay, NodeOutcome, Profile, TargetId, Verdict,
+    BrokenPath, Group, GroupNumber, NextHopWay, NodeOutcome, OPEN_TUNNEL, Profile, TargetId,
+    Verdict,
 };
 use crate::resolve::{
     Paired, Precedence, Resolved, age_ranks, assigned, family_index, pair, resolve, select,
@@ -158,7 +161,8 @@ fn by_policies(
         );
     }
     for number in &involved {
-        policy_steps(&mut result, snapshot, &resolved[*number], pod);
+        let silent = outcome.map(|outcome| &outcome.silent);
+        policy_steps(&mut result, (snapshot, silent), &resolved[*number], pod);
     }
     match outcome {
         Some(outcome) => by_outcome(result, snapshot, outcome, pod),
@@ -198,7 +202,13 @@ fn involved(resolved: &[Resolved<'_>], policies: &[usize], to: Option<IpAddr>) -
     winners
 }
 
-fn policy_steps(result: &mut Explanation, snapshot: &Snapshot, one: &Resolved<'_>, pod: &Pod) {
+/// `silent`: gateways that do not answer the node that is asked.
+fn policy_steps(
+    result: &mut Explanation,
+    (snapshot, silent): (&Snapshot, Option<&BTreeSet<NodeName>>),
+    one: &Resolved<'_>,
+    pod: &Pod,
+) {
     let object = &one.policy.object;
     match &one.refusal {
         None => result.say(Stage::Policy, true, format!("{object} selects it")),
@@ -221,18 +231,9 @@ fn policy_steps(result: &mut Explanation, snapshot: &Snapshot, one: &Resolved<'_
         result.say(Stage::Address, true, format!("{address}{why}"));
         lease_step(result, snapshot, &pod.node, address);
         let Some(gateway) = one.gateway else { continue };
-        let announcers: Vec<&str> = snapshot
-            .node_records
-            .values()
-            .filter(|record| record.announcing.contains(&address))
-            .map(|record| record.node.0.as_str())
-            .collect();
-        let announced = match announcers.as_slice() {
-            [] => "nobody reports that it announces the address".to_owned(),
-            some => format!("{address} is announced by {}", some.join(", ")),
-        };
+        let (announced, good) = answers::announced(snapshot, silent, address);
         let text = format!("EgressGateway {}; {announced}", gateway.name.0);
-        result.say(Stage::Gateway, !announcers.is_empty(), text);
+        result.say(Stage::Gateway, good, text);
     }
 }
 
@@ -391,11 +392,28 @@ fn target_line(
         let text = format!("new connections are dropped: no port of {address} can be used yet");
         return (Some(address), text, false);
     }
+    let names = |members: &BTreeSet<u16>| names(snapshot, members);
+    let me = BTreeSet::from([outcome.state.tunnel.index]);
+    // What probes say is nearer to the cause than what canaries do.
+    match worker.groups.get(&target.group) {
+        Some(Group::Tunnel(members)) if answers::is_kept(outcome, id) => {
+            let text = answers::nothing_comes_back(address, &names(members));
+            return (Some(address), text, false);
+        }
+        Some(Group::Tunnel(members)) if answers::are_lost(snapshot, members) => {
+            let text = answers::no_way_out(address, &names(members));
+            return (Some(address), text, false);
+        }
+        Some(Group::Local { .. }) if answers::are_lost(snapshot, &me) => {
+            let text = answers::no_way_out(address, &names(&me));
+            return (Some(address), text, false);
+        }
+        _ => {}
+    }
     if let Some(broken) = broken_path(outcome, id, address) {
         let text = format!("selected, and packets do not come back: {broken}");
         return (Some(address), text, false);
     }
-    let names = |members: &BTreeSet<u16>| names(snapshot, members);
     match worker.groups.get(&target.group) {
         Some(Group::Tunnel(members)) => (
             Some(address),
@@ -408,7 +426,7 @@ fn target_line(
             true,
         ),
         Some(Group::Nowhere) | None => {
-            let text = format!("dropped: no gateway of {address} has ever answered");
+            let text = format!("dropped: no gateway of {address} has ever answered; {OPEN_TUNNEL}");
             (Some(address), text, false)
         }
     }

@@ -4,12 +4,20 @@
 
 mod announcer;
 mod entrance;
+mod hearing;
 mod holders;
+mod isolation;
 mod liveness;
+mod next_hops;
 mod port_use;
+mod uplink;
 
 pub use announcer::{Announcer, AnnouncerCommand};
 pub use entrance::Entrance;
+pub use hearing::Hearing;
 pub use holders::answering_nodes;
+pub use isolation::Isolation;
 pub use liveness::{Liveness, LivenessCommand, ProbeSettings};
+pub use next_hops::{NextHopProbes, Question};
 pub use port_use::{Destination, PortUse};
+pub use uplink::{Others, Uplink};

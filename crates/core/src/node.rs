@@ -22,6 +22,7 @@ pub use canary::{CANARY_ABILITY, CanaryPath, CanaryState, is_canary_destination}
 pub use cluster::never_anywhere;
 pub use ending::{Ending, Idle};
 pub use facts::*;
+pub(crate) use groups::OPEN_TUNNEL;
 pub use lookup::Fate;
 pub use path::{CniPath, PathFacts, PodsPath, Way};
 pub use podmap::{PodChange, PodMap};
@@ -113,6 +114,7 @@ pub fn node_state(
             worker,
             gateway,
         },
+        silent: silent(snapshot, facts, node),
         findings: findings.into_iter().collect(),
         programmed,
         pods_path,
@@ -151,6 +153,18 @@ fn refuse(
             refused
         }
     }
+}
+
+/// Gateways that this node would send to and that do not answer it. Before everyone had time to, nobody is.
+fn silent(snapshot: &Snapshot, facts: &NodeFacts, me: &NodeName) -> BTreeSet<NodeName> {
+    let of_a_gateway = |node: &&Node| {
+        let mut gateways = snapshot.gateways.values();
+        gateways.any(|gateway| gateway.nodes.matches(&node.labels))
+    };
+    let others = snapshot.nodes.values().filter(|node| node.name != *me);
+    let silent = others.filter(|node| facts.settled && !facts.live.contains(&node.name));
+    let silent = silent.filter(of_a_gateway);
+    silent.map(|node| node.name.clone()).collect()
 }
 
 fn is_to_next_hop(resolved: &[Resolved<'_>], policy: &ObjectRef) -> bool {

@@ -190,3 +190,26 @@ pub const GRATUITOUS_AFTER_MS: [u64; 6] = [0, 100, 500, 1_000, 2_000, 5_000];
 /// Milliseconds between further ones, for as long as the address is announced: they mend what a short time with two
 /// announcers left behind.
 pub const GRATUITOUS_REFRESH_MS: u64 = 10_000;
+/// Questions by ARP and ND without answer after which a gateway that nobody reaches takes an address for free.
+pub const ISOLATION_ASKS: u32 = 3;
+/// Milliseconds between the first questions of a gateway that no other gateway answers.
+pub const ISOLATION_ASK_FIRST_MS: u64 = 30;
+/// Milliseconds between its questions about an address that it has given up.
+pub const ISOLATION_ASK_AGAIN_MS: u64 = 250;
+/// Milliseconds between its questions about an address that it announces.
+pub const ISOLATION_ASK_MS: u64 = 1_000;
+/// Questions that it asks at once; with n times as many addresses the time between those about one is n times as long.
+pub const ISOLATION_ASKS_AT_ONCE: usize = 64;
+/// Milliseconds between questions to a next hop of the external device.
+pub const UPLINK_ASK_MS: u64 = 1_000;
+/// Milliseconds between the first questions to a new next hop: fewer together than `ENTRANCE_MS`.
+pub const UPLINK_ASK_FIRST_MS: u64 = 300;
+/// Questions in a row without answer after which a next hop counts as gone.
+pub const UPLINK_FAILURES: u32 = 3;
+/// Next hops of one family that a gateway asks, at most.
+pub const UPLINK_NEXT_HOPS_MAX: usize = 16;
+/// Milliseconds by which each further gateway waits before it says that it has no way out, or that it stays without one:
+/// so that one of them stays.
+pub const UPLINK_TURN_MS: u64 = 300;
+/// Milliseconds for which a packet in the tunnel says that others reach a gateway that no other gateway answers.
+pub const ISOLATION_REACHED_MS: u64 = 10_000;

@@ -26,6 +26,15 @@ pub fn announcer_order<'a>(
     scored.into_iter().map(|(_, node)| node).collect()
 }
 
+/// Who announces an address, of those that say so: the last in the order of announcers. It does so only while it sees none
+/// before it alive; what a dead one said last stays in its record.
+pub fn announcer<'a>(
+    address: IpAddr,
+    saying: impl IntoIterator<Item = &'a NodeName>,
+) -> Option<&'a NodeName> {
+    announcer_order(address, saying).pop()
+}
+
 /// The address that a pod is paired to (RFC 4787 REQ-2): the same one as long as it is among `addresses`.
 pub(crate) fn paired(pod_uid: &str, addresses: impl IntoIterator<Item = IpAddr>) -> Option<IpAddr> {
     addresses

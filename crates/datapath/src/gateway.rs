@@ -10,7 +10,9 @@
 
 pub mod abi;
 pub mod announce;
+pub mod ask;
 pub(crate) mod counters;
+mod heard;
 mod maps;
 pub mod netdev;
 pub(crate) mod programs;
@@ -18,6 +20,7 @@ mod traffic;
 mod ways;
 
 pub use counters::{COUNTERS, Counter};
+pub use heard::Heard;
 pub use programs::{Attachment, OBJECT, object_hash};
 pub use traffic::{Carried, Flow};
 

@@ -8,8 +8,10 @@ mod nexthop;
 pub(crate) mod policy;
 mod tunnel;
 pub(crate) mod wanted;
+mod way_out;
 mod wire;
 
 pub use kernel::{RouteError, Routing};
 pub use tunnel::Device;
 pub use wanted::{NextHop, RouteEntry, RouteKind, RuleEntry, RuleKind, Wanted};
+pub use way_out::WayOut;

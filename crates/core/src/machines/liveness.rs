@@ -184,9 +184,25 @@ impl Liveness {
         }
     }
 
+    /// Milliseconds after its last answer at which a peer is not dead yet, whichever it is; halfway to its last probe.
+    pub fn patience_ms(&self) -> u64 {
+        let stretch = self.stretch();
+        let patience = |peer: &Peer| {
+            let interval_ms = peer.settings.interval_ms.saturating_mul(stretch);
+            let until_last = interval_ms.saturating_mul(u64::from(peer.settings.failures));
+            // With a single failure there is hardly a probe in that time.
+            (until_last - interval_ms / 2).max(interval_ms + interval_ms / 4)
+        };
+        self.peers.values().map(patience).max().unwrap_or(0)
+    }
+
+    fn stretch(&self) -> u64 {
+        self.peers.len().div_ceil(PROBE_PEERS_FULL_RATE).max(1) as u64
+    }
+
     /// Sends what is due and counts what is lost.
     pub fn handle_deadline(&mut self, now_ms: u64) {
-        let stretch = self.peers.len().div_ceil(PROBE_PEERS_FULL_RATE).max(1) as u64;
+        let stretch = self.stretch();
         for (name, peer) in &mut self.peers {
             if now_ms < peer.next_probe_ms {
                 continue;
@@ -250,6 +266,12 @@ impl Liveness {
             .iter()
             .filter(|(_, peer)| peer.health == Health::Alive);
         alive.map(|(name, _)| name.clone()).collect()
+    }
+
+    /// Whether anybody is alive.
+    pub fn any_live(&self) -> bool {
+        let mut peers = self.peers.values();
+        peers.any(|peer| peer.health == Health::Alive)
     }
 
     /// The last steering version of every peer that ever answered.

@@ -107,6 +107,10 @@ pub struct NodeRecord {
     /// Neighbours that this gateway carries packets to, of those that policies name as next hop.
     #[serde(default)]
     pub next_hops: BTreeSet<IpAddr>,
+    /// Its external device has carrier, and by its own measurement no way out: other gateways judge by it whether they do
+    /// better. Whether it serves is what probes say.
+    #[serde(default)]
+    pub uplink_lost: bool,
     /// Highest epoch such that the agent's gateway has applied every lease up to it (0 on pure workers).
     pub steering_version: u64,
     /// Addresses that this node announces.
@@ -136,6 +140,7 @@ impl NodeRecord {
             underlay_addresses: Vec::new(),
             external_addresses: BTreeSet::new(),
             next_hops: BTreeSet::new(),
+            uplink_lost: false,
             steering_version: 0,
             announcing: BTreeSet::new(),
             demand: BTreeMap::new(),

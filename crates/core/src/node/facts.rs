@@ -21,7 +21,7 @@ use std::net::IpAddr;
 pub struct External {
     /// Name of the device.
     pub device: String,
-    /// It is up and has carrier.
+    /// It is up and has carrier, and its gateway has not left its place to others because nothing behind it answers.
     pub link_up: bool,
 }
 
@@ -270,6 +270,8 @@ pub struct NodeReport {
 pub struct NodeOutcome {
     /// What the kernel must contain.
     pub state: NodeState,
+    /// Other gateway nodes that do not answer this node's probes.
+    pub silent: BTreeSet<NodeName>,
     /// Objects to mend that only this node can see.
     pub findings: Vec<Finding>,
     /// What to report as programmed once the state is applied.

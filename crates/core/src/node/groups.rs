@@ -12,6 +12,9 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::rc::Rc;
 
+/// What to look for where no gateway answers a node.
+pub(crate) const OPEN_TUNNEL: &str = "see that their agents run, and that host firewalls have UDP 14789 open in both directions, there and here";
+
 /// What an address can be used for now.
 #[derive(Clone, Copy)]
 pub(super) enum Reach {
@@ -327,11 +330,12 @@ impl<'a> Groups<'a> {
                 "no gateway of it answers: the last ones are kept",
             ),
         };
+        let text = format!("{text}; {OPEN_TUNNEL}");
         let subject = way.key.gateway.0.clone();
         self.reports.push(NodeReport {
             kind,
             subject,
-            text: text.into(),
+            text,
         });
     }
 

@@ -6,7 +6,7 @@ use super::{AddressStatus, GatewayNode, GatewayPlan, PoolPlan};
 use crate::condition::{Condition, ConditionType, Reason};
 use crate::model::*;
 use crate::numbers::LEASE_PORT_FIRST;
-use crate::rendezvous::announcer_order;
+pub(super) use crate::rendezvous::announcer;
 use crate::resolve::{gateway_nodes, gateway_problem, in_pool};
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
@@ -41,15 +41,6 @@ pub(super) fn addresses(
         .values()
         .map(|record| (record.address, one(record)))
         .collect()
-}
-
-/// Who announces an address, of those whose records say that they do: the last in the order of announcers. It does so only
-/// while it sees none before it alive; what a dead one said last stays in its record.
-pub(super) fn announcer<'a>(
-    address: IpAddr,
-    saying: impl IntoIterator<Item = &'a NodeName>,
-) -> Option<&'a NodeName> {
-    announcer_order(address, saying).pop()
 }
 
 /// What is told about one address.

@@ -110,3 +110,50 @@ fn a_pod_without_usable_ports_is_told_why() {
     assert_eq!(explanation.leaves, Leaves::Stopped);
     assert!(text(&explanation).contains("no port of 192.168.122.222 can be used yet"));
 }
+
+#[test]
+fn nothing_leaves_by_gateways_without_a_way_out() {
+    let mut scene = kep_scene();
+    scene.settle();
+    let lose = |scene: &mut Scene, gateway: &str| {
+        let record = scene.snapshot.node_records.get_mut(&node_name(gateway));
+        record.unwrap().uplink_lost = true;
+    };
+    for gateway in ["gateway1", "gateway2"] {
+        lose(&mut scene, gateway);
+        let explanation = of(&scene, "a1", Some("203.0.113.10"));
+        assert_eq!(explanation.leaves, Leaves::From([ip(E)].into()));
+    }
+    lose(&mut scene, "gateway3");
+    let explanation = of(&scene, "a1", Some("203.0.113.10"));
+    assert_eq!(explanation.leaves, Leaves::Stopped);
+    assert!(
+        text(&explanation).contains("has a way out"),
+        "{explanation:?}"
+    );
+}
+
+#[test]
+fn nothing_leaves_by_gateways_that_do_not_answer() {
+    let mut scene = kep_scene();
+    scene.settle();
+    for gateway in ["gateway2", "gateway3"] {
+        let record = scene.snapshot.node_records.get_mut(&node_name(gateway));
+        record.unwrap().announcing = [ip(E)].into();
+    }
+    scene.dead.insert(node_name("gateway2"));
+    let one = text(&of(&scene, "a1", None));
+    assert!(one.contains("is announced by gateway3\n"), "{one}");
+    scene.dead = scene.gateway_nodes();
+    let explanation = of(&scene, "a1", None);
+    assert_eq!(explanation.leaves, Leaves::Stopped);
+    expect![[r#"
+        + Pod: default/a1 on worker1, 10.244.1.10, fd00:244:1::10
+        + Policy: Egress default/my-app selects it
+        + Address: 192.168.122.222
+        + Lease: worker1 has 6656-6911 7168-7423 28160-28415 32768-33023 (epoch 1, Active)
+        - Gateway: EgressGateway main; no gateway that answers this node announces 192.168.122.222; last said to by gateway2, gateway3
+        - Verdict: no gateway of 192.168.122.222 answers this node's probes: what it sends goes to the last ones, gateway1 or gateway2 or gateway3, and nothing comes back; see that their agents run, and that host firewalls have UDP 14789 open in both directions, there and here; rejected: the policy has no address of this family
+    "#]]
+    .assert_eq(&text(&explanation));
+}

@@ -39,8 +39,8 @@ pub enum AnnounceError {
     },
 }
 
-const ETHERTYPE_ARP: u16 = 0x0806;
-const ETHERTYPE_IPV6: u16 = 0x86dd;
+pub(super) const ETHERTYPE_ARP: u16 = 0x0806;
+pub(super) const ETHERTYPE_IPV6: u16 = 0x86dd;
 const BROADCAST: [u8; 6] = [0xff; 6];
 const ALL_NODES: Ipv6Addr = Ipv6Addr::new(0xff02, 0, 0, 0, 0, 0, 0, 1);
 const ALL_NODES_MAC: [u8; 6] = [0x33, 0x33, 0, 0, 0, 1];
@@ -101,8 +101,21 @@ fn advertisement(mac: [u8; 6], address: Ipv6Addr) -> Vec<u8> {
     message.extend(address.octets());
     message.extend([2, 1]);
     message.extend(mac);
-    let addresses = [address.octets(), ALL_NODES.octets()].concat();
-    let pseudo = [&addresses[..], &[0, 0, 0, BYTES, 0, 0, 0, 58], &message].concat();
+    let sum = checksum(address, ALL_NODES, &message);
+    message[2..4].copy_from_slice(&sum.to_be_bytes());
+    let mut frame = ethernet(ALL_NODES_MAC, mac, ETHERTYPE_IPV6);
+    frame.extend([0x60, 0, 0, 0, 0, BYTES, 58, 255]);
+    frame.extend(address.octets());
+    frame.extend(ALL_NODES.octets());
+    frame.extend(message);
+    frame
+}
+
+/// Of an ICMPv6 message of even length whose own checksum is zero (RFC 4443 section 2.3).
+pub(super) fn checksum(from: Ipv6Addr, to: Ipv6Addr, message: &[u8]) -> u16 {
+    let addresses = [from.octets(), to.octets()].concat();
+    let length = (message.len() as u32).to_be_bytes();
+    let pseudo = [&addresses[..], &length, &[0, 0, 0, 58], message].concat();
     let mut sum: u32 = pseudo
         .chunks(2)
         .map(|pair| u32::from(pair[0]) << 8 | u32::from(pair[1]))
@@ -110,19 +123,14 @@ fn advertisement(mac: [u8; 6], address: Ipv6Addr) -> Vec<u8> {
     while sum > 0xffff {
         sum = (sum & 0xffff) + (sum >> 16);
     }
-    message[2..4].copy_from_slice(&(!(sum as u16)).to_be_bytes());
-    let mut frame = ethernet(ALL_NODES_MAC, mac, ETHERTYPE_IPV6);
-    frame.extend([0x60, 0, 0, 0, 0, BYTES, 58, 255]);
-    frame.extend(addresses);
-    frame.extend(message);
-    frame
+    !(sum as u16)
 }
 
-fn ethernet(to: [u8; 6], from: [u8; 6], ethertype: u16) -> Vec<u8> {
+pub(super) fn ethernet(to: [u8; 6], from: [u8; 6], ethertype: u16) -> Vec<u8> {
     [&to[..], &from, &ethertype.to_be_bytes()].concat()
 }
 
-fn send(socket: &Socket, ifindex: u32, frame: &[u8]) -> std::io::Result<()> {
+pub(super) fn send(socket: &Socket, ifindex: u32, frame: &[u8]) -> std::io::Result<()> {
     // SAFETY: sockaddr_ll consists of integers; all zero is a value of it.
     let mut to: libc::sockaddr_ll = unsafe { zeroed() };
     to.sll_family = libc::AF_PACKET as u16;

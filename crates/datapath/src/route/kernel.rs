@@ -99,6 +99,11 @@ impl Routing {
             .find(|device| Some(device.index) == index))
     }
 
+    /// How the kernel sends out of a device to other networks, for IPv6 or IPv4.
+    pub fn way_out(&mut self, device: u32, v6: bool) -> Result<super::WayOut, RouteError> {
+        super::way_out::way_out(&mut self.socket, device, v6)
+    }
+
     /// Index of the device and source address by which the kernel sends to `address`; `None` where that is no neighbour
     /// on a network of this node: its own address, an address behind a router, or one without a way.
     pub fn neighbour_way(&mut self, address: IpAddr) -> Result<Option<(u32, IpAddr)>, RouteError> {

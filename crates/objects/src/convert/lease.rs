@@ -156,6 +156,7 @@ pub fn node_record(object: &api::EgressNode) -> Reading<NodeRecord> {
             next_hops: addresses(check, "status.nextHops", &status.next_hops)?
                 .into_iter()
                 .collect(),
+            uplink_lost: status.uplink_lost,
             steering_version: epoch(check, "status.steeringVersion", status.steering_version)
                 .unwrap_or(0),
             announcing: addresses(check, "status.announcing", &status.announcing)?
@@ -323,6 +324,7 @@ pub fn node_status(record: &NodeRecord) -> api::NodeStatus {
             .map(IpNet::to_string)
             .collect(),
         next_hops: record.next_hops.iter().map(IpAddr::to_string).collect(),
+        uplink_lost: record.uplink_lost,
         steering_version: api_number(record.steering_version),
         announcing: record.announcing.iter().map(IpAddr::to_string).collect(),
         demand: record

@@ -63,6 +63,7 @@ fn node_record() -> NodeRecord {
         }],
         underlay_addresses: vec!["192.168.122.11".parse().unwrap()],
         next_hops: Default::default(),
+        uplink_lost: true,
         external_addresses: BTreeSet::from(["192.168.122.11/24".parse().unwrap()]),
         steering_version: 4,
         announcing: BTreeSet::from([address()]),

@@ -120,6 +120,7 @@ fn kernel(selected: Option<bool>) -> NodeOutcome {
             worker,
             gateway: None,
         },
+        silent: Default::default(),
         findings: Vec::new(),
         programmed: Vec::new(),
         pods_path: egret_core::node::PodsPath::Netfilter,

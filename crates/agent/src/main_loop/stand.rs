@@ -1,0 +1,88 @@
+//! What the loop asks on the external network, and what it makes of the answers.
+
+use super::MainLoop;
+use crate::facts::Links;
+use crate::neighbours::{Heard, Order, Watch};
+use crate::standing::ExternalLink;
+use egret_core::machines::answering_nodes;
+use egret_core::model::Snapshot;
+use egret_core::numbers::UPLINK_NEXT_HOPS_MAX;
+use egret_datapath::gateway::ask::Device;
+use egret_datapath::route::WayOut;
+use std::net::IpAddr;
+
+impl MainLoop {
+    /// Whether this node's external link counts: it has carrier, and something behind it answers, or others do no better.
+    pub(super) fn link_up(&mut self, snapshot: &Snapshot, links: &Links) -> bool {
+        let external = links.external_fact();
+        let has_carrier = external.is_some_and(|external| external.link_up);
+        self.watch(links, has_carrier);
+        let state = self.outcome.as_ref();
+        let state = state.and_then(|outcome| outcome.state.gateway.as_ref());
+        let addresses = state.map(|state| {
+            let own = (&self.config.node, &links.local_addresses);
+            answering_nodes(snapshot, state, own, &self.seen.live)
+        });
+        let external = ExternalLink {
+            links,
+            addresses: &addresses.unwrap_or_default(),
+        };
+        let now_ms = self.now_ms();
+        let standing = &mut self.gateway.standing;
+        let leads_out = standing.decide_uplink(snapshot, &external, &self.seen, now_ms);
+        has_carrier && leads_out
+    }
+
+    /// Has the next hops of the external device asked.
+    fn watch(&mut self, links: &Links, has_carrier: bool) {
+        let mut watch = Watch::default();
+        let external = links.external.as_ref().filter(|_| has_carrier);
+        if let Some((device, v4, v6)) = external
+            && let Ok(mac) = <[u8; 6]>::try_from(device.mac.as_slice())
+        {
+            watch.device = Some(Device {
+                ifindex: device.index,
+                mac,
+                v4: *v4,
+                v6: links.external_link_local.or(*v6),
+            });
+            for way in &links.ways_out {
+                if let WayOut::By(hops) = way {
+                    let some = hops.iter().take(UPLINK_NEXT_HOPS_MAX);
+                    watch.next_hops.extend(some.copied());
+                }
+            }
+        }
+        if watch != self.told_watch && self.ways.neighbours.send(Order::Watch(watch.clone())) {
+            self.told_watch = watch;
+        }
+    }
+
+    /// Asks who has the addresses that are contested.
+    pub(super) fn ask(&mut self) {
+        let now_ms = self.now_ms();
+        let questions: Vec<IpAddr> = self.gateway.standing.questions(now_ms);
+        if !questions.is_empty() {
+            // What is not sent counts for nothing and is asked again.
+            self.ways.neighbours.send(Order::Ask(questions));
+        }
+        self.news |= self.gateway.standing.is_stale();
+    }
+
+    pub(super) fn heard(&mut self, heard: Heard) {
+        match heard {
+            Heard::Silent(silent) => {
+                self.gateway.standing.silent(silent);
+                self.news = true;
+            }
+            Heard::Asked(address) => {
+                let now_ms = self.now_ms();
+                self.gateway.standing.asked(address, now_ms);
+            }
+            Heard::Taken(address) => {
+                self.gateway.standing.taken(address);
+                self.news |= self.gateway.standing.is_stale();
+            }
+        }
+    }
+}

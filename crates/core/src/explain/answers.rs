@@ -1,0 +1,71 @@
+//! Whether gateways answer the node that is asked, and have a way out: what others said before they fell silent counts no more.
+
+use crate::model::{NodeName, Snapshot};
+use crate::node::{NodeOutcome, OPEN_TUNNEL, ReportKind, TargetId, TunnelIndex};
+use std::collections::BTreeSet;
+use std::net::IpAddr;
+
+/// Who answers for the address, and whether somebody does. `silent`: gateways that do not answer the node, where it is known.
+pub(super) fn announced(
+    snapshot: &Snapshot,
+    silent: Option<&BTreeSet<NodeName>>,
+    address: IpAddr,
+) -> (String, bool) {
+    let records = snapshot.node_records.values();
+    let saying = records.filter(|record| record.announcing.contains(&address));
+    let is_silent = |node: &NodeName| silent.is_some_and(|silent| silent.contains(node));
+    let (gone, live): (Vec<&NodeName>, Vec<&NodeName>) = saying
+        .map(|record| &record.node)
+        .partition(|node| is_silent(node));
+    let names = |nodes: &[&NodeName]| {
+        let names: Vec<&str> = nodes.iter().map(|node| node.0.as_str()).collect();
+        names.join(", ")
+    };
+    match (live.as_slice(), gone.as_slice()) {
+        ([], []) => (
+            "nobody reports that it announces the address".to_owned(),
+            false,
+        ),
+        ([], gone) => (
+            format!(
+                "no gateway that answers this node announces {address}; last said to by {}",
+                names(gone)
+            ),
+            false,
+        ),
+        (live, _) => (format!("{address} is announced by {}", names(live)), true),
+    }
+}
+
+/// Whether no gateway of the target answers, and its group is only the last one that was known.
+pub(super) fn is_kept(outcome: &NodeOutcome, target: TargetId) -> bool {
+    outcome.target_groups.get(&target).is_some_and(|key| {
+        let mut reports = outcome.reports.iter();
+        reports.any(|one| one.kind == ReportKind::FailStatic && one.subject == key.gateway.0)
+    })
+}
+
+/// The verdict where that is so.
+pub(super) fn nothing_comes_back(address: IpAddr, members: &str) -> String {
+    format!(
+        "no gateway of {address} answers this node's probes: what it sends goes to the last ones, {members}, and \
+         nothing comes back; {OPEN_TUNNEL}"
+    )
+}
+
+/// Whether all of these nodes say that nothing behind their external link answers.
+pub(super) fn are_lost(snapshot: &Snapshot, members: &BTreeSet<TunnelIndex>) -> bool {
+    let lost = |index: &TunnelIndex| {
+        let mut records = snapshot.node_records.values();
+        records.any(|record| record.tunnel_index == *index && record.uplink_lost)
+    };
+    !members.is_empty() && members.iter().all(lost)
+}
+
+/// The verdict where that is so.
+pub(super) fn no_way_out(address: IpAddr, members: &str) -> String {
+    format!(
+        "no gateway of {address} has a way out: what it sends goes to {members}, and no next hop of the external device \
+         answers there; see the condition NoUplink of their EgressNodes, and the network behind them"
+    )
+}

@@ -1,0 +1,210 @@
+//! How the kernel sends out of one device: by which next hops.
+
+use super::kernel::RouteError;
+use super::wire::{dump, family};
+use crate::netlink::NetlinkSocket;
+use netlink_packet_route::RouteNetlinkMessage as Message;
+use netlink_packet_route::neighbour::{
+    NeighbourAddress, NeighbourAttribute, NeighbourMessage, NeighbourState,
+};
+use netlink_packet_route::route::{
+    RouteAddress, RouteAttribute, RouteMessage, RouteType, RouteVia,
+};
+use std::collections::BTreeSet;
+use std::net::IpAddr;
+
+const RTM_GETROUTE: u16 = 26;
+const RTM_GETNEIGH: u16 = 30;
+
+/// The way out of a device, for one family.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub enum WayOut {
+    /// By no next hop that could be asked: only to neighbours, or nobody has said how.
+    #[default]
+    Direct,
+    /// By these next hops: those of the default route, or where there is none, of all routes.
+    By(BTreeSet<IpAddr>),
+    /// The device has no route but to its own networks, and the default route leads to another one.
+    Elsewhere,
+}
+
+/// One route of the main table, as far as it concerns the device.
+#[derive(Debug)]
+struct Found {
+    /// Length of its prefix and its metric.
+    rank: (u8, u32),
+    next_hops: BTreeSet<IpAddr>,
+}
+
+/// Reads the main table. Next hops with a permanent neighbour entry are left out: nobody asks for them.
+pub(super) fn way_out(
+    socket: &mut NetlinkSocket,
+    device: u32,
+    v6: bool,
+) -> Result<WayOut, RouteError> {
+    const MAIN: u8 = libc::RT_TABLE_MAIN;
+    let mut message = RouteMessage::default();
+    message.header.address_family = family(v6);
+    message.header.table = MAIN;
+    let mut routes = Vec::new();
+    let mut elsewhere = false;
+    for message in dump(socket, RTM_GETROUTE, Message::GetRoute(message), "routes")? {
+        let Message::NewRoute(message) = message else {
+            continue;
+        };
+        if message.header.table != MAIN || message.header.kind != RouteType::Unicast {
+            continue;
+        }
+        match by_device(&message, device) {
+            Some(found) => routes.push(found),
+            None => elsewhere |= message.header.destination_prefix_length == 0,
+        }
+    }
+    let fixed = permanent(socket, device, v6)?;
+    Ok(judge(routes, elsewhere, &fixed))
+}
+
+fn judge(mut routes: Vec<Found>, elsewhere: bool, fixed: &BTreeSet<IpAddr>) -> WayOut {
+    let default = routes
+        .iter()
+        .map(|route| route.rank)
+        .filter(|(length, _)| *length == 0)
+        .min();
+    if let Some(default) = default {
+        routes.retain(|route| route.rank == default);
+    }
+    let straight = default.is_some() && routes.iter().any(|route| route.next_hops.is_empty());
+    let next_hops: BTreeSet<IpAddr> = routes.into_iter().flat_map(|r| r.next_hops).collect();
+    match (next_hops.is_empty(), default.is_none() && elsewhere) {
+        (true, true) => WayOut::Elsewhere,
+        (true, false) => WayOut::Direct,
+        (false, _) if straight || !next_hops.is_disjoint(fixed) => WayOut::Direct,
+        (false, _) => WayOut::By(next_hops),
+    }
+}
+
+/// The route's next hops on the device; `None`: it does not lead there.
+fn by_device(message: &RouteMessage, device: u32) -> Option<Found> {
+    let (mut metric, mut leads) = (0, false);
+    let mut next_hops = BTreeSet::new();
+    let mut single = None;
+    for attribute in &message.attributes {
+        match attribute {
+            RouteAttribute::Priority(number) => metric = *number,
+            RouteAttribute::Oif(index) => leads |= *index == device,
+            RouteAttribute::MultiPath(all) => {
+                for one in all.iter().filter(|one| one.interface_index == device) {
+                    leads = true;
+                    next_hops.extend(one.attributes.iter().find_map(next_hop));
+                }
+            }
+            other => single = single.or(next_hop(other)),
+        }
+    }
+    // Without a multipath attribute the device is that of the only next hop.
+    next_hops.extend(single);
+    leads.then_some(Found {
+        rank: (message.header.destination_prefix_length, metric),
+        next_hops,
+    })
+}
+
+fn next_hop(attribute: &RouteAttribute) -> Option<IpAddr> {
+    match attribute {
+        RouteAttribute::Gateway(RouteAddress::Inet(address)) => Some((*address).into()),
+        RouteAttribute::Gateway(RouteAddress::Inet6(address)) => Some((*address).into()),
+        RouteAttribute::Via(RouteVia::Inet(address)) => Some((*address).into()),
+        RouteAttribute::Via(RouteVia::Inet6(address)) => Some((*address).into()),
+        _ => None,
+    }
+}
+
+/// Neighbours of a device that somebody has written down for good, or that need no resolving.
+fn permanent(
+    socket: &mut NetlinkSocket,
+    device: u32,
+    v6: bool,
+) -> Result<BTreeSet<IpAddr>, RouteError> {
+    let mut message = NeighbourMessage::default();
+    message.header.family = family(v6);
+    message.attributes = vec![NeighbourAttribute::IfIndex(device)];
+    let found = dump(
+        socket,
+        RTM_GETNEIGH,
+        Message::GetNeighbour(message),
+        "neighbours",
+    )?;
+    let mut fixed = BTreeSet::new();
+    for message in found {
+        let Message::NewNeighbour(message) = message else {
+            continue;
+        };
+        let states = [NeighbourState::Permanent, NeighbourState::Noarp];
+        if !states.contains(&message.header.state) {
+            continue;
+        }
+        fixed.extend(
+            message
+                .attributes
+                .iter()
+                .find_map(|attribute| match attribute {
+                    NeighbourAttribute::Destination(NeighbourAddress::Inet(address)) => {
+                        Some(IpAddr::from(*address))
+                    }
+                    NeighbourAttribute::Destination(NeighbourAddress::Inet6(address)) => {
+                        Some(IpAddr::from(*address))
+                    }
+                    _ => None,
+                }),
+        );
+    }
+    Ok(fixed)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const A: [u8; 4] = [192, 0, 2, 1];
+    const B: [u8; 4] = [192, 0, 2, 2];
+
+    fn route(length: u8, metric: u32, hops: &[[u8; 4]]) -> Found {
+        Found {
+            rank: (length, metric),
+            next_hops: hops.iter().map(|hop| IpAddr::from(*hop)).collect(),
+        }
+    }
+
+    fn by(hops: &[[u8; 4]]) -> WayOut {
+        WayOut::By(hops.iter().map(|hop| IpAddr::from(*hop)).collect())
+    }
+
+    #[test]
+    fn the_default_route_with_the_lowest_metric_decides_and_else_all_routes() {
+        let none = BTreeSet::new();
+        let default = || vec![route(24, 0, &[]), route(0, 200, &[A]), route(0, 100, &[B])];
+        assert_eq!(judge(default(), true, &none), by(&[B]));
+        let specific = vec![route(24, 0, &[]), route(8, 0, &[A]), route(12, 0, &[B])];
+        assert_eq!(judge(specific, true, &none), by(&[A, B]));
+        let both = vec![route(0, 0, &[A, B])];
+        assert_eq!(judge(both, false, &none), by(&[A, B]));
+    }
+
+    #[test]
+    fn neighbours_alone_are_good_unless_the_default_route_leads_elsewhere() {
+        let none = BTreeSet::new();
+        let link = || vec![route(24, 0, &[])];
+        assert_eq!(judge(link(), false, &none), WayOut::Direct);
+        assert_eq!(judge(link(), true, &none), WayOut::Elsewhere);
+        assert_eq!(judge(vec![route(0, 0, &[])], true, &none), WayOut::Direct);
+    }
+
+    #[test]
+    fn a_next_hop_that_is_written_down_is_not_asked() {
+        let fixed = BTreeSet::from([IpAddr::from(A)]);
+        assert_eq!(
+            judge(vec![route(0, 0, &[A])], false, &fixed),
+            WayOut::Direct
+        );
+    }
+}
