@@ -190,3 +190,9 @@ pub const GRATUITOUS_AFTER_MS: [u64; 6] = [0, 100, 500, 1_000, 2_000, 5_000];
 /// Milliseconds between further ones, for as long as the address is announced: they mend what a short time with two
 /// announcers left behind.
 pub const GRATUITOUS_REFRESH_MS: u64 = 10_000;
+/// Seconds after which everybody's firewalls are looked at again for what refuses our packets, if nobody changed them.
+pub const OBSTACLES_SECS: u64 = 30;
+/// The same if somebody does change them, all the time.
+pub const OBSTACLES_AGAIN_SECS: u64 = 5;
+/// Rules of nftables that one such look reads, at most; what is beyond may do anything.
+pub const FIREWALL_RULES_MAX: usize = 50_000;

@@ -2,6 +2,7 @@
 //!
 //! Everything carries our route protocol number or hangs on our device, and only that is ever deleted.
 
+mod advertised;
 mod kernel;
 mod neighbour;
 mod nexthop;
@@ -10,6 +11,7 @@ mod tunnel;
 pub(crate) mod wanted;
 mod wire;
 
+pub use advertised::Advertised;
 pub use kernel::{RouteError, Routing};
 pub use tunnel::Device;
 pub use wanted::{NextHop, RouteEntry, RouteKind, RuleEntry, RuleKind, Wanted};
