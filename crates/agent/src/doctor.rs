@@ -1,11 +1,14 @@
-//! `egret doctor`: what earlier egress systems left on this node, and its removal.
+//! `egret doctor`: what stands in the way on this node, what earlier egress systems left on it, and the removal of that.
 //!
-//! Reads kernel and files, has `core::earlier` say what is whose, and removes what is asked for; then it looks again.
+//! Reads kernel and files, has `core::obstacle` say what stops our packets and `core::earlier` what is whose, and removes
+//! what is asked for; then it looks again.
 
 mod files;
+mod obstacles;
 
 use crate::report::CLI_API_VERSION;
 use egret_core::earlier::{Action, Finding, Kind, System, find};
+use egret_core::obstacle::Obstacle;
 use egret_datapath::earlier::{EarlierError, Kernel};
 use serde::Serialize;
 use std::collections::BTreeSet;
@@ -17,6 +20,8 @@ use std::path::Path;
 pub struct Doctor {
     api_version: &'static str,
     kind: &'static str,
+    /// What stands in the way of Egret's packets; nothing where something was to be removed.
+    pub obstacles: Vec<Obstacle>,
     /// What is there; after a removal, what is still there.
     pub findings: Vec<LegacyFinding>,
     /// What was there and is not any more.
@@ -74,6 +79,11 @@ impl Doctor {
     pub fn is_clean(&self) -> bool {
         self.findings.is_empty() && self.failed.is_empty()
     }
+
+    /// Whether something stops our packets for certain.
+    pub fn is_obstructed(&self) -> bool {
+        self.obstacles.iter().any(|obstacle| obstacle.certain)
+    }
 }
 
 /// Looks at this node. `root` is where its files are.
@@ -82,8 +92,12 @@ impl Doctor {
 /// The kernel cannot be read.
 pub fn look(root: &Path) -> Result<Doctor, EarlierError> {
     let mut kernel = open(root)?;
-    let (found, unseen) = findings(&mut kernel, root)?;
-    Ok(answer(&found, unseen))
+    let (found, mut unseen) = findings(&mut kernel, root)?;
+    let obstacles = obstacles::read(root, &mut unseen);
+    Ok(Doctor {
+        obstacles,
+        ..answer(&found, unseen)
+    })
 }
 
 /// Removes what these systems left, and looks again.
@@ -138,6 +152,7 @@ fn answer(found: &[Finding], unseen: Vec<String>) -> Doctor {
     Doctor {
         api_version: CLI_API_VERSION,
         kind: "Doctor",
+        obstacles: Vec::new(),
         findings: found.iter().map(LegacyFinding::of).collect(),
         removed: Vec::new(),
         failed: Vec::new(),

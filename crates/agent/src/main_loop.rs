@@ -28,6 +28,7 @@ use egret_core::machines::Destination;
 use egret_core::model::{NodeName, Snapshot};
 use egret_core::node::{External, NodeFacts, NodeOutcome, PathFacts, node_state};
 use egret_core::numbers::{FULL_DESTINATION_SECS, FULL_DESTINATIONS_MAX};
+use egret_core::obstacle::{self, Obstacle};
 use egret_datapath::driver::Datapath;
 use egret_datapath::route::{Device, RouteError};
 use egret_objects::View;
@@ -142,8 +143,8 @@ pub(crate) struct MainLoop {
     /// Version of the record when it was told.
     told_version: u64,
     trouble: Option<String>,
-    /// Others' forward chains that drop the tunnel's packets.
-    forward_blocked: Vec<String>,
+    /// What of others' firewalls refuses our packets, as last looked at.
+    obstacles: Vec<Obstacle>,
     /// The objects or the gateways' liveness changed since the last round.
     news: bool,
     /// Something told of a change of links, routes, rules, next hops or neighbours since the last look.
@@ -197,7 +198,7 @@ impl MainLoop {
             canary_device: None,
             told_version: 0,
             trouble: Some("no objects read yet".into()),
-            forward_blocked: Vec::new(),
+            obstacles: Vec::new(),
             news: false,
             links_changed: false,
             looked: Instant::now(),
@@ -453,6 +454,9 @@ impl MainLoop {
         self.remember(&outcome);
         // What a gateway serves is known from now on, and is decided by.
         self.news |= self.outcome.is_none() && outcome.state.gateway.is_some();
+        let mut outcome = outcome;
+        self.look_for_obstacles(&outcome);
+        obstacle::discount(&mut outcome, &self.obstacles);
         self.outcome = Some(outcome);
         Ok(())
     }
@@ -471,7 +475,6 @@ impl MainLoop {
             metrics.applies.inc();
             metrics.apply_seconds.observe(seconds);
         });
-        self.forward_blocked(applied.forward_blocked);
         for name in &applied.sysctls {
             tracing::info!(name, "node-wide setting changed; --cleanup puts it back");
         }

@@ -1,5 +1,7 @@
 //! What is told about this node and cluster: metrics, the node's status, and `egret status`.
 
+mod obstacles;
+
 use crate::board::Board;
 use crate::canary::Shown;
 use crate::facts::Links;
@@ -13,6 +15,7 @@ use egret_core::model::{Finding, NodeName, NodeRecord};
 use egret_core::node::{CANARY_ABILITY, ForeignMark, NodeOutcome, PodsPath, ReportKind};
 use egret_core::numbers::MARK_MASK;
 use egret_core::rendezvous::announcer;
+use egret_core::obstacle::Obstacle;
 use egret_datapath::driver::RefusedProtocol;
 use egret_objects::{Condition, ConditionStatus, NodeReport, View};
 use serde::Serialize;
@@ -455,7 +458,7 @@ pub(crate) fn status(
     gateway: &Gateway,
     links: Option<&Links>,
     (ports, full, seen_here): (&BTreeMap<IpAddr, u32>, &BTreeSet<Destination>, &SeenHere),
-    (trouble, forward_blocked): (Option<&str>, &[String]),
+    (trouble, obstacles): (Option<&str>, &[Obstacle]),
 ) -> NodeStatus {
     let node = view.snapshot.nodes.get(&record.node);
     let mut demand = ports.clone();
@@ -497,13 +500,7 @@ pub(crate) fn status(
             .and_then(|links| links.external.as_ref())
             .map(|(device, ..)| device.name.clone()),
         abilities: can,
-        conditions: conditions(
-            outcome,
-            gateway,
-            trouble,
-            forward_blocked,
-            (full, seen_here),
-        ),
+        conditions: conditions(outcome, gateway, trouble, obstacles, (full, seen_here)),
     };
     NodeStatus { record, report }
 }
@@ -563,7 +560,7 @@ fn conditions(
     outcome: Option<&NodeOutcome>,
     gateway: &Gateway,
     trouble: Option<&str>,
-    forward_blocked: &[String],
+    obstacles: &[Obstacle],
     (full, seen_here): (&BTreeSet<Destination>, &SeenHere),
 ) -> Vec<Condition> {
     let trouble = trouble.or(gateway.trouble.as_deref());
@@ -586,14 +583,7 @@ fn conditions(
             full_text(full),
         ));
     }
-    if !forward_blocked.is_empty() {
-        let text = forward_blocked.join("; ");
-        conditions.push(holds(
-            ConditionType::ForwardBlocked,
-            Reason::PolicyDrop,
-            text,
-        ));
-    }
+    conditions.extend(obstacles::condition(obstacles));
     if let Some(PodsPath::Unsupported(text)) = outcome.map(|outcome| &outcome.pods_path) {
         let (kind, reason) = (ConditionType::Unsupported, Reason::UnknownPath);
         conditions.push(holds(kind, reason, text.clone()));

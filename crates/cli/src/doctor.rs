@@ -1,14 +1,15 @@
-//! `egret doctor`: prints what was found and removed.
+//! `egret doctor`: prints what stands in the way, what was found and what was removed.
 
 use crate::args::{DoctorArguments, EXIT_NOT_GOOD, EXIT_UNREACHABLE, LegacySystem, Output};
 use crate::show::table;
 use egret_agent::doctor::{self, Doctor, LegacyFinding};
 use egret_core::earlier::System;
+use egret_core::obstacle::Obstacle;
 use serde_json::Value;
 use std::collections::BTreeSet;
 use std::process::ExitCode;
 
-/// Exit code 0: nothing of the systems asked for is there, or not any more.
+/// Exit code 0: nothing of the systems asked for is there, or not any more, and nothing surely stops our packets.
 pub fn run(arguments: &DoctorArguments) -> anyhow::Result<ExitCode> {
     if !nix::unistd::geteuid().is_root() {
         eprintln!("egret: only root can see all that a node's kernel has");
@@ -30,7 +31,8 @@ pub fn run(arguments: &DoctorArguments) -> anyhow::Result<ExitCode> {
     }
     // What nobody removes, a setting, is no reason to try again.
     let left = |finding: &LegacyFinding| !arguments.yes || finding.removable;
-    let good = answer.failed.is_empty() && !answer.findings.iter().any(left);
+    let good =
+        answer.failed.is_empty() && !answer.findings.iter().any(left) && !answer.is_obstructed();
     Ok(if good {
         ExitCode::SUCCESS
     } else {
@@ -49,6 +51,7 @@ fn meant(named: &LegacySystem) -> Vec<System> {
 }
 
 fn print(answer: &Doctor, asked: bool, yes: bool) -> anyhow::Result<()> {
+    obstacles(&answer.obstacles);
     rows("REMOVED", &answer.removed, |finding| &finding.object)?;
     match (asked, yes) {
         (true, false) => {
@@ -73,8 +76,24 @@ fn print(answer: &Doctor, asked: bool, yes: bool) -> anyhow::Result<()> {
     }
     if answer.findings.is_empty() && answer.removed.is_empty() {
         println!("Nothing of these systems is here.");
+        if !asked && answer.obstacles.is_empty() {
+            println!("Nothing is known to stand in Egret's way.");
+        }
     }
     Ok(())
+}
+
+fn obstacles(found: &[Obstacle]) {
+    for obstacle in found {
+        let sure = if obstacle.certain {
+            "IN THE WAY"
+        } else {
+            "MAY BE IN THE WAY"
+        };
+        println!("{sure}: {}", obstacle.place);
+        println!("  {}", obstacle.text);
+        println!("  to do: {}", obstacle.remedy);
+    }
 }
 
 fn rows(

@@ -30,7 +30,7 @@ types! {
     FamilyNotCovered: "The addresses lack a family: traffic of that family is refused.";
     Overlapped: "Another policy comes before this one for some pods and destinations.";
     Degraded: "It works, with less than was promised.";
-    ForwardBlocked: "A node's firewall refuses forwarding and Egret cannot mend it there.";
+    ForwardBlocked: "A node's firewall refuses or drops what passes through the tunnel, and Egret cannot mend it there.";
     PathBroken: "Packets that go the way of a pod's packets do not come back.";
     Unsupported: "The network plugin of a node takes packets past the kernel in a way that Egret does not know.";
 }
@@ -250,6 +250,12 @@ reasons! {
     PolicyDrop: ForwardBlocked true;
         "A FORWARD policy drops, in tables that Egret cannot append to.",
         "Accept forwarded packets of the tunnel device there; the message has the command.";
+    RuleRefuses: ForwardBlocked true;
+        "A rule of a firewall refuses everything that no rule before it has accepted, where Egret cannot put one before it.",
+        "Accept packets of the tunnel device before it; the message has the command.";
+    ReversePathFiltered: ForwardBlocked true;
+        "A rule of a firewall drops what comes by another device than the route back to its source, so every answer out of the tunnel.",
+        "Make the filter a loose one, or accept packets of the tunnel device before it; the message has the command.";
     LostInPrerouting: PathBroken true;
         "Canaries are lost in the prerouting hook, before they are routed: rules of others drop what pods send.",
         "See `egret doctor` on the node; allow packets of pods in the chains of the prerouting hook (raw, mangle).";

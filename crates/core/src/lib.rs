@@ -26,6 +26,7 @@ pub mod machines;
 pub mod model;
 pub mod node;
 pub mod numbers;
+pub mod obstacle;
 mod pairs;
 pub mod plan;
 pub mod rendezvous;

@@ -213,3 +213,9 @@ pub const UPLINK_NEXT_HOPS_MAX: usize = 16;
 pub const UPLINK_TURN_MS: u64 = 300;
 /// Milliseconds for which a packet in the tunnel says that others reach a gateway that no other gateway answers.
 pub const ISOLATION_REACHED_MS: u64 = 10_000;
+/// Seconds after which everybody's firewalls are looked at again for what refuses our packets, if nobody changed them.
+pub const OBSTACLES_SECS: u64 = 30;
+/// The same if somebody does change them, all the time.
+pub const OBSTACLES_AGAIN_SECS: u64 = 5;
+/// Rules of nftables that one such look reads, at most; what is beyond may do anything.
+pub const FIREWALL_RULES_MAX: usize = 50_000;

@@ -8,11 +8,11 @@ pub use table::{COUNTERS, table};
 
 use crate::conntrack::{Conntrack, Flow};
 use crate::damage::{Damage, Found};
-use crate::driver::DatapathError;
+use crate::driver::{DatapathError, settings};
 use crate::netlink::NetlinkSocket;
 use crate::nft::Nftables;
 use crate::route::{RouteError, Routing};
-use crate::sysctl::{NODE_SETTINGS, Sysctls};
+use crate::sysctl::Sysctls;
 use egret_core::classic::{ClassicFate, ClassicState};
 use egret_core::numbers::CLASSIC_NFT_TABLE;
 use std::collections::{BTreeMap, BTreeSet};
@@ -64,7 +64,7 @@ impl ClassicDatapath {
         state: &ClassicState,
         before: Option<&ClassicState>,
     ) -> Result<usize, DatapathError> {
-        self.sysctls.ensure(NODE_SETTINGS)?;
+        settings::forward(&self.sysctls, &mut self.routing, true)?;
         let devices = self.routing.devices()?;
         let device = devices.iter().find(|device| device.name == state.device);
         let Some(device) = device else {
@@ -95,10 +95,11 @@ impl ClassicDatapath {
             true => None,
             false => Some("a rule or route of ours is not as it was".to_owned()),
         };
+        let settings = settings::changed(&self.sysctls)?;
         let parts = [
             (Damage::Routes, routes),
             (Damage::Ruleset, self.nft.look()?),
-            (Damage::Sysctls, self.sysctls.first_other(NODE_SETTINGS)?),
+            (Damage::Sysctls, settings),
         ];
         let damaged = parts.into_iter();
         Ok(damaged

@@ -4,6 +4,7 @@ mod flows;
 mod full;
 mod leave;
 mod refused;
+pub(crate) mod settings;
 
 pub use full::port_of;
 pub use refused::RefusedProtocol;
@@ -12,12 +13,14 @@ use crate::conntrack::Conntrack;
 use crate::damage::{Damage, Found};
 use crate::netlink::NetlinkError;
 use crate::nft::{Forwarding, NftError, Nftables};
+use crate::obstacle::Lookout;
 use crate::route::{RouteError, Routing};
-use crate::sysctl::{HASH_SETTINGS, NODE_SETTINGS, SysctlError, Sysctls};
+use crate::sysctl::{HASH_SETTINGS, SysctlError, Sysctls};
 use crate::worker;
 use egret_core::machines::Destination;
 use egret_core::node::{AccountId, Ending, Idle, NextHopWay, NodeState, is_canary_destination};
 use egret_core::numbers::NFT_TABLE;
+use egret_core::obstacle::{Obstacle, Samples};
 use flows::Owed;
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
@@ -35,6 +38,9 @@ pub enum DatapathError {
     /// Connection tracking.
     #[error("connection tracking")]
     Conntrack(#[source] NetlinkError),
+    /// Firewalls of others.
+    #[error("reading everybody's firewalls")]
+    Firewalls(#[source] NetlinkError),
     /// Node-wide settings.
     #[error(transparent)]
     Sysctl(#[from] SysctlError),
@@ -47,8 +53,6 @@ pub struct Applied {
     pub ended_flows: usize,
     /// Node-wide settings that were changed.
     pub sysctls: Vec<String>,
-    /// Foreign forward chains that drop what goes through the tunnel, each with its remedy.
-    pub forward_blocked: Vec<String>,
 }
 
 /// Packets by reason, and traffic by account.
@@ -58,9 +62,12 @@ pub type Counted = (BTreeMap<String, u64>, BTreeMap<AccountId, worker::Traffic>)
 pub struct Datapath {
     nft: Nftables,
     forwarding: Forwarding,
+    lookout: Lookout,
     routing: Routing,
     conntrack: Conntrack,
     sysctls: Sysctls,
+    /// Devices may have come that hear no router advertisements.
+    come: bool,
     /// The settings for several gateways are as we want them, and stay so.
     hashes: bool,
     applied: Option<NodeState>,
@@ -77,9 +84,11 @@ impl Datapath {
         Ok(Datapath {
             nft: Nftables::open(NFT_TABLE)?,
             forwarding: Forwarding::open()?,
+            lookout: Lookout::open().map_err(DatapathError::Firewalls)?,
             routing: Routing::open()?,
             conntrack: Conntrack::open().map_err(DatapathError::Conntrack)?,
             sysctls: Sysctls::new(state_directory),
+            come: true,
             hashes: false,
             applied: None,
             unfinished: false,
@@ -101,7 +110,8 @@ impl Datapath {
         if !failed_before {
             self.pay_before_return(&state.worker)?;
         }
-        let mut sysctls = self.sysctls.ensure(NODE_SETTINGS)?;
+        let mut sysctls = settings::forward(&self.sysctls, &mut self.routing, self.come)?;
+        self.come = false;
         if self.sysctls.differ(HASH_SETTINGS)? && !self.routing.foreign_multipath()? {
             sysctls.extend(self.sysctls.ensure(HASH_SETTINGS)?);
         }
@@ -130,7 +140,7 @@ impl Datapath {
         if self.nft.apply(&worker::table(state))? {
             self.refuse()?;
         }
-        let forward_blocked = self.open_forwarding(state)?;
+        self.open_forwarding(state)?;
         match ending {
             Ending::AtOnce => ended_flows += self.end_flows(state, &known)?,
             Ending::Afterwards => self.owe(&state.worker, known),
@@ -142,7 +152,6 @@ impl Datapath {
         Ok(Applied {
             ended_flows,
             sysctls,
-            forward_blocked,
         })
     }
 
@@ -150,6 +159,11 @@ impl Datapath {
     pub fn verify(&mut self) -> Result<Found, DatapathError> {
         let mut damage = self.routing.verify()?;
         damage.extend(self.glance()?);
+        if self.applied.is_some() {
+            let come = settings::come(&self.sysctls, &mut self.routing)?;
+            self.come |= come.is_some();
+            damage.extend(come.map(|what| (Damage::Sysctls, what)));
+        }
         Ok(damage)
     }
 
@@ -171,7 +185,7 @@ impl Datapath {
             true => None,
             false => Some("an accept of ours in a forward chain of others is gone".to_owned()),
         };
-        let mut sysctls = self.sysctls.first_other(NODE_SETTINGS)?;
+        let mut sysctls = settings::changed(&self.sysctls)?;
         if sysctls.is_none() && self.hashes {
             sysctls = self.sysctls.first_other(HASH_SETTINGS)?;
         }
@@ -237,13 +251,20 @@ impl Datapath {
     }
 
     /// Opens others' forward chains to the tunnel, which only a worker that sends through it needs. What cannot be
-    /// opened is returned, with the remedy.
-    pub fn open_forwarding(&mut self, state: &NodeState) -> Result<Vec<String>, DatapathError> {
-        if state.worker.targets.is_empty() && state.worker.next_hops.is_empty() {
-            self.forwarding.remove()?;
-            return Ok(Vec::new());
+    /// opened is among [`Self::obstacles`].
+    pub fn open_forwarding(&mut self, state: &NodeState) -> Result<(), DatapathError> {
+        match state.worker.targets.is_empty() && state.worker.next_hops.is_empty() {
+            true => self.forwarding.remove()?,
+            false => self.forwarding.ensure(!state.worker.lift.is_empty())?,
         }
-        Ok(self.forwarding.ensure(!state.worker.lift.is_empty())?)
+        Ok(())
+    }
+
+    /// What of everybody's firewalls refuses what this state sends through the tunnel; a few small messages while nobody
+    /// changes them.
+    pub fn obstacles(&mut self, state: &NodeState) -> Result<&[Obstacle], DatapathError> {
+        let found = self.lookout.look(&Samples::of(state));
+        found.map_err(DatapathError::Firewalls)
     }
 
     /// Egress addresses of the state before, of this one, and of those whose flows are owed: flows of all are ours.

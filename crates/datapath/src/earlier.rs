@@ -166,11 +166,11 @@ fn dump(
 }
 
 /// A number of the kernel's own byte order at the start of these bytes.
-fn host_u32(bytes: &[u8]) -> Option<u32> {
+pub(crate) fn host_u32(bytes: &[u8]) -> Option<u32> {
     Some(u32::from_ne_bytes(bytes.get(..4)?.try_into().ok()?))
 }
 
-fn text(bytes: &[u8]) -> String {
+pub(crate) fn text(bytes: &[u8]) -> String {
     let end = bytes.iter().position(|byte| *byte == 0);
     String::from_utf8_lossy(&bytes[..end.unwrap_or(bytes.len())]).into_owned()
 }

@@ -20,6 +20,7 @@ pub mod gateway;
 mod link;
 pub mod netlink;
 pub mod nft;
+pub mod obstacle;
 pub mod requirements;
 pub mod route;
 pub mod sysctl;

@@ -7,7 +7,6 @@ mod apply;
 mod compare;
 mod expression;
 mod forward;
-mod legacy;
 mod message;
 pub(crate) mod read;
 pub(crate) mod rule;

@@ -2,6 +2,7 @@
 //!
 //! Everything carries our route protocol number or hangs on our device, and only that is ever deleted.
 
+mod advertised;
 mod kernel;
 mod neighbour;
 mod nexthop;
@@ -11,6 +12,7 @@ pub(crate) mod wanted;
 mod way_out;
 mod wire;
 
+pub use advertised::Advertised;
 pub use kernel::{RouteError, Routing};
 pub use tunnel::Device;
 pub use wanted::{NextHop, RouteEntry, RouteKind, RuleEntry, RuleKind, Wanted};

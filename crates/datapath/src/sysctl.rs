@@ -1,5 +1,7 @@
 //! Node-wide settings that forwarding needs. What was there before is written down and restored at `--cleanup`.
 
+mod advertisements;
+
 use std::collections::BTreeMap;
 use std::fs;
 use std::io;
@@ -124,14 +126,20 @@ impl Sysctls {
     /// Puts back what was there before, and forgets the record. A value that somebody else has changed since stays.
     pub fn restore(&self) -> Result<bool, SysctlError> {
         let record = self.read_record()?;
-        for (name, before) in &record {
+        // A device goes back to hearing routers as a host only once the node is one again.
+        let (last, first): (Vec<_>, Vec<_>) = record
+            .iter()
+            .partition(|(name, _)| advertisements::is_acceptance(name));
+        for (name, before) in first.into_iter().chain(last) {
             let ours = NODE_SETTINGS
                 .iter()
                 .chain(HASH_SETTINGS)
                 .find(|(ours, _)| ours == name)
                 .map(|(_, value)| *value);
             let filter = name.starts_with(DEVICES) && name.ends_with(FILTER);
-            let ours = ours.or(filter.then_some(LOOSE));
+            let ours = ours
+                .or(filter.then_some(LOOSE))
+                .or(advertisements::is_acceptance(name).then_some(advertisements::EVEN_FORWARDING));
             let now = read(name)?;
             if ours.is_some() && now.as_deref() == ours {
                 write(name, before)?;
@@ -199,6 +207,11 @@ fn path(name: &str) -> PathBuf {
         other => other,
     });
     directory.join(swapped.collect::<String>())
+}
+
+/// The value, for people; `None` where it cannot be read.
+pub(crate) fn value(name: &str) -> Option<String> {
+    read(name).ok().flatten()
 }
 
 /// The value, or `None` where this kernel has no such setting (IPv6 switched off).

@@ -96,7 +96,7 @@ impl MainLoop {
             &self.gateway,
             self.links.as_ref(),
             (&self.ports, &self.full, &self.seen_here),
-            (self.trouble.as_deref(), &self.forward_blocked),
+            (self.trouble.as_deref(), &self.obstacles),
         );
         // Told already and not yet written is enough; told, written and lost (a record made anew) is not.
         let lost = record.resource_version != self.told_version && *record != status.record;

@@ -6,6 +6,7 @@ use crate::chain;
 use crate::metrics::ByKind;
 use crate::port_use::Ranges;
 use egret_core::node::NodeOutcome;
+use egret_core::obstacle::Obstacle;
 use egret_datapath::damage::Found;
 use std::time::Instant;
 
@@ -22,6 +23,8 @@ impl MainLoop {
             // Old tables tell nobody when they change.
             if let Some(outcome) = self.outcome.take() {
                 self.open_forwarding(&outcome);
+                // What is reported as programmed may be more or less now.
+                self.news |= self.look_for_obstacles(&outcome);
                 self.outcome = Some(outcome);
             }
             if let Some(view) = self.view.take() {
@@ -88,20 +91,33 @@ impl MainLoop {
         }
     }
 
-    pub(super) fn forward_blocked(&mut self, blocked: Vec<String>) {
-        if self.forward_blocked != blocked {
-            for text in &blocked {
-                tracing::warn!(text, "forwarding is blocked by others");
-            }
-            self.forward_blocked = blocked;
+    fn open_forwarding(&mut self, outcome: &NodeOutcome) {
+        if let Err(error) = self.datapath.open_forwarding(&outcome.state) {
+            tracing::warn!(error = %chain(&error), "opening others' forward chains");
         }
     }
 
-    pub(super) fn open_forwarding(&mut self, outcome: &NodeOutcome) {
-        match self.datapath.open_forwarding(&outcome.state) {
-            Ok(blocked) => self.forward_blocked(blocked),
-            Err(error) => tracing::warn!(error = %chain(&error), "opening others' forward chains"),
+    /// What of others' firewalls refuses our packets now; whether that is something else than before.
+    pub(super) fn look_for_obstacles(&mut self, outcome: &NodeOutcome) -> bool {
+        let found = match self.datapath.obstacles(&outcome.state) {
+            Ok(found) if found == self.obstacles => return false,
+            Ok(found) => found.to_vec(),
+            Err(error) => {
+                tracing::warn!(error = %chain(&error), "looking for what refuses our packets");
+                return false;
+            }
+        };
+        for new in found.iter().filter(|one| !self.obstacles.contains(one)) {
+            let Obstacle {
+                text,
+                remedy,
+                certain,
+                ..
+            } = new;
+            tracing::warn!(text, remedy, certain, "something stands in the way");
         }
+        self.obstacles = found;
+        true
     }
 
     /// Counts ports in use where it is time to, or where they have changed at once; whether it did.

@@ -13,6 +13,7 @@ mod leases;
 mod next_hops;
 mod nodes;
 mod objects;
+mod obstacles;
 mod paths;
 mod planning;
 mod pools;

@@ -1,14 +1,16 @@
-//! Foreign forward chains whose policy is drop: one accept of ours per way, appended, so that whatever the CNI's own
-//! rules refuse stays refused, and the tunnel device is not lost only because it came later than those rules.
+//! Foreign forward chains that refuse what nobody has accepted, by their policy or by a last rule that refuses everything:
+//! one accept of ours per way, behind everybody's rules and before that refusal, so that whatever the CNI's own rules
+//! refuse stays refused, and the tunnel device is not lost only because it came later than those rules.
 //!
 //! An accept in our own table could not undo another chain's drop. Rules carry our name as comment; nothing else in a
-//! foreign table is ever touched. The old ip_tables are out of reach of this interface: they are only looked at.
+//! foreign table is ever touched. What cannot be opened (the old ip_tables, a table with an owner, a refusal in a chain
+//! that is jumped to) is left as it is: [`crate::obstacle`] tells of it.
 
 use super::apply::{NftError, named, number, text};
 use super::expression::{Expression, MetaKey, Rule};
-use super::legacy;
 use super::message as m;
 use crate::netlink::{Attrs, NetlinkError, NetlinkSocket, Request, attributes, flags};
+use crate::obstacle::nft::{self, Found};
 use egret_core::numbers::{LIFT_DEVICE, NFT_TABLE, TUNNEL_DEVICE};
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -52,6 +54,63 @@ enum Wanted {
     TunnelAndLift,
 }
 
+/// What refuses what nobody has accepted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum End {
+    /// The policy.
+    Policy,
+    /// The last rule of others, by its handle.
+    Rule(u64),
+}
+
+/// What is in a foreign chain.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Content {
+    /// Handles of our rules.
+    ours: Vec<u64>,
+    /// Where ours belong; `None`: nowhere.
+    end: Option<End>,
+    /// Ours are behind every rule that could refuse something, but for the end.
+    is_last: bool,
+}
+
+impl Content {
+    fn of(found: &[Found], drops: bool) -> Self {
+        let is_ours = |one: &&Found| one.user_data == comment();
+        let others: Vec<&Found> = found.iter().filter(|one| !is_ours(one)).collect();
+        let first = others.iter().position(|one| one.rule.refuses_all());
+        let end = match first {
+            Some(at) if at + 1 == others.len() => Some(End::Rule(others[at].rule.handle)),
+            // What comes after it is never reached: whoever wrote that, or this, is to put it right.
+            Some(_) => None,
+            None => drops.then_some(End::Policy),
+        };
+        let is_end = |one: &Found| end == Some(End::Rule(one.rule.handle));
+        let behind = found.iter().skip_while(|one| !is_ours(one));
+        let mut others_behind = behind.filter(|one| !is_ours(one));
+        let ours_first = others_behind.all(|one| is_end(one) || one.rule.only_lets_go());
+        let reached = found.iter().rposition(|one| is_ours(&one)) < found.iter().position(is_end);
+        let is_last = ours_first && (reached || !matches!(end, Some(End::Rule(_))));
+        Content {
+            ours: found
+                .iter()
+                .filter(is_ours)
+                .map(|one| one.rule.handle)
+                .collect(),
+            end,
+            is_last,
+        }
+    }
+
+    /// `count`: how many rules of ours the end of a chain needs.
+    fn is_as_wanted(&self, count: usize) -> bool {
+        match self.end {
+            None => self.ours.is_empty(),
+            Some(_) => self.ours.len() == count && (count == 0 || self.is_last),
+        }
+    }
+}
+
 /// Our rules in foreign forward chains.
 pub struct Forwarding {
     socket: NetlinkSocket,
@@ -73,32 +132,14 @@ impl Forwarding {
         Ok(Forwarding { socket, done: None })
     }
 
-    /// Appends our rules to every dropping forward chain that lacks them, and takes them out of all others. `lift`: also
-    /// for packets that are lifted into the stack. What cannot be opened is named, with the remedy; it is no error.
-    pub fn ensure(&mut self, lift: bool) -> Result<Vec<String>, NftError> {
-        let (wanted, lifted) = match lift {
-            true => (Wanted::TunnelAndLift, format!(" and {LIFT_DEVICE}")),
-            false => (Wanted::Tunnel, String::new()),
+    /// Puts our rules into every chain that refuses what nobody accepts and lacks them, and takes them out of all
+    /// others. `lift`: also for packets that are lifted into the stack.
+    pub fn ensure(&mut self, lift: bool) -> Result<(), NftError> {
+        let wanted = match lift {
+            true => Wanted::TunnelAndLift,
+            false => Wanted::Tunnel,
         };
-        self.edit(wanted).map_err(error)?;
-        let refused = self.done.iter().flat_map(|done| &done.refused).map(|place| {
-            format!(
-                "the policy of the nftables chain {} is drop and its owner lets nobody else add rules: \
-                 accept the device {TUNNEL_DEVICE}{lifted} there",
-                place.named()
-            )
-        });
-        let legacy = legacy::dropping_policies().into_iter().map(|program| {
-            let lifted = match lift {
-                true => format!("; {program} -A FORWARD -i {LIFT_DEVICE} -j ACCEPT"),
-                false => String::new(),
-            };
-            format!(
-                "the policy of {program}'s FORWARD chain is DROP and cannot be undone from here: \
-                 {program} -A FORWARD -i {TUNNEL_DEVICE} -j ACCEPT; {program} -A FORWARD -o {TUNNEL_DEVICE} -j ACCEPT{lifted}"
-            )
-        });
-        Ok(refused.chain(legacy).collect())
+        self.edit(wanted).map_err(error)
     }
 
     /// Whether every chain still is as the last edit left it. Costs one small message while nobody changed any table.
@@ -108,11 +149,10 @@ impl Forwarding {
             return Ok(true);
         };
         if done.generation != generation && done.wanted != Wanted::None {
+            let count = rules(done.wanted).len();
             for (place, drops) in self.chains().map_err(error)? {
-                if drops
-                    && !done.refused.contains(&place)
-                    && self.ours(&place).map_err(error)?.len() != rules(done.wanted).len()
-                {
+                let content = self.content(&place, drops).map_err(error)?;
+                if !done.refused.contains(&place) && !content.is_as_wanted(count) {
                     return Ok(false);
                 }
             }
@@ -139,12 +179,15 @@ impl Forwarding {
         }
         let mut refused = BTreeSet::new();
         for (place, drops) in self.chains()? {
-            let ours = self.ours(&place)?;
+            let content = self.content(&place, drops)?;
             let mut requests: Vec<Request> = Vec::new();
-            let rules = if drops { rules(wanted) } else { Vec::new() };
-            if ours.len() != rules.len() {
-                requests.extend(ours.iter().map(|handle| delete(&place, *handle)));
-                requests.extend(rules.iter().map(|rule| append(&place, rule)));
+            let rules = rules(wanted);
+            if !content.is_as_wanted(rules.len()) {
+                requests.extend(content.ours.iter().map(|handle| delete(&place, *handle)));
+                let added = rules
+                    .iter()
+                    .filter_map(|rule| add(&place, rule, content.end?));
+                requests.extend(added);
             }
             if requests.is_empty() {
                 continue;
@@ -191,21 +234,9 @@ impl Forwarding {
         Ok(places)
     }
 
-    /// Handles of our rules in a chain.
-    fn ours(&mut self, place: &Place) -> Result<Vec<u64>, NetlinkError> {
-        let attrs = Attrs::default().text(1, &place.table).text(2, &place.chain);
-        let mut request = m::request(m::GETRULE, 0, attrs, format!("rules of {}", place.named()));
-        request.body[0] = place.family;
-        let mut handles = Vec::new();
-        for reply in self.socket.dump(&request)? {
-            let rule = named(&reply.body);
-            let handle = rule
-                .get(&3)
-                .and_then(|bytes| <[u8; 8]>::try_from(&bytes[..]).ok());
-            let is_ours = rule.get(&7) == Some(&comment()) && text(&rule, 2) == place.chain;
-            handles.extend(handle.filter(|_| is_ours).map(u64::from_be_bytes));
-        }
-        Ok(handles)
+    fn content(&mut self, place: &Place, drops: bool) -> Result<Content, NetlinkError> {
+        let found = nft::rules(&mut self.socket, place.family, &place.table, &place.chain)?;
+        Ok(Content::of(&found, drops))
     }
 
     fn read_generation(&mut self) -> Result<u32, NetlinkError> {
@@ -255,19 +286,29 @@ fn rules(wanted: Wanted) -> Vec<Rule> {
     ways.into_iter().map(accept).collect()
 }
 
-fn append(place: &Place, rule: &Rule) -> Request {
+/// The rule at the end that others' rules leave.
+fn add(place: &Place, rule: &Rule, end: End) -> Option<Request> {
+    const POSITION: u16 = 6;
     let list = rule.iter().fold(Attrs::default(), |list, expression| {
         list.extend(expression.encode())
     });
-    let attrs = Attrs::default()
+    let mut attrs = Attrs::default()
         .text(1, &place.table)
         .text(2, &place.chain)
         .nest(4, list)
         .bytes(7, &comment());
+    let how = match end {
+        End::Policy => flags::CREATE | flags::APPEND,
+        // Without the flag a rule comes before the one at the position.
+        End::Rule(handle) => {
+            attrs = attrs.be64(POSITION, handle);
+            flags::CREATE
+        }
+    };
     let what = format!("an accept in the nftables chain {}", place.named());
-    let mut request = m::request(NEWRULE, flags::CREATE | flags::APPEND, attrs, what);
+    let mut request = m::request(NEWRULE, how, attrs, what);
     request.body[0] = place.family;
-    request
+    Some(request)
 }
 
 fn delete(place: &Place, handle: u64) -> Request {
@@ -282,4 +323,71 @@ fn delete(place: &Place, handle: u64) -> Request {
     let mut request = m::request(DELRULE, 0, attrs, what);
     request.body[0] = place.family;
     request
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use egret_core::obstacle::firewall::{Action, Rule as Judged, Test};
+
+    /// Rules in their order: ours (`o`), a jump (`j`), an accept (`a`), one that refuses all (`r`) or something (`d`).
+    fn content(rules: &str, drops: bool) -> Content {
+        let found = |(handle, letter): (usize, char)| Found {
+            rule: Judged {
+                conditions: match letter {
+                    'd' => vec![Test::Protocol(1).into()],
+                    _ => Vec::new(),
+                },
+                action: match letter {
+                    'j' => Action::Jump("other".into()),
+                    'r' | 'd' => Action::Drop,
+                    _ => Action::Accept,
+                },
+                handle: handle as u64,
+            },
+            user_data: match letter {
+                'o' => comment(),
+                _ => Vec::new(),
+            },
+        };
+        let all: Vec<Found> = rules.chars().enumerate().map(found).collect();
+        Content::of(&all, drops)
+    }
+
+    #[test]
+    fn ours_belong_before_what_refuses_all_and_behind_everything_that_may_refuse() {
+        for (rules, drops, end) in [
+            ("jad", true, Some(End::Policy)),
+            ("jad", false, None),
+            ("jar", false, Some(End::Rule(2))),
+            ("jar", true, Some(End::Rule(2))),
+            ("joor", true, Some(End::Rule(3))),
+            ("jrj", true, None),
+            ("rr", false, None),
+            ("", true, Some(End::Policy)),
+        ] {
+            assert_eq!(content(rules, drops).end, end, "{rules} {drops}");
+        }
+        for (rules, drops, wanted) in [
+            ("jaoo", true, true),
+            ("jao", true, false),
+            ("joor", false, true),
+            ("jrooo", false, false),
+            ("jroo", false, false),
+            ("joro", false, false),
+            ("ooa", true, true),
+            ("ooj", true, false),
+            ("oodr", false, false),
+            ("jaoo", false, false),
+            ("ja", false, true),
+            ("oorj", true, false),
+        ] {
+            assert_eq!(
+                content(rules, drops).is_as_wanted(2),
+                wanted,
+                "{rules} {drops}"
+            );
+        }
+        assert!(content("jar", true).is_as_wanted(0) && !content("joor", true).is_as_wanted(0));
+    }
 }

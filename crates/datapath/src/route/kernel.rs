@@ -121,6 +121,16 @@ impl Routing {
         wire::host_routes(&mut self.socket)
     }
 
+    /// Devices that live by router advertisements, or may do so.
+    pub fn advertised(&mut self) -> Result<super::Advertised, RouteError> {
+        super::advertised::look(&mut self.socket)
+    }
+
+    /// Devices that lead to a network of the node's own, by their kind: network cards, bonds, teams and VLANs.
+    pub fn uplinks(&mut self) -> Result<BTreeSet<String>, RouteError> {
+        super::advertised::uplinks(&mut self.socket)
+    }
+
     /// Policy routing rules of others that look at bits of our mark.
     pub fn foreign_marks(&mut self) -> Result<BTreeSet<ForeignMark>, RouteError> {
         policy::foreign_marks(&mut self.socket)

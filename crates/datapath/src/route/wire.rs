@@ -277,7 +277,7 @@ pub(super) fn host_routes(socket: &mut NetlinkSocket) -> Result<BTreeMap<IpAddr,
 }
 
 /// Everybody's routes of both families.
-fn routes(socket: &mut NetlinkSocket) -> Result<Vec<RouteMessage>, RouteError> {
+pub(super) fn routes(socket: &mut NetlinkSocket) -> Result<Vec<RouteMessage>, RouteError> {
     let mut routes = Vec::new();
     for v6 in [false, true] {
         let mut message = RouteMessage::default();

@@ -1,0 +1,96 @@
+//! Which packets to look for: one of each family that the node's state sends through the tunnel, or else one whose answer
+//! may come through it.
+
+use super::{Sample, Samples};
+use crate::model::Protocol;
+use crate::node::{DestinationBox, Group, NextHopWay, NodeState, Target, Verdict, WorkerState};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+
+/// Addresses that nobody has (RFC 5737, RFC 3849).
+pub(super) fn nobody(is_v4: bool) -> IpAddr {
+    match is_v4 {
+        true => Ipv4Addr::new(192, 0, 2, 1).into(),
+        false => Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, 1).into(),
+    }
+}
+
+impl Samples {
+    /// Of a node's state.
+    pub fn of(state: &NodeState) -> Self {
+        let worker = &state.worker;
+        // Another gateway may get the answers to what leaves by this one.
+        let shared = state.peers.values().any(|peer| peer.gateway);
+        let of = |is_v4| {
+            let here = || sample(worker, is_v4, true).filter(|_| shared);
+            sample(worker, is_v4, false).or_else(here)
+        };
+        Samples {
+            v4: of(true),
+            v6: of(false),
+            tunnel: !state.peers.is_empty(),
+        }
+    }
+}
+
+/// `leaves_here`: by the node's own device, not through the tunnel.
+fn sample(worker: &WorkerState, is_v4: bool, leaves_here: bool) -> Option<Sample> {
+    let of_family = worker.pods.iter().filter(|(pod, _)| pod.is_ipv4() == is_v4);
+    for (pod, profile) in of_family {
+        let boxes = worker
+            .profiles
+            .get(profile)
+            .map_or(&[][..], |profile| &profile.boxes);
+        let of_family = boxes.iter().filter(|one| one.first.is_ipv4() == is_v4);
+        for one in of_family {
+            let Some(target) = sent(worker, one, leaves_here) else {
+                continue;
+            };
+            let nobody = nobody(is_v4);
+            let has_nobody = (one.first..=one.last).contains(&nobody);
+            let https = (one.port_first..=one.port_last).contains(&443);
+            return Some(Sample {
+                pod: Some(*pod),
+                egress: target.map(|target| target.address),
+                outside: Some(if has_nobody { nobody } else { one.first }),
+                protocol: one.protocol.map(number),
+                port: Some(if https { 443 } else { one.port_first }),
+                lifted: !worker.lift.is_empty(),
+                leaves_here,
+            });
+        }
+    }
+    None
+}
+
+/// The target of what is for a box, if it has one; `None`: it is not sent this way.
+fn sent<'a>(
+    worker: &'a WorkerState,
+    one: &DestinationBox,
+    leaves_here: bool,
+) -> Option<Option<&'a Target>> {
+    match one.verdict {
+        Verdict::Target(id) => {
+            let target = worker.targets.get(&id)?;
+            let is_so = match worker.groups.get(&target.group)? {
+                Group::Tunnel(_) => !leaves_here,
+                Group::Local { .. } => leaves_here,
+                Group::Nowhere => false,
+            };
+            is_so.then_some(Some(target))
+        }
+        Verdict::NextHop(number) => {
+            let way = &worker.next_hops.get(&number)?.way;
+            (!leaves_here && matches!(way, NextHopWay::Tunnel(_))).then_some(None)
+        }
+        Verdict::FamilyNotCovered | Verdict::Unavailable => None,
+    }
+}
+
+fn number(protocol: Protocol) -> u8 {
+    match protocol {
+        Protocol::Tcp => 6,
+        Protocol::Udp => 17,
+        Protocol::Sctp => 132,
+        Protocol::Icmp => 1,
+    }
+}

@@ -1,0 +1,55 @@
+//! Node-wide settings: forwarding, and what goes with it.
+
+use super::DatapathError;
+use crate::route::{Advertised, Routing};
+use crate::sysctl::{NODE_SETTINGS, Sysctls};
+
+/// Turns forwarding on, after devices that live by router advertisements were told to go on hearing them. `come`:
+/// devices may have come since. Returns the names of the settings that were changed.
+pub(crate) fn forward(
+    sysctls: &Sysctls,
+    routing: &mut Routing,
+    come: bool,
+) -> Result<Vec<String>, DatapathError> {
+    let mut devices = Vec::new();
+    // Reading everything is for the few nodes where it is we who turn forwarding on.
+    if sysctls.is_host()? {
+        devices = sysctls.hear_as_hosts(&routing.advertised()?)?;
+    } else if come {
+        devices = deaf(sysctls, routing)?;
+    }
+    devices.extend(sysctls.deaf()?);
+    let mut changed = sysctls.hear_forwarding(&devices)?;
+    changed.extend(sysctls.ensure(NODE_SETTINGS)?);
+    Ok(changed)
+}
+
+/// Devices that have come since we turned forwarding on, and hear no router.
+fn deaf(sysctls: &Sysctls, routing: &mut Routing) -> Result<Vec<String>, DatapathError> {
+    if !sysctls.was_host()? {
+        return Ok(Vec::new());
+    }
+    let come = Advertised {
+        uplinks: routing.uplinks()?,
+        ..Advertised::default()
+    };
+    Ok(sysctls.hear_as_hosts(&come)?)
+}
+
+/// The first setting that others have changed, for people.
+pub(crate) fn changed(sysctls: &Sysctls) -> Result<Option<String>, DatapathError> {
+    if let Some(found) = sysctls.first_other(NODE_SETTINGS)? {
+        return Ok(Some(found));
+    }
+    let deaf = sysctls.deaf()?.into_iter().next();
+    Ok(deaf.map(|device| format!("{device} hears router advertisements no more")))
+}
+
+/// The first device that has come since and hears no router, for people.
+pub(crate) fn come(
+    sysctls: &Sysctls,
+    routing: &mut Routing,
+) -> Result<Option<String>, DatapathError> {
+    let first = deaf(sysctls, routing)?.into_iter().next();
+    Ok(first.map(|device| format!("{device} is new and hears no router advertisements")))
+}

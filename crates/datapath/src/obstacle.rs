@@ -1,0 +1,117 @@
+//! Reads what may stand in the way of our packets (`egret_core::obstacle` says what does): everybody's firewalls, settings,
+//! policy routing. Netlink and, for the old ip_tables, socket options; no program is started and nothing is changed.
+
+mod expressions;
+mod legacy;
+pub(crate) mod nft;
+mod settings;
+mod xtables;
+
+pub use settings::read as read_settings;
+
+use crate::netlink::{NetlinkError, NetlinkSocket};
+use egret_core::numbers::{FIREWALL_RULES_MAX, OBSTACLES_AGAIN_SECS, OBSTACLES_SECS};
+use egret_core::obstacle::firewall::{Action, Rule};
+use egret_core::obstacle::{Obstacle, Samples, Table, of_firewalls};
+use std::time::{Duration, Instant};
+
+/// Looks at everybody's firewalls now and then.
+pub struct Lookout {
+    socket: NetlinkSocket,
+    last: Option<Looked>,
+}
+
+struct Looked {
+    at: Instant,
+    state: State,
+    samples: Samples,
+    found: Vec<Obstacle>,
+}
+
+/// What tells cheaply that somebody has changed a firewall.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct State {
+    generation: u32,
+    old: legacy::Sizes,
+}
+
+impl Lookout {
+    /// Opens a socket in the namespace of the calling thread.
+    ///
+    /// # Errors
+    /// No rights.
+    pub fn open() -> Result<Self, NetlinkError> {
+        Ok(Lookout {
+            socket: NetlinkSocket::open(libc::NETLINK_NETFILTER)?,
+            last: None,
+        })
+    }
+
+    /// What of the firewalls refuses these packets. While nobody changes anything that costs a few small messages, and
+    /// everything is read every `OBSTACLES_SECS`; where something changes all the time, every `OBSTACLES_AGAIN_SECS`.
+    ///
+    /// # Errors
+    /// nftables cannot be read.
+    pub fn look(&mut self, samples: &Samples) -> Result<&[Obstacle], NetlinkError> {
+        const AGAIN: Duration = Duration::from_secs(OBSTACLES_AGAIN_SECS);
+        const ANYWAY: Duration = Duration::from_secs(OBSTACLES_SECS);
+        if let Some(last) = &self.last {
+            let age = last.at.elapsed();
+            let same_families = last.samples.families() == samples.families();
+            if same_families && age < AGAIN {
+                return Ok(&self.last.as_ref().expect("just seen").found);
+            }
+        }
+        let state = State {
+            generation: nft::generation(&mut self.socket)?,
+            old: legacy::sizes(),
+        };
+        let is_news = |last: &Looked| {
+            last.state != state || last.samples != *samples || last.at.elapsed() >= ANYWAY
+        };
+        if self.last.as_ref().is_none_or(is_news) {
+            let found = self.read(samples)?;
+            self.last = Some(Looked {
+                at: Instant::now(),
+                state,
+                samples: samples.clone(),
+                found,
+            });
+        }
+        Ok(&self.last.as_ref().expect("just set").found)
+    }
+
+    /// Reads the chains that the packets come to, and no others.
+    fn read(&mut self, samples: &Samples) -> Result<Vec<Obstacle>, NetlinkError> {
+        let of_nft = nft::tables(&mut self.socket)?;
+        let families: Vec<u8> = of_nft.iter().map(|(family, _)| *family).collect();
+        let mut tables: Vec<Table> = of_nft.into_iter().map(|(_, table)| table).collect();
+        tables.extend(legacy::tables());
+        let mut read = 0;
+        loop {
+            let unread = match of_firewalls(&tables, samples) {
+                Ok(found) => return Ok(found),
+                Err(unread) => unread,
+            };
+            let table = &mut tables[unread.table];
+            let rules = match families.get(unread.table) {
+                Some(family) if read < FIREWALL_RULES_MAX => {
+                    nft::rules(&mut self.socket, *family, &table.name, &unread.chain)?
+                }
+                // Too much, or not there at all: it may do anything.
+                _ => Vec::new(),
+            };
+            let is_unknown = read >= FIREWALL_RULES_MAX || families.len() <= unread.table;
+            read += rules.len();
+            let mut rules: Vec<Rule> = rules.into_iter().map(|found| found.rule).collect();
+            if is_unknown {
+                rules.push(Rule {
+                    conditions: Vec::new(),
+                    action: Action::Other("unread".into()),
+                    handle: 0,
+                });
+            }
+            table.chains.insert(unread.chain, rules);
+        }
+    }
+}
