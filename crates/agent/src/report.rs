@@ -6,6 +6,7 @@ use crate::facts::Links;
 use crate::gateway::Gateway;
 use crate::metrics::{ByAddress, ByGateway, ByPath, ByReason, Metrics};
 use crate::probe::Seen;
+use crate::surroundings::{Routers, Surroundings};
 use crate::uplink::Uplink;
 use egret_core::condition::{Condition as Said, ConditionType, Reason};
 use egret_core::machines::Destination;
@@ -453,7 +454,7 @@ pub(crate) fn status(
     view: &View,
     outcome: Option<&NodeOutcome>,
     gateway: &Gateway,
-    links: Option<&Links>,
+    (links, routers): (Option<&Links>, &Routers),
     (ports, full, seen_here): (&BTreeMap<IpAddr, u32>, &BTreeSet<Destination>, &SeenHere),
     (trouble, forward_blocked): (Option<&str>, &[String]),
 ) -> NodeStatus {
@@ -464,6 +465,8 @@ pub(crate) fn status(
     }
     let is_gateway = outcome.is_some_and(|outcome| outcome.state.gateway.is_some());
     let can = abilities(outcome, gateway);
+    let addresses = links.map(|links| &links.device_addresses);
+    let around = Surroundings::of(record, &view.snapshot, outcome, addresses, routers);
     let record = NodeRecord {
         abilities: can.iter().cloned().collect(),
         underlay_addresses: node.map(|node| node.addresses.clone()).unwrap_or_default(),
@@ -489,6 +492,13 @@ pub(crate) fn status(
             .map(|outcome| outcome.programmed.clone())
             .unwrap_or_default(),
         datapath: gateway.datapath().filter(|_| is_gateway),
+        node_addresses: around.node_addresses,
+        routers: around.routers,
+        // Others must know it for as long as they may hear it.
+        external_mac: gateway
+            .external_mac()
+            .or(record.external_mac.filter(|_| is_gateway)),
+        conflicts: gateway.claims().clone(),
         ..record.clone()
     };
     let report = NodeReport {
@@ -502,7 +512,7 @@ pub(crate) fn status(
             gateway,
             trouble,
             forward_blocked,
-            (full, seen_here),
+            (full, seen_here, around.left_out),
         ),
     };
     NodeStatus { record, report }
@@ -564,7 +574,7 @@ fn conditions(
     gateway: &Gateway,
     trouble: Option<&str>,
     forward_blocked: &[String],
-    (full, seen_here): (&BTreeSet<Destination>, &SeenHere),
+    (full, seen_here, left_out): (&BTreeSet<Destination>, &SeenHere, usize),
 ) -> Vec<Condition> {
     let trouble = trouble.or(gateway.trouble.as_deref());
     let holds = |kind, reason, text: String| Condition::from(&Said::new(kind, true, reason, text));
@@ -586,6 +596,13 @@ fn conditions(
             full_text(full),
         ));
     }
+    let machines = gateway.claims().iter();
+    let machines = machines.map(|(address, claim)| format!("{claim} answers for {address}"));
+    let machines: Vec<String> = machines.collect();
+    if !machines.is_empty() {
+        let (kind, reason) = (ConditionType::AddressConflict, Reason::ForeignMachine);
+        conditions.push(holds(kind, reason, machines.join("; ")));
+    }
     if !forward_blocked.is_empty() {
         let text = forward_blocked.join("; ");
         conditions.push(holds(
@@ -604,6 +621,12 @@ fn conditions(
     }
     for (reason, text) in gateway.standing.reports() {
         by_reason.entry(reason).or_default().push(text);
+    }
+    if left_out > 0 {
+        let text = format!(
+            "{left_out} addresses of devices and routers are not reported, beyond the limits"
+        );
+        by_reason.entry(Reason::Limit).or_default().push(text);
     }
     if !seen_here.refused.is_empty() {
         let text = refused_text(&seen_here.refused);
