@@ -4,7 +4,8 @@ use crate::chain;
 use egret_core::model::{NodeRecord, Snapshot};
 use egret_core::node::{NodeOutcome, never_anywhere};
 use egret_core::numbers::{
-    LIFT_DEVICE, LIFT_PEER, NODE_ADDRESSES_MAX, ROUTERS_MAX, ROUTERS_REFRESH_SECS, TUNNEL_DEVICE,
+    CANARY_DEVICE, CANARY_PEER, LIFT_DEVICE, LIFT_PEER, NODE_ADDRESSES_MAX, ROUTERS_MAX,
+    ROUTERS_REFRESH_SECS, TUNNEL_DEVICE,
 };
 use egret_datapath::route::{Device, Routing};
 use ipnet::IpNet;
@@ -20,7 +21,13 @@ pub(crate) fn device_addresses(
     devices: &[Device],
     by_device: &BTreeMap<u32, Vec<IpNet>>,
 ) -> BTreeSet<IpNet> {
-    let ours = [TUNNEL_DEVICE, LIFT_DEVICE, LIFT_PEER];
+    let ours = [
+        TUNNEL_DEVICE,
+        LIFT_DEVICE,
+        LIFT_PEER,
+        CANARY_DEVICE,
+        CANARY_PEER,
+    ];
     let others = devices
         .iter()
         .filter(|device| !ours.contains(&device.name.as_str()));

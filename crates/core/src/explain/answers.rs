@@ -18,8 +18,14 @@ pub(super) fn announced(
     let says = |record: &NodeRecord| record.announcing.contains(&address);
     let is_announced = records().any(says);
     let listening = records().filter(|record| !is_announced || says(record));
-    match listening.filter_map(|record| record.conflicts.get(&address)).next() {
-        Some(claim) => (format!("{text}; another machine answers for it: {claim}"), false),
+    match listening
+        .filter_map(|record| record.conflicts.get(&address))
+        .next()
+    {
+        Some(claim) => (
+            format!("{text}; another machine answers for it: {claim}"),
+            false,
+        ),
         None => (text, good),
     }
 }

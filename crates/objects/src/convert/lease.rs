@@ -221,10 +221,7 @@ fn mac(check: &mut Check, field: &str, text: &str) -> Option<MacAddress> {
     check.take(field, text, read)
 }
 
-fn conflicts(
-    check: &mut Check,
-    all: &[api::AddressConflict],
-) -> BTreeMap<IpAddr, AddressClaim> {
+fn conflicts(check: &mut Check, all: &[api::AddressConflict]) -> BTreeMap<IpAddr, AddressClaim> {
     all.iter()
         .enumerate()
         .filter_map(|(index, one)| {
