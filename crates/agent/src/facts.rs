@@ -1,5 +1,6 @@
 //! What only the node itself knows: devices, addresses, carrier.
 
+use crate::surroundings::device_addresses;
 use egret_core::model::{NodeName, Snapshot};
 use egret_core::node::{
     Attachment, Candidate, External, ExternalChoice, ForeignMark, external_choice, wanted_next_hops,
@@ -53,6 +54,8 @@ pub(crate) struct Links {
     pub(crate) underlay_up: bool,
     /// Addresses of every device.
     pub(crate) local_addresses: BTreeSet<IpAddr>,
+    /// The same with their prefix, without those of our own devices.
+    pub(crate) device_addresses: BTreeSet<IpNet>,
     /// Next hops of policies that a device with carrier leads to, without a router between.
     pub(crate) attached: BTreeMap<IpAddr, Attachment>,
     /// Policy routing rules of others that look at bits of our mark.
@@ -90,6 +93,7 @@ impl Links {
             underlay_devices: in_network_of(underlay, &devices, &by_device),
             underlay_up: true,
             local_addresses: BTreeSet::new(),
+            device_addresses: device_addresses(&devices, &by_device),
             attached,
             foreign_marks: routing.foreign_marks()?,
         };

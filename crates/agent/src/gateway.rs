@@ -1,14 +1,16 @@
 //! The gateway role of this node: eBPF programs, steering tables, announcements.
 
 use crate::chain;
+use crate::conflicts::{Around, Detection};
 use crate::facts::Links;
 use crate::path::{GatewayDatapath, Path as Forwarding};
 use crate::standing::Standing;
 use egret_core::machines::{Announcer, AnnouncerCommand, Entrance, answering_nodes};
-use egret_core::model::{NodeName, Snapshot};
-use egret_core::node::{GatewayState, Tunnel};
+use egret_core::model::{AddressClaim, MacAddress, NodeName, Snapshot};
+use egret_core::node::{GatewayState, Reach, Tunnel};
 use egret_datapath::damage::Found;
 use egret_datapath::gateway::announce::{SolicitedNodes, gratuitous};
+use egret_datapath::gateway::conflict::Claim;
 use egret_datapath::gateway::netdev::NetdevGateway;
 use egret_datapath::gateway::{Carried, GatewayConfig, GatewayDriver};
 use egret_datapath::route::Device;
@@ -33,6 +35,7 @@ pub(crate) struct Gateway {
     pin_directory: PathBuf,
     choice: GatewayDatapath,
     announcer: Announcer,
+    detection: Detection,
     attached: Option<Attached>,
     /// Nothing of a gateway is left here: this node is none.
     clean: bool,
@@ -49,12 +52,13 @@ impl Gateway {
         node: &NodeName,
         pin_directory: &Path,
         choice: GatewayDatapath,
-        standing: Standing,
+        (standing, detection): (Standing, Detection),
     ) -> Self {
         Gateway {
             pin_directory: pin_directory.into(),
             choice,
             announcer: Announcer::new(node.clone()),
+            detection,
             attached: None,
             clean: false,
             takeovers: BTreeMap::new(),
@@ -70,6 +74,7 @@ impl Gateway {
             self.trouble = Some("this gateway node has no external device".into());
             return;
         };
+        self.detection.listen(external.index);
         let config = GatewayConfig {
             tunnel_ifindex: device.index,
             external_ifindex: external.index,
@@ -152,9 +157,44 @@ impl Gateway {
             attached.entrance.update(fit, others, now_ms);
             attached.entrance.entered()
         });
+        // Where routers lead to the gateways, nobody answers.
+        addresses.retain(|address, _| {
+            let steering = state.addresses.get(address);
+            steering.is_some_and(|steering| steering.reach == Reach::L2)
+        });
+        let served = addresses.keys().copied().collect();
         self.standing
             .limit(&mut addresses, (alone, reached), now_ms);
+        // Before its first use, the segment is asked who has an address.
+        let chosen = self.announcer.chosen(&addresses, live, entered);
+        let around = Around {
+            snapshot,
+            node: me,
+            local,
+            mac: self.external_mac().unwrap_or(MacAddress([0; 6])),
+            announcing: self.announcer.announcing(),
+        };
+        self.detection
+            .update(&around, served, chosen.clone(), now_ms);
+        addresses
+            .retain(|address, _| !chosen.contains(address) || self.detection.may_announce(address));
         self.announcer.update(&addresses, live, entered, now_ms);
+    }
+
+    /// Hardware address of the external device, while its data path is set up.
+    pub(crate) fn external_mac(&self) -> Option<MacAddress> {
+        let attached = self.attached.as_ref()?;
+        Some(MacAddress(attached.config.external_mac))
+    }
+
+    /// Takes up what machines on the external segment have said. True if there is something new to tell or decide.
+    pub(crate) fn heard(&mut self, claims: &[Claim], now_ms: u64) -> bool {
+        self.detection.heard(claims, now_ms)
+    }
+
+    /// Machines that have addresses which this node would announce.
+    pub(crate) fn claims(&self) -> &BTreeMap<IpAddr, AddressClaim> {
+        self.detection.claims()
     }
 
     /// Brings tables and multicast groups to the state, with the announcer's flags. Without an external link the tables
@@ -203,7 +243,9 @@ impl Gateway {
                 self.trouble = Some(text);
             }
         }
-        let served = state.addresses.keys().copied().collect();
+        let on_segment = state.addresses.iter();
+        let on_segment = on_segment.filter(|(_, steering)| steering.reach == Reach::L2);
+        let served = on_segment.map(|(address, _)| *address).collect();
         if let Err(errors) = attached.solicited.set(&served) {
             for error in errors {
                 tracing::warn!(error = %chain(&error), "a solicited-node group cannot be joined");
@@ -218,6 +260,16 @@ impl Gateway {
 
     /// Sends what is due to be announced.
     pub(crate) fn announce(&mut self, now_ms: u64) {
+        if let Some(attached) = &self.attached {
+            let GatewayConfig {
+                external_ifindex,
+                external_mac,
+                ..
+            } = attached.config;
+            for address in self.detection.act(external_ifindex, external_mac, now_ms) {
+                self.send(address);
+            }
+        }
         self.announcer.handle_deadline(now_ms);
         for command in self.announcer.drain() {
             match command {
@@ -249,15 +301,22 @@ impl Gateway {
 
     /// When [`Self::announce`] is due, or a question of its [`Standing`].
     pub(crate) fn next_deadline(&self) -> Option<u64> {
-        let questions = self.standing.asks_at().into_iter();
-        questions.chain(self.announcer.next_deadline()).min()
+        let probes = self.detection.next_deadline();
+        let due = [
+            self.standing.asks_at(),
+            self.announcer.next_deadline(),
+            probes.filter(|_| self.attached.is_some()),
+        ];
+        due.into_iter().flatten().min()
     }
 
     /// When [`Self::decide`] is due although nothing has changed.
     pub(crate) fn entrance_at(&self) -> Option<u64> {
         let attached = self.attached.as_ref();
         let entrance = attached.and_then(|attached| attached.entrance.next_deadline());
-        entrance.into_iter().chain(self.standing.decides_at()).min()
+        let conflicts = attached.and_then(|_| self.detection.decision_at());
+        let due = [entrance, conflicts, self.standing.decides_at()];
+        due.into_iter().flatten().min()
     }
 
     pub(crate) fn announcing(&self) -> BTreeSet<IpAddr> {
@@ -336,6 +395,7 @@ impl Gateway {
         self.announcer
             .update(&BTreeMap::new(), &BTreeSet::new(), false, 0);
         self.announcer.drain();
+        self.detection.end();
         let tables = NetdevGateway::remove().map_err(|error| chain(&error));
         let programs = GatewayDriver::remove(&self.pin_directory).map_err(|error| chain(&error));
         self.clean = tables.is_ok() && programs.is_ok();

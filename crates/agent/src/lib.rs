@@ -16,6 +16,7 @@ mod board;
 mod canary;
 mod classic;
 mod cni;
+mod conflicts;
 pub mod doctor;
 mod facts;
 mod flows;
@@ -33,6 +34,7 @@ pub mod report;
 mod socket;
 mod source;
 mod standing;
+mod surroundings;
 mod traffic;
 mod uplink;
 
@@ -127,7 +129,7 @@ pub fn run(
     let ready = Arc::new(AtomicBool::new(false));
     let desk = cni::Desk::open(&config.node, &config.state_directory, ready.clone());
     cni::keep_installed(&config.cni, &config.state_directory, &ready, stop)?;
-    socket::listen(&config.socket, events)?;
+    socket::listen(&config.socket, events.clone())?;
     let ways = main_loop::Ways {
         status,
         probes,
@@ -136,6 +138,7 @@ pub fn run(
         ranges,
         flows,
         canaries,
+        events,
     };
     let main_loop = main_loop::MainLoop::new(config, datapath, board, ways, desk);
     main_loop.measuring(canary_device).run(&inbox, stop);

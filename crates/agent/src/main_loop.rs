@@ -10,6 +10,7 @@ use crate::board::Board;
 use crate::canary::{Measured, Order, Shown};
 use crate::chain;
 use crate::cni::{Asked, Desk, Round};
+use crate::conflicts::Detection;
 use crate::facts::{Links, Wanted};
 use crate::flows;
 use crate::gateway::Gateway;
@@ -22,6 +23,7 @@ use crate::report::SeenHere;
 use crate::socket::Query;
 use crate::source::{Newest, Status};
 use crate::standing::Standing;
+use crate::surroundings::Routers;
 use crate::traffic::Traffic;
 use crate::uplink::Uplink;
 use egret_core::machines::Destination;
@@ -30,6 +32,7 @@ use egret_core::node::{External, NodeFacts, NodeOutcome, PathFacts, node_state};
 use egret_core::numbers::{FULL_DESTINATION_SECS, FULL_DESTINATIONS_MAX};
 use egret_core::obstacle::{self, Obstacle};
 use egret_datapath::driver::Datapath;
+use egret_datapath::gateway::conflict::Claim;
 use egret_datapath::route::{Device, RouteError};
 use egret_objects::View;
 use std::collections::{BTreeMap, BTreeSet};
@@ -66,6 +69,8 @@ pub(crate) enum Event {
     Neighbours(Heard),
     /// A link, address, route or rule has changed.
     Links,
+    /// Machines on the external segment have said that they have addresses that this gateway serves.
+    Claims(Vec<Claim>),
     /// All flows of the node, as asked for.
     Flows(flows::Read),
     /// Destinations towards which a lease is used up, and how often one was left out for lack of room.
@@ -96,6 +101,8 @@ pub(crate) struct Ways {
     pub(crate) flows: Sender<u64>,
     /// To whoever sends canaries.
     pub(crate) canaries: Sender<Order>,
+    /// Back to the loop itself, for threads that come and go.
+    pub(crate) events: Sender<Event>,
 }
 
 pub(crate) struct MainLoop {
@@ -116,6 +123,7 @@ pub(crate) struct MainLoop {
     remembered: Remembered,
     /// Facts about links, while nothing has told that they may have changed.
     links: Option<Links>,
+    routers: Routers,
     pod_devices: PodDevices,
     links_stale: bool,
     tunnel: Option<Device>,
@@ -162,11 +170,12 @@ impl MainLoop {
         cni: Desk,
     ) -> Self {
         let standing = Standing::new(&config.node, ways.heard.clone());
+        let detection = Detection::new(ways.events.clone());
         let (pins, choice) = (&config.pin_directory, config.gateway_datapath);
         MainLoop {
             config: config.clone(),
             datapath,
-            gateway: Gateway::new(&config.node, pins, choice, standing),
+            gateway: Gateway::new(&config.node, pins, choice, (standing, detection)),
             uplink: Uplink::new(config),
             board: board.clone(),
             ways,
@@ -179,6 +188,7 @@ impl MainLoop {
             ever_live: BTreeSet::new(),
             remembered: Remembered::load(&config.state_directory),
             links: None,
+            routers: Routers::default(),
             pod_devices: PodDevices::default(),
             links_stale: true,
             tunnel: None,
@@ -319,6 +329,10 @@ impl MainLoop {
                 self.links_stale = true;
                 self.look_soon();
             }
+            Event::Claims(claims) => {
+                let now_ms = self.now_ms();
+                self.news |= self.gateway.heard(&claims, now_ms);
+            }
             Event::Flows(read) => self.end_owed(read),
             Event::Full(full, left_out) => {
                 if left_out > 0 {
@@ -398,6 +412,7 @@ impl MainLoop {
         let node = self.config.node.clone();
         let links = self.look(snapshot).map_err(|e| chain(&e))?;
         self.seen_here.foreign_marks = links.foreign_marks.clone();
+        self.routers.look(self.datapath.routing());
         let path = self.uplink.facts(snapshot, &node).map_err(|e| chain(&e))?;
         let routing = self.datapath.routing();
         let looked = self.pod_devices.look(routing, snapshot, &node);

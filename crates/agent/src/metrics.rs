@@ -1,11 +1,14 @@
 //! What the agent counts, under names that `docs/metrics.md` lists (a test compares).
 
+use egret_core::model::AddressClaim;
 use prometheus_client::encoding::EncodeLabelSet;
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::metrics::histogram::{Histogram, exponential_buckets};
 use prometheus_client::registry::Registry;
+use std::collections::BTreeMap;
+use std::net::IpAddr;
 use std::sync::atomic::AtomicU64;
 
 /// A gauge or counter by reason.
@@ -118,6 +121,8 @@ pub struct Metrics {
     pub selected_pods: Gauge,
     /// Addresses that this node announces.
     pub announcing: Gauge,
+    /// Addresses that another machine answers for, as this gateway hears.
+    pub address_conflicts: Family<ByAddress, Gauge>,
     /// Steering version of this node's gateway.
     pub steering_version: Gauge<u64, AtomicU64>,
     /// Findings in the objects that this node reads.
@@ -153,6 +158,7 @@ impl Default for Metrics {
             insert_failed: Gauge::default(),
             selected_pods: Gauge::default(),
             announcing: Gauge::default(),
+            address_conflicts: Family::default(),
             steering_version: Gauge::default(),
             findings: Gauge::default(),
         };
@@ -247,6 +253,11 @@ impl Metrics {
             self.announcing.clone(),
         );
         r.register(
+            "address_conflicts",
+            "Egress addresses that a machine which is no gateway answers for on the external segment (1)",
+            self.address_conflicts.clone(),
+        );
+        r.register(
             "steering_version",
             "Steering version of the gateway",
             self.steering_version.clone(),
@@ -256,6 +267,17 @@ impl Metrics {
             "Objects with something to mend",
             self.findings.clone(),
         );
+    }
+
+    /// Shows which addresses another machine answers for.
+    pub(crate) fn show_conflicts(&self, claims: &BTreeMap<IpAddr, AddressClaim>) {
+        self.address_conflicts.clear();
+        for address in claims.keys() {
+            let label = ByAddress {
+                address: address.to_string(),
+            };
+            self.address_conflicts.get_or_create(&label).set(1);
+        }
     }
 
     fn register_traffic(&mut self) {

@@ -8,6 +8,7 @@ use crate::facts::Links;
 use crate::gateway::Gateway;
 use crate::metrics::{ByAddress, ByGateway, ByPath, ByReason, Metrics};
 use crate::probe::Seen;
+use crate::surroundings::{Routers, Surroundings};
 use crate::uplink::Uplink;
 use egret_core::condition::{Condition as Said, ConditionType, Reason};
 use egret_core::machines::Destination;
@@ -456,7 +457,7 @@ pub(crate) fn status(
     view: &View,
     outcome: Option<&NodeOutcome>,
     gateway: &Gateway,
-    links: Option<&Links>,
+    (links, routers): (Option<&Links>, &Routers),
     (ports, full, seen_here): (&BTreeMap<IpAddr, u32>, &BTreeSet<Destination>, &SeenHere),
     (trouble, obstacles): (Option<&str>, &[Obstacle]),
 ) -> NodeStatus {
@@ -467,6 +468,8 @@ pub(crate) fn status(
     }
     let is_gateway = outcome.is_some_and(|outcome| outcome.state.gateway.is_some());
     let can = abilities(outcome, gateway);
+    let addresses = links.map(|links| &links.device_addresses);
+    let around = Surroundings::of(record, &view.snapshot, outcome, addresses, routers);
     let record = NodeRecord {
         abilities: can.iter().cloned().collect(),
         underlay_addresses: node.map(|node| node.addresses.clone()).unwrap_or_default(),
@@ -492,6 +495,13 @@ pub(crate) fn status(
             .map(|outcome| outcome.programmed.clone())
             .unwrap_or_default(),
         datapath: gateway.datapath().filter(|_| is_gateway),
+        node_addresses: around.node_addresses,
+        routers: around.routers,
+        // Others must know it for as long as they may hear it.
+        external_mac: gateway
+            .external_mac()
+            .or(record.external_mac.filter(|_| is_gateway)),
+        conflicts: gateway.claims().clone(),
         ..record.clone()
     };
     let report = NodeReport {
@@ -500,7 +510,13 @@ pub(crate) fn status(
             .and_then(|links| links.external.as_ref())
             .map(|(device, ..)| device.name.clone()),
         abilities: can,
-        conditions: conditions(outcome, gateway, trouble, obstacles, (full, seen_here)),
+        conditions: conditions(
+            outcome,
+            gateway,
+            trouble,
+            obstacles,
+            (full, seen_here, around.left_out),
+        ),
     };
     NodeStatus { record, report }
 }
@@ -561,7 +577,7 @@ fn conditions(
     gateway: &Gateway,
     trouble: Option<&str>,
     obstacles: &[Obstacle],
-    (full, seen_here): (&BTreeSet<Destination>, &SeenHere),
+    (full, seen_here, left_out): (&BTreeSet<Destination>, &SeenHere, usize),
 ) -> Vec<Condition> {
     let trouble = trouble.or(gateway.trouble.as_deref());
     let holds = |kind, reason, text: String| Condition::from(&Said::new(kind, true, reason, text));
@@ -583,6 +599,13 @@ fn conditions(
             full_text(full),
         ));
     }
+    let machines = gateway.claims().iter();
+    let machines = machines.map(|(address, claim)| format!("{claim} answers for {address}"));
+    let machines: Vec<String> = machines.collect();
+    if !machines.is_empty() {
+        let (kind, reason) = (ConditionType::AddressConflict, Reason::ForeignMachine);
+        conditions.push(holds(kind, reason, machines.join("; ")));
+    }
     conditions.extend(obstacles::condition(obstacles));
     if let Some(PodsPath::Unsupported(text)) = outcome.map(|outcome| &outcome.pods_path) {
         let (kind, reason) = (ConditionType::Unsupported, Reason::UnknownPath);
@@ -594,6 +617,12 @@ fn conditions(
     }
     for (reason, text) in gateway.standing.reports() {
         by_reason.entry(reason).or_default().push(text);
+    }
+    if left_out > 0 {
+        let text = format!(
+            "{left_out} addresses of devices and routers are not reported, beyond the limits"
+        );
+        by_reason.entry(Reason::Limit).or_default().push(text);
     }
     if !seen_here.refused.is_empty() {
         let text = refused_text(&seen_here.refused);

@@ -155,7 +155,8 @@ fn jittered(pause: Duration) -> Duration {
     pause * 3 / 4 + pause * share / 1024
 }
 
-fn now_secs() -> i64 {
+/// Seconds since the Unix epoch.
+pub(crate) fn now_secs() -> i64 {
     let since = SystemTime::now().duration_since(UNIX_EPOCH);
     since.map_or(0, |since| {
         i64::try_from(since.as_secs()).unwrap_or(i64::MAX)

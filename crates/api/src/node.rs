@@ -1,6 +1,6 @@
 //! `EgressNode`: what controller and agent of one node tell each other.
 
-use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
 use kube::{CustomResource, KubeSchema};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -90,6 +90,19 @@ pub struct NodeStatus {
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(inner(length(max = 49), regex(pattern = crate::PREFIX)))]
     pub external_addresses: Vec<String>,
+    /// Hardware address of that device.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub external_mac: Option<String>,
+    /// Addresses of the node's devices with their prefix length, without link-local ones and those of pods: never egress
+    /// destinations, and no egress addresses.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub node_addresses: Vec<String>,
+    /// Routers around the node, as its routes and neighbours say: no egress addresses.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub routers: Vec<String>,
+    /// Egress addresses that another machine answers for on the external segment.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub conflicts: Vec<AddressConflict>,
     /// Routers that this gateway carries packets to, of those that objects of earlier systems name as next hop.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(inner(length(min = 2, max = 45), regex(pattern = crate::ADDRESS)))]
@@ -117,10 +130,22 @@ pub struct NodeStatus {
     /// What is programmed here.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub programmed: Vec<ProgrammedPolicy>,
-    /// Ready, PortsExhausted, Degraded, ForwardBlocked, Unsupported.
+    /// Ready, PortsExhausted, Degraded, AddressConflict, ForwardBlocked, Unsupported.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[x_kube(merge_strategy = ListMerge::Map(vec!["type".into()]))]
     pub conditions: Vec<Condition>,
+}
+
+/// An egress address that another machine answers for.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct AddressConflict {
+    /// The egress address.
+    pub address: String,
+    /// Hardware address of the machine.
+    pub mac: String,
+    /// When it was first heard.
+    pub since: Time,
 }
 
 /// Source ports of one address in use on a node.

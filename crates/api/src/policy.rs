@@ -262,7 +262,7 @@ pub struct PolicyStatus {
     /// How many pods.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub pods: Option<PodCounts>,
-    /// Accepted, Allocated, Ready; PortsExhausted, FamilyNotCovered, Overlapped, Degraded where they arise.
+    /// Accepted, Allocated, Ready; PortsExhausted, FamilyNotCovered, Overlapped, Degraded, AddressConflict where they arise.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[x_kube(merge_strategy = ListMerge::Map(vec!["type".into()]))]
     pub conditions: Vec<Condition>,

@@ -120,17 +120,10 @@ fn write_down(snapshot: &mut Snapshot, plan: &ClusterPlan) {
             tunnel_index: spec.tunnel_index,
             grants: spec.grants.clone(),
             underlay_addresses: snapshot.nodes[node].addresses.clone(),
-            next_hops: Default::default(),
-            uplink_lost: false,
-            external_addresses: BTreeSet::new(),
             steering_version: u64::MAX,
-            announcing: BTreeSet::new(),
-            demand: BTreeMap::new(),
-            full_destinations: BTreeMap::new(),
-            programmed: Vec::new(),
-            abilities: BTreeSet::new(),
             datapath: Some("ebpf".into()),
             resource_version: 1,
+            ..NodeRecord::new(node.clone())
         };
         snapshot.node_records.insert(node.clone(), record);
     }

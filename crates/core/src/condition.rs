@@ -30,6 +30,7 @@ types! {
     FamilyNotCovered: "The addresses lack a family: traffic of that family is refused.";
     Overlapped: "Another policy comes before this one for some pods and destinations.";
     Degraded: "It works, with less than was promised.";
+    AddressConflict: "Something else has an address too.";
     ForwardBlocked: "A node's firewall refuses or drops what passes through the tunnel, and Egret cannot mend it there.";
     PathBroken: "Packets that go the way of a pod's packets do not come back.";
     Unsupported: "The network plugin of a node takes packets past the kernel in a way that Egret does not know.";
@@ -138,8 +139,12 @@ reasons! {
         "Ask for the namespace to be listed in the pool's spec.namespaces, or for a pool with this address.";
     AddressInvalid: Accepted false;
         "No host could use this address.", "Use a unicast address that the outside knows.";
-    AddressInCluster: Accepted false;
-        "A node, a pod, a Service or a Service's load balancer has this address.", "Use an address that nothing else has.";
+    AddressInCluster: Accepted false, AddressConflict true;
+        "A node, a router of a node, a pod, a Service or a Service's load balancer has this address.",
+        "Use an address that nothing else has.";
+    ForeignMachine: AddressConflict true, Ready false;
+        "A machine that is no gateway answers for the address on the gateways' segment; the message has its hardware address.",
+        "Take the address from that machine, or use another. Where a router answers for everything (proxy ARP), use `announce.mode: Static`.";
     AddressConflict: Accepted false;
         "An older policy uses this address by another gateway.", "Use one gateway per address.";
     NoAddress: Accepted false;
@@ -174,6 +179,8 @@ reasons! {
         "Addresses are free.", "";
     Announced: Ready true;
         "A gateway answers for the address.", "";
+    Routed: Ready true;
+        "Routers lead to the gateways of the address (`announce.mode: Static`); nobody answers ARP or ND for it.", "";
     NotAnnounced: Ready false;
         "No gateway answers for the address yet.",
         "Wait for a gateway of its EgressGateway to live; see `egret status`.";

@@ -231,7 +231,7 @@ fn policy_steps(
         result.say(Stage::Address, true, format!("{address}{why}"));
         lease_step(result, snapshot, &pod.node, address);
         let Some(gateway) = one.gateway else { continue };
-        let (announced, good) = answers::announced(snapshot, silent, address);
+        let (announced, good) = answers::announced(snapshot, gateway, silent, address);
         let text = format!("EgressGateway {}; {announced}", gateway.name.0);
         result.say(Stage::Gateway, good, text);
     }

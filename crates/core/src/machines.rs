@@ -3,6 +3,7 @@
 //! is to be done, in order.
 
 mod announcer;
+mod conflicts;
 mod entrance;
 mod hearing;
 mod holders;
@@ -13,6 +14,7 @@ mod port_use;
 mod uplink;
 
 pub use announcer::{Announcer, AnnouncerCommand};
+pub use conflicts::{ConflictCommand, ConflictInputs, Conflicts};
 pub use entrance::Entrance;
 pub use hearing::Hearing;
 pub use holders::answering_nodes;

@@ -144,6 +144,14 @@ pub const ENDED_FLOWS_MAX: u32 = 65_536;
 pub const FULL_DESTINATIONS_MAX: usize = 4096;
 /// Addresses of its external device that a gateway reports, at most.
 pub const EXTERNAL_ADDRESSES_MAX: usize = 64;
+/// Addresses of its devices that a node reports, at most.
+pub const NODE_ADDRESSES_MAX: usize = 128;
+/// Routers around a node that it reports, at most.
+pub const ROUTERS_MAX: usize = 64;
+/// Egress addresses that a gateway reports as another machine's, at most.
+pub const CONFLICTS_MAX: usize = 64;
+/// Seconds after which a node looks for its routers again.
+pub const ROUTERS_REFRESH_SECS: u64 = 30;
 /// Seconds after which the refusal of a full destination ends by itself if no agent renews it.
 pub const FULL_DESTINATION_SECS: u64 = 30;
 /// Refused packets of protocols without ports (source, destination, protocol) that are remembered at once, per family,
@@ -219,3 +227,17 @@ pub const OBSTACLES_SECS: u64 = 30;
 pub const OBSTACLES_AGAIN_SECS: u64 = 5;
 /// Rules of nftables that one such look reads, at most; what is beyond may do anything.
 pub const FIREWALL_RULES_MAX: usize = 50_000;
+/// Milliseconds at which the segment is asked for an address that no gateway has announced yet: ARP probes (RFC 5227
+/// section 2.1.1) or neighbour solicitations from nobody (RFC 4862 section 5.4.2).
+pub const CONFLICT_PROBES_AFTER_MS: [u64; 3] = [0, 60, 120];
+/// Milliseconds after which an address that nobody has answered for is announced. RFC 5227 waits 5 to 7 s, for hosts that come
+/// up all at once on slow links; who answers later is found by the probes that follow.
+pub const CONFLICT_DECIDED_MS: u64 = 200;
+/// Milliseconds between the announcer's further probes of an address in use.
+pub const CONFLICT_REFRESH_MS: u64 = 10_000;
+/// The same while another machine has the address.
+pub const CONFLICT_AGAIN_MS: u64 = 3_000;
+/// Milliseconds without a word of another machine after which it counts as gone.
+pub const CONFLICT_FORGET_MS: u64 = 10_000;
+/// Milliseconds between two defences of an address, at least (DEFEND_INTERVAL of RFC 5227 section 1.1).
+pub const CONFLICT_DEFEND_MS: u64 = 10_000;

@@ -153,6 +153,8 @@ pub struct AddressStatus {
     pub ports_leased: u32,
     /// Ports that could be leased now.
     pub ports_free: u32,
+    /// Who else has it: a gateway that hears another machine answer for it, and that machine.
+    pub conflict: Option<(NodeName, AddressClaim)>,
     /// Workers that need a lease and got none because no block was free.
     pub exhausted: BTreeSet<NodeName>,
     /// All conditions.

@@ -1,12 +1,14 @@
 //! What a policy means in this cluster: its gateway, its addresses, or why it cannot be carried out. Shared by the
 //! planner and by every node, and therefore made only from what both see alike: policies, gateways, pools, nodes,
-//! namespaces and services, never pods of other nodes and never leases (P10).
+//! namespaces and services, never pods of other nodes and never leases (P10). What agents have found is seen as far as the
+//! records are: an address that the controller alone refuses gets no ports.
 
 mod address;
 mod arms;
 mod gateway;
 mod matching;
 mod next_hop;
+mod occupied;
 mod pair;
 mod rank;
 mod select;
@@ -16,6 +18,7 @@ pub(crate) use address::{PodAddresses, asked, cluster_address, family_index, in_
 pub(crate) use gateway::{gateway_nodes, gateway_problem, usable_gateway};
 pub(crate) use matching::{Matching, in_namespaces, selects, service_labels};
 pub(crate) use next_hop::network_identifier;
+pub(crate) use occupied::occupies;
 pub(crate) use pair::{Paired, pair, pair_among, pool_gives};
 pub(crate) use rank::{AgeRank, Precedence, age_ranks};
 pub(crate) use select::{Selected, select};
@@ -51,6 +54,8 @@ pub(crate) struct Resolved<'a> {
     /// `whenUnavailable: NodeAddress` was asked for and every pool consents.
     pub node_address: bool,
     pub refusal: Option<Refusal>,
+    /// Whose addresses of it are by now, in sentences. It has had them before that was known, and keeps them.
+    pub occupied: Vec<String>,
 }
 
 /// A problem that refuses a policy, with the finding for its author.
@@ -149,6 +154,12 @@ fn one<'a>(
     if refusal.is_some() {
         found.addresses.clear();
     }
+    let addresses = found.addresses.iter();
+    let occupied = addresses.filter_map(|address| {
+        let occupant = index.occupant(*address)?;
+        Some(format!("{address}: {occupant}"))
+    });
+    let occupied = occupied.collect();
     let given = out_of_pool.iter().copied();
     Resolved {
         policy,
@@ -158,6 +169,7 @@ fn one<'a>(
         covers: found.covers,
         node_address,
         refusal,
+        occupied,
     }
 }
 
@@ -199,6 +211,7 @@ fn settle_conflicts(resolved: &mut [Resolved<'_>], findings: &mut BTreeSet<Findi
                 reason: Reason::AddressConflict,
                 message,
             });
+            this.occupied.clear();
             this.addresses.clear();
             continue;
         }

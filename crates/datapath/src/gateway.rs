@@ -11,6 +11,7 @@
 pub mod abi;
 pub mod announce;
 pub mod ask;
+pub mod conflict;
 pub(crate) mod counters;
 mod heard;
 mod maps;

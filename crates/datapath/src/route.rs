@@ -7,6 +7,7 @@ mod kernel;
 mod neighbour;
 mod nexthop;
 pub(crate) mod policy;
+mod routers;
 mod tunnel;
 pub(crate) mod wanted;
 mod way_out;

@@ -82,6 +82,8 @@ impl MainLoop {
         self.board
             .with(|metrics| report::gateway_metrics(metrics, &mut self.gateway));
         self.board
+            .with(|metrics| metrics.show_conflicts(self.gateway.claims()));
+        self.board
             .with(|metrics| report::uplink_metrics(metrics, &self.uplink));
         let Some(record) = view.snapshot.node_records.get(&self.config.node) else {
             return;
@@ -94,7 +96,7 @@ impl MainLoop {
             view,
             self.outcome.as_ref().filter(|_| self.trouble.is_none()),
             &self.gateway,
-            self.links.as_ref(),
+            (self.links.as_ref(), &self.routers),
             (&self.ports, &self.full, &self.seen_here),
             (self.trouble.as_deref(), &self.obstacles),
         );

@@ -381,6 +381,9 @@ fn allowed(snapshot: &Snapshot, policy: &Policy, address: IpAddr) -> bool {
     if snapshot.nodes.values().any(node) || snapshot.services.values().any(service) {
         return false;
     }
+    if !policy.assigned.contains(&address) && is_occupied(snapshot, policy, address) {
+        return false;
+    }
     let mut pools = snapshot
         .pools
         .values()
@@ -404,4 +407,24 @@ fn allowed(snapshot: &Snapshot, policy: &Policy, address: IpAddr) -> bool {
                 .get(tenant)
                 .is_some_and(|ns| selector.matches(&ns.labels)),
         })
+}
+
+/// What agents have found to be somebody's, and what no host of a network may have. What a gateway only holds may be named,
+/// and is in no pool's gift.
+fn is_occupied(snapshot: &Snapshot, policy: &Policy, address: IpAddr) -> bool {
+    let is_named = matches!(policy.addresses, AddressRequest::Fixed(_));
+    let is_own = matches!(policy.object.kind, Kind::Egress | Kind::ClusterEgress);
+    let by = |record: &NodeRecord| {
+        let external = &record.external_addresses;
+        let is_held = external.iter().any(|net| net.addr() == address);
+        record.node_addresses.iter().any(|net| {
+            let bits = net.max_prefix_len() - net.prefix_len();
+            let none = address.is_ipv4() && address == net.broadcast() || address == net.network();
+            net.addr() == address && is_own && !(is_held && is_named) || bits >= 2 && none
+        }) || record.routers.contains(&address)
+    };
+    let records = snapshot.node_records.values();
+    records
+        .filter(|record| snapshot.nodes.contains_key(&record.node))
+        .any(by)
 }

@@ -260,6 +260,11 @@ fn never(snapshot: &Snapshot, state: &NodeState, found: &mut Found) {
         node.addresses
             .iter()
             .for_each(|a| check("node address", IpNet::from(*a)));
+        let record = snapshot.node_records.get(&node.name);
+        record
+            .iter()
+            .flat_map(|record| &record.node_addresses)
+            .for_each(|a| check("address of a node's device", IpNet::from(a.addr())));
     }
     let services = snapshot
         .services
@@ -618,6 +623,10 @@ fn tables(
         address,
         "announced for another group",
     );
+    let mode = snapshot.gateways.get(&record.gateway).map(|g| g.announce);
+    let answers = !served.announce || mode == Some(AnnounceMode::L2);
+    let text = "answered for, and routers lead to it";
+    found.expect(answers, Rule::SteeringWrong, address, text);
 }
 
 fn programmed(snapshot: &Snapshot, name: &NodeName, outcome: &NodeOutcome, found: &mut Found) {

@@ -1,6 +1,6 @@
 //! Whether gateways answer the node that is asked, and have a way out: what others said before they fell silent counts no more.
 
-use crate::model::{NodeName, Snapshot};
+use crate::model::{AnnounceMode, Gateway, NodeName, NodeRecord, Snapshot};
 use crate::node::{NodeOutcome, OPEN_TUNNEL, ReportKind, TargetId, TunnelIndex};
 use std::collections::BTreeSet;
 use std::net::IpAddr;
@@ -8,6 +8,31 @@ use std::net::IpAddr;
 /// Who answers for the address, and whether somebody does. `silent`: gateways that do not answer the node, where it is known.
 pub(super) fn announced(
     snapshot: &Snapshot,
+    gateway: &Gateway,
+    silent: Option<&BTreeSet<NodeName>>,
+    address: IpAddr,
+) -> (String, bool) {
+    let (text, good) = announcers(snapshot, gateway, silent, address);
+    // A gateway that has handed the address over listens no more.
+    let records = || snapshot.node_records.values();
+    let says = |record: &NodeRecord| record.announcing.contains(&address);
+    let is_announced = records().any(says);
+    let listening = records().filter(|record| !is_announced || says(record));
+    match listening
+        .filter_map(|record| record.conflicts.get(&address))
+        .next()
+    {
+        Some(claim) => (
+            format!("{text}; another machine answers for it: {claim}"),
+            false,
+        ),
+        None => (text, good),
+    }
+}
+
+fn announcers(
+    snapshot: &Snapshot,
+    gateway: &Gateway,
     silent: Option<&BTreeSet<NodeName>>,
     address: IpAddr,
 ) -> (String, bool) {
@@ -22,6 +47,9 @@ pub(super) fn announced(
         names.join(", ")
     };
     match (live.as_slice(), gone.as_slice()) {
+        ([], _) if gateway.announce == AnnounceMode::Static => {
+            (format!("routers lead to its gateways for {address}"), true)
+        }
         ([], []) => (
             "nobody reports that it announces the address".to_owned(),
             false,

@@ -69,24 +69,7 @@ impl Announcer {
         fit: bool,
         now_ms: u64,
     ) {
-        let mine = |address: &IpAddr, nodes: &BTreeSet<NodeName>| {
-            let alive = |n: &&&NodeName| {
-                if **n == &self.me {
-                    fit
-                } else {
-                    live.contains(**n)
-                }
-            };
-            announcer_order(*address, nodes)
-                .iter()
-                .find(alive)
-                .is_some_and(|n| **n == self.me)
-        };
-        let wanted: BTreeSet<IpAddr> = addresses
-            .iter()
-            .filter(|(a, nodes)| mine(a, nodes))
-            .map(|(a, _)| *a)
-            .collect();
+        let wanted = self.chosen(addresses, live, fit);
         let gone: Vec<IpAddr> = self
             .announced
             .keys()
@@ -110,6 +93,30 @@ impl Announcer {
         }
         self.live = live.clone();
         self.handle_deadline(now_ms);
+    }
+
+    /// Those of the addresses that [`Self::update`] with the same inputs would have this node announce.
+    pub fn chosen(
+        &self,
+        addresses: &BTreeMap<IpAddr, BTreeSet<NodeName>>,
+        live: &BTreeSet<NodeName>,
+        fit: bool,
+    ) -> BTreeSet<IpAddr> {
+        let mine = |address: &IpAddr, nodes: &BTreeSet<NodeName>| {
+            let alive = |n: &&&NodeName| {
+                if **n == &self.me {
+                    fit
+                } else {
+                    live.contains(**n)
+                }
+            };
+            announcer_order(*address, nodes)
+                .iter()
+                .find(alive)
+                .is_some_and(|n| **n == self.me)
+        };
+        let mine = addresses.iter().filter(|(a, nodes)| mine(a, nodes));
+        mine.map(|(address, _)| *address).collect()
     }
 
     /// Another gateway may have announced what this node announces, and is gone: neighbours may have learned its

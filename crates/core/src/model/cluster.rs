@@ -112,7 +112,8 @@ pub struct Service {
     pub name: String,
     /// Its cluster addresses: never egress destinations.
     pub cluster_addresses: Vec<IpAddr>,
-    /// Addresses that a load balancer answers for outside (`status.loadBalancer`): no egress addresses.
+    /// Addresses that a load balancer or a node answers for outside (`status.loadBalancer`, `spec.externalIPs`): no egress
+    /// addresses.
     pub balancer_addresses: Vec<IpAddr>,
     /// Its pod selector; `None` for a Service without one.
     pub selector: Option<Labels>,

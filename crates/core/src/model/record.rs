@@ -1,6 +1,7 @@
 //! What Egret itself wrote down: `EgressAddress` (who may use which ports) and `EgressNode`, and the snapshot of it all.
 
 use super::cluster::{Namespace, Node, NodeName, Pod, Service};
+use super::link::{AddressClaim, MacAddress};
 use super::objects::{List, Objects};
 use super::policy::{Gateway, GatewayName, Policy, Pool, PoolName, Settings};
 use ipnet::IpNet;
@@ -126,6 +127,18 @@ pub struct NodeRecord {
     /// What its kernel and agent can do.
     #[serde(default)]
     pub abilities: BTreeSet<String>,
+    /// Addresses of the node's devices with their prefix: not link-local ones, not those of pods or of the tunnel.
+    #[serde(default)]
+    pub node_addresses: BTreeSet<IpNet>,
+    /// Routers around the node that are no nodes of the cluster: next hops of its routes, and neighbours that say so.
+    #[serde(default)]
+    pub routers: BTreeSet<IpAddr>,
+    /// Hardware address of the external device, on gateways: what they announce is not another machine's.
+    #[serde(default)]
+    pub external_mac: Option<MacAddress>,
+    /// Egress addresses that another machine answers for, as this gateway hears on its external segment.
+    #[serde(default)]
+    pub conflicts: BTreeMap<IpAddr, AddressClaim>,
     /// For compare-and-swap.
     pub resource_version: u64,
 }
@@ -148,6 +161,10 @@ impl NodeRecord {
             programmed: Vec::new(),
             datapath: None,
             abilities: BTreeSet::new(),
+            node_addresses: BTreeSet::new(),
+            routers: BTreeSet::new(),
+            external_mac: None,
+            conflicts: BTreeMap::new(),
             resource_version: 0,
         }
     }

@@ -151,6 +151,15 @@ pub(super) fn never(snapshot: &Snapshot, facts: &NodeFacts) -> BTreeSet<IpNet> {
         .flat_map(|s| &s.cluster_addresses);
     all.extend(services.copied().map(host));
     all.extend(snapshot.api_server.iter().copied().map(host));
+    // What agents have found at nodes and no Node object names: VIPs, second networks, loopbacks.
+    for record in snapshot.node_records.values() {
+        let Some(node) = snapshot.nodes.get(&record.node) else {
+            continue;
+        };
+        let addresses = record.node_addresses.iter().map(IpNet::addr);
+        let unnamed = addresses.filter(|address| !node.addresses.contains(address));
+        all.extend(unnamed.map(host));
+    }
     all.extend(facts.local_addresses.iter().copied().map(host));
     IpNet::aggregate(&all).into_iter().collect()
 }

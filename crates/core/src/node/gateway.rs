@@ -1,7 +1,7 @@
 //! The gateway's part: steering tables.
 
 use super::cluster::{Me, tunnel_nodes};
-use super::{GatewayState, NodeFacts, NodeReport, ReportKind, Steering, TunnelIndex};
+use super::{GatewayState, NodeFacts, NodeReport, Reach, ReportKind, Steering, TunnelIndex};
 use crate::model::*;
 use crate::numbers::BLOCK_PORTS;
 use crate::resolve::usable_gateway;
@@ -51,7 +51,9 @@ pub(super) fn state(
         .collect();
     let mut addresses = BTreeMap::new();
     for record in snapshot.addresses.values() {
-        let mut table = steering(record, &indexes, facts);
+        let gateway = snapshot.gateways.get(&record.gateway);
+        let reach = gateway.map_or_else(Reach::default, |g| Reach::of(g.announce));
+        let mut table = steering(record, &indexes, reach, facts);
         if !mine.iter().any(|g| g.name == record.gateway) {
             // Served by gateways that this node is not one of: it is a worker there, and only what comes back to its
             // own blocks may pass.
@@ -86,6 +88,7 @@ pub(super) fn state(
 fn steering(
     record: &AddressRecord,
     indexes: &BTreeMap<&NodeName, TunnelIndex>,
+    reach: Reach,
     facts: &NodeFacts,
 ) -> Steering {
     let mut blocks = BTreeMap::new();
@@ -107,6 +110,7 @@ fn steering(
     }
     Steering {
         blocks,
-        announce: facts.announcing.contains(&record.address),
+        reach,
+        announce: reach == Reach::L2 && facts.announcing.contains(&record.address),
     }
 }

@@ -1,7 +1,7 @@
 //! Desired state of one node's kernel.
 
 use super::PodMap;
-use crate::model::{PortRange, Protocol};
+use crate::model::{AnnounceMode, PortRange, Protocol};
 use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet};
@@ -254,6 +254,29 @@ pub struct GatewayState {
 pub struct Steering {
     /// Block number (port >> 6, 16..=1023) to worker.
     pub blocks: BTreeMap<u16, TunnelIndex>,
-    /// This node answers ARP and ND for the address.
+    /// How packets for the address find a gateway.
+    #[serde(default)]
+    pub reach: Reach,
+    /// This node answers ARP and ND for the address: never where it is reached otherwise.
     pub announce: bool,
+}
+
+/// How packets from outside for an egress address find a gateway.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub enum Reach {
+    /// On the segment: one gateway at a time answers ARP and ND for it and announces it.
+    #[default]
+    L2,
+    /// Routers lead to the gateways: nobody answers for it, and nothing is said of it on the segment.
+    Routed,
+}
+
+impl Reach {
+    /// What a gateway's way to make addresses known comes to.
+    pub fn of(mode: AnnounceMode) -> Self {
+        match mode {
+            AnnounceMode::L2 => Reach::L2,
+            AnnounceMode::Static | AnnounceMode::Bgp | AnnounceMode::Azure => Reach::Routed,
+        }
+    }
 }

@@ -1,6 +1,6 @@
 //! What is told about policies.
 
-use super::status::without_ebpf;
+use super::status::{foreign, without_ebpf};
 use super::{AddressStatus, GatewayNode, GatewayPlan, PlanReason, PolicyPlan};
 use crate::condition::{Condition, ConditionType, Reason};
 use crate::model::*;
@@ -163,7 +163,34 @@ fn conditions(
         ));
     }
     all.extend(degraded(inputs, one, plan));
+    all.extend(address_conflict(inputs, one, plan));
     all
+}
+
+/// What else has its addresses, in one condition.
+fn address_conflict(
+    inputs: &Inputs<'_>,
+    one: &Resolved<'_>,
+    plan: &PolicyPlan,
+) -> Option<Condition> {
+    let machines = foreign_machines(inputs, plan);
+    let reason = match machines.is_empty() {
+        true => Reason::AddressInCluster,
+        false => Reason::ForeignMachine,
+    };
+    let all: Vec<String> = machines.into_iter().chain(one.occupied.clone()).collect();
+    let kind = ConditionType::AddressConflict;
+    (!all.is_empty()).then(|| Condition::new(kind, true, reason, all.join("; ")))
+}
+
+/// Other machines that gateways hear answer for its addresses.
+fn foreign_machines(inputs: &Inputs<'_>, plan: &PolicyPlan) -> Vec<String> {
+    let addresses = plan.addresses.iter();
+    let conflicts = addresses.filter_map(|address| {
+        let (gateway, claim) = inputs.addresses.get(address)?.conflict.as_ref()?;
+        Some(foreign(*address, gateway, claim))
+    });
+    conflicts.collect()
 }
 
 /// Everything that it lacks, in one condition.
@@ -401,6 +428,10 @@ fn ready(
             Reason::Programming,
             format!("{} of {addressed} pods are programmed", plan.programmed),
         );
+    }
+    let machines = foreign_machines(inputs, plan);
+    if !machines.is_empty() {
+        return no(Reason::ForeignMachine, machines.join("; "));
     }
     let yes = |reason: Reason, message: String| {
         Condition::new(ConditionType::Ready, true, reason, message)

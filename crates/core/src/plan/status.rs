@@ -25,13 +25,27 @@ pub(super) fn addresses(
         }
     }
     let none = BTreeSet::new();
+    let mut hearing: BTreeMap<IpAddr, BTreeMap<NodeName, AddressClaim>> = BTreeMap::new();
+    for record in snapshot.node_records.values() {
+        for (address, claim) in &record.conflicts {
+            let heard = hearing.entry(*address).or_default();
+            heard.insert(record.node.clone(), *claim);
+        }
+    }
+    let nobody = BTreeMap::new();
     let one = |record: &AddressRecord| {
         let users = wanted.get(&record.address);
         let saying = saying.get(&record.address);
+        let announcer = saying.and_then(|nodes| announcer(record.address, nodes.iter().copied()));
+        let hearing = hearing.get(&record.address).unwrap_or(&nobody);
         address(
             record,
             users.map(|w| w.users.iter().copied().cloned().collect()),
-            saying.and_then(|nodes| announcer(record.address, nodes.iter().copied())),
+            Outside {
+                announcer,
+                is_routed: is_routed(snapshot, record),
+                conflict: conflict(hearing, announcer),
+            },
             leases.exhausted.get(&record.address).unwrap_or(&none),
             snapshot.unreadable.addresses.contains(&record.address),
         )
@@ -43,11 +57,40 @@ pub(super) fn addresses(
         .collect()
 }
 
+/// What the agents of gateways say of an address on their external segment.
+#[derive(Clone, Copy)]
+pub(super) struct Outside<'a> {
+    pub announcer: Option<&'a NodeName>,
+    /// See [`is_routed`].
+    pub is_routed: bool,
+    /// See [`conflict`].
+    pub conflict: Option<(&'a NodeName, AddressClaim)>,
+}
+
+/// The other machine that has an address, and the gateway that hears it: the announcer, since a gateway that is dead or has
+/// handed the address over listens no more; without one, the first by name.
+pub(super) fn conflict<'a>(
+    hearing: &'a BTreeMap<NodeName, AddressClaim>,
+    announcer: Option<&NodeName>,
+) -> Option<(&'a NodeName, AddressClaim)> {
+    let found = match announcer {
+        Some(node) => hearing.get_key_value(node),
+        None => hearing.first_key_value(),
+    };
+    found.map(|(node, claim)| (node, *claim))
+}
+
+/// Whether routes lead to the gateways of this address, so that none of them answers for it.
+pub(super) fn is_routed(snapshot: &Snapshot, record: &AddressRecord) -> bool {
+    let gateway = snapshot.gateways.get(&record.gateway);
+    gateway.is_some_and(|gateway| gateway.announce == AnnounceMode::Static)
+}
+
 /// What is told about one address.
 pub(super) fn address(
     record: &AddressRecord,
     users: Option<Vec<ObjectRef>>,
-    announcer: Option<&NodeName>,
+    outside: Outside<'_>,
     exhausted: &BTreeSet<NodeName>,
     unreadable: bool,
 ) -> AddressStatus {
@@ -61,15 +104,16 @@ pub(super) fn address(
             .sum()
     };
     AddressStatus {
-        announcer: announcer.cloned(),
+        announcer: outside.announcer.cloned(),
         users: users.unwrap_or_default(),
         ports_leased: ports(false),
         ports_free: match unreadable {
             true => 0,
             false => LEASABLE_PORTS - ports(false) - ports(true),
         },
+        conflict: outside.conflict.map(|(node, claim)| (node.clone(), claim)),
         exhausted: exhausted.clone(),
-        conditions: address_conditions(record, announcer, exhausted)
+        conditions: address_conditions(record, outside, exhausted)
             .into_iter()
             .chain(unreadable.then(|| unreadable_record(record.address)))
             .collect(),
@@ -88,14 +132,24 @@ fn unreadable_record(address: IpAddr) -> Condition {
     )
 }
 
+/// That another machine has an address, in one sentence.
+pub(super) fn foreign(address: IpAddr, gateway: &NodeName, claim: &AddressClaim) -> String {
+    format!("{claim} answers for {address} on the external segment of {gateway}")
+}
+
 fn address_conditions(
     record: &AddressRecord,
-    announcer: Option<&NodeName>,
+    outside: Outside<'_>,
     exhausted: &BTreeSet<NodeName>,
 ) -> Vec<Condition> {
     let ready =
         |holds, reason, text: String| Condition::new(ConditionType::Ready, holds, reason, text);
-    let mut all = vec![match announcer {
+    let mut all = vec![match outside.announcer {
+        None if outside.is_routed => ready(
+            true,
+            Reason::Routed,
+            format!("routers lead to the gateways of {}", record.gateway.0),
+        ),
         Some(node) => ready(
             true,
             Reason::Announced,
@@ -106,6 +160,11 @@ fn address_conditions(
             ready(false, Reason::NotAnnounced, text)
         }
     }];
+    if let Some((gateway, claim)) = outside.conflict {
+        let text = foreign(record.address, gateway, &claim);
+        let (kind, reason) = (ConditionType::AddressConflict, Reason::ForeignMachine);
+        all.push(Condition::new(kind, true, reason, text));
+    }
     if !exhausted.is_empty() {
         let nodes: Vec<&str> = exhausted.iter().map(|node| node.0.as_str()).collect();
         all.push(Condition::new(

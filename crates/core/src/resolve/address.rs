@@ -1,5 +1,6 @@
 //! Which addresses a policy asks for, and whether it may have them.
 
+use super::occupied::{Occupant, Occupied};
 use super::{Problem, pool_gives};
 use crate::condition::Reason;
 use crate::model::*;
@@ -72,6 +73,7 @@ pub(crate) fn asked(policies: &[Policy]) -> BTreeSet<IpAddr> {
 pub(super) struct ClusterAddresses<'a> {
     hosts: BTreeMap<IpAddr, (Kind, &'a str)>,
     prefixes: Prefixes<(Kind, &'a str)>,
+    occupied: Occupied<'a>,
 }
 
 /// Prefixes of which one that contains an address is found without looking at all.
@@ -138,7 +140,18 @@ impl<'a> ClusterAddresses<'a> {
                 .map(|p| (*p, (Kind::Service, ""))),
         );
         let prefixes = Prefixes::of(prefixes);
-        Self { hosts, prefixes }
+        let occupied = Occupied::of(snapshot, |address| wanted.contains(address));
+        Self {
+            hosts,
+            prefixes,
+            occupied,
+        }
+    }
+
+    /// Who has the address, if agents have found that no policy may.
+    pub(super) fn occupant(&self, address: IpAddr) -> Option<&Occupant<'a>> {
+        let occupant = self.occupied.get(&address);
+        occupant.filter(|occupant| occupant.refuses())
     }
 
     fn problem(&self, address: IpAddr) -> Option<String> {
@@ -160,9 +173,10 @@ impl<'a> ClusterAddresses<'a> {
     }
 }
 
-/// The same question about one address, for pools: nothing out of a pool may be an address of the cluster.
+/// The same question about one address, for pools: nothing out of a pool may be an address of the cluster, or somebody's
+/// that its agents have found, or one that no host may have.
 pub(crate) fn cluster_address<'a, P: PodAddresses>(
-    snapshot: &Snapshot,
+    snapshot: &'a Snapshot,
     pods: &'a P,
 ) -> impl Fn(IpAddr) -> bool + use<'a, P> {
     let mut hosts: BTreeSet<IpAddr> = BTreeSet::new();
@@ -178,8 +192,13 @@ pub(crate) fn cluster_address<'a, P: PodAddresses>(
     hosts.extend(&snapshot.api_server);
     let prefixes = IpNet::aggregate(&prefixes);
     let of_pod = pods.test();
+    let occupied = Occupied::of(snapshot, |_| true);
     move |address| {
-        hosts.contains(&address) || of_pod(address) || prefixes.iter().any(|p| p.contains(&address))
+        unusable(address)
+            || hosts.contains(&address)
+            || occupied.get(&address).is_some()
+            || of_pod(address)
+            || prefixes.iter().any(|p| p.contains(&address))
     }
 }
 
@@ -218,7 +237,8 @@ pub(super) fn unusable(address: IpAddr) -> bool {
     let special = address.is_unspecified() || address.is_loopback() || address.is_multicast();
     special
         || match address {
-            IpAddr::V4(v4) => v4.is_broadcast() || v4.is_link_local() || v4.octets()[0] == 0,
+            // 240.0.0.0/4 is reserved (RFC 1112 section 4), with the limited broadcast in it.
+            IpAddr::V4(v4) => v4.octets()[0] >= 240 || v4.is_link_local() || v4.octets()[0] == 0,
             IpAddr::V6(v6) => v6.is_unicast_link_local() || v6.to_ipv4_mapped().is_some(),
         }
 }
@@ -286,6 +306,16 @@ fn fixed_problem(
             remedy,
         ));
     }
+    if let Some(occupant) = index.occupant(address)
+        && !may_stay(policy, address, occupant)
+    {
+        let reason = match occupant.is_machine() {
+            true => Reason::AddressInCluster,
+            false => Reason::AddressInvalid,
+        };
+        let remedy = format!("{occupant}; choose one that nothing else has");
+        return Some(Problem::new(reason, field, address, remedy));
+    }
     let mut pools = pools_of(snapshot, address).peekable();
     if pools.peek().is_none() {
         return match snapshot.settings.unpooled_addresses {
@@ -304,6 +334,14 @@ fn fixed_problem(
         problem.value = address.to_string();
         Some(problem)
     })
+}
+
+/// Whether the policy may have the address all the same. What it has been given is taken away by nothing that is found
+/// later, which is told. Addresses of earlier systems' objects are on nodes' devices by design.
+fn may_stay(policy: &Policy, address: IpAddr, occupant: &Occupant<'_>) -> bool {
+    let is_own = matches!(policy.object.kind, Kind::Egress | Kind::ClusterEgress);
+    let is_moved = !is_own && matches!(occupant, Occupant::Device(_));
+    is_moved || policy.assigned.contains(&address)
 }
 
 /// The namespace whose pods a policy that is no `ClusterEgress` selects: a front-end's object may stand elsewhere.

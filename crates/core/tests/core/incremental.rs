@@ -48,6 +48,11 @@ enum Edit {
         announces: bool,
         version: u8,
     },
+    Surroundings {
+        node: u8,
+        address: u8,
+        what: u8,
+    },
     Corrupt {
         address: u8,
         how: u8,
@@ -85,6 +90,9 @@ fn edit() -> impl Strategy<Value = Edit> {
                 node, address, full, announces, version
             }
         ),
+        2 => (0u8..8, 0u8..6, 0u8..6).prop_map(|(node, address, what)| Edit::Surroundings {
+            node, address, what
+        }),
         1 => (0u8..4, 0u8..5).prop_map(|(address, how)| Edit::Corrupt { address, how }),
         1 => (0u8..8).prop_map(|node| Edit::Lose { node }),
         2 => (0u8..4, 0u8..8, 0u8..5).prop_map(|(address, node, what)| Edit::Unread {
@@ -320,6 +328,11 @@ fn change_more(scene: &mut Scene, edit: &Edit) {
                 .map(|text| text.parse().unwrap())
                 .collect();
         }
+        Edit::Surroundings {
+            node,
+            address,
+            what,
+        } => surround(scene, *node, egress_address(*address), *what),
         Edit::Corrupt { address, how } => corrupt(scene, *address, *how),
         Edit::Unread {
             address,
@@ -348,6 +361,35 @@ fn change_more(scene: &mut Scene, edit: &Edit) {
         }
         Edit::Shuffle => scene.snapshot.policies.reverse(),
         _ => unreachable!("handled before"),
+    }
+}
+
+/// What an agent has found around its node.
+fn surround(scene: &mut Scene, node: u8, address: std::net::IpAddr, what: u8) {
+    let names: Vec<NodeName> = scene.snapshot.node_records.keys().cloned().collect();
+    if names.is_empty() {
+        return;
+    }
+    let name = &names[usize::from(node) % names.len()];
+    let record = scene.snapshot.node_records.get_mut(name).unwrap();
+    let claim = AddressClaim {
+        mac: MacAddress([2, 0, 0, 0, 0, what]),
+        since_secs: i64::from(node),
+    };
+    match what {
+        0 => record.node_addresses.clear(),
+        1 => drop(record.node_addresses.insert(address.into())),
+        2 => drop(record.routers.insert(address)),
+        3 => {
+            let held = format!("{address}/28").parse().unwrap();
+            record.node_addresses.insert(held);
+            record.external_addresses.insert(held);
+        }
+        4 => drop(record.conflicts.insert(address, claim)),
+        _ => {
+            record.conflicts.clear();
+            record.routers.clear();
+        }
     }
 }
 

@@ -18,4 +18,5 @@ mod paths;
 mod planning;
 mod pools;
 mod scene;
+mod somebodys;
 mod telling;

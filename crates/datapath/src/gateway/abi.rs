@@ -238,6 +238,7 @@ mod tests {
         let steering = Steering {
             blocks: [(16, 7), (17, 3), (1023, 9)].into(),
             announce: true,
+            ..Steering::default()
         };
         let value = SteeringValue::new("192.0.2.1".parse().unwrap(), &steering, 3);
         assert_eq!(

@@ -41,7 +41,7 @@ pub enum AnnounceError {
 
 pub(super) const ETHERTYPE_ARP: u16 = 0x0806;
 pub(super) const ETHERTYPE_IPV6: u16 = 0x86dd;
-const BROADCAST: [u8; 6] = [0xff; 6];
+pub(super) const BROADCAST: [u8; 6] = [0xff; 6];
 const ALL_NODES: Ipv6Addr = Ipv6Addr::new(0xff02, 0, 0, 0, 0, 0, 0, 1);
 const ALL_NODES_MAC: [u8; 6] = [0x33, 0x33, 0, 0, 0, 1];
 /// Memberships of one socket: far below what `net.core.optmem_max` (20 KiB and more) has room for.
@@ -85,28 +85,48 @@ pub fn solicited_node(address: Ipv6Addr) -> Ipv6Addr {
 
 fn arp(mac: [u8; 6], address: Ipv4Addr, operation: u16) -> Vec<u8> {
     let target_mac = if operation == 1 { [0; 6] } else { BROADCAST };
-    let mut frame = ethernet(BROADCAST, mac, ETHERTYPE_ARP);
+    arp_frame(BROADCAST, operation, (mac, address), (target_mac, address))
+}
+
+/// ARP of Ethernet and IPv4: sender and target, each with hardware address.
+pub(super) fn arp_frame(
+    to: [u8; 6],
+    operation: u16,
+    sender: ([u8; 6], Ipv4Addr),
+    target: ([u8; 6], Ipv4Addr),
+) -> Vec<u8> {
+    let mut frame = ethernet(to, sender.0, ETHERTYPE_ARP);
     frame.extend([0, 1, 0x08, 0x00, 6, 4]);
     frame.extend(operation.to_be_bytes());
-    frame.extend(mac);
-    frame.extend(address.octets());
-    frame.extend(target_mac);
-    frame.extend(address.octets());
+    for (mac, address) in [sender, target] {
+        frame.extend(mac);
+        frame.extend(address.octets());
+    }
     frame
 }
 
 fn advertisement(mac: [u8; 6], address: Ipv6Addr) -> Vec<u8> {
-    const BYTES: u8 = 32;
     let mut message = vec![136, 0, 0, 0, 0x20, 0, 0, 0];
     message.extend(address.octets());
     message.extend([2, 1]);
     message.extend(mac);
-    let sum = checksum(address, ALL_NODES, &message);
+    icmpv6_frame((ALL_NODES_MAC, mac), address, ALL_NODES, message)
+}
+
+/// A message of neighbour discovery, shorter than 256 bytes, with its checksum, in a frame to the first hardware address from
+/// the second.
+pub(super) fn icmpv6_frame(
+    (to, from): ([u8; 6], [u8; 6]),
+    source: Ipv6Addr,
+    destination: Ipv6Addr,
+    mut message: Vec<u8>,
+) -> Vec<u8> {
+    let sum = checksum(source, destination, &message);
     message[2..4].copy_from_slice(&sum.to_be_bytes());
-    let mut frame = ethernet(ALL_NODES_MAC, mac, ETHERTYPE_IPV6);
-    frame.extend([0x60, 0, 0, 0, 0, BYTES, 58, 255]);
-    frame.extend(address.octets());
-    frame.extend(ALL_NODES.octets());
+    let mut frame = ethernet(to, from, ETHERTYPE_IPV6);
+    frame.extend([0x60, 0, 0, 0, 0, message.len() as u8, 58, 255]);
+    frame.extend(source.octets());
+    frame.extend(destination.octets());
     frame.extend(message);
     frame
 }

@@ -3,7 +3,7 @@
 use super::policy::{self, Owner, absent_is_fine};
 use super::tunnel::{self, Device};
 use super::wanted::{RouteEntry, Wanted};
-use super::{neighbour, nexthop, wire};
+use super::{neighbour, nexthop, routers, wire};
 use crate::damage::{Damage, Found};
 use crate::netlink::{NetlinkError, NetlinkSocket, Request, flags};
 use egret_core::node::{ForeignMark, NodeState, Tunnel};
@@ -108,6 +108,11 @@ impl Routing {
     /// on a network of this node: its own address, an address behind a router, or one without a way.
     pub fn neighbour_way(&mut self, address: IpAddr) -> Result<Option<(u32, IpAddr)>, RouteError> {
         neighbour::way(&mut self.socket, address)
+    }
+
+    /// Next hops of everybody's routes, and neighbours that have said that they are routers; link-local ones too.
+    pub fn routers(&mut self) -> Result<BTreeSet<IpAddr>, RouteError> {
+        routers::routers(&mut self.socket)
     }
 
     /// Whether a route of others spreads over several next hops.

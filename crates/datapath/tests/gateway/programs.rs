@@ -95,6 +95,7 @@ impl Programs {
         let steering = Steering {
             blocks: [(16, 11), (17, 99), (18, OWN)].into(),
             announce: true,
+            ..Steering::default()
         };
         let mut map: HashMap<_, Address, SteeringValue> =
             object.map_mut("steering").unwrap().try_into().unwrap();

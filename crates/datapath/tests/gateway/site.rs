@@ -51,6 +51,7 @@ pub fn state(underlay_v6: bool) -> GatewayState {
     let steering = Steering {
         blocks: [(16, 11), (17, 12), (18, OWN)].into(),
         announce: true,
+        ..Steering::default()
     };
     let workers = [11, 12, 13, OWN].map(|index| (index, underlay(underlay_v6, index)));
     GatewayState {

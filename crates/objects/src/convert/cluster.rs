@@ -159,6 +159,10 @@ pub fn service(object: &core::Service) -> Result<Service, Vec<Finding>> {
             balancer_addresses.extend(check.take(field, text, address(text)));
         }
     }
+    for (index, text) in spec.external_ips.iter().flatten().enumerate() {
+        let field = format!("spec.externalIPs[{index}]");
+        balancer_addresses.extend(check.take(field, text, address(text)));
+    }
     let service = Service {
         namespace: check.object.namespace.clone(),
         name: check.object.name.clone(),

@@ -5,8 +5,8 @@ use super::{Check, Gaps, Reading, resource_version};
 use crate::front_end;
 use egret_api as api;
 use egret_core::model::{
-    AddressRecord, GatewayName, Grant, Kind, Lease, LeaseState, NodeName, NodeRecord, ObjectRef,
-    PortRange, Programmed,
+    AddressClaim, AddressRecord, GatewayName, Grant, Kind, Lease, LeaseState, MacAddress,
+    NoMacAddress, NodeName, NodeRecord, ObjectRef, PortRange, Programmed,
 };
 use egret_core::numbers::TUNNEL_INDEX_MAX;
 use ipnet::IpNet;
@@ -182,6 +182,15 @@ pub fn node_record(object: &api::EgressNode) -> Reading<NodeRecord> {
                 .datapath
                 .map(|datapath| datapath_text(datapath).to_owned()),
             abilities: status.abilities.iter().cloned().collect(),
+            node_addresses: networks(check, "status.nodeAddresses", &status.node_addresses)?,
+            routers: addresses(check, "status.routers", &status.routers)?
+                .into_iter()
+                .collect(),
+            external_mac: status
+                .external_mac
+                .as_ref()
+                .and_then(|text| mac(check, "status.externalMac", text)),
+            conflicts: conflicts(check, &status.conflicts),
             resource_version: resource_version(&object.metadata),
         })
     })();
@@ -204,6 +213,27 @@ pub fn node_record(object: &api::EgressNode) -> Reading<NodeRecord> {
 /// What a person should do about the controller's part of a node's record.
 const RESTORE: &str =
     "put the field back as it was: until then the node keeps what it has and gets nothing new";
+
+fn mac(check: &mut Check, field: &str, text: &str) -> Option<MacAddress> {
+    let read = text
+        .parse()
+        .map_err(|error: NoMacAddress| error.to_string());
+    check.take(field, text, read)
+}
+
+fn conflicts(check: &mut Check, all: &[api::AddressConflict]) -> BTreeMap<IpAddr, AddressClaim> {
+    all.iter()
+        .enumerate()
+        .filter_map(|(index, one)| {
+            let field = format!("status.conflicts[{index}]");
+            let text = &one.address;
+            let address = check.take(format!("{field}.address"), text, address(text))?;
+            let mac = mac(check, &format!("{field}.mac"), &one.mac)?;
+            let since_secs = one.since.0.as_second();
+            Some((address, AddressClaim { mac, since_secs }))
+        })
+        .collect()
+}
 
 fn full_destinations(
     check: &mut Check,
@@ -322,6 +352,18 @@ pub fn node_status(record: &NodeRecord) -> api::NodeStatus {
             .external_addresses
             .iter()
             .map(IpNet::to_string)
+            .collect(),
+        external_mac: record.external_mac.map(|mac| mac.to_string()),
+        node_addresses: record.node_addresses.iter().map(IpNet::to_string).collect(),
+        routers: record.routers.iter().map(IpAddr::to_string).collect(),
+        conflicts: record
+            .conflicts
+            .iter()
+            .map(|(address, claim)| api::AddressConflict {
+                address: address.to_string(),
+                mac: claim.mac.to_string(),
+                since: time(claim.since_secs),
+            })
             .collect(),
         next_hops: record.next_hops.iter().map(IpAddr::to_string).collect(),
         uplink_lost: record.uplink_lost,

@@ -1,6 +1,6 @@
 //! One task per watch: lists, watches with bookmarks, begins again where it ended, and backs off after errors.
 
-use super::entry::{Entry, Observed};
+use super::entry::{Entry, Observed, Value};
 use super::lenient::Lenient;
 use super::store::{News, Store};
 use super::wanted::{GATEWAY_LABEL, Pods, Records, Watch, Which};
@@ -67,8 +67,10 @@ pub(super) async fn reflect(client: Client, store: Arc<Store>, watch: Watch) {
         }
         Watch::Foreign(kind) => foreign(client, config, *kind, store, &watch).await,
         Watch::Balancers => {
-            let config = config.fields("spec.type=LoadBalancer");
-            every::<core::Service>(client, config, store, &watch).await;
+            // No selector tells them; the others are dropped as they arrive.
+            let events = watching(Api::<core::Service>::all(client), config);
+            let observe = core::Service::observe;
+            follow_by(events, observe, is_outside, store, &watch).await;
         }
         Watch::Services(which) => {
             let by_name = |config: watcher::Config, name: &str| {
@@ -114,7 +116,7 @@ async fn foreign(
 ) {
     let api: Api<DynamicObject> = Api::all_with(client, &resource(kind));
     let observe = |object| super::entry::foreign(kind, object);
-    follow_by(watching(api, config), observe, store, watch).await;
+    follow_by(watching(api, config), observe, |_| true, store, watch).await;
 }
 
 /// Objects of one Service, or all of them.
@@ -148,12 +150,23 @@ async fn follow<K: Observed>(
     store: &Store,
     watch: &Watch,
 ) {
-    follow_by(events, K::observe, store, watch).await;
+    follow_by(events, K::observe, |_| true, store, watch).await;
 }
+
+/// Whether a Service has addresses outside, or may have some that cannot be read.
+fn is_outside(entry: &Entry) -> bool {
+    match &entry.value {
+        Value::Service(service) => !service.balancer_addresses.is_empty(),
+        _ => !entry.findings.is_empty(),
+    }
+}
+
+/// Follows events; objects that do not concern this watch count as gone.
 
 async fn follow_by<K>(
     events: impl Stream<Item = watcher::Result<Event<K>>> + Send,
     observe: impl Fn(K) -> (ObjectRef, Entry),
+    concerns: impl Fn(&Entry) -> bool,
     store: &Store,
     watch: &Watch,
 ) {
@@ -169,12 +182,18 @@ async fn follow_by<K>(
             Ok(Event::Init) => News::Begin,
             Ok(Event::InitApply(object)) => {
                 let (object, entry) = observe(object);
+                if !concerns(&entry) {
+                    continue;
+                }
                 News::Listed(object, entry)
             }
             Ok(Event::InitDone) => News::End,
             Ok(Event::Apply(object)) => {
                 let (object, entry) = observe(object);
-                News::Put(object, entry)
+                match concerns(&entry) {
+                    true => News::Put(object, entry),
+                    false => News::Gone(object, entry.version),
+                }
             }
             Ok(Event::Delete(object)) => {
                 let (object, entry) = observe(object);
@@ -200,9 +219,6 @@ fn trouble(watch: &Watch, error: &watcher::Error, first: bool) -> News {
         if first {
             let remedy = match watch {
                 Watch::Foreign(_) => "its front-end serves nobody",
-                Watch::Balancers => {
-                    "egress addresses are not compared with those of load balancers"
-                }
                 _ => "name the cluster's Service ranges with --service-cidr",
             };
             tracing::warn!(?watch, remedy, "the API server does not have this");

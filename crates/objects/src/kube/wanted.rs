@@ -62,7 +62,7 @@ pub(super) enum Watch {
     Records(Records),
     Addresses,
     Services(Which),
-    /// Services of type `LoadBalancer`: their addresses outside are no egress addresses.
+    /// Services with addresses outside, of load balancers or `externalIPs`: those are no egress addresses.
     Balancers,
     Slices(Which),
     /// Objects of a kind of a front-end.
@@ -88,12 +88,11 @@ impl Watch {
         }
     }
 
-    /// Whether the API server may lack it: ServiceCIDRs came with 1.33, Services are told apart by their type since
-    /// 1.31, and kinds of front-ends are whose systems were never there. `code` is that of the answer.
+    /// Whether the API server may lack it: ServiceCIDRs came with 1.33, and kinds of front-ends are those whose systems were
+    /// never there. `code` is that of the answer.
     pub fn may_be_absent(&self, code: u16) -> bool {
         match self {
             Watch::ServiceCidrs | Watch::Foreign(_) => code == 404,
-            Watch::Balancers => code == 400,
             _ => false,
         }
     }

@@ -2,8 +2,8 @@
 
 use crate::scratch::{Ask, Scratch, egress, policy_ref};
 use egret_core::model::{
-    AddressRecord, GatewayName, Grant, Lease, LeaseState, NodeName, NodeRecord, PortRange,
-    Programmed,
+    AddressClaim, AddressRecord, GatewayName, Grant, Lease, LeaseState, MacAddress, NodeName,
+    NodeRecord, PortRange, Programmed,
 };
 use egret_objects::{
     AddressStatus, Condition, ConditionStatus, GatewayMember, GatewayStatus, NodeReport,
@@ -49,6 +49,10 @@ fn node_record() -> NodeRecord {
         generation: 3,
         pods: 2,
     };
+    let claim = AddressClaim {
+        mac: MacAddress([2, 0, 0, 0, 0, 0x99]),
+        since_secs: 1_700_000_000,
+    };
     NodeRecord {
         node: NodeName("worker1".into()),
         tunnel_index: 7,
@@ -72,6 +76,10 @@ fn node_record() -> NodeRecord {
         programmed: vec![programmed],
         abilities: BTreeSet::from(["tcx".to_owned()]),
         datapath: Some("ebpf".into()),
+        node_addresses: BTreeSet::from(["192.168.122.2/24".parse().unwrap()]),
+        routers: BTreeSet::from(["192.168.122.1".parse().unwrap()]),
+        external_mac: Some(MacAddress([2, 0, 0, 0, 0, 0x11])),
+        conflicts: BTreeMap::from([(address(), claim)]),
         resource_version: 0,
     }
 }

@@ -113,7 +113,7 @@ impl Planner {
     }
 
     /// Whether it matters to what policies mean that something in the cluster has this address.
-    fn matters(&self, address: &IpAddr) -> bool {
+    pub(super) fn matters(&self, address: &IpAddr) -> bool {
         let in_any_pool = || self.snapshot.pools.values().any(|p| in_pool(p, *address));
         self.policies.asked.contains(address) || self.policies.searched && in_any_pool()
     }

@@ -4,7 +4,7 @@ use super::said::Speaker;
 use super::{Dirty, Planner};
 use crate::model::*;
 use crate::plan::{GatewayNode, NodeRecordSpec, lease, nodes, status, unreadable};
-use crate::resolve::gateway_nodes;
+use crate::resolve::{gateway_nodes, occupies};
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
@@ -85,6 +85,17 @@ impl Planner {
             dirty.statuses.extend(both.flat_map(|r| &r.announcing));
         }
         let both = || was.into_iter().chain(is);
+        dirty.resolve |= self.occupies_otherwise(was, is);
+        let outside = |r: &NodeRecord| (r.conflicts.clone(), r.announcing.clone());
+        if both().any(|r| !r.conflicts.is_empty()) && was.map(outside) != is.map(outside) {
+            // Who announces decides whose word counts.
+            let addresses = both().flat_map(|r| r.conflicts.keys().chain(&r.announcing));
+            let addresses: BTreeSet<IpAddr> = addresses.copied().collect();
+            let users = addresses.iter().flat_map(|a| self.leases.users(*a));
+            let users = users.filter_map(|policy| self.policies.reference(policy));
+            dirty.policies.extend(users);
+            dirty.statuses.extend(addresses);
+        }
         if was.map(|r| &r.programmed) != is.map(|r| &r.programmed) {
             let named = both().flat_map(|r| &r.programmed);
             let named = named.filter_map(|one| self.policies.reference(&one.policy));
@@ -114,6 +125,21 @@ impl Planner {
             dirty.gateways.extend(self.leases.gateways_of(&name));
         }
         dirty.nodes.insert(name);
+    }
+
+    /// Whether a node now says something else of addresses that policies ask for or could get.
+    fn occupies_otherwise(&self, was: Option<&NodeRecord>, is: Option<&NodeRecord>) -> bool {
+        let says = |r: &NodeRecord| {
+            let (all, routers) = (r.node_addresses.clone(), r.routers.clone());
+            (all, routers, r.external_addresses.clone())
+        };
+        if was.map(says) == is.map(says) {
+            return false;
+        }
+        let occupied = |r: Option<&NodeRecord>| r.map(occupies).unwrap_or_default();
+        let (was, is) = (occupied(was), occupied(is));
+        let mut others = was.symmetric_difference(&is);
+        others.any(|(address, _)| self.matters(address))
     }
 
     /// Addresses of which the node now says something else about being drained.

@@ -445,10 +445,14 @@ impl Planner {
         let users: Vec<ObjectRef> = self.leases.users(address).cloned().collect();
         let planned = self.leases.planned.get(&address);
         let planned = planned.expect("every record of the plan was noted");
-        let announcer = self.names.announcer(address);
+        let outside = status::Outside {
+            announcer: self.names.announcer(address),
+            is_routed: status::is_routed(&self.snapshot, record),
+            conflict: self.names.conflict(address),
+        };
         let unreadable = self.snapshot.unreadable.addresses.contains(&address);
         let exhausted = &planned.exhausted;
-        let told = status::address(record, Some(users), announcer, exhausted, unreadable);
+        let told = status::address(record, Some(users), outside, exhausted, unreadable);
         self.plan.address_status.insert(address, told);
     }
 }

@@ -10,6 +10,8 @@ use std::net::IpAddr;
 pub(super) struct Names {
     /// Who announces an address.
     announcers: BTreeMap<IpAddr, BTreeSet<NodeName>>,
+    /// Who hears which other machine answer for an address.
+    conflicts: BTreeMap<IpAddr, BTreeMap<NodeName, AddressClaim>>,
     /// Pods that are programmed by policy and generation.
     programmed: BTreeMap<ObjectRef, BTreeMap<i64, u32>>,
     /// How many nodes use up the ports of an address towards some destination.
@@ -24,6 +26,10 @@ impl Names {
         for address in &record.announcing {
             let announcers = self.announcers.entry(*address).or_default();
             announcers.insert(record.node.clone());
+        }
+        for (address, claim) in &record.conflicts {
+            let hearing = self.conflicts.entry(*address).or_default();
+            hearing.insert(record.node.clone(), *claim);
         }
         for one in &record.programmed {
             if !self.programmed.contains_key(&one.policy) {
@@ -46,6 +52,14 @@ impl Names {
                 announcers.remove(&record.node);
                 if announcers.is_empty() {
                     self.announcers.remove(address);
+                }
+            }
+        }
+        for address in record.conflicts.keys() {
+            if let Some(hearing) = self.conflicts.get_mut(address) {
+                hearing.remove(&record.node);
+                if hearing.is_empty() {
+                    self.conflicts.remove(address);
                 }
             }
         }
@@ -74,6 +88,11 @@ impl Names {
     /// Who announces an address.
     pub(super) fn announcer(&self, address: IpAddr) -> Option<&NodeName> {
         status::announcer(address, self.announcers.get(&address)?)
+    }
+
+    /// See [`status::conflict`].
+    pub(super) fn conflict(&self, address: IpAddr) -> Option<(&NodeName, AddressClaim)> {
+        status::conflict(self.conflicts.get(&address)?, self.announcer(address))
     }
 
     /// Pods of a policy that are programmed at this generation.

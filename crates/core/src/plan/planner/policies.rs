@@ -50,6 +50,7 @@ pub(super) struct Meaning {
     covers: [bool; 2],
     node_address: bool,
     refusal: Option<Refusal>,
+    occupied: Vec<String>,
 }
 
 /// A set of policies that pods share.
@@ -108,6 +109,7 @@ impl Meaning {
             covers: resolved.covers,
             node_address: resolved.node_address,
             refusal: resolved.refusal,
+            occupied: resolved.occupied,
         }
     }
 
@@ -121,6 +123,7 @@ impl Meaning {
             covers: self.covers,
             node_address: self.node_address,
             refusal: self.refusal.clone(),
+            occupied: self.occupied.clone(),
         }
     }
 }
