@@ -33,7 +33,9 @@ pub mod report;
 mod socket;
 mod source;
 mod standing;
+pub mod told;
 mod traffic;
+mod uncovered;
 mod uplink;
 
 pub use board::Board;

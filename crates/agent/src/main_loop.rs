@@ -23,6 +23,7 @@ use crate::socket::Query;
 use crate::source::{Newest, Status};
 use crate::standing::Standing;
 use crate::traffic::Traffic;
+use crate::uncovered::Uncovered;
 use crate::uplink::Uplink;
 use egret_core::machines::Destination;
 use egret_core::model::{NodeName, Snapshot};
@@ -116,6 +117,7 @@ pub(crate) struct MainLoop {
     /// Facts about links, while nothing has told that they may have changed.
     links: Option<Links>,
     pod_devices: PodDevices,
+    uncovered: Uncovered,
     links_stale: bool,
     tunnel: Option<Device>,
     outcome: Option<NodeOutcome>,
@@ -179,6 +181,7 @@ impl MainLoop {
             remembered: Remembered::load(&config.state_directory),
             links: None,
             pod_devices: PodDevices::default(),
+            uncovered: Uncovered::default(),
             links_stale: true,
             tunnel: None,
             outcome: None,
@@ -409,9 +412,11 @@ impl MainLoop {
                 link_up,
                 ..external
             }),
+            uncovered: self.uncovered.lasting(Instant::now()),
             ..self.facts(&links)
         };
         let outcome = node_state(snapshot, &facts, &node).map_err(|e| chain(&e))?;
+        self.uncovered.follow(&outcome.uncovered, Instant::now());
         let state = &outcome.state;
         if self.tunnel.is_none() || self.links.as_ref() != Some(&links) {
             let device = self.datapath.routing().ensure_tunnel(&state.tunnel);
@@ -525,6 +530,8 @@ impl MainLoop {
             foreign_marks: links.foreign_marks.clone(),
             canary_device: self.canary_device,
             broken_paths: self.canaries.broken.clone(),
+            pod_routes: self.pod_devices.pod_routes(),
+            uncovered: BTreeSet::new(),
         }
     }
 
