@@ -35,7 +35,9 @@ mod socket;
 mod source;
 mod standing;
 mod surroundings;
+pub mod told;
 mod traffic;
+mod uncovered;
 mod uplink;
 
 pub use board::Board;

@@ -25,6 +25,7 @@ use crate::source::{Newest, Status};
 use crate::standing::Standing;
 use crate::surroundings::Routers;
 use crate::traffic::Traffic;
+use crate::uncovered::Uncovered;
 use crate::uplink::Uplink;
 use egret_core::machines::Destination;
 use egret_core::model::{NodeName, Snapshot};
@@ -125,6 +126,7 @@ pub(crate) struct MainLoop {
     links: Option<Links>,
     routers: Routers,
     pod_devices: PodDevices,
+    uncovered: Uncovered,
     links_stale: bool,
     tunnel: Option<Device>,
     outcome: Option<NodeOutcome>,
@@ -190,6 +192,7 @@ impl MainLoop {
             links: None,
             routers: Routers::default(),
             pod_devices: PodDevices::default(),
+            uncovered: Uncovered::default(),
             links_stale: true,
             tunnel: None,
             outcome: None,
@@ -425,9 +428,11 @@ impl MainLoop {
                 link_up,
                 ..external
             }),
+            uncovered: self.uncovered.lasting(Instant::now()),
             ..self.facts(&links)
         };
         let outcome = node_state(snapshot, &facts, &node).map_err(|e| chain(&e))?;
+        self.uncovered.follow(&outcome.uncovered, Instant::now());
         let state = &outcome.state;
         if self.tunnel.is_none() || self.links.as_ref() != Some(&links) {
             let device = self.datapath.routing().ensure_tunnel(&state.tunnel);
@@ -543,6 +548,8 @@ impl MainLoop {
             foreign_marks: links.foreign_marks.clone(),
             canary_device: self.canary_device,
             broken_paths: self.canaries.broken.clone(),
+            pod_routes: self.pod_devices.pod_routes(),
+            uncovered: BTreeSet::new(),
         }
     }
 

@@ -5,7 +5,9 @@
 //! pods share a bridge there is no such route, and nothing is bound.
 
 use egret_core::model::{NodeName, Snapshot};
+use egret_core::node::{MainRoute, pod_routes};
 use egret_datapath::route::{RouteError, Routing};
+use ipnet::IpNet;
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::time::{Duration, Instant};
@@ -23,8 +25,19 @@ pub(crate) struct PodDevices {
     bound: BTreeMap<Held, u32>,
     /// Since when another device leads to the address.
     detached: BTreeMap<Held, Option<Instant>>,
+    /// Prefixes that the routes lead to as pods'.
+    pod_routes: BTreeSet<IpNet>,
     /// Devices, routes or pods have changed since the last look.
     stale: bool,
+}
+
+/// Addresses with a route of their own, straight to a device: how network plugins without a bridge lead to their pods.
+fn straight(routes: &[MainRoute]) -> BTreeMap<IpAddr, u32> {
+    let one = |route: &&MainRoute| {
+        route.next_hop.is_none() && route.to.prefix_len() == route.to.max_prefix_len()
+    };
+    let found = routes.iter().filter(one);
+    found.map(|route| (route.to.addr(), route.device)).collect()
 }
 
 impl PodDevices {
@@ -48,8 +61,13 @@ impl PodDevices {
     ) -> Result<(), RouteError> {
         let now = Instant::now();
         if self.stale || self.is_due(now) {
-            let routes = routing.host_routes()?;
+            let routes = routing.main_routes()?;
             let devices = routing.devices()?;
+            let names = devices
+                .iter()
+                .map(|device| (device.index, device.name.clone()));
+            self.pod_routes = pod_routes(snapshot, node, &routes, &names.collect());
+            let routes = straight(&routes);
             let devices = devices.iter().map(|device| device.index).collect();
             let own = snapshot.pods.values().filter(|pod| pod.node == *node);
             let own = own.filter(|pod| !pod.host_network && !pod.finished);
@@ -63,6 +81,11 @@ impl PodDevices {
     /// The device of each address.
     pub(crate) fn devices(&self) -> BTreeMap<Held, u32> {
         self.bound.clone()
+    }
+
+    /// What the node's routes say of where pods are.
+    pub(crate) fn pod_routes(&self) -> BTreeSet<IpNet> {
+        self.pod_routes.clone()
     }
 
     /// Whose device is gone.

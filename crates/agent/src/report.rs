@@ -9,6 +9,7 @@ use crate::gateway::Gateway;
 use crate::metrics::{ByAddress, ByGateway, ByPath, ByReason, Metrics};
 use crate::probe::Seen;
 use crate::surroundings::{Routers, Surroundings};
+use crate::told::{self, ConditionTold, NodeTold};
 use crate::uplink::Uplink;
 use egret_core::condition::{Condition as Said, ConditionType, Reason};
 use egret_core::machines::Destination;
@@ -42,6 +43,8 @@ pub struct Status {
     pub addresses: Vec<AddressStatus>,
     /// Every gateway node.
     pub gateways: Vec<GatewayStatus>,
+    /// Nodes that are not as they should be, or work with less than was promised.
+    pub nodes: Vec<NodeTold>,
     /// What is to be mended.
     pub findings: Vec<FindingStatus>,
 }
@@ -65,6 +68,8 @@ pub struct PolicyStatus {
     pub reason: String,
     /// The same for people.
     pub message: String,
+    /// What else holds and limits what it does.
+    pub conditions: Vec<ConditionTold>,
 }
 
 /// Pods of one policy.
@@ -165,6 +170,7 @@ impl Status {
                 .chain(without_way_out(view, by_node.keys()))
                 .collect(),
             gateways: by_node.into_values().collect(),
+            nodes: told::of_nodes(view),
         }
     }
 
@@ -227,6 +233,7 @@ fn policies(view: &View) -> Vec<PolicyStatus> {
             name: policy.object.name.clone(),
             ready: ready.is_some_and(|c| c.status == ConditionStatus::True)
                 && status.observed_generation == policy.generation,
+            conditions: told::of_policy(&status.conditions),
             addresses: status.addresses,
             pods,
             reason: ready.map_or("NotPlannedYet".into(), |c| c.reason.clone()),

@@ -53,6 +53,10 @@ pub struct EgressNodeSpec {
     /// What this node's pods may use.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub grants: Vec<NodeGrant>,
+    /// Prefixes and addresses of pods of the whole cluster that no Node names; in the objects of some gateway nodes, for
+    /// every node to read.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub pod_prefixes: Vec<String>,
 }
 
 /// Source ports of one address that a node may use.

@@ -119,6 +119,7 @@ fn write_down(snapshot: &mut Snapshot, plan: &ClusterPlan) {
             node: node.clone(),
             tunnel_index: spec.tunnel_index,
             grants: spec.grants.clone(),
+            pod_prefixes: spec.pod_prefixes.clone(),
             underlay_addresses: snapshot.nodes[node].addresses.clone(),
             steering_version: u64::MAX,
             datapath: Some("ebpf".into()),

@@ -31,7 +31,7 @@ pub fn status(status: &Value, output: Output) -> anyhow::Result<bool> {
             ready(&p),
             strings(&p["addresses"]),
             pods,
-            text(&p["message"]),
+            why(&p),
         ]
     });
     table(
@@ -68,11 +68,20 @@ pub fn status(status: &Value, output: Output) -> anyhow::Result<bool> {
         &["GATEWAY", "LIVE", "VERSION", "DATAPATH"],
         gateways.collect(),
     );
+    let nodes = list("nodes").into_iter().flat_map(|node| {
+        let conditions = node["conditions"].as_array().cloned().unwrap_or_default();
+        let row = move |c: Value| {
+            let fields = [&node["node"], &c["condition"], &c["reason"], &c["message"]];
+            fields.map(text).to_vec()
+        };
+        conditions.into_iter().map(row)
+    });
+    table(&["NODE", "CONDITION", "REASON", "WHY"], nodes.collect());
     let findings = list("findings").into_iter().map(|f| {
         vec![
             text(&f["object"]),
             text(&f["field"]),
-            text(&f["value"]),
+            value(&text(&f["value"])),
             text(&f["remedy"]),
         ]
     });
@@ -85,6 +94,26 @@ fn ready(policy: &Value) -> String {
         "yes".into()
     } else {
         "no".into()
+    }
+}
+
+/// Why a policy is or is not ready, and what limits what it does all the same.
+fn why(policy: &Value) -> String {
+    let conditions = policy["conditions"].as_array().cloned().unwrap_or_default();
+    let told = conditions
+        .iter()
+        .map(|c| format!("{}: {}", text(&c["condition"]), text(&c["message"])));
+    let all: Vec<String> = std::iter::once(text(&policy["message"]))
+        .chain(told)
+        .collect();
+    all.join("; ")
+}
+
+/// What a field says. In quotes where nobody could see otherwise where it begins and ends.
+fn value(text: &str) -> String {
+    match text.contains(|c: char| c.is_whitespace() || c.is_control()) {
+        true => format!("{text:?}"),
+        false => text.to_owned(),
     }
 }
 
@@ -167,7 +196,7 @@ pub fn plan(cluster: &ClusterPlan, findings: &[Finding], output: Output) -> anyh
     table(&["WHAT", "WHY"], reasons.collect());
     let findings = told
         .into_iter()
-        .map(|f| vec![f.object, f.field, f.value, f.remedy]);
+        .map(|f| vec![f.object, f.field, value(&f.value), f.remedy]);
     table(&["FINDING", "FIELD", "VALUE", "REMEDY"], findings.collect());
     Ok(())
 }

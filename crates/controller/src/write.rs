@@ -443,6 +443,7 @@ fn merged(
     let record = NodeRecord {
         tunnel_index: spec.tunnel_index,
         grants,
+        pod_prefixes: spec.pod_prefixes.clone(),
         ..known
             .cloned()
             .unwrap_or_else(|| NodeRecord::new(node.clone()))

@@ -8,6 +8,7 @@ mod cluster;
 mod leases;
 mod next_hops;
 mod node;
+mod pod_addresses;
 mod unreadable;
 
 pub use cluster::check_plan;

@@ -173,6 +173,9 @@ reasons! {
         "Everything is in the kernel as wanted.", "";
     NoPods: Ready true;
         "No running pod is selected.", "";
+    OtherPolicyWins: Ready true, Overlapped true;
+        "Another policy wins for destinations of pods; the message names it. With Ready: everywhere, so that nothing leaves by this one.",
+        "Raise priority, or narrow one of them.";
     Serving: Ready true;
         "A gateway node serves.", "";
     Available: Ready true;
@@ -189,6 +192,9 @@ reasons! {
     NoGateway: Ready false, Degraded true;
         "No gateway node lives.",
         "Label nodes for the gateway's nodeSelector, see that its agents run, and open UDP 14789 between nodes, in both directions.";
+    NamespaceNotFound: Ready false;
+        "There is no namespace whose pods it could select.",
+        "Create the namespace, or name another; see spec.namespaceSelector of a ClusterEgress.";
     ServiceNotFound: Ready false;
         "The named Service does not exist, so no pod is selected.", "Create the Service, or name another.";
     PortsExhausted: Ready false;
@@ -205,9 +211,6 @@ reasons! {
     NoAddressOfFamily: FamilyNotCovered true;
         "The policy has no address of a family that its pods use; such traffic is refused at once.",
         "Add an address of that family, or destinations of the other family only.";
-    OtherPolicyWins: Overlapped true;
-        "Another policy wins for some destinations of some pods; the message names it.",
-        "Raise priority, or narrow one of them.";
     NftablesDatapath: Degraded true;
         "A gateway runs without eBPF, so nobody checks who owns a source port there.",
         "Give the node a kernel of `docs/requirements.md`, or use others as gateways.";
@@ -250,10 +253,13 @@ reasons! {
     Limit: Degraded true;
         "A limit was reached; the message names it.", "See `docs/numbers.md`.";
     PodAddressConflict: Degraded true;
-        "Two pods have one address.", "Delete the one that is stale.";
-    NoPodCidr: Degraded true;
-        "The agent is to drop packets of unknown pods (`--unknown-pods=drop`), and the Node has no spec.podCIDRs to tell them by.",
-        "Use the CNI plugin `egret-cni` there, or a network plugin that takes pods' addresses from spec.podCIDRs.";
+        "Two pods of a node have one address and different policies; what the policies of either name is refused to both.",
+        "Delete the one that is stale.";
+    NoPodCidr: Ready false, Degraded true;
+        "Nothing says which addresses are pods': a policy could take traffic to them out of the cluster, or the agent is to \
+         drop packets of unknown pods (`--unknown-pods=drop`) and cannot tell them.",
+        "Name the prefixes of pods by `--never-destination`; for `--unknown-pods=drop`, use the CNI plugin `egret-cni` there, \
+         or a network plugin that takes pods' addresses from spec.podCIDRs.";
     PolicyDrop: ForwardBlocked true;
         "A FORWARD policy drops, in tables that Egret cannot append to.",
         "Accept forwarded packets of the tunnel device there; the message has the command.";

@@ -1,6 +1,7 @@
 //! Why a pod leaves as it does: pod -> policy -> address -> lease -> gateway -> verdict, one line per step.
 
 mod answers;
+mod doubt;
 
 use crate::compile::{Claim, compile};
 use crate::model::*;
@@ -97,7 +98,12 @@ pub fn explain(
         leaves: Leaves::Unknown,
     };
     let Some(pod) = snapshot.pods.get(&(pod.0.to_owned(), pod.1.to_owned())) else {
-        return result.end(Leaves::Unknown, false, "there is no such pod");
+        // An agent reads the pods of its own node.
+        let text = match outcome {
+            Some(_) => "no such pod is known here: an agent knows those of its own node",
+            None => "there is no such pod",
+        };
+        return result.end(Leaves::Unknown, false, text);
     };
     let addresses: Vec<String> = pod.addresses.iter().map(ToString::to_string).collect();
     let addresses = if addresses.is_empty() {
@@ -118,7 +124,25 @@ pub fn explain(
             "untouched: the pod has run to its end",
         );
     }
-    by_policies(result, snapshot, outcome, pod)
+    if let Some(text) = doubt::without_node(snapshot, pod) {
+        return result.end(Leaves::Unknown, false, text);
+    }
+    let outcome = outcome.filter(|outcome| doubt::is_of(snapshot, outcome, &pod.node));
+    match doubt::shared(snapshot, pod) {
+        Some(text) => {
+            result.say(Stage::Pod, false, text);
+            match outcome {
+                Some(outcome) => by_outcome(result, snapshot, outcome, pod),
+                None => not_at_hand(result, pod),
+            }
+        }
+        None => by_policies(result, snapshot, outcome, pod),
+    }
+}
+
+fn not_at_hand(result: Explanation, pod: &Pod) -> Explanation {
+    let text = format!("the state of {} is not at hand: ask its agent", pod.node);
+    result.end(Leaves::Unknown, true, text)
 }
 
 /// What the policies make of a pod that may be selected.
@@ -166,11 +190,7 @@ fn by_policies(
     }
     match outcome {
         Some(outcome) => by_outcome(result, snapshot, outcome, pod),
-        None => result.end(
-            Leaves::Unknown,
-            true,
-            format!("the state of {} is not at hand: ask its agent", pod.node),
-        ),
+        None => not_at_hand(result, pod),
     }
 }
 
@@ -282,16 +302,13 @@ fn by_outcome(
     pod: &Pod,
 ) -> Explanation {
     let worker = &outcome.state.worker;
-    let ids: BTreeSet<_> = pod
-        .addresses
-        .iter()
-        .filter_map(|a| worker.pods.get(a))
-        .collect();
-    let profiles: Vec<&Profile> = ids
-        .iter()
-        .filter_map(|id| worker.profiles.get(id))
-        .collect();
-    if profiles.is_empty() {
+    // Profiles say what becomes of both families; an address is of one.
+    let bound = |address: &IpAddr| {
+        let profile = worker.profiles.get(worker.pods.get(address)?)?;
+        Some((family_index(*address), profile))
+    };
+    let bound: Vec<(usize, &Profile)> = pod.addresses.iter().filter_map(bound).collect();
+    if bound.is_empty() {
         return result.end(
             Leaves::Unknown,
             false,
@@ -306,7 +323,10 @@ fn by_outcome(
             .iter()
             .any(|a| family_index(*a) == family_index(first)),
     };
-    let boxes = profiles.iter().flat_map(|p| &p.boxes);
+    let boxes = bound.iter().flat_map(|(family, profile)| {
+        let boxes = profile.boxes.iter();
+        boxes.filter(move |one| family_index(one.first) == *family)
+    });
     let mut verdicts: BTreeSet<Verdict> = BTreeSet::new();
     let mut whole = false;
     for one in boxes.filter(|b| here(b.first, b.last)) {

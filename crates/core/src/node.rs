@@ -13,6 +13,8 @@ mod groups;
 mod lookup;
 mod next_hops;
 mod path;
+mod pod_addresses;
+mod pod_routes;
 mod podmap;
 mod profiles;
 mod state;
@@ -25,6 +27,7 @@ pub use facts::*;
 pub(crate) use groups::OPEN_TUNNEL;
 pub use lookup::Fate;
 pub use path::{CniPath, PathFacts, PodsPath, Way};
+pub use pod_routes::{MainRoute, pod_routes};
 pub use podmap::{PodChange, PodMap};
 pub use state::*;
 
@@ -64,7 +67,7 @@ pub fn node_state(
     reports.append(&mut groups.reports);
     let accounts = accounts::assign(&mut groups.targets, &groups.policies);
     let mut worker = WorkerState {
-        never: cluster::never(snapshot, facts),
+        never: cluster::never(snapshot, facts, own_pods.clone()),
         throw: cluster::throw(me.node, own_pods.clone()),
         groups: groups.groups,
         targets: groups.targets,
@@ -79,6 +82,9 @@ pub fn node_state(
     };
     reports.extend(built.reports);
     let mut programmed = built.programmed;
+    let uncovered = pod_addresses::uncovered(snapshot, own_pods);
+    let exposed = pod_addresses::refuse(facts, &uncovered, &resolved, &mut programmed);
+    reports.extend(exposed);
     let (pods_path, lift) = path::decide(facts, &worker);
     worker.lift = lift;
     reports.extend(refuse(&pods_path, &resolved, &mut worker, &mut programmed));
@@ -125,6 +131,7 @@ pub fn node_state(
         canaries,
         broken_paths: facts.broken_paths.clone(),
         accounts,
+        uncovered,
         granted: me.record.grants.iter().map(|grant| grant.address).collect(),
     })
 }

@@ -142,6 +142,21 @@ pub const ENDED_FLOWS_MAX: u32 = 65_536;
 /// Destinations towards which a lease is used up that are refused visibly at once; new flows to further ones are dropped
 /// in silence, as the kernel does.
 pub const FULL_DESTINATIONS_MAX: usize = 4096;
+/// Prefixes and addresses of pods that no Node names and that the controller tells every node, at most. While there are
+/// more, policies that could take traffic to the rest are not Ready: name their prefixes by `--never-destination`.
+pub const POD_PREFIXES_MAX: usize = 4096;
+/// `EgressNode`s of gateway nodes that carry them: every agent reads those of gateways, and with two the list stays where
+/// one node is no gateway any more.
+pub const POD_PREFIX_RECORDS: usize = 2;
+/// Prefixes that a node takes out of its own routing table as those of pods, at most.
+pub const POD_ROUTES_MAX: usize = 1024;
+/// Shortest prefix length of an IPv4 route that counts as evidence of pods: a VPN may halve the default route.
+pub const POD_ROUTE_WIDEST_V4: u8 = 8;
+/// The same for IPv6.
+pub const POD_ROUTE_WIDEST_V6: u8 = 16;
+/// Seconds for which a pod's address may be unknown to other nodes before its node says so: a new pod's is told within
+/// less where the controller runs.
+pub const POD_UNCOVERED_SECS: u64 = 5;
 /// Addresses of its external device that a gateway reports, at most.
 pub const EXTERNAL_ADDRESSES_MAX: usize = 64;
 /// Addresses of its devices that a node reports, at most.

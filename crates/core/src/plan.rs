@@ -8,6 +8,7 @@ mod conditions;
 mod lease;
 mod nodes;
 pub mod planner;
+mod pod_prefixes;
 mod status;
 mod unreadable;
 mod wanted;
@@ -92,6 +93,8 @@ pub struct PolicyPlan {
     pub programmed: u32,
     /// Policies that win over this one on some destination of some pod.
     pub overlapped_by: BTreeSet<ObjectRef>,
+    /// Selected pods for which other policies win on every destination.
+    pub shadowed: u32,
     /// Whether it has addresses of (IPv4, IPv6).
     pub families: (bool, bool),
     /// Every selected pod that has an address leaves by the egress address.
@@ -168,6 +171,8 @@ pub struct NodeRecordSpec {
     pub tunnel_index: u16,
     /// Grants, sorted by address.
     pub grants: Vec<Grant>,
+    /// See [`NodeRecord::pod_prefixes`].
+    pub pod_prefixes: BTreeSet<IpNet>,
 }
 
 /// Plans the cluster. `now_secs`: seconds since the Unix epoch.
@@ -179,7 +184,9 @@ pub fn plan(snapshot: &Snapshot, now_secs: i64) -> ClusterPlan {
     let selected = select(snapshot, &resolved, snapshot.pods.values());
     let wanted = wanted::wanted(snapshot, &resolved, &selected);
     let leases = lease::plan_leases(snapshot, &wanted, now_secs, &mut reasons, &mut findings);
-    let nodes = nodes::plan_nodes(snapshot, &leases.records, &mut reasons, &mut findings);
+    let told = pod_prefixes::Told::of(snapshot, &pod_prefixes::uncovered(snapshot));
+    let mut nodes = nodes::plan_nodes(snapshot, &leases.records, &mut reasons, &mut findings);
+    nodes.carry(snapshot, &told);
     let address_status = status::addresses(snapshot, &wanted, &leases);
     let gateways = status::gateways(snapshot);
     let overlaps = wanted::overlaps(&resolved, &selected);
@@ -191,6 +198,8 @@ pub fn plan(snapshot: &Snapshot, now_secs: i64) -> ClusterPlan {
         full: &records
             .flat_map(|record| record.full_destinations.keys().copied())
             .collect(),
+        namespaces: &snapshot.namespaces,
+        left_out: told.left_out,
     };
     let policies = conditions::policies(inputs, &resolved, &selected, &overlaps);
     for (object, policy) in &policies {

@@ -20,6 +20,7 @@ pub mod front_end;
 pub mod kube;
 pub mod kube_egress;
 pub mod migrate;
+pub mod plugin;
 mod source;
 mod status;
 

@@ -16,9 +16,9 @@ impl MainLoop {
         if !self.full.is_empty() && self.full_told.elapsed() >= REFUSE_AGAIN {
             self.refuse_full();
         }
-        if self.uplink.programs_changed() || self.pod_devices.is_due(Instant::now()) {
-            self.news = true;
-        }
+        let now = Instant::now();
+        let due = self.pod_devices.is_due(now) || self.uncovered.is_due(now);
+        self.news |= due || self.uplink.programs_changed();
         if self.count_if_due() {
             // Old tables tell nobody when they change.
             if let Some(outcome) = self.outcome.take() {

@@ -2,7 +2,7 @@
 
 use super::leases::{check_change, check_record, steering};
 use super::unreadable::check_unreadable;
-use super::{Found, Rule, Violation};
+use super::{Found, Rule, Violation, pod_addresses};
 use crate::model::*;
 use crate::plan::{ClusterPlan, PolicyPlan};
 use std::collections::{BTreeMap, BTreeSet};
@@ -39,6 +39,7 @@ pub fn check_plan(snapshot: &Snapshot, plan: &ClusterPlan, now_secs: i64) -> Vec
     check_unreadable(snapshot, plan, &mut found);
     nodes(snapshot, plan, &mut found);
     policies(snapshot, plan, &mut found);
+    pod_addresses::plan(snapshot, plan, &mut found);
     for finding in &plan.findings {
         let clear = !finding.object.name.is_empty()
             && !finding.field.is_empty()
@@ -113,7 +114,8 @@ fn writes(snapshot: &Snapshot, plan: &ClusterPlan, found: &mut Found) {
     );
     let differs = |(name, spec): &(&NodeName, &crate::plan::NodeRecordSpec)| {
         snapshot.node_records.get(*name).is_none_or(|known| {
-            known.tunnel_index != spec.tunnel_index || known.grants != spec.grants
+            let known = (known.tunnel_index, &known.grants, &known.pod_prefixes);
+            known != (spec.tunnel_index, &spec.grants, &spec.pod_prefixes)
         })
     };
     let nodes: Vec<&NodeName> = plan
@@ -378,7 +380,8 @@ fn allowed(snapshot: &Snapshot, policy: &Policy, address: IpAddr) -> bool {
         service.cluster_addresses.contains(&address)
             || service.balancer_addresses.contains(&address)
     };
-    if snapshot.nodes.values().any(node) || snapshot.services.values().any(service) {
+    let published = snapshot.pod_prefixes.iter().any(|p| p.contains(&address));
+    if published || snapshot.nodes.values().any(node) || snapshot.services.values().any(service) {
         return false;
     }
     if !policy.assigned.contains(&address) && is_occupied(snapshot, policy, address) {

@@ -4,7 +4,7 @@ use super::accounts::accounts;
 use super::boxes::check_profile;
 use super::leases::steering;
 use super::next_hops::next_hops;
-use super::{Found, Rule, Violation};
+use super::{Found, Rule, Violation, pod_addresses};
 use crate::model::*;
 use crate::node::{GatewayState, Group, NodeFacts, NodeOutcome, NodeState, Verdict};
 use ipnet::IpNet;
@@ -44,6 +44,10 @@ pub fn check_node(
     groups(snapshot, own, state, &mut found);
     next_hops(snapshot, facts, own, state, &mut found);
     never(snapshot, state, &mut found);
+    pod_addresses::never(snapshot, facts, own, state, &mut found);
+    pod_addresses::uncovered(snapshot, facts, node, outcome, &mut found);
+    let selects = |policy: &Policy, pod: &Pod| selects(snapshot, policy, pod);
+    pod_addresses::shared(snapshot, facts, own, state, selects, &mut found);
     pods(snapshot, facts, own, state, &mut found);
     devices(snapshot, facts, node, state, &mut found);
     unknown(snapshot, node, own, state, &mut found);
@@ -254,9 +258,6 @@ fn never(snapshot: &Snapshot, state: &NodeState, found: &mut Found) {
         check("is for no egress", text.parse().expect("written here"));
     }
     for node in snapshot.nodes.values() {
-        node.pod_cidrs
-            .iter()
-            .for_each(|net| check("pod addresses", *net));
         node.addresses
             .iter()
             .for_each(|a| check("node address", IpNet::from(*a)));
@@ -276,10 +277,7 @@ fn never(snapshot: &Snapshot, state: &NodeState, found: &mut Found) {
         .iter()
         .for_each(|a| check("API server", IpNet::from(*a)));
     let settings = &snapshot.settings;
-    let listed = settings
-        .service_cidrs
-        .iter()
-        .chain(&settings.never_destinations);
+    let listed = settings.service_cidrs.iter();
     listed.for_each(|net| check("setting", *net));
 }
 
@@ -439,9 +437,12 @@ fn devices(
         let there = worker.pods.contains_key(address) && real.contains(&(*address, *index));
         found.expect(there, Rule::PodWrong, address, "another device leads to it");
     }
-    for (address, _) in real {
-        let bound = worker.devices.contains_key(&address);
-        let selected = worker.pods.contains_key(&address);
+    for (address, index) in &real {
+        let bound = worker.devices.contains_key(address);
+        // Pods that share an address and have a device each cannot be told apart by it.
+        let mut others = real.iter().filter(|(other, _)| other == address);
+        let is_one = others.all(|(_, other)| other == index);
+        let selected = worker.pods.contains_key(address) && is_one;
         found.expect(
             bound == selected,
             Rule::PodWrong,

@@ -57,7 +57,7 @@ pub struct Node {
     pub labels: Labels,
     /// Its InternalIP addresses in their order (the first is the underlay address), then the others.
     pub addresses: Vec<IpAddr>,
-    /// Prefixes of its pods.
+    /// Prefixes of its pods, as the Node says them; empty where the network plugin manages addresses by itself.
     pub pod_cidrs: Vec<IpNet>,
 }
 
@@ -101,6 +101,16 @@ pub struct Pod {
     pub host_network: bool,
     /// It has run to its end (phase Succeeded or Failed): its addresses are no longer its own.
     pub finished: bool,
+}
+
+impl Pod {
+    /// The addresses that it has for itself alone; none if it uses its node's network or has run to its end.
+    pub fn own_addresses(&self) -> &[IpAddr] {
+        match self.host_network || self.finished {
+            true => &[],
+            false => &self.addresses,
+        }
+    }
 }
 
 /// A Service, as far as `serviceName` needs it: the pods behind it.

@@ -32,6 +32,18 @@ pub enum Kind {
     MapperVip,
     /// `EgressMapper` of `egress.mapper.com` (front-end).
     MapperSettings,
+    /// `IPPool` of Calico (a network plugin: named here, known to nothing in this crate).
+    CalicoIPPool,
+    /// `CiliumNode` (network plugin).
+    CiliumNode,
+    /// `CiliumPodIPPool` (network plugin).
+    CiliumPodIPPool,
+    /// `Subnet` of Kube-OVN (network plugin).
+    KubeOvnSubnet,
+    /// `Network` of `config.openshift.io` (network plugin).
+    OpenShiftNetwork,
+    /// `NodeNetworkConfig` of Azure (network plugin).
+    AzureNodeNetworkConfig,
     /// A file that could not be read as any object; the name is its path.
     File,
 }

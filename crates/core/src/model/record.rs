@@ -101,6 +101,10 @@ pub struct NodeRecord {
     pub tunnel_index: u16,
     /// Grants, written by the controller.
     pub grants: Vec<Grant>,
+    /// Addresses of pods that no Node names, of the whole cluster; written by the controller, into the records of
+    /// `POD_PREFIX_RECORDS` gateway nodes.
+    #[serde(default)]
+    pub pod_prefixes: BTreeSet<IpNet>,
     /// Underlay addresses that the agent found; empty until it ran.
     pub underlay_addresses: Vec<IpAddr>,
     /// Addresses of the external device with their prefix, on gateways; not link-local ones.
@@ -150,6 +154,7 @@ impl NodeRecord {
             node,
             tunnel_index: 0,
             grants: Vec::new(),
+            pod_prefixes: BTreeSet::new(),
             underlay_addresses: Vec::new(),
             external_addresses: BTreeSet::new(),
             next_hops: BTreeSet::new(),
@@ -203,6 +208,9 @@ pub struct Snapshot {
     pub services: Objects<(String, String), Service>,
     /// Endpoint addresses of `default/kubernetes`: never egress destinations.
     pub api_server: BTreeSet<IpAddr>,
+    /// Prefixes that network plugins publish as those of pods, beside `Node::pod_cidrs`.
+    #[serde(default)]
+    pub pod_prefixes: BTreeSet<IpNet>,
     /// What the controller wrote down.
     pub addresses: Objects<IpAddr, AddressRecord>,
     /// What controller and agents wrote down.
@@ -225,6 +233,7 @@ impl Snapshot {
             pods: Objects::new(),
             services: Objects::new(),
             api_server: BTreeSet::new(),
+            pod_prefixes: BTreeSet::new(),
             addresses: Objects::new(),
             node_records: Objects::new(),
             unreadable: Unreadable::default(),

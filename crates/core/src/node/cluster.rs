@@ -1,5 +1,6 @@
 //! What a node needs to know of the rest of the cluster.
 
+use super::pod_addresses;
 use super::{NodeFacts, NodeReport, NotYet, Peer, ReportKind, TunnelIndex};
 use super::{UnknownPods, UnknownPodsPolicy};
 use crate::model::*;
@@ -137,14 +138,20 @@ pub fn never_anywhere() -> Vec<IpNet> {
 }
 
 /// Destinations that are no egress traffic whatever policies say: joined, so disjoint.
-pub(super) fn never(snapshot: &Snapshot, facts: &NodeFacts) -> BTreeSet<IpNet> {
+pub(super) fn never<'a>(
+    snapshot: &Snapshot,
+    facts: &NodeFacts,
+    own_pods: impl Iterator<Item = &'a Pod>,
+) -> BTreeSet<IpNet> {
     let mut all = never_anywhere();
+    all.extend(pod_addresses::known_to_all(snapshot));
+    all.extend(&facts.pod_routes);
+    let own_pods = own_pods.flat_map(Pod::own_addresses);
+    all.extend(own_pods.copied().map(host));
     for node in snapshot.nodes.values() {
-        all.extend(&node.pod_cidrs);
         all.extend(node.addresses.iter().copied().map(host));
     }
     all.extend(&snapshot.settings.service_cidrs);
-    all.extend(&snapshot.settings.never_destinations);
     let services = snapshot
         .services
         .values()
@@ -185,8 +192,7 @@ pub(super) fn unknown<'a>(
         });
         return None;
     }
-    let pods = pods.filter(|pod| !pod.host_network && !pod.finished);
-    let addresses = pods.flat_map(|pod| pod.addresses.iter().copied());
+    let addresses = pods.flat_map(|pod| pod.own_addresses().iter().copied());
     let known = addresses
         .filter(|address| cidrs.iter().any(|cidr| cidr.contains(address)))
         .collect();
@@ -196,7 +202,6 @@ pub(super) fn unknown<'a>(
 /// Addresses of this node's pods.
 pub(super) fn throw<'a>(node: &Node, pods: impl Iterator<Item = &'a Pod>) -> BTreeSet<IpNet> {
     let mut all = node.pod_cidrs.clone();
-    let pods = pods.filter(|pod| !pod.host_network && !pod.finished);
-    all.extend(pods.flat_map(|pod| &pod.addresses).copied().map(host));
+    all.extend(pods.flat_map(Pod::own_addresses).copied().map(host));
     IpNet::aggregate(&all).into_iter().collect()
 }

@@ -77,6 +77,12 @@ pub struct NodeFacts {
     /// Paths whose canaries did not come back.
     #[serde(default)]
     pub broken_paths: BTreeSet<BrokenPath>,
+    /// Prefixes that the node's own routes lead to as pods'.
+    #[serde(default)]
+    pub pod_routes: BTreeSet<IpNet>,
+    /// Of [`NodeOutcome::uncovered`], those that have been in it for `POD_UNCOVERED_SECS`.
+    #[serde(default)]
+    pub uncovered: BTreeSet<IpAddr>,
 }
 
 /// A path whose canaries are lost: what goes by it does not count as programmed.
@@ -228,7 +234,7 @@ pub enum ReportKind {
     Limit,
     /// Two pods have one address.
     PodAddressConflict,
-    /// Unknown pods are to be dropped, and nothing says which addresses are pods'.
+    /// Nothing says which addresses are pods', to other nodes or to this one.
     NoPodCidr,
     /// Canaries do not come back.
     PathBroken(Lost),
@@ -296,6 +302,9 @@ pub struct NodeOutcome {
     pub broken_paths: BTreeSet<BrokenPath>,
     /// Whose traffic each account counts, for people; `None`: all that has no account of its own.
     pub accounts: BTreeMap<AccountId, Option<Account>>,
+    /// Addresses of own pods that other nodes cannot know to be pods': their policies may take traffic to them to a gateway.
+    #[serde(default)]
+    pub uncovered: BTreeSet<IpAddr>,
     /// Addresses that are granted. `NodeRecord::demand` must list these (with 0 if no port is in use) *before* the
     /// state is applied, written with compare-and-swap against the version that the grant was read in, and keep listing
     /// every address that still has a connection: the controller takes a range back when its address is not listed,

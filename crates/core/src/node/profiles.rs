@@ -1,5 +1,7 @@
 //! Profiles: the sets of policies that pods of this node share, with their destinations compiled once per set.
 
+mod shared;
+
 use super::cluster::Me;
 use super::groups::{Groups, Reach};
 use super::{
@@ -73,24 +75,27 @@ pub(super) fn build(
     };
     let mut ids: BTreeMap<Vec<Member>, ProfileId> = BTreeMap::new();
     let mut counts: BTreeMap<usize, u32> = BTreeMap::new();
-    for (pod, policies) in selected.pods.iter().zip(&selected.policies) {
+    let member = |pod, number: &usize| (*number, pair(snapshot, &resolved[*number], pod));
+    let keys = selected.pods.iter().zip(&selected.policies);
+    let keys = keys.map(|(pod, policies)| policies.iter().map(|n| member(*pod, n)).collect());
+    let keys: Vec<Vec<Member>> = keys.collect();
+    let shared = shared::find(selected, &keys, (me, facts));
+    for ((pod, policies), key) in selected.pods.iter().zip(&selected.policies).zip(&keys) {
         if policies.is_empty() || pod.addresses.is_empty() {
             continue;
         }
-        let key: Vec<Member> = policies
-            .iter()
-            .map(|n| (*n, pair(snapshot, &resolved[*n], pod)))
-            .collect();
-        let id = match ids.get(&key) {
+        let id = match ids.get(key) {
             Some(id) => *id,
             None => {
-                let id = builder.profile(&key, groups, findings);
+                let id = builder.profile(key, groups, findings);
                 ids.insert(key.clone(), id);
                 id
             }
         };
-        if builder.bind(pod, id, me) {
-            for number in builder.usable_for(pod, id, &key) {
+        let is_shared = pod.addresses.iter().any(|a| shared.contains_key(a));
+        let own = |address: &&IpAddr| !shared.contains_key(*address);
+        if builder.bind(pod, pod.addresses.iter().filter(own), id, me) && !is_shared {
+            for number in builder.usable_for(pod, id, key) {
                 *counts.entry(number).or_default() += 1;
             }
         }
@@ -99,6 +104,7 @@ pub(super) fn build(
             counts.entry(*number).or_default();
         }
     }
+    builder.shut(shared, &ids, groups, findings);
     builder.built.programmed = counts
         .into_iter()
         .map(|(number, pods)| Programmed {
@@ -111,10 +117,16 @@ pub(super) fn build(
 }
 
 impl Builder<'_, '_> {
-    /// Gives the pod's addresses to the profile; false if one of them is not the pod's alone.
-    fn bind(&mut self, pod: &Pod, id: ProfileId, me: &Me<'_>) -> bool {
+    /// Gives these addresses of the pod to the profile; false if one of them is not the pod's alone.
+    fn bind<'p>(
+        &mut self,
+        pod: &Pod,
+        addresses: impl Iterator<Item = &'p IpAddr>,
+        id: ProfileId,
+        me: &Me<'_>,
+    ) -> bool {
         let mut own = true;
-        for address in &pod.addresses {
+        for address in addresses {
             if is_detached(self.facts, pod, *address) {
                 own = false;
                 self.close(*address, id);
@@ -122,7 +134,7 @@ impl Builder<'_, '_> {
             }
             let taken = match self.built.pods.get(address) {
                 _ if me.node.addresses.contains(address) => Some("it is an address of the node"),
-                Some(other) if *other != id => Some("another pod with other policies has it too"),
+                // A pod with the same policies.
                 Some(_) => None,
                 None => {
                     self.built.pods.insert(*address, id);

@@ -1,9 +1,12 @@
 //! What is told about policies.
 
+use super::pod_prefixes;
 use super::status::{foreign, without_ebpf};
+use super::wanted::Overlaps;
 use super::{AddressStatus, GatewayNode, GatewayPlan, PlanReason, PolicyPlan};
 use crate::condition::{Condition, ConditionType, Reason};
 use crate::model::*;
+use crate::numbers::POD_PREFIXES_MAX;
 use crate::resolve::{Resolved, Selected};
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
@@ -16,6 +19,10 @@ pub(super) struct Inputs<'i> {
     pub records: &'i Objects<NodeName, NodeRecord>,
     /// Addresses that are full towards some destination on some node.
     pub full: &'i BTreeSet<IpAddr>,
+    /// Every namespace.
+    pub namespaces: &'i Objects<String, Namespace>,
+    /// Address of a pod that nodes are not told of, for lack of room.
+    pub left_out: Option<IpAddr>,
 }
 
 /// Pods of one policy, beside `PolicyPlan::pods`.
@@ -31,7 +38,7 @@ pub(super) fn policies(
     inputs: Inputs<'_>,
     resolved: &[Resolved<'_>],
     selected: &Selected<'_>,
-    overlaps: &BTreeMap<usize, BTreeSet<usize>>,
+    overlaps: &Overlaps,
 ) -> BTreeMap<ObjectRef, PolicyPlan> {
     let mut by_node: Vec<BTreeMap<NodeName, u32>> = vec![BTreeMap::new(); resolved.len()];
     let mut addressed = vec![0; resolved.len()];
@@ -57,7 +64,9 @@ pub(super) fn policies(
         plan.pods = by_node;
         let done = programmed.get(&(&policy.object, policy.generation));
         plan.programmed = done.copied().unwrap_or(0);
+        plan.shadowed = overlaps.shadowed.get(&number).copied().unwrap_or(0);
         plan.overlapped_by = overlaps
+            .winners
             .get(&number)
             .into_iter()
             .flatten()
@@ -82,6 +91,7 @@ pub(super) fn empty() -> PolicyPlan {
         selected: 0,
         programmed: 0,
         overlapped_by: BTreeSet::new(),
+        shadowed: 0,
         families: (false, false),
         ready: false,
         conditions: Vec::new(),
@@ -423,6 +433,15 @@ fn ready(
     if !exhausted.is_empty() {
         return no(Reason::PortsExhausted, exhausted.join("; "));
     }
+    if let Some(address) = inputs.left_out
+        && pod_prefixes::reaches(one.policy, address)
+    {
+        let text = format!(
+            "it could take traffic to pods out of the cluster: more than {POD_PREFIXES_MAX} of their addresses are in no \
+             known prefix, and {address} is one that not every node knows; name their prefixes by --never-destination"
+        );
+        return no(Reason::NoPodCidr, text);
+    }
     if plan.programmed < addressed {
         return no(
             Reason::Programming,
@@ -436,6 +455,18 @@ fn ready(
     let yes = |reason: Reason, message: String| {
         Condition::new(ConditionType::Ready, true, reason, message)
     };
+    if let Some(text) = without_namespace(inputs, one.policy).filter(|_| plan.selected == 0) {
+        return no(Reason::NamespaceNotFound, text);
+    }
+    if plan.selected > 0 && plan.shadowed == plan.selected {
+        let names: Vec<String> = plan.overlapped_by.iter().map(ToString::to_string).collect();
+        let text = format!(
+            "nothing leaves by it: for every destination of all its {} pods these win: {}",
+            plan.selected,
+            names.join(", ")
+        );
+        return yes(Reason::OtherPolicyWins, text);
+    }
     if plan.selected == 0 {
         return yes(Reason::NoPods, "no running pod is selected".into());
     }
@@ -443,6 +474,37 @@ fn ready(
         Reason::Programmed,
         format!("all {addressed} pods are programmed"),
     )
+}
+
+/// Why no namespace can have pods that the policy selects. Nothing is said where no namespace is known at all: a directory
+/// need not have them.
+fn without_namespace(inputs: &Inputs<'_>, policy: &Policy) -> Option<String> {
+    let known = inputs.namespaces;
+    if known.is_empty() {
+        return None;
+    }
+    let missing = |name: &String| {
+        let text = || format!("there is no namespace {name}");
+        (!known.contains_key(name)).then(text)
+    };
+    match &policy.selection {
+        Selection::Labels { namespaces, .. } => match namespaces {
+            Namespaces::All => None,
+            Namespaces::Names(names) => {
+                let gone: Option<Vec<String>> = names.iter().map(missing).collect();
+                gone.map(|gone| gone.join(", "))
+            }
+            Namespaces::Labels(selector) => {
+                let mut all = known.values();
+                let found = all.any(|namespace| selector.matches(&namespace.labels));
+                (!found).then(|| "spec.namespaceSelector matches no namespace".to_owned())
+            }
+        },
+        Selection::Service { namespace, .. } | Selection::Workload { namespace, .. } => {
+            missing(namespace)
+        }
+        Selection::Addresses(_) => None,
+    }
 }
 
 /// Whether the policy has destinations of one of these families.

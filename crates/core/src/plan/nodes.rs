@@ -1,8 +1,10 @@
 //! Node records: a tunnel index for every node, and the grants of its leases.
 
+use super::pod_prefixes::{Told, carriers};
 use super::{NodeRecordSpec, PlanReason, unreadable};
 use crate::model::*;
 use crate::numbers::TUNNEL_INDEX_MAX;
+use crate::resolve::gateway_nodes;
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
@@ -36,12 +38,26 @@ pub(super) fn plan_nodes(
         let spec = NodeRecordSpec {
             tunnel_index,
             grants,
+            pod_prefixes: BTreeSet::new(),
         };
         (name, spec)
     });
     PlannedNodes {
         records: records.collect(),
         deletions: numbers.deletions,
+    }
+}
+
+impl PlannedNodes {
+    /// Puts what is told of pods' addresses into the records that carry it.
+    pub(super) fn carry(&mut self, snapshot: &Snapshot, told: &Told) {
+        let gateways = snapshot.gateways.values();
+        let nodes = gateways.flat_map(|gateway| gateway_nodes(gateway, &snapshot.nodes));
+        for name in carriers(nodes, |name| self.records.contains_key(name)) {
+            let spec = self.records.get_mut(&name);
+            let spec = spec.expect("carriers are nodes with a record");
+            spec.pod_prefixes.clone_from(&told.prefixes);
+        }
     }
 }
 
@@ -135,7 +151,11 @@ pub(super) fn grant(record: &AddressRecord, lease: &Lease) -> Option<Grant> {
 
 /// Whether the record must be written.
 pub(super) fn differs(known: Option<&NodeRecord>, spec: &NodeRecordSpec) -> bool {
-    known.is_none_or(|known| known.tunnel_index != spec.tunnel_index || known.grants != spec.grants)
+    known.is_none_or(|known| {
+        known.tunnel_index != spec.tunnel_index
+            || known.grants != spec.grants
+            || known.pod_prefixes != spec.pod_prefixes
+    })
 }
 
 /// Records that must be written.

@@ -17,6 +17,7 @@ mod change;
 mod gateways;
 mod leases;
 mod names;
+mod pod_prefixes;
 mod pods;
 mod policies;
 mod said;
@@ -27,6 +28,7 @@ use super::{ClusterPlan, PolicyPlan, status};
 use crate::model::*;
 use leases::Leases;
 use names::Names;
+use pod_prefixes::PodPrefixes;
 use pods::{PodRef, Pods};
 use policies::{Policies, PolicyRef};
 use said::Said;
@@ -40,6 +42,7 @@ pub struct Planner {
     now_secs: i64,
     plan: ClusterPlan,
     pods: Pods,
+    pod_prefixes: PodPrefixes,
     policies: Policies,
     leases: Leases,
     names: Names,
@@ -81,6 +84,8 @@ struct Dirty {
     roles: bool,
     /// What gateways say.
     gateways: BTreeSet<GatewayName>,
+    /// Addresses of pods that no Node names.
+    pod_prefixes: bool,
     /// Which node records there are.
     numbers: bool,
     /// Node records.
@@ -95,6 +100,7 @@ impl Planner {
     /// Plans from nothing.
     pub fn new(snapshot: Snapshot, now_secs: i64) -> Self {
         let mut planner = Self {
+            pod_prefixes: PodPrefixes::of(&snapshot),
             snapshot,
             now_secs,
             plan: empty(),

@@ -72,29 +72,46 @@ pub(super) fn families(pod: &Pod, node: &Node) -> [bool; 2] {
     }
 }
 
-/// Per policy, those that win over it somewhere. Sets of policies are compiled once, however many pods have them.
-pub(super) fn overlaps(
-    resolved: &[Resolved<'_>],
-    selected: &Selected<'_>,
-) -> BTreeMap<usize, BTreeSet<usize>> {
-    let sets: BTreeSet<&[usize]> = selected
-        .policies
-        .iter()
-        .map(Vec::as_slice)
-        .filter(|set| set.len() > 1)
-        .collect();
-    let mut overlaps: BTreeMap<usize, BTreeSet<usize>> = BTreeMap::new();
-    for set in sets {
+/// Where policies meet on pods.
+#[derive(Debug, Default)]
+pub(super) struct Overlaps {
+    /// Per policy, those that win over it somewhere.
+    pub winners: BTreeMap<usize, BTreeSet<usize>>,
+    /// Per policy, how many pods others win everywhere for.
+    pub shadowed: BTreeMap<usize, u32>,
+}
+
+/// Sets of policies are compiled once, however many pods have them.
+pub(super) fn overlaps(resolved: &[Resolved<'_>], selected: &Selected<'_>) -> Overlaps {
+    let mut sets: BTreeMap<&[usize], u32> = BTreeMap::new();
+    for set in selected.policies.iter().filter(|set| set.len() > 1) {
+        *sets.entry(set).or_default() += 1;
+    }
+    let mut overlaps = Overlaps::default();
+    for (set, pods) in sets {
         let policies: Vec<&Policy> = set.iter().map(|n| resolved[*n].policy).collect();
-        for (winner, loser) in overlaps_of(&policies) {
-            overlaps.entry(set[loser]).or_default().insert(set[winner]);
+        let met = overlaps_of(&policies);
+        for (winner, loser) in met.losses {
+            let winners = overlaps.winners.entry(set[loser]).or_default();
+            winners.insert(set[winner]);
+        }
+        for loser in met.shadowed {
+            *overlaps.shadowed.entry(set[loser]).or_default() += pods;
         }
     }
     overlaps
 }
 
-/// Where the policies of one pod meet: (winner, loser) by position.
-pub(super) fn overlaps_of(policies: &[&Policy]) -> BTreeSet<(usize, usize)> {
+/// Where the policies of one pod meet, by position.
+pub(super) struct Met {
+    /// (winner, loser).
+    pub losses: BTreeSet<(usize, usize)>,
+    /// Those that win nowhere.
+    pub shadowed: BTreeSet<usize>,
+}
+
+/// See [`Met`].
+pub(super) fn overlaps_of(policies: &[&Policy]) -> Met {
     // Ages are compared with each other only, so those of this set suffice.
     let ages = age_ranks(policies.iter().copied());
     let claims: Vec<Claim<'_, usize>> = policies
@@ -109,5 +126,11 @@ pub(super) fn overlaps_of(policies: &[&Policy]) -> BTreeSet<(usize, usize)> {
             }
         })
         .collect();
-    compile(&claims).overlaps
+    let compiled = compile(&claims);
+    let winning: BTreeSet<usize> = compiled.boxes.iter().map(|one| one.verdict).collect();
+    let all = 0..policies.len();
+    Met {
+        shadowed: all.filter(|number| !winning.contains(number)).collect(),
+        losses: compiled.overlaps,
+    }
 }

@@ -132,6 +132,7 @@ impl<'a> ClusterAddresses<'a> {
                     .map(|p| (*p, (Kind::Node, node.name.0.as_str()))),
             );
         }
+        prefixes.extend(snapshot.pod_prefixes.iter().map(|p| (*p, (Kind::Pod, ""))));
         prefixes.extend(
             snapshot
                 .settings
@@ -166,6 +167,9 @@ impl<'a> ClusterAddresses<'a> {
             Kind::Node => {
                 format!("it lies in {prefix}, the pod addresses of Node {name}; choose a free one")
             }
+            Kind::Pod => format!(
+                "it lies in {prefix}, pod addresses that the network plugin publishes; choose a free one"
+            ),
             _ => format!(
                 "it lies in {prefix}, the Service addresses of the cluster; choose a free one"
             ),
@@ -190,6 +194,7 @@ pub(crate) fn cluster_address<'a, P: PodAddresses>(
         hosts.extend(&service.balancer_addresses);
     }
     hosts.extend(&snapshot.api_server);
+    prefixes.extend(&snapshot.pod_prefixes);
     let prefixes = IpNet::aggregate(&prefixes);
     let of_pod = pods.test();
     let occupied = Occupied::of(snapshot, |_| true);

@@ -68,6 +68,14 @@ enum Edit {
     },
     Pool(u8),
     Shuffle,
+    PodCidrs {
+        node: u8,
+        kind: u8,
+    },
+    Published(u8),
+    NoNamespace {
+        other: bool,
+    },
 }
 
 fn edit() -> impl Strategy<Value = Edit> {
@@ -100,6 +108,9 @@ fn edit() -> impl Strategy<Value = Edit> {
         }),
         1 => (0u8..4).prop_map(Edit::Pool),
         1 => Just(Edit::Shuffle),
+        2 => (0u8..8, 0u8..3).prop_map(|(node, kind)| Edit::PodCidrs { node, kind }),
+        1 => (0u8..3).prop_map(Edit::Published),
+        1 => any::<bool>().prop_map(|other| Edit::NoNamespace { other }),
     ]
 }
 
@@ -360,6 +371,30 @@ fn change_more(scene: &mut Scene, edit: &Edit) {
             }
         }
         Edit::Shuffle => scene.snapshot.policies.reverse(),
+        Edit::PodCidrs { node, kind } => {
+            if let Some(name) = node_at(scene, *node) {
+                let node = scene.snapshot.nodes.get_mut(&name).unwrap();
+                let cidrs: &[&str] = match kind {
+                    0 => &[],
+                    1 => &["10.244.1.0/24", "fd00:244:1::/64"],
+                    _ => &["10.244.0.0/16"],
+                };
+                node.pod_cidrs = cidrs.iter().map(|text| text.parse().unwrap()).collect();
+            }
+        }
+        Edit::Published(kind) => {
+            let prefixes: &[&str] = match kind {
+                0 => &[],
+                1 => &["10.244.2.0/24", "fd00:244::/32"],
+                _ => &["10.244.1.0/28", "10.244.1.0/24"],
+            };
+            let prefixes = prefixes.iter().map(|text| text.parse().unwrap());
+            scene.snapshot.pod_prefixes = prefixes.collect();
+        }
+        Edit::NoNamespace { other } => {
+            let name = if *other { "other" } else { "default" };
+            scene.snapshot.namespaces.remove(name);
+        }
         _ => unreachable!("handled before"),
     }
 }

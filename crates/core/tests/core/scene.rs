@@ -245,6 +245,7 @@ impl Scene {
         let record = records.get_mut(node).unwrap();
         record.tunnel_index = spec.tunnel_index;
         record.grants = spec.grants.clone();
+        record.pod_prefixes = spec.pod_prefixes.clone();
         record.resource_version += 1;
     }
 

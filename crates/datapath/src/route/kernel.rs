@@ -6,7 +6,7 @@ use super::wanted::{RouteEntry, Wanted};
 use super::{neighbour, nexthop, routers, wire};
 use crate::damage::{Damage, Found};
 use crate::netlink::{NetlinkError, NetlinkSocket, Request, flags};
-use egret_core::node::{ForeignMark, NodeState, Tunnel};
+use egret_core::node::{ForeignMark, MainRoute, NodeState, Tunnel};
 use ipnet::IpNet;
 use netlink_packet_route::RouteNetlinkMessage as Message;
 use std::collections::{BTreeMap, BTreeSet};
@@ -120,10 +120,9 @@ impl Routing {
         wire::foreign_multipath(&mut self.socket)
     }
 
-    /// Addresses with a route of their own in the main table, straight to a device: how network plugins without a
-    /// bridge lead to their pods. To the device's index.
-    pub fn host_routes(&mut self) -> Result<BTreeMap<IpAddr, u32>, RouteError> {
-        wire::host_routes(&mut self.socket)
+    /// The unicast routes of the main table but for default routes.
+    pub fn main_routes(&mut self) -> Result<Vec<MainRoute>, RouteError> {
+        wire::main_routes(&mut self.socket)
     }
 
     /// Devices that live by router advertisements, or may do so.

@@ -2,14 +2,16 @@
 
 use super::kernel::RouteError;
 use crate::netlink::{NetlinkSocket, Request, flags};
+use egret_core::node::MainRoute;
 use egret_core::numbers::ROUTE_PROTOCOL;
+use ipnet::IpNet;
 use netlink_packet_core::{NetlinkDeserializable, NetlinkHeader, NetlinkSerializable};
 use netlink_packet_route::address::{AddressAttribute, AddressFlags, AddressHeaderFlags};
 use netlink_packet_route::address::{AddressMessage, AddressScope};
 use netlink_packet_route::neighbour::NeighbourState;
 use netlink_packet_route::neighbour::{NeighbourAddress, NeighbourAttribute, NeighbourMessage};
 use netlink_packet_route::route::{RouteAddress, RouteAttribute, RouteHeader, RouteMessage};
-use netlink_packet_route::route::{RouteProtocol, RouteType};
+use netlink_packet_route::route::{RouteProtocol, RouteType, RouteVia};
 use netlink_packet_route::{AddressFamily, RouteNetlinkMessage as Message};
 use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv6Addr};
@@ -241,39 +243,69 @@ pub(super) fn default_device(socket: &mut NetlinkSocket) -> Result<Option<u32>, 
     Ok(None)
 }
 
-/// See [`super::Routing::host_routes`].
-pub(super) fn host_routes(socket: &mut NetlinkSocket) -> Result<BTreeMap<IpAddr, u32>, RouteError> {
-    let mut found = BTreeMap::new();
+/// See [`super::Routing::main_routes`].
+pub(super) fn main_routes(socket: &mut NetlinkSocket) -> Result<Vec<MainRoute>, RouteError> {
+    let mut found = Vec::new();
     for route in routes(socket)? {
         let header = &route.header;
-        let whole = match header.address_family {
-            AddressFamily::Inet => 32,
-            AddressFamily::Inet6 => 128,
-            _ => continue,
-        };
-        if header.kind != RouteType::Unicast
-            || header.table != RouteHeader::RT_TABLE_MAIN
-            || header.destination_prefix_length != whole
+        if header.kind == RouteType::Unicast
+            && header.table == RouteHeader::RT_TABLE_MAIN
+            && header.destination_prefix_length > 0
         {
-            continue;
+            found.extend(ways(&route));
         }
-        let (mut address, mut device, mut straight) = (None, None, true);
-        for attribute in &route.attributes {
+    }
+    Ok(found)
+}
+
+/// The ways of one route; none if it is by a next hop object or to a destination that cannot be read.
+fn ways(route: &RouteMessage) -> Vec<MainRoute> {
+    let ip = |address: &RouteAddress| match address {
+        RouteAddress::Inet(to) => Some(IpAddr::from(*to)),
+        RouteAddress::Inet6(to) => Some(IpAddr::from(*to)),
+        _ => None,
+    };
+    let way = |attributes: &[RouteAttribute]| {
+        let (mut device, mut next_hop) = (None, None);
+        for attribute in attributes {
             match attribute {
-                RouteAttribute::Destination(RouteAddress::Inet(to)) => {
-                    address = Some(IpAddr::from(*to))
-                }
-                RouteAttribute::Destination(RouteAddress::Inet6(to)) => {
-                    address = Some(IpAddr::from(*to))
-                }
                 RouteAttribute::Oif(index) => device = Some(*index),
-                RouteAttribute::Gateway(_) | RouteAttribute::Via(_) => straight = false,
+                RouteAttribute::Gateway(gateway) => next_hop = ip(gateway),
+                RouteAttribute::Via(RouteVia::Inet(via)) => next_hop = Some(IpAddr::from(*via)),
+                RouteAttribute::Via(RouteVia::Inet6(via)) => next_hop = Some(IpAddr::from(*via)),
                 _ => {}
             }
         }
-        found.extend(address.zip(device).filter(|_| straight));
+        (device, next_hop)
+    };
+    let mut to = None;
+    let mut ways = vec![way(&route.attributes)];
+    for attribute in &route.attributes {
+        match attribute {
+            RouteAttribute::Destination(destination) => to = ip(destination),
+            RouteAttribute::MultiPath(hops) => {
+                ways.extend(hops.iter().map(|hop| {
+                    let (_, next_hop) = way(&hop.attributes);
+                    (Some(hop.interface_index), next_hop)
+                }));
+            }
+            _ => {}
+        }
     }
-    Ok(found)
+    let length = route.header.destination_prefix_length;
+    let Some(to) = to.and_then(|to| IpNet::new(to, length).ok()) else {
+        return Vec::new();
+    };
+    let ways = ways.into_iter();
+    ways.filter_map(|(device, next_hop)| {
+        Some(MainRoute {
+            to,
+            device: device?,
+            next_hop,
+            protocol: route.header.protocol.into(),
+        })
+    })
+    .collect()
 }
 
 /// Everybody's routes of both families.

@@ -2,6 +2,7 @@
 
 use super::Check;
 use super::field::{address, prefix};
+use crate::plugin;
 use egret_core::model::{Finding, Kind, Labels, Namespace, Node, NodeName, Owner, Pod, Service};
 use ipnet::IpNet;
 use k8s_openapi::api::core::v1 as core;
@@ -65,6 +66,12 @@ pub fn node(object: &core::Node) -> Result<Node, Vec<Finding>> {
     let mut pod_cidrs = Vec::new();
     for (index, text) in cidrs.iter().enumerate() {
         pod_cidrs.extend(check.take(format!("spec.podCIDRs[{index}]"), text, prefix(text)));
+    }
+    let annotations = object.metadata.annotations.as_ref();
+    for prefix in annotations.map(plugin::of_node).unwrap_or_default() {
+        if !pod_cidrs.contains(&prefix) {
+            pod_cidrs.push(prefix);
+        }
     }
     let node = Node {
         name: NodeName(check.object.name.clone()),

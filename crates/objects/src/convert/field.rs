@@ -58,6 +58,15 @@ pub(crate) fn prefix(text: &str) -> Result<IpNet, String> {
     {
         return Err("write the prefix as IPv4, not as IPv4-mapped IPv6".to_owned());
     }
+    // The parser of prefixes takes 010 for 10; others read it as octal.
+    let canonical = text.split_once('/').is_some_and(|(address, length)| {
+        address.parse::<IpAddr>().is_ok() && length == parsed.prefix_len().to_string()
+    });
+    if !canonical {
+        return Err(format!(
+            "leave leading zeros out, which some programs read as octal: write {parsed}, if that is meant"
+        ));
+    }
     if parsed.trunc() != parsed {
         return Err(format!(
             "bits behind the prefix length are set; write {} for the network, or {}/{} for the one address",

@@ -143,6 +143,7 @@ pub fn node_record(object: &api::EgressNode) -> Reading<NodeRecord> {
             node: NodeName(check.object.name.clone()),
             tunnel_index: index?,
             grants,
+            pod_prefixes: networks(check, "spec.podPrefixes", &object.spec.pod_prefixes)?,
             underlay_addresses: addresses(
                 check,
                 "status.underlayAddresses",
@@ -337,6 +338,7 @@ pub fn node_spec(record: &NodeRecord) -> api::EgressNodeSpec {
                 epoch: api_number(grant.epoch),
             })
             .collect(),
+        pod_prefixes: record.pod_prefixes.iter().map(IpNet::to_string).collect(),
     }
 }
 

@@ -110,6 +110,7 @@ fn add(view: &mut View, key: &ObjectRef, effective: &Effective, slices: &mut Vec
         }
         // Translated when everything else is there.
         Converted::Foreign => {}
+        Converted::PodPrefixes(prefixes) => snapshot.pod_prefixes.extend(prefixes),
         Converted::Slice(slice) => slices.push(slice.clone()),
         Converted::Address(reading) => {
             let Some(record) = &reading.record else {

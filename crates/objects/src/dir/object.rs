@@ -2,14 +2,16 @@
 
 use crate::convert::{self, Reading, cluster, reading};
 use crate::front_end;
+use crate::plugin;
 use egret_core::model::{
     AddressRecord, Finding, Gateway, Kind, Namespace, Node, NodeRecord, ObjectRef, Pod, Policy,
     Pool, Service,
 };
 use egret_core::numbers::FINDINGS_PER_OBJECT_MAX;
+use ipnet::IpNet;
 use serde::de::DeserializeOwned;
 use serde_json::Value;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::OnceLock;
 
 /// Longest name of an object (RFC 1123 subdomain).
@@ -40,6 +42,11 @@ pub(super) fn kinds() -> impl Iterator<Item = (Kind, bool)> {
         .iter()
         .map(|(kind, _, namespaced)| (*kind, *namespaced));
     own.chain(front_end::KINDS.iter().map(|known| (known.kind, true)))
+        .chain(
+            plugin::KINDS
+                .iter()
+                .map(|known| (known.kind, known.namespaced)),
+        )
 }
 
 /// Whether objects of this kind live in namespaces.
@@ -49,10 +56,11 @@ pub(super) fn is_namespaced(kind: Kind) -> bool {
 
 /// What `kind` says in manifests of this kind.
 pub(super) fn manifest_kind(kind: Kind) -> String {
-    match front_end::foreign_kind(kind) {
-        Some(known) => known.name.to_owned(),
-        None => format!("{kind:?}"),
-    }
+    let front_end = front_end::foreign_kind(kind).map(|known| known.name);
+    let plugin = || plugin::plugin_kind(kind).map(|known| known.name);
+    front_end
+        .or_else(plugin)
+        .map_or_else(|| format!("{kind:?}"), str::to_owned)
 }
 
 /// Whether Egret writes the status of such objects: our own kinds, and those of front-ends.
@@ -83,6 +91,11 @@ pub(super) fn classify(api_version: &str, kind: &str) -> Class {
     let mut foreign =
         foreign.filter(|known| known.api_version == api_version && known.name == kind);
     if let Some(known) = foreign.next() {
+        return Class::Known(known.kind);
+    }
+    let mut plugins = plugin::KINDS.iter();
+    let of_plugin = plugins.find(|known| known.api_version == api_version && known.name == kind);
+    if let Some(known) = of_plugin {
         return Class::Known(known.kind);
     }
     let named = OWN_KINDS
@@ -192,6 +205,8 @@ pub(super) enum Converted {
     NodeRecord(Reading<NodeRecord>),
     /// An object of a front-end: translated when everything else is read.
     Foreign,
+    /// What an object of a network plugin publishes.
+    PodPrefixes(BTreeSet<IpNet>),
 }
 
 /// What became of a manifest: the value or what is wrong, and what was overlooked (unknown fields).
@@ -242,6 +257,15 @@ pub(super) fn convert(object: &ObjectRef, value: &Value) -> Outcome {
         | Kind::MapperVip
         | Kind::MapperSettings => Outcome {
             result: Ok(Converted::Foreign),
+            unknown: Vec::new(),
+        },
+        Kind::CalicoIPPool
+        | Kind::CiliumNode
+        | Kind::CiliumPodIPPool
+        | Kind::KubeOvnSubnet
+        | Kind::OpenShiftNetwork
+        | Kind::AzureNodeNetworkConfig => Outcome {
+            result: Ok(Converted::PodPrefixes(plugin::prefixes(object.kind, value))),
             unknown: Vec::new(),
         },
         Kind::File => unreachable!("File is no kind of manifest: identify() never gives it"),

@@ -3,6 +3,7 @@
 
 use crate::convert::{self, Gaps, Reading, cluster, reading};
 use crate::front_end::Foreign;
+use crate::plugin;
 use egret_api as api;
 use egret_core::model::{
     AddressRecord, Finding, Gateway, Kind, Namespace, Node, NodeRecord, ObjectRef, Pod, Policy,
@@ -14,6 +15,7 @@ use k8s_openapi::api::discovery::v1::EndpointSlice;
 use k8s_openapi::api::networking::v1::ServiceCIDR;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use kube::core::{DynamicObject, PartialObjectMeta};
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
 /// What an object means, with its status where Egret writes that.
@@ -32,6 +34,8 @@ pub(super) enum Value {
     ServiceCidrs(Vec<IpNet>),
     /// An object of a front-end, translated when everything else is there.
     Foreign(Box<Foreign>),
+    /// What an object of a network plugin publishes.
+    PodPrefixes(BTreeSet<IpNet>),
     /// Nothing yet: a pod without a node. Or nothing good: the findings say why.
     Nothing,
 }
@@ -189,6 +193,16 @@ pub(super) fn foreign(kind: Kind, object: DynamicObject) -> (ObjectRef, Entry) {
     let whole = serde_json::to_value(object);
     let whole = whole.expect("what was read as JSON can be written as JSON");
     let value = Value::Foreign(Box::new(Foreign::of(name.clone(), &whole)));
+    (name, Entry::new(&metadata, Ok(value), Status::None))
+}
+
+/// An object of a network plugin.
+pub(super) fn of_plugin(kind: Kind, object: DynamicObject) -> (ObjectRef, Entry) {
+    let name = convert::object_ref(kind, &object.metadata);
+    let metadata = object.metadata.clone();
+    let whole = serde_json::to_value(object);
+    let whole = whole.expect("what was read as JSON can be written as JSON");
+    let value = Value::PodPrefixes(plugin::prefixes(kind, &whole));
     (name, Entry::new(&metadata, Ok(value), Status::None))
 }
 

@@ -7,10 +7,12 @@ use super::store::Watched;
 use super::wanted::Watch;
 use crate::convert::{self, Gaps, reading};
 use crate::front_end::{self, Foreign};
+use crate::plugin;
 use crate::source::View;
 use egret_core::model::{
     Finding, GatewayName, Kind, NodeName, ObjectRef, Objects, Policy, PoolName, Settings,
 };
+use ipnet::IpNet;
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -51,6 +53,7 @@ pub(super) struct Touches {
 struct Due {
     policies: bool,
     services: bool,
+    pod_prefixes: bool,
 }
 
 impl Kept {
@@ -110,6 +113,9 @@ impl Kept {
         }
         if due.services {
             services(&mut view, watches, settings);
+        }
+        if due.pod_prefixes {
+            view.snapshot.pod_prefixes = pod_prefixes(watches);
         }
         self.view = Some(view.clone());
         view.findings = self.findings.values().flatten().cloned().collect();
@@ -175,6 +181,7 @@ impl Kept {
             Kind::EgressGateway => fold_gateway(view, GatewayName(name()), value, status),
             Kind::EgressPool => fold_pool(view, PoolName(name()), value, status),
             Kind::Service | Kind::EndpointSlice => due.services = true,
+            kind if plugin::plugin_kind(kind).is_some() => due.pod_prefixes = true,
             // Objects of front-ends are translated when everything else is there.
             _ => {}
         }
@@ -284,6 +291,18 @@ fn services(view: &mut View, watches: &Watches, settings: &Settings) {
     ranges.dedup();
     snapshot.settings.service_cidrs = ranges;
     view.add_endpoints(slices);
+}
+
+/// What network plugins publish.
+fn pod_prefixes(watches: &Watches) -> BTreeSet<IpNet> {
+    let entries = watches
+        .values()
+        .flat_map(|watched| watched.objects.values());
+    let published = entries.filter_map(|entry| match &entry.value {
+        Value::PodPrefixes(prefixes) => Some(prefixes),
+        _ => None,
+    });
+    published.flatten().copied().collect()
 }
 
 /// Objects of front-ends.

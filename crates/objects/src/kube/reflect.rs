@@ -5,6 +5,7 @@ use super::lenient::Lenient;
 use super::store::{News, Store};
 use super::wanted::{GATEWAY_LABEL, Pods, Records, Watch, Which};
 use crate::front_end;
+use crate::plugin;
 use egret_api as api;
 use egret_core::model::{Kind, ObjectRef};
 use futures_util::{Stream, StreamExt};
@@ -65,7 +66,14 @@ pub(super) async fn reflect(client: Client, store: Arc<Store>, watch: Watch) {
             };
             every::<Lenient<api::EgressNode>>(client, config, store, &watch).await;
         }
-        Watch::Foreign(kind) => foreign(client, config, *kind, store, &watch).await,
+        Watch::Foreign(kind) => {
+            let observe = |object| super::entry::foreign(*kind, object);
+            dynamic(client, config, *kind, observe, store, &watch).await;
+        }
+        Watch::Plugin(kind) => {
+            let observe = |object| super::entry::of_plugin(*kind, object);
+            dynamic(client, config, *kind, observe, store, &watch).await;
+        }
         Watch::Balancers => {
             // No selector tells them; the others are dropped as they arrive.
             let events = watching(Api::<core::Service>::all(client), config);
@@ -95,27 +103,29 @@ where
     follow(watching(Api::<K>::all(client), config), store, watch).await;
 }
 
-/// How the API names a kind of a front-end.
+/// How the API names a kind of a front-end or of a network plugin.
 pub(super) fn resource(kind: Kind) -> ApiResource {
-    let known = front_end::foreign_kind(kind).expect("only kinds of front-ends are watched so");
-    let (group, version) = known
-        .api_version
-        .split_once('/')
-        .expect("these are of groups");
-    let kind = GroupVersionKind::gvk(group, version, known.name);
-    ApiResource::from_gvk_with_plural(&kind, known.plural)
+    let front_end = front_end::foreign_kind(kind);
+    let front_end = front_end.map(|known| (known.api_version, known.name, known.plural));
+    let plugin = plugin::plugin_kind(kind);
+    let plugin = plugin.map(|known| (known.api_version, known.name, known.plural));
+    let known = front_end.or(plugin);
+    let (api_version, name, plural) = known.expect("only kinds of others are watched so");
+    let (group, version) = api_version.split_once('/').expect("these are of groups");
+    let kind = GroupVersionKind::gvk(group, version, name);
+    ApiResource::from_gvk_with_plural(&kind, plural)
 }
 
-/// Objects of a front-end, in all namespaces.
-async fn foreign(
+/// Objects of a kind of others, in all namespaces.
+async fn dynamic(
     client: Client,
     config: watcher::Config,
     kind: Kind,
+    observe: impl Fn(DynamicObject) -> (ObjectRef, Entry),
     store: &Store,
     watch: &Watch,
 ) {
     let api: Api<DynamicObject> = Api::all_with(client, &resource(kind));
-    let observe = |object| super::entry::foreign(kind, object);
     follow_by(watching(api, config), observe, |_| true, store, watch).await;
 }
 
@@ -216,7 +226,8 @@ fn trouble(watch: &Watch, error: &watcher::Error, first: bool) -> News {
         _ => None,
     };
     if code.is_some_and(|code| watch.may_be_absent(code)) {
-        if first {
+        // Most clusters have no network plugin of a given kind.
+        if first && !matches!(watch, Watch::Plugin(_)) {
             let remedy = match watch {
                 Watch::Foreign(_) => "its front-end serves nobody",
                 _ => "name the cluster's Service ranges with --service-cidr",

@@ -3,7 +3,7 @@
 use super::entry::Value;
 use super::kept;
 use super::store::State;
-use crate::{View, front_end};
+use crate::{View, front_end, plugin};
 use egret_core::model::{
     Gateway, Kind, Labels, NodeName, Selection, Settings, Snapshot, UnpooledAddresses,
 };
@@ -67,6 +67,8 @@ pub(super) enum Watch {
     Slices(Which),
     /// Objects of a kind of a front-end.
     Foreign(Kind),
+    /// Objects of a kind of a network plugin.
+    Plugin(Kind),
 }
 
 impl Watch {
@@ -84,7 +86,7 @@ impl Watch {
             Watch::Addresses => Kind::EgressAddress,
             Watch::Services(_) | Watch::Balancers | Watch::ServiceCidrs => Kind::Service,
             Watch::Slices(_) => Kind::EndpointSlice,
-            Watch::Foreign(kind) => *kind,
+            Watch::Foreign(kind) | Watch::Plugin(kind) => *kind,
         }
     }
 
@@ -93,6 +95,8 @@ impl Watch {
     pub fn may_be_absent(&self, code: u16) -> bool {
         match self {
             Watch::ServiceCidrs | Watch::Foreign(_) => code == 404,
+            // Nor need Egret be allowed to read what others made for themselves.
+            Watch::Plugin(_) => matches!(code, 403 | 404),
             _ => false,
         }
     }
@@ -130,6 +134,10 @@ pub(super) fn wanted(role: &Role, state: &State) -> BTreeSet<Watch> {
                 Watch::Addresses,
                 Watch::Balancers,
             ]);
+            // Others are told what comes of these: a plugin's object of every node is nothing for every agent to follow.
+            if *role == Role::Controller {
+                all.extend(plugin::KINDS.iter().map(|known| Watch::Plugin(known.kind)));
+            }
         }
         Role::Agent(node) => {
             all.insert(Watch::Pods(Pods::OfNode(node.0.clone())));

@@ -108,6 +108,7 @@ fn kernel(selected: Option<bool>) -> NodeOutcome {
         worker.pods = PodMap::default();
     }
     NodeOutcome {
+        uncovered: BTreeSet::new(),
         state: NodeState {
             tunnel: Tunnel {
                 index: 1,

@@ -24,7 +24,7 @@ pub enum Change {
     NodeRecord(NodeName, Option<NodeRecord>),
     /// The policies: all there are.
     Policies(List<Policy>),
-    /// Gateways, pools, settings, API servers or what cannot be read, and everything else.
+    /// Gateways, pools, settings, API servers, published prefixes of pods or what cannot be read, and everything else.
     Everything(Box<Snapshot>),
 }
 
@@ -34,7 +34,8 @@ pub enum Change {
 pub fn changes(old: &Snapshot, new: &Snapshot) -> Vec<Change> {
     let same = (&old.settings, &old.gateways, &old.pools, &old.api_server)
         == (&new.settings, &new.gateways, &new.pools, &new.api_server)
-        && old.unreadable == new.unreadable;
+        && old.unreadable == new.unreadable
+        && old.pod_prefixes == new.pod_prefixes;
     if !same {
         return vec![Change::Everything(Box::new(new.clone()))];
     }
@@ -90,6 +91,20 @@ fn replace<K: Ord + Clone, V: PartialEq>(
     })
 }
 
+/// Whether pods are selected in the namespace of this name.
+fn names(selection: &Selection, name: &str) -> bool {
+    match selection {
+        Selection::Labels {
+            namespaces: Namespaces::Names(names),
+            ..
+        } => names.contains(name),
+        Selection::Service { namespace, .. } | Selection::Workload { namespace, .. } => {
+            namespace == name
+        }
+        _ => false,
+    }
+}
+
 impl Planner {
     /// Takes one change; true if everything has to be planned from nothing.
     pub(super) fn take(&mut self, change: Change, dirty: &mut Dirty) -> bool {
@@ -140,6 +155,12 @@ impl Planner {
         if let Some(new) = self.snapshot.pods.get(&key) {
             dirty.pods.extend(self.pods.add(&key, new));
         }
+        let new = self.snapshot.pods.get(&key);
+        let both = old.as_deref().into_iter().chain(new);
+        let addresses: Vec<IpAddr> = both.flat_map(|pod| pod.addresses.clone()).collect();
+        for address in addresses {
+            self.look_at_pod_address(address, dirty);
+        }
     }
 
     fn take_service(&mut self, key: (String, String), new: Option<Service>, dirty: &mut Dirty) {
@@ -173,6 +194,7 @@ impl Planner {
             (pools, policies)
         };
         let (pools_before, before) = found(self);
+        let knew_none = self.snapshot.namespaces.is_empty();
         if replace(&mut self.snapshot.namespaces, name.clone(), new).is_err() {
             return false;
         }
@@ -183,15 +205,28 @@ impl Planner {
             .cloned()
             .collect();
         dirty.resolve |= !moved.is_empty();
+        // What is told of them may change although no pod does.
+        let named = distinct(&self.snapshot.policies).map(|(_, policy)| policy);
+        let named = named.filter(|policy| names(&policy.selection, &name));
+        let told = named.map(|policy| &policy.object).chain(&moved);
+        let told = told.filter_map(|policy| self.policies.reference(policy));
+        dirty.policies.extend(told);
+        if knew_none != self.snapshot.namespaces.is_empty() {
+            // Which are missing is said only where some are known.
+            dirty.policies.extend(self.policies.all());
+        }
         dirty.selections.extend(moved);
         pools != pools_before
     }
 
     fn take_node(&mut self, name: NodeName, new: Option<Node>, dirty: &mut Dirty) {
         let pods = self.pods.on(&name);
-        if replace(&mut self.snapshot.nodes, name.clone(), new).is_err() {
+        let Ok(old) = replace(&mut self.snapshot.nodes, name.clone(), new) else {
             return;
-        }
+        };
+        let cidrs = |node: Option<&Node>| node.map_or(Vec::new(), |node| node.pod_cidrs.clone());
+        let (before, after) = (cidrs(old.as_deref()), cidrs(self.snapshot.nodes.get(&name)));
+        self.take_pod_cidrs(&before, &after, dirty);
         for pod in pods {
             self.unbind(&pod, dirty);
             dirty.pods.insert(pod);

@@ -188,12 +188,14 @@ impl Planner {
                     let spec = NodeRecordSpec {
                         tunnel_index,
                         grants: Vec::new(),
+                        pod_prefixes: BTreeSet::new(),
                     };
                     self.plan.node_records.insert(name.clone(), spec);
                     dirty.nodes.insert(name);
                 }
             }
         }
+        self.tell_pod_prefixes(dirty);
         let mut writes: BTreeSet<NodeName> = std::mem::take(&mut self.plan.node_writes)
             .into_iter()
             .collect();
@@ -203,6 +205,7 @@ impl Planner {
             let known = self.snapshot.node_records.get(name);
             let differs = self.plan.node_records.get_mut(name).is_some_and(|spec| {
                 spec.grants = grants;
+                spec.pod_prefixes = self.pod_prefixes.carried_by(name);
                 nodes::differs(known, spec)
             });
             match differs {

@@ -4,6 +4,7 @@ use super::policies::PolicyRef;
 use super::{Dirty, Planner};
 use crate::model::*;
 use crate::resolve::{PodAddresses, family_index, pair_among, selects, service_labels};
+use ipnet::IpNet;
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -97,6 +98,17 @@ impl Pods {
     pub(super) fn on(&self, node: &NodeName) -> Vec<PodRef> {
         let pods = self.by_node.get(node);
         pods.into_iter().flatten().cloned().collect()
+    }
+
+    /// Pods that are shown with this address, finished ones too.
+    pub(super) fn at(&self, address: &IpAddr) -> impl Iterator<Item = &PodRef> {
+        self.by_address.get(address).into_iter().flatten()
+    }
+
+    /// Addresses inside the prefix that pods are shown with.
+    pub(super) fn addresses_in(&self, prefix: &IpNet) -> Vec<IpAddr> {
+        let inside = self.by_address.range(prefix.network()..=prefix.broadcast());
+        inside.map(|(address, _)| *address).collect()
     }
 
     /// Pods that the policy could select.

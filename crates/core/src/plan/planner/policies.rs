@@ -59,6 +59,8 @@ struct Shared {
     pods: u32,
     /// (loser, winner).
     losses: Vec<(PolicyRef, PolicyRef)>,
+    /// Those that others win everywhere over.
+    shadowed: Vec<PolicyRef>,
 }
 
 impl Policies {
@@ -89,6 +91,11 @@ impl Policies {
     pub(super) fn of_service(&self, service: &(String, String)) -> Vec<ObjectRef> {
         let named = self.matching.of_service(service);
         named.iter().map(|policy| (**policy).clone()).collect()
+    }
+
+    /// Every policy.
+    pub(super) fn all(&self) -> Vec<PolicyRef> {
+        self.work.keys().cloned().collect()
     }
 
     /// Policies that use this gateway.
@@ -275,16 +282,25 @@ impl Planner {
         }
         if let Some(shared) = self.policies.sets.get_mut(set) {
             shared.pods += 1;
+            for policy in shared.shadowed.clone() {
+                self.policy_plan(&policy).shadowed += 1;
+            }
             return;
         }
         let policies = set
             .iter()
             .map(|policy| self.policies.policy(&self.snapshot, policy));
         let policies: Vec<&Policy> = policies.collect();
-        let met = overlaps_of(&policies).into_iter();
-        let losses: Vec<(PolicyRef, PolicyRef)> = met
+        let met = overlaps_of(&policies);
+        let losses = met.losses.into_iter();
+        let losses: Vec<(PolicyRef, PolicyRef)> = losses
             .map(|(winner, loser)| (set[loser].clone(), set[winner].clone()))
             .collect();
+        let shadowed = met.shadowed.into_iter().map(|loser| set[loser].clone());
+        let shadowed: Vec<PolicyRef> = shadowed.collect();
+        for policy in &shadowed {
+            self.policy_plan(policy).shadowed += 1;
+        }
         for (loser, winner) in &losses {
             let pair = (loser.clone(), winner.clone());
             *self.policies.losses.entry(pair).or_default() += 1;
@@ -292,7 +308,11 @@ impl Planner {
             plan.overlapped_by.insert((**winner).clone());
             dirty.policies.insert(loser.clone());
         }
-        let shared = Shared { pods: 1, losses };
+        let shared = Shared {
+            pods: 1,
+            losses,
+            shadowed,
+        };
         self.policies.sets.insert(set.to_vec(), shared);
     }
 
@@ -304,7 +324,11 @@ impl Planner {
         let shared = self.policies.sets.get_mut(set);
         let shared = shared.expect("a pod that leaves a set has joined it");
         shared.pods -= 1;
-        if shared.pods > 0 {
+        let is_last = shared.pods == 0;
+        for policy in shared.shadowed.clone() {
+            self.policy_plan(&policy).shadowed -= 1;
+        }
+        if !is_last {
             return;
         }
         let shared = self.policies.sets.remove(set);
@@ -333,6 +357,8 @@ impl Planner {
             gateways: &self.plan.gateways,
             records: &self.snapshot.node_records,
             full: self.names.full(),
+            namespaces: &self.snapshot.namespaces,
+            left_out: self.pod_prefixes.told.left_out,
         };
         let plan = self.plan.policies.get_mut(&**reference);
         let plan = plan.expect("every policy that is resolved has a plan");

@@ -16,7 +16,7 @@ use proptest::prelude::*;
 use serde::de::DeserializeOwned;
 use serde_json::{Value as Json, json};
 
-const KINDS: u8 = 12;
+const KINDS: u8 = 13;
 
 #[derive(Clone, Debug)]
 enum Step {
@@ -52,6 +52,7 @@ fn watch(kind: u8) -> Watch {
         8 => Watch::ServiceCidrs,
         9 => Watch::Namespaces,
         10 => Watch::Gateways,
+        11 => Watch::Plugin(Kind::CalicoIPPool),
         _ => Watch::Pools,
     }
 }
@@ -117,6 +118,10 @@ fn of_cluster(kind: u8, number: u8, content: u8) -> Json {
         8 => {
             let spec = json!({"cidrs": [format!("10.{}.0.0/16", 100 + content)]});
             manifest(named("c"), None, &labels, &[("spec", spec)])
+        }
+        11 => {
+            let spec = json!({"cidr": format!("10.{}.0.0/16", 200 + content)});
+            manifest(named("i"), None, &labels, &[("spec", spec)])
         }
         _ => manifest(named("d"), None, &labels, &[]),
     }
@@ -184,7 +189,7 @@ fn of_ours(kind: u8, number: u8, content: u8) -> Json {
 
 fn object(kind: u8, number: u8, content: u8, version: u64) -> (ObjectRef, Entry) {
     let mut whole = match kind {
-        2..=5 | 10.. => of_ours(kind, number, content),
+        2..=5 | 10 | 12.. => of_ours(kind, number, content),
         _ => of_cluster(kind, number, content),
     };
     whole["metadata"]["resourceVersion"] = json!(version.to_string());
@@ -199,6 +204,10 @@ fn object(kind: u8, number: u8, content: u8, version: u64) -> (ObjectRef, Entry)
         8 => observed::<ServiceCIDR>(whole),
         9 => observed::<PartialObjectMeta<core::Namespace>>(whole),
         10 => observed::<api::EgressGateway>(whole),
+        11 => {
+            let object = serde_json::from_value(whole).unwrap();
+            crate::kube::entry::of_plugin(Kind::CalicoIPPool, object)
+        }
         _ => observed::<api::EgressPool>(whole),
     };
     if content == 2 && number == 1 {
@@ -255,6 +264,7 @@ fn whole(state: &State) -> View {
         }
         match &entry.value {
             Value::Nothing | Value::Foreign(_) => continue,
+            Value::PodPrefixes(prefixes) => snapshot.pod_prefixes.extend(prefixes),
             Value::Policy(one) => snapshot.policies.push(one.as_ref().clone()),
             Value::Gateway(one) => drop(snapshot.gateways.insert(one.name.clone(), *one.clone())),
             Value::Pool(one) => drop(snapshot.pools.insert(one.name.clone(), *one.clone())),
