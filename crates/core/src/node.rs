@@ -82,7 +82,7 @@ pub fn node_state(
     };
     reports.extend(built.reports);
     let mut programmed = built.programmed;
-    let uncovered = pod_addresses::uncovered(snapshot, own_pods);
+    let uncovered = pod_addresses::uncovered(snapshot, own_pods.clone());
     let exposed = pod_addresses::refuse(facts, &uncovered, &resolved, &mut programmed);
     reports.extend(exposed);
     let (pods_path, lift) = path::decide(facts, &worker);
