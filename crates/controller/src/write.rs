@@ -7,8 +7,8 @@ use egret_core::model::{GatewayName, Grant, NodeName, NodeRecord, ObjectRef, Poo
 use egret_core::plan::NodeRecordSpec;
 use egret_core::plan::planner::{Planner, Touched};
 use egret_objects::{
-    AddressStatus, Condition, GatewayStatus, PolicyStatus, PoolStatus, Source, SourceError, View,
-    front_end,
+    AddressStatus, Condition, GatewayStatus, Notice, PolicyStatus, PoolStatus, Source, SourceError,
+    View, front_end,
 };
 use std::collections::BTreeSet;
 use std::net::IpAddr;
@@ -123,11 +123,14 @@ impl Writer {
                 tracing::info!(%node, grants = record.grants.len(), "node written");
             }
         }
+        // Workers find gateways by their label; what is said of objects can wait.
+        let labels = |notice: &Notice| matches!(notice, Notice::GatewayLabel(..));
+        let (labels, findings) = source.notices().into_iter().partition(labels);
+        self.notices(source, labels, round, None)?;
         let until = Instant::now() + STATUSES.max(round.started.elapsed());
-        if !self.statuses(source, &view, round, until)? {
-            return Ok(Written::Unfinished);
-        }
-        if !self.notices(source, round, until)? {
+        if !self.statuses(source, &view, round, until)?
+            || !self.notices(source, findings, round, Some(until))?
+        {
             return Ok(Written::Unfinished);
         }
         self.front_ends(source, &view, round)?;
@@ -207,12 +210,13 @@ impl Writer {
     fn notices(
         &mut self,
         source: &mut dyn Source,
+        notices: Vec<Notice>,
         round: &Round<'_>,
-        until: Instant,
+        until: Option<Instant>,
     ) -> Result<bool, SourceError> {
         let mut written = false;
-        for notice in source.notices() {
-            if written && Instant::now() >= until {
+        for notice in notices {
+            if written && until.is_some_and(|until| Instant::now() >= until) {
                 return Ok(false);
             }
             let write = Write::Notice(notice.clone());
