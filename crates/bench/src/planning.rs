@@ -6,7 +6,7 @@ use egret_core::model::{NodeName, NodeRecord, Snapshot};
 use egret_core::node::{NodeFacts, node_state};
 use egret_core::plan::planner::{Change, Planner, changes};
 use egret_core::plan::{ClusterPlan, plan};
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use std::time::Instant;
 
 const PART: &str = "planning";

@@ -74,6 +74,7 @@ fn node_record() -> NodeRecord {
         demand: BTreeMap::from([(address(), 12)]),
         full_destinations: BTreeMap::from([(address(), 2)]),
         programmed: vec![programmed],
+        pod_prefixes: BTreeSet::new(),
         abilities: BTreeSet::from(["tcx".to_owned()]),
         datapath: Some("ebpf".into()),
         node_addresses: BTreeSet::from(["192.168.122.2/24".parse().unwrap()]),
