@@ -172,7 +172,6 @@ fn is_outside(entry: &Entry) -> bool {
 }
 
 /// Follows events; objects that do not concern this watch count as gone.
-
 async fn follow_by<K>(
     events: impl Stream<Item = watcher::Result<Event<K>>> + Send,
     observe: impl Fn(K) -> (ObjectRef, Entry),
