@@ -187,10 +187,19 @@ impl Cluster {
     /// # Errors
     /// A bad manifest, or the policies do not become ready in time.
     pub fn apply(&self, manifests: &[String]) -> anyhow::Result<()> {
+        self.put(manifests)?;
+        self.wait_ready()
+    }
+
+    /// Applies manifests and waits for nothing.
+    ///
+    /// # Errors
+    /// A bad manifest.
+    pub fn put(&self, manifests: &[String]) -> anyhow::Result<()> {
         let path = self.lab.dir().path().join("apply.yaml");
         std::fs::write(&path, manifests.join("---\n"))?;
         self.lab.apply(&path)?;
-        self.wait_ready()
+        Ok(())
     }
 
     /// Deletes the objects of manifests; does not wait for what follows.

@@ -71,7 +71,15 @@ fn other_cnis() -> anyhow::Result<Cluster> {
     };
     topology.hosts.insert(3, old);
     let cluster = Cluster::up("cnis", &topology)?;
-    cluster.apply(&[egress("myapp", "MyApp", &EGRESS, "")])?;
+    cluster.put(&[egress("myapp", "MyApp", &EGRESS, "")])?;
+    // The pod of worker4 gets nowhere yet, so the policy is not ready.
+    wait_for("all pods but one", DEADLINE, || {
+        let status = cluster.status().unwrap_or_default();
+        let pods = &status["policies"][0]["pods"];
+        pods["selected"] == 8
+            && pods["programmed"] == 7
+            && is_blocked(&cluster, "worker4").is_some()
+    })?;
     Ok(cluster)
 }
 
@@ -265,7 +273,7 @@ fn an_old_table_that_drops_is_reported_with_its_remedy(cluster: &Cluster) -> Out
     wait_for("the condition of worker4 to end", DEADLINE, || {
         reported("worker4").is_none()
     })?;
-    Ok(())
+    cluster.wait_ready()
 }
 
 fn without_policies_others_chains_are_as_before(cluster: &Cluster) -> Outcome {

@@ -36,7 +36,8 @@ pub fn policy_name(pod: &PodPlan) -> String {
 }
 
 impl Scene {
-    /// Brings the lab up, with other components' marks, and waits until its policies are ready.
+    /// Brings the lab up, with other components' marks, and waits until its policies are ready; they are not while a
+    /// node is [closed](Self::is_closed).
     ///
     /// # Errors
     /// The lab does not come up, or a policy does not become ready.
@@ -49,8 +50,17 @@ impl Scene {
                 &format!("nft -f - <<'END'\n{}END", scene.marks(node)?),
             )?;
         }
-        scene.put_policies(false)?;
+        match scene.plan.nodes.iter().any(|node| scene.is_closed(node)) {
+            true => scene.cluster.put(&scene.manifests(false))?,
+            false => scene.put_policies(false)?,
+        }
         Ok(scene)
+    }
+
+    /// Whether only the operator can let a node's pods into the tunnel. A node that is the only one sends nothing
+    /// through it.
+    pub fn is_closed(&self, node: &NodePlan) -> bool {
+        node.node.is_blocked() && self.plan.ground.nodes == Nodes::Many
     }
 
     fn manifests(&self, edited: bool) -> Vec<String> {
