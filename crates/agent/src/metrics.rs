@@ -52,7 +52,7 @@ pub struct ByKind {
 
 /// A gauge by gateway group and address family.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
-pub struct ByPath {
+pub struct ByGatewayAndFamily {
     /// Name of the `EgressGateway`.
     pub gateway: String,
     /// `IPv4` or `IPv6`.
@@ -94,7 +94,7 @@ pub struct Metrics {
     /// Whether a gateway answers this node's probes.
     pub gateway_live: Family<ByGateway, Gauge>,
     /// Whether canaries of a path do not come back.
-    pub path_broken: Family<ByPath, Gauge>,
+    pub path_broken: Family<ByGatewayAndFamily, Gauge>,
     /// Gateways that stopped answering.
     pub gateway_losses: Counter,
     /// States carried out.

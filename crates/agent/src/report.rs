@@ -6,7 +6,7 @@ use crate::board::Board;
 use crate::canary::Shown;
 use crate::facts::Links;
 use crate::gateway::Gateway;
-use crate::metrics::{ByAddress, ByGateway, ByPath, ByReason, Metrics};
+use crate::metrics::{ByAddress, ByGateway, ByGatewayAndFamily, ByReason, Metrics};
 use crate::probe::Seen;
 use crate::surroundings::{Routers, Surroundings};
 use crate::told::{self, ConditionTold, NodeTold};
@@ -378,7 +378,7 @@ pub(crate) fn canary_metrics(metrics: &mut Metrics, shown: &Shown) {
     metrics.path_broken.clear();
     for path in &shown.paths {
         let v6 = path.egress.is_ipv6();
-        let label = ByPath {
+        let label = ByGatewayAndFamily {
             gateway: path.group.gateway.0.clone(),
             family: if v6 { "IPv6" } else { "IPv4" }.into(),
         };

@@ -1,6 +1,8 @@
 //! Every number that marks a kernel object as Egret's, and every limit. One table; `docs/numbers.md` is checked
 //! against it by the tidy test.
 
+use std::net::Ipv6Addr;
+
 /// Name of the tunnel device on every node.
 pub const TUNNEL_DEVICE: &str = "egret0";
 /// UDP port of the tunnel (VXLAN, RFC 7348), on every node.
@@ -46,13 +48,11 @@ pub const CANARY_ADDRESS: std::net::Ipv4Addr = std::net::Ipv4Addr::new(169, 254,
 /// Source of IPv4 canaries where the Node has no IPv4 pod CIDR.
 pub const CANARY_SOURCE_V4: std::net::Ipv4Addr = std::net::Ipv4Addr::new(169, 254, 77, 4);
 /// Source of IPv6 canaries where the Node has no IPv6 pod CIDR.
-pub const CANARY_SOURCE_V6: std::net::Ipv6Addr =
-    std::net::Ipv6Addr::new(0xfd65, 0x6772, 0x6574, 0, 0, 0, 0, 4);
+pub const CANARY_SOURCE_V6: Ipv6Addr = Ipv6Addr::new(0xfd65, 0x6772, 0x6574, 0, 0, 0, 0, 4);
 /// Destinations of IPv4 canaries (RFC 2544): the last octet is the number of the gateway group. Gateways turn them round.
 pub const CANARY_DESTINATION_V4: std::net::Ipv4Addr = std::net::Ipv4Addr::new(198, 18, 79, 0);
 /// Destinations of IPv6 canaries (RFC 6666): the last octet is the number of the gateway group.
-pub const CANARY_DESTINATION_V6: std::net::Ipv6Addr =
-    std::net::Ipv6Addr::new(0x100, 0, 0, 0, 0, 0x79, 0, 0);
+pub const CANARY_DESTINATION_V6: Ipv6Addr = Ipv6Addr::new(0x100, 0, 0, 0, 0, 0x79, 0, 0);
 /// Port that TCP and UDP canaries are sent to.
 pub const CANARY_PORT: u16 = 14791;
 /// Source ports of the node's own lease that canaries use.

@@ -172,6 +172,18 @@ fn plain(value: &str) -> String {
     if let Some(text) = value.strip_prefix('"') {
         return text.trim_end_matches('"').into();
     }
+    if let Some((_, groups)) = value.split_once("Ipv6Addr::new(") {
+        let groups = groups.trim_end_matches(')').split(", ");
+        let number = |group: &str| {
+            let hex = group.strip_prefix("0x").map(|hex| u16::from_str_radix(hex, 16));
+            hex.unwrap_or_else(|| group.parse())
+        };
+        let groups: Result<Vec<u16>, _> = groups.map(number).collect();
+        let groups: Option<[u16; 8]> = groups.ok().and_then(|groups| groups.try_into().ok());
+        return groups.map_or(value.into(), |groups| {
+            std::net::Ipv6Addr::from(groups).to_string()
+        });
+    }
     if let Some((_, address)) = value.split_once("Ipv4Addr::new(") {
         return address.trim_end_matches(')').replace(", ", ".");
     }
