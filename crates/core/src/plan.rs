@@ -186,7 +186,7 @@ pub fn plan(snapshot: &Snapshot, now_secs: i64) -> ClusterPlan {
     let leases = lease::plan_leases(snapshot, &wanted, now_secs, &mut reasons, &mut findings);
     let told = pod_prefixes::Told::of(snapshot, &pod_prefixes::uncovered(snapshot));
     let mut nodes = nodes::plan_nodes(snapshot, &leases.records, &mut reasons, &mut findings);
-    nodes.carry(snapshot, &told);
+    let left_out = nodes.carry(snapshot, &told);
     let address_status = status::addresses(snapshot, &wanted, &leases);
     let gateways = status::gateways(snapshot);
     let overlaps = wanted::overlaps(&resolved, &selected);
@@ -199,7 +199,7 @@ pub fn plan(snapshot: &Snapshot, now_secs: i64) -> ClusterPlan {
             .flat_map(|record| record.full_destinations.keys().copied())
             .collect(),
         namespaces: &snapshot.namespaces,
-        left_out: told.left_out,
+        left_out,
     };
     let policies = conditions::policies(inputs, &resolved, &selected, &overlaps);
     for (object, policy) in &policies {

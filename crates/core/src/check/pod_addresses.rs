@@ -65,7 +65,10 @@ pub(super) fn plan(snapshot: &Snapshot, plan: &ClusterPlan, found: &mut Found) {
         let mut gateways = snapshot.gateways.values();
         node.is_some_and(|node| gateways.any(|gateway| gateway.nodes.matches(&node.labels)))
     };
-    for (name, spec) in &plan.node_records {
+    // A record that cannot be read tells nobody anything for sure, and stays as it is.
+    let unreadable = &snapshot.unreadable.nodes;
+    let records = plan.node_records.iter();
+    for (name, spec) in records.filter(|(name, _)| !unreadable.contains(*name)) {
         let none = spec.pod_prefixes.is_empty();
         found.expect(
             none || is_gateway(name),

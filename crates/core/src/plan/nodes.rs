@@ -49,15 +49,22 @@ pub(super) fn plan_nodes(
 }
 
 impl PlannedNodes {
-    /// Puts what is told of pods' addresses into the records that carry it.
-    pub(super) fn carry(&mut self, snapshot: &Snapshot, told: &Told) {
+    /// Puts what is told of pods' addresses into the records that carry it; an address that some node does not hear of.
+    pub(super) fn carry(&mut self, snapshot: &Snapshot, told: &Told) -> Option<IpAddr> {
         let gateways = snapshot.gateways.values();
         let nodes = gateways.flat_map(|gateway| gateway_nodes(gateway, &snapshot.nodes));
-        for name in carriers(nodes, |name| self.records.contains_key(name)) {
-            let spec = self.records.get_mut(&name);
-            let spec = spec.expect("carriers are nodes with a record");
-            spec.pod_prefixes.clone_from(&told.prefixes);
+        let writable = |name: &NodeName| {
+            self.records.contains_key(name) && !snapshot.unreadable.nodes.contains(name)
+        };
+        let carriers = carriers(nodes, writable);
+        for (name, spec) in &mut self.records {
+            let told = match carriers.contains(name) {
+                true => told.prefixes.clone(),
+                false => BTreeSet::new(),
+            };
+            spec.pod_prefixes = unreadable::pod_prefixes(snapshot, name, told);
         }
+        told.missing(!carriers.is_empty())
     }
 }
 

@@ -85,6 +85,14 @@ impl Told {
     }
 }
 
+impl Told {
+    /// An address of a pod that some node is not told of. `carried`: a record can carry what is told.
+    pub(super) fn missing(&self, carried: bool) -> Option<IpAddr> {
+        let first = self.prefixes.first().map(IpNet::network);
+        self.left_out.or(first.filter(|_| !carried))
+    }
+}
+
 /// Every address that a pod has for itself and that nothing covers.
 pub(super) fn uncovered(snapshot: &Snapshot) -> BTreeSet<IpAddr> {
     let coverage = Coverage::of(snapshot);

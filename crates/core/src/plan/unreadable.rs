@@ -3,6 +3,7 @@
 use super::PlanReason;
 use super::lease::PlannedAddress;
 use crate::model::*;
+use ipnet::IpNet;
 use std::collections::BTreeSet;
 use std::net::IpAddr;
 
@@ -56,4 +57,17 @@ pub(super) fn grants(snapshot: &Snapshot, node: &NodeName, mut planned: Vec<Gran
     planned.extend(known.iter().filter(stays).cloned());
     planned.sort_by_key(|grant| grant.address);
     planned
+}
+
+/// What a node's record carries of pods' addresses, `planned` or, where the record cannot be read, as it is.
+pub(super) fn pod_prefixes(
+    snapshot: &Snapshot,
+    node: &NodeName,
+    planned: BTreeSet<IpNet>,
+) -> BTreeSet<IpNet> {
+    if !snapshot.unreadable.nodes.contains(node) {
+        return planned;
+    }
+    let record = snapshot.node_records.get(node);
+    record.map_or_else(BTreeSet::new, |record| record.pod_prefixes.clone())
 }

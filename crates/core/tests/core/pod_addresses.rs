@@ -182,6 +182,27 @@ fn more_pods_than_can_be_told_leave_no_policy_ready_that_could_cut_them_off() {
     assert_eq!(ready(&scene.settle()), (true, Reason::Programmed));
 }
 
+/// A record that cannot be read is not written over; another gateway's carries what is told.
+#[test]
+fn a_record_that_cannot_be_read_carries_nothing() {
+    let mut scene = without_pod_cidrs();
+    scene.settle();
+    let carriers = |scene: &Scene| -> Vec<String> {
+        let plan = scene.plan();
+        assert_eq!(check_plan(&scene.snapshot, &plan, scene.now), []);
+        let readable = plan.node_records.iter();
+        let readable =
+            readable.filter(|(name, _)| !scene.snapshot.unreadable.nodes.contains(*name));
+        let carrying = readable.filter(|(_, spec)| !spec.pod_prefixes.is_empty());
+        carrying.map(|(name, _)| name.0.clone()).collect()
+    };
+    scene.snapshot.unreadable.nodes = [node_name("gateway1")].into();
+    assert_eq!(carriers(&scene), ["gateway2", "gateway3"]);
+    scene.snapshot.unreadable.nodes = scene.gateway_nodes();
+    assert_eq!(carriers(&scene), [""; 0]);
+    assert_eq!(ready(&scene.plan()), (false, Reason::NoPodCidr));
+}
+
 #[test]
 fn an_egress_address_that_plugins_give_to_pods_is_refused() {
     let mut scene = kep_scene();

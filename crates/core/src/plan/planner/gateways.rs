@@ -202,10 +202,12 @@ impl Planner {
         for name in &dirty.nodes {
             let grants = self.leases.grants(name, &self.plan.addresses);
             let grants = unreadable::grants(&self.snapshot, name, grants);
+            let carried = self.pod_prefixes.carried_by(name);
+            let carried = unreadable::pod_prefixes(&self.snapshot, name, carried);
             let known = self.snapshot.node_records.get(name);
             let differs = self.plan.node_records.get_mut(name).is_some_and(|spec| {
                 spec.grants = grants;
-                spec.pod_prefixes = self.pod_prefixes.carried_by(name);
+                spec.pod_prefixes = carried;
                 nodes::differs(known, spec)
             });
             match differs {

@@ -12,7 +12,7 @@ use std::net::IpAddr;
 pub(super) struct PodPrefixes {
     coverage: Coverage,
     uncovered: BTreeSet<IpAddr>,
-    pub told: Told,
+    told: Told,
     carriers: BTreeSet<NodeName>,
 }
 
@@ -25,6 +25,11 @@ impl PodPrefixes {
             uncovered,
             carriers: BTreeSet::new(),
         }
+    }
+
+    /// An address of a pod that some node is not told of.
+    pub(super) fn missing(&self) -> Option<IpAddr> {
+        self.told.missing(!self.carriers.is_empty())
     }
 
     /// What the record of this node carries.
@@ -67,13 +72,11 @@ impl Planner {
 
     /// Brings what is told up to date, and finds the records that carry it.
     pub(super) fn tell_pod_prefixes(&mut self, dirty: &mut Dirty) {
+        let missing = self.pod_prefixes.missing();
         if dirty.pod_prefixes {
             let told = Told::of(&self.snapshot, &self.pod_prefixes.uncovered);
             let before = std::mem::replace(&mut self.pod_prefixes.told, told);
             let told = &self.pod_prefixes.told;
-            if before.left_out != told.left_out {
-                dirty.policies.extend(self.policies.all());
-            }
             if before.prefixes != told.prefixes {
                 dirty
                     .nodes
@@ -83,12 +86,18 @@ impl Planner {
         if dirty.roles || dirty.numbers {
             let nodes = self.leases.roles.values().flatten();
             let records = &self.plan.node_records;
-            let carriers = pod_prefixes::carriers(nodes, |name| records.contains_key(name));
+            let unreadable = &self.snapshot.unreadable.nodes;
+            let writable =
+                |name: &NodeName| records.contains_key(name) && !unreadable.contains(name);
+            let carriers = pod_prefixes::carriers(nodes, writable);
             let before = std::mem::replace(&mut self.pod_prefixes.carriers, carriers);
             let after = &self.pod_prefixes.carriers;
             dirty
                 .nodes
                 .extend(before.symmetric_difference(after).cloned());
+        }
+        if self.pod_prefixes.missing() != missing {
+            dirty.policies.extend(self.policies.all());
         }
     }
 }

@@ -358,7 +358,7 @@ impl Planner {
             records: &self.snapshot.node_records,
             full: self.names.full(),
             namespaces: &self.snapshot.namespaces,
-            left_out: self.pod_prefixes.told.left_out,
+            left_out: self.pod_prefixes.missing(),
         };
         let plan = self.plan.policies.get_mut(&**reference);
         let plan = plan.expect("every policy that is resolved has a plan");
