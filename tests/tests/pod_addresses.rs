@@ -252,7 +252,7 @@ fn ask(cluster: &Cluster, words: &[&str]) -> anyhow::Result<String> {
 
 fn status_says_what_becomes_of_a_policy(cluster: &Cluster) -> Outcome {
     let first = egress("first", "MyApp", &["192.168.122.223"], "priority: 5");
-    cluster.apply(&[first.clone()])?;
+    cluster.apply(std::slice::from_ref(&first))?;
     wait_for("the loser to be told", DEADLINE, || {
         ask(cluster, &["status"]).is_ok_and(|text| text.contains("nothing leaves by it"))
     })?;

@@ -175,7 +175,9 @@ fn plain(value: &str) -> String {
     if let Some((_, groups)) = value.split_once("Ipv6Addr::new(") {
         let groups = groups.trim_end_matches(')').split(", ");
         let number = |group: &str| {
-            let hex = group.strip_prefix("0x").map(|hex| u16::from_str_radix(hex, 16));
+            let hex = group
+                .strip_prefix("0x")
+                .map(|hex| u16::from_str_radix(hex, 16));
             hex.unwrap_or_else(|| group.parse())
         };
         let groups: Result<Vec<u16>, _> = groups.map(number).collect();
