@@ -6,7 +6,9 @@ use crate::main_loop::Event;
 use crate::source::spawn;
 use egret_core::canary::{CanaryKind, Lost};
 use egret_core::node::{BrokenPath, CanaryPath};
-use egret_core::numbers::{CANARY_ANSWER_MS, CANARY_INTERVAL_MS, CANARY_SETTLE_MS, CANARY_TRIES};
+use egret_core::numbers::{
+    CANARY_AGAIN_MS, CANARY_ANSWER_MS, CANARY_INTERVAL_MS, CANARY_SETTLE_MS, CANARY_TRIES,
+};
 use egret_datapath::canary::{Canary, CanaryError, CanaryPort};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use std::collections::{BTreeMap, BTreeSet};
@@ -102,8 +104,11 @@ impl Canaries {
                 Ok(order) => self.take(order),
                 Err(RecvTimeoutError::Timeout) if self.next.is_some_and(is_past) => {
                     let shown = self.look();
-                    let interval = Duration::from_millis(CANARY_INTERVAL_MS);
-                    self.next = Some(Instant::now() + interval);
+                    let interval = match shown.broken.is_empty() {
+                        true => CANARY_INTERVAL_MS,
+                        false => CANARY_AGAIN_MS,
+                    };
+                    self.next = Some(Instant::now() + Duration::from_millis(interval));
                     if self.events.send(Event::Canaries(shown)).is_err() {
                         return;
                     }

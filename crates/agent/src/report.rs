@@ -566,16 +566,20 @@ fn mac_text(mac: [u8; 6]) -> String {
 /// Ways whose canaries do not come back, under the reason of the first.
 fn path_broken<'a>(
     reports: impl Iterator<Item = &'a egret_core::node::NodeReport>,
+    obstacles: &[Obstacle],
 ) -> Option<Condition> {
     let broken: Vec<_> = reports
         .filter(|report| matches!(report.kind, ReportKind::PathBroken(_)))
         .collect();
     let reason = broken.first()?.kind.reason();
-    let lines: Vec<String> = broken
+    let lines = broken
         .iter()
-        .map(|report| format!("{}: {}", report.subject, report.text))
-        .collect();
-    let said = Said::new(ConditionType::PathBroken, true, reason, lines.join("; "));
+        .map(|report| format!("{}: {}", report.subject, report.text));
+    // What is known by name on this node has its remedy in the text.
+    let known = obstacles.iter().filter(|obstacle| obstacle.certain);
+    let known = known.map(|obstacle| format!("known here: {}", obstacle.told()));
+    let text: Vec<String> = lines.chain(known.take(NAMED_MAX)).collect();
+    let said = Said::new(ConditionType::PathBroken, true, reason, text.join("; "));
     Some(Condition::from(&said))
 }
 
@@ -647,7 +651,7 @@ fn conditions(
         by_reason.entry(Reason::MarkOverlap).or_default().push(text);
     }
     let reports = || outcome.into_iter().flat_map(|outcome| &outcome.reports);
-    conditions.extend(path_broken(reports()));
+    conditions.extend(path_broken(reports(), obstacles));
     let is_path =
         |report: &&egret_core::node::NodeReport| matches!(report.kind, ReportKind::PathBroken(_));
     for report in reports().filter(|report| !is_path(report)) {

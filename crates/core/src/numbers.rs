@@ -61,6 +61,8 @@ pub const CANARY_LEASE_PORTS: u16 = 16;
 pub const CANARY_LEASE_MIN_PORTS: u32 = 256;
 /// Milliseconds between two rounds of canaries.
 pub const CANARY_INTERVAL_MS: u64 = 10_000;
+/// The same while a path is broken: it counts again soon after it is whole.
+pub const CANARY_AGAIN_MS: u64 = 2_000;
 /// Milliseconds after a change of links, rules or policies until a round begins; further changes do not put it off.
 pub const CANARY_SETTLE_MS: u64 = 1_000;
 /// Tries of one canary, all without answer, after which its path is looked at hook by hook.
