@@ -131,7 +131,8 @@ impl Canaries {
             if measured == self.measured {
                 return;
             }
-            self.measured = measured;
+            let before = std::mem::replace(&mut self.measured, measured);
+            self.forget(&before);
         }
         if self.measured.paths.is_empty() {
             self.next = None;
@@ -140,6 +141,17 @@ impl Canaries {
             return;
         }
         self.look_soon();
+    }
+
+    /// Nothing stays of addresses that canaries come from no more.
+    fn forget(&mut self, before: &Measured) {
+        let after: BTreeSet<_> = self.measured.paths.iter().map(|path| path.source).collect();
+        let before: BTreeSet<_> = before.paths.iter().map(|path| path.source).collect();
+        for source in before.difference(&after) {
+            if let Err(error) = self.port.expect_no_answers(*source) {
+                tracing::debug!(error = %crate::chain(&error), "a neighbour of canaries stays");
+            }
+        }
     }
 
     fn wait_for_orders(&self) -> Duration {

@@ -26,6 +26,11 @@ const PAIR: VethPair = VethPair {
     peer: CANARY_PEER,
     alias: "egret: packets that measure the way of pods' packets come in here",
     address: CANARY_ADDRESS,
+    // Of no node's tunnel: the last number that its form has (`TUNNEL_INDEX_MAX`).
+    macs: Some([
+        [0x02, b'e', b'g', b'r', 0xff, 0xff],
+        [0x06, b'e', b'g', b'r', 0xff, 0xff],
+    ]),
 };
 /// Where answers are addressed to: no device's address, so that no stack takes them up a second time.
 const ANSWERS_MAC: [u8; 6] = [0x02, b'e', b'g', b'r', 0xff, 0xfe];
@@ -114,6 +119,22 @@ impl CanaryPort {
     /// [`CanaryError`].
     pub fn expect_answers(&mut self, source: IpAddr) -> Result<(), CanaryError> {
         const RTM_NEWNEIGH: u16 = 28;
+        self.neighbour(RTM_NEWNEIGH, flags::CREATE | flags::REPLACE, source)
+    }
+
+    /// No answers go there any more.
+    ///
+    /// # Errors
+    /// [`CanaryError`].
+    pub fn expect_no_answers(&mut self, source: IpAddr) -> Result<(), CanaryError> {
+        const RTM_DELNEIGH: u16 = 29;
+        match self.neighbour(RTM_DELNEIGH, 0, source) {
+            Err(CanaryError::Netlink(error)) if error.errno() == Some(libc::ENOENT) => Ok(()),
+            result => result,
+        }
+    }
+
+    fn neighbour(&mut self, kind: u16, flags: u16, source: IpAddr) -> Result<(), CanaryError> {
         const NDA_DST: u16 = 1;
         const NDA_LLADDR: u16 = 2;
         const NUD_PERMANENT: u16 = 0x80;
@@ -134,8 +155,8 @@ impl CanaryPort {
             .bytes(NDA_LLADDR, &ANSWERS_MAC)
             .finish();
         Ok(self.netlink.execute(&Request {
-            kind: RTM_NEWNEIGH,
-            flags: flags::CREATE | flags::REPLACE,
+            kind,
+            flags,
             body,
             what: format!("neighbour {source} of {CANARY_DEVICE}"),
         })?)

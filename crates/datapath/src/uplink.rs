@@ -38,6 +38,7 @@ const LIFT: VethPair = VethPair {
     peer: LIFT_PEER,
     alias: "egret: what pods send past the stack comes in here",
     address: LIFT_ADDRESS,
+    macs: None,
 };
 
 /// Why pods' packets cannot be lifted.

@@ -49,6 +49,8 @@ pub(crate) struct VethPair {
     pub alias: &'static str,
     /// Address of the first end: without one, loose reverse-path filtering drops what it receives.
     pub address: Ipv4Addr,
+    /// Hardware addresses of both ends; `None`: the kernel's choice, another at each start.
+    pub macs: Option<[[u8; 6]; 2]>,
 }
 
 /// One end of a pair.
@@ -157,14 +159,16 @@ impl VethPair {
     }
 
     fn create(&self, socket: &mut NetlinkSocket) -> Result<(), VethError> {
-        let peer = Attrs::after(&header(0, false)).text(IFLA_IFNAME, self.peer);
+        let mut peer = Attrs::after(&header(0, false)).text(IFLA_IFNAME, self.peer);
+        let mut pair = Attrs::after(&header(0, false)).text(IFLA_IFNAME, self.name);
+        if let Some([own, others]) = self.macs {
+            pair = pair.bytes(IFLA_ADDRESS, &own);
+            peer = peer.bytes(IFLA_ADDRESS, &others);
+        }
         let info = Attrs::default()
             .text(IFLA_INFO_KIND, "veth")
             .nest(IFLA_INFO_DATA, Attrs::default().nest(VETH_INFO_PEER, peer));
-        let body = Attrs::after(&header(0, false))
-            .text(IFLA_IFNAME, self.name)
-            .nest(IFLA_LINKINFO, info)
-            .finish();
+        let body = pair.nest(IFLA_LINKINFO, info).finish();
         socket.execute(&Request {
             kind: RTM_NEWLINK,
             flags: flags::CREATE | flags::EXCL,
@@ -188,15 +192,17 @@ impl VethPair {
     /// Up, without addresses of the kernel's own making, and with loose reverse-path filtering: the way back to where its
     /// packets come from may be another device.
     fn configure(&self, socket: &mut NetlinkSocket, index: u32) -> Result<(), VethError> {
-        let body = Attrs::after(&header(index, true))
-            .nest(IFLA_AF_SPEC, bare_and_loose())
-            .finish();
-        Ok(socket.execute(&Request {
-            kind: RTM_SETLINK,
-            flags: 0,
-            body,
-            what: format!("settings of the device {}", self.name),
-        })?)
+        let settings = Attrs::after(&header(index, false)).nest(IFLA_AF_SPEC, bare_and_loose());
+        // The kernel raises a device before it looks at its settings, and gives it an address when it comes up.
+        for body in [settings.finish(), header(index, true)] {
+            socket.execute(&Request {
+                kind: RTM_SETLINK,
+                flags: 0,
+                body,
+                what: format!("settings of the device {}", self.name),
+            })?;
+        }
+        Ok(())
     }
 
     /// Without an IPv4 address of its own even loose reverse-path filtering drops what comes in.

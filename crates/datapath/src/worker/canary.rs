@@ -79,9 +79,11 @@ pub(super) fn chains(state: &NodeState, table: &mut Table) {
     if state.worker.canary.is_none() {
         return;
     }
+    // With those of traffic, because they go when there is nothing to measure any more.
+    let counters = CanaryHook::ALL.iter();
     table
-        .counters
-        .extend(CanaryHook::ALL.iter().map(|hook| hook.counter()));
+        .traffic
+        .extend(counters.map(|hook| hook.counter().to_owned()));
     const PREROUTING: u32 = 0;
     const FORWARD: u32 = 2;
     const POSTROUTING: u32 = 4;
