@@ -62,6 +62,7 @@ fn up() -> anyhow::Result<Cluster> {
     ];
     let cluster = Cluster::up_with("cni", &Topology::built_in(), &arguments)?;
     cluster.apply(&[
+        format!("apiVersion: v1\nkind: Namespace\nmetadata: {{name: {NAMESPACE}}}\n"),
         egress("first", "MyApp", &EGRESS, ""),
         egress("second", "Second", &SECOND, ""),
         egress("third", "Beside", &THIRD, "")

@@ -182,7 +182,7 @@ const GATEWAY_DAMAGE: [Damage; 4] = [
         kind: "programs",
         line: "rm /sys/fs/bpf/egret/gateway/egress_in_link",
         look: GATEWAY,
-        named: "egress_in is not attached, or its pin is gone",
+        named: "egress_in is not attached, or not before the programs of others, or its pin is gone",
     },
     Damage {
         what: "all pins",

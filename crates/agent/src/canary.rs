@@ -133,6 +133,10 @@ impl Canaries {
             }
             let before = std::mem::replace(&mut self.measured, measured);
             self.forget(&before);
+            let paths = self.measured.paths.clone();
+            if let Err(error) = self.prepare(&paths) {
+                tracing::warn!(error = %crate::chain(&error), "canaries");
+            }
         }
         if self.measured.paths.is_empty() {
             self.next = None;
