@@ -313,8 +313,8 @@ fn one_socket_moves_with_the_policy_and_nothing_leaves_wrong_between(cluster: &C
     programmed(cluster, 3).map(drop)
 }
 
-/// At the gateways and at a pod's node. Without our mark the main routes lead another way, and what is not tracked is
-/// not translated: the guard holds.
+/// At the gateways and at a pod's node. Without the mark of the gateway's program the main routes lead another way, and
+/// what is not tracked is not translated: the guard holds. At the pod's node nobody gets at our mark.
 fn rules_of_others_leak_nothing(cluster: &Cluster) -> Outcome {
     let rules = [
         "type filter hook prerouting priority -50; meta mark set 0;",
@@ -322,7 +322,6 @@ fn rules_of_others_leak_nothing(cluster: &Cluster) -> Outcome {
     ];
     for (hosts, rules) in [
         (&["gateway1", "gateway2"][..], rules[0]),
-        (&["worker1"], rules[0]),
         (&["gateway1", "gateway2"], rules[1]),
         (&["worker1"], rules[1]),
     ] {
@@ -343,7 +342,15 @@ fn rules_of_others_leak_nothing(cluster: &Cluster) -> Outcome {
         expect_by(cluster, "vlan1", &["gateway1", "gateway2"])?;
         watch.clean()?;
     }
-    Ok(())
+    let worker = cluster.host("worker1")?;
+    let meddler = format!(
+        "table inet meddler {{ chain meddling {{ {} }}; }}",
+        rules[0]
+    );
+    cluster.exec(&worker, &["nft", &meddler])?;
+    let outcome = expect_by(cluster, "vlan1", &["gateway1", "gateway2"]);
+    cluster.exec(&worker, &["nft", "delete", "table", "inet", "meddler"])?;
+    outcome
 }
 
 /// Routes, rules, next hop objects and the programs' table of next hops are ours to keep.

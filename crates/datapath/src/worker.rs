@@ -10,6 +10,7 @@
 //! input     first routed_in    the same for what is for the node itself
 //! postrouting  90 nat          source -> profile -> destination box -> target: source translation into the lease
 //! postrouting 300 guard        what would leave with a wrong source is dropped
+//! postrouting last into_tunnel the mark of what enters the tunnel is cleared
 //! ```
 
 mod base;

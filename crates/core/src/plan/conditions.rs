@@ -203,6 +203,13 @@ fn foreign_machines(inputs: &Inputs<'_>, plan: &PolicyPlan) -> Vec<String> {
     conflicts.collect()
 }
 
+/// Whether a node of the cluster has an address of an earlier system's object: while both systems serve it, the node that
+/// the old one chose has it by design (decision 95), and answers there.
+fn is_with_a_node(one: &Resolved<'_>) -> bool {
+    let own = matches!(one.policy.object.kind, Kind::Egress | Kind::ClusterEgress);
+    !own && !one.occupied.is_empty()
+}
+
 /// Everything that it lacks, in one condition.
 fn degraded(inputs: &Inputs<'_>, one: &Resolved<'_>, plan: &PolicyPlan) -> Option<Condition> {
     let nodes = gateway_nodes(inputs, one);
@@ -449,7 +456,7 @@ fn ready(
         );
     }
     let machines = foreign_machines(inputs, plan);
-    if !machines.is_empty() {
+    if !machines.is_empty() && !is_with_a_node(one) {
         return no(Reason::ForeignMachine, machines.join("; "));
     }
     let yes = |reason: Reason, message: String| {

@@ -229,6 +229,11 @@ pub(super) fn chains(state: &NodeState, table: &mut Table) {
     nat.extend(next_hops::translate(state));
     base("nat", POSTROUTING, 90, nat);
     base("guard", POSTROUTING, 300, guard(state));
+    // The tunnel looks its own way up with the packet's mark. What others have set is not about the outer packet; they
+    // find it as they set it up to here.
+    let into_tunnel = rule().device(Way::Out, TUNNEL_DEVICE, true);
+    let unmark = vec![into_tunnel.set_mark(u32::MAX, 0).done()];
+    base("into_tunnel", POSTROUTING, i32::MAX, unmark);
     let mut plain = |name: &str, rules: Vec<Rule>| {
         table
             .chains
@@ -505,9 +510,7 @@ fn refuse(counter: &str) -> Vec<Rule> {
 
 /// Trusts no mark: foreign rules clear marks, and the kernel's own MLD reports carry garbage ones.
 fn guard(state: &NodeState) -> Vec<Rule> {
-    // The tunnel looks its own way up with the packet's mark, which others have set: it is not about the outer packet.
-    let into_tunnel = rule().device(Way::Out, TUNNEL_DEVICE, true);
-    let mut rules = vec![into_tunnel.set_mark(u32::MAX, 0).done()];
+    let mut rules = Vec::new();
     rules.extend(canary::outward_at(state, CanaryHook::Guarded));
     rules.extend(next_hops::look_at_tunnel(state));
     if let Some(gateway) = &state.gateway {
