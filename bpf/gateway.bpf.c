@@ -348,8 +348,12 @@ int egress_in(struct __sk_buff *skb)
 	if (link_local_index(&packet.source))
 		return probe(skb, settings, &packet, &underlay);
 	table = table_of(&packet.source);
-	if (table)
-		return judged_out(send_out(skb, settings, table, &packet, &underlay), &packet);
+	if (table) {
+		int verdict = send_out(skb, settings, table, &packet, &underlay);
+
+		/* Canaries are nobody's traffic. */
+		return is_canary(&packet) ? verdict : judged_out(verdict, &packet);
+	}
 	return receive(skb, settings, &packet, &underlay);
 }
 
