@@ -13,6 +13,7 @@
 
 #define EGRET_TCP_FLAGS_OFFSET 13
 #define EGRET_TCP_SYN 0x02
+#define EGRET_TCP_RST 0x04
 #define EGRET_TCP_SYN_ACK 0x12
 /* Initial sequence number of every answer: nobody goes on from there. */
 #define EGRET_CANARY_SEQUENCE 0x65677265u
@@ -61,7 +62,15 @@ static __always_inline int swap_ports(struct __sk_buff *skb, __u32 l4)
 	return bpf_skb_store_bytes(skb, l4, swapped, sizeof(swapped), 0);
 }
 
-/* A SYN becomes the SYN and ACK that answers it. Anything else of TCP is only the sender's goodbye. */
+/* A reset is the sender's goodbye: it has been answered, and asks for nothing. */
+static __always_inline int is_goodbye(struct __sk_buff *skb, __u32 l4)
+{
+	__u8 flags;
+
+	return bpf_skb_load_bytes(skb, l4 + EGRET_TCP_FLAGS_OFFSET, &flags, 1) == 0 && flags & EGRET_TCP_RST;
+}
+
+/* A SYN becomes the SYN and ACK that answers it. */
 static __always_inline int accept_syn(struct __sk_buff *skb, __u32 l4)
 {
 	struct egret_tcp_head {
@@ -116,6 +125,8 @@ static __noinline int turn_round(struct __sk_buff *skb, const struct egret_packe
 		return drop(EGRET_FAILED);
 	if (packet->fragmentation != WHOLE)
 		return drop(EGRET_CANARY_REFUSED);
+	if (packet->protocol == IPPROTO_TCP && is_goodbye(skb, l4))
+		return TC_ACT_SHOT;
 	if (packet->protocol == IPPROTO_TCP)
 		made = accept_syn(skb, l4);
 	else if (packet->protocol == IPPROTO_UDP)

@@ -358,7 +358,8 @@ impl Cluster {
             ))
         };
         let counters = objects.iter().filter_map(counter);
-        let traffic = |name: &str| name.starts_with("sent_") || name.starts_with("opened_");
+        let apart = ["sent_", "opened_", "canary_"];
+        let traffic = |name: &str| apart.iter().any(|start| name.starts_with(start));
         Ok(counters
             .filter(|(name, packets)| *packets > 0 && !traffic(name))
             .collect())
