@@ -179,7 +179,7 @@ fn a_mark_of_others_arrives_as_it_was_set(cluster: &Cluster) -> Outcome {
         let table = format!(
             "counter right {{ }} counter wrong {{ }} \
              chain c {{ type filter hook prerouting priority -150; iifname != \"eth0\" iifname != \"egret0\" meta mark set {mark:#x}; }} \
-             chain d {{ type filter hook forward priority -400; iifname \"eth0\" return; iifname \"egret0\" return; \
+             chain d {{ type filter hook forward priority -400; iifname \"eth0\" return; iifname \"egret0\" return; iifname \"egret-canary\" return; \
              meta mark {mark:#x} counter name right return; counter name wrong; }}"
         );
         with_rules(cluster, "worker1", &table, || {
