@@ -203,6 +203,11 @@ pub fn rights(component: &str) -> BTreeSet<(Right, bool)> {
 
 /// A ClusterRole and its binding to a user, with the rights of a component.
 pub fn role(component: &str, user: &str) -> String {
+    role_named(user, component, user)
+}
+
+/// The same by a name of its own, for a user with several.
+pub fn role_named(name: &str, component: &str, user: &str) -> String {
     let mut rules = String::new();
     for ((group, resource, verb), _) in rights(component) {
         let _ = writeln!(
@@ -211,9 +216,9 @@ pub fn role(component: &str, user: &str) -> String {
         );
     }
     format!(
-        "apiVersion: rbac.authorization.k8s.io/v1\nkind: ClusterRole\nmetadata: {{name: {user}}}\nrules:\n{rules}---\n\
-         apiVersion: rbac.authorization.k8s.io/v1\nkind: ClusterRoleBinding\nmetadata: {{name: {user}}}\n\
-         roleRef: {{apiGroup: rbac.authorization.k8s.io, kind: ClusterRole, name: {user}}}\n\
+        "apiVersion: rbac.authorization.k8s.io/v1\nkind: ClusterRole\nmetadata: {{name: {name}}}\nrules:\n{rules}---\n\
+         apiVersion: rbac.authorization.k8s.io/v1\nkind: ClusterRoleBinding\nmetadata: {{name: {name}}}\n\
+         roleRef: {{apiGroup: rbac.authorization.k8s.io, kind: ClusterRole, name: {name}}}\n\
          subjects: [{{apiGroup: rbac.authorization.k8s.io, kind: User, name: {user}}}]\n"
     )
 }

@@ -26,8 +26,13 @@ pub struct Process {
 impl Process {
     /// The living process with this id.
     pub fn of(pid: i32) -> Option<Self> {
-        let (state, started) = stat(pid)?;
-        (!matches!(state, 'Z' | 'X')).then_some(Self { pid, started })
+        let stat = stat(pid)?;
+        // The first thread of a killed process is a zombie while others still end; its files are closed by the last.
+        let ended = matches!(stat.state, 'Z' | 'X') && stat.threads <= 1;
+        (!ended).then_some(Self {
+            pid,
+            started: stat.started,
+        })
     }
 
     /// Whether this very process still runs (a zombie does not).
@@ -37,7 +42,7 @@ impl Process {
 
     /// Whether it is stopped by a signal.
     pub fn is_stopped(&self) -> bool {
-        stat(self.pid).is_some_and(|(state, started)| state == 'T' && started == self.started)
+        stat(self.pid).is_some_and(|stat| stat.state == 'T' && stat.started == self.started)
     }
 
     /// Sends a signal if this very process still runs; says whether it did.
@@ -89,13 +94,28 @@ impl Process {
     }
 }
 
-/// State letter and start time.
-fn stat(pid: i32) -> Option<(char, u64)> {
+/// Fields of `/proc/PID/stat` (proc_pid_stat(5)).
+struct Stat {
+    /// Field 3.
+    state: char,
+    /// Field 20.
+    threads: u64,
+    /// Field 22.
+    started: u64,
+}
+
+fn stat(pid: i32) -> Option<Stat> {
     let text = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
     // The command name is in parentheses and may contain anything, so fields are counted from the last one.
     let mut fields = text.get(text.rfind(')')? + 1..)?.split_whitespace();
     let state = fields.next()?.chars().next()?;
-    Some((state, fields.nth(18)?.parse().ok()?))
+    let threads = fields.nth(16)?.parse().ok()?;
+    let started = fields.nth(1)?.parse().ok()?;
+    Some(Stat {
+        state,
+        threads,
+        started,
+    })
 }
 
 /// Waits until `condition` holds.

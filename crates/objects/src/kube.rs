@@ -3,6 +3,7 @@
 //! ```text
 //!  wanted     which watches, by role and by what is known      pure
 //!  reflect    one task per watch --News--> store               list, watch with bookmarks, back off
+//!  discovery  which kinds of network plugins are served, so that no other is listed
 //!  lenient    an object of our kinds that is of another version of Egret stays one object's trouble
 //!  entry      API object -> model value + status               what nobody looks at is dropped
 //!  store      objects by watch, a version, a condition variable
@@ -17,6 +18,7 @@
 //! The client is asynchronous and lives on a runtime of its own with one thread; [`Source`](crate::Source) stays
 //! blocking. When the API server is away, what is known stays, and watches go on from where they were.
 
+mod discovery;
 mod entry;
 mod event;
 mod kept;
@@ -34,6 +36,7 @@ pub use uninstall::{Left, Uninstalled, uninstall};
 pub use wanted::{GATEWAY_LABEL, Role};
 
 use crate::{PolicyStatus, SourceError, View, front_end};
+use discovery::Discovery;
 use egret_core::model::{NodeName, NodeRecord, ObjectRef, Objects, Settings as Installation};
 use event::Events;
 use kept::Touches;
@@ -76,6 +79,7 @@ struct Shared {
     settings: Settings,
     client: Client,
     store: Arc<Store>,
+    discovery: Arc<Discovery>,
     leadership: Option<Arc<Leadership>>,
     /// Ends taking part in the election.
     election: Option<AbortHandle>,
@@ -130,6 +134,7 @@ impl KubeSource {
                 events: Events::new(client.clone()),
                 client,
                 store,
+                discovery: Arc::default(),
                 leadership,
                 election,
                 runtime,
@@ -203,8 +208,8 @@ impl Shared {
         }
         for watch in wanted {
             state.watches.entry(watch.clone()).or_insert_with(|| {
-                let store = self.store.clone();
-                let task = reflect::reflect(self.client.clone(), store, watch);
+                let (store, discovery) = (self.store.clone(), self.discovery.clone());
+                let task = reflect::reflect(self.client.clone(), store, discovery, watch);
                 Watched::by(self.runtime.spawn(task).abort_handle())
             });
         }

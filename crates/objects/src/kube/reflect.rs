@@ -1,5 +1,6 @@
 //! One task per watch: lists, watches with bookmarks, begins again where it ended, and backs off after errors.
 
+use super::discovery::Discovery;
 use super::entry::{Entry, Observed, Value};
 use super::lenient::Lenient;
 use super::store::{News, Store};
@@ -29,7 +30,12 @@ const WATCH_SECS: u32 = 180;
 const SERVICE_NAME_LABEL: &str = "kubernetes.io/service-name";
 
 /// Watches until its task is aborted.
-pub(super) async fn reflect(client: Client, store: Arc<Store>, watch: Watch) {
+pub(super) async fn reflect(
+    client: Client,
+    store: Arc<Store>,
+    discovery: Arc<Discovery>,
+    watch: Watch,
+) {
     let config = watcher::Config::default().timeout(WATCH_SECS);
     let store = store.as_ref();
     match &watch {
@@ -71,6 +77,7 @@ pub(super) async fn reflect(client: Client, store: Arc<Store>, watch: Watch) {
             dynamic(client, config, *kind, observe, store, &watch).await;
         }
         Watch::Plugin(kind) => {
+            discovery.until_served(&client, *kind, store, &watch).await;
             let observe = |object| super::entry::of_plugin(*kind, object);
             dynamic(client, config, *kind, observe, store, &watch).await;
         }
