@@ -15,18 +15,29 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 fn main() -> ExitCode {
-    run(vec![Group::new(
-        "canary",
-        up,
-        steps![
-            a_healthy_path_is_measured_and_not_broken,
-            each_broken_hook_is_named_within_fifteen_seconds,
-            a_firewall_that_lets_only_small_packets_through_is_found,
-            what_is_broken_is_not_ready_and_nobody_says_that_it_leaves,
-            a_canary_device_that_is_removed_comes_back,
-            nothing_of_a_canary_is_seen_outside,
-        ],
-    )])
+    run(vec![
+        Group::new(
+            "canary",
+            up,
+            steps![
+                a_healthy_path_is_measured_and_not_broken,
+                each_broken_hook_is_named_within_fifteen_seconds,
+                a_firewall_that_lets_only_small_packets_through_is_found,
+                what_is_broken_is_not_ready_and_nobody_says_that_it_leaves,
+                a_canary_device_that_is_removed_comes_back,
+                nothing_of_a_canary_is_seen_outside,
+            ],
+        ),
+        Group::new(
+            "ends_at_guard",
+            up_where_nobody_turns_them_round,
+            steps![
+                where_nobody_turns_them_round_they_are_measured_up_to_the_guard,
+                what_is_broken_before_the_guard_is_named,
+                nothing_of_them_leaves_the_node,
+            ],
+        ),
+    ])
 }
 
 /// How long the finding may take, as operators are promised.
@@ -34,6 +45,30 @@ const FOUND_WITHIN: Duration = Duration::from_secs(15);
 
 fn up() -> anyhow::Result<Cluster> {
     let cluster = Cluster::up("canary", &Topology::built_in())?;
+    cluster.apply(&[egress("myapp", "MyApp", &EGRESS, "")])?;
+    cluster.wait_ready()?;
+    Ok(cluster)
+}
+
+/// A worker whose gateways are without eBPF, and a node that is its own gateway.
+const NOBODY_TURNS_ROUND: &str = "
+segments:
+- {name: nodes, cidrs: [192.168.122.0/24, fd00:122::/64]}
+- {name: outside, cidrs: [203.0.113.0/24, 2001:db8:1::/64]}
+hosts:
+- {name: worker1, roles: [worker], links: [{segment: nodes}], podCidrs: [10.244.1.0/24, fd00:244:1::/64],
+   pods: [{name: a1, labels: {app: MyApp}}]}
+- {name: both1, roles: [worker, gateway], links: [{segment: nodes}], podCidrs: [10.244.2.0/24, fd00:244:2::/64],
+   pods: [{name: a2, labels: {app: MyApp}}]}
+- {name: router, roles: [router]}
+- {name: server, roles: [server], links: [{segment: outside}]}
+";
+const ENDS_AT_GUARD: [&str; 2] = ["worker1", "both1"];
+
+fn up_where_nobody_turns_them_round() -> anyhow::Result<Cluster> {
+    let arguments = ["--gateway-datapath", "nftables"];
+    let topology = Topology::from_yaml(NOBODY_TURNS_ROUND)?;
+    let cluster = Cluster::up_with("canaryguard", &topology, &arguments)?;
     cluster.apply(&[egress("myapp", "MyApp", &EGRESS, "")])?;
     cluster.wait_ready()?;
     Ok(cluster)
@@ -70,20 +105,26 @@ fn a_healthy_path_is_measured_and_not_broken(cluster: &Cluster) -> Outcome {
             "{worker}: {:?}",
             broken(cluster, worker)
         );
-        wait_for("the paths in the metrics", DEADLINE, || {
-            let metrics = cluster.metrics(worker).unwrap_or_default();
-            let paths = metrics
-                .lines()
-                .filter(|line| line.starts_with("egret_agent_path_broken{"));
-            let all: Vec<&str> = paths.collect();
-            all.len() == 2 && all.iter().all(|line| line.ends_with(" 0"))
-        })?;
+        paths_are_whole(cluster, worker)?;
     }
     let explained = explain(cluster)?;
     ensure!(
         explained.contains("packets of our own came back from it, measured"),
         "{explained}"
     );
+    Ok(())
+}
+
+/// Waits until the metrics of a node say of both families that they are measured and not broken.
+fn paths_are_whole(cluster: &Cluster, node: &str) -> Outcome {
+    wait_for("the paths in the metrics", DEADLINE, || {
+        let metrics = cluster.metrics(node).unwrap_or_default();
+        let paths = metrics
+            .lines()
+            .filter(|line| line.starts_with("egret_agent_path_broken{"));
+        let all: Vec<&str> = paths.collect();
+        all.len() == 2 && all.iter().all(|line| line.ends_with(" 0"))
+    })?;
     Ok(())
 }
 
@@ -152,9 +193,13 @@ fn mend(cluster: &Cluster, host: &str) -> anyhow::Result<()> {
 
 /// Waits until the broken hook is named rightly. Gateways that come back while it is broken change the way once more.
 fn found(cluster: &Cluster, reason: &str) -> anyhow::Result<(String, String)> {
+    found_at(cluster, "worker1", reason)
+}
+
+fn found_at(cluster: &Cluster, node: &str, reason: &str) -> anyhow::Result<(String, String)> {
     let mut last = None;
     wait_for("the broken hook to be named", FOUND_WITHIN, || {
-        last = broken(cluster, "worker1");
+        last = broken(cluster, node);
         last.as_ref().is_some_and(|(said, _)| said == reason)
     })
     .with_context(|| format!("{reason}: what was said last is {last:?}"))?;
@@ -244,17 +289,18 @@ fn a_canary_device_that_is_removed_comes_back(cluster: &Cluster) -> Outcome {
     Ok(())
 }
 
-fn nothing_of_a_canary_is_seen_outside(cluster: &Cluster) -> Outcome {
+fn is_canary(packet: &Packet) -> bool {
     let canaries: [IpAddr; 2] = [ip("198.18.79.0"), ip("100::79:0:0")];
-    let is_canary = move |packet: &Packet| {
-        [packet.source, packet.destination]
-            .iter()
-            .any(|address| match (address, canaries) {
-                (IpAddr::V4(a), [IpAddr::V4(b), _]) => a.octets()[..3] == b.octets()[..3],
-                (IpAddr::V6(a), [_, IpAddr::V6(b)]) => a.octets()[..15] == b.octets()[..15],
-                _ => false,
-            })
-    };
+    [packet.source, packet.destination]
+        .iter()
+        .any(|address| match (address, canaries) {
+            (IpAddr::V4(a), [IpAddr::V4(b), _]) => a.octets()[..3] == b.octets()[..3],
+            (IpAddr::V6(a), [_, IpAddr::V6(b)]) => a.octets()[..15] == b.octets()[..15],
+            _ => false,
+        })
+}
+
+fn nothing_of_a_canary_is_seen_outside(cluster: &Cluster) -> Outcome {
     let mut captures = Vec::new();
     for host in ["router", "gateway1", "gateway2", "gateway3", "worker1"] {
         captures.push((
@@ -274,4 +320,77 @@ fn nothing_of_a_canary_is_seen_outside(cluster: &Cluster) -> Outcome {
         ensure!(report.offending_count == 0, "{host}: {report:?}");
     }
     Ok(())
+}
+
+fn where_nobody_turns_them_round_they_are_measured_up_to_the_guard(cluster: &Cluster) -> Outcome {
+    for node in ENDS_AT_GUARD {
+        paths_are_whole(cluster, node)?;
+        ensure!(broken(cluster, node).is_none(), "{node}");
+    }
+    let explained = explain(cluster)?;
+    ensure!(
+        explained.contains("packets of our own passed every hook of this node"),
+        "{explained}"
+    );
+    Ok(())
+}
+
+fn what_is_broken_before_the_guard_is_named(cluster: &Cluster) -> Outcome {
+    let ways = [
+        (
+            "chain c { type filter hook forward priority 0; ip saddr 10.244.0.0/16 ip daddr != 10.244.0.0/16 drop; }",
+            "NotForwarded",
+        ),
+        (
+            "chain c { type nat hook postrouting priority 50; ip saddr 10.244.0.0/16 masquerade; }",
+            "NotTranslated",
+        ),
+    ];
+    for node in ENDS_AT_GUARD {
+        for (table, reason) in ways {
+            rules(cluster, node, table)?;
+            let outcome = found_at(cluster, node, reason).with_context(|| table.to_owned());
+            mend(cluster, node)?;
+            let (_, text) = outcome?;
+            ensure!(text.contains("IPv4") && !text.contains("IPv6"), "{text}");
+        }
+    }
+    cluster.wait_ready()
+}
+
+/// Neither into the tunnel nor out by the own device.
+fn nothing_of_them_leaves_the_node(cluster: &Cluster) -> Outcome {
+    let mut captures = Vec::new();
+    for (host, device) in [
+        ("worker1", "eth0"),
+        ("worker1", "egret0"),
+        ("both1", "eth0"),
+        ("router", "eth0"),
+    ] {
+        let capture = Capture::start(&cluster.host(host)?, device, is_canary)?;
+        captures.push((host, device, capture));
+    }
+    // A new measurement, and one as usual.
+    for node in ENDS_AT_GUARD {
+        rules(cluster, node, "chain c { type filter hook forward priority 0; ip daddr 192.0.2.1 drop; }")?;
+        let before = sent(cluster, node)?;
+        wait_for("two rounds of canaries", DEADLINE, || {
+            sent(cluster, node).is_ok_and(|now| now >= before + 16)
+        })?;
+        mend(cluster, node)?;
+    }
+    for (host, device, capture) in captures {
+        let report = capture.stop()?;
+        ensure!(report.offending_count == 0, "{host} {device}: {report:?}");
+    }
+    Ok(())
+}
+
+/// Canaries that the guard of a node has let through.
+fn sent(cluster: &Cluster, node: &str) -> anyhow::Result<u64> {
+    let words = ["nft", "-j", "list", "counter", "inet", "egret", "canary_sent"];
+    let shown: Value = serde_json::from_str(&cluster.exec(&cluster.host(node)?, &words)?)?;
+    let counters = shown["nftables"].as_array().into_iter().flatten();
+    let mut packets = counters.filter_map(|one| one["counter"]["packets"].as_u64());
+    packets.next().context("no counter")
 }

@@ -5,7 +5,7 @@ use crate::AgentError;
 use crate::main_loop::Event;
 use crate::source::spawn;
 use egret_core::canary::{CanaryKind, Lost};
-use egret_core::node::{BrokenPath, CanaryPath};
+use egret_core::node::{BrokenPath, CanaryEnd, CanaryPath};
 use egret_core::numbers::{
     CANARY_AGAIN_MS, CANARY_ANSWER_MS, CANARY_INTERVAL_MS, CANARY_SETTLE_MS, CANARY_TRIES,
 };
@@ -19,6 +19,8 @@ use std::time::{Duration, Instant};
 /// meets what connection tracking remembers of the one before.
 const PORTS_FIRST: u16 = 20_000;
 const PORTS_OF_A_KIND: u16 = 16;
+/// Time between two looks at the counters of a canary that nobody answers.
+const LOOK: Duration = Duration::from_millis(10);
 
 /// What is to be measured.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -177,7 +179,8 @@ impl Canaries {
         self.round = self.round.wrapping_add(1);
         let paths = self.measured.paths.clone();
         let mut waiting: BTreeMap<Canary, &CanaryPath> = BTreeMap::new();
-        for path in &paths {
+        let of = |end: CanaryEnd| paths.iter().filter(move |path| path.end == end);
+        for path in of(CanaryEnd::Gateway) {
             for kind in CanaryKind::ALL {
                 waiting.insert(canary(path, kind, self.round), path);
             }
@@ -196,7 +199,8 @@ impl Canaries {
                 break;
             }
         }
-        let broken = self.find(waiting);
+        let mut broken = self.find(waiting);
+        broken.extend(of(CanaryEnd::Guard).filter_map(|path| self.as_far_as_the_guard(path)));
         Shown {
             paths,
             broken,
@@ -278,6 +282,44 @@ impl Canaries {
             }
         }
         broken
+    }
+
+    /// Canaries that nobody answers: one after the other, since only the hooks' counters tell of them.
+    fn as_far_as_the_guard(&mut self, path: &CanaryPath) -> Option<BrokenPath> {
+        let mut kinds = BTreeSet::new();
+        let mut place = None;
+        for kind in CanaryKind::ALL {
+            let canary = canary(path, kind, self.round);
+            let tries = (0..CANARY_TRIES).map(|_| self.passes(&canary));
+            // The first try that gets there is enough.
+            let lost = tries.map_while(|lost| lost).collect::<Vec<Lost>>();
+            if lost.len() == CANARY_TRIES as usize {
+                kinds.insert(kind);
+                place = place.or(lost.last().copied());
+            }
+        }
+        Some(BrokenPath {
+            group: path.group.clone(),
+            v6: path.egress.is_ipv6(),
+            kinds,
+            lost: place?,
+        })
+    }
+
+    /// Sends one and waits until the guard has counted it: where it is lost, if it does not get there.
+    fn passes(&mut self, canary: &Canary) -> Option<Lost> {
+        let before = self.port.counts().unwrap_or_default();
+        self.send(canary);
+        let end = Instant::now() + Duration::from_millis(CANARY_ANSWER_MS);
+        loop {
+            let after = self.port.counts().unwrap_or_default();
+            let lost = Lost::before_the_guard(&before, &after)?;
+            if is_past(end) {
+                return Some(lost);
+            }
+            // Nothing that arrives wakes us here; the kernel has mostly done it by the first look.
+            std::thread::sleep(LOOK);
+        }
     }
 
     fn trace(&mut self, canary: &Canary, path: &CanaryPath) -> Option<Lost> {

@@ -5,7 +5,9 @@ use egret_core::model::{NodeName, Snapshot};
 use egret_core::node::{
     Attachment, Candidate, External, ExternalChoice, ForeignMark, external_choice, wanted_next_hops,
 };
-use egret_core::numbers::{EXTERNAL_ADDRESSES_MAX, TUNNEL_DEVICE};
+use egret_core::numbers::{
+    CANARY_DESTINATION_V4, CANARY_DESTINATION_V6, EXTERNAL_ADDRESSES_MAX, TUNNEL_DEVICE,
+};
 use egret_datapath::route::{Device, RouteError, Routing, WayOut};
 use ipnet::IpNet;
 use std::collections::{BTreeMap, BTreeSet};
@@ -44,6 +46,8 @@ pub(crate) struct Links {
     pub(crate) external_addresses: BTreeSet<IpNet>,
     /// How that device leads to other networks: IPv4, IPv6.
     pub(crate) ways_out: [WayOut; 2],
+    /// The kernel sends what is for the rest of the world out of it: IPv4, IPv6.
+    pub(crate) leads_out: [bool; 2],
     /// Its IPv6 link-local address.
     pub(crate) external_link_local: Option<Ipv6Addr>,
     /// MTU of the device that carries the tunnel.
@@ -83,10 +87,12 @@ impl Links {
             ],
             None => Default::default(),
         };
+        let leads_out = leads_out(routing, external.as_ref())?;
         let mut links = Links {
             wanted,
             external: None,
             ways_out,
+            leads_out,
             external_link_local: None,
             external_addresses: BTreeSet::new(),
             underlay_mtu: ETHERNET_MTU,
@@ -127,8 +133,21 @@ impl Links {
         Some(External {
             device: device.name.clone(),
             link_up: device.running,
+            leads_out: self.leads_out,
         })
     }
+}
+
+/// Asked of addresses that canaries go to, since those are in nobody's network.
+fn leads_out(routing: &mut Routing, external: Option<&Device>) -> Result<[bool; 2], RouteError> {
+    let mut leads = [false; 2];
+    if let Some(external) = external {
+        let to: [IpAddr; 2] = [CANARY_DESTINATION_V4.into(), CANARY_DESTINATION_V6.into()];
+        for (leads, address) in leads.iter_mut().zip(to) {
+            *leads = routing.device_to(address)? == Some(external.index);
+        }
+    }
+    Ok(leads)
 }
 
 /// The device that leads out of the cluster.

@@ -7,7 +7,7 @@ use crate::probe::Seen;
 use crate::report::Status;
 use crate::source::spawn;
 use egret_core::explain::{Explanation, Leaves, Stage, Step};
-use egret_core::node::NodeOutcome;
+use egret_core::node::{CanaryEnd, NodeOutcome};
 use egret_objects::View;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeSet;
@@ -100,7 +100,12 @@ fn measured(explained: &mut Explanation, outcome: Option<&NodeOutcome>, canaries
         let mut broken = canaries.broken.iter();
         let broken = broken.find(|one| one.group == path.group && one.v6 == v6);
         let said = match broken {
-            None => "packets of our own came back from it".to_owned(),
+            None => match path.end {
+                CanaryEnd::Gateway => "packets of our own came back from it".to_owned(),
+                CanaryEnd::Guard => {
+                    "packets of our own passed every hook of this node, and were not sent further".to_owned()
+                }
+            },
             Some(broken) => format!("packets of our own do not come back from it: {broken}"),
         };
         let family = if v6 { "IPv6" } else { "IPv4" };

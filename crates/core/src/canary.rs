@@ -142,6 +142,11 @@ impl Lost {
         }
     }
 
+    /// The same of a canary that ends at the guard of its node: `None` if it has got there.
+    pub fn before_the_guard(before: &CanaryCounts, after: &CanaryCounts) -> Option<Self> {
+        (!after.grew(before, CanaryHook::Sent)).then(|| Self::between(before, after))
+    }
+
     /// The reason of the node's condition.
     pub fn reason(self) -> Reason {
         match self {
@@ -203,6 +208,17 @@ mod tests {
             Lost::between(&none, &counted(&[CanaryHook::Routed])),
             Lost::Forward
         );
+    }
+
+    #[test]
+    fn a_canary_that_ends_at_the_guard_is_lost_before_it_or_not_at_all() {
+        let none = CanaryCounts::default();
+        let upto = |hook: CanaryHook| counted(&CanaryHook::ALL[..=hook as usize]);
+        for hook in CanaryHook::ALL.iter().filter(|hook| **hook < CanaryHook::Sent) {
+            let lost = Lost::before_the_guard(&none, &upto(*hook));
+            assert!(lost.is_some_and(|lost| lost < Lost::Gateway), "{hook:?}");
+        }
+        assert_eq!(Lost::before_the_guard(&none, &upto(CanaryHook::Sent)), None);
     }
 
     #[test]

@@ -116,6 +116,7 @@ fn state() -> NodeState {
                 .collect(),
             throw: BTreeSet::from(["10.244.1.0/24".parse().expect("a prefix")]),
             canary: Some(CanaryState {
+                end_here: BTreeSet::new(),
                 device: 1,
                 sources: BTreeSet::from([ip("10.244.1.0")]),
             }),

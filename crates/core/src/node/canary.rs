@@ -24,6 +24,9 @@ pub struct CanaryState {
     pub device: u32,
     /// Where they come from, one address of each family that has a path.
     pub sources: BTreeSet<IpAddr>,
+    /// Destinations of those that nobody turns round: the guard takes them out once they have passed it.
+    #[serde(default)]
+    pub end_here: BTreeSet<IpAddr>,
 }
 
 /// One way that canaries measure.
@@ -37,6 +40,18 @@ pub struct CanaryPath {
     pub source: IpAddr,
     /// Their destination, which the gateway's program knows.
     pub destination: IpAddr,
+    /// How far they go.
+    pub end: CanaryEnd,
+}
+
+/// How far canaries of a path go.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub enum CanaryEnd {
+    /// A gateway turns them round, and they come back.
+    Gateway,
+    /// The guard of this node takes them out behind everybody's hooks: beyond it they would be seen outside. So for a
+    /// node that is its own gateway, and for gateways that turn none round.
+    Guard,
 }
 
 /// Whether packets to this address are canaries.
@@ -90,14 +105,12 @@ pub(super) fn add<'a>(
     let own_pods: BTreeSet<IpAddr> = own_pods.flat_map(|pod| &pod.addresses).copied().collect();
     let mut paths = Vec::new();
     let mut profile = Profile::default();
-    let measured: Vec<GroupNumber> = worker
-        .groups
-        .iter()
-        .filter(|(_, group)| is_measured(snapshot, group))
-        .map(|(number, _)| *number)
-        .collect();
-    for number in measured {
+    let groups: Vec<(GroupNumber, Group)> = worker.groups.clone().into_iter().collect();
+    for (number, group) in groups {
         for v4 in [true, false] {
+            let Some(end) = end(snapshot, facts, &group, v4) else {
+                continue;
+            };
             let to = destination(number, v4);
             if worker.never.iter().any(|net| net.contains(&to)) {
                 continue;
@@ -124,6 +137,7 @@ pub(super) fn add<'a>(
                 egress: target.address,
                 source: source(me, &own_pods, v4),
                 destination: to,
+                end,
             });
             keys.insert(id, group);
             worker.targets.insert(id, target);
@@ -141,15 +155,27 @@ pub(super) fn add<'a>(
         worker.pods.insert(*source, id);
         worker.devices.insert(*source, device);
     }
-    worker.canary = Some(CanaryState { device, sources });
+    let end_here = paths.iter().filter(|path| path.end == CanaryEnd::Guard);
+    worker.canary = Some(CanaryState {
+        device,
+        sources,
+        end_here: end_here.map(|path| path.destination).collect(),
+    });
     paths.sort();
     paths
 }
 
-/// Every gateway of the group turns canaries round.
-fn is_measured(snapshot: &Snapshot, group: &Group) -> bool {
-    let Group::Tunnel(members) = group else {
-        return false;
+/// How far canaries of a group get; `None` where there is no way for them.
+fn end(snapshot: &Snapshot, facts: &NodeFacts, group: &Group, v4: bool) -> Option<CanaryEnd> {
+    let members = match group {
+        Group::Tunnel(members) => members,
+        // Their destination is in no network: they take the way of pods' packets only where that is the way to the rest
+        // of the world.
+        Group::Local { .. } => {
+            let external = facts.external.as_ref()?;
+            return external.leads_out[usize::from(!v4)].then_some(CanaryEnd::Guard);
+        }
+        Group::Nowhere => return None,
     };
     let able: BTreeSet<TunnelIndex> = snapshot
         .node_records
@@ -157,7 +183,10 @@ fn is_measured(snapshot: &Snapshot, group: &Group) -> bool {
         .filter(|record| record.abilities.contains(CANARY_ABILITY))
         .map(|record| record.tunnel_index)
         .collect();
-    members.is_subset(&able)
+    Some(match members.is_subset(&able) {
+        true => CanaryEnd::Gateway,
+        false => CanaryEnd::Guard,
+    })
 }
 
 /// A target of the group whose lease has room, and the last ports of its largest range.

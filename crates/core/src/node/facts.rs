@@ -23,6 +23,9 @@ pub struct External {
     pub device: String,
     /// It is up and has carrier, and its gateway has not left its place to others because nothing behind it answers.
     pub link_up: bool,
+    /// The node sends what is for the rest of the world out of it: IPv4, IPv6.
+    #[serde(default)]
+    pub leads_out: [bool; 2],
 }
 
 /// What only the node itself knows. Everything here is an observation; none of it is a wish.

@@ -5,7 +5,7 @@ use egret_core::canary::{CanaryKind, Lost};
 use egret_core::check::check_node;
 use egret_core::model::*;
 use egret_core::node::{
-    AccountId, BrokenPath, CANARY_ABILITY, ReportKind, is_canary_destination, node_state,
+    AccountId, BrokenPath, CANARY_ABILITY, CanaryEnd, NodeOutcome, ReportKind, is_canary_destination, node_state,
 };
 use std::collections::BTreeSet;
 
@@ -48,11 +48,22 @@ fn canaries_measure_each_group_and_family_by_a_few_ports_of_a_lease() {
         assert_eq!(violations, [], "the checker");
         outcome
     };
-    assert!(
-        outcome(&scene, false).canaries.is_empty(),
+    let ends = |outcome: &NodeOutcome| {
+        let paths = outcome.canaries.iter();
+        let canary = outcome.state.worker.canary.as_ref();
+        let end_here = canary.map_or(0, |canary| canary.end_here.len());
+        (paths.map(|path| path.end).collect::<Vec<_>>(), end_here)
+    };
+    assert_eq!(
+        ends(&outcome(&scene, false)),
+        (vec![CanaryEnd::Guard], 1),
         "gateways that do not turn them round"
     );
     able(&mut scene, true);
+    assert_eq!(
+        ends(&outcome(&scene, false)),
+        (vec![CanaryEnd::Gateway], 0)
+    );
     let whole = outcome(&scene, false);
     assert_eq!(
         whole.canaries.len(),
@@ -87,4 +98,26 @@ fn canaries_measure_each_group_and_family_by_a_few_ports_of_a_lease() {
             .iter()
             .any(|r| matches!(r.kind, ReportKind::PathBroken(_)))
     );
+}
+
+#[test]
+fn a_node_that_is_its_own_gateway_is_measured_where_its_device_leads_to_the_world() {
+    let mut scene = kep_scene();
+    scene.add_pod("g", "gateway1", 10, &[("app", "MyApp")]);
+    scene.settle();
+    let node = NodeName("gateway1".into());
+    let paths = |leads_out: [bool; 2]| {
+        let mut facts = scene.facts(&node);
+        facts.canary_device = Some(77);
+        let external = facts.external.as_mut().expect("a gateway");
+        external.leads_out = leads_out;
+        let outcome = node_state(&scene.snapshot, &facts, &node).unwrap();
+        let violations = check_node(&scene.snapshot, &facts, &node, &outcome);
+        assert_eq!(violations, [], "the checker");
+        outcome.canaries
+    };
+    assert_eq!(paths([false, true]), [], "IPv4 leads elsewhere");
+    let measured = paths([true, false]);
+    assert_eq!(measured.len(), 1);
+    assert_eq!(measured[0].end, CanaryEnd::Guard);
 }

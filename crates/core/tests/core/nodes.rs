@@ -236,6 +236,7 @@ fn a_node_that_is_a_gateway_itself_goes_out_by_its_own_device() {
     facts.external = Some(External {
         device: "eth1".into(),
         link_up: false,
+        leads_out: [true; 2],
     });
     let down = node_state(&scene.snapshot, &facts, &node_name("gateway1")).unwrap();
     assert_eq!(members(&down), 2, "the others, never itself");

@@ -273,6 +273,7 @@ impl Scene {
             facts.external = Some(External {
                 device: "eth1".into(),
                 link_up: true,
+                leads_out: [true; 2],
             });
         }
         facts

@@ -110,6 +110,11 @@ impl Routing {
         neighbour::way(&mut self.socket, address)
     }
 
+    /// Index of the device by which the kernel sends to `address`, over a router or not; `None` without a way.
+    pub fn device_to(&mut self, address: IpAddr) -> Result<Option<u32>, RouteError> {
+        neighbour::device_to(&mut self.socket, address)
+    }
+
     /// Next hops of everybody's routes, and neighbours that have said that they are routers; link-local ones too.
     pub fn routers(&mut self) -> Result<BTreeSet<IpAddr>, RouteError> {
         routers::routers(&mut self.socket)

@@ -18,6 +18,39 @@ pub(super) fn way(
     socket: &mut NetlinkSocket,
     address: IpAddr,
 ) -> Result<Option<(u32, IpAddr)>, RouteError> {
+    let Some(reply) = ask(socket, address)? else {
+        return Ok(None);
+    };
+    let (mut device, mut source) = (None, None);
+    for (kind, value) in attributes(reply.get(ROUTE_BYTES..).unwrap_or_default()) {
+        match kind {
+            RTA_GATEWAY | RTA_VIA => return Ok(None),
+            RTA_OIF => device = value.try_into().ok().map(u32::from_ne_bytes),
+            RTA_PREFSRC => {
+                let v4 = <[u8; 4]>::try_from(value).map(IpAddr::from);
+                source = v4
+                    .or_else(|_| <[u8; 16]>::try_from(value).map(IpAddr::from))
+                    .ok();
+            }
+            _ => {}
+        }
+    }
+    Ok(device.zip(source))
+}
+
+/// Index of the device by which the kernel sends to `address`, over a router or not; `None` without a way.
+pub(super) fn device_to(
+    socket: &mut NetlinkSocket,
+    address: IpAddr,
+) -> Result<Option<u32>, RouteError> {
+    let reply = ask(socket, address)?.unwrap_or_default();
+    let mut found = attributes(reply.get(ROUTE_BYTES..).unwrap_or_default());
+    let device = found.find(|(kind, _)| *kind == RTA_OIF);
+    Ok(device.and_then(|(_, value)| value.try_into().ok().map(u32::from_ne_bytes)))
+}
+
+/// What the kernel says of the way to a unicast address: `struct rtmsg` and attributes.
+fn ask(socket: &mut NetlinkSocket, address: IpAddr) -> Result<Option<Vec<u8>>, RouteError> {
     let mut header = [0u8; ROUTE_BYTES];
     let octets = match address {
         IpAddr::V4(v4) => v4.octets().to_vec(),
@@ -41,22 +74,6 @@ pub(super) fn way(
         Err(NetlinkError::Refused { .. }) => return Ok(None),
         Err(error) => return Err(error.into()),
     };
-    if reply.body.get(7) != Some(&libc::RTN_UNICAST) {
-        return Ok(None);
-    }
-    let (mut device, mut source) = (None, None);
-    for (kind, value) in attributes(reply.body.get(ROUTE_BYTES..).unwrap_or_default()) {
-        match kind {
-            RTA_GATEWAY | RTA_VIA => return Ok(None),
-            RTA_OIF => device = value.try_into().ok().map(u32::from_ne_bytes),
-            RTA_PREFSRC => {
-                let v4 = <[u8; 4]>::try_from(value).map(IpAddr::from);
-                source = v4
-                    .or_else(|_| <[u8; 16]>::try_from(value).map(IpAddr::from))
-                    .ok();
-            }
-            _ => {}
-        }
-    }
-    Ok(device.zip(source))
+    let unicast = reply.body.get(7) == Some(&libc::RTN_UNICAST);
+    Ok(unicast.then_some(reply.body))
 }

@@ -576,6 +576,7 @@ fn guard(state: &NodeState) -> Vec<Rule> {
         );
     }
     rules.extend(canary::outward_at(state, CanaryHook::Sent));
+    rules.extend(canary::end_here(state));
     if !state.worker.lift.is_empty() {
         // Says that this ruleset has looked at it and let it be. Without this the uplink program lets nothing of a
         // selected pod out.

@@ -74,6 +74,19 @@ fn arrived(outer: Family, inner: Family) -> Rule {
     count(packet, CanaryHook::Arrived)
 }
 
+/// Takes out what nobody turns round. By another device than the tunnel none ever leaves, whatever its destination.
+pub(super) fn end_here(state: &NodeState) -> Vec<Rule> {
+    let Some(canary) = &state.worker.canary else {
+        return Vec::new();
+    };
+    let ended = canary.end_here.iter().filter_map(|destination| {
+        let packet = outward(state)?.family(Family::of(*destination));
+        Some(packet.address_is(End::Destination, *destination, true).drop())
+    });
+    let elsewhere = outward(state).map(|packet| packet.device(Way::Out, TUNNEL_DEVICE, false).drop());
+    ended.chain(elsewhere).collect()
+}
+
 /// Chains and counters.
 pub(super) fn chains(state: &NodeState, table: &mut Table) {
     if state.worker.canary.is_none() {
