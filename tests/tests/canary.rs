@@ -372,7 +372,11 @@ fn nothing_of_them_leaves_the_node(cluster: &Cluster) -> Outcome {
     }
     // A new measurement, and one as usual.
     for node in ENDS_AT_GUARD {
-        rules(cluster, node, "chain c { type filter hook forward priority 0; ip daddr 192.0.2.1 drop; }")?;
+        rules(
+            cluster,
+            node,
+            "chain c { type filter hook forward priority 0; ip daddr 192.0.2.1 drop; }",
+        )?;
         let before = sent(cluster, node)?;
         wait_for("two rounds of canaries", DEADLINE, || {
             sent(cluster, node).is_ok_and(|now| now >= before + 16)
@@ -388,7 +392,15 @@ fn nothing_of_them_leaves_the_node(cluster: &Cluster) -> Outcome {
 
 /// Canaries that the guard of a node has let through.
 fn sent(cluster: &Cluster, node: &str) -> anyhow::Result<u64> {
-    let words = ["nft", "-j", "list", "counter", "inet", "egret", "canary_sent"];
+    let words = [
+        "nft",
+        "-j",
+        "list",
+        "counter",
+        "inet",
+        "egret",
+        "canary_sent",
+    ];
     let shown: Value = serde_json::from_str(&cluster.exec(&cluster.host(node)?, &words)?)?;
     let counters = shown["nftables"].as_array().into_iter().flatten();
     let mut packets = counters.filter_map(|one| one["counter"]["packets"].as_u64());

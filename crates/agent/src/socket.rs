@@ -103,7 +103,8 @@ fn measured(explained: &mut Explanation, outcome: Option<&NodeOutcome>, canaries
             None => match path.end {
                 CanaryEnd::Gateway => "packets of our own came back from it".to_owned(),
                 CanaryEnd::Guard => {
-                    "packets of our own passed every hook of this node, and were not sent further".to_owned()
+                    "packets of our own passed every hook of this node, and were not sent further"
+                        .to_owned()
                 }
             },
             Some(broken) => format!("packets of our own do not come back from it: {broken}"),

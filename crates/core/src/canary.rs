@@ -214,7 +214,10 @@ mod tests {
     fn a_canary_that_ends_at_the_guard_is_lost_before_it_or_not_at_all() {
         let none = CanaryCounts::default();
         let upto = |hook: CanaryHook| counted(&CanaryHook::ALL[..=hook as usize]);
-        for hook in CanaryHook::ALL.iter().filter(|hook| **hook < CanaryHook::Sent) {
+        for hook in CanaryHook::ALL
+            .iter()
+            .filter(|hook| **hook < CanaryHook::Sent)
+        {
             let lost = Lost::before_the_guard(&none, &upto(*hook));
             assert!(lost.is_some_and(|lost| lost < Lost::Gateway), "{hook:?}");
         }

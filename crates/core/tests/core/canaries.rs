@@ -5,7 +5,8 @@ use egret_core::canary::{CanaryKind, Lost};
 use egret_core::check::check_node;
 use egret_core::model::*;
 use egret_core::node::{
-    AccountId, BrokenPath, CANARY_ABILITY, CanaryEnd, NodeOutcome, ReportKind, is_canary_destination, node_state,
+    AccountId, BrokenPath, CANARY_ABILITY, CanaryEnd, NodeOutcome, ReportKind,
+    is_canary_destination, node_state,
 };
 use std::collections::BTreeSet;
 
@@ -60,10 +61,7 @@ fn canaries_measure_each_group_and_family_by_a_few_ports_of_a_lease() {
         "gateways that do not turn them round"
     );
     able(&mut scene, true);
-    assert_eq!(
-        ends(&outcome(&scene, false)),
-        (vec![CanaryEnd::Gateway], 0)
-    );
+    assert_eq!(ends(&outcome(&scene, false)), (vec![CanaryEnd::Gateway], 0));
     let whole = outcome(&scene, false);
     assert_eq!(
         whole.canaries.len(),

@@ -81,9 +81,14 @@ pub(super) fn end_here(state: &NodeState) -> Vec<Rule> {
     };
     let ended = canary.end_here.iter().filter_map(|destination| {
         let packet = outward(state)?.family(Family::of(*destination));
-        Some(packet.address_is(End::Destination, *destination, true).drop())
+        Some(
+            packet
+                .address_is(End::Destination, *destination, true)
+                .drop(),
+        )
     });
-    let elsewhere = outward(state).map(|packet| packet.device(Way::Out, TUNNEL_DEVICE, false).drop());
+    let elsewhere =
+        outward(state).map(|packet| packet.device(Way::Out, TUNNEL_DEVICE, false).drop());
     ended.chain(elsewhere).collect()
 }
 
