@@ -365,7 +365,9 @@ fn all_gateways_without_a_router_stay(scene: &Scene) -> Outcome {
             })?;
             let findings = scene.status("w1")?["findings"].to_string();
             ensure!(findings.contains("status.uplinkLost"), "{findings}");
-            Ok(())
+            wait("the policy not to be ready", || {
+                scene.ready_generation("main") == 0
+            })
         });
     block(scene, "router", link, false)?;
     seen?;
@@ -373,6 +375,9 @@ fn all_gateways_without_a_router_stay(scene: &Scene) -> Outcome {
         wait_reason(scene, gateway, "NoUplink", false)?;
     }
     scene.wait_live("w1", &GATEWAYS)?;
+    wait("the policy to be ready again", || {
+        scene.ready_generation("main") > 0
+    })?;
     load.pass(1)?;
     load.finish("the router gone and back", Duration::from_secs(30))
 }

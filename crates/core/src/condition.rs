@@ -236,8 +236,8 @@ reasons! {
         "Gateways do not know this node's source ports yet.", "Wait; if it stays, see the gateways' agents.";
     NoExternalDevice: Degraded true;
         "A gateway node has no external device.", "Set externalInterface, or give the node a default route.";
-    NoUplink: Degraded true;
-        "The external device of a gateway node has carrier, and no next hop of it answers, or it has no route to other networks.",
+    NoUplink: Ready false, Degraded true;
+        "The external device of a gateway node has carrier, and no next hop of it answers, or it has no route to other networks. With Ready: so it is at every gateway that runs.",
         "See the network behind it: VLAN, switch, router, routes; until then other gateways serve, where they do better.";
     CutOff: Degraded true;
         "No other gateway answers a gateway node, and no packet of another node reaches it, or another machine answers for its addresses.",

@@ -11,6 +11,7 @@ pub mod planner;
 mod pod_prefixes;
 mod status;
 mod unreadable;
+mod uplinks;
 mod wanted;
 
 use crate::condition::Condition;
@@ -127,6 +128,8 @@ pub struct GatewayNode {
     pub datapath: Option<String>,
     /// Addresses of its external device with their prefix.
     pub external: BTreeSet<IpNet>,
+    /// Nothing behind its external device answers.
+    pub uplink_lost: bool,
     /// Neighbours that it carries packets to, of those that policies name as next hop.
     pub next_hops: BTreeSet<IpAddr>,
 }

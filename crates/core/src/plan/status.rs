@@ -1,6 +1,7 @@
 //! What is told about addresses, gateways and pools.
 
 use super::lease::PlannedLeases;
+use super::uplinks;
 use super::wanted::WantedByAddress;
 use super::{AddressStatus, GatewayNode, GatewayPlan, PoolPlan};
 use crate::condition::{Condition, ConditionType, Reason};
@@ -189,9 +190,10 @@ fn gateway_conditions(gateway: &Gateway, nodes: &[GatewayNode]) -> Vec<Condition
     };
     let running = nodes.iter().filter(|node| node.running).count();
     let text = format!("agents run on {running} of {} nodes", nodes.len());
-    let ready = match running {
-        0 => (false, Reason::NoGateway, text),
-        _ => (true, Reason::Serving, text),
+    let ready = match (running, uplinks::none_left(nodes)) {
+        (0, _) => (false, Reason::NoGateway, text),
+        (_, Some(text)) => (false, Reason::NoUplink, text),
+        (_, None) => (true, Reason::Serving, text),
     };
     let mut all: Vec<Condition> = [
         (ConditionType::Accepted, accepted),
@@ -200,8 +202,18 @@ fn gateway_conditions(gateway: &Gateway, nodes: &[GatewayNode]) -> Vec<Condition
     .into_iter()
     .map(|(kind, (holds, reason, text))| Condition::new(kind, holds, reason, text))
     .collect();
-    all.extend(without_ebpf(nodes));
+    all.extend(joined([uplinks::some_lost(nodes), without_ebpf(nodes)]));
     all
+}
+
+/// Conditions of one type as one: the reason of the first, the messages of all.
+pub(super) fn joined<const N: usize>(all: [Option<Condition>; N]) -> Option<Condition> {
+    let mut all = all.into_iter().flatten();
+    let mut first = all.next()?;
+    for other in all {
+        first.message = format!("{}; {}", first.message, other.message);
+    }
+    Some(first)
 }
 
 /// The condition about gateways that run without eBPF, if there are any.
@@ -249,6 +261,7 @@ pub(super) fn gateway<'n>(
             version: record.map_or(0, |r| r.steering_version),
             datapath: record.and_then(|r| r.datapath.clone()),
             external: record.map_or_else(BTreeSet::new, |r| r.external_addresses.clone()),
+            uplink_lost: record.is_some_and(|r| r.uplink_lost),
             next_hops: record.map_or_else(BTreeSet::new, |r| r.next_hops.clone()),
         }
     };
