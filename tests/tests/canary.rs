@@ -112,7 +112,27 @@ fn a_healthy_path_is_measured_and_not_broken(cluster: &Cluster) -> Outcome {
         explained.contains("packets of our own came back from it, measured"),
         "{explained}"
     );
+    for command in ["status", "doctor"] {
+        let answer = asked(cluster, command)?;
+        let paths = answer["paths"].as_array().context("no paths")?;
+        ensure!(paths.len() == 2, "{command}: {answer}");
+        for path in paths {
+            let whole = path["broken"].is_null() && path["measuredTo"] == "gateway";
+            let recent = path["measuredSecsAgo"]
+                .as_u64()
+                .is_some_and(|ago| ago <= 15);
+            ensure!(whole && recent, "{command}: {path}");
+        }
+    }
     Ok(())
+}
+
+/// What a command of the CLI says on worker1.
+fn asked(cluster: &Cluster, command: &str) -> anyhow::Result<Value> {
+    let program = egret_tests::egret()?;
+    let line = format!("{} {command} -o json || true", program.display());
+    let said = cluster.exec(&cluster.host("worker1")?, &["sh", "-c", &line])?;
+    serde_json::from_str(&said).with_context(|| said)
 }
 
 /// Waits until the metrics of a node say of both families that they are measured and not broken.
@@ -266,6 +286,15 @@ fn what_is_broken_is_not_ready_and_nobody_says_that_it_leaves(cluster: &Cluster)
             explained.contains("packets do not come back"),
             "{explained}"
         );
+        for command in ["status", "doctor"] {
+            let answer = asked(cluster, command)?;
+            let paths = answer["paths"].as_array().context("no paths")?;
+            let named = |path: &Value| {
+                let broken = path["broken"].as_str().unwrap_or_default();
+                broken.contains("not forwarded")
+            };
+            ensure!(paths.iter().any(named), "{command}: {answer}");
+        }
         Ok(())
     };
     let outcome = check();

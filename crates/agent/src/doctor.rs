@@ -7,6 +7,7 @@ mod files;
 mod obstacles;
 
 use crate::report::CLI_API_VERSION;
+use crate::{PathStatus, Question, ask};
 use egret_core::earlier::{Action, Finding, Kind, System, find};
 use egret_core::obstacle::Obstacle;
 use egret_datapath::earlier::{EarlierError, Kernel};
@@ -22,6 +23,8 @@ pub struct Doctor {
     kind: &'static str,
     /// What stands in the way of Egret's packets; nothing where something was to be removed.
     pub obstacles: Vec<Obstacle>,
+    /// Paths of this node's packets, as its agent has last measured them.
+    pub paths: Vec<PathStatus>,
     /// What is there; after a removal, what is still there.
     pub findings: Vec<LegacyFinding>,
     /// What was there and is not any more.
@@ -83,20 +86,37 @@ impl Doctor {
     /// Whether something stops our packets for certain.
     pub fn is_obstructed(&self) -> bool {
         self.obstacles.iter().any(|obstacle| obstacle.certain)
+            || self.paths.iter().any(|path| path.broken.is_some())
     }
 }
 
-/// Looks at this node. `root` is where its files are.
+/// Looks at this node. `root` is where its files are, `socket` where its agent answers.
 ///
 /// # Errors
 /// The kernel cannot be read.
-pub fn look(root: &Path) -> Result<Doctor, EarlierError> {
+pub fn look(root: &Path, socket: &Path) -> Result<Doctor, EarlierError> {
     let mut kernel = open(root)?;
     let (found, mut unseen) = findings(&mut kernel, root)?;
     let obstacles = obstacles::read(root, &mut unseen);
+    let paths = paths(socket, &mut unseen);
     Ok(Doctor {
         obstacles,
+        paths,
         ..answer(&found, unseen)
+    })
+}
+
+/// What the agent of this node has measured. Doctor is of use without an agent too.
+fn paths(socket: &Path, unseen: &mut Vec<String>) -> Vec<PathStatus> {
+    let answer = ask(socket, &Question::Paths).map_err(|error| error.to_string());
+    let paths = answer
+        .and_then(|json| serde_json::from_str(&json).map_err(|_| format!("the agent says {json}")));
+    paths.unwrap_or_else(|why| {
+        let socket = socket.display();
+        unseen.push(format!(
+            "whether packets come back: no agent tells at {socket}: {why}"
+        ));
+        Vec::new()
     })
 }
 
@@ -153,6 +173,7 @@ fn answer(found: &[Finding], unseen: Vec<String>) -> Doctor {
         api_version: CLI_API_VERSION,
         kind: "Doctor",
         obstacles: Vec::new(),
+        paths: Vec::new(),
         findings: found.iter().map(LegacyFinding::of).collect(),
         removed: Vec::new(),
         failed: Vec::new(),

@@ -26,6 +26,7 @@ mod main_loop;
 mod metrics;
 mod neighbours;
 mod path;
+mod path_status;
 mod pod_devices;
 mod port_use;
 mod probe;
@@ -45,6 +46,7 @@ pub use classic::{ClassicConfig, ReadWanted, cleanup_classic, run_classic};
 pub use cni::{CniConfig, InstallConfig};
 pub use metrics::Metrics;
 pub use path::GatewayDatapath;
+pub use path_status::PathStatus;
 pub use socket::{Question, ask};
 
 pub use egret_datapath::sysctl::{

@@ -7,6 +7,7 @@ use crate::canary::Shown;
 use crate::facts::Links;
 use crate::gateway::Gateway;
 use crate::metrics::{ByAddress, ByGateway, ByGatewayAndFamily, ByReason, Metrics};
+use crate::path_status::PathStatus;
 use crate::probe::Seen;
 use crate::surroundings::{Routers, Surroundings};
 use crate::told::{self, ConditionTold, NodeTold};
@@ -43,6 +44,8 @@ pub struct Status {
     pub addresses: Vec<AddressStatus>,
     /// Every gateway node.
     pub gateways: Vec<GatewayStatus>,
+    /// Paths that this node's agent measures; none where the answer is of the objects alone.
+    pub paths: Vec<PathStatus>,
     /// Nodes that are not as they should be, or work with less than was promised.
     pub nodes: Vec<NodeTold>,
     /// What is to be mended.
@@ -170,6 +173,7 @@ impl Status {
                 .chain(without_way_out(view, by_node.keys()))
                 .collect(),
             gateways: by_node.into_values().collect(),
+            paths: Vec::new(),
             nodes: told::of_nodes(view),
         }
     }

@@ -3,6 +3,7 @@
 use crate::AgentError;
 use crate::canary::Shown;
 use crate::main_loop::Event;
+use crate::path_status::paths;
 use crate::probe::Seen;
 use crate::report::Status;
 use crate::source::spawn;
@@ -30,6 +31,8 @@ const PATIENCE: Duration = Duration::from_secs(3);
 pub enum Question {
     /// How everything is.
     Status,
+    /// How the paths of this node's packets were when they were last measured.
+    Paths,
     /// What becomes of a pod's traffic.
     Explain {
         /// Namespace of the pod.
@@ -61,7 +64,12 @@ impl Query {
             return;
         };
         let answer = match &self.question {
-            Question::Status => to_json(&Status::of_agent(view, outcome.as_ref(), seen)),
+            Question::Status => {
+                let mut status = Status::of_agent(view, outcome.as_ref(), seen);
+                status.paths = paths(canaries);
+                to_json(&status)
+            }
+            Question::Paths => to_json(&paths(canaries)),
             Question::Explain { namespace, pod, to } => {
                 let mut explained = egret_core::explain::explain(
                     &view.snapshot,

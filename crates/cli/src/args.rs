@@ -349,6 +349,9 @@ pub struct DoctorArguments {
     /// Remove it
     #[arg(long, requires = "clean_legacy")]
     pub yes: bool,
+    /// Socket of the node's agent, which tells what it has measured
+    #[arg(long, default_value = egret_core::numbers::AGENT_SOCKET)]
+    pub socket: PathBuf,
     /// Where the node's files are; a container has them mounted elsewhere than at /
     #[arg(long, value_name = "DIRECTORY", default_value = "/")]
     pub root: PathBuf,
