@@ -247,24 +247,26 @@ pub(super) fn gateways(snapshot: &Snapshot) -> BTreeMap<GatewayName, GatewayPlan
         .collect()
 }
 
+/// What is told about a node of a gateway group that has this record.
+pub(super) fn gateway_node(name: &NodeName, record: Option<&NodeRecord>) -> GatewayNode {
+    GatewayNode {
+        node: name.clone(),
+        running: record.is_some_and(|r| !r.underlay_addresses.is_empty()),
+        version: record.map_or(0, |r| r.steering_version),
+        datapath: record.and_then(|r| r.datapath.clone()),
+        external: record.map_or_else(BTreeSet::new, |r| r.external_addresses.clone()),
+        uplink_lost: record.is_some_and(|r| r.uplink_lost),
+        next_hops: record.map_or_else(BTreeSet::new, |r| r.next_hops.clone()),
+    }
+}
+
 /// What is told about one gateway group with these nodes.
 pub(super) fn gateway<'n>(
     gateway: &Gateway,
     nodes: impl IntoIterator<Item = &'n NodeName>,
     records: &Objects<NodeName, NodeRecord>,
 ) -> GatewayPlan {
-    let node = |name: &NodeName| {
-        let record = records.get(name);
-        GatewayNode {
-            node: name.clone(),
-            running: record.is_some_and(|r| !r.underlay_addresses.is_empty()),
-            version: record.map_or(0, |r| r.steering_version),
-            datapath: record.and_then(|r| r.datapath.clone()),
-            external: record.map_or_else(BTreeSet::new, |r| r.external_addresses.clone()),
-            uplink_lost: record.is_some_and(|r| r.uplink_lost),
-            next_hops: record.map_or_else(BTreeSet::new, |r| r.next_hops.clone()),
-        }
-    };
+    let node = |name: &NodeName| gateway_node(name, records.get(name));
     let nodes: Vec<GatewayNode> = nodes.into_iter().map(node).collect();
     GatewayPlan {
         generation: gateway.generation,
