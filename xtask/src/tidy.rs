@@ -2,6 +2,7 @@
 //!
 //! Every check is a function of the [`Tree`], so that its tests can hand it a bad one.
 
+mod circles;
 mod links;
 mod manifests;
 mod operations;
@@ -102,6 +103,7 @@ pub fn run() -> anyhow::Result<()> {
     }
     let mut problems = manifests::check(&tree, &manifests::metadata()?);
     problems.extend(sources::check(&tree));
+    problems.extend(circles::check(&tree));
     problems.extend(tables::check(&tree));
     problems.extend(statements::check(&tree));
     problems.extend(links::check(&tree));

@@ -4,7 +4,9 @@
 //! transaction. Golden tests compare the result with what the `nft` program makes of the same rules written as text.
 
 mod apply;
+mod attributes;
 mod compare;
+mod error;
 mod expression;
 mod forward;
 mod message;
@@ -12,12 +14,12 @@ pub(crate) mod read;
 pub(crate) mod rule;
 mod table;
 
-pub use apply::{NftError, Nftables};
+pub use apply::Nftables;
+pub use error::NftError;
 pub use expression::{
     Base, Checksum, Expression, FibResult, Key, MetaKey, Register, Rule, VERDICT,
 };
 pub use forward::Forwarding;
-pub use read::Count;
 pub use table::{
-    ByAddress, Chain, Element, ElementKey, Hook, Set, SetType, Table, TableFamily, Value,
+    ByAddress, Chain, Count, Element, ElementKey, Hook, Set, SetType, Table, TableFamily, Value,
 };

@@ -3,6 +3,8 @@
 //! Everything carries our route protocol number or hangs on our device, and only that is ever deleted.
 
 mod advertised;
+mod device;
+mod error;
 mod kernel;
 mod neighbour;
 mod nexthop;
@@ -14,7 +16,8 @@ mod way_out;
 mod wire;
 
 pub use advertised::Advertised;
-pub use kernel::{RouteError, Routing};
-pub use tunnel::Device;
+pub use device::Device;
+pub use error::RouteError;
+pub use kernel::Routing;
 pub use wanted::{NextHop, RouteEntry, RouteKind, RuleEntry, RuleKind, Wanted};
 pub use way_out::WayOut;

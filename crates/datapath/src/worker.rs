@@ -17,6 +17,7 @@ mod base;
 mod canary;
 mod counters;
 pub(crate) mod marks;
+mod mss;
 mod names;
 mod next_hops;
 mod profile;

@@ -7,19 +7,17 @@
 //!
 //! A table with an owner (Linux 6.9) is changed by nobody else: there, names are looked at only because it is cheap.
 
-use super::apply::{NftError, Nftables, named, number, text};
+use super::apply::Nftables;
+use super::attributes::{named, number, text};
+use super::error::NftError;
 use super::message as m;
-use super::table::{ElementKey, Set, Table, Value};
+use super::table::{ElementKey, Set, Shown, Table, Value};
 use crate::damage::first_changed;
 use crate::netlink::{Attrs, attributes};
 use egret_core::hash::StableHash;
 use std::collections::{BTreeMap, BTreeSet};
 
 const GETSETELEM: u16 = 13;
-
-/// Of each chain: what its hook is, and what its rules say, in their order. The kernel shows expressions in another form
-/// than it takes them, so it is compared with itself.
-pub(super) type Shown = BTreeMap<String, Vec<u64>>;
 
 impl Nftables {
     /// Whether the table still is what was applied: [`Self::look`] without the words.

@@ -1,6 +1,6 @@
 //! Routes and policy routing rules of one owner: read, added, deleted.
 
-use super::kernel::RouteError;
+use super::error::RouteError;
 use super::wanted::{RouteEntry, RouteKind, RuleEntry, RuleKind};
 use super::wire::{RTM_GETROUTE, dump, execute, family};
 use crate::netlink::{NetlinkSocket, flags};

@@ -1,6 +1,6 @@
 //! Routers around a node, as its kernel knows them.
 
-use super::kernel::RouteError;
+use super::error::RouteError;
 use super::wire::{self, dump, family};
 use crate::netlink::NetlinkSocket;
 use egret_core::numbers::{CLASSIC_ROUTE_PROTOCOL, ROUTE_PROTOCOL};

@@ -1,6 +1,6 @@
 //! How the kernel sends out of one device: by which next hops.
 
-use super::kernel::RouteError;
+use super::error::RouteError;
 use super::wire::{dump, family};
 use crate::netlink::NetlinkSocket;
 use netlink_packet_route::RouteNetlinkMessage as Message;

@@ -1,6 +1,6 @@
 //! rtnetlink messages, in the types of `netlink-packet-route`.
 
-use super::kernel::RouteError;
+use super::error::RouteError;
 use crate::netlink::{NetlinkSocket, Request, flags};
 use egret_core::node::MainRoute;
 use egret_core::numbers::ROUTE_PROTOCOL;

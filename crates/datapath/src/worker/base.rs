@@ -1,12 +1,13 @@
 //! The sets and chains that every node's table has, whatever its policies.
 
 use super::counters as c;
-use super::names::{ENDED_SETS, FULL_SETS, LATE_SETS, PORTLESS_SETS, Stage};
-use super::profile::GOTO;
+use super::mss::clamp_mss;
+use super::names::{BOUND, BOUND_DEVICES, TRANSPORT};
+use super::names::{ENDED_SETS, FULL_SETS, GOTO, LATE_SETS, PORTLESS_SETS, Stage};
 use super::{canary, marks, next_hops};
 use crate::nft::rule::{self, FAMILIES, Family};
 use crate::nft::rule::{End, STATE_ESTABLISHED, STATE_INVALID, STATE_NEW, STATE_RELATED};
-use crate::nft::rule::{STATE_UNTRACKED, TCP_SYN, UDP};
+use crate::nft::rule::{STATE_UNTRACKED, UDP};
 use crate::nft::rule::{Way, rule};
 use crate::nft::{Chain, ElementKey, Hook, Rule, Set, SetType, Table, Value};
 use egret_core::canary::CanaryHook;
@@ -27,14 +28,8 @@ const ERRORS: &str = "errors";
 /// Where pods have their addresses, and those that known pods have; only where unknown ones are dropped.
 const POD_CIDRS: &str = "pod_cidrs";
 const KNOWN_PODS: &str = "known_pods";
-/// Addresses of pods that have a device of their own, and the same with the device's index.
-pub(super) const BOUND: &str = "bound";
-pub(super) const BOUND_DEVICES: &str = "bound_devices";
-/// Protocols whose ports (or echo ids) are translated.
-pub(super) const TRANSPORT: &str = "transport";
 /// Bytes of the link-local prefix that the tunnel uses: fe80::/64.
 const TUNNEL_PREFIX: [u8; 8] = [0xfe, 0x80, 0, 0, 0, 0, 0, 0];
-const TCP_SYN_RST: u8 = 0x06;
 
 pub(super) fn sets(state: &NodeState, table: &mut Table) {
     for family in FAMILIES {
@@ -333,16 +328,6 @@ fn tunnel_in(state: &NodeState) -> Vec<Rule> {
             .drop(),
     ]);
     rules
-}
-
-/// The MSS of a SYN becomes what the tunnel carries.
-pub(super) fn clamp_mss(packet: rule::Builder, family: Family, state: &NodeState) -> Rule {
-    let headers = if family == Family::V4 { 40 } else { 60 };
-    let mss = u16::try_from(state.tunnel.mtu.saturating_sub(headers)).unwrap_or(u16::MAX);
-    packet
-        .family(family)
-        .tcp_flags(TCP_SYN_RST, TCP_SYN, true)
-        .mss_at_most(mss)
 }
 
 fn clamp(state: &NodeState) -> Vec<Rule> {

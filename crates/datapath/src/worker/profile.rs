@@ -1,8 +1,9 @@
 //! Profiles (pod -> destinations) and targets (what selected traffic becomes), once for each of the three stages.
 
-use super::base::{BOUND, BOUND_DEVICES, TRANSPORT, clamp_mss};
 use super::counters as c;
-use super::names::{FULL_SETS, STAGES, Stage, opened, sent};
+use super::mss::clamp_mss;
+use super::names::{BOUND, BOUND_DEVICES, FULL_SETS, GOTO, STAGES, Stage, TRANSPORT};
+use super::names::{opened, sent};
 use crate::nft::rule::{self, FAMILIES, Family};
 use crate::nft::rule::{
     Builder, End, STATE_ESTABLISHED, STATE_INVALID, STATE_NEW, STATE_UNTRACKED, Way, rule,
@@ -16,7 +17,6 @@ use egret_core::numbers::{LIFT_DEVICE, MARK_MASK, MARK_SHIFT, TUNNEL_DEVICE};
 use std::net::IpAddr;
 
 const JUMP: i32 = -3;
-pub(super) const GOTO: i32 = -4;
 const DROP: i32 = 0;
 
 pub(super) fn targets(state: &NodeState, table: &mut Table) {
