@@ -5,7 +5,7 @@ mod mappings;
 use crate::{AgentError, chain, links};
 use egret_core::classic::{ClassicState, ClassicWanted, classic_state};
 use egret_datapath::classic::ClassicDatapath;
-use egret_datapath::driver::DatapathError;
+use egret_datapath::worker::driver::DatapathError;
 use mappings::Mappings;
 use std::net::IpAddr;
 use std::path::PathBuf;

@@ -35,6 +35,13 @@ impl Wanted {
     }
 }
 
+/// Addresses of the pods that run on this node, without those that have the node's own.
+pub(crate) fn pod_addresses(snapshot: &Snapshot, node: &NodeName) -> BTreeSet<IpAddr> {
+    let own = snapshot.pods.values().filter(|pod| pod.node == *node);
+    let own = own.filter(|pod| !pod.host_network && !pod.finished);
+    own.flat_map(|pod| &pod.addresses).copied().collect()
+}
+
 /// A look at the node's devices.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Links {

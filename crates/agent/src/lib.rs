@@ -25,7 +25,6 @@ mod links;
 mod main_loop;
 mod metrics;
 mod neighbours;
-mod path;
 mod pod_devices;
 mod port_use;
 mod probe;
@@ -38,22 +37,23 @@ mod surroundings;
 pub mod told;
 mod traffic;
 mod uncovered;
-mod uplink;
 
 pub use board::Board;
 pub use classic::{ClassicConfig, ReadWanted, cleanup_classic, run_classic};
 pub use cni::{CniConfig, InstallConfig};
 pub use metrics::Metrics;
-pub use path::GatewayDatapath;
 pub use socket::{Question, ask};
 
+pub use egret_datapath::gateway::BackendChoice;
 pub use egret_datapath::sysctl::{
     DIRECTORY as SYSCTL_DIRECTORY, use_directory as use_sysctl_directory,
 };
 
 use egret_core::model::NodeName;
 pub use egret_core::node::{CniPath, UnknownPodsPolicy};
-use egret_datapath::driver::{Datapath, DatapathError};
+pub(crate) use egret_datapath::error::chain;
+use egret_datapath::node::NodeDatapath;
+use egret_datapath::worker::driver::DatapathError;
 use egret_objects::{Source, SourceError};
 use std::io;
 use std::path::{Path, PathBuf};
@@ -76,7 +76,7 @@ pub struct Config {
     /// Socket for questions of the command line.
     pub socket: PathBuf,
     /// How this node forwards, if it is a gateway.
-    pub gateway_datapath: GatewayDatapath,
+    pub gateway_datapath: BackendChoice,
     /// What is known of how the network plugin sends pods' packets on.
     pub cni_path: CniPath,
     /// What becomes of packets of pods that the API has not shown yet.
@@ -112,8 +112,16 @@ pub fn run(
     board: &Arc<Board>,
     stop: &Arc<AtomicBool>,
 ) -> Result<(), AgentError> {
-    let mut datapath = Datapath::open(&config.state_directory)?;
-    let own = datapath.routing().port().map_err(DatapathError::from)?;
+    let mut datapath = NodeDatapath::open(
+        &config.state_directory,
+        &config.pin_directory,
+        config.gateway_datapath,
+    )?;
+    let own = datapath
+        .worker()
+        .routing()
+        .port()
+        .map_err(DatapathError::from)?;
     let (events, inbox) = mpsc::channel();
     source::read(&open, events.clone(), stop)?;
     let status = source::write(&open)?;
@@ -162,22 +170,8 @@ pub fn cleanup(
     if let Err(error) = cni::forget(state_directory) {
         errors.push(format!("record of the CNI: {error}"));
     }
-    if let Err(error) = egret_datapath::gateway::GatewayDriver::remove(pin_directory) {
-        errors.push(chain(&error));
-    }
-    if let Err(error) = egret_datapath::gateway::netdev::NetdevGateway::remove() {
-        errors.push(chain(&error));
-    }
-    if let Err(error) = egret_datapath::uplink::UplinkDriver::remove(pin_directory) {
-        errors.push(chain(&error));
-    }
-    if let Err(error) = egret_datapath::canary::remove() {
-        errors.push(chain(&error));
-    }
-    match Datapath::open(state_directory) {
-        Ok(mut datapath) => errors.extend(datapath.remove().iter().map(|error| chain(error))),
-        Err(error) => errors.push(chain(&error)),
-    }
+    let removed = NodeDatapath::remove(state_directory, pin_directory);
+    errors.extend(removed.iter().map(|error| chain(error)));
     if let Err(error) = remembered::Remembered::forget(state_directory) {
         errors.push(format!("record of groups: {error}"));
     }
@@ -196,15 +190,4 @@ pub fn cleanup(
         let _in_use = std::fs::remove_dir(directory);
     }
     errors
-}
-
-/// An error with its causes, on one line.
-pub(crate) fn chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut source = error.source();
-    while let Some(error) = source {
-        text = format!("{text}: {error}");
-        source = error.source();
-    }
-    text
 }

@@ -11,7 +11,7 @@ use crate::canary::{Measured, Order, Shown};
 use crate::chain;
 use crate::cni::{Asked, Desk, Round};
 use crate::conflicts::Detection;
-use crate::facts::{Links, Wanted};
+use crate::facts::{Links, Wanted, pod_addresses};
 use crate::flows;
 use crate::gateway::Gateway;
 use crate::neighbours::{Heard, Orders, Watch};
@@ -26,15 +26,16 @@ use crate::standing::Standing;
 use crate::surroundings::Routers;
 use crate::traffic::Traffic;
 use crate::uncovered::Uncovered;
-use crate::uplink::Uplink;
 use egret_core::machines::Destination;
 use egret_core::model::{NodeName, Snapshot};
+use egret_core::node::{CniPath, GatewayState, TunnelIndex};
 use egret_core::node::{External, NodeFacts, NodeOutcome, PathFacts, node_state};
 use egret_core::numbers::{FULL_DESTINATION_SECS, FULL_DESTINATIONS_MAX};
 use egret_core::obstacle::{self, Obstacle};
-use egret_datapath::driver::Datapath;
 use egret_datapath::gateway::conflict::Claim;
-use egret_datapath::route::{Device, RouteError};
+use egret_datapath::node::{ExternalLink, NodeDatapath, NodeDatapathError};
+use egret_datapath::route::RouteError;
+use egret_datapath::uplink::LookError;
 use egret_objects::View;
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
@@ -108,9 +109,8 @@ pub(crate) struct Ways {
 
 pub(crate) struct MainLoop {
     config: Config,
-    datapath: Datapath,
+    datapath: NodeDatapath,
     gateway: Gateway,
-    uplink: Uplink,
     board: Arc<Board>,
     ways: Ways,
     cni: Desk,
@@ -128,7 +128,6 @@ pub(crate) struct MainLoop {
     pod_devices: PodDevices,
     uncovered: Uncovered,
     links_stale: bool,
-    tunnel: Option<Device>,
     outcome: Option<NodeOutcome>,
     ports: BTreeMap<IpAddr, u32>,
     ports_counted: Option<Instant>,
@@ -166,19 +165,17 @@ pub(crate) struct MainLoop {
 impl MainLoop {
     pub(crate) fn new(
         config: &Config,
-        datapath: Datapath,
+        datapath: NodeDatapath,
         board: &Arc<Board>,
         ways: Ways,
         cni: Desk,
     ) -> Self {
         let standing = Standing::new(&config.node, ways.heard.clone());
         let detection = Detection::new(ways.events.clone());
-        let (pins, choice) = (&config.pin_directory, config.gateway_datapath);
         MainLoop {
             config: config.clone(),
             datapath,
-            gateway: Gateway::new(&config.node, pins, choice, (standing, detection)),
-            uplink: Uplink::new(config),
+            gateway: Gateway::new(&config.node, standing, detection),
             board: board.clone(),
             ways,
             cni,
@@ -194,7 +191,6 @@ impl MainLoop {
             pod_devices: PodDevices::default(),
             uncovered: Uncovered::default(),
             links_stale: true,
-            tunnel: None,
             outcome: None,
             ports: BTreeMap::new(),
             ports_counted: None,
@@ -255,7 +251,8 @@ impl MainLoop {
                 self.mend(compare, told);
             }
             // What could not be carried out is tried again.
-            let again = ticked && (self.trouble.is_some() || self.gateway.trouble.is_some());
+            let failed = self.trouble.is_some() || self.datapath.gateway().last_error().is_some();
+            let again = ticked && failed;
             let now_ms = self.now_ms();
             let enters = self.entrance_at().is_some_and(|at| at <= now_ms);
             if self.news || again || enters {
@@ -264,11 +261,12 @@ impl MainLoop {
             } else if ticked {
                 self.rest();
             }
-            if ticked && self.datapath.owes().is_some() {
+            if ticked && self.datapath.worker().owes().is_some() {
                 self.ask_again();
             }
             self.overdue();
-            self.gateway.announce(self.now_ms());
+            let now_ms = self.now_ms();
+            self.gateway.announce(self.datapath.gateway(), now_ms);
             self.ask();
             self.board.round(self.trouble.clone());
         }
@@ -391,7 +389,7 @@ impl MainLoop {
             snapshot: view.as_ref().map(|view| &view.snapshot),
             outcome: self.outcome.as_ref().filter(|_| self.trouble.is_none()),
             trouble: self.trouble.as_deref(),
-            flows_ended: self.datapath.owes().is_none(),
+            flows_ended: self.datapath.worker().owes().is_none(),
         });
         self.ask_for_flows();
         if let Some(view) = &view {
@@ -407,7 +405,7 @@ impl MainLoop {
             snapshot: self.view.as_ref().map(|view| &view.snapshot),
             outcome: self.outcome.as_ref().filter(|_| self.trouble.is_none()),
             trouble: self.trouble.as_deref(),
-            flows_ended: self.datapath.owes().is_none(),
+            flows_ended: self.datapath.worker().owes().is_none(),
         });
     }
 
@@ -415,9 +413,9 @@ impl MainLoop {
         let node = self.config.node.clone();
         let links = self.look(snapshot).map_err(|e| chain(&e))?;
         self.seen_here.foreign_marks = links.foreign_marks.clone();
-        self.routers.look(self.datapath.routing());
-        let path = self.uplink.facts(snapshot, &node).map_err(|e| chain(&e))?;
-        let routing = self.datapath.routing();
+        self.routers.look(self.datapath.worker().routing());
+        let path = self.path_facts(snapshot).map_err(|e| chain(&e))?;
+        let routing = self.datapath.worker().routing();
         let looked = self.pod_devices.look(routing, snapshot, &node);
         looked.map_err(|e| chain(&e))?;
         let link_up = self.link_up(snapshot, &links);
@@ -431,68 +429,93 @@ impl MainLoop {
             uncovered: self.uncovered.lasting(Instant::now()),
             ..self.facts(&links)
         };
-        let outcome = node_state(snapshot, &facts, &node).map_err(|e| chain(&e))?;
+        let mut outcome = node_state(snapshot, &facts, &node).map_err(|e| chain(&e))?;
         self.uncovered.follow(&outcome.uncovered, Instant::now());
-        let state = &outcome.state;
-        if self.tunnel.is_none() || self.links.as_ref() != Some(&links) {
-            let device = self.datapath.routing().ensure_tunnel(&state.tunnel);
-            self.tunnel = Some(device.map_err(|e| chain(&e))?);
-        }
-        if let (Some(_), Some(device)) = (&state.gateway, &self.tunnel) {
-            self.gateway.attach(&state.tunnel, device, &links);
-        }
+        self.prepare(&outcome, &links)?;
         self.retarget(snapshot, &outcome);
         let local = links.local_addresses.clone();
         self.links = Some(links);
         if !self.seen.settled {
             return Err("waiting for the gateways' first answers".into());
         }
-        match &state.gateway {
-            Some(gateway) => {
-                // Tables first: a gateway announces only what it can steer, and own ranges count on own tables.
-                self.gateway.apply(gateway, state.tunnel.index, link_up);
-                let now_ms = self.now_ms();
-                let loaded =
-                    |name: &&NodeName| self.seen.versions.get(*name).is_some_and(|v| *v > 0);
-                let live = self.seen.live.iter().filter(loaded).cloned().collect();
-                let own = (&node, &local);
-                let seen = (&live, self.seen.alone, self.seen.reached);
-                self.gateway
-                    .decide(snapshot, gateway, own, seen, link_up, now_ms);
-                self.gateway.apply(gateway, state.tunnel.index, link_up);
+        match outcome.state.gateway.take() {
+            Some(wanted) => {
+                let own = outcome.state.tunnel.index;
+                let effective = self.serve((snapshot, &wanted), own, &local, link_up);
+                outcome.state.gateway = Some(effective);
             }
-            None => self.gateway.detach(),
+            None => self.gateway.leave(),
         }
+        let applied = self.apply(&outcome);
+        self.gateway.tables_loaded(self.datapath.gateway());
         // Answers to probes carry the version that has just been applied.
         self.retarget(snapshot, &outcome);
-        // What is lifted and not yet selected is left alone, what is selected and not lifted leaves as it likes.
-        self.uplink.prepare(&outcome)?;
-        self.program(&outcome)?;
-        self.uplink.settle(&outcome)?;
+        applied?;
         self.follow_flows(&outcome);
         self.measure(&outcome);
         self.remember(&outcome);
         // What a gateway serves is known from now on, and is decided by.
         self.news |= self.outcome.is_none() && outcome.state.gateway.is_some();
-        let mut outcome = outcome;
         self.look_for_obstacles(&outcome);
         obstacle::discount(&mut outcome, &self.obstacles);
         self.outcome = Some(outcome);
         Ok(())
     }
 
-    fn program(&mut self, outcome: &NodeOutcome) -> Result<(), String> {
-        let started = Instant::now();
-        let result = self.datapath.apply(&outcome.state, &self.cni.idle());
-        let seconds = started.elapsed().as_secs_f64();
-        let applied = result.map_err(|error| {
-            self.board.with(|metrics| {
-                metrics.apply_errors.inc();
-            });
+    /// The tunnel device, and the gateway's programs: probes need them before anything else is decided.
+    fn prepare(&mut self, outcome: &NodeOutcome, links: &Links) -> Result<(), String> {
+        let state = &outcome.state;
+        let external = links.external.clone();
+        let external = external.map(|(device, v4, v6)| ExternalLink { device, v4, v6 });
+        let changed = self.links.as_ref() != Some(links);
+        let opened = self.datapath.prepare(state, external.as_ref(), changed);
+        let opened = opened.map_err(|error| chain(&error))?;
+        if state.gateway.is_some() {
+            let path = self.datapath.gateway();
+            self.gateway.prepared(path, opened, external.as_ref());
+        }
+        Ok(())
+    }
+
+    /// Decides what this gateway announces, and returns the state that says so. Tables are loaded before: a gateway
+    /// announces only what it can steer.
+    fn serve(
+        &mut self,
+        (snapshot, wanted): (&Snapshot, &GatewayState),
+        own: TunnelIndex,
+        local: &BTreeSet<IpAddr>,
+        link_up: bool,
+    ) -> GatewayState {
+        let tables = self.gateway.effective(wanted, link_up);
+        self.datapath.load_tables(&tables, own);
+        let path = self.datapath.gateway();
+        self.gateway.tables_loaded(path);
+        let loaded = |name: &&NodeName| self.seen.versions.get(*name).is_some_and(|v| *v > 0);
+        let live = self.seen.live.iter().filter(loaded).cloned().collect();
+        let now_ms = u64::try_from(self.started.elapsed().as_millis()).unwrap_or(u64::MAX);
+        self.gateway.decide(
+            (snapshot, wanted),
+            (&self.config.node, local),
+            (&live, self.seen.alone, self.seen.reached),
+            (path, link_up),
+            now_ms,
+        );
+        self.gateway.effective(wanted, link_up)
+    }
+
+    fn apply(&mut self, outcome: &NodeOutcome) -> Result<(), String> {
+        let applied = self.datapath.apply(&outcome.state, &self.cni.idle());
+        let applied = applied.map_err(|error| {
+            if matches!(error, NodeDatapathError::Worker(_)) {
+                self.board.with(|metrics| {
+                    metrics.apply_errors.inc();
+                });
+            }
             chain(&error)
         })?;
         self.board.with(|metrics| {
             metrics.applies.inc();
+            let seconds = applied.worker_time.as_secs_f64();
             metrics.apply_seconds.observe(seconds);
         });
         for name in &applied.sysctls {
@@ -502,7 +525,23 @@ impl MainLoop {
         if self.grants_changed(outcome) {
             self.ports_counted = None;
         }
-        Ok(())
+        applied
+            .uplink_error
+            .map_or(Ok(()), |error| Err(chain(&error)))
+    }
+
+    /// What the kernel shows of the ways of pods' packets. Where the operator has said that they pass the stack, nobody
+    /// looks.
+    fn path_facts(&mut self, snapshot: &Snapshot) -> Result<PathFacts, LookError> {
+        let choice = self.config.cni_path;
+        let seen = match choice {
+            CniPath::Netfilter => PathFacts::default(),
+            CniPath::Auto | CniPath::Bpf => {
+                let pods = pod_addresses(snapshot, &self.config.node);
+                self.datapath.uplink().look(&pods)?
+            }
+        };
+        Ok(PathFacts { choice, ..seen })
     }
 
     fn grants_changed(&self, outcome: &NodeOutcome) -> bool {
@@ -517,7 +556,7 @@ impl MainLoop {
             _ => {
                 // What changes from here on is told again.
                 self.links_stale = false;
-                let looked = Links::look(self.datapath.routing(), wanted);
+                let looked = Links::look(self.datapath.worker().routing(), wanted);
                 self.links_stale = looked.is_err();
                 looked
             }
@@ -537,7 +576,7 @@ impl MainLoop {
             previous_groups: self.remembered.groups.clone(),
             last_group_members: self.remembered.members.clone(),
             local_addresses: links.local_addresses.clone(),
-            attached: match self.gateway.carries_next_hops() {
+            attached: match self.datapath.gateway().carries_next_hops() {
                 true => links.attached.clone(),
                 false => BTreeMap::new(),
             },

@@ -10,15 +10,15 @@ use crate::metrics::{ByAddress, ByGateway, ByGatewayAndFamily, ByReason, Metrics
 use crate::probe::Seen;
 use crate::surroundings::{Routers, Surroundings};
 use crate::told::{self, ConditionTold, NodeTold};
-use crate::uplink::Uplink;
 use egret_core::condition::{Condition as Said, ConditionType, Reason};
 use egret_core::machines::Destination;
-use egret_core::model::{Finding, NodeName, NodeRecord};
+use egret_core::model::{Finding, MacAddress, NodeName, NodeRecord};
 use egret_core::node::{CANARY_ABILITY, ForeignMark, NodeOutcome, PodsPath, ReportKind};
 use egret_core::numbers::MARK_MASK;
 use egret_core::obstacle::Obstacle;
 use egret_core::rendezvous::announcer;
-use egret_datapath::driver::RefusedProtocol;
+use egret_datapath::node::{Counters, NodeGateway};
+use egret_datapath::worker::driver::RefusedProtocol;
 use egret_objects::{Condition, ConditionStatus, NodeReport, View};
 use serde::Serialize;
 use std::collections::{BTreeMap, BTreeSet};
@@ -362,15 +362,19 @@ fn selected_pods(outcome: &NodeOutcome) -> usize {
     worker.pods.len() - canaries
 }
 
-pub(crate) fn gateway_metrics(metrics: &mut Metrics, gateway: &mut Gateway) {
-    for (reason, packets) in gateway.counters() {
+pub(crate) fn gateway_metrics(
+    metrics: &mut Metrics,
+    (gateway, path): (&Gateway, &NodeGateway),
+    counters: &Counters,
+) {
+    for (reason, packets) in &counters.gateway {
         let label = ByReason {
-            reason: reason.into(),
+            reason: (*reason).into(),
         };
-        metrics.gateway_packets.get_or_create(&label).set(packets);
+        metrics.gateway_packets.get_or_create(&label).set(*packets);
     }
     metrics.announcing.set(gateway.announcing().len() as i64);
-    metrics.steering_version.set(gateway.version());
+    metrics.steering_version.set(gateway.version(path));
 }
 
 /// One figure for each path that canaries have measured.
@@ -389,12 +393,12 @@ pub(crate) fn canary_metrics(metrics: &mut Metrics, shown: &Shown) {
     }
 }
 
-pub(crate) fn uplink_metrics(metrics: &mut Metrics, uplink: &Uplink) {
-    for (reason, packets) in uplink.counters() {
+pub(crate) fn uplink_metrics(metrics: &mut Metrics, counters: &Counters) {
+    for (reason, packets) in &counters.uplink {
         let label = ByReason {
-            reason: reason.into(),
+            reason: (*reason).into(),
         };
-        metrics.uplink_packets.get_or_create(&label).set(packets);
+        metrics.uplink_packets.get_or_create(&label).set(*packets);
     }
 }
 
@@ -463,7 +467,7 @@ pub(crate) fn status(
     record: &NodeRecord,
     view: &View,
     outcome: Option<&NodeOutcome>,
-    gateway: &Gateway,
+    (gateway, path): (&Gateway, &NodeGateway),
     (links, routers): (Option<&Links>, &Routers),
     (ports, full, seen_here): (&BTreeMap<IpAddr, u32>, &BTreeSet<Destination>, &SeenHere),
     (trouble, obstacles): (Option<&str>, &[Obstacle]),
@@ -474,7 +478,7 @@ pub(crate) fn status(
         demand.entry(*address).or_default();
     }
     let is_gateway = outcome.is_some_and(|outcome| outcome.state.gateway.is_some());
-    let can = abilities(outcome, gateway);
+    let can = abilities(outcome, path);
     let addresses = links.map(|links| &links.device_addresses);
     let around = Surroundings::of(record, &view.snapshot, outcome, addresses, routers);
     let record = NodeRecord {
@@ -485,11 +489,11 @@ pub(crate) fn status(
             .map(|links| links.external_addresses.clone())
             .unwrap_or_default(),
         next_hops: outcome
-            .filter(|_| gateway.is_loaded())
+            .filter(|_| path.is_loaded())
             .map(carried)
             .unwrap_or_default(),
         uplink_lost: is_gateway && gateway.standing.uplink_lost(),
-        steering_version: gateway.version(),
+        steering_version: gateway.version(path),
         announcing: gateway.announcing(),
         // Without an outcome the controller must not conclude that anything is drained.
         demand: if outcome.is_some() {
@@ -501,12 +505,16 @@ pub(crate) fn status(
         programmed: outcome
             .map(|outcome| outcome.programmed.clone())
             .unwrap_or_default(),
-        datapath: gateway.datapath().filter(|_| is_gateway),
+        datapath: path
+            .backend()
+            .filter(|_| is_gateway)
+            .map(|backend| backend.name().to_owned()),
         node_addresses: around.node_addresses,
         routers: around.routers,
         // Others must know it for as long as they may hear it.
-        external_mac: gateway
-            .external_mac()
+        external_mac: path
+            .external()
+            .map(|(_, mac)| MacAddress(mac))
             .or(record.external_mac.filter(|_| is_gateway)),
         conflicts: gateway.claims().clone(),
         ..record.clone()
@@ -519,7 +527,7 @@ pub(crate) fn status(
         abilities: can,
         conditions: conditions(
             outcome,
-            gateway,
+            (gateway, path),
             trouble,
             obstacles,
             (full, seen_here, around.left_out),
@@ -542,21 +550,26 @@ fn carried(outcome: &NodeOutcome) -> BTreeSet<IpAddr> {
 }
 
 /// What carries packets here, and how those of pods leave: through netfilter, or lifted at the uplinks.
-fn abilities(outcome: Option<&NodeOutcome>, gateway: &Gateway) -> Vec<String> {
-    let ebpf = gateway.lacks().is_none().then_some("ebpf");
-    let path = outcome.and_then(|outcome| match outcome.pods_path {
+fn abilities(outcome: Option<&NodeOutcome>, path: &NodeGateway) -> Vec<String> {
+    let ebpf = limitations(path).is_none().then_some("ebpf");
+    let pods_path = outcome.and_then(|outcome| match outcome.pods_path {
         PodsPath::Netfilter => Some("cni-path-netfilter"),
         PodsPath::Bpf => Some("cni-path-bpf"),
         PodsPath::Unsupported(_) => None,
     });
     // The nftables fallback does not turn canaries round.
-    let canary = ebpf.filter(|_| gateway.is_loaded()).map(|_| CANARY_ABILITY);
+    let canary = ebpf.filter(|_| path.is_loaded()).map(|_| CANARY_ABILITY);
     let all = ["nftables"]
         .into_iter()
         .chain(ebpf)
-        .chain(path)
+        .chain(pods_path)
         .chain(canary);
     all.map(str::to_owned).collect()
+}
+
+/// What this gateway's backend does not do, for the node's condition.
+fn limitations(path: &NodeGateway) -> Option<String> {
+    path.backend()?.limitations()
 }
 
 fn mac_text(mac: [u8; 6]) -> String {
@@ -585,12 +598,12 @@ fn path_broken<'a>(
 
 fn conditions(
     outcome: Option<&NodeOutcome>,
-    gateway: &Gateway,
+    (gateway, path): (&Gateway, &NodeGateway),
     trouble: Option<&str>,
     obstacles: &[Obstacle],
     (full, seen_here, left_out): (&BTreeSet<Destination>, &SeenHere, usize),
 ) -> Vec<Condition> {
-    let trouble = trouble.or(gateway.trouble.as_deref());
+    let trouble = trouble.or(path.last_error());
     let holds = |kind, reason, text: String| Condition::from(&Said::new(kind, true, reason, text));
     let mut conditions = vec![match trouble {
         None => holds(
@@ -623,7 +636,7 @@ fn conditions(
         conditions.push(holds(kind, reason, text.clone()));
     }
     let mut by_reason: BTreeMap<Reason, Vec<String>> = BTreeMap::new();
-    if let Some(text) = gateway.lacks() {
+    if let Some(text) = limitations(path) {
         by_reason.insert(Reason::NftablesDatapath, vec![text]);
     }
     for (reason, text) in gateway.standing.reports() {

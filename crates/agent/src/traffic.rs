@@ -1,12 +1,11 @@
 //! Who sends how much: counters of the kernel, read now and then, as metrics.
 
-use crate::chain;
-use crate::gateway::Gateway;
 use crate::metrics::{ByAddress, ByAddressAndDirection, ByPolicyAndAddress, Metrics};
 use egret_core::node::NodeOutcome;
 use egret_core::numbers::TRAFFIC_ACCOUNTS_MAX;
-use egret_datapath::driver::{Counted, Datapath};
-use egret_datapath::gateway::{Carried, Flow};
+use egret_datapath::gateway::Flow;
+use egret_datapath::node::{Counters, NodeDatapath};
+use egret_datapath::worker::driver::Counted;
 use prometheus_client::metrics::counter::Counter;
 use std::collections::BTreeMap;
 use std::net::IpAddr;
@@ -23,24 +22,28 @@ const OTHER: &str = "other";
 pub(crate) struct Traffic {
     read: Option<Instant>,
     worker: Counted,
-    gateway: BTreeMap<IpAddr, Carried>,
+    counters: Counters,
     takeovers: BTreeMap<IpAddr, u64>,
 }
 
 impl Traffic {
     /// Reads them, where it is time.
-    pub(crate) fn read(&mut self, datapath: &mut Datapath, gateway: &mut Gateway) {
+    pub(crate) fn read(&mut self, datapath: &mut NodeDatapath, takeovers: &BTreeMap<IpAddr, u64>) {
         if self.read.is_some_and(|at| at.elapsed() < READ_EVERY) {
             return;
         }
         self.read = Some(Instant::now());
-        match datapath.counters() {
-            Ok(counted) => self.worker = counted,
-            // Somebody changed a table meanwhile, as a rule; what was read last stays.
-            Err(error) => tracing::debug!(error = %chain(&error), "reading the ruleset's counters"),
+        self.counters = datapath.counters();
+        // What cannot be read now stays as it was read last.
+        if let Some(worker) = self.counters.worker.take() {
+            self.worker = worker;
         }
-        self.gateway = gateway.traffic();
-        self.takeovers = gateway.takeovers().clone();
+        self.takeovers.clone_from(takeovers);
+    }
+
+    /// What was read last, but for the worker's part.
+    pub(crate) fn counters(&self) -> &Counters {
+        &self.counters
     }
 
     /// Packets that the worker's ruleset dropped or refused.
@@ -77,7 +80,7 @@ impl Traffic {
         metrics.carried_bytes.clear();
         metrics.dropped_packets.clear();
         metrics.takeovers.clear();
-        for (number, (address, carried)) in self.gateway.iter().enumerate() {
+        for (number, (address, carried)) in self.counters.carried.iter().enumerate() {
             let named = |direction: &str, flow: &Flow| {
                 let label = ByAddressAndDirection {
                     address: name(number, address),

@@ -11,6 +11,7 @@ mod isolation;
 mod liveness;
 mod next_hops;
 mod port_use;
+mod program_refusal;
 mod uplink;
 
 pub use announcer::{Announcer, AnnouncerCommand};
@@ -22,4 +23,5 @@ pub use isolation::Isolation;
 pub use liveness::{Liveness, LivenessCommand, ProbeSettings};
 pub use next_hops::{NextHopProbes, Question};
 pub use port_use::{Destination, PortUse};
+pub use program_refusal::ProgramRefusal;
 pub use uplink::{Others, Uplink};

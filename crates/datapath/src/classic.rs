@@ -8,11 +8,12 @@ pub use table::{COUNTERS, table};
 
 use crate::conntrack::{Conntrack, Flow};
 use crate::damage::{Damage, Found};
-use crate::driver::{DatapathError, settings};
+
 use crate::netlink::NetlinkSocket;
 use crate::nft::Nftables;
 use crate::route::{RouteError, Routing};
 use crate::sysctl::Sysctls;
+use crate::worker::driver::{DatapathError, settings};
 use egret_core::classic::{ClassicFate, ClassicState};
 use egret_core::numbers::CLASSIC_NFT_TABLE;
 use std::collections::{BTreeMap, BTreeSet};

@@ -1,9 +1,11 @@
 //! Carries one node's desired state ([`egret_core::node::NodeState`]) out in the Linux kernel, and makes no choice.
 //!
 //! ```text
-//! NodeState --worker--> nft::Table --nft--> nfnetlink (one transaction per change)
-//!     |  \----route---> links, neighbours, next hops, routes, rules --> rtnetlink
-//!     \------gateway--> two eBPF programs and their maps
+//! NodeState --node--> worker ---> nft::Table --nft--> nfnetlink (one transaction per change)
+//!               |       \--route--> links, neighbours, next hops, routes, rules --> rtnetlink
+//!               |--> gateway ---> two eBPF programs and their maps, or a netdev table
+//!               |       \--presence--> ARP and neighbour discovery for egress addresses
+//!               \--> uplink ---> eBPF programs where pods' packets leave
 //! ```
 //!
 //! Every kernel object carries a mark of ours (`egret_core::numbers`), and only what carries it is ever deleted;
@@ -14,13 +16,15 @@ pub mod classic;
 mod clsact;
 pub mod conntrack;
 pub mod damage;
-pub mod driver;
 pub mod earlier;
+pub mod error;
 pub mod gateway;
 mod link;
 pub mod netlink;
 pub mod nft;
+pub mod node;
 pub mod obstacle;
+pub mod presence;
 pub mod requirements;
 pub mod route;
 pub mod sysctl;

@@ -16,6 +16,7 @@
 mod base;
 mod canary;
 mod counters;
+pub mod driver;
 pub(crate) mod marks;
 mod mss;
 mod names;

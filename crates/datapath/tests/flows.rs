@@ -2,8 +2,8 @@
 
 use egret_core::node::*;
 use egret_datapath::conntrack::Conntrack;
-use egret_datapath::driver::Datapath;
 use egret_datapath::netlink::{Attrs, NetlinkSocket, Request, flags};
+use egret_datapath::worker::driver::WorkerDriver;
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv4Addr};
 use std::process::Command;
@@ -20,12 +20,12 @@ fn ip(text: &str) -> IpAddr {
 }
 
 /// Runs `f` on a thread of its own in a new network namespace, which vanishes with the thread.
-fn in_new_namespace(f: impl FnOnce(&mut Datapath) + Send) {
+fn in_new_namespace(f: impl FnOnce(&mut WorkerDriver) + Send) {
     std::thread::scope(|scope| {
         let thread = scope.spawn(|| {
             nix::sched::unshare(nix::sched::CloneFlags::CLONE_NEWNET).expect("root");
             let directory = tempfile::tempdir().expect("a directory");
-            f(&mut Datapath::open(directory.path()).expect("the data path"));
+            f(&mut WorkerDriver::open(directory.path()).expect("the data path"));
         });
         let joined = thread.join();
         joined.unwrap_or_else(|panic| std::panic::resume_unwind(panic))
@@ -139,7 +139,7 @@ fn pairs(all: &[(&str, &str)]) -> BTreeSet<(IpAddr, IpAddr)> {
 }
 
 /// What the thread of the agent does: reads all flows for a change, and has them ended.
-fn end_owed(datapath: &mut Datapath) -> usize {
+fn end_owed(datapath: &mut WorkerDriver) -> usize {
     let change = datapath.owes().expect("a change that owes");
     let flows = Conntrack::open().and_then(|mut table| table.flows());
     let flows = flows.expect("the flows");

@@ -14,14 +14,14 @@ impl MainLoop {
     pub(super) fn retarget(&mut self, snapshot: &Snapshot, outcome: &NodeOutcome) {
         let tunnel = &outcome.state.tunnel;
         let me = self
-            .tunnel
-            .as_ref()
+            .datapath
+            .tunnel()
             .map(|device| (tunnel.index, tunnel.underlay, device.index));
         let nodes = || outcome.state.peers.iter();
         let mut targets = Targets {
             me,
             peers: BTreeMap::new(),
-            answers: self.gateway.answers().map(|version| {
+            answers: self.datapath.gateway().probe_version().map(|version| {
                 let nodes = nodes().map(|(index, peer)| (*index, peer.underlay));
                 (version, nodes.collect())
             }),
@@ -67,7 +67,8 @@ impl MainLoop {
     }
 
     pub(super) fn report(&mut self, view: &View) {
-        self.traffic.read(&mut self.datapath, &mut self.gateway);
+        let takeovers = self.gateway.takeovers();
+        self.traffic.read(&mut self.datapath, takeovers);
         report::metrics(
             &self.board,
             self.outcome.as_ref(),
@@ -79,12 +80,14 @@ impl MainLoop {
             .with(|metrics| report::canary_metrics(metrics, &self.canaries));
         let (traffic, outcome) = (&self.traffic, self.outcome.as_ref());
         self.board.with(|metrics| traffic.show(metrics, outcome));
+        let (gateway, path) = (&self.gateway, self.datapath.gateway());
+        let counters = self.traffic.counters();
         self.board
-            .with(|metrics| report::gateway_metrics(metrics, &mut self.gateway));
+            .with(|metrics| report::gateway_metrics(metrics, (gateway, path), counters));
         self.board
             .with(|metrics| metrics.show_conflicts(self.gateway.claims()));
         self.board
-            .with(|metrics| report::uplink_metrics(metrics, &self.uplink));
+            .with(|metrics| report::uplink_metrics(metrics, counters));
         let Some(record) = view.snapshot.node_records.get(&self.config.node) else {
             return;
         };
@@ -95,7 +98,7 @@ impl MainLoop {
             record,
             view,
             self.outcome.as_ref().filter(|_| self.trouble.is_none()),
-            &self.gateway,
+            (gateway, path),
             (self.links.as_ref(), &self.routers),
             (&self.ports, &self.full, &self.seen_here),
             (self.trouble.as_deref(), &self.obstacles),

@@ -7,7 +7,7 @@ use crate::metrics::ByKind;
 use crate::port_use::Ranges;
 use egret_core::node::NodeOutcome;
 use egret_core::obstacle::Obstacle;
-use egret_datapath::damage::Found;
+use egret_datapath::node::Depth;
 use std::time::Instant;
 
 impl MainLoop {
@@ -18,7 +18,7 @@ impl MainLoop {
         }
         let now = Instant::now();
         let due = self.pod_devices.is_due(now) || self.uncovered.is_due(now);
-        self.news |= due || self.uplink.programs_changed();
+        self.news |= due || self.datapath.uplink().programs_changed();
         if self.count_if_due() {
             // Old tables tell nobody when they change.
             if let Some(outcome) = self.outcome.take() {
@@ -40,7 +40,7 @@ impl MainLoop {
         if links {
             // Whatever it was: facts about links may have changed.
             self.news = true;
-            self.uplink.stir();
+            self.datapath.uplink().invalidate();
             self.pod_devices.stir();
             self.links_changed = false;
             self.looked = Instant::now();
@@ -48,22 +48,15 @@ impl MainLoop {
         if all {
             self.compared = Instant::now();
             self.links_stale = true;
-            self.gateway.look_again();
         }
-        if self.outcome.is_none() || self.tunnel.is_none() {
+        if self.outcome.is_none() {
             return;
         }
-        let found = match (all, links) {
-            (true, _) => self.datapath.compare(),
-            (false, true) => self.datapath.verify(),
-            (false, false) => self.datapath.glance(),
-        };
-        let mut damage = found.unwrap_or_else(|error| {
-            tracing::warn!(error = %chain(&error), "looking the data path over");
-            Found::new()
+        let damage = self.datapath.verify(match (all, links) {
+            (true, _) => Depth::Full,
+            (false, true) => Depth::Notified,
+            (false, false) => Depth::Unnotified,
         });
-        damage.extend(self.gateway.verify(all));
-        damage.extend(self.uplink.verify(all));
         if damage.is_empty() {
             return;
         }
@@ -78,7 +71,6 @@ impl MainLoop {
                 metrics.repairs.get_or_create(&label).inc();
             }
         });
-        self.tunnel = None;
         self.links_stale = true;
         self.news = true;
     }
@@ -86,20 +78,20 @@ impl MainLoop {
     /// Tells the kernel which destinations to refuse; it forgets them unless told again.
     pub(super) fn refuse_full(&mut self) {
         self.full_told = Instant::now();
-        if let Err(error) = self.datapath.refuse_full(&self.full) {
+        if let Err(error) = self.datapath.worker().refuse_full(&self.full) {
             tracing::warn!(error = %chain(&error), "refusing full destinations");
         }
     }
 
     fn open_forwarding(&mut self, outcome: &NodeOutcome) {
-        if let Err(error) = self.datapath.open_forwarding(&outcome.state) {
+        if let Err(error) = self.datapath.worker().open_forwarding(&outcome.state) {
             tracing::warn!(error = %chain(&error), "opening others' forward chains");
         }
     }
 
     /// What of others' firewalls refuses our packets now; whether that is something else than before.
     pub(super) fn look_for_obstacles(&mut self, outcome: &NodeOutcome) -> bool {
-        let found = match self.datapath.obstacles(&outcome.state) {
+        let found = match self.datapath.worker().obstacles(&outcome.state) {
             Ok(found) if found == self.obstacles => return false,
             Ok(found) => found.to_vec(),
             Err(error) => {
@@ -134,15 +126,16 @@ impl MainLoop {
         self.ports_counted = Some(Instant::now());
         self.ports = self
             .datapath
+            .worker()
             .ports_in_use()
             .map_err(|error| chain(&error))?;
         // With the other reading of the kernel's flows, and not in each round: it waits for a dump that is under way.
-        if let Ok(failed) = self.datapath.insert_failed() {
+        if let Ok(failed) = self.datapath.worker().insert_failed() {
             self.board.with(|metrics| {
                 metrics.insert_failed.set(failed);
             });
         }
-        let refused = self.datapath.refused_protocols();
+        let refused = self.datapath.worker().refused_protocols();
         self.seen_here.refused = refused.map_err(|error| chain(&error))?;
         Ok(())
     }

@@ -3,7 +3,8 @@
 //! The kernel's own neighbour table is neither read nor changed: it notices a silent neighbour only after half a minute, and
 //! egress addresses are in it on no gateway.
 
-use super::announce::{ETHERTYPE_ARP, ETHERTYPE_IPV6, checksum, ethernet, send, solicited_node};
+use crate::presence::l2::frames::{ETHERTYPE_ARP, ETHERTYPE_IPV6};
+use crate::presence::l2::frames::{checksum, ethernet, send, solicited_node};
 use nix::libc;
 use socket2::{Domain, SockFilter, Socket, Type};
 use std::io;
@@ -275,8 +276,8 @@ fn claim(frame: &[u8], own: [u8; 6]) -> Option<Claim> {
 
 #[cfg(test)]
 mod tests {
-    use super::super::announce::frames;
     use super::*;
+    use crate::presence::l2::frames::announcement;
     use etherparse::{SlicedPacket, TransportSlice};
 
     const MAC: [u8; 6] = [2, 0, 0, 0, 0, 7];
@@ -325,7 +326,7 @@ mod tests {
     fn announcements_and_answers_are_claims() {
         for address in ["192.0.2.7", "2001:db8::7"] {
             let address: IpAddr = address.parse().unwrap();
-            for mut frame in frames(OTHER, address) {
+            for mut frame in announcement(OTHER, address) {
                 let mut expected = Claim {
                     address,
                     mac: OTHER,
@@ -341,7 +342,7 @@ mod tests {
         for short in [&[][..], &[0; 13], &[0; 14]] {
             assert_eq!(claim(short, MAC), None);
         }
-        let mut cut = frames(OTHER, "2001:db8::7".parse().unwrap()).remove(0);
+        let mut cut = announcement(OTHER, "2001:db8::7".parse().unwrap()).remove(0);
         cut.truncate(ADVERTISEMENT_BYTES - 1);
         assert_eq!(claim(&cut, MAC), None);
     }

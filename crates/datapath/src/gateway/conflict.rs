@@ -1,9 +1,8 @@
 //! Asking a segment who has an address, and hearing who says that it has one (RFC 5227, RFC 4861, RFC 4862).
 
-use super::announce::{
-    AnnounceError, ETHERTYPE_ARP, ETHERTYPE_IPV6, arp_frame, icmpv6_frame, send,
-};
-use super::announce::{BROADCAST, solicited_node};
+use crate::presence::l2::AnnounceError;
+use crate::presence::l2::frames::{BROADCAST, ETHERTYPE_ARP, ETHERTYPE_IPV6};
+use crate::presence::l2::frames::{arp_frame, icmpv6_frame, send, solicited_node};
 use libc::{AF_PACKET, POLLIN, SO_ATTACH_FILTER, SOL_SOCKET, c_void, sock_filter, sock_fprog};
 use socket2::{Domain, Socket, Type};
 use std::io::{self, ErrorKind, Read};
@@ -239,8 +238,8 @@ fn packets(ifindex: u32, ethertype: u16, filter: &[sock_filter]) -> io::Result<S
 
 #[cfg(test)]
 mod tests {
-    use super::super::announce::frames;
     use super::*;
+    use crate::presence::l2::frames::announcement;
     use etherparse::{SlicedPacket, TransportSlice};
 
     const MAC: [u8; 6] = [2, 0, 0, 0, 0, 7];
@@ -252,7 +251,7 @@ mod tests {
     #[test]
     fn what_is_announced_is_a_claim_and_a_probe_is_none() {
         for address in [ip("192.0.2.7"), ip("2001:db8::7")] {
-            for frame in frames(MAC, address) {
+            for frame in announcement(MAC, address) {
                 assert_eq!(claim(&frame), Some(Claim { address, mac: MAC }));
                 for end in 0..frame.len().min(ICMPV6) {
                     // What ends early says nothing, and hurts nobody.
@@ -292,7 +291,7 @@ mod tests {
     #[test]
     fn options_are_searched_and_without_them_the_frame_says_who_it_is() {
         let address = ip("2001:db8::7");
-        let mut frame = frames(MAC, address).remove(0);
+        let mut frame = announcement(MAC, address).remove(0);
         let option = frame.split_off(ICMPV6 + 24);
         let sender = [2, 0, 0, 0, 0, 9];
         frame[6..12].copy_from_slice(&sender);
@@ -318,7 +317,7 @@ mod tests {
 
     #[test]
     fn what_came_by_a_router_is_not_heard() {
-        let mut frame = frames(MAC, ip("2001:db8::7")).remove(0);
+        let mut frame = announcement(MAC, ip("2001:db8::7")).remove(0);
         frame[21] = 254;
         assert_eq!(claim(&frame), None);
     }

@@ -1,16 +1,16 @@
 //! Destinations towards which a lease is used up: new flows to them are refused visibly (design section 7).
 
-use super::{Datapath, DatapathError};
+use super::{DatapathError, WorkerDriver};
 use crate::conntrack::Flow;
 use crate::nft::{Element, ElementKey};
-use crate::worker::FULL_SETS;
+use crate::worker::names::FULL_SETS;
 use egret_core::machines::Destination;
 use egret_core::numbers::FULL_DESTINATION_SECS;
 use std::collections::BTreeSet;
 
 const WITH_PORTS: [u8; 3] = [6, 17, 132];
 
-impl Datapath {
+impl WorkerDriver {
     /// Refuses new flows to these destinations, and to no others, for [`FULL_DESTINATION_SECS`] from now on: to be
     /// called again before they have passed.
     pub fn refuse_full(&mut self, full: &BTreeSet<Destination>) -> Result<(), DatapathError> {

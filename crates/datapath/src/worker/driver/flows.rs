@@ -8,10 +8,10 @@
 //! do not run are concerned, nobody waits for that: the change is in force, the guard keeps in what has another source,
 //! and the flows are *owed* until a reader of its own has brought them (decision 99).
 
-use super::{Datapath, DatapathError};
+use super::{DatapathError, WorkerDriver};
 use crate::conntrack::{Flow, Tuple};
 use crate::nft::{Element, ElementKey};
-use crate::worker::{ENDED_SETS, LATE_SETS};
+use crate::worker::names::{ENDED_SETS, LATE_SETS};
 use egret_core::node::{Fate, NodeState, WorkerState};
 use egret_core::numbers::{ENDED_FLOW_SECS, ENDED_FLOWS_MAX};
 use std::collections::BTreeSet;
@@ -44,7 +44,7 @@ impl Owed {
     }
 }
 
-impl Datapath {
+impl WorkerDriver {
     /// The last change whose flows have not ended yet. Whoever reads all flows from now on hands them to
     /// [`Self::end_owed`] with this number.
     pub fn owes(&self) -> Option<u64> {

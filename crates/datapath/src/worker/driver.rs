@@ -1,4 +1,4 @@
-//! One node's data path as a whole: applies a state in the order that leaves no gap, verifies it, removes it.
+//! The worker's part of one node's data path: applies a state in the order that leaves no gap, verifies it, removes it.
 
 mod flows;
 mod full;
@@ -9,6 +9,7 @@ pub(crate) mod settings;
 pub use full::port_of;
 pub use refused::RefusedProtocol;
 
+use super::Traffic;
 use crate::conntrack::Conntrack;
 use crate::damage::{Damage, Found};
 use crate::netlink::NetlinkError;
@@ -16,7 +17,6 @@ use crate::nft::{Forwarding, NftError, Nftables};
 use crate::obstacle::Lookout;
 use crate::route::{RouteError, Routing};
 use crate::sysctl::{HASH_SETTINGS, SysctlError, Sysctls};
-use crate::worker;
 use egret_core::machines::Destination;
 use egret_core::node::{AccountId, Ending, Idle, NextHopWay, NodeState, is_canary_destination};
 use egret_core::numbers::NFT_TABLE;
@@ -46,7 +46,7 @@ pub enum DatapathError {
     Sysctl(#[from] SysctlError),
 }
 
-/// What one [`Datapath::apply`] did.
+/// What one [`WorkerDriver::apply`] did.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Applied {
     /// Flows that the change ended.
@@ -56,10 +56,10 @@ pub struct Applied {
 }
 
 /// Packets by reason, and traffic by account.
-pub type Counted = (BTreeMap<String, u64>, BTreeMap<AccountId, worker::Traffic>);
+pub type Counted = (BTreeMap<String, u64>, BTreeMap<AccountId, Traffic>);
 
-/// The data path of the network namespace of the thread that opened it.
-pub struct Datapath {
+/// The worker of the network namespace of the thread that opened it.
+pub struct WorkerDriver {
     nft: Nftables,
     forwarding: Forwarding,
     lookout: Lookout,
@@ -78,10 +78,10 @@ pub struct Datapath {
     full: BTreeSet<Destination>,
 }
 
-impl Datapath {
+impl WorkerDriver {
     /// Opens the sockets; nothing is changed yet. `state_directory` keeps what must outlive the process.
     pub fn open(state_directory: &Path) -> Result<Self, DatapathError> {
-        Ok(Datapath {
+        Ok(WorkerDriver {
             nft: Nftables::open(NFT_TABLE)?,
             forwarding: Forwarding::open()?,
             lookout: Lookout::open().map_err(DatapathError::Firewalls)?,
@@ -131,13 +131,13 @@ impl Datapath {
         let between = between.and_then(|before| leave::between(before, state));
         let mut ended_flows = 0;
         if let Some(between) = between {
-            self.nft.apply(&worker::table(&between))?;
+            self.nft.apply(&super::table(&between))?;
             ended_flows += self.end_flows(state, &known)?;
             ending = Ending::AtOnce;
         } else if ending == Ending::AtOnce && self.applied.is_some() {
             self.remember_ended(state, &known)?;
         }
-        if self.nft.apply(&worker::table(state))? {
+        if self.nft.apply(&super::table(state))? {
             self.refuse()?;
         }
         self.open_forwarding(state)?;
@@ -235,7 +235,7 @@ impl Datapath {
 
     /// Packets dropped or refused, by reason, and traffic, by account.
     pub fn counters(&mut self) -> Result<Counted, DatapathError> {
-        Ok(worker::parted(self.nft.counts()?))
+        Ok(super::parted(self.nft.counts()?))
     }
 
     /// Removes everything of ours and puts settings back. Goes on after errors and returns them all.

@@ -1,27 +1,24 @@
-//! How pods' packets leave this node, and what takes them back where they leave past the stack.
+//! The uplink programs of one node, and what the kernel shows of how its pods' packets leave.
 
-use crate::path::GatewayDatapath;
-use crate::{Config, chain};
-use egret_core::model::{NodeName, Snapshot};
-use egret_core::node::{CniPath, NodeOutcome, PathFacts, PodsPath};
-use egret_datapath::damage::Found;
-use egret_datapath::gateway::Attachment;
-use egret_datapath::uplink::{Delivered, LookError, Looker, UplinkDriver, UplinkError};
+use crate::damage::Found;
+use crate::error::chain;
+use crate::gateway::Attachment;
+use crate::uplink::{Delivered, LookError, Looker, UplinkDriver, UplinkError};
+use egret_core::machines::ProgramRefusal;
+use egret_core::node::{PathFacts, WorkerState};
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-/// Nobody tells when a program is attached to a device: it is looked for this often. What is refused is tried again.
+/// Poll interval for programs of others, and for retries after a refusal: the kernel notifies neither.
 const LOOK_AT_PROGRAMS: Duration = Duration::from_secs(5);
-/// Failures in a row after which the programs count as refused; before, somebody may just be at work there.
-const FAILURES: u32 = 3;
 /// More new pods than this are not asked for one by one: everything is looked at.
 const ASKED_MAX: usize = 64;
 
-pub(crate) struct Uplink {
+/// The uplink part of one node's data path.
+pub struct NodeUplink {
     pin_directory: PathBuf,
-    choice: CniPath,
     /// Attach by filters also where the kernel has tcx.
     filters: bool,
     looker: Option<Looker>,
@@ -29,64 +26,44 @@ pub(crate) struct Uplink {
     seen: PathFacts,
     delivered: Delivered,
     looked: Option<Instant>,
-    /// Why the programs cannot be used.
-    refused: Option<String>,
-    /// Failures in a row.
-    failures: u32,
+    refusal: ProgramRefusal,
     driver: Option<UplinkDriver>,
     /// Nothing of an earlier agent is left.
     clean: bool,
 }
 
-impl Uplink {
-    pub(crate) fn new(config: &Config) -> Self {
-        Uplink {
-            pin_directory: config.pin_directory.clone(),
-            choice: config.cni_path,
-            filters: config.gateway_datapath == GatewayDatapath::Clsact,
+impl NodeUplink {
+    /// Nothing is opened yet.
+    pub(super) fn new(pin_directory: &Path, filters: bool) -> Self {
+        NodeUplink {
+            pin_directory: pin_directory.into(),
+            filters,
             looker: None,
             seen: PathFacts::default(),
             delivered: Delivered::new(),
             looked: None,
-            refused: None,
-            failures: 0,
+            refusal: ProgramRefusal::default(),
             driver: None,
             clean: false,
         }
     }
 
-    /// Devices, addresses or routes have changed: what was seen is old.
-    pub(crate) fn stir(&mut self) {
+    /// Devices, addresses or routes have changed: the next [`Self::look`] looks at everything.
+    pub fn invalidate(&mut self) {
         self.looked = None;
     }
 
-    /// As `core` wants it; looks where anything may have changed.
-    pub(crate) fn facts(
-        &mut self,
-        snapshot: &Snapshot,
-        node: &NodeName,
-    ) -> Result<PathFacts, LookError> {
-        let own = snapshot.pods.values().filter(|pod| pod.node == *node);
-        let own = own.filter(|pod| !pod.host_network && !pod.finished);
-        let pods: BTreeSet<IpAddr> = own.flat_map(|pod| &pod.addresses).copied().collect();
-        if self.choice != CniPath::Netfilter {
-            self.follow(pods)?;
-        }
-        let devices: BTreeSet<&Option<String>> = self.delivered.values().collect();
-        Ok(PathFacts {
-            choice: self.choice,
-            refused: self.refused.clone(),
-            delivered: devices.into_iter().cloned().collect(),
-            ..self.seen.clone()
-        })
-    }
-
-    fn follow(&mut self, pods: BTreeSet<IpAddr>) -> Result<(), LookError> {
+    /// What the kernel shows of the ways of pods' packets, and whether it refuses our programs. `pods` are the addresses of
+    /// this node's pods. Looks where anything may have changed. The choice of the operator is left as it is by default.
+    ///
+    /// # Errors
+    /// [`LookError`].
+    pub fn look(&mut self, pods: &BTreeSet<IpAddr>) -> Result<PathFacts, LookError> {
         self.delivered.retain(|pod, _| pods.contains(pod));
         let is_new = |pod: &&IpAddr| !self.delivered.contains_key(*pod);
         let new: BTreeSet<IpAddr> = pods.iter().filter(is_new).copied().collect();
         if self.looked.is_none() || new.len() > ASKED_MAX {
-            (self.seen, self.delivered) = self.looker()?.look(&pods)?;
+            (self.seen, self.delivered) = self.looker()?.look(pods)?;
             self.looked = Some(Instant::now());
         } else if !new.is_empty() {
             // A new pod's device may be the first with a program; where the others are is known.
@@ -99,7 +76,12 @@ impl Uplink {
                 };
             }
         }
-        Ok(())
+        let devices: BTreeSet<&Option<String>> = self.delivered.values().collect();
+        Ok(PathFacts {
+            refused: self.refusal.reason().map(str::to_owned),
+            delivered: devices.into_iter().cloned().collect(),
+            ..self.seen.clone()
+        })
     }
 
     fn looker(&mut self) -> Result<&mut Looker, LookError> {
@@ -109,23 +91,24 @@ impl Uplink {
         Ok(self.looker.as_mut().expect("just opened"))
     }
 
-    /// Whether others have attached or removed programs since the last look; then the next round must look anew.
-    pub(crate) fn programs_changed(&mut self) -> bool {
+    /// Whether others have attached or removed programs since the last look, or the kernel takes ours again after a refusal:
+    /// then the facts of [`Self::look`] are other ones. Looks at most every 5 seconds, and never before [`Self::look`].
+    pub fn programs_changed(&mut self) -> bool {
         let due = self
             .looked
             .is_some_and(|at| at.elapsed() >= LOOK_AT_PROGRAMS);
-        if !due || self.choice == CniPath::Netfilter {
+        if !due {
             return false;
         }
         self.looked = Some(Instant::now());
-        if self.refused.is_some() && self.open().is_ok() {
-            self.refused = None;
+        if self.refusal.reason().is_some() && self.open().is_ok() {
+            self.refusal.loaded_again();
             return true;
         }
         match self.looker().and_then(Looker::look_at_programs) {
             Ok(programs) if programs == self.seen.programs => false,
             Ok(_) => {
-                self.stir();
+                self.invalidate();
                 true
             }
             Err(error) => {
@@ -135,18 +118,15 @@ impl Uplink {
         }
     }
 
-    /// What must be there before the ruleset changes. After several errors in a row the programs count as refused, which
-    /// the next round knows; until then nothing changes.
-    pub(crate) fn prepare(&mut self, outcome: &NodeOutcome) -> Result<(), String> {
-        let worker = &outcome.state.worker;
+    /// Does what must be done before the ruleset changes.
+    pub(super) fn prepare(&mut self, worker: &WorkerState) -> Result<(), UplinkError> {
         if !worker.lift.is_empty() {
             self.clean = false;
             return self.attempt(|driver| driver.prepare(worker));
         }
-        // In an unknown way, what is still attached drops what it sees: that is better than nothing.
-        if !self.clean && outcome.pods_path == PodsPath::Netfilter {
+        if !self.clean && !worker.keep_uplinks {
             self.driver = None;
-            if UplinkDriver::remove(&self.pin_directory).map_err(|error| chain(&error))? {
+            if UplinkDriver::remove(&self.pin_directory)? {
                 tracing::info!("uplink programs removed: pods' packets pass the stack");
             }
             self.clean = true;
@@ -154,9 +134,8 @@ impl Uplink {
         Ok(())
     }
 
-    /// What must follow the change of the ruleset.
-    pub(crate) fn settle(&mut self, outcome: &NodeOutcome) -> Result<(), String> {
-        let worker = &outcome.state.worker;
+    /// Does what must follow the change of the ruleset.
+    pub(super) fn settle(&mut self, worker: &WorkerState) -> Result<(), UplinkError> {
         if worker.lift.is_empty() {
             return Ok(());
         }
@@ -170,10 +149,11 @@ impl Uplink {
         }
     }
 
+    /// After an error the driver is opened anew.
     fn attempt(
         &mut self,
         work: impl FnOnce(&mut UplinkDriver) -> Result<(), UplinkError>,
-    ) -> Result<(), String> {
+    ) -> Result<(), UplinkError> {
         let opened = match self.driver.take() {
             Some(driver) => Ok(driver),
             None => self.open(),
@@ -185,23 +165,20 @@ impl Uplink {
         match done {
             Ok(driver) => {
                 self.driver = Some(driver);
-                self.failures = 0;
+                self.refusal.succeeded();
                 Ok(())
             }
             Err(error) => {
                 let text = chain(&error);
                 tracing::error!(error = text, "pods' packets cannot be taken back");
-                self.failures += 1;
-                if self.failures >= FAILURES {
-                    self.refused = Some(text.clone());
-                }
-                Err(text)
+                self.refusal.failed(&text);
+                Err(error)
             }
         }
     }
 
-    /// What others have done; the next round mends it. `deep` compares the tables.
-    pub(crate) fn verify(&mut self, deep: bool) -> Found {
+    /// What others have changed; damage is repaired by the next [`Self::prepare`]. `deep` compares the tables.
+    pub(super) fn verify(&mut self, deep: bool) -> Found {
         let mut damage = Found::new();
         let Some(driver) = &mut self.driver else {
             return damage;
@@ -216,7 +193,8 @@ impl Uplink {
         damage
     }
 
-    pub(crate) fn counters(&self) -> BTreeMap<&'static str, u64> {
+    /// Packets by what became of them; none without programs.
+    pub(super) fn counters(&self) -> BTreeMap<&'static str, u64> {
         let counters = self.driver.as_ref().map(UplinkDriver::counters);
         counters.and_then(Result::ok).unwrap_or_default()
     }

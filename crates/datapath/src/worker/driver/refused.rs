@@ -1,8 +1,8 @@
 //! What pods tried by protocols without ports, and were refused.
 
-use super::{Datapath, DatapathError};
+use super::{DatapathError, WorkerDriver};
 use crate::nft::read::address;
-use crate::worker::PORTLESS_SETS;
+use crate::worker::names::PORTLESS_SETS;
 use std::collections::BTreeSet;
 use std::net::IpAddr;
 
@@ -17,7 +17,7 @@ pub struct RefusedProtocol {
     pub protocol: u8,
 }
 
-impl Datapath {
+impl WorkerDriver {
     /// What was refused lately (`egret_core::numbers::REFUSED_PROTOCOL_SECS`).
     pub fn refused_protocols(&mut self) -> Result<BTreeSet<RefusedProtocol>, DatapathError> {
         let mut all = BTreeSet::new();
