@@ -9,7 +9,7 @@ mod obstacles;
 use crate::report::CLI_API_VERSION;
 use egret_core::earlier::{Action, Finding, Kind, System, find};
 use egret_core::obstacle::Obstacle;
-use egret_datapath::earlier::{EarlierError, Kernel};
+use egret_datapath::legacy::{Kernel, LegacyError};
 use serde::Serialize;
 use std::collections::BTreeSet;
 use std::path::Path;
@@ -90,7 +90,7 @@ impl Doctor {
 ///
 /// # Errors
 /// The kernel cannot be read.
-pub fn look(root: &Path) -> Result<Doctor, EarlierError> {
+pub fn look(root: &Path) -> Result<Doctor, LegacyError> {
     let mut kernel = open(root)?;
     let (found, mut unseen) = findings(&mut kernel, root)?;
     let obstacles = obstacles::read(root, &mut unseen);
@@ -104,7 +104,7 @@ pub fn look(root: &Path) -> Result<Doctor, EarlierError> {
 ///
 /// # Errors
 /// The kernel cannot be read. What cannot be removed is no error, it is in the answer.
-pub fn clean(root: &Path, systems: &BTreeSet<System>) -> Result<Doctor, EarlierError> {
+pub fn clean(root: &Path, systems: &BTreeSet<System>) -> Result<Doctor, LegacyError> {
     let mut kernel = open(root)?;
     let (before, _) = findings(&mut kernel, root)?;
     let asked: Vec<&Finding> = before
@@ -138,11 +138,11 @@ pub fn clean(root: &Path, systems: &BTreeSet<System>) -> Result<Doctor, EarlierE
     Ok(answer)
 }
 
-fn open(root: &Path) -> Result<Kernel, EarlierError> {
+fn open(root: &Path) -> Result<Kernel, LegacyError> {
     Kernel::open(root.join("run/xtables.lock"))
 }
 
-fn findings(kernel: &mut Kernel, root: &Path) -> Result<(Vec<Finding>, Vec<String>), EarlierError> {
+fn findings(kernel: &mut Kernel, root: &Path) -> Result<(Vec<Finding>, Vec<String>), LegacyError> {
     let (mut node, mut unseen) = kernel.read()?;
     files::read(root, &mut node, &mut unseen);
     Ok((find(&node), unseen))

@@ -44,7 +44,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender};
 use std::time::{Duration, Instant};
 
-/// What does not tell by itself when it changes is looked at this often: damage is mended within it.
+/// Poll interval for state without change notifications; bounds how long drift lasts.
 const TICK: Duration = Duration::from_millis(500);
 /// Everything is compared with the kernel this often, whatever was told.
 const COMPARE_ALL: Duration = Duration::from_secs(30);
@@ -248,7 +248,7 @@ impl MainLoop {
             };
             let told = self.links_changed && self.looked.elapsed() >= settle;
             if compare || told || ticked {
-                self.mend(compare, told);
+                self.repair(compare, told);
             }
             // What could not be carried out is tried again.
             let failed = self.trouble.is_some() || self.datapath.gateway().last_error().is_some();
@@ -261,7 +261,7 @@ impl MainLoop {
             } else if ticked {
                 self.rest();
             }
-            if ticked && self.datapath.worker().owes().is_some() {
+            if ticked && self.datapath.worker().pending_flow_cleanup().is_some() {
                 self.ask_again();
             }
             self.overdue();
@@ -389,7 +389,7 @@ impl MainLoop {
             snapshot: view.as_ref().map(|view| &view.snapshot),
             outcome: self.outcome.as_ref().filter(|_| self.trouble.is_none()),
             trouble: self.trouble.as_deref(),
-            flows_ended: self.datapath.worker().owes().is_none(),
+            flows_ended: self.datapath.worker().pending_flow_cleanup().is_none(),
         });
         self.ask_for_flows();
         if let Some(view) = &view {
@@ -405,7 +405,7 @@ impl MainLoop {
             snapshot: self.view.as_ref().map(|view| &view.snapshot),
             outcome: self.outcome.as_ref().filter(|_| self.trouble.is_none()),
             trouble: self.trouble.as_deref(),
-            flows_ended: self.datapath.worker().owes().is_none(),
+            flows_ended: self.datapath.worker().pending_flow_cleanup().is_none(),
         });
     }
 

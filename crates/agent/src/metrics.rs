@@ -46,7 +46,7 @@ pub struct ByAddressAndDirection {
 /// A counter by kind of thing.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 pub struct ByKind {
-    /// Which kind ([`egret_datapath::damage::Damage`]).
+    /// Which kind ([`egret_datapath::drift::Drift`]).
     pub kind: String,
 }
 

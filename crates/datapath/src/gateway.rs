@@ -13,12 +13,12 @@ pub mod ask;
 pub mod backend;
 pub mod conflict;
 pub(crate) mod counters;
+mod external_routes;
 mod heard;
 mod maps;
 pub mod netdev;
 pub(crate) mod programs;
 mod traffic;
-mod ways;
 
 pub use backend::{BackendChoice, BackendError, GatewayBackend};
 pub use counters::{COUNTERS, Counter};
@@ -288,7 +288,7 @@ impl GatewayDriver {
 
     /// Compares the tables in the kernel with what was written: all of them where `deep`, or where there are few
     /// addresses; else the next few entries. The first that somebody changed, for people: the next
-    /// [`GatewayDriver::apply`] mends it.
+    /// [`GatewayDriver::apply`] repairs it.
     ///
     /// # Errors
     /// [`GatewayError::Map`].

@@ -9,16 +9,16 @@
 //! ```
 //!
 //! Every kernel object carries a mark of ours (`egret_core::numbers`), and only what carries it is ever deleted;
-//! but for [`earlier`], which removes what earlier systems left, when a person asks for it.
+//! but for [`legacy`], which removes what earlier systems left, when a person asks for it.
 
 pub mod canary;
 pub mod classic;
 mod clsact;
 pub mod conntrack;
-pub mod damage;
-pub mod earlier;
+pub mod drift;
 pub mod error;
 pub mod gateway;
+pub mod legacy;
 mod link;
 pub mod netlink;
 pub mod nft;

@@ -5,7 +5,6 @@
 
 mod apply;
 mod attributes;
-mod compare;
 mod error;
 mod expression;
 mod forward;
@@ -13,6 +12,7 @@ mod message;
 pub(crate) mod read;
 pub(crate) mod rule;
 mod table;
+mod verify;
 
 pub use apply::Nftables;
 pub use error::NftError;

@@ -21,7 +21,7 @@ pub use gateway::{ExternalLink, GatewayOpened, NodeGateway};
 pub use uplink::NodeUplink;
 
 use crate::canary;
-use crate::damage::Found;
+use crate::drift::DriftReport;
 use crate::error::chain;
 use crate::gateway::{BackendChoice, Carried, GatewayBackend};
 use crate::route::Device;
@@ -149,29 +149,29 @@ impl NodeDatapath {
     }
 
     /// What others have changed, without changing anything; the next [`Self::prepare`] and [`Self::apply`] repair it. What
-    /// cannot be read is logged and no damage. Nothing before the first [`Self::prepare`].
-    pub fn verify(&mut self, depth: Depth) -> Found {
+    /// cannot be read is logged and no drift. Nothing before the first [`Self::prepare`].
+    pub fn verify(&mut self, depth: Depth) -> DriftReport {
         if depth == Depth::Full {
             self.gateway.look_again();
         }
         if self.tunnel.is_none() {
-            return Found::new();
+            return DriftReport::new();
         }
         let found = match depth {
-            Depth::Full => self.worker.compare(),
+            Depth::Full => self.worker.verify_full(),
             Depth::Notified => self.worker.verify(),
-            Depth::Unnotified => self.worker.glance(),
+            Depth::Unnotified => self.worker.verify_quick(),
         };
-        let mut damage = found.unwrap_or_else(|error| {
+        let mut drift = found.unwrap_or_else(|error| {
             tracing::warn!(error = %chain(&error), "looking the data path over");
-            Found::new()
+            DriftReport::new()
         });
-        damage.extend(self.gateway.verify(depth == Depth::Full));
-        damage.extend(self.uplink.verify(depth == Depth::Full));
-        if !damage.is_empty() {
+        drift.extend(self.gateway.verify(depth == Depth::Full));
+        drift.extend(self.uplink.verify(depth == Depth::Full));
+        if !drift.is_empty() {
             self.tunnel = None;
         }
-        damage
+        drift
     }
 
     /// What the kernel has counted.

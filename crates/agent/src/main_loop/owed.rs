@@ -7,7 +7,7 @@ use crate::flows::Read;
 impl MainLoop {
     /// Has the flows read that a change has left to be ended, once for each change.
     pub(super) fn ask_for_flows(&mut self) {
-        let owed = self.datapath.worker().owes();
+        let owed = self.datapath.worker().pending_flow_cleanup();
         if owed != self.flows_asked
             && owed.is_none_or(|change| self.ways.flows.send(change).is_ok())
         {
@@ -20,7 +20,7 @@ impl MainLoop {
     pub(super) fn end_owed(&mut self, read: Read) {
         let change = read.change;
         let ended = read.flows.and_then(|flows| {
-            let ended = self.datapath.worker().end_owed(change, flows);
+            let ended = self.datapath.worker().finish_flow_cleanup(change, flows);
             ended.map_err(|error| chain(&error))
         });
         match ended {

@@ -1,4 +1,4 @@
-//! What the loop does without being asked: finding damage, counting ports, refusing full destinations, looking at others'
+//! What the loop does without being asked: finding drift, counting ports, refusing full destinations, looking at others'
 //! forward chains.
 
 use super::{COUNT_PORTS, MainLoop, REFUSE_AGAIN};
@@ -34,9 +34,9 @@ impl MainLoop {
         }
     }
 
-    /// Finds damage that others did; the round after it mends it. `all` compares everything, `links` what the kernel
+    /// Finds what others changed; the round after it repairs it. `all` compares everything, `links` what the kernel
     /// has told a change of; the rest is looked at each time.
-    pub(super) fn mend(&mut self, all: bool, links: bool) {
+    pub(super) fn repair(&mut self, all: bool, links: bool) {
         if links {
             // Whatever it was: facts about links may have changed.
             self.news = true;
@@ -52,19 +52,19 @@ impl MainLoop {
         if self.outcome.is_none() {
             return;
         }
-        let damage = self.datapath.verify(match (all, links) {
+        let drift = self.datapath.verify(match (all, links) {
             (true, _) => Depth::Full,
             (false, true) => Depth::Notified,
             (false, false) => Depth::Unnotified,
         });
-        if damage.is_empty() {
+        if drift.is_empty() {
             return;
         }
-        let told = damage.iter().map(|(kind, what)| format!("{kind}: {what}"));
+        let told = drift.iter().map(|(kind, what)| format!("{kind}: {what}"));
         let found = told.collect::<Vec<_>>().join("; ");
-        tracing::warn!(found, "others changed or removed what is ours: mending it");
+        tracing::warn!(found, "drift detected, repairing");
         self.board.with(|metrics| {
-            for kind in damage.keys() {
+            for kind in drift.keys() {
                 let label = ByKind {
                     kind: kind.word().into(),
                 };

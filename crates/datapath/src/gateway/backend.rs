@@ -1,8 +1,8 @@
 //! What carries a gateway's packets: eBPF programs, or nftables where the kernel refuses those (decision 40).
 
-use super::netdev::{LACKS, NetdevError, NetdevGateway};
+use super::netdev::{LIMITATIONS, NetdevError, NetdevGateway};
 use super::{Attachment, Carried, GatewayConfig, GatewayDriver, GatewayError};
-use crate::damage::{Damage, Found};
+use crate::drift::{Drift, DriftReport};
 use crate::error::chain;
 use egret_core::node::{GatewayState, TunnelIndex};
 use std::collections::{BTreeMap, BTreeSet};
@@ -151,34 +151,39 @@ impl GatewayBackend {
         match self {
             GatewayBackend::Ebpf(_) => None,
             GatewayBackend::Nftables { reason, .. } => Some(format!(
-                "this gateway forwards by nftables ({reason}), so: {LACKS}"
+                "this gateway forwards by nftables ({reason}), so: {LIMITATIONS}"
             )),
         }
     }
 
     /// What others have changed, and whether it must be opened anew to be repaired. `deep` compares whole tables.
-    pub fn verify(&mut self, deep: bool, pins: &Path, config: &GatewayConfig) -> (Found, bool) {
-        let mut damage = Found::new();
+    pub fn verify(
+        &mut self,
+        deep: bool,
+        pins: &Path,
+        config: &GatewayConfig,
+    ) -> (DriftReport, bool) {
+        let mut drift = DriftReport::new();
         let driver = match self {
             GatewayBackend::Ebpf(driver) => driver,
             GatewayBackend::Nftables { driver, .. } => {
                 match driver.verify(deep) {
-                    Ok(found) => damage.extend(found.map(|what| (Damage::Ruleset, what))),
+                    Ok(found) => drift.extend(found.map(|what| (Drift::Ruleset, what))),
                     Err(error) => {
                         tracing::warn!(error = %chain(&error), "reading the netdev table")
                     }
                 }
-                return (damage, false);
+                return (drift, false);
             }
         };
         match driver.verify_tables(deep) {
-            Ok(found) => damage.extend(found.map(|what| (Damage::Tables, what))),
+            Ok(found) => drift.extend(found.map(|what| (Drift::Tables, what))),
             Err(error) => tracing::warn!(error = %chain(&error), "reading the steering tables"),
         }
         let detached = driver.detached(pins, config);
         let must_open = detached.is_some();
-        damage.extend(detached.map(|what| (Damage::Programs, what)));
-        (damage, must_open)
+        drift.extend(detached.map(|what| (Drift::Programs, what)));
+        (drift, must_open)
     }
 }
 

@@ -1,6 +1,6 @@
 //! The gateway part of one node's data path, while the node is a gateway.
 
-use crate::damage::Found;
+use crate::drift::DriftReport;
 use crate::error::chain;
 use crate::gateway::netdev::NetdevGateway;
 use crate::gateway::{BackendChoice, BackendError, GatewayBackend, GatewayConfig, GatewayDriver};
@@ -168,16 +168,16 @@ impl NodeGateway {
     }
 
     /// What others have changed; the next [`Self::attach`] and [`Self::load`] repair it. `deep` compares large tables too.
-    pub(super) fn verify(&mut self, deep: bool) -> Found {
+    pub(super) fn verify(&mut self, deep: bool) -> DriftReport {
         let Some(attached) = &mut self.attached else {
-            return Found::new();
+            return DriftReport::new();
         };
         let (pins, config) = (&self.pin_directory, &attached.config);
-        let (damage, must_open) = attached.backend.verify(deep, pins, config);
+        let (drift, must_open) = attached.backend.verify(deep, pins, config);
         if must_open {
             self.attached = None;
         }
-        damage
+        drift
     }
 
     /// Carries a command of the announcer out, in the way of its address. Does nothing while no backend is open.

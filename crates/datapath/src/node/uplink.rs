@@ -1,6 +1,6 @@
 //! The uplink programs of one node, and what the kernel shows of how its pods' packets leave.
 
-use crate::damage::Found;
+use crate::drift::DriftReport;
 use crate::error::chain;
 use crate::gateway::Attachment;
 use crate::uplink::{Delivered, LookError, Looker, UplinkDriver, UplinkError};
@@ -177,20 +177,20 @@ impl NodeUplink {
         }
     }
 
-    /// What others have changed; damage is repaired by the next [`Self::prepare`]. `deep` compares the tables.
-    pub(super) fn verify(&mut self, deep: bool) -> Found {
-        let mut damage = Found::new();
+    /// What others have changed; drift is repaired by the next [`Self::prepare`]. `deep` compares the tables.
+    pub(super) fn verify(&mut self, deep: bool) -> DriftReport {
+        let mut drift = DriftReport::new();
         let Some(driver) = &mut self.driver else {
-            return damage;
+            return drift;
         };
         match driver.verify(deep) {
-            Ok(found) => damage.extend(found),
+            Ok(found) => drift.extend(found),
             Err(error) => tracing::warn!(error = %chain(&error), "looking the uplinks over"),
         }
-        if !damage.is_empty() {
+        if !drift.is_empty() {
             self.driver = None;
         }
-        damage
+        drift
     }
 
     /// Packets by what became of them; none without programs.

@@ -1,14 +1,14 @@
 //! Observes, compares and applies.
 
 use super::advertised::{self, Advertised};
+use super::desired::{Desired, NextHop, RouteEntry};
 use super::device::{self, Device};
 use super::error::RouteError;
 use super::policy::{self, Owner, absent_is_fine};
 use super::tunnel;
-use super::wanted::{NextHop, RouteEntry, Wanted};
 use super::way_out::{self, WayOut};
 use super::{neighbour, nexthop, routers, wire};
-use crate::damage::{Damage, Found};
+use crate::drift::{Drift, DriftReport};
 use crate::netlink::{NetlinkSocket, Request, flags};
 use egret_core::node::{ForeignMark, MainRoute, NodeState, Tunnel};
 use ipnet::IpNet;
@@ -19,8 +19,8 @@ use std::net::IpAddr;
 /// Links and routes of the namespace of the thread that opened it.
 pub struct Routing {
     socket: NetlinkSocket,
-    applied: Option<(Tunnel, Device, Wanted)>,
-    stale: Option<Wanted>,
+    applied: Option<(Tunnel, Device, Desired)>,
+    stale: Option<Desired>,
 }
 
 impl Routing {
@@ -129,7 +129,7 @@ impl Routing {
     /// What did not change since the last call costs nothing; the first call compares with what is there (adopting
     /// what an earlier process left). [`Self::settle`] then removes what is not asked for any more.
     pub fn prepare(&mut self, state: &NodeState) -> Result<Device, RouteError> {
-        let wanted = Wanted::of(state);
+        let wanted = Desired::of(state);
         let (device, before) = match self.applied.take() {
             Some((tunnel, device, before)) if tunnel == state.tunnel => (device, before),
             _ => {
@@ -152,22 +152,22 @@ impl Routing {
         }
     }
 
-    /// Which of the things applied are not as they were any more; any damage forgets them, so that the next
-    /// [`Self::prepare`] mends them. Nothing where nothing is applied.
-    pub fn verify(&mut self) -> Result<Found, RouteError> {
+    /// Which of the things applied are not as they were any more; any drift forgets them, so that the next
+    /// [`Self::prepare`] repairs them. Nothing where nothing is applied.
+    pub fn verify(&mut self) -> Result<DriftReport, RouteError> {
         let Some((tunnel, device, wanted)) = self.applied.take() else {
-            return Ok(Found::new());
+            return Ok(DriftReport::new());
         };
-        let mut damage = Found::new();
-        if let Some(what) = tunnel::damage(&mut self.socket, &device, &tunnel)? {
-            damage.insert(Damage::Device, what);
+        let mut drift = DriftReport::new();
+        if let Some(what) = tunnel::drift(&mut self.socket, &device, &tunnel)? {
+            drift.insert(Drift::Device, what);
         }
         let found = self.observe(&device, tunnel.underlay)?;
-        damage.extend(wanted.differences(&found));
-        if damage.is_empty() {
+        drift.extend(wanted.differences(&found));
+        if drift.is_empty() {
             self.applied = Some((tunnel, device, wanted));
         }
-        Ok(damage)
+        Ok(drift)
     }
 
     /// Removes rules, routes, next hops and the device; whether there was anything.
@@ -192,7 +192,7 @@ impl Routing {
         Ok(device || something)
     }
 
-    fn observe(&mut self, device: &Device, source: IpAddr) -> Result<Wanted, RouteError> {
+    fn observe(&mut self, device: &Device, source: IpAddr) -> Result<Desired, RouteError> {
         let hops = nexthop::nexthops(&mut self.socket, device.index, source)?;
         let mut neighbours = wire::neighbours(&mut self.socket, device.index)?;
         neighbours.retain(|address, _| tunnel::is_tunnel_address(*address));
@@ -207,7 +207,7 @@ impl Routing {
             .into_iter()
             .map(|(id, hop)| (id, hop.unwrap_or_else(|| unusable(&id))))
             .collect();
-        Ok(Wanted {
+        Ok(Desired {
             neighbours,
             hops: hops_found,
             groups: hops.groups,
@@ -216,7 +216,7 @@ impl Routing {
         })
     }
 
-    fn grow(&mut self, device: &Device, old: &Wanted, new: &Wanted) -> Result<(), RouteError> {
+    fn grow(&mut self, device: &Device, old: &Desired, new: &Desired) -> Result<(), RouteError> {
         let replace = flags::CREATE | flags::REPLACE;
         for (address, mac) in &new.neighbours {
             if old.neighbours.get(address) != Some(mac) {
@@ -250,7 +250,7 @@ impl Routing {
         Ok(())
     }
 
-    fn shrink(&mut self, device: &Device, old: &Wanted, new: &Wanted) -> Result<(), RouteError> {
+    fn shrink(&mut self, device: &Device, old: &Desired, new: &Desired) -> Result<(), RouteError> {
         let stale: Vec<_> = old.rules.difference(&new.rules).collect();
         for rule in stale.into_iter().rev() {
             policy::delete_rule(&mut self.socket, Owner::LEASED, rule)?;

@@ -1,8 +1,8 @@
 //! The tunnel device: VXLAN in collect-metadata mode, so that one device leads to every node.
 
+use super::desired::link_local;
 use super::device::{Device, devices};
 use super::error::RouteError;
-use super::wanted::link_local;
 use super::wire;
 use crate::gateway::abi::tunnel_mac;
 use crate::link::{IFLA_AF_SPEC, bare_and_loose, header};
@@ -154,7 +154,7 @@ fn addresses(
 }
 
 /// What is wrong with the tunnel device, of which `before` was the last that was known; for people.
-pub(super) fn damage(
+pub(super) fn drift(
     socket: &mut NetlinkSocket,
     before: &Device,
     tunnel: &Tunnel,

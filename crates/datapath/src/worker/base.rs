@@ -7,8 +7,8 @@ use super::names::{ENDED_SETS, FULL_SETS, GOTO, LATE_SETS, PORTLESS_SETS, Stage}
 use super::{canary, marks, next_hops};
 use crate::nft::rule::{self, FAMILIES, Family};
 use crate::nft::rule::{End, STATE_ESTABLISHED, STATE_INVALID, STATE_NEW, STATE_RELATED};
+use crate::nft::rule::{Interface, rule};
 use crate::nft::rule::{STATE_UNTRACKED, UDP};
-use crate::nft::rule::{Way, rule};
 use crate::nft::{Chain, ElementKey, Hook, Rule, Set, SetType, Table, Value};
 use egret_core::canary::CanaryHook;
 use egret_core::node::{GatewayState, Group, NodeState};
@@ -226,7 +226,7 @@ pub(super) fn chains(state: &NodeState, table: &mut Table) {
     base("guard", POSTROUTING, 300, guard(state));
     // The tunnel looks its own way up with the packet's mark. What others have set is not about the outer packet; they
     // find it as they set it up to here.
-    let into_tunnel = rule().device(Way::Out, TUNNEL_DEVICE, true);
+    let into_tunnel = rule().device(Interface::Out, TUNNEL_DEVICE, true);
     let unmark = vec![into_tunnel.set_mark(u32::MAX, 0).done()];
     base("into_tunnel", POSTROUTING, i32::MAX, unmark);
     let mut plain = |name: &str, rules: Vec<Rule>| {
@@ -341,14 +341,14 @@ fn clamp(state: &NodeState) -> Vec<Rule> {
                 .drop(),
         );
     }
-    let through = rule().device(Way::In, TUNNEL_DEVICE, true);
+    let through = rule().device(Interface::In, TUNNEL_DEVICE, true);
     rules.push(
         through
-            .device(Way::Out, TUNNEL_DEVICE, true)
+            .device(Interface::Out, TUNNEL_DEVICE, true)
             .count(c::TRANSIT)
             .drop(),
     );
-    for way in [Way::In, Way::Out] {
+    for way in [Interface::In, Interface::Out] {
         for family in FAMILIES {
             let through = rule().device(way, TUNNEL_DEVICE, true);
             rules.push(clamp_mss(through, family, state));
@@ -360,7 +360,7 @@ fn clamp(state: &NodeState) -> Vec<Rule> {
 fn classify(state: &NodeState) -> Vec<Rule> {
     let mut rules = vec![
         rule()
-            .device(Way::In, TUNNEL_DEVICE, true)
+            .device(Interface::In, TUNNEL_DEVICE, true)
             .goto("from_tunnel"),
         marks::set_aside(),
     ];
@@ -421,7 +421,7 @@ fn classify(state: &NodeState) -> Vec<Rule> {
 /// What comes from outside to an egress address.
 fn to_egress_address(gateway: &GatewayState, family: Family) -> rule::Builder {
     rule()
-        .device(Way::In, &gateway.external_device, true)
+        .device(Interface::In, &gateway.external_device, true)
         .address_in(family, End::Destination, &family.named("egress"))
 }
 
@@ -540,21 +540,21 @@ fn guard(state: &NodeState) -> Vec<Rule> {
     // Nothing that this node makes itself belongs into the tunnel (its own multicast reports among it).
     rules.push(
         rule()
-            .device(Way::Out, TUNNEL_DEVICE, true)
+            .device(Interface::Out, TUNNEL_DEVICE, true)
             .forwarded(false)
             .drop(),
     );
     // The kernel's MLD reports name the tunnel as the device that they came by, as if they were forwarded.
     rules.push(
         rule()
-            .device(Way::Out, TUNNEL_DEVICE, true)
+            .device(Interface::Out, TUNNEL_DEVICE, true)
             .address_starts(Family::V6, End::Destination, &[0xff])
             .drop(),
     );
     for family in FAMILIES {
         rules.push(
             rule()
-                .device(Way::Out, TUNNEL_DEVICE, true)
+                .device(Interface::Out, TUNNEL_DEVICE, true)
                 .address_not_in(family, End::Source, &family.named("leased"))
                 .count(c::GUARD_DEVICE)
                 .drop(),
@@ -566,7 +566,7 @@ fn guard(state: &NodeState) -> Vec<Rule> {
         // Says that this ruleset has looked at it and let it be. Without this the uplink program lets nothing of a
         // selected pod out.
         let left = u32::from(GROUP_LEFT_ALONE) << MARK_SHIFT;
-        let lifted = rule().device(Way::In, LIFT_DEVICE, true);
+        let lifted = rule().device(Interface::In, LIFT_DEVICE, true);
         rules.push(lifted.set_mark(MARK_MASK, left).done());
     }
     rules

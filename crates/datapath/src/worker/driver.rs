@@ -1,8 +1,9 @@
 //! The worker's part of one node's data path: applies a state in the order that leaves no gap, verifies it, removes it.
 
-mod flows;
+mod drain_next_hops;
+mod flow_cleanup;
+mod flow_plan;
 mod full;
-mod leave;
 mod refused;
 pub(crate) mod settings;
 
@@ -11,7 +12,7 @@ pub use refused::RefusedProtocol;
 
 use super::Traffic;
 use crate::conntrack::Conntrack;
-use crate::damage::{Damage, Found};
+use crate::drift::{Drift, DriftReport};
 use crate::netlink::NetlinkError;
 use crate::nft::{Forwarding, NftError, Nftables};
 use crate::obstacle::Lookout;
@@ -21,7 +22,8 @@ use egret_core::machines::Destination;
 use egret_core::node::{AccountId, Ending, Idle, NextHopWay, NodeState, is_canary_destination};
 use egret_core::numbers::NFT_TABLE;
 use egret_core::obstacle::{Obstacle, Samples};
-use flows::Owed;
+use flow_cleanup::FlowCleanup;
+use flow_plan::FlowPlan;
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::path::Path;
@@ -73,7 +75,7 @@ pub struct WorkerDriver {
     applied: Option<NodeState>,
     /// A change was begun and has failed: the kernel has something between `applied` and what was asked for.
     unfinished: bool,
-    owed: Owed,
+    cleanup: FlowCleanup,
     /// Destinations that are refused now.
     full: BTreeSet<Destination>,
 }
@@ -92,7 +94,7 @@ impl WorkerDriver {
             hashes: false,
             applied: None,
             unfinished: false,
-            owed: Owed::default(),
+            cleanup: FlowCleanup::default(),
             full: BTreeSet::new(),
         })
     }
@@ -104,12 +106,13 @@ impl WorkerDriver {
 
     /// Makes the kernel equal to the state: ways first, then the ruleset in one transaction, then what is left over.
     /// Flows that the change takes away from their source are ended cleanly; where only addresses of pods come or go that
-    /// do not run (`idle`), the caller has them ended afterwards ([`Self::owes`]).
+    /// do not run (`idle`), the caller has them ended afterwards ([`Self::pending_flow_cleanup`]).
     pub fn apply(&mut self, state: &NodeState, idle: &Idle) -> Result<Applied, DatapathError> {
         let failed_before = std::mem::replace(&mut self.unfinished, true);
         if !failed_before {
-            self.pay_before_return(&state.worker)?;
+            self.flush_before_address_reuse(&state.worker)?;
         }
+        let plan = FlowPlan::of(self.applied.as_ref(), state, idle, failed_before);
         let mut sysctls = settings::forward(&self.sysctls, &mut self.routing, self.come)?;
         self.come = false;
         if self.sysctls.differ(HASH_SETTINGS)? && !self.routing.foreign_multipath()? {
@@ -122,28 +125,21 @@ impl WorkerDriver {
             }
         }
         self.routing.prepare(state)?;
-        let mut ending = match &self.applied {
-            Some(old) if !failed_before => Ending::of(&old.worker, &state.worker, idle),
-            _ => Ending::AtOnce,
-        };
         let known = self.known_addresses(state);
-        let between = self.applied.as_ref();
-        let between = between.and_then(|before| leave::between(before, state));
         let mut ended_flows = 0;
-        if let Some(between) = between {
-            self.nft.apply(&super::table(&between))?;
+        if let Some(intermediate) = &plan.intermediate {
+            self.nft.apply(&super::table(intermediate))?;
             ended_flows += self.end_flows(state, &known)?;
-            ending = Ending::AtOnce;
-        } else if ending == Ending::AtOnce && self.applied.is_some() {
+        } else if plan.mark_first {
             self.remember_ended(state, &known)?;
         }
         if self.nft.apply(&super::table(state))? {
             self.refuse()?;
         }
         self.open_forwarding(state)?;
-        match ending {
+        match plan.ending {
             Ending::AtOnce => ended_flows += self.end_flows(state, &known)?,
-            Ending::Afterwards => self.owe(&state.worker, known),
+            Ending::Afterwards => self.defer_flow_cleanup(&state.worker, known),
             Ending::Nothing => {}
         }
         self.routing.settle()?;
@@ -155,31 +151,31 @@ impl WorkerDriver {
         })
     }
 
-    /// What of the things applied others have changed or removed; the next [`Self::apply`] mends it.
-    pub fn verify(&mut self) -> Result<Found, DatapathError> {
-        let mut damage = self.routing.verify()?;
-        damage.extend(self.glance()?);
+    /// What of the things applied others have changed or removed; the next [`Self::apply`] repairs it.
+    pub fn verify(&mut self) -> Result<DriftReport, DatapathError> {
+        let mut drift = self.routing.verify()?;
+        drift.extend(self.verify_quick()?);
         if self.applied.is_some() {
             let come = settings::come(&self.sysctls, &mut self.routing)?;
             self.come |= come.is_some();
-            damage.extend(come.map(|what| (Damage::Sysctls, what)));
+            drift.extend(come.map(|what| (Drift::Sysctls, what)));
         }
-        Ok(damage)
+        Ok(drift)
     }
 
     /// The same, and the content of the ruleset's sets where others may have changed it.
-    pub fn compare(&mut self) -> Result<Found, DatapathError> {
-        let elements = self.nft.compare()?;
-        let mut damage = self.verify()?;
-        damage.extend(elements.map(|what| (Damage::Ruleset, what)));
-        Ok(damage)
+    pub fn verify_full(&mut self) -> Result<DriftReport, DatapathError> {
+        let elements = self.nft.verify_full()?;
+        let mut drift = self.verify()?;
+        drift.extend(elements.map(|what| (Drift::Ruleset, what)));
+        Ok(drift)
     }
 
     /// The same without what the kernel tells by itself when it changes (links, routes, rules, next hops, neighbours):
     /// a few small reads while nobody changed anything.
-    pub fn glance(&mut self) -> Result<Found, DatapathError> {
+    pub fn verify_quick(&mut self) -> Result<DriftReport, DatapathError> {
         if self.applied.is_none() {
-            return Ok(Found::new());
+            return Ok(DriftReport::new());
         }
         let forwarding = match self.forwarding.verify()? {
             true => None,
@@ -190,12 +186,12 @@ impl WorkerDriver {
             sysctls = self.sysctls.first_other(HASH_SETTINGS)?;
         }
         let parts = [
-            (Damage::Ruleset, self.nft.look()?),
-            (Damage::Forwarding, forwarding),
-            (Damage::Sysctls, sysctls),
+            (Drift::Ruleset, self.nft.verify_quick()?),
+            (Drift::Forwarding, forwarding),
+            (Drift::Sysctls, sysctls),
         ];
-        let damaged = parts.into_iter();
-        Ok(damaged
+        let drifted = parts.into_iter();
+        Ok(drifted
             .filter_map(|(kind, what)| Some((kind, what?)))
             .collect())
     }
@@ -241,7 +237,7 @@ impl WorkerDriver {
     /// Removes everything of ours and puts settings back. Goes on after errors and returns them all.
     pub fn remove(&mut self) -> Vec<DatapathError> {
         self.applied = None;
-        self.owed = Owed::default();
+        self.cleanup = FlowCleanup::default();
         let mut errors = Vec::new();
         errors.extend(self.nft.remove().err().map(DatapathError::from));
         errors.extend(self.forwarding.remove().err().map(DatapathError::from));
@@ -267,10 +263,10 @@ impl WorkerDriver {
         found.map_err(DatapathError::Firewalls)
     }
 
-    /// Egress addresses of the state before, of this one, and of those whose flows are owed: flows of all are ours.
+    /// Egress addresses of the state before, of this one, and of those whose flows are still to be ended: flows of all are ours.
     fn known_addresses(&self, state: &NodeState) -> BTreeSet<IpAddr> {
         let mut known = state.worker.egress_addresses.clone();
-        known.extend(&self.owed.known);
+        known.extend(&self.cleanup.known);
         if let Some(old) = &self.applied {
             known.extend(&old.worker.egress_addresses);
         }

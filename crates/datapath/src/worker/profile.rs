@@ -6,7 +6,7 @@ use super::names::{BOUND, BOUND_DEVICES, FULL_SETS, GOTO, STAGES, Stage, TRANSPO
 use super::names::{opened, sent};
 use crate::nft::rule::{self, FAMILIES, Family};
 use crate::nft::rule::{
-    Builder, End, STATE_ESTABLISHED, STATE_INVALID, STATE_NEW, STATE_UNTRACKED, Way, rule,
+    Builder, End, Interface, STATE_ESTABLISHED, STATE_INVALID, STATE_NEW, STATE_UNTRACKED, rule,
 };
 use crate::nft::{ByAddress, Chain, ElementKey, Rule, Set, SetType, Table, Value};
 use egret_core::model::Protocol;
@@ -85,7 +85,7 @@ pub(super) fn refused(family: Family, old: impl Fn() -> Builder) -> Vec<Rule> {
 /// The pod is gone with its device, or somebody's packet pretends to be its. What was lifted comes by our own device.
 fn by_other_device(family: Family) -> Rule {
     rule()
-        .device(Way::In, LIFT_DEVICE, false)
+        .device(Interface::In, LIFT_DEVICE, false)
         .address_in(family, End::Source, &family.named(BOUND))
         .comes_by_other_than(family, &family.named(BOUND_DEVICES))
         .count(c::OTHER_DEVICE)
@@ -123,7 +123,7 @@ fn guard(target: &Target, group: &Group, state: &NodeState) -> Vec<Rule> {
         rules.push(clamp_mss(rule(), family, state));
     }
     if let Some(device) = device {
-        let rule = rule().device(Way::Out, device, true);
+        let rule = rule().device(Interface::Out, device, true);
         rules.push(
             rule.address_is(End::Source, target.address, true)
                 .count(&sent(target.account))

@@ -2,7 +2,7 @@
 //! looked at.
 
 use super::sets::Names;
-use super::{EarlierError, dump, expressions, text};
+use super::{LegacyError, dump, expressions, text};
 use crate::netlink::{Attrs, NetlinkSocket, Reply, Request, attributes, flags};
 use egret_core::earlier::{Action, Backend, Chain, Node, Rule};
 use std::collections::BTreeMap;
@@ -19,7 +19,7 @@ pub(super) fn read(
     socket: &mut NetlinkSocket,
     sets: &Names,
     node: &mut Node,
-) -> Result<(), EarlierError> {
+) -> Result<(), LegacyError> {
     const HOOK: u16 = 4;
     for reply in dump(socket, &request(GETCHAIN, Attrs::default(), "the chains"))? {
         let chain = named(&reply);
@@ -51,7 +51,7 @@ pub(super) fn read(
 }
 
 /// All of it happens, or nothing: a chain that something else still leads to keeps everything as it is.
-pub(super) fn remove(socket: &mut NetlinkSocket, actions: &[&Action]) -> Result<(), EarlierError> {
+pub(super) fn remove(socket: &mut NetlinkSocket, actions: &[&Action]) -> Result<(), LegacyError> {
     let deletion = |action: &&Action| match action {
         Action::Rule(_, table, id) => {
             let attrs = Attrs::default().text(1, table).text(2, &id.chain);

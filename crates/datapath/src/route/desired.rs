@@ -1,6 +1,6 @@
 //! What a node's state asks of rtnetlink, as values that can be compared with what is there.
 
-use crate::damage::{Damage, first_changed, first_other};
+use crate::drift::{Drift, first_changed, first_other};
 use crate::gateway::abi::tunnel_mac;
 use egret_core::node::{
     CanaryState, Group, NextHop as Neighbour, NextHopWay, NodeState, TunnelIndex,
@@ -137,7 +137,7 @@ impl fmt::Display for RuleEntry {
 
 /// Everything beside the device itself.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Wanted {
+pub struct Desired {
     /// Permanent neighbours on the tunnel device.
     pub neighbours: BTreeMap<Ipv6Addr, [u8; 6]>,
     /// Next hops by id.
@@ -163,9 +163,9 @@ pub(super) fn link_local(index: TunnelIndex) -> Ipv6Addr {
     Ipv6Addr::new(0xfe80, 0, 0, 0, 0, 0, 0, index)
 }
 
-impl Wanted {
+impl Desired {
     /// What of it is not as wanted, by kind, each with the first thing.
-    pub(super) fn differences(&self, found: &Wanted) -> impl Iterator<Item = (Damage, String)> {
+    pub(super) fn differences(&self, found: &Desired) -> impl Iterator<Item = (Drift, String)> {
         let hex = |what: &str, id: &u32| format!("{what} {id:#010x}");
         let hops = first_changed(&self.hops, &found.hops, |id| hex("next hop", id));
         let groups = first_changed(&self.groups, &found.groups, |id| hex("next hop group", id));
@@ -173,10 +173,10 @@ impl Wanted {
             format!("neighbour {address}")
         });
         let parts = [
-            (Damage::Neighbours, neighbours),
-            (Damage::NextHops, hops.or(groups)),
-            (Damage::Routes, first_other(&self.routes, &found.routes)),
-            (Damage::Rules, first_other(&self.rules, &found.rules)),
+            (Drift::Neighbours, neighbours),
+            (Drift::NextHops, hops.or(groups)),
+            (Drift::Routes, first_other(&self.routes, &found.routes)),
+            (Drift::Rules, first_other(&self.rules, &found.rules)),
         ];
         let told = parts.into_iter();
         told.filter_map(|(kind, what)| Some((kind, what?)))
@@ -184,7 +184,7 @@ impl Wanted {
 
     /// What this state asks for.
     pub fn of(state: &NodeState) -> Self {
-        let mut wanted = Wanted::default();
+        let mut wanted = Desired::default();
         let gateways = state.peers.iter().filter(|(_, peer)| peer.gateway);
         for (index, _) in gateways {
             let neighbour = (link_local(*index), tunnel_mac(*index));

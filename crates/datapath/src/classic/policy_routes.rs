@@ -1,8 +1,8 @@
 //! Routes and rules that lead to the holder of an address.
 
 use crate::netlink::NetlinkSocket;
+use crate::route::desired::{METRIC_GROUP, METRIC_LAST};
 use crate::route::policy::{self, Owner};
-use crate::route::wanted::{METRIC_GROUP, METRIC_LAST};
 use crate::route::{RouteEntry, RouteError, RouteKind, RuleEntry};
 use egret_core::classic::ClassicState;
 use egret_core::numbers::MARK_SHIFT;
@@ -11,15 +11,15 @@ use std::collections::BTreeSet;
 
 /// What is wanted, or there.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub(super) struct Ways {
+pub(super) struct PolicyRoutes {
     routes: BTreeSet<RouteEntry>,
     rules: BTreeSet<RuleEntry>,
 }
 
-impl Ways {
+impl PolicyRoutes {
     /// What the state asks for, with the index of its device.
     pub(super) fn of(state: &ClassicState, device: u32) -> Self {
-        let mut ways = Ways::default();
+        let mut policy_routes = PolicyRoutes::default();
         for (address, here) in state.addresses.iter().filter(|(_, here)| !here.held) {
             let v6 = address.is_ipv6();
             let to = if v6 {
@@ -36,7 +36,7 @@ impl Ways {
                 (METRIC_GROUP, to_holder),
                 (METRIC_LAST, RouteKind::Unreachable),
             ] {
-                ways.routes.insert(RouteEntry {
+                policy_routes.routes.insert(RouteEntry {
                     table,
                     to,
                     metric,
@@ -44,14 +44,16 @@ impl Ways {
                 });
             }
             let mark = table << MARK_SHIFT;
-            ways.rules.extend(RuleEntry::marked(v6, mark, table));
+            policy_routes
+                .rules
+                .extend(RuleEntry::marked(v6, mark, table));
         }
-        ways
+        policy_routes
     }
 
     /// What is there.
     pub(super) fn read(socket: &mut NetlinkSocket) -> Result<Self, RouteError> {
-        Ok(Ways {
+        Ok(PolicyRoutes {
             routes: policy::routes(socket, Owner::CLASSIC)?,
             rules: policy::rules(socket, Owner::CLASSIC)?,
         })

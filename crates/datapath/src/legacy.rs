@@ -21,7 +21,7 @@ const TRIES: usize = 10;
 
 /// Why a kernel cannot be looked at or changed.
 #[derive(Debug, thiserror::Error)]
-pub enum EarlierError {
+pub enum LegacyError {
     /// The kernel refused something.
     #[error(transparent)]
     Netlink(#[from] NetlinkError),
@@ -51,7 +51,7 @@ impl Kernel {
     ///
     /// # Errors
     /// No rights.
-    pub fn open(lock: PathBuf) -> Result<Self, EarlierError> {
+    pub fn open(lock: PathBuf) -> Result<Self, LegacyError> {
         Ok(Kernel {
             route: NetlinkSocket::open(libc::NETLINK_ROUTE)?,
             netfilter: NetlinkSocket::open(libc::NETLINK_NETFILTER)?,
@@ -64,7 +64,7 @@ impl Kernel {
     ///
     /// # Errors
     /// Links, addresses, routes, rules or nftables cannot be read.
-    pub fn read(&mut self) -> Result<(Node, Vec<String>), EarlierError> {
+    pub fn read(&mut self) -> Result<(Node, Vec<String>), LegacyError> {
         let mut unseen = Vec::new();
         let mut node = Node::default();
         rtnetlink::read(&mut self.route, &mut node)?;
@@ -85,7 +85,7 @@ impl Kernel {
 
     /// Carries actions of the kernel out, in their order; each that failed is returned with why. What is gone already is
     /// no failure. Actions on files are none of the kernel's and are passed over.
-    pub fn remove(&mut self, actions: &[&Action]) -> Vec<(Action, EarlierError)> {
+    pub fn remove(&mut self, actions: &[&Action]) -> Vec<(Action, LegacyError)> {
         let mut actions = actions.to_vec();
         actions.sort();
         let mut failed = Vec::new();
@@ -110,7 +110,7 @@ impl Kernel {
         failed
     }
 
-    fn remove_old(&mut self, actions: &[&Action]) -> Result<(), EarlierError> {
+    fn remove_old(&mut self, actions: &[&Action]) -> Result<(), LegacyError> {
         if actions.is_empty() {
             return Ok(());
         }
@@ -121,7 +121,7 @@ impl Kernel {
         Ok(())
     }
 
-    fn one(&mut self, action: &Action) -> Result<(), EarlierError> {
+    fn one(&mut self, action: &Action) -> Result<(), LegacyError> {
         let (kind, body, what) = match action {
             Action::Set(name) => return sets::destroy(&mut self.netfilter, name),
             Action::RoutingRule(raw) => (rtnetlink::RTM_DELRULE, raw.clone(), "a routing rule"),
@@ -143,7 +143,7 @@ impl Kernel {
     }
 }
 
-fn absent_is_fine(result: Result<(), NetlinkError>) -> Result<(), EarlierError> {
+fn absent_is_fine(result: Result<(), NetlinkError>) -> Result<(), LegacyError> {
     const ABSENT: [i32; 4] = [libc::ENOENT, libc::ESRCH, libc::ENODEV, libc::EADDRNOTAVAIL];
     match result {
         Err(error) if error.errno().is_some_and(|errno| ABSENT.contains(&errno)) => Ok(()),

@@ -1,7 +1,7 @@
 //! Links, addresses, routes and rules. Bodies of messages are kept: a deletion must name nearly everything, and what the
 //! kernel said names it best.
 
-use super::{EarlierError, dump, host_u32, text};
+use super::{LegacyError, dump, host_u32, text};
 use crate::netlink::{NetlinkSocket, Request, attributes};
 use egret_core::earlier::{Address, Device, Node, PolicyRule, Route};
 use ipnet::Ipv4Net;
@@ -22,7 +22,7 @@ const LINK_HEADER: usize = 16;
 const ADDRESS_HEADER: usize = 8;
 const ROUTE_HEADER: usize = 12;
 
-pub(super) fn read(socket: &mut NetlinkSocket, node: &mut Node) -> Result<(), EarlierError> {
+pub(super) fn read(socket: &mut NetlinkSocket, node: &mut Node) -> Result<(), LegacyError> {
     let mut all = |kind, family, header: usize, what: &str| {
         let mut body = vec![0; header];
         body[0] = family;
@@ -33,7 +33,7 @@ pub(super) fn read(socket: &mut NetlinkSocket, node: &mut Node) -> Result<(), Ea
             what: what.into(),
         };
         let replies = dump(socket, &request)?;
-        Ok::<_, EarlierError>(replies.into_iter().map(|reply| reply.body))
+        Ok::<_, LegacyError>(replies.into_iter().map(|reply| reply.body))
     };
     let links = all(RTM_GETLINK, 0, LINK_HEADER, "the devices")?;
     node.devices = links.filter_map(|body| device(&body)).collect();
@@ -51,7 +51,7 @@ pub(super) fn deletion_of_device(
     socket: &mut NetlinkSocket,
     index: u32,
     name: &str,
-) -> Result<Vec<u8>, EarlierError> {
+) -> Result<Vec<u8>, LegacyError> {
     let mut header = vec![0; LINK_HEADER];
     header[4..8].copy_from_slice(&index.to_ne_bytes());
     let request = Request {
@@ -64,7 +64,7 @@ pub(super) fn deletion_of_device(
         Ok(reply) if device(&reply.body).is_some_and(|found| found.name == name) => Ok(header),
         Err(error) if error.errno() == Some(libc::ENODEV) => Ok(header),
         Err(error) => Err(error.into()),
-        Ok(_) => Err(EarlierError::Device(name.to_owned())),
+        Ok(_) => Err(LegacyError::Device(name.to_owned())),
     }
 }
 

@@ -27,7 +27,7 @@ fn numbers(profile: &Profile) -> impl Iterator<Item = GroupNumber> {
 
 /// The state before, in which pods that will have another way than their next hop have none; `None`: there are no such
 /// pods.
-pub(super) fn between(before: &NodeState, after: &NodeState) -> Option<NodeState> {
+pub(super) fn intermediate_state(before: &NodeState, after: &NodeState) -> Option<NodeState> {
     let (old, new) = (&before.worker, &after.worker);
     if old.next_hops.is_empty() {
         return None;
@@ -127,10 +127,10 @@ mod tests {
     }
 
     fn closed(before: &NodeState, after: &NodeState) -> Vec<IpAddr> {
-        let Some(between) = between(before, after) else {
+        let Some(intermediate) = intermediate_state(before, after) else {
             return Vec::new();
         };
-        let worker = &between.worker;
+        let worker = &intermediate.worker;
         let dropped = |pod: &IpAddr| {
             let profile = &worker.profiles[worker.pods.get(pod).expect("a profile")];
             numbers(profile).next().is_none()
@@ -165,8 +165,8 @@ mod tests {
         none.worker = WorkerState::default();
         assert_eq!(closed(&before, &none), both);
         assert!(closed(&none, &before).is_empty());
-        let between = between(&before, &none).expect("a state");
-        let profile = &between.worker.profiles[&ProfileId(!9)];
+        let intermediate = intermediate_state(&before, &none).expect("a state");
+        let profile = &intermediate.worker.profiles[&ProfileId(!9)];
         assert_eq!(profile.boxes[0].verdict, Verdict::FamilyNotCovered);
         assert_eq!(profile.boxes[1].verdict, Verdict::Unavailable);
     }

@@ -1,6 +1,6 @@
 //! ipset, by its own netlink (`linux/netfilter/ipset/ip_set.h`).
 
-use super::{EarlierError, dump, text};
+use super::{LegacyError, dump, text};
 use crate::netlink::{Attrs, NetlinkSocket, Request, attributes};
 use egret_core::earlier::{IpSet, Node};
 use std::collections::BTreeMap;
@@ -40,7 +40,7 @@ pub(super) fn read(
     socket: &mut NetlinkSocket,
     node: &mut Node,
     unseen: &mut Vec<String>,
-) -> Result<Names, EarlierError> {
+) -> Result<Names, LegacyError> {
     let list = |protocol| {
         let attrs = Attrs::default()
             .u8(ATTR_PROTOCOL, protocol)
@@ -76,7 +76,7 @@ pub(super) fn read(
 
 /// Destroys a set; one that is gone already is fine. The kernel takes rules of nftables apart after it has said that
 /// they are gone, and until then they hold the set.
-pub(super) fn destroy(socket: &mut NetlinkSocket, name: &str) -> Result<(), EarlierError> {
+pub(super) fn destroy(socket: &mut NetlinkSocket, name: &str) -> Result<(), LegacyError> {
     let attrs = Attrs::default().u8(ATTR_PROTOCOL, PROTOCOL_BEFORE);
     let attrs = attrs.text(ATTR_NAME, name);
     let request = request(DESTROY, attrs, &format!("destruction of set {name}"));
@@ -86,7 +86,7 @@ pub(super) fn destroy(socket: &mut NetlinkSocket, name: &str) -> Result<(), Earl
             result => return super::absent_is_fine(result),
         }
     }
-    Err(EarlierError::SetInUse(name.to_owned()))
+    Err(LegacyError::SetInUse(name.to_owned()))
 }
 
 fn request(command: u16, attrs: Attrs, what: &str) -> Request {

@@ -4,11 +4,11 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 
 /// What was found, by kind: of each the first thing, for people.
-pub type Found = BTreeMap<Damage, String>;
+pub type DriftReport = BTreeMap<Drift, String>;
 
 /// A kind of thing that was found changed or gone.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub enum Damage {
+pub enum Drift {
     /// The tunnel device.
     Device,
     /// Its permanent neighbours.
@@ -31,25 +31,25 @@ pub enum Damage {
     Tables,
 }
 
-impl Damage {
+impl Drift {
     /// One word for logs and metrics.
     pub fn word(self) -> &'static str {
         match self {
-            Damage::Device => "device",
-            Damage::Neighbours => "neighbours",
-            Damage::NextHops => "nexthops",
-            Damage::Routes => "routes",
-            Damage::Rules => "rules",
-            Damage::Ruleset => "ruleset",
-            Damage::Forwarding => "forwarding",
-            Damage::Sysctls => "sysctls",
-            Damage::Programs => "programs",
-            Damage::Tables => "tables",
+            Drift::Device => "device",
+            Drift::Neighbours => "neighbours",
+            Drift::NextHops => "nexthops",
+            Drift::Routes => "routes",
+            Drift::Rules => "rules",
+            Drift::Ruleset => "ruleset",
+            Drift::Forwarding => "forwarding",
+            Drift::Sysctls => "sysctls",
+            Drift::Programs => "programs",
+            Drift::Tables => "tables",
         }
     }
 }
 
-impl fmt::Display for Damage {
+impl fmt::Display for Drift {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(self.word())
     }

@@ -16,7 +16,7 @@ const HEADER_BYTES: usize = 12;
 
 /// One route over the external device.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Way {
+pub(super) struct ExternalRoute {
     /// Destination.
     pub to: IpNet,
     /// Router; `None`: the destination itself is on the link.
@@ -26,7 +26,10 @@ pub(super) struct Way {
 /// The unicast routes of the main table over the device, longest prefix first, lowest metric first among equals.
 ///
 /// Routes over several next hops name no device of their own and are left out.
-pub(super) fn ways(socket: &mut NetlinkSocket, device: u32) -> Result<Vec<Way>, NetlinkError> {
+pub(super) fn external_routes(
+    socket: &mut NetlinkSocket,
+    device: u32,
+) -> Result<Vec<ExternalRoute>, NetlinkError> {
     let mut found = Vec::new();
     for family in [libc::AF_INET, libc::AF_INET6] {
         let mut body = vec![0; HEADER_BYTES];
@@ -41,13 +44,13 @@ pub(super) fn ways(socket: &mut NetlinkSocket, device: u32) -> Result<Vec<Way>, 
             found.extend(read(&reply.body, device));
         }
     }
-    found.sort_by_key(|(metric, way)| (u8::MAX - way.to.prefix_len(), *metric, way.to));
-    let mut ways: Vec<Way> = found.into_iter().map(|(_, way)| way).collect();
-    ways.dedup_by_key(|way| way.to);
-    Ok(ways)
+    found.sort_by_key(|(metric, route)| (u8::MAX - route.to.prefix_len(), *metric, route.to));
+    let mut routes: Vec<ExternalRoute> = found.into_iter().map(|(_, route)| route).collect();
+    routes.dedup_by_key(|route| route.to);
+    Ok(routes)
 }
 
-fn read(body: &[u8], device: u32) -> Option<(u32, Way)> {
+fn read(body: &[u8], device: u32) -> Option<(u32, ExternalRoute)> {
     let header = body.get(..HEADER_BYTES)?;
     let v6 = i32::from(header[0]) == libc::AF_INET6;
     if header[4] != libc::RT_TABLE_MAIN || header[7] != libc::RTN_UNICAST {
@@ -71,7 +74,7 @@ fn read(body: &[u8], device: u32) -> Option<(u32, Way)> {
         }
     }
     let to = IpNet::new(to, header[1]).ok()?;
-    (oif == Some(device)).then_some((metric, Way { to, via }))
+    (oif == Some(device)).then_some((metric, ExternalRoute { to, via }))
 }
 
 fn address(bytes: &[u8]) -> Option<IpAddr> {

@@ -1,8 +1,8 @@
 //! Compares our table in the kernel with what was applied.
 //!
 //! ```text
-//! look      names of chains and sets, number of rules; without an owner what each rule and hook says too
-//! compare   elements of every set whose content is ours, where others can change them
+//! verify_quick  names of chains and sets, number of rules; without an owner what each rule and hook says too
+//! verify_full   elements of every set whose content is ours, where others can change them
 //! ```
 //!
 //! A table with an owner (Linux 6.9) is changed by nobody else: there, names are looked at only because it is cheap.
@@ -12,7 +12,7 @@ use super::attributes::{named, number, text};
 use super::error::NftError;
 use super::message as m;
 use super::table::{ElementKey, Set, Shown, Table, Value};
-use crate::damage::first_changed;
+use crate::drift::first_changed;
 use crate::netlink::{Attrs, attributes};
 use egret_core::hash::StableHash;
 use std::collections::{BTreeMap, BTreeSet};
@@ -20,63 +20,63 @@ use std::collections::{BTreeMap, BTreeSet};
 const GETSETELEM: u16 = 13;
 
 impl Nftables {
-    /// Whether the table still is what was applied: [`Self::look`] without the words.
-    pub fn verify(&mut self) -> Result<bool, NftError> {
+    /// Whether the table still is what was applied: [`Self::verify_quick`] without the words.
+    pub fn is_intact(&mut self) -> Result<bool, NftError> {
         if self.applied.is_none() {
             return Ok(false);
         }
-        Ok(self.look()?.is_none())
+        Ok(self.verify_quick()?.is_none())
     }
 
-    /// The first chain, rule or set that is not as it was applied; damage forgets the table, so that the next
+    /// The first chain, rule or set that is not as it was applied; drift forgets the table, so that the next
     /// [`Self::apply`] replaces everything. Costs one small message while nobody changed any table of the namespace.
-    pub fn look(&mut self) -> Result<Option<String>, NftError> {
+    pub fn verify_quick(&mut self) -> Result<Option<String>, NftError> {
         let Some(applied) = self.applied.take() else {
             return Ok(Some(format!("table {} is not applied", self.name())));
         };
-        let damage = self.other_rules(&applied);
-        self.forget_damaged(applied, damage)
+        let drift = self.other_rules(&applied);
+        self.forget_drifted(applied, drift)
     }
 
-    /// The first set whose elements are not those that were applied; damage forgets the table. Reads every element, if
+    /// The first set whose elements are not those that were applied; drift forgets the table. Reads every element, if
     /// anybody changed anything since the last time; nothing where the table has an owner.
-    pub fn compare(&mut self) -> Result<Option<String>, NftError> {
+    pub fn verify_full(&mut self) -> Result<Option<String>, NftError> {
         if self.owned() {
             return Ok(None);
         }
         let Some(applied) = self.applied.take() else {
             return Ok(None);
         };
-        let damage = self.other_content(&applied);
-        self.forget_damaged(applied, damage)
+        let drift = self.other_content(&applied);
+        self.forget_drifted(applied, drift)
     }
 
-    /// What could not be read is no damage: others who change their tables just now interrupt a dump of ours.
-    fn forget_damaged(
+    /// What could not be read is no drift: others who change their tables just now interrupt a dump of ours.
+    fn forget_drifted(
         &mut self,
         applied: Table,
-        damage: Result<Option<String>, NftError>,
+        drift: Result<Option<String>, NftError>,
     ) -> Result<Option<String>, NftError> {
-        self.applied = (!matches!(damage, Ok(Some(_)))).then_some(applied);
-        damage
+        self.applied = (!matches!(drift, Ok(Some(_)))).then_some(applied);
+        drift
     }
 
     fn other_rules(&mut self, applied: &Table) -> Result<Option<String>, NftError> {
         let generation = self.read_generation()?;
-        let damage = match generation == self.generation {
+        let drift = match generation == self.generation {
             true => None,
             false => self.other_chains(applied)?,
         };
         self.generation = generation;
-        Ok(damage)
+        Ok(drift)
     }
 
     fn other_content(&mut self, applied: &Table) -> Result<Option<String>, NftError> {
         let generation = self.read_generation()?;
         if self.compared != Some(generation) {
             for (name, set) in applied.sets.iter().filter(|(_, set)| is_fixed(set)) {
-                if let Some(damage) = self.other_elements(name, set)? {
-                    return Ok(Some(damage));
+                if let Some(drift) = self.other_elements(name, set)? {
+                    return Ok(Some(drift));
                 }
             }
         }
@@ -117,11 +117,11 @@ impl Nftables {
             .collect();
         let name = |name: &String| format!("chain {name}");
         let found: BTreeMap<String, usize> = shown.iter().map(count).collect();
-        let mut damage = first_changed(&wanted, &found, name);
-        if let (None, Some(before), false) = (&damage, &self.shown, self.owned()) {
-            damage = first_changed(before, &shown, name);
+        let mut drift = first_changed(&wanted, &found, name);
+        if let (None, Some(before), false) = (&drift, &self.shown, self.owned()) {
+            drift = first_changed(before, &shown, name);
         }
-        match damage {
+        match drift {
             Some(what) => Ok(Some(what)),
             None => self.other_sets(applied),
         }

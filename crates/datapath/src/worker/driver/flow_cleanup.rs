@@ -6,7 +6,7 @@
 //!
 //! Reading the flows takes 13 ms where the kernel has 262,144 buckets for them, whatever is in them. Where only pods that
 //! do not run are concerned, nobody waits for that: the change is in force, the guard keeps in what has another source,
-//! and the flows are *owed* until a reader of its own has brought them (decision 99).
+//! and the flows are ended once a reader of its own has brought them (decision 99).
 
 use super::{DatapathError, WorkerDriver};
 use crate::conntrack::{Flow, Tuple};
@@ -21,39 +21,48 @@ const TCP: u8 = 6;
 const UDP: u8 = 17;
 const SCTP: u8 = 132;
 
-/// Flows that are to be ended once they have been read.
+/// Flows that are still to be ended, once they have been read.
 #[derive(Debug, Default)]
-pub(super) struct Owed {
-    /// How many changes have owed anything so far; the number of the last one.
-    changes: u64,
+pub(super) struct FlowCleanup {
+    /// How many changes have left flows to be ended so far; the number of the last one.
+    requested: u64,
     /// Up to this change all flows have ended.
-    paid: u64,
-    /// Egress addresses of the states before and after the changes that are not paid.
+    finished: u64,
+    /// Egress addresses of the states before and after the changes that are not finished.
     pub(super) known: BTreeSet<IpAddr>,
     /// Addresses that those changes took from their pods.
-    left: BTreeSet<IpAddr>,
+    released: BTreeSet<IpAddr>,
 }
 
-impl Owed {
-    fn pay(&mut self, change: u64) {
-        self.paid = self.paid.max(change);
-        if self.paid == self.changes {
+impl FlowCleanup {
+    fn finish(&mut self, change: u64) {
+        self.finished = self.finished.max(change);
+        if self.finished == self.requested {
             self.known.clear();
-            self.left.clear();
+            self.released.clear();
         }
     }
 }
 
 impl WorkerDriver {
     /// The last change whose flows have not ended yet. Whoever reads all flows from now on hands them to
-    /// [`Self::end_owed`] with this number.
-    pub fn owes(&self) -> Option<u64> {
-        (self.owed.paid < self.owed.changes).then_some(self.owed.changes)
+    /// [`Self::finish_flow_cleanup`] with this number.
+    pub fn pending_flow_cleanup(&self) -> Option<u64> {
+        let FlowCleanup {
+            requested,
+            finished,
+            ..
+        } = self.cleanup;
+        (finished < requested).then_some(requested)
     }
 
-    /// Ends what is owed: `flows` are all flows, read after [`Self::owes`] had named this change. Returns how many ended.
+    /// Ends the flows that are still to be ended: `flows` are all flows, read after [`Self::pending_flow_cleanup`] had named this change. Returns how many ended.
     /// While a change has failed nothing is ended: what is right is known once it has been carried out.
-    pub fn end_owed(&mut self, change: u64, flows: Vec<Flow>) -> Result<usize, DatapathError> {
+    pub fn finish_flow_cleanup(
+        &mut self,
+        change: u64,
+        flows: Vec<Flow>,
+    ) -> Result<usize, DatapathError> {
         match self.unfinished {
             true => Ok(0),
             false => self.end_read(change, flows),
@@ -66,31 +75,36 @@ impl WorkerDriver {
             return Ok(0);
         };
         let known = self.known_addresses(&state);
-        // Who leaves a next hop is never owed: the driver ends its flows with the change.
+        // The flows of who leaves a next hop never wait: the driver ends them with the change.
         let flows = self.remember(flows, (None, &state), &known)?;
         let ended = self.delete(&flows)?;
-        self.owed.pay(change);
+        self.cleanup.finish(change);
         Ok(ended)
     }
 
     /// Notes that the flows of this change are to be ended.
-    pub(super) fn owe(&mut self, worker: &WorkerState, known: BTreeSet<IpAddr>) {
+    pub(super) fn defer_flow_cleanup(&mut self, worker: &WorkerState, known: BTreeSet<IpAddr>) {
         if let Some(before) = &self.applied {
             let changes = worker.pods.changes_since(&before.worker.pods);
             let gone = changes.iter().filter(|change| change.after.is_none());
-            self.owed.left.extend(gone.map(|change| change.address));
+            self.cleanup
+                .released
+                .extend(gone.map(|change| change.address));
         }
-        self.owed.known.extend(known);
-        self.owed.changes += 1;
+        self.cleanup.known.extend(known);
+        self.cleanup.requested += 1;
     }
 
-    /// An address whose last pod's flows are owed goes to another pod: they end first. Afterwards they could not be told
+    /// An address whose last pod's flows are still to be ended goes to another pod: they end first. Afterwards they could not be told
     /// from the new one's, where both have the same egress address.
-    pub(super) fn pay_before_return(&mut self, worker: &WorkerState) -> Result<(), DatapathError> {
+    pub(super) fn flush_before_address_reuse(
+        &mut self,
+        worker: &WorkerState,
+    ) -> Result<(), DatapathError> {
         let returns = |address: &IpAddr| worker.pods.contains_key(address);
-        if self.owed.left.iter().any(returns) {
+        if self.cleanup.released.iter().any(returns) {
             let flows = self.conntrack.flows().map_err(DatapathError::Conntrack)?;
-            self.end_read(self.owed.changes, flows)?;
+            self.end_read(self.cleanup.requested, flows)?;
         }
         Ok(())
     }
@@ -156,7 +170,7 @@ impl WorkerDriver {
     ) -> Result<usize, DatapathError> {
         let flows = self.remember_ended(state, known)?;
         let ended = self.delete(&flows)?;
-        self.owed.pay(self.owed.changes);
+        self.cleanup.finish(self.cleanup.requested);
         Ok(ended)
     }
 
