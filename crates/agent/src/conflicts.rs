@@ -6,7 +6,7 @@ use crate::source::{now_secs, spawn};
 use egret_core::machines::{ConflictCommand, ConflictInputs, Conflicts};
 use egret_core::model::{AddressClaim, MacAddress, NodeName, NodeRecord, Snapshot};
 use egret_core::numbers::CONFLICTS_MAX;
-use egret_datapath::gateway::conflict::{Claim, Listener, probe};
+use egret_datapath::presence::l2::conflict::{Claim, Listener, probe};
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::sync::atomic::{AtomicBool, Ordering};

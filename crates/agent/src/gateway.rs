@@ -5,8 +5,8 @@ use crate::standing::Standing;
 use egret_core::machines::{Announcer, AnnouncerCommand, Entrance, answering_nodes};
 use egret_core::model::{AddressClaim, MacAddress, NodeName, Snapshot};
 use egret_core::node::{GatewayState, Presence};
-use egret_datapath::gateway::conflict::Claim;
 use egret_datapath::node::{ExternalLink, GatewayOpened, NodeGateway};
+use egret_datapath::presence::l2::conflict::Claim;
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 

@@ -5,7 +5,7 @@ use crate::AgentError;
 use crate::main_loop::Event;
 use crate::source::spawn;
 use egret_core::machines::NextHopProbes;
-use egret_datapath::gateway::ask::{Asker, Device, Who};
+use egret_datapath::presence::l2::ask::{Asker, Device, Who};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::{Read, Write};

@@ -9,9 +9,7 @@
 //! Nothing is decided here; what each program does is told in `bpf/gateway.bpf.c` and `docs/datapath.md`.
 
 pub mod abi;
-pub mod ask;
 pub mod backend;
-pub mod conflict;
 pub(crate) mod counters;
 mod external_routes;
 mod heard;

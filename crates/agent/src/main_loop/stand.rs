@@ -7,7 +7,7 @@ use crate::standing::ExternalLink;
 use egret_core::machines::answering_nodes;
 use egret_core::model::Snapshot;
 use egret_core::numbers::UPLINK_NEXT_HOPS_MAX;
-use egret_datapath::gateway::ask::Device;
+use egret_datapath::presence::l2::ask::Device;
 use egret_datapath::route::WayOut;
 use std::net::IpAddr;
 

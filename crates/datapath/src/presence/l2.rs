@@ -3,8 +3,12 @@
 //! The answers themselves are given by the gateway's tables (`announce` of the state), without the agent. Here are the
 //! unsolicited messages of a take-over, and the groups without which questions do not arrive.
 
+pub mod ask;
+mod claims;
+pub mod conflict;
 pub(crate) mod frames;
 mod groups;
+mod socket;
 
 pub use frames::solicited_node;
 pub use groups::SolicitedNodes;

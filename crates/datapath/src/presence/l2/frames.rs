@@ -8,6 +8,9 @@ use std::os::fd::AsRawFd;
 
 pub(crate) const ETHERTYPE_ARP: u16 = 0x0806;
 pub(crate) const ETHERTYPE_IPV6: u16 = 0x86dd;
+/// Types of ICMPv6 messages (RFC 4861 section 4).
+pub(crate) const SOLICITATION: u8 = 135;
+pub(crate) const ADVERTISEMENT: u8 = 136;
 pub(crate) const BROADCAST: [u8; 6] = [0xff; 6];
 const ALL_NODES: Ipv6Addr = Ipv6Addr::new(0xff02, 0, 0, 0, 0, 0, 0, 1);
 const ALL_NODES_MAC: [u8; 6] = [0x33, 0x33, 0, 0, 0, 1];
@@ -17,6 +20,48 @@ pub(crate) fn announcement(mac: [u8; 6], address: IpAddr) -> Vec<Vec<u8>> {
     match address {
         IpAddr::V4(v4) => vec![arp(mac, v4, 1), arp(mac, v4, 2)],
         IpAddr::V6(v6) => vec![advertisement(mac, v6)],
+    }
+}
+
+/// A question who has an address: an ARP request, or a neighbour solicitation (RFC 4861 section 4.3). `at`: the hardware
+/// address of who is asked alone (RFC 1122 section 2.3.2.1); `None`: everybody is. `sender`: the address that the device
+/// says to have; `None`: it claims none and nobody learns anything (RFC 5227 section 2.1.1, RFC 4862 section 5.4.2).
+pub(crate) fn question(
+    mac: [u8; 6],
+    sender: Option<IpAddr>,
+    address: IpAddr,
+    at: Option<[u8; 6]>,
+) -> Vec<u8> {
+    match address {
+        IpAddr::V4(address) => {
+            let sender = match sender {
+                Some(IpAddr::V4(sender)) => sender,
+                _ => Ipv4Addr::UNSPECIFIED,
+            };
+            let to = at.unwrap_or(BROADCAST);
+            arp_frame(to, 1, (mac, sender), ([0; 6], address))
+        }
+        IpAddr::V6(address) => {
+            let mut message = vec![SOLICITATION, 0, 0, 0, 0, 0, 0, 0];
+            message.extend(address.octets());
+            let sender = match sender {
+                Some(IpAddr::V6(sender)) => {
+                    message.extend([1, 1]);
+                    message.extend(mac);
+                    sender
+                }
+                _ => Ipv6Addr::UNSPECIFIED,
+            };
+            let (destination, to) = match at {
+                Some(at) => (address, at),
+                None => {
+                    let group = solicited_node(address);
+                    let [.., a, b, c, d] = group.octets();
+                    (group, [0x33, 0x33, a, b, c, d])
+                }
+            };
+            icmpv6_frame((to, mac), sender, destination, message)
+        }
     }
 }
 
@@ -32,7 +77,7 @@ fn arp(mac: [u8; 6], address: Ipv4Addr, operation: u16) -> Vec<u8> {
 }
 
 /// ARP of Ethernet and IPv4: sender and target, each with hardware address.
-pub(crate) fn arp_frame(
+fn arp_frame(
     to: [u8; 6],
     operation: u16,
     sender: ([u8; 6], Ipv4Addr),
@@ -49,7 +94,7 @@ pub(crate) fn arp_frame(
 }
 
 fn advertisement(mac: [u8; 6], address: Ipv6Addr) -> Vec<u8> {
-    let mut message = vec![136, 0, 0, 0, 0x20, 0, 0, 0];
+    let mut message = vec![ADVERTISEMENT, 0, 0, 0, 0x20, 0, 0, 0];
     message.extend(address.octets());
     message.extend([2, 1]);
     message.extend(mac);
@@ -58,7 +103,7 @@ fn advertisement(mac: [u8; 6], address: Ipv6Addr) -> Vec<u8> {
 
 /// A message of neighbour discovery, shorter than 256 bytes, with its checksum, in a frame to the first hardware address from
 /// the second.
-pub(crate) fn icmpv6_frame(
+fn icmpv6_frame(
     (to, from): ([u8; 6], [u8; 6]),
     source: Ipv6Addr,
     destination: Ipv6Addr,
@@ -75,7 +120,7 @@ pub(crate) fn icmpv6_frame(
 }
 
 /// Of an ICMPv6 message of even length whose own checksum is zero (RFC 4443 section 2.3).
-pub(crate) fn checksum(from: Ipv6Addr, to: Ipv6Addr, message: &[u8]) -> u16 {
+fn checksum(from: Ipv6Addr, to: Ipv6Addr, message: &[u8]) -> u16 {
     let addresses = [from.octets(), to.octets()].concat();
     let length = (message.len() as u32).to_be_bytes();
     let pseudo = [&addresses[..], &length, &[0, 0, 0, 58], message].concat();
@@ -89,7 +134,7 @@ pub(crate) fn checksum(from: Ipv6Addr, to: Ipv6Addr, message: &[u8]) -> u16 {
     !(sum as u16)
 }
 
-pub(crate) fn ethernet(to: [u8; 6], from: [u8; 6], ethertype: u16) -> Vec<u8> {
+fn ethernet(to: [u8; 6], from: [u8; 6], ethertype: u16) -> Vec<u8> {
     [&to[..], &from, &ethertype.to_be_bytes()].concat()
 }
 
@@ -163,5 +208,59 @@ mod tests {
     fn the_solicited_node_group_has_the_last_three_bytes() {
         let group = solicited_node("2001:db8::1:2233:4455".parse().unwrap());
         assert_eq!(group, "ff02::1:ff33:4455".parse::<Ipv6Addr>().unwrap());
+    }
+
+    #[test]
+    fn an_arp_probe_names_its_target_and_no_sender() {
+        let frame = question(MAC, None, [192, 0, 2, 7].into(), None);
+        assert_eq!(frame[..14], [&[0xff; 6][..], &MAC, &[0x08, 0x06]].concat());
+        assert_eq!(frame[20..28], [&[0, 1][..], &MAC].concat());
+        assert_eq!(frame[28..38], [0; 10]);
+        assert_eq!(frame[38..42], [192, 0, 2, 7]);
+    }
+
+    #[test]
+    fn a_solicitation_from_nobody_goes_to_the_group_with_a_right_checksum() {
+        let address: Ipv6Addr = "2001:db8::1:2233:4455".parse().unwrap();
+        let frame = question(MAC, None, address.into(), None);
+        assert_eq!(frame[..6], [0x33, 0x33, 0xff, 0x33, 0x44, 0x55]);
+        let packet = SlicedPacket::from_ethernet(&frame).unwrap();
+        let Some(TransportSlice::Icmpv6(icmp)) = packet.transport else {
+            panic!("no ICMPv6")
+        };
+        let group = solicited_node(address);
+        assert!(icmp.is_checksum_valid([0; 16], group.octets()));
+        assert_eq!((icmp.type_u8(), icmp.code_u8()), (135, 0));
+        // RFC 4861 section 4.3: no source link-layer address where the source is unspecified.
+        assert_eq!(icmp.payload(), address.octets());
+        assert_eq!(frame[21], 255);
+    }
+
+    #[test]
+    fn a_question_to_one_neighbour_goes_to_it_and_names_its_sender() {
+        let at = [2, 0, 0, 0, 0, 8];
+        let sender: Ipv6Addr = "fe80::9".parse().unwrap();
+        let address: Ipv6Addr = "2001:db8::1:2".parse().unwrap();
+        let group = [0x33, 0x33, 0xff, 1, 0, 2];
+        for (known, to) in [(None, group), (Some(at), at)] {
+            let frame = question(MAC, Some(sender.into()), address.into(), known);
+            assert_eq!(frame[..6], to);
+            let packet = SlicedPacket::from_ethernet(&frame).unwrap();
+            let Some(TransportSlice::Icmpv6(icmp)) = packet.transport else {
+                panic!("no ICMPv6")
+            };
+            let destination: [u8; 16] = frame[38..54].try_into().unwrap();
+            assert!(icmp.is_checksum_valid(sender.octets(), destination));
+            let option = [&address.octets()[..], &[1, 1], &MAC].concat();
+            assert_eq!(icmp.payload(), option);
+        }
+        let v4 = question(
+            MAC,
+            Some([192, 0, 2, 9].into()),
+            [192, 0, 2, 7].into(),
+            Some(at),
+        );
+        assert_eq!(v4[..6], at);
+        assert_eq!(v4[28..32], [192, 0, 2, 9]);
     }
 }
