@@ -5,6 +5,7 @@
 mod links;
 mod manifests;
 mod operations;
+mod rooms;
 mod schema;
 mod sources;
 mod statements;
@@ -101,6 +102,7 @@ pub fn run() -> anyhow::Result<()> {
         println!("long: {line}");
     }
     let mut problems = manifests::check(&tree, &manifests::metadata()?);
+    problems.extend(rooms::check(&tree));
     problems.extend(sources::check(&tree));
     problems.extend(tables::check(&tree));
     problems.extend(statements::check(&tree));

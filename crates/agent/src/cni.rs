@@ -16,15 +16,13 @@ pub(crate) use desk::{Desk, Round};
 pub(crate) use install::{keep_installed, uninstall};
 pub(crate) use kept::forget;
 
-use crate::AgentError;
-use crate::main_loop::Event;
-use crate::socket;
-use crate::source::spawn;
+use crate::error::AgentError;
+use crate::threads::{Notify, spawn};
+use crate::unix_socket;
 use egret_wire::cni::{Answer, Call, LINE_BYTES_MAX, Request, VERSION};
 use std::io::{self, BufRead, BufReader, Read, Write};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
-use std::sync::mpsc::Sender;
 use std::time::Duration;
 
 /// Longest wait for a request once the plugin has connected, and for it to take an answer.
@@ -74,8 +72,8 @@ impl Asked {
 }
 
 /// Listens for the plugin. Only root may connect.
-pub(crate) fn listen(path: &Path, events: Sender<Event>) -> Result<(), AgentError> {
-    let listener = socket::bind(path).map_err(|source| AgentError::Io {
+pub(crate) fn listen(path: &Path, notify: Notify<Asked>) -> Result<(), AgentError> {
+    let listener = unix_socket::bind(path).map_err(|source| AgentError::Io {
         doing: "listening on the socket for the CNI plugin",
         source,
     })?;
@@ -83,7 +81,7 @@ pub(crate) fn listen(path: &Path, events: Sender<Event>) -> Result<(), AgentErro
         for stream in listener.incoming().flatten() {
             match read(stream) {
                 Ok(asked) => {
-                    if events.send(Event::Cni(asked)).is_err() {
+                    if !notify(asked) {
                         return;
                     }
                 }
@@ -108,7 +106,7 @@ fn read(stream: UnixStream) -> io::Result<Asked> {
             "this agent speaks version {VERSION} and not {}",
             request.version
         )),
-        Err(error) => refused(crate::chain(&error)),
+        Err(error) => refused(crate::error::chain(&error)),
     };
     let _ = (&stream).write_all(answer.to_line().as_bytes());
     Err(io::Error::other(format!("{answer:?}")))

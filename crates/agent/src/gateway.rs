@@ -1,8 +1,8 @@
 //! The gateway role of this node: eBPF programs, steering tables, announcements.
 
-use crate::chain;
-use crate::conflicts::{Around, Detection};
-use crate::facts::Links;
+use crate::error::chain;
+use crate::observe::conflicts::{Around, Detection};
+use crate::observe::facts::Links;
 use crate::path::{GatewayDatapath, Path as Forwarding};
 use crate::standing::Standing;
 use egret_core::machines::{Announcer, AnnouncerCommand, Entrance, answering_nodes};
@@ -139,7 +139,7 @@ impl Gateway {
     }
 
     /// Decides what to announce. Call once liveness is settled. `me` and `local`: this node, and the addresses that its
-    /// kernel has. `live`, `alone`, `reached`: other gateways that answer and forward, and what [`crate::probe::Seen`] says.
+    /// kernel has. `live`, `alone`, `reached`: other gateways that answer and forward, and what [`crate::observe::probe::Seen`] says.
     pub(crate) fn decide(
         &mut self,
         snapshot: &Snapshot,

@@ -12,98 +12,45 @@
 //! The main loop alone touches the kernel. Nothing on it waits for the source: a source that hangs stops news, not
 //! traffic. A restarted agent adopts what is there, and changes nothing before it knows which gateways answer.
 
-mod board;
-mod canary;
 mod classic;
+mod clock;
 mod cni;
-mod conflicts;
+mod config;
 pub mod doctor;
-mod facts;
-mod flows;
+mod error;
 mod gateway;
-mod links;
 mod main_loop;
-mod metrics;
-mod neighbours;
+mod observe;
 mod path;
-mod pod_devices;
-mod port_use;
-mod probe;
 mod remembered;
 pub mod report;
-mod socket;
-mod source;
 mod standing;
-mod surroundings;
-pub mod told;
-mod traffic;
-mod uncovered;
+mod threads;
+mod unix_socket;
 mod uplink;
 
-pub use board::Board;
 pub use classic::{ClassicConfig, ReadWanted, cleanup_classic, run_classic};
 pub use cni::{CniConfig, InstallConfig};
-pub use metrics::Metrics;
+pub use config::Config;
+pub use error::AgentError;
+pub use observe::source::OpenSource;
 pub use path::GatewayDatapath;
-pub use socket::{Question, ask};
+pub use report::{Board, Metrics, Question, ask};
 
 pub use egret_datapath::sysctl::{
     DIRECTORY as SYSCTL_DIRECTORY, use_directory as use_sysctl_directory,
 };
 
-use egret_core::model::NodeName;
 pub use egret_core::node::{CniPath, UnknownPodsPolicy};
 use egret_datapath::driver::{Datapath, DatapathError};
-use egret_objects::{Source, SourceError};
+use error::chain;
+use main_loop::{Event, MainLoop, Ways};
+use observe::{canary, flows, links, neighbours, port_use, probe, source};
 use std::io;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 use std::sync::mpsc;
-
-/// Opens the source; called once for each thread that uses it.
-pub type OpenSource = Arc<dyn Fn() -> Result<Box<dyn Source>, SourceError> + Send + Sync>;
-
-/// Where the agent runs and keeps things.
-#[derive(Clone, Debug)]
-pub struct Config {
-    /// Name of this node.
-    pub node: NodeName,
-    /// What must outlive the agent.
-    pub state_directory: PathBuf,
-    /// Pinned eBPF objects.
-    pub pin_directory: PathBuf,
-    /// Socket for questions of the command line.
-    pub socket: PathBuf,
-    /// How this node forwards, if it is a gateway.
-    pub gateway_datapath: GatewayDatapath,
-    /// What is known of how the network plugin sends pods' packets on.
-    pub cni_path: CniPath,
-    /// What becomes of packets of pods that the API has not shown yet.
-    pub unknown_pods: UnknownPodsPolicy,
-    /// The CNI plugin.
-    pub cni: CniConfig,
-}
-
-/// Why the agent cannot run at all.
-#[derive(Debug, thiserror::Error)]
-pub enum AgentError {
-    /// The kernel's interfaces cannot be opened.
-    #[error("opening the data path")]
-    Datapath(#[from] DatapathError),
-    /// The source cannot be opened.
-    #[error("opening the source of objects")]
-    Source(#[from] SourceError),
-    /// A thread or socket cannot be made.
-    #[error("{doing}")]
-    Io {
-        /// What was being done.
-        doing: &'static str,
-        /// Why.
-        #[source]
-        source: io::Error,
-    },
-}
 
 /// Runs until `stop` is set. What is in the kernel then stays there, for the next agent to adopt.
 pub fn run(
@@ -115,24 +62,22 @@ pub fn run(
     let mut datapath = Datapath::open(&config.state_directory)?;
     let own = datapath.routing().port().map_err(DatapathError::from)?;
     let (events, inbox) = mpsc::channel();
-    source::read(&open, events.clone(), stop)?;
-    let status = source::write(&open)?;
+    source::read(&open, stop, Event::notify(&events, Event::Source))?;
+    let status = report::start_status_writer(&open)?;
     let heard = probe::HeardSlot::default();
-    let probes = probe::start(events.clone(), heard.clone())?;
-    let neighbours = neighbours::start(events.clone())?;
-    let links = events.clone();
-    links::watch(Some(own), move || {
-        links.send(main_loop::Event::Links).is_ok()
-    })?;
-    let ranges = port_use::start(events.clone())?;
-    let flows = flows::start(events.clone())?;
-    let (canaries, canary_device) = canary::start(events.clone())?;
-    cni::listen(&config.cni.socket, events.clone())?;
+    let probes = probe::start(heard.clone(), Event::notify(&events, Event::Gateways))?;
+    let neighbours = neighbours::start(Event::notify(&events, Event::Neighbours))?;
+    let changed = events.clone();
+    links::watch(Some(own), move || changed.send(Event::Links).is_ok())?;
+    let ranges = port_use::start(Event::notify(&events, Event::Full))?;
+    let flows = flows::start(Event::notify(&events, Event::Flows))?;
+    let (canaries, canary_device) = canary::start(Event::notify(&events, Event::Canaries))?;
+    cni::listen(&config.cni.socket, Event::notify(&events, Event::Cni))?;
     let ready = Arc::new(AtomicBool::new(false));
     let desk = cni::Desk::open(&config.node, &config.state_directory, ready.clone());
     cni::keep_installed(&config.cni, &config.state_directory, &ready, stop)?;
-    socket::listen(&config.socket, events.clone())?;
-    let ways = main_loop::Ways {
+    report::listen(&config.socket, Event::notify(&events, Event::Query))?;
+    let ways = Ways {
         status,
         probes,
         heard,
@@ -142,7 +87,7 @@ pub fn run(
         canaries,
         events,
     };
-    let main_loop = main_loop::MainLoop::new(config, datapath, board, ways, desk);
+    let main_loop = MainLoop::new(config, datapath, board, ways, desk);
     main_loop.measuring(canary_device).run(&inbox, stop);
     for socket in [&config.socket, &config.cni.socket] {
         let _ = std::fs::remove_file(socket);
@@ -196,15 +141,4 @@ pub fn cleanup(
         let _in_use = std::fs::remove_dir(directory);
     }
     errors
-}
-
-/// An error with its causes, on one line.
-pub(crate) fn chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut source = error.source();
-    while let Some(error) = source {
-        text = format!("{text}: {error}");
-        source = error.source();
-    }
-    text
 }

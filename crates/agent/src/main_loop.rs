@@ -1,31 +1,30 @@
 //! The loop that alone touches the kernel.
 
-mod owed;
-mod stand;
-mod tell;
+mod event;
+mod external_link;
+mod flow_cleanup;
+mod reports;
 mod upkeep;
 
-use crate::Config;
-use crate::board::Board;
-use crate::canary::{Measured, Order, Shown};
-use crate::chain;
-use crate::cni::{Asked, Desk, Round};
-use crate::conflicts::Detection;
-use crate::facts::{Links, Wanted};
-use crate::flows;
+pub(crate) use event::Event;
+
+use crate::cni::{Desk, Round};
+use crate::config::Config;
+use crate::error::chain;
 use crate::gateway::Gateway;
-use crate::neighbours::{Heard, Orders, Watch};
-use crate::pod_devices::PodDevices;
-use crate::port_use::Ranges;
-use crate::probe::{HeardSlot, Seen, Targets};
+use crate::observe::canary::{self, Measured, Order, Shown};
+use crate::observe::conflicts::Detection;
+use crate::observe::facts::{Links, Wanted};
+use crate::observe::neighbours::{Orders, Watch};
+use crate::observe::pod_devices::PodDevices;
+use crate::observe::port_use::{FullDestinations, Ranges};
+use crate::observe::probe::{HeardSlot, Seen, Targets};
+use crate::observe::source::Reading;
+use crate::observe::surroundings::Routers;
+use crate::observe::uncovered::Uncovered;
 use crate::remembered::Remembered;
-use crate::report::SeenHere;
-use crate::socket::Query;
-use crate::source::{Newest, Status};
+use crate::report::{Board, LocalFindings, NodeStatus, Traffic};
 use crate::standing::Standing;
-use crate::surroundings::Routers;
-use crate::traffic::Traffic;
-use crate::uncovered::Uncovered;
 use crate::uplink::Uplink;
 use egret_core::machines::Destination;
 use egret_core::model::{NodeName, Snapshot};
@@ -33,7 +32,6 @@ use egret_core::node::{External, NodeFacts, NodeOutcome, PathFacts, node_state};
 use egret_core::numbers::{FULL_DESTINATION_SECS, FULL_DESTINATIONS_MAX};
 use egret_core::obstacle::{self, Obstacle};
 use egret_datapath::driver::Datapath;
-use egret_datapath::gateway::conflict::Claim;
 use egret_datapath::route::{Device, RouteError};
 use egret_objects::View;
 use std::collections::{BTreeMap, BTreeSet};
@@ -58,38 +56,10 @@ const BURST_MAX: usize = 64;
 /// Full destinations are refused anew this often, well before the kernel forgets them.
 const REFUSE_AGAIN: Duration = Duration::from_secs(FULL_DESTINATION_SECS / 3);
 
-/// What wakes the loop.
-pub(crate) enum Event {
-    /// There is a new view of the objects.
-    View(Newest),
-    /// The objects cannot be read; what is known stays.
-    SourceError(String),
-    /// What the probes say.
-    Gateways(Seen),
-    /// What was heard on the external network.
-    Neighbours(Heard),
-    /// A link, address, route or rule has changed.
-    Links,
-    /// Machines on the external segment have said that they have addresses that this gateway serves.
-    Claims(Vec<Claim>),
-    /// All flows of the node, as asked for.
-    Flows(flows::Read),
-    /// Destinations towards which a lease is used up, and how often one was left out for lack of room.
-    Full(BTreeSet<Destination>, u64),
-    /// Somebody asks.
-    Query(Query),
-    /// The CNI plugin tells of a pod.
-    Cni(Asked),
-    /// What canaries have shown.
-    Canaries(Shown),
-    /// The canary device was made anew.
-    CanaryDevice(u32),
-}
-
 /// The ways to the threads that work for the loop.
 pub(crate) struct Ways {
     /// To whoever writes this node's status.
-    pub(crate) status: Sender<Status>,
+    pub(crate) status: Sender<NodeStatus>,
     /// To whoever probes gateways.
     pub(crate) probes: Sender<Targets>,
     /// To the same: the counters of the programs that answer others' probes.
@@ -137,13 +107,13 @@ pub(crate) struct MainLoop {
     /// Destinations towards which a lease is used up.
     full: BTreeSet<Destination>,
     /// What is looked up now and then, only to be told.
-    seen_here: SeenHere,
+    seen_here: LocalFindings,
     /// When the kernel was told so.
     full_told: Instant,
     told_ranges: Ranges,
     told_targets: Targets,
     told_watch: Watch,
-    told_status: Option<Status>,
+    told_status: Option<NodeStatus>,
     /// What canaries measure.
     told_measured: Measured,
     /// What they have shown.
@@ -172,13 +142,13 @@ impl MainLoop {
         cni: Desk,
     ) -> Self {
         let standing = Standing::new(&config.node, ways.heard.clone());
-        let detection = Detection::new(ways.events.clone());
+        let detection = Detection::new(Event::notify(&ways.events, Event::Claims));
         let (pins, choice) = (&config.pin_directory, config.gateway_datapath);
         MainLoop {
             config: config.clone(),
             datapath,
             gateway: Gateway::new(&config.node, pins, choice, (standing, detection)),
-            uplink: Uplink::new(config),
+            uplink: Uplink::new(pins, config.cni_path, choice),
             board: board.clone(),
             ways,
             cni,
@@ -200,7 +170,7 @@ impl MainLoop {
             ports_counted: None,
             flows_asked: None,
             full: BTreeSet::new(),
-            seen_here: SeenHere::default(),
+            seen_here: LocalFindings::default(),
             full_told: Instant::now(),
             told_ranges: Ranges::new(),
             told_targets: Targets::default(),
@@ -302,7 +272,7 @@ impl MainLoop {
 
     fn take_up(&mut self, event: Event) {
         match event {
-            Event::View(newest) => {
+            Event::Source(Reading::View(newest)) => {
                 if let Some((mut view, since)) = newest.take() {
                     self.asked.get_or_insert(since);
                     self.cni.dress(&mut view.snapshot);
@@ -311,7 +281,7 @@ impl MainLoop {
                     self.news = true;
                 }
             }
-            Event::SourceError(error) => {
+            Event::Source(Reading::Failed(error)) => {
                 tracing::warn!(error, "the objects cannot be read: what is known stays");
             }
             Event::Gateways(seen) => {
@@ -337,31 +307,16 @@ impl MainLoop {
                 self.news |= self.gateway.heard(&claims, now_ms);
             }
             Event::Flows(read) => self.end_owed(read),
-            Event::Full(full, left_out) => {
-                if left_out > 0 {
-                    tracing::warn!(
-                        left_out,
-                        limit = FULL_DESTINATIONS_MAX,
-                        "too many full destinations to refuse all"
-                    );
-                }
-                for new in full.difference(&self.full) {
-                    tracing::warn!(egress = %new.egress, destination = %new.address, protocol = new.protocol,
-                        port = new.port, "all leased source ports are in use towards this destination: new flows are refused");
-                }
-                self.full = full;
-                self.refuse_full();
-                self.news = true;
-            }
+            Event::Full(full) => self.take_up_full(full),
             Event::Cni(asked) => {
                 let snapshot = self.view.as_mut().map(|view| &mut view.snapshot);
                 self.news |= self.cni.take(asked, snapshot);
             }
-            Event::Canaries(shown) => {
+            Event::Canaries(canary::Report::Shown(shown)) => {
                 self.news |= shown.broken != self.canaries.broken;
                 self.canaries = shown;
             }
-            Event::CanaryDevice(index) => {
+            Event::Canaries(canary::Report::Device(index)) => {
                 self.canary_device = Some(index);
                 self.news = true;
             }
@@ -371,6 +326,24 @@ impl MainLoop {
                 (&self.seen, &self.canaries),
             ),
         }
+    }
+
+    fn take_up_full(&mut self, full: FullDestinations) {
+        let FullDestinations {
+            destinations,
+            left_out,
+        } = full;
+        if left_out > 0 {
+            let limit = FULL_DESTINATIONS_MAX;
+            tracing::warn!(left_out, limit, "too many full destinations to refuse all");
+        }
+        for new in destinations.difference(&self.full) {
+            tracing::warn!(egress = %new.egress, destination = %new.address, protocol = new.protocol,
+                port = new.port, "all leased source ports are in use towards this destination: new flows are refused");
+        }
+        self.full = destinations;
+        self.refuse_full();
+        self.news = true;
     }
 
     /// Facts and objects to state, state to kernel, and what came of it to the status.

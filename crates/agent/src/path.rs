@@ -1,6 +1,6 @@
 //! The ways in which a gateway can forward: eBPF, or nftables where the kernel refuses that.
 
-use crate::chain;
+use crate::error::chain;
 use egret_core::node::GatewayState;
 use egret_datapath::damage::{Damage, Found};
 use egret_datapath::gateway::netdev::{LACKS, NetdevError, NetdevGateway};

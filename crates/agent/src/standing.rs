@@ -1,8 +1,8 @@
 //! Whether others may count on this gateway, beyond its own programs and carrier: whether anybody in the cluster reaches it,
 //! and whether anybody outside answers it. Decided by `core::machines`.
 
-use crate::facts::Links;
-use crate::probe::{HeardSlot, Seen};
+use crate::observe::facts::Links;
+use crate::observe::probe::{HeardSlot, Seen};
 use egret_core::condition::Reason;
 use egret_core::machines::{Isolation, Others, Uplink};
 use egret_core::model::{NodeName, Snapshot};

@@ -1,7 +1,7 @@
 //! How pods' packets leave this node, and what takes them back where they leave past the stack.
 
+use crate::error::chain;
 use crate::path::GatewayDatapath;
-use crate::{Config, chain};
 use egret_core::model::{NodeName, Snapshot};
 use egret_core::node::{CniPath, NodeOutcome, PathFacts, PodsPath};
 use egret_datapath::damage::Found;
@@ -9,7 +9,7 @@ use egret_datapath::gateway::Attachment;
 use egret_datapath::uplink::{Delivered, LookError, Looker, UplinkDriver, UplinkError};
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 /// Nobody tells when a program is attached to a device: it is looked for this often. What is refused is tried again.
@@ -39,11 +39,11 @@ pub(crate) struct Uplink {
 }
 
 impl Uplink {
-    pub(crate) fn new(config: &Config) -> Self {
+    pub(crate) fn new(pin_directory: &Path, choice: CniPath, datapath: GatewayDatapath) -> Self {
         Uplink {
-            pin_directory: config.pin_directory.clone(),
-            choice: config.cni_path,
-            filters: config.gateway_datapath == GatewayDatapath::Clsact,
+            pin_directory: pin_directory.to_owned(),
+            choice,
+            filters: datapath == GatewayDatapath::Clsact,
             looker: None,
             seen: PathFacts::default(),
             delivered: Delivered::new(),

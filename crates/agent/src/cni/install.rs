@@ -3,8 +3,8 @@
 
 use super::chain::{ChainError, Change, Files, chain, unchain};
 use super::{CniConfig, InstallConfig, kept};
-use crate::AgentError;
-use crate::source::spawn;
+use crate::error::AgentError;
+use crate::threads::spawn;
 use egret_wire::cni::PLUGIN;
 use inotify::{Inotify, WatchMask};
 use nix::poll::{PollFd, PollFlags, PollTimeout};
@@ -80,7 +80,7 @@ pub(crate) fn keep_installed(
         while !stop.load(Ordering::Relaxed) {
             let (said, changed) = match install_once(&install, &entry) {
                 Ok((file, changed)) => (format!("chained into {file}"), changed),
-                Err(error) => (crate::chain(&error), false),
+                Err(error) => (crate::error::chain(&error), false),
             };
             if said != last || changed {
                 tracing::info!(said, "CNI plugin");
@@ -145,7 +145,7 @@ pub(crate) fn uninstall(install: &InstallConfig) -> Vec<String> {
                 }
             }
         }
-        Err(error) => errors.push(crate::chain(&error)),
+        Err(error) => errors.push(crate::error::chain(&error)),
     }
     let _none = fs::remove_file(directory.join(TEMPORARY));
     errors

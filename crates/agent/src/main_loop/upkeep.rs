@@ -2,9 +2,9 @@
 //! forward chains.
 
 use super::{COUNT_PORTS, MainLoop, REFUSE_AGAIN};
-use crate::chain;
-use crate::metrics::ByKind;
-use crate::port_use::Ranges;
+use crate::error::chain;
+use crate::observe::port_use::Ranges;
+use crate::report::ByKind;
 use egret_core::node::NodeOutcome;
 use egret_core::obstacle::Obstacle;
 use egret_datapath::damage::Found;

@@ -1,8 +1,7 @@
 //! The thread that follows the flows of this node and says towards which destinations the leases are used up.
 
-use crate::main_loop::Event;
-use crate::source::spawn;
-use crate::{AgentError, chain};
+use crate::error::{AgentError, chain};
+use crate::threads::{Notify, spawn};
 use egret_core::machines::{Destination, PortUse};
 use egret_core::model::PortRange;
 use egret_datapath::conntrack::{Conntrack, Flow, FlowEvents};
@@ -16,6 +15,15 @@ use std::time::{Duration, Instant};
 /// Source ports that new flows may use, by egress address.
 pub(crate) type Ranges = BTreeMap<IpAddr, Vec<PortRange>>;
 
+/// Destinations towards which a lease is used up.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct FullDestinations {
+    /// All of them now.
+    pub(crate) destinations: BTreeSet<Destination>,
+    /// How often one was left out since the last message, for lack of room.
+    pub(crate) left_out: u64,
+}
+
 /// Longest wait for an event before new ranges are looked for.
 const LOOK_UP: Duration = Duration::from_millis(200);
 /// Flows are compared with a dump this often, beside whenever events were lost.
@@ -25,13 +33,13 @@ const PAUSE_AFTER_ERROR: Duration = Duration::from_millis(500);
 
 /// Starts the thread, and returns the way to tell it the ranges. Without ranges it listens to nothing, so that the
 /// kernel makes no events for it.
-pub(crate) fn start(events: Sender<Event>) -> Result<Sender<Ranges>, AgentError> {
+pub(crate) fn start(notify: Notify<FullDestinations>) -> Result<Sender<Ranges>, AgentError> {
     let (tell, told) = mpsc::channel::<Ranges>();
     spawn("port-use", move || {
         let mut follower = Follower {
             ports: PortUse::default(),
             said: BTreeSet::new(),
-            events,
+            notify,
         };
         while let Ok(ranges) = told.recv() {
             if !ranges.is_empty() && follower.follow(ranges, &told).is_none() {
@@ -45,7 +53,7 @@ pub(crate) fn start(events: Sender<Event>) -> Result<Sender<Ranges>, AgentError>
 struct Follower {
     ports: PortUse,
     said: BTreeSet<Destination>,
-    events: Sender<Event>,
+    notify: Notify<FullDestinations>,
 }
 
 impl Follower {
@@ -119,12 +127,15 @@ impl Follower {
         }
     }
 
-    /// Tells the main loop what has changed.
+    /// Hands on what has changed. `None`: nobody listens any more.
     fn say(&mut self) -> Option<()> {
         if self.ports.full() != &self.said {
             self.said = self.ports.full().clone();
-            let event = Event::Full(self.said.clone(), self.ports.left_out());
-            self.events.send(event).ok()?;
+            let full = FullDestinations {
+                destinations: self.said.clone(),
+                left_out: self.ports.left_out(),
+            };
+            return (self.notify)(full).then_some(());
         }
         Some(())
     }

@@ -1,8 +1,8 @@
 //! What the loop asks on the external network, and what it makes of the answers.
 
 use super::MainLoop;
-use crate::facts::Links;
-use crate::neighbours::{Heard, Order, Watch};
+use crate::observe::facts::Links;
+use crate::observe::neighbours::{Heard, Order, Watch};
 use crate::standing::ExternalLink;
 use egret_core::machines::answering_nodes;
 use egret_core::model::Snapshot;

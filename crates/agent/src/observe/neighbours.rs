@@ -1,9 +1,8 @@
 //! Asks on the external network by ARP and ND: whether the next hops of the external device answer, and who has an
 //! address. What it means is decided by `core::machines`; here are the sockets.
 
-use crate::AgentError;
-use crate::main_loop::Event;
-use crate::source::spawn;
+use crate::error::AgentError;
+use crate::threads::{Notify, spawn};
 use egret_core::machines::NextHopProbes;
 use egret_datapath::gateway::ask::{Asker, Device, Who};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
@@ -62,7 +61,7 @@ impl Orders {
 }
 
 /// Starts the thread and returns the way to tell it what to ask.
-pub(crate) fn start(events: Sender<Event>) -> Result<Orders, AgentError> {
+pub(crate) fn start(notify: Notify<Heard>) -> Result<Orders, AgentError> {
     let error = |source| AgentError::Io {
         doing: "making a pair of sockets",
         source,
@@ -73,7 +72,7 @@ pub(crate) fn start(events: Sender<Event>) -> Result<Orders, AgentError> {
     }
     let (orders, inbox) = mpsc::channel();
     let thread = Neighbours {
-        events,
+        notify,
         inbox,
         woken,
         started: Instant::now(),
@@ -89,7 +88,7 @@ pub(crate) fn start(events: Sender<Event>) -> Result<Orders, AgentError> {
 }
 
 struct Neighbours {
-    events: Sender<Event>,
+    notify: Notify<Heard>,
     inbox: Receiver<Order>,
     woken: UnixStream,
     started: Instant,
@@ -145,7 +144,7 @@ impl Neighbours {
                     if self.send(address, Who::HasIt) {
                         self.asked.insert(address);
                         // Without a listener the thread ends with the next answer.
-                        let _ = self.events.send(Event::Neighbours(Heard::Asked(address)));
+                        let _ = (self.notify)(Heard::Asked(address));
                     }
                 }
             }
@@ -195,8 +194,7 @@ impl Neighbours {
                 self.probes.answered(claim.address);
             }
             if self.asked.remove(&claim.address) {
-                let taken = Heard::Taken(claim.address);
-                if self.events.send(Event::Neighbours(taken)).is_err() {
+                if !(self.notify)(Heard::Taken(claim.address)) {
                     return false;
                 }
             }
@@ -228,8 +226,7 @@ impl Neighbours {
             tracing::info!(next_hop = %address, "the next hop answers, or is asked no more");
         }
         self.told.clone_from(&silent);
-        let event = Event::Neighbours(Heard::Silent(silent));
-        self.events.send(event).is_ok()
+        (self.notify)(Heard::Silent(silent))
     }
 
     /// Whether it went out.

@@ -1,11 +1,10 @@
 //! Who sends how much: counters of the kernel, read now and then, as metrics.
 
-use crate::chain;
-use crate::gateway::Gateway;
-use crate::metrics::{ByAddress, ByAddressAndDirection, ByPolicyAndAddress, Metrics};
+use super::metrics::{ByAddress, ByAddressAndDirection, ByPolicyAndAddress, Metrics};
+use crate::error::chain;
 use egret_core::node::NodeOutcome;
 use egret_core::numbers::TRAFFIC_ACCOUNTS_MAX;
-use egret_datapath::driver::{Counted, Datapath};
+use egret_datapath::driver::{Counted, DatapathError};
 use egret_datapath::gateway::{Carried, Flow};
 use prometheus_client::metrics::counter::Counter;
 use std::collections::BTreeMap;
@@ -28,19 +27,26 @@ pub(crate) struct Traffic {
 }
 
 impl Traffic {
-    /// Reads them, where it is time.
-    pub(crate) fn read(&mut self, datapath: &mut Datapath, gateway: &mut Gateway) {
-        if self.read.is_some_and(|at| at.elapsed() < READ_EVERY) {
-            return;
-        }
+    /// Whether it is time to read them.
+    pub(crate) fn is_due(&self) -> bool {
+        self.read.is_none_or(|at| at.elapsed() >= READ_EVERY)
+    }
+
+    /// They are read now. `worker`: those of the ruleset; what cannot be read stays as it was read last.
+    pub(crate) fn update(
+        &mut self,
+        worker: Result<Counted, DatapathError>,
+        gateway: BTreeMap<IpAddr, Carried>,
+        takeovers: BTreeMap<IpAddr, u64>,
+    ) {
         self.read = Some(Instant::now());
-        match datapath.counters() {
+        match worker {
             Ok(counted) => self.worker = counted,
-            // Somebody changed a table meanwhile, as a rule; what was read last stays.
+            // Somebody changed a table meanwhile, as a rule.
             Err(error) => tracing::debug!(error = %chain(&error), "reading the ruleset's counters"),
         }
-        self.gateway = gateway.traffic();
-        self.takeovers = gateway.takeovers().clone();
+        self.gateway = gateway;
+        self.takeovers = takeovers;
     }
 
     /// Packets that the worker's ruleset dropped or refused.

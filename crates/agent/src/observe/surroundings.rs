@@ -1,6 +1,6 @@
 //! What of this node's networks others must know: addresses of its devices, and routers around it.
 
-use crate::chain;
+use crate::error::chain;
 use egret_core::model::{NodeRecord, Snapshot};
 use egret_core::node::{NodeOutcome, never_anywhere};
 use egret_core::numbers::{

@@ -1,6 +1,6 @@
 //! What the agent shows of itself: metrics, and whether it is well.
 
-use crate::metrics::Metrics;
+use super::metrics::Metrics;
 use prometheus_client::encoding::text::encode;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Instant;

@@ -1,9 +1,8 @@
 //! Sends canaries along every path of the node and says which do not come back, and where they are lost. What is sent and
 //! what a loss means is decided in `core::canary`; here are the sockets and the waiting.
 
-use crate::AgentError;
-use crate::main_loop::Event;
-use crate::source::spawn;
+use crate::error::{AgentError, chain};
+use crate::threads::{Notify, spawn};
 use egret_core::canary::{CanaryKind, Lost};
 use egret_core::node::{BrokenPath, CanaryEnd, CanaryPath};
 use egret_core::numbers::{
@@ -42,6 +41,15 @@ pub(crate) struct Shown {
     pub(crate) at: Option<Instant>,
 }
 
+/// What the thread hands on.
+#[derive(Clone, Debug)]
+pub(crate) enum Report {
+    /// A round has ended.
+    Shown(Shown),
+    /// The canary device was made anew: its index.
+    Device(u32),
+}
+
 /// What the thread is told.
 pub(crate) enum Order {
     /// These paths from now on.
@@ -52,7 +60,7 @@ pub(crate) enum Order {
 
 /// Makes the canary device and starts the thread: the way to it, and the device's index. `None` where the kernel refuses
 /// the device: then nothing is measured.
-pub(crate) fn start(events: Sender<Event>) -> Result<(Sender<Order>, Option<u32>), AgentError> {
+pub(crate) fn start(notify: Notify<Report>) -> Result<(Sender<Order>, Option<u32>), AgentError> {
     let (sender, orders) = channel();
     let opened = CanaryPort::open().and_then(|mut port| {
         let index = port.ensure()?;
@@ -61,7 +69,7 @@ pub(crate) fn start(events: Sender<Event>) -> Result<(Sender<Order>, Option<u32>
     match opened {
         Ok((port, index)) => {
             let thread = Canaries {
-                events,
+                notify,
                 orders,
                 port,
                 device: index,
@@ -74,7 +82,7 @@ pub(crate) fn start(events: Sender<Event>) -> Result<(Sender<Order>, Option<u32>
             Ok((sender, Some(index)))
         }
         Err(error) => {
-            let error = crate::chain(&error);
+            let error = chain(&error);
             tracing::warn!(error, "the way of pods' packets is not measured");
             // Nobody reads what is sent.
             Ok((sender, None))
@@ -83,7 +91,7 @@ pub(crate) fn start(events: Sender<Event>) -> Result<(Sender<Order>, Option<u32>
 }
 
 struct Canaries {
-    events: Sender<Event>,
+    notify: Notify<Report>,
     orders: Receiver<Order>,
     port: CanaryPort,
     device: u32,
@@ -111,7 +119,7 @@ impl Canaries {
                         false => CANARY_AGAIN_MS,
                     };
                     self.next = Some(Instant::now() + Duration::from_millis(interval));
-                    if self.events.send(Event::Canaries(shown)).is_err() {
+                    if !(self.notify)(Report::Shown(shown)) {
                         return;
                     }
                 }
@@ -137,13 +145,13 @@ impl Canaries {
             self.forget(&before);
             let paths = self.measured.paths.clone();
             if let Err(error) = self.prepare(&paths) {
-                tracing::warn!(error = %crate::chain(&error), "canaries");
+                tracing::warn!(error = %chain(&error), "canaries");
             }
         }
         if self.measured.paths.is_empty() {
             self.next = None;
             // What was broken is no way of this node any more.
-            let _ = self.events.send(Event::Canaries(Shown::default()));
+            let _ = (self.notify)(Report::Shown(Shown::default()));
             return;
         }
         self.look_soon();
@@ -155,7 +163,7 @@ impl Canaries {
         let before: BTreeSet<_> = before.paths.iter().map(|path| path.source).collect();
         for source in before.difference(&after) {
             if let Err(error) = self.port.expect_no_answers(*source) {
-                tracing::debug!(error = %crate::chain(&error), "a neighbour of canaries stays");
+                tracing::debug!(error = %chain(&error), "a neighbour of canaries stays");
             }
         }
     }
@@ -187,7 +195,7 @@ impl Canaries {
         }
         self.generation = self.port.ruleset_generation();
         if let Err(error) = self.prepare(&paths) {
-            tracing::warn!(error = %crate::chain(&error), "canaries");
+            tracing::warn!(error = %chain(&error), "canaries");
         }
         for _ in 0..CANARY_TRIES {
             let sent: Vec<Canary> = waiting.keys().copied().collect();
@@ -213,7 +221,7 @@ impl Canaries {
         if device != self.device {
             self.device = device;
             // Somebody has removed it; the ruleset must know the new one.
-            let _ = self.events.send(Event::CanaryDevice(device));
+            let _ = (self.notify)(Report::Device(device));
         }
         let sources: BTreeSet<_> = paths.iter().map(|path| path.source).collect();
         for source in sources {
@@ -224,7 +232,7 @@ impl Canaries {
 
     fn send(&mut self, canary: &Canary) {
         if let Err(error) = self.port.send(canary, self.measured.mtu) {
-            tracing::debug!(error = %crate::chain(&error), "a canary is not sent");
+            tracing::debug!(error = %chain(&error), "a canary is not sent");
         }
     }
 

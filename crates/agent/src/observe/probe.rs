@@ -3,9 +3,8 @@
 //! A request is a tunnel packet made by hand, from the node's underlay address; the gateway's eBPF program sends it back
 //! through its tunnel, so the answer proves the path and not a process.
 
-use crate::AgentError;
-use crate::main_loop::Event;
-use crate::source::spawn;
+use crate::error::AgentError;
+use crate::threads::{Notify, spawn};
 use egret_core::machines::{Hearing, Liveness, LivenessCommand, ProbeSettings};
 use egret_core::model::NodeName;
 use egret_core::numbers::{TUNNEL_DEVICE, TUNNEL_PORT};
@@ -61,13 +60,10 @@ pub(crate) struct Seen {
 }
 
 /// Starts the thread and returns the way to tell it whom to probe.
-pub(crate) fn start(
-    events: Sender<Event>,
-    heard: HeardSlot,
-) -> Result<Sender<Targets>, AgentError> {
+pub(crate) fn start(heard: HeardSlot, notify: Notify<Seen>) -> Result<Sender<Targets>, AgentError> {
     let (sender, inbox) = mpsc::channel();
     let prober = Prober {
-        events,
+        notify,
         inbox,
         started: Instant::now(),
         // Keyed by the operating system's randomness: nonces cannot be guessed.
@@ -94,7 +90,7 @@ struct Sockets {
 }
 
 struct Prober {
-    events: Sender<Event>,
+    notify: Notify<Seen>,
     inbox: Receiver<Targets>,
     started: Instant,
     liveness: Liveness,
@@ -259,7 +255,7 @@ impl Prober {
         }
     }
 
-    /// Sends what is due and tells the main loop what is new; `false`: nobody listens any more.
+    /// Sends what is due and hands on what is new; `false`: nobody listens any more.
     fn carry_out(&mut self) -> bool {
         let commands = self.liveness.drain();
         let mut news = false;
@@ -303,7 +299,7 @@ impl Prober {
             return true;
         }
         self.told = seen;
-        self.events.send(Event::Gateways(self.told.clone())).is_ok()
+        (self.notify)(self.told.clone())
     }
 
     /// Whether no other gateway answers this node, and whether others reach it nevertheless.

@@ -1,7 +1,7 @@
 //! Tells at once when a link, an address, a route, a rule, a next hop or a neighbour of ours changes.
 
-use crate::AgentError;
-use crate::source::spawn;
+use crate::error::AgentError;
+use crate::threads::spawn;
 use egret_core::numbers::TUNNEL_DEVICE;
 use netlink_sys::{Socket, SocketAddr};
 

@@ -1,9 +1,8 @@
 //! The thread that reads the node's flows, so that the main loop does not wait for it: the kernel walks all of its buckets
 //! for that, however few flows there are.
 
-use crate::main_loop::Event;
-use crate::source::spawn;
-use crate::{AgentError, chain};
+use crate::error::{AgentError, chain};
+use crate::threads::{Notify, spawn};
 use egret_datapath::conntrack::{Conntrack, Flow};
 use std::sync::mpsc::{self, Sender};
 
@@ -15,7 +14,7 @@ pub(crate) struct Read {
 
 /// Starts the thread, and returns the way to ask it: each number of a change is answered by flows read after it was asked
 /// for, or those of a later one are.
-pub(crate) fn start(events: Sender<Event>) -> Result<Sender<u64>, AgentError> {
+pub(crate) fn start(notify: Notify<Read>) -> Result<Sender<u64>, AgentError> {
     let (ask, asked) = mpsc::channel::<u64>();
     spawn("flows", move || {
         let mut table = None;
@@ -23,7 +22,7 @@ pub(crate) fn start(events: Sender<Event>) -> Result<Sender<u64>, AgentError> {
             // One look answers all that have asked before it.
             let change = asked.try_iter().fold(first, u64::max);
             let flows = read(&mut table);
-            if events.send(Event::Flows(Read { change, flows })).is_err() {
+            if !notify(Read { change, flows }) {
                 return;
             }
         }

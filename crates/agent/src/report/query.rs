@@ -1,11 +1,11 @@
 //! Questions of the command line to the agent of the same node: one line of JSON each way. Nothing here changes anything.
 
-use crate::AgentError;
-use crate::canary::Shown;
-use crate::main_loop::Event;
-use crate::probe::Seen;
-use crate::report::Status;
-use crate::source::spawn;
+use super::cli_status::Status;
+use crate::error::AgentError;
+use crate::observe::canary::Shown;
+use crate::observe::probe::Seen;
+use crate::threads::{Notify, spawn};
+use crate::unix_socket;
 use egret_core::explain::{Explanation, Leaves, Stage, Step};
 use egret_core::node::{CanaryEnd, NodeOutcome};
 use egret_objects::View;
@@ -13,8 +13,7 @@ use serde::{Deserialize, Serialize};
 use std::collections::BTreeSet;
 use std::io::{self, BufRead, BufReader, Read, Write};
 use std::net::IpAddr;
-use std::os::unix::fs::PermissionsExt;
-use std::os::unix::net::{UnixListener, UnixStream};
+use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::sync::mpsc::{self, Sender};
 use std::time::Duration;
@@ -125,36 +124,22 @@ fn to_json<T: Serialize>(value: &T) -> String {
     serde_json::to_string(value).unwrap_or_else(|error| format!(r#"{{"error":"{error}"}}"#))
 }
 
-/// A socket in place of one that an earlier agent left. Only root may connect.
-pub(crate) fn bind(path: &Path) -> io::Result<UnixListener> {
-    if let Some(directory) = path.parent() {
-        std::fs::create_dir_all(directory)?;
-    }
-    match std::fs::remove_file(path) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
-        _ => {}
-    }
-    let listener = UnixListener::bind(path)?;
-    std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o600))?;
-    Ok(listener)
-}
-
 /// Listens for questions.
-pub(crate) fn listen(path: &Path, events: Sender<Event>) -> Result<(), AgentError> {
-    let listener = bind(path).map_err(|source| AgentError::Io {
+pub(crate) fn listen(path: &Path, notify: Notify<Query>) -> Result<(), AgentError> {
+    let listener = unix_socket::bind(path).map_err(|source| AgentError::Io {
         doing: "listening on the agent's socket",
         source,
     })?;
     spawn("socket", move || {
         for stream in listener.incoming().flatten() {
-            if let Err(error) = serve(stream, &events) {
+            if let Err(error) = serve(stream, &notify) {
                 tracing::debug!(%error, "a question was not answered");
             }
         }
     })
 }
 
-fn serve(mut stream: UnixStream, events: &Sender<Event>) -> io::Result<()> {
+fn serve(mut stream: UnixStream, notify: &Notify<Query>) -> io::Result<()> {
     stream.set_read_timeout(Some(PATIENCE))?;
     stream.set_write_timeout(Some(PATIENCE))?;
     let mut line = String::new();
@@ -162,7 +147,8 @@ fn serve(mut stream: UnixStream, events: &Sender<Event>) -> io::Result<()> {
     let answer = match serde_json::from_str(&line) {
         Ok(question) => {
             let (reply, inbox) = mpsc::channel();
-            let _ = events.send(Event::Query(Query { question, reply }));
+            // Where nobody takes it, nobody answers either.
+            let _ = notify(Query { question, reply });
             inbox.recv_timeout(PATIENCE).map_err(io::Error::other)?
         }
         Err(error) => to_json(&serde_json::json!({ "error": error.to_string() })),

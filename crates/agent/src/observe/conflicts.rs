@@ -1,8 +1,8 @@
-//! Address conflict detection of this gateway: listens on its external segment, asks, and tells the main loop.
+//! Address conflict detection of this gateway: listens on its external segment, and asks.
 
-use crate::chain;
-use crate::main_loop::Event;
-use crate::source::{now_secs, spawn};
+use crate::clock::now_secs;
+use crate::error::{AgentError, chain};
+use crate::threads::{Notify, spawn};
 use egret_core::machines::{ConflictCommand, ConflictInputs, Conflicts};
 use egret_core::model::{AddressClaim, MacAddress, NodeName, NodeRecord, Snapshot};
 use egret_core::numbers::CONFLICTS_MAX;
@@ -10,7 +10,6 @@ use egret_datapath::gateway::conflict::{Claim, Listener, probe};
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::mpsc::Sender;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -25,7 +24,7 @@ const WORDS_MAX: usize = 1024;
 /// Conflict detection. Without a device it knows of no conflict.
 pub(crate) struct Detection {
     machine: Conflicts,
-    events: Sender<Event>,
+    notify: Notify<Vec<Claim>>,
     listening: Option<Listening>,
     /// The device on which nobody can listen.
     deaf: Option<u32>,
@@ -59,11 +58,11 @@ pub(crate) struct Around<'a> {
 }
 
 impl Detection {
-    /// `events`: the way to the main loop.
-    pub(crate) fn new(events: Sender<Event>) -> Self {
+    /// `notify` takes what machines on the external segment say that they have.
+    pub(crate) fn new(notify: Notify<Vec<Claim>>) -> Self {
         Detection {
             machine: Conflicts::default(),
-            events,
+            notify,
             listening: None,
             deaf: None,
             claims: BTreeMap::new(),
@@ -81,7 +80,7 @@ impl Detection {
             return;
         }
         self.listening = None;
-        match start(ifindex, self.events.clone()) {
+        match start(ifindex, self.notify.clone()) {
             Ok(listening) => self.listening = Some(listening),
             Err(error) => {
                 self.deaf = Some(ifindex);
@@ -214,8 +213,8 @@ impl Detection {
     }
 }
 
-fn start(ifindex: u32, events: Sender<Event>) -> Result<Listening, crate::AgentError> {
-    let listener = Listener::open(ifindex).map_err(|source| crate::AgentError::Io {
+fn start(ifindex: u32, notify: Notify<Vec<Claim>>) -> Result<Listening, AgentError> {
+    let listener = Listener::open(ifindex).map_err(|source| AgentError::Io {
         doing: "listening on the external device",
         source,
     })?;
@@ -226,7 +225,7 @@ fn start(ifindex: u32, events: Sender<Event>) -> Result<Listening, crate::AgentE
     };
     let (stop, wanted) = (listening.stop.clone(), listening.wanted.clone());
     spawn("conflicts", move || {
-        listen(listener, &stop, &wanted, &events)
+        listen(listener, &stop, &wanted, &notify)
     })?;
     Ok(listening)
 }
@@ -235,7 +234,7 @@ fn listen(
     mut listener: Listener,
     stop: &AtomicBool,
     wanted: &Mutex<BTreeSet<IpAddr>>,
-    events: &Sender<Event>,
+    notify: &Notify<Vec<Claim>>,
 ) {
     let mut said: BTreeMap<Claim, Instant> = BTreeMap::new();
     while !stop.load(Ordering::Relaxed) {
@@ -261,7 +260,7 @@ fn listen(
             }
             is_new
         });
-        if !claims.is_empty() && events.send(Event::Claims(claims)).is_err() {
+        if !claims.is_empty() && !notify(claims) {
             return;
         }
     }

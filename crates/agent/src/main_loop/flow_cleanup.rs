@@ -1,8 +1,8 @@
 //! Flows whose end nobody has to wait for: read by a thread of their own, ended here.
 
 use super::MainLoop;
-use crate::chain;
-use crate::flows::Read;
+use crate::error::chain;
+use crate::observe::flows::Read;
 
 impl MainLoop {
     /// Has the flows read that a change has left to be ended, once for each change.

@@ -1,9 +1,11 @@
 //! What the loop tells others of the node: to whom probes go, figures, the status.
 
 use super::MainLoop;
-use crate::canary::{Measured, Order};
-use crate::probe::Targets;
-use crate::report;
+use crate::gateway::Gateway;
+use crate::observe::canary::{Measured, Order};
+use crate::observe::probe::Targets;
+use crate::report::gauges::{self, Figures};
+use crate::report::{GatewayReport, StatusInputs, node_status};
 use egret_core::model::{NodeName, Snapshot};
 use egret_core::node::NodeOutcome;
 use egret_objects::View;
@@ -67,40 +69,34 @@ impl MainLoop {
     }
 
     pub(super) fn report(&mut self, view: &View) {
-        self.traffic.read(&mut self.datapath, &mut self.gateway);
-        report::metrics(
-            &self.board,
-            self.outcome.as_ref(),
-            &self.seen,
-            self.traffic.reasons(),
-            (&self.ports, &self.full),
-        );
-        self.board
-            .with(|metrics| report::canary_metrics(metrics, &self.canaries));
-        let (traffic, outcome) = (&self.traffic, self.outcome.as_ref());
-        self.board.with(|metrics| traffic.show(metrics, outcome));
-        self.board
-            .with(|metrics| report::gateway_metrics(metrics, &mut self.gateway));
-        self.board
-            .with(|metrics| metrics.show_conflicts(self.gateway.claims()));
-        self.board
-            .with(|metrics| report::uplink_metrics(metrics, &self.uplink));
+        if self.traffic.is_due() {
+            let worker = self.datapath.counters();
+            let takeovers = self.gateway.takeovers().clone();
+            self.traffic
+                .update(worker, self.gateway.traffic(), takeovers);
+        }
+        let gateway = gateway_report(&mut self.gateway);
+        self.show(&gateway);
         let Some(record) = view.snapshot.node_records.get(&self.config.node) else {
             return;
         };
         if !self.seen.settled {
             return;
         }
-        let status = report::status(
+        let status = node_status(&StatusInputs {
             record,
             view,
-            self.outcome.as_ref().filter(|_| self.trouble.is_none()),
-            &self.gateway,
-            (self.links.as_ref(), &self.routers),
-            (&self.ports, &self.full, &self.seen_here),
-            (self.trouble.as_deref(), &self.obstacles),
-        );
-        // Told already and not yet written is enough; told, written and lost (a record made anew) is not.
+            outcome: self.outcome.as_ref().filter(|_| self.trouble.is_none()),
+            gateway: &gateway,
+            links: self.links.as_ref(),
+            routers: &self.routers,
+            ports: &self.ports,
+            full: &self.full,
+            findings: &self.seen_here,
+            last_error: self.trouble.as_deref(),
+            obstacles: &self.obstacles,
+        });
+        // Sent already and not yet written is enough; sent, written and lost (a record made anew) is not.
         let lost = record.resource_version != self.told_version && *record != status.record;
         if (lost || self.told_status.as_ref() != Some(&status))
             && self.ways.status.send(status.clone()).is_ok()
@@ -108,5 +104,41 @@ impl MainLoop {
             self.told_version = record.resource_version;
             self.told_status = Some(status);
         }
+    }
+
+    fn show(&self, gateway: &GatewayReport) {
+        let outcome = self.outcome.as_ref();
+        let figures = Figures {
+            outcome,
+            gateways: &self.seen,
+            refused_packets: self.traffic.reasons(),
+            ports: &self.ports,
+            full: &self.full,
+        };
+        let uplink = self.uplink.counters();
+        self.board.with(|metrics| {
+            gauges::worker(metrics, &figures);
+            gauges::canaries(metrics, &self.canaries);
+            self.traffic.show(metrics, outcome);
+            gauges::gateway(metrics, gateway);
+            metrics.show_conflicts(&gateway.claims);
+            gauges::uplink(metrics, &uplink);
+        });
+    }
+}
+
+fn gateway_report(gateway: &mut Gateway) -> GatewayReport {
+    GatewayReport {
+        datapath: gateway.datapath(),
+        limitations: gateway.lacks(),
+        loaded: gateway.is_loaded(),
+        version: gateway.version(),
+        announcing: gateway.announcing(),
+        external_mac: gateway.external_mac(),
+        claims: gateway.claims().clone(),
+        uplink_lost: gateway.standing.uplink_lost(),
+        degraded: gateway.standing.reports(),
+        last_error: gateway.trouble.clone(),
+        counters: gateway.counters(),
     }
 }

@@ -1,6 +1,6 @@
 //! What only the node itself knows: devices, addresses, carrier.
 
-use crate::surroundings::device_addresses;
+use super::surroundings::device_addresses;
 use egret_core::model::{NodeName, Snapshot};
 use egret_core::node::{
     Attachment, Candidate, External, ExternalChoice, ForeignMark, external_choice, wanted_next_hops,

@@ -1,0 +1,36 @@
+//! Why the agent cannot run, and errors as one line of text.
+
+use egret_datapath::driver::DatapathError;
+use egret_objects::SourceError;
+use std::io;
+
+/// Why the agent cannot run at all.
+#[derive(Debug, thiserror::Error)]
+pub enum AgentError {
+    /// The kernel's interfaces cannot be opened.
+    #[error("opening the data path")]
+    Datapath(#[from] DatapathError),
+    /// The source cannot be opened.
+    #[error("opening the source of objects")]
+    Source(#[from] SourceError),
+    /// A thread or socket cannot be made.
+    #[error("{doing}")]
+    Io {
+        /// What was being done.
+        doing: &'static str,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
+}
+
+/// An error with its causes, on one line.
+pub(crate) fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(error) = source {
+        text = format!("{text}: {error}");
+        source = error.source();
+    }
+    text
+}
