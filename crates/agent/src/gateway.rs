@@ -139,7 +139,7 @@ impl Gateway {
     }
 
     /// Decides what to announce. Call once liveness is settled. `me` and `local`: this node, and the addresses that its
-    /// kernel has. `live`, `alone`, `reached`: other gateways that answer and forward, and what [`crate::observe::probe::Seen`] says.
+    /// kernel has. `live`, `alone`, `reached`: other gateways that answer and forward, and what [`egret_core::machines::GatewayLiveness`] says.
     pub(crate) fn decide(
         &mut self,
         snapshot: &Snapshot,

@@ -18,7 +18,7 @@ use crate::observe::facts::{Links, Wanted};
 use crate::observe::neighbours::{Orders, Watch};
 use crate::observe::pod_devices::PodDevices;
 use crate::observe::port_use::{FullDestinations, Ranges};
-use crate::observe::probe::{HeardSlot, Seen, Targets};
+use crate::observe::probe::{HeardSlot, Targets};
 use crate::observe::source::Reading;
 use crate::observe::surroundings::Routers;
 use crate::observe::uncovered::Uncovered;
@@ -26,10 +26,10 @@ use crate::remembered::Remembered;
 use crate::report::{Board, LocalFindings, NodeStatus, Traffic};
 use crate::standing::Standing;
 use crate::uplink::Uplink;
-use egret_core::machines::Destination;
+use egret_core::machines::{Destination, GatewayLiveness, Schedule};
 use egret_core::model::{NodeName, Snapshot};
 use egret_core::node::{External, NodeFacts, NodeOutcome, PathFacts, node_state};
-use egret_core::numbers::{FULL_DESTINATION_SECS, FULL_DESTINATIONS_MAX};
+use egret_core::numbers::FULL_DESTINATIONS_MAX;
 use egret_core::obstacle::{self, Obstacle};
 use egret_datapath::driver::Datapath;
 use egret_datapath::route::{Device, RouteError};
@@ -41,20 +41,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender};
 use std::time::{Duration, Instant};
 
-/// What does not tell by itself when it changes is looked at this often: damage is mended within it.
-const TICK: Duration = Duration::from_millis(500);
-/// Everything is compared with the kernel this often, whatever was told.
-const COMPARE_ALL: Duration = Duration::from_secs(30);
-/// After something has told that it changed, this long passes before the next look.
-const SETTLE: Duration = Duration::from_millis(20);
-/// The same while a pod waits: its own device has told of itself, and its round needs no comparison of everything.
-const SETTLE_WHILE_PODS_WAIT: Duration = Duration::from_millis(200);
-/// Ports in use are counted this often.
-const COUNT_PORTS: Duration = Duration::from_secs(5);
 /// Events taken up before the kernel is touched again.
 const BURST_MAX: usize = 64;
-/// Full destinations are refused anew this often, well before the kernel forgets them.
-const REFUSE_AGAIN: Duration = Duration::from_secs(FULL_DESTINATION_SECS / 3);
 
 /// The ways to the threads that work for the loop.
 pub(crate) struct Ways {
@@ -89,7 +77,7 @@ pub(crate) struct MainLoop {
     /// When the oldest view came that is not carried out yet.
     asked: Option<Instant>,
     traffic: Traffic,
-    seen: Seen,
+    seen: GatewayLiveness,
     ever_live: BTreeSet<NodeName>,
     remembered: Remembered,
     /// Facts about links, while nothing has told that they may have changed.
@@ -101,15 +89,12 @@ pub(crate) struct MainLoop {
     tunnel: Option<Device>,
     outcome: Option<NodeOutcome>,
     ports: BTreeMap<IpAddr, u32>,
-    ports_counted: Option<Instant>,
     /// The last change whose flows were asked for.
     flows_asked: Option<u64>,
     /// Destinations towards which a lease is used up.
     full: BTreeSet<Destination>,
     /// What is looked up now and then, only to be told.
     seen_here: LocalFindings,
-    /// When the kernel was told so.
-    full_told: Instant,
     told_ranges: Ranges,
     told_targets: Targets,
     told_watch: Watch,
@@ -125,12 +110,7 @@ pub(crate) struct MainLoop {
     trouble: Option<String>,
     /// What of others' firewalls refuses our packets, as last looked at.
     obstacles: Vec<Obstacle>,
-    /// The objects or the gateways' liveness changed since the last round.
-    news: bool,
-    /// Something told of a change of links, routes, rules, next hops or neighbours since the last look.
-    links_changed: bool,
-    looked: Instant,
-    compared: Instant,
+    schedule: Schedule,
 }
 
 impl MainLoop {
@@ -156,7 +136,7 @@ impl MainLoop {
             view: None,
             asked: None,
             traffic: Traffic::default(),
-            seen: Seen::default(),
+            seen: GatewayLiveness::default(),
             ever_live: BTreeSet::new(),
             remembered: Remembered::load(&config.state_directory),
             links: None,
@@ -167,11 +147,9 @@ impl MainLoop {
             tunnel: None,
             outcome: None,
             ports: BTreeMap::new(),
-            ports_counted: None,
             flows_asked: None,
             full: BTreeSet::new(),
             seen_here: LocalFindings::default(),
-            full_told: Instant::now(),
             told_ranges: Ranges::new(),
             told_targets: Targets::default(),
             told_watch: Watch::default(),
@@ -182,10 +160,7 @@ impl MainLoop {
             told_version: 0,
             trouble: Some("no objects read yet".into()),
             obstacles: Vec::new(),
-            news: false,
-            links_changed: false,
-            looked: Instant::now(),
-            compared: Instant::now(),
+            schedule: Schedule::new(0),
         }
     }
 
@@ -198,10 +173,8 @@ impl MainLoop {
     }
 
     pub(crate) fn run(mut self, inbox: &Receiver<Event>, stop: &AtomicBool) {
-        let mut tick = Instant::now() + TICK;
         while !stop.load(Ordering::Relaxed) {
-            let wait = self.wait(tick);
-            match inbox.recv_timeout(wait) {
+            match inbox.recv_timeout(self.sleep()) {
                 Ok(event) => {
                     self.take_up(event);
                     for event in inbox.try_iter().take(BURST_MAX) {
@@ -211,30 +184,21 @@ impl MainLoop {
                 Err(RecvTimeoutError::Timeout) => {}
                 Err(RecvTimeoutError::Disconnected) => return,
             }
-            let ticked = Instant::now() >= tick;
-            if ticked {
-                tick = Instant::now() + TICK;
-            }
-            let compare = self.compared.elapsed() >= COMPARE_ALL;
-            let settle = match self.cni.is_untried() {
-                true => SETTLE_WHILE_PODS_WAIT,
-                false => SETTLE,
-            };
-            let told = self.links_changed && self.looked.elapsed() >= settle;
-            if compare || told || ticked {
-                self.mend(compare, told);
+            let now_ms = self.now_ms();
+            let turn = self.schedule.begin_turn(self.cni.is_untried(), now_ms);
+            if turn.verifies() {
+                self.mend(turn);
             }
             // What could not be carried out is tried again.
-            let again = ticked && (self.trouble.is_some() || self.gateway.trouble.is_some());
-            let now_ms = self.now_ms();
-            let enters = self.entrance_at().is_some_and(|at| at <= now_ms);
-            if self.news || again || enters {
-                self.news = false;
+            let failed = self.trouble.is_some() || self.gateway.trouble.is_some();
+            let (decides_at, now_ms) = (self.entrance_at(), self.now_ms());
+            let schedule = &mut self.schedule;
+            if schedule.take_round(turn, failed, decides_at, now_ms) {
                 self.round();
-            } else if ticked {
+            } else if turn.tick {
                 self.rest();
             }
-            if ticked && self.datapath.owes().is_some() {
+            if turn.tick && self.datapath.owes().is_some() {
                 self.ask_again();
             }
             self.overdue();
@@ -248,20 +212,12 @@ impl MainLoop {
         u64::try_from(self.started.elapsed().as_millis()).unwrap_or(u64::MAX)
     }
 
-    fn wait(&self, tick: Instant) -> Duration {
-        // What a round could not carry out is tried again with the next tick.
-        if self.news && self.trouble.is_none() {
-            return Duration::ZERO;
-        }
+    /// How long to wait for an event.
+    fn sleep(&self) -> Duration {
         let due = self.gateway.next_deadline().into_iter();
-        let due = due.chain(self.entrance_at()).min().unwrap_or(u64::MAX);
-        let announce = Duration::from_millis(due.saturating_sub(self.now_ms()));
-        let until = |at: Instant| at.saturating_duration_since(Instant::now());
-        let look = match self.links_changed {
-            true => until(self.looked + SETTLE),
-            false => TICK,
-        };
-        until(tick).min(announce).min(look)
+        let due = due.chain(self.entrance_at()).min();
+        let failed = self.trouble.is_some();
+        Duration::from_millis(self.schedule.sleep_ms(failed, due, self.now_ms()))
     }
 
     /// When this gateway begins to count. What cannot be carried out is tried again in its own time.
@@ -278,7 +234,7 @@ impl MainLoop {
                     self.cni.dress(&mut view.snapshot);
                     self.view = Some(view);
                     self.pod_devices.stir();
-                    self.news = true;
+                    self.schedule.request_round();
                 }
             }
             Event::Source(Reading::Failed(error)) => {
@@ -294,31 +250,34 @@ impl MainLoop {
                     self.gateway.repeat(now_ms);
                 }
                 self.seen = seen;
-                self.news = true;
+                self.schedule.request_round();
             }
             Event::Neighbours(heard) => self.heard(heard),
             Event::Links => {
-                self.links_changed = true;
+                self.schedule.kernel_changed();
                 self.links_stale = true;
                 self.look_soon();
             }
             Event::Claims(claims) => {
                 let now_ms = self.now_ms();
-                self.news |= self.gateway.heard(&claims, now_ms);
+                self.schedule
+                    .request_round_if(self.gateway.heard(&claims, now_ms));
             }
             Event::Flows(read) => self.end_owed(read),
             Event::Full(full) => self.take_up_full(full),
             Event::Cni(asked) => {
                 let snapshot = self.view.as_mut().map(|view| &mut view.snapshot);
-                self.news |= self.cni.take(asked, snapshot);
+                self.schedule
+                    .request_round_if(self.cni.take(asked, snapshot));
             }
             Event::Canaries(canary::Report::Shown(shown)) => {
-                self.news |= shown.broken != self.canaries.broken;
+                self.schedule
+                    .request_round_if(shown.broken != self.canaries.broken);
                 self.canaries = shown;
             }
             Event::Canaries(canary::Report::Device(index)) => {
                 self.canary_device = Some(index);
-                self.news = true;
+                self.schedule.request_round();
             }
             Event::Query(query) => query.answer(
                 self.view.as_deref(),
@@ -343,7 +302,7 @@ impl MainLoop {
         }
         self.full = destinations;
         self.refuse_full();
-        self.news = true;
+        self.schedule.request_round();
     }
 
     /// Facts and objects to state, state to kernel, and what came of it to the status.
@@ -446,7 +405,8 @@ impl MainLoop {
         self.measure(&outcome);
         self.remember(&outcome);
         // What a gateway serves is known from now on, and is decided by.
-        self.news |= self.outcome.is_none() && outcome.state.gateway.is_some();
+        self.schedule
+            .request_round_if(self.outcome.is_none() && outcome.state.gateway.is_some());
         let mut outcome = outcome;
         self.look_for_obstacles(&outcome);
         obstacle::discount(&mut outcome, &self.obstacles);
@@ -473,7 +433,7 @@ impl MainLoop {
         }
         self.tell_ended(applied.ended_flows);
         if self.grants_changed(outcome) {
-            self.ports_counted = None;
+            self.schedule.count_ports_soon();
         }
         Ok(())
     }

@@ -5,10 +5,10 @@ use crate::observe::canary::Report;
 use crate::observe::flows::Read;
 use crate::observe::neighbours::Heard;
 use crate::observe::port_use::FullDestinations;
-use crate::observe::probe::Seen;
 use crate::observe::source::Reading;
 use crate::report::Query;
 use crate::threads::Notify;
+use egret_core::machines::GatewayLiveness;
 use egret_datapath::gateway::conflict::Claim;
 use std::sync::Arc;
 use std::sync::mpsc::Sender;
@@ -18,7 +18,7 @@ pub(crate) enum Event {
     /// The objects were read, or cannot be.
     Source(Reading),
     /// What the probes say.
-    Gateways(Seen),
+    Gateways(GatewayLiveness),
     /// What was heard on the external network.
     Neighbours(Heard),
     /// A link, address, route or rule has changed.

@@ -3,7 +3,6 @@
 use super::MainLoop;
 use crate::observe::facts::Links;
 use crate::observe::neighbours::{Heard, Order, Watch};
-use crate::standing::ExternalLink;
 use egret_core::machines::answering_nodes;
 use egret_core::model::Snapshot;
 use egret_core::numbers::UPLINK_NEXT_HOPS_MAX;
@@ -14,23 +13,18 @@ use std::net::IpAddr;
 impl MainLoop {
     /// Whether this node's external link counts: it has carrier, and something behind it answers, or others do no better.
     pub(super) fn link_up(&mut self, snapshot: &Snapshot, links: &Links) -> bool {
-        let external = links.external_fact();
-        let has_carrier = external.is_some_and(|external| external.link_up);
-        self.watch(links, has_carrier);
+        let link = links.external_link();
+        self.watch(links, link.carrier);
         let state = self.outcome.as_ref();
         let state = state.and_then(|outcome| outcome.state.gateway.as_ref());
         let addresses = state.map(|state| {
             let own = (&self.config.node, &links.local_addresses);
             answering_nodes(snapshot, state, own, &self.seen.live)
         });
-        let external = ExternalLink {
-            links,
-            addresses: &addresses.unwrap_or_default(),
-        };
+        let addresses = addresses.unwrap_or_default();
         let now_ms = self.now_ms();
         let standing = &mut self.gateway.standing;
-        let leads_out = standing.decide_uplink(snapshot, &external, &self.seen, now_ms);
-        has_carrier && leads_out
+        standing.decide_uplink(snapshot, &link, &addresses, &self.seen, now_ms)
     }
 
     /// Has the next hops of the external device asked.
@@ -66,14 +60,15 @@ impl MainLoop {
             // What is not sent counts for nothing and is asked again.
             self.ways.neighbours.send(Order::Ask(questions));
         }
-        self.news |= self.gateway.standing.is_stale();
+        self.schedule
+            .request_round_if(self.gateway.standing.is_stale());
     }
 
     pub(super) fn heard(&mut self, heard: Heard) {
         match heard {
             Heard::Silent(silent) => {
                 self.gateway.standing.silent(silent);
-                self.news = true;
+                self.schedule.request_round();
             }
             Heard::Asked(address) => {
                 let now_ms = self.now_ms();
@@ -81,7 +76,8 @@ impl MainLoop {
             }
             Heard::Taken(address) => {
                 self.gateway.standing.taken(address);
-                self.news |= self.gateway.standing.is_stale();
+                self.schedule
+                    .request_round_if(self.gateway.standing.is_stale());
             }
         }
     }

@@ -43,6 +43,6 @@ impl MainLoop {
         self.board.with(|metrics| {
             metrics.ended_flows.inc_by(flows as u64);
         });
-        self.ports_counted = None;
+        self.schedule.count_ports_soon();
     }
 }

@@ -6,10 +6,9 @@ use crate::observe::canary::{Measured, Order};
 use crate::observe::probe::Targets;
 use crate::report::gauges::{self, Figures};
 use crate::report::{GatewayReport, StatusInputs, node_status};
-use egret_core::model::{NodeName, Snapshot};
-use egret_core::node::NodeOutcome;
+use egret_core::model::Snapshot;
+use egret_core::node::{NodeOutcome, probe_targets};
 use egret_objects::View;
-use std::collections::BTreeMap;
 
 impl MainLoop {
     /// Probes every gateway but this node itself.
@@ -20,31 +19,15 @@ impl MainLoop {
             .as_ref()
             .map(|device| (tunnel.index, tunnel.underlay, device.index));
         let nodes = || outcome.state.peers.iter();
-        let mut targets = Targets {
+        let targets = Targets {
             me,
-            peers: BTreeMap::new(),
+            peers: probe_targets(snapshot, &outcome.state),
             answers: self.gateway.answers().map(|version| {
                 let nodes = nodes().map(|(index, peer)| (*index, peer.underlay));
                 (version, nodes.collect())
             }),
             cut_off: self.links.as_ref().is_some_and(|links| !links.underlay_up),
         };
-        for (index, peer) in outcome.state.peers.iter().filter(|(_, peer)| peer.gateway) {
-            let name = NodeName(peer.node.clone());
-            let Some(node) = snapshot.nodes.get(&name) else {
-                continue;
-            };
-            let gateways = snapshot.gateways.values();
-            let settings = gateways
-                .filter(|gateway| gateway.nodes.matches(&node.labels))
-                .map(|gateway| (gateway.probe_interval_ms, gateway.probe_failures))
-                .min();
-            if let Some((interval_ms, failures)) = settings {
-                targets
-                    .peers
-                    .insert(name, (*index, peer.underlay, interval_ms, failures));
-            }
-        }
         if targets != self.told_targets && self.ways.probes.send(targets.clone()).is_ok() {
             self.told_targets = targets;
         }

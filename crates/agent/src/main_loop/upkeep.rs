@@ -1,10 +1,11 @@
 //! What the loop does without being asked: finding damage, counting ports, refusing full destinations, looking at others'
 //! forward chains.
 
-use super::{COUNT_PORTS, MainLoop, REFUSE_AGAIN};
+use super::MainLoop;
 use crate::error::chain;
 use crate::observe::port_use::Ranges;
 use crate::report::ByKind;
+use egret_core::machines::Turn;
 use egret_core::node::NodeOutcome;
 use egret_core::obstacle::Obstacle;
 use egret_datapath::damage::Found;
@@ -13,18 +14,20 @@ use std::time::Instant;
 impl MainLoop {
     /// What is due when nothing has happened.
     pub(super) fn rest(&mut self) {
-        if !self.full.is_empty() && self.full_told.elapsed() >= REFUSE_AGAIN {
+        if !self.full.is_empty() && self.schedule.is_refusal_due(self.now_ms()) {
             self.refuse_full();
         }
         let now = Instant::now();
         let due = self.pod_devices.is_due(now) || self.uncovered.is_due(now);
-        self.news |= due || self.uplink.programs_changed();
+        self.schedule
+            .request_round_if(due || self.uplink.programs_changed());
         if self.count_if_due() {
             // Old tables tell nobody when they change.
             if let Some(outcome) = self.outcome.take() {
                 self.open_forwarding(&outcome);
                 // What is reported as programmed may be more or less now.
-                self.news |= self.look_for_obstacles(&outcome);
+                let changed = self.look_for_obstacles(&outcome);
+                self.schedule.request_round_if(changed);
                 self.outcome = Some(outcome);
             }
             if let Some(view) = self.view.take() {
@@ -34,26 +37,20 @@ impl MainLoop {
         }
     }
 
-    /// Finds damage that others did; the round after it mends it. `all` compares everything, `links` what the kernel
-    /// has told a change of; the rest is looked at each time.
-    pub(super) fn mend(&mut self, all: bool, links: bool) {
-        if links {
-            // Whatever it was: facts about links may have changed.
-            self.news = true;
+    /// Finds damage that others did; the round after it mends it.
+    pub(super) fn mend(&mut self, turn: Turn) {
+        if turn.verify_changed {
             self.uplink.stir();
             self.pod_devices.stir();
-            self.links_changed = false;
-            self.looked = Instant::now();
         }
-        if all {
-            self.compared = Instant::now();
+        if turn.verify_full {
             self.links_stale = true;
             self.gateway.look_again();
         }
         if self.outcome.is_none() || self.tunnel.is_none() {
             return;
         }
-        let found = match (all, links) {
+        let found = match (turn.verify_full, turn.verify_changed) {
             (true, _) => self.datapath.compare(),
             (false, true) => self.datapath.verify(),
             (false, false) => self.datapath.glance(),
@@ -62,8 +59,8 @@ impl MainLoop {
             tracing::warn!(error = %chain(&error), "looking the data path over");
             Found::new()
         });
-        damage.extend(self.gateway.verify(all));
-        damage.extend(self.uplink.verify(all));
+        damage.extend(self.gateway.verify(turn.verify_full));
+        damage.extend(self.uplink.verify(turn.verify_full));
         if damage.is_empty() {
             return;
         }
@@ -80,12 +77,12 @@ impl MainLoop {
         });
         self.tunnel = None;
         self.links_stale = true;
-        self.news = true;
+        self.schedule.request_round();
     }
 
     /// Tells the kernel which destinations to refuse; it forgets them unless told again.
     pub(super) fn refuse_full(&mut self) {
-        self.full_told = Instant::now();
+        self.schedule.full_refused(self.now_ms());
         if let Err(error) = self.datapath.refuse_full(&self.full) {
             tracing::warn!(error = %chain(&error), "refusing full destinations");
         }
@@ -122,8 +119,7 @@ impl MainLoop {
 
     /// Counts ports in use where it is time to, or where they have changed at once; whether it did.
     pub(super) fn count_if_due(&mut self) -> bool {
-        let due = self.ports_counted;
-        let due = due.is_none_or(|at| at.elapsed() >= COUNT_PORTS) && self.outcome.is_some();
+        let due = self.schedule.is_count_due(self.now_ms()) && self.outcome.is_some();
         if due && let Err(trouble) = self.count_ports() {
             tracing::warn!(trouble, "counting ports in use");
         }
@@ -131,7 +127,7 @@ impl MainLoop {
     }
 
     fn count_ports(&mut self) -> Result<(), String> {
-        self.ports_counted = Some(Instant::now());
+        self.schedule.ports_counted(self.now_ms());
         self.ports = self
             .datapath
             .ports_in_use()

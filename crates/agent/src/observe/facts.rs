@@ -1,6 +1,7 @@
 //! What only the node itself knows: devices, addresses, carrier.
 
 use super::surroundings::device_addresses;
+use egret_core::machines::{ExternalLink, OutboundRoute};
 use egret_core::model::{NodeName, Snapshot};
 use egret_core::node::{
     Attachment, Candidate, External, ExternalChoice, ForeignMark, external_choice, wanted_next_hops,
@@ -135,6 +136,24 @@ impl Links {
             link_up: device.running,
             leads_out: self.leads_out,
         })
+    }
+
+    /// As `core` judges it.
+    pub(crate) fn external_link(&self) -> ExternalLink {
+        let device = self.external.as_ref().map(|(device, ..)| device);
+        ExternalLink {
+            device: device.map(|device| device.name.clone()),
+            carrier: device.is_some_and(|device| device.running),
+            routes: self.ways_out.each_ref().map(outbound),
+        }
+    }
+}
+
+fn outbound(way: &WayOut) -> OutboundRoute {
+    match way {
+        WayOut::Direct => OutboundRoute::Direct,
+        WayOut::By(hops) => OutboundRoute::Via(hops.clone()),
+        WayOut::Elsewhere => OutboundRoute::OtherDevice,
     }
 }
 

@@ -5,15 +5,16 @@
 
 use crate::error::AgentError;
 use crate::threads::{Notify, spawn};
-use egret_core::machines::{Hearing, Liveness, LivenessCommand, ProbeSettings};
+use egret_core::machines::{GatewayLiveness, Hearing, Liveness, LivenessCommand, ProbeSettings};
 use egret_core::model::NodeName;
+use egret_core::node::ProbeTarget;
 use egret_core::numbers::{TUNNEL_DEVICE, TUNNEL_PORT};
 use egret_datapath::gateway::Heard;
 use egret_wire::link_local;
 use egret_wire::probe::{Kind, PORT, Probe};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use socket2::{Domain, Protocol, Socket, Type};
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::hash::{BuildHasher, RandomState};
 use std::io;
 use std::net::{IpAddr, SocketAddr, SocketAddrV6, UdpSocket};
@@ -32,8 +33,8 @@ const BURST_MAX: usize = 256;
 pub(crate) struct Targets {
     /// Own number in the tunnel, own underlay address, index of the tunnel device.
     pub(crate) me: Option<(u16, IpAddr, u32)>,
-    /// Gateways: number in the tunnel, underlay address, settings.
-    pub(crate) peers: BTreeMap<NodeName, (u16, IpAddr, u64, u32)>,
+    /// Gateways.
+    pub(crate) peers: BTreeMap<NodeName, ProbeTarget>,
     /// Where no eBPF program answers probes: the steering version, and the nodes that may ask, by their numbers.
     pub(crate) answers: Option<(u64, BTreeMap<u16, IpAddr>)>,
     /// This node itself has no carrier: silence says nothing about others, so nobody is asked.
@@ -43,24 +44,11 @@ pub(crate) struct Targets {
 /// Where the main loop puts the counters of the programs that answer others' probes.
 pub(crate) type HeardSlot = Arc<Mutex<Option<Heard>>>;
 
-/// What the probes say.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub(crate) struct Seen {
-    pub(crate) live: BTreeSet<NodeName>,
-    pub(crate) versions: BTreeMap<NodeName, u64>,
-    pub(crate) settled: bool,
-    /// Gateways that were lost since the last message.
-    pub(crate) losses: u64,
-    /// A gateway that is not trusted yet was there for a moment since the last message.
-    pub(crate) lapsed: bool,
-    /// There are other gateways, and none answers this node.
-    pub(crate) alone: bool,
-    /// While it is alone: packets of others come in by the tunnel.
-    pub(crate) reached: bool,
-}
-
 /// Starts the thread and returns the way to tell it whom to probe.
-pub(crate) fn start(heard: HeardSlot, notify: Notify<Seen>) -> Result<Sender<Targets>, AgentError> {
+pub(crate) fn start(
+    heard: HeardSlot,
+    notify: Notify<GatewayLiveness>,
+) -> Result<Sender<Targets>, AgentError> {
     let (sender, inbox) = mpsc::channel();
     let prober = Prober {
         notify,
@@ -71,7 +59,7 @@ pub(crate) fn start(heard: HeardSlot, notify: Notify<Seen>) -> Result<Sender<Tar
         targets: Targets::default(),
         sockets: None,
         retargeted: false,
-        told: Seen::default(),
+        told: GatewayLiveness::default(),
         heard,
         hearing: Hearing::default(),
         asked: 0,
@@ -90,7 +78,7 @@ struct Sockets {
 }
 
 struct Prober {
-    notify: Notify<Seen>,
+    notify: Notify<GatewayLiveness>,
     inbox: Receiver<Targets>,
     started: Instant,
     liveness: Liveness,
@@ -98,7 +86,7 @@ struct Prober {
     sockets: Option<Sockets>,
     /// Gateways may have come or gone since the last message.
     retargeted: bool,
-    told: Seen,
+    told: GatewayLiveness,
     heard: HeardSlot,
     hearing: Hearing,
     /// Probes that this process has answered itself.
@@ -156,9 +144,9 @@ impl Prober {
                     .ok()
             });
         }
-        let settings = |(_, _, interval_ms, failures): &(u16, IpAddr, u64, u32)| ProbeSettings {
-            interval_ms: *interval_ms,
-            failures: *failures,
+        let settings = |target: &ProbeTarget| ProbeSettings {
+            interval_ms: target.interval_ms,
+            failures: target.failures,
         };
         let peers = targets
             .peers
@@ -208,7 +196,7 @@ impl Prober {
                 .targets
                 .peers
                 .iter()
-                .find(|(_, peer)| peer.0 == probe.sender);
+                .find(|(_, peer)| peer.index == probe.sender);
             let genuine = probe.kind == Kind::Reply
                 && from.port() == PORT
                 && from.ip() == IpAddr::V6(link_local(probe.sender));
@@ -286,7 +274,7 @@ impl Prober {
         if !news && !retargeted && same {
             return true;
         }
-        let seen = Seen {
+        let seen = GatewayLiveness {
             live: self.liveness.live(),
             versions: self.liveness.versions(),
             settled,
@@ -325,9 +313,7 @@ impl Prober {
     }
 
     fn send(&self, peer: &NodeName, nonce: u64) {
-        let (Some(sockets), Some((index, underlay, ..))) =
-            (&self.sockets, self.targets.peers.get(peer))
-        else {
+        let (Some(sockets), Some(target)) = (&self.sockets, self.targets.peers.get(peer)) else {
             return;
         };
         let sender = self.targets.me.map_or(0, |(index, ..)| index);
@@ -337,9 +323,10 @@ impl Prober {
             nonce,
             steering_version: 0,
         };
-        let frame = probe.encode_frame(*index, sockets.reply_port, PORT);
+        let frame = probe.encode_frame(target.index, sockets.reply_port, PORT);
         // An error (no route, interface down) is a lost probe.
-        let _ = sockets.requests.send_to(&frame, (*underlay, TUNNEL_PORT));
+        let to = (target.underlay, TUNNEL_PORT);
+        let _ = sockets.requests.send_to(&frame, to);
     }
 }
 

@@ -1,8 +1,8 @@
 //! `egret status`: the answer of an agent, or of the objects alone.
 
 use super::cli_conditions::{self, ConditionTold, NodeTold};
-use crate::observe::probe::Seen;
 use egret_core::condition::Reason;
+use egret_core::machines::GatewayLiveness;
 use egret_core::model::{Finding, NodeName};
 use egret_core::node::{NodeOutcome, ReportKind};
 use egret_core::rendezvous::announcer;
@@ -160,7 +160,11 @@ impl Status {
     }
 
     /// The same, with what this node's probes say of the gateways.
-    pub(crate) fn of_agent(view: &View, outcome: Option<&NodeOutcome>, seen: &Seen) -> Self {
+    pub(crate) fn of_agent(
+        view: &View,
+        outcome: Option<&NodeOutcome>,
+        seen: &GatewayLiveness,
+    ) -> Self {
         let mut status = Self::of_objects(view);
         status.source = "agent".into();
         let nobody = BTreeSet::new();

@@ -4,8 +4,7 @@ use super::full_destinations;
 use super::gateway_report::GatewayReport;
 use super::metrics::{ByAddress, ByGateway, ByGatewayAndFamily, ByReason, Metrics};
 use crate::observe::canary::Shown;
-use crate::observe::probe::Seen;
-use egret_core::machines::Destination;
+use egret_core::machines::{Destination, GatewayLiveness};
 use egret_core::node::NodeOutcome;
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
@@ -15,7 +14,7 @@ pub(crate) struct Figures<'a> {
     /// What the kernel contains, once a round has been carried out.
     pub(crate) outcome: Option<&'a NodeOutcome>,
     /// The gateways as probes see them.
-    pub(crate) gateways: &'a Seen,
+    pub(crate) gateways: &'a GatewayLiveness,
     /// Packets that the worker's ruleset dropped or refused, by reason.
     pub(crate) refused_packets: &'a BTreeMap<String, u64>,
     /// Source ports in use, by egress address.

@@ -3,10 +3,10 @@
 use super::cli_status::Status;
 use crate::error::AgentError;
 use crate::observe::canary::Shown;
-use crate::observe::probe::Seen;
 use crate::threads::{Notify, spawn};
 use crate::unix_socket;
 use egret_core::explain::{Explanation, Leaves, Stage, Step};
+use egret_core::machines::GatewayLiveness;
 use egret_core::node::{CanaryEnd, NodeOutcome};
 use egret_objects::View;
 use serde::{Deserialize, Serialize};
@@ -51,7 +51,7 @@ impl Query {
         &self,
         view: Option<&View>,
         outcome: &Option<NodeOutcome>,
-        (seen, canaries): (&Seen, &Shown),
+        (seen, canaries): (&GatewayLiveness, &Shown),
     ) {
         let Some(view) = view else {
             let _ = self
