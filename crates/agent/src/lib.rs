@@ -35,7 +35,7 @@ pub use config::Config;
 pub use error::AgentError;
 pub use observe::source::OpenSource;
 pub use path::GatewayDatapath;
-pub use report::{Board, Metrics, Question, ask};
+pub use report::{Health, Metrics, Question, ask};
 
 pub use egret_datapath::sysctl::{
     DIRECTORY as SYSCTL_DIRECTORY, use_directory as use_sysctl_directory,
@@ -56,7 +56,7 @@ use std::sync::mpsc;
 pub fn run(
     config: &Config,
     open: OpenSource,
-    board: &Arc<Board>,
+    health: &Arc<Health>,
     stop: &Arc<AtomicBool>,
 ) -> Result<(), AgentError> {
     let mut datapath = Datapath::open(&config.state_directory)?;
@@ -87,7 +87,7 @@ pub fn run(
         canaries,
         events,
     };
-    let main_loop = MainLoop::new(config, datapath, board, ways, desk);
+    let main_loop = MainLoop::new(config, datapath, health, ways, desk);
     main_loop.measuring(canary_device).run(&inbox, stop);
     for socket in [&config.socket, &config.cni.socket] {
         let _ = std::fs::remove_file(socket);

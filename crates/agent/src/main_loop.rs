@@ -23,7 +23,7 @@ use crate::observe::source::Reading;
 use crate::observe::surroundings::Routers;
 use crate::observe::uncovered::Uncovered;
 use crate::remembered::Remembered;
-use crate::report::{Board, LocalFindings, NodeStatus, Traffic};
+use crate::report::{Health, LocalFindings, NodeStatus, Traffic};
 use crate::standing::Standing;
 use crate::uplink::Uplink;
 use egret_core::machines::{Destination, GatewayLiveness, Schedule};
@@ -69,7 +69,7 @@ pub(crate) struct MainLoop {
     datapath: Datapath,
     gateway: Gateway,
     uplink: Uplink,
-    board: Arc<Board>,
+    health: Arc<Health>,
     ways: Ways,
     cni: Desk,
     started: Instant,
@@ -117,7 +117,7 @@ impl MainLoop {
     pub(crate) fn new(
         config: &Config,
         datapath: Datapath,
-        board: &Arc<Board>,
+        health: &Arc<Health>,
         ways: Ways,
         cni: Desk,
     ) -> Self {
@@ -129,7 +129,7 @@ impl MainLoop {
             datapath,
             gateway: Gateway::new(&config.node, pins, choice, (standing, detection)),
             uplink: Uplink::new(pins, config.cni_path, choice),
-            board: board.clone(),
+            health: health.clone(),
             ways,
             cni,
             started: Instant::now(),
@@ -204,7 +204,7 @@ impl MainLoop {
             self.overdue();
             self.gateway.announce(self.now_ms());
             self.ask();
-            self.board.round(self.trouble.clone());
+            self.health.round(self.trouble.clone());
         }
     }
 
@@ -242,7 +242,7 @@ impl MainLoop {
             }
             Event::Gateways(seen) => {
                 self.ever_live.extend(seen.live.iter().cloned());
-                self.board.with(|metrics| {
+                self.health.with(|metrics| {
                     metrics.gateway_losses.inc_by(seen.losses);
                 });
                 if seen.lapsed {
@@ -314,7 +314,7 @@ impl MainLoop {
                 tracing::warn!(trouble, "the node's state is not carried out");
             } else if let Some(asked) = self.asked.take() {
                 let seconds = asked.elapsed().as_secs_f64();
-                self.board
+                self.health
                     .with(|metrics| metrics.programming_seconds.observe(seconds));
             }
         }
@@ -419,12 +419,12 @@ impl MainLoop {
         let result = self.datapath.apply(&outcome.state, &self.cni.idle());
         let seconds = started.elapsed().as_secs_f64();
         let applied = result.map_err(|error| {
-            self.board.with(|metrics| {
+            self.health.with(|metrics| {
                 metrics.apply_errors.inc();
             });
             chain(&error)
         })?;
-        self.board.with(|metrics| {
+        self.health.with(|metrics| {
             metrics.applies.inc();
             metrics.apply_seconds.observe(seconds);
         });

@@ -1,11 +1,11 @@
 //! What is told of this node: metrics and health, the node's status, and answers to the command line.
 
-mod board;
 mod cli_conditions;
 mod cli_status;
 mod conditions;
 mod gateway_report;
 pub(crate) mod gauges;
+mod health;
 mod metrics;
 mod node_status;
 mod obstacles;
@@ -13,13 +13,13 @@ mod query;
 mod status_writer;
 mod traffic;
 
-pub use board::Board;
 pub use cli_conditions::{ConditionTold, NodeTold};
 pub use cli_status::{
     AddressStatus, CLI_API_VERSION, FindingStatus, GatewayStatus, LeaseStatus, Pods, PolicyStatus,
     Status,
 };
 pub(crate) use gateway_report::GatewayReport;
+pub use health::Health;
 pub(crate) use metrics::ByKind;
 pub use metrics::Metrics;
 pub(crate) use node_status::{LocalFindings, StatusInputs, node_status};

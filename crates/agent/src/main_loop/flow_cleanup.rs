@@ -40,7 +40,7 @@ impl MainLoop {
             return;
         }
         tracing::info!(flows, "flows ended by a policy change");
-        self.board.with(|metrics| {
+        self.health.with(|metrics| {
             metrics.ended_flows.inc_by(flows as u64);
         });
         self.schedule.count_ports_soon();

@@ -99,7 +99,7 @@ impl MainLoop {
             full: &self.full,
         };
         let uplink = self.uplink.counters();
-        self.board.with(|metrics| {
+        self.health.with(|metrics| {
             gauges::worker(metrics, &figures);
             gauges::canaries(metrics, &self.canaries);
             self.traffic.show(metrics, outcome);

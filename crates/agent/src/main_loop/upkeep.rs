@@ -67,7 +67,7 @@ impl MainLoop {
         let told = damage.iter().map(|(kind, what)| format!("{kind}: {what}"));
         let found = told.collect::<Vec<_>>().join("; ");
         tracing::warn!(found, "others changed or removed what is ours: mending it");
-        self.board.with(|metrics| {
+        self.health.with(|metrics| {
             for kind in damage.keys() {
                 let label = ByKind {
                     kind: kind.word().into(),
@@ -134,7 +134,7 @@ impl MainLoop {
             .map_err(|error| chain(&error))?;
         // With the other reading of the kernel's flows, and not in each round: it waits for a dump that is under way.
         if let Ok(failed) = self.datapath.insert_failed() {
-            self.board.with(|metrics| {
+            self.health.with(|metrics| {
                 metrics.insert_failed.set(failed);
             });
         }

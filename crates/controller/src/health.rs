@@ -8,7 +8,7 @@ use std::time::Instant;
 
 /// Shared between the main loop and the HTTP endpoint.
 #[derive(Debug)]
-pub struct Board {
+pub struct Health {
     metrics: Mutex<Metrics>,
     state: Mutex<(Option<String>, Instant)>,
     /// Writes that wait because they were refused, and why.
@@ -18,10 +18,10 @@ pub struct Board {
 /// Waiting writes that are shown.
 const SHOWN_MAX: usize = 20;
 
-impl Default for Board {
+impl Default for Health {
     fn default() -> Self {
         let state = (Some("starting".to_string()), Instant::now());
-        Board {
+        Health {
             metrics: Mutex::default(),
             state: Mutex::new(state),
             waiting: Mutex::default(),
@@ -29,7 +29,7 @@ impl Default for Board {
     }
 }
 
-impl Board {
+impl Health {
     /// The metrics in OpenMetrics text.
     pub fn metrics_text(&self) -> String {
         let mut text = String::new();

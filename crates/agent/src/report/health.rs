@@ -7,22 +7,22 @@ use std::time::Instant;
 
 /// Shared between the main loop and the HTTP endpoint.
 #[derive(Debug)]
-pub struct Board {
+pub struct Health {
     metrics: Mutex<Metrics>,
     state: Mutex<(Option<String>, Instant)>,
 }
 
-impl Default for Board {
+impl Default for Health {
     fn default() -> Self {
         let state = (Some("starting".to_string()), Instant::now());
-        Board {
+        Health {
             metrics: Mutex::default(),
             state: Mutex::new(state),
         }
     }
 }
 
-impl Board {
+impl Health {
     /// The metrics in OpenMetrics text.
     pub fn metrics_text(&self) -> String {
         let mut text = String::new();
