@@ -74,7 +74,7 @@ pub fn run(
     let (canaries, canary_device) = canary::start(Event::notify(&events, Event::Canaries))?;
     cni::listen(&config.cni.socket, Event::notify(&events, Event::Cni))?;
     let ready = Arc::new(AtomicBool::new(false));
-    let desk = cni::Desk::open(&config.node, &config.state_directory, ready.clone());
+    let pending = cni::PendingCalls::open(&config.node, &config.state_directory, ready.clone());
     cni::keep_installed(&config.cni, &config.state_directory, &ready, stop)?;
     report::listen(&config.socket, Event::notify(&events, Event::Query))?;
     let ways = Ways {
@@ -87,7 +87,7 @@ pub fn run(
         canaries,
         events,
     };
-    let main_loop = MainLoop::new(config, datapath, health, ways, desk);
+    let main_loop = MainLoop::new(config, datapath, health, ways, pending);
     main_loop.measuring(canary_device).run(&inbox, stop);
     for socket in [&config.socket, &config.cni.socket] {
         let _ = std::fs::remove_file(socket);

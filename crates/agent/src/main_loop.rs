@@ -8,7 +8,7 @@ mod upkeep;
 
 pub(crate) use event::Event;
 
-use crate::cni::{Desk, Round};
+use crate::cni::{PendingCalls, Round};
 use crate::config::Config;
 use crate::error::chain;
 use crate::gateway::Gateway;
@@ -71,7 +71,7 @@ pub(crate) struct MainLoop {
     uplink: Uplink,
     health: Arc<Health>,
     ways: Ways,
-    cni: Desk,
+    cni: PendingCalls,
     started: Instant,
     view: Option<Box<View>>,
     /// When the oldest view came that is not carried out yet.
@@ -119,7 +119,7 @@ impl MainLoop {
         datapath: Datapath,
         health: &Arc<Health>,
         ways: Ways,
-        cni: Desk,
+        cni: PendingCalls,
     ) -> Self {
         let standing = Standing::new(&config.node, ways.heard.clone());
         let detection = Detection::new(Event::notify(&ways.events, Event::Claims));
@@ -185,7 +185,7 @@ impl MainLoop {
                 Err(RecvTimeoutError::Disconnected) => return,
             }
             let now_ms = self.now_ms();
-            let turn = self.schedule.begin_turn(self.cni.is_untried(), now_ms);
+            let turn = self.schedule.begin_turn(self.cni.has_unprocessed(), now_ms);
             if turn.verifies() {
                 self.mend(turn);
             }
@@ -231,7 +231,7 @@ impl MainLoop {
             Event::Source(Reading::View(newest)) => {
                 if let Some((mut view, since)) = newest.take() {
                     self.asked.get_or_insert(since);
-                    self.cni.dress(&mut view.snapshot);
+                    self.cni.overlay(&mut view.snapshot);
                     self.view = Some(view);
                     self.pod_devices.stir();
                     self.schedule.request_round();
@@ -265,10 +265,10 @@ impl MainLoop {
             }
             Event::Flows(read) => self.end_owed(read),
             Event::Full(full) => self.take_up_full(full),
-            Event::Cni(asked) => {
+            Event::Cni(call) => {
                 let snapshot = self.view.as_mut().map(|view| &mut view.snapshot);
                 self.schedule
-                    .request_round_if(self.cni.take(asked, snapshot));
+                    .request_round_if(self.cni.take(call, snapshot));
             }
             Event::Canaries(canary::Report::Shown(shown)) => {
                 self.schedule

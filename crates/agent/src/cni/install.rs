@@ -2,7 +2,7 @@
 //! other tools write. What is written is there at once or not at all: by rename.
 
 use super::chain::{ChainError, Change, Files, chain, unchain};
-use super::{CniConfig, InstallConfig, kept};
+use super::{CniConfig, InstallConfig, state_files};
 use crate::error::AgentError;
 use crate::threads::spawn;
 use egret_wire::cni::PLUGIN;
@@ -68,7 +68,7 @@ pub(crate) fn keep_installed(
         return remove(install, stop.clone());
     }
     let entry = json!({
-        "type": PLUGIN, "socket": config.socket, "known": kept::known_file(state_directory),
+        "type": PLUGIN, "socket": config.socket, "known": state_files::known_file(state_directory),
     });
     let (ready, stop) = (ready.clone(), stop.clone());
     spawn("cni-config", move || {

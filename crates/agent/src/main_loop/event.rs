@@ -1,6 +1,6 @@
 //! What wakes the loop. Whoever finds something hands on its own type; only here it becomes an event.
 
-use crate::cni::Asked;
+use crate::cni::PendingCall;
 use crate::observe::canary::Report;
 use crate::observe::flows::Read;
 use crate::observe::neighbours::Heard;
@@ -32,7 +32,7 @@ pub(crate) enum Event {
     /// Somebody asks.
     Query(Query),
     /// The CNI plugin tells of a pod.
-    Cni(Asked),
+    Cni(PendingCall),
     /// What canaries have shown.
     Canaries(Report),
 }

@@ -151,19 +151,19 @@ fn attachment(namespace: &str, name: &str, uid: Option<&str>) -> Attachment {
     }
 }
 
-struct Office {
-    desk: Desk,
+struct Scene {
+    pending: PendingCalls,
     ready: Arc<AtomicBool>,
     flows_ended: bool,
     _state: tempfile::TempDir,
 }
 
-impl Office {
+impl Scene {
     fn new() -> Self {
         let state = tempfile::tempdir().unwrap();
         let ready = Arc::new(AtomicBool::new(false));
-        Office {
-            desk: Desk::open(&me(), state.path(), ready.clone()),
+        Scene {
+            pending: PendingCalls::open(&me(), state.path(), ready.clone()),
             ready,
             flows_ended: true,
             _state: state,
@@ -172,12 +172,13 @@ impl Office {
 
     fn call(&mut self, call: Call, snapshot: Option<&mut Snapshot>) -> UnixStream {
         let (plugin, agent) = UnixStream::pair().unwrap();
-        self.desk.take(Asked::from_test(call, agent), snapshot);
+        self.pending
+            .take(PendingCall::from_test(call, agent), snapshot);
         plugin
     }
 
     fn round(&mut self, snapshot: &Snapshot, outcome: Option<&NodeOutcome>) {
-        self.desk.after(&Round {
+        self.pending.after(&Round {
             snapshot: Some(snapshot),
             outcome,
             trouble: outcome.is_none().then_some("the kernel refuses"),
@@ -197,65 +198,65 @@ fn answer(mut plugin: &UnixStream) -> Option<Answer> {
 
 #[test]
 fn a_selected_pod_waits_for_the_kernel_and_for_its_lease() {
-    let mut office = Office::new();
+    let mut scene = Scene::new();
     let mut objects = snapshot(&[("a", "u1")]);
     let call = Call::Add(attachment("default", "a", Some("u1")));
-    let plugin = office.call(call, Some(&mut objects));
+    let plugin = scene.call(call, Some(&mut objects));
     let pod = &objects.pods[&("default".to_owned(), "a".to_owned())];
     assert_eq!(pod.addresses, [ADDRESS.parse::<IpAddr>().unwrap()]);
-    office.desk.overdue(&Round {
+    scene.pending.overdue(&Round {
         snapshot: Some(&objects),
         outcome: Some(&kernel(Some(true))),
         trouble: None,
         flows_ended: true,
     });
     assert_eq!(answer(&plugin), None, "that kernel is older than the call");
-    office.round(&objects, None);
+    scene.round(&objects, None);
     assert_eq!(
         answer(&plugin),
         None,
         "nothing was carried out and the policy may select it"
     );
-    office.round(&objects, Some(&kernel(Some(false))));
+    scene.round(&objects, Some(&kernel(Some(false))));
     assert_eq!(answer(&plugin), None, "no ports yet");
-    office.round(&objects, Some(&kernel(Some(true))));
+    scene.round(&objects, Some(&kernel(Some(true))));
     assert_eq!(answer(&plugin), Some(Answer::Done {}));
-    assert!(office.ready.load(Ordering::Relaxed));
+    assert!(scene.ready.load(Ordering::Relaxed));
 }
 
 #[test]
 fn a_pod_that_the_api_has_not_shown_waits_only_where_a_policy_may_select_it() {
-    let mut office = Office::new();
+    let mut scene = Scene::new();
     // An earlier pod of the same name, maybe with other labels.
     let mut objects = snapshot(&[("a", "u0")]);
-    let here = office.call(
+    let here = scene.call(
         Call::Add(attachment("default", "a", Some("u1"))),
         Some(&mut objects),
     );
-    office.round(&objects, Some(&kernel(None)));
+    scene.round(&objects, Some(&kernel(None)));
     assert_eq!(answer(&here), None);
     let mut objects = snapshot(&[("a", "u1")]);
-    office.desk.dress(&mut objects);
-    office.round(&objects, Some(&kernel(None)));
+    scene.pending.overlay(&mut objects);
+    scene.round(&objects, Some(&kernel(None)));
     assert_eq!(answer(&here), Some(Answer::Done {}));
-    let elsewhere = office.call(
+    let elsewhere = scene.call(
         Call::Add(attachment("elsewhere", "b", Some("u2"))),
         Some(&mut objects),
     );
-    office.round(&objects, Some(&kernel(None)));
+    scene.round(&objects, Some(&kernel(None)));
     assert_eq!(answer(&elsewhere), Some(Answer::Done {}));
 }
 
 #[test]
 fn while_nothing_can_be_programmed_only_pods_that_may_be_selected_wait() {
-    let mut office = Office::new();
+    let mut scene = Scene::new();
     let objects = snapshot(&[]);
-    office.round(&objects, Some(&kernel(Some(true))));
+    scene.round(&objects, Some(&kernel(Some(true))));
     // No objects at all: the agent has just started.
     let mut free = attachment("elsewhere", "b", None);
     free.addresses = vec!["10.244.1.10".parse().unwrap()];
-    let plugin = office.call(Call::Add(free.clone()), None);
-    office.desk.after(&Round {
+    let plugin = scene.call(Call::Add(free.clone()), None);
+    scene.pending.after(&Round {
         snapshot: None,
         outcome: None,
         trouble: None,
@@ -264,18 +265,18 @@ fn while_nothing_can_be_programmed_only_pods_that_may_be_selected_wait() {
     assert_eq!(answer(&plugin), Some(Answer::Done {}));
     // The address is still another's in the kernel.
     free.addresses = vec![ADDRESS.parse().unwrap()];
-    let plugin = office.call(Call::Add(free), None);
-    office.round(&objects, None);
+    let plugin = scene.call(Call::Add(free), None);
+    scene.round(&objects, None);
     assert_eq!(answer(&plugin), None);
     // The end of a pod never waits for the kernel longer than one round.
     let mut ended = attachment("elsewhere", "b", None);
-    let plugin = office.call(Call::Del(ended.clone()), None);
+    let plugin = scene.call(Call::Del(ended.clone()), None);
     assert_eq!(answer(&plugin), None);
-    office.round(&objects, None);
+    scene.round(&objects, None);
     assert_eq!(answer(&plugin), Some(Answer::Done {}));
     ended.addresses.clear();
     ended.id.container = "never-heard-of".into();
-    let plugin = office.call(Call::Del(ended), None);
+    let plugin = scene.call(Call::Del(ended), None);
     assert_eq!(
         answer(&plugin),
         Some(Answer::Done {}),
@@ -285,57 +286,57 @@ fn while_nothing_can_be_programmed_only_pods_that_may_be_selected_wait() {
 
 #[test]
 fn a_pod_is_taken_back_once_its_flows_have_ended_and_another_need_not_wait_for_that() {
-    let mut office = Office::new();
+    let mut scene = Scene::new();
     let mut objects = snapshot(&[("a", "u1"), ("b", "u2")]);
     let (first, mut second) = (
         attachment("default", "a", Some("u1")),
         attachment("default", "b", Some("u2")),
     );
     second.addresses = vec!["10.244.1.10".parse().unwrap()];
-    office.call(Call::Add(first.clone()), Some(&mut objects));
-    office.round(&objects, Some(&kernel(Some(true))));
-    assert_eq!(office.desk.idle(), Idle::default(), "it runs");
-    let ended = office.call(Call::Del(first), Some(&mut objects));
-    let starts = office.call(Call::Add(second), Some(&mut objects));
-    let idle = office.desk.idle();
+    scene.call(Call::Add(first.clone()), Some(&mut objects));
+    scene.round(&objects, Some(&kernel(Some(true))));
+    assert_eq!(scene.pending.idle(), Idle::default(), "it runs");
+    let ended = scene.call(Call::Del(first), Some(&mut objects));
+    let starts = scene.call(Call::Add(second), Some(&mut objects));
+    let idle = scene.pending.idle();
     assert_eq!(idle.ended, [ADDRESS.parse().unwrap()].into());
     assert_eq!(idle.starting, ["10.244.1.10".parse().unwrap()].into());
-    office.flows_ended = false;
-    office.round(&objects, Some(&kernel(None)));
+    scene.flows_ended = false;
+    scene.round(&objects, Some(&kernel(None)));
     assert_eq!(answer(&starts), Some(Answer::Done {}));
     assert_eq!(answer(&ended), None);
-    office.flows_ended = true;
-    office.round(&objects, Some(&kernel(None)));
+    scene.flows_ended = true;
+    scene.round(&objects, Some(&kernel(None)));
     assert_eq!(answer(&ended), Some(Answer::Done {}));
 }
 
 #[test]
 fn a_check_fails_where_somebody_else_has_the_address() {
-    let mut office = Office::new();
+    let mut scene = Scene::new();
     let mut objects = snapshot(&[("a", "u1"), ("b", "u2")]);
     let first = attachment("default", "a", Some("u1"));
     let second = attachment("default", "b", Some("u2"));
     for told in [&first, &second] {
-        office.call(Call::Add(told.clone()), Some(&mut objects));
+        scene.call(Call::Add(told.clone()), Some(&mut objects));
     }
-    let plugin = office.call(Call::Check(second), Some(&mut objects));
+    let plugin = scene.call(Call::Check(second), Some(&mut objects));
     assert_eq!(answer(&plugin), Some(Answer::Done {}));
-    let plugin = office.call(Call::Check(first), Some(&mut objects));
+    let plugin = scene.call(Call::Check(first), Some(&mut objects));
     assert!(matches!(answer(&plugin), Some(Answer::Refused { .. })));
 }
 
 #[test]
 fn more_calls_than_can_wait_are_told_to_come_again() {
-    let mut office = Office::new();
+    let mut scene = Scene::new();
     let waiting: Vec<UnixStream> = (0..CNI_PENDING_MAX)
         .map(|n| {
             let name = format!("p{n}");
             let mut told = attachment("default", &name, None);
             told.addresses = vec![IpAddr::from([10, 1, (n / 256) as u8, (n % 256) as u8])];
-            office.call(Call::Add(told), None)
+            scene.call(Call::Add(told), None)
         })
         .collect();
-    let plugin = office.call(Call::Status {}, None);
+    let plugin = scene.call(Call::Status {}, None);
     assert!(matches!(answer(&plugin), Some(Answer::Later { .. })));
     assert!(waiting.iter().all(|plugin| answer(plugin).is_none()));
 }

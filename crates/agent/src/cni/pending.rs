@@ -1,6 +1,6 @@
 //! The main loop's part of the CNI: calls that wait for the kernel, and the addresses that were told.
 
-use super::{Asked, kept};
+use super::{PendingCall, state_files};
 use egret_core::announced::{Announced, AttachmentId, MaySelect, PodId, Replaced, take_off};
 use egret_core::model::{NodeName, Snapshot};
 use egret_core::node::{Idle, NodeOutcome};
@@ -13,12 +13,12 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-/// What is waited for until the API tells of a pod.
+/// How long ADD waits for the API to show the pod.
 const OBJECT: Duration = Duration::from_secs(CNI_OBJECT_SECS);
-/// What is waited for until the flows of a pod have ended that is taken back: then its address may be another's. The
-/// plugin waits twice as long.
+/// How long DEL waits for the removed pod's flows to be deleted: then its address may be another's. The plugin waits twice
+/// as long.
 const FLOWS: Duration = Duration::from_secs(1);
-/// What is waited for until a selected pod can open connections.
+/// How long ADD waits until a selected pod can open connections.
 const LEASE: Duration = Duration::from_secs(CNI_LEASE_SECS);
 
 /// How far the main loop has come.
@@ -34,39 +34,39 @@ pub(crate) struct Round<'a> {
 }
 
 /// Calls that wait, and everything that was told.
-pub(crate) struct Desk {
+pub(crate) struct PendingCalls {
     node: NodeName,
     state_directory: PathBuf,
     announced: Announced,
     replaced: Replaced,
-    pending: Vec<(Asked, Instant)>,
+    pending: Vec<(PendingCall, Instant)>,
     /// What the plugin reads.
     known: Option<Known>,
     /// Something was told that no round has taken up yet.
-    untried: bool,
+    unprocessed: bool,
     /// `known` has been written: the plugin can be installed.
     ready: Arc<AtomicBool>,
 }
 
-impl Desk {
+impl PendingCalls {
     /// Takes up what an earlier agent was told.
     pub(crate) fn open(node: &NodeName, state_directory: &Path, ready: Arc<AtomicBool>) -> Self {
-        let known = kept::load_known(state_directory);
+        let known = state_files::load_known(state_directory);
         ready.store(known.is_some(), Ordering::Relaxed);
-        Desk {
+        PendingCalls {
             node: node.clone(),
             state_directory: state_directory.to_owned(),
-            announced: kept::load_announced(state_directory),
+            announced: state_files::load_announced(state_directory),
             replaced: Replaced::new(),
             pending: Vec::new(),
             known,
-            untried: false,
+            unprocessed: false,
             ready,
         }
     }
 
     /// New objects: what was told is laid over them.
-    pub(crate) fn dress(&mut self, snapshot: &mut Snapshot) {
+    pub(crate) fn overlay(&mut self, snapshot: &mut Snapshot) {
         if self.announced.forget(&snapshot.pods) {
             self.save();
         }
@@ -74,18 +74,18 @@ impl Desk {
     }
 
     /// Takes a call up. `true`: a round is due.
-    pub(crate) fn take(&mut self, asked: Asked, snapshot: Option<&mut Snapshot>) -> bool {
+    pub(crate) fn take(&mut self, pending: PendingCall, snapshot: Option<&mut Snapshot>) -> bool {
         if self.pending.len() >= CNI_PENDING_MAX {
             let why = format!("{CNI_PENDING_MAX} calls wait already");
-            asked.answer(&Answer::Later { why });
+            pending.answer(&Answer::Later { why });
             return false;
         }
-        let changed = match &asked.call {
+        let changed = match &pending.call {
             Call::Add(attachment) => {
                 let (id, pod, addresses) = told(attachment);
                 if !self.announced.add(id, pod, addresses) {
                     let why = "the node has too many attachments of containers".into();
-                    asked.answer(&Answer::Later { why });
+                    pending.answer(&Answer::Later { why });
                     return false;
                 }
                 true
@@ -103,13 +103,13 @@ impl Desk {
             }
             Call::Check(attachment) => {
                 let answer = self.check(attachment);
-                asked.answer(&answer);
+                pending.answer(&answer);
                 return false;
             }
             Call::Status {} => false,
         };
         if !changed {
-            asked.answer(&Answer::Done {});
+            pending.answer(&Answer::Done {});
             return false;
         }
         self.save();
@@ -117,8 +117,8 @@ impl Desk {
             take_off(&mut snapshot.pods, std::mem::take(&mut self.replaced));
             self.replaced = self.announced.lay_over(&mut snapshot.pods, &self.node);
         }
-        self.pending.push((asked, Instant::now()));
-        self.untried = true;
+        self.pending.push((pending, Instant::now()));
+        self.unprocessed = true;
         true
     }
 
@@ -141,16 +141,16 @@ impl Desk {
     }
 
     /// Whether something was told that no round has taken up yet.
-    pub(crate) fn is_untried(&self) -> bool {
-        self.untried
+    pub(crate) fn has_unprocessed(&self) -> bool {
+        self.unprocessed
     }
 
     /// Addresses of pods that do not run: the runtime waits for the answer before it starts their first process, and
     /// before it gives the addresses of those that have ended to others.
     pub(crate) fn idle(&self) -> Idle {
         let mut idle = Idle::default();
-        for (asked, _) in &self.pending {
-            match &asked.call {
+        for (pending, _) in &self.pending {
+            match &pending.call {
                 Call::Add(attachment) => idle.starting.extend(&attachment.addresses),
                 Call::Del(attachment) => idle.ended.extend(&attachment.addresses),
                 Call::Check(_) | Call::Gc { .. } | Call::Status {} => {}
@@ -161,7 +161,7 @@ impl Desk {
 
     /// After a round: answers whoever need not wait any longer.
     pub(crate) fn after(&mut self, round: &Round<'_>) {
-        self.untried = false;
+        self.unprocessed = false;
         if let (Some(snapshot), Some(outcome)) = (round.snapshot, round.outcome) {
             self.keep_known(snapshot, outcome);
         }
@@ -170,7 +170,7 @@ impl Desk {
 
     /// Between rounds: answers whoever has waited long enough.
     pub(crate) fn overdue(&mut self, round: &Round<'_>) {
-        if !self.untried {
+        if !self.unprocessed {
             self.answer(round);
         }
     }
@@ -182,8 +182,8 @@ impl Desk {
         let may = round
             .snapshot
             .map(|snapshot| MaySelect::of(snapshot, &self.node));
-        for (asked, since) in std::mem::take(&mut self.pending) {
-            let answer = match &asked.call {
+        for (pending, since) in std::mem::take(&mut self.pending) {
+            let answer = match &pending.call {
                 Call::Add(attachment) => self.add(attachment, since.elapsed(), round, may.as_ref()),
                 // The kernel has been told, or will be before anybody gets the address.
                 _ => {
@@ -193,8 +193,8 @@ impl Desk {
                 }
             };
             match answer {
-                Some(answer) => asked.answer(&answer),
-                None => self.pending.push((asked, since)),
+                Some(answer) => pending.answer(&answer),
+                None => self.pending.push((pending, since)),
             }
         }
     }
@@ -277,7 +277,7 @@ impl Desk {
             addresses,
         };
         if self.known.as_ref() != Some(&known) {
-            if let Err(error) = kept::save_known(&self.state_directory, &known) {
+            if let Err(error) = state_files::save_known(&self.state_directory, &known) {
                 tracing::warn!(%error, "what the CNI plugin needs without an agent cannot be written down");
                 return;
             }
@@ -287,7 +287,7 @@ impl Desk {
     }
 
     fn save(&self) {
-        if let Err(error) = kept::save_announced(&self.state_directory, &self.announced) {
+        if let Err(error) = state_files::save_announced(&self.state_directory, &self.announced) {
             tracing::warn!(%error, "what the CNI has told cannot be written down");
         }
     }
