@@ -44,7 +44,7 @@ pub use egret_datapath::sysctl::{
 pub use egret_core::node::{CniPath, UnknownPodsPolicy};
 use egret_datapath::driver::{Datapath, DatapathError};
 use error::chain;
-use main_loop::{Event, MainLoop, Ways};
+use main_loop::{Channels, Event, MainLoop};
 use observe::{canary, flows, links, neighbours, port_use, probe, source};
 use std::io;
 use std::path::Path;
@@ -77,7 +77,7 @@ pub fn run(
     let pending = cni::PendingCalls::open(&config.node, &config.state_directory, ready.clone());
     cni::keep_installed(&config.cni, &config.state_directory, &ready, stop)?;
     report::listen(&config.socket, Event::notify(&events, Event::Query))?;
-    let ways = Ways {
+    let channels = Channels {
         status,
         probes,
         heard,
@@ -87,7 +87,7 @@ pub fn run(
         canaries,
         events,
     };
-    let main_loop = MainLoop::new(config, datapath, health, ways, pending);
+    let main_loop = MainLoop::new(config, datapath, health, channels, pending);
     main_loop.measuring(canary_device).run(&inbox, stop);
     for socket in [&config.socket, &config.cni.socket] {
         let _ = std::fs::remove_file(socket);

@@ -44,8 +44,8 @@ use std::time::{Duration, Instant};
 /// Events taken up before the kernel is touched again.
 const BURST_MAX: usize = 64;
 
-/// The ways to the threads that work for the loop.
-pub(crate) struct Ways {
+/// Channels to the threads that work for the loop.
+pub(crate) struct Channels {
     /// To whoever writes this node's status.
     pub(crate) status: Sender<NodeStatus>,
     /// To whoever probes gateways.
@@ -70,7 +70,7 @@ pub(crate) struct MainLoop {
     gateway: Gateway,
     uplink: Uplink,
     health: Arc<Health>,
-    ways: Ways,
+    channels: Channels,
     cni: PendingCalls,
     started: Instant,
     view: Option<Box<View>>,
@@ -107,7 +107,7 @@ pub(crate) struct MainLoop {
     canary_device: Option<u32>,
     /// Version of the record when it was told.
     told_version: u64,
-    trouble: Option<String>,
+    last_error: Option<String>,
     /// What of others' firewalls refuses our packets, as last looked at.
     obstacles: Vec<Obstacle>,
     schedule: Schedule,
@@ -118,11 +118,11 @@ impl MainLoop {
         config: &Config,
         datapath: Datapath,
         health: &Arc<Health>,
-        ways: Ways,
+        channels: Channels,
         cni: PendingCalls,
     ) -> Self {
-        let standing = Standing::new(&config.node, ways.heard.clone());
-        let detection = Detection::new(Event::notify(&ways.events, Event::Claims));
+        let standing = Standing::new(&config.node, channels.heard.clone());
+        let detection = Detection::new(Event::notify(&channels.events, Event::Claims));
         let (pins, choice) = (&config.pin_directory, config.gateway_datapath);
         MainLoop {
             config: config.clone(),
@@ -130,7 +130,7 @@ impl MainLoop {
             gateway: Gateway::new(&config.node, pins, choice, (standing, detection)),
             uplink: Uplink::new(pins, config.cni_path, choice),
             health: health.clone(),
-            ways,
+            channels,
             cni,
             started: Instant::now(),
             view: None,
@@ -158,7 +158,7 @@ impl MainLoop {
             canaries: Shown::default(),
             canary_device: None,
             told_version: 0,
-            trouble: Some("no objects read yet".into()),
+            last_error: Some("no objects read yet".into()),
             obstacles: Vec::new(),
             schedule: Schedule::new(0),
         }
@@ -190,7 +190,7 @@ impl MainLoop {
                 self.mend(turn);
             }
             // What could not be carried out is tried again.
-            let failed = self.trouble.is_some() || self.gateway.trouble.is_some();
+            let failed = self.last_error.is_some() || self.gateway.trouble.is_some();
             let (decides_at, now_ms) = (self.entrance_at(), self.now_ms());
             let schedule = &mut self.schedule;
             if schedule.take_round(turn, failed, decides_at, now_ms) {
@@ -199,12 +199,12 @@ impl MainLoop {
                 self.rest();
             }
             if turn.tick && self.datapath.owes().is_some() {
-                self.ask_again();
+                self.request_again();
             }
             self.overdue();
             self.gateway.announce(self.now_ms());
             self.ask();
-            self.health.round(self.trouble.clone());
+            self.health.round(self.last_error.clone());
         }
     }
 
@@ -216,14 +216,14 @@ impl MainLoop {
     fn sleep(&self) -> Duration {
         let due = self.gateway.next_deadline().into_iter();
         let due = due.chain(self.entrance_at()).min();
-        let failed = self.trouble.is_some();
+        let failed = self.last_error.is_some();
         Duration::from_millis(self.schedule.sleep_ms(failed, due, self.now_ms()))
     }
 
     /// When this gateway begins to count. What cannot be carried out is tried again in its own time.
     fn entrance_at(&self) -> Option<u64> {
         let due = self.gateway.entrance_at();
-        due.filter(|_| self.trouble.is_none())
+        due.filter(|_| self.last_error.is_none())
     }
 
     fn take_up(&mut self, event: Event) {
@@ -233,7 +233,7 @@ impl MainLoop {
                     self.asked.get_or_insert(since);
                     self.cni.overlay(&mut view.snapshot);
                     self.view = Some(view);
-                    self.pod_devices.stir();
+                    self.pod_devices.invalidate();
                     self.schedule.request_round();
                 }
             }
@@ -309,9 +309,9 @@ impl MainLoop {
     fn round(&mut self) {
         let view = self.view.take();
         if let Some(view) = &view {
-            self.trouble = self.carry_out(&view.snapshot).err();
-            if let Some(trouble) = &self.trouble {
-                tracing::warn!(trouble, "the node's state is not carried out");
+            self.last_error = self.carry_out(&view.snapshot).err();
+            if let Some(error) = &self.last_error {
+                tracing::warn!(error, "the node's state is not carried out");
             } else if let Some(asked) = self.asked.take() {
                 let seconds = asked.elapsed().as_secs_f64();
                 self.health
@@ -321,8 +321,8 @@ impl MainLoop {
         // Before anything is read, counted or told: pods wait.
         self.cni.after(&Round {
             snapshot: view.as_ref().map(|view| &view.snapshot),
-            outcome: self.outcome.as_ref().filter(|_| self.trouble.is_none()),
-            trouble: self.trouble.as_deref(),
+            outcome: self.outcome.as_ref().filter(|_| self.last_error.is_none()),
+            last_error: self.last_error.as_deref(),
             flows_ended: self.datapath.owes().is_none(),
         });
         self.ask_for_flows();
@@ -337,8 +337,8 @@ impl MainLoop {
     fn overdue(&mut self) {
         self.cni.overdue(&Round {
             snapshot: self.view.as_ref().map(|view| &view.snapshot),
-            outcome: self.outcome.as_ref().filter(|_| self.trouble.is_none()),
-            trouble: self.trouble.as_deref(),
+            outcome: self.outcome.as_ref().filter(|_| self.last_error.is_none()),
+            last_error: self.last_error.as_deref(),
             flows_ended: self.datapath.owes().is_none(),
         });
     }
@@ -373,7 +373,7 @@ impl MainLoop {
         if let (Some(_), Some(device)) = (&state.gateway, &self.tunnel) {
             self.gateway.attach(&state.tunnel, device, &links);
         }
-        self.retarget(snapshot, &outcome);
+        self.update_probe_targets(snapshot, &outcome);
         let local = links.local_addresses.clone();
         self.links = Some(links);
         if !self.seen.settled {
@@ -396,7 +396,7 @@ impl MainLoop {
             None => self.gateway.detach(),
         }
         // Answers to probes carry the version that has just been applied.
-        self.retarget(snapshot, &outcome);
+        self.update_probe_targets(snapshot, &outcome);
         // What is lifted and not yet selected is left alone, what is selected and not lifted leaves as it likes.
         self.uplink.prepare(&outcome)?;
         self.program(&outcome)?;

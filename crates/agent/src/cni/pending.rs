@@ -28,7 +28,7 @@ pub(crate) struct Round<'a> {
     /// What the kernel has, if the last round carried it out.
     pub(crate) outcome: Option<&'a NodeOutcome>,
     /// Why it was not, for people.
-    pub(crate) trouble: Option<&'a str>,
+    pub(crate) last_error: Option<&'a str>,
     /// No flow is left to be ended of pods that came or went.
     pub(crate) flows_ended: bool,
 }
@@ -214,8 +214,8 @@ impl PendingCalls {
             let Some(reason) = reason else {
                 return Some(Answer::Done {});
             };
-            let trouble = round.trouble.unwrap_or("it has read no objects yet");
-            let why = format!("{reason}, and the agent cannot program the node: {trouble}");
+            let last_error = round.last_error.unwrap_or("it has read no objects yet");
+            let why = format!("{reason}, and the agent cannot program the node: {last_error}");
             return (waited >= OBJECT).then_some(Answer::Later { why });
         };
         let (_, pod, addresses) = told(attachment);

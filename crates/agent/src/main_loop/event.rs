@@ -2,7 +2,7 @@
 
 use crate::cni::PendingCall;
 use crate::observe::canary::Report;
-use crate::observe::flows::Read;
+use crate::observe::flows::ConntrackDump;
 use crate::observe::neighbours::Heard;
 use crate::observe::port_use::FullDestinations;
 use crate::observe::source::Reading;
@@ -26,7 +26,7 @@ pub(crate) enum Event {
     /// Machines on the external segment have said that they have addresses that this gateway serves.
     Claims(Vec<Claim>),
     /// All flows of the node, as asked for.
-    Flows(Read),
+    Flows(ConntrackDump),
     /// Destinations towards which a lease is used up.
     Full(FullDestinations),
     /// Somebody asks.

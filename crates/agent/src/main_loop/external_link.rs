@@ -47,7 +47,7 @@ impl MainLoop {
                 }
             }
         }
-        if watch != self.told_watch && self.ways.neighbours.send(Order::Watch(watch.clone())) {
+        if watch != self.told_watch && self.channels.neighbours.send(Order::Watch(watch.clone())) {
             self.told_watch = watch;
         }
     }
@@ -58,7 +58,7 @@ impl MainLoop {
         let questions: Vec<IpAddr> = self.gateway.standing.questions(now_ms);
         if !questions.is_empty() {
             // What is not sent counts for nothing and is asked again.
-            self.ways.neighbours.send(Order::Ask(questions));
+            self.channels.neighbours.send(Order::Ask(questions));
         }
         self.schedule
             .request_round_if(self.gateway.standing.is_stale());

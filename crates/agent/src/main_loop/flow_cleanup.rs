@@ -2,14 +2,14 @@
 
 use super::MainLoop;
 use crate::error::chain;
-use crate::observe::flows::Read;
+use crate::observe::flows::ConntrackDump;
 
 impl MainLoop {
     /// Has the flows read that a change has left to be ended, once for each change.
     pub(super) fn ask_for_flows(&mut self) {
         let owed = self.datapath.owes();
         if owed != self.flows_asked
-            && owed.is_none_or(|change| self.ways.flows.send(change).is_ok())
+            && owed.is_none_or(|change| self.channels.flows.send(change).is_ok())
         {
             self.flows_asked = owed;
         }
@@ -17,7 +17,7 @@ impl MainLoop {
 
     /// The flows are read: those that a change has taken away from their source end. What fails is asked for again at
     /// the next tick.
-    pub(super) fn end_owed(&mut self, read: Read) {
+    pub(super) fn end_owed(&mut self, read: ConntrackDump) {
         let change = read.change;
         let ended = read.flows.and_then(|flows| {
             let ended = self.datapath.end_owed(change, flows);
@@ -30,7 +30,7 @@ impl MainLoop {
     }
 
     /// What was asked for and not brought is asked for again.
-    pub(super) fn ask_again(&mut self) {
+    pub(super) fn request_again(&mut self) {
         self.flows_asked = None;
         self.ask_for_flows();
     }

@@ -12,7 +12,7 @@ use egret_objects::View;
 
 impl MainLoop {
     /// Probes every gateway but this node itself.
-    pub(super) fn retarget(&mut self, snapshot: &Snapshot, outcome: &NodeOutcome) {
+    pub(super) fn update_probe_targets(&mut self, snapshot: &Snapshot, outcome: &NodeOutcome) {
         let tunnel = &outcome.state.tunnel;
         let me = self
             .tunnel
@@ -28,7 +28,7 @@ impl MainLoop {
             }),
             cut_off: self.links.as_ref().is_some_and(|links| !links.underlay_up),
         };
-        if targets != self.told_targets && self.ways.probes.send(targets.clone()).is_ok() {
+        if targets != self.told_targets && self.channels.probes.send(targets.clone()).is_ok() {
             self.told_targets = targets;
         }
     }
@@ -40,7 +40,7 @@ impl MainLoop {
             mtu: outcome.state.tunnel.mtu,
         };
         let order = Order::Measure(measured.clone());
-        if measured != self.told_measured && self.ways.canaries.send(order).is_ok() {
+        if measured != self.told_measured && self.channels.canaries.send(order).is_ok() {
             self.told_measured = measured;
         }
     }
@@ -48,7 +48,7 @@ impl MainLoop {
     /// Something has changed that canaries may meet.
     pub(super) fn look_soon(&self) {
         // Without a canary device nobody listens.
-        let _ = self.ways.canaries.send(Order::LookSoon);
+        let _ = self.channels.canaries.send(Order::LookSoon);
     }
 
     pub(super) fn report(&mut self, view: &View) {
@@ -69,20 +69,20 @@ impl MainLoop {
         let status = node_status(&StatusInputs {
             record,
             view,
-            outcome: self.outcome.as_ref().filter(|_| self.trouble.is_none()),
+            outcome: self.outcome.as_ref().filter(|_| self.last_error.is_none()),
             gateway: &gateway,
             links: self.links.as_ref(),
             routers: &self.routers,
             ports: &self.ports,
             full: &self.full,
             findings: &self.seen_here,
-            last_error: self.trouble.as_deref(),
+            last_error: self.last_error.as_deref(),
             obstacles: &self.obstacles,
         });
         // Sent already and not yet written is enough; sent, written and lost (a record made anew) is not.
         let lost = record.resource_version != self.told_version && *record != status.record;
         if (lost || self.told_status.as_ref() != Some(&status))
-            && self.ways.status.send(status.clone()).is_ok()
+            && self.channels.status.send(status.clone()).is_ok()
         {
             self.told_version = record.resource_version;
             self.told_status = Some(status);

@@ -41,7 +41,7 @@ impl MainLoop {
     pub(super) fn mend(&mut self, turn: Turn) {
         if turn.verify_changed {
             self.uplink.stir();
-            self.pod_devices.stir();
+            self.pod_devices.invalidate();
         }
         if turn.verify_full {
             self.links_stale = true;
@@ -120,8 +120,8 @@ impl MainLoop {
     /// Counts ports in use where it is time to, or where they have changed at once; whether it did.
     pub(super) fn count_if_due(&mut self) -> bool {
         let due = self.schedule.is_count_due(self.now_ms()) && self.outcome.is_some();
-        if due && let Err(trouble) = self.count_ports() {
-            tracing::warn!(trouble, "counting ports in use");
+        if due && let Err(error) = self.count_ports() {
+            tracing::warn!(error, "counting ports in use");
         }
         due
     }
@@ -148,7 +148,7 @@ impl MainLoop {
         for target in outcome.state.worker.targets.values() {
             ranges.insert(target.address, target.ranges.clone());
         }
-        if ranges != self.told_ranges && self.ways.ranges.send(ranges.clone()).is_ok() {
+        if ranges != self.told_ranges && self.channels.ranges.send(ranges.clone()).is_ok() {
             self.told_ranges = ranges;
         }
     }

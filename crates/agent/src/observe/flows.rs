@@ -7,14 +7,14 @@ use egret_datapath::conntrack::{Conntrack, Flow};
 use std::sync::mpsc::{self, Sender};
 
 /// All flows, and the number of the change that asked for them.
-pub(crate) struct Read {
+pub(crate) struct ConntrackDump {
     pub(crate) change: u64,
     pub(crate) flows: Result<Vec<Flow>, String>,
 }
 
 /// Starts the thread, and returns the way to ask it: each number of a change is answered by flows read after it was asked
 /// for, or those of a later one are.
-pub(crate) fn start(notify: Notify<Read>) -> Result<Sender<u64>, AgentError> {
+pub(crate) fn start(notify: Notify<ConntrackDump>) -> Result<Sender<u64>, AgentError> {
     let (ask, asked) = mpsc::channel::<u64>();
     spawn("flows", move || {
         let mut table = None;
@@ -22,7 +22,7 @@ pub(crate) fn start(notify: Notify<Read>) -> Result<Sender<u64>, AgentError> {
             // One look answers all that have asked before it.
             let change = asked.try_iter().fold(first, u64::max);
             let flows = read(&mut table);
-            if !notify(Read { change, flows }) {
+            if !notify(ConntrackDump { change, flows }) {
                 return;
             }
         }

@@ -42,7 +42,7 @@ fn straight(routes: &[MainRoute]) -> BTreeMap<IpAddr, u32> {
 
 impl PodDevices {
     /// Devices, routes or pods have changed.
-    pub(crate) fn stir(&mut self) {
+    pub(crate) fn invalidate(&mut self) {
         self.stale = true;
     }
 

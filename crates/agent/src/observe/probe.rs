@@ -58,7 +58,7 @@ pub(crate) fn start(
         liveness: Liveness::new(RandomState::new().hash_one("egret probes")),
         targets: Targets::default(),
         sockets: None,
-        retargeted: false,
+        targets_updated: false,
         told: GatewayLiveness::default(),
         heard,
         hearing: Hearing::default(),
@@ -85,7 +85,7 @@ struct Prober {
     targets: Targets,
     sockets: Option<Sockets>,
     /// Gateways may have come or gone since the last message.
-    retargeted: bool,
+    targets_updated: bool,
     told: GatewayLiveness,
     heard: HeardSlot,
     hearing: Hearing,
@@ -100,8 +100,8 @@ impl Prober {
         loop {
             match self.inbox.try_recv() {
                 Ok(targets) => {
-                    self.retarget(targets);
-                    self.retargeted = true;
+                    self.update_targets(targets);
+                    self.targets_updated = true;
                 }
                 Err(TryRecvError::Empty) => {}
                 Err(TryRecvError::Disconnected) => return,
@@ -129,7 +129,7 @@ impl Prober {
         u64::try_from(self.started.elapsed().as_millis()).unwrap_or(u64::MAX)
     }
 
-    fn retarget(&mut self, mut targets: Targets) {
+    fn update_targets(&mut self, mut targets: Targets) {
         while let Ok(newer) = self.inbox.try_recv() {
             targets = newer;
         }
@@ -267,11 +267,11 @@ impl Prober {
             }
         }
         let settled = self.sockets.is_some() && self.liveness.settled();
-        let retargeted = std::mem::take(&mut self.retargeted);
+        let targets_updated = std::mem::take(&mut self.targets_updated);
         let (alone, reached) = self.standing();
         let same =
             (settled, alone, reached) == (self.told.settled, self.told.alone, self.told.reached);
-        if !news && !retargeted && same {
+        if !news && !targets_updated && same {
             return true;
         }
         let seen = GatewayLiveness {

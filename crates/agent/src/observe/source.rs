@@ -20,7 +20,7 @@ pub type OpenSource = Arc<dyn Fn() -> Result<Box<dyn Source>, SourceError> + Sen
 #[derive(Debug)]
 pub(crate) enum Reading {
     /// There is a new view of them.
-    View(Newest),
+    View(LatestView),
     /// They cannot be read, for this reason; what is known stays.
     Failed(String),
 }
@@ -28,12 +28,12 @@ pub(crate) enum Reading {
 /// The newest view that nobody has looked at yet. Older ones are of no use to anybody, and a queue of them grows without
 /// bound where views come faster than they are carried out.
 #[derive(Clone, Debug, Default)]
-pub(crate) struct Newest(Arc<Mutex<Option<Left>>>);
+pub(crate) struct LatestView(Arc<Mutex<Option<Left>>>);
 
 /// A view, and since when there has been one that nobody has looked at.
 type Left = (Box<View>, Instant);
 
-impl Newest {
+impl LatestView {
     /// Leaves a view; whether there was none.
     fn put(&self, view: Box<View>) -> bool {
         let mut slot = self.slot();
@@ -61,7 +61,7 @@ pub(crate) fn read(
 ) -> Result<(), AgentError> {
     let mut source = open()?;
     let stop = stop.clone();
-    let newest = Newest::default();
+    let newest = LatestView::default();
     spawn("source", move || {
         let mut changed = true;
         while !stop.load(Ordering::Relaxed) {

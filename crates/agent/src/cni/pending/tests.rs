@@ -181,7 +181,7 @@ impl Scene {
         self.pending.after(&Round {
             snapshot: Some(snapshot),
             outcome,
-            trouble: outcome.is_none().then_some("the kernel refuses"),
+            last_error: outcome.is_none().then_some("the kernel refuses"),
             flows_ended: self.flows_ended,
         });
     }
@@ -207,7 +207,7 @@ fn a_selected_pod_waits_for_the_kernel_and_for_its_lease() {
     scene.pending.overdue(&Round {
         snapshot: Some(&objects),
         outcome: Some(&kernel(Some(true))),
-        trouble: None,
+        last_error: None,
         flows_ended: true,
     });
     assert_eq!(answer(&plugin), None, "that kernel is older than the call");
@@ -259,7 +259,7 @@ fn while_nothing_can_be_programmed_only_pods_that_may_be_selected_wait() {
     scene.pending.after(&Round {
         snapshot: None,
         outcome: None,
-        trouble: None,
+        last_error: None,
         flows_ended: true,
     });
     assert_eq!(answer(&plugin), Some(Answer::Done {}));
