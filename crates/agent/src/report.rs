@@ -13,10 +13,9 @@ mod query;
 mod status_writer;
 mod traffic;
 
-pub use cli_conditions::{ConditionTold, NodeTold};
+pub use cli_conditions::{ConditionView, NodeView};
 pub use cli_status::{
-    AddressStatus, CLI_API_VERSION, FindingStatus, GatewayStatus, LeaseStatus, Pods, PolicyStatus,
-    Status,
+    AddressView, CLI_API_VERSION, FindingView, GatewayView, LeaseView, Pods, PolicyView, Status,
 };
 pub(crate) use gateway_report::GatewayReport;
 pub use health::Health;

@@ -5,7 +5,7 @@ use serde::Serialize;
 
 /// One condition of a policy or a node.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
-pub struct ConditionTold {
+pub struct ConditionView {
     /// Its type; `Ready` where it is False.
     pub condition: String,
     /// Why, in one word.
@@ -16,17 +16,17 @@ pub struct ConditionTold {
 
 /// One node whose agent has something to say.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
-pub struct NodeTold {
+pub struct NodeView {
     /// The node.
     pub node: String,
     /// What it says.
-    pub conditions: Vec<ConditionTold>,
+    pub conditions: Vec<ConditionView>,
 }
 
 /// Conditions whose False is what matters.
 const GOOD: [&str; 3] = ["Accepted", "Allocated", "Ready"];
 
-fn told(conditions: &[Condition], skip: &[&str]) -> Vec<ConditionTold> {
+fn holding(conditions: &[Condition], skip: &[&str]) -> Vec<ConditionView> {
     let matters = |one: &&Condition| {
         let wanted = match GOOD.contains(&one.kind.as_str()) {
             true => ConditionStatus::False,
@@ -35,7 +35,7 @@ fn told(conditions: &[Condition], skip: &[&str]) -> Vec<ConditionTold> {
         one.status == wanted && !skip.contains(&one.kind.as_str())
     };
     let all = conditions.iter().filter(matters);
-    all.map(|one| ConditionTold {
+    all.map(|one| ConditionView {
         condition: one.kind.clone(),
         reason: one.reason.clone(),
         message: one.message.clone(),
@@ -44,15 +44,15 @@ fn told(conditions: &[Condition], skip: &[&str]) -> Vec<ConditionTold> {
 }
 
 /// What the conditions of a policy say beside `Ready`, which the status tells by itself, and what that repeats.
-pub(crate) fn of_policy(conditions: &[Condition]) -> Vec<ConditionTold> {
-    told(conditions, &GOOD)
+pub(crate) fn of_policy(conditions: &[Condition]) -> Vec<ConditionView> {
+    holding(conditions, &GOOD)
 }
 
 /// What nodes say of themselves.
-pub(crate) fn of_nodes(view: &View) -> Vec<NodeTold> {
-    let nodes = view.nodes.iter().map(|(node, report)| NodeTold {
+pub(crate) fn of_nodes(view: &View) -> Vec<NodeView> {
+    let nodes = view.nodes.iter().map(|(node, report)| NodeView {
         node: node.0.clone(),
-        conditions: told(&report.conditions, &[]),
+        conditions: holding(&report.conditions, &[]),
     });
     nodes.filter(|node| !node.conditions.is_empty()).collect()
 }

@@ -1,6 +1,6 @@
 //! `egret status`: the answer of an agent, or of the objects alone.
 
-use super::cli_conditions::{self, ConditionTold, NodeTold};
+use super::cli_conditions::{self, ConditionView, NodeView};
 use egret_core::condition::Reason;
 use egret_core::machines::GatewayLiveness;
 use egret_core::model::{Finding, NodeName};
@@ -23,20 +23,20 @@ pub struct Status {
     /// Where the answer comes from: an agent, or the objects alone.
     pub source: String,
     /// Every policy.
-    pub policies: Vec<PolicyStatus>,
+    pub policies: Vec<PolicyView>,
     /// Every egress address.
-    pub addresses: Vec<AddressStatus>,
+    pub addresses: Vec<AddressView>,
     /// Every gateway node.
-    pub gateways: Vec<GatewayStatus>,
+    pub gateways: Vec<GatewayView>,
     /// Nodes that are not as they should be, or work with less than was promised.
-    pub nodes: Vec<NodeTold>,
+    pub nodes: Vec<NodeView>,
     /// What is to be mended.
-    pub findings: Vec<FindingStatus>,
+    pub findings: Vec<FindingView>,
 }
 
 /// One policy of [`Status`].
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
-pub struct PolicyStatus {
+pub struct PolicyView {
     /// `Egress` or `ClusterEgress`.
     pub kind: String,
     /// Empty for `ClusterEgress`.
@@ -54,7 +54,7 @@ pub struct PolicyStatus {
     /// The same for people.
     pub message: String,
     /// What else holds and limits what it does.
-    pub conditions: Vec<ConditionTold>,
+    pub conditions: Vec<ConditionView>,
 }
 
 /// Pods of one policy.
@@ -68,18 +68,18 @@ pub struct Pods {
 
 /// One address of [`Status`].
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
-pub struct AddressStatus {
+pub struct AddressView {
     /// The address.
     pub address: IpAddr,
     /// The gateway that answers for it.
     pub announcer: Option<String>,
     /// Who may use which ports.
-    pub leases: Vec<LeaseStatus>,
+    pub leases: Vec<LeaseView>,
 }
 
 /// One lease of [`Status`].
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
-pub struct LeaseStatus {
+pub struct LeaseView {
     /// The worker.
     pub node: String,
     /// `first-last`.
@@ -92,7 +92,7 @@ pub struct LeaseStatus {
 
 /// One gateway of [`Status`].
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
-pub struct GatewayStatus {
+pub struct GatewayView {
     /// The node.
     pub node: String,
     /// It answers probes (asked of an agent), or its agent has reported (read from the objects).
@@ -105,7 +105,7 @@ pub struct GatewayStatus {
 
 /// One finding of [`Status`].
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
-pub struct FindingStatus {
+pub struct FindingView {
     /// Kind, namespace and name.
     pub object: String,
     /// Path of the field.
@@ -116,10 +116,10 @@ pub struct FindingStatus {
     pub remedy: String,
 }
 
-impl FindingStatus {
+impl FindingView {
     /// The same in words of the command line.
     pub fn of(finding: &Finding) -> Self {
-        FindingStatus {
+        FindingView {
             object: finding.object.to_string(),
             field: finding.field.clone(),
             value: finding.value.clone(),
@@ -132,9 +132,9 @@ impl Status {
     /// From the objects alone.
     pub fn of_objects(view: &View) -> Self {
         let gateways = view.gateways.values().flat_map(|gateway| &gateway.gateways);
-        let mut by_node: BTreeMap<String, GatewayStatus> = BTreeMap::new();
+        let mut by_node: BTreeMap<String, GatewayView> = BTreeMap::new();
         for member in gateways {
-            let status = GatewayStatus {
+            let status = GatewayView {
                 node: member.node.0.clone(),
                 live: member.live,
                 version: member.steering_version,
@@ -151,7 +151,7 @@ impl Status {
             findings: view
                 .findings
                 .iter()
-                .map(FindingStatus::of)
+                .map(FindingView::of)
                 .chain(without_way_out(view, by_node.keys()))
                 .collect(),
             gateways: by_node.into_values().collect(),
@@ -182,7 +182,7 @@ impl Status {
             }
         }
         let findings = outcome.into_iter().flat_map(|outcome| &outcome.findings);
-        status.findings.extend(findings.map(FindingStatus::of));
+        status.findings.extend(findings.map(FindingView::of));
         status
     }
 
@@ -204,7 +204,7 @@ fn outcome_is_of(outcome: Option<&NodeOutcome>, node: &str) -> bool {
     })
 }
 
-fn policies(view: &View) -> Vec<PolicyStatus> {
+fn policies(view: &View) -> Vec<PolicyView> {
     let one = |policy: &egret_core::model::Policy| {
         let status = view
             .policies
@@ -216,7 +216,7 @@ fn policies(view: &View) -> Vec<PolicyStatus> {
             selected: status.selected,
             programmed: status.programmed,
         };
-        PolicyStatus {
+        PolicyView {
             kind: format!("{:?}", policy.object.kind),
             namespace: policy.object.namespace.clone(),
             name: policy.object.name.clone(),
@@ -238,10 +238,10 @@ fn policies(view: &View) -> Vec<PolicyStatus> {
 fn without_way_out<'a>(
     view: &'a View,
     nodes: impl Iterator<Item = &'a String>,
-) -> impl Iterator<Item = FindingStatus> {
+) -> impl Iterator<Item = FindingView> {
     let records = nodes.filter_map(|node| view.snapshot.node_records.get(&NodeName(node.clone())));
     let lost = records.filter(|record| record.uplink_lost);
-    lost.map(|record| FindingStatus {
+    lost.map(|record| FindingView {
         object: format!("EgressNode/{}", record.node),
         field: "status.uplinkLost".into(),
         value: "true".into(),
@@ -250,11 +250,11 @@ fn without_way_out<'a>(
 }
 
 /// Gateways of which no node answers this one.
-fn unreached(outcome: &NodeOutcome) -> impl Iterator<Item = FindingStatus> {
+fn unreached(outcome: &NodeOutcome) -> impl Iterator<Item = FindingView> {
     let kinds = [ReportKind::FailStatic, ReportKind::NoGateway];
     let reports = outcome.reports.iter();
     let all = reports.filter(move |report| kinds.contains(&report.kind));
-    all.map(|report| FindingStatus {
+    all.map(|report| FindingView {
         object: format!("EgressGateway/{}", report.subject),
         field: "spec.nodeSelector".into(),
         value: "no node of it answers this node's probes".into(),
@@ -263,8 +263,8 @@ fn unreached(outcome: &NodeOutcome) -> impl Iterator<Item = FindingStatus> {
 }
 
 /// `silent`: gateways that do not answer; what they said last counts no more.
-fn addresses(view: &View, silent: &BTreeSet<NodeName>) -> Vec<AddressStatus> {
-    let lease = |lease: &egret_core::model::Lease| LeaseStatus {
+fn addresses(view: &View, silent: &BTreeSet<NodeName>) -> Vec<AddressView> {
+    let lease = |lease: &egret_core::model::Lease| LeaseView {
         node: lease.node.0.clone(),
         ranges: lease.ranges.iter().map(ToString::to_string).collect(),
         state: format!("{:?}", lease.state),
@@ -280,7 +280,7 @@ fn addresses(view: &View, silent: &BTreeSet<NodeName>) -> Vec<AddressStatus> {
     view.snapshot
         .addresses
         .values()
-        .map(|record| AddressStatus {
+        .map(|record| AddressView {
             address: record.address,
             announcer: announcer(&record.address),
             leases: record.leases.iter().map(lease).collect(),
