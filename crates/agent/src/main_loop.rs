@@ -5,6 +5,7 @@ mod external_link;
 mod flow_cleanup;
 mod reports;
 mod upkeep;
+mod values;
 
 pub(crate) use event::Event;
 
@@ -12,34 +13,30 @@ use crate::cni::{PendingCalls, Round};
 use crate::config::Config;
 use crate::error::chain;
 use crate::gateway::Gateway;
-use crate::observe::canary::{self, Measured, Order, Shown};
+use crate::observe::canary::{self, Order};
 use crate::observe::conflicts::Detection;
 use crate::observe::facts::{Links, Wanted};
-use crate::observe::neighbours::{Orders, Watch};
-use crate::observe::pod_devices::PodDevices;
+use crate::observe::neighbours::Orders;
 use crate::observe::port_use::{FullDestinations, Ranges};
 use crate::observe::probe::{HeardSlot, Targets};
 use crate::observe::source::Reading;
-use crate::observe::surroundings::Routers;
-use crate::observe::uncovered::Uncovered;
 use crate::remembered::Remembered;
-use crate::report::{Health, LocalFindings, NodeStatus, Traffic};
+use crate::report::{Health, NodeStatus};
 use crate::standing::Standing;
 use crate::uplink::Uplink;
-use egret_core::machines::{Destination, GatewayLiveness, Schedule};
-use egret_core::model::{NodeName, Snapshot};
+use egret_core::machines::Schedule;
+use egret_core::model::Snapshot;
 use egret_core::node::{External, NodeFacts, NodeOutcome, PathFacts, node_state};
 use egret_core::numbers::FULL_DESTINATIONS_MAX;
-use egret_core::obstacle::{self, Obstacle};
+use egret_core::obstacle;
 use egret_datapath::driver::Datapath;
 use egret_datapath::route::{Device, RouteError};
-use egret_objects::View;
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::IpAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender};
 use std::time::{Duration, Instant};
+use values::{Inputs, LastSent, Reports};
 
 /// Events taken up before the kernel is touched again.
 const BURST_MAX: usize = 64;
@@ -66,51 +63,23 @@ pub(crate) struct Channels {
 
 pub(crate) struct MainLoop {
     config: Config,
+    channels: Channels,
+    started: Instant,
+    inputs: Inputs,
+    last_sent: LastSent,
+    schedule: Schedule,
+    reports: Reports,
+    /// Calls of the CNI plugin that wait for a round.
+    cni: PendingCalls,
     datapath: Datapath,
     gateway: Gateway,
     uplink: Uplink,
-    health: Arc<Health>,
-    channels: Channels,
-    cni: PendingCalls,
-    started: Instant,
-    view: Option<Box<View>>,
-    /// When the oldest view came that is not carried out yet.
-    asked: Option<Instant>,
-    traffic: Traffic,
-    seen: GatewayLiveness,
-    ever_live: BTreeSet<NodeName>,
-    remembered: Remembered,
-    /// Facts about links, while nothing has told that they may have changed.
-    links: Option<Links>,
-    routers: Routers,
-    pod_devices: PodDevices,
-    uncovered: Uncovered,
-    links_stale: bool,
     tunnel: Option<Device>,
+    /// What the kernel contains since the last round that was carried out.
     outcome: Option<NodeOutcome>,
-    ports: BTreeMap<IpAddr, u32>,
-    /// The last change whose flows were asked for.
-    flows_asked: Option<u64>,
-    /// Destinations towards which a lease is used up.
-    full: BTreeSet<Destination>,
-    /// What is looked up now and then, only to be told.
-    seen_here: LocalFindings,
-    told_ranges: Ranges,
-    told_targets: Targets,
-    told_watch: Watch,
-    told_status: Option<NodeStatus>,
-    /// What canaries measure.
-    told_measured: Measured,
-    /// What they have shown.
-    canaries: Shown,
-    /// Index of the canary device, where there is one.
-    canary_device: Option<u32>,
-    /// Version of the record when it was told.
-    told_version: u64,
+    /// Why the last round was not.
     last_error: Option<String>,
-    /// What of others' firewalls refuses our packets, as last looked at.
-    obstacles: Vec<Obstacle>,
-    schedule: Schedule,
+    remembered: Remembered,
 }
 
 impl MainLoop {
@@ -126,50 +95,27 @@ impl MainLoop {
         let (pins, choice) = (&config.pin_directory, config.gateway_datapath);
         MainLoop {
             config: config.clone(),
+            channels,
+            started: Instant::now(),
+            inputs: Inputs::default(),
+            last_sent: LastSent::default(),
+            schedule: Schedule::new(0),
+            reports: Reports::new(health),
+            cni,
             datapath,
             gateway: Gateway::new(&config.node, pins, choice, (standing, detection)),
             uplink: Uplink::new(pins, config.cni_path, choice),
-            health: health.clone(),
-            channels,
-            cni,
-            started: Instant::now(),
-            view: None,
-            asked: None,
-            traffic: Traffic::default(),
-            seen: GatewayLiveness::default(),
-            ever_live: BTreeSet::new(),
-            remembered: Remembered::load(&config.state_directory),
-            links: None,
-            routers: Routers::default(),
-            pod_devices: PodDevices::default(),
-            uncovered: Uncovered::default(),
-            links_stale: true,
             tunnel: None,
             outcome: None,
-            ports: BTreeMap::new(),
-            flows_asked: None,
-            full: BTreeSet::new(),
-            seen_here: LocalFindings::default(),
-            told_ranges: Ranges::new(),
-            told_targets: Targets::default(),
-            told_watch: Watch::default(),
-            told_status: None,
-            told_measured: Measured::default(),
-            canaries: Shown::default(),
-            canary_device: None,
-            told_version: 0,
             last_error: Some("no objects read yet".into()),
-            obstacles: Vec::new(),
-            schedule: Schedule::new(0),
+            remembered: Remembered::load(&config.state_directory),
         }
     }
 
     /// With the device at whose ingress canaries appear, where there is one.
-    pub(crate) fn measuring(self, canary_device: Option<u32>) -> Self {
-        MainLoop {
-            canary_device,
-            ..self
-        }
+    pub(crate) fn measuring(mut self, canary_device: Option<u32>) -> Self {
+        self.inputs.canary_device = canary_device;
+        self
     }
 
     pub(crate) fn run(mut self, inbox: &Receiver<Event>, stop: &AtomicBool) {
@@ -204,7 +150,7 @@ impl MainLoop {
             self.overdue();
             self.gateway.announce(self.now_ms());
             self.ask();
-            self.health.round(self.last_error.clone());
+            self.reports.health.round(self.last_error.clone());
         }
     }
 
@@ -230,10 +176,10 @@ impl MainLoop {
         match event {
             Event::Source(Reading::View(newest)) => {
                 if let Some((mut view, since)) = newest.take() {
-                    self.asked.get_or_insert(since);
+                    self.inputs.view_since.get_or_insert(since);
                     self.cni.overlay(&mut view.snapshot);
-                    self.view = Some(view);
-                    self.pod_devices.invalidate();
+                    self.inputs.view = Some(view);
+                    self.inputs.pod_devices.invalidate();
                     self.schedule.request_round();
                 }
             }
@@ -241,21 +187,21 @@ impl MainLoop {
                 tracing::warn!(error, "the objects cannot be read: what is known stays");
             }
             Event::Gateways(seen) => {
-                self.ever_live.extend(seen.live.iter().cloned());
-                self.health.with(|metrics| {
+                self.inputs.ever_live.extend(seen.live.iter().cloned());
+                self.reports.health.with(|metrics| {
                     metrics.gateway_losses.inc_by(seen.losses);
                 });
                 if seen.lapsed {
                     let now_ms = self.now_ms();
                     self.gateway.repeat(now_ms);
                 }
-                self.seen = seen;
+                self.inputs.gateways = seen;
                 self.schedule.request_round();
             }
             Event::Neighbours(heard) => self.heard(heard),
             Event::Links => {
                 self.schedule.kernel_changed();
-                self.links_stale = true;
+                self.inputs.links_stale = true;
                 self.look_soon();
             }
             Event::Claims(claims) => {
@@ -266,23 +212,23 @@ impl MainLoop {
             Event::Flows(read) => self.end_owed(read),
             Event::Full(full) => self.take_up_full(full),
             Event::Cni(call) => {
-                let snapshot = self.view.as_mut().map(|view| &mut view.snapshot);
+                let snapshot = self.inputs.view.as_mut().map(|view| &mut view.snapshot);
                 self.schedule
                     .request_round_if(self.cni.take(call, snapshot));
             }
             Event::Canaries(canary::Report::Shown(shown)) => {
                 self.schedule
-                    .request_round_if(shown.broken != self.canaries.broken);
-                self.canaries = shown;
+                    .request_round_if(shown.broken != self.inputs.canaries.broken);
+                self.inputs.canaries = shown;
             }
             Event::Canaries(canary::Report::Device(index)) => {
-                self.canary_device = Some(index);
+                self.inputs.canary_device = Some(index);
                 self.schedule.request_round();
             }
             Event::Query(query) => query.answer(
-                self.view.as_deref(),
+                self.inputs.view.as_deref(),
                 &self.outcome,
-                (&self.seen, &self.canaries),
+                (&self.inputs.gateways, &self.inputs.canaries),
             ),
         }
     }
@@ -296,25 +242,26 @@ impl MainLoop {
             let limit = FULL_DESTINATIONS_MAX;
             tracing::warn!(left_out, limit, "too many full destinations to refuse all");
         }
-        for new in destinations.difference(&self.full) {
+        for new in destinations.difference(&self.inputs.full) {
             tracing::warn!(egress = %new.egress, destination = %new.address, protocol = new.protocol,
                 port = new.port, "all leased source ports are in use towards this destination: new flows are refused");
         }
-        self.full = destinations;
+        self.inputs.full = destinations;
         self.refuse_full();
         self.schedule.request_round();
     }
 
     /// Facts and objects to state, state to kernel, and what came of it to the status.
     fn round(&mut self) {
-        let view = self.view.take();
+        let view = self.inputs.view.take();
         if let Some(view) = &view {
             self.last_error = self.carry_out(&view.snapshot).err();
             if let Some(error) = &self.last_error {
                 tracing::warn!(error, "the node's state is not carried out");
-            } else if let Some(asked) = self.asked.take() {
+            } else if let Some(asked) = self.inputs.view_since.take() {
                 let seconds = asked.elapsed().as_secs_f64();
-                self.health
+                self.reports
+                    .health
                     .with(|metrics| metrics.programming_seconds.observe(seconds));
             }
         }
@@ -330,13 +277,13 @@ impl MainLoop {
             self.count_if_due();
             self.report(view);
         }
-        self.view = view;
+        self.inputs.view = view;
     }
 
     /// Pods that have waited long enough.
     fn overdue(&mut self) {
         self.cni.overdue(&Round {
-            snapshot: self.view.as_ref().map(|view| &view.snapshot),
+            snapshot: self.inputs.view.as_ref().map(|view| &view.snapshot),
             outcome: self.outcome.as_ref().filter(|_| self.last_error.is_none()),
             last_error: self.last_error.as_deref(),
             flows_ended: self.datapath.owes().is_none(),
@@ -346,11 +293,11 @@ impl MainLoop {
     fn carry_out(&mut self, snapshot: &Snapshot) -> Result<(), String> {
         let node = self.config.node.clone();
         let links = self.look(snapshot).map_err(|e| chain(&e))?;
-        self.seen_here.foreign_marks = links.foreign_marks.clone();
-        self.routers.look(self.datapath.routing());
+        self.reports.findings.foreign_marks = links.foreign_marks.clone();
+        self.inputs.routers.look(self.datapath.routing());
         let path = self.uplink.facts(snapshot, &node).map_err(|e| chain(&e))?;
         let routing = self.datapath.routing();
-        let looked = self.pod_devices.look(routing, snapshot, &node);
+        let looked = self.inputs.pod_devices.look(routing, snapshot, &node);
         looked.map_err(|e| chain(&e))?;
         let link_up = self.link_up(snapshot, &links);
         let external = links.external_fact();
@@ -360,13 +307,15 @@ impl MainLoop {
                 link_up,
                 ..external
             }),
-            uncovered: self.uncovered.lasting(Instant::now()),
+            uncovered: self.inputs.uncovered.lasting(Instant::now()),
             ..self.facts(&links)
         };
         let outcome = node_state(snapshot, &facts, &node).map_err(|e| chain(&e))?;
-        self.uncovered.follow(&outcome.uncovered, Instant::now());
+        self.inputs
+            .uncovered
+            .follow(&outcome.uncovered, Instant::now());
         let state = &outcome.state;
-        if self.tunnel.is_none() || self.links.as_ref() != Some(&links) {
+        if self.tunnel.is_none() || self.inputs.links.as_ref() != Some(&links) {
             let device = self.datapath.routing().ensure_tunnel(&state.tunnel);
             self.tunnel = Some(device.map_err(|e| chain(&e))?);
         }
@@ -375,8 +324,8 @@ impl MainLoop {
         }
         self.update_probe_targets(snapshot, &outcome);
         let local = links.local_addresses.clone();
-        self.links = Some(links);
-        if !self.seen.settled {
+        self.inputs.links = Some(links);
+        if !self.inputs.gateways.settled {
             return Err("waiting for the gateways' first answers".into());
         }
         match &state.gateway {
@@ -384,11 +333,13 @@ impl MainLoop {
                 // Tables first: a gateway announces only what it can steer, and own ranges count on own tables.
                 self.gateway.apply(gateway, state.tunnel.index, link_up);
                 let now_ms = self.now_ms();
-                let loaded =
-                    |name: &&NodeName| self.seen.versions.get(*name).is_some_and(|v| *v > 0);
-                let live = self.seen.live.iter().filter(loaded).cloned().collect();
+                let live = self.inputs.gateways.serving();
                 let own = (&node, &local);
-                let seen = (&live, self.seen.alone, self.seen.reached);
+                let seen = (
+                    &live,
+                    self.inputs.gateways.alone,
+                    self.inputs.gateways.reached,
+                );
                 self.gateway
                     .decide(snapshot, gateway, own, seen, link_up, now_ms);
                 self.gateway.apply(gateway, state.tunnel.index, link_up);
@@ -409,7 +360,7 @@ impl MainLoop {
             .request_round_if(self.outcome.is_none() && outcome.state.gateway.is_some());
         let mut outcome = outcome;
         self.look_for_obstacles(&outcome);
-        obstacle::discount(&mut outcome, &self.obstacles);
+        obstacle::discount(&mut outcome, &self.reports.obstacles);
         self.outcome = Some(outcome);
         Ok(())
     }
@@ -419,12 +370,12 @@ impl MainLoop {
         let result = self.datapath.apply(&outcome.state, &self.cni.idle());
         let seconds = started.elapsed().as_secs_f64();
         let applied = result.map_err(|error| {
-            self.health.with(|metrics| {
+            self.reports.health.with(|metrics| {
                 metrics.apply_errors.inc();
             });
             chain(&error)
         })?;
-        self.health.with(|metrics| {
+        self.reports.health.with(|metrics| {
             metrics.applies.inc();
             metrics.apply_seconds.observe(seconds);
         });
@@ -445,13 +396,13 @@ impl MainLoop {
     /// Facts about links; looked up where something has told that they may have changed.
     fn look(&mut self, snapshot: &Snapshot) -> Result<Links, RouteError> {
         let wanted = Wanted::of(snapshot, &self.config.node);
-        match &self.links {
-            Some(links) if !self.links_stale && links.wanted == wanted => Ok(links.clone()),
+        match &self.inputs.links {
+            Some(links) if !self.inputs.links_stale && links.wanted == wanted => Ok(links.clone()),
             _ => {
                 // What changes from here on is told again.
-                self.links_stale = false;
+                self.inputs.links_stale = false;
                 let looked = Links::look(self.datapath.routing(), wanted);
-                self.links_stale = looked.is_err();
+                self.inputs.links_stale = looked.is_err();
                 looked
             }
         }
@@ -462,10 +413,10 @@ impl MainLoop {
             external: links.external_fact(),
             underlay_mtu: links.underlay_mtu,
             underlay_devices: links.underlay_devices.clone(),
-            live: self.seen.live.clone(),
-            ever_live: self.ever_live.clone(),
-            settled: self.seen.settled,
-            versions: self.seen.versions.clone(),
+            live: self.inputs.gateways.live.clone(),
+            ever_live: self.inputs.ever_live.clone(),
+            settled: self.inputs.gateways.settled,
+            versions: self.inputs.gateways.versions.clone(),
             announcing: self.gateway.announcing(),
             previous_groups: self.remembered.groups.clone(),
             last_group_members: self.remembered.members.clone(),
@@ -475,13 +426,13 @@ impl MainLoop {
                 false => BTreeMap::new(),
             },
             path: PathFacts::default(),
-            devices: self.pod_devices.devices(),
-            detached: self.pod_devices.detached(),
+            devices: self.inputs.pod_devices.devices(),
+            detached: self.inputs.pod_devices.detached(),
             unknown_pods: self.config.unknown_pods,
             foreign_marks: links.foreign_marks.clone(),
-            canary_device: self.canary_device,
-            broken_paths: self.canaries.broken.clone(),
-            pod_routes: self.pod_devices.pod_routes(),
+            canary_device: self.inputs.canary_device,
+            broken_paths: self.inputs.canaries.broken.clone(),
+            pod_routes: self.inputs.pod_devices.pod_routes(),
             uncovered: BTreeSet::new(),
         }
     }

@@ -19,12 +19,12 @@ impl MainLoop {
         let state = state.and_then(|outcome| outcome.state.gateway.as_ref());
         let addresses = state.map(|state| {
             let own = (&self.config.node, &links.local_addresses);
-            answering_nodes(snapshot, state, own, &self.seen.live)
+            answering_nodes(snapshot, state, own, &self.inputs.gateways.live)
         });
         let addresses = addresses.unwrap_or_default();
         let now_ms = self.now_ms();
         let standing = &mut self.gateway.standing;
-        standing.decide_uplink(snapshot, &link, &addresses, &self.seen, now_ms)
+        standing.decide_uplink(snapshot, &link, &addresses, &self.inputs.gateways, now_ms)
     }
 
     /// Has the next hops of the external device asked.
@@ -47,8 +47,10 @@ impl MainLoop {
                 }
             }
         }
-        if watch != self.told_watch && self.channels.neighbours.send(Order::Watch(watch.clone())) {
-            self.told_watch = watch;
+        if watch != self.last_sent.watch
+            && self.channels.neighbours.send(Order::Watch(watch.clone()))
+        {
+            self.last_sent.watch = watch;
         }
     }
 

@@ -8,10 +8,10 @@ impl MainLoop {
     /// Has the flows read that a change has left to be ended, once for each change.
     pub(super) fn ask_for_flows(&mut self) {
         let owed = self.datapath.owes();
-        if owed != self.flows_asked
+        if owed != self.last_sent.flows_change
             && owed.is_none_or(|change| self.channels.flows.send(change).is_ok())
         {
-            self.flows_asked = owed;
+            self.last_sent.flows_change = owed;
         }
     }
 
@@ -31,7 +31,7 @@ impl MainLoop {
 
     /// What was asked for and not brought is asked for again.
     pub(super) fn request_again(&mut self) {
-        self.flows_asked = None;
+        self.last_sent.flows_change = None;
         self.ask_for_flows();
     }
 
@@ -40,7 +40,7 @@ impl MainLoop {
             return;
         }
         tracing::info!(flows, "flows ended by a policy change");
-        self.health.with(|metrics| {
+        self.reports.health.with(|metrics| {
             metrics.ended_flows.inc_by(flows as u64);
         });
         self.schedule.count_ports_soon();

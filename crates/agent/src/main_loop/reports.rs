@@ -26,10 +26,14 @@ impl MainLoop {
                 let nodes = nodes().map(|(index, peer)| (*index, peer.underlay));
                 (version, nodes.collect())
             }),
-            cut_off: self.links.as_ref().is_some_and(|links| !links.underlay_up),
+            cut_off: self
+                .inputs
+                .links
+                .as_ref()
+                .is_some_and(|links| !links.underlay_up),
         };
-        if targets != self.told_targets && self.channels.probes.send(targets.clone()).is_ok() {
-            self.told_targets = targets;
+        if targets != self.last_sent.targets && self.channels.probes.send(targets.clone()).is_ok() {
+            self.last_sent.targets = targets;
         }
     }
 
@@ -40,8 +44,8 @@ impl MainLoop {
             mtu: outcome.state.tunnel.mtu,
         };
         let order = Order::Measure(measured.clone());
-        if measured != self.told_measured && self.channels.canaries.send(order).is_ok() {
-            self.told_measured = measured;
+        if measured != self.last_sent.measured && self.channels.canaries.send(order).is_ok() {
+            self.last_sent.measured = measured;
         }
     }
 
@@ -52,10 +56,11 @@ impl MainLoop {
     }
 
     pub(super) fn report(&mut self, view: &View) {
-        if self.traffic.is_due() {
+        if self.reports.traffic.is_due() {
             let worker = self.datapath.counters();
             let takeovers = self.gateway.takeovers().clone();
-            self.traffic
+            self.reports
+                .traffic
                 .update(worker, self.gateway.traffic(), takeovers);
         }
         let gateway = gateway_report(&mut self.gateway);
@@ -63,7 +68,7 @@ impl MainLoop {
         let Some(record) = view.snapshot.node_records.get(&self.config.node) else {
             return;
         };
-        if !self.seen.settled {
+        if !self.inputs.gateways.settled {
             return;
         }
         let status = node_status(&StatusInputs {
@@ -71,21 +76,22 @@ impl MainLoop {
             view,
             outcome: self.outcome.as_ref().filter(|_| self.last_error.is_none()),
             gateway: &gateway,
-            links: self.links.as_ref(),
-            routers: &self.routers,
-            ports: &self.ports,
-            full: &self.full,
-            findings: &self.seen_here,
+            links: self.inputs.links.as_ref(),
+            routers: &self.inputs.routers,
+            ports: &self.reports.ports,
+            full: &self.inputs.full,
+            findings: &self.reports.findings,
             last_error: self.last_error.as_deref(),
-            obstacles: &self.obstacles,
+            obstacles: &self.reports.obstacles,
         });
         // Sent already and not yet written is enough; sent, written and lost (a record made anew) is not.
-        let lost = record.resource_version != self.told_version && *record != status.record;
-        if (lost || self.told_status.as_ref() != Some(&status))
+        let lost =
+            record.resource_version != self.last_sent.record_version && *record != status.record;
+        if (lost || self.last_sent.status.as_ref() != Some(&status))
             && self.channels.status.send(status.clone()).is_ok()
         {
-            self.told_version = record.resource_version;
-            self.told_status = Some(status);
+            self.last_sent.record_version = record.resource_version;
+            self.last_sent.status = Some(status);
         }
     }
 
@@ -93,16 +99,16 @@ impl MainLoop {
         let outcome = self.outcome.as_ref();
         let figures = Figures {
             outcome,
-            gateways: &self.seen,
-            refused_packets: self.traffic.reasons(),
-            ports: &self.ports,
-            full: &self.full,
+            gateways: &self.inputs.gateways,
+            refused_packets: self.reports.traffic.reasons(),
+            ports: &self.reports.ports,
+            full: &self.inputs.full,
         };
         let uplink = self.uplink.counters();
-        self.health.with(|metrics| {
+        self.reports.health.with(|metrics| {
             gauges::worker(metrics, &figures);
-            gauges::canaries(metrics, &self.canaries);
-            self.traffic.show(metrics, outcome);
+            gauges::canaries(metrics, &self.inputs.canaries);
+            self.reports.traffic.show(metrics, outcome);
             gauges::gateway(metrics, gateway);
             metrics.show_conflicts(&gateway.claims);
             gauges::uplink(metrics, &uplink);

@@ -14,11 +14,11 @@ use std::time::Instant;
 impl MainLoop {
     /// What is due when nothing has happened.
     pub(super) fn rest(&mut self) {
-        if !self.full.is_empty() && self.schedule.is_refusal_due(self.now_ms()) {
+        if !self.inputs.full.is_empty() && self.schedule.is_refusal_due(self.now_ms()) {
             self.refuse_full();
         }
         let now = Instant::now();
-        let due = self.pod_devices.is_due(now) || self.uncovered.is_due(now);
+        let due = self.inputs.pod_devices.is_due(now) || self.inputs.uncovered.is_due(now);
         self.schedule
             .request_round_if(due || self.uplink.programs_changed());
         if self.count_if_due() {
@@ -30,9 +30,9 @@ impl MainLoop {
                 self.schedule.request_round_if(changed);
                 self.outcome = Some(outcome);
             }
-            if let Some(view) = self.view.take() {
+            if let Some(view) = self.inputs.view.take() {
                 self.report(&view);
-                self.view = Some(view);
+                self.inputs.view = Some(view);
             }
         }
     }
@@ -41,10 +41,10 @@ impl MainLoop {
     pub(super) fn mend(&mut self, turn: Turn) {
         if turn.verify_changed {
             self.uplink.stir();
-            self.pod_devices.invalidate();
+            self.inputs.pod_devices.invalidate();
         }
         if turn.verify_full {
-            self.links_stale = true;
+            self.inputs.links_stale = true;
             self.gateway.look_again();
         }
         if self.outcome.is_none() || self.tunnel.is_none() {
@@ -67,7 +67,7 @@ impl MainLoop {
         let told = damage.iter().map(|(kind, what)| format!("{kind}: {what}"));
         let found = told.collect::<Vec<_>>().join("; ");
         tracing::warn!(found, "others changed or removed what is ours: mending it");
-        self.health.with(|metrics| {
+        self.reports.health.with(|metrics| {
             for kind in damage.keys() {
                 let label = ByKind {
                     kind: kind.word().into(),
@@ -76,14 +76,14 @@ impl MainLoop {
             }
         });
         self.tunnel = None;
-        self.links_stale = true;
+        self.inputs.links_stale = true;
         self.schedule.request_round();
     }
 
     /// Tells the kernel which destinations to refuse; it forgets them unless told again.
     pub(super) fn refuse_full(&mut self) {
         self.schedule.full_refused(self.now_ms());
-        if let Err(error) = self.datapath.refuse_full(&self.full) {
+        if let Err(error) = self.datapath.refuse_full(&self.inputs.full) {
             tracing::warn!(error = %chain(&error), "refusing full destinations");
         }
     }
@@ -97,14 +97,17 @@ impl MainLoop {
     /// What of others' firewalls refuses our packets now; whether that is something else than before.
     pub(super) fn look_for_obstacles(&mut self, outcome: &NodeOutcome) -> bool {
         let found = match self.datapath.obstacles(&outcome.state) {
-            Ok(found) if found == self.obstacles => return false,
+            Ok(found) if found == self.reports.obstacles => return false,
             Ok(found) => found.to_vec(),
             Err(error) => {
                 tracing::warn!(error = %chain(&error), "looking for what refuses our packets");
                 return false;
             }
         };
-        for new in found.iter().filter(|one| !self.obstacles.contains(one)) {
+        for new in found
+            .iter()
+            .filter(|one| !self.reports.obstacles.contains(one))
+        {
             let Obstacle {
                 text,
                 remedy,
@@ -113,7 +116,7 @@ impl MainLoop {
             } = new;
             tracing::warn!(text, remedy, certain, "something stands in the way");
         }
-        self.obstacles = found;
+        self.reports.obstacles = found;
         true
     }
 
@@ -128,18 +131,18 @@ impl MainLoop {
 
     fn count_ports(&mut self) -> Result<(), String> {
         self.schedule.ports_counted(self.now_ms());
-        self.ports = self
+        self.reports.ports = self
             .datapath
             .ports_in_use()
             .map_err(|error| chain(&error))?;
         // With the other reading of the kernel's flows, and not in each round: it waits for a dump that is under way.
         if let Ok(failed) = self.datapath.insert_failed() {
-            self.health.with(|metrics| {
+            self.reports.health.with(|metrics| {
                 metrics.insert_failed.set(failed);
             });
         }
         let refused = self.datapath.refused_protocols();
-        self.seen_here.refused = refused.map_err(|error| chain(&error))?;
+        self.reports.findings.refused = refused.map_err(|error| chain(&error))?;
         Ok(())
     }
 
@@ -148,8 +151,8 @@ impl MainLoop {
         for target in outcome.state.worker.targets.values() {
             ranges.insert(target.address, target.ranges.clone());
         }
-        if ranges != self.told_ranges && self.channels.ranges.send(ranges.clone()).is_ok() {
-            self.told_ranges = ranges;
+        if ranges != self.last_sent.ranges && self.channels.ranges.send(ranges.clone()).is_ok() {
+            self.last_sent.ranges = ranges;
         }
     }
 }
