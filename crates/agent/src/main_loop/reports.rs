@@ -73,7 +73,7 @@ impl MainLoop {
         }
         let status = node_status(&StatusInputs {
             record,
-            view,
+            snapshot: &view.snapshot,
             outcome: self.outcome.as_ref().filter(|_| self.last_error.is_none()),
             gateway: &gateway,
             links: self.inputs.links.as_ref(),

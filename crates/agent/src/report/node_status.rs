@@ -7,11 +7,11 @@ use super::status_writer::NodeStatus;
 use crate::observe::facts::Links;
 use crate::observe::surroundings::{Routers, Surroundings};
 use egret_core::machines::Destination;
-use egret_core::model::NodeRecord;
+use egret_core::model::{NodeRecord, Snapshot};
 use egret_core::node::{CANARY_ABILITY, ForeignMark, NodeOutcome, PodsPath};
 use egret_core::obstacle::Obstacle;
 use egret_datapath::driver::RefusedProtocol;
-use egret_objects::{NodeReport, View};
+use egret_objects::NodeReport;
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
@@ -29,7 +29,7 @@ pub(crate) struct StatusInputs<'a> {
     /// This node's record, as read last.
     pub(crate) record: &'a NodeRecord,
     /// The objects.
-    pub(crate) view: &'a View,
+    pub(crate) snapshot: &'a Snapshot,
     /// What the kernel contains; `None`: nothing is reported as programmed.
     pub(crate) outcome: Option<&'a NodeOutcome>,
     /// The gateway role.
@@ -54,7 +54,7 @@ pub(crate) struct StatusInputs<'a> {
 pub(crate) fn node_status(inputs: &StatusInputs<'_>) -> NodeStatus {
     let StatusInputs {
         record,
-        view,
+        snapshot,
         outcome,
         gateway,
         links,
@@ -63,7 +63,7 @@ pub(crate) fn node_status(inputs: &StatusInputs<'_>) -> NodeStatus {
         full,
         ..
     } = *inputs;
-    let node = view.snapshot.nodes.get(&record.node);
+    let node = snapshot.nodes.get(&record.node);
     let mut demand = ports.clone();
     for address in outcome.into_iter().flat_map(|outcome| &outcome.granted) {
         demand.entry(*address).or_default();
@@ -71,7 +71,7 @@ pub(crate) fn node_status(inputs: &StatusInputs<'_>) -> NodeStatus {
     let is_gateway = outcome.is_some_and(|outcome| outcome.state.gateway.is_some());
     let can = abilities(outcome, gateway);
     let addresses = links.map(|links| &links.device_addresses);
-    let around = Surroundings::of(record, &view.snapshot, outcome, addresses, routers);
+    let around = Surroundings::of(record, snapshot, outcome, addresses, routers);
     let record = NodeRecord {
         abilities: can.iter().cloned().collect(),
         underlay_addresses: node.map(|node| node.addresses.clone()).unwrap_or_default(),
@@ -151,3 +151,6 @@ fn abilities(outcome: Option<&NodeOutcome>, gateway: &GatewayReport) -> Vec<Stri
 fn mac_text(mac: [u8; 6]) -> String {
     mac.map(|byte| format!("{byte:02x}")).join(":")
 }
+
+#[cfg(test)]
+mod tests;
