@@ -9,6 +9,14 @@
 //! cni thread    --new pods--/
 //! ```
 //!
+//! Rooms from the bottom up; none imports one above itself (`xtask` checks it):
+//!
+//! - `observe`: each observer looks at one thing and hands its own type to a closure.
+//! - `cni`: calls of the CNI plugin, and its installation.
+//! - `gateway`, `standing`, `path`, `uplink`, `remembered`: what carries the state out beside the worker's data path.
+//! - `report`: metrics, health, the node's status, answers to the command line.
+//! - `main_loop`: the only one that knows what wakes it; decides by `core`, in a round, and has it applied and reported.
+//!
 //! The main loop alone touches the kernel. Nothing on it waits for the source: a source that hangs stops news, not
 //! traffic. A restarted agent adopts what is there, and changes nothing before it knows which gateways answer.
 
