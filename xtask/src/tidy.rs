@@ -6,6 +6,7 @@ mod circles;
 mod links;
 mod manifests;
 mod operations;
+mod rooms;
 mod schema;
 mod sources;
 mod statements;
@@ -102,6 +103,7 @@ pub fn run() -> anyhow::Result<()> {
         println!("long: {line}");
     }
     let mut problems = manifests::check(&tree, &manifests::metadata()?);
+    problems.extend(rooms::check(&tree));
     problems.extend(sources::check(&tree));
     problems.extend(circles::check(&tree));
     problems.extend(tables::check(&tree));

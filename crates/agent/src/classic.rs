@@ -2,7 +2,8 @@
 
 mod mappings;
 
-use crate::{AgentError, chain, links};
+use crate::error::{AgentError, chain};
+use crate::observe::links;
 use egret_core::classic::{ClassicState, ClassicWanted, classic_state};
 use egret_datapath::classic::ClassicDatapath;
 use egret_datapath::worker::driver::DatapathError;

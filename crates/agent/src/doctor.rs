@@ -6,6 +6,7 @@
 mod files;
 mod obstacles;
 
+use crate::error::chain;
 use crate::report::CLI_API_VERSION;
 use egret_core::earlier::{Action, Finding, Kind, System, find};
 use egret_core::obstacle::Obstacle;
@@ -115,7 +116,7 @@ pub fn clean(root: &Path, systems: &BTreeSet<System>) -> Result<Doctor, LegacyEr
     let mut failed: Vec<(Action, String)> = kernel
         .remove(&actions)
         .into_iter()
-        .map(|(action, error)| (action, in_full(&error)))
+        .map(|(action, error)| (action, chain(&error)))
         .collect();
     for action in actions {
         if let Err(error) = files::remove(action) {
@@ -158,14 +159,4 @@ fn answer(found: &[Finding], unseen: Vec<String>) -> Doctor {
         failed: Vec::new(),
         unseen,
     }
-}
-
-fn in_full(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut source = error.source();
-    while let Some(why) = source {
-        text += &format!(": {why}");
-        source = why.source();
-    }
-    text
 }

@@ -1,6 +1,6 @@
 //! The gateway role of this node: what it announces, and which version others are told. The data path carries it out.
 
-use crate::conflicts::{Around, Detection};
+use crate::observe::conflicts::{Around, Detection};
 use crate::standing::Standing;
 use egret_core::machines::{Announcer, AnnouncerCommand, Entrance, answering_nodes};
 use egret_core::model::{AddressClaim, MacAddress, NodeName, Snapshot};
@@ -92,7 +92,7 @@ impl Gateway {
 
     /// Decides what to announce. Call once liveness is settled and tables are loaded. `me` and `local`: this node, and the
     /// addresses that its kernel has. `live`, `alone`, `reached`: other gateways that answer and forward, and what
-    /// [`crate::probe::Seen`] says.
+    /// [`egret_core::machines::GatewayLiveness`] says.
     pub(crate) fn decide(
         &mut self,
         (snapshot, state): (&Snapshot, &GatewayState),

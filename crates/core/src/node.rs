@@ -16,6 +16,7 @@ mod path;
 mod pod_addresses;
 mod pod_routes;
 mod podmap;
+mod probe_targets;
 mod profiles;
 mod state;
 
@@ -29,6 +30,7 @@ pub use lookup::Fate;
 pub use path::{CniPath, PathFacts, PodsPath, Way};
 pub use pod_routes::{MainRoute, pod_routes};
 pub use podmap::{PodChange, PodMap};
+pub use probe_targets::{ProbeTarget, probe_targets};
 pub use state::Presence;
 pub use state::*;
 
