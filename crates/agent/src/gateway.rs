@@ -1,20 +1,24 @@
-//! The gateway role of this node: what it announces, and which version others are told. The data path carries it out.
+//! The gateway role of this node. [`GatewayRole`] decides; here its inputs are collected, its decisions are logged, and its
+//! commands are handed to the data path.
 
-use crate::observe::conflicts::{Around, Detection};
-use crate::standing::Standing;
-use egret_core::machines::{Announcer, AnnouncerCommand, Entrance, answering_nodes};
+use crate::clock::now_secs;
+use crate::observe::conflicts::SegmentListener;
+use crate::observe::probe::HeardSlot;
+use egret_core::machines::{ExternalLink, GatewayCommand, GatewayFitness, GatewayInputs};
+use egret_core::machines::{GatewayLiveness, GatewayRole};
 use egret_core::model::{AddressClaim, MacAddress, NodeName, Snapshot};
-use egret_core::node::{GatewayState, Presence};
-use egret_datapath::node::{ExternalLink, GatewayOpened, NodeGateway};
+use egret_core::node::GatewayState;
+use egret_datapath::gateway::Heard;
+use egret_datapath::node::{GatewayOpened, NodeGateway};
 use egret_datapath::presence::l2::conflict::Claim;
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
 pub(crate) struct Gateway {
-    announcer: Announcer,
-    detection: Detection,
-    /// Whether others are told the version of the tables, or 0. `None`: no backend is open.
-    entrance: Option<Entrance>,
+    role: GatewayRole,
+    listener: SegmentListener,
+    /// The counters that tell whether packets of others arrive at this node.
+    heard: HeardSlot,
     /// The version that the tables are brought to; 0 without an external link.
     version: u64,
     /// The version that they had when they were loaded last.
@@ -23,22 +27,67 @@ pub(crate) struct Gateway {
     left: bool,
     /// How often this node began to announce each address that it serves.
     takeovers: BTreeMap<IpAddr, u64>,
-    /// Whether others may count on it.
-    pub(crate) standing: Standing,
+}
+
+/// What a decision of one round is made from, beside the data path.
+pub(crate) struct RoundInputs<'a> {
+    /// The objects.
+    pub(crate) snapshot: &'a Snapshot,
+    /// The gateway part of the node's state, as planned.
+    pub(crate) planned: &'a GatewayState,
+    /// Addresses that this node's kernel has.
+    pub(crate) local: &'a BTreeSet<IpAddr>,
+    /// The other gateways.
+    pub(crate) liveness: &'a GatewayLiveness,
+    /// What [`Gateway::decide_link`] said in this round.
+    pub(crate) link_up: bool,
+    /// Milliseconds since the loop began.
+    pub(crate) now_ms: u64,
 }
 
 impl Gateway {
-    pub(crate) fn new(node: &NodeName, standing: Standing, detection: Detection) -> Self {
+    pub(crate) fn new(node: &NodeName, heard: HeardSlot, listener: SegmentListener) -> Self {
         Gateway {
-            announcer: Announcer::new(node.clone()),
-            detection,
-            entrance: None,
+            role: GatewayRole::new(node.clone()),
+            listener,
+            heard,
             version: 0,
             loaded_version: 0,
             left: false,
             takeovers: BTreeMap::new(),
-            standing,
         }
+    }
+
+    /// Whether others may count on this gateway.
+    pub(crate) fn fitness(&self) -> &GatewayFitness {
+        &self.role.fitness
+    }
+
+    /// The same, for what was heard on the external network.
+    pub(crate) fn fitness_mut(&mut self) -> &mut GatewayFitness {
+        &mut self.role.fitness
+    }
+
+    /// Whether the external link counts. `planned`: the last round's gateway state.
+    pub(crate) fn decide_link(
+        &mut self,
+        snapshot: &Snapshot,
+        planned: Option<&GatewayState>,
+        link: (&ExternalLink, &BTreeSet<IpAddr>),
+        liveness: &GatewayLiveness,
+        now_ms: u64,
+    ) -> bool {
+        let before = self.fitness().leaves();
+        let role = &mut self.role;
+        let counts = role.decide_link(snapshot, planned, link, liveness, now_ms);
+        match (before, self.fitness().leaves(), self.fitness().lost()) {
+            (false, true, Some(why)) => {
+                tracing::warn!(why, "this gateway has no way out: others serve")
+            }
+            (true, false, _) => tracing::info!("this gateway serves again"),
+            _ => {}
+        }
+        counts
     }
 
     /// Takes up what the data path has prepared: `opened` is the backend that it has opened, if it has.
@@ -46,156 +95,143 @@ impl Gateway {
         &mut self,
         path: &NodeGateway,
         opened: Option<GatewayOpened>,
-        external: Option<&ExternalLink>,
+        external: Option<u32>,
     ) {
         self.left = false;
-        if let Some(external) = external {
-            self.detection.listen(external.device.index);
+        if let Some(ifindex) = external {
+            self.listener.listen(ifindex);
+        }
+        if !opened.map_or(path.is_attached(), |opened| opened.again) {
+            self.role.detached();
         }
         if let Some(opened) = opened {
-            let before = self.entrance.take().filter(|_| opened.again);
-            self.entrance = Some(before.unwrap_or_else(|| Entrance::new(opened.forwards)));
+            self.role.attached(opened.forwards);
             self.loaded_version = path.backend().map_or(0, |backend| backend.version());
-            self.standing.attached(path.pins());
-        } else if !path.is_attached() {
-            self.entrance = None;
+            self.hear(path);
         }
     }
 
-    /// The state that the data path is to carry out, with the announcer's flags. Without an external link the tables are
-    /// kept, but probes are told version 0: nobody sends through a gateway that cannot send on. Before its [`Entrance`]
-    /// they are told the same.
-    pub(crate) fn effective(&mut self, state: &GatewayState, link_up: bool) -> GatewayState {
+    /// Opens the counters of the programs that are attached now.
+    fn hear(&self, path: &NodeGateway) {
+        let heard = path.pins().and_then(|pins| {
+            Heard::open(pins)
+                .inspect_err(|error| tracing::warn!(%error, "the gateway's counters"))
+                .ok()
+        });
+        self.set_heard(heard);
+    }
+
+    fn set_heard(&self, heard: Option<Heard>) {
+        if let Ok(mut slot) = self.heard.lock() {
+            *slot = heard;
+        }
+    }
+
+    /// The planned state as far as it holds now.
+    pub(crate) fn effective(&mut self, planned: &GatewayState, link_up: bool) -> GatewayState {
         self.takeovers
-            .retain(|address, _| state.addresses.contains_key(address));
-        for address in state.addresses.keys() {
+            .retain(|address, _| planned.addresses.contains_key(address));
+        for address in planned.addresses.keys() {
             // Shown from 0 on, so that the first take-over is a rise too.
             self.takeovers.entry(*address).or_default();
         }
-        self.version = if link_up { state.version } else { 0 };
-        let entered = self.entrance.as_ref().is_some_and(Entrance::entered);
-        let announcing = self.announcer.announcing();
-        let mut state = state.clone();
-        state.version = if entered { self.version } else { 0 };
-        for (address, steering) in &mut state.addresses {
-            steering.announce = announcing.contains(address);
-        }
-        state
+        let effective = self.role.effective(planned, link_up);
+        self.version = effective.steering_version;
+        effective.state
     }
 
-    /// The data path has tried to load the tables.
+    /// The data path has tried to load the tables of [`Self::effective`].
     pub(crate) fn tables_loaded(&mut self, path: &NodeGateway) {
         if path.is_loaded() {
             self.loaded_version = self.version;
+            self.role.loaded();
         }
     }
 
-    /// Decides what to announce. Call once liveness is settled and tables are loaded. `me` and `local`: this node, and the
-    /// addresses that its kernel has. `live`, `alone`, `reached`: other gateways that answer and forward, and what
-    /// [`egret_core::machines::GatewayLiveness`] says.
-    pub(crate) fn decide(
-        &mut self,
-        (snapshot, state): (&Snapshot, &GatewayState),
-        (me, local): (&NodeName, &BTreeSet<IpAddr>),
-        (live, alone, reached): (&BTreeSet<NodeName>, bool, bool),
-        (path, link_up): (&NodeGateway, bool),
-        now_ms: u64,
-    ) {
-        let mut addresses = answering_nodes(snapshot, state, (me, local), live);
-        let serves = |nodes: &BTreeSet<NodeName>| nodes.iter().any(|node| live.contains(node));
-        let others = addresses.values().any(serves);
-        let entered = self.entrance.as_mut().is_some_and(|entrance| {
-            let fit = link_up && path.has_loaded();
-            entrance.update(fit, others, now_ms);
-            entrance.entered()
+    /// Decides what to announce. Call once liveness is settled and tables are loaded.
+    pub(crate) fn decide(&mut self, inputs: &RoundInputs<'_>, path: &NodeGateway) {
+        let announced_all = self.fitness().given_up().is_empty();
+        let claims = self.role.claims().clone();
+        self.role.decide(&GatewayInputs {
+            snapshot: inputs.snapshot,
+            planned: inputs.planned,
+            local: inputs.local,
+            mac: path.external().map(|(_, mac)| MacAddress(mac)),
+            liveness: inputs.liveness,
+            link_up: inputs.link_up,
+            now_ms: inputs.now_ms,
+            now_secs: now_secs(),
         });
-        // Where routers lead to the gateways, nobody answers.
-        addresses.retain(|address, _| {
-            let steering = state.addresses.get(address);
-            steering.is_some_and(|steering| steering.presence == Presence::L2)
-        });
-        let served = addresses.keys().copied().collect();
-        self.standing
-            .limit(&mut addresses, (alone, reached), now_ms);
-        // Before its first use, the segment is asked who has an address.
-        let chosen = self.announcer.chosen(&addresses, live, entered);
-        let around = Around {
-            snapshot,
-            node: me,
-            local,
-            mac: MacAddress(path.external().map_or([0; 6], |(_, mac)| mac)),
-            announcing: self.announcer.announcing(),
-        };
-        self.detection
-            .update(&around, served, chosen.clone(), now_ms);
-        addresses
-            .retain(|address, _| !chosen.contains(address) || self.detection.may_announce(address));
-        self.announcer.update(&addresses, live, entered, now_ms);
+        self.listener.follow(self.role.served());
+        match (announced_all, self.fitness().given_up().is_empty()) {
+            (false, true) => tracing::info!("addresses are announced by their order again"),
+            (true, false) => tracing::warn!("no other gateway answers: this one gives way"),
+            _ => {}
+        }
+        for (address, claim) in &claims {
+            if !self.role.claims().contains_key(address) {
+                tracing::info!(%address, mac = %claim.mac, "the other machine no longer answers for the egress address");
+            }
+        }
     }
 
     /// Takes up what machines on the external segment have said. True if there is something new to tell or decide.
     pub(crate) fn heard(&mut self, claims: &[Claim], now_ms: u64) -> bool {
-        self.detection.heard(claims, now_ms)
+        let mut changed = false;
+        for Claim { address, mac } in claims {
+            let mac = MacAddress(*mac);
+            if self.role.heard(*address, mac, now_ms) {
+                tracing::warn!(%address, %mac, "a machine that is no gateway answers for an egress address");
+                changed = true;
+            }
+        }
+        changed
     }
 
     /// Machines that have addresses which this node would announce.
     pub(crate) fn claims(&self) -> &BTreeMap<IpAddr, AddressClaim> {
-        self.detection.claims()
+        self.role.claims()
     }
 
     /// Another gateway may have announced for a moment what this one announces.
     pub(crate) fn repeat(&mut self, now_ms: u64) {
-        self.announcer.repeat(now_ms);
+        self.role.repeat(now_ms);
     }
 
-    /// Has sent what is due to be announced.
+    /// Has sent what is due on the segment.
     pub(crate) fn announce(&mut self, path: &NodeGateway, now_ms: u64) {
-        if let Some((ifindex, mac)) = path.external() {
-            for address in self.detection.act(ifindex, mac, now_ms) {
-                path.announce(&AnnouncerCommand::SendGratuitous(address));
-            }
-        }
-        self.announcer.handle_deadline(now_ms);
-        for command in self.announcer.drain() {
+        self.role.handle_deadline(now_ms);
+        for command in self.role.drain() {
             match &command {
-                AnnouncerCommand::Announce(address) => {
+                GatewayCommand::Announce(address) => {
                     *self.takeovers.entry(*address).or_default() += 1;
                     tracing::info!(%address, "announcing");
                 }
-                AnnouncerCommand::Withdraw(address) => {
+                GatewayCommand::Withdraw(address) => {
                     tracing::info!(%address, "no longer announcing")
                 }
-                AnnouncerCommand::SendGratuitous(_) => {}
+                GatewayCommand::SendGratuitous(_) | GatewayCommand::Probe(_) => {}
             }
-            path.announce(&command);
+            path.carry_out(&command);
         }
     }
 
-    /// When [`Self::announce`] is due, or a question of its [`Standing`].
+    /// When [`Self::announce`] is due, or a question about contested addresses.
     pub(crate) fn next_deadline(&self) -> Option<u64> {
-        let probes = self.detection.next_deadline();
-        let due = [
-            self.standing.asks_at(),
-            self.announcer.next_deadline(),
-            probes.filter(|_| self.entrance.is_some()),
-        ];
-        due.into_iter().flatten().min()
+        self.role.next_deadline()
     }
 
     /// When [`Self::decide`] is due although nothing has changed.
-    pub(crate) fn entrance_at(&self) -> Option<u64> {
-        let entrance = self.entrance.as_ref();
-        let conflicts = entrance.and_then(|_| self.detection.decision_at());
-        let entrance = entrance.and_then(Entrance::next_deadline);
-        let due = [entrance, conflicts, self.standing.decides_at()];
-        due.into_iter().flatten().min()
+    pub(crate) fn decides_at(&self) -> Option<u64> {
+        self.role.decides_at()
     }
 
     pub(crate) fn announcing(&self) -> BTreeSet<IpAddr> {
-        self.announcer.announcing()
+        self.role.announcing()
     }
 
-    /// The version of the tables that the kernel has; 0 without an external link. Probes are told it from the entrance on.
+    /// The version of the tables that the kernel has; 0 without an external link. Probes are told it once others may count
+    /// on this gateway.
     pub(crate) fn version(&self, path: &NodeGateway) -> u64 {
         match path.is_attached() {
             true => self.loaded_version,
@@ -214,12 +250,9 @@ impl Gateway {
             return;
         }
         self.left = true;
-        self.entrance = None;
-        self.standing.forget();
+        self.role.reset();
+        self.set_heard(None);
         self.takeovers.clear();
-        self.announcer
-            .update(&BTreeMap::new(), &BTreeSet::new(), false, 0);
-        self.announcer.drain();
-        self.detection.end();
+        self.listener.end();
     }
 }

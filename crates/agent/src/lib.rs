@@ -13,7 +13,7 @@
 //!
 //! - `observe`: each observer looks at one thing and hands its own type to a closure.
 //! - `cni`: calls of the CNI plugin, and its installation.
-//! - `gateway`, `standing`: what this node announces as a gateway, and whether others may count on it.
+//! - `gateway`: the gateway role, as `core` decides it, between observers and data path.
 //! - `remembered`: what a restarted agent must know to adopt what its predecessor left.
 //! - `report`: metrics, health, the node's status, answers to the command line.
 //! - `main_loop`: the only one that knows what wakes it; decides by `core`, in a round, and has it applied and reported.
@@ -32,7 +32,6 @@ mod main_loop;
 mod observe;
 mod remembered;
 pub mod report;
-mod standing;
 mod threads;
 mod unix_socket;
 

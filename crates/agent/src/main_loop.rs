@@ -12,9 +12,9 @@ pub(crate) use event::Event;
 use crate::cni::{PendingCalls, Round};
 use crate::config::Config;
 use crate::error::chain;
-use crate::gateway::Gateway;
+use crate::gateway::{Gateway, RoundInputs};
 use crate::observe::canary::{self, Order};
-use crate::observe::conflicts::Detection;
+use crate::observe::conflicts::SegmentListener;
 use crate::observe::facts::{Links, Wanted, pod_addresses};
 use crate::observe::neighbours::Orders;
 use crate::observe::port_use::{FullDestinations, Ranges};
@@ -22,14 +22,13 @@ use crate::observe::probe::{HeardSlot, Targets};
 use crate::observe::source::Reading;
 use crate::remembered::Remembered;
 use crate::report::{Health, NodeStatus};
-use crate::standing::Standing;
 use egret_core::machines::Schedule;
 use egret_core::model::Snapshot;
 use egret_core::node::{CniPath, GatewayState, TunnelIndex};
 use egret_core::node::{External, NodeFacts, NodeOutcome, PathFacts, node_state};
 use egret_core::numbers::FULL_DESTINATIONS_MAX;
 use egret_core::obstacle;
-use egret_datapath::node::{ExternalLink, NodeDatapath, NodeDatapathError};
+use egret_datapath::node::{ExternalInterface, NodeDatapath, NodeDatapathError};
 use egret_datapath::route::RouteError;
 use egret_datapath::uplink::LookError;
 use std::collections::{BTreeMap, BTreeSet};
@@ -89,8 +88,8 @@ impl MainLoop {
         channels: Channels,
         cni: PendingCalls,
     ) -> Self {
-        let standing = Standing::new(&config.node, channels.heard.clone());
-        let detection = Detection::new(Event::notify(&channels.events, Event::Claims));
+        let listener = SegmentListener::new(Event::notify(&channels.events, Event::Claims));
+        let heard = channels.heard.clone();
         MainLoop {
             config: config.clone(),
             channels,
@@ -101,7 +100,7 @@ impl MainLoop {
             reports: Reports::new(health),
             cni,
             datapath,
-            gateway: Gateway::new(&config.node, standing, detection),
+            gateway: Gateway::new(&config.node, heard, listener),
             outcome: None,
             last_error: Some("no objects read yet".into()),
             remembered: Remembered::load(&config.state_directory),
@@ -134,7 +133,7 @@ impl MainLoop {
             // What could not be carried out is tried again.
             let failed =
                 self.last_error.is_some() || self.datapath.gateway().last_error().is_some();
-            let (decides_at, now_ms) = (self.entrance_at(), self.now_ms());
+            let (decides_at, now_ms) = (self.decides_at(), self.now_ms());
             let schedule = &mut self.schedule;
             if schedule.take_round(turn, failed, decides_at, now_ms) {
                 self.round();
@@ -159,14 +158,14 @@ impl MainLoop {
     /// How long to wait for an event.
     fn sleep(&self) -> Duration {
         let due = self.gateway.next_deadline().into_iter();
-        let due = due.chain(self.entrance_at()).min();
+        let due = due.chain(self.decides_at()).min();
         let failed = self.last_error.is_some();
         Duration::from_millis(self.schedule.sleep_ms(failed, due, self.now_ms()))
     }
 
-    /// When this gateway begins to count. What cannot be carried out is tried again in its own time.
-    fn entrance_at(&self) -> Option<u64> {
-        let due = self.gateway.entrance_at();
+    /// When the gateway role decides although nothing has changed. What cannot be carried out is tried again in its own time.
+    fn decides_at(&self) -> Option<u64> {
+        let due = self.gateway.decides_at();
         due.filter(|_| self.last_error.is_none())
     }
 
@@ -320,9 +319,17 @@ impl MainLoop {
             return Err("waiting for the gateways' first answers".into());
         }
         match outcome.state.gateway.take() {
-            Some(wanted) => {
-                let own = outcome.state.tunnel.index;
-                let effective = self.serve((snapshot, &wanted), own, &local, link_up);
+            Some(planned) => {
+                let liveness = self.inputs.gateways.clone();
+                let inputs = RoundInputs {
+                    snapshot,
+                    planned: &planned,
+                    local: &local,
+                    liveness: &liveness,
+                    link_up,
+                    now_ms: self.now_ms(),
+                };
+                let effective = self.serve(outcome.state.tunnel.index, &inputs);
                 outcome.state.gateway = Some(effective);
             }
             None => self.gateway.leave(),
@@ -348,41 +355,30 @@ impl MainLoop {
     fn prepare(&mut self, outcome: &NodeOutcome, links: &Links) -> Result<(), String> {
         let state = &outcome.state;
         let external = links.external.clone();
-        let external = external.map(|(device, v4, v6)| ExternalLink { device, v4, v6 });
+        let external = external.map(|(device, v4, v6)| ExternalInterface { device, v4, v6 });
         let changed = self.inputs.links.as_ref() != Some(links);
         let opened = self.datapath.prepare(state, external.as_ref(), changed);
         let opened = opened.map_err(|error| chain(&error))?;
         if state.gateway.is_some() {
             let path = self.datapath.gateway();
-            self.gateway.prepared(path, opened, external.as_ref());
+            let ifindex = external.map(|external| external.device.index);
+            self.gateway.prepared(path, opened, ifindex);
         }
         Ok(())
     }
 
     /// Decides what this gateway announces, and returns the state that says so. Tables are loaded before: a gateway
     /// announces only what it can steer.
-    fn serve(
-        &mut self,
-        (snapshot, wanted): (&Snapshot, &GatewayState),
-        own: TunnelIndex,
-        local: &BTreeSet<IpAddr>,
-        link_up: bool,
-    ) -> GatewayState {
-        let tables = self.gateway.effective(wanted, link_up);
+    fn serve(&mut self, own: TunnelIndex, inputs: &RoundInputs<'_>) -> GatewayState {
+        let RoundInputs {
+            planned, link_up, ..
+        } = *inputs;
+        let tables = self.gateway.effective(planned, link_up);
         self.datapath.load_tables(&tables, own);
         let path = self.datapath.gateway();
         self.gateway.tables_loaded(path);
-        let gateways = &self.inputs.gateways;
-        let live = gateways.serving();
-        let now_ms = self.now_ms();
-        self.gateway.decide(
-            (snapshot, wanted),
-            (&self.config.node, local),
-            (&live, gateways.alone, gateways.reached),
-            (path, link_up),
-            now_ms,
-        );
-        self.gateway.effective(wanted, link_up)
+        self.gateway.decide(inputs, path);
+        self.gateway.effective(planned, link_up)
     }
 
     fn apply(&mut self, outcome: &NodeOutcome) -> Result<(), String> {

@@ -17,7 +17,7 @@ mod gateway;
 mod uplink;
 
 pub use error::NodeDatapathError;
-pub use gateway::{ExternalLink, GatewayOpened, NodeGateway};
+pub use gateway::{ExternalInterface, GatewayOpened, NodeGateway};
 pub use uplink::NodeUplink;
 
 use crate::canary;
@@ -109,7 +109,7 @@ impl NodeDatapath {
     pub fn prepare(
         &mut self,
         state: &NodeState,
-        external: Option<&ExternalLink>,
+        external: Option<&ExternalInterface>,
         devices_changed: bool,
     ) -> Result<Option<GatewayOpened>, DatapathError> {
         if self.tunnel.is_none() || devices_changed {

@@ -1,12 +1,12 @@
 //! Makes egress addresses known to the network outside, each in the way that the state names
 //! ([`egret_core::node::Presence`]).
 //!
-//! Who announces what, and when, is decided by `egret_core::machines::Announcer`; here its commands are carried out. A new
+//! Who announces what, and when, is decided by `egret_core::machines::GatewayRole`; here its commands are carried out. A new
 //! way is one more value of `egret_core::node::Presence` and one more variant of [`PresenceDriver`].
 
 pub mod l2;
 
-use egret_core::machines::AnnouncerCommand;
+use egret_core::machines::GatewayCommand;
 use egret_core::node::{GatewayState, Presence};
 use l2::{AnnounceError, Segment};
 use std::collections::{BTreeMap, BTreeSet};
@@ -54,7 +54,7 @@ impl PresenceDriver {
         }
     }
 
-    fn carry_out(&self, command: &AnnouncerCommand) -> Result<(), AnnounceError> {
+    fn carry_out(&self, command: &GatewayCommand) -> Result<(), AnnounceError> {
         match self {
             PresenceDriver::L2(segment) => segment.carry_out(command),
             PresenceDriver::Routed => Ok(()),
@@ -109,7 +109,7 @@ impl Presences {
     ///
     /// # Errors
     /// [`AnnounceError`].
-    pub fn carry_out(&self, command: &AnnouncerCommand) -> Result<(), AnnounceError> {
+    pub fn carry_out(&self, command: &GatewayCommand) -> Result<(), AnnounceError> {
         let presence = self.addresses.get(&command.address());
         match presence.and_then(|presence| self.drivers.get(presence)) {
             Some(driver) => driver.carry_out(command),

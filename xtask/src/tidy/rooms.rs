@@ -20,8 +20,7 @@ const ROOMS: &[Rooms] = &[(
         ("threads", &["error"]),
         ("observe", &["clock", "error", "threads"]),
         ("cni", &["error", "threads", "unix_socket"]),
-        ("standing", &["observe"]),
-        ("gateway", &["observe", "standing"]),
+        ("gateway", &["clock", "observe"]),
         ("remembered", &[]),
         (
             "report",
@@ -40,7 +39,6 @@ const ROOMS: &[Rooms] = &[(
                 "observe",
                 "remembered",
                 "report",
-                "standing",
                 "threads",
             ],
         ),

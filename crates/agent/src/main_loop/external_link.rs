@@ -3,7 +3,6 @@
 use super::MainLoop;
 use crate::observe::facts::Links;
 use crate::observe::neighbours::{Heard, Order, Watch};
-use egret_core::machines::answering_nodes;
 use egret_core::model::Snapshot;
 use egret_core::numbers::UPLINK_NEXT_HOPS_MAX;
 use egret_datapath::presence::l2::ask::Device;
@@ -15,16 +14,13 @@ impl MainLoop {
     pub(super) fn link_up(&mut self, snapshot: &Snapshot, links: &Links) -> bool {
         let link = links.external_link();
         self.watch(links, link.carrier);
-        let state = self.outcome.as_ref();
-        let state = state.and_then(|outcome| outcome.state.gateway.as_ref());
-        let addresses = state.map(|state| {
-            let own = (&self.config.node, &links.local_addresses);
-            answering_nodes(snapshot, state, own, &self.inputs.gateways.live)
-        });
-        let addresses = addresses.unwrap_or_default();
+        let planned = self.outcome.as_ref();
+        let planned = planned.and_then(|outcome| outcome.state.gateway.as_ref());
         let now_ms = self.now_ms();
-        let standing = &mut self.gateway.standing;
-        standing.decide_uplink(snapshot, &link, &addresses, &self.inputs.gateways, now_ms)
+        let link = (&link, &links.local_addresses);
+        let gateways = &self.inputs.gateways;
+        self.gateway
+            .decide_link(snapshot, planned, link, gateways, now_ms)
     }
 
     /// Has the next hops of the external device asked.
@@ -57,29 +53,29 @@ impl MainLoop {
     /// Asks who has the addresses that are contested.
     pub(super) fn ask(&mut self) {
         let now_ms = self.now_ms();
-        let questions: Vec<IpAddr> = self.gateway.standing.questions(now_ms);
+        let questions: Vec<IpAddr> = self.gateway.fitness_mut().questions(now_ms);
         if !questions.is_empty() {
             // What is not sent counts for nothing and is asked again.
             self.channels.neighbours.send(Order::Ask(questions));
         }
         self.schedule
-            .request_round_if(self.gateway.standing.is_stale());
+            .request_round_if(self.gateway.fitness().is_stale());
     }
 
     pub(super) fn heard(&mut self, heard: Heard) {
         match heard {
             Heard::Silent(silent) => {
-                self.gateway.standing.silent(silent);
+                self.gateway.fitness_mut().set_silent(silent);
                 self.schedule.request_round();
             }
             Heard::Asked(address) => {
                 let now_ms = self.now_ms();
-                self.gateway.standing.asked(address, now_ms);
+                self.gateway.fitness_mut().question_sent(address, now_ms);
             }
             Heard::Taken(address) => {
-                self.gateway.standing.taken(address);
+                self.gateway.fitness_mut().answered(address);
                 self.schedule
-                    .request_round_if(self.gateway.standing.is_stale());
+                    .request_round_if(self.gateway.fitness().is_stale());
             }
         }
     }

@@ -126,8 +126,8 @@ fn gateway_report(gateway: &Gateway, path: &NodeGateway) -> GatewayReport {
         announcing: gateway.announcing(),
         external_mac: path.external().map(|(_, mac)| MacAddress(mac)),
         claims: gateway.claims().clone(),
-        uplink_lost: gateway.standing.uplink_lost(),
-        degraded: gateway.standing.reports(),
+        uplink_lost: gateway.fitness().lost().is_some(),
+        degraded: gateway.fitness().reports(),
         last_error: path.last_error().map(str::to_owned),
     }
 }

@@ -19,17 +19,6 @@ pub enum AnnouncerCommand {
     SendGratuitous(IpAddr),
 }
 
-impl AnnouncerCommand {
-    /// The address that it is about.
-    pub fn address(&self) -> IpAddr {
-        match self {
-            AnnouncerCommand::Announce(address)
-            | AnnouncerCommand::Withdraw(address)
-            | AnnouncerCommand::SendGratuitous(address) => *address,
-        }
-    }
-}
-
 #[derive(Debug)]
 struct Announced {
     /// When the take-over, or the last reason to repeat it, was.

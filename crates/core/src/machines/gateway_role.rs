@@ -34,6 +34,18 @@ pub enum GatewayCommand {
     Probe(IpAddr),
 }
 
+impl GatewayCommand {
+    /// The address that it is about.
+    pub fn address(&self) -> IpAddr {
+        match self {
+            GatewayCommand::Announce(address)
+            | GatewayCommand::Withdraw(address)
+            | GatewayCommand::SendGratuitous(address)
+            | GatewayCommand::Probe(address) => *address,
+        }
+    }
+}
+
 /// What a decision is made from.
 #[derive(Clone, Copy, Debug)]
 pub struct GatewayInputs<'a> {

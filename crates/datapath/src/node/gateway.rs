@@ -6,14 +6,14 @@ use crate::gateway::netdev::NetdevGateway;
 use crate::gateway::{BackendChoice, BackendError, GatewayBackend, GatewayConfig, GatewayDriver};
 use crate::presence::{ExternalDevice, Presences};
 use crate::route::Device;
-use egret_core::machines::AnnouncerCommand;
+use egret_core::machines::GatewayCommand;
 use egret_core::node::{GatewayState, Tunnel, TunnelIndex};
 use std::net::{Ipv4Addr, Ipv6Addr};
 use std::path::{Path, PathBuf};
 
 /// The external device of a gateway, and the addresses that its ICMP errors come from.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct ExternalLink {
+pub struct ExternalInterface {
     /// The device.
     pub device: Device,
     /// Its IPv4 address.
@@ -69,7 +69,7 @@ impl NodeGateway {
         &mut self,
         tunnel: &Tunnel,
         device: &Device,
-        external: Option<&ExternalLink>,
+        external: Option<&ExternalInterface>,
     ) -> Option<GatewayOpened> {
         self.clean = false;
         let Some(external) = external else {
@@ -180,14 +180,19 @@ impl NodeGateway {
         drift
     }
 
-    /// Carries a command of the announcer out, in the way of its address. Does nothing while no backend is open.
-    pub fn announce(&self, command: &AnnouncerCommand) {
+    /// Carries a command of the gateway role out, in the way of its address. Does nothing while no backend is open.
+    pub fn carry_out(&self, command: &GatewayCommand) {
         let Some(attached) = &self.attached else {
             return;
         };
         if let Err(error) = attached.presences.carry_out(command) {
-            let address = command.address();
-            tracing::warn!(%address, error = %chain(&error), "the take-over could not be announced");
+            let (address, error) = (command.address(), chain(&error));
+            match command {
+                GatewayCommand::Probe(_) => {
+                    tracing::debug!(%address, error, "the segment cannot be asked")
+                }
+                _ => tracing::warn!(%address, error, "the take-over could not be announced"),
+            }
         }
     }
 
@@ -247,7 +252,7 @@ impl NodeGateway {
     }
 }
 
-fn config(tunnel: &Tunnel, device: &Device, external: &ExternalLink) -> GatewayConfig {
+fn config(tunnel: &Tunnel, device: &Device, external: &ExternalInterface) -> GatewayConfig {
     GatewayConfig {
         tunnel_ifindex: device.index,
         external_ifindex: external.device.index,

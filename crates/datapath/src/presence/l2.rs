@@ -14,7 +14,7 @@ pub use frames::solicited_node;
 pub use groups::SolicitedNodes;
 
 use super::ExternalDevice;
-use egret_core::machines::AnnouncerCommand;
+use egret_core::machines::GatewayCommand;
 use frames::{announcement, send};
 use socket2::{Domain, Socket, Type};
 use std::collections::BTreeSet;
@@ -83,12 +83,11 @@ impl Segment {
     ///
     /// # Errors
     /// [`AnnounceError::Send`].
-    pub fn carry_out(&self, command: &AnnouncerCommand) -> Result<(), AnnounceError> {
+    pub fn carry_out(&self, command: &GatewayCommand) -> Result<(), AnnounceError> {
         match command {
-            AnnouncerCommand::SendGratuitous(address) => {
-                gratuitous(self.ifindex, self.mac, *address)
-            }
-            AnnouncerCommand::Announce(_) | AnnouncerCommand::Withdraw(_) => Ok(()),
+            GatewayCommand::SendGratuitous(address) => gratuitous(self.ifindex, self.mac, *address),
+            GatewayCommand::Probe(address) => conflict::probe(self.ifindex, self.mac, *address),
+            GatewayCommand::Announce(_) | GatewayCommand::Withdraw(_) => Ok(()),
         }
     }
 }
