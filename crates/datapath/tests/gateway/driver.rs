@@ -269,7 +269,7 @@ fn hosts_outside_follow_an_announcement() {
 }
 
 /// Groups of the device: joined ones by /proc/net/igmp6, link-layer entries by /proc/net/dev_mcast.
-fn groups(file: &str) -> BTreeSet<String> {
+pub fn groups(file: &str) -> BTreeSet<String> {
     let text = std::fs::read_to_string(format!("/proc/thread-self/net/{file}")).unwrap();
     let of_device = text
         .lines()
