@@ -20,7 +20,7 @@ pub(crate) type Ranges = BTreeMap<IpAddr, Vec<PortRange>>;
 pub(crate) struct FullDestinations {
     /// All of them now.
     pub(crate) destinations: BTreeSet<Destination>,
-    /// How often one was left out since the last message, for lack of room.
+    /// Times that one was full and not listed for lack of room, since the start.
     pub(crate) left_out: u64,
 }
 
