@@ -155,6 +155,7 @@ fn state() -> NodeState {
             .collect(),
             devices: BTreeMap::from([(ip("10.244.1.5"), 5), (ip("fd00:244:1::5"), 5)]),
             egress_addresses: BTreeSet::from([ip("192.168.122.222"), ip("fd00:122::222")]),
+            keep_uplinks: false,
             lift: BTreeSet::new(),
         },
         gateway: None,
