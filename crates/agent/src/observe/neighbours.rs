@@ -193,10 +193,9 @@ impl Neighbours {
                 self.known.insert(claim.address, claim.mac);
                 self.probes.answered(claim.address);
             }
-            if self.asked.remove(&claim.address) {
-                if !(self.notify)(Heard::Taken(claim.address)) {
-                    return false;
-                }
+            let is_taken = self.asked.remove(&claim.address);
+            if is_taken && !(self.notify)(Heard::Taken(claim.address)) {
+                return false;
             }
         }
         true

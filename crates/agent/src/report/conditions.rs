@@ -4,7 +4,7 @@ use super::node_status::StatusInputs;
 use super::obstacles;
 use egret_core::condition::{Condition as Said, ConditionType, Reason};
 use egret_core::machines::Destination;
-use egret_core::node::{ForeignMark, NodeOutcome, PodsPath, ReportKind};
+use egret_core::node::{ForeignMark, PodsPath, ReportKind};
 use egret_core::numbers::MARK_MASK;
 use egret_core::obstacle::Obstacle;
 use egret_datapath::worker::driver::RefusedProtocol;
