@@ -264,7 +264,7 @@ fn mended(scene: &Scene, host: &str, damage: &Damage) -> Result<Duration> {
     })?;
     let log = log(scene, host)?;
     let mut lines = log[told..].lines();
-    let is_told = lines.any(|line| line.contains("mending it") && line.contains(named));
+    let is_told = lines.any(|line| line.contains("drift detected") && line.contains(named));
     ensure!(
         is_told,
         "{what} on {host}: the log does not say {named}:\n{}",

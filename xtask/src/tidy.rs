@@ -2,9 +2,11 @@
 //!
 //! Every check is a function of the [`Tree`], so that its tests can hand it a bad one.
 
+mod circles;
 mod links;
 mod manifests;
 mod operations;
+mod rooms;
 mod schema;
 mod sources;
 mod statements;
@@ -101,7 +103,9 @@ pub fn run() -> anyhow::Result<()> {
         println!("long: {line}");
     }
     let mut problems = manifests::check(&tree, &manifests::metadata()?);
+    problems.extend(rooms::check(&tree));
     problems.extend(sources::check(&tree));
+    problems.extend(circles::check(&tree));
     problems.extend(tables::check(&tree));
     problems.extend(statements::check(&tree));
     problems.extend(links::check(&tree));

@@ -6,11 +6,11 @@
 mod files;
 mod obstacles;
 
-use crate::report::CLI_API_VERSION;
-use crate::{PathStatus, Question, ask};
+use crate::error::chain;
+use crate::report::{CLI_API_VERSION, PathView, Question, ask};
 use egret_core::earlier::{Action, Finding, Kind, System, find};
 use egret_core::obstacle::Obstacle;
-use egret_datapath::earlier::{EarlierError, Kernel};
+use egret_datapath::legacy::{Kernel, LegacyError};
 use serde::Serialize;
 use std::collections::BTreeSet;
 use std::path::Path;
@@ -24,7 +24,7 @@ pub struct Doctor {
     /// What stands in the way of Egret's packets; nothing where something was to be removed.
     pub obstacles: Vec<Obstacle>,
     /// Paths of this node's packets, as its agent has last measured them.
-    pub paths: Vec<PathStatus>,
+    pub paths: Vec<PathView>,
     /// What is there; after a removal, what is still there.
     pub findings: Vec<LegacyFinding>,
     /// What was there and is not any more.
@@ -94,7 +94,7 @@ impl Doctor {
 ///
 /// # Errors
 /// The kernel cannot be read.
-pub fn look(root: &Path, socket: &Path) -> Result<Doctor, EarlierError> {
+pub fn look(root: &Path, socket: &Path) -> Result<Doctor, LegacyError> {
     let mut kernel = open(root)?;
     let (found, mut unseen) = findings(&mut kernel, root)?;
     let obstacles = obstacles::read(root, &mut unseen);
@@ -107,10 +107,11 @@ pub fn look(root: &Path, socket: &Path) -> Result<Doctor, EarlierError> {
 }
 
 /// What the agent of this node has measured. Doctor is of use without an agent too.
-fn paths(socket: &Path, unseen: &mut Vec<String>) -> Vec<PathStatus> {
+fn paths(socket: &Path, unseen: &mut Vec<String>) -> Vec<PathView> {
     let answer = ask(socket, &Question::Paths).map_err(|error| error.to_string());
-    let paths = answer
-        .and_then(|json| serde_json::from_str(&json).map_err(|_| format!("the agent says {json}")));
+    let paths = answer.and_then(|json| {
+        serde_json::from_str(&json).map_err(|_| format!("the agent says {json}"))
+    });
     paths.unwrap_or_else(|why| {
         let socket = socket.display();
         unseen.push(format!(
@@ -124,7 +125,7 @@ fn paths(socket: &Path, unseen: &mut Vec<String>) -> Vec<PathStatus> {
 ///
 /// # Errors
 /// The kernel cannot be read. What cannot be removed is no error, it is in the answer.
-pub fn clean(root: &Path, systems: &BTreeSet<System>) -> Result<Doctor, EarlierError> {
+pub fn clean(root: &Path, systems: &BTreeSet<System>) -> Result<Doctor, LegacyError> {
     let mut kernel = open(root)?;
     let (before, _) = findings(&mut kernel, root)?;
     let asked: Vec<&Finding> = before
@@ -135,7 +136,7 @@ pub fn clean(root: &Path, systems: &BTreeSet<System>) -> Result<Doctor, EarlierE
     let mut failed: Vec<(Action, String)> = kernel
         .remove(&actions)
         .into_iter()
-        .map(|(action, error)| (action, in_full(&error)))
+        .map(|(action, error)| (action, chain(&error)))
         .collect();
     for action in actions {
         if let Err(error) = files::remove(action) {
@@ -158,11 +159,11 @@ pub fn clean(root: &Path, systems: &BTreeSet<System>) -> Result<Doctor, EarlierE
     Ok(answer)
 }
 
-fn open(root: &Path) -> Result<Kernel, EarlierError> {
+fn open(root: &Path) -> Result<Kernel, LegacyError> {
     Kernel::open(root.join("run/xtables.lock"))
 }
 
-fn findings(kernel: &mut Kernel, root: &Path) -> Result<(Vec<Finding>, Vec<String>), EarlierError> {
+fn findings(kernel: &mut Kernel, root: &Path) -> Result<(Vec<Finding>, Vec<String>), LegacyError> {
     let (mut node, mut unseen) = kernel.read()?;
     files::read(root, &mut node, &mut unseen);
     Ok((find(&node), unseen))
@@ -179,14 +180,4 @@ fn answer(found: &[Finding], unseen: Vec<String>) -> Doctor {
         failed: Vec::new(),
         unseen,
     }
-}
-
-fn in_full(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut source = error.source();
-    while let Some(why) = source {
-        text += &format!(": {why}");
-        source = why.source();
-    }
-    text
 }

@@ -178,7 +178,7 @@ pub struct AgentArguments {
     pub cni_plugin: Option<PathBuf>,
     /// How a gateway node forwards: auto (eBPF, nftables where the kernel refuses it), clsact (for all programs), nftables
     #[arg(long, value_parser = gateway_datapath, default_value = "auto")]
-    pub gateway_datapath: egret_agent::GatewayDatapath,
+    pub gateway_datapath: egret_agent::BackendChoice,
     /// How pods' packets leave this node: auto (look), netfilter (through the stack), bpf (past it)
     #[arg(long, value_parser = cni_path, default_value = "auto")]
     pub cni_path: egret_agent::CniPath,
@@ -207,8 +207,8 @@ fn cni_path(text: &str) -> Result<egret_agent::CniPath, String> {
     }
 }
 
-fn gateway_datapath(text: &str) -> Result<egret_agent::GatewayDatapath, String> {
-    use egret_agent::GatewayDatapath::{Auto, Clsact, Nftables};
+fn gateway_datapath(text: &str) -> Result<egret_agent::BackendChoice, String> {
+    use egret_agent::BackendChoice::{Auto, Clsact, Nftables};
     match text {
         "auto" => Ok(Auto),
         "clsact" => Ok(Clsact),

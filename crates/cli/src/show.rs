@@ -1,7 +1,7 @@
 //! Prints answers, for people or machines.
 
 use crate::args::Output;
-use egret_agent::report::{CLI_API_VERSION, FindingStatus};
+use egret_agent::report::{CLI_API_VERSION, FindingView};
 use egret_core::model::Finding;
 use egret_core::plan::ClusterPlan;
 use serde_json::{Value, json};
@@ -195,7 +195,7 @@ pub fn explanation(explanation: &Value, output: Output) -> anyhow::Result<bool> 
 
 /// Prints a plan with its reasons and findings.
 pub fn plan(cluster: &ClusterPlan, findings: &[Finding], output: Output) -> anyhow::Result<()> {
-    let told: Vec<FindingStatus> = findings.iter().map(FindingStatus::of).collect();
+    let told: Vec<FindingView> = findings.iter().map(FindingView::of).collect();
     if output == Output::Json {
         let whole = json!({
             "apiVersion": CLI_API_VERSION,

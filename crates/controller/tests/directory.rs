@@ -1,6 +1,6 @@
 //! The controller on a directory of manifests, with this test in the place of the agents.
 
-use egret_controller::Board;
+use egret_controller::Health;
 use egret_core::model::{
     AddressRecord, GatewayName, LeaseState, NodeName, NodeRecord, ObjectRef, PoolName, Programmed,
     Settings, UnpooledAddresses,
@@ -79,9 +79,9 @@ impl Running {
     fn start(path: &Path) -> Self {
         let stop = Arc::new(AtomicBool::new(false));
         let (flag, source) = (stop.clone(), open(path));
-        let board = Arc::new(Board::default());
+        let health = Arc::new(Health::default());
         let thread = std::thread::spawn(move || {
-            egret_controller::run(Box::new(source), &board, &flag);
+            egret_controller::run(Box::new(source), &health, &flag);
         });
         Running {
             stop,
@@ -276,7 +276,7 @@ impl Mortal {
             stop: stop.clone(),
             died: died.clone(),
         };
-        egret_controller::run(Box::new(source), &Arc::new(Board::default()), &stop);
+        egret_controller::run(Box::new(source), &Arc::new(Health::default()), &stop);
         !died.load(Ordering::Relaxed)
     }
 

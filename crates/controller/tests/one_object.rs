@@ -1,7 +1,7 @@
 //! One object that cannot be read or written costs nobody else anything (P9). The controller runs on a directory of
 //! manifests; where the API server would refuse a write, a source around the directory refuses it in its place.
 
-use egret_controller::Board;
+use egret_controller::Health;
 use egret_core::model::{
     AddressRecord, GatewayName, NodeName, NodeRecord, ObjectRef, PoolName, Settings,
     UnpooledAddresses,
@@ -236,7 +236,7 @@ struct Running {
     stop: Arc<AtomicBool>,
     thread: Option<JoinHandle<()>>,
     source: DirSource,
-    board: Arc<Board>,
+    health: Arc<Health>,
     tried: Arc<Mutex<Vec<String>>>,
     started: Instant,
 }
@@ -253,8 +253,8 @@ impl Running {
             faults: faults.collect(),
             tried: tried.clone(),
         };
-        let board = Arc::new(Board::default());
-        let (flag, shown) = (stop.clone(), board.clone());
+        let health = Arc::new(Health::default());
+        let (flag, shown) = (stop.clone(), health.clone());
         let thread = std::thread::spawn(move || {
             egret_controller::run(Box::new(source), &shown, &flag);
         });
@@ -262,7 +262,7 @@ impl Running {
             stop,
             thread: Some(thread),
             source: open(path),
-            board,
+            health,
             tried,
             started: Instant::now(),
         }
@@ -292,7 +292,7 @@ impl Running {
     fn counts(&self, metric: &str, at_least: u64) {
         let deadline = Instant::now() + DEADLINE;
         loop {
-            let text = self.board.metrics_text();
+            let text = self.health.metrics_text();
             let line = text.lines().find(|line| line.starts_with(metric));
             let value = line.and_then(|line| line.rsplit(' ').next()?.parse().ok());
             if value.unwrap_or(0) >= at_least {
@@ -306,7 +306,7 @@ impl Running {
     /// Waits until the controller says that it is ready, and of what it is not.
     fn is_ready(&self) {
         let deadline = Instant::now() + DEADLINE;
-        while let Some(why) = self.board.unready() {
+        while let Some(why) = self.health.unready() {
             assert!(Instant::now() < deadline, "{why}");
             std::thread::park_timeout(Duration::from_millis(20));
         }

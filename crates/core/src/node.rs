@@ -16,6 +16,7 @@ mod path;
 mod pod_addresses;
 mod pod_routes;
 mod podmap;
+mod probe_targets;
 mod profiles;
 mod state;
 
@@ -29,6 +30,8 @@ pub use lookup::Fate;
 pub use path::{CniPath, PathFacts, PodsPath, Way};
 pub use pod_routes::{MainRoute, pod_routes};
 pub use podmap::{PodChange, PodMap};
+pub use probe_targets::{ProbeTarget, probe_targets};
+pub use state::Presence;
 pub use state::*;
 
 use crate::model::*;
@@ -77,6 +80,7 @@ pub fn node_state(
         devices: built.devices,
         egress_addresses: egress_addresses(snapshot, &resolved, &me),
         lift: BTreeSet::new(),
+        keep_uplinks: false,
         unknown: cluster::unknown(&me, facts, own_pods.clone(), &mut reports),
         canary: None,
     };
@@ -87,6 +91,7 @@ pub fn node_state(
     reports.extend(exposed);
     let (pods_path, lift) = path::decide(facts, &worker);
     worker.lift = lift;
+    worker.keep_uplinks = matches!(pods_path, PodsPath::Unsupported(_));
     reports.extend(refuse(&pods_path, &resolved, &mut worker, &mut programmed));
     let mut target_groups = groups.keys;
     let canaries = match pods_path {

@@ -8,7 +8,7 @@ const NUMBERS_TABLE: &str = "docs/numbers.md";
 const METRICS_TABLE: &str = "docs/metrics.md";
 /// Source of metrics, and the section of the docs that lists them.
 const METRICS: &[(&str, &str)] = &[
-    ("crates/agent/src/metrics.rs", "Agent"),
+    ("crates/agent/src/report/metrics.rs", "Agent"),
     ("crates/controller/src/metrics.rs", "Controller"),
 ];
 /// The same for counters of packets.
