@@ -4,7 +4,6 @@
 //! records are: an address that the controller alone refuses gets no ports.
 
 mod address;
-mod arms;
 mod gateway;
 mod matching;
 mod next_hop;
@@ -135,7 +134,7 @@ fn one<'a>(
 ) -> Resolved<'a> {
     let mut found = address::requested(snapshot, policy, out_of_pool);
     let wanted_gateway = gateway::of_policy(snapshot, policy);
-    let mut problems: Vec<Problem> = arms::problems(policy);
+    let mut problems: Vec<Problem> = next_hop::problem(policy).into_iter().collect();
     problems.extend(address::problems(snapshot, policy, index));
     let gateway = match wanted_gateway {
         Ok(gateway) => Some(gateway),
@@ -146,7 +145,7 @@ fn one<'a>(
     };
     let node_address = address::node_address_consent(snapshot, policy, findings);
     findings.extend(problems.iter().map(|p| p.finding(&policy.object)));
-    findings.extend(arms::missing_service(snapshot, policy));
+    findings.extend(select::missing_service(snapshot, policy));
     let refusal = problems.into_iter().next().map(|p| Refusal {
         reason: p.reason,
         message: format!("{} {}: {}", p.field, p.value, p.remedy),

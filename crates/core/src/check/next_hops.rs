@@ -30,7 +30,7 @@ pub(super) fn next_hops(
         found.expect(free, Rule::GroupWrong, &subject, "number");
         let named = |policy: &Policy| match policy.translation {
             Translation::None { next_hop: named } => named == next_hop.address,
-            Translation::Leased | Translation::AtHolder => false,
+            Translation::Leased => false,
         };
         let wanted = snapshot.policies.iter().any(named);
         found.expect(wanted, Rule::Dangling, &subject, "no policy names it");

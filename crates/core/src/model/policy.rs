@@ -1,6 +1,7 @@
 //! Egress policies, gateways and pools, as the planner sees them.
 
 use super::cluster::{LabelSelector, NodeName};
+use crate::numbers;
 use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeSet;
@@ -145,7 +146,7 @@ impl fmt::Display for WorkloadKind {
     }
 }
 
-/// Which pods a policy selects (design section 5: the model has every arm from the start).
+/// Which pods a policy selects.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Selection {
     /// Pods by labels. An empty selector selects every pod of the namespaces.
@@ -219,36 +220,27 @@ pub struct Destination {
 }
 
 /// What happens to selected traffic while its address cannot be used.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub enum WhenUnavailable {
-    /// It is dropped (the default).
+    /// It is dropped.
+    #[default]
     Drop,
     /// It leaves with the node's address, if the pool consents.
     NodeAddress,
 }
 
 /// Where the source address is translated.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Translation {
     /// At the pod's node, inside leased port ranges.
+    #[default]
     Leased,
-    /// At the node that holds the address (`classic`; not built yet: the planner refuses it with a finding).
-    AtHolder,
     /// To no address of ours: packets go to this neighbour of the gateways, with the source that the gateway's kernel
     /// selects for reaching it. `addresses` is empty then.
     None {
         /// The neighbour.
         next_hop: IpAddr,
     },
-}
-
-/// Who answers for the egress address on the network.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub enum Presence {
-    /// Egret.
-    Ours,
-    /// Something else, named (not built yet: refused with a finding).
-    HeldBy(String),
 }
 
 /// An egress policy: `Egress`, `ClusterEgress` or what a front-end made of its own object.
@@ -282,24 +274,42 @@ pub struct Policy {
     pub when_unavailable: WhenUnavailable,
     /// Where translation happens.
     pub translation: Translation,
-    /// Who answers for the address.
-    pub presence: Presence,
 }
 
 impl Policy {
+    /// A policy with the defaults of the API in every other field: no uid, generation 0, created at the epoch.
+    pub fn new(object: ObjectRef, selection: Selection, addresses: AddressRequest) -> Self {
+        Self {
+            object,
+            uid: String::new(),
+            generation: 0,
+            created_secs: 0,
+            overridable: false,
+            priority: 0,
+            selection,
+            addresses,
+            assigned: Vec::new(),
+            destinations: None,
+            gateway: None,
+            when_unavailable: WhenUnavailable::default(),
+            translation: Translation::default(),
+        }
+    }
+
     /// Where its packets go instead of leaving with an egress address.
     pub fn next_hop(&self) -> Option<IpAddr> {
         match self.translation {
             Translation::None { next_hop } => Some(next_hop),
-            Translation::Leased | Translation::AtHolder => None,
+            Translation::Leased => None,
         }
     }
 }
 
 /// How an egress address is made known.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[allow(missing_docs)]
 pub enum AnnounceMode {
+    #[default]
     L2,
     Bgp,
     Static,
@@ -307,9 +317,10 @@ pub enum AnnounceMode {
 }
 
 /// Which gateways send for an address.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Outbound {
     /// Any live one.
+    #[default]
     AnyGateway,
     /// Only the announcer (clouds and source guards tie an address to a port).
     Announcer,
@@ -346,6 +357,28 @@ pub struct Gateway {
     pub initial_ports: u16,
     /// Workers to expect, for the size of first grants; `None`: as many as there are nodes.
     pub expected_workers: Option<u32>,
+}
+
+impl Gateway {
+    /// A gateway with the defaults of the API in every other field, and generation 0.
+    pub fn new(name: GatewayName, nodes: LabelSelector) -> Self {
+        Self {
+            name,
+            generation: 0,
+            default: false,
+            by_name_only: false,
+            nodes,
+            external_interface: None,
+            announce: AnnounceMode::default(),
+            outbound: Outbound::default(),
+            mtu: None,
+            wireguard: false,
+            probe_interval_ms: numbers::PROBE_INTERVAL_MS,
+            probe_failures: numbers::PROBE_FAILURES,
+            initial_ports: numbers::LEASE_PORTS_FIRST_MAX,
+            expected_workers: None,
+        }
+    }
 }
 
 /// An `EgressPool`.

@@ -88,16 +88,10 @@ fn what_cannot_be_carried_out_is_refused_with_a_finding_and_its_traffic_is_dropp
         scene.snapshot.gateways.values_mut().next().unwrap()
     }
     let cases: Vec<(Reason, Edit)> = vec![
-        (Reason::UnsupportedTranslation, |s| {
-            policy(s).translation = Translation::AtHolder
-        }),
         (Reason::AddressInvalid, |s| {
             policy(s).translation = Translation::None {
                 next_hop: ip("fe80::1"),
             }
-        }),
-        (Reason::UnsupportedPresence, |s| {
-            policy(s).presence = Presence::HeldBy("x".into())
         }),
         (Reason::UnsupportedGateway, |s| {
             main(s).announce = AnnounceMode::Bgp

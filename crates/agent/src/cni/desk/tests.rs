@@ -1,7 +1,7 @@
 use super::*;
 use egret_core::model::{
-    AddressRequest, Kind, LabelSelector, Labels, Namespaces, ObjectRef, Pod, Policy, Presence,
-    Selection, Settings, Translation, UnpooledAddresses, WhenUnavailable,
+    AddressRequest, Kind, LabelSelector, Labels, Namespaces, ObjectRef, Pod, Policy, Selection,
+    Settings, UnpooledAddresses,
 };
 use egret_core::node::{DestinationBox, Target, TargetId};
 use egret_core::node::{
@@ -25,29 +25,20 @@ fn snapshot(pods: &[(&str, &str)]) -> Snapshot {
         service_cidrs: Vec::new(),
         hold_down_secs: 120,
     });
+    let object = ObjectRef {
+        kind: Kind::Egress,
+        namespace: "default".into(),
+        name: "one".into(),
+    };
+    let selection = Selection::Labels {
+        namespaces: Namespaces::Names(["default".into()].into()),
+        pods: LabelSelector::default(),
+        nodes: None,
+    };
+    let addresses = AddressRequest::Fixed(vec!["192.0.2.1".parse().unwrap()]);
     snapshot.policies.push(Policy {
-        object: ObjectRef {
-            kind: Kind::Egress,
-            namespace: "default".into(),
-            name: "one".into(),
-        },
         uid: "p".into(),
-        generation: 1,
-        created_secs: 1,
-        overridable: false,
-        priority: 0,
-        selection: Selection::Labels {
-            namespaces: Namespaces::Names(["default".into()].into()),
-            pods: LabelSelector::default(),
-            nodes: None,
-        },
-        addresses: AddressRequest::Fixed(vec!["192.0.2.1".parse().unwrap()]),
-        assigned: Vec::new(),
-        destinations: None,
-        gateway: None,
-        when_unavailable: WhenUnavailable::Drop,
-        translation: Translation::Leased,
-        presence: Presence::Ours,
+        ..Policy::new(object, selection, addresses)
     });
     for (name, uid) in pods {
         let pod = Pod {
