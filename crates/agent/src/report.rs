@@ -14,7 +14,7 @@ use crate::uplink::Uplink;
 use egret_core::condition::{Condition as Said, ConditionType, Reason};
 use egret_core::machines::Destination;
 use egret_core::model::{Finding, NodeName, NodeRecord};
-use egret_core::node::{CANARY_ABILITY, ForeignMark, NodeOutcome, PodsPath, ReportKind};
+use egret_core::node::{CANARY_CAPABILITY, ForeignMark, NodeOutcome, PodsPath, ReportKind};
 use egret_core::numbers::MARK_MASK;
 use egret_core::obstacle::Obstacle;
 use egret_core::rendezvous::announcer;
@@ -474,11 +474,11 @@ pub(crate) fn status(
         demand.entry(*address).or_default();
     }
     let is_gateway = outcome.is_some_and(|outcome| outcome.state.gateway.is_some());
-    let can = abilities(outcome, gateway);
+    let can = capabilities(outcome, gateway);
     let addresses = links.map(|links| &links.device_addresses);
     let around = Surroundings::of(record, &view.snapshot, outcome, addresses, routers);
     let record = NodeRecord {
-        abilities: can.iter().cloned().collect(),
+        capabilities: can.iter().cloned().collect(),
         underlay_addresses: node.map(|node| node.addresses.clone()).unwrap_or_default(),
         external_addresses: links
             .filter(|_| is_gateway)
@@ -516,7 +516,7 @@ pub(crate) fn status(
         external_interface: links
             .and_then(|links| links.external.as_ref())
             .map(|(device, ..)| device.name.clone()),
-        abilities: can,
+        capabilities: can,
         conditions: conditions(
             outcome,
             gateway,
@@ -542,7 +542,7 @@ fn carried(outcome: &NodeOutcome) -> BTreeSet<IpAddr> {
 }
 
 /// What carries packets here, and how those of pods leave: through netfilter, or lifted at the uplinks.
-fn abilities(outcome: Option<&NodeOutcome>, gateway: &Gateway) -> Vec<String> {
+fn capabilities(outcome: Option<&NodeOutcome>, gateway: &Gateway) -> Vec<String> {
     let ebpf = gateway.lacks().is_none().then_some("ebpf");
     let path = outcome.and_then(|outcome| match outcome.pods_path {
         PodsPath::Netfilter => Some("cni-path-netfilter"),
@@ -550,7 +550,7 @@ fn abilities(outcome: Option<&NodeOutcome>, gateway: &Gateway) -> Vec<String> {
         PodsPath::Unsupported(_) => None,
     });
     // The nftables fallback does not turn canaries round.
-    let canary = ebpf.filter(|_| gateway.is_loaded()).map(|_| CANARY_ABILITY);
+    let canary = ebpf.filter(|_| gateway.is_loaded()).map(|_| CANARY_CAPABILITY);
     let all = ["nftables"]
         .into_iter()
         .chain(ebpf)

@@ -20,7 +20,7 @@ mod profiles;
 mod state;
 
 pub use accounts::Account;
-pub use canary::{CANARY_ABILITY, CanaryEnd, CanaryPath, CanaryState, is_canary_destination};
+pub use canary::{CANARY_CAPABILITY, CanaryEnd, CanaryPath, CanaryState, is_canary_destination};
 pub use cluster::never_anywhere;
 pub use ending::{Ending, Idle};
 pub use facts::*;

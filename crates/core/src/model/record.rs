@@ -130,7 +130,7 @@ pub struct NodeRecord {
     pub datapath: Option<String>,
     /// What its kernel and agent can do.
     #[serde(default)]
-    pub abilities: BTreeSet<String>,
+    pub capabilities: BTreeSet<String>,
     /// Addresses of the node's devices with their prefix: not link-local ones, not those of pods or of the tunnel.
     #[serde(default)]
     pub node_addresses: BTreeSet<IpNet>,
@@ -165,7 +165,7 @@ impl NodeRecord {
             full_destinations: BTreeMap::new(),
             programmed: Vec::new(),
             datapath: None,
-            abilities: BTreeSet::new(),
+            capabilities: BTreeSet::new(),
             node_addresses: BTreeSet::new(),
             routers: BTreeSet::new(),
             external_mac: None,

@@ -15,7 +15,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 /// What a gateway says that turns canaries round.
-pub const CANARY_ABILITY: &str = "canary";
+pub const CANARY_CAPABILITY: &str = "canary";
 
 /// What the kernel must have for canaries.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -180,7 +180,7 @@ fn end(snapshot: &Snapshot, facts: &NodeFacts, group: &Group, v4: bool) -> Optio
     let able: BTreeSet<TunnelIndex> = snapshot
         .node_records
         .values()
-        .filter(|record| record.abilities.contains(CANARY_ABILITY))
+        .filter(|record| record.capabilities.contains(CANARY_CAPABILITY))
         .map(|record| record.tunnel_index)
         .collect();
     Some(match members.is_subset(&able) {

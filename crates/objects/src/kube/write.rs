@@ -147,7 +147,7 @@ impl Source for KubeSource {
         let status = egret::NodeStatus {
             tunnel_mac: report.tunnel_mac.clone(),
             external_interface: report.external_interface.clone(),
-            abilities: report.abilities.clone(),
+            capabilities: report.capabilities.clone(),
             conditions: convert::api_conditions(&conditions, observed(&known, record)),
             ..lease::node_status(record)
         };
