@@ -1,6 +1,5 @@
 //! What every source of objects can do.
 
-use crate::convert::cluster::Slice;
 use crate::front_end::FrontEnds;
 use crate::status::{
     AddressStatus, Condition, GatewayStatus, NodeReport, PolicyStatus, PoolStatus,
@@ -37,9 +36,6 @@ pub struct View {
     pub front_ends: FrontEnds,
 }
 
-/// The Service whose endpoints are the API servers.
-const API_SERVER: (&str, &str) = ("default", "kubernetes");
-
 impl View {
     /// Nothing but settings.
     pub(crate) fn empty(settings: &Settings) -> Self {
@@ -52,22 +48,6 @@ impl View {
             addresses: Objects::new(),
             nodes: Objects::new(),
             front_ends: FrontEnds::default(),
-        }
-    }
-
-    /// Gives endpoints to their Services, which must be there already, and to the list of API servers.
-    pub(crate) fn add_endpoints(&mut self, slices: Vec<Slice>) {
-        for slice in slices {
-            let Some(service) = slice.service else {
-                continue;
-            };
-            let key = (slice.namespace, service);
-            if (key.0.as_str(), key.1.as_str()) == API_SERVER {
-                self.snapshot.api_server.extend(&slice.addresses);
-            }
-            if let Some(service) = self.snapshot.services.get_mut(&key) {
-                service.endpoints.extend(slice.addresses);
-            }
         }
     }
 }
