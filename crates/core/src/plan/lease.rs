@@ -63,7 +63,7 @@ pub(super) fn plan_address(
     address: IpAddr,
     wanted: Option<&Wanted<'_>>,
 ) -> PlannedAddress {
-    if let Some(kept) = unreadable::address(cluster.snapshot, address) {
+    if let Some(kept) = unreadable_address(cluster.snapshot, address) {
         return kept;
     }
     let mut findings = BTreeSet::new();
@@ -78,6 +78,26 @@ pub(super) fn plan_address(
         reasons: work.reasons,
         findings,
     }
+}
+
+/// The plan of an address whose record cannot be read: the record as it is. Which of its blocks are free, nobody knows.
+fn unreadable_address(snapshot: &Snapshot, address: IpAddr) -> Option<PlannedAddress> {
+    if !snapshot.unreadable.addresses.contains(&address) {
+        return None;
+    }
+    let record = snapshot.addresses.get(&address)?.clone();
+    let text =
+        "its record cannot be read: it stays as it is, and no node gets ports of it".to_owned();
+    Some(PlannedAddress {
+        reasons: vec![PlanReason {
+            subject: address.to_string(),
+            text,
+        }],
+        record,
+        steering_changed: false,
+        exhausted: BTreeSet::new(),
+        findings: BTreeSet::new(),
+    })
 }
 
 /// Epochs that a node reports beyond any that was written are believed up to here; more would only wear out the

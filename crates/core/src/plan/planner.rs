@@ -15,6 +15,7 @@
 
 mod change;
 mod gateways;
+mod keys;
 mod leases;
 mod names;
 mod pod_prefixes;
@@ -26,11 +27,12 @@ pub use change::{Change, changes};
 
 use super::{ClusterPlan, PolicyPlan, status};
 use crate::model::*;
+use keys::{PodRef, PolicyRef};
 use leases::Leases;
 use names::Names;
 use pod_prefixes::PodPrefixes;
-use pods::{PodRef, Pods};
-use policies::{Policies, PolicyRef};
+use pods::Pods;
+use policies::Policies;
 use said::Said;
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;

@@ -1,6 +1,6 @@
 //! Pods by what policies ask for, and what each of them is bound to.
 
-use super::policies::PolicyRef;
+use super::keys::{PodRef, PolicyRef};
 use super::{Dirty, Planner};
 use crate::model::*;
 use crate::resolve::{PodAddresses, family_index, pair_among, selects, service_labels};
@@ -9,8 +9,6 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::sync::Arc;
 
-/// Namespace and name of a pod.
-pub(super) type PodRef = Arc<(String, String)>;
 type Key = (String, String);
 
 /// Every pod of the snapshot.

@@ -1,6 +1,6 @@
 //! What policies mean, and which of them meet.
 
-use super::pods::PodRef;
+use super::keys::{PodRef, PolicyRef};
 use super::said::Speaker;
 use super::{Dirty, Planner};
 use crate::model::*;
@@ -11,9 +11,6 @@ use crate::resolve::{Matching, Refusal, Resolved, asked, distinct, resolve, sele
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::sync::Arc;
-
-/// Name of a policy.
-pub(super) type PolicyRef = Arc<ObjectRef>;
 
 /// Every policy.
 #[derive(Debug, Default)]

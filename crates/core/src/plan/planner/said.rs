@@ -1,7 +1,7 @@
 //! Findings and reasons by who said them, so that those of one can be taken back.
 
 use super::super::{ClusterPlan, PlanReason};
-use super::policies::PolicyRef;
+use super::keys::PolicyRef;
 use crate::model::Finding;
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
