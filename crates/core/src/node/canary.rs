@@ -1,7 +1,9 @@
 //! Which canaries a node sends: one path for each gateway group and family, by a few ports of a lease of its own.
 
 use super::cluster::Me;
-use super::{AccountId, DestinationBox, Group, GroupNumber, NodeFacts, PortRange, Profile};
+use super::{
+    AccountId, CanaryState, DestinationBox, Group, GroupNumber, NodeFacts, PortRange, Profile,
+};
 use super::{ProfileId, Target, TargetId, TunnelIndex, Verdict, WorkerState};
 use crate::hash::StableHash;
 use crate::model::{GroupKey, Pod, Snapshot};
@@ -16,18 +18,6 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 /// What a gateway says that turns canaries round.
 pub const CANARY_CAPABILITY: &str = "canary";
-
-/// What the kernel must have for canaries.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct CanaryState {
-    /// Index of the device at whose ingress they appear.
-    pub device: u32,
-    /// Where they come from, one address of each family that has a path.
-    pub sources: BTreeSet<IpAddr>,
-    /// Destinations of those that nobody turns round: the guard takes them out once they have passed it.
-    #[serde(default)]
-    pub end_here: BTreeSet<IpAddr>,
-}
 
 /// One way that canaries measure.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]

@@ -1,14 +1,12 @@
 //! Desired state of one node's kernel.
 
-use super::PodMap;
+use super::ids::{AccountId, GroupNumber, ProfileId, TargetId, TunnelIndex};
+use super::podmap::PodMap;
 use crate::model::{AnnounceMode, PortRange, Protocol};
 use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
-
-/// Number of a node inside the tunnel: last 16 bits of its link-local address there, and of its tunnel MAC address.
-pub type TunnelIndex = u16;
 
 /// Everything Egret wants in one kernel.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -51,28 +49,6 @@ pub struct Peer {
     pub gateway: bool,
 }
 
-/// Stable name of a profile: a hash of the policies that make it, so that an edit of one keeps the others' names.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
-pub struct ProfileId(pub u64);
-
-/// Stable name of a target: a hash of egress address, group key and policy.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
-pub struct TargetId(pub u64);
-
-/// Stable name of what is counted together: a hash of policy and egress address, or [`AccountId::OTHER`].
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
-pub struct AccountId(pub u64);
-
-impl AccountId {
-    /// What is beyond `TRAFFIC_ACCOUNTS_MAX`.
-    pub const OTHER: AccountId = AccountId(0);
-    /// Canaries: nobody's traffic.
-    pub const CANARY: AccountId = AccountId(u64::MAX);
-}
-
-/// Number of a gateway group on this node, 1..=`GROUPS_MAX`: its mark, table and next hop group follow from it.
-pub type GroupNumber = u8;
-
 /// The worker's part.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct WorkerState {
@@ -103,7 +79,19 @@ pub struct WorkerState {
     pub unknown: Option<UnknownPods>,
     /// Packets of our own that measure the way; `None`: there is none to measure.
     #[serde(default)]
-    pub canary: Option<super::CanaryState>,
+    pub canary: Option<CanaryState>,
+}
+
+/// What the kernel must have for canaries.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CanaryState {
+    /// Index of the device at whose ingress they appear.
+    pub device: u32,
+    /// Where they come from, one address of each family that has a path.
+    pub sources: BTreeSet<IpAddr>,
+    /// Destinations of those that nobody turns round: the guard takes them out once they have passed it.
+    #[serde(default)]
+    pub end_here: BTreeSet<IpAddr>,
 }
 
 /// Addresses whose pods the API has not shown yet.
