@@ -5,13 +5,13 @@
 
 mod allocate;
 mod conditions;
+mod demand;
 mod lease;
 mod nodes;
 pub mod planner;
 mod pod_prefixes;
 mod status;
 mod unreadable;
-mod wanted;
 
 use crate::condition::Condition;
 pub use crate::resolve::Refusal;
@@ -182,14 +182,14 @@ pub fn plan(snapshot: &Snapshot, now_secs: i64) -> ClusterPlan {
     let (resolved, mut findings) = resolve(snapshot, &allocation.assigned, &snapshot.pods);
     findings.extend(allocation.findings);
     let selected = select(snapshot, &resolved, snapshot.pods.values());
-    let wanted = wanted::wanted(snapshot, &resolved, &selected);
-    let leases = lease::plan_leases(snapshot, &wanted, now_secs, &mut reasons, &mut findings);
+    let demand = demand::demand(snapshot, &resolved, &selected);
+    let leases = lease::plan_leases(snapshot, &demand, now_secs, &mut reasons, &mut findings);
     let told = pod_prefixes::Told::of(snapshot, &pod_prefixes::uncovered(snapshot));
     let mut nodes = nodes::plan_nodes(snapshot, &leases.records, &mut reasons, &mut findings);
     let left_out = nodes.carry(snapshot, &told);
-    let address_status = status::addresses(snapshot, &wanted, &leases);
+    let address_status = status::addresses(snapshot, &demand, &leases);
     let gateways = status::gateways(snapshot);
-    let overlaps = wanted::overlaps(&resolved, &selected);
+    let overlaps = demand::overlaps(&resolved, &selected);
     let records = snapshot.node_records.values();
     let inputs = conditions::Inputs {
         addresses: &address_status,

@@ -42,7 +42,7 @@ pub use watch_set::Role;
 use crate::{PolicyStatus, SourceError, View, front_end};
 use discovery::Discovery;
 use egret_core::error::with_causes;
-use egret_core::model::{NodeName, NodeRecord, ObjectRef, Objects, Settings as Installation};
+use egret_core::model::{NodeName, NodeRecord, ObjectRef, Settings as Installation, SharedMap};
 use event::Events;
 use kube::config::{KubeConfigOptions, Kubeconfig};
 use kube::{Client, Config};
@@ -101,9 +101,9 @@ pub struct KubeSource {
     /// Version of the last view.
     seen: Option<u64>,
     /// Records of nodes in the last view, for the controller: nothing else may be written over.
-    records: Objects<NodeName, NodeRecord>,
+    records: SharedMap<NodeName, NodeRecord>,
     /// The same of what policies were told: which addresses they have.
-    policies: Objects<ObjectRef, PolicyStatus>,
+    policies: SharedMap<ObjectRef, PolicyStatus>,
     /// Nodes that are gateways, and when that was found.
     gateways: (Option<u64>, BTreeSet<NodeName>),
     /// When the labels of all records were right.
@@ -146,8 +146,8 @@ impl KubeSource {
                 runtime,
             }),
             seen: None,
-            records: Objects::new(),
-            policies: Objects::new(),
+            records: SharedMap::new(),
+            policies: SharedMap::new(),
             gateways: (None, BTreeSet::new()),
             labelled: None,
         };

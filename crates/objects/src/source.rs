@@ -5,8 +5,8 @@ use crate::status::{
     AddressStatus, Condition, GatewayStatus, NodeReport, PolicyStatus, PoolStatus,
 };
 use egret_core::model::{
-    AddressRecord, Finding, GatewayName, NodeName, NodeRecord, ObjectRef, Objects, PoolName,
-    Settings, Snapshot,
+    AddressRecord, Finding, GatewayName, NodeName, NodeRecord, ObjectRef, PoolName, Settings,
+    SharedMap, Snapshot,
 };
 use std::collections::BTreeMap;
 use std::io;
@@ -23,15 +23,15 @@ pub struct View {
     /// What is wrong with objects; sorted.
     pub findings: Vec<Finding>,
     /// Status of policies, as it was last written.
-    pub policies: Objects<ObjectRef, PolicyStatus>,
+    pub policies: SharedMap<ObjectRef, PolicyStatus>,
     /// Status of gateways.
     pub gateways: BTreeMap<GatewayName, GatewayStatus>,
     /// Status of pools.
     pub pools: BTreeMap<PoolName, PoolStatus>,
     /// Status of addresses.
-    pub addresses: Objects<IpAddr, AddressStatus>,
+    pub addresses: SharedMap<IpAddr, AddressStatus>,
     /// What agents report beside their [`NodeRecord`].
-    pub nodes: Objects<NodeName, NodeReport>,
+    pub nodes: SharedMap<NodeName, NodeReport>,
     /// Objects of earlier systems and what they became.
     pub front_ends: FrontEnds,
 }
@@ -42,11 +42,11 @@ impl View {
         View {
             snapshot: Snapshot::empty(settings.clone()),
             findings: Vec::new(),
-            policies: Objects::new(),
+            policies: SharedMap::new(),
             gateways: BTreeMap::new(),
             pools: BTreeMap::new(),
-            addresses: Objects::new(),
-            nodes: Objects::new(),
+            addresses: SharedMap::new(),
+            nodes: SharedMap::new(),
             front_ends: FrontEnds::default(),
         }
     }

@@ -1,8 +1,8 @@
 //! What is told about policies.
 
+use super::demand::Overlaps;
 use super::pod_prefixes;
 use super::status::{foreign, without_ebpf};
-use super::wanted::Overlaps;
 use super::{AddressStatus, GatewayNode, GatewayPlan, PlanReason, PolicyPlan};
 use crate::condition::{Condition, ConditionType, Reason};
 use crate::model::*;
@@ -16,11 +16,11 @@ use std::net::IpAddr;
 pub(super) struct Inputs<'i> {
     pub addresses: &'i BTreeMap<IpAddr, AddressStatus>,
     pub gateways: &'i BTreeMap<GatewayName, GatewayPlan>,
-    pub records: &'i Objects<NodeName, NodeRecord>,
+    pub records: &'i SharedMap<NodeName, NodeRecord>,
     /// Addresses that are full towards some destination on some node.
     pub full: &'i BTreeSet<IpAddr>,
     /// Every namespace.
-    pub namespaces: &'i Objects<String, Namespace>,
+    pub namespaces: &'i SharedMap<String, Namespace>,
     /// Address of a pod that nodes are not told of, for lack of room.
     pub left_out: Option<IpAddr>,
 }

@@ -1,7 +1,7 @@
 //! What is told about addresses, gateways and pools.
 
+use super::demand::DemandByAddress;
 use super::lease::PlannedLeases;
-use super::wanted::WantedByAddress;
 use super::{AddressStatus, GatewayNode, GatewayPlan, PoolPlan};
 use crate::condition::{Condition, ConditionType, Reason};
 use crate::model::*;
@@ -15,7 +15,7 @@ const LEASABLE_PORTS: u32 = 65_536 - LEASE_PORT_FIRST as u32;
 
 pub(super) fn addresses(
     snapshot: &Snapshot,
-    wanted: &WantedByAddress<'_>,
+    demand: &DemandByAddress<'_>,
     leases: &PlannedLeases,
 ) -> BTreeMap<IpAddr, AddressStatus> {
     let mut saying: BTreeMap<IpAddr, BTreeSet<&NodeName>> = BTreeMap::new();
@@ -34,7 +34,7 @@ pub(super) fn addresses(
     }
     let nobody = BTreeMap::new();
     let one = |record: &AddressRecord| {
-        let users = wanted.get(&record.address);
+        let users = demand.get(&record.address);
         let saying = saying.get(&record.address);
         let announcer = saying.and_then(|nodes| announcer(record.address, nodes.iter().copied()));
         let hearing = hearing.get(&record.address).unwrap_or(&nobody);
@@ -239,7 +239,7 @@ pub(super) fn gateways(snapshot: &Snapshot) -> BTreeMap<GatewayName, GatewayPlan
 pub(super) fn gateway<'n>(
     gateway: &Gateway,
     nodes: impl IntoIterator<Item = &'n NodeName>,
-    records: &Objects<NodeName, NodeRecord>,
+    records: &SharedMap<NodeName, NodeRecord>,
 ) -> GatewayPlan {
     let node = |name: &NodeName| {
         let record = records.get(name);

@@ -49,7 +49,7 @@ pub(crate) trait PodAddresses {
     fn test(&self) -> Box<dyn Fn(IpAddr) -> bool + '_>;
 }
 
-impl PodAddresses for Objects<(String, String), Pod> {
+impl PodAddresses for SharedMap<(String, String), Pod> {
     fn holders(&self, wanted: &BTreeSet<IpAddr>) -> BTreeMap<IpAddr, &str> {
         let pods = self.values().filter(|pod| !pod.finished);
         let addresses = pods.flat_map(|pod| pod.addresses.iter().map(move |a| (pod, a)));

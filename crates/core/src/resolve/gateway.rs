@@ -9,7 +9,7 @@ use std::collections::BTreeSet;
 /// Nodes that the gateway selects.
 pub(crate) fn gateway_nodes<'a>(
     gateway: &Gateway,
-    nodes: &'a Objects<NodeName, Node>,
+    nodes: &'a SharedMap<NodeName, Node>,
 ) -> BTreeSet<&'a NodeName> {
     nodes
         .values()

@@ -10,7 +10,7 @@ use crate::front_end::{self, Foreign};
 use crate::plugin;
 use crate::source::View;
 use egret_core::model::{
-    Finding, GatewayName, Kind, NodeName, ObjectRef, Objects, Policy, PoolName, Settings,
+    Finding, GatewayName, Kind, NodeName, ObjectRef, Policy, PoolName, Settings, SharedMap,
 };
 use ipnet::IpNet;
 use std::collections::{BTreeMap, BTreeSet};
@@ -238,7 +238,7 @@ fn fold_pool(view: &mut View, name: PoolName, value: &Value, status: &Status) {
 }
 
 /// What the map should have of this key. What is the same already stays shared.
-fn put<K: Ord + Clone, V: PartialEq>(map: &mut Objects<K, V>, key: K, value: Option<&Arc<V>>) {
+fn put<K: Ord + Clone, V: PartialEq>(map: &mut SharedMap<K, V>, key: K, value: Option<&Arc<V>>) {
     match (map.get_shared(&key), value) {
         (None, None) => {}
         (Some(known), Some(value)) if Arc::ptr_eq(known, value) || known == value => {}

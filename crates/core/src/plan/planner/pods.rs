@@ -161,7 +161,7 @@ impl Pods {
 /// See [`PodAddresses`].
 pub(super) struct Addresses<'a> {
     by_address: &'a BTreeMap<IpAddr, BTreeSet<PodRef>>,
-    pods: &'a Objects<Key, Pod>,
+    pods: &'a SharedMap<Key, Pod>,
 }
 
 impl PodAddresses for Addresses<'_> {
@@ -265,7 +265,7 @@ impl Planner {
         let Some(node) = node.filter(|_| !pod.host_network) else {
             return BTreeSet::new();
         };
-        let families = super::super::wanted::families(pod, node);
+        let families = super::super::demand::families(pod, node);
         let paired = policies.iter().flat_map(|policy| {
             let known = self.policies.get(policy);
             let policy = self.policies.policy(&self.snapshot, policy);

@@ -1,4 +1,4 @@
-//! Findings and reasons by who said them, so that those of one can be taken back.
+//! Findings and reasons by what they come from, so that those of one can be taken back.
 
 use super::super::{ClusterPlan, PlanReason};
 use super::keys::PolicyRef;
@@ -6,9 +6,10 @@ use crate::model::Finding;
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
-/// Who says something. No two of them ever say the same: they speak of different objects, or in different words.
+/// A step of planning. No two of them ever give the same message: their messages are about different objects, or in different
+/// words.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub(super) enum Speaker {
+pub(super) enum MessageSource {
     /// Allocation and resolving.
     Resolve,
     /// The leases of one address.
@@ -19,40 +20,40 @@ pub(super) enum Speaker {
     Policy(PolicyRef),
 }
 
-/// What was said.
+/// The messages of each step.
 #[derive(Debug, Default)]
-pub(super) struct Said {
-    reasons: BTreeMap<Speaker, Vec<PlanReason>>,
-    findings: BTreeMap<Speaker, BTreeSet<Finding>>,
+pub(super) struct MessagesBySource {
+    reasons: BTreeMap<MessageSource, Vec<PlanReason>>,
+    findings: BTreeMap<MessageSource, BTreeSet<Finding>>,
 }
 
-impl Said {
-    /// Puts this in the place of what the speaker said before.
+impl MessagesBySource {
+    /// Puts this in the place of what the source gave before.
     pub(super) fn put(
         &mut self,
         plan: &mut ClusterPlan,
-        speaker: Speaker,
+        source: MessageSource,
         reasons: Vec<PlanReason>,
         findings: BTreeSet<Finding>,
     ) {
-        let before = self.reasons.get(&speaker).map_or(&[][..], Vec::as_slice);
+        let before = self.reasons.get(&source).map_or(&[][..], Vec::as_slice);
         if before != reasons {
             for one in before {
                 plan.reasons.remove(one);
             }
             plan.reasons.extend(reasons.iter().cloned());
             match reasons.is_empty() {
-                true => drop(self.reasons.remove(&speaker)),
-                false => drop(self.reasons.insert(speaker.clone(), reasons)),
+                true => drop(self.reasons.remove(&source)),
+                false => drop(self.reasons.insert(source.clone(), reasons)),
             }
         }
-        for one in self.findings.get(&speaker).into_iter().flatten() {
+        for one in self.findings.get(&source).into_iter().flatten() {
             plan.findings.remove(one);
         }
         plan.findings.extend(findings.iter().cloned());
         match findings.is_empty() {
-            true => drop(self.findings.remove(&speaker)),
-            false => drop(self.findings.insert(speaker, findings)),
+            true => drop(self.findings.remove(&source)),
+            false => drop(self.findings.insert(source, findings)),
         }
     }
 }
