@@ -550,7 +550,9 @@ fn capabilities(outcome: Option<&NodeOutcome>, gateway: &Gateway) -> Vec<String>
         PodsPath::Unsupported(_) => None,
     });
     // The nftables fallback does not turn canaries round.
-    let canary = ebpf.filter(|_| gateway.is_loaded()).map(|_| CANARY_CAPABILITY);
+    let canary = ebpf
+        .filter(|_| gateway.is_loaded())
+        .map(|_| CANARY_CAPABILITY);
     let all = ["nftables"]
         .into_iter()
         .chain(ebpf)

@@ -2,7 +2,7 @@
 
 use egret_core::model::*;
 use egret_core::node::{
-    AccountId, DestinationBox, Group, NodeState, Peer, Profile, ProfileId, Target, TargetId,
+    DestinationRange, Group, NodeState, Peer, Profile, ProfileId, Target, TargetId, TrafficKeyId,
     Tunnel, Verdict, WorkerState,
 };
 use std::collections::{BTreeMap, BTreeSet};
@@ -19,7 +19,7 @@ pub fn pod_address(number: usize) -> IpAddr {
 
 /// A worker with so many selected pods.
 pub fn worker(pods: usize) -> NodeState {
-    let any = |verdict| DestinationBox {
+    let any = |verdict| DestinationRange {
         first: ip("0.0.0.0"),
         last: ip("255.255.255.255"),
         protocol: None,
@@ -28,7 +28,7 @@ pub fn worker(pods: usize) -> NodeState {
         verdict,
     };
     let profile = Profile {
-        boxes: vec![any(Verdict::Target(TargetId(1)))],
+        ranges: vec![any(Verdict::Target(TargetId(1)))],
         portless: vec![(ip("0.0.0.0"), ip("255.255.255.255"))],
     };
     let target = Target {
@@ -38,7 +38,7 @@ pub fn worker(pods: usize) -> NodeState {
             first: 1024,
             last: 2047,
         }],
-        account: AccountId(1),
+        traffic_key: TrafficKeyId(1),
     };
     NodeState {
         tunnel: Tunnel {

@@ -324,7 +324,7 @@ fn by_outcome(
             .any(|a| family_index(*a) == family_index(first)),
     };
     let boxes = bound.iter().flat_map(|(family, profile)| {
-        let boxes = profile.boxes.iter();
+        let boxes = profile.ranges.iter();
         boxes.filter(move |one| family_index(one.first) == *family)
     });
     let mut verdicts: BTreeSet<Verdict> = BTreeSet::new();

@@ -3,7 +3,6 @@
 //! Made from the same snapshot as the plan, as this node's agent sees it: policies, gateways, pools, nodes, its own pods
 //! and its own grants; gateways also every `EgressAddress`. Pods and grants of other nodes are not looked at (P10).
 
-mod accounts;
 mod canary;
 mod cluster;
 mod ending;
@@ -21,8 +20,8 @@ mod podmap;
 mod profiles;
 mod report;
 mod state;
+mod traffic_keys;
 
-pub use accounts::Account;
 pub use canary::{CANARY_CAPABILITY, CanaryEnd, CanaryPath, is_canary_destination};
 pub use cluster::never_anywhere;
 pub use ending::{Ending, Idle};
@@ -37,6 +36,7 @@ pub use pod_routes::{MainRoute, pod_routes};
 pub use podmap::{PodChange, PodMap};
 pub use report::{NodeReport, ReportKind};
 pub use state::*;
+pub use traffic_keys::TrafficKey;
 
 use crate::model::*;
 use crate::resolve::{Resolved, assigned, resolve, select};
@@ -73,7 +73,7 @@ pub fn node_state(
     }
     reports.append(&mut groups.reports);
     reports.extend(built.reports);
-    let accounts = accounts::assign(&mut groups.targets, &groups.policies);
+    let traffic_keys = traffic_keys::assign(&mut groups.targets, &groups.policies);
     let never = cluster::never(snapshot, facts, own_pods.clone());
     let throw = cluster::throw(me.node, own_pods.clone());
     let (pods_path, lift) = path::decide(&facts.path, [&never, &throw], &built.profiles);
@@ -139,7 +139,7 @@ pub fn node_state(
         target_groups,
         canaries,
         broken_paths: facts.broken_paths.clone(),
-        accounts,
+        traffic_keys,
         uncovered,
         granted: me.record.grants.iter().map(|grant| grant.address).collect(),
     })

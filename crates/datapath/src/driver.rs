@@ -18,7 +18,7 @@ use crate::route::{RouteError, Routing};
 use crate::sysctl::{HASH_SETTINGS, SysctlError, Sysctls};
 use crate::worker;
 use egret_core::machines::Destination;
-use egret_core::node::{AccountId, Ending, Idle, NextHopWay, NodeState, is_canary_destination};
+use egret_core::node::{Ending, Idle, NextHopWay, NodeState, TrafficKeyId, is_canary_destination};
 use egret_core::numbers::NFT_TABLE;
 use egret_core::obstacle::{Obstacle, Samples};
 use flows::Owed;
@@ -56,7 +56,10 @@ pub struct Applied {
 }
 
 /// Packets by reason, and traffic by account.
-pub type Counted = (BTreeMap<String, u64>, BTreeMap<AccountId, worker::Traffic>);
+pub type Counted = (
+    BTreeMap<String, u64>,
+    BTreeMap<TrafficKeyId, worker::Traffic>,
+);
 
 /// The data path of the network namespace of the thread that opened it.
 pub struct Datapath {

@@ -14,7 +14,7 @@ pub(super) fn next_hops(
     found: &mut Found,
 ) {
     let worker = &state.worker;
-    for one in worker.profiles.values().flat_map(|profile| &profile.boxes) {
+    for one in worker.profiles.values().flat_map(|profile| &profile.ranges) {
         if let Verdict::NextHop(number) = one.verdict {
             let known = worker.next_hops.get(&number);
             let there = known.is_some_and(|n| n.address.is_ipv4() == one.first.is_ipv4());

@@ -2,7 +2,7 @@
 
 use super::cluster::Me;
 use super::{
-    AccountId, CanaryState, DestinationBox, Group, GroupNumber, NodeFacts, PortRange, Profile,
+    CanaryState, DestinationRange, Group, GroupNumber, NodeFacts, PortRange, Profile, TrafficKeyId,
 };
 use super::{ProfileId, Target, TargetId, TunnelIndex, Verdict, WorkerState};
 use crate::hash::StableHash;
@@ -116,7 +116,7 @@ pub(super) fn add<'a>(
             );
             let target = Target {
                 ranges: vec![range],
-                account: AccountId::CANARY,
+                traffic_key: TrafficKeyId::CANARY,
                 ..worker.targets[&base].clone()
             };
             let Some(group) = keys.get(&base).cloned() else {
@@ -131,13 +131,13 @@ pub(super) fn add<'a>(
             });
             keys.insert(id, group);
             worker.targets.insert(id, target);
-            profile.boxes.push(only(to, id));
+            profile.ranges.push(only(to, id));
         }
     }
     if paths.is_empty() {
         return paths;
     }
-    profile.boxes.sort_unstable();
+    profile.ranges.sort_unstable();
     let id = ProfileId(StableHash::new("canary").finish());
     worker.profiles.insert(id, profile);
     let sources: BTreeSet<IpAddr> = paths.iter().map(|path| path.source).collect();
@@ -194,8 +194,8 @@ fn lease(worker: &WorkerState, number: GroupNumber, v4: bool) -> Option<(TargetI
     Some((*id, PortRange { first, last }))
 }
 
-fn only(address: IpAddr, target: TargetId) -> DestinationBox {
-    DestinationBox {
+fn only(address: IpAddr, target: TargetId) -> DestinationRange {
+    DestinationRange {
         first: address,
         last: address,
         protocol: None,

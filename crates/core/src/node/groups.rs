@@ -1,7 +1,7 @@
 //! Gateway groups of one node and the targets that use them.
 
 use super::cluster::Me;
-use super::{AccountId, Group, GroupNumber, NextHop, NextHopWay, NodeFacts, NodeReport};
+use super::{Group, GroupNumber, NextHop, NextHopWay, NodeFacts, NodeReport, TrafficKeyId};
 use super::{ReportKind, Target, TargetId, TunnelIndex};
 use crate::hash::StableHash;
 use crate::model::*;
@@ -121,7 +121,7 @@ impl<'a> Groups<'a> {
                 address,
                 group: number,
                 ranges,
-                account: AccountId::OTHER,
+                traffic_key: TrafficKeyId::OTHER,
             },
         );
         self.policies.insert(id, policy.clone());

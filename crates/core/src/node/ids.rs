@@ -13,15 +13,15 @@ pub struct ProfileId(pub u64);
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub struct TargetId(pub u64);
 
-/// Stable name of what is counted together: a hash of policy and egress address, or [`AccountId::OTHER`].
+/// Stable name of what is counted together: a hash of policy and egress address, or [`TrafficKeyId::OTHER`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
-pub struct AccountId(pub u64);
+pub struct TrafficKeyId(pub u64);
 
-impl AccountId {
+impl TrafficKeyId {
     /// What is beyond `TRAFFIC_ACCOUNTS_MAX`.
-    pub const OTHER: AccountId = AccountId(0);
+    pub const OTHER: TrafficKeyId = TrafficKeyId(0);
     /// Canaries: nobody's traffic.
-    pub const CANARY: AccountId = AccountId(u64::MAX);
+    pub const CANARY: TrafficKeyId = TrafficKeyId(u64::MAX);
 }
 
 /// Number of a gateway group on this node, 1..=`GROUPS_MAX`: its mark, table and next hop group follow from it.

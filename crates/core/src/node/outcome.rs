@@ -1,12 +1,12 @@
 //! The outcome for one node: its state, and what is reported beside it.
 
-use super::accounts::Account;
 use super::canary::CanaryPath;
 use super::facts::BrokenPath;
-use super::ids::{AccountId, GroupNumber, TargetId, TunnelIndex};
+use super::ids::{GroupNumber, TargetId, TrafficKeyId, TunnelIndex};
 use super::path::PodsPath;
 use super::report::NodeReport;
 use super::state::NodeState;
+use super::traffic_keys::TrafficKey;
 use crate::model::*;
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet};
@@ -41,8 +41,8 @@ pub struct NodeOutcome {
     /// Those whose canaries are lost.
     #[serde(default)]
     pub broken_paths: BTreeSet<BrokenPath>,
-    /// Whose traffic each account counts, for people; `None`: all that has no account of its own.
-    pub accounts: BTreeMap<AccountId, Option<Account>>,
+    /// Whose traffic each key stands for; `None`: all traffic without a key of its own.
+    pub traffic_keys: BTreeMap<TrafficKeyId, Option<TrafficKey>>,
     /// Addresses of own pods that other nodes cannot know to be pods': their policies may take traffic to them to a gateway.
     #[serde(default)]
     pub uncovered: BTreeSet<IpAddr>,

@@ -146,7 +146,7 @@ fn strange(
 fn selects(profiles: &BTreeMap<ProfileId, Profile>, to: IpNet) -> bool {
     let (first, last) = (to.network(), to.broadcast());
     let boxes = profiles.values().flat_map(|profile| {
-        let boxes = profile.boxes.iter().map(|one| (one.first, one.last));
+        let boxes = profile.ranges.iter().map(|one| (one.first, one.last));
         boxes.chain(profile.portless.iter().copied())
     });
     boxes
@@ -166,7 +166,7 @@ pub(super) fn refuse_next_hops(profiles: &mut BTreeMap<ProfileId, Profile>) -> O
     let mut refused = false;
     for one in profiles
         .values_mut()
-        .flat_map(|profile| &mut profile.boxes)
+        .flat_map(|profile| &mut profile.ranges)
         .filter(|one| matches!(one.verdict, Verdict::NextHop(_)))
     {
         one.verdict = Verdict::Unavailable;

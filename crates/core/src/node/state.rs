@@ -1,6 +1,6 @@
 //! Desired state of one node's kernel.
 
-use super::ids::{AccountId, GroupNumber, ProfileId, TargetId, TunnelIndex};
+use super::ids::{GroupNumber, ProfileId, TargetId, TrafficKeyId, TunnelIndex};
 use super::podmap::PodMap;
 use crate::model::{AnnounceMode, PortRange, Protocol};
 use ipnet::IpNet;
@@ -128,7 +128,7 @@ pub struct Target {
     /// dropped and counted.
     pub ranges: Vec<PortRange>,
     /// Where its traffic is counted.
-    pub account: AccountId,
+    pub traffic_key: TrafficKeyId,
 }
 
 /// A neighbour of gateways, and the way of selected traffic to it.
@@ -172,11 +172,11 @@ pub struct Attachment {
     pub source: IpAddr,
 }
 
-/// The destinations of one profile and of both families: disjoint boxes, sorted.
+/// The destinations of one profile and of both families: disjoint ranges, sorted.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Profile {
-    /// Boxes of address, protocol and port.
-    pub boxes: Vec<DestinationBox>,
+    /// Ranges of addresses, with protocol and ports.
+    pub ranges: Vec<DestinationRange>,
     /// Destinations on which protocols without ports (GRE, ESP, ...) are refused, because they are selected and
     /// cannot be served. Disjoint, sorted.
     pub portless: Vec<(IpAddr, IpAddr)>,
@@ -185,15 +185,15 @@ pub struct Profile {
 impl Profile {
     /// Refuses everything that it would send with an egress address.
     pub(super) fn refuse(&mut self) {
-        for one in &mut self.boxes {
+        for one in &mut self.ranges {
             one.verdict = Verdict::Unavailable;
         }
     }
 }
 
-/// One disjoint box. Bounds are inclusive, addresses of one family.
+/// Destinations of one range of addresses and ports. Bounds are inclusive, addresses of one family.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
-pub struct DestinationBox {
+pub struct DestinationRange {
     /// First address.
     pub first: IpAddr,
     /// Last address.

@@ -53,7 +53,7 @@ fn is_refused(outcome: &NodeOutcome, because: &str) {
     assert!(worker.lift.is_empty());
     assert!(!outcome.programmed.is_empty(), "a policy is reported");
     assert_eq!(programmed(outcome), 0);
-    let boxes: Vec<_> = worker.profiles.values().flat_map(|p| &p.boxes).collect();
+    let boxes: Vec<_> = worker.profiles.values().flat_map(|p| &p.ranges).collect();
     assert!(!boxes.is_empty());
     assert!(boxes.iter().all(|b| b.verdict == Verdict::Unavailable));
 }

@@ -3,7 +3,7 @@ use egret_core::model::{
     AddressRequest, Kind, LabelSelector, Labels, Namespaces, ObjectRef, Pod, Policy, Selection,
     Settings, UnpooledAddresses,
 };
-use egret_core::node::{DestinationBox, Target, TargetId};
+use egret_core::node::{DestinationRange, Target, TargetId};
 use egret_core::node::{
     Group, NodeState, PodMap, Profile, ProfileId, Tunnel, Verdict, WorkerState,
 };
@@ -65,7 +65,7 @@ fn kernel(selected: Option<bool>) -> NodeOutcome {
     if let Some(usable) = selected {
         let (profile, target) = (ProfileId(1), TargetId(1));
         worker.pods.insert(ADDRESS.parse().unwrap(), profile);
-        let everything = DestinationBox {
+        let everything = DestinationRange {
             first: "0.0.0.0".parse().unwrap(),
             last: "255.255.255.255".parse().unwrap(),
             protocol: None,
@@ -75,7 +75,13 @@ fn kernel(selected: Option<bool>) -> NodeOutcome {
         };
         let boxes = vec![everything];
         let portless = Vec::new();
-        worker.profiles.insert(profile, Profile { boxes, portless });
+        worker.profiles.insert(
+            profile,
+            Profile {
+                ranges: boxes,
+                portless,
+            },
+        );
         worker.groups.insert(1, Group::Tunnel([1].into()));
         let ranges = match usable {
             true => vec![egret_core::model::PortRange {
@@ -92,7 +98,7 @@ fn kernel(selected: Option<bool>) -> NodeOutcome {
                 address,
                 group,
                 ranges,
-                account: egret_core::node::AccountId::OTHER,
+                traffic_key: egret_core::node::TrafficKeyId::OTHER,
             },
         );
     } else {
@@ -122,7 +128,7 @@ fn kernel(selected: Option<bool>) -> NodeOutcome {
         target_groups: BTreeMap::new(),
         canaries: Vec::new(),
         broken_paths: BTreeSet::new(),
-        accounts: BTreeMap::new(),
+        traffic_keys: BTreeMap::new(),
         granted: BTreeSet::new(),
     }
 }
