@@ -70,15 +70,22 @@ macro_rules! policy_spec {
 
 /// The fields of a policy's spec that every kind of policy has, for readers that do not care which kind it is.
 #[derive(Clone, Copy, Debug)]
-#[allow(missing_docs)]
 pub struct SharedPolicySpec<'a> {
+    /// `podSelector`.
     pub pod_selector: &'a Option<LabelSelector>,
+    /// `ip`.
     pub ip: &'a Option<String>,
+    /// `ips`.
     pub ips: &'a Option<Vec<String>>,
+    /// `pool`.
     pub pool: &'a Option<String>,
+    /// `destinations`.
     pub destinations: &'a Option<Vec<DestinationSpec>>,
+    /// `gateway`.
     pub gateway: &'a Option<String>,
+    /// `priority`.
     pub priority: i32,
+    /// `whenUnavailable`.
     pub when_unavailable: WhenUnavailable,
 }
 
