@@ -42,7 +42,7 @@ pub struct ClusterPlan {
     /// Every address record that must exist, whole (`resource_version` is that of the snapshot, 0 for new ones).
     pub addresses: BTreeMap<IpAddr, AddressRecord>,
     /// What is told about each of them.
-    pub address_status: BTreeMap<IpAddr, AddressStatus>,
+    pub address_status: BTreeMap<IpAddr, AddressSummary>,
     /// Those of `addresses` that differ from the snapshot, in the order in which they must be written: a gateway's
     /// steering version is the highest epoch that it has seen.
     pub address_writes: Vec<IpAddr>,
@@ -78,9 +78,8 @@ pub struct PolicyPlan {
     pub refusal: Option<Refusal>,
     /// Its addresses: `status.addresses`, which for pools is also what agents and the next plan go by.
     pub addresses: Vec<IpAddr>,
-    /// What is said in their place while it is refused: addresses out of its pool, which nobody else gets meanwhile and it
-    /// has again afterwards.
-    pub kept: Vec<IpAddr>,
+    /// Addresses out of its pool that stay reserved for it while it is refused. `status.addresses` lists them meanwhile.
+    pub reserved_addresses: Vec<IpAddr>,
     /// Some of them are out of a pool, and `Policy::assigned` does not say so yet.
     pub given_anew: bool,
     /// Its gateway, if there is one.
@@ -146,7 +145,7 @@ pub struct PoolPlan {
 
 /// What is told about an address.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct AddressStatus {
+pub struct AddressSummary {
     /// The gateway node that reports that it announces it; of several, because one is dead or it moves just now, the last
     /// in the order of announcers.
     pub announcer: Option<NodeName>,

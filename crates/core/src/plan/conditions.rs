@@ -3,7 +3,7 @@
 use super::demand::Overlaps;
 use super::pod_prefixes;
 use super::status::{foreign, without_ebpf};
-use super::{AddressStatus, GatewayNode, GatewayPlan, PlanReason, PolicyPlan};
+use super::{AddressSummary, GatewayNode, GatewayPlan, PlanReason, PolicyPlan};
 use crate::condition::{Condition, ConditionType, Reason};
 use crate::model::*;
 use crate::numbers::POD_PREFIXES_MAX;
@@ -14,7 +14,7 @@ use std::net::IpAddr;
 /// What the conditions of every policy are made from.
 #[derive(Clone, Copy)]
 pub(super) struct Inputs<'i> {
-    pub addresses: &'i BTreeMap<IpAddr, AddressStatus>,
+    pub addresses: &'i BTreeMap<IpAddr, AddressSummary>,
     pub gateways: &'i BTreeMap<GatewayName, GatewayPlan>,
     pub records: &'i SharedMap<NodeName, NodeRecord>,
     /// Addresses that are full towards some destination on some node.
@@ -84,7 +84,7 @@ pub(super) fn empty() -> PolicyPlan {
         generation: 0,
         refusal: None,
         addresses: Vec::new(),
-        kept: Vec::new(),
+        reserved_addresses: Vec::new(),
         given_anew: false,
         gateway: None,
         pods: BTreeMap::new(),
@@ -103,7 +103,7 @@ pub(super) fn tell(inputs: Inputs<'_>, one: &Resolved<'_>, pods: Pods, plan: &mu
     plan.generation = one.policy.generation;
     plan.refusal = one.refusal.clone();
     plan.addresses.clone_from(&one.addresses);
-    plan.kept = match one.refusal {
+    plan.reserved_addresses = match one.refusal {
         Some(_) => one.given.clone(),
         None => Vec::new(),
     };

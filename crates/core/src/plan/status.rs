@@ -2,7 +2,7 @@
 
 use super::demand::DemandByAddress;
 use super::lease::PlannedLeases;
-use super::{AddressStatus, GatewayNode, GatewayPlan, PoolPlan};
+use super::{AddressSummary, GatewayNode, GatewayPlan, PoolPlan};
 use crate::condition::{Condition, ConditionType, Reason};
 use crate::model::*;
 use crate::numbers::LEASE_PORT_FIRST;
@@ -17,7 +17,7 @@ pub(super) fn addresses(
     snapshot: &Snapshot,
     demand: &DemandByAddress<'_>,
     leases: &PlannedLeases,
-) -> BTreeMap<IpAddr, AddressStatus> {
+) -> BTreeMap<IpAddr, AddressSummary> {
     let mut saying: BTreeMap<IpAddr, BTreeSet<&NodeName>> = BTreeMap::new();
     for record in snapshot.node_records.values() {
         for address in &record.announcing {
@@ -93,7 +93,7 @@ pub(super) fn address(
     outside: Outside<'_>,
     exhausted: &BTreeSet<NodeName>,
     unreadable: bool,
-) -> AddressStatus {
+) -> AddressSummary {
     let ports = |held: bool| -> u32 {
         record
             .leases
@@ -103,7 +103,7 @@ pub(super) fn address(
             .map(|r| u32::from(r.last - r.first) + 1)
             .sum()
     };
-    AddressStatus {
+    AddressSummary {
         announcer: outside.announcer.cloned(),
         users: users.unwrap_or_default(),
         ports_leased: ports(false),
