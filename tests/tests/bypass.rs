@@ -52,8 +52,8 @@ fn up(test: &str) -> Result<(Scene, Standin)> {
     wait("the nodes to see it", || {
         NODES.iter().all(|node| {
             let record = scene.object("EgressNode", node).unwrap_or_default();
-            let abilities = record["status"]["abilities"].as_array().cloned();
-            abilities.is_some_and(|all| all.iter().any(|one| one == "cni-path-bpf"))
+            let capabilities = record["status"]["capabilities"].as_array().cloned();
+            capabilities.is_some_and(|all| all.iter().any(|one| one == "cni-path-bpf"))
         })
     })?;
     Ok((scene, standin))

@@ -2,7 +2,7 @@
 
 use anyhow::ensure;
 use egret_lab::Topology;
-use egret_lab::hurt::Hurt;
+use egret_lab::Hurt;
 use egret_lab::process::wait_for;
 use egret_tests::cluster::{DEADLINE, EGRESS, SERVERS, egress, ip};
 use egret_tests::seccomp::{Refused, refuse};

@@ -4,7 +4,7 @@
 
 use anyhow::{Context, ensure};
 use egret_lab::Topology;
-use egret_lab::hurt::Hurt;
+use egret_lab::Hurt;
 use egret_lab::process::wait_for;
 use egret_lab::topology::Cni;
 use egret_tests::cluster::{DEADLINE, EGRESS, SERVERS, echo, egress, ip};

@@ -116,15 +116,15 @@ fn one_port() -> String {
     egress("one-port", "OnePort", &EGRESS, &rest)
 }
 
-fn wait_able(cluster: &Cluster, host: &str, ability: &str) -> Outcome {
+fn wait_able(cluster: &Cluster, host: &str, capability: &str) -> Outcome {
     let mut last = None;
-    let said = wait_for(ability, DEADLINE, || {
+    let said = wait_for(capability, DEADLINE, || {
         last = cluster.object("egressnode", None, host);
-        let abilities = last.as_ref().map(|node| &node["status"]["abilities"]);
-        let abilities = abilities.and_then(|all| all.as_array());
-        abilities.is_some_and(|all| all.iter().any(|one| one == ability))
+        let capabilities = last.as_ref().map(|node| &node["status"]["capabilities"]);
+        let capabilities = capabilities.and_then(|all| all.as_array());
+        capabilities.is_some_and(|all| all.iter().any(|one| one == capability))
     });
-    ensure!(said.is_ok(), "{host} does not say {ability}: {last:#?}");
+    ensure!(said.is_ok(), "{host} does not say {capability}: {last:#?}");
     Ok(())
 }
 

@@ -114,7 +114,11 @@ pub struct NodeStatus {
     /// No next hop of that device answers, though it has carrier.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub uplink_lost: bool,
-    /// What this node's kernel can do.
+    /// What this node's kernel and agent can do.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub capabilities: Vec<String>,
+    /// Deprecated: the former name of capabilities. Read where capabilities is absent, never written, and gone in the
+    /// next release.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub abilities: Vec<String>,
     /// What carries packets here, on gateways.

@@ -6,185 +6,212 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 
-/// Pods of this namespace that leave the cluster with a fixed source address.
-#[derive(CustomResource, KubeSchema, Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
-#[kube(
-    group = "egret.dev",
-    version = "v1alpha1",
-    kind = "Egress",
-    plural = "egresses",
-    shortname = "egr",
-    category = "egret",
-    namespaced,
-    status = "PolicyStatus",
-    derive = "PartialEq",
-    doc = "Pods of this namespace that leave the cluster with a fixed source address.",
-    printcolumn(
-        name = "Ready",
-        type_ = "string",
-        json_path = ".status.conditions[?(@.type==\"Ready\")].status"
-    ),
-    printcolumn(name = "Addresses", type_ = "string", json_path = ".status.addresses"),
-    printcolumn(name = "Pods", type_ = "integer", json_path = ".status.pods.selected"),
-    printcolumn(
-        name = "Programmed",
-        type_ = "integer",
-        json_path = ".status.pods.programmed"
-    ),
-    printcolumn(
-        name = "Reason",
-        type_ = "string",
-        json_path = ".status.conditions[?(@.type==\"Ready\")].reason"
-    ),
-    printcolumn(
-        name = "Gateway",
-        type_ = "string",
-        json_path = ".spec.gateway",
-        priority = 1
-    ),
-    printcolumn(
-        name = "Age",
-        type_ = "date",
-        json_path = ".metadata.creationTimestamp"
-    )
-)]
-#[serde(rename_all = "camelCase")]
-#[x_kube(validation = Rule::new("[has(self.selector), has(self.podSelector), has(self.serviceName)].exists_one(x, x)")
-    .message("say which pods: exactly one of selector, podSelector and serviceName"))]
-#[x_kube(validation = Rule::new("[has(self.ip), has(self.ips), has(self.pool)].exists_one(x, x)")
-    .message("say which address: exactly one of ip, ips and pool"))]
-pub struct EgressSpec {
-    /// Pods by their labels: each label must be there with this value. `{}` selects every pod of the namespace.
-    /// Exactly one of selector, podSelector and serviceName.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub selector: Option<BTreeMap<String, String>>,
-    /// Pods by a label selector with expressions.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub pod_selector: Option<LabelSelector>,
-    /// Pods behind the Service of this name in this namespace.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[schemars(length(min = 1, max = 63))]
-    pub service_name: Option<String>,
-    /// The egress address, IPv4 or IPv6. Exactly one of ip, ips and pool.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[schemars(length(min = 2, max = 45))]
-    pub ip: Option<String>,
-    /// Several egress addresses; a pod is paired to one of each family and keeps it.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[schemars(length(min = 1, max = 64), inner(length(min = 2, max = 45)))]
-    #[x_kube(merge_strategy = ListMerge::Set)]
-    pub ips: Option<Vec<String>>,
-    /// Name of an EgressPool that one address of each of its families is taken from.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[schemars(length(min = 1, max = 253))]
-    pub pool: Option<String>,
-    /// Where to. Absent: everything outside the cluster.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[schemars(length(min = 1, max = 1000))]
-    pub destinations: Option<Vec<DestinationSpec>>,
-    /// Name of the EgressGateway. Absent: the one marked default, or the only one.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[schemars(length(min = 1, max = 253))]
-    pub gateway: Option<String>,
-    /// Where policies overlap, the higher priority wins; then the longer destination prefix, then the older policy.
-    #[serde(default)]
+/// Defines the spec of a kind of policy: the kind's own fields, then those that every kind of policy has. The fields are
+/// in the struct itself, so that definitions, validation rules and reports of unknown fields know no second level.
+macro_rules! policy_spec {
+    (
+        $(#[$($attribute:tt)*])*
+        pub struct $name:ident {
+            $($own:tt)*
+        }
+    ) => {
+        $(#[$($attribute)*])*
+        pub struct $name {
+            $($own)*
+            /// Pods by a label selector with expressions.
+            #[serde(default, skip_serializing_if = "Option::is_none")]
+            pub pod_selector: Option<LabelSelector>,
+            /// The egress address, IPv4 or IPv6. Exactly one of ip, ips and pool.
+            #[serde(default, skip_serializing_if = "Option::is_none")]
+            #[schemars(length(min = 2, max = 45))]
+            pub ip: Option<String>,
+            /// Several egress addresses; a pod is paired to one of each family and keeps it.
+            #[serde(default, skip_serializing_if = "Option::is_none")]
+            #[schemars(length(min = 1, max = 64), inner(length(min = 2, max = 45)))]
+            #[x_kube(merge_strategy = ListMerge::Set)]
+            pub ips: Option<Vec<String>>,
+            /// Name of an EgressPool that one address of each of its families is taken from.
+            #[serde(default, skip_serializing_if = "Option::is_none")]
+            #[schemars(length(min = 1, max = 253))]
+            pub pool: Option<String>,
+            /// Where to. Absent: everything outside the cluster.
+            #[serde(default, skip_serializing_if = "Option::is_none")]
+            #[schemars(length(min = 1, max = 1000))]
+            pub destinations: Option<Vec<DestinationSpec>>,
+            /// Name of the EgressGateway. Absent: the one marked default, or the only one.
+            #[serde(default, skip_serializing_if = "Option::is_none")]
+            #[schemars(length(min = 1, max = 253))]
+            pub gateway: Option<String>,
+            /// Where policies overlap, the higher priority wins; then the longer destination prefix, then the older policy.
+            #[serde(default)]
+            pub priority: i32,
+            /// What happens to selected traffic while its address cannot be used.
+            #[serde(default)]
+            pub when_unavailable: WhenUnavailable,
+        }
+
+        impl $name {
+            /// The fields that every kind of policy has.
+            pub fn shared(&self) -> SharedPolicySpec<'_> {
+                SharedPolicySpec {
+                    pod_selector: &self.pod_selector,
+                    ip: &self.ip,
+                    ips: &self.ips,
+                    pool: &self.pool,
+                    destinations: &self.destinations,
+                    gateway: &self.gateway,
+                    priority: self.priority,
+                    when_unavailable: self.when_unavailable,
+                }
+            }
+        }
+    };
+}
+
+/// The fields of a policy's spec that every kind of policy has, for readers that do not care which kind it is.
+#[derive(Clone, Copy, Debug)]
+pub struct SharedPolicySpec<'a> {
+    /// `podSelector`.
+    pub pod_selector: &'a Option<LabelSelector>,
+    /// `ip`.
+    pub ip: &'a Option<String>,
+    /// `ips`.
+    pub ips: &'a Option<Vec<String>>,
+    /// `pool`.
+    pub pool: &'a Option<String>,
+    /// `destinations`.
+    pub destinations: &'a Option<Vec<DestinationSpec>>,
+    /// `gateway`.
+    pub gateway: &'a Option<String>,
+    /// `priority`.
     pub priority: i32,
-    /// What happens to selected traffic while its address cannot be used.
-    #[serde(default)]
+    /// `whenUnavailable`.
     pub when_unavailable: WhenUnavailable,
 }
 
-/// Pods of many namespaces that leave the cluster with a fixed source address. Comes before every Egress unless
-/// `overridable`.
-#[derive(CustomResource, KubeSchema, Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
-#[kube(
-    group = "egret.dev",
-    version = "v1alpha1",
-    kind = "ClusterEgress",
-    plural = "clusteregresses",
-    shortname = "cegr",
-    category = "egret",
-    status = "PolicyStatus",
-    derive = "PartialEq",
-    doc = "Pods of many namespaces that leave the cluster with a fixed source address. Comes before every Egress unless `overridable`.",
-    printcolumn(
-        name = "Ready",
-        type_ = "string",
-        json_path = ".status.conditions[?(@.type==\"Ready\")].status"
-    ),
-    printcolumn(name = "Addresses", type_ = "string", json_path = ".status.addresses"),
-    printcolumn(name = "Pods", type_ = "integer", json_path = ".status.pods.selected"),
-    printcolumn(
-        name = "Programmed",
-        type_ = "integer",
-        json_path = ".status.pods.programmed"
-    ),
-    printcolumn(
-        name = "Reason",
-        type_ = "string",
-        json_path = ".status.conditions[?(@.type==\"Ready\")].reason"
-    ),
-    printcolumn(
-        name = "Gateway",
-        type_ = "string",
-        json_path = ".spec.gateway",
-        priority = 1
-    ),
-    printcolumn(
-        name = "Age",
-        type_ = "date",
-        json_path = ".metadata.creationTimestamp"
-    )
-)]
-#[serde(rename_all = "camelCase")]
-#[x_kube(validation = Rule::new("[has(self.selector), has(self.podSelector)].exists_one(x, x)")
-    .message("say which pods: exactly one of selector and podSelector"))]
-#[x_kube(validation = Rule::new("[has(self.ip), has(self.ips), has(self.pool)].exists_one(x, x)")
-    .message("say which address: exactly one of ip, ips and pool"))]
-pub struct ClusterEgressSpec {
-    /// Namespaces by their labels. Absent or `{}`: every namespace.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub namespace_selector: Option<LabelSelector>,
-    /// Only pods on nodes with these labels. Absent: on every node.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub node_selector: Option<LabelSelector>,
-    /// Pods by their labels: each label must be there with this value. `{}` selects every pod.
-    /// Exactly one of selector and podSelector.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub selector: Option<BTreeMap<String, String>>,
-    /// Pods by a label selector with expressions.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub pod_selector: Option<LabelSelector>,
-    /// The egress address, IPv4 or IPv6. Exactly one of ip, ips and pool.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[schemars(length(min = 2, max = 45))]
-    pub ip: Option<String>,
-    /// Several egress addresses; a pod is paired to one of each family and keeps it.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[schemars(length(min = 1, max = 64), inner(length(min = 2, max = 45)))]
-    #[x_kube(merge_strategy = ListMerge::Set)]
-    pub ips: Option<Vec<String>>,
-    /// Name of an EgressPool that one address of each of its families is taken from.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[schemars(length(min = 1, max = 253))]
-    pub pool: Option<String>,
-    /// Where to. Absent: everything outside the cluster.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[schemars(length(min = 1, max = 1000))]
-    pub destinations: Option<Vec<DestinationSpec>>,
-    /// Name of the EgressGateway. Absent: the one marked default, or the only one.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[schemars(length(min = 1, max = 253))]
-    pub gateway: Option<String>,
-    /// Where policies overlap, the higher priority wins; then the longer destination prefix, then the older policy.
-    #[serde(default)]
-    pub priority: i32,
-    /// What happens to selected traffic while its address cannot be used.
-    #[serde(default)]
-    pub when_unavailable: WhenUnavailable,
-    /// An Egress may win over this policy.
-    #[serde(default, skip_serializing_if = "crate::is_false")]
-    pub overridable: bool,
+policy_spec! {
+    /// Pods of this namespace that leave the cluster with a fixed source address.
+    #[derive(CustomResource, KubeSchema, Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+    #[kube(
+        group = "egret.dev",
+        version = "v1alpha1",
+        kind = "Egress",
+        plural = "egresses",
+        shortname = "egr",
+        category = "egret",
+        namespaced,
+        status = "PolicyStatus",
+        derive = "PartialEq",
+        doc = "Pods of this namespace that leave the cluster with a fixed source address.",
+        printcolumn(
+            name = "Ready",
+            type_ = "string",
+            json_path = ".status.conditions[?(@.type==\"Ready\")].status"
+        ),
+        printcolumn(name = "Addresses", type_ = "string", json_path = ".status.addresses"),
+        printcolumn(name = "Pods", type_ = "integer", json_path = ".status.pods.selected"),
+        printcolumn(
+            name = "Programmed",
+            type_ = "integer",
+            json_path = ".status.pods.programmed"
+        ),
+        printcolumn(
+            name = "Reason",
+            type_ = "string",
+            json_path = ".status.conditions[?(@.type==\"Ready\")].reason"
+        ),
+        printcolumn(
+            name = "Gateway",
+            type_ = "string",
+            json_path = ".spec.gateway",
+            priority = 1
+        ),
+        printcolumn(
+            name = "Age",
+            type_ = "date",
+            json_path = ".metadata.creationTimestamp"
+        )
+    )]
+    #[serde(rename_all = "camelCase")]
+    #[x_kube(validation = Rule::new("[has(self.selector), has(self.podSelector), has(self.serviceName)].exists_one(x, x)")
+        .message("say which pods: exactly one of selector, podSelector and serviceName"))]
+    #[x_kube(validation = Rule::new("[has(self.ip), has(self.ips), has(self.pool)].exists_one(x, x)")
+        .message("say which address: exactly one of ip, ips and pool"))]
+    pub struct EgressSpec {
+        /// Pods by their labels: each label must be there with this value. `{}` selects every pod of the namespace.
+        /// Exactly one of selector, podSelector and serviceName.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        pub selector: Option<BTreeMap<String, String>>,
+        /// Pods behind the Service of this name in this namespace.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        #[schemars(length(min = 1, max = 63))]
+        pub service_name: Option<String>,
+    }
+}
+
+policy_spec! {
+    /// Pods of many namespaces that leave the cluster with a fixed source address. Comes before every Egress unless
+    /// `overridable`.
+    #[derive(CustomResource, KubeSchema, Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+    #[kube(
+        group = "egret.dev",
+        version = "v1alpha1",
+        kind = "ClusterEgress",
+        plural = "clusteregresses",
+        shortname = "cegr",
+        category = "egret",
+        status = "PolicyStatus",
+        derive = "PartialEq",
+        doc = "Pods of many namespaces that leave the cluster with a fixed source address. Comes before every Egress unless `overridable`.",
+        printcolumn(
+            name = "Ready",
+            type_ = "string",
+            json_path = ".status.conditions[?(@.type==\"Ready\")].status"
+        ),
+        printcolumn(name = "Addresses", type_ = "string", json_path = ".status.addresses"),
+        printcolumn(name = "Pods", type_ = "integer", json_path = ".status.pods.selected"),
+        printcolumn(
+            name = "Programmed",
+            type_ = "integer",
+            json_path = ".status.pods.programmed"
+        ),
+        printcolumn(
+            name = "Reason",
+            type_ = "string",
+            json_path = ".status.conditions[?(@.type==\"Ready\")].reason"
+        ),
+        printcolumn(
+            name = "Gateway",
+            type_ = "string",
+            json_path = ".spec.gateway",
+            priority = 1
+        ),
+        printcolumn(
+            name = "Age",
+            type_ = "date",
+            json_path = ".metadata.creationTimestamp"
+        )
+    )]
+    #[serde(rename_all = "camelCase")]
+    #[x_kube(validation = Rule::new("[has(self.selector), has(self.podSelector)].exists_one(x, x)")
+        .message("say which pods: exactly one of selector and podSelector"))]
+    #[x_kube(validation = Rule::new("[has(self.ip), has(self.ips), has(self.pool)].exists_one(x, x)")
+        .message("say which address: exactly one of ip, ips and pool"))]
+    pub struct ClusterEgressSpec {
+        /// Namespaces by their labels. Absent or `{}`: every namespace.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        pub namespace_selector: Option<LabelSelector>,
+        /// Only pods on nodes with these labels. Absent: on every node.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        pub node_selector: Option<LabelSelector>,
+        /// Pods by their labels: each label must be there with this value. `{}` selects every pod.
+        /// Exactly one of selector and podSelector.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        pub selector: Option<BTreeMap<String, String>>,
+        /// An Egress may win over this policy.
+        #[serde(default, skip_serializing_if = "crate::is_false")]
+        pub overridable: bool,
+    }
 }
 
 /// Where to: a prefix without its exceptions, on all protocols and ports or on some.

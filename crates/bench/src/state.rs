@@ -2,7 +2,7 @@
 
 use egret_core::model::*;
 use egret_core::node::{
-    AccountId, DestinationBox, Group, NodeState, Peer, Profile, ProfileId, Target, TargetId,
+    DestinationRange, Group, NodeState, Peer, Profile, ProfileId, Target, TargetId, TrafficKeyId,
     Tunnel, Verdict, WorkerState,
 };
 use std::collections::{BTreeMap, BTreeSet};
@@ -19,7 +19,7 @@ pub fn pod_address(number: usize) -> IpAddr {
 
 /// A worker with so many selected pods.
 pub fn worker(pods: usize) -> NodeState {
-    let any = |verdict| DestinationBox {
+    let any = |verdict| DestinationRange {
         first: ip("0.0.0.0"),
         last: ip("255.255.255.255"),
         protocol: None,
@@ -28,7 +28,7 @@ pub fn worker(pods: usize) -> NodeState {
         verdict,
     };
     let profile = Profile {
-        boxes: vec![any(Verdict::Target(TargetId(1)))],
+        ranges: vec![any(Verdict::Target(TargetId(1)))],
         portless: vec![(ip("0.0.0.0"), ip("255.255.255.255"))],
     };
     let target = Target {
@@ -38,7 +38,7 @@ pub fn worker(pods: usize) -> NodeState {
             first: 1024,
             last: 2047,
         }],
-        account: AccountId(1),
+        traffic_key: TrafficKeyId(1),
     };
     NodeState {
         tunnel: Tunnel {
@@ -140,47 +140,29 @@ pub fn pod(node: &NodeName, number: usize, policies: usize) -> Pod {
 
 fn policy(number: usize) -> Policy {
     let namespace = format!("ns{}", number % 100);
+    let object = ObjectRef {
+        kind: Kind::Egress,
+        namespace: namespace.clone(),
+        name: format!("p{number}"),
+    };
+    let selection = Selection::Labels {
+        namespaces: Namespaces::Names([namespace].into()),
+        pods: with_label("app", &format!("app{number}")),
+        nodes: None,
+    };
+    let address = Ipv4Addr::from(0xc612_0001 + number as u32).into();
     Policy {
-        object: ObjectRef {
-            kind: Kind::Egress,
-            namespace: namespace.clone(),
-            name: format!("p{number}"),
-        },
         uid: format!("uid-p{number}"),
         generation: 1,
         created_secs: 100,
-        overridable: false,
-        priority: 0,
-        selection: Selection::Labels {
-            namespaces: Namespaces::Names([namespace].into()),
-            pods: with_label("app", &format!("app{number}")),
-            nodes: None,
-        },
-        addresses: AddressRequest::Fixed(vec![Ipv4Addr::from(0xc612_0001 + number as u32).into()]),
-        assigned: Vec::new(),
-        destinations: None,
-        gateway: None,
-        when_unavailable: WhenUnavailable::Drop,
-        translation: Translation::Leased,
-        presence: Presence::Ours,
+        ..Policy::new(object, selection, AddressRequest::Fixed(vec![address]))
     }
 }
 
 fn gateway() -> Gateway {
     Gateway {
-        name: GatewayName("main".into()),
         generation: 1,
         default: true,
-        by_name_only: false,
-        nodes: with_label("role", "gateway"),
-        external_interface: None,
-        announce: AnnounceMode::L2,
-        outbound: Outbound::AnyGateway,
-        mtu: None,
-        wireguard: false,
-        probe_interval_ms: 50,
-        probe_failures: 3,
-        initial_ports: 1024,
-        expected_workers: None,
+        ..Gateway::new(GatewayName("main".into()), with_label("role", "gateway"))
     }
 }

@@ -131,8 +131,8 @@ impl Verb {
 #[derive(Debug, clap::Args)]
 pub struct AgentArguments {
     /// Name of this node, as its Node object has it
-    #[arg(long, required_unless_present = "cleanup", default_value = "")]
-    pub node: String,
+    #[arg(long, required_unless_present = "cleanup")]
+    pub node: Option<String>,
     /// Where objects come from: kube (KUBECONFIG, ~/.kube/config or the pod's service account), kube:FILE, or dir:PATH
     #[arg(long, value_parser = source, required_unless_present = "cleanup")]
     pub source: Option<SourceArgument>,
@@ -142,7 +142,6 @@ pub struct AgentArguments {
     /// After cleaning up, wait for SIGTERM instead of ending: a pod that stays is a node that is clean
     #[arg(long, requires = "cleanup")]
     pub stay: bool,
-    /// Settings that agent and controller must agree on
     #[command(flatten)]
     pub settings: SettingsArguments,
     /// Port of /metrics, /healthz and /readyz; 0: none
@@ -229,30 +228,34 @@ pub struct ControllerArguments {
     pub http_port: u16,
 }
 
+/// Heading of [`SettingsArguments`] in the usage: verbs that only ask have other arguments that matter more.
+const SETTINGS: &str = "Settings of the installation, the same for the controller and every agent";
+
 /// Settings of the installation that planning depends on: the same for the controller and every agent.
 #[derive(Clone, Debug, clap::Args)]
 pub struct SettingsArguments {
     /// May addresses that are in no EgressPool be used? [default: Deny; with --front-end: Allow]
-    #[arg(long, value_enum, ignore_case = true)]
+    #[arg(long, help_heading = SETTINGS, value_enum, ignore_case = true)]
     pub unpooled_addresses: Option<Unpooled>,
     /// Destinations that are never egress traffic, beside those that are found by themselves
-    #[arg(long, value_name = "CIDR", value_delimiter = ',')]
+    #[arg(long, help_heading = SETTINGS, value_name = "CIDR", value_delimiter = ',')]
     pub never_destination: Vec<ipnet::IpNet>,
     /// Service address ranges of the cluster, beside those that its ServiceCIDR objects name
-    #[arg(long, value_name = "CIDR", value_delimiter = ',')]
+    #[arg(long, help_heading = SETTINGS, value_name = "CIDR", value_delimiter = ',')]
     pub service_cidr: Vec<ipnet::IpNet>,
     /// Seconds that a released port range rests before another worker may have it
-    #[arg(long, default_value_t = egret_core::numbers::LEASE_HOLD_DOWN_SECS)]
+    #[arg(long, help_heading = SETTINGS, default_value_t = egret_core::numbers::LEASE_HOLD_DOWN_SECS)]
     pub hold_down_secs: u64,
     /// Serve the objects of these earlier systems: staticegressip, egressmapper
-    #[arg(long, value_name = "NAME", value_delimiter = ',')]
+    #[arg(long, help_heading = SETTINGS, value_name = "NAME", value_delimiter = ',')]
     pub front_end: Vec<FrontEnd>,
     /// Take such objects also without the annotation egret.dev/adopt: "true": no other controller is there
-    #[arg(long)]
+    #[arg(long, help_heading = SETTINGS)]
     pub front_end_adopt_all: bool,
     /// Namespaces whose Egress, Vip and EgressMapper objects of egress-mapper may speak for other namespaces
     #[arg(
         long,
+        help_heading = SETTINGS,
         value_name = "NAMESPACE",
         value_delimiter = ',',
         default_value = "default"

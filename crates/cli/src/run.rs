@@ -112,11 +112,7 @@ fn view(source: &SourceArgument, settings: &SettingsArguments) -> anyhow::Result
                 front_ends,
                 ..Default::default()
             };
-            let opened = DirSource::open(path, read_only);
-            let mut source = opened.with_context(|| format!("opening {}", path.display()))?;
-            source
-                .snapshot()
-                .with_context(|| format!("reading {}", path.display()))
+            Ok(DirSource::open(path, read_only)?.snapshot()?)
         }
         SourceArgument::Kube(kubeconfig) => {
             let settings = kube::Settings {
@@ -151,15 +147,14 @@ fn stop_at_signal() -> anyhow::Result<Arc<AtomicBool>> {
 
 fn agent(arguments: &AgentArguments) -> anyhow::Result<ExitCode> {
     let stop = stop_at_signal()?;
-    let source = arguments
-        .source
-        .as_ref()
-        .expect("clap requires it without --cleanup");
+    let given = "clap requires it without --cleanup";
+    let source = arguments.source.as_ref().expect(given);
+    let node = arguments.node.clone().expect(given);
     egret_agent::use_sysctl_directory(&arguments.sysctl_directory);
     let health = Arc::new(egret_agent::Health::default());
     http::serve(arguments.http_port, health.clone());
     let config = egret_agent::Config {
-        node: NodeName(arguments.node.clone()),
+        node: NodeName(node),
         state_directory: arguments.state_directory.clone(),
         pin_directory: arguments.pin_directory.clone(),
         socket: arguments.socket.clone(),

@@ -7,6 +7,7 @@
 //!  the store is away, another leads                                              -> the round ends
 //! ```
 
+use egret_core::error::with_causes;
 use egret_core::model::{GatewayName, NodeName, ObjectRef, PoolName};
 use egret_core::numbers::{WRITE_CONFLICTS_MAX, WRITE_RETRY_FIRST_MS, WRITE_RETRY_MAX_SECS};
 use egret_objects::{Notice, SourceError};
@@ -159,7 +160,7 @@ impl Backoff {
     }
 
     fn refuse(&mut self, write: &Write, error: &SourceError) {
-        let why = crate::chain(error);
+        let why = with_causes(error);
         let known = self.known(write);
         let first = known.times == 0 || known.why != why;
         let pause = pause(known.times);

@@ -20,6 +20,7 @@ mod write;
 pub use health::Health;
 pub use metrics::Metrics;
 
+use egret_core::error::with_causes;
 use egret_core::model::Snapshot;
 use egret_core::plan::planner::{Planner, Touched};
 use egret_objects::{Source, SourceError, View};
@@ -69,7 +70,7 @@ pub fn run(mut source: Box<dyn Source>, health: &Arc<Health>, stop: &AtomicBool)
             // Lost between two writes: the other one goes on with what is written.
             Err(SourceError::NotLeader) => work = Work::default(),
             Err(error) => {
-                let text = chain(&error);
+                let text = with_causes(&error);
                 tracing::warn!(error = %text, "the objects could not be read or written");
                 health.with(|metrics| {
                     metrics.errors.inc();
@@ -93,11 +94,11 @@ struct Work {
 /// Keeps ready to lead: what would be planned changes under the hands of the controller that leads.
 fn stand_by(source: &mut dyn Source, health: &Health) {
     let read = source.snapshot().map(drop);
-    health.round(read.err().map(|error| chain(&error)));
+    health.round(read.err().map(|error| with_causes(&error)));
     // Not at every change: nobody waits for this view.
     std::thread::park_timeout(PAUSE_AFTER_ERROR);
     if let Err(error) = source.wait(PAUSE_MAX) {
-        tracing::debug!(error = %chain(&error), "waiting for changes failed");
+        tracing::debug!(error = %with_causes(&error), "waiting for changes failed");
     }
 }
 
@@ -181,7 +182,7 @@ fn rest(
             Ok(false) => {}
             Ok(true) => return,
             Err(error) => {
-                tracing::warn!(error = %chain(&error), "waiting for changes failed");
+                tracing::warn!(error = %with_causes(&error), "waiting for changes failed");
                 std::thread::park_timeout(PAUSE_AFTER_ERROR);
                 return;
             }
@@ -200,15 +201,4 @@ fn now_secs() -> i64 {
     since.map_or(0, |since| {
         i64::try_from(since.as_secs()).unwrap_or(i64::MAX)
     })
-}
-
-/// An error with its causes, on one line.
-fn chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut source = error.source();
-    while let Some(error) = source {
-        text = format!("{text}: {error}");
-        source = error.source();
-    }
-    text
 }

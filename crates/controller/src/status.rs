@@ -14,7 +14,7 @@ fn conditions(all: &[Condition]) -> Vec<Written> {
 pub(super) fn policy(plan: &PolicyPlan) -> PolicyStatus {
     PolicyStatus {
         observed_generation: plan.generation,
-        addresses: [&plan.addresses[..], &plan.kept].concat(),
+        addresses: [&plan.addresses[..], &plan.reserved_addresses].concat(),
         selected: plan.selected,
         programmed: plan.programmed,
         conditions: conditions(&plan.conditions),
@@ -53,7 +53,7 @@ pub(super) fn pool(plan: &egret_core::plan::PoolPlan) -> PoolStatus {
 
 pub(super) fn address(
     cluster: &ClusterPlan,
-    status: &egret_core::plan::AddressStatus,
+    status: &egret_core::plan::AddressSummary,
 ) -> AddressStatus {
     debug_assert!(
         status

@@ -42,7 +42,7 @@ pub(super) struct Writer {
     /// The view before, without those statuses that were written since; none at first.
     before: Option<View>,
     /// What has to be compared still.
-    owed: Owed,
+    pending: PendingWrites,
     /// Statuses of objects of front-ends that were written.
     foreign: front_end::Written,
     /// Writes that were refused.
@@ -72,7 +72,7 @@ impl Writer {
         round: &Round<'_>,
     ) -> Result<Written, SourceError> {
         let before = self.before.as_ref().filter(|_| !round.touched.all);
-        self.owed.add(before, &view, round);
+        self.pending.add(before, &view, round);
         self.before = Some(view.clone());
         self.backoff.begin();
         match self.attempt(source, view, round) {
@@ -186,7 +186,13 @@ impl Writer {
     ) -> Result<BTreeSet<IpAddr>, SourceError> {
         let (policies, snapshot) = (&round.planner.plan().policies, round.planner.snapshot());
         let is_new = |object: &&ObjectRef| policies.get(object).is_some_and(|p| p.given_anew);
-        let new: Vec<ObjectRef> = self.owed.policies.iter().filter(is_new).cloned().collect();
+        let new: Vec<ObjectRef> = self
+            .pending
+            .policies
+            .iter()
+            .filter(is_new)
+            .cloned()
+            .collect();
         let before = self.before.as_mut().expect("set when writing began");
         let mut waiting = BTreeSet::new();
         for object in new {
@@ -201,7 +207,7 @@ impl Writer {
             }
             tracing::info!(policy = %object, addresses = ?plan.addresses, "addresses given");
             before.policies.remove(&object);
-            self.owed.policies.remove(&object);
+            self.pending.policies.remove(&object);
         }
         Ok(waiting)
     }
@@ -226,7 +232,7 @@ impl Writer {
         Ok(true)
     }
 
-    /// Compares what is owed with what is there and writes what differs; whether there was time for all of it. What was
+    /// Compares what is pending with what is there and writes what differs; whether there was time for all of it. What was
     /// written is taken out of the view before, so that it is compared with what comes of it.
     fn statuses(
         &mut self,
@@ -238,9 +244,9 @@ impl Writer {
         self.few(source, view, round)?;
         let (cluster, now_secs) = (round.planner.plan(), round.now_secs);
         let before = self.before.as_mut().expect("set when writing began");
-        // What waits stays owed.
+        // What waits stays pending.
         let mut last = None;
-        while let Some(object) = after(&self.owed.policies, last.as_ref()) {
+        while let Some(object) = after(&self.pending.policies, last.as_ref()) {
             last = Some(object.clone());
             // Objects of front-ends say it in their own form.
             let foreign = view.front_ends.origins.contains_key(&object);
@@ -259,10 +265,10 @@ impl Writer {
                     before.policies.remove(&object);
                 }
             }
-            self.owed.policies.remove(&object);
+            self.pending.policies.remove(&object);
         }
         let mut last = None;
-        while let Some(address) = after(&self.owed.addresses, last.as_ref()) {
+        while let Some(address) = after(&self.pending.addresses, last.as_ref()) {
             last = Some(address);
             if let Some(plan) = cluster.address_status.get(&address) {
                 let wanted = status::address(cluster, plan);
@@ -279,7 +285,7 @@ impl Writer {
                     before.addresses.remove(&address);
                 }
             }
-            self.owed.addresses.remove(&address);
+            self.pending.addresses.remove(&address);
         }
         Ok(true)
     }
@@ -294,7 +300,7 @@ impl Writer {
         let (cluster, now_secs) = (round.planner.plan(), round.now_secs);
         let before = self.before.as_mut().expect("set when writing began");
         let mut last = None;
-        while let Some(name) = after(&self.owed.gateways, last.as_ref()) {
+        while let Some(name) = after(&self.pending.gateways, last.as_ref()) {
             last = Some(name.clone());
             if let Some(plan) = cluster.gateways.get(&name) {
                 let wanted = status::gateway(plan);
@@ -308,10 +314,10 @@ impl Writer {
                     before.gateways.remove(&name);
                 }
             }
-            self.owed.gateways.remove(&name);
+            self.pending.gateways.remove(&name);
         }
         let mut last = None;
-        while let Some(name) = after(&self.owed.pools, last.as_ref()) {
+        while let Some(name) = after(&self.pending.pools, last.as_ref()) {
             last = Some(name.clone());
             if let Some(plan) = cluster.pools.get(&name) {
                 let wanted = status::pool(plan);
@@ -325,7 +331,7 @@ impl Writer {
                     before.pools.remove(&name);
                 }
             }
-            self.owed.pools.remove(&name);
+            self.pending.pools.remove(&name);
         }
         Ok(())
     }
@@ -387,14 +393,14 @@ fn after<K: Ord + Clone>(set: &BTreeSet<K>, last: Option<&K>) -> Option<K> {
 
 /// Objects whose status has to be compared with their plan.
 #[derive(Default)]
-struct Owed {
+struct PendingWrites {
     policies: BTreeSet<ObjectRef>,
     gateways: BTreeSet<GatewayName>,
     pools: BTreeSet<PoolName>,
     addresses: BTreeSet<IpAddr>,
 }
 
-impl Owed {
+impl PendingWrites {
     /// What the plan touched, and that of which the view says something else than the one before; everything if there is
     /// none.
     fn add(&mut self, before: Option<&View>, view: &View, round: &Round<'_>) {

@@ -46,7 +46,7 @@ impl PodId {
     }
 
     /// The pod among these.
-    pub fn find<'a>(&self, pods: &'a Objects<(String, String), Pod>) -> Option<&'a Pod> {
+    pub fn find<'a>(&self, pods: &'a SharedMap<(String, String), Pod>) -> Option<&'a Pod> {
         let pod = pods.get(&(self.namespace.clone(), self.name.clone()))?;
         self.is(pod).then_some(pod)
     }
@@ -163,7 +163,7 @@ impl Announced {
 
     /// Forgets what is over: attachments of pods that were among the objects and are not any more, and addresses that the
     /// API does not show any more either. `false` if that changes nothing. `pods` is what the API shows.
-    pub fn forget(&mut self, pods: &Objects<(String, String), Pod>) -> bool {
+    pub fn forget(&mut self, pods: &SharedMap<(String, String), Pod>) -> bool {
         let before = self.clone();
         self.attachments.retain(|_, attachment| {
             let there = attachment.pod.as_ref().map(|pod| pod.find(pods).is_some());
@@ -179,7 +179,11 @@ impl Announced {
     }
 
     /// Gives the pods of this node the addresses that the CNI has told; returns what they had.
-    pub fn lay_over(&self, pods: &mut Objects<(String, String), Pod>, node: &NodeName) -> Replaced {
+    pub fn lay_over(
+        &self,
+        pods: &mut SharedMap<(String, String), Pod>,
+        node: &NodeName,
+    ) -> Replaced {
         let mut replaced = Replaced::new();
         if self.attachments.is_empty() && self.released.is_empty() {
             return replaced;
@@ -223,7 +227,7 @@ impl Announced {
 }
 
 /// Undoes [`Announced::lay_over`].
-pub fn take_off(pods: &mut Objects<(String, String), Pod>, replaced: Replaced) {
+pub fn take_off(pods: &mut SharedMap<(String, String), Pod>, replaced: Replaced) {
     for (key, addresses) in replaced {
         if let Some(pod) = pods.get_mut(&key) {
             pod.addresses = addresses;

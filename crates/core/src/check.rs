@@ -2,13 +2,13 @@
 //! shapes of plans and states and never calls `plan`, `node` or what those share; where it needs the same fact, it
 //! works it out anew, plainly.
 
-mod accounts;
-mod boxes;
 mod cluster;
 mod leases;
 mod next_hops;
 mod node;
 mod pod_addresses;
+mod ranges;
+mod traffic_keys;
 mod unreadable;
 
 pub use cluster::check_plan;

@@ -114,13 +114,6 @@ reasons! {
     Invalid: Accepted false;
         "A field cannot be carried out as it is; the message names it.",
         "Change the field as the message says.";
-    UnsupportedSelection: Accepted false;
-        "Pods are selected in a way that this version does not know.",
-        "Select pods by labels or by Service.";
-    UnsupportedTranslation: Accepted false;
-        "The translation asked for is not built.", "See what works today in the README.";
-    UnsupportedPresence: Accepted false;
-        "Only addresses that Egret itself answers for are served.", "See what works today in the README.";
     UnsupportedGateway: Accepted false;
         "The gateway asks for something that is not built.",
         "Change the field that the message names.";

@@ -324,7 +324,7 @@ fn by_outcome(
             .any(|a| family_index(*a) == family_index(first)),
     };
     let boxes = bound.iter().flat_map(|(family, profile)| {
-        let boxes = profile.boxes.iter();
+        let boxes = profile.ranges.iter();
         boxes.filter(move |one| family_index(one.first) == *family)
     });
     let mut verdicts: BTreeSet<Verdict> = BTreeSet::new();
@@ -333,12 +333,12 @@ fn by_outcome(
         verdicts.insert(one.verdict);
         whole |= one.protocol.is_none();
     }
-    let Said {
+    let Statement {
         mut lines,
         ok,
         from,
         through,
-    } = said(snapshot, outcome, &verdicts);
+    } = statement(snapshot, outcome, &verdicts);
     if lines.is_empty() {
         let text = "untouched: nothing of it is programmed for this destination";
         return result.end(Leaves::Untouched, true, text);
@@ -354,8 +354,8 @@ fn by_outcome(
     result.end(leaves, ok, lines.join("; "))
 }
 
-/// What verdicts mean.
-struct Said {
+/// The meaning of verdicts, for people.
+struct Statement {
     lines: Vec<String>,
     ok: bool,
     /// Egress addresses that packets leave with.
@@ -364,8 +364,12 @@ struct Said {
     through: BTreeSet<IpAddr>,
 }
 
-fn said(snapshot: &Snapshot, outcome: &NodeOutcome, verdicts: &BTreeSet<Verdict>) -> Said {
-    let mut said = Said {
+fn statement(
+    snapshot: &Snapshot,
+    outcome: &NodeOutcome,
+    verdicts: &BTreeSet<Verdict>,
+) -> Statement {
+    let mut statement = Statement {
         lines: Vec::new(),
         ok: true,
         from: BTreeSet::new(),
@@ -375,12 +379,12 @@ fn said(snapshot: &Snapshot, outcome: &NodeOutcome, verdicts: &BTreeSet<Verdict>
         let (line, good) = match verdict {
             Verdict::Target(id) => {
                 let (address, line, good) = target_line(snapshot, outcome, *id);
-                said.from.extend(address.filter(|_| good));
+                statement.from.extend(address.filter(|_| good));
                 (line, good)
             }
             Verdict::NextHop(number) => {
                 let (next_hop, line) = next_hop_line(snapshot, outcome, *number);
-                said.through.extend(next_hop);
+                statement.through.extend(next_hop);
                 (line, next_hop.is_some())
             }
             Verdict::FamilyNotCovered => (
@@ -392,10 +396,10 @@ fn said(snapshot: &Snapshot, outcome: &NodeOutcome, verdicts: &BTreeSet<Verdict>
                 false,
             ),
         };
-        said.lines.push(line);
-        said.ok &= good;
+        statement.lines.push(line);
+        statement.ok &= good;
     }
-    said
+    statement
 }
 
 fn target_line(

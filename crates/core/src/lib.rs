@@ -20,6 +20,7 @@ pub mod classic;
 mod compile;
 pub mod condition;
 pub mod earlier;
+pub mod error;
 pub mod explain;
 pub mod hash;
 pub mod machines;

@@ -2,15 +2,15 @@
 //! every output is a command. `next_deadline` says when to call `handle_deadline` at the latest; `drain` hands out what
 //! is to be done, in order.
 
+mod announce_candidates;
 mod announcer;
 mod conflicts;
-mod entrance;
 mod fitness;
 mod gateway_liveness;
 mod gateway_role;
 mod hearing;
-mod holders;
 mod isolation;
+mod join_delay;
 mod liveness;
 mod next_hops;
 mod port_use;
@@ -18,15 +18,15 @@ mod program_refusal;
 mod schedule;
 mod uplink;
 
+pub use announce_candidates::answering_nodes;
 pub use announcer::{Announcer, AnnouncerCommand};
 pub use conflicts::{ConflictCommand, ConflictInputs, Conflicts};
-pub use entrance::Entrance;
 pub use fitness::{ExternalLink, GatewayFitness, OutboundRoute};
 pub use gateway_liveness::GatewayLiveness;
 pub use gateway_role::{EffectiveGateway, GatewayCommand, GatewayInputs, GatewayRole};
 pub use hearing::Hearing;
-pub use holders::answering_nodes;
 pub use isolation::Isolation;
+pub use join_delay::Entrance;
 pub use liveness::{Liveness, LivenessCommand, ProbeSettings};
 pub use next_hops::{NextHopProbes, Question};
 pub use port_use::{Destination, PortUse};

@@ -2,13 +2,23 @@
 //! `objects` builds these values ("parse, don't validate"); nothing behind knows which front-end an object came from.
 
 mod cluster;
+mod finding;
+mod gateway;
+mod ids;
 mod link;
-mod objects;
 mod policy;
+mod pool;
 mod record;
+mod settings;
+mod shared_map;
 
 pub use cluster::*;
+pub use finding::*;
+pub use gateway::*;
+pub use ids::*;
 pub use link::*;
-pub use objects::*;
 pub use policy::*;
+pub use pool::*;
 pub use record::*;
+pub use settings::*;
+pub use shared_map::*;

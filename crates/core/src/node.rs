@@ -3,41 +3,48 @@
 //! Made from the same snapshot as the plan, as this node's agent sees it: policies, gateways, pools, nodes, its own pods
 //! and its own grants; gateways also every `EgressAddress`. Pods and grants of other nodes are not looked at (P10).
 
-mod accounts;
 mod canary;
 mod cluster;
 mod ending;
 mod facts;
 mod gateway;
 mod groups;
+mod ids;
 mod lookup;
 mod next_hops;
+mod outcome;
 mod path;
 mod pod_addresses;
 mod pod_routes;
 mod podmap;
 mod probe_targets;
 mod profiles;
+mod report;
 mod state;
+mod traffic_keys;
 
-pub use accounts::Account;
-pub use canary::{CANARY_ABILITY, CanaryEnd, CanaryPath, CanaryState, is_canary_destination};
+pub use canary::{CANARY_CAPABILITY, CanaryEnd, CanaryPath, is_canary_destination};
 pub use cluster::never_anywhere;
 pub use ending::{Ending, Idle};
 pub use facts::*;
 pub(crate) use groups::OPEN_TUNNEL;
+pub use ids::*;
 pub use lookup::Fate;
+pub use next_hops::wanted_next_hops;
+pub use outcome::NodeOutcome;
 pub use path::{CniPath, PathFacts, PodsPath, Way};
 pub use pod_routes::{MainRoute, pod_routes};
 pub use podmap::{PodChange, PodMap};
 pub use probe_targets::{ProbeTarget, probe_targets};
 pub use state::Presence;
+pub use report::{NodeReport, ReportKind};
 pub use state::*;
+pub use traffic_keys::TrafficKey;
 
 use crate::model::*;
 use crate::resolve::{Resolved, assigned, resolve, select};
 use groups::Groups;
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
 /// What this node's kernel must contain. The gateway's part must be applied before the worker's: own ranges become
@@ -68,31 +75,32 @@ pub fn node_state(
         next_hops::serve(snapshot, &resolved, &me, &mut groups, gateway);
     }
     reports.append(&mut groups.reports);
-    let accounts = accounts::assign(&mut groups.targets, &groups.policies);
-    let mut worker = WorkerState {
-        never: cluster::never(snapshot, facts, own_pods.clone()),
-        throw: cluster::throw(me.node, own_pods.clone()),
-        groups: groups.groups,
-        targets: groups.targets,
-        next_hops: groups.next_hops,
-        profiles: built.profiles,
-        pods: built.pods,
-        devices: built.devices,
-        egress_addresses: egress_addresses(snapshot, &resolved, &me),
-        lift: BTreeSet::new(),
-        keep_uplinks: false,
-        unknown: cluster::unknown(&me, facts, own_pods.clone(), &mut reports),
-        canary: None,
-    };
     reports.extend(built.reports);
-    let mut programmed = built.programmed;
+    let traffic_keys = traffic_keys::assign(&mut groups.targets, &groups.policies);
+    let never = cluster::never(snapshot, facts, own_pods.clone());
+    let throw = cluster::throw(me.node, own_pods.clone());
+    let (pods_path, lift) = path::decide(&facts.path, [&never, &throw], &built.profiles);
+    let (mut profiles, mut programmed) = (built.profiles, built.programmed);
     let uncovered = pod_addresses::uncovered(snapshot, own_pods.clone());
     let exposed = pod_addresses::refuse(facts, &uncovered, &resolved, &mut programmed);
     reports.extend(exposed);
-    let (pods_path, lift) = path::decide(facts, &worker);
-    worker.lift = lift;
-    worker.keep_uplinks = matches!(pods_path, PodsPath::Unsupported(_));
-    reports.extend(refuse(&pods_path, &resolved, &mut worker, &mut programmed));
+    let refused = refuse(&pods_path, &resolved, &mut profiles, &mut programmed);
+    reports.extend(refused);
+    let mut worker = WorkerState {
+        never,
+        throw,
+        groups: groups.groups,
+        targets: groups.targets,
+        next_hops: groups.next_hops,
+        profiles,
+        pods: built.pods,
+        devices: built.devices,
+        egress_addresses: egress_addresses(snapshot, &resolved, &me),
+        lift,
+        keep_uplinks: matches!(pods_path, PodsPath::Unsupported(_)),
+        unknown: cluster::unknown(&me, facts, own_pods.clone(), &mut reports),
+        canary: None,
+    };
     let mut target_groups = groups.keys;
     let canaries = match pods_path {
         PodsPath::Unsupported(_) => Vec::new(),
@@ -135,7 +143,7 @@ pub fn node_state(
         target_groups,
         canaries,
         broken_paths: facts.broken_paths.clone(),
-        accounts,
+        traffic_keys,
         uncovered,
         granted: me.record.grants.iter().map(|grant| grant.address).collect(),
     })
@@ -146,18 +154,18 @@ pub fn node_state(
 fn refuse(
     pods_path: &PodsPath,
     resolved: &[Resolved<'_>],
-    worker: &mut WorkerState,
+    profiles: &mut BTreeMap<ProfileId, Profile>,
     programmed: &mut [Programmed],
 ) -> Option<NodeReport> {
     match pods_path {
         PodsPath::Netfilter => None,
         PodsPath::Unsupported(_) => {
-            path::refuse(&mut worker.profiles);
+            path::refuse(profiles);
             programmed.iter_mut().for_each(|one| one.pods = 0);
             None
         }
         PodsPath::Bpf => {
-            let refused = path::refuse_next_hops(&mut worker.profiles);
+            let refused = path::refuse_next_hops(profiles);
             let counted = programmed.iter_mut();
             counted
                 .filter(|one| is_to_next_hop(resolved, &one.policy))

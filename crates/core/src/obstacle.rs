@@ -191,13 +191,13 @@ pub fn discount(outcome: &mut NodeOutcome, obstacles: &[Obstacle]) {
     let mut policies = BTreeSet::new();
     let mut unknown = false;
     for target in stopped {
-        match outcome.accounts.get(&target.account) {
+        match outcome.traffic_keys.get(&target.traffic_key) {
             Some(Some(account)) => drop(policies.insert(&account.policy)),
             // Of a policy that is counted with others.
             _ => unknown = true,
         }
     }
-    let counted = outcome.accounts.values().flatten();
+    let counted = outcome.traffic_keys.values().flatten();
     let counted: BTreeSet<&ObjectRef> = counted.map(|account| &account.policy).collect();
     for one in &mut outcome.programmed {
         if policies.contains(&one.policy) || (unknown && !counted.contains(&one.policy)) {

@@ -5,6 +5,7 @@
 
 mod allocate;
 mod conditions;
+mod demand;
 mod lease;
 mod nodes;
 pub mod planner;
@@ -12,7 +13,6 @@ mod pod_prefixes;
 mod status;
 mod unreadable;
 mod uplinks;
-mod wanted;
 
 use crate::condition::Condition;
 pub use crate::resolve::Refusal;
@@ -43,7 +43,7 @@ pub struct ClusterPlan {
     /// Every address record that must exist, whole (`resource_version` is that of the snapshot, 0 for new ones).
     pub addresses: BTreeMap<IpAddr, AddressRecord>,
     /// What is told about each of them.
-    pub address_status: BTreeMap<IpAddr, AddressStatus>,
+    pub address_status: BTreeMap<IpAddr, AddressSummary>,
     /// Those of `addresses` that differ from the snapshot, in the order in which they must be written: a gateway's
     /// steering version is the highest epoch that it has seen.
     pub address_writes: Vec<IpAddr>,
@@ -79,9 +79,8 @@ pub struct PolicyPlan {
     pub refusal: Option<Refusal>,
     /// Its addresses: `status.addresses`, which for pools is also what agents and the next plan go by.
     pub addresses: Vec<IpAddr>,
-    /// What is said in their place while it is refused: addresses out of its pool, which nobody else gets meanwhile and it
-    /// has again afterwards.
-    pub kept: Vec<IpAddr>,
+    /// Addresses out of its pool that stay reserved for it while it is refused. `status.addresses` lists them meanwhile.
+    pub reserved_addresses: Vec<IpAddr>,
     /// Some of them are out of a pool, and `Policy::assigned` does not say so yet.
     pub given_anew: bool,
     /// Its gateway, if there is one.
@@ -149,7 +148,7 @@ pub struct PoolPlan {
 
 /// What is told about an address.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct AddressStatus {
+pub struct AddressSummary {
     /// The gateway node that reports that it announces it; of several, because one is dead or it moves just now, the last
     /// in the order of announcers.
     pub announcer: Option<NodeName>,
@@ -185,14 +184,14 @@ pub fn plan(snapshot: &Snapshot, now_secs: i64) -> ClusterPlan {
     let (resolved, mut findings) = resolve(snapshot, &allocation.assigned, &snapshot.pods);
     findings.extend(allocation.findings);
     let selected = select(snapshot, &resolved, snapshot.pods.values());
-    let wanted = wanted::wanted(snapshot, &resolved, &selected);
-    let leases = lease::plan_leases(snapshot, &wanted, now_secs, &mut reasons, &mut findings);
+    let demand = demand::demand(snapshot, &resolved, &selected);
+    let leases = lease::plan_leases(snapshot, &demand, now_secs, &mut reasons, &mut findings);
     let told = pod_prefixes::Told::of(snapshot, &pod_prefixes::uncovered(snapshot));
     let mut nodes = nodes::plan_nodes(snapshot, &leases.records, &mut reasons, &mut findings);
     let left_out = nodes.carry(snapshot, &told);
-    let address_status = status::addresses(snapshot, &wanted, &leases);
+    let address_status = status::addresses(snapshot, &demand, &leases);
     let gateways = status::gateways(snapshot);
-    let overlaps = wanted::overlaps(&resolved, &selected);
+    let overlaps = demand::overlaps(&resolved, &selected);
     let records = snapshot.node_records.values();
     let inputs = conditions::Inputs {
         addresses: &address_status,

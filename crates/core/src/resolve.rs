@@ -4,27 +4,28 @@
 //! records are: an address that the controller alone refuses gets no ports.
 
 mod address;
-mod arms;
 mod gateway;
 mod matching;
 mod next_hop;
 mod occupied;
 mod pair;
+mod policy_addresses;
 mod rank;
 mod select;
 mod workload;
 
-pub(crate) use address::{PodAddresses, asked, cluster_address, family_index, in_pool};
+pub(crate) use address::{PodAddresses, asked, cluster_address, family_index, in_pool, pool_gives};
 pub(crate) use gateway::{gateway_nodes, gateway_problem, usable_gateway};
 pub(crate) use matching::{Matching, in_namespaces, selects, service_labels};
 pub(crate) use next_hop::network_identifier;
 pub(crate) use occupied::occupies;
-pub(crate) use pair::{Paired, pair, pair_among, pool_gives};
+pub(crate) use pair::{Paired, pair, pair_among};
 pub(crate) use rank::{AgeRank, Precedence, age_ranks};
 pub(crate) use select::{Selected, select};
 
 use crate::condition::Reason;
 use crate::model::*;
+use policy_addresses::PolicyAddresses;
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
@@ -101,13 +102,25 @@ pub(crate) fn resolve<'a>(
     let mut resolved = Vec::with_capacity(snapshot.policies.len());
     let index = address::ClusterAddresses::of(snapshot, pods);
     for (_, policy) in distinct(&snapshot.policies) {
-        let none = Vec::new();
-        let out_of_pool = assigned.get(&policy.object).unwrap_or(&none);
+        let out_of_pool = assigned.get(&policy.object);
+        let out_of_pool = out_of_pool.map_or(&[][..], Vec::as_slice);
         resolved.push(one(snapshot, policy, out_of_pool, &index, &mut findings));
     }
     settle_conflicts(&mut resolved, &mut findings);
     next_hop::settle(&mut resolved, &mut findings);
     (resolved, findings)
+}
+
+/// The policies with a next hop, as [`resolve`] has them: none of them has an address, so that they meet no other policy,
+/// no pool and no address of the cluster.
+pub(crate) fn resolve_next_hops(snapshot: &Snapshot) -> Vec<Resolved<'_>> {
+    let policies = distinct(&snapshot.policies).map(|(_, policy)| policy);
+    let policies = policies.filter(|policy| policy.next_hop().is_some());
+    let (index, mut findings) = (address::ClusterAddresses::none(), BTreeSet::new());
+    let resolved = policies.map(|policy| one(snapshot, policy, &[], &index, &mut findings));
+    let mut resolved: Vec<Resolved<'_>> = resolved.collect();
+    next_hop::settle(&mut resolved, &mut findings);
+    resolved
 }
 
 /// Policies sorted by object, with their positions; of two with one name the older.
@@ -133,10 +146,10 @@ fn one<'a>(
     index: &address::ClusterAddresses<'_>,
     findings: &mut BTreeSet<Finding>,
 ) -> Resolved<'a> {
-    let mut found = address::requested(snapshot, policy, out_of_pool);
-    let wanted_gateway = gateway::of_policy(snapshot, policy);
-    let mut problems: Vec<Problem> = arms::problems(policy);
-    problems.extend(address::problems(snapshot, policy, index));
+    let mut found = PolicyAddresses::of(snapshot, policy, out_of_pool);
+    let wanted_gateway = gateway::of_policy(snapshot, policy, &found);
+    let mut problems: Vec<Problem> = next_hop::problem(policy).into_iter().collect();
+    problems.extend(found.problems(snapshot, index));
     let gateway = match wanted_gateway {
         Ok(gateway) => Some(gateway),
         Err(problem) => {
@@ -144,9 +157,9 @@ fn one<'a>(
             None
         }
     };
-    let node_address = address::node_address_consent(snapshot, policy, findings);
+    let node_address = found.node_address_consent(findings);
     findings.extend(problems.iter().map(|p| p.finding(&policy.object)));
-    findings.extend(arms::missing_service(snapshot, policy));
+    findings.extend(select::missing_service(snapshot, policy));
     let refusal = problems.into_iter().next().map(|p| Refusal {
         reason: p.reason,
         message: format!("{} {}: {}", p.field, p.value, p.remedy),

@@ -42,7 +42,7 @@ fn state(pods: &[(&str, usize)]) -> NodeState {
     for (address, policy) in pods {
         let (profile, target) = (ProfileId(*policy as u64 + 1), TargetId(*policy as u64 + 1));
         worker.pods.insert(ip(address), profile);
-        let everything = DestinationBox {
+        let everything = DestinationRange {
             first: ip("0.0.0.0"),
             last: ip("255.255.255.255"),
             protocol: None,
@@ -52,13 +52,19 @@ fn state(pods: &[(&str, usize)]) -> NodeState {
         };
         let boxes = vec![everything];
         let portless = Vec::new();
-        worker.profiles.insert(profile, Profile { boxes, portless });
+        worker.profiles.insert(
+            profile,
+            Profile {
+                ranges: boxes,
+                portless,
+            },
+        );
         let address = ip(EGRESS[*policy]);
         let (group, ranges) = (1, Vec::new());
         let target_of_policy = Target {
             address,
             group,
-            account: AccountId(1),
+            traffic_key: TrafficKeyId(1),
             ranges,
         };
         worker.targets.insert(target, target_of_policy);

@@ -51,8 +51,8 @@ fn ip(text: &str) -> IpAddr {
 fn state() -> NodeState {
     let (v4, v6) = (TargetId(1), TargetId(2));
     let profile = Profile {
-        boxes: vec![
-            DestinationBox {
+        ranges: vec![
+            DestinationRange {
                 first: ip("198.51.100.0"),
                 last: ip("198.51.100.127"),
                 protocol: Some(Protocol::Tcp),
@@ -60,7 +60,7 @@ fn state() -> NodeState {
                 port_last: 500,
                 verdict: Verdict::Target(v4),
             },
-            DestinationBox {
+            DestinationRange {
                 first: ip("203.0.113.0"),
                 last: ip("203.0.113.255"),
                 protocol: None,
@@ -68,7 +68,7 @@ fn state() -> NodeState {
                 port_last: 65535,
                 verdict: Verdict::Target(v4),
             },
-            DestinationBox {
+            DestinationRange {
                 first: ip("2001:db8::"),
                 last: ip("2001:db8:ffff:ffff:ffff:ffff:ffff:ffff"),
                 protocol: None,
@@ -133,7 +133,7 @@ fn state() -> NodeState {
                         address: ip("192.168.122.222"),
                         group: 1,
                         ranges: ranges.clone(),
-                        account: AccountId(0xa),
+                        traffic_key: TrafficKeyId(0xa),
                     },
                 ),
                 (
@@ -142,7 +142,7 @@ fn state() -> NodeState {
                         address: ip("fd00:122::222"),
                         group: 1,
                         ranges,
-                        account: AccountId(0xb),
+                        traffic_key: TrafficKeyId(0xb),
                     },
                 ),
             ]),
@@ -203,7 +203,7 @@ fn with_next_hops(attached: bool) -> NodeState {
         (4, next_hop("10.66.0.1", 0x80_0003, NextHopWay::Nowhere)),
     ]);
     let profile = state.worker.profiles.get_mut(&ProfileId(9));
-    let boxes = &mut profile.expect("there").boxes;
+    let boxes = &mut profile.expect("there").ranges;
     boxes[1].verdict = Verdict::NextHop(2);
     boxes[2].verdict = Verdict::NextHop(3);
     if attached {
@@ -298,7 +298,7 @@ fn a_change_ends_where_a_fresh_start_would() {
         .profiles
         .get_mut(&ProfileId(9))
         .expect("there");
-    profile.boxes[0].port_last = 600;
+    profile.ranges[0].port_last = 600;
     profile.portless.clear();
     changed
         .worker
@@ -388,7 +388,7 @@ fn accounts_come_and_go_with_their_targets_and_a_changed_target_keeps_its_counte
         let target = state.worker.targets.remove(&TargetId(1)).expect("there");
         state.worker.targets.insert(TargetId(3), target);
         let profile = state.worker.profiles.get_mut(&ProfileId(9)).expect("there");
-        for one in profile.boxes.iter_mut().filter(|one| one.first.is_ipv4()) {
+        for one in profile.ranges.iter_mut().filter(|one| one.first.is_ipv4()) {
             one.verdict = Verdict::Target(TargetId(3));
         }
         nft.apply(&worker::table(&state)).expect("apply");
@@ -411,7 +411,7 @@ fn a_thousand_accounts_are_read_by_one_dump() {
         let mut state = state();
         let target = state.worker.targets[&TargetId(1)].clone();
         for number in 100..1100 {
-            let account = AccountId(number);
+            let account = TrafficKeyId(number);
             let target = Target {
                 account,
                 ..target.clone()

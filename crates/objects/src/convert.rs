@@ -11,6 +11,7 @@ pub mod policy;
 pub mod pool;
 pub(crate) mod reading;
 mod report;
+pub(crate) mod unread;
 
 pub use reading::{Gaps, Reading};
 pub use report::*;

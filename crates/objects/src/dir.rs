@@ -12,6 +12,7 @@
 
 mod assemble;
 mod document;
+mod effective;
 mod locate;
 mod lock;
 mod merge;
@@ -23,12 +24,12 @@ mod watch;
 mod write;
 
 pub(crate) use document::read_documents;
-pub(crate) use object::{is_object_name, objections};
+pub(crate) use object::objections;
 
 use crate::{SourceError, View, front_end};
+use effective::Merged;
 use egret_core::model::{Finding, UnpooledAddresses};
 use egret_core::numbers::LEASE_HOLD_DOWN_SECS;
-use merge::Merged;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant, SystemTime};
 use store::Store;

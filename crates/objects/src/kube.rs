@@ -1,13 +1,14 @@
 //! The source `kube`: a Kubernetes API server.
 //!
 //! ```text
-//!  wanted     which watches, by role and by what is known      pure
+//!  watch_set  which watches, by role and by what is known      pure
 //!  reflect    one task per watch --News--> store               list, watch with bookmarks, back off
 //!  discovery  which kinds of network plugins are served, so that no other is listed
 //!  lenient    an object of our kinds that is of another version of Egret stays one object's trouble
 //!  entry      API object -> model value + status               what nobody looks at is dropped
-//!  store      objects by watch, a version, a condition variable
-//!  kept       store -> View, by what changed
+//!  watched    objects of one watch
+//!  store      every watch behind a lock, a version, a condition variable
+//!  view_cache  store -> View, by what changed
 //!  write      what is the same already is not written
 //!  request    one write: field manager, deadline, versions; the answer goes into the store at once
 //!  lead       one of several controllers leads, by a Lease
@@ -21,25 +22,28 @@
 mod discovery;
 mod entry;
 mod event;
-mod kept;
 mod lead;
 mod lenient;
 mod reflect;
 mod request;
 mod store;
 mod uninstall;
-mod wanted;
+mod view_cache;
+mod watch;
+mod watch_set;
+mod watched;
 mod write;
 
 pub use lead::LEASE_NAME;
 pub use uninstall::{Left, Uninstalled, uninstall};
-pub use wanted::{GATEWAY_LABEL, Role};
+pub use watch::GATEWAY_LABEL;
+pub use watch_set::Role;
 
 use crate::{PolicyStatus, SourceError, View, front_end};
 use discovery::Discovery;
-use egret_core::model::{NodeName, NodeRecord, ObjectRef, Objects, Settings as Installation};
+use egret_core::error::with_causes;
+use egret_core::model::{NodeName, NodeRecord, ObjectRef, Settings as Installation, SharedMap};
 use event::Events;
-use kept::Touches;
 use kube::config::{KubeConfigOptions, Kubeconfig};
 use kube::{Client, Config};
 use lead::Leadership;
@@ -47,10 +51,12 @@ use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, MutexGuard};
 use std::time::{Duration, Instant};
-use store::{State, Store, Watched};
+use store::{State, Store};
 use tokio::runtime::Runtime;
 use tokio::task::AbortHandle;
-use wanted::wanted;
+use view_cache::Touches;
+use watch_set::needed;
+use watched::Watched;
 
 /// Longest wait for lists that are under way, in one [`crate::Source::snapshot`].
 const SYNC: Duration = Duration::from_secs(5);
@@ -95,9 +101,9 @@ pub struct KubeSource {
     /// Version of the last view.
     seen: Option<u64>,
     /// Records of nodes in the last view, for the controller: nothing else may be written over.
-    records: Objects<NodeName, NodeRecord>,
+    records: SharedMap<NodeName, NodeRecord>,
     /// The same of what policies were told: which addresses they have.
-    policies: Objects<ObjectRef, PolicyStatus>,
+    policies: SharedMap<ObjectRef, PolicyStatus>,
     /// Nodes that are gateways, and when that was found.
     gateways: (Option<u64>, BTreeSet<NodeName>),
     /// When the labels of all records were right.
@@ -140,8 +146,8 @@ impl KubeSource {
                 runtime,
             }),
             seen: None,
-            records: Objects::new(),
-            policies: Objects::new(),
+            records: SharedMap::new(),
+            policies: SharedMap::new(),
             gateways: (None, BTreeSet::new()),
             labelled: None,
         };
@@ -178,9 +184,9 @@ impl KubeSource {
 }
 
 impl Shared {
-    /// Starts the watches that are wanted and not there, and ends those that are not wanted any more.
+    /// Starts the watches that are needed and not there, and ends those that are not needed any more.
     fn rewatch(&self, state: &mut MutexGuard<'_, State>) {
-        let touches = state.kept.touches;
+        let touches = state.cache.touches;
         let matters = match self.settings.role {
             Role::Agent(_) => touches.others.max(touches.pods),
             Role::Controller | Role::Reader => touches.others,
@@ -188,13 +194,13 @@ impl Shared {
         if state.rewatched == Some(matters) {
             return;
         }
-        let wanted = wanted(&self.settings.role, state);
+        let needed = needed(&self.settings.role, state);
         // A gateway's label may be read before the last list is there: nothing ends before everything is known.
         let known = state.watches.values().all(|watched| watched.synced);
         if known {
             let before = state.watches.len();
             state.watches.retain(|watch, watched| {
-                let keep = wanted.contains(watch);
+                let keep = needed.contains(watch);
                 if !keep && let Some(task) = &watched.task {
                     task.abort();
                 }
@@ -202,11 +208,11 @@ impl Shared {
             });
             if state.watches.len() < before {
                 let version = state.version;
-                state.kept.touch_all(version);
+                state.cache.touch_all(version);
             }
             state.rewatched = Some(matters);
         }
-        for watch in wanted {
+        for watch in needed {
             state.watches.entry(watch.clone()).or_insert_with(|| {
                 let (store, discovery) = (self.store.clone(), self.discovery.clone());
                 let task = reflect::reflect(self.client.clone(), store, discovery, watch);
@@ -245,20 +251,6 @@ async fn connect(kubeconfig: Option<&Path>) -> Result<Client, SourceError> {
 fn api(doing: impl Into<String>, error: &dyn std::error::Error) -> SourceError {
     SourceError::Api {
         doing: doing.into(),
-        why: chain(error),
+        why: with_causes(error),
     }
-}
-
-/// An error with those of its causes that say more, on one line.
-fn chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut source = error.source();
-    while let Some(error) = source {
-        let cause = error.to_string();
-        if !text.contains(&cause) {
-            text = format!("{text}: {cause}");
-        }
-        source = error.source();
-    }
-    text
 }

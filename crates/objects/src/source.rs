@@ -1,13 +1,12 @@
 //! What every source of objects can do.
 
-use crate::convert::cluster::Slice;
 use crate::front_end::FrontEnds;
 use crate::status::{
     AddressStatus, Condition, GatewayStatus, NodeReport, PolicyStatus, PoolStatus,
 };
 use egret_core::model::{
-    AddressRecord, Finding, GatewayName, NodeName, NodeRecord, ObjectRef, Objects, PoolName,
-    Settings, Snapshot,
+    AddressRecord, Finding, GatewayName, NodeName, NodeRecord, ObjectRef, PoolName, Settings,
+    SharedMap, Snapshot,
 };
 use std::collections::BTreeMap;
 use std::io;
@@ -24,21 +23,18 @@ pub struct View {
     /// What is wrong with objects; sorted.
     pub findings: Vec<Finding>,
     /// Status of policies, as it was last written.
-    pub policies: Objects<ObjectRef, PolicyStatus>,
+    pub policies: SharedMap<ObjectRef, PolicyStatus>,
     /// Status of gateways.
     pub gateways: BTreeMap<GatewayName, GatewayStatus>,
     /// Status of pools.
     pub pools: BTreeMap<PoolName, PoolStatus>,
     /// Status of addresses.
-    pub addresses: Objects<IpAddr, AddressStatus>,
+    pub addresses: SharedMap<IpAddr, AddressStatus>,
     /// What agents report beside their [`NodeRecord`].
-    pub nodes: Objects<NodeName, NodeReport>,
+    pub nodes: SharedMap<NodeName, NodeReport>,
     /// Objects of earlier systems and what they became.
     pub front_ends: FrontEnds,
 }
-
-/// The Service whose endpoints are the API servers.
-const API_SERVER: (&str, &str) = ("default", "kubernetes");
 
 impl View {
     /// Nothing but settings.
@@ -46,28 +42,12 @@ impl View {
         View {
             snapshot: Snapshot::empty(settings.clone()),
             findings: Vec::new(),
-            policies: Objects::new(),
+            policies: SharedMap::new(),
             gateways: BTreeMap::new(),
             pools: BTreeMap::new(),
-            addresses: Objects::new(),
-            nodes: Objects::new(),
+            addresses: SharedMap::new(),
+            nodes: SharedMap::new(),
             front_ends: FrontEnds::default(),
-        }
-    }
-
-    /// Gives endpoints to their Services, which must be there already, and to the list of API servers.
-    pub(crate) fn add_endpoints(&mut self, slices: Vec<Slice>) {
-        for slice in slices {
-            let Some(service) = slice.service else {
-                continue;
-            };
-            let key = (slice.namespace, service);
-            if (key.0.as_str(), key.1.as_str()) == API_SERVER {
-                self.snapshot.api_server.extend(&slice.addresses);
-            }
-            if let Some(service) = self.snapshot.services.get_mut(&key) {
-                service.endpoints.extend(slice.addresses);
-            }
         }
     }
 }

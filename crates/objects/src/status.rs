@@ -137,8 +137,8 @@ pub struct NodeReport {
     pub tunnel_mac: Option<String>,
     /// Device that leads out of the cluster, on gateways.
     pub external_interface: Option<String>,
-    /// What the kernel can do.
-    pub abilities: Vec<String>,
+    /// What the kernel and the agent can do.
+    pub capabilities: Vec<String>,
     /// Conditions.
     pub conditions: Vec<Condition>,
 }

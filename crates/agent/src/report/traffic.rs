@@ -57,7 +57,7 @@ impl Traffic {
         metrics.sent_packets.clear();
         metrics.sent_bytes.clear();
         metrics.connections.clear();
-        for (id, account) in outcome.iter().flat_map(|outcome| &outcome.accounts) {
+        for (id, account) in outcome.iter().flat_map(|outcome| &outcome.traffic_keys) {
             let Some(traffic) = self.worker.1.get(id) else {
                 continue;
             };

@@ -316,7 +316,7 @@ fn policies(snapshot: &Snapshot, plan: &ClusterPlan, found: &mut Found) {
         }
         let to_neighbour = match policy.translation {
             Translation::None { next_hop } => Some(next_hop),
-            Translation::Leased | Translation::AtHolder => None,
+            Translation::Leased => None,
         };
         if to_neighbour.is_some() {
             let none = planned.addresses.is_empty();

@@ -14,7 +14,7 @@ pub(super) fn next_hops(
     found: &mut Found,
 ) {
     let worker = &state.worker;
-    for one in worker.profiles.values().flat_map(|profile| &profile.boxes) {
+    for one in worker.profiles.values().flat_map(|profile| &profile.ranges) {
         if let Verdict::NextHop(number) = one.verdict {
             let known = worker.next_hops.get(&number);
             let there = known.is_some_and(|n| n.address.is_ipv4() == one.first.is_ipv4());
@@ -30,7 +30,7 @@ pub(super) fn next_hops(
         found.expect(free, Rule::GroupWrong, &subject, "number");
         let named = |policy: &Policy| match policy.translation {
             Translation::None { next_hop: named } => named == next_hop.address,
-            Translation::Leased | Translation::AtHolder => false,
+            Translation::Leased => false,
         };
         let wanted = snapshot.policies.iter().any(named);
         found.expect(wanted, Rule::Dangling, &subject, "no policy names it");

@@ -1,9 +1,9 @@
 //! What must hold of the state of one node.
 
-use super::accounts::accounts;
-use super::boxes::check_profile;
 use super::leases::steering;
 use super::next_hops::next_hops;
+use super::ranges::check_profile;
+use super::traffic_keys::traffic_keys;
 use super::{Found, Rule, Violation, pod_addresses};
 use crate::model::*;
 use crate::node::{GatewayState, Group, NodeFacts, NodeOutcome, NodeState, Verdict};
@@ -39,7 +39,7 @@ pub fn check_node(
         "the tunnel has another index than the record",
     );
     references(state, &mut found);
-    accounts(snapshot, outcome, &mut found);
+    traffic_keys(snapshot, outcome, &mut found);
     ranges(snapshot, facts, own, record, outcome, &mut found);
     groups(snapshot, own, state, &mut found);
     next_hops(snapshot, facts, own, state, &mut found);
@@ -60,7 +60,7 @@ pub fn check_node(
 fn references(state: &NodeState, found: &mut Found) {
     let worker = &state.worker;
     for profile in worker.profiles.values() {
-        for one in &profile.boxes {
+        for one in &profile.ranges {
             if let Verdict::Target(id) = one.verdict {
                 let target = worker.targets.get(&id);
                 let there = target.is_some_and(|t| t.address.is_ipv4() == one.first.is_ipv4());
@@ -120,7 +120,7 @@ fn canaries(state: &NodeState, found: &mut Found) {
             .get(&source)
             .and_then(|id| worker.profiles.get(id));
         let right = profile.is_some_and(|profile| {
-            let mut boxes = profile.boxes.iter();
+            let mut boxes = profile.ranges.iter();
             profile.portless.is_empty()
                 && boxes
                     .all(|b| b.first == b.last && prefixes.iter().any(|net| net.contains(&b.first)))
@@ -369,7 +369,7 @@ fn pods(snapshot: &Snapshot, facts: &NodeFacts, own: &Node, state: &NodeState, f
             .pods
             .get(address)
             .map(|id| &state.worker.profiles[id]);
-        let boxes = profile.into_iter().flat_map(|profile| &profile.boxes);
+        let boxes = profile.into_iter().flat_map(|profile| &profile.ranges);
         found.expect(
             boxes
                 .into_iter()

@@ -201,7 +201,7 @@ pub(super) fn shared(
     for (address, _) in sets.iter().filter(|(_, sets)| sets.len() > 1) {
         let profile = state.worker.pods.get(address);
         let profile = profile.and_then(|id| state.worker.profiles.get(id));
-        let mut boxes = profile.into_iter().flat_map(|profile| &profile.boxes);
+        let mut boxes = profile.into_iter().flat_map(|profile| &profile.ranges);
         let shut =
             boxes.all(|one| !matches!(one.verdict, Verdict::Target(_) | Verdict::NextHop(_)));
         found.expect(

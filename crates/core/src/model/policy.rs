@@ -1,105 +1,12 @@
-//! Egress policies, gateways and pools, as the planner sees them.
+//! Egress policies.
 
-use super::cluster::{LabelSelector, NodeName};
+use super::cluster::LabelSelector;
+use super::ids::{GatewayName, ObjectRef, PoolName};
 use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeSet;
 use std::fmt;
 use std::net::IpAddr;
-
-/// The kinds of object that findings and reasons name.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
-#[allow(missing_docs)]
-pub enum Kind {
-    ClusterEgress,
-    Egress,
-    EgressGateway,
-    EgressPool,
-    EgressAddress,
-    EgressNode,
-    Namespace,
-    Node,
-    Pod,
-    Service,
-    EndpointSlice,
-    /// `StaticEgressIP` of `staticegressips.nirmata.io` (a front-end: named here, known to nothing in this crate).
-    NirmataStaticEgressIP,
-    /// `StaticEgressIP` of `staticegressips.io` (front-end).
-    StaticEgressIP,
-    /// `Egress` of `egress.mapper.com` (front-end).
-    MapperEgress,
-    /// `Vip` of `egress.mapper.com` (front-end).
-    MapperVip,
-    /// `EgressMapper` of `egress.mapper.com` (front-end).
-    MapperSettings,
-    /// `IPPool` of Calico (a network plugin: named here, known to nothing in this crate).
-    CalicoIPPool,
-    /// `CiliumNode` (network plugin).
-    CiliumNode,
-    /// `CiliumPodIPPool` (network plugin).
-    CiliumPodIPPool,
-    /// `Subnet` of Kube-OVN (network plugin).
-    KubeOvnSubnet,
-    /// `Network` of `config.openshift.io` (network plugin).
-    OpenShiftNetwork,
-    /// `NodeNetworkConfig` of Azure (network plugin).
-    AzureNodeNetworkConfig,
-    /// A file that could not be read as any object; the name is its path.
-    File,
-}
-
-/// One object, as a person names it: `Egress default/my-app`.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
-pub struct ObjectRef {
-    /// Kind of the object.
-    pub kind: Kind,
-    /// Empty for cluster-scoped kinds.
-    pub namespace: String,
-    /// Its name.
-    pub name: String,
-}
-
-impl ObjectRef {
-    /// An object without a namespace.
-    pub fn of_cluster(kind: Kind, name: impl Into<String>) -> Self {
-        Self {
-            kind,
-            namespace: String::new(),
-            name: name.into(),
-        }
-    }
-}
-
-impl fmt::Display for ObjectRef {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        if self.namespace.is_empty() {
-            write!(f, "{:?} {}", self.kind, self.name)
-        } else {
-            write!(f, "{:?} {}/{}", self.kind, self.namespace, self.name)
-        }
-    }
-}
-
-/// Something wrong with an object: which, where, what it says and what would be right. Never stops other objects (P9).
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
-pub struct Finding {
-    /// The object to mend.
-    pub object: ObjectRef,
-    /// Path of the field, for example `spec.destinations[0].cidr`.
-    pub field: String,
-    /// What the field says now.
-    pub value: String,
-    /// What would be right, as a sentence.
-    pub remedy: String,
-}
-
-/// Name of an `EgressGateway`.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
-pub struct GatewayName(pub String);
-
-/// Name of an `EgressPool`.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
-pub struct PoolName(pub String);
 
 /// Which namespaces something reaches.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -145,7 +52,7 @@ impl fmt::Display for WorkloadKind {
     }
 }
 
-/// Which pods a policy selects (design section 5: the model has every arm from the start).
+/// Which pods a policy selects.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Selection {
     /// Pods by labels. An empty selector selects every pod of the namespaces.
@@ -219,36 +126,27 @@ pub struct Destination {
 }
 
 /// What happens to selected traffic while its address cannot be used.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub enum WhenUnavailable {
-    /// It is dropped (the default).
+    /// It is dropped.
+    #[default]
     Drop,
     /// It leaves with the node's address, if the pool consents.
     NodeAddress,
 }
 
 /// Where the source address is translated.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Translation {
     /// At the pod's node, inside leased port ranges.
+    #[default]
     Leased,
-    /// At the node that holds the address (`classic`; not built yet: the planner refuses it with a finding).
-    AtHolder,
     /// To no address of ours: packets go to this neighbour of the gateways, with the source that the gateway's kernel
     /// selects for reaching it. `addresses` is empty then.
     None {
         /// The neighbour.
         next_hop: IpAddr,
     },
-}
-
-/// Who answers for the egress address on the network.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub enum Presence {
-    /// Egret.
-    Ours,
-    /// Something else, named (not built yet: refused with a finding).
-    HeldBy(String),
 }
 
 /// An egress policy: `Egress`, `ClusterEgress` or what a front-end made of its own object.
@@ -282,118 +180,33 @@ pub struct Policy {
     pub when_unavailable: WhenUnavailable,
     /// Where translation happens.
     pub translation: Translation,
-    /// Who answers for the address.
-    pub presence: Presence,
 }
 
 impl Policy {
+    /// A policy with the defaults of the API in every other field: no uid, generation 0, created at the epoch.
+    pub fn new(object: ObjectRef, selection: Selection, addresses: AddressRequest) -> Self {
+        Self {
+            object,
+            uid: String::new(),
+            generation: 0,
+            created_secs: 0,
+            overridable: false,
+            priority: 0,
+            selection,
+            addresses,
+            assigned: Vec::new(),
+            destinations: None,
+            gateway: None,
+            when_unavailable: WhenUnavailable::default(),
+            translation: Translation::default(),
+        }
+    }
+
     /// Where its packets go instead of leaving with an egress address.
     pub fn next_hop(&self) -> Option<IpAddr> {
         match self.translation {
             Translation::None { next_hop } => Some(next_hop),
-            Translation::Leased | Translation::AtHolder => None,
+            Translation::Leased => None,
         }
     }
-}
-
-/// How an egress address is made known.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[allow(missing_docs)]
-pub enum AnnounceMode {
-    L2,
-    Bgp,
-    Static,
-    Azure,
-}
-
-/// Which gateways send for an address.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub enum Outbound {
-    /// Any live one.
-    AnyGateway,
-    /// Only the announcer (clouds and source guards tie an address to a port).
-    Announcer,
-}
-
-/// An `EgressGateway`: a group of gateway nodes.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Gateway {
-    /// Its name.
-    pub name: GatewayName,
-    /// Its `metadata.generation`.
-    pub generation: i64,
-    /// Policies that name no gateway use it.
-    pub default: bool,
-    /// Only policies that name it use it: it was made for objects of an earlier system, beside what people wrote.
-    pub by_name_only: bool,
-    /// Which nodes are gateways.
-    pub nodes: LabelSelector,
-    /// `None` is `auto`: the device of the node's default route.
-    pub external_interface: Option<String>,
-    /// How addresses are made known.
-    pub announce: AnnounceMode,
-    /// Which gateways send.
-    pub outbound: Outbound,
-    /// Upper limit for the tunnel's MTU in bytes, if any.
-    pub mtu: Option<u32>,
-    /// WireGuard under the tunnel was asked for (not built yet: finding).
-    pub wireguard: bool,
-    /// Milliseconds between probes.
-    pub probe_interval_ms: u64,
-    /// Probes without answer until a gateway counts as dead.
-    pub probe_failures: u32,
-    /// First grant in ports, at most.
-    pub initial_ports: u16,
-    /// Workers to expect, for the size of first grants; `None`: as many as there are nodes.
-    pub expected_workers: Option<u32>,
-}
-
-/// An `EgressPool`.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Pool {
-    /// Its name.
-    pub name: PoolName,
-    /// Its `metadata.generation`.
-    pub generation: i64,
-    /// Inclusive address ranges, each of one family.
-    pub ranges: Vec<(IpAddr, IpAddr)>,
-    /// Gateway of its addresses.
-    pub gateway: Option<GatewayName>,
-    /// Who may use it.
-    pub namespaces: Namespaces,
-    /// Consents to `whenUnavailable: NodeAddress`.
-    pub allow_node_address: bool,
-}
-
-/// Whether addresses outside every pool may be used.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[allow(missing_docs)]
-pub enum UnpooledAddresses {
-    Allow,
-    Deny,
-}
-
-/// Settings of the installation that planning depends on.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Settings {
-    /// Addresses in no pool.
-    pub unpooled_addresses: UnpooledAddresses,
-    /// Destinations that are never egress traffic, beside those found by themselves.
-    pub never_destinations: Vec<IpNet>,
-    /// Service address ranges of the cluster, as far as they are known.
-    pub service_cidrs: Vec<IpNet>,
-    /// Seconds a released range rests.
-    pub hold_down_secs: u64,
-}
-
-/// Which gateways of a group a flow may leave by (P3: any of them can take any packet).
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
-pub struct GroupKey {
-    /// The `EgressGateway`.
-    pub gateway: GatewayName,
-    /// `Outbound::Announcer`: the one node that sends.
-    pub only: Option<NodeName>,
-    /// The neighbour of these gateways that its packets go to; `None`: they leave with an egress address.
-    #[serde(default)]
-    pub next_hop: Option<IpAddr>,
 }

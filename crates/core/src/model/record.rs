@@ -1,9 +1,13 @@
 //! What Egret itself wrote down: `EgressAddress` (who may use which ports) and `EgressNode`, and the snapshot of it all.
 
 use super::cluster::{Namespace, Node, NodeName, Pod, Service};
+use super::gateway::Gateway;
+use super::ids::{GatewayName, PoolName};
 use super::link::{AddressClaim, MacAddress};
-use super::objects::{List, Objects};
-use super::policy::{Gateway, GatewayName, Policy, Pool, PoolName, Settings};
+use super::policy::Policy;
+use super::pool::Pool;
+use super::settings::Settings;
+use super::shared_map::{List, SharedMap};
 use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet};
@@ -130,7 +134,7 @@ pub struct NodeRecord {
     pub datapath: Option<String>,
     /// What its kernel and agent can do.
     #[serde(default)]
-    pub abilities: BTreeSet<String>,
+    pub capabilities: BTreeSet<String>,
     /// Addresses of the node's devices with their prefix: not link-local ones, not those of pods or of the tunnel.
     #[serde(default)]
     pub node_addresses: BTreeSet<IpNet>,
@@ -165,7 +169,7 @@ impl NodeRecord {
             full_destinations: BTreeMap::new(),
             programmed: Vec::new(),
             datapath: None,
-            abilities: BTreeSet::new(),
+            capabilities: BTreeSet::new(),
             node_addresses: BTreeSet::new(),
             routers: BTreeSet::new(),
             external_mac: None,
@@ -199,22 +203,22 @@ pub struct Snapshot {
     /// Pools.
     pub pools: BTreeMap<PoolName, Pool>,
     /// Nodes.
-    pub nodes: Objects<NodeName, Node>,
+    pub nodes: SharedMap<NodeName, Node>,
     /// Namespaces by name.
-    pub namespaces: Objects<String, Namespace>,
+    pub namespaces: SharedMap<String, Namespace>,
     /// Pods by (namespace, name).
-    pub pods: Objects<(String, String), Pod>,
+    pub pods: SharedMap<(String, String), Pod>,
     /// Services by (namespace, name).
-    pub services: Objects<(String, String), Service>,
+    pub services: SharedMap<(String, String), Service>,
     /// Endpoint addresses of `default/kubernetes`: never egress destinations.
     pub api_server: BTreeSet<IpAddr>,
     /// Prefixes that network plugins publish as those of pods, beside `Node::pod_cidrs`.
     #[serde(default)]
     pub pod_prefixes: BTreeSet<IpNet>,
     /// What the controller wrote down.
-    pub addresses: Objects<IpAddr, AddressRecord>,
+    pub addresses: SharedMap<IpAddr, AddressRecord>,
     /// What controller and agents wrote down.
-    pub node_records: Objects<NodeName, NodeRecord>,
+    pub node_records: SharedMap<NodeName, NodeRecord>,
     /// What of both cannot be read.
     #[serde(default)]
     pub unreadable: Unreadable,
@@ -228,14 +232,14 @@ impl Snapshot {
             policies: List::default(),
             gateways: BTreeMap::new(),
             pools: BTreeMap::new(),
-            nodes: Objects::new(),
-            namespaces: Objects::new(),
-            pods: Objects::new(),
-            services: Objects::new(),
+            nodes: SharedMap::new(),
+            namespaces: SharedMap::new(),
+            pods: SharedMap::new(),
+            services: SharedMap::new(),
             api_server: BTreeSet::new(),
             pod_prefixes: BTreeSet::new(),
-            addresses: Objects::new(),
-            node_records: Objects::new(),
+            addresses: SharedMap::new(),
+            node_records: SharedMap::new(),
             unreadable: Unreadable::default(),
         }
     }

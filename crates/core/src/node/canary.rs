@@ -1,7 +1,9 @@
 //! Which canaries a node sends: one path for each gateway group and family, by a few ports of a lease of its own.
 
 use super::cluster::Me;
-use super::{AccountId, DestinationBox, Group, GroupNumber, NodeFacts, PortRange, Profile};
+use super::{
+    CanaryState, DestinationRange, Group, GroupNumber, NodeFacts, PortRange, Profile, TrafficKeyId,
+};
 use super::{ProfileId, Target, TargetId, TunnelIndex, Verdict, WorkerState};
 use crate::hash::StableHash;
 use crate::model::{GroupKey, Pod, Snapshot};
@@ -15,19 +17,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 /// What a gateway says that turns canaries round.
-pub const CANARY_ABILITY: &str = "canary";
-
-/// What the kernel must have for canaries.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct CanaryState {
-    /// Index of the device at whose ingress they appear.
-    pub device: u32,
-    /// Where they come from, one address of each family that has a path.
-    pub sources: BTreeSet<IpAddr>,
-    /// Destinations of those that nobody turns round: the guard takes them out once they have passed it.
-    #[serde(default)]
-    pub end_here: BTreeSet<IpAddr>,
-}
+pub const CANARY_CAPABILITY: &str = "canary";
 
 /// One way that canaries measure.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
@@ -126,7 +116,7 @@ pub(super) fn add<'a>(
             );
             let target = Target {
                 ranges: vec![range],
-                account: AccountId::CANARY,
+                traffic_key: TrafficKeyId::CANARY,
                 ..worker.targets[&base].clone()
             };
             let Some(group) = keys.get(&base).cloned() else {
@@ -141,13 +131,13 @@ pub(super) fn add<'a>(
             });
             keys.insert(id, group);
             worker.targets.insert(id, target);
-            profile.boxes.push(only(to, id));
+            profile.ranges.push(only(to, id));
         }
     }
     if paths.is_empty() {
         return paths;
     }
-    profile.boxes.sort_unstable();
+    profile.ranges.sort_unstable();
     let id = ProfileId(StableHash::new("canary").finish());
     worker.profiles.insert(id, profile);
     let sources: BTreeSet<IpAddr> = paths.iter().map(|path| path.source).collect();
@@ -180,7 +170,7 @@ fn end(snapshot: &Snapshot, facts: &NodeFacts, group: &Group, v4: bool) -> Optio
     let able: BTreeSet<TunnelIndex> = snapshot
         .node_records
         .values()
-        .filter(|record| record.abilities.contains(CANARY_ABILITY))
+        .filter(|record| record.capabilities.contains(CANARY_CAPABILITY))
         .map(|record| record.tunnel_index)
         .collect();
     Some(match members.is_subset(&able) {
@@ -204,8 +194,8 @@ fn lease(worker: &WorkerState, number: GroupNumber, v4: bool) -> Option<(TargetI
     Some((*id, PortRange { first, last }))
 }
 
-fn only(address: IpAddr, target: TargetId) -> DestinationBox {
-    DestinationBox {
+fn only(address: IpAddr, target: TargetId) -> DestinationRange {
+    DestinationRange {
         first: address,
         last: address,
         protocol: None,

@@ -75,7 +75,9 @@ fn keeps<K: Ord, V: PartialEq>(before: &BTreeMap<K, V>, after: &BTreeMap<K, V>) 
 mod tests {
     use super::*;
     use crate::model::PortRange;
-    use crate::node::{AccountId, DestinationBox, Profile, ProfileId, Target, TargetId, Verdict};
+    use crate::node::{
+        DestinationRange, Profile, ProfileId, Target, TargetId, TrafficKeyId, Verdict,
+    };
 
     const FIRST: &str = "10.0.0.1";
     const SECOND: &str = "10.0.0.2";
@@ -90,7 +92,7 @@ mod tests {
         for (address, number) in pods {
             state.pods.insert(ip(address), ProfileId(*number));
             let verdict = Verdict::Target(TargetId(*number));
-            let everything = DestinationBox {
+            let everything = DestinationRange {
                 first: ip("0.0.0.0"),
                 last: ip("255.255.255.255"),
                 protocol: None,
@@ -100,12 +102,15 @@ mod tests {
             };
             let boxes = vec![everything];
             let portless = Vec::new();
-            let profile = Profile { boxes, portless };
+            let profile = Profile {
+                ranges: boxes,
+                portless,
+            };
             state.profiles.insert(ProfileId(*number), profile);
             let target = Target {
                 address: ip(&format!("192.0.2.{number}")),
                 group: 1,
-                account: AccountId(*number),
+                traffic_key: TrafficKeyId(*number),
                 ranges: Vec::new(),
             };
             state.targets.insert(TargetId(*number), target);
@@ -171,7 +176,7 @@ mod tests {
             },
             |state| {
                 let profile = state.profiles.get_mut(&ProfileId(1)).unwrap();
-                profile.boxes[0].port_first = 443;
+                profile.ranges[0].port_first = 443;
             },
             |state| {
                 state.never.insert("192.0.2.0/24".parse().unwrap());

@@ -1,15 +1,12 @@
-//! What only the node itself knows, and what comes out beside the state.
+//! What only the node itself knows.
 
-use super::CanaryPath;
-use super::accounts::Account;
-use super::next_hops;
-use super::path::{PathFacts, PodsPath};
-use super::state::*;
+use super::ids::{GroupNumber, TunnelIndex};
+use super::path::PathFacts;
+use super::report::{NodeReport, ReportKind};
+use super::state::Attachment;
 use crate::canary::{CanaryKind, Lost};
-use crate::condition::Reason;
 use crate::model::*;
 use crate::numbers::{FOREIGN_MARK_BIT, MARK_MASK, MARK_SHIFT};
-use crate::resolve::{assigned, resolve};
 use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet};
@@ -57,7 +54,7 @@ pub struct NodeFacts {
     pub last_group_members: BTreeMap<GroupKey, BTreeSet<TunnelIndex>>,
     /// Addresses of every device of the node: never egress destinations.
     pub local_addresses: BTreeSet<IpAddr>,
-    /// Of the addresses of [`wanted_next_hops`], those that its kernel reaches without a router between, and that its
+    /// Of the addresses of [`super::wanted_next_hops`], those that its kernel reaches without a router between, and that its
     /// gateway can send tunnel packets to.
     #[serde(default)]
     pub attached: BTreeMap<IpAddr, Attachment>,
@@ -83,7 +80,7 @@ pub struct NodeFacts {
     /// Prefixes that the node's own routes lead to as pods'.
     #[serde(default)]
     pub pod_routes: BTreeSet<IpNet>,
-    /// Of [`NodeOutcome::uncovered`], those that have been in it for `POD_UNCOVERED_SECS`.
+    /// Of [`super::NodeOutcome::uncovered`], those that have been in it for `POD_UNCOVERED_SECS`.
     #[serde(default)]
     pub uncovered: BTreeSet<IpAddr>,
 }
@@ -212,119 +209,6 @@ pub enum NotYet {
     /// The node has no address.
     #[error("Node {0} has no address")]
     NoUnderlay(NodeName),
-}
-
-/// What a node must tell about itself.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
-pub enum ReportKind {
-    /// No gateway of a group answers: the last ones are kept, the guard holds.
-    FailStatic,
-    /// No gateway of a group has ever answered.
-    NoGateway,
-    /// Traffic leaves by the node's address, as `whenUnavailable: NodeAddress` asks.
-    NodeAddress,
-    /// Gateways do not know this node's ranges yet.
-    AwaitingGateways,
-    /// A gateway node without an external device.
-    NoExternalDevice,
-    /// A gateway node does not have a next hop on any network of its own.
-    NextHopNotAttached,
-    /// Packets to a next hop cannot be followed here.
-    NextHopPath,
-    /// Gateways of this node ask for different external devices.
-    ExternalDeviceConflict,
-    /// A limit was reached.
-    Limit,
-    /// Two pods have one address.
-    PodAddressConflict,
-    /// Nothing says which addresses are pods', to other nodes or to this one.
-    NoPodCidr,
-    /// Canaries do not come back.
-    PathBroken(Lost),
-}
-
-impl ReportKind {
-    /// The reason of the node's condition that says so.
-    pub fn reason(self) -> Reason {
-        match self {
-            ReportKind::FailStatic => Reason::FailStatic,
-            ReportKind::NoGateway => Reason::NoGateway,
-            ReportKind::NodeAddress => Reason::NodeAddress,
-            ReportKind::AwaitingGateways => Reason::AwaitingGateways,
-            ReportKind::NoExternalDevice => Reason::NoExternalDevice,
-            ReportKind::NextHopNotAttached => Reason::NextHopNotAttached,
-            ReportKind::NextHopPath => Reason::NextHopPath,
-            ReportKind::ExternalDeviceConflict => Reason::ExternalDeviceConflict,
-            ReportKind::Limit => Reason::Limit,
-            ReportKind::PodAddressConflict => Reason::PodAddressConflict,
-            ReportKind::NoPodCidr => Reason::NoPodCidr,
-            ReportKind::PathBroken(lost) => lost.reason(),
-        }
-    }
-}
-
-/// One line of a node's condition.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
-pub struct NodeReport {
-    /// What kind.
-    pub kind: ReportKind,
-    /// What about: a gateway, a policy, an address.
-    pub subject: String,
-    /// A sentence.
-    pub text: String,
-}
-
-/// Everything that comes out for one node.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct NodeOutcome {
-    /// What the kernel must contain.
-    pub state: NodeState,
-    /// Other gateway nodes that do not answer this node's probes.
-    pub silent: BTreeSet<NodeName>,
-    /// Objects to mend that only this node can see.
-    pub findings: Vec<Finding>,
-    /// What to report as programmed once the state is applied.
-    pub programmed: Vec<Programmed>,
-    /// How packets of the node's pods leave it.
-    pub pods_path: PodsPath,
-    /// What to report about the node.
-    pub reports: Vec<NodeReport>,
-    /// Numbers of the groups: the next `NodeFacts::previous_groups`.
-    #[serde(with = "crate::pairs")]
-    pub groups: BTreeMap<GroupKey, GroupNumber>,
-    /// Members of the tunnel groups in use: the next `NodeFacts::last_group_members`.
-    #[serde(with = "crate::pairs")]
-    pub group_members: BTreeMap<GroupKey, BTreeSet<TunnelIndex>>,
-    /// The group of each target, for people.
-    pub target_groups: BTreeMap<TargetId, GroupKey>,
-    /// The paths that canaries are to measure.
-    #[serde(default)]
-    pub canaries: Vec<CanaryPath>,
-    /// Those whose canaries are lost.
-    #[serde(default)]
-    pub broken_paths: BTreeSet<BrokenPath>,
-    /// Whose traffic each account counts, for people; `None`: all that has no account of its own.
-    pub accounts: BTreeMap<AccountId, Option<Account>>,
-    /// Addresses of own pods that other nodes cannot know to be pods': their policies may take traffic to them to a gateway.
-    #[serde(default)]
-    pub uncovered: BTreeSet<IpAddr>,
-    /// Addresses that are granted. `NodeRecord::demand` must list these (with 0 if no port is in use) *before* the
-    /// state is applied, written with compare-and-swap against the version that the grant was read in, and keep listing
-    /// every address that still has a connection: the controller takes a range back when its address is not listed,
-    /// and the compare-and-swap settles who was first.
-    pub granted: BTreeSet<IpAddr>,
-}
-
-/// Next hops that this node must look for: those of the policies that it is a gateway of.
-pub fn wanted_next_hops(snapshot: &Snapshot, node: &NodeName) -> BTreeSet<IpAddr> {
-    // Most clusters have none; resolving everything for that would cost every agent.
-    if snapshot.policies.iter().all(|p| p.next_hop().is_none()) {
-        return BTreeSet::new();
-    }
-    let (resolved, _) = resolve(snapshot, &assigned(snapshot), &snapshot.pods);
-    next_hops::of_gateway(snapshot, &resolved, node)
-        .map(|(_, next_hop)| next_hop)
-        .collect()
 }
 
 /// Which external device this node must look for; `None` if it is no gateway.

@@ -1,7 +1,7 @@
 //! Gateway groups of one node and the targets that use them.
 
 use super::cluster::Me;
-use super::{AccountId, Group, GroupNumber, NextHop, NextHopWay, NodeFacts, NodeReport};
+use super::{Group, GroupNumber, NextHop, NextHopWay, NodeFacts, NodeReport, TrafficKeyId};
 use super::{ReportKind, Target, TargetId, TunnelIndex};
 use crate::hash::StableHash;
 use crate::model::*;
@@ -27,7 +27,7 @@ pub(super) enum Reach {
 }
 
 /// How packets of one address leave, before numbers are given.
-struct Way {
+struct GroupRoute {
     key: GroupKey,
     group: Group,
     /// Highest epoch that everyone who may get a reply knows.
@@ -96,37 +96,37 @@ impl<'a> Groups<'a> {
     }
 
     fn find(&mut self, gateway: &Gateway, address: IpAddr, policy: &ObjectRef) -> Reach {
-        let way = self.way(gateway, address);
-        if !way.alive {
-            self.report_dead(&way);
+        let route = self.route(gateway, address);
+        if !route.alive {
+            self.report_dead(&route);
         }
-        let Some(number) = self.number(&way.key) else {
+        let Some(number) = self.number(&route.key) else {
             return Reach::NoGroup;
         };
-        let id = target_id(address, &way.key, policy);
-        let ranges = self.usable_ranges(gateway, address, way.version);
+        let id = target_id(address, &route.key, policy);
+        let ranges = self.usable_ranges(gateway, address, route.version);
         let is_broken = self
             .facts
             .broken_paths
             .iter()
-            .any(|path| path.group == way.key && path.v6 == address.is_ipv6());
-        let usable = !ranges.is_empty() && way.group != Group::Nowhere && !is_broken;
-        if let Group::Tunnel(members) = &way.group {
-            self.members.insert(way.key.clone(), members.clone());
+            .any(|path| path.group == route.key && path.v6 == address.is_ipv6());
+        let usable = !ranges.is_empty() && route.group != Group::Nowhere && !is_broken;
+        if let Group::Tunnel(members) = &route.group {
+            self.members.insert(route.key.clone(), members.clone());
         }
-        self.groups.insert(number, way.group);
+        self.groups.insert(number, route.group);
         self.targets.insert(
             id,
             Target {
                 address,
                 group: number,
                 ranges,
-                account: AccountId::OTHER,
+                traffic_key: TrafficKeyId::OTHER,
             },
         );
         self.policies.insert(id, policy.clone());
-        self.keys.insert(id, way.key);
-        if way.alive {
+        self.keys.insert(id, route.key);
+        if route.alive {
             Reach::Target { id, usable }
         } else {
             Reach::Dead(id)
@@ -228,7 +228,7 @@ impl<'a> Groups<'a> {
     }
 
     /// How packets of this address leave.
-    fn way(&mut self, gateway: &Gateway, address: IpAddr) -> Way {
+    fn route(&mut self, gateway: &Gateway, address: IpAddr) -> GroupRoute {
         let nodes = self.nodes(gateway);
         let local =
             nodes.contains(self.me.name) && self.facts.external.as_ref().is_some_and(|e| e.link_up);
@@ -271,7 +271,7 @@ impl<'a> Groups<'a> {
                 }
             }
         };
-        Way {
+        GroupRoute {
             key,
             group,
             version,
@@ -280,7 +280,7 @@ impl<'a> Groups<'a> {
     }
 
     /// Fail static: the last members stay, with the ranges that they knew.
-    fn last(&self, key: GroupKey, nodes: &BTreeSet<&NodeName>) -> Way {
+    fn last(&self, key: GroupKey, nodes: &BTreeSet<&NodeName>) -> GroupRoute {
         let others = || nodes.iter().filter(|n| **n != self.me.name);
         // A number may have gone over to another node; only gateways of the group are meant.
         let gateways: BTreeSet<TunnelIndex> = others().filter_map(|n| self.index(n)).collect();
@@ -311,7 +311,7 @@ impl<'a> Groups<'a> {
         } else {
             Group::Tunnel(members)
         };
-        Way {
+        GroupRoute {
             key,
             group,
             version,
@@ -319,11 +319,11 @@ impl<'a> Groups<'a> {
         }
     }
 
-    fn report_dead(&mut self, way: &Way) {
+    fn report_dead(&mut self, route: &GroupRoute) {
         if !self.facts.settled {
             return;
         }
-        let (kind, text) = match &way.group {
+        let (kind, text) = match &route.group {
             Group::Nowhere => (ReportKind::NoGateway, "no gateway of it has ever answered"),
             _ => (
                 ReportKind::FailStatic,
@@ -331,7 +331,7 @@ impl<'a> Groups<'a> {
             ),
         };
         let text = format!("{text}; {OPEN_TUNNEL}");
-        let subject = way.key.gateway.0.clone();
+        let subject = route.key.gateway.0.clone();
         self.reports.push(NodeReport {
             kind,
             subject,

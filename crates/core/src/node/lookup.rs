@@ -26,7 +26,7 @@ impl WorkerState {
     /// Whether a local pod address can open connections to everything that its policies select; true if none do.
     pub fn is_usable(&self, pod: IpAddr) -> bool {
         let profile = self.pods.get(&pod).and_then(|id| self.profiles.get(id));
-        let own = profile.into_iter().flat_map(|profile| &profile.boxes);
+        let own = profile.into_iter().flat_map(|profile| &profile.ranges);
         let mut own = own.filter(|one| one.first.is_ipv4() == pod.is_ipv4());
         own.all(|one| match one.verdict {
             Verdict::FamilyNotCovered => true,
@@ -74,7 +74,7 @@ impl WorkerState {
                 };
             }
         };
-        let found = profile.boxes.iter().find(|b| {
+        let found = profile.ranges.iter().find(|b| {
             b.first.is_ipv4() == destination.is_ipv4()
                 && (b.first..=b.last).contains(&destination)
                 && b.protocol.is_none_or(|p| p == protocol)

@@ -4,9 +4,21 @@ use super::cluster::Me;
 use super::groups::Groups;
 use super::{GatewayState, NextHopWay, NodeReport, ReportKind};
 use crate::model::*;
-use crate::resolve::{Resolved, usable_gateway};
+use crate::resolve::{Resolved, resolve_next_hops, usable_gateway};
 use std::collections::BTreeSet;
 use std::net::IpAddr;
+
+/// Next hops that this node must look for: those of the policies that it is a gateway of. Only policies with a next hop are
+/// resolved, and nothing is where there are none: everything else is resolved once, for the node's state.
+pub fn wanted_next_hops(snapshot: &Snapshot, node: &NodeName) -> BTreeSet<IpAddr> {
+    if snapshot.policies.iter().all(|p| p.next_hop().is_none()) {
+        return BTreeSet::new();
+    }
+    let resolved = resolve_next_hops(snapshot);
+    of_gateway(snapshot, &resolved, node)
+        .map(|(_, next_hop)| next_hop)
+        .collect()
+}
 
 /// Neighbours that policies name as next hop of a gateway that this node is one of, each once per gateway.
 pub(super) fn of_gateway<'r>(

@@ -4,8 +4,9 @@
 //! devices of pods; where there is one, what leaves is looked at once more at the uplinks, which does no harm where it
 //! came through the stack after all.
 
-use super::facts::{NodeFacts, NodeReport, ReportKind};
-use super::state::{Profile, Verdict, WorkerState};
+use super::ids::ProfileId;
+use super::report::{NodeReport, ReportKind};
+use super::state::{Profile, Verdict};
 use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet};
@@ -63,13 +64,16 @@ pub enum PodsPath {
     Unsupported(String),
 }
 
-/// How this node's pods leave, and the devices to lift their packets at.
-pub(super) fn decide(facts: &NodeFacts, worker: &WorkerState) -> (PodsPath, BTreeSet<String>) {
-    let path = &facts.path;
+/// How this node's pods leave, and the devices to lift their packets at. `inside`: destinations that are no egress traffic.
+pub(super) fn decide(
+    path: &PathFacts,
+    inside: [&BTreeSet<IpNet>; 2],
+    profiles: &BTreeMap<ProfileId, Profile>,
+) -> (PodsPath, BTreeSet<String>) {
     if path.choice == CniPath::Netfilter {
         return (PodsPath::Netfilter, BTreeSet::new());
     }
-    let inside: Vec<&IpNet> = worker.never.iter().chain(&worker.throw).collect();
+    let inside: Vec<&IpNet> = inside.into_iter().flatten().collect();
     let leads_out = |way: &&Way| !inside.iter().any(|never| never.contains(&way.to));
     let ways: Vec<&Way> = path.ways.iter().filter(leads_out).collect();
     let uplinks: BTreeSet<&String> = ways.iter().map(|way| &way.device).collect();
@@ -95,7 +99,7 @@ pub(super) fn decide(facts: &NodeFacts, worker: &WorkerState) -> (PodsPath, BTre
         let text = format!("{why}, and they cannot be taken back: {refused}");
         return (PodsPath::Unsupported(text), BTreeSet::new());
     }
-    let headless = |way: &&&Way| !way.ethernet && selects(worker, way.to);
+    let headless = |way: &&&Way| !way.ethernet && selects(profiles, way.to);
     if let Some(way) = ways.iter().find(headless) {
         let text = format!(
             "{why}, and {}, by which selected destinations are reached, is no Ethernet device",
@@ -139,10 +143,10 @@ fn strange(
 }
 
 /// Whether any selected destination is inside.
-fn selects(worker: &WorkerState, to: IpNet) -> bool {
+fn selects(profiles: &BTreeMap<ProfileId, Profile>, to: IpNet) -> bool {
     let (first, last) = (to.network(), to.broadcast());
-    let boxes = worker.profiles.values().flat_map(|profile| {
-        let boxes = profile.boxes.iter().map(|one| (one.first, one.last));
+    let boxes = profiles.values().flat_map(|profile| {
+        let boxes = profile.ranges.iter().map(|one| (one.first, one.last));
         boxes.chain(profile.portless.iter().copied())
     });
     boxes
@@ -152,19 +156,17 @@ fn selects(worker: &WorkerState, to: IpNet) -> bool {
 
 /// Where pods' packets leave in a way that is not served, those that the stack sees are refused: a policy is served in
 /// whole or not at all.
-pub(super) fn refuse(profiles: &mut BTreeMap<super::ProfileId, Profile>) {
+pub(super) fn refuse(profiles: &mut BTreeMap<ProfileId, Profile>) {
     profiles.values_mut().for_each(Profile::refuse);
 }
 
 /// Answers of a next hop come to the node as any packet does, and programs take them past the stack to the pod: its
 /// connection tracking would see one half of every flow. So such traffic is refused instead.
-pub(super) fn refuse_next_hops(
-    profiles: &mut BTreeMap<super::ProfileId, Profile>,
-) -> Option<NodeReport> {
+pub(super) fn refuse_next_hops(profiles: &mut BTreeMap<ProfileId, Profile>) -> Option<NodeReport> {
     let mut refused = false;
     for one in profiles
         .values_mut()
-        .flat_map(|profile| &mut profile.boxes)
+        .flat_map(|profile| &mut profile.ranges)
         .filter(|one| matches!(one.verdict, Verdict::NextHop(_)))
     {
         one.verdict = Verdict::Unavailable;

@@ -1,7 +1,7 @@
 //! Local pod addresses: a map in pieces that are shared between a state and the next, so that a copy, a comparison and
 //! a change of one pod do not cost as much as there are pods.
 
-use super::ProfileId;
+use super::ids::ProfileId;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};

@@ -5,7 +5,7 @@ mod shared;
 use super::cluster::Me;
 use super::groups::{Groups, Reach};
 use super::{
-    DestinationBox, NodeFacts, NodeReport, PodMap, Profile, ProfileId, ReportKind, Verdict,
+    DestinationRange, NodeFacts, NodeReport, PodMap, Profile, ProfileId, ReportKind, Verdict,
 };
 use crate::compile::{Claim, Compiled, compile};
 use crate::hash::StableHash;
@@ -210,7 +210,7 @@ impl Builder<'_, '_> {
             }
             self.leave_out_last(id, &mut members, findings);
         };
-        let boxes = compiled.boxes.iter().map(|b| DestinationBox {
+        let ranges = compiled.boxes.iter().map(|b| DestinationRange {
             first: b.first,
             last: b.last,
             protocol: b.class,
@@ -218,12 +218,12 @@ impl Builder<'_, '_> {
             port_last: b.port_last,
             verdict: b.verdict,
         });
-        let mut boxes: Vec<DestinationBox> = boxes.collect();
-        boxes.sort_unstable();
+        let mut ranges: Vec<DestinationRange> = ranges.collect();
+        ranges.sort_unstable();
         self.built.profiles.insert(
             id,
             Profile {
-                boxes,
+                ranges,
                 portless: compiled.portless,
             },
         );

@@ -1,14 +1,12 @@
 //! Desired state of one node's kernel.
 
-use super::PodMap;
+use super::ids::{GroupNumber, ProfileId, TargetId, TrafficKeyId, TunnelIndex};
+use super::podmap::PodMap;
 use crate::model::{AnnounceMode, PortRange, Protocol};
 use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
-
-/// Number of a node inside the tunnel: last 16 bits of its link-local address there, and of its tunnel MAC address.
-pub type TunnelIndex = u16;
 
 /// Everything Egret wants in one kernel.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -51,28 +49,6 @@ pub struct Peer {
     pub gateway: bool,
 }
 
-/// Stable name of a profile: a hash of the policies that make it, so that an edit of one keeps the others' names.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
-pub struct ProfileId(pub u64);
-
-/// Stable name of a target: a hash of egress address, group key and policy.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
-pub struct TargetId(pub u64);
-
-/// Stable name of what is counted together: a hash of policy and egress address, or [`AccountId::OTHER`].
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
-pub struct AccountId(pub u64);
-
-impl AccountId {
-    /// What is beyond `TRAFFIC_ACCOUNTS_MAX`.
-    pub const OTHER: AccountId = AccountId(0);
-    /// Canaries: nobody's traffic.
-    pub const CANARY: AccountId = AccountId(u64::MAX);
-}
-
-/// Number of a gateway group on this node, 1..=`GROUPS_MAX`: its mark, table and next hop group follow from it.
-pub type GroupNumber = u8;
-
 /// The worker's part.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct WorkerState {
@@ -107,7 +83,19 @@ pub struct WorkerState {
     pub unknown: Option<UnknownPods>,
     /// Packets of our own that measure the way; `None`: there is none to measure.
     #[serde(default)]
-    pub canary: Option<super::CanaryState>,
+    pub canary: Option<CanaryState>,
+}
+
+/// What the kernel must have for canaries.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CanaryState {
+    /// Index of the device at whose ingress they appear.
+    pub device: u32,
+    /// Where they come from, one address of each family that has a path.
+    pub sources: BTreeSet<IpAddr>,
+    /// Destinations of those that nobody turns round: the guard takes them out once they have passed it.
+    #[serde(default)]
+    pub end_here: BTreeSet<IpAddr>,
 }
 
 /// Addresses whose pods the API has not shown yet.
@@ -144,7 +132,7 @@ pub struct Target {
     /// dropped and counted.
     pub ranges: Vec<PortRange>,
     /// Where its traffic is counted.
-    pub account: AccountId,
+    pub traffic_key: TrafficKeyId,
 }
 
 /// A neighbour of gateways, and the way of selected traffic to it.
@@ -188,11 +176,11 @@ pub struct Attachment {
     pub source: IpAddr,
 }
 
-/// The destinations of one profile and of both families: disjoint boxes, sorted.
+/// The destinations of one profile and of both families: disjoint ranges, sorted.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Profile {
-    /// Boxes of address, protocol and port.
-    pub boxes: Vec<DestinationBox>,
+    /// Ranges of addresses, with protocol and ports.
+    pub ranges: Vec<DestinationRange>,
     /// Destinations on which protocols without ports (GRE, ESP, ...) are refused, because they are selected and
     /// cannot be served. Disjoint, sorted.
     pub portless: Vec<(IpAddr, IpAddr)>,
@@ -201,15 +189,15 @@ pub struct Profile {
 impl Profile {
     /// Refuses everything that it would send with an egress address.
     pub(super) fn refuse(&mut self) {
-        for one in &mut self.boxes {
+        for one in &mut self.ranges {
             one.verdict = Verdict::Unavailable;
         }
     }
 }
 
-/// One disjoint box. Bounds are inclusive, addresses of one family.
+/// Destinations of one range of addresses and ports. Bounds are inclusive, addresses of one family.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
-pub struct DestinationBox {
+pub struct DestinationRange {
     /// First address.
     pub first: IpAddr,
     /// Last address.

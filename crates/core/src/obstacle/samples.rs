@@ -3,7 +3,7 @@
 
 use super::{Sample, Samples};
 use crate::model::Protocol;
-use crate::node::{DestinationBox, Group, NextHopWay, NodeState, Target, Verdict, WorkerState};
+use crate::node::{DestinationRange, Group, NextHopWay, NodeState, Target, Verdict, WorkerState};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 /// Addresses that nobody has (RFC 5737, RFC 3849).
@@ -39,7 +39,7 @@ fn sample(worker: &WorkerState, is_v4: bool, leaves_here: bool) -> Option<Sample
         let boxes = worker
             .profiles
             .get(profile)
-            .map_or(&[][..], |profile| &profile.boxes);
+            .map_or(&[][..], |profile| &profile.ranges);
         let of_family = boxes.iter().filter(|one| one.first.is_ipv4() == is_v4);
         for one in of_family {
             let Some(target) = sent(worker, one, leaves_here) else {
@@ -65,7 +65,7 @@ fn sample(worker: &WorkerState, is_v4: bool, leaves_here: bool) -> Option<Sample
 /// The target of what is for a box, if it has one; `None`: it is not sent this way.
 fn sent<'a>(
     worker: &'a WorkerState,
-    one: &DestinationBox,
+    one: &DestinationRange,
     leaves_here: bool,
 ) -> Option<Option<&'a Target>> {
     match one.verdict {

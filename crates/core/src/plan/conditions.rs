@@ -1,10 +1,10 @@
 //! What is told about policies.
 
+use super::demand::Overlaps;
 use super::pod_prefixes;
 use super::status::{foreign, joined, without_ebpf};
 use super::uplinks;
-use super::wanted::Overlaps;
-use super::{AddressStatus, GatewayNode, GatewayPlan, PlanReason, PolicyPlan};
+use super::{AddressSummary, GatewayNode, GatewayPlan, PlanReason, PolicyPlan};
 use crate::condition::{Condition, ConditionType, Reason};
 use crate::model::*;
 use crate::numbers::POD_PREFIXES_MAX;
@@ -15,13 +15,13 @@ use std::net::IpAddr;
 /// What the conditions of every policy are made from.
 #[derive(Clone, Copy)]
 pub(super) struct Inputs<'i> {
-    pub addresses: &'i BTreeMap<IpAddr, AddressStatus>,
+    pub addresses: &'i BTreeMap<IpAddr, AddressSummary>,
     pub gateways: &'i BTreeMap<GatewayName, GatewayPlan>,
-    pub records: &'i Objects<NodeName, NodeRecord>,
+    pub records: &'i SharedMap<NodeName, NodeRecord>,
     /// Addresses that are full towards some destination on some node.
     pub full: &'i BTreeSet<IpAddr>,
     /// Every namespace.
-    pub namespaces: &'i Objects<String, Namespace>,
+    pub namespaces: &'i SharedMap<String, Namespace>,
     /// Address of a pod that nodes are not told of, for lack of room.
     pub left_out: Option<IpAddr>,
 }
@@ -85,7 +85,7 @@ pub(super) fn empty() -> PolicyPlan {
         generation: 0,
         refusal: None,
         addresses: Vec::new(),
-        kept: Vec::new(),
+        reserved_addresses: Vec::new(),
         given_anew: false,
         gateway: None,
         pods: BTreeMap::new(),
@@ -104,7 +104,7 @@ pub(super) fn tell(inputs: Inputs<'_>, one: &Resolved<'_>, pods: Pods, plan: &mu
     plan.generation = one.policy.generation;
     plan.refusal = one.refusal.clone();
     plan.addresses.clone_from(&one.addresses);
-    plan.kept = match one.refusal {
+    plan.reserved_addresses = match one.refusal {
         Some(_) => one.given.clone(),
         None => Vec::new(),
     };

@@ -11,7 +11,7 @@
 mod blocks;
 mod sanity;
 
-use super::wanted::{Wanted, WantedByAddress};
+use super::demand::{Demand, DemandByAddress};
 use super::{PlanReason, unreadable};
 use crate::model::*;
 use crate::resolve::gateway_nodes;
@@ -61,15 +61,15 @@ pub(super) struct PlannedAddress {
 pub(super) fn plan_address(
     cluster: &mut Cluster<'_>,
     address: IpAddr,
-    wanted: Option<&Wanted<'_>>,
+    demand: Option<&Demand<'_>>,
 ) -> PlannedAddress {
-    if let Some(kept) = unreadable::address(cluster.snapshot, address) {
+    if let Some(kept) = unreadable_address(cluster.snapshot, address) {
         return kept;
     }
     let mut findings = BTreeSet::new();
-    let mut work = AddressWork::start(cluster, address, wanted, &mut findings);
-    work.age(cluster, wanted);
-    work.grant(cluster, wanted);
+    let mut work = AddressWork::start(cluster, address, demand, &mut findings);
+    work.age(cluster, demand);
+    work.grant(cluster, demand);
     work.number(cluster);
     PlannedAddress {
         record: work.record,
@@ -80,13 +80,33 @@ pub(super) fn plan_address(
     }
 }
 
+/// The plan of an address whose record cannot be read: the record as it is. Which of its blocks are free, nobody knows.
+fn unreadable_address(snapshot: &Snapshot, address: IpAddr) -> Option<PlannedAddress> {
+    if !snapshot.unreadable.addresses.contains(&address) {
+        return None;
+    }
+    let record = snapshot.addresses.get(&address)?.clone();
+    let text =
+        "its record cannot be read: it stays as it is, and no node gets ports of it".to_owned();
+    Some(PlannedAddress {
+        reasons: vec![PlanReason {
+            subject: address.to_string(),
+            text,
+        }],
+        record,
+        steering_changed: false,
+        exhausted: BTreeSet::new(),
+        findings: BTreeSet::new(),
+    })
+}
+
 /// Epochs that a node reports beyond any that was written are believed up to here; more would only wear out the
 /// counter, and no honest agent does that.
 const EPOCH_BELIEVED_MAX: u64 = u64::MAX / 2;
 
 pub(super) fn plan_leases(
     snapshot: &Snapshot,
-    wanted: &WantedByAddress<'_>,
+    demand: &DemandByAddress<'_>,
     now_secs: i64,
     reasons: &mut Vec<PlanReason>,
     findings: &mut BTreeSet<Finding>,
@@ -107,11 +127,11 @@ pub(super) fn plan_leases(
     let addresses: BTreeSet<IpAddr> = snapshot
         .addresses
         .keys()
-        .chain(wanted.keys())
+        .chain(demand.keys())
         .copied()
         .collect();
     for address in addresses {
-        let mut planned = plan_address(&mut cluster, address, wanted.get(&address));
+        let mut planned = plan_address(&mut cluster, address, demand.get(&address));
         reasons.append(&mut planned.reasons);
         findings.append(&mut planned.findings);
         if !planned.exhausted.is_empty() {
@@ -119,7 +139,7 @@ pub(super) fn plan_leases(
         }
         result.records.insert(address, planned.record);
     }
-    delete_unused(&cluster, wanted, &mut result);
+    delete_unused(&cluster, demand, &mut result);
     let dues = result.records.values();
     result.next_change_secs = dues.filter_map(|r| due(snapshot, r)).min();
     result
@@ -173,7 +193,7 @@ impl AddressWork {
     fn start(
         cluster: &Cluster<'_>,
         address: IpAddr,
-        wanted: Option<&Wanted<'_>>,
+        demand: Option<&Demand<'_>>,
         findings: &mut BTreeSet<Finding>,
     ) -> Self {
         let known = cluster.snapshot.addresses.get(&address);
@@ -181,8 +201,8 @@ impl AddressWork {
             steering_changed: known.is_none(),
             record: known.cloned().unwrap_or_else(|| AddressRecord {
                 address,
-                // Only wanted addresses have no record yet.
-                gateway: wanted.map_or(GatewayName(String::new()), |w| w.gateway.name.clone()),
+                // Only addresses in demand have no record yet.
+                gateway: demand.map_or(GatewayName(String::new()), |w| w.gateway.name.clone()),
                 epoch: 0,
                 leases: Vec::new(),
                 resource_version: 0,
@@ -194,14 +214,14 @@ impl AddressWork {
         if sanity::mend(&mut work.record, findings) {
             work.steering_changed = true;
         }
-        if let Some(wanted) = wanted
-            && work.record.gateway != wanted.gateway.name
+        if let Some(demand) = demand
+            && work.record.gateway != demand.gateway.name
         {
             work.say(format!(
                 "gateway changes from {} to {}",
-                work.record.gateway.0, wanted.gateway.name.0
+                work.record.gateway.0, demand.gateway.name.0
             ));
-            work.record.gateway = wanted.gateway.name.clone();
+            work.record.gateway = demand.gateway.name.clone();
             work.steering_changed = true;
             for (i, lease) in work.record.leases.iter_mut().enumerate() {
                 if lease.state == LeaseState::Active {
@@ -224,7 +244,7 @@ impl AddressWork {
     }
 
     /// Moves the leases that exist through their life.
-    fn age(&mut self, cluster: &Cluster<'_>, wanted: Option<&Wanted<'_>>) {
+    fn age(&mut self, cluster: &Cluster<'_>, demand: Option<&Demand<'_>>) {
         let before = self.record.leases.len();
         let rests = |lease: &Lease| {
             lease.state != LeaseState::HoldDown
@@ -246,7 +266,7 @@ impl AddressWork {
                 self.renumber.insert(i);
             }
             self.record.leases.push(lease);
-            let state = self.next_state(cluster, wanted, i);
+            let state = self.next_state(cluster, demand, i);
             let lease = &mut self.record.leases[i];
             if let Some((state, why)) = state {
                 lease.state = state;
@@ -265,11 +285,11 @@ impl AddressWork {
     fn next_state(
         &mut self,
         cluster: &Cluster<'_>,
-        wanted: Option<&Wanted<'_>>,
+        demand: Option<&Demand<'_>>,
         position: usize,
     ) -> Option<(LeaseState, &'static str)> {
         let lease = &self.record.leases[position];
-        let needed = wanted.is_some_and(|w| w.workers.contains(&lease.node));
+        let needed = demand.is_some_and(|w| w.workers.contains(&lease.node));
         let known = !self.renumber.contains(&position)
             && cluster
                 .reported
@@ -302,8 +322,8 @@ impl AddressWork {
     }
 
     /// First grants for workers that have none.
-    fn grant(&mut self, cluster: &Cluster<'_>, wanted: Option<&Wanted<'_>>) {
-        let Some(wanted) = wanted else { return };
+    fn grant(&mut self, cluster: &Cluster<'_>, demand: Option<&Demand<'_>>) {
+        let Some(demand) = demand else { return };
         let holders: BTreeSet<NodeName> = self
             .record
             .leases
@@ -311,7 +331,7 @@ impl AddressWork {
             .filter(|lease| lease.state != LeaseState::HoldDown)
             .map(|lease| lease.node.clone())
             .collect();
-        let missing: Vec<&NodeName> = wanted
+        let missing: Vec<&NodeName> = demand
             .workers
             .iter()
             .copied()
@@ -322,8 +342,8 @@ impl AddressWork {
         }
         let mut blocks = Blocks::without(self.record.leases.iter().flat_map(|l| &l.ranges));
         let workers = u32::try_from(cluster.snapshot.nodes.len()).unwrap_or(u32::MAX);
-        let expected = wanted.gateway.expected_workers.unwrap_or(workers);
-        let size = blocks::first_grant(wanted.gateway.initial_ports, expected);
+        let expected = demand.gateway.expected_workers.unwrap_or(workers);
+        let size = blocks::first_grant(demand.gateway.initial_ports, expected);
         for node in missing {
             let Some(ranges) = blocks.take(self.record.address, node, size) else {
                 self.say(format!("no block is free for {node}"));
@@ -377,7 +397,7 @@ fn reported_epochs(snapshot: &Snapshot) -> BTreeMap<GatewayName, u64> {
 /// The epoch that these gateways of one group have.
 pub(super) fn reported_epoch<'n>(
     nodes: impl IntoIterator<Item = &'n NodeName>,
-    records: &Objects<NodeName, NodeRecord>,
+    records: &SharedMap<NodeName, NodeRecord>,
 ) -> Option<u64> {
     nodes
         .into_iter()
@@ -405,12 +425,12 @@ pub(super) fn is_drained(record: &NodeRecord, address: IpAddr) -> bool {
 /// A record goes when nobody wants it and nothing of it is left. The one that carries the highest epoch stays until
 /// another carries a higher one, or until every gateway has reported it: the counter must never run backwards, or a
 /// gateway that slept would seem to know leases that it has never seen.
-fn delete_unused(cluster: &Cluster<'_>, wanted: &WantedByAddress<'_>, result: &mut PlannedLeases) {
+fn delete_unused(cluster: &Cluster<'_>, demand: &DemandByAddress<'_>, result: &mut PlannedLeases) {
     let highest = result.records.values().map(|r| r.epoch).max().unwrap_or(0);
     let unused: Vec<IpAddr> = result
         .records
         .values()
-        .filter(|r| r.leases.is_empty() && !wanted.contains_key(&r.address))
+        .filter(|r| r.leases.is_empty() && !demand.contains_key(&r.address))
         .filter(|r| !cluster.snapshot.unreadable.addresses.contains(&r.address))
         .filter(|r| may_go(r, highest, cluster.reported))
         .map(|r| r.address)

@@ -15,23 +15,25 @@
 
 mod change;
 mod gateways;
+mod keys;
 mod leases;
+mod messages;
 mod names;
 mod pod_prefixes;
 mod pods;
 mod policies;
-mod said;
 
 pub use change::{Change, changes};
 
 use super::{ClusterPlan, PolicyPlan, status};
 use crate::model::*;
+use keys::{PodRef, PolicyRef};
 use leases::Leases;
+use messages::MessagesBySource;
 use names::Names;
 use pod_prefixes::PodPrefixes;
-use pods::{PodRef, Pods};
-use policies::{Policies, PolicyRef};
-use said::Said;
+use pods::Pods;
+use policies::Policies;
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
@@ -46,7 +48,7 @@ pub struct Planner {
     policies: Policies,
     leases: Leases,
     names: Names,
-    said: Said,
+    messages: MessagesBySource,
 }
 
 /// What an update may have changed of what is told about objects, those that are gone among them; everything else is as
@@ -108,7 +110,7 @@ impl Planner {
             policies: Policies::default(),
             leases: Leases::default(),
             names: Names::default(),
-            said: Said::default(),
+            messages: MessagesBySource::default(),
         };
         let mut dirty = Dirty {
             resolve: true,

@@ -1,9 +1,9 @@
 //! What is told about addresses, gateways and pools.
 
+use super::demand::DemandByAddress;
 use super::lease::PlannedLeases;
 use super::uplinks;
-use super::wanted::WantedByAddress;
-use super::{AddressStatus, GatewayNode, GatewayPlan, PoolPlan};
+use super::{AddressSummary, GatewayNode, GatewayPlan, PoolPlan};
 use crate::condition::{Condition, ConditionType, Reason};
 use crate::model::*;
 use crate::numbers::LEASE_PORT_FIRST;
@@ -16,9 +16,9 @@ const LEASABLE_PORTS: u32 = 65_536 - LEASE_PORT_FIRST as u32;
 
 pub(super) fn addresses(
     snapshot: &Snapshot,
-    wanted: &WantedByAddress<'_>,
+    demand: &DemandByAddress<'_>,
     leases: &PlannedLeases,
-) -> BTreeMap<IpAddr, AddressStatus> {
+) -> BTreeMap<IpAddr, AddressSummary> {
     let mut saying: BTreeMap<IpAddr, BTreeSet<&NodeName>> = BTreeMap::new();
     for record in snapshot.node_records.values() {
         for address in &record.announcing {
@@ -35,7 +35,7 @@ pub(super) fn addresses(
     }
     let nobody = BTreeMap::new();
     let one = |record: &AddressRecord| {
-        let users = wanted.get(&record.address);
+        let users = demand.get(&record.address);
         let saying = saying.get(&record.address);
         let announcer = saying.and_then(|nodes| announcer(record.address, nodes.iter().copied()));
         let hearing = hearing.get(&record.address).unwrap_or(&nobody);
@@ -94,7 +94,7 @@ pub(super) fn address(
     outside: Outside<'_>,
     exhausted: &BTreeSet<NodeName>,
     unreadable: bool,
-) -> AddressStatus {
+) -> AddressSummary {
     let ports = |held: bool| -> u32 {
         record
             .leases
@@ -104,7 +104,7 @@ pub(super) fn address(
             .map(|r| u32::from(r.last - r.first) + 1)
             .sum()
     };
-    AddressStatus {
+    AddressSummary {
         announcer: outside.announcer.cloned(),
         users: users.unwrap_or_default(),
         ports_leased: ports(false),
@@ -264,7 +264,7 @@ pub(super) fn gateway_node(name: &NodeName, record: Option<&NodeRecord>) -> Gate
 pub(super) fn gateway<'n>(
     gateway: &Gateway,
     nodes: impl IntoIterator<Item = &'n NodeName>,
-    records: &Objects<NodeName, NodeRecord>,
+    records: &SharedMap<NodeName, NodeRecord>,
 ) -> GatewayPlan {
     let node = |name: &NodeName| gateway_node(name, records.get(name));
     let nodes: Vec<GatewayNode> = nodes.into_iter().map(node).collect();

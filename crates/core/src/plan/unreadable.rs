@@ -1,31 +1,9 @@
 //! Records that are there and cannot be read: they stay as they are, and what they name is nobody else's.
 
-use super::PlanReason;
-use super::lease::PlannedAddress;
 use crate::model::*;
 use ipnet::IpNet;
 use std::collections::BTreeSet;
 use std::net::IpAddr;
-
-/// The plan of an address whose record cannot be read: the record as it is. Which of its blocks are free, nobody knows.
-pub(super) fn address(snapshot: &Snapshot, address: IpAddr) -> Option<PlannedAddress> {
-    if !snapshot.unreadable.addresses.contains(&address) {
-        return None;
-    }
-    let record = snapshot.addresses.get(&address)?.clone();
-    let text =
-        "its record cannot be read: it stays as it is, and no node gets ports of it".to_owned();
-    Some(PlannedAddress {
-        reasons: vec![PlanReason {
-            subject: address.to_string(),
-            text,
-        }],
-        record,
-        steering_changed: false,
-        exhausted: BTreeSet::new(),
-        findings: BTreeSet::new(),
-    })
-}
 
 /// Tunnel indexes of node records that cannot be read otherwise.
 pub(super) fn tunnel_indexes(snapshot: &Snapshot) -> BTreeSet<u16> {

@@ -1,8 +1,6 @@
-//! Which addresses a policy asks for, and whether it may have them.
+//! Addresses: in which pools they are, and who has them already.
 
 use super::occupied::{Occupant, Occupied};
-use super::{Problem, pool_gives};
-use crate::condition::Reason;
 use crate::model::*;
 use ipnet::IpNet;
 use std::collections::{BTreeMap, BTreeSet};
@@ -29,6 +27,18 @@ pub(super) fn pools_of(snapshot: &Snapshot, address: IpAddr) -> impl Iterator<It
         .filter(move |pool| in_pool(pool, address))
 }
 
+/// Whether the pool is for this namespace.
+pub(crate) fn pool_gives(snapshot: &Snapshot, pool: &Pool, namespace: &str) -> bool {
+    match &pool.namespaces {
+        Namespaces::All => true,
+        Namespaces::Names(names) => names.contains(namespace),
+        Namespaces::Labels(selector) => snapshot
+            .namespaces
+            .get(namespace)
+            .is_some_and(|ns| selector.matches(&ns.labels)),
+    }
+}
+
 /// Who has which pod address: looked for among all pods, or in an index that a planner keeps.
 pub(crate) trait PodAddresses {
     /// Those of the wanted addresses that a pod has which has not run to its end, each with the pod's name (of several
@@ -39,7 +49,7 @@ pub(crate) trait PodAddresses {
     fn test(&self) -> Box<dyn Fn(IpAddr) -> bool + '_>;
 }
 
-impl PodAddresses for Objects<(String, String), Pod> {
+impl PodAddresses for SharedMap<(String, String), Pod> {
     fn holders(&self, wanted: &BTreeSet<IpAddr>) -> BTreeMap<IpAddr, &str> {
         let pods = self.values().filter(|pod| !pod.finished);
         let addresses = pods.flat_map(|pod| pod.addresses.iter().map(move |a| (pod, a)));
@@ -149,13 +159,23 @@ impl<'a> ClusterAddresses<'a> {
         }
     }
 
+    /// For policies without an address.
+    pub(super) fn none() -> Self {
+        Self {
+            hosts: BTreeMap::new(),
+            prefixes: Prefixes::of([]),
+            occupied: Occupied::default(),
+        }
+    }
+
     /// Who has the address, if agents have found that no policy may.
     pub(super) fn occupant(&self, address: IpAddr) -> Option<&Occupant<'a>> {
         let occupant = self.occupied.get(&address);
         occupant.filter(|occupant| occupant.refuses())
     }
 
-    fn problem(&self, address: IpAddr) -> Option<String> {
+    /// Why no policy may have the address: it is one of the cluster.
+    pub(super) fn problem(&self, address: IpAddr) -> Option<String> {
         if let Some((kind, name)) = self.hosts.get(&address) {
             return Some(format!(
                 "{kind:?} {name} has this address; an egress address that is in use in the cluster is not supported \
@@ -207,37 +227,7 @@ pub(crate) fn cluster_address<'a, P: PodAddresses>(
     }
 }
 
-/// What a policy asks for.
-pub(super) struct Requested {
-    pub addresses: Vec<IpAddr>,
-    pub covers: [bool; 2],
-}
-
-pub(super) fn requested(snapshot: &Snapshot, policy: &Policy, out_of_pool: &[IpAddr]) -> Requested {
-    let mut covers = [false; 2];
-    let addresses: BTreeSet<IpAddr> = match &policy.addresses {
-        AddressRequest::Fixed(addresses) => addresses.iter().copied().collect(),
-        AddressRequest::Pool(name) => {
-            if let Some(pool) = snapshot.pools.get(name) {
-                for (first, _) in &pool.ranges {
-                    covers[family_index(*first)] = true;
-                }
-            } else {
-                covers = [true; 2];
-            }
-            out_of_pool.iter().copied().collect()
-        }
-    };
-    // A next hop covers its family as an address would, and is none.
-    for address in addresses.iter().chain(policy.next_hop().as_ref()) {
-        covers[family_index(*address)] = true;
-    }
-    Requested {
-        addresses: addresses.into_iter().collect(),
-        covers,
-    }
-}
-
+/// Whether no host can have this address as its own.
 pub(super) fn unusable(address: IpAddr) -> bool {
     let special = address.is_unspecified() || address.is_loopback() || address.is_multicast();
     special
@@ -246,166 +236,4 @@ pub(super) fn unusable(address: IpAddr) -> bool {
             IpAddr::V4(v4) => v4.octets()[0] >= 240 || v4.is_link_local() || v4.octets()[0] == 0,
             IpAddr::V6(v6) => v6.is_unicast_link_local() || v6.to_ipv4_mapped().is_some(),
         }
-}
-
-/// Problems with what a policy asks for.
-pub(super) fn problems(
-    snapshot: &Snapshot,
-    policy: &Policy,
-    index: &ClusterAddresses<'_>,
-) -> Vec<Problem> {
-    match &policy.addresses {
-        _ if policy.next_hop().is_some() => Vec::new(),
-        AddressRequest::Pool(name) => match snapshot.pools.get(name) {
-            None => vec![Problem::new(
-                Reason::PoolNotFound,
-                "spec.pool",
-                &name.0,
-                "there is no such EgressPool; create it or name another",
-            )],
-            Some(pool) => denied_by_pool(snapshot, policy, pool, "spec.pool")
-                .into_iter()
-                .collect(),
-        },
-        AddressRequest::Fixed(addresses) if addresses.is_empty() => vec![Problem::new(
-            Reason::NoAddress,
-            "spec.ips",
-            "[]",
-            "name at least one address, or a pool",
-        )],
-        AddressRequest::Fixed(addresses) => addresses
-            .iter()
-            .enumerate()
-            .filter_map(|(i, address)| {
-                let field = if addresses.len() == 1 {
-                    "spec.ip".into()
-                } else {
-                    format!("spec.ips[{i}]")
-                };
-                fixed_problem(snapshot, policy, *address, field, index)
-            })
-            .collect(),
-    }
-}
-
-fn fixed_problem(
-    snapshot: &Snapshot,
-    policy: &Policy,
-    address: IpAddr,
-    field: String,
-    index: &ClusterAddresses<'_>,
-) -> Option<Problem> {
-    if unusable(address) {
-        return Some(Problem::new(
-            Reason::AddressInvalid,
-            field,
-            address,
-            "no host can use this as its source address; choose a unicast address",
-        ));
-    }
-    if let Some(remedy) = index.problem(address) {
-        return Some(Problem::new(
-            Reason::AddressInCluster,
-            field,
-            address,
-            remedy,
-        ));
-    }
-    if let Some(occupant) = index.occupant(address)
-        && !may_stay(policy, address, occupant)
-    {
-        let reason = match occupant.is_machine() {
-            true => Reason::AddressInCluster,
-            false => Reason::AddressInvalid,
-        };
-        let remedy = format!("{occupant}; choose one that nothing else has");
-        return Some(Problem::new(reason, field, address, remedy));
-    }
-    let mut pools = pools_of(snapshot, address).peekable();
-    if pools.peek().is_none() {
-        return match snapshot.settings.unpooled_addresses {
-            UnpooledAddresses::Allow => None,
-            UnpooledAddresses::Deny => Some(Problem::new(
-                Reason::AddressDenied,
-                field,
-                address,
-                "it is in no EgressPool, and this installation allows only addresses out of pools; add it to one",
-            )),
-        };
-    }
-    pools.find_map(|pool| {
-        let mut problem = denied_by_pool(snapshot, policy, pool, "")?;
-        problem.field = field.clone();
-        problem.value = address.to_string();
-        Some(problem)
-    })
-}
-
-/// Whether the policy may have the address all the same. What it has been given is taken away by nothing that is found
-/// later, which is told. Addresses of earlier systems' objects are on nodes' devices by design.
-fn may_stay(policy: &Policy, address: IpAddr, occupant: &Occupant<'_>) -> bool {
-    let is_own = matches!(policy.object.kind, Kind::Egress | Kind::ClusterEgress);
-    let is_moved = !is_own && matches!(occupant, Occupant::Device(_));
-    is_moved || policy.assigned.contains(&address)
-}
-
-/// The namespace whose pods a policy that is no `ClusterEgress` selects: a front-end's object may stand elsewhere.
-fn tenant(policy: &Policy) -> &str {
-    match &policy.selection {
-        Selection::Workload { namespace, .. } | Selection::Service { namespace, .. } => namespace,
-        Selection::Labels { .. } | Selection::Addresses(_) => &policy.object.namespace,
-    }
-}
-
-/// An `Egress` may use only what its namespace is given. A `ClusterEgress` is judged per pod (`pair`).
-fn denied_by_pool(
-    snapshot: &Snapshot,
-    policy: &Policy,
-    pool: &Pool,
-    field: &str,
-) -> Option<Problem> {
-    if policy.object.kind == Kind::ClusterEgress || pool_gives(snapshot, pool, tenant(policy)) {
-        return None;
-    }
-    Some(Problem::new(
-        Reason::AddressDenied,
-        field,
-        &pool.name.0,
-        format!(
-            "pool {} is not for namespace {}; ask for it in the pool's spec.namespaces",
-            pool.name.0,
-            tenant(policy)
-        ),
-    ))
-}
-
-/// Whether `whenUnavailable: NodeAddress` holds: every pool of its addresses must consent, and an address in no pool
-/// has nobody to consent for it.
-pub(super) fn node_address_consent(
-    snapshot: &Snapshot,
-    policy: &Policy,
-    findings: &mut BTreeSet<Finding>,
-) -> bool {
-    if policy.when_unavailable == WhenUnavailable::Drop {
-        return false;
-    }
-    let consents = match &policy.addresses {
-        AddressRequest::Pool(name) => snapshot
-            .pools
-            .get(name)
-            .is_some_and(|pool| pool.allow_node_address),
-        AddressRequest::Fixed(addresses) => addresses.iter().all(|address| {
-            let mut pools = pools_of(snapshot, *address).peekable();
-            pools.peek().is_some() && pools.all(|pool| pool.allow_node_address)
-        }),
-    };
-    if !consents {
-        findings.insert(Finding {
-            object: policy.object.clone(),
-            field: "spec.whenUnavailable".into(),
-            value: "NodeAddress".into(),
-            remedy: "Drop holds: the address must be in a pool with allowNodeAddress: true".into(),
-        });
-    }
-    consents
 }

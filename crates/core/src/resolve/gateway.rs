@@ -1,7 +1,7 @@
 //! Which gateway a policy uses, and which nodes are its gateways.
 
 use super::Problem;
-use super::address::pools_of;
+use super::policy_addresses::PolicyAddresses;
 use crate::condition::Reason;
 use crate::model::*;
 use std::collections::BTreeSet;
@@ -9,7 +9,7 @@ use std::collections::BTreeSet;
 /// Nodes that the gateway selects.
 pub(crate) fn gateway_nodes<'a>(
     gateway: &Gateway,
-    nodes: &'a Objects<NodeName, Node>,
+    nodes: &'a SharedMap<NodeName, Node>,
 ) -> BTreeSet<&'a NodeName> {
     nodes
         .values()
@@ -93,8 +93,9 @@ pub(super) fn findings(snapshot: &Snapshot) -> BTreeSet<Finding> {
 pub(super) fn of_policy<'a>(
     snapshot: &'a Snapshot,
     policy: &Policy,
+    addresses: &PolicyAddresses<'a>,
 ) -> Result<&'a Gateway, Problem> {
-    let pooled = of_pools(snapshot, policy)?;
+    let pooled = of_pools(addresses)?;
     let name = match (&policy.gateway, pooled) {
         (Some(named), Some((pool, of_pool))) if named != of_pool => {
             return Err(Problem::new(
@@ -158,19 +159,9 @@ fn unnamed(snapshot: &Snapshot) -> Result<&Gateway, Problem> {
 type PoolGateway<'a> = (&'a PoolName, &'a GatewayName);
 
 /// The gateway that the pools of the policy's addresses belong to, if they belong to one.
-fn of_pools<'a>(
-    snapshot: &'a Snapshot,
-    policy: &Policy,
-) -> Result<Option<PoolGateway<'a>>, Problem> {
-    let pools: Vec<&Pool> = match &policy.addresses {
-        AddressRequest::Pool(name) => snapshot.pools.get(name).into_iter().collect(),
-        AddressRequest::Fixed(addresses) => addresses
-            .iter()
-            .flat_map(|a| pools_of(snapshot, *a))
-            .collect(),
-    };
+fn of_pools<'a>(addresses: &PolicyAddresses<'a>) -> Result<Option<PoolGateway<'a>>, Problem> {
     let mut found: Option<PoolGateway<'a>> = None;
-    for pool in pools {
+    for pool in addresses.pools() {
         let Some(gateway) = &pool.gateway else {
             continue;
         };

@@ -17,7 +17,9 @@ pub(crate) fn network_identifier(next_hop: IpAddr) -> u32 {
     NEXT_HOP_VNI_BASE | u32::try_from(bits).expect("fewer bits than a u32 has")
 }
 
-pub(super) fn unusable(next_hop: IpAddr) -> Option<Problem> {
+/// A next hop that no neighbour can be.
+pub(super) fn problem(policy: &Policy) -> Option<Problem> {
+    let next_hop = policy.next_hop()?;
     no_host(next_hop).then(|| {
         Problem::new(
             Reason::AddressInvalid,

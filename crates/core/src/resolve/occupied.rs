@@ -53,6 +53,7 @@ impl fmt::Display for Occupant<'_> {
 }
 
 /// Those of the wanted addresses that are occupied.
+#[derive(Default)]
 pub(crate) struct Occupied<'a>(BTreeMap<IpAddr, Occupant<'a>>);
 
 impl<'a> Occupied<'a> {

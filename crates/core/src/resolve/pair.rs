@@ -1,22 +1,10 @@
 //! Which of a policy's addresses one pod uses.
 
 use super::Resolved;
-use super::address::{family_index, pools_of};
+use super::address::{family_index, pool_gives, pools_of};
 use crate::model::*;
 use crate::rendezvous::paired;
 use std::net::IpAddr;
-
-/// Whether the pool is for this namespace.
-pub(crate) fn pool_gives(snapshot: &Snapshot, pool: &Pool, namespace: &str) -> bool {
-    match &pool.namespaces {
-        Namespaces::All => true,
-        Namespaces::Names(names) => names.contains(namespace),
-        Namespaces::Labels(selector) => snapshot
-            .namespaces
-            .get(namespace)
-            .is_some_and(|ns| selector.matches(&ns.labels)),
-    }
-}
 
 /// The addresses (IPv4, IPv6) of one pod by one policy.
 pub(crate) type Paired = [Option<IpAddr>; 2];

@@ -163,3 +163,19 @@ fn behind_service(
             .collect(),
     }
 }
+
+/// A Service that is not there selects nobody. That is no refusal: it may still come.
+pub(super) fn missing_service(snapshot: &Snapshot, policy: &Policy) -> Option<Finding> {
+    let Selection::Service { namespace, name } = &policy.selection else {
+        return None;
+    };
+    let known = snapshot
+        .services
+        .contains_key(&(namespace.clone(), name.clone()));
+    (!known).then(|| Finding {
+        object: policy.object.clone(),
+        field: "spec.serviceName".into(),
+        value: name.clone(),
+        remedy: format!("there is no Service {namespace}/{name}, so no pod is selected; create it or name another"),
+    })
+}

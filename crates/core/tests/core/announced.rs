@@ -6,7 +6,7 @@ use egret_core::model::*;
 use std::collections::BTreeSet;
 use std::net::IpAddr;
 
-type Pods = Objects<(String, String), Pod>;
+type Pods = SharedMap<(String, String), Pod>;
 
 fn pod(name: &str, uid: &str, node: &str, addresses: &[&str]) -> Pod {
     Pod {

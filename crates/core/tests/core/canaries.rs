@@ -5,7 +5,7 @@ use egret_core::canary::{CanaryKind, Lost};
 use egret_core::check::check_node;
 use egret_core::model::*;
 use egret_core::node::{
-    AccountId, BrokenPath, CANARY_ABILITY, CanaryEnd, NodeOutcome, ReportKind,
+    BrokenPath, CANARY_CAPABILITY, CanaryEnd, NodeOutcome, ReportKind, TrafficKeyId,
     is_canary_destination, node_state,
 };
 use std::collections::BTreeSet;
@@ -18,8 +18,8 @@ fn canaries_measure_each_group_and_family_by_a_few_ports_of_a_lease() {
     let able = |scene: &mut Scene, able: bool| {
         let records: Vec<_> = scene.snapshot.node_records.values().cloned().collect();
         for mut record in records {
-            record.abilities = able
-                .then(|| CANARY_ABILITY.to_owned())
+            record.capabilities = able
+                .then(|| CANARY_CAPABILITY.to_owned())
                 .into_iter()
                 .collect();
             scene
@@ -80,7 +80,7 @@ fn canaries_measure_each_group_and_family_by_a_few_ports_of_a_lease() {
     let target = worker
         .targets
         .values()
-        .find(|t| t.account == AccountId::CANARY);
+        .find(|t| t.traffic_key == TrafficKeyId::CANARY);
     let ranges = &target.expect("its target").ranges;
     assert_eq!(ranges.len(), 1);
     assert_eq!(u32::from(ranges[0].last - ranges[0].first) + 1, 16);

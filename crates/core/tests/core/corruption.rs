@@ -261,13 +261,13 @@ fn profiles_and_references_that_must_not_be_are_seen() {
     let scene = scene();
     let node = |rule, corrupt: fn(&mut NodeOutcome)| expect_node(rule, &scene, "worker1", corrupt);
     node(Rule::Overlap, |o| {
-        let mut inner = profile(o).boxes[0];
+        let mut inner = profile(o).ranges[0];
         inner.first = ip("10.0.0.0");
         inner.last = ip("10.0.0.255");
         inner.protocol = Some(Protocol::Udp);
         (inner.port_first, inner.port_last) = (53, 53);
-        profile(o).boxes.push(inner);
-        profile(o).boxes.sort_unstable();
+        profile(o).ranges.push(inner);
+        profile(o).ranges.sort_unstable();
     });
     node(Rule::Overlap, |o| {
         let range = profile(o).portless[0];
@@ -279,19 +279,21 @@ fn profiles_and_references_that_must_not_be_are_seen() {
             .never
             .insert("10.244.1.0/25".parse().unwrap());
     });
-    node(Rule::BoxMalformed, |o| profile(o).boxes.reverse());
-    node(Rule::BoxMalformed, |o| profile(o).boxes[0].port_first = 1);
-    node(Rule::BoxMalformed, |o| profile(o).boxes[0].last = ip("::1"));
+    node(Rule::BoxMalformed, |o| profile(o).ranges.reverse());
+    node(Rule::BoxMalformed, |o| profile(o).ranges[0].port_first = 1);
+    node(Rule::BoxMalformed, |o| {
+        profile(o).ranges[0].last = ip("::1")
+    });
     node(Rule::Dangling, |o| o.state.worker.targets.clear());
     node(Rule::Dangling, |o| o.state.worker.groups.clear());
     node(Rule::Dangling, |o| o.state.worker.profiles.clear());
     node(Rule::Dangling, |o| o.target_groups.clear());
-    node(Rule::AccountWrong, |o| o.accounts.clear());
+    node(Rule::AccountWrong, |o| o.traffic_keys.clear());
     node(Rule::AccountWrong, |o| {
-        first_target(o).account = AccountId(0xbad)
+        first_target(o).traffic_key = TrafficKeyId(0xbad)
     });
     node(Rule::AccountWrong, |o| {
-        let accounts = o.accounts.values_mut().flatten();
+        let accounts = o.traffic_keys.values_mut().flatten();
         accounts.for_each(|account| account.policy.name = "nobody".into());
     });
     node(Rule::RangeNotUsable, |o| {

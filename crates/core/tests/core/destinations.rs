@@ -2,7 +2,7 @@
 
 use crate::scene::*;
 use egret_core::model::*;
-use egret_core::node::{DestinationBox, Profile, Verdict, WorkerState};
+use egret_core::node::{DestinationRange, Profile, Verdict, WorkerState};
 use proptest::prelude::*;
 use std::collections::BTreeSet;
 use std::net::IpAddr;
@@ -101,8 +101,8 @@ fn compiled(worker: &WorkerState, profile: &Profile, (to, protocol, port): Packe
             Fate::Untouched
         };
     };
-    let hits: Vec<&DestinationBox> = profile
-        .boxes
+    let hits: Vec<&DestinationRange> = profile
+        .ranges
         .iter()
         .filter(|b| b.first.is_ipv4() == to.is_ipv4() && b.first <= to && to <= b.last)
         .filter(|b| b.protocol.is_none_or(|p| p == protocol))
@@ -228,7 +228,7 @@ fn packets(profile: &Profile) -> Vec<Packet> {
     ] {
         addresses.insert(ip(text));
     }
-    addresses.extend(profile.boxes.iter().flat_map(|b| [b.first, b.last]));
+    addresses.extend(profile.ranges.iter().flat_map(|b| [b.first, b.last]));
     let protocols = [
         None,
         Some(Protocol::Tcp),
@@ -302,6 +302,6 @@ fn equal_neighbours_are_merged() {
     let scene = scene_of(&[policy]);
     let worker = scene.outcome("worker1").state.worker;
     let profile = worker.profiles.values().next().unwrap();
-    assert_eq!(profile.boxes.len(), 1, "{profile:?}");
+    assert_eq!(profile.ranges.len(), 1, "{profile:?}");
     assert_eq!(profile.portless, [(ip("10.0.0.0"), ip("10.0.0.255"))]);
 }

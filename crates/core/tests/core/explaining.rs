@@ -90,7 +90,7 @@ fn every_way_to_end_is_told() {
             .contains("other protocols and ports untouched")
     );
 
-    scene.snapshot.policies[0].translation = Translation::AtHolder;
+    scene.snapshot.policies[0].gateway = Some(GatewayName("none".into()));
     assert_eq!(leaves(&scene, "a1", "203.0.113.10"), Leaves::Stopped);
     scene
         .snapshot

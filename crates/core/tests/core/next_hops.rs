@@ -129,7 +129,7 @@ fn a_router_that_no_gateway_has_is_said_and_its_traffic_goes_nowhere() {
     let outcome = scene.outcome("worker1");
     let profile = &outcome.state.worker.profiles[&outcome.state.worker.pods[&pod(1)]];
     let verdict = |to: &str| {
-        let mut boxes = profile.boxes.iter();
+        let mut boxes = profile.ranges.iter();
         let inside = boxes.find(|b| b.first <= ip(to) && ip(to) <= b.last);
         inside.unwrap().verdict
     };
@@ -237,7 +237,7 @@ fn where_programs_take_answers_past_the_stack_such_traffic_is_dropped_and_said()
         .worker
         .profiles
         .values()
-        .flat_map(|p| &p.boxes);
+        .flat_map(|p| &p.ranges);
     let verdicts: BTreeSet<Verdict> = boxes.map(|b| b.verdict).collect();
     assert!(verdicts.contains(&Verdict::Unavailable));
     assert!(!verdicts.iter().any(|v| matches!(v, Verdict::NextHop(_))));

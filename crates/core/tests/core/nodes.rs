@@ -5,7 +5,7 @@ use egret_core::check::check_node;
 use egret_core::machines::answering_nodes;
 use egret_core::model::*;
 use egret_core::node::{
-    DestinationBox, External, Group, NodeFacts, NodeOutcome, NotYet, ReportKind, Target, Verdict,
+    DestinationRange, External, Group, NodeFacts, NodeOutcome, NotYet, ReportKind, Target, Verdict,
     node_state,
 };
 use std::collections::BTreeSet;
@@ -52,7 +52,7 @@ fn selected_pods_are_bound_and_others_are_not() {
     let pods: Vec<_> = worker.pods.keys().copied().collect();
     assert_eq!(pods, [ip("10.244.1.10"), ip("fd00:244:1::10")]);
     let profile = &worker.profiles[&worker.pods[&ip("10.244.1.10")]];
-    let verdicts: Vec<Verdict> = profile.boxes.iter().map(|b| b.verdict).collect();
+    let verdicts: Vec<Verdict> = profile.ranges.iter().map(|b| b.verdict).collect();
     assert!(
         matches!(
             verdicts[..],
@@ -84,8 +84,8 @@ fn an_address_whose_device_is_gone_is_shut_until_another_pod_has_it() {
 
     let shut = outcome(&scene);
     let worker = &shut.state.worker;
-    let boxes = &worker.profiles[&worker.pods[&address]].boxes;
-    let refused = |b: &DestinationBox| b.verdict == Verdict::Unavailable;
+    let boxes = &worker.profiles[&worker.pods[&address]].ranges;
+    let refused = |b: &DestinationRange| b.verdict == Verdict::Unavailable;
     assert!(!boxes.is_empty() && boxes.iter().all(refused), "{boxes:?}");
     let other_family = &worker.pods[&ip("fd00:244:1::10")];
     assert_ne!(worker.pods.get(&address), Some(other_family));
@@ -104,7 +104,7 @@ fn an_address_whose_device_is_gone_is_shut_until_another_pod_has_it() {
     scene.snapshot.pods.insert(next_key, selected);
     let served = outcome(&scene);
     let worker = &served.state.worker;
-    let boxes = &worker.profiles[&worker.pods[&address]].boxes;
+    let boxes = &worker.profiles[&worker.pods[&address]].ranges;
     assert!(
         boxes
             .iter()
@@ -162,7 +162,7 @@ fn with_consent_the_node_address_is_used_while_every_gateway_is_dead() {
             .values()
             .next()
             .unwrap()
-            .boxes
+            .ranges
             .clone()
     };
     assert!(boxes(&kept).iter().any(|b| b.first.is_ipv4()));
@@ -406,7 +406,7 @@ fn a_profile_with_too_many_boxes_leaves_out_the_policy_that_ranks_last() {
         .collect();
     assert_eq!(names, ["huge"]);
     let profile = outcome.state.worker.profiles.values().next().unwrap();
-    assert_eq!(profile.boxes.len(), 1, "the other one is carried out");
+    assert_eq!(profile.ranges.len(), 1, "the other one is carried out");
     let pods: Vec<u32> = outcome.programmed.iter().map(|p| p.pods).collect();
     assert_eq!(pods, [0, 1]);
     assert!(

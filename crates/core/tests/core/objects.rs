@@ -1,6 +1,6 @@
 //! Objects are a sorted map like any other, whatever their copies go through, and comparing copies costs what differs.
 
-use egret_core::model::{List, Objects};
+use egret_core::model::{List, SharedMap};
 use proptest::prelude::*;
 use std::cell::Cell;
 use std::collections::BTreeMap;
@@ -37,13 +37,13 @@ fn expected(old: &BTreeMap<u16, u8>, new: &BTreeMap<u16, u8>) -> Differences {
     differ.map(|key| (*key, new.get(key).copied())).collect()
 }
 
-fn found(old: &Objects<u16, u8>, new: &Objects<u16, u8>) -> Differences {
+fn found(old: &SharedMap<u16, u8>, new: &SharedMap<u16, u8>) -> Differences {
     let mut all = Vec::new();
     old.differences(new, |key, value| all.push((*key, value.map(|v| **v))));
     all
 }
 
-fn carry_out(step: &Step, objects: &mut Objects<u16, u8>, map: &mut BTreeMap<u16, u8>) {
+fn carry_out(step: &Step, objects: &mut SharedMap<u16, u8>, map: &mut BTreeMap<u16, u8>) {
     match step {
         Step::Put(key, value) => {
             let was = objects.insert(*key, *value);
@@ -78,7 +78,7 @@ proptest! {
         steps in prop::collection::vec(step(), 1..150),
     ) {
         let mut map: BTreeMap<u16, u8> = (0..first).map(|key| (key, 7)).collect();
-        let mut objects: Objects<u16, u8> = (0..first).map(|key| (key, 7)).collect();
+        let mut objects: SharedMap<u16, u8> = (0..first).map(|key| (key, 7)).collect();
         let mut copies = vec![(objects.clone(), map.clone())];
         for step in &steps {
             carry_out(step, &mut objects, &mut map);
@@ -92,7 +92,7 @@ proptest! {
             prop_assert!(objects.iter().eq(map.iter()));
             prop_assert!((0..500).all(|key| objects.get(&key) == map.get(&key)));
             prop_assert_eq!(objects.is_empty(), map.is_empty());
-            let anew: Objects<u16, u8> = map.iter().rev().map(|(k, v)| (*k, *v)).collect();
+            let anew: SharedMap<u16, u8> = map.iter().rev().map(|(k, v)| (*k, *v)).collect();
             prop_assert_eq!(objects, &anew);
         }
         for (old, old_map) in &copies {
@@ -120,7 +120,7 @@ impl PartialEq for Counting {
 
 #[test]
 fn what_copies_share_is_not_compared() {
-    let mut objects: Objects<u32, Counting> =
+    let mut objects: SharedMap<u32, Counting> =
         (0..100_000).map(|key| (key, Counting(key))).collect();
     let before = objects.clone();
     objects.insert(77_777, Counting(1));
@@ -147,7 +147,7 @@ fn a_list_changes_in_one_copy_only() {
         (vec![1, 2], vec![2, 3, 4])
     );
     let shared: Arc<u8> = Arc::new(1);
-    let mut objects = Objects::from_iter([("a", shared.clone())]);
+    let mut objects = SharedMap::from_iter([("a", shared.clone())]);
     objects.values_mut().for_each(|value| *value = 9);
     assert_eq!((*shared, objects["a"]), (1, 9));
 }

@@ -54,7 +54,7 @@ fn is_refused(outcome: &NodeOutcome, because: &str) {
     assert!(worker.keep_uplinks, "what is attached drops what it sees");
     assert!(!outcome.programmed.is_empty(), "a policy is reported");
     assert_eq!(programmed(outcome), 0);
-    let boxes: Vec<_> = worker.profiles.values().flat_map(|p| &p.boxes).collect();
+    let boxes: Vec<_> = worker.profiles.values().flat_map(|p| &p.ranges).collect();
     assert!(!boxes.is_empty());
     assert!(boxes.iter().all(|b| b.verdict == Verdict::Unavailable));
 }

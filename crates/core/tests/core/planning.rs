@@ -88,16 +88,10 @@ fn what_cannot_be_carried_out_is_refused_with_a_finding_and_its_traffic_is_dropp
         scene.snapshot.gateways.values_mut().next().unwrap()
     }
     let cases: Vec<(Reason, Edit)> = vec![
-        (Reason::UnsupportedTranslation, |s| {
-            policy(s).translation = Translation::AtHolder
-        }),
         (Reason::AddressInvalid, |s| {
             policy(s).translation = Translation::None {
                 next_hop: ip("fe80::1"),
             }
-        }),
-        (Reason::UnsupportedPresence, |s| {
-            policy(s).presence = Presence::HeldBy("x".into())
         }),
         (Reason::UnsupportedGateway, |s| {
             main(s).announce = AnnounceMode::Bgp
@@ -187,11 +181,11 @@ fn what_cannot_be_carried_out_is_refused_with_a_finding_and_its_traffic_is_dropp
         let worker = scene.outcome("worker1").state.worker;
         let profile = &worker.profiles[&worker.pods[&ip("10.244.1.10")]];
         let target = profile
-            .boxes
+            .ranges
             .iter()
             .any(|b| matches!(b.verdict, Verdict::Target(_)));
         assert!(
-            !target && !profile.boxes.is_empty(),
+            !target && !profile.ranges.is_empty(),
             "case {number}: {profile:?}"
         );
     }
@@ -281,7 +275,7 @@ fn pods_are_paired_to_one_address_and_stay_with_it() {
     let used = |scene: &Scene| {
         let worker = scene.outcome("worker2").state.worker;
         let address = |profile: &egret_core::node::ProfileId| {
-            let Verdict::Target(id) = worker.profiles[profile].boxes[0].verdict else {
+            let Verdict::Target(id) = worker.profiles[profile].ranges[0].verdict else {
                 panic!()
             };
             worker.targets[&id].address
@@ -343,7 +337,7 @@ fn a_cluster_egress_gives_no_namespace_an_address_that_is_not_for_it() {
     assert_eq!(holders, [&node_name("worker1")]);
     let worker = scene.outcome("worker2").state.worker;
     let profile = &worker.profiles[&worker.pods[&ip("10.244.2.11")]];
-    assert_eq!(profile.boxes[0].verdict, Verdict::Unavailable);
+    assert_eq!(profile.ranges[0].verdict, Verdict::Unavailable);
 }
 
 #[test]

@@ -374,7 +374,7 @@ proptest! {
                     false => ("2001:db8:1::10", Fate::Refused),
                 };
                 let profile = &worker.profiles[&worker.pods[from]];
-                let shut = profile.boxes.iter().all(|one| !matches!(one.verdict, Verdict::Target(_)));
+                let shut = profile.ranges.iter().all(|one| !matches!(one.verdict, Verdict::Target(_)));
                 let wanted = if shut { Fate::Refused } else { fate };
                 prop_assert_eq!(worker.fate(*from, ip(server), 6, 443), wanted);
             }

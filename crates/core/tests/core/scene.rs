@@ -29,48 +29,29 @@ pub fn selector(pairs: &[(&str, &str)]) -> LabelSelector {
 }
 
 pub fn egress(namespace: &str, name: &str, addresses: &[&str]) -> Policy {
+    let object = ObjectRef {
+        kind: Kind::Egress,
+        namespace: namespace.into(),
+        name: name.into(),
+    };
+    let selection = Selection::Labels {
+        namespaces: Namespaces::Names([namespace.to_owned()].into()),
+        pods: selector(&[("app", "MyApp")]),
+        nodes: None,
+    };
+    let addresses = AddressRequest::Fixed(addresses.iter().map(|a| ip(a)).collect());
     Policy {
-        object: ObjectRef {
-            kind: Kind::Egress,
-            namespace: namespace.into(),
-            name: name.into(),
-        },
         uid: format!("uid-{namespace}-{name}"),
         generation: 1,
         created_secs: 100,
-        overridable: false,
-        priority: 0,
-        selection: Selection::Labels {
-            namespaces: Namespaces::Names([namespace.to_owned()].into()),
-            pods: selector(&[("app", "MyApp")]),
-            nodes: None,
-        },
-        addresses: AddressRequest::Fixed(addresses.iter().map(|a| ip(a)).collect()),
-        assigned: Vec::new(),
-        destinations: None,
-        gateway: None,
-        when_unavailable: WhenUnavailable::Drop,
-        translation: Translation::Leased,
-        presence: Presence::Ours,
+        ..Policy::new(object, selection, addresses)
     }
 }
 
 pub fn gateway(name: &str) -> Gateway {
     Gateway {
-        name: GatewayName(name.into()),
         generation: 1,
-        default: false,
-        by_name_only: false,
-        nodes: selector(&[("role", "gateway")]),
-        external_interface: None,
-        announce: AnnounceMode::L2,
-        outbound: Outbound::AnyGateway,
-        mtu: None,
-        wireguard: false,
-        probe_interval_ms: 50,
-        probe_failures: 3,
-        initial_ports: 1024,
-        expected_workers: None,
+        ..Gateway::new(GatewayName(name.into()), selector(&[("role", "gateway")]))
     }
 }
 
@@ -223,7 +204,7 @@ impl Scene {
             Write::Policy((object, planned)) => {
                 let all = self.snapshot.policies.iter_mut();
                 for policy in all.filter(|policy| policy.object == *object) {
-                    policy.assigned = [&planned.addresses[..], &planned.kept].concat();
+                    policy.assigned = [&planned.addresses[..], &planned.reserved_addresses].concat();
                 }
             }
             Write::Address(record) => {

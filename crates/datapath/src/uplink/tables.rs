@@ -73,7 +73,7 @@ fn chosen(worker: &WorkerState) -> BTreeSet<(u32, Destination)> {
 
 /// Every address that the profile says anything about, as prefixes.
 fn prefixes(profile: &Destinations) -> Vec<IpNet> {
-    let boxes = profile.boxes.iter().map(|one| (one.first, one.last));
+    let boxes = profile.ranges.iter().map(|one| (one.first, one.last));
     let ranges = boxes.chain(profile.portless.iter().copied());
     let mut all = BTreeSet::new();
     for range in ranges.collect::<BTreeSet<_>>() {
@@ -269,11 +269,11 @@ fn absent_is_fine(done: Result<(), MapError>) -> Result<(), MapError> {
 mod tests {
     use super::*;
     use egret_core::model::Protocol;
-    use egret_core::node::{DestinationBox, Verdict};
+    use egret_core::node::{DestinationRange, Verdict};
 
     #[test]
     fn ranges_of_boxes_become_few_prefixes() {
-        let one = |first: &str, last: &str, port| DestinationBox {
+        let one = |first: &str, last: &str, port| DestinationRange {
             first: first.parse().unwrap(),
             last: last.parse().unwrap(),
             protocol: Some(Protocol::Tcp),
@@ -282,7 +282,7 @@ mod tests {
             verdict: Verdict::Unavailable,
         };
         let profile = Destinations {
-            boxes: vec![
+            ranges: vec![
                 one("203.0.113.0", "203.0.113.127", 80),
                 one("203.0.113.0", "203.0.113.127", 443),
                 one("203.0.113.128", "203.0.113.255", 80),

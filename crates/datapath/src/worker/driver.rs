@@ -19,7 +19,7 @@ use crate::obstacle::Lookout;
 use crate::route::{RouteError, Routing};
 use crate::sysctl::{HASH_SETTINGS, SysctlError, Sysctls};
 use egret_core::machines::Destination;
-use egret_core::node::{AccountId, Ending, Idle, NextHopWay, NodeState, is_canary_destination};
+use egret_core::node::{Ending, Idle, NextHopWay, NodeState, TrafficKeyId, is_canary_destination};
 use egret_core::numbers::NFT_TABLE;
 use egret_core::obstacle::{Obstacle, Samples};
 use flow_cleanup::FlowCleanup;
@@ -58,7 +58,7 @@ pub struct Applied {
 }
 
 /// Packets by reason, and traffic by account.
-pub type Counted = (BTreeMap<String, u64>, BTreeMap<AccountId, Traffic>);
+pub type Counted = (BTreeMap<String, u64>, BTreeMap<TrafficKeyId, Traffic>);
 
 /// The worker of the network namespace of the thread that opened it.
 pub struct WorkerDriver {

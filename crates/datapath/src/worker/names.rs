@@ -1,7 +1,7 @@
 //! Names of sets and chains. Those of profiles and targets carry the id, so that an edit keeps the names of the rest.
 
 use crate::nft::rule::Family;
-use egret_core::node::{AccountId, GroupNumber, ProfileId, TargetId};
+use egret_core::node::{GroupNumber, ProfileId, TargetId, TrafficKeyId};
 
 /// Run-time sets of outer tuples whose late packets are dropped, for IPv4 and IPv6.
 pub const LATE_SETS: [&str; 2] = ["late4", "late6"];
@@ -80,12 +80,12 @@ impl Stage {
 }
 
 /// Counter of what leaves for an account.
-pub(super) fn sent(account: AccountId) -> String {
+pub(super) fn sent(account: TrafficKeyId) -> String {
     format!("{SENT}{:016x}", account.0)
 }
 
 /// Counter of connections that an account opens.
-pub(super) fn opened(account: AccountId) -> String {
+pub(super) fn opened(account: TrafficKeyId) -> String {
     format!("{OPENED}{:016x}", account.0)
 }
 

@@ -11,7 +11,7 @@ use crate::nft::rule::{
 use crate::nft::{ByAddress, Chain, ElementKey, Rule, Set, SetType, Table, Value};
 use egret_core::model::Protocol;
 use egret_core::node::{
-    DestinationBox, Group, NodeState, PodMap, Profile, ProfileId, Target, Verdict,
+    DestinationRange, Group, NodeState, PodMap, Profile, ProfileId, Target, Verdict,
 };
 use egret_core::numbers::{LIFT_DEVICE, MARK_MASK, MARK_SHIFT, TUNNEL_DEVICE};
 use std::net::IpAddr;
@@ -97,7 +97,7 @@ fn nat(target: &Target) -> Vec<Rule> {
     let mut rules = Vec::new();
     if !target.ranges.is_empty() {
         // Only the first packet of a connection comes by.
-        let opened = opened(target.account);
+        let opened = opened(target.traffic_key);
         rules.push(rule().protocol_in(TRANSPORT, true).count(&opened).done());
     }
     for (number, range) in target.ranges.iter().enumerate() {
@@ -126,7 +126,7 @@ fn guard(target: &Target, group: &Group, state: &NodeState) -> Vec<Rule> {
         let rule = rule().device(Interface::Out, device, true);
         rules.push(
             rule.address_is(End::Source, target.address, true)
-                .count(&sent(target.account))
+                .count(&sent(target.traffic_key))
                 .give_back(),
         );
     }
@@ -194,7 +194,7 @@ fn boxes(stage: Stage, family: Family, profile: &Profile) -> Set {
     let mut map = Set::new(&[family.address_type(), SetType::Protocol, SetType::Port]);
     (map.verdicts, map.interval) = (true, true);
     for b in profile
-        .boxes
+        .ranges
         .iter()
         .filter(|b| Family::of(b.first) == family)
     {
@@ -223,7 +223,7 @@ fn portless(stage: Stage, family: Family, profile: &Profile) -> Set {
     map
 }
 
-fn box_key(b: &DestinationBox) -> ElementKey {
+fn box_key(b: &DestinationRange) -> ElementKey {
     let (protocol_first, protocol_last) = match (b.protocol, b.first) {
         (None, _) => (0, 255),
         (Some(Protocol::Tcp), _) => (6, 6),

@@ -2,7 +2,7 @@
 
 use super::names::{OPENED, SENT, opened, sent};
 use crate::nft::{Count, Table};
-use egret_core::node::{AccountId, NodeState};
+use egret_core::node::{NodeState, TrafficKeyId};
 use std::collections::BTreeMap;
 
 /// What one account has sent and opened.
@@ -16,8 +16,8 @@ pub struct Traffic {
 
 pub(super) fn counters(state: &NodeState, table: &mut Table) {
     for target in state.worker.targets.values() {
-        table.traffic.insert(sent(target.account));
-        table.traffic.insert(opened(target.account));
+        table.traffic.insert(sent(target.traffic_key));
+        table.traffic.insert(opened(target.traffic_key));
     }
 }
 
@@ -27,9 +27,9 @@ const CANARY: &str = "canary_";
 /// Parts the counters of the table: packets by reason, and traffic by account.
 pub(crate) fn parted(
     counts: BTreeMap<String, Count>,
-) -> (BTreeMap<String, u64>, BTreeMap<AccountId, Traffic>) {
+) -> (BTreeMap<String, u64>, BTreeMap<TrafficKeyId, Traffic>) {
     let mut reasons = BTreeMap::new();
-    let mut traffic: BTreeMap<AccountId, Traffic> = BTreeMap::new();
+    let mut traffic: BTreeMap<TrafficKeyId, Traffic> = BTreeMap::new();
     for (name, count) in counts {
         if name.starts_with(CANARY) {
             continue;
@@ -42,13 +42,13 @@ pub(crate) fn parted(
             reasons.insert(name, count.packets);
         }
     }
-    traffic.remove(&AccountId::CANARY);
+    traffic.remove(&TrafficKeyId::CANARY);
     (reasons, traffic)
 }
 
-fn account(name: &str, kind: &str) -> Option<AccountId> {
+fn account(name: &str, kind: &str) -> Option<TrafficKeyId> {
     let id = name.strip_prefix(kind)?;
-    u64::from_str_radix(id, 16).ok().map(AccountId)
+    u64::from_str_radix(id, 16).ok().map(TrafficKeyId)
 }
 
 #[cfg(test)]
@@ -58,7 +58,7 @@ mod tests {
     #[test]
     fn traffic_is_told_from_reasons() {
         let count = |packets, bytes| Count { packets, bytes };
-        let account = AccountId(0xa);
+        let account = TrafficKeyId(0xa);
         let counts = BTreeMap::from([
             (sent(account), count(3, 300)),
             (opened(account), count(2, 120)),

@@ -33,9 +33,9 @@ fn ruleset(device: &str) -> NodeState {
             first: 1152,
             last: 1215,
         }],
-        account: AccountId(family as u64 + 1),
+        traffic_key: TrafficKeyId(family as u64 + 1),
     });
-    let all = |family: usize| DestinationBox {
+    let all = |family: usize| DestinationRange {
         first: ip(["0.0.0.0", "::"][family]),
         last: ip(["255.255.255.255", "ffff:ffff:ffff:ffff:ffff:ffff:ffff:ffff"][family]),
         protocol: None,
@@ -44,7 +44,7 @@ fn ruleset(device: &str) -> NodeState {
         verdict: Verdict::Target(TargetId(family as u64 + 1)),
     };
     let profile = Profile {
-        boxes: vec![all(0), all(1)],
+        ranges: vec![all(0), all(1)],
         portless: Vec::new(),
     };
     let peers = [11, 12, 13].map(|index| {

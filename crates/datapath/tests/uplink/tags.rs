@@ -5,7 +5,7 @@ use crate::foreign::{before_all, pin, tagging};
 use crate::namespaces::wait;
 use crate::packets::{frame, udp};
 use aya::programs::TcAttachType;
-use egret_core::node::{DestinationBox, Verdict, WorkerState};
+use egret_core::node::{DestinationRange, Verdict, WorkerState};
 use egret_datapath::uplink::UplinkDriver;
 use nix::libc;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
@@ -59,7 +59,7 @@ fn mac(device: &str) -> [u8; 6] {
 fn all_selected() -> WorkerState {
     let mut state = worker(&UPLINKS);
     for profile in state.profiles.values_mut() {
-        profile.boxes = vec![DestinationBox {
+        profile.ranges = vec![DestinationRange {
             first: "203.0.113.0".parse().unwrap(),
             last: "203.0.113.255".parse().unwrap(),
             protocol: None,

@@ -3,7 +3,9 @@
 use super::Check;
 use super::field::{address, prefix};
 use crate::plugin;
-use egret_core::model::{Finding, Kind, Labels, Namespace, Node, NodeName, Owner, Pod, Service};
+use egret_core::model::{
+    Finding, Kind, Labels, Namespace, Node, NodeName, Owner, Pod, Service, Snapshot,
+};
 use ipnet::IpNet;
 use k8s_openapi::api::core::v1 as core;
 use k8s_openapi::api::discovery::v1::EndpointSlice;
@@ -12,6 +14,8 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use std::collections::BTreeSet;
 use std::net::IpAddr;
 
+/// The Service whose endpoints are the API servers.
+const API_SERVER: (&str, &str) = ("default", "kubernetes");
 /// Label that Kubernetes puts on every namespace.
 const NAMESPACE_NAME_LABEL: &str = "kubernetes.io/metadata.name";
 /// Annotation of the object that a kubelet makes for a static pod: the pod's own uid.
@@ -203,6 +207,22 @@ pub fn endpoint_slice(object: &EndpointSlice) -> Result<Slice, Vec<Finding>> {
         addresses,
     };
     check.finish(Some(slice))
+}
+
+/// Gives endpoints to their Services, which must be there already, and to the list of API servers.
+pub(crate) fn add_endpoints(snapshot: &mut Snapshot, slices: Vec<Slice>) {
+    for slice in slices {
+        let Some(service) = slice.service else {
+            continue;
+        };
+        let key = (slice.namespace, service);
+        if (key.0.as_str(), key.1.as_str()) == API_SERVER {
+            snapshot.api_server.extend(&slice.addresses);
+        }
+        if let Some(service) = snapshot.services.get_mut(&key) {
+            service.endpoints.extend(slice.addresses);
+        }
+    }
 }
 
 /// The ranges of a ServiceCIDR. The API server has checked them; one that cannot be read is left out.

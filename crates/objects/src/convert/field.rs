@@ -8,6 +8,21 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1 as meta;
 use std::collections::BTreeSet;
 use std::net::IpAddr;
 
+/// Longest name of an object (RFC 1123 subdomain).
+const NAME_MAX: usize = 253;
+
+/// Whether an object can have this name: also what makes it safe as part of a file name.
+pub(crate) fn is_object_name(text: &str) -> bool {
+    let edge = |b: Option<&u8>| b.is_some_and(u8::is_ascii_alphanumeric);
+    let bytes = text.as_bytes();
+    (1..=NAME_MAX).contains(&bytes.len())
+        && edge(bytes.first())
+        && edge(bytes.last())
+        && bytes
+            .iter()
+            .all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || *b == b'-' || *b == b'.')
+}
+
 /// An address in its usual spelling.
 pub(super) fn address(text: &str) -> Result<IpAddr, String> {
     let parsed: IpAddr = text.parse().map_err(|_| {
@@ -143,7 +158,7 @@ pub(super) fn number<T: TryFrom<i64>>(
 
 /// A name that an object can have (RFC 1123 subdomain).
 pub(crate) fn object_name(text: &str) -> Result<String, String> {
-    if crate::dir::is_object_name(text) {
+    if is_object_name(text) {
         Ok(text.to_owned())
     } else {
         Err("write the name of an object: lower case letters, digits, '-' and '.'".to_owned())

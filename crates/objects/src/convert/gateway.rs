@@ -53,12 +53,10 @@ fn parse(
         let remedy = format!("write a multiple of {BLOCK_PORTS}: ports are handed out in blocks");
         check.bad("spec.leases.initialPorts", initial, remedy);
     }
+    let name = GatewayName(check.object.name.clone());
     Some(Gateway {
-        name: GatewayName(check.object.name.clone()),
         generation: generation.unwrap_or(0),
         default: spec.default,
-        by_name_only: false,
-        nodes: nodes?,
         external_interface: device?,
         announce: match spec.announce.mode {
             api::AnnounceModeName::L2 => AnnounceMode::L2,
@@ -76,6 +74,7 @@ fn parse(
         probe_failures: failures?,
         initial_ports: ports?,
         expected_workers: transpose(workers)?,
+        ..Gateway::new(name, nodes?)
     })
 }
 

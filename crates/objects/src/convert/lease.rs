@@ -182,7 +182,7 @@ pub fn node_record(object: &api::EgressNode) -> Reading<NodeRecord> {
             datapath: status
                 .datapath
                 .map(|datapath| datapath_text(datapath).to_owned()),
-            abilities: status.abilities.iter().cloned().collect(),
+            capabilities: capabilities(status).iter().cloned().collect(),
             node_addresses: networks(check, "status.nodeAddresses", &status.node_addresses)?,
             routers: addresses(check, "status.routers", &status.routers)?
                 .into_iter()
@@ -393,8 +393,16 @@ pub fn node_status(record: &NodeRecord) -> api::NodeStatus {
             })
             .collect(),
         datapath: record.datapath.as_deref().and_then(datapath_name),
-        abilities: record.abilities.iter().cloned().collect(),
+        capabilities: record.capabilities.iter().cloned().collect(),
         ..api::NodeStatus::default()
+    }
+}
+
+/// What a node's kernel and agent can do; agents of the release before say it in `abilities`.
+pub(super) fn capabilities(status: &api::NodeStatus) -> &[String] {
+    match status.capabilities.is_empty() {
+        true => &status.abilities,
+        false => &status.capabilities,
     }
 }
 

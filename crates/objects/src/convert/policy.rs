@@ -5,7 +5,7 @@ use super::{Check, object_ref};
 use egret_api as api;
 use egret_core::model::{
     AddressRequest, Destination, Finding, GatewayName, Kind, LabelSelector, Labels, Namespaces,
-    Policy, PoolName, PortMatch, Presence, Protocol, Selection, Translation, WhenUnavailable,
+    Policy, PoolName, PortMatch, Protocol, Selection, WhenUnavailable,
 };
 use k8s_openapi::apimachinery::pkg::apis::meta::v1 as meta;
 use std::collections::BTreeSet;
@@ -16,16 +16,7 @@ pub fn egress(object: &api::Egress) -> Result<Policy, Vec<Finding>> {
     let spec = &object.spec;
     let namespace = check.object.namespace.clone();
     let selection = egress_selection(&mut check, spec, &namespace);
-    let common = Common {
-        ip: &spec.ip,
-        ips: &spec.ips,
-        pool: &spec.pool,
-        destinations: &spec.destinations,
-        gateway: &spec.gateway,
-        priority: spec.priority,
-        when_unavailable: spec.when_unavailable,
-    };
-    let policy = common.policy(&mut check, &object.metadata, selection, false);
+    let policy = policy(&mut check, &object.metadata, selection, &spec.shared());
     check.finish(policy)
 }
 
@@ -34,17 +25,11 @@ pub fn cluster_egress(object: &api::ClusterEgress) -> Result<Policy, Vec<Finding
     let mut check = Check::new(Kind::ClusterEgress, &object.metadata);
     let spec = &object.spec;
     let selection = cluster_selection(&mut check, spec);
-    let common = Common {
-        ip: &spec.ip,
-        ips: &spec.ips,
-        pool: &spec.pool,
-        destinations: &spec.destinations,
-        gateway: &spec.gateway,
-        priority: spec.priority,
-        when_unavailable: spec.when_unavailable,
-    };
-    let policy = common.policy(&mut check, &object.metadata, selection, spec.overridable);
-    check.finish(policy)
+    let policy = policy(&mut check, &object.metadata, selection, &spec.shared());
+    check.finish(policy.map(|policy| Policy {
+        overridable: spec.overridable,
+        ..policy
+    }))
 }
 
 fn egress_selection(
@@ -140,108 +125,90 @@ fn exactly_one(check: &mut Check, given: &[Option<&str>], remedy: &str) -> Optio
     None
 }
 
-/// The fields that both kinds have.
-struct Common<'a> {
-    ip: &'a Option<String>,
-    ips: &'a Option<Vec<String>>,
-    pool: &'a Option<String>,
-    destinations: &'a Option<Vec<api::DestinationSpec>>,
-    gateway: &'a Option<String>,
-    priority: i32,
-    when_unavailable: api::WhenUnavailable,
+/// What both kinds have. All fields are looked at before giving up, so that a person sees every mistake at once.
+fn policy(
+    check: &mut Check,
+    metadata: &meta::ObjectMeta,
+    selection: Option<Selection>,
+    spec: &api::SharedPolicySpec<'_>,
+) -> Option<Policy> {
+    let addresses = addresses(check, spec);
+    let destinations = destinations(check, spec.destinations);
+    let gateway = gateway_name(check, spec.gateway);
+    let object = object_ref(check.object.kind, metadata);
+    let created = metadata.creation_timestamp.as_ref();
+    Some(Policy {
+        uid: metadata.uid.clone().unwrap_or_default(),
+        generation: metadata.generation.unwrap_or(0),
+        created_secs: created.map_or(0, |time| time.0.as_second()),
+        priority: spec.priority,
+        destinations: destinations?,
+        gateway: gateway?,
+        when_unavailable: match spec.when_unavailable {
+            api::WhenUnavailable::Drop => WhenUnavailable::Drop,
+            api::WhenUnavailable::NodeAddress => WhenUnavailable::NodeAddress,
+        },
+        ..Policy::new(object, selection?, addresses?)
+    })
 }
 
-impl Common<'_> {
-    fn policy(
-        &self,
-        check: &mut Check,
-        metadata: &meta::ObjectMeta,
-        selection: Option<Selection>,
-        overridable: bool,
-    ) -> Option<Policy> {
-        // All fields are looked at before giving up, so that a person sees every mistake at once.
-        let addresses = self.addresses(check);
-        let destinations = self.destinations(check);
-        let gateway = gateway_name(check, self.gateway);
-        Some(Policy {
-            object: object_ref(check.object.kind, metadata),
-            uid: metadata.uid.clone().unwrap_or_default(),
-            generation: metadata.generation.unwrap_or(0),
-            created_secs: metadata
-                .creation_timestamp
-                .as_ref()
-                .map_or(0, |time| time.0.as_second()),
-            overridable,
-            priority: self.priority,
-            selection: selection?,
-            addresses: addresses?,
-            assigned: Vec::new(),
-            destinations: destinations?,
-            gateway: gateway?,
-            when_unavailable: match self.when_unavailable {
-                api::WhenUnavailable::Drop => WhenUnavailable::Drop,
-                api::WhenUnavailable::NodeAddress => WhenUnavailable::NodeAddress,
-            },
-            translation: Translation::Leased,
-            presence: Presence::Ours,
-        })
+fn addresses(check: &mut Check, spec: &api::SharedPolicySpec<'_>) -> Option<AddressRequest> {
+    let given = [
+        spec.ip.as_ref().map(|_| "ip"),
+        spec.ips.as_ref().map(|_| "ips"),
+        spec.pool.as_ref().map(|_| "pool"),
+    ];
+    exactly_one(
+        check,
+        &given,
+        "say which address: exactly one of ip, ips and pool",
+    )?;
+    if let Some(pool) = spec.pool {
+        let name = check.take("spec.pool", pool, object_name(pool))?;
+        return Some(AddressRequest::Pool(PoolName(name)));
     }
-
-    fn addresses(&self, check: &mut Check) -> Option<AddressRequest> {
-        let given = [
-            self.ip.as_ref().map(|_| "ip"),
-            self.ips.as_ref().map(|_| "ips"),
-            self.pool.as_ref().map(|_| "pool"),
-        ];
-        exactly_one(
-            check,
-            &given,
-            "say which address: exactly one of ip, ips and pool",
-        )?;
-        if let Some(pool) = self.pool {
-            let name = check.take("spec.pool", pool, object_name(pool))?;
-            return Some(AddressRequest::Pool(PoolName(name)));
-        }
-        if let Some(ip) = self.ip {
-            let address = check.take("spec.ip", ip, egress_address(ip))?;
-            return Some(AddressRequest::Fixed(vec![address]));
-        }
-        let texts = self.ips.as_ref()?;
-        if texts.is_empty() {
-            check.bad("spec.ips", "[]", "list at least one address");
-            return None;
-        }
-        let mut addresses = Vec::new();
-        for (index, text) in texts.iter().enumerate() {
-            let field = format!("spec.ips[{index}]");
-            let Some(address) = check.take(&field, text, egress_address(text)) else {
-                continue;
-            };
-            if addresses.contains(&address) {
-                check.bad(field, text, "list each address once");
-            }
-            addresses.push(address);
-        }
-        Some(AddressRequest::Fixed(addresses))
+    if let Some(ip) = spec.ip {
+        let address = check.take("spec.ip", ip, egress_address(ip))?;
+        return Some(AddressRequest::Fixed(vec![address]));
     }
-
-    fn destinations(&self, check: &mut Check) -> Option<Option<Vec<Destination>>> {
-        let Some(specs) = self.destinations else {
-            return Some(None);
+    let texts = spec.ips.as_ref()?;
+    if texts.is_empty() {
+        check.bad("spec.ips", "[]", "list at least one address");
+        return None;
+    }
+    let mut addresses = Vec::new();
+    for (index, text) in texts.iter().enumerate() {
+        let field = format!("spec.ips[{index}]");
+        let Some(address) = check.take(&field, text, egress_address(text)) else {
+            continue;
         };
-        if specs.is_empty() {
-            let remedy =
-                "list a destination, or leave the field out to mean everything outside the cluster";
-            check.bad("spec.destinations", "[]", remedy);
-            return None;
+        if addresses.contains(&address) {
+            check.bad(field, text, "list each address once");
         }
-        let parsed: Vec<Option<Destination>> = specs
-            .iter()
-            .enumerate()
-            .map(|(index, spec)| destination(check, &format!("spec.destinations[{index}]"), spec))
-            .collect();
-        parsed.into_iter().collect::<Option<Vec<_>>>().map(Some)
+        addresses.push(address);
     }
+    Some(AddressRequest::Fixed(addresses))
+}
+
+fn destinations(
+    check: &mut Check,
+    specs: &Option<Vec<api::DestinationSpec>>,
+) -> Option<Option<Vec<Destination>>> {
+    let Some(specs) = specs else {
+        return Some(None);
+    };
+    if specs.is_empty() {
+        let remedy =
+            "list a destination, or leave the field out to mean everything outside the cluster";
+        check.bad("spec.destinations", "[]", remedy);
+        return None;
+    }
+    let parsed: Vec<Option<Destination>> = specs
+        .iter()
+        .enumerate()
+        .map(|(index, spec)| destination(check, &format!("spec.destinations[{index}]"), spec))
+        .collect();
+    parsed.into_iter().collect::<Option<Vec<_>>>().map(Some)
 }
 
 /// `spec.gateway`, which gateways and pools have too.

@@ -1,13 +1,6 @@
 //! Records that only Egret writes, as far as they can be read: one that is there is never as good as none.
 
-use super::lease;
-use egret_api as api;
-use egret_core::model::{
-    AddressRecord, Finding, GatewayName, NodeName, NodeRecord, ObjectRef, Unreadable,
-};
-use egret_core::numbers::TUNNEL_INDEX_MAX;
-use serde::Deserialize;
-use serde_json::Value;
+use egret_core::model::{Finding, NodeName, NodeRecord, Unreadable};
 use std::net::IpAddr;
 
 /// A record, and what of it cannot be read.
@@ -48,67 +41,6 @@ pub(crate) fn note_node(unreadable: &mut Unreadable, node: &NodeName, gaps: Gaps
         true => unreadable.demand.insert(node.clone()),
         false => unreadable.demand.remove(node),
     };
-}
-
-/// An `EgressAddress` of which only the name can be read.
-///
-/// # Errors
-/// That is not the name of an address; the findings.
-pub(crate) fn unread_address(
-    object: &ObjectRef,
-    findings: Vec<Finding>,
-) -> Result<Reading<AddressRecord>, Vec<Finding>> {
-    let Some(address) = api::address_of_object_name(&object.name) else {
-        return Err(findings);
-    };
-    let record = AddressRecord {
-        address,
-        gateway: GatewayName(String::new()),
-        epoch: 0,
-        leases: Vec::new(),
-        resource_version: 0,
-    };
-    Ok(Reading {
-        record: Some(record),
-        gaps: Gaps {
-            spec: true,
-            demand: false,
-        },
-        findings,
-    })
-}
-
-/// An `EgressNode` that is not what the API says, with why. Spec and status are by different writers: the one is read
-/// without the other.
-pub(crate) fn unread_node(
-    object: &ObjectRef,
-    value: &Value,
-    mut findings: Vec<Finding>,
-) -> Reading<NodeRecord> {
-    let mut spec_only = value.clone();
-    if let Value::Object(fields) = &mut spec_only {
-        fields.remove("status");
-    }
-    if let Ok(node) = api::EgressNode::deserialize(&spec_only) {
-        let mut reading = lease::node_record(&node);
-        reading.gaps.demand = true;
-        reading.findings.append(&mut findings);
-        return reading;
-    }
-    let index = value["spec"]["tunnelIndex"].as_u64();
-    let index = index.and_then(|index| u16::try_from(index).ok());
-    let index = index.filter(|index| (1..=TUNNEL_INDEX_MAX).contains(index));
-    Reading {
-        record: index.map(|tunnel_index| NodeRecord {
-            tunnel_index,
-            ..NodeRecord::new(NodeName(object.name.clone()))
-        }),
-        gaps: Gaps {
-            spec: true,
-            demand: true,
-        },
-        findings,
-    }
 }
 
 /// A node's record with the controller's part as it was before, where that cannot be read any more.

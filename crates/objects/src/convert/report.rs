@@ -172,7 +172,7 @@ pub fn node_report(status: &api::NodeStatus) -> NodeReport {
     NodeReport {
         tunnel_mac: status.tunnel_mac.clone(),
         external_interface: status.external_interface.clone(),
-        abilities: status.abilities.clone(),
+        capabilities: lease::capabilities(status).to_vec(),
         conditions: conditions(&status.conditions),
     }
 }

@@ -1,8 +1,9 @@
 //! The view that readers get, out of the objects in force.
 
-use super::merge::{Effective, Merged};
+use super::effective::{Effective, Merged};
 use super::object::Converted;
-use crate::convert::{self, cluster::Slice, reading};
+use crate::convert::cluster::{self, Slice};
+use crate::convert::{self, reading};
 use crate::front_end::{self, Foreign};
 use crate::source::View;
 use egret_core::model::{Kind, NodeName, ObjectRef};
@@ -17,7 +18,7 @@ pub(super) fn assemble(merged: &Merged, settings: &super::Settings) -> View {
     for (key, effective) in &merged.objects {
         add(&mut view, key, effective, &mut slices);
     }
-    view.add_endpoints(slices);
+    cluster::add_endpoints(&mut view.snapshot, slices);
     view.findings = merged.findings.clone();
     let foreign = merged
         .objects

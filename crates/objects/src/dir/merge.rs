@@ -1,7 +1,8 @@
 //! The user's files and our copies together: what is in force, and what our copies should say.
 
 use super::document::{self, Item};
-use super::object::{Converted, has_our_status};
+use super::effective::{Effective, Merged};
+use super::object::{Converted, has_our_status, is_record};
 use super::records;
 use super::store::{Copy, Store, version_of};
 use super::tree::{self, Tree, file_finding};
@@ -12,28 +13,6 @@ use k8s_openapi::jiff::Timestamp;
 use serde_json::{Map, Value, json};
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
-
-/// An object in force.
-pub(super) struct Effective {
-    pub converted: Arc<Converted>,
-    /// The whole object, with metadata and status as our copy has them.
-    pub whole: Arc<Value>,
-}
-
-/// What is in force, and what is to be written.
-#[derive(Default)]
-pub(super) struct Merged {
-    pub objects: BTreeMap<ObjectRef, Effective>,
-    pub findings: Vec<Finding>,
-    pub writes: Vec<(ObjectRef, Arc<Value>)>,
-    pub deletes: Vec<ObjectRef>,
-}
-
-impl Merged {
-    pub fn has_writes(&self) -> bool {
-        !self.writes.is_empty() || !self.deletes.is_empty()
-    }
-}
 
 /// A manifest and where it stands.
 struct Candidate<'a> {
@@ -63,7 +42,7 @@ pub(super) fn merge(
         .retain(|key, _| candidates.contains_key(key) || kept.contains(key));
     records::add(store, &mut merged);
     for key in store.copies.keys() {
-        if records::is_record(key.kind) {
+        if is_record(key.kind) {
             continue;
         }
         if !candidates.contains_key(key) && !kept.contains(key) {
@@ -71,7 +50,7 @@ pub(super) fn merge(
         }
     }
     for key in store.broken.keys() {
-        if !records::is_record(key.kind) && !candidates.contains_key(key) {
+        if !is_record(key.kind) && !candidates.contains_key(key) {
             merged.deletes.push(key.clone());
         }
     }

@@ -1,6 +1,7 @@
 //! What a manifest is: its kind, its name, and the model value it becomes.
 
-use crate::convert::{self, Reading, cluster, reading};
+use crate::convert::field::is_object_name;
+use crate::convert::{self, Reading, cluster, unread};
 use crate::front_end;
 use crate::plugin;
 use egret_core::model::{
@@ -14,8 +15,6 @@ use serde_json::Value;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::OnceLock;
 
-/// Longest name of an object (RFC 1123 subdomain).
-const NAME_MAX: usize = 253;
 /// Longest name of a namespace (RFC 1123 label).
 const NAMESPACE_MAX: usize = 63;
 /// Longest value that a finding shows, in characters.
@@ -118,18 +117,6 @@ pub(super) fn classify(api_version: &str, kind: &str) -> Class {
     }
 }
 
-/// Whether an object can have this name: also what makes it safe as part of a file name.
-pub(crate) fn is_object_name(text: &str) -> bool {
-    let edge = |b: Option<&u8>| b.is_some_and(u8::is_ascii_alphanumeric);
-    let bytes = text.as_bytes();
-    (1..=NAME_MAX).contains(&bytes.len())
-        && edge(bytes.first())
-        && edge(bytes.last())
-        && bytes
-            .iter()
-            .all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || *b == b'-' || *b == b'.')
-}
-
 fn is_namespace_name(text: &str) -> bool {
     is_object_name(text) && text.len() <= NAMESPACE_MAX && !text.contains('.')
 }
@@ -209,6 +196,20 @@ pub(super) enum Converted {
     PodPrefixes(BTreeSet<IpNet>),
 }
 
+/// Whether only Egret writes objects of this kind.
+pub(super) fn is_record(kind: Kind) -> bool {
+    matches!(kind, Kind::EgressAddress | Kind::EgressNode)
+}
+
+/// Whether the controller's part of a record can be read.
+pub(super) fn is_whole(converted: &Converted) -> bool {
+    match converted {
+        Converted::Address(reading) => !reading.gaps.spec,
+        Converted::NodeRecord(reading) => !reading.gaps.spec,
+        _ => true,
+    }
+}
+
 /// What became of a manifest: the value or what is wrong, and what was overlooked (unknown fields).
 pub(super) struct Outcome {
     pub result: Result<Converted, Vec<Finding>>,
@@ -231,7 +232,7 @@ pub(super) fn convert(object: &ObjectRef, value: &Value) -> Outcome {
             let read = |object: &_| Ok(convert::lease::address_record(object));
             let mut outcome = run(object, value, read, Converted::Address);
             outcome.result = outcome.result.or_else(|findings| {
-                let reading = reading::unread_address(object, findings);
+                let reading = unread::unread_address(object, findings);
                 reading.map(Converted::Address)
             });
             outcome
@@ -240,7 +241,7 @@ pub(super) fn convert(object: &ObjectRef, value: &Value) -> Outcome {
             let read = |object: &_| Ok(convert::lease::node_record(object));
             let mut outcome = run(object, value, read, Converted::NodeRecord);
             outcome.result = outcome.result.or_else(|findings| {
-                Ok(Converted::NodeRecord(reading::unread_node(
+                Ok(Converted::NodeRecord(unread::unread_node(
                     object, value, findings,
                 )))
             });

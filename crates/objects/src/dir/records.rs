@@ -1,27 +1,13 @@
 //! `EgressAddress` and `EgressNode` under `PATH/status`: what only Egret writes, and what becomes of it where that cannot be
 //! read. Such a record stays in the view, as far as it is known; its file is never overwritten.
 
-use super::merge::{Effective, Merged};
-use super::object::Converted;
+use super::effective::{Effective, Merged};
+use super::object::{Converted, is_record, is_whole};
 use super::store::Store;
-use crate::convert::{Gaps, Reading, reading};
+use crate::convert::{Gaps, Reading, reading, unread};
 use egret_core::model::{Finding, Kind, NodeRecord, ObjectRef};
 use serde_json::Value;
 use std::sync::Arc;
-
-/// Whether only Egret writes objects of this kind.
-pub(super) fn is_record(kind: Kind) -> bool {
-    matches!(kind, Kind::EgressAddress | Kind::EgressNode)
-}
-
-/// Whether the controller's part of a record can be read.
-pub(super) fn is_whole(converted: &Converted) -> bool {
-    match converted {
-        Converted::Address(reading) => !reading.gaps.spec,
-        Converted::NodeRecord(reading) => !reading.gaps.spec,
-        _ => true,
-    }
-}
 
 /// Adds every record, with what is wrong with it.
 pub(super) fn add(store: &Store, merged: &mut Merged) {
@@ -71,7 +57,7 @@ fn findings(converted: &Converted) -> &[Finding] {
 fn blank(key: &ObjectRef) -> Option<Converted> {
     match key.kind {
         Kind::EgressAddress => {
-            let reading = reading::unread_address(key, Vec::new()).ok()?;
+            let reading = unread::unread_address(key, Vec::new()).ok()?;
             Some(Converted::Address(reading))
         }
         _ => Some(Converted::NodeRecord(Reading::<NodeRecord> {

@@ -5,7 +5,6 @@
 use super::document::read_value;
 use super::lock::{self, Lock};
 use super::object::{self, Converted, kinds};
-use super::records;
 use super::tree::{Signature, io_error};
 use crate::SourceError;
 use crate::convert::SOURCE_FILE_ANNOTATION;
@@ -136,7 +135,7 @@ impl Store {
             .copies
             .extract_if(.., |key, _| !listing.contains_key(key));
         self.lost
-            .extend(gone.filter(|(key, _)| !records::is_record(key.kind)));
+            .extend(gone.filter(|(key, _)| !object::is_record(key.kind)));
         self.last_good.retain(|key, _| listing.contains_key(key));
         self.broken.retain(|key, _| listing.contains_key(key));
         for (key, signature) in listing {
@@ -177,8 +176,8 @@ impl Store {
                     .map_or_else(String::new, |f| format!("{}: {}", f.field, f.remedy))
             });
         if let Ok(converted) = &result
-            && records::is_record(key.kind)
-            && records::is_whole(converted)
+            && object::is_record(key.kind)
+            && object::is_whole(converted)
         {
             self.last_good.insert(key.clone(), Arc::clone(converted));
         }
@@ -229,7 +228,7 @@ impl Store {
         let directory = self.kind_directory(key.kind);
         fs::create_dir_all(&directory).map_err(|e| io_error("making", &directory, e))?;
         // What is lost with the power is made again, but for leases and tunnel indexes.
-        let durable = records::is_record(key.kind);
+        let durable = object::is_record(key.kind);
         replace(&path, &encode(&value), durable).map_err(|e| io_error("writing", &path, e))?;
         let metadata = fs::metadata(&path).map_err(|e| io_error("reading", &path, e))?;
         self.broken.remove(key);

@@ -80,7 +80,7 @@ impl Source for DirSource {
         let status = api::NodeStatus {
             tunnel_mac: report.tunnel_mac.clone(),
             external_interface: report.external_interface.clone(),
-            abilities: report.abilities.clone(),
+            capabilities: report.capabilities.clone(),
             conditions: convert::api_conditions(&conditions, 0),
             ..lease::node_status(record)
         };

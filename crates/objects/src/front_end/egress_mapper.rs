@@ -8,8 +8,7 @@ use super::gateway::Choice;
 use super::{Foreign, Object, Problem, Settings, Translation, field};
 use egret_core::condition::Reason;
 use egret_core::model::{
-    AddressRequest, Destination, Kind, ObjectRef, Policy, Presence, Selection, Translation as How,
-    WhenUnavailable, WorkloadKind,
+    AddressRequest, Destination, Kind, ObjectRef, Policy, Selection, WorkloadKind,
 };
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use serde_json::Value;
@@ -283,21 +282,12 @@ fn take<'a, T>(
 
 /// A policy of the object's own name; address and gateway are the caller's.
 fn policy(foreign: &Foreign, selection: Selection) -> Policy {
+    let addresses = AddressRequest::Fixed(Vec::new());
     Policy {
-        object: foreign.object.clone(),
         uid: foreign.uid.clone(),
         generation: foreign.generation,
         created_secs: foreign.created_secs,
-        overridable: false,
-        priority: 0,
-        selection,
-        addresses: AddressRequest::Fixed(Vec::new()),
-        assigned: Vec::new(),
-        destinations: None,
-        gateway: None,
-        when_unavailable: WhenUnavailable::Drop,
-        translation: How::Leased,
-        presence: Presence::Ours,
+        ..Policy::new(foreign.object.clone(), selection, addresses)
     }
 }
 

@@ -4,10 +4,7 @@
 //! node that is no control plane is a gateway, as those systems had it; and a node label names its own group.
 
 use super::Translation;
-use egret_core::model::{
-    AnnounceMode, Gateway, GatewayName, LabelSelector, ObjectRef, Outbound, Requirement, Snapshot,
-};
-use egret_core::numbers;
+use egret_core::model::{Gateway, GatewayName, LabelSelector, ObjectRef, Requirement, Snapshot};
 use std::collections::{BTreeMap, BTreeSet};
 
 /// Labels of nodes that run the control plane; the first is the older.
@@ -79,24 +76,13 @@ impl Choice {
     }
 }
 
-/// With the defaults that an `EgressGateway` has in the API.
 fn stand_in(name: &str, nodes: LabelSelector, interface: Option<&str>) -> Gateway {
     Gateway {
-        name: GatewayName(name.to_owned()),
         generation: 1,
-        default: false,
         // The one that stands in is there only where people wrote none: it is the only one.
         by_name_only: name != STAND_IN,
-        nodes,
         external_interface: interface.map(str::to_owned),
-        announce: AnnounceMode::L2,
-        outbound: Outbound::AnyGateway,
-        mtu: None,
-        wireguard: false,
-        probe_interval_ms: numbers::PROBE_INTERVAL_MS,
-        probe_failures: numbers::PROBE_FAILURES,
-        initial_ports: numbers::LEASE_PORTS_FIRST_MAX,
-        expected_workers: None,
+        ..Gateway::new(GatewayName(name.to_owned()), nodes)
     }
 }
 

@@ -10,8 +10,7 @@ use super::gateway::Choice;
 use super::{Foreign, Object, Problem, Translation, field};
 use egret_core::condition::Reason;
 use egret_core::model::{
-    AddressRequest, Destination, Kind, ObjectRef, Policy, Presence, Selection, Snapshot,
-    Translation as How, WhenUnavailable,
+    AddressRequest, Destination, Kind, ObjectRef, Policy, Selection, Snapshot, Translation as How,
 };
 use ipnet::IpNet;
 use serde_json::Value;
@@ -99,27 +98,21 @@ fn policy(foreign: &Foreign, key: &Key, cidrs: &[IpNet]) -> Policy {
         except: Vec::new(),
         ports: Vec::new(),
     };
+    let selection = Selection::Service {
+        namespace: object.namespace.clone(),
+        name: key.service.clone(),
+    };
+    let object = ObjectRef {
+        name: format!("{}:{}:{}{hop}", object.name, key.service, key.address),
+        ..object.clone()
+    };
     Policy {
-        object: ObjectRef {
-            name: format!("{}:{}:{}{hop}", object.name, key.service, key.address),
-            ..object.clone()
-        },
         uid: foreign.uid.clone(),
         generation: foreign.generation,
         created_secs: foreign.created_secs,
-        overridable: false,
-        priority: 0,
-        selection: Selection::Service {
-            namespace: object.namespace.clone(),
-            name: key.service.clone(),
-        },
-        addresses: AddressRequest::Fixed(addresses),
-        assigned: Vec::new(),
         destinations: Some(cidrs.iter().map(destination).collect()),
-        gateway: None,
-        when_unavailable: WhenUnavailable::Drop,
         translation,
-        presence: Presence::Ours,
+        ..Policy::new(object, selection, AddressRequest::Fixed(addresses))
     }
 }
 

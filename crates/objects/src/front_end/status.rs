@@ -8,7 +8,7 @@ use crate::convert;
 use crate::source::carry_transition_times;
 use crate::status::{Condition, ConditionStatus, PolicyStatus};
 use egret_core::condition::{Condition as Core, ConditionType, Reason};
-use egret_core::model::{Kind, Node, NodeName, ObjectRef, Objects};
+use egret_core::model::{Kind, Node, NodeName, ObjectRef, SharedMap};
 use serde::Deserialize;
 use serde_json::{Map, Value, json};
 use std::collections::BTreeMap;
@@ -25,7 +25,7 @@ pub struct Told<'a> {
     /// Gateways of a policy whose agents run, by name.
     pub gateways: &'a dyn Fn(&ObjectRef) -> Vec<NodeName>,
     /// The cluster's nodes.
-    pub nodes: &'a Objects<NodeName, Node>,
+    pub nodes: &'a SharedMap<NodeName, Node>,
 }
 
 /// The status that an object must have; `None`: it is not one of a front-end, or not taken.

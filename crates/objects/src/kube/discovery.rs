@@ -3,10 +3,11 @@
 //! listed: a list is refused over and over where Egret has no right to it, and answers 404 over and over where it has.
 //! Discovery itself is open to everybody who is known to the API server (ClusterRole `system:discovery`).
 
-use super::chain;
-use super::store::{News, Store};
-use super::wanted::Watch;
+use super::store::Store;
+use super::watch::Watch;
+use super::watched::News;
 use crate::plugin;
+use egret_core::error::with_causes;
 use egret_core::model::Kind;
 use kube::Client;
 use std::collections::BTreeSet;
@@ -73,7 +74,7 @@ fn begin(client: Client) -> watch::Receiver<Served> {
                     tracing::warn!("API discovery is forbidden: pods are told one by one");
                     (Served::Kinds(BTreeSet::new()), INTERVAL)
                 }
-                Err(error) => (Served::NoAnswer(chain(&error)), RETRY),
+                Err(error) => (Served::NoAnswer(with_causes(&error)), RETRY),
             };
             told.send_replace(now);
             tokio::time::sleep(pause).await;

@@ -1,7 +1,7 @@
 //! One object of the API server, as far as Egret looks at it: the model's value and, of our own kinds, the status.
 //! What is not looked at is dropped here, so that ten thousand pods stay small and a heartbeat is no change.
 
-use crate::convert::{self, Gaps, Reading, cluster, reading};
+use crate::convert::{self, Gaps, Reading, cluster, reading, unread};
 use crate::front_end::Foreign;
 use crate::plugin;
 use egret_api as api;
@@ -321,12 +321,12 @@ pub(super) fn unread(
     let findings = vec![finding];
     let status = Status::None;
     let entry = match kind {
-        Kind::EgressAddress => match reading::unread_address(&object, findings) {
+        Kind::EgressAddress => match unread::unread_address(&object, findings) {
             Ok(reading) => Entry::record(metadata, reading, Value::Address, status),
             Err(findings) => Entry::new(&metadata, Err(findings), status).keeping(metadata),
         },
         Kind::EgressNode => {
-            let reading = reading::unread_node(&object, whole, findings);
+            let reading = unread::unread_node(&object, whole, findings);
             Entry::record(metadata, reading, Value::Record, status)
         }
         _ => Entry::new(&metadata, Err(findings), status).keeping(metadata),

@@ -7,6 +7,7 @@ use crate::front_end::foreign_kind;
 use crate::status::{Condition, ConditionStatus};
 use egret_api as api;
 use egret_core::condition::ConditionType;
+use egret_core::error::with_causes;
 use egret_core::model::ObjectRef;
 use k8s_openapi::api::core::v1::ObjectReference;
 use k8s_openapi::api::events::v1::Event;
@@ -181,7 +182,7 @@ impl Events {
                 let sent = events.create(&parameters, &event);
                 match tokio::time::timeout(ANSWER, sent).await {
                     Ok(Ok(_)) => {}
-                    Ok(Err(error)) => tracing::debug!(error = %super::chain(&error), "no event"),
+                    Ok(Err(error)) => tracing::debug!(error = %with_causes(&error), "no event"),
                     Err(_) => tracing::debug!("no event: no answer"),
                 }
             });

@@ -4,6 +4,7 @@
 //! at it. The holder stops writing [`HELD`] after it *sent* its last good renewal, which is well before anybody else
 //! may take over.
 
+use egret_core::error::with_causes;
 use k8s_openapi::api::coordination::v1::{Lease, LeaseSpec};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::MicroTime;
 use k8s_openapi::jiff::Timestamp;
@@ -143,7 +144,7 @@ impl Leadership {
 
     async fn round(&self) -> Result<(), String> {
         let found = self.leases.get_opt(LEASE_NAME).await;
-        let found = found.map_err(|error| super::chain(&error))?;
+        let found = found.map_err(|error| with_causes(&error))?;
         let seen = found.as_ref().map(seen);
         let step = self.lock().step(Instant::now(), seen);
         let me = self.lock().me.clone();
@@ -167,7 +168,7 @@ impl Leadership {
                 self.leases.replace(LEASE_NAME, &parameters, &lease).await
             }
         };
-        written.map_err(|error| super::chain(&error))?;
+        written.map_err(|error| with_causes(&error))?;
         self.lock().held(sent);
         Ok(())
     }
@@ -199,7 +200,7 @@ impl Leadership {
         lease.metadata.managed_fields = None;
         let parameters = PostParams::default();
         if let Err(error) = self.leases.replace(LEASE_NAME, &parameters, &lease).await {
-            tracing::debug!(error = %super::chain(&error), "the Lease was not given back");
+            tracing::debug!(error = %with_causes(&error), "the Lease was not given back");
         }
     }
 }

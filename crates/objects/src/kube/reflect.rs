@@ -3,11 +3,13 @@
 use super::discovery::Discovery;
 use super::entry::{Entry, Observed, Value};
 use super::lenient::Lenient;
-use super::store::{News, Store};
-use super::wanted::{GATEWAY_LABEL, Pods, Records, Watch, Which};
+use super::store::Store;
+use super::watch::{GATEWAY_LABEL, Pods, Records, Watch, Which};
+use super::watched::News;
 use crate::front_end;
 use crate::plugin;
 use egret_api as api;
+use egret_core::error::with_causes;
 use egret_core::model::{Kind, ObjectRef};
 use futures_util::{Stream, StreamExt};
 use k8s_openapi::NamespaceResourceScope;
@@ -242,7 +244,7 @@ fn trouble(watch: &Watch, error: &watcher::Error, first: bool) -> News {
         }
         return News::Absent;
     }
-    let why = super::chain(error);
+    let why = with_causes(error);
     let told = "a watch ended: it goes on after a pause";
     if first {
         tracing::warn!(?watch, error = why, "{told}");

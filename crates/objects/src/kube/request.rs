@@ -2,11 +2,13 @@
 
 use super::entry::{Entry, Observed, Status, Value};
 use super::reflect::resource;
-use super::wanted::{GATEWAY_LABEL, Records, Role, Watch};
+use super::watch::{GATEWAY_LABEL, Records, Watch};
+use super::watch_set::Role;
 use super::{Shared, api};
 use crate::convert::{self, lease};
 use crate::source::SourceError;
 use egret_api as egret;
+use egret_core::error::with_causes;
 use egret_core::model::{Kind, NodeName, NodeRecord, ObjectRef};
 use kube::api::{Patch, PatchParams, PostParams};
 use kube::core::DynamicObject;
@@ -99,7 +101,7 @@ impl Shared {
             Ok(Err(error)) if is_about_the_object(&error) => {
                 Err(Failure::Other(SourceError::Refused {
                     object: object.to_string(),
-                    why: format!("{}: {}", doing(), super::chain(&error)),
+                    why: format!("{}: {}", doing(), with_causes(&error)),
                 }))
             }
             Ok(Err(error)) => Err(Failure::Other(api(doing(), &error))),

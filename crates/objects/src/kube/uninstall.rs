@@ -1,8 +1,9 @@
 //! Uninstalling from every node: the pods of the agents' DaemonSet become pods that clean up and then wait. A pod of that
 //! kind that is ready proves that its node is clean, for cleaning up is what its init container does.
 
-use super::{api, chain, connect};
+use super::{api, connect};
 use crate::SourceError;
+use egret_core::error::with_causes;
 use k8s_openapi::api::apps::v1::DaemonSet;
 use k8s_openapi::api::core::v1::{Container, Pod};
 use kube::api::{ListParams, Patch, PatchParams};
@@ -84,7 +85,7 @@ pub fn uninstall(
                 Ok(Ok(Round::Clean(nodes))) => return Ok(Uninstalled::Clean(nodes)),
                 Ok(Ok(Round::Left(left))) => left,
                 Ok(Err(Trouble::Wrong(error))) => return Err(error),
-                Ok(Err(Trouble::Api(error))) => last.but(chain(&error)),
+                Ok(Err(Trouble::Api(error))) => last.but(with_causes(&error)),
                 Err(_) => last.but("no answer".to_owned()),
             };
             if left != last {

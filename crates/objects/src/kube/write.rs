@@ -7,7 +7,8 @@
 use super::entry::{Entry, Observed, Status, Value};
 use super::event::{Note, notes};
 use super::request::{AGENT, CONTROLLER, Failure, is_labelled, manager, node_object};
-use super::wanted::{Records, Watch, gateway_nodes};
+use super::watch::{Records, Watch};
+use super::watch_set::gateway_nodes;
 use super::{KubeSource, QUIET, QUIET_CONTROLLER, Role};
 use crate::convert::{self, lease};
 use crate::front_end::conditions_of;
@@ -147,7 +148,7 @@ impl Source for KubeSource {
         let status = egret::NodeStatus {
             tunnel_mac: report.tunnel_mac.clone(),
             external_interface: report.external_interface.clone(),
-            abilities: report.abilities.clone(),
+            capabilities: report.capabilities.clone(),
             conditions: convert::api_conditions(&conditions, observed(&known, record)),
             ..lease::node_status(record)
         };
@@ -316,7 +317,7 @@ impl KubeSource {
     /// Nodes that are gateways, found again when anything may have changed that.
     fn gateway_nodes(&mut self) -> &BTreeSet<NodeName> {
         let state = self.shared.store.lock();
-        let others = state.kept.touches.others;
+        let others = state.cache.touches.others;
         if self.gateways.0 != Some(others) {
             self.gateways = (Some(others), gateway_nodes(&state));
         }
@@ -422,7 +423,7 @@ impl KubeSource {
     /// `EgressNode`s that lack the label of gateways, and those that have it and should not. A record that cannot be read is
     /// not written, so it keeps its label.
     fn wrong_labels(&mut self) -> Vec<Notice> {
-        let touches = self.shared.store.lock().kept.touches;
+        let touches = self.shared.store.lock().cache.touches;
         // A pod changes no label.
         let labelled = self.labelled.replace(touches);
         if labelled.is_some_and(|l| (l.records, l.others) == (touches.records, touches.others)) {

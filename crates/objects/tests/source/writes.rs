@@ -75,7 +75,7 @@ fn node_record() -> NodeRecord {
         full_destinations: BTreeMap::from([(address(), 2)]),
         programmed: vec![programmed],
         pod_prefixes: BTreeSet::new(),
-        abilities: BTreeSet::from(["tcx".to_owned()]),
+        capabilities: BTreeSet::from(["tcx".to_owned()]),
         datapath: Some("ebpf".into()),
         node_addresses: BTreeSet::from(["192.168.122.2/24".parse().unwrap()]),
         routers: BTreeSet::from(["192.168.122.1".parse().unwrap()]),
@@ -216,7 +216,7 @@ fn controller_and_agent_write_their_own_halves_of_a_node() {
     let report = NodeReport {
         tunnel_mac: Some("02:00:00:00:00:07".into()),
         external_interface: None,
-        abilities: vec!["tcx".into()],
+        capabilities: vec!["tcx".into()],
         conditions: vec![ready(ConditionStatus::True)],
     };
     let early = agent.write_node_status(&record, &report, 100);
@@ -264,6 +264,39 @@ fn controller_and_agent_write_their_own_halves_of_a_node() {
     );
     controller.delete_node(&name).unwrap();
     assert!(agent.snapshot().unwrap().snapshot.node_records.is_empty());
+}
+
+/// Until the next release, agents of the one before may still run beside a controller of this one.
+#[test]
+fn what_a_node_can_do_is_read_under_the_name_of_the_release_before_and_written_under_the_new_one() {
+    let scratch = Scratch::new();
+    let (record, name) = (node_record(), NodeName("worker1".into()));
+    let report = NodeReport {
+        capabilities: vec!["tcx".into()],
+        ..NodeReport::default()
+    };
+    scratch.open().write_node_spec(&record).unwrap();
+    scratch
+        .open()
+        .write_node_status(&record, &report, 100)
+        .unwrap();
+    let file = "status/egressnode/worker1.yaml";
+    let new = fs::read_to_string(scratch.path(file)).unwrap();
+    let old = new.replace("capabilities:", "abilities:");
+    assert_ne!(old, new);
+    scratch.put(file, &old);
+
+    let mut agent = scratch.open();
+    let view = agent.snapshot().unwrap();
+    view.assert_clean();
+    let read = &view.snapshot.node_records[&name];
+    assert_eq!(read.capabilities, record.capabilities);
+    assert_eq!(view.nodes[&name].capabilities, report.capabilities);
+
+    agent.write_node_status(&record, &report, 200).unwrap();
+    let again = fs::read_to_string(scratch.path(file)).unwrap();
+    assert!(again.contains("capabilities:"), "{again}");
+    assert!(!again.contains("  abilities:"), "{again}");
 }
 
 #[test]

@@ -1,9 +1,9 @@
 use super::*;
 use egret_core::model::{
-    AddressRequest, Kind, LabelSelector, Labels, Namespaces, ObjectRef, Pod, Policy, Presence,
-    Selection, Settings, Translation, UnpooledAddresses, WhenUnavailable,
+    AddressRequest, Kind, LabelSelector, Labels, Namespaces, ObjectRef, Pod, Policy, Selection,
+    Settings, UnpooledAddresses,
 };
-use egret_core::node::{DestinationBox, Target, TargetId};
+use egret_core::node::{DestinationRange, Target, TargetId};
 use egret_core::node::{
     Group, NodeState, PodMap, Profile, ProfileId, Tunnel, Verdict, WorkerState,
 };
@@ -25,29 +25,20 @@ fn snapshot(pods: &[(&str, &str)]) -> Snapshot {
         service_cidrs: Vec::new(),
         hold_down_secs: 120,
     });
+    let object = ObjectRef {
+        kind: Kind::Egress,
+        namespace: "default".into(),
+        name: "one".into(),
+    };
+    let selection = Selection::Labels {
+        namespaces: Namespaces::Names(["default".into()].into()),
+        pods: LabelSelector::default(),
+        nodes: None,
+    };
+    let addresses = AddressRequest::Fixed(vec!["192.0.2.1".parse().unwrap()]);
     snapshot.policies.push(Policy {
-        object: ObjectRef {
-            kind: Kind::Egress,
-            namespace: "default".into(),
-            name: "one".into(),
-        },
         uid: "p".into(),
-        generation: 1,
-        created_secs: 1,
-        overridable: false,
-        priority: 0,
-        selection: Selection::Labels {
-            namespaces: Namespaces::Names(["default".into()].into()),
-            pods: LabelSelector::default(),
-            nodes: None,
-        },
-        addresses: AddressRequest::Fixed(vec!["192.0.2.1".parse().unwrap()]),
-        assigned: Vec::new(),
-        destinations: None,
-        gateway: None,
-        when_unavailable: WhenUnavailable::Drop,
-        translation: Translation::Leased,
-        presence: Presence::Ours,
+        ..Policy::new(object, selection, addresses)
     });
     for (name, uid) in pods {
         let pod = Pod {
@@ -74,7 +65,7 @@ fn kernel(selected: Option<bool>) -> NodeOutcome {
     if let Some(usable) = selected {
         let (profile, target) = (ProfileId(1), TargetId(1));
         worker.pods.insert(ADDRESS.parse().unwrap(), profile);
-        let everything = DestinationBox {
+        let everything = DestinationRange {
             first: "0.0.0.0".parse().unwrap(),
             last: "255.255.255.255".parse().unwrap(),
             protocol: None,
@@ -84,7 +75,13 @@ fn kernel(selected: Option<bool>) -> NodeOutcome {
         };
         let boxes = vec![everything];
         let portless = Vec::new();
-        worker.profiles.insert(profile, Profile { boxes, portless });
+        worker.profiles.insert(
+            profile,
+            Profile {
+                ranges: boxes,
+                portless,
+            },
+        );
         worker.groups.insert(1, Group::Tunnel([1].into()));
         let ranges = match usable {
             true => vec![egret_core::model::PortRange {
@@ -101,7 +98,7 @@ fn kernel(selected: Option<bool>) -> NodeOutcome {
                 address,
                 group,
                 ranges,
-                account: egret_core::node::AccountId::OTHER,
+                traffic_key: egret_core::node::TrafficKeyId::OTHER,
             },
         );
     } else {
@@ -131,7 +128,7 @@ fn kernel(selected: Option<bool>) -> NodeOutcome {
         target_groups: BTreeMap::new(),
         canaries: Vec::new(),
         broken_paths: BTreeSet::new(),
-        accounts: BTreeMap::new(),
+        traffic_keys: BTreeMap::new(),
         granted: BTreeSet::new(),
     }
 }

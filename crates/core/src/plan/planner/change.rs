@@ -67,8 +67,8 @@ pub fn changes(old: &Snapshot, new: &Snapshot) -> Vec<Change> {
 
 /// Calls `found` for every key whose value is not the same in both.
 fn differing<K: Clone + Ord, V: Clone + PartialEq>(
-    old: &Objects<K, V>,
-    new: &Objects<K, V>,
+    old: &SharedMap<K, V>,
+    new: &SharedMap<K, V>,
     mut found: impl FnMut(K, Option<V>),
 ) {
     old.differences(new, |key, value| {
@@ -78,7 +78,7 @@ fn differing<K: Clone + Ord, V: Clone + PartialEq>(
 
 /// Puts a value in the place of the one that is there; gives that back unless it is the same.
 fn replace<K: Ord + Clone, V: PartialEq>(
-    map: &mut Objects<K, V>,
+    map: &mut SharedMap<K, V>,
     key: K,
     value: Option<V>,
 ) -> Result<Option<Arc<V>>, ()> {

@@ -1,6 +1,6 @@
 //! Gateways and node records.
 
-use super::said::Speaker;
+use super::messages::MessageSource;
 use super::{Dirty, Planner};
 use crate::model::*;
 use crate::plan::{GatewayNode, NodeRecordSpec, lease, nodes, status, unreadable};
@@ -155,10 +155,10 @@ impl Planner {
     pub(super) fn plan_nodes(&mut self, dirty: &mut Dirty) {
         if dirty.numbers {
             let numbers = nodes::number(&self.snapshot, &|name| self.leases.holds(name));
-            let speaker = Speaker::Numbers;
+            let source = MessageSource::Numbers;
             let findings = numbers.findings.into_iter().collect();
-            self.said
-                .put(&mut self.plan, speaker, numbers.reasons, findings);
+            self.messages
+                .put(&mut self.plan, source, numbers.reasons, findings);
             self.plan.node_deletions = numbers.deletions;
             let indexes = numbers.indexes;
             let gone = self.plan.node_records.keys();

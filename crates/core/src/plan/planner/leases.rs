@@ -1,10 +1,10 @@
 //! Addresses and their leases.
 
-use super::said::Speaker;
+use super::messages::MessageSource;
 use super::{Dirty, Planner};
 use crate::model::*;
+use crate::plan::demand::Demand;
 use crate::plan::lease::{self, Cluster, PlannedAddress};
-use crate::plan::wanted::Wanted;
 use crate::plan::{nodes, status};
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
@@ -321,16 +321,16 @@ impl Planner {
         let mut all: Vec<(IpAddr, Option<PlannedAddress>)> = Vec::new();
         for address in &dirty.addresses {
             let need = self.leases.needs.get(address);
-            let wanted = need.and_then(|need| {
-                Some(Wanted {
+            let demand = need.and_then(|need| {
+                Some(Demand {
                     gateway: self.snapshot.gateways.get(&need.gateway)?,
                     workers: need.workers.keys().collect(),
                     users: BTreeSet::new(),
                 })
             });
-            let exists = wanted.is_some() || self.snapshot.addresses.contains_key(address);
+            let exists = demand.is_some() || self.snapshot.addresses.contains_key(address);
             let planned =
-                exists.then(|| lease::plan_address(&mut cluster, *address, wanted.as_ref()));
+                exists.then(|| lease::plan_address(&mut cluster, *address, demand.as_ref()));
             all.push((*address, planned));
         }
         for (address, planned) in all {
@@ -371,8 +371,12 @@ impl Planner {
             None => Default::default(),
         };
         reasons.sort();
-        self.said
-            .put(&mut self.plan, Speaker::Leases(address), reasons, findings);
+        self.messages.put(
+            &mut self.plan,
+            MessageSource::Leases(address),
+            reasons,
+            findings,
+        );
         let Some(planned) = planned else {
             self.leases.note(address, None);
             self.leases.unwritten.remove(&address);

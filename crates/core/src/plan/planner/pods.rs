@@ -1,6 +1,6 @@
 //! Pods by what policies ask for, and what each of them is bound to.
 
-use super::policies::PolicyRef;
+use super::keys::{PodRef, PolicyRef};
 use super::{Dirty, Planner};
 use crate::model::*;
 use crate::resolve::{PodAddresses, family_index, pair_among, selects, service_labels};
@@ -9,8 +9,6 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::sync::Arc;
 
-/// Namespace and name of a pod.
-pub(super) type PodRef = Arc<(String, String)>;
 type Key = (String, String);
 
 /// Every pod of the snapshot.
@@ -163,7 +161,7 @@ impl Pods {
 /// See [`PodAddresses`].
 pub(super) struct Addresses<'a> {
     by_address: &'a BTreeMap<IpAddr, BTreeSet<PodRef>>,
-    pods: &'a Objects<Key, Pod>,
+    pods: &'a SharedMap<Key, Pod>,
 }
 
 impl PodAddresses for Addresses<'_> {
@@ -267,7 +265,7 @@ impl Planner {
         let Some(node) = node.filter(|_| !pod.host_network) else {
             return BTreeSet::new();
         };
-        let families = super::super::wanted::families(pod, node);
+        let families = super::super::demand::families(pod, node);
         let paired = policies.iter().flat_map(|policy| {
             let known = self.policies.get(policy);
             let policy = self.policies.policy(&self.snapshot, policy);

@@ -1,19 +1,16 @@
 //! What policies mean, and which of them meet.
 
-use super::pods::PodRef;
-use super::said::Speaker;
+use super::keys::{PodRef, PolicyRef};
+use super::messages::MessageSource;
 use super::{Dirty, Planner};
 use crate::model::*;
 use crate::plan::allocate::allocate;
 use crate::plan::conditions::{self, Pods as Counts};
-use crate::plan::wanted::overlaps_of;
+use crate::plan::demand::overlaps_of;
 use crate::resolve::{Matching, Refusal, Resolved, asked, distinct, resolve, selects};
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::sync::Arc;
-
-/// Name of a policy.
-pub(super) type PolicyRef = Arc<ObjectRef>;
 
 /// Every policy.
 #[derive(Debug, Default)]
@@ -156,8 +153,8 @@ impl Planner {
         });
         let meanings: BTreeMap<PolicyRef, (usize, Meaning)> = meanings.collect();
         reasons.sort();
-        self.said
-            .put(&mut self.plan, Speaker::Resolve, reasons, findings);
+        self.messages
+            .put(&mut self.plan, MessageSource::Resolve, reasons, findings);
         self.forget_policies(&meanings, dirty);
         for (policy, (position, meaning)) in meanings {
             self.learn_policy(policy, position, meaning, dirty);
@@ -195,9 +192,9 @@ impl Planner {
             self.policies.work.remove(&policy);
             self.plan.policies.remove(&policy);
             dirty.policies.insert(policy.clone());
-            let speaker = Speaker::Policy(policy);
-            self.said
-                .put(&mut self.plan, speaker, Vec::new(), BTreeSet::new());
+            let source = MessageSource::Policy(policy);
+            self.messages
+                .put(&mut self.plan, source, Vec::new(), BTreeSet::new());
         }
     }
 
@@ -365,8 +362,8 @@ impl Planner {
         plan.programmed = self.names.programmed(reference, policy.generation);
         conditions::tell(inputs, &resolved, work.counts, plan);
         let reasons = conditions::reasons(reference, plan).collect();
-        let speaker = Speaker::Policy(reference.clone());
-        self.said
-            .put(&mut self.plan, speaker, reasons, BTreeSet::new());
+        let source = MessageSource::Policy(reference.clone());
+        self.messages
+            .put(&mut self.plan, source, reasons, BTreeSet::new());
     }
 }

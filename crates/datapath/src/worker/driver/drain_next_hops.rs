@@ -19,7 +19,7 @@ fn meaning(worker: &WorkerState, number: GroupNumber) -> Option<(IpAddr, Option<
 }
 
 fn numbers(profile: &Profile) -> impl Iterator<Item = GroupNumber> {
-    profile.boxes.iter().filter_map(|one| match one.verdict {
+    profile.ranges.iter().filter_map(|one| match one.verdict {
         Verdict::NextHop(number) => Some(number),
         _ => None,
     })
@@ -60,7 +60,7 @@ pub(super) fn intermediate_state(before: &NodeState, after: &NodeState) -> Optio
         // A name that no profile has: they are hashes, and another bit is another one.
         let closed = ProfileId(!id.0);
         let mut profile = old.profiles[&id].clone();
-        for one in &mut profile.boxes {
+        for one in &mut profile.ranges {
             if matches!(one.verdict, Verdict::NextHop(_)) {
                 one.verdict = Verdict::Unavailable;
             }
@@ -74,14 +74,14 @@ pub(super) fn intermediate_state(before: &NodeState, after: &NodeState) -> Optio
 #[cfg(test)]
 mod tests {
     use super::*;
-    use egret_core::node::{Attachment, DestinationBox, NextHop, Tunnel};
+    use egret_core::node::{Attachment, DestinationRange, NextHop, Tunnel};
 
     fn ip(text: &str) -> IpAddr {
         text.parse().expect("an address")
     }
 
     fn state(way: NextHopWay) -> NodeState {
-        let one = |first: &str, last: &str, verdict| DestinationBox {
+        let one = |first: &str, last: &str, verdict| DestinationRange {
             first: ip(first),
             last: ip(last),
             protocol: None,
@@ -167,7 +167,7 @@ mod tests {
         assert!(closed(&none, &before).is_empty());
         let intermediate = intermediate_state(&before, &none).expect("a state");
         let profile = &intermediate.worker.profiles[&ProfileId(!9)];
-        assert_eq!(profile.boxes[0].verdict, Verdict::FamilyNotCovered);
-        assert_eq!(profile.boxes[1].verdict, Verdict::Unavailable);
+        assert_eq!(profile.ranges[0].verdict, Verdict::FamilyNotCovered);
+        assert_eq!(profile.ranges[1].verdict, Verdict::Unavailable);
     }
 }

@@ -1,28 +1,25 @@
-//! The view that readers get, kept from look to look: what the watches have told since the last one is worked out again,
-//! and nothing else. Copies of it share what is the same, so that neither a copy nor a comparison costs what the cluster
+//! The view that readers get, cached between reads: what the watches have told since the last one is worked out again, and
+//! nothing else. Copies of it share what is the same, so that neither a copy nor a comparison costs what the cluster
 //! has (P10).
 
 use super::entry::{Entry, Status, Value};
-use super::store::Watched;
-use super::wanted::Watch;
-use crate::convert::{self, Gaps, reading};
+use super::watch::Watch;
+use super::watched::{Watches, newest};
+use crate::convert::{self, Gaps, cluster, reading};
 use crate::front_end::{self, Foreign};
 use crate::plugin;
 use crate::source::View;
 use egret_core::model::{
-    Finding, GatewayName, Kind, NodeName, ObjectRef, Objects, Policy, PoolName, Settings,
+    Finding, GatewayName, Kind, NodeName, ObjectRef, Policy, PoolName, Settings, SharedMap,
 };
 use ipnet::IpNet;
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::sync::Arc;
 
-/// Every watch, by what it watches.
-pub(super) type Watches = BTreeMap<Watch, Watched>;
-
 /// The newest view without what front-ends make of it, and what is not in it yet.
 #[derive(Debug, Default)]
-pub(super) struct Kept {
+pub(super) struct ViewCache {
     /// None: it is made from nothing.
     view: Option<View>,
     /// What has changed since.
@@ -56,7 +53,7 @@ struct Due {
     pod_prefixes: bool,
 }
 
-impl Kept {
+impl ViewCache {
     /// An object has changed; this is the store's version since.
     pub fn touch(&mut self, object: ObjectRef, version: u64) {
         match object.kind {
@@ -241,22 +238,13 @@ fn fold_pool(view: &mut View, name: PoolName, value: &Value, status: &Status) {
 }
 
 /// What the map should have of this key. What is the same already stays shared.
-fn put<K: Ord + Clone, V: PartialEq>(map: &mut Objects<K, V>, key: K, value: Option<&Arc<V>>) {
+fn put<K: Ord + Clone, V: PartialEq>(map: &mut SharedMap<K, V>, key: K, value: Option<&Arc<V>>) {
     match (map.get_shared(&key), value) {
         (None, None) => {}
         (Some(known), Some(value)) if Arc::ptr_eq(known, value) || known == value => {}
         (_, Some(value)) => drop(map.insert(key, value.clone())),
         (Some(_), None) => drop(map.remove(&key)),
     }
-}
-
-/// The newest entry of an object: two watches may have it while one takes over from the other.
-pub(super) fn newest<'a>(watches: &'a Watches, object: &ObjectRef) -> Option<&'a Entry> {
-    let watches = watches
-        .iter()
-        .filter(|(watch, _)| watch.kind() == object.kind);
-    let entries = watches.filter_map(|(_, watched)| watched.objects.get(object));
-    entries.max_by_key(|entry| entry.version)
 }
 
 /// Services with their endpoints, the API servers, and the ranges of Services: few, and each is of several objects.
@@ -290,7 +278,7 @@ fn services(view: &mut View, watches: &Watches, settings: &Settings) {
     ranges.sort();
     ranges.dedup();
     snapshot.settings.service_cidrs = ranges;
-    view.add_endpoints(slices);
+    cluster::add_endpoints(&mut view.snapshot, slices);
 }
 
 /// What network plugins publish.

@@ -1,7 +1,7 @@
-//! Accounts: whose traffic a target's is. A policy and an egress address have one, whatever groups they leave by, so that
-//! the counters of a kernel go on where a gateway dies or comes.
+//! Traffic keys: whose traffic a target's is. A policy and an egress address have one, whatever groups they leave by, so
+//! that the counters of a kernel go on where a gateway dies or comes.
 
-use super::{AccountId, Target, TargetId};
+use super::{Target, TargetId, TrafficKeyId};
 use crate::hash::StableHash;
 use crate::model::ObjectRef;
 use crate::numbers::TRAFFIC_ACCOUNTS_MAX;
@@ -11,40 +11,40 @@ use std::net::IpAddr;
 
 /// Whose traffic is counted.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
-pub struct Account {
+pub struct TrafficKey {
     /// The policy.
     pub policy: ObjectRef,
     /// The egress address.
     pub address: IpAddr,
 }
 
-/// Gives every target its account. The first `TRAFFIC_ACCOUNTS_MAX` in their order have one of their own, the rest share
-/// [`AccountId::OTHER`], which stands for nobody.
+/// Gives every target its key. The first `TRAFFIC_ACCOUNTS_MAX` in their order have one of their own, the rest share
+/// [`TrafficKeyId::OTHER`], which stands for nobody.
 pub(super) fn assign(
     targets: &mut BTreeMap<TargetId, Target>,
     policies: &BTreeMap<TargetId, ObjectRef>,
-) -> BTreeMap<AccountId, Option<Account>> {
+) -> BTreeMap<TrafficKeyId, Option<TrafficKey>> {
     let of = |id: &TargetId, target: &Target| {
-        policies.get(id).map(|policy| Account {
+        policies.get(id).map(|policy| TrafficKey {
             policy: policy.clone(),
             address: target.address,
         })
     };
-    let all: BTreeSet<Account> = targets.iter().filter_map(|(id, t)| of(id, t)).collect();
-    let own: BTreeSet<&Account> = all.iter().take(TRAFFIC_ACCOUNTS_MAX).collect();
-    let mut accounts = BTreeMap::new();
+    let all: BTreeSet<TrafficKey> = targets.iter().filter_map(|(id, t)| of(id, t)).collect();
+    let own: BTreeSet<&TrafficKey> = all.iter().take(TRAFFIC_ACCOUNTS_MAX).collect();
+    let mut keys = BTreeMap::new();
     for (id, target) in targets {
-        let account = of(id, target).filter(|account| own.contains(account));
-        target.account = account.as_ref().map_or(AccountId::OTHER, account_id);
-        accounts.insert(target.account, account);
+        let key = of(id, target).filter(|key| own.contains(key));
+        target.traffic_key = key.as_ref().map_or(TrafficKeyId::OTHER, traffic_key_id);
+        keys.insert(target.traffic_key, key);
     }
-    accounts
+    keys
 }
 
-fn account_id(account: &Account) -> AccountId {
-    let policy = account.policy.to_string();
+fn traffic_key_id(key: &TrafficKey) -> TrafficKeyId {
+    let policy = key.policy.to_string();
     let hash = StableHash::new("account").text(&policy);
-    AccountId(hash.address(account.address).finish())
+    TrafficKeyId(hash.address(key.address).finish())
 }
 
 #[cfg(test)]
@@ -57,7 +57,7 @@ mod tests {
             address: address.parse().unwrap(),
             group,
             ranges: Vec::new(),
-            account: AccountId::OTHER,
+            traffic_key: TrafficKeyId::OTHER,
         }
     }
 
@@ -70,7 +70,7 @@ mod tests {
     }
 
     #[test]
-    fn an_account_is_a_policys_at_an_address_whatever_the_group() {
+    fn a_traffic_key_is_a_policys_at_an_address_whatever_the_group() {
         let mut targets = BTreeMap::from([
             (TargetId(1), target("192.0.2.1", 1)),
             (TargetId(2), target("192.0.2.1", 2)),
@@ -79,29 +79,29 @@ mod tests {
         ]);
         let policies = [(1, "a"), (2, "a"), (3, "b"), (4, "a")];
         let policies = policies.map(|(id, name)| (TargetId(id), policy(name)));
-        let accounts = assign(&mut targets, &policies.into());
-        let of = |id| targets[&TargetId(id)].account;
+        let keys = assign(&mut targets, &policies.into());
+        let of = |id| targets[&TargetId(id)].traffic_key;
         assert_eq!(of(1), of(2));
         assert_ne!(of(1), of(3));
         assert_ne!(of(1), of(4));
-        assert_eq!(accounts.len(), 3);
-        let one = accounts[&of(3)].as_ref().unwrap();
+        assert_eq!(keys.len(), 3);
+        let one = keys[&of(3)].as_ref().unwrap();
         assert_eq!(one.policy, policy("b"));
         assert_eq!(one.address.to_string(), "192.0.2.1");
     }
 
     #[test]
-    fn what_is_beyond_the_limit_shares_an_account() {
+    fn what_is_beyond_the_limit_shares_a_traffic_key() {
         let many = TRAFFIC_ACCOUNTS_MAX as u64 + 2;
         let mut targets: BTreeMap<_, _> = (0..many)
             .map(|n| (TargetId(n), target("192.0.2.1", 1)))
             .collect();
         let policies = (0..many).map(|n| (TargetId(n), policy(&format!("p{n:05}"))));
-        let accounts = assign(&mut targets, &policies.collect());
-        assert_eq!(accounts.len(), TRAFFIC_ACCOUNTS_MAX + 1);
-        assert_eq!(accounts[&AccountId::OTHER], None);
-        let last = targets.values().rev().take(3).map(|t| t.account);
-        let shared: Vec<bool> = last.map(|id| id == AccountId::OTHER).collect();
+        let keys = assign(&mut targets, &policies.collect());
+        assert_eq!(keys.len(), TRAFFIC_ACCOUNTS_MAX + 1);
+        assert_eq!(keys[&TrafficKeyId::OTHER], None);
+        let last = targets.values().rev().take(3).map(|t| t.traffic_key);
+        let shared: Vec<bool> = last.map(|id| id == TrafficKeyId::OTHER).collect();
         assert_eq!(shared, [true, true, false]);
     }
 }

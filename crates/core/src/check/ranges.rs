@@ -2,7 +2,7 @@
 
 use super::{Found, Rule};
 use crate::model::Protocol;
-use crate::node::{DestinationBox, Profile, ProfileId};
+use crate::node::{DestinationRange, Profile, ProfileId};
 use std::collections::BTreeMap;
 use std::net::IpAddr;
 
@@ -11,7 +11,7 @@ const PROTOCOLS: [Protocol; 4] = [Protocol::Tcp, Protocol::Udp, Protocol::Sctp, 
 /// Boxes are well formed, sorted and disjoint; so are the ranges of protocols without ports.
 pub(super) fn check_profile(id: ProfileId, profile: &Profile, found: &mut Found) {
     let subject = format!("profile {:x}", id.0);
-    for one in &profile.boxes {
+    for one in &profile.ranges {
         let family = one.first.is_ipv4() == one.last.is_ipv4();
         let order = one.first <= one.last && one.port_first <= one.port_last;
         let whole = matches!(one.protocol, None | Some(Protocol::Icmp));
@@ -23,7 +23,7 @@ pub(super) fn check_profile(id: ProfileId, profile: &Profile, found: &mut Found)
             &format!("{one:?}"),
         );
     }
-    let sorted = profile.boxes.is_sorted();
+    let sorted = profile.ranges.is_sorted();
     found.expect(sorted, Rule::BoxMalformed, &subject, "boxes are not sorted");
     for protocol in PROTOCOLS {
         overlaps(&subject, profile, protocol, found);
@@ -53,10 +53,10 @@ type Open = BTreeMap<u16, (u16, IpAddr)>;
 
 fn overlaps(subject: &str, profile: &Profile, protocol: Protocol, found: &mut Found) {
     let mine = profile
-        .boxes
+        .ranges
         .iter()
         .filter(|b| b.protocol.is_none_or(|p| p == protocol));
-    let mut boxes: Vec<&DestinationBox> = mine.collect();
+    let mut boxes: Vec<&DestinationRange> = mine.collect();
     boxes.sort_by_key(|b| (b.first, b.port_first));
     let mut open: Open = BTreeMap::new();
     // Ends first: what ended before this box starts is no neighbour of it.

@@ -1,7 +1,7 @@
 //! Objects by key, whose copies share what is the same in both.
 //!
 //! ```text
-//!  Objects -- Arc --> [ chunk, chunk, chunk, ... ]       sorted; at most CHUNK_MAX entries each
+//!  SharedMap -- Arc --> [ chunk, chunk, chunk, ... ]       sorted; at most CHUNK_MAX entries each
 //!                         |      ^
 //!                         v      +---- the same chunk in the copy
 //!                     [ (key, Arc<value>), ... ]
@@ -24,13 +24,13 @@ const CHUNK_MAX: usize = 64;
 type Chunk<K, V> = Arc<Vec<(K, Arc<V>)>>;
 
 /// A sorted map, cheap to copy and to compare with its copies.
-pub struct Objects<K, V> {
+pub struct SharedMap<K, V> {
     /// Never an empty chunk.
     chunks: Arc<Vec<Chunk<K, V>>>,
     len: usize,
 }
 
-impl<K, V> Objects<K, V> {
+impl<K, V> SharedMap<K, V> {
     /// No objects.
     pub fn new() -> Self {
         Self {
@@ -73,7 +73,7 @@ impl<K, V> Objects<K, V> {
     }
 }
 
-impl<K: Ord, V> Objects<K, V> {
+impl<K: Ord, V> SharedMap<K, V> {
     /// Where the key is, or where it would have to go: chunk, and position in it. The chunk is the last whose first key
     /// is not behind the key, or the first of all.
     fn find<Q>(&self, key: &Q) -> Result<(usize, usize), (usize, usize)>
@@ -132,7 +132,7 @@ impl<K: Ord, V> Objects<K, V> {
     }
 }
 
-impl<K: Ord + Clone, V> Objects<K, V> {
+impl<K: Ord + Clone, V> SharedMap<K, V> {
     /// Puts an object in the place of the one that is there; gives that back.
     pub fn insert(&mut self, key: K, value: impl Into<Arc<V>>) -> Option<Arc<V>> {
         let value = value.into();
@@ -196,7 +196,7 @@ impl<K: Ord + Clone, V> Objects<K, V> {
     }
 }
 
-impl<K: Ord + Clone, V: Clone> Objects<K, V> {
+impl<K: Ord + Clone, V: Clone> SharedMap<K, V> {
     /// An object, to change it here and in no copy.
     pub fn get_mut<Q>(&mut self, key: &Q) -> Option<&mut V>
     where
@@ -216,7 +216,7 @@ impl<K: Ord + Clone, V: Clone> Objects<K, V> {
     }
 }
 
-impl<K: Ord, V: PartialEq> Objects<K, V> {
+impl<K: Ord, V: PartialEq> SharedMap<K, V> {
     /// Calls `found` with every key whose object is another in `newer`, in order, and with that; `None` if it is gone.
     /// What both share is not looked at.
     pub fn differences<'a>(
@@ -271,7 +271,7 @@ struct Cursor<'a, K, V> {
 }
 
 impl<'a, K, V> Cursor<'a, K, V> {
-    fn of(objects: &'a Objects<K, V>) -> Self {
+    fn of(objects: &'a SharedMap<K, V>) -> Self {
         Self {
             chunks: &objects.chunks,
             position: 0,
@@ -340,7 +340,7 @@ impl<'a, K, V> Iterator for Iter<'a, K, V> {
     }
 }
 
-impl<'a, K, V> IntoIterator for &'a Objects<K, V> {
+impl<'a, K, V> IntoIterator for &'a SharedMap<K, V> {
     type Item = (&'a K, &'a V);
     type IntoIter = Iter<'a, K, V>;
 
@@ -349,7 +349,7 @@ impl<'a, K, V> IntoIterator for &'a Objects<K, V> {
     }
 }
 
-impl<K: Ord + Clone, V, A: Into<Arc<V>>> FromIterator<(K, A)> for Objects<K, V> {
+impl<K: Ord + Clone, V, A: Into<Arc<V>>> FromIterator<(K, A)> for SharedMap<K, V> {
     fn from_iter<T: IntoIterator<Item = (K, A)>>(entries: T) -> Self {
         let mut all = Self::new();
         all.extend(entries);
@@ -357,7 +357,7 @@ impl<K: Ord + Clone, V, A: Into<Arc<V>>> FromIterator<(K, A)> for Objects<K, V> 
     }
 }
 
-impl<K: Ord + Clone, V, A: Into<Arc<V>>> Extend<(K, A)> for Objects<K, V> {
+impl<K: Ord + Clone, V, A: Into<Arc<V>>> Extend<(K, A)> for SharedMap<K, V> {
     fn extend<T: IntoIterator<Item = (K, A)>>(&mut self, entries: T) {
         for (key, value) in entries {
             self.insert(key, value);
@@ -365,7 +365,7 @@ impl<K: Ord + Clone, V, A: Into<Arc<V>>> Extend<(K, A)> for Objects<K, V> {
     }
 }
 
-impl<K: Ord, V, Q: Ord + ?Sized> Index<&Q> for Objects<K, V>
+impl<K: Ord, V, Q: Ord + ?Sized> Index<&Q> for SharedMap<K, V>
 where
     K: Borrow<Q>,
 {
@@ -378,7 +378,7 @@ where
     }
 }
 
-impl<K, V> Clone for Objects<K, V> {
+impl<K, V> Clone for SharedMap<K, V> {
     fn clone(&self) -> Self {
         Self {
             chunks: self.chunks.clone(),
@@ -387,19 +387,19 @@ impl<K, V> Clone for Objects<K, V> {
     }
 }
 
-impl<K, V> Default for Objects<K, V> {
+impl<K, V> Default for SharedMap<K, V> {
     fn default() -> Self {
         Self::new()
     }
 }
 
-impl<K: fmt::Debug, V: fmt::Debug> fmt::Debug for Objects<K, V> {
+impl<K: fmt::Debug, V: fmt::Debug> fmt::Debug for SharedMap<K, V> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_map().entries(self).finish()
     }
 }
 
-impl<K: Ord, V: PartialEq> PartialEq for Objects<K, V> {
+impl<K: Ord, V: PartialEq> PartialEq for SharedMap<K, V> {
     fn eq(&self, other: &Self) -> bool {
         let mut same = self.len == other.len;
         if same {
@@ -409,15 +409,15 @@ impl<K: Ord, V: PartialEq> PartialEq for Objects<K, V> {
     }
 }
 
-impl<K: Ord, V: Eq> Eq for Objects<K, V> {}
+impl<K: Ord, V: Eq> Eq for SharedMap<K, V> {}
 
-impl<K: Serialize, V: Serialize> Serialize for Objects<K, V> {
+impl<K: Serialize, V: Serialize> Serialize for SharedMap<K, V> {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         serializer.collect_map(self)
     }
 }
 
-impl<'de, K, V> Deserialize<'de> for Objects<K, V>
+impl<'de, K, V> Deserialize<'de> for SharedMap<K, V>
 where
     K: Ord + Clone + Deserialize<'de>,
     V: Deserialize<'de>,

@@ -4,8 +4,9 @@
 use super::*;
 use crate::convert::cluster::Slice;
 use crate::kube::entry::Observed;
-use crate::kube::store::{News, State, Store};
-use crate::kube::wanted::{Pods, Records, Which};
+use crate::kube::store::{State, Store};
+use crate::kube::watch::{Pods, Records, Which};
+use crate::kube::watched::News;
 use egret_api as api;
 use egret_core::model::UnpooledAddresses;
 use k8s_openapi::api::core::v1 as core;
@@ -287,7 +288,7 @@ fn whole(state: &State) -> View {
         }
         add_status(&mut view, object, entry);
     }
-    view.add_endpoints(slices);
+    cluster::add_endpoints(&mut view.snapshot, slices);
     view.findings.sort();
     view.findings.dedup();
     view.snapshot.settings.service_cidrs.sort();

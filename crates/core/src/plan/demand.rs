@@ -6,8 +6,8 @@ use crate::resolve::{Precedence, Resolved, Selected, age_ranks, family_index, pa
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
-/// Who wants one address.
-pub(super) struct Wanted<'a> {
+/// The demand for one address.
+pub(super) struct Demand<'a> {
     pub gateway: &'a Gateway,
     /// Nodes with a selected pod that is paired to it.
     pub workers: BTreeSet<&'a NodeName>,
@@ -15,20 +15,20 @@ pub(super) struct Wanted<'a> {
     pub users: BTreeSet<&'a ObjectRef>,
 }
 
-pub(super) type WantedByAddress<'a> = BTreeMap<IpAddr, Wanted<'a>>;
+pub(super) type DemandByAddress<'a> = BTreeMap<IpAddr, Demand<'a>>;
 
-/// Everything that is wanted. A grant is due when a selected pod is bound to a node, before it has an address: its
+/// The demand for every address. A grant is due when a selected pod is bound to a node, before it has an address: its
 /// families are then guessed from the node's pod prefixes.
-pub(super) fn wanted<'a>(
+pub(super) fn demand<'a>(
     snapshot: &'a Snapshot,
     resolved: &[Resolved<'a>],
     selected: &Selected<'a>,
-) -> WantedByAddress<'a> {
-    let mut wanted: WantedByAddress<'a> = BTreeMap::new();
+) -> DemandByAddress<'a> {
+    let mut demand: DemandByAddress<'a> = BTreeMap::new();
     for one in resolved {
         let Some(gateway) = one.gateway else { continue };
         for address in &one.addresses {
-            let entry = wanted.entry(*address).or_insert_with(|| Wanted {
+            let entry = demand.entry(*address).or_insert_with(|| Demand {
                 gateway,
                 workers: BTreeSet::new(),
                 users: BTreeSet::new(),
@@ -45,14 +45,14 @@ pub(super) fn wanted<'a>(
             let pairing = pair(snapshot, &resolved[*number], pod);
             for address in pairing.into_iter().flatten() {
                 if families[family_index(address)]
-                    && let Some(entry) = wanted.get_mut(&address)
+                    && let Some(entry) = demand.get_mut(&address)
                 {
                     entry.workers.insert(name);
                 }
             }
         }
     }
-    wanted
+    demand
 }
 
 pub(super) fn families(pod: &Pod, node: &Node) -> [bool; 2] {

@@ -1,0 +1,28 @@
+//! Names and numbers by which the parts of a node's state refer to each other.
+
+use serde::{Deserialize, Serialize};
+
+/// Number of a node inside the tunnel: last 16 bits of its link-local address there, and of its tunnel MAC address.
+pub type TunnelIndex = u16;
+
+/// Stable name of a profile: a hash of the policies that make it, so that an edit of one keeps the others' names.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub struct ProfileId(pub u64);
+
+/// Stable name of a target: a hash of egress address, group key and policy.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub struct TargetId(pub u64);
+
+/// Stable name of what is counted together: a hash of policy and egress address, or [`TrafficKeyId::OTHER`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub struct TrafficKeyId(pub u64);
+
+impl TrafficKeyId {
+    /// What is beyond `TRAFFIC_ACCOUNTS_MAX`.
+    pub const OTHER: TrafficKeyId = TrafficKeyId(0);
+    /// Canaries: nobody's traffic.
+    pub const CANARY: TrafficKeyId = TrafficKeyId(u64::MAX);
+}
+
+/// Number of a gateway group on this node, 1..=`GROUPS_MAX`: its mark, table and next hop group follow from it.
+pub type GroupNumber = u8;
