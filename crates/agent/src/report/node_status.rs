@@ -8,7 +8,7 @@ use crate::observe::facts::Links;
 use crate::observe::surroundings::{Routers, Surroundings};
 use egret_core::machines::Destination;
 use egret_core::model::{NodeRecord, Snapshot};
-use egret_core::node::{CANARY_ABILITY, ForeignMark, NodeOutcome, PodsPath};
+use egret_core::node::{CANARY_CAPABILITY, ForeignMark, NodeOutcome, PodsPath};
 use egret_core::obstacle::Obstacle;
 use egret_datapath::worker::driver::RefusedProtocol;
 use egret_objects::NodeReport;
@@ -69,11 +69,11 @@ pub(crate) fn node_status(inputs: &StatusInputs<'_>) -> NodeStatus {
         demand.entry(*address).or_default();
     }
     let is_gateway = outcome.is_some_and(|outcome| outcome.state.gateway.is_some());
-    let can = abilities(outcome, gateway);
+    let can = capabilities(outcome, gateway);
     let addresses = links.map(|links| &links.device_addresses);
     let around = Surroundings::of(record, snapshot, outcome, addresses, routers);
     let record = NodeRecord {
-        abilities: can.iter().cloned().collect(),
+        capabilities: can.iter().cloned().collect(),
         underlay_addresses: node.map(|node| node.addresses.clone()).unwrap_or_default(),
         external_addresses: links
             .filter(|_| is_gateway)
@@ -111,7 +111,7 @@ pub(crate) fn node_status(inputs: &StatusInputs<'_>) -> NodeStatus {
         external_interface: links
             .and_then(|links| links.external.as_ref())
             .map(|(device, ..)| device.name.clone()),
-        abilities: can,
+        capabilities: can,
         conditions: conditions(inputs, around.left_out),
     };
     NodeStatus { record, report }
@@ -131,7 +131,7 @@ fn carried(outcome: &NodeOutcome) -> BTreeSet<IpAddr> {
 }
 
 /// What carries packets here, and how those of pods leave: through netfilter, or lifted at the uplinks.
-fn abilities(outcome: Option<&NodeOutcome>, gateway: &GatewayReport) -> Vec<String> {
+fn capabilities(outcome: Option<&NodeOutcome>, gateway: &GatewayReport) -> Vec<String> {
     let ebpf = gateway.limitations.is_none().then_some("ebpf");
     let path = outcome.and_then(|outcome| match outcome.pods_path {
         PodsPath::Netfilter => Some("cni-path-netfilter"),
@@ -139,7 +139,7 @@ fn abilities(outcome: Option<&NodeOutcome>, gateway: &GatewayReport) -> Vec<Stri
         PodsPath::Unsupported(_) => None,
     });
     // The nftables fallback does not turn canaries round.
-    let canary = ebpf.filter(|_| gateway.loaded).map(|_| CANARY_ABILITY);
+    let canary = ebpf.filter(|_| gateway.loaded).map(|_| CANARY_CAPABILITY);
     let all = ["nftables"]
         .into_iter()
         .chain(ebpf)

@@ -134,9 +134,9 @@ fn a_gateway_reports_its_version_its_addresses_and_who_else_has_them() {
         "{}",
         conflict.message
     );
-    assert!(status.record.abilities.contains(CANARY_ABILITY));
+    assert!(status.record.capabilities.contains(CANARY_CAPABILITY));
     scene.gateway.limitations = Some("no canaries".into());
-    assert!(!scene.status().record.abilities.contains(CANARY_ABILITY));
+    assert!(!scene.status().record.capabilities.contains(CANARY_CAPABILITY));
 }
 
 #[test]

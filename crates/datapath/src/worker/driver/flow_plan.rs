@@ -42,7 +42,7 @@ impl FlowPlan {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use egret_core::node::{DestinationBox, Tunnel};
+    use egret_core::node::{DestinationRange, Tunnel};
     use egret_core::node::{NextHop, NextHopWay, Profile, ProfileId, Verdict, WorkerState};
     use std::collections::BTreeMap;
     use std::net::IpAddr;
@@ -53,7 +53,7 @@ mod tests {
 
     /// One pod, whose packets for everywhere have this fate.
     fn state(verdict: Verdict) -> NodeState {
-        let everything = DestinationBox {
+        let everything = DestinationRange {
             first: ip("0.0.0.0"),
             last: ip("255.255.255.255"),
             protocol: None,
@@ -62,7 +62,7 @@ mod tests {
             verdict,
         };
         let profile = Profile {
-            boxes: vec![everything],
+            ranges: vec![everything],
             portless: Vec::new(),
         };
         let next_hop = NextHop {
