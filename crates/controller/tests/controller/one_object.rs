@@ -1,24 +1,15 @@
 //! One object that cannot be read or written costs nobody else anything (P9). The controller runs on a directory of
 //! manifests; where the API server would refuse a write, a source around the directory refuses it in its place.
 
-use egret_controller::Board;
-use egret_core::model::{
-    AddressRecord, GatewayName, NodeName, NodeRecord, ObjectRef, PoolName, Settings,
-    UnpooledAddresses,
-};
-use egret_objects::dir::{self, DirSource};
-use egret_objects::{
-    AddressStatus, GatewayStatus, NodeReport, PolicyStatus, PoolStatus, Source, SourceError, View,
-};
+use crate::running::{DEADLINE, Guard, Guarded, Running, open};
+use egret_core::model::NodeName;
+use egret_objects::{Source, SourceError, View};
 use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::path::Path;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
-use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-const DEADLINE: Duration = Duration::from_secs(20);
 /// The address of the bad record.
 const TAKEN: &str = "192.0.2.222";
 /// That of a policy that has nothing to do with it.
@@ -84,20 +75,6 @@ metadata: {name: z-good, namespace: default}
 spec: {selector: {app: Good}, ip: 192.0.2.223}
 ";
 
-fn open(path: &Path) -> DirSource {
-    let installation = Settings {
-        unpooled_addresses: UnpooledAddresses::Allow,
-        never_destinations: Vec::new(),
-        service_cidrs: Vec::new(),
-        hold_down_secs: 0,
-    };
-    let settings = dir::Settings {
-        installation,
-        ..Default::default()
-    };
-    DirSource::open(path, settings).expect("a directory")
-}
-
 fn address(text: &str) -> IpAddr {
     text.parse().expect("an address")
 }
@@ -113,20 +90,19 @@ enum Fault {
     Unanswered,
 }
 
-/// A directory some of whose writes are refused, as an API server would.
+/// Refuses some writes, as an API server would.
 struct Refusing {
-    source: DirSource,
     /// Objects by the words of the write: `spec EgressAddress ...`, `status Egress ...`.
     faults: BTreeMap<String, Fault>,
     /// Writes that were tried and refused.
     tried: Arc<Mutex<Vec<String>>>,
 }
 
-impl Refusing {
-    fn admit(&mut self, what: &str, object: &str) -> Result<&mut DirSource, SourceError> {
-        let write = format!("{what} {object}");
+impl Guard for Refusing {
+    fn admit(&mut self, write: &str, object: &str) -> Result<(), SourceError> {
+        let write = format!("{write} {object}");
         let Some(fault) = self.faults.get(&write) else {
-            return Ok(&mut self.source);
+            return Ok(());
         };
         self.tried.lock().unwrap().push(write);
         let object = object.to_owned();
@@ -143,156 +119,40 @@ impl Refusing {
     }
 }
 
-impl Source for Refusing {
-    fn snapshot(&mut self) -> Result<View, SourceError> {
-        self.source.snapshot()
-    }
-
-    fn wait(&mut self, timeout: Duration) -> Result<bool, SourceError> {
-        self.source.wait(timeout)
-    }
-
-    fn write_address(&mut self, record: &AddressRecord) -> Result<u64, SourceError> {
-        let name = record.address.to_string();
-        self.admit("spec EgressAddress", &name)?
-            .write_address(record)
-    }
-
-    fn delete_address(&mut self, address: IpAddr, version: u64) -> Result<(), SourceError> {
-        self.admit("delete EgressAddress", &address.to_string())?
-            .delete_address(address, version)
-    }
-
-    fn write_node_spec(&mut self, record: &NodeRecord) -> Result<u64, SourceError> {
-        let name = record.node.0.clone();
-        self.admit("spec EgressNode", &name)?
-            .write_node_spec(record)
-    }
-
-    fn write_node_status(
-        &mut self,
-        record: &NodeRecord,
-        report: &NodeReport,
-        now_secs: i64,
-    ) -> Result<u64, SourceError> {
-        self.source.write_node_status(record, report, now_secs)
-    }
-
-    fn delete_node(&mut self, node: &NodeName) -> Result<(), SourceError> {
-        self.admit("delete EgressNode", &node.0)?.delete_node(node)
-    }
-
-    fn write_policy_status(
-        &mut self,
-        object: &ObjectRef,
-        status: &PolicyStatus,
-        now_secs: i64,
-    ) -> Result<bool, SourceError> {
-        self.admit("status Egress", &object.name)?
-            .write_policy_status(object, status, now_secs)
-    }
-
-    fn write_gateway_status(
-        &mut self,
-        gateway: &GatewayName,
-        status: &GatewayStatus,
-        now_secs: i64,
-    ) -> Result<bool, SourceError> {
-        self.admit("status EgressGateway", &gateway.0)?
-            .write_gateway_status(gateway, status, now_secs)
-    }
-
-    fn write_pool_status(
-        &mut self,
-        pool: &PoolName,
-        status: &PoolStatus,
-        now_secs: i64,
-    ) -> Result<bool, SourceError> {
-        self.admit("status EgressPool", &pool.0)?
-            .write_pool_status(pool, status, now_secs)
-    }
-
-    fn write_address_status(
-        &mut self,
-        address: IpAddr,
-        status: &AddressStatus,
-        now_secs: i64,
-    ) -> Result<bool, SourceError> {
-        self.admit("status EgressAddress", &address.to_string())?
-            .write_address_status(address, status, now_secs)
-    }
-
-    fn write_front_end_status(
-        &mut self,
-        object: &ObjectRef,
-        before: &serde_json::Value,
-        status: &serde_json::Value,
-    ) -> Result<bool, SourceError> {
-        self.source.write_front_end_status(object, before, status)
-    }
-}
-
-struct Running {
-    stop: Arc<AtomicBool>,
-    thread: Option<JoinHandle<()>>,
-    source: DirSource,
-    board: Arc<Board>,
+/// A controller some of whose writes are refused.
+struct Controller {
+    running: Running,
     tried: Arc<Mutex<Vec<String>>>,
     started: Instant,
 }
 
-impl Running {
+impl Controller {
     fn start(path: &Path, faults: &[(&str, Fault)]) -> Self {
-        let stop = Arc::new(AtomicBool::new(false));
         let tried = Arc::new(Mutex::new(Vec::new()));
         let faults = faults
             .iter()
             .map(|(what, fault)| ((*what).to_owned(), *fault));
-        let source = Refusing {
-            source: open(path),
+        let guard = Refusing {
             faults: faults.collect(),
             tried: tried.clone(),
         };
-        let board = Arc::new(Board::default());
-        let (flag, shown) = (stop.clone(), board.clone());
-        let thread = std::thread::spawn(move || {
-            egret_controller::run(Box::new(source), &shown, &flag);
-        });
-        Running {
-            stop,
-            thread: Some(thread),
-            source: open(path),
-            board,
+        let source = open(path);
+        Self {
+            running: Running::start_with(path, Box::new(Guarded { source, guard })),
             tried,
             started: Instant::now(),
         }
     }
 
     fn wait(&mut self, what: &str, condition: impl Fn(&View) -> bool) -> View {
-        let deadline = Instant::now() + DEADLINE;
-        loop {
-            let view = self.source.snapshot().expect("readable");
-            if condition(&view) {
-                return view;
-            }
-            let tried = self.tried.lock().unwrap().len();
-            assert!(
-                Instant::now() < deadline,
-                "{what} did not happen; {tried} refused writes; {:?} {:#?}",
-                view.snapshot.addresses,
-                view.snapshot.node_records
-            );
-            self.source
-                .wait(Duration::from_millis(200))
-                .expect("waiting");
-        }
+        self.running.wait(what, condition)
     }
 
     /// Waits until a metric has this value or more.
     fn counts(&self, metric: &str, at_least: u64) {
         let deadline = Instant::now() + DEADLINE;
         loop {
-            let text = self.board.metrics_text();
+            let text = self.running.board.metrics_text();
             let line = text.lines().find(|line| line.starts_with(metric));
             let value = line.and_then(|line| line.rsplit(' ').next()?.parse().ok());
             if value.unwrap_or(0) >= at_least {
@@ -306,7 +166,7 @@ impl Running {
     /// Waits until the controller says that it is ready, and of what it is not.
     fn is_ready(&self) {
         let deadline = Instant::now() + DEADLINE;
-        while let Some(why) = self.board.unready() {
+        while let Some(why) = self.running.board.unready() {
             assert!(Instant::now() < deadline, "{why}");
             std::thread::park_timeout(Duration::from_millis(20));
         }
@@ -316,14 +176,6 @@ impl Running {
     fn tried(&self, write: &str) -> usize {
         let tried = self.tried.lock().unwrap();
         tried.iter().filter(|one| *one == write).count()
-    }
-}
-
-impl Drop for Running {
-    fn drop(&mut self) {
-        self.stop.store(true, Ordering::Relaxed);
-        let ended = self.thread.take().map(JoinHandle::join);
-        assert!(ended.is_none_or(|result| result.is_ok()) || std::thread::panicking());
     }
 }
 
@@ -379,7 +231,7 @@ fn an_address_that_cannot_be_read_stays_as_it_is_and_all_others_are_written() {
     for text in [UNREADABLE_ADDRESS, "kind: ["] {
         let directory = scratch();
         store(directory.path(), ADDRESS_FILE, text);
-        let mut running = Running::start(directory.path(), &[]);
+        let mut running = Controller::start(directory.path(), &[]);
         let view = running.wait("the others are written", |view| {
             good_is_served(view) && pooled_is_granted(view)
         });
@@ -404,7 +256,7 @@ fn an_address_that_cannot_be_read_stays_as_it_is_and_all_others_are_written() {
 #[test]
 fn grants_of_an_address_that_cannot_be_read_stay() {
     let directory = scratch();
-    let mut running = Running::start(directory.path(), &[]);
+    let mut running = Controller::start(directory.path(), &[]);
     let granted = |view: &View| {
         let record = view.snapshot.node_records.get(&NodeName("a-worker".into()));
         let grants = record
@@ -420,7 +272,7 @@ fn grants_of_an_address_that_cannot_be_read_stay() {
     // Something for the controller to write.
     let pod = CLUSTER.replace("labels: {app: Good}", "labels: {app: Bad}");
     std::fs::write(directory.path().join("cluster.yaml"), pod).expect("written");
-    let mut running = Running::start(directory.path(), &[]);
+    let mut running = Controller::start(directory.path(), &[]);
     let view = running.wait("the other pod has no grant of its own any more", |view| {
         let record = &view.snapshot.node_records[&NodeName("z-worker".into())];
         record
@@ -455,7 +307,7 @@ spec: {tunnelIndex: 1}
 status: {underlayAddresses: [x, 192.0.2.11], steeringVersion: many, demand: [{address: y, ports: 1}]}
 ",
     );
-    let mut running = Running::start(directory.path(), &[]);
+    let mut running = Controller::start(directory.path(), &[]);
     let view = running.wait("every node has its record", |view| {
         good_is_served(view) && pooled_is_granted(view)
     });
@@ -480,7 +332,7 @@ metadata: {name: a-worker, generation: 1, resourceVersion: '7'}
 spec: {tunnelIndex: 1, grants: [{address: 192.0.2.222, gateway: default, ranges: [all], epoch: 1}]}
 ";
     store(directory.path(), "EgressNode/a-worker.yaml", bad);
-    let mut running = Running::start(directory.path(), &[]);
+    let mut running = Controller::start(directory.path(), &[]);
     let view = running.wait("the others are written", good_is_served);
     let indexes = view.snapshot.node_records.iter();
     let others = indexes.filter(|(name, _)| name.0 != "a-worker");
@@ -504,7 +356,7 @@ fn a_refused_write_stops_no_other() {
     for fault in [Fault::Refused, Fault::Conflict, Fault::Unanswered] {
         for write in writes {
             let directory = scratch();
-            let mut running = Running::start(directory.path(), &[(write, fault)]);
+            let mut running = Controller::start(directory.path(), &[(write, fault)]);
             running.wait(write, good_is_served);
             running.counts("egret_controller_unwritten_objects", 1);
             let (tried, secs) = (running.tried(write), running.started.elapsed().as_secs());
@@ -520,7 +372,7 @@ fn a_refused_write_stops_no_other() {
 fn a_policy_whose_status_is_refused_gets_no_address_and_the_others_do() {
     let directory = scratch();
     let refused = [("status Egress a-pooled", Fault::Refused)];
-    let mut running = Running::start(directory.path(), &refused);
+    let mut running = Controller::start(directory.path(), &refused);
     let view = running.wait("the others", good_is_served);
     let pooled = address("192.0.2.230");
     assert!(view.snapshot.addresses.get(&pooled).is_none());
@@ -555,6 +407,6 @@ fn ten_thousand_findings_in_one_object_are_read_at_once_and_cut() {
         of_it.iter().any(|f| f.remedy.contains("10686 more")),
         "{of_it:#?}"
     );
-    let mut running = Running::start(directory.path(), &[]);
+    let mut running = Controller::start(directory.path(), &[]);
     running.wait("the others", good_is_served);
 }

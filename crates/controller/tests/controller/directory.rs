@@ -1,23 +1,14 @@
 //! The controller on a directory of manifests, with this test in the place of the agents.
 
+use crate::running::{Guard, Guarded, Running, open};
 use egret_controller::Board;
-use egret_core::model::{
-    AddressRecord, GatewayName, LeaseState, NodeName, NodeRecord, ObjectRef, PoolName, Programmed,
-    Settings, UnpooledAddresses,
-};
-use egret_objects::dir::{self, DirSource};
-use egret_objects::{
-    AddressStatus, ConditionStatus, GatewayStatus, NodeReport, PolicyStatus, PoolStatus, Source,
-    SourceError, View,
-};
+use egret_core::model::{LeaseState, NodeName, NodeRecord, ObjectRef, Programmed};
+use egret_objects::{ConditionStatus, NodeReport, Source, SourceError, View};
 use std::net::IpAddr;
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::thread::JoinHandle;
-use std::time::{Duration, Instant};
 
-const DEADLINE: Duration = Duration::from_secs(30);
 const EGRESS: &str = "192.0.2.222";
 
 const CLUSTER: &str = "
@@ -55,76 +46,16 @@ metadata: {name: my-egress, namespace: default}
 spec: {selector: {app: MyApp}, ip: 192.0.2.222}
 ";
 
-struct Running {
-    stop: Arc<AtomicBool>,
-    thread: Option<JoinHandle<()>>,
-    source: DirSource,
-}
-
-fn open(path: &Path) -> DirSource {
-    let installation = Settings {
-        unpooled_addresses: UnpooledAddresses::Allow,
-        never_destinations: Vec::new(),
-        service_cidrs: Vec::new(),
-        hold_down_secs: 0,
-    };
-    let settings = dir::Settings {
-        installation,
-        ..Default::default()
-    };
-    DirSource::open(path, settings).expect("a directory")
-}
-
-impl Running {
-    fn start(path: &Path) -> Self {
-        let stop = Arc::new(AtomicBool::new(false));
-        let (flag, source) = (stop.clone(), open(path));
-        let board = Arc::new(Board::default());
-        let thread = std::thread::spawn(move || {
-            egret_controller::run(Box::new(source), &board, &flag);
-        });
-        Running {
-            stop,
-            thread: Some(thread),
-            source: open(path),
-        }
-    }
-
-    fn wait(&mut self, what: &str, condition: impl Fn(&View) -> bool) -> View {
-        let deadline = Instant::now() + DEADLINE;
-        loop {
-            let view = self.source.snapshot().expect("readable");
-            if condition(&view) {
-                return view;
-            }
-            assert!(
-                Instant::now() < deadline,
-                "{what} did not happen: {view:#?}"
-            );
-            self.source
-                .wait(Duration::from_millis(200))
-                .expect("waiting");
-        }
-    }
-
-    /// Writes a node's status as its agent would.
-    fn report(&mut self, view: &View, node: &str, change: impl Fn(&mut NodeRecord)) {
-        let name = NodeName(node.into());
-        let mut record = view.snapshot.node_records[&name].clone();
-        change(&mut record);
-        let report = NodeReport::default();
-        self.source
-            .write_node_status(&record, &report, 1)
-            .expect("writable");
-    }
-}
-
-impl Drop for Running {
-    fn drop(&mut self) {
-        self.stop.store(true, Ordering::Relaxed);
-        let ended = self.thread.take().map(JoinHandle::join);
-        assert!(ended.is_none_or(|result| result.is_ok()) || std::thread::panicking());
-    }
+/// Writes a node's status as its agent would.
+fn report(running: &mut Running, view: &View, node: &str, change: impl Fn(&mut NodeRecord)) {
+    let name = NodeName(node.into());
+    let mut record = view.snapshot.node_records[&name].clone();
+    change(&mut record);
+    let report = NodeReport::default();
+    running
+        .source
+        .write_node_status(&record, &report, 1)
+        .expect("writable");
 }
 
 fn lease_state(view: &View) -> Option<LeaseState> {
@@ -167,7 +98,7 @@ fn a_lease_is_granted_activated_drained_and_forgotten() {
         "nothing is programmed yet"
     );
 
-    running.report(&view, "gateway1", |record| {
+    report(&mut running, &view, "gateway1", |record| {
         record.steering_version = grant.epoch;
         record.datapath = Some("ebpf".into());
         record.underlay_addresses = vec!["192.0.2.21".parse().expect("an address")];
@@ -175,7 +106,7 @@ fn a_lease_is_granted_activated_drained_and_forgotten() {
     let view = running.wait("the lease active", |v| {
         lease_state(v) == Some(LeaseState::Active)
     });
-    running.report(&view, "worker1", |record| {
+    report(&mut running, &view, "worker1", |record| {
         record.demand.insert(grant.address, 3);
         record.programmed = view
             .snapshot
@@ -201,7 +132,9 @@ fn a_lease_is_granted_activated_drained_and_forgotten() {
     let drained = |v: &View| lease_state(v) == Some(LeaseState::Draining);
     let view = running.wait("draining", drained);
     assert!(view.snapshot.node_records[&worker].grants.is_empty());
-    running.report(&view, "worker1", |record| record.demand.clear());
+    report(&mut running, &view, "worker1", |record| {
+        record.demand.clear()
+    });
     // Without a hold-down time the lease may be gone before anybody looks; the address stays until gateways know.
     let held = |v: &View| matches!(lease_state(v), Some(LeaseState::HoldDown) | None);
     let view = running.wait("hold-down or its end", held);
@@ -210,7 +143,9 @@ fn a_lease_is_granted_activated_drained_and_forgotten() {
         epoch > grant.epoch,
         "gateways must learn that the blocks are nobody's"
     );
-    running.report(&view, "gateway1", |record| record.steering_version = epoch);
+    report(&mut running, &view, "gateway1", |record| {
+        record.steering_version = epoch
+    });
     running.wait("the address forgotten", |view| {
         view.snapshot.addresses.is_empty()
     });
@@ -256,9 +191,8 @@ metadata: {name: second, namespace: default}
 spec: {selector: {app: MyApp}, pool: partners}
 ";
 
-/// A source under a controller that ends before a write of its own, or when it comes to rest.
+/// Ends a controller before a write of its own, or when it comes to rest.
 struct Mortal {
-    source: DirSource,
     /// Writes that are still carried out.
     writes: usize,
     stop: Arc<AtomicBool>,
@@ -270,107 +204,32 @@ impl Mortal {
     fn control(path: &Path, writes: usize) -> bool {
         let stop = Arc::new(AtomicBool::new(false));
         let died = Arc::new(AtomicBool::new(false));
-        let source = Mortal {
-            source: open(path),
+        let guard = Mortal {
             writes,
             stop: stop.clone(),
             died: died.clone(),
         };
-        egret_controller::run(Box::new(source), &Arc::new(Board::default()), &stop);
+        let source = open(path);
+        let source = Box::new(Guarded { source, guard });
+        egret_controller::run(source, &Arc::new(Board::default()), &stop);
         !died.load(Ordering::Relaxed)
     }
+}
 
-    fn alive(&mut self) -> Result<&mut DirSource, SourceError> {
+impl Guard for Mortal {
+    fn admit(&mut self, _write: &str, _object: &str) -> Result<(), SourceError> {
         if self.writes == 0 {
             self.stop.store(true, Ordering::Relaxed);
             self.died.store(true, Ordering::Relaxed);
             return Err(SourceError::NotLeader);
         }
         self.writes -= 1;
-        Ok(&mut self.source)
-    }
-}
-
-impl Source for Mortal {
-    fn snapshot(&mut self) -> Result<View, SourceError> {
-        self.source.snapshot()
+        Ok(())
     }
 
-    fn wait(&mut self, _timeout: Duration) -> Result<bool, SourceError> {
+    fn rests(&mut self) -> bool {
         self.stop.store(true, Ordering::Relaxed);
-        Ok(true)
-    }
-
-    fn write_address(&mut self, record: &AddressRecord) -> Result<u64, SourceError> {
-        self.alive()?.write_address(record)
-    }
-
-    fn delete_address(&mut self, address: IpAddr, version: u64) -> Result<(), SourceError> {
-        self.alive()?.delete_address(address, version)
-    }
-
-    fn write_node_spec(&mut self, record: &NodeRecord) -> Result<u64, SourceError> {
-        self.alive()?.write_node_spec(record)
-    }
-
-    fn write_node_status(
-        &mut self,
-        record: &NodeRecord,
-        report: &NodeReport,
-        now_secs: i64,
-    ) -> Result<u64, SourceError> {
-        self.alive()?.write_node_status(record, report, now_secs)
-    }
-
-    fn delete_node(&mut self, node: &NodeName) -> Result<(), SourceError> {
-        self.alive()?.delete_node(node)
-    }
-
-    fn write_policy_status(
-        &mut self,
-        object: &ObjectRef,
-        status: &PolicyStatus,
-        now_secs: i64,
-    ) -> Result<bool, SourceError> {
-        self.alive()?.write_policy_status(object, status, now_secs)
-    }
-
-    fn write_gateway_status(
-        &mut self,
-        gateway: &GatewayName,
-        status: &GatewayStatus,
-        now_secs: i64,
-    ) -> Result<bool, SourceError> {
-        self.alive()?
-            .write_gateway_status(gateway, status, now_secs)
-    }
-
-    fn write_pool_status(
-        &mut self,
-        pool: &PoolName,
-        status: &PoolStatus,
-        now_secs: i64,
-    ) -> Result<bool, SourceError> {
-        self.alive()?.write_pool_status(pool, status, now_secs)
-    }
-
-    fn write_address_status(
-        &mut self,
-        address: IpAddr,
-        status: &AddressStatus,
-        now_secs: i64,
-    ) -> Result<bool, SourceError> {
-        self.alive()?
-            .write_address_status(address, status, now_secs)
-    }
-
-    fn write_front_end_status(
-        &mut self,
-        object: &ObjectRef,
-        before: &serde_json::Value,
-        status: &serde_json::Value,
-    ) -> Result<bool, SourceError> {
-        self.alive()?.write_front_end_status(object, before, status)
+        true
     }
 }
 
