@@ -3,6 +3,8 @@
 mod compatibility;
 mod conditions;
 mod crds;
+mod rerun;
+mod test_log;
 mod tidy;
 
 use clap::{Parser, Subcommand};
@@ -38,6 +40,11 @@ enum Task {
         #[arg(long)]
         check: bool,
     },
+    /// Print arguments of `cargo test` for the tests of a run that failed and may be run again, one line per program.
+    Rerun {
+        /// Output of the run.
+        log: PathBuf,
+    },
     /// Check the rules that neither compiler nor lints know.
     Tidy,
 }
@@ -47,6 +54,7 @@ fn main() -> anyhow::Result<()> {
         Task::Crds { check } => crds::run(check),
         Task::Conditions { check } => conditions::run(check),
         Task::Compatibility { runs, check } => compatibility::run(check, &runs),
+        Task::Rerun { log } => rerun::run(&log),
         Task::Tidy => tidy::run(),
     }
 }

@@ -154,7 +154,7 @@ mod as_text {
         let shown: Vec<Shown> = [("E1", "first"), ("E1", "second"), ("E2", "third")]
             .map(|(case, test)| Shown {
                 case: case.into(),
-                path: "tests/tests/classic.rs".into(),
+                path: "tests/tests/lab/classic.rs".into(),
                 test: test.into(),
             })
             .into();
