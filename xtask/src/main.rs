@@ -3,6 +3,9 @@
 mod compatibility;
 mod conditions;
 mod crds;
+mod generated;
+mod metrics;
+mod schema;
 mod tidy;
 
 use clap::{Parser, Subcommand};
@@ -38,6 +41,18 @@ enum Task {
         #[arg(long)]
         check: bool,
     },
+    /// Write the tables of docs/metrics.md from the registries and the counters of the data path.
+    Metrics {
+        /// Write nothing; fail if a table is not current.
+        #[arg(long)]
+        check: bool,
+    },
+    /// Write docs/cli-v1.schema.json from the types that `egret -o json` prints.
+    Schema {
+        /// Write nothing; fail if the schema is not current.
+        #[arg(long)]
+        check: bool,
+    },
     /// Check the rules that neither compiler nor lints know.
     Tidy,
 }
@@ -47,6 +62,8 @@ fn main() -> anyhow::Result<()> {
         Task::Crds { check } => crds::run(check),
         Task::Conditions { check } => conditions::run(check),
         Task::Compatibility { runs, check } => compatibility::run(check, &runs),
+        Task::Metrics { check } => metrics::run(check),
+        Task::Schema { check } => schema::run(check),
         Task::Tidy => tidy::run(),
     }
 }

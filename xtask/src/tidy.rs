@@ -2,12 +2,11 @@
 //!
 //! Every check is a function of the [`Tree`], so that its tests can hand it a bad one.
 
+mod kernel;
 mod links;
 mod manifests;
 mod operations;
-mod schema;
 mod sources;
-mod statements;
 mod tables;
 
 use anyhow::{Context, bail};
@@ -103,9 +102,8 @@ pub fn run() -> anyhow::Result<()> {
     let mut problems = manifests::check(&tree, &manifests::metadata()?);
     problems.extend(sources::check(&tree));
     problems.extend(tables::check(&tree));
-    problems.extend(statements::check(&tree));
+    problems.extend(kernel::check(&tree));
     problems.extend(links::check(&tree));
-    problems.extend(schema::check(&tree));
     problems.extend(operations::check(&tree));
     for problem in &problems {
         println!("{problem}");

@@ -31,9 +31,12 @@ pub const CLI_API_VERSION: &str = "egret.dev/cli/v1";
 
 /// `egret status -o json`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(rename_all = "camelCase")]
 pub struct Status {
+    #[cfg_attr(feature = "schema", schemars(extend("const" = CLI_API_VERSION)))]
     api_version: &'static str,
+    #[cfg_attr(feature = "schema", schemars(extend("const" = "Status")))]
     kind: &'static str,
     /// Where the answer comes from: an agent, or the objects alone.
     pub source: String,
@@ -51,8 +54,10 @@ pub struct Status {
 
 /// One policy of [`Status`].
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct PolicyStatus {
     /// `Egress` or `ClusterEgress`.
+    #[cfg_attr(feature = "schema", schemars(with = "egret_core::model::Kind"))]
     pub kind: String,
     /// Empty for `ClusterEgress`.
     pub namespace: String,
@@ -74,6 +79,7 @@ pub struct PolicyStatus {
 
 /// Pods of one policy.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct Pods {
     /// Selected.
     pub selected: u32,
@@ -83,6 +89,7 @@ pub struct Pods {
 
 /// One address of [`Status`].
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct AddressStatus {
     /// The address.
     pub address: IpAddr,
@@ -94,12 +101,14 @@ pub struct AddressStatus {
 
 /// One lease of [`Status`].
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct LeaseStatus {
     /// The worker.
     pub node: String,
     /// `first-last`.
     pub ranges: Vec<String>,
     /// Granted, Active, Draining or HoldDown.
+    #[cfg_attr(feature = "schema", schemars(with = "egret_core::model::LeaseState"))]
     pub state: String,
     /// The steering version that includes it.
     pub epoch: u64,
@@ -107,6 +116,7 @@ pub struct LeaseStatus {
 
 /// One gateway of [`Status`].
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct GatewayStatus {
     /// The node.
     pub node: String,
@@ -120,6 +130,7 @@ pub struct GatewayStatus {
 
 /// One finding of [`Status`].
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct FindingStatus {
     /// Kind, namespace and name.
     pub object: String,

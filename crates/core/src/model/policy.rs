@@ -9,6 +9,7 @@ use std::net::IpAddr;
 
 /// The kinds of object that findings and reasons name.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[allow(missing_docs)]
 pub enum Kind {
     ClusterEgress,
@@ -50,6 +51,7 @@ pub enum Kind {
 
 /// One object, as a person names it: `Egress default/my-app`.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct ObjectRef {
     /// Kind of the object.
     pub kind: Kind,
@@ -82,6 +84,7 @@ impl fmt::Display for ObjectRef {
 
 /// Something wrong with an object: which, where, what it says and what would be right. Never stops other objects (P9).
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct Finding {
     /// The object to mend.
     pub object: ObjectRef,
@@ -95,10 +98,12 @@ pub struct Finding {
 
 /// Name of an `EgressGateway`.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct GatewayName(pub String);
 
 /// Name of an `EgressPool`.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct PoolName(pub String);
 
 /// Which namespaces something reaches.
