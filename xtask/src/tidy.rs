@@ -6,6 +6,7 @@ mod kernel;
 mod links;
 mod manifests;
 mod operations;
+mod pages;
 mod sources;
 mod tables;
 
@@ -104,6 +105,7 @@ pub fn run() -> anyhow::Result<()> {
     problems.extend(tables::check(&tree));
     problems.extend(kernel::check(&tree));
     problems.extend(links::check(&tree));
+    problems.extend(pages::check(&tree));
     problems.extend(operations::check(&tree));
     for problem in &problems {
         println!("{problem}");
