@@ -3,7 +3,10 @@
 mod compatibility;
 mod conditions;
 mod crds;
+mod generated;
+mod metrics;
 mod rerun;
+mod schema;
 mod test_log;
 mod tidy;
 
@@ -45,6 +48,18 @@ enum Task {
         /// Output of the run.
         log: PathBuf,
     },
+    /// Write the tables of docs/metrics.md from the registries and the counters of the data path.
+    Metrics {
+        /// Write nothing; fail if a table is not current.
+        #[arg(long)]
+        check: bool,
+    },
+    /// Write docs/cli-v1.schema.json from the types that `egret -o json` prints.
+    Schema {
+        /// Write nothing; fail if the schema is not current.
+        #[arg(long)]
+        check: bool,
+    },
     /// Check the rules that neither compiler nor lints know.
     Tidy,
 }
@@ -55,6 +70,8 @@ fn main() -> anyhow::Result<()> {
         Task::Conditions { check } => conditions::run(check),
         Task::Compatibility { runs, check } => compatibility::run(check, &runs),
         Task::Rerun { log } => rerun::run(&log),
+        Task::Metrics { check } => metrics::run(check),
+        Task::Schema { check } => schema::run(check),
         Task::Tidy => tidy::run(),
     }
 }

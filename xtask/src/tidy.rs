@@ -3,13 +3,13 @@
 //! Every check is a function of the [`Tree`], so that its tests can hand it a bad one.
 
 mod circles;
+mod kernel;
 mod links;
 mod manifests;
 mod operations;
+mod pages;
 mod rooms;
-mod schema;
 mod sources;
-mod statements;
 mod tables;
 
 use anyhow::{Context, bail};
@@ -107,9 +107,9 @@ pub fn run() -> anyhow::Result<()> {
     problems.extend(sources::check(&tree));
     problems.extend(circles::check(&tree));
     problems.extend(tables::check(&tree));
-    problems.extend(statements::check(&tree));
+    problems.extend(kernel::check(&tree));
     problems.extend(links::check(&tree));
-    problems.extend(schema::check(&tree));
+    problems.extend(pages::check(&tree));
     problems.extend(operations::check(&tree));
     for problem in &problems {
         println!("{problem}");

@@ -17,9 +17,12 @@ use std::path::Path;
 
 /// `egret doctor -o json`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(rename_all = "camelCase")]
 pub struct Doctor {
+    #[cfg_attr(feature = "schema", schemars(extend("const" = CLI_API_VERSION)))]
     api_version: &'static str,
+    #[cfg_attr(feature = "schema", schemars(extend("const" = "Doctor")))]
     kind: &'static str,
     /// What stands in the way of Egret's packets; nothing where something was to be removed.
     pub obstacles: Vec<Obstacle>,
@@ -37,6 +40,7 @@ pub struct Doctor {
 
 /// One thing that an earlier system left.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct LegacyFinding {
     /// Whose it is.
     pub system: System,
@@ -56,6 +60,8 @@ pub struct LegacyFinding {
 
 /// Something that could not be removed.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
+#[cfg_attr(feature = "schema", schemars(rename = "LegacyFailure"))]
 pub struct Failure {
     /// The first object of what was tried at once.
     pub object: String,

@@ -8,6 +8,7 @@ macro_rules! types {
     ($($name:ident: $meaning:literal;)+) => {
         /// Types of conditions.
         #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+        #[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
         pub enum ConditionType { $(#[doc = $meaning] $name,)+ }
 
         impl ConditionType {
@@ -44,6 +45,7 @@ impl fmt::Display for ConditionType {
 
 /// A condition, without its times: those are the business of whoever writes it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct Condition {
     /// Its type.
     pub kind: ConditionType,
@@ -81,6 +83,7 @@ macro_rules! reasons {
     ($($name:ident: $($kind:ident $status:literal),+; $meaning:literal, $remedy:literal;)+) => {
         /// Reasons of conditions.
         #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+        #[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
         pub enum Reason { $(#[doc = $meaning] $name,)+ }
 
         impl Reason {

@@ -5,6 +5,7 @@ use serde::Serialize;
 
 /// One condition of a policy or a node.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct ConditionView {
     /// Its type; `Ready` where it is False.
     pub condition: String,
@@ -16,6 +17,7 @@ pub struct ConditionView {
 
 /// One node whose agent has something to say.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct NodeView {
     /// The node.
     pub node: String,

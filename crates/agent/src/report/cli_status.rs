@@ -18,8 +18,11 @@ pub const CLI_API_VERSION: &str = "egret.dev/cli/v1";
 /// `egret status -o json`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "camelCase")]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct Status {
+    #[cfg_attr(feature = "schema", schemars(extend("const" = CLI_API_VERSION)))]
     api_version: &'static str,
+    #[cfg_attr(feature = "schema", schemars(extend("const" = "Status")))]
     kind: &'static str,
     /// Where the answer comes from: an agent, or the objects alone.
     pub source: String,
@@ -39,8 +42,10 @@ pub struct Status {
 
 /// One policy of [`Status`].
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct PolicyView {
     /// `Egress` or `ClusterEgress`.
+    #[cfg_attr(feature = "schema", schemars(with = "egret_core::model::Kind"))]
     pub kind: String,
     /// Empty for `ClusterEgress`.
     pub namespace: String,
@@ -62,6 +67,7 @@ pub struct PolicyView {
 
 /// Pods of one policy.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct Pods {
     /// Selected.
     pub selected: u32,
@@ -71,6 +77,7 @@ pub struct Pods {
 
 /// One address of [`Status`].
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct AddressView {
     /// The address.
     pub address: IpAddr,
@@ -82,12 +89,14 @@ pub struct AddressView {
 
 /// One lease of [`Status`].
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct LeaseView {
     /// The worker.
     pub node: String,
     /// `first-last`.
     pub ranges: Vec<String>,
     /// Granted, Active, Draining or HoldDown.
+    #[cfg_attr(feature = "schema", schemars(with = "egret_core::model::LeaseState"))]
     pub state: String,
     /// The steering version that includes it.
     pub epoch: u64,
@@ -95,6 +104,7 @@ pub struct LeaseView {
 
 /// One gateway of [`Status`].
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct GatewayView {
     /// The node.
     pub node: String,
@@ -108,6 +118,7 @@ pub struct GatewayView {
 
 /// One finding of [`Status`].
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct FindingView {
     /// Kind, namespace and name.
     pub object: String,

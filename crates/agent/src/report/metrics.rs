@@ -1,4 +1,4 @@
-//! What the agent counts, under names that `docs/metrics.md` lists (a test compares).
+//! Metrics of the agent. The table in `docs/metrics.md` is generated from names, kinds, labels and help texts here.
 
 use egret_core::model::AddressClaim;
 use prometheus_client::encoding::EncodeLabelSet;
@@ -12,21 +12,21 @@ use std::net::IpAddr;
 use std::sync::atomic::AtomicU64;
 
 /// A gauge or counter by reason.
-#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash, EncodeLabelSet)]
 pub struct ByReason {
     /// Why.
     pub reason: String,
 }
 
 /// A gauge by egress address.
-#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash, EncodeLabelSet)]
 pub struct ByAddress {
     /// The egress address.
     pub address: String,
 }
 
 /// A counter by policy and egress address.
-#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash, EncodeLabelSet)]
 pub struct ByPolicyAndAddress {
     /// The policy, as `egret_controller_policy_ready` names it, or `other`.
     pub policy: String,
@@ -35,7 +35,7 @@ pub struct ByPolicyAndAddress {
 }
 
 /// A counter by egress address and direction.
-#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash, EncodeLabelSet)]
 pub struct ByAddressAndDirection {
     /// The egress address, or `other`.
     pub address: String,
@@ -44,14 +44,14 @@ pub struct ByAddressAndDirection {
 }
 
 /// A counter by kind of thing.
-#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash, EncodeLabelSet)]
 pub struct ByKind {
     /// Which kind ([`egret_datapath::drift::Drift`]).
     pub kind: String,
 }
 
 /// A gauge by gateway group and address family.
-#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash, EncodeLabelSet)]
 pub struct ByGatewayAndFamily {
     /// Name of the `EgressGateway`.
     pub gateway: String,
@@ -60,7 +60,7 @@ pub struct ByGatewayAndFamily {
 }
 
 /// A gauge by gateway node.
-#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash, EncodeLabelSet)]
 pub struct ByGateway {
     /// Name of the gateway's node.
     pub gateway: String,
@@ -177,44 +177,44 @@ impl Metrics {
     fn register(&mut self) {
         let r = &mut self.registry;
         let worker =
-            "Packets that the worker's ruleset dropped or refused since it was made, by reason";
+            "Packets that the worker's ruleset dropped or rejected since it was created, by reason";
         r.register("worker_packets", worker, self.worker_packets.clone());
-        let gateway = "Packets at the gateway's eBPF programs since they were loaded, by outcome";
+        let gateway = "Packets at the gateway's eBPF programs (or netdev rules) since they were loaded, by outcome";
         r.register("gateway_packets", gateway, self.gateway_packets.clone());
         let uplink = "Packets at the uplinks' eBPF programs since they were loaded, by outcome";
         r.register("uplink_packets", uplink, self.uplink_packets.clone());
         let live = "Whether the gateway answers this node's probes (1) or not (0)";
         r.register("gateway_live", live, self.gateway_live.clone());
-        let broken = "1 where packets that go the way of pods' packets do not come back";
+        let broken = "Whether canaries of a gateway group are lost (1) or come back (0)";
         r.register("path_broken", broken, self.path_broken.clone());
         r.register(
             "gateway_losses",
-            "Gateways that stopped answering",
+            "Gateways that stopped answering probes",
             self.gateway_losses.clone(),
         );
         r.register(
             "applies",
-            "States carried out in the kernel",
+            "Node states applied to the kernel",
             self.applies.clone(),
         );
         r.register(
             "apply_errors",
-            "States that could not be carried out",
+            "Node states that could not be applied",
             self.apply_errors.clone(),
         );
         r.register(
             "apply_seconds",
-            "Seconds to carry a state out",
+            "Seconds to apply a node state: the worker's ruleset, routes and flows, every round",
             self.apply_seconds.clone(),
         );
         r.register(
             "programming_seconds",
-            "Seconds from a changed view of the objects to the kernel's acknowledgement",
+            "Seconds from a changed view of the objects to the kernel's acknowledgement of all of it",
             self.programming_seconds.clone(),
         );
         r.register(
             "repairs",
-            "Damage by others that was found and mended",
+            "Drift that was detected and repaired",
             self.repairs.clone(),
         );
         r.register(
@@ -239,12 +239,12 @@ impl Metrics {
         );
         r.register(
             "insert_failed",
-            "Flows that the kernel could not track, of this node as a whole; lost without a word when a lease is used up",
+            "Flows of this node that the kernel could not track; lost without an error when a lease is used up",
             self.insert_failed.clone(),
         );
         r.register(
             "selected_pods",
-            "Pod addresses here that policies select",
+            "Pod addresses of this node that policies select",
             self.selected_pods.clone(),
         );
         r.register(
@@ -262,11 +262,72 @@ impl Metrics {
             "Steering version of the gateway",
             self.steering_version.clone(),
         );
-        r.register(
-            "findings",
-            "Objects with something to mend",
-            self.findings.clone(),
-        );
+        r.register("findings", "Invalid objects", self.findings.clone());
+    }
+
+    /// With a sample in every family, so that encoding the registry names every metric: for `docs/metrics.md`.
+    pub fn with_samples() -> Self {
+        let metrics = Metrics::default();
+        // Every field by name: a new one does not compile until it is here.
+        let Metrics {
+            registry: _,
+            worker_packets,
+            gateway_packets,
+            uplink_packets,
+            sent_packets,
+            sent_bytes,
+            connections,
+            carried_packets,
+            carried_bytes,
+            dropped_packets,
+            takeovers,
+            gateway_live,
+            path_broken,
+            gateway_losses: _,
+            applies: _,
+            apply_errors: _,
+            apply_seconds: _,
+            programming_seconds: _,
+            repairs,
+            ended_flows: _,
+            ports_in_use,
+            ports_leased,
+            full_destinations,
+            insert_failed: _,
+            selected_pods: _,
+            announcing: _,
+            address_conflicts,
+            steering_version: _,
+            findings: _,
+        } = &metrics;
+        for family in [worker_packets, gateway_packets, uplink_packets] {
+            family.get_or_create(&ByReason::default()).set(0);
+        }
+        for family in [sent_packets, sent_bytes, connections] {
+            family
+                .get_or_create(&ByPolicyAndAddress::default())
+                .inc_by(0);
+        }
+        for family in [carried_packets, carried_bytes, dropped_packets] {
+            family
+                .get_or_create(&ByAddressAndDirection::default())
+                .inc_by(0);
+        }
+        for family in [
+            ports_in_use,
+            ports_leased,
+            full_destinations,
+            address_conflicts,
+        ] {
+            family.get_or_create(&ByAddress::default()).set(0);
+        }
+        takeovers.get_or_create(&ByAddress::default()).inc_by(0);
+        repairs.get_or_create(&ByKind::default()).inc_by(0);
+        gateway_live.get_or_create(&ByGateway::default()).set(0);
+        path_broken
+            .get_or_create(&ByGatewayAndFamily::default())
+            .set(0);
+        metrics
     }
 
     /// Shows which addresses another machine answers for.
@@ -284,37 +345,37 @@ impl Metrics {
         let r = &mut self.registry;
         r.register(
             "sent_packets",
-            "Packets that left this node with an egress address, by policy and address",
+            "Packets that left this node with an egress address",
             self.sent_packets.clone(),
         );
         r.register(
             "sent_bytes",
-            "Bytes of them, from the IP header on",
+            "Bytes that left this node with an egress address, from the IP header on",
             self.sent_bytes.clone(),
         );
         r.register(
             "connections",
-            "Connections that were given a source port, by policy and address",
+            "Connections that were given a source port",
             self.connections.clone(),
         );
         r.register(
             "carried_packets",
-            "Packets that this gateway carried, by address and direction",
+            "Packets that this gateway carried: out to the network outside, in from it",
             self.carried_packets.clone(),
         );
         r.register(
             "carried_bytes",
-            "Bytes of them, from the IP header on",
+            "Bytes that this gateway carried, from the IP header on",
             self.carried_bytes.clone(),
         );
         r.register(
             "dropped_packets",
-            "Packets that this gateway dropped, by address and direction",
+            "Packets that this gateway dropped, from (out) or for (in) the address; by eBPF gateways only",
             self.dropped_packets.clone(),
         );
         r.register(
             "takeovers",
-            "Times that this node began to announce the address",
+            "Times that this node began to announce the address: its first announcement, and failovers",
             self.takeovers.clone(),
         );
     }

@@ -8,6 +8,7 @@ use std::net::IpAddr;
 /// One path that canaries measure.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct PathView {
     /// The `EgressGateway`.
     pub gateway: String,
