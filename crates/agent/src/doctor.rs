@@ -115,9 +115,8 @@ pub fn look(root: &Path, socket: &Path) -> Result<Doctor, LegacyError> {
 /// What the agent of this node has measured. Doctor is of use without an agent too.
 fn paths(socket: &Path, unseen: &mut Vec<String>) -> Vec<PathView> {
     let answer = ask(socket, &Question::Paths).map_err(|error| error.to_string());
-    let paths = answer.and_then(|json| {
-        serde_json::from_str(&json).map_err(|_| format!("the agent says {json}"))
-    });
+    let paths = answer
+        .and_then(|json| serde_json::from_str(&json).map_err(|_| format!("the agent says {json}")));
     paths.unwrap_or_else(|why| {
         let socket = socket.display();
         unseen.push(format!(

@@ -36,8 +36,8 @@ pub use path::{CniPath, PathFacts, PodsPath, Way};
 pub use pod_routes::{MainRoute, pod_routes};
 pub use podmap::{PodChange, PodMap};
 pub use probe_targets::{ProbeTarget, probe_targets};
-pub use state::Presence;
 pub use report::{NodeReport, ReportKind};
+pub use state::Presence;
 pub use state::*;
 pub use traffic_keys::TrafficKey;
 

@@ -5,8 +5,8 @@
 use egret_cluster::programs::skipped;
 use egret_cluster::topology::topology;
 use egret_cluster::{Cluster, Kubectl};
-use egret_lab::capture::{Capture, Direction};
 use egret_lab::Hurt;
+use egret_lab::capture::{Capture, Direction};
 use egret_lab::process::Process;
 use egret_lab::traffic::Server;
 use egret_tests::kubernetes::{CRDS, Daemon, pods, requests_between, start_on, until};

@@ -2,8 +2,8 @@
 //! pods that are none of Egret's start without it.
 
 use anyhow::{Context, bail, ensure};
-use egret_lab::capture::Packet;
 use egret_lab::Hurt;
+use egret_lab::capture::Packet;
 use egret_lab::process::wait_for;
 use egret_lab::topology::Pod;
 use egret_lab::traffic::tcp_source;

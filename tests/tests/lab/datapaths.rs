@@ -1,8 +1,8 @@
 //! Gateways without tcx, and without eBPF: the same job in a whole cluster.
 
 use anyhow::ensure;
-use egret_lab::Topology;
 use egret_lab::Hurt;
+use egret_lab::Topology;
 use egret_lab::process::wait_for;
 use egret_tests::cluster::{DEADLINE, EGRESS, SERVERS, egress, ip};
 use egret_tests::seccomp::{Refused, refuse};

@@ -3,8 +3,8 @@
 //! not run here (nft and iptables stand in for firewalld, NixOS' and RHEL's services).
 
 use anyhow::{Context, ensure};
-use egret_lab::Topology;
 use egret_lab::Hurt;
+use egret_lab::Topology;
 use egret_lab::process::wait_for;
 use egret_lab::topology::Cni;
 use egret_tests::cluster::{DEADLINE, EGRESS, SERVERS, echo, egress, ip};

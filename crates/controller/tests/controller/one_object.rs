@@ -152,7 +152,7 @@ impl Controller {
     fn counts(&self, metric: &str, at_least: u64) {
         let deadline = Instant::now() + DEADLINE;
         loop {
-            let text = self.running.board.metrics_text();
+            let text = self.running.health.metrics_text();
             let line = text.lines().find(|line| line.starts_with(metric));
             let value = line.and_then(|line| line.rsplit(' ').next()?.parse().ok());
             if value.unwrap_or(0) >= at_least {
@@ -166,7 +166,7 @@ impl Controller {
     /// Waits until the controller says that it is ready, and of what it is not.
     fn is_ready(&self) {
         let deadline = Instant::now() + DEADLINE;
-        while let Some(why) = self.running.board.unready() {
+        while let Some(why) = self.running.health.unready() {
             assert!(Instant::now() < deadline, "{why}");
             std::thread::park_timeout(Duration::from_millis(20));
         }

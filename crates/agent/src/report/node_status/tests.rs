@@ -136,7 +136,13 @@ fn a_gateway_reports_its_version_its_addresses_and_who_else_has_them() {
     );
     assert!(status.record.capabilities.contains(CANARY_CAPABILITY));
     scene.gateway.limitations = Some("no canaries".into());
-    assert!(!scene.status().record.capabilities.contains(CANARY_CAPABILITY));
+    assert!(
+        !scene
+            .status()
+            .record
+            .capabilities
+            .contains(CANARY_CAPABILITY)
+    );
 }
 
 #[test]
