@@ -410,9 +410,9 @@ fn a_thousand_accounts_are_read_by_one_dump() {
         let mut state = state();
         let target = state.worker.targets[&TargetId(1)].clone();
         for number in 100..1100 {
-            let account = TrafficKeyId(number);
+            let traffic_key = TrafficKeyId(number);
             let target = Target {
-                account,
+                traffic_key,
                 ..target.clone()
             };
             state.worker.targets.insert(TargetId(number), target);

@@ -3,7 +3,6 @@
 use crate::model::*;
 use ipnet::IpNet;
 use std::collections::BTreeSet;
-use std::net::IpAddr;
 
 /// Tunnel indexes of node records that cannot be read otherwise.
 pub(super) fn tunnel_indexes(snapshot: &Snapshot) -> BTreeSet<u16> {

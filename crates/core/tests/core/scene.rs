@@ -204,7 +204,8 @@ impl Scene {
             Write::Policy((object, planned)) => {
                 let all = self.snapshot.policies.iter_mut();
                 for policy in all.filter(|policy| policy.object == *object) {
-                    policy.assigned = [&planned.addresses[..], &planned.reserved_addresses].concat();
+                    policy.assigned =
+                        [&planned.addresses[..], &planned.reserved_addresses].concat();
                 }
             }
             Write::Address(record) => {

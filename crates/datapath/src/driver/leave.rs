@@ -89,12 +89,12 @@ mod tests {
             port_last: 65535,
             verdict,
         };
-        let boxes = vec![
+        let ranges = vec![
             one("192.0.2.0", "192.0.2.255", Verdict::FamilyNotCovered),
             one("203.0.113.0", "203.0.113.255", Verdict::NextHop(2)),
         ];
         let profile = Profile {
-            boxes,
+            ranges,
             portless: Vec::new(),
         };
         let next_hop = NextHop {

@@ -182,7 +182,7 @@ pub fn node_record(object: &api::EgressNode) -> Reading<NodeRecord> {
             datapath: status
                 .datapath
                 .map(|datapath| datapath_text(datapath).to_owned()),
-            capabilities: capabilities(status).iter().cloned().collect(),
+            capabilities: capabilities(&status).iter().cloned().collect(),
             node_addresses: networks(check, "status.nodeAddresses", &status.node_addresses)?,
             routers: addresses(check, "status.routers", &status.routers)?
                 .into_iter()

@@ -1,6 +1,6 @@
 //! Status, both ways. Reading is lenient: what cannot be read counts as not said, since only Egret writes it.
 
-use super::lease::{api_number, datapath_name, datapath_text, time};
+use super::lease::{api_number, capabilities, datapath_name, datapath_text, time};
 use crate::status::{
     AddressStatus, Condition, ConditionStatus, GatewayMember, GatewayStatus, NodeReport,
     PolicyStatus, PoolStatus, cut,
@@ -172,7 +172,7 @@ pub fn node_report(status: &api::NodeStatus) -> NodeReport {
     NodeReport {
         tunnel_mac: status.tunnel_mac.clone(),
         external_interface: status.external_interface.clone(),
-        capabilities: lease::capabilities(status).to_vec(),
+        capabilities: capabilities(status).to_vec(),
         conditions: conditions(&status.conditions),
     }
 }

@@ -2,7 +2,7 @@
 
 use super::document::{self, Item};
 use super::effective::{Effective, Merged};
-use super::object::{Converted, has_our_status, is_record};
+use super::object::{has_our_status, is_record};
 use super::records;
 use super::store::{Copy, Store, version_of};
 use super::tree::{self, Tree, file_finding};

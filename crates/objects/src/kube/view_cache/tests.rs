@@ -6,7 +6,7 @@ use crate::convert::cluster::Slice;
 use crate::kube::entry::Observed;
 use crate::kube::store::{State, Store};
 use crate::kube::watch::{Pods, Records, Which};
-use crate::kube::watched::News;
+use crate::kube::watched::{News, Watched};
 use egret_api as api;
 use egret_core::model::UnpooledAddresses;
 use k8s_openapi::api::core::v1 as core;
