@@ -280,7 +280,7 @@ fn what_a_node_can_do_is_read_under_the_name_of_the_release_before_and_written_u
         .open()
         .write_node_status(&record, &report, 100)
         .unwrap();
-    let file = "status/egressnode/worker1.yaml";
+    let file = "status/EgressNode/worker1.yaml";
     let new = fs::read_to_string(scratch.path(file)).unwrap();
     let old = new.replace("capabilities:", "abilities:");
     assert_ne!(old, new);
