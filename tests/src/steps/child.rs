@@ -5,7 +5,7 @@ use nix::sys::signal::{Signal, killpg};
 use nix::unistd::{Pid, dup2_stdin};
 use std::fs::File;
 use std::io::{Read, Write};
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::AsFd;
 use std::os::unix::net::UnixStream;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::process::ExitCode;
@@ -53,9 +53,7 @@ pub(super) fn run(modules: Vec<Module>, wanted: &str, arguments: &Arguments) -> 
 /// the parent ended, and its labs and its own children with it.
 fn take_socket() -> anyhow::Result<UnixStream> {
     // Not inherited by what the tests start, unlike standard input itself, which becomes empty.
-    let socket = UnixStream::from(OwnedFd::from(
-        std::io::stdin().as_fd().try_clone_to_owned()?,
-    ));
+    let socket = UnixStream::from(std::io::stdin().as_fd().try_clone_to_owned()?);
     dup2_stdin(File::open("/dev/null")?)?;
     let mut other_end = socket.try_clone()?;
     other_end.peer_addr()?;
