@@ -13,24 +13,23 @@
 //!
 //! - `observe`: each observer looks at one thing and hands its own type to a closure.
 //! - `cni`: calls of the CNI plugin, and its installation.
-//! - `gateway`: the gateway role, as `core` decides it, between observers and data path.
-//! - `remembered`: what a restarted agent must know to adopt what its predecessor left.
+//! - `apply`: the gateway role, as `core` decides it, between observers and data path; and what a restarted agent must know
+//!   to adopt what its predecessor left.
 //! - `report`: metrics, health, the node's status, answers to the command line.
 //! - `main_loop`: the only one that knows what wakes it; decides by `core`, in a round, and has it applied and reported.
 //!
 //! The main loop alone touches the kernel. Nothing on it waits for the source: a source that hangs stops news, not
 //! traffic. A restarted agent adopts what is there, and changes nothing before it knows which gateways answer.
 
+mod apply;
 mod classic;
 mod clock;
 mod cni;
 mod config;
 pub mod doctor;
 mod error;
-mod gateway;
 mod main_loop;
 mod observe;
-mod remembered;
 pub mod report;
 mod threads;
 mod unix_socket;
@@ -124,7 +123,7 @@ pub fn cleanup(
     }
     let removed = NodeDatapath::remove(state_directory, pin_directory);
     errors.extend(removed.iter().map(|error| chain(error)));
-    if let Err(error) = remembered::Remembered::forget(state_directory) {
+    if let Err(error) = apply::Remembered::forget(state_directory) {
         errors.push(format!("record of groups: {error}"));
     }
     for socket in [socket, &cni.socket] {

@@ -9,10 +9,10 @@ mod values;
 
 pub(crate) use event::Event;
 
+use crate::apply::{Gateway, Remembered, RoundInputs};
 use crate::cni::{PendingCalls, Round};
 use crate::config::Config;
 use crate::error::chain;
-use crate::gateway::{Gateway, RoundInputs};
 use crate::observe::canary::{self, Order};
 use crate::observe::conflicts::SegmentListener;
 use crate::observe::facts::{Links, Wanted, pod_addresses};
@@ -20,7 +20,6 @@ use crate::observe::neighbours::Orders;
 use crate::observe::port_use::{FullDestinations, Ranges};
 use crate::observe::probe::{HeardSlot, Targets};
 use crate::observe::source::Reading;
-use crate::remembered::Remembered;
 use crate::report::{Health, NodeStatus};
 use egret_core::machines::Schedule;
 use egret_core::model::Snapshot;

@@ -11,6 +11,7 @@ mod node_status;
 mod obstacles;
 mod path_view;
 mod query;
+mod status_inputs;
 mod status_writer;
 mod traffic;
 
@@ -22,10 +23,11 @@ pub(crate) use gateway_report::GatewayReport;
 pub use health::Health;
 pub(crate) use metrics::ByKind;
 pub use metrics::Metrics;
-pub(crate) use node_status::{LocalFindings, StatusInputs, node_status};
+pub(crate) use node_status::node_status;
 pub use path_view::PathView;
 pub(crate) use query::{Query, listen};
 pub use query::{Question, ask};
+pub(crate) use status_inputs::{LocalFindings, StatusInputs};
 pub(crate) use status_writer::{NodeStatus, start as start_status_writer};
 pub(crate) use traffic::Traffic;
 

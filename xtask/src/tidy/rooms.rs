@@ -20,8 +20,7 @@ const ROOMS: &[Rooms] = &[(
         ("threads", &["error"]),
         ("observe", &["clock", "error", "threads"]),
         ("cni", &["error", "threads", "unix_socket"]),
-        ("gateway", &["clock", "observe"]),
-        ("remembered", &[]),
+        ("apply", &["clock", "observe"]),
         (
             "report",
             &["clock", "error", "observe", "threads", "unix_socket"],
@@ -32,14 +31,7 @@ const ROOMS: &[Rooms] = &[(
         (
             "main_loop",
             &[
-                "cni",
-                "config",
-                "error",
-                "gateway",
-                "observe",
-                "remembered",
-                "report",
-                "threads",
+                "apply", "cni", "config", "error", "observe", "report", "threads",
             ],
         ),
     ],

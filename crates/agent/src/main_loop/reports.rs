@@ -1,7 +1,7 @@
 //! What the loop tells others of the node: to whom probes go, figures, the status.
 
 use super::MainLoop;
-use crate::gateway::Gateway;
+use crate::apply::Gateway;
 use crate::observe::canary::{Measured, Order};
 use crate::observe::probe::Targets;
 use crate::report::gauges::{self, Figures};

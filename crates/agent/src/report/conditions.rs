@@ -1,7 +1,7 @@
 //! The conditions of this node.
 
-use super::node_status::StatusInputs;
 use super::obstacles;
+use super::status_inputs::StatusInputs;
 use egret_core::condition::{Condition as Said, ConditionType, Reason};
 use egret_core::machines::Destination;
 use egret_core::node::{ForeignMark, PodsPath, ReportKind};

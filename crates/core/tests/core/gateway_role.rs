@@ -78,7 +78,7 @@ impl Gateway1 {
     }
 
     /// Some gateway has announced the address before.
-    fn used_elsewhere(mut self) -> Self {
+    fn in_use(mut self) -> Self {
         let records = &mut self.scene.snapshot.node_records;
         let record = records.get_mut(&node_name("gateway2")).unwrap();
         record.announcing.insert(ip(E));
@@ -123,7 +123,7 @@ fn what_an_earlier_agent_left_goes_on_without_a_delay_and_what_was_lost_begins_a
 
 #[test]
 fn tables_that_are_not_loaded_keep_a_gateway_out() {
-    let mut gateway = Gateway1::new(&[]).used_elsewhere();
+    let mut gateway = Gateway1::new(&[]).in_use();
     let planned = gateway.planned();
     gateway.role.attached(false);
     gateway.decide(&planned, START_MS);
@@ -139,7 +139,7 @@ fn tables_that_are_not_loaded_keep_a_gateway_out() {
 
 #[test]
 fn without_an_external_link_the_tables_stay_and_nobody_sends_through_it() {
-    let mut gateway = Gateway1::new(&[]).used_elsewhere();
+    let mut gateway = Gateway1::new(&[]).in_use();
     assert!(announces(&gateway.round(START_MS)));
     gateway.link_up = false;
     let down = gateway.round(START_MS + 1);
@@ -189,7 +189,7 @@ fn a_fresh_address_is_probed_first_and_one_in_use_is_announced_at_once() {
     );
     assert_eq!(fresh.role.announcing(), [ip(E)].into());
 
-    let mut used = Gateway1::new(&[]).used_elsewhere();
+    let mut used = Gateway1::new(&[]).in_use();
     assert!(announces(&used.round(START_MS)));
     let commands = used.role.drain();
     let gratuitous = GatewayCommand::SendGratuitous(ip(E));
@@ -226,7 +226,7 @@ fn an_address_of_another_machine_is_not_announced_and_told_with_its_first_time()
 
 #[test]
 fn where_routers_lead_to_the_gateways_nobody_answers_and_all_forward() {
-    let mut gateway = Gateway1::new(&[]).used_elsewhere();
+    let mut gateway = Gateway1::new(&[]).in_use();
     let gateways = &mut gateway.scene.snapshot.gateways;
     let main = gateways.get_mut(&GatewayName("main".into())).unwrap();
     main.announce = AnnounceMode::Static;

@@ -1,7 +1,14 @@
 use super::*;
+use crate::observe::surroundings::Routers;
+use crate::report::LocalFindings;
 use egret_core::condition::Reason;
-use egret_core::model::{AddressClaim, MacAddress, NodeName, Settings, UnpooledAddresses};
+use egret_core::machines::Destination;
+use egret_core::model::{
+    AddressClaim, MacAddress, NodeName, Settings, Snapshot, UnpooledAddresses,
+};
+use egret_core::node::ForeignMark;
 use egret_objects::{Condition, ConditionStatus};
+use std::collections::BTreeMap;
 
 fn ip(text: &str) -> IpAddr {
     text.parse().unwrap()
