@@ -2,6 +2,7 @@
 
 mod agents;
 
+use crate::steps::lab_name;
 use anyhow::{Context, bail, ensure};
 use egret_lab::process::wait_for;
 use egret_lab::topology::Pod;
@@ -124,8 +125,7 @@ impl Cluster {
         options: &UpOptions,
         settings: &[&str],
     ) -> anyhow::Result<Self> {
-        // The name says which process made it, so that parallel runs do not meet.
-        let name = format!("ta-{test}-{}", std::process::id());
+        let name = lab_name(test);
         let lab = Lab::up_with(&name, topology, options, settings)?.owned();
         let server = Some(Server::start(&lab.place("server")?)?);
         let settings = settings.iter().map(ToString::to_string).collect();

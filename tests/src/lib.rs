@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! chaos     noise of many flows while something is done to the cluster, and the watch over its sources
-//! steps     named behaviours that share one lab, run one after the other   (the `main` of every file in tests/)
+//! steps     named behaviours that share one lab, run one after the other (the `main` of every program in tests/)
 //! chart     what is installed on Kubernetes: helm, and the rights that are granted
 //! installed a real cluster with the chart installed
 //! matrix    environments of users: factors, pairs of them, labs for all pairs

@@ -1,13 +1,25 @@
 //! Runs named steps that share one lab, as a test program without libtest: one lab per group, steps in order, a line
-//! for each, and the labs are taken down whatever happens. As many groups at a time as libtest would run tests.
+//! for each. A group has a process of its own: no panic, crash or hang in it takes others along, and whatever ends it,
+//! its labs are taken down.
 //!
-//! Understands what `cargo test` and nextest pass on: filters, `--exact`, `--skip`, `--list`, `--ignored`,
-//! `--test-threads`.
+//! ```text
+//! arguments   what `cargo test` and nextest pass on: filters, --exact, --skip, --list, --ignored, --test-threads
+//! schedule    which groups run when, and the lines that `./dev test` and `xtask` read
+//! process     the process of a group, seen by the one that starts it
+//! child       the same process, seen from within
+//! labs        names of labs, and taking down those of a process that was killed
+//! ```
 
-use std::panic::{AssertUnwindSafe, catch_unwind};
+mod arguments;
+mod child;
+mod labs;
+mod process;
+mod schedule;
+
+pub use labs::name as lab_name;
+
+use arguments::Arguments;
 use std::process::ExitCode;
-use std::sync::Mutex;
-use std::time::Instant;
 
 /// Result of a step: an error or a panic fails it.
 pub type Outcome = anyhow::Result<()>;
@@ -28,21 +40,55 @@ macro_rules! steps {
     };
 }
 
-/// Runs the steps that the arguments want.
-type Work = dyn FnOnce(&Arguments) -> Tally + Send;
+/// Groups of one test each, named by their functions: they share no lab.
+#[macro_export]
+macro_rules! tests {
+    ($($test:ident),* $(,)?) => {
+        vec![$($crate::steps::Group::single(stringify!($test), $test)),*]
+    };
+}
+
+/// Modules of a test program, in the order in which they run; each has a function `groups`.
+#[macro_export]
+macro_rules! modules {
+    ($($module:ident),* $(,)?) => {
+        vec![$($crate::steps::Module::new(stringify!($module), $module::groups())),*]
+    };
+}
+
+/// What a test returns: nothing, where it fails by a panic only, or an [`Outcome`].
+pub trait IntoOutcome {
+    /// The same as a result.
+    ///
+    /// # Errors
+    /// The test failed.
+    fn into_outcome(self) -> Outcome;
+}
+
+impl IntoOutcome for () {
+    fn into_outcome(self) -> Outcome {
+        Ok(())
+    }
+}
+
+impl IntoOutcome for Outcome {
+    fn into_outcome(self) -> Outcome {
+        self
+    }
+}
+
+/// Hears how a step ended: its whole name, and whether it passed.
+type Report<'a> = dyn FnMut(&str, bool) + 'a;
+/// Brings the lab up and runs the steps with these whole names; the first argument is what comes before their own.
+type Work = dyn FnOnce(&str, &[String], &mut Report<'_>) + Send;
 
 /// Steps that share one lab.
 pub struct Group {
-    name: &'static str,
+    /// None: the group is a single test, which is named by itself.
+    name: Option<&'static str>,
     steps: Vec<&'static str>,
+    is_omitted: fn() -> bool,
     run: Box<Work>,
-}
-
-#[derive(Default)]
-struct Tally {
-    passed: usize,
-    failed: Vec<String>,
-    skipped: usize,
 }
 
 impl Group {
@@ -53,169 +99,119 @@ impl Group {
         steps: Vec<Step<C>>,
     ) -> Self {
         Self {
-            name,
+            name: Some(name),
             steps: steps.iter().map(|step| step.name).collect(),
-            run: Box::new(move |arguments| run_group(name, up, &steps, arguments)),
+            is_omitted: || false,
+            run: Box::new(move |prefix, chosen, report| {
+                child::run_steps(prefix, up, &steps, chosen, report);
+            }),
         }
     }
-}
 
-fn run_group<C>(
-    group: &str,
-    up: impl FnOnce() -> anyhow::Result<C>,
-    steps: &[Step<C>],
-    arguments: &Arguments,
-) -> Tally {
-    let mut tally = Tally::default();
-    let full = |step: &Step<C>| format!("{group}::{}", step.name);
-    let is_wanted = |step: &&Step<C>| arguments.wants(&full(step));
-    let (chosen, others): (Vec<_>, Vec<_>) = steps.iter().partition(is_wanted);
-    tally.skipped = others.len();
-    if chosen.is_empty() {
-        return tally;
-    }
-    let started = Instant::now();
-    let context = match caught(up) {
-        Ok(context) => context,
-        Err(why) => {
-            println!("test {group} (bringing the lab up) ... FAILED\n{why}");
-            tally.failed.extend(chosen.into_iter().map(full));
-            return tally;
-        }
-    };
-    println!("lab  {group} up after {:.1?}", started.elapsed());
-    for step in chosen {
-        let started = Instant::now();
-        let result = caught(|| (step.run)(&context));
-        let took = started.elapsed();
-        match result {
-            Ok(()) => {
-                println!("test {} ... ok ({took:.1?})", full(step));
-                tally.passed += 1;
-            }
-            Err(why) => {
-                println!("test {} ... FAILED ({took:.1?})\n{why}", full(step));
-                tally.failed.push(full(step));
-            }
-        }
-    }
-    tally
-}
-
-fn caught<T>(work: impl FnOnce() -> anyhow::Result<T>) -> Result<T, String> {
-    match catch_unwind(AssertUnwindSafe(work)) {
-        Ok(result) => result.map_err(|error| format!("{error:#}")),
-        // The panic hook has printed what and where.
-        Err(_) => Err("panicked".to_owned()),
-    }
-}
-
-struct Arguments {
-    filters: Vec<String>,
-    skips: Vec<String>,
-    exact: bool,
-    list: bool,
-    ignored: bool,
-    /// Groups at a time.
-    threads: usize,
-}
-
-impl Arguments {
-    fn read() -> Self {
-        let mut arguments = Arguments {
-            filters: Vec::new(),
-            skips: Vec::new(),
-            exact: false,
-            list: false,
-            ignored: false,
-            threads: std::thread::available_parallelism().map_or(1, usize::from),
-        };
-        let mut words = std::env::args().skip(1);
-        while let Some(word) = words.next() {
-            match word.as_str() {
-                "--exact" => arguments.exact = true,
-                "--list" => arguments.list = true,
-                "--ignored" => arguments.ignored = true,
-                "--skip" => arguments.skips.extend(words.next()),
-                "--test-threads" => arguments.read_threads(words.next().as_deref()),
-                // Options of libtest that have a value.
-                "--format" | "--color" | "--logfile" | "-Z" => {
-                    words.next();
+    /// A test that shares nothing.
+    pub fn single<T: IntoOutcome + 'static>(name: &'static str, test: fn() -> T) -> Self {
+        Self {
+            name: None,
+            steps: vec![name],
+            is_omitted: || false,
+            run: Box::new(move |_, chosen, report| {
+                for name in chosen {
+                    child::run_one(name, || test().into_outcome(), report);
                 }
-                word if word.starts_with('-') => {
-                    arguments.read_threads(word.strip_prefix("--test-threads="));
-                }
-                word => arguments.filters.push(word.to_owned()),
-            }
+            }),
         }
-        arguments
     }
 
-    fn read_threads(&mut self, number: Option<&str>) {
-        let number = number.and_then(|number| number.parse().ok());
-        self.threads = number.filter(|number| *number > 0).unwrap_or(self.threads);
+    /// Not run where this holds. Its tests then count as ignored, and the function says why.
+    #[must_use]
+    pub fn unless(self, is_omitted: fn() -> bool) -> Self {
+        Self { is_omitted, ..self }
     }
 
-    fn wants(&self, name: &str) -> bool {
-        let matches = |filter: &String| match self.exact {
-            true => name == filter,
-            false => name.contains(filter.as_str()),
-        };
-        !self.ignored
-            && (self.filters.is_empty() || self.filters.iter().any(matches))
-            && !self.skips.iter().any(matches)
+    /// What comes before the names of its steps.
+    fn prefix(&self, module: &str) -> String {
+        match self.name {
+            Some(name) => format!("{module}::{name}"),
+            None => module.to_owned(),
+        }
+    }
+
+    /// Names the group among all of the program.
+    fn id(&self, module: &str) -> String {
+        match self.name {
+            Some(name) => format!("{module}::{name}"),
+            None => format!("{module}::{}", self.steps[0]),
+        }
+    }
+
+    /// Whole names of its steps that the arguments want.
+    fn chosen(&self, module: &str, arguments: &Arguments) -> Vec<String> {
+        let prefix = self.prefix(module);
+        let names = || self.steps.iter().map(|step| format!("{prefix}::{step}"));
+        match arguments.whole_groups && names().any(|name| arguments.wants(&name)) {
+            true => names().collect(),
+            false => names().filter(|name| arguments.wants(name)).collect(),
+        }
     }
 }
 
-fn run_all(groups: Vec<Group>, arguments: &Arguments) -> Tally {
-    let threads = arguments.threads.min(groups.len());
-    let waiting = Mutex::new(groups.into_iter());
-    let all = Mutex::new(Tally::default());
-    let next = || waiting.lock().expect("nobody panics with it").next();
-    let work = || {
-        while let Some(group) = next() {
-            let tally = (group.run)(arguments);
-            let mut all = all.lock().expect("nobody panics with it");
-            all.passed += tally.passed;
-            all.skipped += tally.skipped;
-            all.failed.extend(tally.failed);
+/// The groups of one source file.
+pub struct Module {
+    name: &'static str,
+    groups: Vec<Group>,
+    at_once: Option<usize>,
+    is_timed: bool,
+}
+
+impl Module {
+    /// A module with its groups. Modules run beside each other, as many groups at a time as there are processors.
+    pub fn new(name: &'static str, groups: Vec<Group>) -> Self {
+        Self {
+            name,
+            groups,
+            at_once: None,
+            is_timed: false,
         }
-    };
-    std::thread::scope(|scope| {
-        for _ in 0..threads {
-            scope.spawn(work);
+    }
+
+    /// Runs while no other module does: its tests bound times, or measure them.
+    #[must_use]
+    pub fn timed(self) -> Self {
+        Self {
+            is_timed: true,
+            ..self
         }
-    });
-    all.into_inner().expect("nobody panics with it")
+    }
+
+    /// Runs so many of its groups at a time, and no other module meanwhile: for those that mostly wait.
+    #[must_use]
+    pub fn at_once(self, groups: usize) -> Self {
+        Self {
+            at_once: Some(groups),
+            ..self
+        }
+    }
+
+    /// Whether other modules may run meanwhile.
+    fn is_shared(&self) -> bool {
+        !self.is_timed && self.at_once.is_none()
+    }
 }
 
 /// The `main` of a test program.
-pub fn run(groups: Vec<Group>) -> ExitCode {
-    let arguments = Arguments::read();
+pub fn run(modules: Vec<Module>) -> ExitCode {
+    let arguments = Arguments::of_this_process();
+    if let Some(group) = child::wanted() {
+        return child::run(modules, &group, &arguments);
+    }
     if arguments.list {
-        for group in &groups {
-            let names = group
-                .steps
-                .iter()
-                .map(|step| format!("{}::{step}", group.name));
-            names
-                .filter(|name| arguments.wants(name))
-                .for_each(|name| println!("{name}: test"));
+        for module in &modules {
+            for group in &module.groups {
+                let names = group.chosen(module.name, &arguments);
+                names.iter().for_each(|name| println!("{name}: test"));
+            }
         }
         return ExitCode::SUCCESS;
     }
-    let all = run_all(groups, &arguments);
-    let result = if all.failed.is_empty() {
-        "ok"
-    } else {
-        "FAILED"
-    };
-    println!(
-        "\ntest result: {result}. {} passed; {} failed; {} filtered out",
-        all.passed,
-        all.failed.len(),
-        all.skipped
-    );
-    all.failed.iter().for_each(|name| println!("    {name}"));
-    ExitCode::from(u8::from(!all.failed.is_empty()) * 101)
+    schedule::run(&modules, &arguments)
 }

@@ -95,7 +95,7 @@ mod the_page {
     fn shown(case: &str, test: &str) -> Shown {
         Shown {
             case: case.into(),
-            path: "tests/tests/classic.rs".into(),
+            path: "tests/tests/lab/classic.rs".into(),
             test: test.into(),
         }
     }

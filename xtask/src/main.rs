@@ -3,6 +3,11 @@
 mod compatibility;
 mod conditions;
 mod crds;
+mod generated;
+mod metrics;
+mod rerun;
+mod schema;
+mod test_log;
 mod tidy;
 
 use clap::{Parser, Subcommand};
@@ -38,6 +43,23 @@ enum Task {
         #[arg(long)]
         check: bool,
     },
+    /// Print arguments of `cargo test` for the tests of a run that failed and may be run again, one line per program.
+    Rerun {
+        /// Output of the run.
+        log: PathBuf,
+    },
+    /// Write the tables of docs/metrics.md from the registries and the counters of the data path.
+    Metrics {
+        /// Write nothing; fail if a table is not current.
+        #[arg(long)]
+        check: bool,
+    },
+    /// Write docs/cli-v1.schema.json from the types that `egret -o json` prints.
+    Schema {
+        /// Write nothing; fail if the schema is not current.
+        #[arg(long)]
+        check: bool,
+    },
     /// Check the rules that neither compiler nor lints know.
     Tidy,
 }
@@ -47,6 +69,9 @@ fn main() -> anyhow::Result<()> {
         Task::Crds { check } => crds::run(check),
         Task::Conditions { check } => conditions::run(check),
         Task::Compatibility { runs, check } => compatibility::run(check, &runs),
+        Task::Rerun { log } => rerun::run(&log),
+        Task::Metrics { check } => metrics::run(check),
+        Task::Schema { check } => schema::run(check),
         Task::Tidy => tidy::run(),
     }
 }

@@ -2,12 +2,14 @@
 //!
 //! Every check is a function of the [`Tree`], so that its tests can hand it a bad one.
 
+mod circles;
+mod kernel;
 mod links;
 mod manifests;
 mod operations;
-mod schema;
+mod pages;
+mod rooms;
 mod sources;
-mod statements;
 mod tables;
 
 use anyhow::{Context, bail};
@@ -101,11 +103,13 @@ pub fn run() -> anyhow::Result<()> {
         println!("long: {line}");
     }
     let mut problems = manifests::check(&tree, &manifests::metadata()?);
+    problems.extend(rooms::check(&tree));
     problems.extend(sources::check(&tree));
+    problems.extend(circles::check(&tree));
     problems.extend(tables::check(&tree));
-    problems.extend(statements::check(&tree));
+    problems.extend(kernel::check(&tree));
     problems.extend(links::check(&tree));
-    problems.extend(schema::check(&tree));
+    problems.extend(pages::check(&tree));
     problems.extend(operations::check(&tree));
     for problem in &problems {
         println!("{problem}");

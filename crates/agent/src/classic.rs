@@ -2,10 +2,11 @@
 
 mod mappings;
 
-use crate::{AgentError, chain, links};
+use crate::error::{AgentError, chain};
+use crate::observe::links;
 use egret_core::classic::{ClassicState, ClassicWanted, classic_state};
 use egret_datapath::classic::ClassicDatapath;
-use egret_datapath::driver::DatapathError;
+use egret_datapath::worker::driver::DatapathError;
 use mappings::Mappings;
 use std::net::IpAddr;
 use std::path::PathBuf;
@@ -114,13 +115,13 @@ impl Driver {
     }
 
     fn apply(&mut self, wanted: &ClassicWanted) -> Result<(), DatapathError> {
-        let damage = self.datapath.verify()?;
-        for (kind, what) in &damage {
+        let drift = self.datapath.verify()?;
+        for (kind, what) in &drift {
             let found = format!("{kind}: {what}");
-            tracing::warn!(found, "somebody changed what is ours: mending it");
+            tracing::warn!(found, "drift detected, repairing");
         }
         let state = classic_state(wanted, &self.datapath.local_addresses()?);
-        if damage.is_empty() && self.applied.as_ref() == Some(&state) {
+        if drift.is_empty() && self.applied.as_ref() == Some(&state) {
             return Ok(());
         }
         // Before: what is written down too much only makes a successor look at more flows.

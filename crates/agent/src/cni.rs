@@ -1,30 +1,28 @@
 //! The CNI: pods are told of, and taken back, by the plugin `egret-cni` before the API shows it.
 //!
 //! ```text
-//! runtime -> egret-cni -> socket thread --Asked--> main loop: Desk --answer--> egret-cni
+//! runtime -> egret-cni -> socket thread --PendingCall--> main loop: PendingCalls --answer--> egret-cni
 //!                                                    |  lays told addresses over the view
 //!                                                    +- keeps for the plugin, on disk, who may start without an agent
 //! installer thread: chains the plugin into the runtime's configuration, and keeps it there
 //! ```
 
 mod chain;
-mod desk;
 mod install;
-mod kept;
+mod pending;
+mod state_files;
 
-pub(crate) use desk::{Desk, Round};
 pub(crate) use install::{keep_installed, uninstall};
-pub(crate) use kept::forget;
+pub(crate) use pending::{PendingCalls, Round};
+pub(crate) use state_files::forget;
 
-use crate::AgentError;
-use crate::main_loop::Event;
-use crate::socket;
-use crate::source::spawn;
+use crate::error::AgentError;
+use crate::threads::{Notify, spawn};
+use crate::unix_socket;
 use egret_wire::cni::{Answer, Call, LINE_BYTES_MAX, Request, VERSION};
 use std::io::{self, BufRead, BufReader, Read, Write};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
-use std::sync::mpsc::Sender;
 use std::time::Duration;
 
 /// Longest wait for a request once the plugin has connected, and for it to take an answer.
@@ -53,12 +51,12 @@ pub struct InstallConfig {
 }
 
 /// A call of the plugin on its way to the main loop, with the way back.
-pub(crate) struct Asked {
+pub(crate) struct PendingCall {
     pub(crate) call: Call,
     stream: Option<UnixStream>,
 }
 
-impl Asked {
+impl PendingCall {
     /// Answers and hangs up. Whoever asked may have gone.
     pub(crate) fn answer(mut self, answer: &Answer) {
         if let Some(mut stream) = self.stream.take() {
@@ -74,16 +72,16 @@ impl Asked {
 }
 
 /// Listens for the plugin. Only root may connect.
-pub(crate) fn listen(path: &Path, events: Sender<Event>) -> Result<(), AgentError> {
-    let listener = socket::bind(path).map_err(|source| AgentError::Io {
+pub(crate) fn listen(path: &Path, notify: Notify<PendingCall>) -> Result<(), AgentError> {
+    let listener = unix_socket::bind(path).map_err(|source| AgentError::Io {
         doing: "listening on the socket for the CNI plugin",
         source,
     })?;
     spawn("cni", move || {
         for stream in listener.incoming().flatten() {
             match read(stream) {
-                Ok(asked) => {
-                    if events.send(Event::Cni(asked)).is_err() {
+                Ok(pending) => {
+                    if !notify(pending) {
                         return;
                     }
                 }
@@ -93,7 +91,7 @@ pub(crate) fn listen(path: &Path, events: Sender<Event>) -> Result<(), AgentErro
     })
 }
 
-fn read(stream: UnixStream) -> io::Result<Asked> {
+fn read(stream: UnixStream) -> io::Result<PendingCall> {
     stream.set_read_timeout(Some(PATIENCE))?;
     stream.set_write_timeout(Some(PATIENCE))?;
     let mut line = String::new();
@@ -102,13 +100,13 @@ fn read(stream: UnixStream) -> io::Result<Asked> {
     let answer = match Request::from_line(&line) {
         Ok(request) if request.version == VERSION => {
             let (call, stream) = (request.call, Some(stream));
-            return Ok(Asked { call, stream });
+            return Ok(PendingCall { call, stream });
         }
         Ok(request) => refused(format!(
             "this agent speaks version {VERSION} and not {}",
             request.version
         )),
-        Err(error) => refused(crate::chain(&error)),
+        Err(error) => refused(crate::error::chain(&error)),
     };
     let _ = (&stream).write_all(answer.to_line().as_bytes());
     Err(io::Error::other(format!("{answer:?}")))
@@ -123,7 +121,7 @@ mod tests {
         assert_eq!(egret_core::numbers::CNI_SOCKET, egret_wire::cni::SOCKET);
         let state = Path::new(egret_core::numbers::STATE_DIR);
         assert_eq!(
-            kept::known_file(state),
+            state_files::known_file(state),
             Path::new(egret_wire::cni::KNOWN_FILE)
         );
         let longest = egret_core::numbers::CNI_OBJECT_SECS.max(egret_core::numbers::CNI_LEASE_SECS);

@@ -6,22 +6,28 @@
 mod files;
 mod obstacles;
 
-use crate::report::CLI_API_VERSION;
+use crate::error::chain;
+use crate::report::{CLI_API_VERSION, PathView, Question, ask};
 use egret_core::earlier::{Action, Finding, Kind, System, find};
 use egret_core::obstacle::Obstacle;
-use egret_datapath::earlier::{EarlierError, Kernel};
+use egret_datapath::legacy::{Kernel, LegacyError};
 use serde::Serialize;
 use std::collections::BTreeSet;
 use std::path::Path;
 
 /// `egret doctor -o json`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(rename_all = "camelCase")]
 pub struct Doctor {
+    #[cfg_attr(feature = "schema", schemars(extend("const" = CLI_API_VERSION)))]
     api_version: &'static str,
+    #[cfg_attr(feature = "schema", schemars(extend("const" = "Doctor")))]
     kind: &'static str,
     /// What stands in the way of Egret's packets; nothing where something was to be removed.
     pub obstacles: Vec<Obstacle>,
+    /// Paths of this node's packets, as its agent has last measured them.
+    pub paths: Vec<PathView>,
     /// What is there; after a removal, what is still there.
     pub findings: Vec<LegacyFinding>,
     /// What was there and is not any more.
@@ -34,6 +40,7 @@ pub struct Doctor {
 
 /// One thing that an earlier system left.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct LegacyFinding {
     /// Whose it is.
     pub system: System,
@@ -53,6 +60,8 @@ pub struct LegacyFinding {
 
 /// Something that could not be removed.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
+#[cfg_attr(feature = "schema", schemars(rename = "LegacyFailure"))]
 pub struct Failure {
     /// The first object of what was tried at once.
     pub object: String,
@@ -83,20 +92,37 @@ impl Doctor {
     /// Whether something stops our packets for certain.
     pub fn is_obstructed(&self) -> bool {
         self.obstacles.iter().any(|obstacle| obstacle.certain)
+            || self.paths.iter().any(|path| path.broken.is_some())
     }
 }
 
-/// Looks at this node. `root` is where its files are.
+/// Looks at this node. `root` is where its files are, `socket` where its agent answers.
 ///
 /// # Errors
 /// The kernel cannot be read.
-pub fn look(root: &Path) -> Result<Doctor, EarlierError> {
+pub fn look(root: &Path, socket: &Path) -> Result<Doctor, LegacyError> {
     let mut kernel = open(root)?;
     let (found, mut unseen) = findings(&mut kernel, root)?;
     let obstacles = obstacles::read(root, &mut unseen);
+    let paths = paths(socket, &mut unseen);
     Ok(Doctor {
         obstacles,
+        paths,
         ..answer(&found, unseen)
+    })
+}
+
+/// What the agent of this node has measured. Doctor is of use without an agent too.
+fn paths(socket: &Path, unseen: &mut Vec<String>) -> Vec<PathView> {
+    let answer = ask(socket, &Question::Paths).map_err(|error| error.to_string());
+    let paths = answer
+        .and_then(|json| serde_json::from_str(&json).map_err(|_| format!("the agent says {json}")));
+    paths.unwrap_or_else(|why| {
+        let socket = socket.display();
+        unseen.push(format!(
+            "whether packets come back: no agent tells at {socket}: {why}"
+        ));
+        Vec::new()
     })
 }
 
@@ -104,7 +130,7 @@ pub fn look(root: &Path) -> Result<Doctor, EarlierError> {
 ///
 /// # Errors
 /// The kernel cannot be read. What cannot be removed is no error, it is in the answer.
-pub fn clean(root: &Path, systems: &BTreeSet<System>) -> Result<Doctor, EarlierError> {
+pub fn clean(root: &Path, systems: &BTreeSet<System>) -> Result<Doctor, LegacyError> {
     let mut kernel = open(root)?;
     let (before, _) = findings(&mut kernel, root)?;
     let asked: Vec<&Finding> = before
@@ -115,7 +141,7 @@ pub fn clean(root: &Path, systems: &BTreeSet<System>) -> Result<Doctor, EarlierE
     let mut failed: Vec<(Action, String)> = kernel
         .remove(&actions)
         .into_iter()
-        .map(|(action, error)| (action, in_full(&error)))
+        .map(|(action, error)| (action, chain(&error)))
         .collect();
     for action in actions {
         if let Err(error) = files::remove(action) {
@@ -138,11 +164,11 @@ pub fn clean(root: &Path, systems: &BTreeSet<System>) -> Result<Doctor, EarlierE
     Ok(answer)
 }
 
-fn open(root: &Path) -> Result<Kernel, EarlierError> {
+fn open(root: &Path) -> Result<Kernel, LegacyError> {
     Kernel::open(root.join("run/xtables.lock"))
 }
 
-fn findings(kernel: &mut Kernel, root: &Path) -> Result<(Vec<Finding>, Vec<String>), EarlierError> {
+fn findings(kernel: &mut Kernel, root: &Path) -> Result<(Vec<Finding>, Vec<String>), LegacyError> {
     let (mut node, mut unseen) = kernel.read()?;
     files::read(root, &mut node, &mut unseen);
     Ok((find(&node), unseen))
@@ -153,19 +179,10 @@ fn answer(found: &[Finding], unseen: Vec<String>) -> Doctor {
         api_version: CLI_API_VERSION,
         kind: "Doctor",
         obstacles: Vec::new(),
+        paths: Vec::new(),
         findings: found.iter().map(LegacyFinding::of).collect(),
         removed: Vec::new(),
         failed: Vec::new(),
         unseen,
     }
-}
-
-fn in_full(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut source = error.source();
-    while let Some(why) = source {
-        text += &format!(": {why}");
-        source = why.source();
-    }
-    text
 }

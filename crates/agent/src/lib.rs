@@ -2,137 +2,97 @@
 //!
 //! ```text
 //! source thread --View------\
-//! probe thread  --liveness---+--> main loop: facts + View -> core::node_state -> gateway, then worker data path
+//! probe thread  --liveness---+--> main loop: facts + View -> core::node_state -> NodeDatapath
 //! link thread   --changes---+          |                        |
 //! flow thread   --full ports+          |                        |
 //! socket thread --questions-/          +-> announcer            +-> status thread -> source
 //! cni thread    --new pods--/
 //! ```
 //!
+//! Rooms from the bottom up; none imports one above itself (`xtask` checks it):
+//!
+//! - `observe`: each observer looks at one thing and hands its own type to a closure.
+//! - `cni`: calls of the CNI plugin, and its installation.
+//! - `gateway`: the gateway role, as `core` decides it, between observers and data path.
+//! - `remembered`: what a restarted agent must know to adopt what its predecessor left.
+//! - `report`: metrics, health, the node's status, answers to the command line.
+//! - `main_loop`: the only one that knows what wakes it; decides by `core`, in a round, and has it applied and reported.
+//!
 //! The main loop alone touches the kernel. Nothing on it waits for the source: a source that hangs stops news, not
 //! traffic. A restarted agent adopts what is there, and changes nothing before it knows which gateways answer.
 
-mod board;
-mod canary;
 mod classic;
+mod clock;
 mod cni;
-mod conflicts;
+mod config;
 pub mod doctor;
-mod facts;
-mod flows;
+mod error;
 mod gateway;
-mod links;
 mod main_loop;
-mod metrics;
-mod neighbours;
-mod path;
-mod pod_devices;
-mod port_use;
-mod probe;
+mod observe;
 mod remembered;
 pub mod report;
-mod socket;
-mod source;
-mod standing;
-mod surroundings;
-pub mod told;
-mod traffic;
-mod uncovered;
-mod uplink;
+mod threads;
+mod unix_socket;
 
-pub use board::Board;
 pub use classic::{ClassicConfig, ReadWanted, cleanup_classic, run_classic};
 pub use cni::{CniConfig, InstallConfig};
-pub use metrics::Metrics;
-pub use path::GatewayDatapath;
-pub use socket::{Question, ask};
+pub use config::Config;
+pub use error::AgentError;
+pub use observe::source::OpenSource;
+pub use report::{Health, Metrics, Question, ask};
 
+pub use egret_datapath::gateway::BackendChoice;
 pub use egret_datapath::sysctl::{
     DIRECTORY as SYSCTL_DIRECTORY, use_directory as use_sysctl_directory,
 };
 
-use egret_core::model::NodeName;
 pub use egret_core::node::{CniPath, UnknownPodsPolicy};
-use egret_datapath::driver::{Datapath, DatapathError};
-use egret_objects::{Source, SourceError};
+use egret_datapath::node::NodeDatapath;
+use egret_datapath::worker::driver::DatapathError;
+use error::chain;
+use main_loop::{Channels, Event, MainLoop};
+use observe::{canary, flows, links, neighbours, port_use, probe, source};
 use std::io;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 use std::sync::mpsc;
-
-/// Opens the source; called once for each thread that uses it.
-pub type OpenSource = Arc<dyn Fn() -> Result<Box<dyn Source>, SourceError> + Send + Sync>;
-
-/// Where the agent runs and keeps things.
-#[derive(Clone, Debug)]
-pub struct Config {
-    /// Name of this node.
-    pub node: NodeName,
-    /// What must outlive the agent.
-    pub state_directory: PathBuf,
-    /// Pinned eBPF objects.
-    pub pin_directory: PathBuf,
-    /// Socket for questions of the command line.
-    pub socket: PathBuf,
-    /// How this node forwards, if it is a gateway.
-    pub gateway_datapath: GatewayDatapath,
-    /// What is known of how the network plugin sends pods' packets on.
-    pub cni_path: CniPath,
-    /// What becomes of packets of pods that the API has not shown yet.
-    pub unknown_pods: UnknownPodsPolicy,
-    /// The CNI plugin.
-    pub cni: CniConfig,
-}
-
-/// Why the agent cannot run at all.
-#[derive(Debug, thiserror::Error)]
-pub enum AgentError {
-    /// The kernel's interfaces cannot be opened.
-    #[error("opening the data path")]
-    Datapath(#[from] DatapathError),
-    /// The source cannot be opened.
-    #[error("opening the source of objects")]
-    Source(#[from] SourceError),
-    /// A thread or socket cannot be made.
-    #[error("{doing}")]
-    Io {
-        /// What was being done.
-        doing: &'static str,
-        /// Why.
-        #[source]
-        source: io::Error,
-    },
-}
 
 /// Runs until `stop` is set. What is in the kernel then stays there, for the next agent to adopt.
 pub fn run(
     config: &Config,
     open: OpenSource,
-    board: &Arc<Board>,
+    health: &Arc<Health>,
     stop: &Arc<AtomicBool>,
 ) -> Result<(), AgentError> {
-    let mut datapath = Datapath::open(&config.state_directory)?;
-    let own = datapath.routing().port().map_err(DatapathError::from)?;
+    let mut datapath = NodeDatapath::open(
+        &config.state_directory,
+        &config.pin_directory,
+        config.gateway_datapath,
+    )?;
+    let own = datapath
+        .worker()
+        .routing()
+        .port()
+        .map_err(DatapathError::from)?;
     let (events, inbox) = mpsc::channel();
-    source::read(&open, events.clone(), stop)?;
-    let status = source::write(&open)?;
+    source::read(&open, stop, Event::notify(&events, Event::Source))?;
+    let status = report::start_status_writer(&open)?;
     let heard = probe::HeardSlot::default();
-    let probes = probe::start(events.clone(), heard.clone())?;
-    let neighbours = neighbours::start(events.clone())?;
-    let links = events.clone();
-    links::watch(Some(own), move || {
-        links.send(main_loop::Event::Links).is_ok()
-    })?;
-    let ranges = port_use::start(events.clone())?;
-    let flows = flows::start(events.clone())?;
-    let (canaries, canary_device) = canary::start(events.clone())?;
-    cni::listen(&config.cni.socket, events.clone())?;
+    let probes = probe::start(heard.clone(), Event::notify(&events, Event::Gateways))?;
+    let neighbours = neighbours::start(Event::notify(&events, Event::Neighbours))?;
+    let changed = events.clone();
+    links::watch(Some(own), move || changed.send(Event::Links).is_ok())?;
+    let ranges = port_use::start(Event::notify(&events, Event::Full))?;
+    let flows = flows::start(Event::notify(&events, Event::Flows))?;
+    let (canaries, canary_device) = canary::start(Event::notify(&events, Event::Canaries))?;
+    cni::listen(&config.cni.socket, Event::notify(&events, Event::Cni))?;
     let ready = Arc::new(AtomicBool::new(false));
-    let desk = cni::Desk::open(&config.node, &config.state_directory, ready.clone());
+    let pending = cni::PendingCalls::open(&config.node, &config.state_directory, ready.clone());
     cni::keep_installed(&config.cni, &config.state_directory, &ready, stop)?;
-    socket::listen(&config.socket, events.clone())?;
-    let ways = main_loop::Ways {
+    report::listen(&config.socket, Event::notify(&events, Event::Query))?;
+    let channels = Channels {
         status,
         probes,
         heard,
@@ -142,7 +102,7 @@ pub fn run(
         canaries,
         events,
     };
-    let main_loop = main_loop::MainLoop::new(config, datapath, board, ways, desk);
+    let main_loop = MainLoop::new(config, datapath, health, channels, pending);
     main_loop.measuring(canary_device).run(&inbox, stop);
     for socket in [&config.socket, &config.cni.socket] {
         let _ = std::fs::remove_file(socket);
@@ -162,22 +122,8 @@ pub fn cleanup(
     if let Err(error) = cni::forget(state_directory) {
         errors.push(format!("record of the CNI: {error}"));
     }
-    if let Err(error) = egret_datapath::gateway::GatewayDriver::remove(pin_directory) {
-        errors.push(chain(&error));
-    }
-    if let Err(error) = egret_datapath::gateway::netdev::NetdevGateway::remove() {
-        errors.push(chain(&error));
-    }
-    if let Err(error) = egret_datapath::uplink::UplinkDriver::remove(pin_directory) {
-        errors.push(chain(&error));
-    }
-    if let Err(error) = egret_datapath::canary::remove() {
-        errors.push(chain(&error));
-    }
-    match Datapath::open(state_directory) {
-        Ok(mut datapath) => errors.extend(datapath.remove().iter().map(|error| chain(error))),
-        Err(error) => errors.push(chain(&error)),
-    }
+    let removed = NodeDatapath::remove(state_directory, pin_directory);
+    errors.extend(removed.iter().map(|error| chain(error)));
     if let Err(error) = remembered::Remembered::forget(state_directory) {
         errors.push(format!("record of groups: {error}"));
     }
@@ -196,15 +142,4 @@ pub fn cleanup(
         let _in_use = std::fs::remove_dir(directory);
     }
     errors
-}
-
-/// An error with its causes, on one line.
-pub(crate) fn chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut source = error.source();
-    while let Some(error) = source {
-        text = format!("{text}: {error}");
-        source = error.source();
-    }
-    text
 }

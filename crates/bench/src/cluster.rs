@@ -53,9 +53,11 @@ pub fn worker(name: &str, number: usize, pods: &[(&str, &str)]) -> String {
         .iter()
         .map(|(pod, app)| format!("{{name: {pod}, labels: {{app: {app}}}}}"))
         .collect();
+    // Objects of pods that are not there in earnest have addresses of 10.200.0.0/15, all on the first worker.
+    let many = if number == 1 { ", 10.200.0.0/15" } else { "" };
     format!(
         "- {{name: {name}, roles: [worker], cni: none, links: [{{segment: nodes}}], \
-         podCidrs: [10.244.{number}.0/24, 'fd00:244:{number}::/64'], pods: [{}]}}",
+         podCidrs: [10.244.{number}.0/24, 'fd00:244:{number}::/64'{many}], pods: [{}]}}",
         pods.join(", ")
     )
 }

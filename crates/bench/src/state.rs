@@ -69,6 +69,7 @@ pub fn worker(pods: usize) -> NodeState {
             pods: (0..pods).map(|n| (pod_address(n), ProfileId(1))).collect(),
             egress_addresses: BTreeSet::from([ip("192.168.122.222")]),
             lift: BTreeSet::new(),
+            keep_uplinks: false,
             devices: BTreeMap::new(),
             unknown: None,
             canary: None,

@@ -177,7 +177,7 @@ pub struct AgentArguments {
     pub cni_plugin: Option<PathBuf>,
     /// How a gateway node forwards: auto (eBPF, nftables where the kernel refuses it), clsact (for all programs), nftables
     #[arg(long, value_parser = gateway_datapath, default_value = "auto")]
-    pub gateway_datapath: egret_agent::GatewayDatapath,
+    pub gateway_datapath: egret_agent::BackendChoice,
     /// How pods' packets leave this node: auto (look), netfilter (through the stack), bpf (past it)
     #[arg(long, value_parser = cni_path, default_value = "auto")]
     pub cni_path: egret_agent::CniPath,
@@ -206,8 +206,8 @@ fn cni_path(text: &str) -> Result<egret_agent::CniPath, String> {
     }
 }
 
-fn gateway_datapath(text: &str) -> Result<egret_agent::GatewayDatapath, String> {
-    use egret_agent::GatewayDatapath::{Auto, Clsact, Nftables};
+fn gateway_datapath(text: &str) -> Result<egret_agent::BackendChoice, String> {
+    use egret_agent::BackendChoice::{Auto, Clsact, Nftables};
     match text {
         "auto" => Ok(Auto),
         "clsact" => Ok(Clsact),
@@ -352,6 +352,9 @@ pub struct DoctorArguments {
     /// Remove it
     #[arg(long, requires = "clean_legacy")]
     pub yes: bool,
+    /// Socket of the node's agent, which tells what it has measured
+    #[arg(long, default_value = egret_core::numbers::AGENT_SOCKET)]
+    pub socket: PathBuf,
     /// Where the node's files are; a container has them mounted elsewhere than at /
     #[arg(long, value_name = "DIRECTORY", default_value = "/")]
     pub root: PathBuf,

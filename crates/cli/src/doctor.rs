@@ -1,7 +1,7 @@
 //! `egret doctor`: prints what stands in the way, what was found and what was removed.
 
 use crate::args::{DoctorArguments, EXIT_NOT_GOOD, EXIT_UNREACHABLE, LegacySystem, Output};
-use crate::show::table;
+use crate::show::{paths, table};
 use egret_agent::doctor::{self, Doctor, LegacyFinding};
 use egret_core::earlier::System;
 use egret_core::obstacle::Obstacle;
@@ -18,7 +18,7 @@ pub fn run(arguments: &DoctorArguments) -> anyhow::Result<ExitCode> {
     let systems: BTreeSet<System> = arguments.clean_legacy.iter().flat_map(meant).collect();
     let mut answer = match arguments.yes {
         true => doctor::clean(&arguments.root, &systems)?,
-        false => doctor::look(&arguments.root)?,
+        false => doctor::look(&arguments.root, &arguments.socket)?,
     };
     if !systems.is_empty() {
         answer
@@ -52,6 +52,7 @@ fn meant(named: &LegacySystem) -> Vec<System> {
 
 fn print(answer: &Doctor, asked: bool, yes: bool) -> anyhow::Result<()> {
     obstacles(&answer.obstacles);
+    paths(&serde_json::to_value(&answer.paths)?);
     rows("REMOVED", &answer.removed, |finding| &finding.object)?;
     match (asked, yes) {
         (true, false) => {
@@ -76,7 +77,7 @@ fn print(answer: &Doctor, asked: bool, yes: bool) -> anyhow::Result<()> {
     }
     if answer.findings.is_empty() && answer.removed.is_empty() {
         println!("Nothing of these systems is here.");
-        if !asked && answer.obstacles.is_empty() {
+        if !asked && answer.obstacles.is_empty() && !answer.is_obstructed() {
             println!("Nothing is known to stand in Egret's way.");
         }
     }

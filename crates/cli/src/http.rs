@@ -11,7 +11,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 /// What a component shows of itself.
-pub trait Board: Send + Sync + 'static {
+pub trait Health: Send + Sync + 'static {
     /// OpenMetrics text.
     fn metrics_text(&self) -> String;
     /// Why it is not ready.
@@ -24,27 +24,27 @@ pub trait Board: Send + Sync + 'static {
     }
 }
 
-macro_rules! board {
-    ($board:ty $(, $waiting:ident)?) => {
-        impl Board for $board {
+macro_rules! health {
+    ($health:ty $(, $waiting:ident)?) => {
+        impl Health for $health {
             fn metrics_text(&self) -> String {
-                <$board>::metrics_text(self)
+                <$health>::metrics_text(self)
             }
             fn unready(&self) -> Option<String> {
-                <$board>::unready(self)
+                <$health>::unready(self)
             }
             fn last_round(&self) -> Instant {
-                <$board>::last_round(self)
+                <$health>::last_round(self)
             }
             $(fn $waiting(&self) -> Vec<String> {
-                <$board>::$waiting(self)
+                <$health>::$waiting(self)
             })?
         }
     };
 }
 
-board!(egret_agent::Board);
-board!(egret_controller::Board, waiting);
+health!(egret_agent::Health);
+health!(egret_controller::Health, waiting);
 
 /// A main loop that has not gone round for this long hangs.
 const HANG: Duration = Duration::from_secs(30);
@@ -55,14 +55,14 @@ const RETRY: Duration = Duration::from_millis(250);
 /// Serves on a thread of its own, as long as the process lives. A port that cannot be had is reported, tried again until
 /// it is free (a predecessor that is ending may still have it), and does not stop the component: traffic matters more
 /// than its metrics.
-pub fn serve(port: u16, board: Arc<dyn Board>) {
+pub fn serve(port: u16, health: Arc<dyn Health>) {
     if port == 0 {
         return;
     }
     let thread = std::thread::Builder::new().name("http".into());
     let started = thread.spawn(move || {
         let listener = listen(port);
-        if let Err(error) = listener.and_then(|listener| serve_on(listener, board)) {
+        if let Err(error) = listener.and_then(|listener| serve_on(listener, health)) {
             tracing::warn!(%error, "metrics and health are no longer served");
         }
     });
@@ -89,13 +89,13 @@ fn listen(port: u16) -> io::Result<TcpListener> {
     }
 }
 
-fn serve_on(listener: TcpListener, board: Arc<dyn Board>) -> io::Result<()> {
+fn serve_on(listener: TcpListener, health: Arc<dyn Health>) -> io::Result<()> {
     listener.set_nonblocking(true)?;
     let router = Router::new()
         .route("/metrics", get(metrics))
         .route("/healthz", get(healthz))
         .route("/readyz", get(readyz))
-        .with_state(board);
+        .with_state(health);
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()?;
@@ -104,13 +104,13 @@ fn serve_on(listener: TcpListener, board: Arc<dyn Board>) -> io::Result<()> {
     })
 }
 
-async fn metrics(State(board): State<Arc<dyn Board>>) -> Response {
+async fn metrics(State(health): State<Arc<dyn Health>>) -> Response {
     let kind = "application/openmetrics-text; version=1.0.0; charset=utf-8";
-    ([(header::CONTENT_TYPE, kind)], board.metrics_text()).into_response()
+    ([(header::CONTENT_TYPE, kind)], health.metrics_text()).into_response()
 }
 
-async fn healthz(State(board): State<Arc<dyn Board>>) -> Response {
-    let silence = board.last_round().elapsed();
+async fn healthz(State(health): State<Arc<dyn Health>>) -> Response {
+    let silence = health.last_round().elapsed();
     if silence > HANG {
         let text = format!(
             "the main loop has not gone round for {} s\n",
@@ -121,10 +121,10 @@ async fn healthz(State(board): State<Arc<dyn Board>>) -> Response {
     "ok\n".into_response()
 }
 
-async fn readyz(State(board): State<Arc<dyn Board>>) -> Response {
-    match board.unready() {
+async fn readyz(State(health): State<Arc<dyn Health>>) -> Response {
+    match health.unready() {
         None => {
-            let waiting = board.waiting();
+            let waiting = health.waiting();
             let lines = waiting.iter().map(|line| format!("not written: {line}\n"));
             format!("ready\n{}", lines.collect::<String>()).into_response()
         }

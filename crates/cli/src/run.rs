@@ -151,8 +151,8 @@ fn agent(arguments: &AgentArguments) -> anyhow::Result<ExitCode> {
     let source = arguments.source.as_ref().expect(given);
     let node = arguments.node.clone().expect(given);
     egret_agent::use_sysctl_directory(&arguments.sysctl_directory);
-    let board = Arc::new(egret_agent::Board::default());
-    http::serve(arguments.http_port, board.clone());
+    let health = Arc::new(egret_agent::Health::default());
+    http::serve(arguments.http_port, health.clone());
     let config = egret_agent::Config {
         node: NodeName(node),
         state_directory: arguments.state_directory.clone(),
@@ -166,7 +166,7 @@ fn agent(arguments: &AgentArguments) -> anyhow::Result<ExitCode> {
     tracing::info!(node = %config.node, "agent starts");
     let role = Role::Agent(config.node.clone());
     let open = opener(source, &arguments.settings, role);
-    egret_agent::run(&config, open, &board, &stop)?;
+    egret_agent::run(&config, open, &health, &stop)?;
     tracing::info!("agent ends; what is in the kernel stays for the next one");
     Ok(ExitCode::SUCCESS)
 }
@@ -218,11 +218,11 @@ fn cleanup(arguments: &AgentArguments) -> anyhow::Result<ExitCode> {
 
 fn controller(arguments: &ControllerArguments) -> anyhow::Result<ExitCode> {
     let stop = stop_at_signal()?;
-    let board = Arc::new(egret_controller::Board::default());
-    http::serve(arguments.http_port, board.clone());
+    let health = Arc::new(egret_controller::Health::default());
+    http::serve(arguments.http_port, health.clone());
     let source = opener(&arguments.source, &arguments.settings, Role::Controller)()?;
     tracing::info!(tunnel_indexes = TUNNEL_INDEX_MAX, "controller starts");
-    egret_controller::run(source, &board, &stop);
+    egret_controller::run(source, &health, &stop);
     tracing::info!("controller ends");
     Ok(ExitCode::SUCCESS)
 }

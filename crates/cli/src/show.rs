@@ -1,7 +1,7 @@
 //! Prints answers, for people or machines.
 
 use crate::args::Output;
-use egret_agent::report::{CLI_API_VERSION, FindingStatus};
+use egret_agent::report::{CLI_API_VERSION, FindingView};
 use egret_core::model::Finding;
 use egret_core::plan::ClusterPlan;
 use serde_json::{Value, json};
@@ -68,6 +68,7 @@ pub fn status(status: &Value, output: Output) -> anyhow::Result<bool> {
         &["GATEWAY", "LIVE", "VERSION", "DATAPATH"],
         gateways.collect(),
     );
+    paths(&status["paths"]);
     let nodes = list("nodes").into_iter().flat_map(|node| {
         let conditions = node["conditions"].as_array().cloned().unwrap_or_default();
         let row = move |c: Value| {
@@ -87,6 +88,20 @@ pub fn status(status: &Value, output: Output) -> anyhow::Result<bool> {
     });
     table(&["FINDING", "FIELD", "VALUE", "REMEDY"], findings.collect());
     Ok(good)
+}
+
+/// Measured paths of a node.
+pub fn paths(all: &Value) {
+    let rows = all.as_array().into_iter().flatten().map(|path| {
+        let found = match (path["broken"].as_str(), path["measuredTo"].as_str()) {
+            (Some(broken), _) => format!("BROKEN: {broken}"),
+            (None, Some("gateway")) => "packets come back".to_owned(),
+            (None, _) => "packets pass every hook of this node; further is not measured".to_owned(),
+        };
+        let ago = format!("{} s ago", path["measuredSecsAgo"]);
+        vec![text(&path["gateway"]), text(&path["address"]), ago, found]
+    });
+    table(&["PATH BY", "FROM", "MEASURED", "RESULT"], rows.collect());
 }
 
 fn ready(policy: &Value) -> String {
@@ -180,7 +195,7 @@ pub fn explanation(explanation: &Value, output: Output) -> anyhow::Result<bool> 
 
 /// Prints a plan with its reasons and findings.
 pub fn plan(cluster: &ClusterPlan, findings: &[Finding], output: Output) -> anyhow::Result<()> {
-    let told: Vec<FindingStatus> = findings.iter().map(FindingStatus::of).collect();
+    let told: Vec<FindingView> = findings.iter().map(FindingView::of).collect();
     if output == Output::Json {
         let whole = json!({
             "apiVersion": CLI_API_VERSION,

@@ -118,11 +118,14 @@ fn faults(schema: &Value, value: &Value, place: &str, root: &Value, found: &mut 
             "enum" if !wanted.as_array().unwrap().contains(value) => {
                 found.push(format!("{place}: {value} is none of {wanted}"));
             }
-            "type" if !has_type(value, wanted.as_str().unwrap()) => {
+            "type" if !has_type(value, wanted) => {
                 found.push(format!("{place}: {value} is no {wanted}"));
             }
-            "minimum" if value.as_i64().is_some_and(|v| v < wanted.as_i64().unwrap()) => {
+            "minimum" if value.as_f64().is_some_and(|v| v < wanted.as_f64().unwrap()) => {
                 found.push(format!("{place}: {value} is below {wanted}"));
+            }
+            "maximum" if value.as_f64().is_some_and(|v| v > wanted.as_f64().unwrap()) => {
+                found.push(format!("{place}: {value} is above {wanted}"));
             }
             "required" => {
                 let names = wanted.as_array().unwrap().iter().filter_map(Value::as_str);
@@ -159,21 +162,29 @@ fn faults(schema: &Value, value: &Value, place: &str, root: &Value, found: &mut 
                     faults(schema, value, place, root, found);
                 }
             }
-            "minItems" | "maxItems" => {
+            "minItems" | "maxItems" if value.is_array() => {
                 let length = value.as_array().map_or(0, Vec::len) as u64;
-                if length != wanted.as_u64().unwrap() {
-                    found.push(format!("{place}: {length} items instead of {wanted}"));
+                let wanted = wanted.as_u64().unwrap();
+                if (keyword == "minItems" && length < wanted)
+                    || (keyword == "maxItems" && length > wanted)
+                {
+                    found.push(format!("{place}: {length} items, {keyword} is {wanted}"));
                 }
             }
-            "const" | "enum" | "type" | "minimum" | "pattern" | "description" => {}
+            "const" | "enum" | "type" | "minimum" | "maximum" | "minItems" | "maxItems" => {}
+            "pattern" | "format" | "uniqueItems" | "description" => {}
             keyword if keyword.starts_with('$') || keyword == "title" => {}
             keyword => found.push(format!("{place}: this test does not know {keyword}")),
         }
     }
 }
 
-fn has_type(value: &Value, wanted: &str) -> bool {
-    match wanted {
+/// `wanted`: a name, or a list of names.
+fn has_type(value: &Value, wanted: &Value) -> bool {
+    if let Some(list) = wanted.as_array() {
+        return list.iter().any(|one| has_type(value, one));
+    }
+    match wanted.as_str().unwrap() {
         "object" => value.is_object(),
         "array" => value.is_array(),
         "string" => value.is_string(),

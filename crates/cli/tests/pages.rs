@@ -114,7 +114,7 @@ fn every_test_that_is_named_is_there() {
     }
     assert!(named > 40, "{named}");
     assert_eq!(
-        missing("[`nobody`](../../tests/tests/classic.rs)"),
+        missing("[`nobody`](../../tests/tests/lab/classic.rs)"),
         ["nobody"]
     );
     assert_eq!(missing("[`doctor`](../../tests/tests/none.rs)"), ["doctor"]);

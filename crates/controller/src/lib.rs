@@ -12,12 +12,12 @@
 #![forbid(unsafe_code)]
 
 mod backoff;
-mod board;
+mod health;
 mod metrics;
 mod status;
 mod write;
 
-pub use board::Board;
+pub use health::Health;
 pub use metrics::Metrics;
 
 use egret_core::error::with_causes;
@@ -40,27 +40,27 @@ const PAUSE_AFTER_ERROR: Duration = Duration::from_millis(500);
 const CONFLICTS_MAX: u32 = 10;
 
 /// Runs until `stop` is set.
-pub fn run(mut source: Box<dyn Source>, board: &Arc<Board>, stop: &AtomicBool) {
+pub fn run(mut source: Box<dyn Source>, health: &Arc<Health>, stop: &AtomicBool) {
     let mut work = Work::default();
     let mut conflicts = 0;
     while !stop.load(Ordering::Relaxed) {
         if !source.leads() {
             // Whoever leads changes what was planned and written.
             work = Work::default();
-            stand_by(source.as_mut(), board);
+            stand_by(source.as_mut(), health);
             continue;
         }
-        match round(source.as_mut(), board, &mut work) {
+        match round(source.as_mut(), health, &mut work) {
             Ok(Written::All {
                 next_change_secs,
                 retry,
             }) => {
                 conflicts = 0;
-                rest(source.as_mut(), board, (next_change_secs, retry), stop);
+                rest(source.as_mut(), health, (next_change_secs, retry), stop);
             }
             Ok(Written::Unfinished) => {
                 conflicts = 0;
-                board.goes_on();
+                health.goes_on();
             }
             Ok(Written::PlanAgain) if conflicts < CONFLICTS_MAX => conflicts += 1,
             Ok(Written::PlanAgain) => {
@@ -72,10 +72,10 @@ pub fn run(mut source: Box<dyn Source>, board: &Arc<Board>, stop: &AtomicBool) {
             Err(error) => {
                 let text = with_causes(&error);
                 tracing::warn!(error = %text, "the objects could not be read or written");
-                board.with(|metrics| {
+                health.with(|metrics| {
                     metrics.errors.inc();
                 });
-                board.round(Some(text));
+                health.round(Some(text));
                 std::thread::park_timeout(PAUSE_AFTER_ERROR);
             }
         }
@@ -92,9 +92,9 @@ struct Work {
 }
 
 /// Keeps ready to lead: what would be planned changes under the hands of the controller that leads.
-fn stand_by(source: &mut dyn Source, board: &Board) {
+fn stand_by(source: &mut dyn Source, health: &Health) {
     let read = source.snapshot().map(drop);
-    board.round(read.err().map(|error| with_causes(&error)));
+    health.round(read.err().map(|error| with_causes(&error)));
     // Not at every change: nobody waits for this view.
     std::thread::park_timeout(PAUSE_AFTER_ERROR);
     if let Err(error) = source.wait(PAUSE_MAX) {
@@ -103,7 +103,11 @@ fn stand_by(source: &mut dyn Source, board: &Board) {
 }
 
 /// Reads, plans and writes once.
-fn round(source: &mut dyn Source, board: &Board, work: &mut Work) -> Result<Written, SourceError> {
+fn round(
+    source: &mut dyn Source,
+    health: &Health,
+    work: &mut Work,
+) -> Result<Written, SourceError> {
     let began = Instant::now();
     let mut view = source.snapshot()?;
     let now_secs = now_secs();
@@ -126,7 +130,7 @@ fn round(source: &mut dyn Source, board: &Board, work: &mut Work) -> Result<Writ
     let planner = work.planner.insert(planner);
     let seconds = started.elapsed().as_secs_f64();
     tell(&view, planner.plan(), &mut work.told);
-    board.with(|metrics| metrics.observe(&view, planner.plan(), &touched, seconds));
+    health.with(|metrics| metrics.observe(&view, planner.plan(), &touched, seconds));
     let round = Round {
         planner,
         touched: &touched,
@@ -134,7 +138,7 @@ fn round(source: &mut dyn Source, board: &Board, work: &mut Work) -> Result<Writ
         started: began,
     };
     let written = work.writer.write(source, view, &round);
-    board.refused(&mut work.writer.backoff);
+    health.refused(&mut work.writer.backoff);
     written
 }
 
@@ -160,13 +164,13 @@ fn tell(view: &View, cluster: &egret_core::plan::ClusterPlan, told: &mut BTreeSe
 /// Waits until something may have changed or a change by time alone is due. Looking costs as much as there are objects.
 fn rest(
     source: &mut dyn Source,
-    board: &Board,
+    health: &Health,
     (next_change_secs, retry): (Option<i64>, Option<Instant>),
     stop: &AtomicBool,
 ) {
     let began = Instant::now();
     loop {
-        board.round(None);
+        health.round(None);
         let until_change = next_change_secs.map_or(PAUSE_MAX, |at| {
             Duration::from_secs(u64::try_from(at - now_secs()).unwrap_or(0))
         });

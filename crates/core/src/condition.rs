@@ -8,6 +8,7 @@ macro_rules! types {
     ($($name:ident: $meaning:literal;)+) => {
         /// Types of conditions.
         #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+        #[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
         pub enum ConditionType { $(#[doc = $meaning] $name,)+ }
 
         impl ConditionType {
@@ -44,6 +45,7 @@ impl fmt::Display for ConditionType {
 
 /// A condition, without its times: those are the business of whoever writes it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct Condition {
     /// Its type.
     pub kind: ConditionType,
@@ -81,6 +83,7 @@ macro_rules! reasons {
     ($($name:ident: $($kind:ident $status:literal),+; $meaning:literal, $remedy:literal;)+) => {
         /// Reasons of conditions.
         #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+        #[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
         pub enum Reason { $(#[doc = $meaning] $name,)+ }
 
         impl Reason {
@@ -229,8 +232,8 @@ reasons! {
         "Gateways do not know this node's source ports yet.", "Wait; if it stays, see the gateways' agents.";
     NoExternalDevice: Degraded true;
         "A gateway node has no external device.", "Set externalInterface, or give the node a default route.";
-    NoUplink: Degraded true;
-        "The external device of a gateway node has carrier, and no next hop of it answers, or it has no route to other networks.",
+    NoUplink: Ready false, Degraded true;
+        "The external device of a gateway node has carrier, and no next hop of it answers, or it has no route to other networks. With Ready: so it is at every gateway that runs.",
         "See the network behind it: VLAN, switch, router, routes; until then other gateways serve, where they do better.";
     CutOff: Degraded true;
         "No other gateway answers a gateway node, and no packet of another node reaches it, or another machine answers for its addresses.",

@@ -24,6 +24,8 @@ use serde::Serialize;
 
 /// An earlier system.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
+#[cfg_attr(feature = "schema", schemars(rename = "LegacySystem"))]
 #[serde(rename_all = "kebab-case")]
 pub enum System {
     /// nirmata/kube-static-egress-ip, and the fork of jmalmeid, which uses the same names.
@@ -58,6 +60,8 @@ impl System {
 
 /// What is found.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
+#[cfg_attr(feature = "schema", schemars(rename = "LegacyKind"))]
 #[serde(rename_all = "kebab-case")]
 pub enum Kind {
     /// A rule of iptables.

@@ -18,6 +18,7 @@ use std::net::IpAddr;
 
 /// What a step is about.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[allow(missing_docs)]
 pub enum Stage {
     Pod,
@@ -30,6 +31,7 @@ pub enum Stage {
 
 /// One line.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct Step {
     /// What it is about.
     pub stage: Stage,
@@ -41,6 +43,7 @@ pub struct Step {
 
 /// What happens in the end.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub enum Leaves {
     /// Egret does not touch it: it leaves as without Egret.
     Untouched,
@@ -56,6 +59,7 @@ pub enum Leaves {
 
 /// An explanation.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct Explanation {
     /// The pod, `namespace/name`.
     pub pod: String,

@@ -17,6 +17,7 @@ mod path;
 mod pod_addresses;
 mod pod_routes;
 mod podmap;
+mod probe_targets;
 mod profiles;
 mod report;
 mod state;
@@ -34,7 +35,9 @@ pub use outcome::NodeOutcome;
 pub use path::{CniPath, PathFacts, PodsPath, Way};
 pub use pod_routes::{MainRoute, pod_routes};
 pub use podmap::{PodChange, PodMap};
+pub use probe_targets::{ProbeTarget, probe_targets};
 pub use report::{NodeReport, ReportKind};
+pub use state::Presence;
 pub use state::*;
 pub use traffic_keys::TrafficKey;
 
@@ -94,6 +97,7 @@ pub fn node_state(
         devices: built.devices,
         egress_addresses: egress_addresses(snapshot, &resolved, &me),
         lift,
+        keep_uplinks: matches!(pods_path, PodsPath::Unsupported(_)),
         unknown: cluster::unknown(&me, facts, own_pods.clone(), &mut reports),
         canary: None,
     };

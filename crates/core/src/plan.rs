@@ -12,6 +12,7 @@ pub mod planner;
 mod pod_prefixes;
 mod status;
 mod unreadable;
+mod uplinks;
 
 use crate::condition::Condition;
 pub use crate::resolve::Refusal;
@@ -29,11 +30,13 @@ use std::net::IpAddr;
 /// address record, and an address out of a pool must have no record before its policy says that it has it: the next plan
 /// would take it for another's.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct ClusterPlan {
     /// Everything wrong with any object.
     pub findings: BTreeSet<Finding>,
     /// Every policy.
     #[serde(with = "crate::pairs")]
+    #[cfg_attr(feature = "schema", schemars(with = "Vec<(ObjectRef, PolicyPlan)>"))]
     pub policies: BTreeMap<ObjectRef, PolicyPlan>,
     /// Every gateway.
     pub gateways: BTreeMap<GatewayName, GatewayPlan>,
@@ -62,6 +65,7 @@ pub struct ClusterPlan {
 
 /// Why something is as it is.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct PlanReason {
     /// What: an object or an address.
     pub subject: String,
@@ -71,6 +75,7 @@ pub struct PlanReason {
 
 /// What becomes of one policy.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct PolicyPlan {
     /// Generation that this speaks of.
     pub generation: i64,
@@ -104,6 +109,7 @@ pub struct PolicyPlan {
 
 /// What is known about one gateway group.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct GatewayPlan {
     /// Generation that this speaks of.
     pub generation: i64,
@@ -115,6 +121,7 @@ pub struct GatewayPlan {
 
 /// One node of a gateway group.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct GatewayNode {
     /// Its name.
     pub node: NodeName,
@@ -125,13 +132,17 @@ pub struct GatewayNode {
     /// `ebpf` or `nftables`.
     pub datapath: Option<String>,
     /// Addresses of its external device with their prefix.
+    #[cfg_attr(feature = "schema", schemars(with = "BTreeSet<String>"))]
     pub external: BTreeSet<IpNet>,
+    /// Nothing behind its external device answers.
+    pub uplink_lost: bool,
     /// Neighbours that it carries packets to, of those that policies name as next hop.
     pub next_hops: BTreeSet<IpAddr>,
 }
 
 /// What is used of one pool.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct PoolPlan {
     /// Generation that this speaks of.
     pub generation: i64,
@@ -145,6 +156,8 @@ pub struct PoolPlan {
 
 /// What is told about an address.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
+#[cfg_attr(feature = "schema", schemars(rename = "PlannedAddressStatus"))]
 pub struct AddressSummary {
     /// The gateway node that reports that it announces it; of several, because one is dead or it moves just now, the last
     /// in the order of announcers.
@@ -165,12 +178,14 @@ pub struct AddressSummary {
 
 /// What the controller writes into a node record.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct NodeRecordSpec {
     /// Number of the node in the tunnel; never changed.
     pub tunnel_index: u16,
     /// Grants, sorted by address.
     pub grants: Vec<Grant>,
     /// See [`NodeRecord::pod_prefixes`].
+    #[cfg_attr(feature = "schema", schemars(with = "BTreeSet<String>"))]
     pub pod_prefixes: BTreeSet<IpNet>,
 }
 

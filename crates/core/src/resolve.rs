@@ -33,6 +33,7 @@ use std::net::IpAddr;
 
 /// Why a policy is refused, for people too.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct Refusal {
     /// One word.
     pub reason: Reason,

@@ -1,24 +1,25 @@
 //! The second driver, `classic`: carries a [`ClassicState`] out (design section 4; what it cannot promise:
 //! `docs/classic.md`).
 
+mod policy_routes;
 mod table;
-mod ways;
 
 pub use table::{COUNTERS, table};
 
 use crate::conntrack::{Conntrack, Flow};
-use crate::damage::{Damage, Found};
-use crate::driver::{DatapathError, settings};
+use crate::drift::{Drift, DriftReport};
+
 use crate::netlink::NetlinkSocket;
 use crate::nft::Nftables;
 use crate::route::{RouteError, Routing};
 use crate::sysctl::Sysctls;
+use crate::worker::driver::{DatapathError, settings};
 use egret_core::classic::{ClassicFate, ClassicState};
 use egret_core::numbers::CLASSIC_NFT_TABLE;
+use policy_routes::PolicyRoutes;
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::path::Path;
-use ways::Ways;
 
 const TCP: u8 = 6;
 
@@ -29,7 +30,7 @@ pub struct ClassicDatapath {
     routing: Routing,
     conntrack: Conntrack,
     sysctls: Sysctls,
-    applied: Option<(ClassicState, Ways)>,
+    applied: Option<(ClassicState, PolicyRoutes)>,
 }
 
 impl ClassicDatapath {
@@ -71,8 +72,8 @@ impl ClassicDatapath {
             let device = state.device.clone();
             return Err(RouteError::NoDevice { device }.into());
         };
-        let ways = Ways::of(state, device.index);
-        let there = Ways::read(&mut self.socket)?;
+        let ways = PolicyRoutes::of(state, device.index);
+        let there = PolicyRoutes::read(&mut self.socket)?;
         ways.settle(&mut self.socket, &there)?;
         self.nft.apply(&table(state))?;
         ways.add(&mut self.socket, &there)?;
@@ -86,23 +87,23 @@ impl ClassicDatapath {
         Ok(ended)
     }
 
-    /// What others have changed or removed; the next [`Self::apply`] mends it.
-    pub fn verify(&mut self) -> Result<Found, DatapathError> {
+    /// What others have changed or removed; the next [`Self::apply`] repairs it.
+    pub fn verify(&mut self) -> Result<DriftReport, DatapathError> {
         let Some((_, ways)) = &self.applied else {
-            return Ok(Found::new());
+            return Ok(DriftReport::new());
         };
-        let routes = match Ways::read(&mut self.socket)? == *ways {
+        let routes = match PolicyRoutes::read(&mut self.socket)? == *ways {
             true => None,
             false => Some("a rule or route of ours is not as it was".to_owned()),
         };
         let settings = settings::changed(&self.sysctls)?;
         let parts = [
-            (Damage::Routes, routes),
-            (Damage::Ruleset, self.nft.look()?),
-            (Damage::Sysctls, settings),
+            (Drift::Routes, routes),
+            (Drift::Ruleset, self.nft.verify_quick()?),
+            (Drift::Sysctls, settings),
         ];
-        let damaged = parts.into_iter();
-        Ok(damaged
+        let drifted = parts.into_iter();
+        Ok(drifted
             .filter_map(|(kind, what)| Some((kind, what?)))
             .collect())
     }
@@ -118,8 +119,8 @@ impl ClassicDatapath {
         let known = self.applied.take();
         let mut errors = Vec::new();
         errors.extend(self.nft.remove().err().map(DatapathError::from));
-        let gone = Ways::read(&mut self.socket)
-            .and_then(|there| Ways::default().settle(&mut self.socket, &there));
+        let gone = PolicyRoutes::read(&mut self.socket)
+            .and_then(|there| PolicyRoutes::default().settle(&mut self.socket, &there));
         errors.extend(gone.err().map(DatapathError::from));
         errors.extend(self.sysctls.restore().err().map(DatapathError::from));
         let old = known.as_ref().map(|(state, _)| state).or(before);

@@ -9,22 +9,22 @@
 //! Nothing is decided here; what each program does is told in `bpf/gateway.bpf.c` and `docs/datapath.md`.
 
 pub mod abi;
-pub mod announce;
-pub mod ask;
-pub mod conflict;
+pub mod backend;
 pub(crate) mod counters;
+mod external_routes;
 mod heard;
 mod maps;
 pub mod netdev;
 pub(crate) mod programs;
 mod traffic;
-mod ways;
 
+pub use backend::{BackendChoice, BackendError, GatewayBackend};
 pub use counters::{COUNTERS, Counter};
 pub use heard::Heard;
 pub use programs::{Attachment, OBJECT, object_hash};
 pub use traffic::{Carried, Flow};
 
+use crate::presence::l2::SolicitedNodes;
 use aya::EbpfError;
 use aya::maps::MapError;
 use aya::pin::PinError;
@@ -259,7 +259,7 @@ impl GatewayDriver {
     /// `state.workers` must name every node that sends to this one through the tunnel, gateways too: others get no
     /// answer to a probe and nothing through.
     ///
-    /// Returns the addresses that this node announces from now on and did not before: they want [`announce::gratuitous`].
+    /// Returns the addresses that this node announces from now on and did not before: they want [`crate::presence::l2::gratuitous`].
     ///
     /// # Errors
     /// [`GatewayError::Map`]; what was written stays, and the next call goes on from there.
@@ -286,7 +286,7 @@ impl GatewayDriver {
 
     /// Compares the tables in the kernel with what was written: all of them where `deep`, or where there are few
     /// addresses; else the next few entries. The first that somebody changed, for people: the next
-    /// [`GatewayDriver::apply`] mends it.
+    /// [`GatewayDriver::apply`] repairs it.
     ///
     /// # Errors
     /// [`GatewayError::Map`].
@@ -374,7 +374,7 @@ fn leave_groups_of(ifindex: u32, addresses: &BTreeSet<IpAddr>) {
     let Ok(device) = nix::net::if_::if_indextoname(ifindex) else {
         return;
     };
-    let mut solicited = announce::SolicitedNodes::new(ifindex, &device.to_string_lossy());
+    let mut solicited = SolicitedNodes::new(ifindex, &device.to_string_lossy());
     solicited.adopt(addresses);
     for error in solicited.set(&BTreeSet::new()).err().unwrap_or_default() {
         tracing::warn!(%error, "a solicited-node group stays joined");

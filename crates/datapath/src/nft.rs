@@ -4,20 +4,22 @@
 //! transaction. Golden tests compare the result with what the `nft` program makes of the same rules written as text.
 
 mod apply;
-mod compare;
+mod attributes;
+mod error;
 mod expression;
 mod forward;
 mod message;
 pub(crate) mod read;
 pub(crate) mod rule;
 mod table;
+mod verify;
 
-pub use apply::{NftError, Nftables};
+pub use apply::Nftables;
+pub use error::NftError;
 pub use expression::{
     Base, Checksum, Expression, FibResult, Key, MetaKey, Register, Rule, VERDICT,
 };
 pub use forward::Forwarding;
-pub use read::Count;
 pub use table::{
-    ByAddress, Chain, Element, ElementKey, Hook, Set, SetType, Table, TableFamily, Value,
+    ByAddress, Chain, Count, Element, ElementKey, Hook, Set, SetType, Table, TableFamily, Value,
 };

@@ -3,18 +3,21 @@
 //! Everything carries our route protocol number or hangs on our device, and only that is ever deleted.
 
 mod advertised;
+pub(crate) mod desired;
+mod device;
+mod error;
 mod kernel;
 mod neighbour;
 mod nexthop;
 pub(crate) mod policy;
 mod routers;
 mod tunnel;
-pub(crate) mod wanted;
 mod way_out;
 mod wire;
 
 pub use advertised::Advertised;
-pub use kernel::{RouteError, Routing};
-pub use tunnel::Device;
-pub use wanted::{NextHop, RouteEntry, RouteKind, RuleEntry, RuleKind, Wanted};
+pub use desired::{Desired, NextHop, RouteEntry, RouteKind, RuleEntry, RuleKind};
+pub use device::Device;
+pub use error::RouteError;
+pub use kernel::Routing;
 pub use way_out::WayOut;

@@ -20,7 +20,7 @@ pub use counters::COUNTERS;
 pub use look::{Delivered, LookError, Looker, Towards};
 pub use programs::OBJECT;
 
-use crate::damage::{Damage, Found};
+use crate::drift::{Drift, DriftReport};
 use crate::gateway::programs::supported;
 use crate::gateway::{Attachment, GatewayError, Pins};
 use crate::netlink::{NetlinkError, NetlinkSocket};
@@ -29,7 +29,7 @@ use egret_core::node::WorkerState;
 use egret_core::numbers::{LIFT_ADDRESS, LIFT_DEVICE, LIFT_PEER};
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
-use tables::{Tables, Wanted};
+use tables::{Desired, Tables};
 use thiserror::Error;
 
 /// The lift device and its other end, which carries nothing.
@@ -112,7 +112,7 @@ impl UplinkDriver {
     /// # Errors
     /// [`UplinkError`]; the next call goes on from there.
     pub fn prepare(&mut self, worker: &WorkerState) -> Result<(), UplinkError> {
-        Ok(self.tables.grow(&Wanted::of(worker))?)
+        Ok(self.tables.grow(&Desired::of(worker))?)
     }
 
     /// Attaches the programs to the uplinks of the state, takes them off all others, and removes from the tables what is
@@ -143,7 +143,7 @@ impl UplinkDriver {
         }
         // Filters of another version were replaced in place; links go now that ours are before them.
         remove_room(&aside(&self.pins), Some(Attachment::Tcx as u8))?;
-        Ok(self.tables.shrink(&Wanted::of(worker))?)
+        Ok(self.tables.shrink(&Desired::of(worker))?)
     }
 
     fn attach(&mut self, ifindex: u32) -> Result<(), UplinkError> {
@@ -162,33 +162,33 @@ impl UplinkDriver {
         Ok(())
     }
 
-    /// What others have done; `deep` compares the tables too. Any damage to the device needs [`Self::open`] anew, the
-    /// rest is mended by [`Self::prepare`] and [`Self::settle`].
+    /// What others have done; `deep` compares the tables too. Any drift to the device needs [`Self::open`] anew, the
+    /// rest is repaired by [`Self::prepare`] and [`Self::settle`].
     ///
     /// # Errors
     /// [`UplinkError`].
-    pub fn verify(&mut self, deep: bool) -> Result<Found, UplinkError> {
-        let mut damage = Found::new();
+    pub fn verify(&mut self, deep: bool) -> Result<DriftReport, UplinkError> {
+        let mut drift = DriftReport::new();
         if !LIFT.is_intact(&mut self.socket, &self.device)? {
             let what = format!("{LIFT_DEVICE} is gone or was changed");
-            damage.insert(Damage::Device, what);
+            drift.insert(Drift::Device, what);
         }
         let noted = self.tables.config().attachment;
         let there =
             |ifindex: &&u32| !exists(**ifindex) || programs::attached(&self.pins, **ifindex, noted);
         if !tables::pinned_in_our_shape(&self.pins) {
             let what = "a pinned map of the uplinks is gone or another";
-            damage.insert(Damage::Programs, what.to_owned());
+            drift.insert(Drift::Programs, what.to_owned());
         } else if let Some(ifindex) = self.uplinks.iter().find(|ifindex| !there(ifindex)) {
             let what = format!(
                 "a program at the uplink with index {ifindex} is not attached, or not before those of others"
             );
-            damage.insert(Damage::Programs, what);
+            drift.insert(Drift::Programs, what);
         } else if deep && !self.tables.reread()? {
             let what = "an entry of the uplinks' tables was changed";
-            damage.insert(Damage::Tables, what.to_owned());
+            drift.insert(Drift::Tables, what.to_owned());
         }
-        Ok(damage)
+        Ok(drift)
     }
 
     /// Packets by what became of them, since the maps were made.

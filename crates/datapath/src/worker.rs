@@ -16,7 +16,9 @@
 mod base;
 mod canary;
 mod counters;
+pub mod driver;
 pub(crate) mod marks;
+mod mss;
 mod names;
 mod next_hops;
 mod profile;

@@ -2,8 +2,8 @@
 
 use egret_core::node::*;
 use egret_datapath::conntrack::Conntrack;
-use egret_datapath::driver::Datapath;
 use egret_datapath::netlink::{Attrs, NetlinkSocket, Request, flags};
+use egret_datapath::worker::driver::WorkerDriver;
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv4Addr};
 use std::process::Command;
@@ -20,12 +20,12 @@ fn ip(text: &str) -> IpAddr {
 }
 
 /// Runs `f` on a thread of its own in a new network namespace, which vanishes with the thread.
-fn in_new_namespace(f: impl FnOnce(&mut Datapath) + Send) {
+fn in_new_namespace(f: impl FnOnce(&mut WorkerDriver) + Send) {
     std::thread::scope(|scope| {
         let thread = scope.spawn(|| {
             nix::sched::unshare(nix::sched::CloneFlags::CLONE_NEWNET).expect("root");
             let directory = tempfile::tempdir().expect("a directory");
-            f(&mut Datapath::open(directory.path()).expect("the data path"));
+            f(&mut WorkerDriver::open(directory.path()).expect("the data path"));
         });
         let joined = thread.join();
         joined.unwrap_or_else(|panic| std::panic::resume_unwind(panic))
@@ -145,11 +145,13 @@ fn pairs(all: &[(&str, &str)]) -> BTreeSet<(IpAddr, IpAddr)> {
 }
 
 /// What the thread of the agent does: reads all flows for a change, and has them ended.
-fn end_owed(datapath: &mut Datapath) -> usize {
-    let change = datapath.owes().expect("a change that owes");
+fn end_owed(datapath: &mut WorkerDriver) -> usize {
+    let change = datapath.pending_flow_cleanup().expect("a change that owes");
     let flows = Conntrack::open().and_then(|mut table| table.flows());
     let flows = flows.expect("the flows");
-    datapath.end_owed(change, flows).expect("they end")
+    datapath
+        .finish_flow_cleanup(change, flows)
+        .expect("they end")
 }
 
 fn is_remembered(set: &str, port: u16) -> bool {
@@ -164,7 +166,7 @@ fn what_an_earlier_pod_left_ends_after_the_next_one_was_taken_up() {
     in_new_namespace(|datapath| {
         let one = state(&[(FIRST, 0)]);
         datapath.apply(&one, &Idle::default()).expect("applied");
-        assert_eq!(datapath.owes(), None);
+        assert_eq!(datapath.pending_flow_cleanup(), None);
         open(FIRST, EGRESS[0], 1000);
         // An unselected pod had the address: the node's own address was its source.
         open(SECOND, NODE, 2000);
@@ -175,7 +177,7 @@ fn what_an_earlier_pod_left_ends_after_the_next_one_was_taken_up() {
         assert_eq!(end_owed(datapath), 1);
         assert_eq!(flows(), pairs(&[(FIRST, EGRESS[0])]));
         assert!(is_remembered("late4", 2000), "what comes late is dropped");
-        assert_eq!(datapath.owes(), None);
+        assert_eq!(datapath.pending_flow_cleanup(), None);
     });
 }
 
@@ -188,7 +190,7 @@ fn flows_of_pods_that_run_end_with_the_change() {
         let both = state(&[(FIRST, 0), (SECOND, 1)]);
         let applied = datapath.apply(&both, &starts(FIRST)).expect("applied");
         assert_eq!(applied.ended_flows, 1);
-        assert!(flows().is_empty() && datapath.owes().is_none());
+        assert!(flows().is_empty() && datapath.pending_flow_cleanup().is_none());
         assert!(is_remembered("late4", 2000));
     });
 }
@@ -217,7 +219,7 @@ fn flows_of_a_pod_that_was_taken_back_end_before_another_gets_its_address() {
         let one = state(&[(FIRST, 0)]);
         let applied = datapath.apply(&one, &ended(SECOND)).expect("applied");
         assert_eq!((applied.ended_flows, flows().len()), (0, 2));
-        let change = datapath.owes().expect("flows to end");
+        let change = datapath.pending_flow_cleanup().expect("flows to end");
         let read = Conntrack::open().and_then(|mut table| table.flows());
         let read = read.expect("the flows");
         // The address comes back before they have ended, and under the same policy: the sources alone tell nothing.
@@ -226,10 +228,12 @@ fn flows_of_a_pod_that_was_taken_back_end_before_another_gets_its_address() {
         assert_eq!(flows(), pairs(&[(FIRST, EGRESS[0])]));
         // The new pod's own flows are nobody else's business, whenever the others were read.
         open(SECOND, EGRESS[0], 3000);
-        datapath.end_owed(change, read).expect("they are gone");
+        datapath
+            .finish_flow_cleanup(change, read)
+            .expect("they are gone");
         assert_eq!(end_owed(datapath), 0);
         assert_eq!(flows().len(), 2);
-        assert_eq!(datapath.owes(), None);
+        assert_eq!(datapath.pending_flow_cleanup(), None);
     });
 }
 
@@ -240,13 +244,18 @@ fn flows_read_before_the_last_change_do_not_pay_for_it() {
         datapath.apply(&none, &Idle::default()).expect("applied");
         let applied = datapath.apply(&state(&[(FIRST, 0)]), &starts(FIRST));
         applied.expect("applied");
-        let change = datapath.owes().expect("flows to end");
+        let change = datapath.pending_flow_cleanup().expect("flows to end");
         let read = Conntrack::open().and_then(|mut table| table.flows());
         let read = read.expect("the flows");
         open(SECOND, NODE, 2000);
         let both = state(&[(FIRST, 0), (SECOND, 1)]);
         datapath.apply(&both, &starts(SECOND)).expect("applied");
-        assert_eq!(datapath.end_owed(change, read).expect("none end"), 0);
+        assert_eq!(
+            datapath
+                .finish_flow_cleanup(change, read)
+                .expect("none end"),
+            0
+        );
         assert_eq!(end_owed(datapath), 1);
         assert!(flows().is_empty());
     });

@@ -23,6 +23,8 @@ mod order;
 mod own;
 #[path = "gateway/packets.rs"]
 mod packets;
+#[path = "gateway/presence.rs"]
+mod presence;
 #[path = "gateway/programs.rs"]
 mod programs;
 #[path = "gateway/site.rs"]

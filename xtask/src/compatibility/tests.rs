@@ -1,5 +1,6 @@
 //! Which test shows which case, as tests say it themselves.
 
+use crate::test_log::MODULAR;
 use crate::tidy::Tree;
 
 /// A test that shows a case.
@@ -14,11 +15,12 @@ pub struct Shown {
 }
 
 impl Shown {
-    /// The test program that runs it, as cargo names it: `classic`, or `egret_core` for tests within that library.
+    /// The test program that runs it, as cargo names it: `core`, or `egret_core` for tests within that library; of
+    /// [`MODULAR`] programs the module: `classic`.
     pub fn program(&self) -> String {
         let parts: Vec<&str> = self.path.split('/').collect();
         match parts.as_slice() {
-            ["tests", "tests", file, ..] => stem(file),
+            ["tests", "tests", program, module, ..] if MODULAR.contains(program) => stem(module),
             ["crates", _, "tests", file, ..] => stem(file),
             ["crates", "cli", ..] => "egret".to_owned(),
             ["crates", room, ..] => format!("egret_{room}"),
@@ -29,15 +31,19 @@ impl Shown {
 
     /// What the test runs on.
     pub fn place(&self) -> &'static str {
-        let name = self.program();
-        if ["install", "kube_cluster", "kube_away", "cluster"].contains(&name.as_str()) {
+        let starts = |folder: &str| self.path.starts_with(folder);
+        if ["install", "kube_cluster", "kube_away", "cluster"].contains(&self.program().as_str()) {
             "real cluster"
-        } else if name.starts_with("kube_")
-            || name == "chart"
-            || self.path.starts_with("crates/cluster/")
+        } else if [
+            "tests/tests/kube/",
+            "tests/tests/install/",
+            "crates/cluster/",
+        ]
+        .into_iter()
+        .any(starts)
         {
             "API server"
-        } else if self.path.starts_with("tests/") {
+        } else if starts("tests/") {
             "lab"
         } else {
             "process"
@@ -119,7 +125,7 @@ fn plain() {}
 
     #[test]
     fn tests_name_their_cases_themselves() {
-        let found = of_file("tests/tests/classic.rs", TEXT);
+        let found = of_file("tests/tests/lab/classic.rs", TEXT);
         let found: Vec<(&str, &str)> = found
             .iter()
             .map(|one| (one.case.as_str(), one.test.as_str()))
@@ -140,11 +146,15 @@ fn plain() {}
             let one = &of_file(path, TEXT)[0];
             (one.program(), one.place())
         };
-        assert_eq!(of("tests/tests/classic.rs"), ("classic".into(), "lab"));
+        assert_eq!(of("tests/tests/lab/classic.rs"), ("classic".into(), "lab"));
         assert_eq!(
-            of("tests/tests/kube/small.rs"),
-            ("kube".into(), "lab"),
-            "a folder of modules is no program of its own"
+            of("tests/tests/lab/protocols/datagrams.rs"),
+            ("protocols".into(), "lab"),
+            "a folder of modules is no module of its own"
+        );
+        assert_eq!(
+            of("tests/tests/kube/kube_pods.rs"),
+            ("kube_pods".into(), "API server")
         );
         assert_eq!(
             of("crates/core/tests/core/planning.rs"),
@@ -159,7 +169,7 @@ fn plain() {}
             ("front_ends".into(), "API server")
         );
         assert_eq!(
-            of("tests/tests/install.rs"),
+            of("tests/tests/install/install/walks.rs"),
             ("install".into(), "real cluster")
         );
     }

@@ -1,5 +1,6 @@
-//! What a run of tests printed: one line for each test, by libtest and by `egret_tests::steps` alike.
+//! What a run of tests found.
 
+use crate::test_log;
 use std::collections::{BTreeMap, BTreeSet};
 
 /// How a test ended.
@@ -11,7 +12,7 @@ pub struct Verdict {
     pub day: String,
 }
 
-/// Verdicts by test program and function.
+/// Verdicts by test program (or its module, see [`test_log::MODULAR`]) and function.
 pub type Verdicts = BTreeMap<(String, String), Verdict>;
 
 /// Reads a run's output; none where it does not say of which day it is.
@@ -20,54 +21,23 @@ pub fn read(text: &str) -> Option<Verdicts> {
     let day = day.split_whitespace().next()?;
     let skipped: BTreeSet<&str> = text.lines().filter_map(skipped).collect();
     let mut verdicts = Verdicts::new();
-    let mut program = String::new();
-    // A test that prints by itself: its result stands on a line of its own.
-    let mut open: Option<&str> = None;
-    for line in text.lines().map(str::trim) {
-        if let Some(name) = running(line) {
-            program = name;
-            open = None;
-            continue;
-        }
-        let (name, result) = match (test(line), open) {
-            (Some(found), _) => found,
-            (None, Some(name)) => (name, line),
-            (None, None) => continue,
-        };
-        open = None;
-        let function = name.rsplit("::").next().unwrap_or(name);
-        let passed = match result.split_whitespace().next() {
-            Some("ok") => true,
-            Some("FAILED") => false,
-            Some("ignored") => continue,
-            _ => {
-                open = Some(name);
-                continue;
-            }
-        };
+    for test in test_log::read(text) {
+        let function = test.name.rsplit("::").next().unwrap_or(test.name);
         if skipped.contains(function) {
             continue;
         }
-        let key = (program.clone(), function.to_owned());
+        let file = match test.name.split_once("::") {
+            Some((module, _)) if test.program.is_modular() => module,
+            _ => test.program.name,
+        };
+        let passed = test.passed;
         let day = day.to_owned();
-        verdicts.insert(key, Verdict { passed, day });
+        verdicts.insert(
+            (file.to_owned(), function.to_owned()),
+            Verdict { passed, day },
+        );
     }
     Some(verdicts)
-}
-
-/// `Running tests/classic.rs (target/debug/deps/classic-0123456789abcdef)`
-fn running(line: &str) -> Option<String> {
-    let path = line.strip_prefix("Running ")?;
-    let (_, path) = path.rsplit_once('(')?;
-    let name = path.trim_end_matches(')').rsplit('/').next()?;
-    let (name, _hash) = name.rsplit_once('-')?;
-    Some(name.to_owned())
-}
-
-/// `test group::name ... ok (1.2s)`
-fn test(line: &str) -> Option<(&str, &str)> {
-    let (name, result) = line.strip_prefix("test ")?.split_once(" ...")?;
-    Some((name, result))
 }
 
 /// `skipped: name: why`
@@ -80,29 +50,24 @@ mod of_runs {
     use super::*;
 
     #[test]
-    fn lines_of_both_harnesses_are_read() {
+    fn verdicts_are_those_of_files_and_functions() {
         let text = "\
 run of 2026-11-21 12:00 UTC
-     Running tests/classic.rs (target/debug/deps/classic-63d5f3dc3a0e1f2b)
-lab  classic up after 3.1s
-test classic::one_works ... ok (1.2s)
-test classic::another ... FAILED (0.2s)
-it was not as it should be
+     Running tests/lab/main.rs (target/debug/deps/lab-63d5f3dc3a0e1f2b)
+test classic::up::one_works ... ok (1.2s)
+test classic::up::another ... FAILED (0.2s)
      Running unittests src/lib.rs (target/debug/deps/egret_core-aaaaaaaaaaaaaaaa)
 test resolve::tests::a_thing ... ok
-test resolve::tests::slow ... ignored
-     Running tests/kube_pods.rs (target/debug/deps/kube_pods-aaaaaaaaaaaaaaaa)
-test left_out ... 
+     Running tests/kube/main.rs (target/debug/deps/kube-aaaaaaaaaaaaaaaa)
+
 skipped: left_out: it is not built
-ok
-test prints_much ... 
-something
-ok
+test kube_pods::left_out ... ok (1ms)
+test kube_pods::with_pods ... ok (1s)
 ";
         let read = read(text).unwrap();
         let found: Vec<(&str, &str, bool)> = read
             .iter()
-            .map(|((program, test), verdict)| (program.as_str(), test.as_str(), verdict.passed))
+            .map(|((file, test), verdict)| (file.as_str(), test.as_str(), verdict.passed))
             .collect();
         assert_eq!(
             found,
@@ -110,7 +75,7 @@ ok
                 ("classic", "another", false),
                 ("classic", "one_works", true),
                 ("egret_core", "a_thing", true),
-                ("kube_pods", "prints_much", true),
+                ("kube_pods", "with_pods", true),
             ]
         );
         assert!(read.values().all(|verdict| verdict.day == "2026-11-21"));

@@ -19,7 +19,7 @@ struct Link<'a> {
     target: &'a str,
 }
 
-/// Links of the form `[text](target)` and `src="target"`, outside of code blocks.
+/// Links of the forms `[text](target)`, `[text]: target` and `src="target"`, outside of code blocks.
 fn links(markdown: &str) -> Vec<Link<'_>> {
     let mut found = Vec::new();
     let mut block = false;
@@ -35,6 +35,10 @@ fn links(markdown: &str) -> Vec<Link<'_>> {
                 let line = number + 1;
                 found.push(Link { line, text, target });
             }
+        }
+        if let Some((text, target)) = line.strip_prefix('[').and_then(|l| l.split_once("]: ")) {
+            let line = number + 1;
+            found.push(Link { line, text, target });
         }
         for (at, quote) in line.match_indices("src=\"") {
             let rest = &line[at + quote.len()..];
@@ -195,6 +199,7 @@ mod tests {
             &["docs/a.md:2", "none.md"],
         );
         assert_one(&targets(&tree("[b](../../b.md)")), &["leads nowhere"]);
+        assert_one(&targets(&tree("[b]: none.md")), &["none.md"]);
         assert_one(&targets(&tree("[b](b.md#start)")), &["#start"]);
         assert_one(&targets(&tree("<img src=\"x.svg\">")), &["x.svg"]);
     }

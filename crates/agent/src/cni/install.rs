@@ -2,9 +2,9 @@
 //! other tools write. What is written is there at once or not at all: by rename.
 
 use super::chain::{ChainError, Change, Files, chain, unchain};
-use super::{CniConfig, InstallConfig, kept};
-use crate::AgentError;
-use crate::source::spawn;
+use super::{CniConfig, InstallConfig, state_files};
+use crate::error::AgentError;
+use crate::threads::spawn;
 use egret_wire::cni::PLUGIN;
 use inotify::{Inotify, WatchMask};
 use nix::poll::{PollFd, PollFlags, PollTimeout};
@@ -68,7 +68,7 @@ pub(crate) fn keep_installed(
         return remove(install, stop.clone());
     }
     let entry = json!({
-        "type": PLUGIN, "socket": config.socket, "known": kept::known_file(state_directory),
+        "type": PLUGIN, "socket": config.socket, "known": state_files::known_file(state_directory),
     });
     let (ready, stop) = (ready.clone(), stop.clone());
     spawn("cni-config", move || {
@@ -80,7 +80,7 @@ pub(crate) fn keep_installed(
         while !stop.load(Ordering::Relaxed) {
             let (said, changed) = match install_once(&install, &entry) {
                 Ok((file, changed)) => (format!("chained into {file}"), changed),
-                Err(error) => (crate::chain(&error), false),
+                Err(error) => (crate::error::chain(&error), false),
             };
             if said != last || changed {
                 tracing::info!(said, "CNI plugin");
@@ -145,7 +145,7 @@ pub(crate) fn uninstall(install: &InstallConfig) -> Vec<String> {
                 }
             }
         }
-        Err(error) => errors.push(crate::chain(&error)),
+        Err(error) => errors.push(crate::error::chain(&error)),
     }
     let _none = fs::remove_file(directory.join(TEMPORARY));
     errors

@@ -1,113 +1,107 @@
-//! What the loop does without being asked: finding damage, counting ports, refusing full destinations, looking at others'
+//! What the loop does without being asked: finding drift, counting ports, refusing full destinations, looking at others'
 //! forward chains.
 
-use super::{COUNT_PORTS, MainLoop, REFUSE_AGAIN};
-use crate::chain;
-use crate::metrics::ByKind;
-use crate::port_use::Ranges;
+use super::MainLoop;
+use crate::error::chain;
+use crate::observe::port_use::Ranges;
+use crate::report::ByKind;
+use egret_core::machines::Turn;
 use egret_core::node::NodeOutcome;
 use egret_core::obstacle::Obstacle;
-use egret_datapath::damage::Found;
+use egret_datapath::node::Depth;
 use std::time::Instant;
 
 impl MainLoop {
     /// What is due when nothing has happened.
     pub(super) fn rest(&mut self) {
-        if !self.full.is_empty() && self.full_told.elapsed() >= REFUSE_AGAIN {
+        if !self.inputs.full.is_empty() && self.schedule.is_refusal_due(self.now_ms()) {
             self.refuse_full();
         }
         let now = Instant::now();
-        let due = self.pod_devices.is_due(now) || self.uncovered.is_due(now);
-        self.news |= due || self.uplink.programs_changed();
+        let due = self.inputs.pod_devices.is_due(now) || self.inputs.uncovered.is_due(now);
+        self.schedule
+            .request_round_if(due || self.datapath.uplink().programs_changed());
         if self.count_if_due() {
             // Old tables tell nobody when they change.
             if let Some(outcome) = self.outcome.take() {
                 self.open_forwarding(&outcome);
                 // What is reported as programmed may be more or less now.
-                self.news |= self.look_for_obstacles(&outcome);
+                let changed = self.look_for_obstacles(&outcome);
+                self.schedule.request_round_if(changed);
                 self.outcome = Some(outcome);
             }
-            if let Some(view) = self.view.take() {
+            if let Some(view) = self.inputs.view.take() {
                 self.report(&view);
-                self.view = Some(view);
+                self.inputs.view = Some(view);
             }
         }
     }
 
-    /// Finds damage that others did; the round after it mends it. `all` compares everything, `links` what the kernel
-    /// has told a change of; the rest is looked at each time.
-    pub(super) fn mend(&mut self, all: bool, links: bool) {
-        if links {
-            // Whatever it was: facts about links may have changed.
-            self.news = true;
-            self.uplink.stir();
-            self.pod_devices.stir();
-            self.links_changed = false;
-            self.looked = Instant::now();
+    /// Finds what others changed; the round after it repairs it.
+    pub(super) fn repair(&mut self, turn: Turn) {
+        if turn.verify_changed {
+            self.datapath.uplink().invalidate();
+            self.inputs.pod_devices.invalidate();
         }
-        if all {
-            self.compared = Instant::now();
-            self.links_stale = true;
-            self.gateway.look_again();
+        if turn.verify_full {
+            self.inputs.links_stale = true;
         }
-        if self.outcome.is_none() || self.tunnel.is_none() {
+        if self.outcome.is_none() {
             return;
         }
-        let found = match (all, links) {
-            (true, _) => self.datapath.compare(),
-            (false, true) => self.datapath.verify(),
-            (false, false) => self.datapath.glance(),
-        };
-        let mut damage = found.unwrap_or_else(|error| {
-            tracing::warn!(error = %chain(&error), "looking the data path over");
-            Found::new()
-        });
-        damage.extend(self.gateway.verify(all));
-        damage.extend(self.uplink.verify(all));
-        if damage.is_empty() {
+        let drift = self
+            .datapath
+            .verify(match (turn.verify_full, turn.verify_changed) {
+                (true, _) => Depth::Full,
+                (false, true) => Depth::Notified,
+                (false, false) => Depth::Unnotified,
+            });
+        if drift.is_empty() {
             return;
         }
-        let told = damage.iter().map(|(kind, what)| format!("{kind}: {what}"));
+        let told = drift.iter().map(|(kind, what)| format!("{kind}: {what}"));
         let found = told.collect::<Vec<_>>().join("; ");
-        tracing::warn!(found, "others changed or removed what is ours: mending it");
-        self.board.with(|metrics| {
-            for kind in damage.keys() {
+        tracing::warn!(found, "drift detected, repairing");
+        self.reports.health.with(|metrics| {
+            for kind in drift.keys() {
                 let label = ByKind {
                     kind: kind.word().into(),
                 };
                 metrics.repairs.get_or_create(&label).inc();
             }
         });
-        self.tunnel = None;
-        self.links_stale = true;
-        self.news = true;
+        self.inputs.links_stale = true;
+        self.schedule.request_round();
     }
 
     /// Tells the kernel which destinations to refuse; it forgets them unless told again.
     pub(super) fn refuse_full(&mut self) {
-        self.full_told = Instant::now();
-        if let Err(error) = self.datapath.refuse_full(&self.full) {
+        self.schedule.full_refused(self.now_ms());
+        if let Err(error) = self.datapath.worker().refuse_full(&self.inputs.full) {
             tracing::warn!(error = %chain(&error), "refusing full destinations");
         }
     }
 
     fn open_forwarding(&mut self, outcome: &NodeOutcome) {
-        if let Err(error) = self.datapath.open_forwarding(&outcome.state) {
+        if let Err(error) = self.datapath.worker().open_forwarding(&outcome.state) {
             tracing::warn!(error = %chain(&error), "opening others' forward chains");
         }
     }
 
     /// What of others' firewalls refuses our packets now; whether that is something else than before.
     pub(super) fn look_for_obstacles(&mut self, outcome: &NodeOutcome) -> bool {
-        let found = match self.datapath.obstacles(&outcome.state) {
-            Ok(found) if found == self.obstacles => return false,
+        let found = match self.datapath.worker().obstacles(&outcome.state) {
+            Ok(found) if found == self.reports.obstacles => return false,
             Ok(found) => found.to_vec(),
             Err(error) => {
                 tracing::warn!(error = %chain(&error), "looking for what refuses our packets");
                 return false;
             }
         };
-        for new in found.iter().filter(|one| !self.obstacles.contains(one)) {
+        for new in found
+            .iter()
+            .filter(|one| !self.reports.obstacles.contains(one))
+        {
             let Obstacle {
                 text,
                 remedy,
@@ -116,34 +110,34 @@ impl MainLoop {
             } = new;
             tracing::warn!(text, remedy, certain, "something stands in the way");
         }
-        self.obstacles = found;
+        self.reports.obstacles = found;
         true
     }
 
     /// Counts ports in use where it is time to, or where they have changed at once; whether it did.
     pub(super) fn count_if_due(&mut self) -> bool {
-        let due = self.ports_counted;
-        let due = due.is_none_or(|at| at.elapsed() >= COUNT_PORTS) && self.outcome.is_some();
-        if due && let Err(trouble) = self.count_ports() {
-            tracing::warn!(trouble, "counting ports in use");
+        let due = self.schedule.is_count_due(self.now_ms()) && self.outcome.is_some();
+        if due && let Err(error) = self.count_ports() {
+            tracing::warn!(error, "counting ports in use");
         }
         due
     }
 
     fn count_ports(&mut self) -> Result<(), String> {
-        self.ports_counted = Some(Instant::now());
-        self.ports = self
+        self.schedule.ports_counted(self.now_ms());
+        self.reports.ports = self
             .datapath
+            .worker()
             .ports_in_use()
             .map_err(|error| chain(&error))?;
         // With the other reading of the kernel's flows, and not in each round: it waits for a dump that is under way.
-        if let Ok(failed) = self.datapath.insert_failed() {
-            self.board.with(|metrics| {
+        if let Ok(failed) = self.datapath.worker().insert_failed() {
+            self.reports.health.with(|metrics| {
                 metrics.insert_failed.set(failed);
             });
         }
-        let refused = self.datapath.refused_protocols();
-        self.seen_here.refused = refused.map_err(|error| chain(&error))?;
+        let refused = self.datapath.worker().refused_protocols();
+        self.reports.findings.refused = refused.map_err(|error| chain(&error))?;
         Ok(())
     }
 
@@ -152,8 +146,8 @@ impl MainLoop {
         for target in outcome.state.worker.targets.values() {
             ranges.insert(target.address, target.ranges.clone());
         }
-        if ranges != self.told_ranges && self.ways.ranges.send(ranges.clone()).is_ok() {
-            self.told_ranges = ranges;
+        if ranges != self.last_sent.ranges && self.channels.ranges.send(ranges.clone()).is_ok() {
+            self.last_sent.ranges = ranges;
         }
     }
 }

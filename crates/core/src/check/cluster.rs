@@ -294,7 +294,10 @@ fn policies(snapshot: &Snapshot, plan: &ClusterPlan, found: &mut Found) {
             );
             let record = plan.addresses.get(address);
             let gateway = planned.gateway.as_ref();
-            let served = gateway.is_some() && record.map(|r| &r.gateway) == gateway;
+            // A record that cannot be read stays as it is, whichever gateway it names: nodes use no grant of another one.
+            let stays = snapshot.unreadable.addresses.contains(address);
+            let served = gateway.is_some()
+                && (record.map(|r| &r.gateway) == gateway || record.is_some() && stays);
             found.expect(
                 served,
                 Rule::AddressWrong,

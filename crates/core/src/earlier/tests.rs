@@ -1,4 +1,4 @@
-//! What is named, and above all what is not. Real kernels are asked by `tests/tests/doctor.rs`.
+//! What is named, and above all what is not. Real kernels are asked by `tests/tests/lab/doctor.rs`.
 
 use super::*;
 use ipnet::Ipv4Net;

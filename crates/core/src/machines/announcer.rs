@@ -11,9 +11,9 @@ use std::net::IpAddr;
 /// What the agent is to do.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum AnnouncerCommand {
-    /// Answer ARP and ND for this address from now on.
+    /// Make this address known from now on.
     Announce(IpAddr),
-    /// Answer no more.
+    /// Make it known no more.
     Withdraw(IpAddr),
     /// Send a gratuitous ARP (IPv4) or an unsolicited NA with the override flag (IPv6).
     SendGratuitous(IpAddr),

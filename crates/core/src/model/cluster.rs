@@ -8,6 +8,7 @@ use std::net::IpAddr;
 
 /// Name of a node.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct NodeName(pub String);
 
 impl fmt::Display for NodeName {

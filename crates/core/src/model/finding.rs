@@ -5,6 +5,7 @@ use serde::{Deserialize, Serialize};
 
 /// Something wrong with an object: which, where, what it says and what would be right. Never stops other objects (P9).
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct Finding {
     /// The object to mend.
     pub object: ObjectRef,

@@ -6,6 +6,7 @@ use std::fmt;
 /// The kinds of object that findings and reasons name.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[allow(missing_docs)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub enum Kind {
     ClusterEgress,
     Egress,
@@ -46,6 +47,7 @@ pub enum Kind {
 
 /// One object, as a person names it: `Egress default/my-app`.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct ObjectRef {
     /// Kind of the object.
     pub kind: Kind,
@@ -78,8 +80,10 @@ impl fmt::Display for ObjectRef {
 
 /// Name of an `EgressGateway`.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct GatewayName(pub String);
 
 /// Name of an `EgressPool`.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct PoolName(pub String);

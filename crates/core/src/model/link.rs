@@ -6,6 +6,7 @@ use std::str::FromStr;
 
 /// A hardware address (EUI-48).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(into = "String", try_from = "String")]
 pub struct MacAddress(pub [u8; 6]);
 
@@ -55,6 +56,7 @@ impl FromStr for MacAddress {
 
 /// A machine that answers for an address which is not its own.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct AddressClaim {
     /// Its hardware address.
     pub mac: MacAddress,

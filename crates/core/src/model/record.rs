@@ -16,6 +16,7 @@ use std::net::IpAddr;
 
 /// Inclusive range of source ports (or ICMP echo ids); first is a multiple of 64, last is one less than one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct PortRange {
     /// First port.
     pub first: u16,
@@ -31,6 +32,7 @@ impl fmt::Display for PortRange {
 
 /// Where a lease is in its life (`reference/nat-behaviour.md` R1 to R4).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub enum LeaseState {
     /// Written; gateways may not all know it yet.
     Granted,
@@ -44,6 +46,7 @@ pub enum LeaseState {
 
 /// What one worker may use of one address.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct Lease {
     /// The worker.
     pub node: NodeName,
@@ -59,6 +62,7 @@ pub struct Lease {
 
 /// An `EgressAddress`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct AddressRecord {
     /// The address.
     pub address: IpAddr,
@@ -74,6 +78,7 @@ pub struct AddressRecord {
 
 /// One grant, as the worker sees it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct Grant {
     /// The address.
     pub address: IpAddr,

@@ -1,7 +1,7 @@
 //! The gateway's part: steering tables.
 
 use super::cluster::{Me, tunnel_nodes};
-use super::{GatewayState, NodeFacts, NodeReport, Reach, ReportKind, Steering, TunnelIndex};
+use super::{GatewayState, NodeFacts, NodeReport, Presence, ReportKind, Steering, TunnelIndex};
 use crate::model::*;
 use crate::numbers::BLOCK_PORTS;
 use crate::resolve::usable_gateway;
@@ -52,8 +52,8 @@ pub(super) fn state(
     let mut addresses = BTreeMap::new();
     for record in snapshot.addresses.values() {
         let gateway = snapshot.gateways.get(&record.gateway);
-        let reach = gateway.map_or_else(Reach::default, |g| Reach::of(g.announce));
-        let mut table = steering(record, &indexes, reach, facts);
+        let presence = gateway.map_or_else(Presence::default, |g| Presence::of(g.announce));
+        let mut table = steering(record, &indexes, presence, facts);
         if !mine.iter().any(|g| g.name == record.gateway) {
             // Served by gateways that this node is not one of: it is a worker there, and only what comes back to its
             // own blocks may pass.
@@ -88,7 +88,7 @@ pub(super) fn state(
 fn steering(
     record: &AddressRecord,
     indexes: &BTreeMap<&NodeName, TunnelIndex>,
-    reach: Reach,
+    presence: Presence,
     facts: &NodeFacts,
 ) -> Steering {
     let mut blocks = BTreeMap::new();
@@ -110,7 +110,7 @@ fn steering(
     }
     Steering {
         blocks,
-        reach,
-        announce: reach == Reach::L2 && facts.announcing.contains(&record.address),
+        presence,
+        announce: presence == Presence::L2 && facts.announcing.contains(&record.address),
     }
 }

@@ -74,6 +74,10 @@ pub struct WorkerState {
     pub egress_addresses: BTreeSet<IpAddr>,
     /// Devices at which what selected pods send past the stack is taken back into it. Empty: nothing is.
     pub lift: BTreeSet<String>,
+    /// How pods' packets leave is not known: uplink programs that are attached stay, and drop what they see, although
+    /// `lift` is empty.
+    #[serde(default)]
+    pub keep_uplinks: bool,
     /// New flows to outside from addresses that are nobody's are dropped; `None`: they leave as the network plugin has
     /// it.
     pub unknown: Option<UnknownPods>,
@@ -242,16 +246,16 @@ pub struct GatewayState {
 pub struct Steering {
     /// Block number (port >> 6, 16..=1023) to worker.
     pub blocks: BTreeMap<u16, TunnelIndex>,
-    /// How packets for the address find a gateway.
+    /// How the address is made known outside.
     #[serde(default)]
-    pub reach: Reach,
-    /// This node answers ARP and ND for the address: never where it is reached otherwise.
+    pub presence: Presence,
+    /// This node makes the address known now; never where routers lead to it by themselves.
     pub announce: bool,
 }
 
-/// How packets from outside for an egress address find a gateway.
+/// How an egress address is made known to the network outside, so that packets for it find a gateway (decision 110).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
-pub enum Reach {
+pub enum Presence {
     /// On the segment: one gateway at a time answers ARP and ND for it and announces it.
     #[default]
     L2,
@@ -259,12 +263,15 @@ pub enum Reach {
     Routed,
 }
 
-impl Reach {
-    /// What a gateway's way to make addresses known comes to.
+impl Presence {
+    /// Every value.
+    pub const ALL: [Presence; 2] = [Presence::L2, Presence::Routed];
+
+    /// The value that an `announce.mode` asks for.
     pub fn of(mode: AnnounceMode) -> Self {
         match mode {
-            AnnounceMode::L2 => Reach::L2,
-            AnnounceMode::Static | AnnounceMode::Bgp | AnnounceMode::Azure => Reach::Routed,
+            AnnounceMode::L2 => Presence::L2,
+            AnnounceMode::Static | AnnounceMode::Bgp | AnnounceMode::Azure => Presence::Routed,
         }
     }
 }

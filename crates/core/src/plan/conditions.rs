@@ -2,7 +2,8 @@
 
 use super::demand::Overlaps;
 use super::pod_prefixes;
-use super::status::{foreign, without_ebpf};
+use super::status::{foreign, joined, without_ebpf};
+use super::uplinks;
 use super::{AddressSummary, GatewayNode, GatewayPlan, PlanReason, PolicyPlan};
 use crate::condition::{Condition, ConditionType, Reason};
 use crate::model::*;
@@ -213,19 +214,13 @@ fn is_with_a_node(one: &Resolved<'_>) -> bool {
 /// Everything that it lacks, in one condition.
 fn degraded(inputs: &Inputs<'_>, one: &Resolved<'_>, plan: &PolicyPlan) -> Option<Condition> {
     let nodes = gateway_nodes(inputs, one);
-    let mut all = [
+    joined([
         unreadable_record(inputs, plan),
         not_on_link(one, plan, nodes),
         next_hop_missing(one, plan, nodes),
+        uplinks::some_lost(nodes),
         without_ebpf(nodes),
-    ]
-    .into_iter()
-    .flatten();
-    let mut first = all.next()?;
-    for other in all {
-        first.message = format!("{}; {}", first.message, other.message);
-    }
-    Some(first)
+    ])
 }
 
 /// The first of its addresses whose record cannot be read.
@@ -436,6 +431,9 @@ fn ready(
             "{next_hop} is on no network of any gateway node of its gateway that runs, or cannot be served there; {ATTACH}"
         );
         return no(Reason::NextHopNotAttached, text);
+    }
+    if let Some(text) = uplinks::none_left_for(one.policy, nodes) {
+        return no(Reason::NoUplink, text);
     }
     if !exhausted.is_empty() {
         return no(Reason::PortsExhausted, exhausted.join("; "));

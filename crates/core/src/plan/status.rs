@@ -2,6 +2,7 @@
 
 use super::demand::DemandByAddress;
 use super::lease::PlannedLeases;
+use super::uplinks;
 use super::{AddressSummary, GatewayNode, GatewayPlan, PoolPlan};
 use crate::condition::{Condition, ConditionType, Reason};
 use crate::model::*;
@@ -189,9 +190,10 @@ fn gateway_conditions(gateway: &Gateway, nodes: &[GatewayNode]) -> Vec<Condition
     };
     let running = nodes.iter().filter(|node| node.running).count();
     let text = format!("agents run on {running} of {} nodes", nodes.len());
-    let ready = match running {
-        0 => (false, Reason::NoGateway, text),
-        _ => (true, Reason::Serving, text),
+    let ready = match (running, uplinks::none_left(nodes)) {
+        (0, _) => (false, Reason::NoGateway, text),
+        (_, Some(text)) => (false, Reason::NoUplink, text),
+        (_, None) => (true, Reason::Serving, text),
     };
     let mut all: Vec<Condition> = [
         (ConditionType::Accepted, accepted),
@@ -200,8 +202,18 @@ fn gateway_conditions(gateway: &Gateway, nodes: &[GatewayNode]) -> Vec<Condition
     .into_iter()
     .map(|(kind, (holds, reason, text))| Condition::new(kind, holds, reason, text))
     .collect();
-    all.extend(without_ebpf(nodes));
+    all.extend(joined([uplinks::some_lost(nodes), without_ebpf(nodes)]));
     all
+}
+
+/// Conditions of one type as one: the reason of the first, the messages of all.
+pub(super) fn joined<const N: usize>(all: [Option<Condition>; N]) -> Option<Condition> {
+    let mut all = all.into_iter().flatten();
+    let mut first = all.next()?;
+    for other in all {
+        first.message = format!("{}; {}", first.message, other.message);
+    }
+    Some(first)
 }
 
 /// The condition about gateways that run without eBPF, if there are any.
@@ -235,23 +247,26 @@ pub(super) fn gateways(snapshot: &Snapshot) -> BTreeMap<GatewayName, GatewayPlan
         .collect()
 }
 
+/// What is told about a node of a gateway group that has this record.
+pub(super) fn gateway_node(name: &NodeName, record: Option<&NodeRecord>) -> GatewayNode {
+    GatewayNode {
+        node: name.clone(),
+        running: record.is_some_and(|r| !r.underlay_addresses.is_empty()),
+        version: record.map_or(0, |r| r.steering_version),
+        datapath: record.and_then(|r| r.datapath.clone()),
+        external: record.map_or_else(BTreeSet::new, |r| r.external_addresses.clone()),
+        uplink_lost: record.is_some_and(|r| r.uplink_lost),
+        next_hops: record.map_or_else(BTreeSet::new, |r| r.next_hops.clone()),
+    }
+}
+
 /// What is told about one gateway group with these nodes.
 pub(super) fn gateway<'n>(
     gateway: &Gateway,
     nodes: impl IntoIterator<Item = &'n NodeName>,
     records: &SharedMap<NodeName, NodeRecord>,
 ) -> GatewayPlan {
-    let node = |name: &NodeName| {
-        let record = records.get(name);
-        GatewayNode {
-            node: name.clone(),
-            running: record.is_some_and(|r| !r.underlay_addresses.is_empty()),
-            version: record.map_or(0, |r| r.steering_version),
-            datapath: record.and_then(|r| r.datapath.clone()),
-            external: record.map_or_else(BTreeSet::new, |r| r.external_addresses.clone()),
-            next_hops: record.map_or_else(BTreeSet::new, |r| r.next_hops.clone()),
-        }
-    };
+    let node = |name: &NodeName| gateway_node(name, records.get(name));
     let nodes: Vec<GatewayNode> = nodes.into_iter().map(node).collect();
     GatewayPlan {
         generation: gateway.generation,

@@ -331,6 +331,7 @@ fn change_more(scene: &mut Scene, edit: &Edit) {
                 false => drop(record.announcing.remove(&address)),
             }
             record.steering_version = u64::from(*version);
+            record.uplink_lost = *version % 3 > 0;
             record.datapath = Some(["ebpf", "nftables"][usize::from(*version % 2)].into());
             let subnets = ["192.168.122.21/24", "198.51.100.1/24", "fd00:122::21/64"];
             record.external_addresses = subnets

@@ -51,6 +51,7 @@ fn is_refused(outcome: &NodeOutcome, because: &str) {
     assert!(text.contains(because), "{text}");
     let worker = &outcome.state.worker;
     assert!(worker.lift.is_empty());
+    assert!(worker.keep_uplinks, "what is attached drops what it sees");
     assert!(!outcome.programmed.is_empty(), "a policy is reported");
     assert_eq!(programmed(outcome), 0);
     let boxes: Vec<_> = worker.profiles.values().flat_map(|p| &p.ranges).collect();
@@ -77,7 +78,8 @@ fn without_programs_at_pods_devices_packets_pass_the_stack() {
     ] {
         let outcome = outcome(path);
         assert_eq!(outcome.pods_path, PodsPath::Netfilter);
-        assert!(outcome.state.worker.lift.is_empty());
+        let worker = &outcome.state.worker;
+        assert!(worker.lift.is_empty() && !worker.keep_uplinks);
         assert!(programmed(&outcome) > 0);
     }
 }

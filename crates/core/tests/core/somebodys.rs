@@ -7,7 +7,7 @@ use egret_core::check::{check_node, check_plan};
 use egret_core::condition::{Condition, ConditionType, Reason};
 use egret_core::machines::answering_nodes;
 use egret_core::model::*;
-use egret_core::node::Reach;
+use egret_core::node::Presence;
 use egret_core::plan::PolicyPlan;
 use std::collections::BTreeSet;
 
@@ -253,7 +253,10 @@ fn nobody_answers_for_what_routers_lead_to() {
     scene.facts.get_mut(&me).unwrap().announcing = [address].into();
     let outcome = scene.outcome("gateway1");
     let steering = &outcome.state.gateway.as_ref().unwrap().addresses[&address];
-    assert_eq!((steering.reach, steering.announce), (Reach::Routed, false));
+    assert_eq!(
+        (steering.presence, steering.announce),
+        (Presence::Routed, false)
+    );
     assert!(!steering.blocks.is_empty());
     let facts = scene.facts(&me);
     assert_eq!(check_node(&scene.snapshot, &facts, &me, &outcome), []);

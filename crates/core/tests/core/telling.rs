@@ -46,6 +46,38 @@ fn gateways_pools_and_addresses_say_whether_they_serve() {
     assert_eq!(says(&address.conditions), [silent]);
 }
 
+#[test]
+fn nothing_is_ready_without_a_way_out_at_any_gateway() {
+    let mut scene = kep_scene();
+    scene.settle();
+    let says = |conditions: &[egret_core::condition::Condition], kind| {
+        let found = conditions.iter().find(|one| one.kind == kind);
+        found.map(|one| (one.status, one.reason))
+    };
+    let (ready, degraded) = (ConditionType::Ready, ConditionType::Degraded);
+    let lost = |scene: &mut Scene, gateway: &str, lost: bool| {
+        let record = scene.snapshot.node_records.get_mut(&node_name(gateway));
+        record.unwrap().uplink_lost = lost;
+    };
+    let both = |scene: &Scene, kind| {
+        let plan = scene.plan();
+        let policy = says(&plan.policies.values().next().unwrap().conditions, kind);
+        let gateway = says(&plan.gateways.values().next().unwrap().conditions, kind);
+        [policy, gateway]
+    };
+    lost(&mut scene, "gateway1", true);
+    assert_eq!(both(&scene, degraded), [Some((true, Reason::NoUplink)); 2]);
+    let [policy, gateway] = both(&scene, ready);
+    assert_eq!(policy, Some((true, Reason::Programmed)));
+    assert_eq!(gateway, Some((true, Reason::Serving)));
+    for gateway in ["gateway2", "gateway3"] {
+        lost(&mut scene, gateway, true);
+    }
+    assert_eq!(both(&scene, ready), [Some((false, Reason::NoUplink)); 2]);
+    lost(&mut scene, "gateway3", false);
+    assert_eq!(both(&scene, ready), [policy, gateway]);
+}
+
 /// A gateway without power goes on saying in its record that it announces.
 #[test]
 fn of_several_that_say_they_announce_the_last_in_the_order_does() {

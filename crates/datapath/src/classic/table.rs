@@ -13,7 +13,7 @@
 use crate::nft::rule::{
     Builder, End, FAMILIES, Family, STATE_ESTABLISHED, STATE_INVALID, STATE_NEW,
 };
-use crate::nft::rule::{STATE_UNTRACKED, TCP, Way, rule};
+use crate::nft::rule::{Interface, STATE_UNTRACKED, TCP, rule};
 use crate::nft::{ByAddress, Chain, ElementKey, Hook, Rule, Set, Table, Value};
 use crate::worker::{Counter, marks};
 use egret_core::classic::{ClassicAddress, ClassicState};
@@ -241,7 +241,7 @@ fn input() -> Vec<Rule> {
 /// A past holder must not track the servers' packets that still come: when it holds the address again, the source port
 /// would be in use, and the connection would get another one.
 fn forward(device: &str) -> Vec<Rule> {
-    late(|| rule().device(Way::In, device, true)).collect()
+    late(|| rule().device(Interface::In, device, true)).collect()
 }
 
 fn late(start: impl Fn() -> Builder) -> impl Iterator<Item = Rule> {
@@ -337,7 +337,11 @@ fn nat_address(address: IpAddr, here: ClassicAddress) -> Rule {
 
 /// Trusts no mark: foreign rules clear marks.
 fn guard_address(address: IpAddr, here: ClassicAddress, device: &str) -> Vec<Rule> {
-    let to_holder = || rule().device(Way::Out, device, true).next_hop_is(address);
+    let to_holder = || {
+        rule()
+            .device(Interface::Out, device, true)
+            .next_hop_is(address)
+    };
     let dropped = || rule().count(GUARD).drop();
     match here.held {
         // What is translated goes to no other holder: it would track it, and find the port in use when it translates.

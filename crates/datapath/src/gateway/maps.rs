@@ -4,7 +4,7 @@ use super::abi::{self, Address, Config, FRAGMENT_BYTES, Owner, SteeringValue, Wo
 use super::counters::COUNTERS;
 use super::traffic::{Carried, Sums, TrafficTable};
 use super::{GatewayError, Pins};
-use crate::damage::first_changed;
+use crate::drift::first_changed;
 use aya::maps::{Array, HashMap, Map, MapData, MapError, MapInfo, PerCpuArray};
 use egret_core::node::{GatewayState, TunnelIndex};
 use std::collections::{BTreeMap, BTreeSet};
@@ -184,7 +184,7 @@ impl Tables {
     }
 
     /// Reads everything anew. The first thing that is not what was written, for people; then the next [`Self::apply`]
-    /// mends it.
+    /// repairs it.
     pub fn reread(&mut self) -> Result<Option<String>, GatewayError> {
         let config = self.config;
         let steering = std::mem::take(&mut self.steering);

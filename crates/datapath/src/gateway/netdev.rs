@@ -5,7 +5,7 @@
 //! sender's tunnel MAC address must have the source port, and the packet goes to a neighbour of the external device. ARP
 //! and neighbour solicitations are rewritten into their answers in place. The rules stay when the agent goes.
 //!
-//! [`LACKS`] says what it does not do.
+//! [`LIMITATIONS`] says what it does not do.
 
 mod answers;
 mod matches;
@@ -13,7 +13,7 @@ mod rules;
 mod traffic;
 
 use super::counters::COUNTERS;
-use super::ways::ways;
+use super::external_routes::external_routes;
 use super::{Carried, GatewayConfig, abi};
 use crate::netlink::{NetlinkError, NetlinkSocket};
 use crate::nft::{NftError, Nftables, TableFamily};
@@ -25,7 +25,7 @@ use std::net::IpAddr;
 use thiserror::Error;
 
 /// What is missing compared with eBPF, for the condition `Degraded`.
-pub const LACKS: &str = "who sends is taken from the tunnel MAC address alone, which a node can forge; later fragments \
+pub const LIMITATIONS: &str = "who sends is taken from the tunnel MAC address alone, which a node can forge; later fragments \
     and packets whose ICMP error quotes options, extension headers or fragments are dropped; too big is not answered but \
     fragmented around the tunnel; the gateway is not seen by traceroute; no defence against duplicate address detection; \
     probes are answered by the agent; packets for the next hop of a policy, or for the \
@@ -86,17 +86,17 @@ impl NetdevGateway {
         state: &GatewayState,
         own: TunnelIndex,
     ) -> Result<Vec<IpAddr>, NetdevError> {
-        let ways = ways(&mut self.routes, self.config.external_ifindex)?;
+        let routes = external_routes(&mut self.routes, self.config.external_ifindex)?;
         let site = rules::Site {
             config: &self.config,
             external: &self.external,
             tunnel: &self.tunnel,
             tunnel_mac: abi::tunnel_mac(own),
             own,
-            ways: &ways,
+            routes: &routes,
         };
         let table = rules::table(&site, state);
-        if !self.nft.verify()? {
+        if !self.nft.is_intact()? {
             tracing::debug!("the whole netdev table is laid");
         }
         self.nft.apply(&table)?;
@@ -123,7 +123,7 @@ impl NetdevGateway {
         steered(&mut self.nft)
     }
 
-    /// What of the table is not as it was applied, for people; `deep` reads elements too. The next [`Self::apply`] mends
+    /// What of the table is not as it was applied, for people; `deep` reads elements too. The next [`Self::apply`] repairs
     /// it.
     ///
     /// # Errors
@@ -132,10 +132,10 @@ impl NetdevGateway {
         if self.version == 0 {
             return Ok(None);
         }
-        let elements = if deep { self.nft.compare()? } else { None };
+        let elements = if deep { self.nft.verify_full()? } else { None };
         Ok(match elements {
             Some(what) => Some(what),
-            None => self.nft.look()?,
+            None => self.nft.verify_quick()?,
         })
     }
 

@@ -1,35 +1,11 @@
 //! Turns the wanted table into one transaction, and sends it.
 
-use super::compare::Shown;
+use super::attributes::{named, number, text};
+use super::error::NftError;
 use super::message as m;
-use super::read::{Count, Counts};
-use super::table::{Element, ElementKey, Set, Table, TableFamily, Value};
-use crate::netlink::{Attrs, NetlinkError, NetlinkSocket, Reply, Request, attributes};
+use super::table::{Count, Counts, Element, ElementKey, Set, Shown, Table, TableFamily, Value};
+use crate::netlink::{Attrs, NetlinkError, NetlinkSocket, Reply, Request};
 use std::collections::BTreeMap;
-
-/// Why the table is not as it should be.
-#[derive(Debug, thiserror::Error)]
-pub enum NftError {
-    /// The kernel refused something.
-    #[error("programming nftables table {table}")]
-    Netlink {
-        /// Name of the table.
-        table: String,
-        /// Why.
-        #[source]
-        source: NetlinkError,
-    },
-    /// Another live process owns the table of our name.
-    #[error(
-        "nftables table inet {table} belongs to another running process (port id {owner}): stop that agent first"
-    )]
-    Owned {
-        /// Name of the table.
-        table: String,
-        /// Its netlink port id.
-        owner: u32,
-    },
-}
 
 /// One nftables table of family inet in the namespace of the thread that opened it.
 ///
@@ -332,32 +308,6 @@ impl Nftables {
             source,
         })
     }
-}
-
-pub(super) fn named(body: &[u8]) -> BTreeMap<u16, Vec<u8>> {
-    attributes(body.get(4..).unwrap_or(&[]))
-        .map(|(kind, value)| (kind, value.to_vec()))
-        .collect()
-}
-
-pub(super) fn trimmed(value: &[u8]) -> String {
-    String::from_utf8_lossy(value)
-        .trim_end_matches('\0')
-        .to_string()
-}
-
-pub(super) fn text(object: &BTreeMap<u16, Vec<u8>>, kind: u16) -> String {
-    object
-        .get(&kind)
-        .map(|value| trimmed(value))
-        .unwrap_or_default()
-}
-
-pub(super) fn number(object: &BTreeMap<u16, Vec<u8>>, kind: u16) -> u32 {
-    let bytes = object
-        .get(&kind)
-        .and_then(|value| <[u8; 4]>::try_from(&value[..]).ok());
-    bytes.map_or(0, u32::from_be_bytes)
 }
 
 /// How one table becomes another.

@@ -6,7 +6,8 @@
 //! foreign table is ever touched. What cannot be opened (the old ip_tables, a table with an owner, a refusal in a chain
 //! that is jumped to) is left as it is: [`crate::obstacle`] tells of it.
 
-use super::apply::{NftError, named, number, text};
+use super::attributes::{named, number, text};
+use super::error::NftError;
 use super::expression::{Expression, MetaKey, Rule};
 use super::message as m;
 use crate::netlink::{Attrs, NetlinkError, NetlinkSocket, Request, attributes, flags};

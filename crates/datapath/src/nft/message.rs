@@ -1,8 +1,7 @@
 //! nfnetlink messages of the nf_tables subsystem.
 
 use super::expression::{Rule, value, verdict};
-use super::read::Count;
-use super::table::{Chain, ElementKey, Set, SetType, Value};
+use super::table::{Chain, Count, ElementKey, Set, SetType, Value};
 use crate::netlink::{Attrs, Request, flags};
 use egret_core::numbers::TUNNEL_VNI;
 use std::net::IpAddr;

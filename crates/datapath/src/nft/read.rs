@@ -1,38 +1,16 @@
 //! Reads what a table in the kernel holds, for those who adopt or remove what an earlier process left.
 
-use super::apply::{NftError, Nftables, text, trimmed};
+use super::apply::Nftables;
+use super::attributes::{text, trimmed};
+use super::error::NftError;
 use super::message as m;
+use super::table::Count;
 use crate::netlink::{Attrs, attributes};
 use nix::libc;
 use std::collections::BTreeMap;
 use std::net::IpAddr;
 
 const GETSETELEM: u16 = 13;
-
-/// What a counter says.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Count {
-    /// Packets; what the kernel has merged counts as one.
-    pub packets: u64,
-    /// Their bytes, from the IP header on.
-    pub bytes: u64,
-}
-
-/// Named counters.
-pub(super) type Counts = BTreeMap<String, Count>;
-
-impl Count {
-    fn read(data: &[u8]) -> Option<Self> {
-        let number = |wanted: u16| {
-            let (_, value) = attributes(data).find(|(kind, _)| *kind == wanted)?;
-            Some(u64::from_be_bytes(value.try_into().ok()?))
-        };
-        Some(Count {
-            packets: number(2)?,
-            bytes: number(1)?,
-        })
-    }
-}
 
 impl Nftables {
     /// Packets counted by each named counter.
@@ -64,7 +42,7 @@ impl Nftables {
                 match kind {
                     TABLE => ours = trimmed(value) == table,
                     NAME => name = Some(trimmed(value)),
-                    DATA => count = Count::read(value),
+                    DATA => count = self::count(value),
                     _ => {}
                 }
             }
@@ -122,6 +100,18 @@ impl Nftables {
             Some(name.trim_end_matches('\0').to_owned())
         }))
     }
+}
+
+/// The value of a named counter (`NFTA_COUNTER_*`).
+fn count(data: &[u8]) -> Option<Count> {
+    let number = |wanted: u16| {
+        let (_, value) = attributes(data).find(|(kind, _)| *kind == wanted)?;
+        Some(u64::from_be_bytes(value.try_into().ok()?))
+    };
+    Some(Count {
+        packets: number(2)?,
+        bytes: number(1)?,
+    })
 }
 
 /// The key of one element.

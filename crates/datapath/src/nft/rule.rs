@@ -66,7 +66,7 @@ impl Family {
 
 /// Which device a packet came by or leaves by.
 #[derive(Clone, Copy)]
-pub(crate) enum Way {
+pub(crate) enum Interface {
     In,
     Out,
 }
@@ -112,10 +112,10 @@ impl Builder {
             .equals(0, &[family.number() as u8])
     }
 
-    pub(crate) fn device(self, way: Way, name: &str, is: bool) -> Self {
-        let key = match way {
-            Way::In => MetaKey::IifName,
-            Way::Out => MetaKey::OifName,
+    pub(crate) fn device(self, interface: Interface, name: &str, is: bool) -> Self {
+        let key = match interface {
+            Interface::In => MetaKey::IifName,
+            Interface::Out => MetaKey::OifName,
         };
         let mut bytes = [0u8; 16];
         bytes[..name.len()].copy_from_slice(name.as_bytes());

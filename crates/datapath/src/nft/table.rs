@@ -284,3 +284,19 @@ pub struct Table {
     /// Chains by name.
     pub chains: BTreeMap<String, Chain>,
 }
+
+/// What a counter says.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Count {
+    /// Packets; what the kernel has merged counts as one.
+    pub packets: u64,
+    /// Their bytes, from the IP header on.
+    pub bytes: u64,
+}
+
+/// Named counters.
+pub(super) type Counts = BTreeMap<String, Count>;
+
+/// Of each chain: what its hook is, and what its rules say, in their order. The kernel shows expressions in another form
+/// than it takes them, so it is compared with itself.
+pub(super) type Shown = BTreeMap<String, Vec<u64>>;

@@ -2,7 +2,7 @@
 
 use super::nft::{IP, IP6, Values, be32, string, values};
 use super::xtables;
-use crate::earlier::{host_u32, text};
+use crate::legacy::{host_u32, text};
 use crate::netlink::attributes;
 use egret_core::obstacle::firewall::{Action, Condition, Rule, Test};
 use ipnet::IpNet;

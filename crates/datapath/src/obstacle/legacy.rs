@@ -2,7 +2,7 @@
 //! (`linux/netfilter_ipv4/ip_tables.h`, `linux/netfilter_ipv6/ip6_tables.h`). The kernel tells nobody when they change.
 
 use super::xtables;
-use crate::earlier::text;
+use crate::legacy::text;
 use egret_core::obstacle::firewall::{Action, Chains, Condition, Rule, Test};
 use egret_core::obstacle::{Base, Hook, Table, Tool};
 use ipnet::IpNet;

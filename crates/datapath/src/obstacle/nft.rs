@@ -1,7 +1,7 @@
 //! Tables of nftables, read by dumps: base chains of all, rules of the chains that are asked for.
 
 use super::expressions::read;
-use crate::earlier::text;
+use crate::legacy::text;
 use crate::netlink::{Attrs, NetlinkError, NetlinkSocket, Reply, Request, attributes};
 use egret_core::numbers::{CLASSIC_NFT_TABLE, NFT_TABLE};
 use egret_core::obstacle::firewall::Rule;

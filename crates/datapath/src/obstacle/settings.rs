@@ -1,6 +1,6 @@
 //! Settings, policy routing and sizes, as `egret_core::obstacle` wants them.
 
-use crate::earlier::host_u32;
+use crate::legacy::host_u32;
 use crate::netlink::{NetlinkSocket, Request, attributes};
 use crate::requirements::OPTIONS;
 use crate::route::{Device, RouteError, Routing};

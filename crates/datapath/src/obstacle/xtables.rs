@@ -1,7 +1,7 @@
 //! Matches and targets of xtables as conditions and actions: the same bytes in old tables and in nftables
 //! (`linux/netfilter/xt_*.h`).
 
-use crate::earlier::{host_u32, text};
+use crate::legacy::{host_u32, text};
 use egret_core::obstacle::firewall::{Action, Condition, Test, state};
 
 const ANY_PORT: (u16, u16) = (0, u16::MAX);

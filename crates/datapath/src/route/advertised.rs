@@ -1,6 +1,6 @@
 //! Devices that live by router advertisements (RFC 4861 section 4.2), for whoever turns forwarding on.
 
-use super::kernel::RouteError;
+use super::error::RouteError;
 use super::wire;
 use crate::netlink::NetlinkSocket;
 use egret_core::numbers::{LIFT_DEVICE, LIFT_PEER, TUNNEL_DEVICE};

@@ -1,51 +1,26 @@
 //! Observes, compares and applies.
 
+use super::advertised::{self, Advertised};
+use super::desired::{Desired, NextHop, RouteEntry};
+use super::device::{self, Device};
+use super::error::RouteError;
 use super::policy::{self, Owner, absent_is_fine};
-use super::tunnel::{self, Device};
-use super::wanted::{RouteEntry, Wanted};
+use super::tunnel;
+use super::way_out::{self, WayOut};
 use super::{neighbour, nexthop, routers, wire};
-use crate::damage::{Damage, Found};
-use crate::netlink::{NetlinkError, NetlinkSocket, Request, flags};
+use crate::drift::{Drift, DriftReport};
+use crate::netlink::{NetlinkSocket, Request, flags};
 use egret_core::node::{ForeignMark, MainRoute, NodeState, Tunnel};
 use ipnet::IpNet;
 use netlink_packet_route::RouteNetlinkMessage as Message;
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
-/// Why links and routes are not as they should be.
-#[derive(Debug, thiserror::Error)]
-pub enum RouteError {
-    /// The kernel refused something.
-    #[error(transparent)]
-    Netlink(#[from] NetlinkError),
-    /// The tunnel device cannot have IPv6.
-    #[error(transparent)]
-    Sysctl(#[from] crate::sysctl::SysctlError),
-    /// There is a device of our name that is not ours; it is left alone.
-    #[error("device {device} exists and is not a tunnel of Egret: rename or remove it")]
-    NotOurs {
-        /// Name.
-        device: String,
-    },
-    /// There is no device of the name that was asked for.
-    #[error("there is no network device {device}")]
-    NoDevice {
-        /// Name.
-        device: String,
-    },
-    /// The device went away while it was worked on.
-    #[error("device {device} was removed while it was set up")]
-    Vanished {
-        /// Name.
-        device: String,
-    },
-}
-
 /// Links and routes of the namespace of the thread that opened it.
 pub struct Routing {
     socket: NetlinkSocket,
-    applied: Option<(Tunnel, Device, Wanted)>,
-    stale: Option<Wanted>,
+    applied: Option<(Tunnel, Device, Desired)>,
+    stale: Option<Desired>,
 }
 
 impl Routing {
@@ -65,7 +40,7 @@ impl Routing {
 
     /// Every network device.
     pub fn devices(&mut self) -> Result<Vec<Device>, RouteError> {
-        tunnel::devices(&mut self.socket)
+        device::devices(&mut self.socket)
     }
 
     /// Addresses of every device with their prefix length, by its index.
@@ -100,8 +75,8 @@ impl Routing {
     }
 
     /// How the kernel sends out of a device to other networks, for IPv6 or IPv4.
-    pub fn way_out(&mut self, device: u32, v6: bool) -> Result<super::WayOut, RouteError> {
-        super::way_out::way_out(&mut self.socket, device, v6)
+    pub fn way_out(&mut self, device: u32, v6: bool) -> Result<WayOut, RouteError> {
+        way_out::way_out(&mut self.socket, device, v6)
     }
 
     /// Index of the device and source address by which the kernel sends to `address`; `None` where that is no neighbour
@@ -131,13 +106,13 @@ impl Routing {
     }
 
     /// Devices that live by router advertisements, or may do so.
-    pub fn advertised(&mut self) -> Result<super::Advertised, RouteError> {
-        super::advertised::look(&mut self.socket)
+    pub fn advertised(&mut self) -> Result<Advertised, RouteError> {
+        advertised::look(&mut self.socket)
     }
 
     /// Devices that lead to a network of the node's own, by their kind: network cards, bonds, teams and VLANs.
     pub fn uplinks(&mut self) -> Result<BTreeSet<String>, RouteError> {
-        super::advertised::uplinks(&mut self.socket)
+        advertised::uplinks(&mut self.socket)
     }
 
     /// Policy routing rules of others that look at bits of our mark.
@@ -154,7 +129,7 @@ impl Routing {
     /// What did not change since the last call costs nothing; the first call compares with what is there (adopting
     /// what an earlier process left). [`Self::settle`] then removes what is not asked for any more.
     pub fn prepare(&mut self, state: &NodeState) -> Result<Device, RouteError> {
-        let wanted = Wanted::of(state);
+        let wanted = Desired::of(state);
         let (device, before) = match self.applied.take() {
             Some((tunnel, device, before)) if tunnel == state.tunnel => (device, before),
             _ => {
@@ -177,22 +152,22 @@ impl Routing {
         }
     }
 
-    /// Which of the things applied are not as they were any more; any damage forgets them, so that the next
-    /// [`Self::prepare`] mends them. Nothing where nothing is applied.
-    pub fn verify(&mut self) -> Result<Found, RouteError> {
+    /// Which of the things applied are not as they were any more; any drift forgets them, so that the next
+    /// [`Self::prepare`] repairs them. Nothing where nothing is applied.
+    pub fn verify(&mut self) -> Result<DriftReport, RouteError> {
         let Some((tunnel, device, wanted)) = self.applied.take() else {
-            return Ok(Found::new());
+            return Ok(DriftReport::new());
         };
-        let mut damage = Found::new();
-        if let Some(what) = tunnel::damage(&mut self.socket, &device, &tunnel)? {
-            damage.insert(Damage::Device, what);
+        let mut drift = DriftReport::new();
+        if let Some(what) = tunnel::drift(&mut self.socket, &device, &tunnel)? {
+            drift.insert(Drift::Device, what);
         }
         let found = self.observe(&device, tunnel.underlay)?;
-        damage.extend(wanted.differences(&found));
-        if damage.is_empty() {
+        drift.extend(wanted.differences(&found));
+        if drift.is_empty() {
             self.applied = Some((tunnel, device, wanted));
         }
-        Ok(damage)
+        Ok(drift)
     }
 
     /// Removes rules, routes, next hops and the device; whether there was anything.
@@ -217,11 +192,11 @@ impl Routing {
         Ok(device || something)
     }
 
-    fn observe(&mut self, device: &Device, source: IpAddr) -> Result<Wanted, RouteError> {
+    fn observe(&mut self, device: &Device, source: IpAddr) -> Result<Desired, RouteError> {
         let hops = nexthop::nexthops(&mut self.socket, device.index, source)?;
         let mut neighbours = wire::neighbours(&mut self.socket, device.index)?;
         neighbours.retain(|address, _| tunnel::is_tunnel_address(*address));
-        let unusable = |id: &u32| super::NextHop {
+        let unusable = |id: &u32| NextHop {
             via: std::net::Ipv6Addr::UNSPECIFIED,
             underlay: IpAddr::from(id.to_be_bytes()),
             source,
@@ -232,7 +207,7 @@ impl Routing {
             .into_iter()
             .map(|(id, hop)| (id, hop.unwrap_or_else(|| unusable(&id))))
             .collect();
-        Ok(Wanted {
+        Ok(Desired {
             neighbours,
             hops: hops_found,
             groups: hops.groups,
@@ -241,7 +216,7 @@ impl Routing {
         })
     }
 
-    fn grow(&mut self, device: &Device, old: &Wanted, new: &Wanted) -> Result<(), RouteError> {
+    fn grow(&mut self, device: &Device, old: &Desired, new: &Desired) -> Result<(), RouteError> {
         let replace = flags::CREATE | flags::REPLACE;
         for (address, mac) in &new.neighbours {
             if old.neighbours.get(address) != Some(mac) {
@@ -275,7 +250,7 @@ impl Routing {
         Ok(())
     }
 
-    fn shrink(&mut self, device: &Device, old: &Wanted, new: &Wanted) -> Result<(), RouteError> {
+    fn shrink(&mut self, device: &Device, old: &Desired, new: &Desired) -> Result<(), RouteError> {
         let stale: Vec<_> = old.rules.difference(&new.rules).collect();
         for rule in stale.into_iter().rev() {
             policy::delete_rule(&mut self.socket, Owner::LEASED, rule)?;

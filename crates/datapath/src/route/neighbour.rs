@@ -1,6 +1,6 @@
 //! How the kernel itself reaches an address.
 
-use super::kernel::RouteError;
+use super::error::RouteError;
 use crate::netlink::{Attrs, NetlinkError, NetlinkSocket, Request, attributes};
 use std::net::IpAddr;
 

@@ -1,7 +1,7 @@
 //! Messages of next hop objects (`linux/nexthop.h`, `linux/lwtunnel.h`), which `netlink-packet-route` lacks.
 
-use super::kernel::RouteError;
-use super::wanted::NextHop;
+use super::desired::NextHop;
+use super::error::RouteError;
 use crate::netlink::{Attrs, NetlinkSocket, Request, attributes, flags};
 use egret_core::numbers::{GROUPS_MAX, NEXT_HOP_OBJECTS, NEXTHOP_BASE, ROUTE_PROTOCOL};
 use std::collections::{BTreeMap, BTreeSet};

@@ -1,7 +1,7 @@
 //! Routes and policy routing rules of one owner: read, added, deleted.
 
-use super::kernel::RouteError;
-use super::wanted::{RouteEntry, RouteKind, RuleEntry, RuleKind};
+use super::desired::{RouteEntry, RouteKind, RuleEntry, RuleKind};
+use super::error::RouteError;
 use super::wire::{RTM_GETROUTE, dump, execute, family};
 use crate::netlink::{NetlinkSocket, flags};
 use egret_core::node::ForeignMark;

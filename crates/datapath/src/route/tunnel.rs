@@ -1,7 +1,8 @@
 //! The tunnel device: VXLAN in collect-metadata mode, so that one device leads to every node.
 
-use super::kernel::RouteError;
-use super::wanted::link_local;
+use super::desired::link_local;
+use super::device::{Device, devices};
+use super::error::RouteError;
 use super::wire;
 use crate::gateway::abi::tunnel_mac;
 use crate::link::{IFLA_AF_SPEC, bare_and_loose, header};
@@ -11,7 +12,7 @@ use egret_core::node::{Tunnel, TunnelIndex};
 use egret_core::numbers::{TUNNEL_ADDRESS, TUNNEL_DEVICE, TUNNEL_PORT};
 use netlink_packet_route::RouteNetlinkMessage as Message;
 use netlink_packet_route::address::AddressAttribute;
-use netlink_packet_route::link::{InfoData, InfoKind, InfoVxlan, LinkAttribute, LinkFlags};
+use netlink_packet_route::link::{InfoData, InfoKind, InfoVxlan, LinkAttribute};
 use netlink_packet_route::link::{LinkInfo, LinkMessage};
 use std::collections::BTreeSet;
 use std::net::{IpAddr, Ipv6Addr};
@@ -19,74 +20,6 @@ use std::net::{IpAddr, Ipv6Addr};
 const RTM_NEWLINK: u16 = 16;
 const RTM_DELLINK: u16 = 17;
 const RTM_SETLINK: u16 = 19;
-const RTM_GETLINK: u16 = 18;
-
-/// A network device, as far as we look at it.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Device {
-    /// Index.
-    pub index: u32,
-    /// Name.
-    pub name: String,
-    /// MAC address; empty where there is none.
-    pub mac: Vec<u8>,
-    /// MTU in bytes.
-    pub mtu: u32,
-    /// Administratively up.
-    pub up: bool,
-    /// Up and with carrier.
-    pub running: bool,
-    /// It is a VXLAN device on our port that takes its way from the packet.
-    pub ours: bool,
-}
-
-impl Device {
-    fn of(message: &LinkMessage) -> Self {
-        let mut device = Device {
-            index: message.header.index,
-            name: String::new(),
-            mac: Vec::new(),
-            mtu: 0,
-            up: message.header.flags.contains(LinkFlags::Up),
-            running: message
-                .header
-                .flags
-                .contains(LinkFlags::Up | LinkFlags::LowerUp),
-            ours: false,
-        };
-        for attribute in &message.attributes {
-            match attribute {
-                LinkAttribute::IfName(name) => device.name.clone_from(name),
-                LinkAttribute::Address(mac) => device.mac.clone_from(mac),
-                LinkAttribute::Mtu(mtu) => device.mtu = *mtu,
-                LinkAttribute::LinkInfo(info) => device.ours = is_our_tunnel(info),
-                _ => {}
-            }
-        }
-        device
-    }
-}
-
-fn is_our_tunnel(info: &[LinkInfo]) -> bool {
-    info.iter().any(|info| match info {
-        LinkInfo::Data(InfoData::Vxlan(data)) => {
-            data.contains(&InfoVxlan::Port(TUNNEL_PORT))
-                && data.contains(&InfoVxlan::CollectMetadata(true))
-        }
-        _ => false,
-    })
-}
-
-/// Every device of the namespace.
-pub(super) fn devices(socket: &mut NetlinkSocket) -> Result<Vec<Device>, RouteError> {
-    let message = Message::GetLink(LinkMessage::default());
-    let found = wire::dump(socket, RTM_GETLINK, message, "the devices")?;
-    let link = |message| match message {
-        Message::NewLink(link) => Some(Device::of(&link)),
-        _ => None,
-    };
-    Ok(found.into_iter().filter_map(link).collect())
-}
 
 /// Makes the tunnel device what it should be; a device of that name which is not ours is an error.
 pub(super) fn ensure(socket: &mut NetlinkSocket, tunnel: &Tunnel) -> Result<Device, RouteError> {
@@ -221,7 +154,7 @@ fn addresses(
 }
 
 /// What is wrong with the tunnel device, of which `before` was the last that was known; for people.
-pub(super) fn damage(
+pub(super) fn drift(
     socket: &mut NetlinkSocket,
     before: &Device,
     tunnel: &Tunnel,

@@ -1,20 +1,12 @@
 //! How the kernel sends out of one device: by which next hops.
 
-use super::kernel::RouteError;
-use super::wire::{dump, family};
+use super::error::RouteError;
+use super::wire::{main_unicast_routes, neighbour_address, neighbour_entries, next_hop};
 use crate::netlink::NetlinkSocket;
-use netlink_packet_route::RouteNetlinkMessage as Message;
-use netlink_packet_route::neighbour::{
-    NeighbourAddress, NeighbourAttribute, NeighbourMessage, NeighbourState,
-};
-use netlink_packet_route::route::{
-    RouteAddress, RouteAttribute, RouteMessage, RouteType, RouteVia,
-};
+use netlink_packet_route::neighbour::NeighbourState;
+use netlink_packet_route::route::{RouteAttribute, RouteMessage};
 use std::collections::BTreeSet;
 use std::net::IpAddr;
-
-const RTM_GETROUTE: u16 = 26;
-const RTM_GETNEIGH: u16 = 30;
 
 /// The way out of a device, for one family.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -42,19 +34,9 @@ pub(super) fn way_out(
     device: u32,
     v6: bool,
 ) -> Result<WayOut, RouteError> {
-    const MAIN: u8 = libc::RT_TABLE_MAIN;
-    let mut message = RouteMessage::default();
-    message.header.address_family = family(v6);
-    message.header.table = MAIN;
     let mut routes = Vec::new();
     let mut elsewhere = false;
-    for message in dump(socket, RTM_GETROUTE, Message::GetRoute(message), "routes")? {
-        let Message::NewRoute(message) = message else {
-            continue;
-        };
-        if message.header.table != MAIN || message.header.kind != RouteType::Unicast {
-            continue;
-        }
+    for message in main_unicast_routes(socket, v6)? {
         match by_device(&message, device) {
             Some(found) => routes.push(found),
             None => elsewhere |= message.header.destination_prefix_length == 0,
@@ -109,56 +91,17 @@ fn by_device(message: &RouteMessage, device: u32) -> Option<Found> {
     })
 }
 
-fn next_hop(attribute: &RouteAttribute) -> Option<IpAddr> {
-    match attribute {
-        RouteAttribute::Gateway(RouteAddress::Inet(address)) => Some((*address).into()),
-        RouteAttribute::Gateway(RouteAddress::Inet6(address)) => Some((*address).into()),
-        RouteAttribute::Via(RouteVia::Inet(address)) => Some((*address).into()),
-        RouteAttribute::Via(RouteVia::Inet6(address)) => Some((*address).into()),
-        _ => None,
-    }
-}
-
 /// Neighbours of a device that somebody has written down for good, or that need no resolving.
 fn permanent(
     socket: &mut NetlinkSocket,
     device: u32,
     v6: bool,
 ) -> Result<BTreeSet<IpAddr>, RouteError> {
-    let mut message = NeighbourMessage::default();
-    message.header.family = family(v6);
-    message.attributes = vec![NeighbourAttribute::IfIndex(device)];
-    let found = dump(
-        socket,
-        RTM_GETNEIGH,
-        Message::GetNeighbour(message),
-        "neighbours",
-    )?;
-    let mut fixed = BTreeSet::new();
-    for message in found {
-        let Message::NewNeighbour(message) = message else {
-            continue;
-        };
-        let states = [NeighbourState::Permanent, NeighbourState::Noarp];
-        if !states.contains(&message.header.state) {
-            continue;
-        }
-        fixed.extend(
-            message
-                .attributes
-                .iter()
-                .find_map(|attribute| match attribute {
-                    NeighbourAttribute::Destination(NeighbourAddress::Inet(address)) => {
-                        Some(IpAddr::from(*address))
-                    }
-                    NeighbourAttribute::Destination(NeighbourAddress::Inet6(address)) => {
-                        Some(IpAddr::from(*address))
-                    }
-                    _ => None,
-                }),
-        );
-    }
-    Ok(fixed)
+    let mut entries = neighbour_entries(socket, Some(device), v6)?;
+    entries.retain(|entry| {
+        [NeighbourState::Permanent, NeighbourState::Noarp].contains(&entry.header.state)
+    });
+    Ok(entries.iter().filter_map(neighbour_address).collect())
 }
 
 #[cfg(test)]

@@ -1,6 +1,6 @@
 //! rtnetlink messages, in the types of `netlink-packet-route`.
 
-use super::kernel::RouteError;
+use super::error::RouteError;
 use crate::netlink::{NetlinkSocket, Request, flags};
 use egret_core::node::MainRoute;
 use egret_core::numbers::ROUTE_PROTOCOL;
@@ -22,7 +22,7 @@ const RTM_GETADDR: u16 = 22;
 pub(super) const RTM_GETROUTE: u16 = 26;
 pub(super) const RTM_NEWNEIGH: u16 = 28;
 pub(super) const RTM_DELNEIGH: u16 = 29;
-pub(super) const RTM_GETNEIGH: u16 = 30;
+const RTM_GETNEIGH: u16 = 30;
 
 pub(super) fn execute(
     socket: &mut NetlinkSocket,
@@ -161,86 +161,124 @@ pub(super) fn neighbour(device: u32, address: Ipv6Addr, mac: Option<[u8; 6]>) ->
     message
 }
 
-pub(super) fn neighbours(
+/// Neighbour entries of one device, or of all, for IPv6 or IPv4.
+pub(super) fn neighbour_entries(
     socket: &mut NetlinkSocket,
-    device: u32,
-) -> Result<BTreeMap<Ipv6Addr, [u8; 6]>, RouteError> {
+    device: Option<u32>,
+    v6: bool,
+) -> Result<Vec<NeighbourMessage>, RouteError> {
     let mut message = NeighbourMessage::default();
-    message.header.family = AddressFamily::Inet6;
-    message.attributes = vec![NeighbourAttribute::IfIndex(device)];
+    message.header.family = family(v6);
+    let device = device.map(NeighbourAttribute::IfIndex);
+    message.attributes = device.into_iter().collect();
     let found = dump(
         socket,
         RTM_GETNEIGH,
         Message::GetNeighbour(message),
         "neighbours",
     )?;
-    let mut neighbours = BTreeMap::new();
-    for message in found {
-        let Message::NewNeighbour(message) = message else {
-            continue;
+    let entry = |message| match message {
+        Message::NewNeighbour(entry) => Some(entry),
+        _ => None,
+    };
+    Ok(found.into_iter().filter_map(entry).collect())
+}
+
+/// The IP address of a neighbour entry.
+pub(super) fn neighbour_address(entry: &NeighbourMessage) -> Option<IpAddr> {
+    entry
+        .attributes
+        .iter()
+        .find_map(|attribute| match attribute {
+            NeighbourAttribute::Destination(NeighbourAddress::Inet(v4)) => Some(IpAddr::from(*v4)),
+            NeighbourAttribute::Destination(NeighbourAddress::Inet6(v6)) => Some(IpAddr::from(*v6)),
+            _ => None,
+        })
+}
+
+/// Permanent IPv6 neighbours of one device with their MAC addresses.
+pub(super) fn neighbours(
+    socket: &mut NetlinkSocket,
+    device: u32,
+) -> Result<BTreeMap<Ipv6Addr, [u8; 6]>, RouteError> {
+    let mut entries = neighbour_entries(socket, Some(device), true)?;
+    entries.retain(|entry| entry.header.state == NeighbourState::Permanent);
+    let neighbour = |entry: &NeighbourMessage| {
+        let Some(IpAddr::V6(address)) = neighbour_address(entry) else {
+            return None;
         };
-        let mut address = None;
-        let mut mac = [0; 6];
-        for attribute in &message.attributes {
-            match attribute {
-                NeighbourAttribute::Destination(NeighbourAddress::Inet6(found)) => {
-                    address = Some(*found);
-                }
-                NeighbourAttribute::LinkLayerAddress(bytes) if bytes.len() == 6 => {
-                    mac.copy_from_slice(bytes);
-                }
-                _ => {}
-            }
-        }
-        if let (true, Some(address)) = (message.header.state == NeighbourState::Permanent, address)
-        {
-            neighbours.insert(address, mac);
-        }
-    }
-    Ok(neighbours)
+        let mac = entry
+            .attributes
+            .iter()
+            .find_map(|attribute| match attribute {
+                NeighbourAttribute::LinkLayerAddress(bytes) => bytes.as_slice().try_into().ok(),
+                _ => None,
+            });
+        Some((address, mac.unwrap_or_default()))
+    };
+    Ok(entries.iter().filter_map(neighbour).collect())
 }
 
 /// Index of the device of the main table's default route with the lowest metric, IPv4 before IPv6.
 pub(super) fn default_device(socket: &mut NetlinkSocket) -> Result<Option<u32>, RouteError> {
-    const MAIN: u8 = libc::RT_TABLE_MAIN;
     for v6 in [false, true] {
-        let mut message = RouteMessage::default();
-        message.header.address_family = family(v6);
-        message.header.table = MAIN;
-        let mut best: Option<(u32, u32)> = None;
-        for message in dump(
-            socket,
-            RTM_GETROUTE,
-            Message::GetRoute(message),
-            "default routes",
-        )? {
-            let Message::NewRoute(message) = message else {
-                continue;
-            };
-            let header = &message.header;
-            if header.destination_prefix_length != 0
-                || header.table != MAIN
-                || header.kind != RouteType::Unicast
-            {
-                continue;
-            }
-            let mut found = (0, None);
-            for attribute in &message.attributes {
+        let routes = main_unicast_routes(socket, v6)?;
+        let default = routes
+            .iter()
+            .filter(|route| route.header.destination_prefix_length == 0);
+        let ranked = default.filter_map(|route| {
+            let (mut metric, mut device) = (0, None);
+            for attribute in &route.attributes {
                 match attribute {
-                    RouteAttribute::Priority(metric) => found.0 = *metric,
-                    RouteAttribute::Oif(index) => found.1 = Some(*index),
+                    RouteAttribute::Priority(number) => metric = *number,
+                    RouteAttribute::Oif(index) => device = Some(*index),
                     _ => {}
                 }
             }
-            if let (metric, Some(index)) = found {
-                best = Some(best.unwrap_or((metric, index)).min((metric, index)));
-            }
-        }
-        if let Some((_, index)) = best {
+            Some((metric, device?))
+        });
+        if let Some((_, index)) = ranked.min() {
             return Ok(Some(index));
         }
     }
     Ok(None)
+}
+
+/// The unicast routes of the main table, for IPv6 or IPv4.
+pub(super) fn main_unicast_routes(
+    socket: &mut NetlinkSocket,
+    v6: bool,
+) -> Result<Vec<RouteMessage>, RouteError> {
+    const MAIN: u8 = RouteHeader::RT_TABLE_MAIN;
+    let mut message = RouteMessage::default();
+    message.header.address_family = family(v6);
+    message.header.table = MAIN;
+    let found = dump(socket, RTM_GETROUTE, Message::GetRoute(message), "routes")?;
+    let route = |message| match message {
+        Message::NewRoute(route) => Some(route),
+        _ => None,
+    };
+    let mut routes: Vec<RouteMessage> = found.into_iter().filter_map(route).collect();
+    routes.retain(|route| route.header.table == MAIN && route.header.kind == RouteType::Unicast);
+    Ok(routes)
+}
+
+/// The next hop that an attribute of a route names.
+pub(super) fn next_hop(attribute: &RouteAttribute) -> Option<IpAddr> {
+    match attribute {
+        RouteAttribute::Gateway(gateway) => route_address(gateway),
+        RouteAttribute::Via(RouteVia::Inet(via)) => Some(IpAddr::from(*via)),
+        RouteAttribute::Via(RouteVia::Inet6(via)) => Some(IpAddr::from(*via)),
+        _ => None,
+    }
+}
+
+fn route_address(address: &RouteAddress) -> Option<IpAddr> {
+    match address {
+        RouteAddress::Inet(v4) => Some(IpAddr::from(*v4)),
+        RouteAddress::Inet6(v6) => Some(IpAddr::from(*v6)),
+        _ => None,
+    }
 }
 
 /// See [`super::Routing::main_routes`].
@@ -252,40 +290,29 @@ pub(super) fn main_routes(socket: &mut NetlinkSocket) -> Result<Vec<MainRoute>, 
             && header.table == RouteHeader::RT_TABLE_MAIN
             && header.destination_prefix_length > 0
         {
-            found.extend(ways(&route));
+            found.extend(legs(&route));
         }
     }
     Ok(found)
 }
 
-/// The ways of one route; none if it is by a next hop object or to a destination that cannot be read.
-fn ways(route: &RouteMessage) -> Vec<MainRoute> {
-    let ip = |address: &RouteAddress| match address {
-        RouteAddress::Inet(to) => Some(IpAddr::from(*to)),
-        RouteAddress::Inet6(to) => Some(IpAddr::from(*to)),
-        _ => None,
-    };
-    let way = |attributes: &[RouteAttribute]| {
-        let (mut device, mut next_hop) = (None, None);
-        for attribute in attributes {
-            match attribute {
-                RouteAttribute::Oif(index) => device = Some(*index),
-                RouteAttribute::Gateway(gateway) => next_hop = ip(gateway),
-                RouteAttribute::Via(RouteVia::Inet(via)) => next_hop = Some(IpAddr::from(*via)),
-                RouteAttribute::Via(RouteVia::Inet6(via)) => next_hop = Some(IpAddr::from(*via)),
-                _ => {}
-            }
-        }
-        (device, next_hop)
+/// The legs of one route; none if it is by a next hop object or to a destination that cannot be read.
+fn legs(route: &RouteMessage) -> Vec<MainRoute> {
+    let leg = |attributes: &[RouteAttribute]| {
+        let device = attributes.iter().find_map(|attribute| match attribute {
+            RouteAttribute::Oif(index) => Some(*index),
+            _ => None,
+        });
+        (device, attributes.iter().find_map(next_hop))
     };
     let mut to = None;
-    let mut ways = vec![way(&route.attributes)];
+    let mut legs = vec![leg(&route.attributes)];
     for attribute in &route.attributes {
         match attribute {
-            RouteAttribute::Destination(destination) => to = ip(destination),
+            RouteAttribute::Destination(destination) => to = route_address(destination),
             RouteAttribute::MultiPath(hops) => {
-                ways.extend(hops.iter().map(|hop| {
-                    let (_, next_hop) = way(&hop.attributes);
+                legs.extend(hops.iter().map(|hop| {
+                    let (_, next_hop) = leg(&hop.attributes);
                     (Some(hop.interface_index), next_hop)
                 }));
             }
@@ -296,8 +323,8 @@ fn ways(route: &RouteMessage) -> Vec<MainRoute> {
     let Some(to) = to.and_then(|to| IpNet::new(to, length).ok()) else {
         return Vec::new();
     };
-    let ways = ways.into_iter();
-    ways.filter_map(|(device, next_hop)| {
+    let legs = legs.into_iter();
+    legs.filter_map(|(device, next_hop)| {
         Some(MainRoute {
             to,
             device: device?,

@@ -34,19 +34,19 @@ const PROFILES_MAX: usize = 15;
 
 /// What the tables hold.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub(super) struct Wanted {
+pub(super) struct Desired {
     pods: BTreeMap<Address, Profile>,
     chosen: BTreeSet<(u32, Destination)>,
     never: BTreeSet<(u32, Prefix)>,
     local: BTreeSet<(u32, Prefix)>,
 }
 
-impl Wanted {
+impl Desired {
     /// Of a worker's state.
     pub fn of(worker: &WorkerState) -> Self {
         let pods = worker.pods.iter();
         let prefixes = |all: &BTreeSet<IpNet>| all.iter().copied().map(abi::prefix).collect();
-        Wanted {
+        Desired {
             pods: pods
                 .map(|(ip, id)| (address(*ip), abi::profile(*id)))
                 .collect(),
@@ -99,7 +99,7 @@ pub(super) struct Tables {
     local_map: LpmTrie<MapData, Prefix, u32>,
     counters_map: PerCpuArray<MapData, u64>,
     config: Config,
-    held: Wanted,
+    held: Desired,
 }
 
 /// Whether all maps are pinned, in the shape that our programs have them in.
@@ -133,7 +133,7 @@ impl Tables {
             counters_map: PerCpuArray::try_from(Map::PerCpuArray(map("uplink_counters")?))
                 .map_err(wrong("uplink_counters"))?,
             config: Config::default(),
-            held: Wanted::default(),
+            held: Desired::default(),
         };
         tables.read()?;
         Ok(tables)
@@ -143,7 +143,7 @@ impl Tables {
         let wrong = |name| move |error: MapError| GatewayError::map(name, error);
         self.config = self.config_map.get(&0, 0).map_err(wrong("uplink_config"))?;
         let pods: Result<_, MapError> = self.pods_map.iter().collect();
-        self.held = Wanted {
+        self.held = Desired {
             pods: pods.map_err(wrong("uplink_pods"))?,
             chosen: keys(&self.chosen_map).map_err(wrong("uplink_chosen"))?,
             never: keys(&self.never_map).map_err(wrong("uplink_never"))?,
@@ -152,7 +152,7 @@ impl Tables {
         Ok(())
     }
 
-    /// Reads everything anew. Whether it is what was written; otherwise the next [`Self::grow`] mends it.
+    /// Reads everything anew. Whether it is what was written; otherwise the next [`Self::grow`] repairs it.
     pub fn reread(&mut self) -> Result<bool, GatewayError> {
         let (config, held) = (self.config, std::mem::take(&mut self.held));
         self.read()?;
@@ -175,7 +175,7 @@ impl Tables {
     }
 
     /// Adds what is asked for and not there. What is never egress traffic comes first, what is lifted last.
-    pub fn grow(&mut self, wanted: &Wanted) -> Result<(), GatewayError> {
+    pub fn grow(&mut self, wanted: &Desired) -> Result<(), GatewayError> {
         let wrong = |name| move |error: MapError| GatewayError::map(name, error);
         let held = &mut self.held;
         add(&mut self.never_map, &wanted.never, &mut held.never).map_err(wrong("uplink_never"))?;
@@ -193,7 +193,7 @@ impl Tables {
     }
 
     /// Removes what is not asked for, in the opposite order.
-    pub fn shrink(&mut self, wanted: &Wanted) -> Result<(), GatewayError> {
+    pub fn shrink(&mut self, wanted: &Desired) -> Result<(), GatewayError> {
         let wrong = |name| move |error: MapError| GatewayError::map(name, error);
         let held = &mut self.held;
         let gone = |pod: &&Address| !wanted.pods.contains_key(*pod);

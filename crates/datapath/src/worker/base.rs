@@ -1,13 +1,14 @@
 //! The sets and chains that every node's table has, whatever its policies.
 
 use super::counters as c;
-use super::names::{ENDED_SETS, FULL_SETS, LATE_SETS, PORTLESS_SETS, Stage};
-use super::profile::GOTO;
+use super::mss::clamp_mss;
+use super::names::{BOUND, BOUND_DEVICES, TRANSPORT};
+use super::names::{ENDED_SETS, FULL_SETS, GOTO, LATE_SETS, PORTLESS_SETS, Stage};
 use super::{canary, marks, next_hops};
 use crate::nft::rule::{self, FAMILIES, Family};
 use crate::nft::rule::{End, STATE_ESTABLISHED, STATE_INVALID, STATE_NEW, STATE_RELATED};
-use crate::nft::rule::{STATE_UNTRACKED, TCP_SYN, UDP};
-use crate::nft::rule::{Way, rule};
+use crate::nft::rule::{Interface, rule};
+use crate::nft::rule::{STATE_UNTRACKED, UDP};
 use crate::nft::{Chain, ElementKey, Hook, Rule, Set, SetType, Table, Value};
 use egret_core::canary::CanaryHook;
 use egret_core::node::{GatewayState, Group, NodeState};
@@ -27,14 +28,8 @@ const ERRORS: &str = "errors";
 /// Where pods have their addresses, and those that known pods have; only where unknown ones are dropped.
 const POD_CIDRS: &str = "pod_cidrs";
 const KNOWN_PODS: &str = "known_pods";
-/// Addresses of pods that have a device of their own, and the same with the device's index.
-pub(super) const BOUND: &str = "bound";
-pub(super) const BOUND_DEVICES: &str = "bound_devices";
-/// Protocols whose ports (or echo ids) are translated.
-pub(super) const TRANSPORT: &str = "transport";
 /// Bytes of the link-local prefix that the tunnel uses: fe80::/64.
 const TUNNEL_PREFIX: [u8; 8] = [0xfe, 0x80, 0, 0, 0, 0, 0, 0];
-const TCP_SYN_RST: u8 = 0x06;
 
 pub(super) fn sets(state: &NodeState, table: &mut Table) {
     for family in FAMILIES {
@@ -231,7 +226,7 @@ pub(super) fn chains(state: &NodeState, table: &mut Table) {
     base("guard", POSTROUTING, 300, guard(state));
     // The tunnel looks its own way up with the packet's mark. What others have set is not about the outer packet; they
     // find it as they set it up to here.
-    let into_tunnel = rule().device(Way::Out, TUNNEL_DEVICE, true);
+    let into_tunnel = rule().device(Interface::Out, TUNNEL_DEVICE, true);
     let unmark = vec![into_tunnel.set_mark(u32::MAX, 0).done()];
     base("into_tunnel", POSTROUTING, i32::MAX, unmark);
     let mut plain = |name: &str, rules: Vec<Rule>| {
@@ -335,16 +330,6 @@ fn tunnel_in(state: &NodeState) -> Vec<Rule> {
     rules
 }
 
-/// The MSS of a SYN becomes what the tunnel carries.
-pub(super) fn clamp_mss(packet: rule::Builder, family: Family, state: &NodeState) -> Rule {
-    let headers = if family == Family::V4 { 40 } else { 60 };
-    let mss = u16::try_from(state.tunnel.mtu.saturating_sub(headers)).unwrap_or(u16::MAX);
-    packet
-        .family(family)
-        .tcp_flags(TCP_SYN_RST, TCP_SYN, true)
-        .mss_at_most(mss)
-}
-
 fn clamp(state: &NodeState) -> Vec<Rule> {
     let mut rules = Vec::new();
     for family in FAMILIES {
@@ -356,14 +341,14 @@ fn clamp(state: &NodeState) -> Vec<Rule> {
                 .drop(),
         );
     }
-    let through = rule().device(Way::In, TUNNEL_DEVICE, true);
+    let through = rule().device(Interface::In, TUNNEL_DEVICE, true);
     rules.push(
         through
-            .device(Way::Out, TUNNEL_DEVICE, true)
+            .device(Interface::Out, TUNNEL_DEVICE, true)
             .count(c::TRANSIT)
             .drop(),
     );
-    for way in [Way::In, Way::Out] {
+    for way in [Interface::In, Interface::Out] {
         for family in FAMILIES {
             let through = rule().device(way, TUNNEL_DEVICE, true);
             rules.push(clamp_mss(through, family, state));
@@ -375,7 +360,7 @@ fn clamp(state: &NodeState) -> Vec<Rule> {
 fn classify(state: &NodeState) -> Vec<Rule> {
     let mut rules = vec![
         rule()
-            .device(Way::In, TUNNEL_DEVICE, true)
+            .device(Interface::In, TUNNEL_DEVICE, true)
             .goto("from_tunnel"),
         marks::set_aside(),
     ];
@@ -436,7 +421,7 @@ fn classify(state: &NodeState) -> Vec<Rule> {
 /// What comes from outside to an egress address.
 fn to_egress_address(gateway: &GatewayState, family: Family) -> rule::Builder {
     rule()
-        .device(Way::In, &gateway.external_device, true)
+        .device(Interface::In, &gateway.external_device, true)
         .address_in(family, End::Destination, &family.named("egress"))
 }
 
@@ -555,21 +540,21 @@ fn guard(state: &NodeState) -> Vec<Rule> {
     // Nothing that this node makes itself belongs into the tunnel (its own multicast reports among it).
     rules.push(
         rule()
-            .device(Way::Out, TUNNEL_DEVICE, true)
+            .device(Interface::Out, TUNNEL_DEVICE, true)
             .forwarded(false)
             .drop(),
     );
     // The kernel's MLD reports name the tunnel as the device that they came by, as if they were forwarded.
     rules.push(
         rule()
-            .device(Way::Out, TUNNEL_DEVICE, true)
+            .device(Interface::Out, TUNNEL_DEVICE, true)
             .address_starts(Family::V6, End::Destination, &[0xff])
             .drop(),
     );
     for family in FAMILIES {
         rules.push(
             rule()
-                .device(Way::Out, TUNNEL_DEVICE, true)
+                .device(Interface::Out, TUNNEL_DEVICE, true)
                 .address_not_in(family, End::Source, &family.named("leased"))
                 .count(c::GUARD_DEVICE)
                 .drop(),
@@ -581,7 +566,7 @@ fn guard(state: &NodeState) -> Vec<Rule> {
         // Says that this ruleset has looked at it and let it be. Without this the uplink program lets nothing of a
         // selected pod out.
         let left = u32::from(GROUP_LEFT_ALONE) << MARK_SHIFT;
-        let lifted = rule().device(Way::In, LIFT_DEVICE, true);
+        let lifted = rule().device(Interface::In, LIFT_DEVICE, true);
         rules.push(lifted.set_mark(MARK_MASK, left).done());
     }
     rules

@@ -1,7 +1,7 @@
 //! Counters along the way of canaries, so that a hook of others that drops them can be named. Each base chain of its own
 //! stands at the very edge of its hook.
 
-use crate::nft::rule::{Builder, End, FAMILIES, Family, UDP, Way, rule};
+use crate::nft::rule::{Builder, End, FAMILIES, Family, Interface, UDP, rule};
 use crate::nft::{Chain, Hook, Rule, Table};
 use egret_core::canary::CanaryHook;
 use egret_core::node::NodeState;
@@ -23,13 +23,13 @@ fn prefix(family: Family) -> Vec<u8> {
 /// A canary on its way out.
 fn outward(state: &NodeState) -> Option<Builder> {
     state.worker.canary.as_ref()?;
-    Some(rule().device(Way::In, CANARY_DEVICE, true))
+    Some(rule().device(Interface::In, CANARY_DEVICE, true))
 }
 
 /// An answer behind the tunnel.
 fn answer(family: Family) -> Builder {
     rule()
-        .device(Way::In, TUNNEL_DEVICE, true)
+        .device(Interface::In, TUNNEL_DEVICE, true)
         .address_starts(family, End::Source, &prefix(family))
 }
 
@@ -88,7 +88,7 @@ pub(super) fn end_here(state: &NodeState) -> Vec<Rule> {
         )
     });
     let elsewhere =
-        outward(state).map(|packet| packet.device(Way::Out, TUNNEL_DEVICE, false).drop());
+        outward(state).map(|packet| packet.device(Interface::Out, TUNNEL_DEVICE, false).drop());
     ended.chain(elsewhere).collect()
 }
 

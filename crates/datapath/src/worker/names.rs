@@ -19,6 +19,14 @@ pub const PORTLESS_SETS: [&str; 2] = ["refused4", "refused6"];
 /// Sets of our group numbers, as marks, and of what stands for them in marks of others.
 pub(crate) const GROUP_SETS: [&str; 2] = ["groups", "groups_foreign"];
 
+/// Sets of addresses of pods that have a device of their own, and of such an address with the device's index.
+pub(super) const BOUND: &str = "bound";
+pub(super) const BOUND_DEVICES: &str = "bound_devices";
+/// Set of protocols whose ports (or echo ids) are translated.
+pub(super) const TRANSPORT: &str = "transport";
+/// Verdict `goto` (`NFT_GOTO` of linux/netfilter/nf_tables.h).
+pub(super) const GOTO: i32 = -4;
+
 /// The three places that look a packet up.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Stage {

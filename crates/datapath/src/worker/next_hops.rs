@@ -5,7 +5,7 @@ use super::counters as c;
 use super::names::Stage;
 use super::profile::refused;
 use crate::nft::rule::{Builder, End, FAMILIES, Family};
-use crate::nft::rule::{STATE_ESTABLISHED, STATE_INVALID, STATE_UNTRACKED, Way, rule};
+use crate::nft::rule::{Interface, STATE_ESTABLISHED, STATE_INVALID, STATE_UNTRACKED, rule};
 use crate::nft::{Chain, Rule, Table};
 use egret_core::node::{Attachment, GroupNumber, NextHop, NextHopWay, NodeState};
 use egret_core::numbers::{MARK_MASK, MARK_SHIFT, TUNNEL_DEVICE};
@@ -67,8 +67,8 @@ pub(super) fn from_tunnel(state: &NodeState) -> Vec<Rule> {
 pub(super) fn translate(state: &NodeState) -> Vec<Rule> {
     let one = |(number, next_hop, here): (GroupNumber, &NextHop, &Attachment)| {
         rule()
-            .device(Way::In, TUNNEL_DEVICE, true)
-            .device(Way::Out, &here.device, true)
+            .device(Interface::In, TUNNEL_DEVICE, true)
+            .device(Interface::Out, &here.device, true)
             .next_hop_is(next_hop.address)
             .goto(&Stage::Nat.next_hop(number))
     };
@@ -81,7 +81,7 @@ pub(super) fn look_at_tunnel(state: &NodeState) -> Vec<Rule> {
     if attached(state).next().is_none() {
         return Vec::new();
     }
-    let from_tunnel = || rule().device(Way::In, TUNNEL_DEVICE, true);
+    let from_tunnel = || rule().device(Interface::In, TUNNEL_DEVICE, true);
     let mut rules = vec![from_tunnel().direction(false).goto(GUARD_FROM_TUNNEL)];
     for family in FAMILIES {
         // The kernel names the tunnel as the device that its own outer packets came by, and those are not tracked.
@@ -124,7 +124,7 @@ fn guard(next_hop: &NextHop) -> Vec<Rule> {
         NextHopWay::Tunnel(_) => Some(
             rule()
                 .family(Family::of(next_hop.address))
-                .device(Way::Out, TUNNEL_DEVICE, true)
+                .device(Interface::Out, TUNNEL_DEVICE, true)
                 .source_is_translated(false)
                 .accept(),
         ),
@@ -135,7 +135,7 @@ fn guard(next_hop: &NextHop) -> Vec<Rule> {
 
 fn passes(next_hop: &NextHop, here: &Attachment) -> Rule {
     rule()
-        .device(Way::Out, &here.device, true)
+        .device(Interface::Out, &here.device, true)
         .next_hop_is(next_hop.address)
         .address_is(End::Source, here.source, true)
         .accept()

@@ -1,11 +1,12 @@
 //! Profiles (pod -> destinations) and targets (what selected traffic becomes), once for each of the three stages.
 
-use super::base::{BOUND, BOUND_DEVICES, TRANSPORT, clamp_mss};
 use super::counters as c;
-use super::names::{FULL_SETS, STAGES, Stage, opened, sent};
+use super::mss::clamp_mss;
+use super::names::{BOUND, BOUND_DEVICES, FULL_SETS, GOTO, STAGES, Stage, TRANSPORT};
+use super::names::{opened, sent};
 use crate::nft::rule::{self, FAMILIES, Family};
 use crate::nft::rule::{
-    Builder, End, STATE_ESTABLISHED, STATE_INVALID, STATE_NEW, STATE_UNTRACKED, Way, rule,
+    Builder, End, Interface, STATE_ESTABLISHED, STATE_INVALID, STATE_NEW, STATE_UNTRACKED, rule,
 };
 use crate::nft::{ByAddress, Chain, ElementKey, Rule, Set, SetType, Table, Value};
 use egret_core::model::Protocol;
@@ -16,7 +17,6 @@ use egret_core::numbers::{LIFT_DEVICE, MARK_MASK, MARK_SHIFT, TUNNEL_DEVICE};
 use std::net::IpAddr;
 
 const JUMP: i32 = -3;
-pub(super) const GOTO: i32 = -4;
 const DROP: i32 = 0;
 
 pub(super) fn targets(state: &NodeState, table: &mut Table) {
@@ -85,7 +85,7 @@ pub(super) fn refused(family: Family, old: impl Fn() -> Builder) -> Vec<Rule> {
 /// The pod is gone with its device, or somebody's packet pretends to be its. What was lifted comes by our own device.
 fn by_other_device(family: Family) -> Rule {
     rule()
-        .device(Way::In, LIFT_DEVICE, false)
+        .device(Interface::In, LIFT_DEVICE, false)
         .address_in(family, End::Source, &family.named(BOUND))
         .comes_by_other_than(family, &family.named(BOUND_DEVICES))
         .count(c::OTHER_DEVICE)
@@ -123,7 +123,7 @@ fn guard(target: &Target, group: &Group, state: &NodeState) -> Vec<Rule> {
         rules.push(clamp_mss(rule(), family, state));
     }
     if let Some(device) = device {
-        let rule = rule().device(Way::Out, device, true);
+        let rule = rule().device(Interface::Out, device, true);
         rules.push(
             rule.address_is(End::Source, target.address, true)
                 .count(&sent(target.traffic_key))

@@ -188,7 +188,7 @@ fn solicitation(from: &str, target: &str, hops: u8, option: bool) -> Vec<u8> {
     let IpAddr::V6(asked) = ip(target) else {
         panic!()
     };
-    let group = egret_datapath::gateway::announce::solicited_node(asked);
+    let group = egret_datapath::presence::l2::solicited_node(asked);
     let mut rest = asked.octets().to_vec();
     if option {
         rest.extend([1, 1]);

@@ -5,7 +5,8 @@ use crate::site::{EGRESS, EXTERNAL_MAC, OUTSIDE, OWN, Site, Wire, receive, state
 use aya::maps::{Array, HashMap, Map, MapData};
 use aya::programs::{SchedClassifier, TcAttachType};
 use egret_datapath::gateway::abi::{self, Address, Config, Owner, SteeringValue, Worker};
-use egret_datapath::gateway::{Attachment, GatewayDriver, GatewayError, announce};
+use egret_datapath::gateway::{Attachment, GatewayDriver, GatewayError};
+use egret_datapath::presence::l2;
 use std::collections::BTreeSet;
 use std::net::{IpAddr, Ipv6Addr};
 use std::path::Path;
@@ -244,7 +245,7 @@ fn hosts_outside_follow_an_announcement() {
     for (family, egress) in EGRESS.iter().enumerate() {
         let add = format!("neigh add {egress} lladdr 02:00:00:00:aa:aa dev oe nud stale");
         site.outside.ip(&add);
-        announce::gratuitous(
+        l2::gratuitous(
             site.config.external_ifindex,
             EXTERNAL_MAC,
             egress.parse().unwrap(),
@@ -268,7 +269,7 @@ fn hosts_outside_follow_an_announcement() {
 }
 
 /// Groups of the device: joined ones by /proc/net/igmp6, link-layer entries by /proc/net/dev_mcast.
-fn groups(file: &str) -> BTreeSet<String> {
+pub fn groups(file: &str) -> BTreeSet<String> {
     let text = std::fs::read_to_string(format!("/proc/thread-self/net/{file}")).unwrap();
     let of_device = text
         .lines()
@@ -288,14 +289,14 @@ fn solicitations_get_through_also_without_an_agent() {
     let (joined, entries) = (groups("igmp6").len(), groups("dev_mcast").len());
     // the kernel says on the link which groups it wants (MLD)
     let wire = site.outside.run(|| Wire::open("oe"));
-    let mut nodes = announce::SolicitedNodes::new(site.config.external_ifindex, "ge");
+    let mut nodes = l2::SolicitedNodes::new(site.config.external_ifindex, "ge");
     nodes.set(&addresses).unwrap();
     nodes.set(&addresses).unwrap();
     assert_eq!(
         (groups("igmp6").len(), groups("dev_mcast").len()),
         (joined + 200, entries + 200)
     );
-    let group = announce::solicited_node("2001:db8:e::a7:1".parse().unwrap()).octets();
+    let group = l2::solicited_node("2001:db8:e::a7:1".parse().unwrap()).octets();
     wire.receive(|frame| {
         frame[12..14] == [0x86, 0xdd] && frame.windows(16).any(|part| part == group)
     });
@@ -305,7 +306,7 @@ fn solicitations_get_through_also_without_an_agent() {
         (groups("igmp6").len(), groups("dev_mcast").len()),
         (joined, entries + 200)
     );
-    let mut nodes = announce::SolicitedNodes::new(site.config.external_ifindex, "ge");
+    let mut nodes = l2::SolicitedNodes::new(site.config.external_ifindex, "ge");
     nodes.adopt(&addresses);
     nodes.set(&BTreeSet::new()).unwrap();
     assert_eq!(

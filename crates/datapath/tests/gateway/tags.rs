@@ -74,7 +74,7 @@ fn a_question_with_a_priority_tag_is_answered() {
 
 /// RFC 4861 section 4.3, without options.
 fn solicitation(target: std::net::Ipv6Addr, from: std::net::Ipv6Addr) -> Vec<u8> {
-    let group = egret_datapath::gateway::announce::solicited_node(target);
+    let group = egret_datapath::presence::l2::solicited_node(target);
     let rest = target.octets();
     let mut bytes = Vec::new();
     etherparse::PacketBuilder::ipv6(from.octets(), group.octets(), 255)

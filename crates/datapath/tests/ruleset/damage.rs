@@ -21,7 +21,7 @@ fn a_foreign_flush_leaves_the_table_and_a_restart_adopts_it() {
         }
         run("nft add table ip foreign; nft flush ruleset");
         assert!(
-            nft.verify().expect("verify"),
+            nft.is_intact().expect("verify"),
             "the flush must not touch our table"
         );
         let before = run("nft list table inet egret");
@@ -35,7 +35,10 @@ fn a_foreign_flush_leaves_the_table_and_a_restart_adopts_it() {
         let mut nft = Nftables::open("egret").expect("open again");
         nft.apply(&worker::table(&state())).expect("adopt");
         run("nft flush ruleset");
-        assert!(nft.verify().expect("verify"), "adopted means owned again");
+        assert!(
+            nft.is_intact().expect("verify"),
+            "adopted means owned again"
+        );
         let mut second = Nftables::open("egret").expect("open");
         let error = second
             .apply(&worker::table(&state()))
@@ -60,8 +63,8 @@ fn a_foreign_table_is_none_of_our_business() {
             let mut nft = nft.expect("open");
             nft.apply(&worker::table(&state())).expect("apply");
             run("nft add table ip foreign");
-            assert_eq!(nft.look().expect("look"), None);
-            assert_eq!(nft.compare().expect("compare"), None);
+            assert_eq!(nft.verify_quick().expect("look"), None);
+            assert_eq!(nft.verify_full().expect("compare"), None);
             let counters = nft.counters().expect("counters");
             let (per_account, accounts) = (2, state().worker.targets.len());
             let hooks = egret_core::canary::CanaryHook::ALL.len();
@@ -93,13 +96,13 @@ fn a_look_that_others_interrupt_forgets_nothing() {
             let deadline = Instant::now() + Duration::from_secs(60);
             let mut last = Ok(None);
             while matches!(last, Ok(None)) && Instant::now() < deadline {
-                last = nft.look();
+                last = nft.verify_quick();
             }
             stop.store(true, Ordering::Relaxed);
             last
         });
         assert!(interrupted.is_err(), "not interrupted: {interrupted:?}");
-        assert_eq!(nft.look().expect("look"), None);
+        assert_eq!(nft.verify_quick().expect("look"), None);
     });
 }
 
@@ -146,11 +149,11 @@ fn damage_is_seen_and_mended() {
         let before = content(&run("nft list table inet egret"));
         for (line, word) in DAMAGE {
             run("nft add table ip foreign");
-            assert_eq!(nft.compare().expect("compare"), None, "before {line}");
-            assert_eq!(nft.look().expect("look"), None, "before {line}");
+            assert_eq!(nft.verify_full().expect("compare"), None, "before {line}");
+            assert_eq!(nft.verify_quick().expect("look"), None, "before {line}");
             run(line);
-            let elements = nft.compare().expect("compare");
-            let found = elements.or(nft.look().expect("look"));
+            let elements = nft.verify_full().expect("compare");
+            let found = elements.or(nft.verify_quick().expect("look"));
             let found = found.unwrap_or_else(|| panic!("not seen: {line}"));
             assert!(found.contains(word), "{line}: {found}");
             nft.apply(&worker::table(&state())).expect("mend");
@@ -183,8 +186,8 @@ fn a_change_of_ours_is_no_damage() {
         for state in [&state(), &fewer, &other, &state()] {
             nft.apply(&worker::table(state)).expect("apply");
             run("nft add table ip foreign; nft delete table ip foreign");
-            assert_eq!(nft.compare().expect("compare"), None);
-            assert_eq!(nft.look().expect("look"), None);
+            assert_eq!(nft.verify_full().expect("compare"), None);
+            assert_eq!(nft.verify_quick().expect("look"), None);
         }
     });
 }

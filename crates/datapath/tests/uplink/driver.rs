@@ -7,7 +7,7 @@ use aya::programs::tc::{NlOptions, TcAttachOptions};
 use aya::programs::{LinkOrder, SchedClassifier, TcAttachType};
 use aya::{Ebpf, EbpfLoader};
 use egret_core::node::{PodMap, Profile, ProfileId, WorkerState};
-use egret_datapath::damage::{Damage, Found};
+use egret_datapath::drift::{Drift, DriftReport};
 use egret_datapath::gateway::Attachment;
 use egret_datapath::uplink::abi::Config;
 use egret_datapath::uplink::{Looker, OBJECT, UplinkDriver};
@@ -44,7 +44,7 @@ pub fn worker(uplinks: &[&str]) -> WorkerState {
 }
 
 /// The kinds of what was found, each of which must say what.
-fn kinds(found: &Found) -> BTreeSet<Damage> {
+fn kinds(found: &DriftReport) -> BTreeSet<Drift> {
     assert!(found.values().all(|what| !what.is_empty()), "{found:?}");
     found.keys().copied().collect()
 }
@@ -124,7 +124,7 @@ fn packets_are_seen_before_others_see_them() {
             assert_eq!(programs("up0", direction)[1..], ours);
             assert_eq!(
                 kinds(&driver.verify(false).unwrap()),
-                BTreeSet::from([Damage::Programs])
+                BTreeSet::from([Drift::Programs])
             );
             driver.settle(&state).unwrap();
             let now = programs("up0", direction);
@@ -184,7 +184,7 @@ fn filters_do_the_same_where_there_is_no_tcx() {
     command("tc filter delete dev up0 egress");
     assert_eq!(
         kinds(&driver.verify(false).unwrap()),
-        BTreeSet::from([Damage::Programs])
+        BTreeSet::from([Drift::Programs])
     );
     driver.settle(&state).unwrap();
     assert_eq!(kinds(&driver.verify(true).unwrap()), BTreeSet::new());
@@ -194,7 +194,7 @@ fn filters_do_the_same_where_there_is_no_tcx() {
         filter_before_all(&theirs, "up0", way, 1);
         assert_eq!(
             kinds(&driver.verify(false).unwrap()),
-            BTreeSet::from([Damage::Programs])
+            BTreeSet::from([Drift::Programs])
         );
         driver.settle(&state).unwrap();
         assert_eq!(kinds(&driver.verify(true).unwrap()), BTreeSet::new());
@@ -225,14 +225,14 @@ fn damage_is_seen_by_kind() {
     let (_net, pins) = node();
     let state = worker(&UPLINKS);
     for (line, kind) in [
-        ("ip link delete egret-lift".to_owned(), Damage::Device),
-        ("ip link set egret-lift down".to_owned(), Damage::Device),
+        ("ip link delete egret-lift".to_owned(), Drift::Device),
+        ("ip link set egret-lift down".to_owned(), Drift::Device),
         (
             format!(
                 "bpftool map delete pinned {}/uplink/uplink_pods key 0 0 0 0 0 0 0 0 0 0 255 255 10 244 1 10",
                 pins.display()
             ),
-            Damage::Tables,
+            Drift::Tables,
         ),
     ] {
         let mut driver = up(&pins, &state);

@@ -39,14 +39,12 @@ impl Planner {
         if self.leases.report(name, reported) {
             dirty.addresses.extend(self.leases.waiting_for(name));
         }
-        let serving = |nodes: &[GatewayNode]| {
-            let running = nodes.iter().any(|node| node.running);
-            let networks = |node: &GatewayNode| {
-                let next_hops = node.running.then(|| node.next_hops.clone());
-                (node.external.clone(), next_hops)
-            };
-            let networks: Vec<_> = nodes.iter().map(networks).collect();
-            (running, status::without_ebpf(nodes), networks)
+        // Of everything but the version, which changes with every lease, something may be told of policies.
+        let serving = |nodes: &[GatewayNode]| -> Vec<GatewayNode> {
+            let nodes = nodes.iter().cloned();
+            nodes
+                .map(|node| GatewayNode { version: 0, ..node })
+                .collect()
         };
         let before = self.plan.gateways.get(name);
         if before.map(|plan| serving(&plan.nodes)) != Some(serving(&plan.nodes)) {
@@ -111,17 +109,7 @@ impl Planner {
             dirty.numbers = true;
         }
         dirty.addresses.extend(self.drained_otherwise(&name, was));
-        let says = |r: &NodeRecord| {
-            let running = !r.underlay_addresses.is_empty();
-            (
-                running,
-                r.steering_version,
-                r.datapath.clone(),
-                r.external_addresses.clone(),
-                r.next_hops.clone(),
-            )
-        };
-        if was.map(says) != is.map(says) {
+        if status::gateway_node(&name, was) != status::gateway_node(&name, is) {
             dirty.gateways.extend(self.leases.gateways_of(&name));
         }
         dirty.nodes.insert(name);

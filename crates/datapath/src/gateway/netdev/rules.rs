@@ -2,7 +2,7 @@
 
 use super::super::GatewayConfig;
 use super::super::abi;
-use super::super::ways::Way;
+use super::super::external_routes::ExternalRoute;
 use super::answers::{arp, solicitation};
 use super::matches::*;
 use super::traffic;
@@ -22,7 +22,7 @@ pub(super) struct Site<'a> {
     pub tunnel: &'a str,
     pub tunnel_mac: [u8; 6],
     pub own: TunnelIndex,
-    pub ways: &'a [Way],
+    pub routes: &'a [ExternalRoute],
 }
 
 /// The chain on the external device.
@@ -346,9 +346,9 @@ fn outward(family: &Family) -> Vec<Rule> {
 fn way(family: &Family, site: &Site<'_>) -> Vec<Rule> {
     let mut rules = vec![traffic::out(family)];
     let device = site.config.external_ifindex.to_ne_bytes().to_vec();
-    let here = |way: &&Way| family.is(&way.to.addr());
-    for way in site.ways.iter().filter(here) {
-        let (mask, prefix) = match way.to {
+    let here = |route: &&ExternalRoute| family.is(&route.to.addr());
+    for route in site.routes.iter().filter(here) {
+        let (mask, prefix) = match route.to {
             ipnet::IpNet::V4(net) => (
                 net.netmask().octets().to_vec(),
                 net.network().octets().to_vec(),
@@ -359,10 +359,10 @@ fn way(family: &Family, site: &Site<'_>) -> Vec<Rule> {
             ),
         };
         let mut rule = vec![family.load(family.destination, 0)];
-        if way.to.prefix_len() > 0 {
+        if route.to.prefix_len() > 0 {
             rule.extend([masked(0, &mask), equals(0, &prefix)]);
         }
-        rule.push(match way.via {
+        rule.push(match route.via {
             Some(via) => E::load_address(0, via),
             None => family.load(family.destination, 0),
         });

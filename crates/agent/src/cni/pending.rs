@@ -1,0 +1,310 @@
+//! The main loop's part of the CNI: calls that wait for the kernel, and the addresses that were told.
+
+use super::{PendingCall, state_files};
+use egret_core::announced::{Announced, AttachmentId, MaySelect, PodId, Replaced, take_off};
+use egret_core::model::{NodeName, Snapshot};
+use egret_core::node::{Idle, NodeOutcome};
+use egret_core::numbers::{CNI_LEASE_SECS, CNI_OBJECT_SECS, CNI_PENDING_MAX};
+use egret_wire::cni::{Answer, Attachment, Call, Known, VERSION};
+use std::collections::BTreeSet;
+use std::net::IpAddr;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+/// How long ADD waits for the API to show the pod.
+const OBJECT: Duration = Duration::from_secs(CNI_OBJECT_SECS);
+/// How long DEL waits for the removed pod's flows to be deleted: then its address may be another's. The plugin waits twice
+/// as long.
+const FLOWS: Duration = Duration::from_secs(1);
+/// How long ADD waits until a selected pod can open connections.
+const LEASE: Duration = Duration::from_secs(CNI_LEASE_SECS);
+
+/// How far the main loop has come.
+pub(crate) struct Round<'a> {
+    /// The objects, with what was told laid over; `None` before the first.
+    pub(crate) snapshot: Option<&'a Snapshot>,
+    /// What the kernel has, if the last round carried it out.
+    pub(crate) outcome: Option<&'a NodeOutcome>,
+    /// Why it was not, for people.
+    pub(crate) last_error: Option<&'a str>,
+    /// No flow is left to be ended of pods that came or went.
+    pub(crate) flows_ended: bool,
+}
+
+/// Calls that wait, and everything that was told.
+pub(crate) struct PendingCalls {
+    node: NodeName,
+    state_directory: PathBuf,
+    announced: Announced,
+    replaced: Replaced,
+    pending: Vec<(PendingCall, Instant)>,
+    /// What the plugin reads.
+    known: Option<Known>,
+    /// Something was told that no round has taken up yet.
+    unprocessed: bool,
+    /// `known` has been written: the plugin can be installed.
+    ready: Arc<AtomicBool>,
+}
+
+impl PendingCalls {
+    /// Takes up what an earlier agent was told.
+    pub(crate) fn open(node: &NodeName, state_directory: &Path, ready: Arc<AtomicBool>) -> Self {
+        let known = state_files::load_known(state_directory);
+        ready.store(known.is_some(), Ordering::Relaxed);
+        PendingCalls {
+            node: node.clone(),
+            state_directory: state_directory.to_owned(),
+            announced: state_files::load_announced(state_directory),
+            replaced: Replaced::new(),
+            pending: Vec::new(),
+            known,
+            unprocessed: false,
+            ready,
+        }
+    }
+
+    /// New objects: what was told is laid over them.
+    pub(crate) fn overlay(&mut self, snapshot: &mut Snapshot) {
+        if self.announced.forget(&snapshot.pods) {
+            self.save();
+        }
+        self.replaced = self.announced.lay_over(&mut snapshot.pods, &self.node);
+    }
+
+    /// Takes a call up. `true`: a round is due.
+    pub(crate) fn take(&mut self, pending: PendingCall, snapshot: Option<&mut Snapshot>) -> bool {
+        if self.pending.len() >= CNI_PENDING_MAX {
+            let why = format!("{CNI_PENDING_MAX} calls wait already");
+            pending.answer(&Answer::Later { why });
+            return false;
+        }
+        let changed = match &pending.call {
+            Call::Add(attachment) => {
+                let (id, pod, addresses) = told(attachment);
+                if !self.announced.add(id, pod, addresses) {
+                    let why = "the node has too many attachments of containers".into();
+                    pending.answer(&Answer::Later { why });
+                    return false;
+                }
+                true
+            }
+            Call::Del(attachment) => {
+                let (id, pod, addresses) = told(attachment);
+                self.announced.remove(&id, pod, addresses)
+            }
+            Call::Gc { valid } => {
+                let valid = valid.iter().map(|id| AttachmentId {
+                    container: id.container.clone(),
+                    interface: id.interface.clone(),
+                });
+                self.announced.keep(&valid.collect())
+            }
+            Call::Check(attachment) => {
+                let answer = self.check(attachment);
+                pending.answer(&answer);
+                return false;
+            }
+            Call::Status {} => false,
+        };
+        if !changed {
+            pending.answer(&Answer::Done {});
+            return false;
+        }
+        self.save();
+        if let Some(snapshot) = snapshot {
+            take_off(&mut snapshot.pods, std::mem::take(&mut self.replaced));
+            self.replaced = self.announced.lay_over(&mut snapshot.pods, &self.node);
+        }
+        self.pending.push((pending, Instant::now()));
+        self.unprocessed = true;
+        true
+    }
+
+    /// Whether nobody else has got the addresses. Pods that are older than the plugin were never told of.
+    fn check(&self, attachment: &Attachment) -> Answer {
+        let (_, pod, addresses) = told(attachment);
+        let mut owners = addresses.iter().map(|a| (a, self.announced.owner(a)));
+        let taken = owners.find(|(_, owner)| owner.is_some_and(|owner| owner != pod.as_ref()));
+        match taken {
+            None => Answer::Done {},
+            Some((address, owner)) => {
+                let owner = owner.flatten();
+                let owner = owner.map_or("another container".into(), |pod| {
+                    format!("{}/{}", pod.namespace, pod.name)
+                });
+                let why = format!("the address {address} belongs to {owner} by now");
+                Answer::Refused { why }
+            }
+        }
+    }
+
+    /// Whether something was told that no round has taken up yet.
+    pub(crate) fn has_unprocessed(&self) -> bool {
+        self.unprocessed
+    }
+
+    /// Addresses of pods that do not run: the runtime waits for the answer before it starts their first process, and
+    /// before it gives the addresses of those that have ended to others.
+    pub(crate) fn idle(&self) -> Idle {
+        let mut idle = Idle::default();
+        for (pending, _) in &self.pending {
+            match &pending.call {
+                Call::Add(attachment) => idle.starting.extend(&attachment.addresses),
+                Call::Del(attachment) => idle.ended.extend(&attachment.addresses),
+                Call::Check(_) | Call::Gc { .. } | Call::Status {} => {}
+            }
+        }
+        idle
+    }
+
+    /// After a round: answers whoever need not wait any longer.
+    pub(crate) fn after(&mut self, round: &Round<'_>) {
+        self.unprocessed = false;
+        if let (Some(snapshot), Some(outcome)) = (round.snapshot, round.outcome) {
+            self.keep_known(snapshot, outcome);
+        }
+        self.answer(round);
+    }
+
+    /// Between rounds: answers whoever has waited long enough.
+    pub(crate) fn overdue(&mut self, round: &Round<'_>) {
+        if !self.unprocessed {
+            self.answer(round);
+        }
+    }
+
+    fn answer(&mut self, round: &Round<'_>) {
+        if self.pending.is_empty() {
+            return;
+        }
+        let may = round
+            .snapshot
+            .map(|snapshot| MaySelect::of(snapshot, &self.node));
+        for (pending, since) in std::mem::take(&mut self.pending) {
+            let answer = match &pending.call {
+                Call::Add(attachment) => self.add(attachment, since.elapsed(), round, may.as_ref()),
+                // The kernel has been told, or will be before anybody gets the address.
+                _ => {
+                    let carried_out = round.outcome.is_some();
+                    let over = round.flows_ended || !carried_out || since.elapsed() >= FLOWS;
+                    over.then_some(Answer::Done {})
+                }
+            };
+            match answer {
+                Some(answer) => pending.answer(&answer),
+                None => self.pending.push((pending, since)),
+            }
+        }
+    }
+
+    /// `None`: not yet.
+    fn add(
+        &self,
+        attachment: &Attachment,
+        waited: Duration,
+        round: &Round<'_>,
+        may: Option<&MaySelect>,
+    ) -> Option<Answer> {
+        let later = |why: String| Some(Answer::Later { why });
+        let (Some(snapshot), Some(outcome), Some(may)) = (round.snapshot, round.outcome, may)
+        else {
+            let reason = self.reason_to_wait(attachment, may);
+            let Some(reason) = reason else {
+                return Some(Answer::Done {});
+            };
+            let last_error = round.last_error.unwrap_or("it has read no objects yet");
+            let why = format!("{reason}, and the agent cannot program the node: {last_error}");
+            return (waited >= OBJECT).then_some(Answer::Later { why });
+        };
+        let (_, pod, addresses) = told(attachment);
+        let Some(pod) = pod else {
+            return Some(Answer::Done {});
+        };
+        let selected = |a: &&IpAddr| outcome.state.worker.pods.get(a).is_some();
+        match pod.find(&snapshot.pods) {
+            None if !may.contains(&pod.namespace) => Some(Answer::Done {}),
+            None if waited >= OBJECT => later(format!(
+                "an egress policy may select pods of the namespace {}, and the API has not told this node's agent of {}/{}",
+                pod.namespace, pod.namespace, pod.name
+            )),
+            None => None,
+            Some(_) => {
+                let mut own = addresses.iter().filter(selected);
+                let usable = own.all(|address| outcome.state.worker.is_usable(*address));
+                if !usable && waited >= LEASE {
+                    tracing::warn!(
+                        pod = format!("{}/{}", pod.namespace, pod.name),
+                        "a pod starts that its policies leave without a way out for now: see `egret explain`"
+                    );
+                }
+                (usable || waited >= LEASE).then_some(Answer::Done {})
+            }
+        }
+    }
+
+    /// While nothing can be carried out: what the plugin would do without an agent, and what the objects say of it.
+    fn reason_to_wait(&self, attachment: &Attachment, may: Option<&MaySelect>) -> Option<String> {
+        let pod = attachment.pod.as_ref();
+        let known = self.known.as_ref();
+        let kept = known.and_then(|known| known.reason_to_wait(pod, &attachment.addresses));
+        kept.or_else(|| {
+            let namespace = &pod?.namespace;
+            let selects = known.is_none() && may.is_some_and(|may| may.contains(namespace));
+            selects
+                .then(|| format!("an egress policy may select pods of the namespace {namespace}"))
+        })
+    }
+
+    fn keep_known(&mut self, snapshot: &Snapshot, outcome: &NodeOutcome) {
+        let may = MaySelect::of(snapshot, &self.node);
+        let addresses: BTreeSet<IpAddr> = outcome.state.worker.pods.keys().copied().collect();
+        let own = snapshot.pods.values().filter(|pod| {
+            pod.node == self.node
+                && may.contains(&pod.namespace)
+                && !pod.addresses.is_empty()
+                && pod.addresses.iter().all(|a| !addresses.contains(a))
+        });
+        let known = Known {
+            version: VERSION,
+            free_pods: own
+                .map(|pod| Known::pod(&pod.namespace, &pod.name, &pod.uid))
+                .collect(),
+            waiting: may.named,
+            free: may.free,
+            others_wait: may.others,
+            addresses,
+        };
+        if self.known.as_ref() != Some(&known) {
+            if let Err(error) = state_files::save_known(&self.state_directory, &known) {
+                tracing::warn!(%error, "what the CNI plugin needs without an agent cannot be written down");
+                return;
+            }
+            self.known = Some(known);
+        }
+        self.ready.store(true, Ordering::Relaxed);
+    }
+
+    fn save(&self) {
+        if let Err(error) = state_files::save_announced(&self.state_directory, &self.announced) {
+            tracing::warn!(%error, "what the CNI has told cannot be written down");
+        }
+    }
+}
+
+fn told(attachment: &Attachment) -> (AttachmentId, Option<PodId>, BTreeSet<IpAddr>) {
+    let id = AttachmentId {
+        container: attachment.id.container.clone(),
+        interface: attachment.id.interface.clone(),
+    };
+    let pod = attachment.pod.as_ref().map(|pod| PodId {
+        namespace: pod.namespace.clone(),
+        name: pod.name.clone(),
+        uid: pod.uid.clone(),
+    });
+    (id, pod, attachment.addresses.iter().copied().collect())
+}
+
+#[cfg(test)]
+mod tests;

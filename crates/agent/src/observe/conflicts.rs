@@ -1,0 +1,145 @@
+//! Hears which machines on the external segment say that they have addresses of this gateway.
+
+use crate::error::{AgentError, chain};
+use crate::threads::{Notify, spawn};
+use egret_datapath::presence::l2::conflict::{Claim, Listener};
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::thread;
+use std::time::{Duration, Instant};
+
+/// How often the thread looks whether it is still wanted.
+const LOOK: Duration = Duration::from_secs(1);
+/// One machine's word about one address is passed on this often, so that no flood of it reaches the main loop.
+const SAME_WORD: Duration = Duration::from_millis(500);
+/// Words remembered for that.
+const WORDS_MAX: usize = 1024;
+
+/// Listens on the external segment. Without a device nothing is heard.
+pub(crate) struct SegmentListener {
+    notify: Notify<Vec<Claim>>,
+    listening: Option<Listening>,
+    /// The device on which nobody can listen.
+    deaf: Option<u32>,
+}
+
+/// A thread that listens on one device until this is dropped.
+struct Listening {
+    ifindex: u32,
+    stop: Arc<AtomicBool>,
+    wanted: Arc<Mutex<BTreeSet<IpAddr>>>,
+}
+
+impl Drop for Listening {
+    fn drop(&mut self) {
+        self.stop.store(true, Ordering::Relaxed);
+    }
+}
+
+impl SegmentListener {
+    /// `notify` takes what machines on the external segment say that they have.
+    pub(crate) fn new(notify: Notify<Vec<Claim>>) -> Self {
+        SegmentListener {
+            notify,
+            listening: None,
+            deaf: None,
+        }
+    }
+
+    /// Listens on this device.
+    pub(crate) fn listen(&mut self, ifindex: u32) {
+        if self
+            .listening
+            .as_ref()
+            .is_some_and(|one| one.ifindex == ifindex)
+            || self.deaf == Some(ifindex)
+        {
+            return;
+        }
+        self.listening = None;
+        match start(ifindex, self.notify.clone()) {
+            Ok(listening) => self.listening = Some(listening),
+            Err(error) => {
+                self.deaf = Some(ifindex);
+                let error = chain(&error);
+                tracing::warn!(
+                    error,
+                    "nobody listens for other machines with egress addresses"
+                );
+            }
+        }
+    }
+
+    /// Passes on what is said of these addresses, and nothing else.
+    pub(crate) fn follow(&self, addresses: &BTreeSet<IpAddr>) {
+        if let Some(listening) = &self.listening {
+            let mut wanted = listening
+                .wanted
+                .lock()
+                .unwrap_or_else(PoisonError::into_inner);
+            if *wanted != *addresses {
+                wanted.clone_from(addresses);
+            }
+        }
+    }
+
+    /// This node is no gateway any more.
+    pub(crate) fn end(&mut self) {
+        self.listening = None;
+    }
+}
+
+fn start(ifindex: u32, notify: Notify<Vec<Claim>>) -> Result<Listening, AgentError> {
+    let listener = Listener::open(ifindex).map_err(|source| AgentError::Io {
+        doing: "listening on the external device",
+        source,
+    })?;
+    let listening = Listening {
+        ifindex,
+        stop: Arc::default(),
+        wanted: Arc::default(),
+    };
+    let (stop, wanted) = (listening.stop.clone(), listening.wanted.clone());
+    spawn("conflicts", move || {
+        listen(listener, &stop, &wanted, &notify)
+    })?;
+    Ok(listening)
+}
+
+fn listen(
+    mut listener: Listener,
+    stop: &AtomicBool,
+    wanted: &Mutex<BTreeSet<IpAddr>>,
+    notify: &Notify<Vec<Claim>>,
+) {
+    let mut said: BTreeMap<Claim, Instant> = BTreeMap::new();
+    while !stop.load(Ordering::Relaxed) {
+        let mut claims = match listener.hear(LOOK) {
+            Ok(claims) => claims,
+            Err(error) => {
+                // A device that is down says so once, and is heard again when it is up.
+                tracing::debug!(%error, "listening on the external device");
+                thread::park_timeout(LOOK);
+                continue;
+            }
+        };
+        {
+            let wanted = wanted.lock().unwrap_or_else(PoisonError::into_inner);
+            claims.retain(|claim| wanted.contains(&claim.address));
+        }
+        let now = Instant::now();
+        said.retain(|_, at| now.duration_since(*at) < SAME_WORD);
+        claims.retain(|claim| {
+            let is_new = !said.contains_key(claim) && said.len() < WORDS_MAX;
+            if is_new {
+                said.insert(*claim, now);
+            }
+            is_new
+        });
+        if !claims.is_empty() && !notify(claims) {
+            return;
+        }
+    }
+}

@@ -1,0 +1,154 @@
+//! The thread that follows the flows of this node and says towards which destinations the leases are used up.
+
+use crate::error::{AgentError, chain};
+use crate::threads::{Notify, spawn};
+use egret_core::machines::{Destination, PortUse};
+use egret_core::model::PortRange;
+use egret_datapath::conntrack::{Conntrack, Flow, FlowEvents};
+use egret_datapath::netlink::NetlinkError;
+use egret_datapath::worker::driver::port_of;
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
+use std::sync::mpsc::{self, Receiver, Sender, TryRecvError};
+use std::time::{Duration, Instant};
+
+/// Source ports that new flows may use, by egress address.
+pub(crate) type Ranges = BTreeMap<IpAddr, Vec<PortRange>>;
+
+/// Destinations towards which a lease is used up.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct FullDestinations {
+    /// All of them now.
+    pub(crate) destinations: BTreeSet<Destination>,
+    /// Times that one was full and not listed for lack of room, since the start.
+    pub(crate) left_out: u64,
+}
+
+/// Longest wait for an event before new ranges are looked for.
+const LOOK_UP: Duration = Duration::from_millis(200);
+/// Flows are compared with a dump this often, beside whenever events were lost.
+const COMPARE: Duration = Duration::from_secs(60);
+/// Pause after an error.
+const PAUSE_AFTER_ERROR: Duration = Duration::from_millis(500);
+
+/// Starts the thread, and returns the way to tell it the ranges. Without ranges it listens to nothing, so that the
+/// kernel makes no events for it.
+pub(crate) fn start(notify: Notify<FullDestinations>) -> Result<Sender<Ranges>, AgentError> {
+    let (tell, told) = mpsc::channel::<Ranges>();
+    spawn("port-use", move || {
+        let mut follower = Follower {
+            ports: PortUse::default(),
+            said: BTreeSet::new(),
+            notify,
+        };
+        while let Ok(ranges) = told.recv() {
+            if !ranges.is_empty() && follower.follow(ranges, &told).is_none() {
+                return;
+            }
+        }
+    })?;
+    Ok(tell)
+}
+
+struct Follower {
+    ports: PortUse,
+    said: BTreeSet<Destination>,
+    notify: Notify<FullDestinations>,
+}
+
+impl Follower {
+    /// Follows flows until there are no ranges any more. `None`: the main loop has ended.
+    fn follow(&mut self, ranges: Ranges, told: &Receiver<Ranges>) -> Option<()> {
+        self.ports.set_ranges(ranges);
+        loop {
+            match self.listen(told) {
+                Ok(Some(())) => return self.say(),
+                Ok(None) => return None,
+                Err(error) => {
+                    tracing::warn!(error = %chain(&error), "following the flows of this node");
+                    std::thread::park_timeout(PAUSE_AFTER_ERROR);
+                }
+            }
+        }
+    }
+
+    fn listen(&mut self, told: &Receiver<Ranges>) -> Result<Option<()>, NetlinkError> {
+        // Listening first: what changes during the dump is told afterwards.
+        let (mut socket, mut table) = (FlowEvents::open()?, Conntrack::open()?);
+        self.compare(&mut table)?;
+        let mut compared = Instant::now();
+        loop {
+            match newest(told) {
+                Ok(Some(ranges)) => {
+                    let none = ranges.is_empty();
+                    self.ports.set_ranges(ranges);
+                    if none {
+                        return Ok(Some(()));
+                    }
+                    // Flows of addresses that are new here were not kept.
+                    self.compare(&mut table)?;
+                }
+                Ok(None) => {}
+                Err(()) => return Ok(None),
+            }
+            let lost = match socket.wait(LOOK_UP) {
+                Ok(flows) => {
+                    flows.iter().for_each(|flow| self.take_up(flow));
+                    false
+                }
+                Err(NetlinkError::Interrupted) => true,
+                Err(error) => return Err(error),
+            };
+            if lost || compared.elapsed() >= COMPARE {
+                self.compare(&mut table)?;
+                compared = Instant::now();
+            }
+            if self.say().is_none() {
+                return Ok(None);
+            }
+        }
+    }
+
+    fn compare(&mut self, table: &mut Conntrack) -> Result<(), NetlinkError> {
+        let flows = table.flows()?;
+        self.ports.forget_flows();
+        flows.iter().for_each(|flow| self.take_up(flow));
+        self.ports.told_all();
+        Ok(())
+    }
+
+    fn take_up(&mut self, flow: &Flow) {
+        let Some((destination, port)) = port_of(flow) else {
+            return;
+        };
+        match flow.holds_port {
+            true => self.ports.add(destination, port),
+            false => self.ports.remove(destination, port),
+        }
+    }
+
+    /// Hands on what has changed. `None`: nobody listens any more.
+    fn say(&mut self) -> Option<()> {
+        if self.ports.full() != &self.said {
+            self.said = self.ports.full().clone();
+            let full = FullDestinations {
+                destinations: self.said.clone(),
+                left_out: self.ports.left_out(),
+            };
+            return (self.notify)(full).then_some(());
+        }
+        Some(())
+    }
+}
+
+/// The newest ranges that were told, if any. `Err`: nobody will tell any more.
+fn newest(told: &Receiver<Ranges>) -> Result<Option<Ranges>, ()> {
+    let mut newest = None;
+    loop {
+        match told.try_recv() {
+            Ok(ranges) => newest = Some(ranges),
+            Err(TryRecvError::Empty) => return Ok(newest),
+            Err(TryRecvError::Disconnected) => return Err(()),
+        }
+    }
+}

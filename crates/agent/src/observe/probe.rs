@@ -1,0 +1,357 @@
+//! Probes gateways through the tunnel. Who is alive is decided by `core::machines::Liveness`; here are the sockets.
+//!
+//! A request is a tunnel packet made by hand, from the node's underlay address; the gateway's eBPF program sends it back
+//! through its tunnel, so the answer proves the path and not a process.
+
+use crate::error::AgentError;
+use crate::threads::{Notify, spawn};
+use egret_core::machines::{GatewayLiveness, Hearing, Liveness, LivenessCommand, ProbeSettings};
+use egret_core::model::NodeName;
+use egret_core::node::ProbeTarget;
+use egret_core::numbers::{TUNNEL_DEVICE, TUNNEL_PORT};
+use egret_datapath::gateway::Heard;
+use egret_wire::link_local;
+use egret_wire::probe::{Kind, PORT, Probe};
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use socket2::{Domain, Protocol, Socket, Type};
+use std::collections::BTreeMap;
+use std::hash::{BuildHasher, RandomState};
+use std::io;
+use std::net::{IpAddr, SocketAddr, SocketAddrV6, UdpSocket};
+use std::os::fd::AsFd;
+use std::sync::mpsc::{self, Receiver, Sender, TryRecvError};
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+
+/// Longest sleep: how late a change of peers may be noticed.
+const LOOK_MS: u64 = 20;
+/// Answers read between two looks at the clock.
+const BURST_MAX: usize = 256;
+
+/// Whom to probe, and from where.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Targets {
+    /// Own number in the tunnel, own underlay address, index of the tunnel device.
+    pub(crate) me: Option<(u16, IpAddr, u32)>,
+    /// Gateways.
+    pub(crate) peers: BTreeMap<NodeName, ProbeTarget>,
+    /// Where no eBPF program answers probes: the steering version, and the nodes that may ask, by their numbers.
+    pub(crate) answers: Option<(u64, BTreeMap<u16, IpAddr>)>,
+    /// This node itself has no carrier: silence says nothing about others, so nobody is asked.
+    pub(crate) cut_off: bool,
+}
+
+/// Where the main loop puts the counters of the programs that answer others' probes.
+pub(crate) type HeardSlot = Arc<Mutex<Option<Heard>>>;
+
+/// Starts the thread and returns the way to tell it whom to probe.
+pub(crate) fn start(
+    heard: HeardSlot,
+    notify: Notify<GatewayLiveness>,
+) -> Result<Sender<Targets>, AgentError> {
+    let (sender, inbox) = mpsc::channel();
+    let prober = Prober {
+        notify,
+        inbox,
+        started: Instant::now(),
+        // Keyed by the operating system's randomness: nonces cannot be guessed.
+        liveness: Liveness::new(RandomState::new().hash_one("egret probes")),
+        targets: Targets::default(),
+        sockets: None,
+        targets_updated: false,
+        told: GatewayLiveness::default(),
+        heard,
+        hearing: Hearing::default(),
+        asked: 0,
+        answered: true,
+    };
+    spawn("probes", move || prober.run())?;
+    Ok(sender)
+}
+
+struct Sockets {
+    requests: UdpSocket,
+    replies: UdpSocket,
+    reply_port: u16,
+    /// Where others' probes arrive, on gateways without eBPF.
+    asked: Option<UdpSocket>,
+}
+
+struct Prober {
+    notify: Notify<GatewayLiveness>,
+    inbox: Receiver<Targets>,
+    started: Instant,
+    liveness: Liveness,
+    targets: Targets,
+    sockets: Option<Sockets>,
+    /// Gateways may have come or gone since the last message.
+    targets_updated: bool,
+    told: GatewayLiveness,
+    heard: HeardSlot,
+    hearing: Hearing,
+    /// Probes that this process has answered itself.
+    asked: u64,
+    /// A gateway has answered since this node's own link was down.
+    answered: bool,
+}
+
+impl Prober {
+    fn run(mut self) {
+        loop {
+            match self.inbox.try_recv() {
+                Ok(targets) => {
+                    self.update_targets(targets);
+                    self.targets_updated = true;
+                }
+                Err(TryRecvError::Empty) => {}
+                Err(TryRecvError::Disconnected) => return,
+            }
+            self.sleep();
+            // Answers first: a late wake-up must not make a gateway dead whose answer is here.
+            self.read_replies();
+            self.answer();
+            let now_ms = self.now_ms();
+            if !self.is_waiting() {
+                self.liveness.handle_deadline(now_ms);
+            }
+            if !self.carry_out() {
+                return;
+            }
+        }
+    }
+
+    /// Whether probes wait for this node's own carrier. A fresh agent does not wait: it has a kernel to program.
+    fn is_waiting(&self) -> bool {
+        self.targets.cut_off && self.liveness.settled()
+    }
+
+    fn now_ms(&self) -> u64 {
+        u64::try_from(self.started.elapsed().as_millis()).unwrap_or(u64::MAX)
+    }
+
+    fn update_targets(&mut self, mut targets: Targets) {
+        while let Ok(newer) = self.inbox.try_recv() {
+            targets = newer;
+        }
+        let answers = targets.answers.is_some();
+        let same = targets.me == self.targets.me && answers == self.targets.answers.is_some();
+        if !same || self.sockets.is_none() {
+            // The old ones first: the port of probes is taken once.
+            self.sockets = None;
+            self.sockets = targets.me.and_then(|(index, underlay, device)| {
+                open(index, underlay, device, answers)
+                    .inspect_err(|error| tracing::warn!(%error, "probes cannot be sent yet"))
+                    .ok()
+            });
+        }
+        let settings = |target: &ProbeTarget| ProbeSettings {
+            interval_ms: target.interval_ms,
+            failures: target.failures,
+        };
+        let peers = targets
+            .peers
+            .iter()
+            .map(|(name, peer)| (name.clone(), settings(peer)));
+        let now_ms = self.now_ms();
+        if self.targets.cut_off && !targets.cut_off {
+            self.liveness.resume(now_ms);
+        }
+        self.answered &= !targets.cut_off;
+        self.liveness.set_peers(&peers.collect(), now_ms);
+        self.targets = targets;
+    }
+
+    fn sleep(&self) {
+        let due = self.liveness.next_deadline().unwrap_or(u64::MAX);
+        let wait_ms = match self.is_waiting() {
+            true => LOOK_MS,
+            false => due.saturating_sub(self.now_ms()).min(LOOK_MS),
+        };
+        match &self.sockets {
+            Some(sockets) => {
+                let timeout = PollTimeout::try_from(wait_ms as i32).unwrap_or(PollTimeout::ZERO);
+                let readable = |socket| PollFd::new(socket, PollFlags::POLLIN);
+                let asked = sockets.asked.iter().map(|socket| readable(socket.as_fd()));
+                let mut wait: Vec<PollFd<'_>> = asked.collect();
+                wait.push(readable(sockets.replies.as_fd()));
+                // Interrupted or not: the loop looks at everything.
+                let _ = poll(&mut wait, timeout);
+            }
+            None => std::thread::sleep(Duration::from_millis(wait_ms)),
+        }
+    }
+
+    fn read_replies(&mut self) {
+        let Some(sockets) = &self.sockets else { return };
+        let mut buffer = [0u8; 128];
+        let now_ms = u64::try_from(self.started.elapsed().as_millis()).unwrap_or(u64::MAX);
+        for _ in 0..BURST_MAX {
+            let Ok((length, from)) = sockets.replies.recv_from(&mut buffer) else {
+                return;
+            };
+            let Ok(probe) = Probe::decode(&buffer[..length]) else {
+                continue;
+            };
+            let sender = self
+                .targets
+                .peers
+                .iter()
+                .find(|(_, peer)| peer.index == probe.sender);
+            let genuine = probe.kind == Kind::Reply
+                && from.port() == PORT
+                && from.ip() == IpAddr::V6(link_local(probe.sender));
+            if let (true, Some((name, _))) = (genuine, sender) {
+                let version = probe.steering_version;
+                self.answered |= !self.targets.cut_off;
+                self.liveness
+                    .reply_received(name, probe.nonce, version, now_ms);
+            }
+        }
+    }
+
+    /// Sends others' probes back, as the eBPF program would: only to nodes that are known.
+    fn answer(&mut self) {
+        let (Some(sockets), Some((version, nodes)), Some((own, ..))) =
+            (&self.sockets, &self.targets.answers, self.targets.me)
+        else {
+            return;
+        };
+        let Some(asked) = &sockets.asked else { return };
+        let mut buffer = [0u8; 128];
+        for _ in 0..BURST_MAX {
+            let Ok((length, from)) = asked.recv_from(&mut buffer) else {
+                return;
+            };
+            let Ok(probe) = Probe::decode(&buffer[..length]) else {
+                continue;
+            };
+            let genuine =
+                probe.kind == Kind::Request && from.ip() == IpAddr::V6(link_local(probe.sender));
+            if let (true, Some(underlay)) = (genuine, nodes.get(&probe.sender)) {
+                let to = probe.sender;
+                let reply = Probe {
+                    kind: Kind::Reply,
+                    sender: own,
+                    steering_version: *version,
+                    ..probe
+                };
+                let frame = reply.encode_frame(to, PORT, from.port());
+                self.asked += 1;
+                // An error is a lost answer.
+                let _ = sockets.requests.send_to(&frame, (*underlay, TUNNEL_PORT));
+            }
+        }
+    }
+
+    /// Sends what is due and hands on what is new; `false`: nobody listens any more.
+    fn carry_out(&mut self) -> bool {
+        let commands = self.liveness.drain();
+        let mut news = false;
+        let (mut losses, mut lapsed) = (0, false);
+        for command in commands {
+            match command {
+                LivenessCommand::SendProbe { peer, nonce } => self.send(&peer, nonce),
+                LivenessCommand::Dead { peer } => {
+                    tracing::warn!(gateway = %peer, "gateway does not answer");
+                    (news, losses) = (true, losses + 1);
+                }
+                LivenessCommand::Alive { peer } => {
+                    tracing::info!(gateway = %peer, "gateway answers");
+                    news = true;
+                }
+                LivenessCommand::Lapsed { peer } => {
+                    tracing::info!(gateway = %peer, "gateway answered for a moment");
+                    (news, lapsed) = (true, true);
+                }
+                LivenessCommand::Version { .. } => news = true,
+            }
+        }
+        let settled = self.sockets.is_some() && self.liveness.settled();
+        let targets_updated = std::mem::take(&mut self.targets_updated);
+        let (alone, reached) = self.standing();
+        let same =
+            (settled, alone, reached) == (self.told.settled, self.told.alone, self.told.reached);
+        if !news && !targets_updated && same {
+            return true;
+        }
+        let seen = GatewayLiveness {
+            live: self.liveness.live(),
+            versions: self.liveness.versions(),
+            settled,
+            losses,
+            lapsed,
+            alone,
+            reached,
+        };
+        if !news && seen == self.told {
+            return true;
+        }
+        self.told = seen;
+        (self.notify)(self.told.clone())
+    }
+
+    /// Whether no other gateway answers this node, and whether others reach it nevertheless.
+    fn standing(&mut self) -> (bool, bool) {
+        let now_ms = self.now_ms();
+        if self.targets.peers.is_empty() {
+            return (false, true);
+        }
+        if let Ok(slot) = self.heard.lock()
+            && let Some(heard) = slot.as_ref()
+        {
+            self.hearing.counted(heard.packets() + self.asked, now_ms);
+        } else if self.asked > 0 {
+            self.hearing.counted(self.asked, now_ms);
+        }
+        if self.targets.cut_off {
+            self.hearing.cut_off(now_ms);
+        }
+        let alone = self.targets.cut_off || !self.answered || !self.liveness.any_live();
+        let patience_ms = self.liveness.patience_ms();
+        let reached = self.hearing.is_reached(alone, patience_ms, now_ms);
+        (alone, reached)
+    }
+
+    fn send(&self, peer: &NodeName, nonce: u64) {
+        let (Some(sockets), Some(target)) = (&self.sockets, self.targets.peers.get(peer)) else {
+            return;
+        };
+        let sender = self.targets.me.map_or(0, |(index, ..)| index);
+        let probe = Probe {
+            kind: Kind::Request,
+            sender,
+            nonce,
+            steering_version: 0,
+        };
+        let frame = probe.encode_frame(target.index, sockets.reply_port, PORT);
+        // An error (no route, interface down) is a lost probe.
+        let to = (target.underlay, TUNNEL_PORT);
+        let _ = sockets.requests.send_to(&frame, to);
+    }
+}
+
+fn open(index: u16, underlay: IpAddr, device: u32, answers: bool) -> io::Result<Sockets> {
+    let requests = UdpSocket::bind((underlay, 0))?;
+    requests.set_nonblocking(true)?;
+    let replies = in_tunnel(index, device, 0)?;
+    let asked = answers
+        .then(|| in_tunnel(index, device, PORT))
+        .transpose()?;
+    let reply_port = replies.local_addr()?.port();
+    Ok(Sockets {
+        requests,
+        replies,
+        reply_port,
+        asked,
+    })
+}
+
+fn in_tunnel(index: u16, device: u32, port: u16) -> io::Result<UdpSocket> {
+    let socket = Socket::new(Domain::IPV6, Type::DGRAM, Some(Protocol::UDP))?;
+    socket.set_only_v6(true)?;
+    socket.bind_device(Some(TUNNEL_DEVICE.as_bytes()))?;
+    let address = SocketAddrV6::new(link_local(index), port, 0, device);
+    socket.bind(&SocketAddr::from(address).into())?;
+    socket.set_nonblocking(true)?;
+    Ok(socket.into())
+}

@@ -1,0 +1,89 @@
+//! Reads the objects, on a thread of its own: a source that hangs stops news, not traffic.
+
+use crate::error::{AgentError, chain};
+use crate::threads::{Notify, spawn};
+use egret_objects::{Source, SourceError, View};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::thread;
+use std::time::{Duration, Instant};
+
+/// Longest wait for a change before the source is looked at anyway.
+const LOOK_ANYWAY: Duration = Duration::from_secs(5);
+/// Pause after an error.
+const PAUSE_AFTER_ERROR: Duration = Duration::from_millis(500);
+
+/// Opens the source; called once for each thread that uses it.
+pub type OpenSource = Arc<dyn Fn() -> Result<Box<dyn Source>, SourceError> + Send + Sync>;
+
+/// What reading the objects has come to.
+#[derive(Debug)]
+pub(crate) enum Reading {
+    /// There is a new view of them.
+    View(LatestView),
+    /// They cannot be read, for this reason; what is known stays.
+    Failed(String),
+}
+
+/// The newest view that nobody has looked at yet. Older ones are of no use to anybody, and a queue of them grows without
+/// bound where views come faster than they are carried out.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct LatestView(Arc<Mutex<Option<Left>>>);
+
+/// A view, and since when there has been one that nobody has looked at.
+type Left = (Box<View>, Instant);
+
+impl LatestView {
+    /// Leaves a view; whether there was none.
+    fn put(&self, view: Box<View>) -> bool {
+        let mut slot = self.slot();
+        let since = slot.as_ref().map(|(_, since)| *since);
+        *slot = Some((view, since.unwrap_or_else(Instant::now)));
+        since.is_none()
+    }
+
+    /// Takes it, and since when it or an older one has waited.
+    pub(crate) fn take(&self) -> Option<(Box<View>, Instant)> {
+        self.slot().take()
+    }
+
+    fn slot(&self) -> MutexGuard<'_, Option<Left>> {
+        // A value is put or taken whole.
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Starts the thread that reads.
+pub(crate) fn read(
+    open: &OpenSource,
+    stop: &Arc<AtomicBool>,
+    notify: Notify<Reading>,
+) -> Result<(), AgentError> {
+    let mut source = open()?;
+    let stop = stop.clone();
+    let newest = LatestView::default();
+    spawn("source", move || {
+        let mut changed = true;
+        while !stop.load(Ordering::Relaxed) {
+            if changed {
+                let reading = match source.snapshot() {
+                    Ok(view) => newest
+                        .put(Box::new(view))
+                        .then(|| Reading::View(newest.clone())),
+                    Err(error) => Some(Reading::Failed(chain(&error))),
+                };
+                if reading.is_some_and(|reading| !notify(reading)) {
+                    return;
+                }
+            }
+            changed = match source.wait(LOOK_ANYWAY) {
+                Ok(changed) => changed,
+                Err(error) => {
+                    tracing::warn!(error = %chain(&error), "waiting for changes failed");
+                    thread::park_timeout(PAUSE_AFTER_ERROR);
+                    true
+                }
+            };
+        }
+    })
+}

@@ -1,0 +1,304 @@
+//! `egret status`: the answer of an agent, or of the objects alone.
+
+use super::cli_conditions::{self, ConditionView, NodeView};
+use super::path_view::PathView;
+use egret_core::condition::Reason;
+use egret_core::machines::GatewayLiveness;
+use egret_core::model::{Finding, NodeName};
+use egret_core::node::{NodeOutcome, ReportKind};
+use egret_core::rendezvous::announcer;
+use egret_objects::{ConditionStatus, View};
+use serde::Serialize;
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
+
+/// `apiVersion` of everything that `-o json` prints.
+pub const CLI_API_VERSION: &str = "egret.dev/cli/v1";
+
+/// `egret status -o json`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
+pub struct Status {
+    #[cfg_attr(feature = "schema", schemars(extend("const" = CLI_API_VERSION)))]
+    api_version: &'static str,
+    #[cfg_attr(feature = "schema", schemars(extend("const" = "Status")))]
+    kind: &'static str,
+    /// Where the answer comes from: an agent, or the objects alone.
+    pub source: String,
+    /// Every policy.
+    pub policies: Vec<PolicyView>,
+    /// Every egress address.
+    pub addresses: Vec<AddressView>,
+    /// Every gateway node.
+    pub gateways: Vec<GatewayView>,
+    /// Paths that this node's agent measures; none where the answer is of the objects alone.
+    pub paths: Vec<PathView>,
+    /// Nodes that are not as they should be, or work with less than was promised.
+    pub nodes: Vec<NodeView>,
+    /// What is to be mended.
+    pub findings: Vec<FindingView>,
+}
+
+/// One policy of [`Status`].
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
+pub struct PolicyView {
+    /// `Egress` or `ClusterEgress`.
+    #[cfg_attr(feature = "schema", schemars(with = "egret_core::model::Kind"))]
+    pub kind: String,
+    /// Empty for `ClusterEgress`.
+    pub namespace: String,
+    /// Its name.
+    pub name: String,
+    /// Every selected pod leaves by its address.
+    pub ready: bool,
+    /// Addresses in use.
+    pub addresses: Vec<IpAddr>,
+    /// Pods selected and programmed.
+    pub pods: Pods,
+    /// Why it is or is not ready.
+    pub reason: String,
+    /// The same for people.
+    pub message: String,
+    /// What else holds and limits what it does.
+    pub conditions: Vec<ConditionView>,
+}
+
+/// Pods of one policy.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
+pub struct Pods {
+    /// Selected.
+    pub selected: u32,
+    /// Programmed.
+    pub programmed: u32,
+}
+
+/// One address of [`Status`].
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
+pub struct AddressView {
+    /// The address.
+    pub address: IpAddr,
+    /// The gateway that answers for it.
+    pub announcer: Option<String>,
+    /// Who may use which ports.
+    pub leases: Vec<LeaseView>,
+}
+
+/// One lease of [`Status`].
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
+pub struct LeaseView {
+    /// The worker.
+    pub node: String,
+    /// `first-last`.
+    pub ranges: Vec<String>,
+    /// Granted, Active, Draining or HoldDown.
+    #[cfg_attr(feature = "schema", schemars(with = "egret_core::model::LeaseState"))]
+    pub state: String,
+    /// The steering version that includes it.
+    pub epoch: u64,
+}
+
+/// One gateway of [`Status`].
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
+pub struct GatewayView {
+    /// The node.
+    pub node: String,
+    /// It answers probes (asked of an agent), or its agent has reported (read from the objects).
+    pub live: bool,
+    /// Its steering version.
+    pub version: u64,
+    /// `ebpf` or `nftables`.
+    pub datapath: Option<String>,
+}
+
+/// One finding of [`Status`].
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
+pub struct FindingView {
+    /// Kind, namespace and name.
+    pub object: String,
+    /// Path of the field.
+    pub field: String,
+    /// What it says.
+    pub value: String,
+    /// What would be right.
+    pub remedy: String,
+}
+
+impl FindingView {
+    /// The same in words of the command line.
+    pub fn of(finding: &Finding) -> Self {
+        FindingView {
+            object: finding.object.to_string(),
+            field: finding.field.clone(),
+            value: finding.value.clone(),
+            remedy: finding.remedy.clone(),
+        }
+    }
+}
+
+impl Status {
+    /// From the objects alone.
+    pub fn of_objects(view: &View) -> Self {
+        let gateways = view.gateways.values().flat_map(|gateway| &gateway.gateways);
+        let mut by_node: BTreeMap<String, GatewayView> = BTreeMap::new();
+        for member in gateways {
+            let status = GatewayView {
+                node: member.node.0.clone(),
+                live: member.live,
+                version: member.steering_version,
+                datapath: member.datapath.clone(),
+            };
+            by_node.insert(member.node.0.clone(), status);
+        }
+        Status {
+            api_version: CLI_API_VERSION,
+            kind: "Status",
+            source: "objects (no agent was asked: live means that its agent has reported)".into(),
+            policies: policies(view),
+            addresses: addresses(view, &BTreeSet::new()),
+            findings: view
+                .findings
+                .iter()
+                .map(FindingView::of)
+                .chain(without_way_out(view, by_node.keys()))
+                .collect(),
+            gateways: by_node.into_values().collect(),
+            paths: Vec::new(),
+            nodes: cli_conditions::of_nodes(view),
+        }
+    }
+
+    /// The same, with what this node's probes say of the gateways.
+    pub(crate) fn of_agent(
+        view: &View,
+        outcome: Option<&NodeOutcome>,
+        seen: &GatewayLiveness,
+    ) -> Self {
+        let mut status = Self::of_objects(view);
+        status.source = "agent".into();
+        let nobody = BTreeSet::new();
+        let silent = outcome.map_or(&nobody, |outcome| &outcome.silent);
+        status.addresses = addresses(view, silent);
+        let unreached = outcome.into_iter().flat_map(unreached);
+        status.findings.extend(unreached);
+        for gateway in &mut status.gateways {
+            let name = egret_core::model::NodeName(gateway.node.clone());
+            if seen.versions.contains_key(&name) || seen.settled {
+                gateway.live = seen.live.contains(&name) || outcome_is_of(outcome, &gateway.node);
+            }
+            if let Some(version) = seen.versions.get(&name) {
+                gateway.version = *version;
+            }
+        }
+        let findings = outcome.into_iter().flat_map(|outcome| &outcome.findings);
+        status.findings.extend(findings.map(FindingView::of));
+        status
+    }
+
+    /// Everything is as it should be.
+    pub fn is_good(&self) -> bool {
+        self.findings.is_empty()
+            && self.policies.iter().all(|policy| policy.ready)
+            && self.gateways.iter().all(|gateway| gateway.live)
+    }
+}
+
+/// A node does not probe itself; it answers for itself as long as it has a gateway state.
+fn outcome_is_of(outcome: Option<&NodeOutcome>, node: &str) -> bool {
+    outcome.is_some_and(|outcome| {
+        let own = outcome.state.tunnel.index;
+        outcome.state.gateway.is_some()
+            && outcome.state.peers.values().all(|peer| peer.node != node)
+            && !outcome.state.peers.contains_key(&own)
+    })
+}
+
+fn policies(view: &View) -> Vec<PolicyView> {
+    let one = |policy: &egret_core::model::Policy| {
+        let status = view
+            .policies
+            .get(&policy.object)
+            .cloned()
+            .unwrap_or_default();
+        let ready = status.conditions.iter().find(|c| c.kind == "Ready");
+        let pods = Pods {
+            selected: status.selected,
+            programmed: status.programmed,
+        };
+        PolicyView {
+            kind: format!("{:?}", policy.object.kind),
+            namespace: policy.object.namespace.clone(),
+            name: policy.object.name.clone(),
+            ready: ready.is_some_and(|c| c.status == ConditionStatus::True)
+                && status.observed_generation == policy.generation,
+            conditions: cli_conditions::of_policy(&status.conditions),
+            addresses: status.addresses,
+            pods,
+            reason: ready.map_or("NotPlannedYet".into(), |c| c.reason.clone()),
+            message: ready.map_or("no controller has looked at it".into(), |c| {
+                c.message.clone()
+            }),
+        }
+    };
+    view.snapshot.policies.iter().map(one).collect()
+}
+
+/// Gateway nodes that say that nothing behind their external link answers.
+fn without_way_out<'a>(
+    view: &'a View,
+    nodes: impl Iterator<Item = &'a String>,
+) -> impl Iterator<Item = FindingView> {
+    let records = nodes.filter_map(|node| view.snapshot.node_records.get(&NodeName(node.clone())));
+    let lost = records.filter(|record| record.uplink_lost);
+    lost.map(|record| FindingView {
+        object: format!("EgressNode/{}", record.node),
+        field: "status.uplinkLost".into(),
+        value: "true".into(),
+        remedy: Reason::NoUplink.remedy().into(),
+    })
+}
+
+/// Gateways of which no node answers this one.
+fn unreached(outcome: &NodeOutcome) -> impl Iterator<Item = FindingView> {
+    let kinds = [ReportKind::FailStatic, ReportKind::NoGateway];
+    let reports = outcome.reports.iter();
+    let all = reports.filter(move |report| kinds.contains(&report.kind));
+    all.map(|report| FindingView {
+        object: format!("EgressGateway/{}", report.subject),
+        field: "spec.nodeSelector".into(),
+        value: "no node of it answers this node's probes".into(),
+        remedy: report.text.clone(),
+    })
+}
+
+/// `silent`: gateways that do not answer; what they said last counts no more.
+fn addresses(view: &View, silent: &BTreeSet<NodeName>) -> Vec<AddressView> {
+    let lease = |lease: &egret_core::model::Lease| LeaseView {
+        node: lease.node.0.clone(),
+        ranges: lease.ranges.iter().map(ToString::to_string).collect(),
+        state: format!("{:?}", lease.state),
+        epoch: lease.epoch,
+    };
+    let announcer = |address: &IpAddr| {
+        let records = view.snapshot.node_records.values();
+        let saying = records.filter(|record| record.announcing.contains(address));
+        let nodes = saying.map(|record| &record.node);
+        let live = nodes.filter(|node| !silent.contains(*node));
+        announcer(*address, live).map(|node| node.0.clone())
+    };
+    view.snapshot
+        .addresses
+        .values()
+        .map(|record| AddressView {
+            address: record.address,
+            announcer: announcer(&record.address),
+            leases: record.leases.iter().map(lease).collect(),
+        })
+        .collect()
+}

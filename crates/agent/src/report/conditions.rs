@@ -1,0 +1,164 @@
+//! The conditions of this node.
+
+use super::node_status::StatusInputs;
+use super::obstacles;
+use egret_core::condition::{Condition as Said, ConditionType, Reason};
+use egret_core::machines::Destination;
+use egret_core::node::{ForeignMark, PodsPath, ReportKind};
+use egret_core::numbers::MARK_MASK;
+use egret_core::obstacle::Obstacle;
+use egret_datapath::worker::driver::RefusedProtocol;
+use egret_objects::Condition;
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::SocketAddr;
+
+/// How many of a list a message names.
+const NAMED_MAX: usize = 5;
+
+fn and_more(all: usize) -> String {
+    match all.saturating_sub(NAMED_MAX) {
+        0 => String::new(),
+        more => format!(" and {more} more"),
+    }
+}
+
+/// Names the first few.
+fn refused_text(refused: &BTreeSet<RefusedProtocol>) -> String {
+    let name = |one: &RefusedProtocol| {
+        let protocol = match one.protocol {
+            47 => "GRE".to_owned(),
+            50 => "ESP".to_owned(),
+            51 => "AH".to_owned(),
+            other => format!("protocol {other}"),
+        };
+        format!("{protocol} from {} to {}", one.pod, one.destination)
+    };
+    let named: Vec<String> = refused.iter().take(NAMED_MAX).map(name).collect();
+    let more = and_more(refused.len());
+    format!("refused, having no ports: {}{more}", named.join(", "))
+}
+
+/// Names the first few.
+fn full_text(full: &BTreeSet<Destination>) -> String {
+    let name = |one: &Destination| {
+        let protocol = match one.protocol {
+            6 => "TCP".to_owned(),
+            17 => "UDP".to_owned(),
+            132 => "SCTP".to_owned(),
+            other => other.to_string(),
+        };
+        let to = SocketAddr::new(one.address, one.port);
+        format!("{protocol} {to} by {}", one.egress)
+    };
+    let named: Vec<String> = full.iter().take(NAMED_MAX).map(name).collect();
+    let more = and_more(full.len());
+    format!("new flows are refused towards {}{more}", named.join(", "))
+}
+
+/// Ways whose canaries do not come back, under the reason of the first.
+fn path_broken<'a>(
+    reports: impl Iterator<Item = &'a egret_core::node::NodeReport>,
+    obstacles: &[Obstacle],
+) -> Option<Condition> {
+    let broken: Vec<_> = reports
+        .filter(|report| matches!(report.kind, ReportKind::PathBroken(_)))
+        .collect();
+    let reason = broken.first()?.kind.reason();
+    let lines = broken
+        .iter()
+        .map(|report| format!("{}: {}", report.subject, report.text));
+    // What is known by name on this node has its remedy in the text.
+    let known = obstacles.iter().filter(|obstacle| obstacle.certain);
+    let known = known.map(|obstacle| format!("known here: {}", obstacle.told()));
+    let text: Vec<String> = lines.chain(known.take(NAMED_MAX)).collect();
+    let said = Said::new(ConditionType::PathBroken, true, reason, text.join("; "));
+    Some(Condition::from(&said))
+}
+
+/// Everything that holds on this node. `left_out`: addresses of devices and routers that are not reported.
+pub(super) fn conditions(inputs: &StatusInputs<'_>, left_out: usize) -> Vec<Condition> {
+    let StatusInputs {
+        outcome,
+        gateway,
+        full,
+        findings,
+        obstacles,
+        ..
+    } = *inputs;
+    let last_error = inputs.last_error.or(gateway.last_error.as_deref());
+    let holds = |kind, reason, text: String| Condition::from(&Said::new(kind, true, reason, text));
+    let mut conditions = vec![match last_error {
+        None => holds(
+            ConditionType::Ready,
+            Reason::Programmed,
+            "the kernel is as wanted".into(),
+        ),
+        Some(text) => {
+            let (kind, reason) = (ConditionType::Ready, Reason::NotProgrammed);
+            Condition::from(&Said::new(kind, false, reason, text))
+        }
+    }];
+    if !full.is_empty() {
+        conditions.push(holds(
+            ConditionType::PortsExhausted,
+            Reason::DestinationFull,
+            full_text(full),
+        ));
+    }
+    let machines = gateway.claims.iter();
+    let machines = machines.map(|(address, claim)| format!("{claim} answers for {address}"));
+    let machines: Vec<String> = machines.collect();
+    if !machines.is_empty() {
+        let (kind, reason) = (ConditionType::AddressConflict, Reason::ForeignMachine);
+        conditions.push(holds(kind, reason, machines.join("; ")));
+    }
+    conditions.extend(obstacles::condition(obstacles));
+    if let Some(PodsPath::Unsupported(text)) = outcome.map(|outcome| &outcome.pods_path) {
+        let (kind, reason) = (ConditionType::Unsupported, Reason::UnknownPath);
+        conditions.push(holds(kind, reason, text.clone()));
+    }
+    let mut by_reason: BTreeMap<Reason, Vec<String>> = BTreeMap::new();
+    if let Some(text) = &gateway.limitations {
+        by_reason.insert(Reason::NftablesDatapath, vec![text.clone()]);
+    }
+    for (reason, text) in &gateway.degraded {
+        by_reason.entry(*reason).or_default().push(text.clone());
+    }
+    if left_out > 0 {
+        let text = format!(
+            "{left_out} addresses of devices and routers are not reported, beyond the limits"
+        );
+        by_reason.entry(Reason::Limit).or_default().push(text);
+    }
+    if !findings.refused.is_empty() {
+        let text = refused_text(&findings.refused);
+        by_reason.insert(Reason::ProtocolRefused, vec![text]);
+    }
+    for rule in &findings.foreign_marks {
+        let ForeignMark {
+            priority,
+            mark,
+            mask,
+        } = rule;
+        let text = format!(
+            "the rule of priority {priority} looks for mark {mark:#x}/{mask:#x}, and {MARK_MASK:#010x} is Egret's"
+        );
+        by_reason.entry(Reason::MarkOverlap).or_default().push(text);
+    }
+    let reports = || outcome.into_iter().flat_map(|outcome| &outcome.reports);
+    conditions.extend(path_broken(reports(), obstacles));
+    let is_path =
+        |report: &&egret_core::node::NodeReport| matches!(report.kind, ReportKind::PathBroken(_));
+    for report in reports().filter(|report| !is_path(report)) {
+        let line = format!("{}: {}", report.subject, report.text);
+        by_reason
+            .entry(report.kind.reason())
+            .or_default()
+            .push(line);
+    }
+    if let Some(reason) = by_reason.keys().next().copied() {
+        let text: Vec<String> = by_reason.into_values().flatten().collect();
+        conditions.push(holds(ConditionType::Degraded, reason, text.join("; ")));
+    }
+    conditions
+}

@@ -1,0 +1,180 @@
+//! Questions of the command line to the agent of the same node: one line of JSON each way. Nothing here changes anything.
+
+use super::cli_status::Status;
+use super::path_view::paths;
+use crate::error::AgentError;
+use crate::observe::canary::Shown;
+use crate::threads::{Notify, spawn};
+use crate::unix_socket;
+use egret_core::explain::{Explanation, Leaves, Stage, Step};
+use egret_core::machines::GatewayLiveness;
+use egret_core::node::{CanaryEnd, NodeOutcome};
+use egret_objects::View;
+use serde::{Deserialize, Serialize};
+use std::collections::BTreeSet;
+use std::io::{self, BufRead, BufReader, Read, Write};
+use std::net::IpAddr;
+use std::os::unix::net::UnixStream;
+use std::path::Path;
+use std::sync::mpsc::{self, Sender};
+use std::time::Duration;
+
+/// Longest question in bytes.
+const QUESTION_BYTES_MAX: u64 = 4096;
+/// Longest wait for either side.
+const PATIENCE: Duration = Duration::from_secs(3);
+
+/// What can be asked.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "ask", rename_all = "camelCase")]
+pub enum Question {
+    /// How everything is.
+    Status,
+    /// How the paths of this node's packets were when they were last measured.
+    Paths,
+    /// What becomes of a pod's traffic.
+    Explain {
+        /// Namespace of the pod.
+        namespace: String,
+        /// Its name.
+        pod: String,
+        /// Towards this destination.
+        to: Option<IpAddr>,
+    },
+}
+
+/// A question on its way to the main loop, which alone knows the answer.
+pub(crate) struct Query {
+    question: Question,
+    reply: Sender<String>,
+}
+
+impl Query {
+    pub(crate) fn answer(
+        &self,
+        view: Option<&View>,
+        outcome: &Option<NodeOutcome>,
+        (seen, canaries): (&GatewayLiveness, &Shown),
+    ) {
+        let Some(view) = view else {
+            let _ = self
+                .reply
+                .send(r#"{"error":"the agent has read no objects yet"}"#.into());
+            return;
+        };
+        let answer = match &self.question {
+            Question::Status => {
+                let mut status = Status::of_agent(view, outcome.as_ref(), seen);
+                status.paths = paths(canaries);
+                to_json(&status)
+            }
+            Question::Paths => to_json(&paths(canaries)),
+            Question::Explain { namespace, pod, to } => {
+                let mut explained = egret_core::explain::explain(
+                    &view.snapshot,
+                    outcome.as_ref(),
+                    (namespace, pod),
+                    *to,
+                );
+                measured(&mut explained, outcome.as_ref(), canaries);
+                to_json(&explained)
+            }
+        };
+        // Whoever asked may have gone.
+        let _ = self.reply.send(answer);
+    }
+}
+
+/// Says of the ways of an explanation when they were last measured.
+fn measured(explained: &mut Explanation, outcome: Option<&NodeOutcome>, canaries: &Shown) {
+    let (Some(outcome), Some(at)) = (outcome, canaries.at) else {
+        return;
+    };
+    let Leaves::From(addresses) = &explained.leaves else {
+        return;
+    };
+    let targets = outcome.state.worker.targets.iter();
+    let ways: BTreeSet<_> = targets
+        .filter(|(_, target)| addresses.contains(&target.address))
+        .filter_map(|(id, target)| Some((outcome.target_groups.get(id)?, target.address.is_ipv6())))
+        .collect();
+    let verdict = explained.steps.len().saturating_sub(1);
+    for path in &canaries.paths {
+        let v6 = path.egress.is_ipv6();
+        if !ways.contains(&(&path.group, v6)) {
+            continue;
+        }
+        let mut broken = canaries.broken.iter();
+        let broken = broken.find(|one| one.group == path.group && one.v6 == v6);
+        let said = match broken {
+            None => match path.end {
+                CanaryEnd::Gateway => "packets of our own came back from it".to_owned(),
+                CanaryEnd::Guard => {
+                    "packets of our own passed every hook of this node, and were not sent further"
+                        .to_owned()
+                }
+            },
+            Some(broken) => format!("packets of our own do not come back from it: {broken}"),
+        };
+        let family = if v6 { "IPv6" } else { "IPv4" };
+        let (name, ago) = (&path.group.gateway.0, at.elapsed().as_secs());
+        let text = format!("EgressGateway {name}, {family}: {said}, measured {ago} s ago");
+        let step = Step {
+            stage: Stage::Gateway,
+            ok: broken.is_none(),
+            text,
+        };
+        explained.steps.insert(verdict, step);
+    }
+}
+
+fn to_json<T: Serialize>(value: &T) -> String {
+    serde_json::to_string(value).unwrap_or_else(|error| format!(r#"{{"error":"{error}"}}"#))
+}
+
+/// Listens for questions.
+pub(crate) fn listen(path: &Path, notify: Notify<Query>) -> Result<(), AgentError> {
+    let listener = unix_socket::bind(path).map_err(|source| AgentError::Io {
+        doing: "listening on the agent's socket",
+        source,
+    })?;
+    spawn("socket", move || {
+        for stream in listener.incoming().flatten() {
+            if let Err(error) = serve(stream, &notify) {
+                tracing::debug!(%error, "a question was not answered");
+            }
+        }
+    })
+}
+
+fn serve(mut stream: UnixStream, notify: &Notify<Query>) -> io::Result<()> {
+    stream.set_read_timeout(Some(PATIENCE))?;
+    stream.set_write_timeout(Some(PATIENCE))?;
+    let mut line = String::new();
+    BufReader::new((&stream).take(QUESTION_BYTES_MAX)).read_line(&mut line)?;
+    let answer = match serde_json::from_str(&line) {
+        Ok(question) => {
+            let (reply, inbox) = mpsc::channel();
+            // Where nobody takes it, nobody answers either.
+            let _ = notify(Query { question, reply });
+            inbox.recv_timeout(PATIENCE).map_err(io::Error::other)?
+        }
+        Err(error) => to_json(&serde_json::json!({ "error": error.to_string() })),
+    };
+    stream.write_all(answer.as_bytes())?;
+    stream.write_all(b"\n")
+}
+
+/// Asks the agent that listens at `path`; the answer is JSON.
+///
+/// # Errors
+/// Where no agent listens there, or it does not answer in time.
+pub fn ask(path: &Path, question: &Question) -> io::Result<String> {
+    let mut stream = UnixStream::connect(path)?;
+    stream.set_read_timeout(Some(PATIENCE))?;
+    stream.write_all(serde_json::to_string(question)?.as_bytes())?;
+    stream.write_all(b"\n")?;
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer)?;
+    Ok(answer)
+}

@@ -1,0 +1,109 @@
+//! Writes this node's status, on a thread of its own, the newest only.
+
+use crate::clock::now_secs;
+use crate::error::{AgentError, chain};
+use crate::observe::source::OpenSource;
+use crate::threads::spawn;
+use egret_core::model::NodeRecord;
+use egret_objects::{NodeReport, Source, SourceError};
+use std::collections::hash_map::RandomState;
+use std::hash::{BuildHasher, Hasher};
+use std::sync::mpsc::{self, Receiver, Sender};
+use std::time::{Duration, Instant};
+
+/// Pause after an error.
+const PAUSE_AFTER_ERROR: Duration = Duration::from_millis(500);
+/// Longest pause after several errors in a row.
+const PAUSE_MAX: Duration = Duration::from_secs(8);
+
+/// What this node reports.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) struct NodeStatus {
+    /// The agent's part is what counts.
+    pub(crate) record: NodeRecord,
+    /// Beside it.
+    pub(crate) report: NodeReport,
+}
+
+/// Starts the thread that writes, and returns the channel to it. Only the newest status counts.
+pub(crate) fn start(open: &OpenSource) -> Result<Sender<NodeStatus>, AgentError> {
+    let mut source = open()?;
+    let (sender, inbox) = mpsc::channel();
+    spawn("status", move || write_loop(source.as_mut(), &inbox))?;
+    Ok(sender)
+}
+
+fn write_loop(source: &mut dyn Source, inbox: &Receiver<NodeStatus>) {
+    while let Ok(mut status) = inbox.recv() {
+        let mut pause = PAUSE_AFTER_ERROR;
+        loop {
+            while let Ok(newer) = inbox.try_recv() {
+                status = newer;
+            }
+            match source.write_node_status(&status.record, &status.report, now_secs()) {
+                Ok(_) => {
+                    if pause > PAUSE_AFTER_ERROR {
+                        tracing::info!("the node's status is written again");
+                    }
+                    break;
+                }
+                // The record has gone: the controller makes a new one, and the next view brings a new status.
+                Err(SourceError::NotFound { .. }) => break,
+                Err(error) => {
+                    let error = chain(&error);
+                    if pause == PAUSE_AFTER_ERROR {
+                        tracing::warn!(error, "the node's status could not be written");
+                    } else {
+                        tracing::debug!(error, "the node's status could not be written again");
+                    }
+                    match rest(inbox, jittered(pause)) {
+                        Ok(newer) => status = newer.unwrap_or(status),
+                        Err(mpsc::RecvError) => return,
+                    }
+                    pause = (pause * 2).min(PAUSE_MAX);
+                }
+            }
+        }
+    }
+}
+
+/// Waits for this long, also if there is a newer status by then: an API server that comes back is not stormed.
+fn rest(
+    inbox: &Receiver<NodeStatus>,
+    pause: Duration,
+) -> Result<Option<NodeStatus>, mpsc::RecvError> {
+    let deadline = Instant::now() + pause;
+    let mut newest = None;
+    loop {
+        let left = deadline.saturating_duration_since(Instant::now());
+        match inbox.recv_timeout(left) {
+            Ok(newer) => newest = Some(newer),
+            Err(mpsc::RecvTimeoutError::Timeout) => return Ok(newest),
+            Err(mpsc::RecvTimeoutError::Disconnected) => return Err(mpsc::RecvError),
+        }
+    }
+}
+
+/// Between three and five quarters of a pause, so that many agents do not come back in one moment.
+fn jittered(pause: Duration) -> Duration {
+    // Seeded by the system.
+    let random = RandomState::new().build_hasher().finish() % 512;
+    let share = u32::try_from(random).unwrap_or(0);
+    pause * 3 / 4 + pause * share / 1024
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn pauses_differ_and_stay_near_what_was_asked() {
+        let pauses: Vec<Duration> = (0..64).map(|_| jittered(PAUSE_MAX)).collect();
+        let near = PAUSE_MAX * 3 / 4..=PAUSE_MAX * 5 / 4;
+        assert!(
+            pauses.iter().all(|pause| near.contains(pause)),
+            "{pauses:?}"
+        );
+        assert!(pauses.iter().any(|pause| *pause != pauses[0]));
+    }
+}

@@ -1,0 +1,122 @@
+//! Who sends how much: counters of the kernel, read now and then, as metrics.
+
+use super::metrics::{ByAddress, ByAddressAndDirection, ByPolicyAndAddress, Metrics};
+use egret_core::node::NodeOutcome;
+use egret_core::numbers::TRAFFIC_ACCOUNTS_MAX;
+use egret_datapath::gateway::Flow;
+use egret_datapath::node::Counters;
+use egret_datapath::worker::driver::Counted;
+use prometheus_client::metrics::counter::Counter;
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant};
+
+/// Counters are read at most this often, however many rounds there are.
+const READ_EVERY: Duration = Duration::from_secs(2);
+/// Label of everything beyond the limit.
+const OTHER: &str = "other";
+
+/// What the kernel's counters said last.
+#[derive(Default)]
+pub(crate) struct Traffic {
+    read: Option<Instant>,
+    worker: Counted,
+    counters: Counters,
+    takeovers: BTreeMap<IpAddr, u64>,
+}
+
+impl Traffic {
+    /// Whether it is time to read them.
+    pub(crate) fn is_due(&self) -> bool {
+        self.read.is_none_or(|at| at.elapsed() >= READ_EVERY)
+    }
+
+    /// They are read now. What cannot be read of the worker stays as it was read last.
+    pub(crate) fn update(&mut self, mut counters: Counters, takeovers: BTreeMap<IpAddr, u64>) {
+        self.read = Some(Instant::now());
+        if let Some(worker) = counters.worker.take() {
+            self.worker = worker;
+        }
+        self.counters = counters;
+        self.takeovers = takeovers;
+    }
+
+    /// Those of gateway and uplinks, as read last.
+    pub(crate) fn counters(&self) -> &Counters {
+        &self.counters
+    }
+
+    /// Packets that the worker's ruleset dropped or refused.
+    pub(crate) fn reasons(&self) -> &BTreeMap<String, u64> {
+        &self.worker.0
+    }
+
+    /// Puts them into the metrics. What is counted no more is shown no more.
+    pub(crate) fn show(&self, metrics: &mut Metrics, outcome: Option<&NodeOutcome>) {
+        metrics.sent_packets.clear();
+        metrics.sent_bytes.clear();
+        metrics.connections.clear();
+        for (id, account) in outcome.iter().flat_map(|outcome| &outcome.traffic_keys) {
+            let Some(traffic) = self.worker.1.get(id) else {
+                continue;
+            };
+            let (policy, address) = match account {
+                Some(account) => (account.policy.to_string(), account.address.to_string()),
+                None => (OTHER.to_owned(), OTHER.to_owned()),
+            };
+            let label = ByPolicyAndAddress { policy, address };
+            let set = |family: &Family<ByPolicyAndAddress>, value| {
+                store(&family.get_or_create(&label), value);
+            };
+            set(&metrics.sent_packets, traffic.sent.packets);
+            set(&metrics.sent_bytes, traffic.sent.bytes);
+            set(&metrics.connections, traffic.connections);
+        }
+        self.show_gateway(metrics);
+    }
+
+    fn show_gateway(&self, metrics: &mut Metrics) {
+        metrics.carried_packets.clear();
+        metrics.carried_bytes.clear();
+        metrics.dropped_packets.clear();
+        metrics.takeovers.clear();
+        for (number, (address, carried)) in self.counters.carried.iter().enumerate() {
+            let named = |direction: &str, flow: &Flow| {
+                let label = ByAddressAndDirection {
+                    address: name(number, address),
+                    direction: direction.to_owned(),
+                };
+                let add = |family: &Family<ByAddressAndDirection>, value| {
+                    family.get_or_create(&label).inc_by(value);
+                };
+                add(&metrics.carried_packets, flow.packets);
+                add(&metrics.carried_bytes, flow.bytes);
+                if let Some(dropped) = flow.dropped {
+                    add(&metrics.dropped_packets, dropped);
+                }
+            };
+            named("out", &carried.out);
+            named("in", &carried.back);
+        }
+        for (number, (address, times)) in self.takeovers.iter().enumerate() {
+            let address = name(number, address);
+            let label = ByAddress { address };
+            metrics.takeovers.get_or_create(&label).inc_by(*times);
+        }
+    }
+}
+
+type Family<Label> = prometheus_client::metrics::family::Family<Label, Counter>;
+
+/// Label of an address, the first of them by their own names.
+fn name(number: usize, address: &IpAddr) -> String {
+    match number < TRAFFIC_ACCOUNTS_MAX {
+        true => address.to_string(),
+        false => OTHER.to_owned(),
+    }
+}
+
+fn store(counter: &Counter, value: u64) {
+    counter.inner().store(value, Ordering::Relaxed);
+}

@@ -1,0 +1,201 @@
+//! The uplink programs of one node, and what the kernel shows of how its pods' packets leave.
+
+use crate::drift::DriftReport;
+use crate::error::chain;
+use crate::gateway::Attachment;
+use crate::uplink::{Delivered, LookError, Looker, UplinkDriver, UplinkError};
+use egret_core::machines::ProgramRefusal;
+use egret_core::node::{PathFacts, WorkerState};
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+/// Poll interval for programs of others, and for retries after a refusal: the kernel notifies neither.
+const LOOK_AT_PROGRAMS: Duration = Duration::from_secs(5);
+/// More new pods than this are not asked for one by one: everything is looked at.
+const ASKED_MAX: usize = 64;
+
+/// The uplink part of one node's data path.
+pub struct NodeUplink {
+    pin_directory: PathBuf,
+    /// Attach by filters also where the kernel has tcx.
+    filters: bool,
+    looker: Option<Looker>,
+    /// What was seen, where the pods were, and when programs were looked for.
+    seen: PathFacts,
+    delivered: Delivered,
+    looked: Option<Instant>,
+    refusal: ProgramRefusal,
+    driver: Option<UplinkDriver>,
+    /// Nothing of an earlier agent is left.
+    clean: bool,
+}
+
+impl NodeUplink {
+    /// Nothing is opened yet.
+    pub(super) fn new(pin_directory: &Path, filters: bool) -> Self {
+        NodeUplink {
+            pin_directory: pin_directory.into(),
+            filters,
+            looker: None,
+            seen: PathFacts::default(),
+            delivered: Delivered::new(),
+            looked: None,
+            refusal: ProgramRefusal::default(),
+            driver: None,
+            clean: false,
+        }
+    }
+
+    /// Devices, addresses or routes have changed: the next [`Self::look`] looks at everything.
+    pub fn invalidate(&mut self) {
+        self.looked = None;
+    }
+
+    /// What the kernel shows of the ways of pods' packets, and whether it refuses our programs. `pods` are the addresses of
+    /// this node's pods. Looks where anything may have changed. The choice of the operator is left as it is by default.
+    ///
+    /// # Errors
+    /// [`LookError`].
+    pub fn look(&mut self, pods: &BTreeSet<IpAddr>) -> Result<PathFacts, LookError> {
+        self.delivered.retain(|pod, _| pods.contains(pod));
+        let is_new = |pod: &&IpAddr| !self.delivered.contains_key(*pod);
+        let new: BTreeSet<IpAddr> = pods.iter().filter(is_new).copied().collect();
+        if self.looked.is_none() || new.len() > ASKED_MAX {
+            (self.seen, self.delivered) = self.looker()?.look(pods)?;
+            self.looked = Some(Instant::now());
+        } else if !new.is_empty() {
+            // A new pod's device may be the first with a program; where the others are is known.
+            let found = self.looker()?.look_towards(&new)?;
+            self.delivered.extend(found.delivered);
+            for (device, programmed) in found.devices {
+                match programmed {
+                    true => self.seen.programs.insert(device),
+                    false => self.seen.programs.remove(&device),
+                };
+            }
+        }
+        let devices: BTreeSet<&Option<String>> = self.delivered.values().collect();
+        Ok(PathFacts {
+            refused: self.refusal.reason().map(str::to_owned),
+            delivered: devices.into_iter().cloned().collect(),
+            ..self.seen.clone()
+        })
+    }
+
+    fn looker(&mut self) -> Result<&mut Looker, LookError> {
+        if self.looker.is_none() {
+            self.looker = Some(Looker::open()?);
+        }
+        Ok(self.looker.as_mut().expect("just opened"))
+    }
+
+    /// Whether others have attached or removed programs since the last look, or the kernel takes ours again after a refusal:
+    /// then the facts of [`Self::look`] are other ones. Looks at most every 5 seconds, and never before [`Self::look`].
+    pub fn programs_changed(&mut self) -> bool {
+        let due = self
+            .looked
+            .is_some_and(|at| at.elapsed() >= LOOK_AT_PROGRAMS);
+        if !due {
+            return false;
+        }
+        self.looked = Some(Instant::now());
+        if self.refusal.reason().is_some() && self.open().is_ok() {
+            self.refusal.loaded_again();
+            return true;
+        }
+        match self.looker().and_then(Looker::look_at_programs) {
+            Ok(programs) if programs == self.seen.programs => false,
+            Ok(_) => {
+                self.invalidate();
+                true
+            }
+            Err(error) => {
+                tracing::warn!(error = %chain(&error), "looking for programs of others");
+                false
+            }
+        }
+    }
+
+    /// Does what must be done before the ruleset changes.
+    pub(super) fn prepare(&mut self, worker: &WorkerState) -> Result<(), UplinkError> {
+        if !worker.lift.is_empty() {
+            self.clean = false;
+            return self.attempt(|driver| driver.prepare(worker));
+        }
+        if !self.clean && !worker.keep_uplinks {
+            self.driver = None;
+            if UplinkDriver::remove(&self.pin_directory)? {
+                tracing::info!("uplink programs removed: pods' packets pass the stack");
+            }
+            self.clean = true;
+        }
+        Ok(())
+    }
+
+    /// Does what must follow the change of the ruleset.
+    pub(super) fn settle(&mut self, worker: &WorkerState) -> Result<(), UplinkError> {
+        if worker.lift.is_empty() {
+            return Ok(());
+        }
+        self.attempt(|driver| driver.settle(worker))
+    }
+
+    fn open(&self) -> Result<UplinkDriver, UplinkError> {
+        match self.filters {
+            true => UplinkDriver::open_with(&self.pin_directory, Attachment::Clsact),
+            false => UplinkDriver::open(&self.pin_directory),
+        }
+    }
+
+    /// After an error the driver is opened anew.
+    fn attempt(
+        &mut self,
+        work: impl FnOnce(&mut UplinkDriver) -> Result<(), UplinkError>,
+    ) -> Result<(), UplinkError> {
+        let opened = match self.driver.take() {
+            Some(driver) => Ok(driver),
+            None => self.open(),
+        };
+        let done = opened.and_then(|mut driver| {
+            work(&mut driver)?;
+            Ok(driver)
+        });
+        match done {
+            Ok(driver) => {
+                self.driver = Some(driver);
+                self.refusal.succeeded();
+                Ok(())
+            }
+            Err(error) => {
+                let text = chain(&error);
+                tracing::error!(error = text, "pods' packets cannot be taken back");
+                self.refusal.failed(&text);
+                Err(error)
+            }
+        }
+    }
+
+    /// What others have changed; drift is repaired by the next [`Self::prepare`]. `deep` compares the tables.
+    pub(super) fn verify(&mut self, deep: bool) -> DriftReport {
+        let mut drift = DriftReport::new();
+        let Some(driver) = &mut self.driver else {
+            return drift;
+        };
+        match driver.verify(deep) {
+            Ok(found) => drift.extend(found),
+            Err(error) => tracing::warn!(error = %chain(&error), "looking the uplinks over"),
+        }
+        if !drift.is_empty() {
+            self.driver = None;
+        }
+        drift
+    }
+
+    /// Packets by what became of them; none without programs.
+    pub(super) fn counters(&self) -> BTreeMap<&'static str, u64> {
+        let counters = self.driver.as_ref().map(UplinkDriver::counters);
+        counters.and_then(Result::ok).unwrap_or_default()
+    }
+}

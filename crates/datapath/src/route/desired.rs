@@ -1,0 +1,316 @@
+//! What a node's state asks of rtnetlink, as values that can be compared with what is there.
+
+use crate::drift::{Drift, first_changed, first_other};
+use crate::gateway::abi::tunnel_mac;
+use egret_core::node::{
+    CanaryState, Group, NextHop as Neighbour, NextHopWay, NodeState, TunnelIndex,
+};
+use egret_core::numbers::{
+    MARK_SHIFT, NEXT_HOP_OBJECTS, NEXTHOP_BASE, NEXTHOP_GROUP_OFFSET, ROUTE_TABLE_BASE,
+    RULE_PRIORITY_END, RULE_PRIORITY_OWN_PACKETS, TUNNEL_VNI,
+};
+use ipnet::IpNet;
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
+use std::net::{IpAddr, Ipv6Addr};
+
+/// One next hop object: a gateway, through the tunnel.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct NextHop {
+    /// Link-local address inside the tunnel.
+    pub via: Ipv6Addr,
+    /// Where the tunnel leads.
+    pub underlay: IpAddr,
+    /// Own underlay address: the gateway's ownership check goes by it.
+    pub source: IpAddr,
+    /// VXLAN network identifier: the tunnel's own, or that of a router that the gateway is to send to.
+    pub network_identifier: u32,
+}
+
+/// What a route of ours does.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum RouteKind {
+    /// To this next hop group.
+    Group(u32),
+    /// To this neighbour on the device with this index, whatever its addresses are.
+    Neighbour {
+        /// The neighbour.
+        address: IpAddr,
+        /// Index of the device.
+        device: u32,
+    },
+    /// Back to the tables of lower precedence.
+    Throw,
+    /// The sender is told that the destination is unreachable.
+    Unreachable,
+}
+
+/// One route of ours.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct RouteEntry {
+    /// Table.
+    pub table: u32,
+    /// Destination.
+    pub to: IpNet,
+    /// Metric.
+    pub metric: u32,
+    /// What it does.
+    pub kind: RouteKind,
+}
+
+impl fmt::Display for RouteEntry {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let RouteEntry {
+            table, to, metric, ..
+        } = self;
+        write!(f, "table {table}: {to} metric {metric} ")?;
+        match self.kind {
+            RouteKind::Group(id) => write!(f, "to next hop group {id:#010x}"),
+            RouteKind::Neighbour { address, device } => {
+                write!(f, "via {address} at device {device}")
+            }
+            RouteKind::Throw => f.write_str("throw"),
+            RouteKind::Unreachable => f.write_str("unreachable"),
+        }
+    }
+}
+
+/// What a policy routing rule of ours does. Rules are added in this order and removed in the reverse one, so that a
+/// rule of the kind `Marked` never stands without the two that keep the node's own packets from it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum RuleKind {
+    /// Behind our rules, and nothing else: where `OwnPackets` leads to.
+    End,
+    /// Packets that the node itself makes (those of tunnels of others among them) go on behind our rules, whatever
+    /// their mark is.
+    OwnPackets,
+    /// Answers to canaries from this address, which come out of the tunnel, use the table.
+    Canary {
+        /// Where canaries come from.
+        source: IpAddr,
+        /// Table.
+        table: u32,
+    },
+    /// Forwarded packets with this mark use the table.
+    Marked {
+        /// Mark under our mask.
+        mark: u32,
+        /// Table.
+        table: u32,
+    },
+}
+
+/// One policy routing rule of ours.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct RuleEntry {
+    /// What it does.
+    pub kind: RuleKind,
+    /// IPv6 instead of IPv4.
+    pub v6: bool,
+}
+
+impl RuleEntry {
+    /// The rule that leads packets with the mark to the table, and those that stand beside it.
+    pub(crate) fn marked(v6: bool, mark: u32, table: u32) -> [RuleEntry; 3] {
+        let marked = RuleKind::Marked { mark, table };
+        [RuleKind::End, RuleKind::OwnPackets, marked].map(|kind| RuleEntry { kind, v6 })
+    }
+}
+
+impl fmt::Display for RuleEntry {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let family = if self.v6 { "IPv6" } else { "IPv4" };
+        write!(f, "rule {family} ")?;
+        match self.kind {
+            RuleKind::End => write!(f, "{RULE_PRIORITY_END} that does nothing"),
+            RuleKind::OwnPackets => write!(
+                f,
+                "{RULE_PRIORITY_OWN_PACKETS} that leads the node's own packets to {RULE_PRIORITY_END}"
+            ),
+            RuleKind::Canary { source, table } => {
+                write!(f, "from the tunnel to {source} to table {table}")
+            }
+            RuleKind::Marked { mark, table } => write!(f, "mark {mark:#010x} to table {table}"),
+        }
+    }
+}
+
+/// Everything beside the device itself.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Desired {
+    /// Permanent neighbours on the tunnel device.
+    pub neighbours: BTreeMap<Ipv6Addr, [u8; 6]>,
+    /// Next hops by id.
+    pub hops: BTreeMap<u32, NextHop>,
+    /// Next hop groups by id.
+    pub groups: BTreeMap<u32, BTreeSet<u32>>,
+    /// Routes.
+    pub routes: BTreeSet<RouteEntry>,
+    /// Rules.
+    pub rules: BTreeSet<RuleEntry>,
+}
+
+/// Metric of the route behind the group: highest number, so lowest precedence.
+pub(crate) const METRIC_LAST: u32 = u32::MAX;
+/// Metric of routes to groups: the kernel's own default for IPv6.
+pub(crate) const METRIC_GROUP: u32 = 1024;
+
+const ANY_V4: &str = "0.0.0.0/0";
+const ANY_V6: &str = "::/0";
+
+/// Link-local address of a node inside the tunnel.
+pub(super) fn link_local(index: TunnelIndex) -> Ipv6Addr {
+    Ipv6Addr::new(0xfe80, 0, 0, 0, 0, 0, 0, index)
+}
+
+impl Desired {
+    /// What of it is not as wanted, by kind, each with the first thing.
+    pub(super) fn differences(&self, found: &Desired) -> impl Iterator<Item = (Drift, String)> {
+        let hex = |what: &str, id: &u32| format!("{what} {id:#010x}");
+        let hops = first_changed(&self.hops, &found.hops, |id| hex("next hop", id));
+        let groups = first_changed(&self.groups, &found.groups, |id| hex("next hop group", id));
+        let neighbours = first_changed(&self.neighbours, &found.neighbours, |address| {
+            format!("neighbour {address}")
+        });
+        let parts = [
+            (Drift::Neighbours, neighbours),
+            (Drift::NextHops, hops.or(groups)),
+            (Drift::Routes, first_other(&self.routes, &found.routes)),
+            (Drift::Rules, first_other(&self.rules, &found.rules)),
+        ];
+        let told = parts.into_iter();
+        told.filter_map(|(kind, what)| Some((kind, what?)))
+    }
+
+    /// What this state asks for.
+    pub fn of(state: &NodeState) -> Self {
+        let mut wanted = Desired::default();
+        let gateways = state.peers.iter().filter(|(_, peer)| peer.gateway);
+        for (index, _) in gateways {
+            let neighbour = (link_local(*index), tunnel_mac(*index));
+            wanted.neighbours.extend([neighbour]);
+            wanted.hop(NEXTHOP_BASE, *index, TUNNEL_VNI, state);
+        }
+        for (number, group) in &state.worker.groups {
+            match group {
+                Group::Tunnel(members) => wanted.group(*number, NEXTHOP_BASE, members, state),
+                Group::Nowhere => wanted.table(*number, None, state),
+                Group::Local { .. } => {}
+            }
+        }
+        for (number, next_hop) in &state.worker.next_hops {
+            wanted.next_hop(*number, next_hop, state);
+        }
+        if let Some(canary) = &state.worker.canary {
+            wanted.canary(canary);
+        }
+        wanted
+    }
+
+    /// Answers to canaries go to their device; nothing else ever takes this way, whoever has the address.
+    fn canary(&mut self, canary: &CanaryState) {
+        let table = ROUTE_TABLE_BASE;
+        for source in canary.sources.iter().copied() {
+            let v6 = source.is_ipv6();
+            let default = if v6 { ANY_V6 } else { ANY_V4 };
+            self.routes.insert(RouteEntry {
+                table,
+                to: default.parse().expect("a constant prefix"),
+                metric: METRIC_GROUP,
+                kind: RouteKind::Neighbour {
+                    address: source,
+                    device: canary.device,
+                },
+            });
+            let kind = RuleKind::Canary { source, table };
+            self.rules.insert(RuleEntry { kind, v6 });
+        }
+    }
+
+    /// To a gateway, under an id out of those that begin with `base`.
+    fn hop(&mut self, base: u32, index: TunnelIndex, identifier: u32, state: &NodeState) {
+        let peer = state.peers.get(&index);
+        let Some(peer) = peer.filter(|peer| peer.gateway) else {
+            return;
+        };
+        let hop = NextHop {
+            via: link_local(index),
+            underlay: peer.underlay,
+            source: state.tunnel.underlay,
+            network_identifier: identifier,
+        };
+        self.hops.insert(base + u32::from(index), hop);
+    }
+
+    /// The way to a neighbour of gateways: through the tunnel with its identifier, or by this node's own device.
+    fn next_hop(&mut self, number: u8, next_hop: &Neighbour, state: &NodeState) {
+        let base = NEXTHOP_BASE + NEXT_HOP_OBJECTS * (u32::from(number) + 1);
+        match &next_hop.way {
+            NextHopWay::Tunnel(members) => {
+                for index in members {
+                    self.hop(base, *index, next_hop.network_identifier, state);
+                }
+                self.group(number, base, members, state);
+            }
+            NextHopWay::Attached(attachment) => {
+                self.table(number, None, state);
+                let address = next_hop.address;
+                let default = if address.is_ipv6() { ANY_V6 } else { ANY_V4 };
+                let (table, metric) = (ROUTE_TABLE_BASE + u32::from(number), METRIC_GROUP);
+                let device = attachment.index;
+                self.routes.insert(RouteEntry {
+                    table,
+                    to: default.parse().expect("a constant prefix"),
+                    metric,
+                    kind: RouteKind::Neighbour { address, device },
+                });
+            }
+            NextHopWay::Nowhere => self.table(number, None, state),
+        }
+    }
+
+    fn group(&mut self, number: u8, base: u32, members: &BTreeSet<TunnelIndex>, state: &NodeState) {
+        let id = NEXTHOP_BASE + NEXTHOP_GROUP_OFFSET + u32::from(number);
+        let hops: BTreeSet<u32> = members
+            .iter()
+            .map(|index| base + u32::from(*index))
+            .filter(|id| self.hops.contains_key(id))
+            .collect();
+        if hops.is_empty() {
+            return self.table(number, None, state);
+        }
+        self.groups.insert(id, hops);
+        self.table(number, Some(id), state);
+    }
+
+    fn table(&mut self, number: u8, group: Option<u32>, state: &NodeState) {
+        let table = ROUTE_TABLE_BASE + u32::from(number);
+        for v6 in [false, true] {
+            let default = if v6 { ANY_V6 } else { ANY_V4 };
+            let to: IpNet = default.parse().expect("a constant prefix");
+            let mut route = |metric, kind| {
+                self.routes.insert(RouteEntry {
+                    table,
+                    to,
+                    metric,
+                    kind,
+                });
+            };
+            route(METRIC_LAST, RouteKind::Unreachable);
+            if let Some(id) = group {
+                route(METRIC_GROUP, RouteKind::Group(id));
+            }
+            let mark = u32::from(number) << MARK_SHIFT;
+            self.rules.extend(RuleEntry::marked(v6, mark, table));
+        }
+        for prefix in &state.worker.throw {
+            let kind = RouteKind::Throw;
+            self.routes.insert(RouteEntry {
+                table,
+                to: *prefix,
+                metric: METRIC_GROUP,
+                kind,
+            });
+        }
+    }
+}

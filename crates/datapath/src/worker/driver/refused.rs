@@ -1,0 +1,40 @@
+//! What pods tried by protocols without ports, and were refused.
+
+use super::{DatapathError, WorkerDriver};
+use crate::nft::read::address;
+use crate::worker::names::PORTLESS_SETS;
+use std::collections::BTreeSet;
+use std::net::IpAddr;
+
+/// Packets of one pod to one destination by one protocol.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct RefusedProtocol {
+    /// Address of the pod.
+    pub pod: IpAddr,
+    /// Where to.
+    pub destination: IpAddr,
+    /// IP protocol number.
+    pub protocol: u8,
+}
+
+impl WorkerDriver {
+    /// What was refused lately (`egret_core::numbers::REFUSED_PROTOCOL_SECS`).
+    pub fn refused_protocols(&mut self) -> Result<BTreeSet<RefusedProtocol>, DatapathError> {
+        let mut all = BTreeSet::new();
+        for set in PORTLESS_SETS {
+            let keys = self.nft.keys_of(set)?;
+            all.extend(keys.iter().filter_map(|key| refused(key)));
+        }
+        Ok(all)
+    }
+}
+
+/// Two addresses, and the protocol in the first byte of the last 32 bits.
+fn refused(key: &[u8]) -> Option<RefusedProtocol> {
+    let width = key.len().checked_sub(4)? / 2;
+    Some(RefusedProtocol {
+        pod: address(key.get(..width)?)?,
+        destination: address(key.get(width..2 * width)?)?,
+        protocol: *key.get(2 * width)?,
+    })
+}

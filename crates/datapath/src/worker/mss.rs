@@ -1,0 +1,17 @@
+//! TCP's largest segment through the tunnel.
+
+use crate::nft::Rule;
+use crate::nft::rule::{Builder, Family, TCP_SYN};
+use egret_core::node::NodeState;
+
+const TCP_SYN_RST: u8 = 0x06;
+
+/// Lowers the MSS of a SYN to what fits into the tunnel (RFC 9293 section 3.7.1).
+pub(super) fn clamp_mss(packet: Builder, family: Family, state: &NodeState) -> Rule {
+    let headers = if family == Family::V4 { 40 } else { 60 };
+    let mss = u16::try_from(state.tunnel.mtu.saturating_sub(headers)).unwrap_or(u16::MAX);
+    packet
+        .family(family)
+        .tcp_flags(TCP_SYN_RST, TCP_SYN, true)
+        .mss_at_most(mss)
+}

@@ -1,0 +1,24 @@
+//! The promises of `docs/properties.md` while a cluster in the lab is hurt. `./dev test` never runs `wrong_source` and `matrix` again:
+//! one packet with a wrong source is enough. Need root.
+
+mod bypass;
+mod damage;
+mod exhaustion;
+mod failures;
+mod gateways_cut_off;
+mod matrix;
+mod next_hop;
+mod three_gateways;
+mod wrong_source;
+
+use egret_tests::modules;
+use egret_tests::steps::Module;
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    let mut all = modules![exhaustion];
+    let timed = modules![bypass, damage, failures, gateways_cut_off, next_hop, matrix];
+    all.extend(timed.into_iter().map(Module::timed));
+    all.push(Module::new("wrong_source", wrong_source::groups()).at_once(4));
+    egret_tests::run(all)
+}

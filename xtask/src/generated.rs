@@ -1,0 +1,26 @@
+//! Files that are written by a task and committed, and compared by `--check`.
+
+use anyhow::{Context, ensure};
+use std::path::Path;
+
+/// The text of a file of the repository.
+pub fn read(path: &str) -> anyhow::Result<String> {
+    std::fs::read_to_string(absolute(path)).with_context(|| format!("reading {path}"))
+}
+
+/// Writes the file, or with `check` fails if it differs: `task` is what would write it.
+pub fn put(path: &str, text: &str, check: bool, task: &str) -> anyhow::Result<()> {
+    let current = read(path).is_ok_and(|found| found == text);
+    ensure!(
+        current || !check,
+        "{path} is not current: run `cargo run -p xtask -- {task}` and commit"
+    );
+    if !current {
+        std::fs::write(absolute(path), text).with_context(|| format!("writing {path}"))?;
+    }
+    Ok(())
+}
+
+fn absolute(path: &str) -> std::path::PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("..").join(path)
+}
