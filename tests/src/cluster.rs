@@ -4,7 +4,7 @@ mod agents;
 
 use crate::steps::lab_name;
 use anyhow::{Context, bail, ensure};
-use egret_lab::process::wait_for;
+use egret_lab::process::{wait_for, wait_for_every};
 use egret_lab::topology::Pod;
 use egret_lab::traffic::Server;
 use egret_lab::traffic::server::ECHO_PORTS;
@@ -18,6 +18,8 @@ use std::time::Duration;
 
 /// Longest wait for anything; generous, since the machine may be busy.
 pub const DEADLINE: Duration = Duration::from_secs(30);
+/// Pause between two runs of a program of which something is awaited: it takes processor time that agents need.
+pub const PROGRAM_PAUSE: Duration = Duration::from_millis(50);
 /// Port of the agent's metrics.
 const METRICS_PORT: u16 = 9791;
 
@@ -219,7 +221,7 @@ impl Cluster {
     /// They do not become ready in time; then it says what the status was.
     pub fn wait_ready(&self) -> anyhow::Result<()> {
         let mut last = Ok(Value::Null);
-        let waited = wait_for("policies to be ready", DEADLINE, || {
+        let waited = wait_for_every("policies to be ready", DEADLINE, PROGRAM_PAUSE, || {
             last = self.status();
             last.as_ref().is_ok_and(all_ready)
         });
@@ -235,7 +237,7 @@ impl Cluster {
     /// It is not in time.
     pub fn wait_selected(&self, policy: &str, pods: u64) -> anyhow::Result<()> {
         let what = format!("{policy} to be ready with {pods} pods");
-        wait_for(&what, DEADLINE, || {
+        wait_for_every(&what, DEADLINE, PROGRAM_PAUSE, || {
             let policies = self.status().map(|status| status["policies"].clone());
             let policies = policies.unwrap_or_default();
             let mut policies = policies.as_array().into_iter().flatten();

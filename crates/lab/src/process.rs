@@ -125,6 +125,20 @@ fn stat(pid: i32) -> Option<Stat> {
 pub fn wait_for(
     what: &str,
     timeout: Duration,
+    condition: impl FnMut() -> bool,
+) -> Result<(), LabError> {
+    wait_for_every(what, timeout, POLL, condition)
+}
+
+/// The same for a condition that costs so much to look at that what is waited for would be slowed down: there is a
+/// `pause` between two looks.
+///
+/// # Errors
+/// It does not hold within `timeout`.
+pub fn wait_for_every(
+    what: &str,
+    timeout: Duration,
+    pause: Duration,
     mut condition: impl FnMut() -> bool,
 ) -> Result<(), LabError> {
     let deadline = Instant::now() + timeout;
@@ -135,7 +149,7 @@ pub fn wait_for(
                 after: timeout,
             });
         }
-        std::thread::sleep(POLL);
+        std::thread::sleep(pause);
     }
     Ok(())
 }

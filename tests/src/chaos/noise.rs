@@ -20,6 +20,9 @@ const PATIENCE: Duration = Duration::from_millis(500);
 const SHORT: Duration = Duration::from_millis(50);
 /// A long flow that stands still for longer is given up.
 const LONG: Duration = Duration::from_secs(2);
+/// The same for one that only listens: nobody tells it that it was cut. By then the server has sent again twice (after
+/// 200 ms and 600 ms), and what it sends later still comes, to a pod that refuses it.
+const LISTENS: Duration = Duration::from_secs(1);
 
 /// What one thread does.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -314,7 +317,7 @@ fn download(target: SocketAddr, counts: &Counts, stop: &Stop) -> std::io::Result
     let stream = TcpStream::connect_timeout(&target, PATIENCE)?;
     let socket = socket2::SockRef::from(&stream);
     socket.set_recv_buffer_size(8 * 1024)?;
-    stream.set_read_timeout(Some(LONG))?;
+    stream.set_read_timeout(Some(LISTENS))?;
     let mut buffer = [0; 4096];
     let mut stream = &stream;
     while !stop.is_set() {

@@ -1,8 +1,9 @@
 //! A lab with agents, controller, policies and an answering server.
 
 use crate::Cluster;
+use crate::cluster::PROGRAM_PAUSE;
 use anyhow::{Context, bail};
-use egret_lab::process::{run, wait_for};
+use egret_lab::process::{run, wait_for, wait_for_every};
 use egret_lab::{Hurt, Lab, Place, Snapshot, Topology};
 use serde_json::Value;
 use std::net::IpAddr;
@@ -292,7 +293,8 @@ impl Scene {
     /// It does not.
     pub fn wait_live(&self, host: &str, gateways: &[&str]) -> anyhow::Result<()> {
         let mut last = Value::Null;
-        let result = wait(&format!("{host} to see {gateways:?} alive"), || {
+        let what = format!("{host} to see {gateways:?} alive");
+        let result = wait_for_every(&what, DEADLINE, PROGRAM_PAUSE, || {
             last = self.status(host).unwrap_or_default();
             let list = last["gateways"].as_array().cloned().unwrap_or_default();
             let live = list.iter().filter(|g| g["live"] == true).filter(|g| {

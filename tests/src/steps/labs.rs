@@ -25,10 +25,14 @@ pub(super) fn take_down_orphans() {
 
 fn take_down(is_wanted: impl Fn(u32) -> bool) {
     for name in StateDir::all() {
-        if owner(&name).is_some_and(&is_wanted)
-            && let Err(error) = Cluster::down(&name)
-        {
-            println!("taking down {name}: {error}");
+        if owner(&name).is_some_and(&is_wanted) {
+            let result = Cluster::down(&name);
+            // Another test program may have done it meanwhile.
+            if let Err(error) = result
+                && StateDir::new(&name).is_ok_and(|folder| folder.exists())
+            {
+                println!("taking down {name}: {error}");
+            }
         }
     }
 }

@@ -59,6 +59,7 @@ fn main() -> ExitCode {
         unchanged,
         unknown_pods
     ];
+    // These bound or measure times.
     let timed = modules![
         canary,
         classic,

@@ -16,17 +16,18 @@ use egret_tests::tests;
 use std::net::{IpAddr, SocketAddr};
 
 pub fn groups() -> Vec<Group> {
+    // The longest first.
     tests![
-        gateway_loses_its_links_and_comes_back,
+        worker_agent_started_again_and_again,
         gateway_loses_its_power_and_comes_back,
         gateway_loses_its_external_link_alone_and_comes_back,
+        gateway_loses_its_links_and_comes_back,
         gateway_is_no_longer_selected_and_selected_again,
-        gateway_agents_end_in_order,
         gateway_agents_killed_and_frozen,
-        all_gateways_dead_and_back,
+        gateway_agents_end_in_order,
+        controller_dead,
         worker_agent_dead_or_frozen,
-        worker_agent_started_again_and_again,
-        controller_dead
+        all_gateways_dead_and_back,
     ]
 }
 

@@ -12,17 +12,18 @@ use egret_tests::tests;
 use std::net::IpAddr;
 
 pub fn groups() -> Vec<Group> {
+    // The longest first.
     tests![
+        policy_started_with_live_flows,
+        address_edited_with_live_flows,
+        destinations_edited_with_live_flows,
+        all_gateways_down,
         ruleset_replaced,
         agent_killed_and_restarted,
         foreign_flush,
-        foreign_tables_come_and_go_while_the_agents_are_dead,
-        address_edited_with_live_flows,
-        destinations_edited_with_live_flows,
-        policy_started_with_live_flows,
-        all_gateways_down,
         foreign_rules_clear_the_mark,
-        lease_exhausted
+        foreign_tables_come_and_go_while_the_agents_are_dead,
+        lease_exhausted,
     ]
 }
 
