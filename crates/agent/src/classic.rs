@@ -2,9 +2,10 @@
 
 mod mappings;
 
-use crate::error::{AgentError, chain};
+use crate::error::AgentError;
 use crate::observe::links;
 use egret_core::classic::{ClassicState, ClassicWanted, classic_state};
+use egret_core::error::with_causes;
 use egret_datapath::classic::ClassicDatapath;
 use egret_datapath::worker::driver::DatapathError;
 use mappings::Mappings;
@@ -77,7 +78,7 @@ pub fn run_classic(
 pub fn cleanup_classic(config: &ClassicConfig) -> Vec<String> {
     match Driver::open(config) {
         Ok(mut driver) => driver.remove(),
-        Err(error) => vec![chain(&error)],
+        Err(error) => vec![with_causes(&error)],
     }
 }
 
@@ -105,7 +106,7 @@ impl Driver {
 
     /// Makes and keeps the kernel as wanted; an error is told, and tried again at the next look.
     fn keep(&mut self, wanted: &ClassicWanted) {
-        let error = self.apply(wanted).err().map(|error| chain(&error));
+        let error = self.apply(wanted).err().map(|error| with_causes(&error));
         if let Some(error) = &error
             && self.told.as_ref() != Some(error)
         {
@@ -166,7 +167,7 @@ impl Driver {
 
     fn remove(&mut self) -> Vec<String> {
         let errors = self.datapath.remove(self.before.as_ref());
-        let mut errors: Vec<String> = errors.iter().map(|error| chain(error)).collect();
+        let mut errors: Vec<String> = errors.iter().map(|error| with_causes(error)).collect();
         match fs::remove_file(self.directory.join(STATE_FILE)) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => {
                 errors.push(format!("record of the state: {error}"));

@@ -106,7 +106,7 @@ fn read(stream: UnixStream) -> io::Result<PendingCall> {
             "this agent speaks version {VERSION} and not {}",
             request.version
         )),
-        Err(error) => refused(crate::error::chain(&error)),
+        Err(error) => refused(egret_core::error::with_causes(&error)),
     };
     let _ = (&stream).write_all(answer.to_line().as_bytes());
     Err(io::Error::other(format!("{answer:?}")))

@@ -6,9 +6,9 @@
 mod files;
 mod obstacles;
 
-use crate::error::chain;
 use crate::report::{CLI_API_VERSION, PathView, Question, ask};
 use egret_core::earlier::{Action, Finding, Kind, System, find};
+use egret_core::error::with_causes;
 use egret_core::obstacle::Obstacle;
 use egret_datapath::legacy::{Kernel, LegacyError};
 use serde::Serialize;
@@ -141,7 +141,7 @@ pub fn clean(root: &Path, systems: &BTreeSet<System>) -> Result<Doctor, LegacyEr
     let mut failed: Vec<(Action, String)> = kernel
         .remove(&actions)
         .into_iter()
-        .map(|(action, error)| (action, chain(&error)))
+        .map(|(action, error)| (action, with_causes(&error)))
         .collect();
     for action in actions {
         if let Err(error) = files::remove(action) {

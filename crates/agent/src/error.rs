@@ -1,6 +1,5 @@
-//! Why the agent cannot run, and errors as one line of text.
+//! Why the agent cannot run.
 
-pub(crate) use egret_datapath::error::chain;
 use egret_datapath::worker::driver::DatapathError;
 use egret_objects::SourceError;
 use std::io;

@@ -46,10 +46,10 @@ pub use egret_datapath::sysctl::{
     DIRECTORY as SYSCTL_DIRECTORY, use_directory as use_sysctl_directory,
 };
 
+use egret_core::error::with_causes;
 pub use egret_core::node::{CniPath, UnknownPodsPolicy};
 use egret_datapath::node::NodeDatapath;
 use egret_datapath::worker::driver::DatapathError;
-use error::chain;
 use main_loop::{Channels, Event, MainLoop};
 use observe::{canary, flows, links, neighbours, port_use, probe, source};
 use std::io;
@@ -122,7 +122,7 @@ pub fn cleanup(
         errors.push(format!("record of the CNI: {error}"));
     }
     let removed = NodeDatapath::remove(state_directory, pin_directory);
-    errors.extend(removed.iter().map(|error| chain(error)));
+    errors.extend(removed.iter().map(|error| with_causes(error)));
     if let Err(error) = apply::Remembered::forget(state_directory) {
         errors.push(format!("record of groups: {error}"));
     }

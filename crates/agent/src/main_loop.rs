@@ -12,7 +12,6 @@ pub(crate) use event::Event;
 use crate::apply::{Gateway, Remembered, RoundInputs};
 use crate::cni::{PendingCalls, Round};
 use crate::config::Config;
-use crate::error::chain;
 use crate::observe::canary::{self, Order};
 use crate::observe::conflicts::SegmentListener;
 use crate::observe::facts::{Links, Wanted, pod_addresses};
@@ -21,6 +20,7 @@ use crate::observe::port_use::{FullDestinations, Ranges};
 use crate::observe::probe::{HeardSlot, Targets};
 use crate::observe::source::Reading;
 use crate::report::{Health, NodeStatus};
+use egret_core::error::with_causes;
 use egret_core::machines::Schedule;
 use egret_core::model::Snapshot;
 use egret_core::node::{CniPath, GatewayState, TunnelIndex};
@@ -288,13 +288,13 @@ impl MainLoop {
 
     fn carry_out(&mut self, snapshot: &Snapshot) -> Result<(), String> {
         let node = self.config.node.clone();
-        let links = self.look(snapshot).map_err(|e| chain(&e))?;
+        let links = self.look(snapshot).map_err(|e| with_causes(&e))?;
         self.reports.findings.foreign_marks = links.foreign_marks.clone();
         self.inputs.routers.look(self.datapath.worker().routing());
-        let path = self.path_facts(snapshot).map_err(|e| chain(&e))?;
+        let path = self.path_facts(snapshot).map_err(|e| with_causes(&e))?;
         let routing = self.datapath.worker().routing();
         let looked = self.inputs.pod_devices.look(routing, snapshot, &node);
-        looked.map_err(|e| chain(&e))?;
+        looked.map_err(|e| with_causes(&e))?;
         let link_up = self.link_up(snapshot, &links);
         let external = links.external_fact();
         let facts = NodeFacts {
@@ -306,7 +306,7 @@ impl MainLoop {
             uncovered: self.inputs.uncovered.lasting(Instant::now()),
             ..self.facts(&links)
         };
-        let mut outcome = node_state(snapshot, &facts, &node).map_err(|e| chain(&e))?;
+        let mut outcome = node_state(snapshot, &facts, &node).map_err(|e| with_causes(&e))?;
         self.inputs
             .uncovered
             .follow(&outcome.uncovered, Instant::now());
@@ -357,7 +357,7 @@ impl MainLoop {
         let external = external.map(|(device, v4, v6)| ExternalInterface { device, v4, v6 });
         let changed = self.inputs.links.as_ref() != Some(links);
         let opened = self.datapath.prepare(state, external.as_ref(), changed);
-        let opened = opened.map_err(|error| chain(&error))?;
+        let opened = opened.map_err(|error| with_causes(&error))?;
         if state.gateway.is_some() {
             let path = self.datapath.gateway();
             let ifindex = external.map(|external| external.device.index);
@@ -388,7 +388,7 @@ impl MainLoop {
                     metrics.apply_errors.inc();
                 });
             }
-            chain(&error)
+            with_causes(&error)
         })?;
         self.reports.health.with(|metrics| {
             metrics.applies.inc();
@@ -404,7 +404,7 @@ impl MainLoop {
         }
         applied
             .uplink_error
-            .map_or(Ok(()), |error| Err(chain(&error)))
+            .map_or(Ok(()), |error| Err(with_causes(&error)))
     }
 
     /// What the kernel shows of the ways of pods' packets. Where the operator has said that they pass the stack, nobody

@@ -391,7 +391,7 @@ fn node_config(config: &GatewayConfig, old: &abi::Config) -> abi::Config {
         tunnel_mtu: config.tunnel_mtu,
         own_index: config.own_index,
         external_mac: config.external_mac,
-        tunnel_mac: abi::tunnel_mac(config.own_index),
+        tunnel_mac: egret_wire::tunnel_mac(config.own_index),
         external_v4: v4.unwrap_or_default(),
         external_v6: v6.unwrap_or_default(),
         ..*old

@@ -16,7 +16,6 @@ pub mod classic;
 mod clsact;
 pub mod conntrack;
 pub mod drift;
-pub mod error;
 pub mod gateway;
 pub mod legacy;
 mod link;

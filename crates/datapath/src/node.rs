@@ -22,11 +22,11 @@ pub use uplink::NodeUplink;
 
 use crate::canary;
 use crate::drift::DriftReport;
-use crate::error::chain;
 use crate::gateway::{BackendChoice, Carried, GatewayBackend};
 use crate::route::Device;
 use crate::uplink::{UplinkDriver, UplinkError};
 use crate::worker::driver::{Counted, DatapathError, WorkerDriver};
+use egret_core::error::with_causes;
 use egret_core::node::{GatewayState, Idle, NodeState, TunnelIndex};
 use std::collections::BTreeMap;
 use std::net::IpAddr;
@@ -163,7 +163,7 @@ impl NodeDatapath {
             Depth::Unnotified => self.worker.verify_quick(),
         };
         let mut drift = found.unwrap_or_else(|error| {
-            tracing::warn!(error = %chain(&error), "looking the data path over");
+            tracing::warn!(error = %with_causes(&error), "looking the data path over");
             DriftReport::new()
         });
         drift.extend(self.gateway.verify(depth == Depth::Full));
@@ -178,7 +178,7 @@ impl NodeDatapath {
     pub fn counters(&mut self) -> Counters {
         let worker = self.worker.counters();
         let worker = worker.inspect_err(
-            |error| tracing::debug!(error = %chain(error), "reading the ruleset's counters"),
+            |error| tracing::debug!(error = %with_causes(error), "reading the ruleset's counters"),
         );
         let mut backend = self.gateway.backend_mut();
         let gateway = backend.as_deref_mut().map(GatewayBackend::counters);

@@ -80,7 +80,7 @@ pub(crate) fn keep_installed(
         while !stop.load(Ordering::Relaxed) {
             let (said, changed) = match install_once(&install, &entry) {
                 Ok((file, changed)) => (format!("chained into {file}"), changed),
-                Err(error) => (crate::error::chain(&error), false),
+                Err(error) => (egret_core::error::with_causes(&error), false),
             };
             if said != last || changed {
                 tracing::info!(said, "CNI plugin");
@@ -145,7 +145,7 @@ pub(crate) fn uninstall(install: &InstallConfig) -> Vec<String> {
                 }
             }
         }
-        Err(error) => errors.push(crate::error::chain(&error)),
+        Err(error) => errors.push(egret_core::error::with_causes(&error)),
     }
     let _none = fs::remove_file(directory.join(TEMPORARY));
     errors

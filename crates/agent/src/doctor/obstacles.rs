@@ -1,7 +1,7 @@
 //! What stands in the way on this node, seen without its agent: the packets to look for are those that Egret's own table
 //! names, if it is there.
 
-use crate::error::chain;
+use egret_core::error::with_causes;
 use egret_core::numbers::{NFT_TABLE, TUNNEL_DEVICE};
 use egret_core::obstacle::{Obstacle, Sample, Samples, of_settings};
 use egret_datapath::nft::{NftError, Nftables};
@@ -14,16 +14,16 @@ pub(super) fn read(root: &Path, unseen: &mut Vec<String>) -> Vec<Obstacle> {
     let mut found = Vec::new();
     match read_settings(root) {
         Ok(settings) => found.extend(of_settings(&settings)),
-        Err(error) => unseen.push(format!("settings: {}", chain(&error))),
+        Err(error) => unseen.push(format!("settings: {}", with_causes(&error))),
     }
     let samples = samples().unwrap_or_else(|error| {
-        unseen.push(format!("Egret's own table: {}", chain(&error)));
+        unseen.push(format!("Egret's own table: {}", with_causes(&error)));
         Samples::default()
     });
     let looked = Lookout::open().and_then(|mut lookout| Ok(lookout.look(&samples)?.to_vec()));
     match looked {
         Ok(obstacles) => found.extend(obstacles),
-        Err(error) => unseen.push(format!("firewalls: {}", chain(&error))),
+        Err(error) => unseen.push(format!("firewalls: {}", with_causes(&error))),
     }
     found.sort();
     found

@@ -1,8 +1,8 @@
 //! Flows whose end nobody has to wait for: read by a thread of their own, ended here.
 
 use super::MainLoop;
-use crate::error::chain;
 use crate::observe::flows::ConntrackDump;
+use egret_core::error::with_causes;
 
 impl MainLoop {
     /// Has the flows read that a change has left to be ended, once for each change.
@@ -21,7 +21,7 @@ impl MainLoop {
         let change = read.change;
         let ended = read.flows.and_then(|flows| {
             let ended = self.datapath.worker().finish_flow_cleanup(change, flows);
-            ended.map_err(|error| chain(&error))
+            ended.map_err(|error| with_causes(&error))
         });
         match ended {
             Ok(flows) => self.tell_ended(flows),

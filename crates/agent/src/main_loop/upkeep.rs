@@ -2,9 +2,9 @@
 //! forward chains.
 
 use super::MainLoop;
-use crate::error::chain;
 use crate::observe::port_use::Ranges;
 use crate::report::ByKind;
+use egret_core::error::with_causes;
 use egret_core::machines::Turn;
 use egret_core::node::NodeOutcome;
 use egret_core::obstacle::Obstacle;
@@ -78,13 +78,13 @@ impl MainLoop {
     pub(super) fn refuse_full(&mut self) {
         self.schedule.full_refused(self.now_ms());
         if let Err(error) = self.datapath.worker().refuse_full(&self.inputs.full) {
-            tracing::warn!(error = %chain(&error), "refusing full destinations");
+            tracing::warn!(error = %with_causes(&error), "refusing full destinations");
         }
     }
 
     fn open_forwarding(&mut self, outcome: &NodeOutcome) {
         if let Err(error) = self.datapath.worker().open_forwarding(&outcome.state) {
-            tracing::warn!(error = %chain(&error), "opening others' forward chains");
+            tracing::warn!(error = %with_causes(&error), "opening others' forward chains");
         }
     }
 
@@ -94,7 +94,7 @@ impl MainLoop {
             Ok(found) if found == self.reports.obstacles => return false,
             Ok(found) => found.to_vec(),
             Err(error) => {
-                tracing::warn!(error = %chain(&error), "looking for what refuses our packets");
+                tracing::warn!(error = %with_causes(&error), "looking for what refuses our packets");
                 return false;
             }
         };
@@ -129,7 +129,7 @@ impl MainLoop {
             .datapath
             .worker()
             .ports_in_use()
-            .map_err(|error| chain(&error))?;
+            .map_err(|error| with_causes(&error))?;
         // With the other reading of the kernel's flows, and not in each round: it waits for a dump that is under way.
         if let Ok(failed) = self.datapath.worker().insert_failed() {
             self.reports.health.with(|metrics| {
@@ -137,7 +137,7 @@ impl MainLoop {
             });
         }
         let refused = self.datapath.worker().refused_protocols();
-        self.reports.findings.refused = refused.map_err(|error| chain(&error))?;
+        self.reports.findings.refused = refused.map_err(|error| with_causes(&error))?;
         Ok(())
     }
 

@@ -1,9 +1,10 @@
 //! Sends canaries along every path of the node and says which do not come back, and where they are lost. What is sent and
 //! what a loss means is decided in `core::canary`; here are the sockets and the waiting.
 
-use crate::error::{AgentError, chain};
+use crate::error::AgentError;
 use crate::threads::{Notify, spawn};
 use egret_core::canary::{CanaryKind, Lost};
+use egret_core::error::with_causes;
 use egret_core::node::{BrokenPath, CanaryEnd, CanaryPath};
 use egret_core::numbers::{
     CANARY_AGAIN_MS, CANARY_ANSWER_MS, CANARY_INTERVAL_MS, CANARY_SETTLE_MS, CANARY_TRIES,
@@ -82,7 +83,7 @@ pub(crate) fn start(notify: Notify<Report>) -> Result<(Sender<Order>, Option<u32
             Ok((sender, Some(index)))
         }
         Err(error) => {
-            let error = chain(&error);
+            let error = with_causes(&error);
             tracing::warn!(error, "the way of pods' packets is not measured");
             // Nobody reads what is sent.
             Ok((sender, None))
@@ -145,7 +146,7 @@ impl Canaries {
             self.forget(&before);
             let paths = self.measured.paths.clone();
             if let Err(error) = self.prepare(&paths) {
-                tracing::warn!(error = %chain(&error), "canaries");
+                tracing::warn!(error = %with_causes(&error), "canaries");
             }
         }
         if self.measured.paths.is_empty() {
@@ -163,7 +164,7 @@ impl Canaries {
         let before: BTreeSet<_> = before.paths.iter().map(|path| path.source).collect();
         for source in before.difference(&after) {
             if let Err(error) = self.port.expect_no_answers(*source) {
-                tracing::debug!(error = %chain(&error), "a neighbour of canaries stays");
+                tracing::debug!(error = %with_causes(&error), "a neighbour of canaries stays");
             }
         }
     }
@@ -195,7 +196,7 @@ impl Canaries {
         }
         self.generation = self.port.ruleset_generation();
         if let Err(error) = self.prepare(&paths) {
-            tracing::warn!(error = %chain(&error), "canaries");
+            tracing::warn!(error = %with_causes(&error), "canaries");
         }
         for _ in 0..CANARY_TRIES {
             let sent: Vec<Canary> = waiting.keys().copied().collect();
@@ -232,7 +233,7 @@ impl Canaries {
 
     fn send(&mut self, canary: &Canary) {
         if let Err(error) = self.port.send(canary, self.measured.mtu) {
-            tracing::debug!(error = %chain(&error), "a canary is not sent");
+            tracing::debug!(error = %with_causes(&error), "a canary is not sent");
         }
     }
 

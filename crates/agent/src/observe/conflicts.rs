@@ -1,7 +1,8 @@
 //! Hears which machines on the external segment say that they have addresses of this gateway.
 
-use crate::error::{AgentError, chain};
+use crate::error::AgentError;
 use crate::threads::{Notify, spawn};
+use egret_core::error::with_causes;
 use egret_datapath::presence::l2::conflict::{Claim, Listener};
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
@@ -63,7 +64,7 @@ impl SegmentListener {
             Ok(listening) => self.listening = Some(listening),
             Err(error) => {
                 self.deaf = Some(ifindex);
-                let error = chain(&error);
+                let error = with_causes(&error);
                 tracing::warn!(
                     error,
                     "nobody listens for other machines with egress addresses"

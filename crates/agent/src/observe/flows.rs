@@ -1,8 +1,9 @@
 //! The thread that reads the node's flows, so that the main loop does not wait for it: the kernel walks all of its buckets
 //! for that, however few flows there are.
 
-use crate::error::{AgentError, chain};
+use crate::error::AgentError;
 use crate::threads::{Notify, spawn};
+use egret_core::error::with_causes;
 use egret_datapath::conntrack::{Conntrack, Flow};
 use std::sync::mpsc::{self, Sender};
 
@@ -35,8 +36,8 @@ fn read(table: &mut Option<Conntrack>) -> Result<Vec<Flow>, String> {
         Some(table) => Ok(table),
         None => Conntrack::open(),
     };
-    let mut opened = opened.map_err(|error| chain(&error))?;
-    let flows = opened.flows().map_err(|error| chain(&error))?;
+    let mut opened = opened.map_err(|error| with_causes(&error))?;
+    let flows = opened.flows().map_err(|error| with_causes(&error))?;
     *table = Some(opened);
     Ok(flows)
 }

@@ -1,7 +1,8 @@
 //! The thread that follows the flows of this node and says towards which destinations the leases are used up.
 
-use crate::error::{AgentError, chain};
+use crate::error::AgentError;
 use crate::threads::{Notify, spawn};
+use egret_core::error::with_causes;
 use egret_core::machines::{Destination, PortUse};
 use egret_core::model::PortRange;
 use egret_datapath::conntrack::{Conntrack, Flow, FlowEvents};
@@ -65,7 +66,7 @@ impl Follower {
                 Ok(Some(())) => return self.say(),
                 Ok(None) => return None,
                 Err(error) => {
-                    tracing::warn!(error = %chain(&error), "following the flows of this node");
+                    tracing::warn!(error = %with_causes(&error), "following the flows of this node");
                     std::thread::park_timeout(PAUSE_AFTER_ERROR);
                 }
             }

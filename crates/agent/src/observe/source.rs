@@ -1,7 +1,8 @@
 //! Reads the objects, on a thread of its own: a source that hangs stops news, not traffic.
 
-use crate::error::{AgentError, chain};
+use crate::error::AgentError;
 use crate::threads::{Notify, spawn};
+use egret_core::error::with_causes;
 use egret_objects::{Source, SourceError, View};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -70,7 +71,7 @@ pub(crate) fn read(
                     Ok(view) => newest
                         .put(Box::new(view))
                         .then(|| Reading::View(newest.clone())),
-                    Err(error) => Some(Reading::Failed(chain(&error))),
+                    Err(error) => Some(Reading::Failed(with_causes(&error))),
                 };
                 if reading.is_some_and(|reading| !notify(reading)) {
                     return;
@@ -79,7 +80,7 @@ pub(crate) fn read(
             changed = match source.wait(LOOK_ANYWAY) {
                 Ok(changed) => changed,
                 Err(error) => {
-                    tracing::warn!(error = %chain(&error), "waiting for changes failed");
+                    tracing::warn!(error = %with_causes(&error), "waiting for changes failed");
                     thread::park_timeout(PAUSE_AFTER_ERROR);
                     true
                 }

@@ -1,6 +1,6 @@
 //! What of this node's networks others must know: addresses of its devices, and routers around it.
 
-use crate::error::chain;
+use egret_core::error::with_causes;
 use egret_core::model::{NodeRecord, Snapshot};
 use egret_core::node::{NodeOutcome, never_anywhere};
 use egret_core::numbers::{
@@ -51,7 +51,7 @@ impl Routers {
         self.looked = Some(Instant::now());
         match routing.routers() {
             Ok(found) => self.known = Some(found),
-            Err(error) => tracing::warn!(error = %chain(&error), "looking for routers"),
+            Err(error) => tracing::warn!(error = %with_causes(&error), "looking for routers"),
         }
     }
 }

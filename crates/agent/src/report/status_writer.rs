@@ -1,9 +1,10 @@
 //! Writes this node's status, on a thread of its own, the newest only.
 
 use crate::clock::now_secs;
-use crate::error::{AgentError, chain};
+use crate::error::AgentError;
 use crate::observe::source::OpenSource;
 use crate::threads::spawn;
+use egret_core::error::with_causes;
 use egret_core::model::NodeRecord;
 use egret_objects::{NodeReport, Source, SourceError};
 use std::collections::hash_map::RandomState;
@@ -50,7 +51,7 @@ fn write_loop(source: &mut dyn Source, inbox: &Receiver<NodeStatus>) {
                 // The record has gone: the controller makes a new one, and the next view brings a new status.
                 Err(SourceError::NotFound { .. }) => break,
                 Err(error) => {
-                    let error = chain(&error);
+                    let error = with_causes(&error);
                     if pause == PAUSE_AFTER_ERROR {
                         tracing::warn!(error, "the node's status could not be written");
                     } else {

@@ -3,7 +3,7 @@
 use super::netdev::{LIMITATIONS, NetdevError, NetdevGateway};
 use super::{Attachment, Carried, GatewayConfig, GatewayDriver, GatewayError};
 use crate::drift::{Drift, DriftReport};
-use crate::error::chain;
+use egret_core::error::with_causes;
 use egret_core::node::{GatewayState, TunnelIndex};
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
@@ -170,7 +170,7 @@ impl GatewayBackend {
                 match driver.verify(deep) {
                     Ok(found) => drift.extend(found.map(|what| (Drift::Ruleset, what))),
                     Err(error) => {
-                        tracing::warn!(error = %chain(&error), "reading the netdev table")
+                        tracing::warn!(error = %with_causes(&error), "reading the netdev table")
                     }
                 }
                 return (drift, false);
@@ -178,7 +178,9 @@ impl GatewayBackend {
         };
         match driver.verify_tables(deep) {
             Ok(found) => drift.extend(found.map(|what| (Drift::Tables, what))),
-            Err(error) => tracing::warn!(error = %chain(&error), "reading the steering tables"),
+            Err(error) => {
+                tracing::warn!(error = %with_causes(&error), "reading the steering tables")
+            }
         }
         let detached = driver.detached(pins, config);
         let must_open = detached.is_some();
@@ -195,12 +197,12 @@ fn refusal(error: GatewayError) -> Result<Result<GatewayDriver, String>, Gateway
         GatewayError::Pin { ref source, .. }
             if matches!(source.kind(), PermissionDenied | Unsupported) =>
         {
-            Ok(Err(chain(&error)))
+            Ok(Err(with_causes(&error)))
         }
         GatewayError::NotBpffs { .. }
         | GatewayError::Load { .. }
         | GatewayError::Attach { .. }
-        | GatewayError::Map { .. } => Ok(Err(chain(&error))),
+        | GatewayError::Map { .. } => Ok(Err(with_causes(&error))),
         GatewayError::NoDevice { .. }
         | GatewayError::Pin { .. }
         | GatewayError::ForeignPin { .. } => Err(error),

@@ -14,7 +14,7 @@ mod traffic;
 
 use super::counters::COUNTERS;
 use super::external_routes::external_routes;
-use super::{Carried, GatewayConfig, abi};
+use super::{Carried, GatewayConfig};
 use crate::netlink::{NetlinkError, NetlinkSocket};
 use crate::nft::{NftError, Nftables, TableFamily};
 use egret_core::node::{GatewayState, TunnelIndex};
@@ -91,7 +91,7 @@ impl NetdevGateway {
             config: &self.config,
             external: &self.external,
             tunnel: &self.tunnel,
-            tunnel_mac: abi::tunnel_mac(own),
+            tunnel_mac: egret_wire::tunnel_mac(own),
             own,
             routes: &routes,
         };

@@ -1,11 +1,11 @@
 //! The gateway part of one node's data path, while the node is a gateway.
 
 use crate::drift::DriftReport;
-use crate::error::chain;
 use crate::gateway::netdev::NetdevGateway;
 use crate::gateway::{BackendChoice, BackendError, GatewayBackend, GatewayConfig, GatewayDriver};
 use crate::presence::{ExternalDevice, Presences};
 use crate::route::Device;
+use egret_core::error::with_causes;
 use egret_core::machines::GatewayCommand;
 use egret_core::node::{GatewayState, Tunnel, TunnelIndex};
 use std::net::{Ipv4Addr, Ipv6Addr};
@@ -103,7 +103,7 @@ impl NodeGateway {
                 Some(opened)
             }
             Err(error) => {
-                let text = chain(&error);
+                let text = with_causes(&error);
                 if self.last_error.as_ref() != Some(&text) {
                     tracing::error!(error = text, "the gateway's data path cannot be set up");
                 }
@@ -126,7 +126,7 @@ impl NodeGateway {
                         Ok(false) => {}
                         Ok(true) => tracing::info!("the other kind of gateway data path removed"),
                         Err(error) => {
-                            tracing::warn!(error = %chain(&error), "removing the other data path")
+                            tracing::warn!(error = %with_causes(&error), "removing the other data path")
                         }
                     }
                 }
@@ -134,13 +134,13 @@ impl NodeGateway {
                 self.last_error = None;
             }
             Err(error) => {
-                let text = chain(&error);
+                let text = with_causes(&error);
                 tracing::error!(error = text, "the steering tables cannot be written");
                 self.last_error = Some(text);
             }
         }
         for error in attached.presences.serve(state).err().unwrap_or_default() {
-            tracing::warn!(error = %chain(&error), "a solicited-node group cannot be joined");
+            tracing::warn!(error = %with_causes(&error), "a solicited-node group cannot be joined");
         }
     }
 
@@ -157,7 +157,7 @@ impl NodeGateway {
             match result {
                 Ok(true) => tracing::info!("{what} removed: this node is no gateway any more"),
                 Ok(false) => {}
-                Err(error) => tracing::warn!(error = chain(&error), "removing {what}"),
+                Err(error) => tracing::warn!(error = with_causes(&error), "removing {what}"),
             }
         }
     }
@@ -186,7 +186,7 @@ impl NodeGateway {
             return;
         };
         if let Err(error) = attached.presences.carry_out(command) {
-            let (address, error) = (command.address(), chain(&error));
+            let (address, error) = (command.address(), with_causes(&error));
             match command {
                 GatewayCommand::Probe(_) => {
                     tracing::debug!(%address, error, "the segment cannot be asked")

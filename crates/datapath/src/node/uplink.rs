@@ -1,9 +1,9 @@
 //! The uplink programs of one node, and what the kernel shows of how its pods' packets leave.
 
 use crate::drift::DriftReport;
-use crate::error::chain;
 use crate::gateway::Attachment;
 use crate::uplink::{Delivered, LookError, Looker, UplinkDriver, UplinkError};
+use egret_core::error::with_causes;
 use egret_core::machines::ProgramRefusal;
 use egret_core::node::{PathFacts, WorkerState};
 use std::collections::{BTreeMap, BTreeSet};
@@ -112,7 +112,7 @@ impl NodeUplink {
                 true
             }
             Err(error) => {
-                tracing::warn!(error = %chain(&error), "looking for programs of others");
+                tracing::warn!(error = %with_causes(&error), "looking for programs of others");
                 false
             }
         }
@@ -169,7 +169,7 @@ impl NodeUplink {
                 Ok(())
             }
             Err(error) => {
-                let text = chain(&error);
+                let text = with_causes(&error);
                 tracing::error!(error = text, "pods' packets cannot be taken back");
                 self.refusal.failed(&text);
                 Err(error)
@@ -185,7 +185,7 @@ impl NodeUplink {
         };
         match driver.verify(deep) {
             Ok(found) => drift.extend(found),
-            Err(error) => tracing::warn!(error = %chain(&error), "looking the uplinks over"),
+            Err(error) => tracing::warn!(error = %with_causes(&error), "looking the uplinks over"),
         }
         if !drift.is_empty() {
             self.driver = None;

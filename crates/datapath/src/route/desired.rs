@@ -1,7 +1,6 @@
 //! What a node's state asks of rtnetlink, as values that can be compared with what is there.
 
 use crate::drift::{Drift, first_changed, first_other};
-use crate::gateway::abi::tunnel_mac;
 use egret_core::node::{
     CanaryState, Group, NextHop as Neighbour, NextHopWay, NodeState, TunnelIndex,
 };
@@ -9,6 +8,7 @@ use egret_core::numbers::{
     MARK_SHIFT, NEXT_HOP_OBJECTS, NEXTHOP_BASE, NEXTHOP_GROUP_OFFSET, ROUTE_TABLE_BASE,
     RULE_PRIORITY_END, RULE_PRIORITY_OWN_PACKETS, TUNNEL_VNI,
 };
+use egret_wire::{link_local, tunnel_mac};
 use ipnet::IpNet;
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
@@ -157,11 +157,6 @@ pub(crate) const METRIC_GROUP: u32 = 1024;
 
 const ANY_V4: &str = "0.0.0.0/0";
 const ANY_V6: &str = "::/0";
-
-/// Link-local address of a node inside the tunnel.
-pub(super) fn link_local(index: TunnelIndex) -> Ipv6Addr {
-    Ipv6Addr::new(0xfe80, 0, 0, 0, 0, 0, 0, index)
-}
 
 impl Desired {
     /// What of it is not as wanted, by kind, each with the first thing.

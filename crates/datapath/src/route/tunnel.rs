@@ -1,15 +1,14 @@
 //! The tunnel device: VXLAN in collect-metadata mode, so that one device leads to every node.
 
-use super::desired::link_local;
 use super::device::{Device, devices};
 use super::error::RouteError;
 use super::wire;
-use crate::gateway::abi::tunnel_mac;
 use crate::link::{IFLA_AF_SPEC, bare_and_loose, header};
 use crate::netlink::{Attrs, NetlinkSocket, Request, flags};
 use crate::sysctl::enable_ipv6;
 use egret_core::node::{Tunnel, TunnelIndex};
 use egret_core::numbers::{TUNNEL_ADDRESS, TUNNEL_DEVICE, TUNNEL_PORT};
+use egret_wire::{link_local, tunnel_mac};
 use netlink_packet_route::RouteNetlinkMessage as Message;
 use netlink_packet_route::address::AddressAttribute;
 use netlink_packet_route::link::{InfoData, InfoKind, InfoVxlan, LinkAttribute};

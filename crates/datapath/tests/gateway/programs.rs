@@ -85,7 +85,7 @@ impl Programs {
             tunnel_mtu: MTU as u32,
             own_index: OWN,
             external_mac: EXTERNAL_MAC,
-            tunnel_mac: abi::tunnel_mac(OWN),
+            tunnel_mac: egret_wire::tunnel_mac(OWN),
             external_v4: address(external[0]),
             external_v6: address(external[1]),
             ..Config::default()
@@ -166,9 +166,16 @@ impl Programs {
             (REDIRECT, vec![("in_forwarded", 1)])
         );
         let seen = seen(&out);
-        assert_eq!(seen.macs, (abi::tunnel_mac(11), abi::tunnel_mac(OWN)));
+        assert_eq!(
+            seen.macs,
+            (egret_wire::tunnel_mac(11), egret_wire::tunnel_mac(OWN))
+        );
         // only MAC addresses, hop limit and IPv4 header checksum may differ
-        let mut expected = frame(abi::tunnel_mac(11), abi::tunnel_mac(OWN), packet);
+        let mut expected = frame(
+            egret_wire::tunnel_mac(11),
+            egret_wire::tunnel_mac(OWN),
+            packet,
+        );
         if packet[0] >> 4 == 4 {
             expected[22] -= 1;
             expected[24..26].copy_from_slice(&out[24..26]);

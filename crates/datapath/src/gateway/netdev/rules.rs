@@ -1,7 +1,6 @@
 //! The table as a value.
 
 use super::super::GatewayConfig;
-use super::super::abi;
 use super::super::external_routes::ExternalRoute;
 use super::answers::{arp, solicitation};
 use super::matches::*;
@@ -147,7 +146,7 @@ fn address_sets(table: &mut Table, family: &Family, site: &Site<'_>, state: &Gat
                 .elements
                 .insert(key, Value::Verdict(GOTO, Some(chain)));
             if index != site.own {
-                let mac = abi::tunnel_mac(index);
+                let mac = egret_wire::tunnel_mac(index);
                 let key = ElementKey::range(&[&mac, &bytes, &first], &[&mac, &bytes, &last]);
                 owners.elements.insert(key, Value::Member);
                 let key = ElementKey::single(&[&mac, &bytes]);
@@ -259,7 +258,7 @@ fn inward(family: &Family) -> Vec<Rule> {
 
 /// The packet is on its way: MAC addresses, tunnel key, out by the tunnel device.
 fn into_tunnel(site: &Site<'_>, index: TunnelIndex, tunnel: &str) -> Rule {
-    let macs = [abi::tunnel_mac(index), site.tunnel_mac].concat();
+    let macs = [egret_wire::tunnel_mac(index), site.tunnel_mac].concat();
     let device = site.config.tunnel_ifindex.to_ne_bytes().to_vec();
     vec![
         E::Count("in_forwarded".into()),
