@@ -79,8 +79,11 @@ pub(super) fn run_steps<C>(
     let context = match caught(up) {
         Ok(context) => context,
         Err(why) => {
-            println!("test {prefix} (bringing the lab up) ... FAILED\n{why}");
-            chosen.iter().for_each(|name| report(name, false));
+            println!("lab  {prefix} did not come up: {why}");
+            for name in chosen {
+                println!("test {name} ... FAILED (no lab)");
+                report(name, false);
+            }
             return;
         }
     };

@@ -138,7 +138,8 @@ fn a_lab_that_does_not_come_up_fails_its_steps_and_no_others() -> Outcome {
     contains(
         &text,
         &[
-            "no lab today",
+            "lab  bad::no_lab did not come up: no lab today",
+            "test bad::no_lab::second ... FAILED",
             "    bad::no_lab::first\n    bad::no_lab::second\n",
             "FAILED. 1 passed; 2 failed;",
         ],

@@ -197,7 +197,8 @@ const GATEWAY_DAMAGE: [Damage; 4] = [
     Damage {
         what: "all pins",
         kind: "programs",
-        line: "rm -r /sys/fs/bpf/egret/gateway",
+        // At once, and not one by one while the agent may look.
+        line: "mv /sys/fs/bpf/egret/gateway /sys/fs/bpf/egret/removed && rm -r /sys/fs/bpf/egret/removed",
         look: GATEWAY,
         named: "a pinned map is gone",
     },
