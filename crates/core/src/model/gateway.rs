@@ -17,10 +17,10 @@ pub enum AnnounceMode {
     Azure,
 }
 
-/// Which gateways send for an address.
+/// Gateways of a group that send packets of an address.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Outbound {
-    /// Any live one.
+    /// Any live gateway.
     #[default]
     AnyGateway,
     /// Only the announcer (clouds and source guards tie an address to a port).
@@ -36,9 +36,9 @@ pub struct Gateway {
     pub generation: i64,
     /// Policies that name no gateway use it.
     pub default: bool,
-    /// Only policies that name it use it: it was made for objects of an earlier system, beside what people wrote.
+    /// Used only by policies that name it: made from objects of an earlier system, not written by users.
     pub by_name_only: bool,
-    /// Which nodes are gateways.
+    /// Selector of the gateway nodes.
     pub nodes: LabelSelector,
     /// `None` is `auto`: the device of the node's default route.
     pub external_interface: Option<String>,
@@ -82,14 +82,14 @@ impl Gateway {
     }
 }
 
-/// Which gateways of a group a flow may leave by (P3: any of them can take any packet).
+/// Gateways of a group that a flow may leave by (P3: any of them can take any packet).
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct GroupKey {
     /// The `EgressGateway`.
     pub gateway: GatewayName,
     /// `Outbound::Announcer`: the one node that sends.
     pub only: Option<NodeName>,
-    /// The neighbour of these gateways that its packets go to; `None`: they leave with an egress address.
+    /// Next hop of the packets, on the gateways' network; `None`: packets leave with an egress address.
     #[serde(default)]
     pub next_hop: Option<IpAddr>,
 }
