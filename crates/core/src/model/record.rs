@@ -143,8 +143,8 @@ pub struct NodeRecord {
     /// Addresses of the node's devices with their prefix, without link-local ones and those of pods or the tunnel.
     #[serde(default)]
     pub node_addresses: BTreeSet<IpNet>,
-    /// Routers around the node that are not nodes of the cluster: next hops of its routes, and neighbours that send
-    /// Router Advertisements.
+    /// Routers around the node that are not nodes of the cluster: next hops of its routes, and neighbours marked as
+    /// routers (`NTF_ROUTER`).
     #[serde(default)]
     pub routers: BTreeSet<IpAddr>,
     /// Hardware address of the external device, on gateways: its announcements are no conflict.

@@ -41,7 +41,7 @@ const DEVICES: [&str; 16] = [
     "ovn-k8s-mp0",
     "ovn0",
 ];
-/// How names of devices of network plugins begin, one device per node or per pod.
+/// Name prefixes of network plugins' devices, one device per node or per pod.
 const DEVICE_PREFIXES: [&str; 7] = [
     "flannel.",
     "flannel-v6.",
@@ -51,19 +51,19 @@ const DEVICE_PREFIXES: [&str; 7] = [
     "azv",
     "tun-",
 ];
-/// How a veth device is named by default (`drv_name` of `drivers/net/veth.c`).
+/// Default name prefix of veth devices (`drv_name` of `drivers/net/veth.c`).
 const VETH: &str = "veth";
 
-/// One way of a unicast route of the main table.
+/// One next hop of a unicast route of the main table.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct MainRoute {
-    /// Where to.
+    /// Destination.
     pub to: IpNet,
     /// Index of the device.
     pub device: u32,
-    /// The next hop, if it is not straight at the device.
+    /// The next hop; `None`: directly connected.
     pub next_hop: Option<IpAddr>,
-    /// Who made it (`rtm_protocol`).
+    /// Origin of the route (`rtm_protocol`).
     pub protocol: u8,
 }
 
