@@ -243,12 +243,13 @@ impl GatewayRole {
         }
     }
 
-    /// A machine on the external segment says that it has this address. True if there is something new to decide or tell.
+    /// Records that a machine on the external segment claims this address. Returns true if there is something new to
+    /// decide or report.
     pub fn heard(&mut self, address: IpAddr, mac: MacAddress, now_ms: u64) -> bool {
         self.conflicts.heard(address, mac, now_ms)
     }
 
-    /// Another gateway may have announced for a moment what this one announces: everything is announced again.
+    /// Repeats all announcements: another gateway may have announced the same addresses for a moment.
     pub fn repeat(&mut self, now_ms: u64) {
         self.announcer.repeat(now_ms);
     }
