@@ -154,11 +154,11 @@ pub struct Sample {
     pub outside: Option<IpAddr>,
     /// The protocol that it is selected for; `None`: any.
     pub protocol: Option<u8>,
-    /// Its port.
+    /// Destination port that it is selected for.
     pub port: Option<u16>,
-    /// What the pod sends comes out of the device for what is lifted.
+    /// Packets of the pod are reinjected, so they arrive by the device `egret-lift`.
     pub lifted: bool,
-    /// It leaves by the node's own device; only answers that another gateway got come out of the tunnel.
+    /// Its packets leave by the node's own device; only answers that another gateway received arrive by the tunnel.
     pub leaves_here: bool,
 }
 

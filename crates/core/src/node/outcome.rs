@@ -15,7 +15,7 @@ use std::net::IpAddr;
 /// Complete outcome for one node.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct NodeOutcome {
-    /// What the kernel must contain.
+    /// Desired state of the kernel.
     pub state: NodeState,
     /// Other gateway nodes that do not answer this node's probes.
     pub silent: BTreeSet<NodeName>,

@@ -58,7 +58,7 @@ pub struct WorkerState {
     pub throw: BTreeSet<IpNet>,
     /// Gateway groups that targets use.
     pub groups: BTreeMap<GroupNumber, Group>,
-    /// What verdicts lead to, by id.
+    /// Targets of verdicts, by id.
     pub targets: BTreeMap<TargetId, Target>,
     /// Next hops that policies name. Their numbers are distinct from those of `groups`.
     #[serde(default)]

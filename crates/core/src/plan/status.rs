@@ -58,7 +58,7 @@ pub(super) fn addresses(
         .collect()
 }
 
-/// What gateways' agents observe about an address on their external segment.
+/// Observations of gateways' agents about an address on their external segment.
 #[derive(Clone, Copy)]
 pub(super) struct Outside<'a> {
     pub announcer: Option<&'a NodeName>,

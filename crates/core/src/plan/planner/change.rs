@@ -30,7 +30,7 @@ pub enum Change {
 }
 
 /// Changes that turn one snapshot into another, for sources that deliver whole snapshots only. Parts that both share
-/// are not compared (see [`Objects`]): the cost is that of the changes if the newer snapshot was made from the older,
+/// are not compared (see [`SharedMap`]): the cost is that of the changes if the newer snapshot was made from the older,
 /// and one comparison per object if not.
 pub fn changes(old: &Snapshot, new: &Snapshot) -> Vec<Change> {
     let same = (&old.settings, &old.gateways, &old.pools, &old.api_server)
