@@ -19,7 +19,7 @@ pub type ClassicNumber = u8;
 pub struct ClassicWanted {
     /// Name of the device by which nodes reach the holder of an address.
     pub device: String,
-    /// Destinations that are never egress traffic, beside those of [`never_anywhere`](crate::node::never_anywhere).
+    /// Destinations that are never egress traffic, beside those of [`never_anywhere`].
     pub never: BTreeSet<IpNet>,
     /// Egress addresses with their numbers.
     pub addresses: BTreeMap<IpAddr, ClassicNumber>,

@@ -48,7 +48,7 @@ pub struct Gateway {
     pub outbound: Outbound,
     /// Upper limit for the tunnel's MTU in bytes, if any.
     pub mtu: Option<u32>,
-    /// WireGuard under the tunnel was asked for (not built yet: finding).
+    /// WireGuard under the tunnel is requested (not implemented: finding).
     pub wireguard: bool,
     /// Milliseconds between probes.
     pub probe_interval_ms: u64,
@@ -56,7 +56,7 @@ pub struct Gateway {
     pub probe_failures: u32,
     /// First grant in ports, at most.
     pub initial_ports: u16,
-    /// Workers to expect, for the size of first grants; `None`: as many as there are nodes.
+    /// Expected number of workers, for the size of first grants; `None`: the number of nodes.
     pub expected_workers: Option<u32>,
 }
 

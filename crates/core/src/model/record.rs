@@ -14,7 +14,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::net::IpAddr;
 
-/// Inclusive range of source ports (or ICMP echo ids); first is a multiple of 64, last is one less than one.
+/// Inclusive range of source ports (or ICMP echo ids) made of whole port blocks: `first` and `last + 1` are multiples
+/// of 64.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct PortRange {
