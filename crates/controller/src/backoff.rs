@@ -1,4 +1,4 @@
-//! Writes that are refused. Each waits by itself, ever longer, and no other write waits for it.
+//! Backoff of refused writes. Each write waits alone, for growing pauses, and delays no other write.
 //!
 //! ```text
 //!  refused: by the API server, an admission policy, a file that cannot be read   -> this write waits
@@ -16,7 +16,7 @@ use std::fmt;
 use std::net::IpAddr;
 use std::time::{Duration, Instant};
 
-/// One write: an object, and which part of it.
+/// Key of one write: an object, and the part of it that is written.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum Write {
     Address(IpAddr),
@@ -48,12 +48,12 @@ impl fmt::Display for Write {
     }
 }
 
-/// What came of one write.
+/// Outcome of one write.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Outcome<T> {
-    /// It was carried out.
+    /// The write was carried out.
     Written(T),
-    /// It was refused, or was refused before and waits.
+    /// The write was refused, or still waits after an earlier refusal.
     Waits,
 }
 
@@ -64,39 +64,39 @@ struct Refused {
     conflicts: u32,
     next: Option<Instant>,
     why: String,
-    /// The round that last wanted it.
+    /// Number of the last round that attempted it.
     round: u64,
 }
 
-/// Every write that was refused and is still wanted.
+/// Every refused write that is still attempted.
 #[derive(Debug, Default)]
 pub(crate) struct Backoff {
     refused: BTreeMap<Write, Refused>,
     round: u64,
-    /// Refusals that nobody has counted yet.
+    /// Refusals that are not in the metric yet.
     uncounted: u64,
-    /// The first error of this round that is not about one object, although others were written.
+    /// First error of this round that concerns more than one object, although other writes succeeded.
     trouble: Option<SourceError>,
 }
 
 impl Backoff {
-    /// A round begins.
+    /// Begins a round.
     pub(crate) fn begin(&mut self) {
         self.round += 1;
         self.trouble = None;
     }
 
-    /// Every write that is wanted was looked at: what was not asked for again is not wanted any more.
+    /// Ends a complete round: refused writes that it did not attempt again are dropped.
     pub(crate) fn complete(&mut self) -> Result<(), SourceError> {
         let round = self.round;
         self.refused.retain(|_, refused| refused.round == round);
         self.trouble.take().map_or(Ok(()), Err)
     }
 
-    /// Carries out a write, unless it was refused a short time ago.
+    /// Carries out a write, unless its pause after a refusal is not over.
     ///
     /// # Errors
-    /// The round must end: for nothing can be written now, or because the plan is stale.
+    /// The round must end: nothing can be written now, or the plan is stale.
     pub(crate) fn attempt<T>(
         &mut self,
         write: &Write,
@@ -177,12 +177,12 @@ impl Backoff {
         self.uncounted += 1;
     }
 
-    /// Refusals since this was last asked.
+    /// Number of refusals since the last call.
     pub(crate) fn take_count(&mut self) -> u64 {
         std::mem::take(&mut self.uncounted)
     }
 
-    /// When the first of them is tried again.
+    /// Time of the earliest retry.
     pub(crate) fn next(&self) -> Option<Instant> {
         self.refused
             .values()
@@ -190,14 +190,14 @@ impl Backoff {
             .min()
     }
 
-    /// Each write that waits, and why.
+    /// Each waiting write, and the reason of its refusal.
     pub(crate) fn waiting(&self) -> impl Iterator<Item = (&Write, &str)> {
         let waiting = self.refused.iter().filter(|(_, one)| one.next.is_some());
         waiting.map(|(write, one)| (write, one.why.as_str()))
     }
 }
 
-/// How long a write waits that was refused this often before.
+/// Pause of a write after this number of refusals.
 fn pause(times: u32) -> Duration {
     let first = Duration::from_millis(WRITE_RETRY_FIRST_MS);
     let longest = Duration::from_secs(WRITE_RETRY_MAX_SECS);
@@ -252,7 +252,7 @@ mod tests {
         assert!(backoff.next().is_some());
         backoff.complete().unwrap();
         assert_eq!(backoff.waiting().count(), 1);
-        // Nobody wants it any more.
+        // The write is no longer attempted.
         backoff.begin();
         backoff.complete().unwrap();
         assert_eq!(backoff.waiting().count(), 0);
@@ -281,7 +281,7 @@ mod tests {
             object: "o".to_owned(),
         };
         assert!(backoff.attempt::<()>(&write(1), || Err(silent)).is_err());
-        // The next round does without it.
+        // The next round skips it.
         let tried = backoff.attempt(&write(1), || -> Result<(), _> { panic!("it waits") });
         assert_eq!(tried.unwrap(), Outcome::Waits);
     }

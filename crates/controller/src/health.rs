@@ -1,4 +1,4 @@
-//! What the controller shows of itself: metrics, and whether it is well.
+//! Health of the controller, as its HTTP endpoint shows it: metrics, readiness, refused writes.
 
 use crate::backoff::Backoff;
 use crate::metrics::Metrics;
@@ -11,11 +11,11 @@ use std::time::Instant;
 pub struct Health {
     metrics: Mutex<Metrics>,
     state: Mutex<(Option<String>, Instant)>,
-    /// Writes that wait because they were refused, and why.
+    /// Refused writes that wait, with reasons.
     waiting: Mutex<Vec<String>>,
 }
 
-/// Waiting writes that are shown.
+/// Maximum number of waiting writes that are shown.
 const SHOWN_MAX: usize = 20;
 
 impl Default for Health {
@@ -37,22 +37,22 @@ impl Health {
         text
     }
 
-    /// Why the controller is not ready; `None` if it is.
+    /// Reason why the controller is not ready; `None` if it is.
     pub fn unready(&self) -> Option<String> {
         lock(&self.state).0.clone()
     }
 
-    /// When the main loop last went round.
+    /// Time of the main loop's last round.
     pub fn last_round(&self) -> Instant {
         lock(&self.state).1
     }
 
-    /// Writes that are refused, and why: the controller is ready all the same, for nobody else waits for them.
+    /// Refused writes that wait, with reasons. They do not affect readiness, since they delay no other write.
     pub fn waiting(&self) -> Vec<String> {
         lock(&self.waiting).clone()
     }
 
-    /// Shows what is refused.
+    /// Publishes the refused writes.
     pub(crate) fn refused(&self, backoff: &mut Backoff) {
         let lines = backoff.waiting().take(SHOWN_MAX);
         *lock(&self.waiting) = lines
@@ -67,7 +67,7 @@ impl Health {
         change(&mut lock(&self.metrics));
     }
 
-    /// There is more to do; whether it is well is as before.
+    /// Records progress of a round that has more to write; readiness does not change.
     pub(crate) fn goes_on(&self) {
         lock(&self.state).1 = Instant::now();
     }

@@ -1,5 +1,5 @@
-//! The controller: allocates addresses, grants and takes back leases, writes status. Nothing on the data path waits
-//! for it.
+//! The controller: allocates addresses, grants and revokes leases, writes statuses. Nothing on the data path waits for
+//! it.
 //!
 //! ```text
 //! Source --View--> changes --> Planner --ClusterPlan--> write: address records, node records, statuses, deletions
@@ -7,8 +7,9 @@
 //!    +----- written by another meanwhile: plan again -----+      refused: that write waits by itself, others go on
 //! ```
 //!
-//! Every decision is `egret_core::plan`'s; what stands here is when to plan, and in which order to write. The planner is
-//! kept, so that a change costs what it touches; see `write` for what is compared and written then.
+//! `egret_core::plan` makes every decision; this crate only decides when to plan and in which order to write. The
+//! planner lives from round to round, so that a change costs what it touches; see `write` for what is compared and
+//! written then.
 #![forbid(unsafe_code)]
 
 mod backoff;
@@ -30,13 +31,13 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use write::{Round, Writer, Written};
 
-/// Longest pause between two looks at the objects: hold-downs end by time alone.
+/// Maximum interval between two checks for changes: hold-downs end by time alone.
 const PAUSE_MAX: Duration = Duration::from_secs(1);
-/// Everything is looked at this often, whatever the source tells.
+/// Interval at which all objects are read even if the source reports no change.
 const LOOK_ANYWAY: Duration = Duration::from_secs(30);
-/// Pause after an error of the source, so that a broken store is not hammered.
+/// Pause after an error of the source, to limit the load on a broken store.
 const PAUSE_AFTER_ERROR: Duration = Duration::from_millis(500);
-/// Writes that lose against another writer before the loop takes a breath.
+/// Number of consecutive write conflicts before the loop pauses.
 const CONFLICTS_MAX: u32 = 10;
 
 /// Runs until `stop` is set.
@@ -45,7 +46,7 @@ pub fn run(mut source: Box<dyn Source>, health: &Arc<Health>, stop: &AtomicBool)
     let mut conflicts = 0;
     while !stop.load(Ordering::Relaxed) {
         if !source.leads() {
-            // Whoever leads changes what was planned and written.
+            // The leader changes objects, so earlier plans are stale.
             work = Work::default();
             stand_by(source.as_mut(), health);
             continue;
@@ -67,7 +68,7 @@ pub fn run(mut source: Box<dyn Source>, health: &Arc<Health>, stop: &AtomicBool)
                 conflicts = 0;
                 std::thread::park_timeout(PAUSE_AFTER_ERROR);
             }
-            // Lost between two writes: the other one goes on with what is written.
+            // Leadership lost between two writes: the new leader continues from the written objects.
             Err(SourceError::NotLeader) => work = Work::default(),
             Err(error) => {
                 let text = with_causes(&error);
@@ -82,7 +83,7 @@ pub fn run(mut source: Box<dyn Source>, health: &Arc<Health>, stop: &AtomicBool)
     }
 }
 
-/// What is kept from round to round.
+/// State of the loop from round to round.
 #[derive(Default)]
 struct Work {
     planner: Option<Planner>,
@@ -91,7 +92,8 @@ struct Work {
     told: BTreeSet<String>,
 }
 
-/// Keeps ready to lead: what would be planned changes under the hands of the controller that leads.
+/// Reads objects while another controller leads, so that they are current when this one takes over. It plans nothing:
+/// the leader changes the objects.
 fn stand_by(source: &mut dyn Source, health: &Health) {
     let read = source.snapshot().map(drop);
     health.round(read.err().map(|error| with_causes(&error)));
@@ -142,7 +144,7 @@ fn round(
     written
 }
 
-/// Logs each finding once, for as long as it lasts.
+/// Logs each finding once, for as long as it exists.
 fn tell(view: &View, cluster: &egret_core::plan::ClusterPlan, told: &mut BTreeSet<String>) {
     let mut now = BTreeSet::new();
     for finding in view.findings.iter().chain(&cluster.findings) {
@@ -161,7 +163,8 @@ fn tell(view: &View, cluster: &egret_core::plan::ClusterPlan, told: &mut BTreeSe
     *told = now;
 }
 
-/// Waits until something may have changed or a change by time alone is due. Looking costs as much as there are objects.
+/// Waits until something may have changed or a change by time alone is due. The check costs as much as there are
+/// objects.
 fn rest(
     source: &mut dyn Source,
     health: &Health,

@@ -109,7 +109,7 @@ impl Metrics {
     /// With a sample in every family, so that encoding the registry names every metric: for `docs/metrics.md`.
     pub fn with_samples() -> Self {
         let metrics = Metrics::default();
-        // Every field by name: a new one does not compile until it is here.
+        // All fields by name, so that a new field does not compile until it is added here.
         let Metrics {
             registry: _,
             errors: _,
@@ -131,7 +131,7 @@ impl Metrics {
         metrics
     }
 
-    /// Brings up to date what an update touched.
+    /// Updates metrics of the objects that an update touched.
     pub(crate) fn observe(
         &mut self,
         view: &View,
@@ -160,7 +160,7 @@ impl Metrics {
         }
     }
 
-    /// What waits now, and how many writes were refused since the last round.
+    /// Sets the number of waiting writes, and adds the refusals since the last round.
     pub(crate) fn refused(&self, waiting: i64, refusals: u64) {
         self.unwritten_objects.set(waiting);
         self.refused_writes.inc_by(refusals);

@@ -1,4 +1,4 @@
-//! The plan's words about objects, in the form in which the source writes them.
+//! Statuses of the plan, in the form in which the source writes them.
 
 use egret_core::condition::Condition;
 use egret_core::numbers::{STATUS_GATEWAYS_MAX, STATUS_USERS_MAX};
@@ -21,8 +21,8 @@ pub(super) fn policy(plan: &PolicyPlan) -> PolicyStatus {
     }
 }
 
-/// A gateway counts as live in its object's status while its agent has reported; whether packets pass is known to the
-/// agents that probe it.
+/// Status of a gateway. Its nodes count as live while their agents report; only agents, which probe, know whether
+/// packets pass.
 pub(super) fn gateway(plan: &GatewayPlan) -> GatewayStatus {
     let member = |node: &egret_core::plan::GatewayNode| GatewayMember {
         node: node.node.clone(),

@@ -1,5 +1,5 @@
-//! Carries a plan out: every write is compare-and-swap, and what is the same already is not written. An object that refuses
-//! to be written stops no other ([`Backoff`]): only what hangs on it waits with it.
+//! Applies a plan. Every write is compare-and-swap, and unchanged objects are not written. A refused write delays no
+//! other object ([`Backoff`]), only writes that depend on it.
 
 use crate::backoff::{Backoff, Outcome, Write};
 use crate::status;
@@ -15,56 +15,56 @@ use std::net::IpAddr;
 use std::ops::Bound;
 use std::time::{Duration, Instant};
 
-/// Statuses are written for this long, or for as long as reading and planning took, before the objects are looked at
-/// again: a pod that needs a lease does not wait for the statuses of hundreds of policies.
+/// Time limit for writing statuses, unless reading and planning took longer, before objects are read again: a pod that
+/// needs a lease does not wait for the statuses of hundreds of policies.
 const STATUSES: Duration = Duration::from_millis(20);
 
-/// How far writing came.
+/// Progress of one round of writing.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Written {
-    /// Everything is as planned, but for what waits.
+    /// Everything is written, except waiting writes.
     All {
-        /// When planning again is due although nothing changed.
+        /// Seconds since the epoch at which planning again is due although nothing changed.
         next_change_secs: Option<i64>,
-        /// When a write that was refused is tried again.
+        /// Time at which a refused write is tried again.
         retry: Option<Instant>,
     },
-    /// Leases and grants are as planned; there are more statuses to write.
+    /// Leases and grants are written; some statuses are not.
     Unfinished,
-    /// Somebody else wrote first: what was planned is stale.
+    /// Another writer was first: the plan is stale.
     PlanAgain,
 }
 
-/// Writes what differs from what is there. What the view says of an object is compared only if its plan was touched or
-/// the view says something else than the one before: the rest was found as planned then.
+/// Writes differences between plan and objects. An object's status is compared only if its plan was touched or the view
+/// differs from the previous one; the others were equal then.
 #[derive(Default)]
 pub(super) struct Writer {
-    /// The view before, without those statuses that were written since; none at first.
+    /// The previous view, without statuses that were written since; `None` at first.
     before: Option<View>,
-    /// What has to be compared still.
+    /// Objects that must still be compared.
     pending: PendingWrites,
-    /// Statuses of objects of front-ends that were written.
+    /// Written statuses of front-ends' objects.
     foreign: front_end::Written,
-    /// Writes that were refused.
+    /// Refused writes.
     pub(super) backoff: Backoff,
 }
 
 /// One round of writing.
 pub(super) struct Round<'a> {
-    /// What is planned, and for what.
+    /// The plan and its snapshot.
     pub planner: &'a Planner,
-    /// What the update may have changed.
+    /// Objects that the update may have changed.
     pub touched: &'a Touched,
     /// Seconds since the epoch.
     pub now_secs: i64,
-    /// When the round began.
+    /// Time at which the round began.
     pub started: Instant,
 }
 
 impl Writer {
-    /// Writes in the order that the plan asks for: an address has its policy before it has a record, a gateway never sees
-    /// a newer lease while an older one is missing, and no worker sees a grant that is not written down. `view` is without
-    /// its snapshot, which the planner has.
+    /// Writes in the order that the plan requires: an address has its policy before it has a record, a gateway never
+    /// sees a newer lease while an older one is missing, and no worker sees a grant without its record. `view` is
+    /// without its snapshot, which the planner has.
     pub(super) fn write(
         &mut self,
         source: &mut dyn Source,
@@ -123,7 +123,7 @@ impl Writer {
                 tracing::info!(%node, grants = record.grants.len(), "node written");
             }
         }
-        // Workers find gateways by their label; what is said of objects can wait.
+        // Workers find gateways by their label, so labels come first; other notices can wait.
         let labels = |notice: &Notice| matches!(notice, Notice::GatewayLabel(..));
         let (labels, findings) = source.notices().into_iter().partition(labels);
         self.notices(source, labels, round, None)?;
@@ -142,7 +142,7 @@ impl Writer {
         })
     }
 
-    /// Takes away what nobody needs.
+    /// Deletes unneeded records.
     fn deletions(
         &mut self,
         source: &mut dyn Source,
@@ -154,7 +154,8 @@ impl Writer {
             let Some(record) = snapshot.addresses.get(address) else {
                 continue;
             };
-            // The plan counts on epochs of records that are not written now: the highest must not go meanwhile.
+            // The plan relies on epochs of records that are not written now: the record with the highest epoch must
+            // stay meanwhile.
             let mut others = snapshot.addresses.values();
             if !waiting.is_empty() && !others.any(|other| other.epoch > record.epoch) {
                 continue;
@@ -176,9 +177,9 @@ impl Writer {
         Ok(())
     }
 
-    /// Writes down which policy has which address out of a pool, before anything hangs on it: from then on the policy
-    /// keeps it, wherever writing ends. Objects of front-ends name their addresses themselves. Gives the addresses that must
-    /// have no record yet, because this could not be written.
+    /// Writes newly allocated pool addresses into the statuses of their policies, before anything depends on them: from
+    /// then on the policy keeps its address, even if writing ends here. Front-ends' objects name their addresses
+    /// themselves. Returns the addresses that must have no record yet, because their status could not be written.
     fn assignments(
         &mut self,
         source: &mut dyn Source,
@@ -212,7 +213,7 @@ impl Writer {
         Ok(waiting)
     }
 
-    /// Writes what the source says of objects by itself; whether there was time for all of it.
+    /// Writes the source's own notices about objects; returns whether time sufficed.
     fn notices(
         &mut self,
         source: &mut dyn Source,
@@ -232,8 +233,8 @@ impl Writer {
         Ok(true)
     }
 
-    /// Compares what is pending with what is there and writes what differs; whether there was time for all of it. What was
-    /// written is taken out of the view before, so that it is compared with what comes of it.
+    /// Compares pending objects and writes differences; returns whether time sufficed. Written objects are removed from
+    /// the previous view, so that the result of the write is compared again.
     fn statuses(
         &mut self,
         source: &mut dyn Source,
@@ -244,11 +245,11 @@ impl Writer {
         self.few(source, view, round)?;
         let (cluster, now_secs) = (round.planner.plan(), round.now_secs);
         let before = self.before.as_mut().expect("set when writing began");
-        // What waits stays pending.
+        // Waiting writes stay pending.
         let mut last = None;
         while let Some(object) = after(&self.pending.policies, last.as_ref()) {
             last = Some(object.clone());
-            // Objects of front-ends say it in their own form.
+            // Front-ends' objects have a status of their own form.
             let foreign = view.front_ends.origins.contains_key(&object);
             if let Some(plan) = cluster.policies.get(&object).filter(|_| !foreign) {
                 let wanted = status::policy(plan);
@@ -290,7 +291,7 @@ impl Writer {
         Ok(true)
     }
 
-    /// The same for kinds of which there are few.
+    /// The same for kinds with few objects.
     fn few(
         &mut self,
         source: &mut dyn Source,
@@ -336,8 +337,8 @@ impl Writer {
         Ok(())
     }
 
-    /// What objects of front-ends say. All of them are compared each time: there are as many as people wrote, and what they
-    /// say comes from several plans.
+    /// Writes the statuses of front-ends' objects. All of them are compared each time: there are few, and a status
+    /// depends on several plans.
     fn front_ends(
         &mut self,
         source: &mut dyn Source,
@@ -385,13 +386,13 @@ impl Writer {
     }
 }
 
-/// The first of a set behind another.
+/// The first element of a set after another.
 fn after<K: Ord + Clone>(set: &BTreeSet<K>, last: Option<&K>) -> Option<K> {
     let from = last.map_or(Bound::Unbounded, Bound::Excluded);
     set.range((from, Bound::Unbounded)).next().cloned()
 }
 
-/// Objects whose status has to be compared with their plan.
+/// Objects whose status must be compared with their plan.
 #[derive(Default)]
 struct PendingWrites {
     policies: BTreeSet<ObjectRef>,
@@ -401,8 +402,8 @@ struct PendingWrites {
 }
 
 impl PendingWrites {
-    /// What the plan touched, and that of which the view says something else than the one before; everything if there is
-    /// none.
+    /// Adds objects that the plan touched or that differ from the previous view; all objects if there is no previous
+    /// view.
     fn add(&mut self, before: Option<&View>, view: &View, round: &Round<'_>) {
         let (cluster, touched) = (round.planner.plan(), round.touched);
         let Some(before) = before else {
@@ -420,7 +421,7 @@ impl PendingWrites {
         before.addresses.differences(&view.addresses, |address, _| {
             self.addresses.insert(*address);
         });
-        // Of these there are few.
+        // Kinds with few objects.
         let gateways = cluster.gateways.keys();
         let gateways = gateways.filter(|name| {
             touched.gateways.contains(name) || before.gateways.get(name) != view.gateways.get(name)
@@ -433,8 +434,8 @@ impl PendingWrites {
     }
 }
 
-/// The agent's part of a record as it is, the controller's as planned, with what the node has of addresses that wait: no
-/// worker sees a grant that is not written down. Nothing if that is what there is.
+/// The record to write: the agent's part unchanged, the controller's part as planned. Grants of waiting addresses stay
+/// as the node has them: no worker may see a grant without its record. `None` if nothing changes.
 fn merged(
     snapshot: &Snapshot,
     node: &NodeName,

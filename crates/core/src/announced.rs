@@ -1,83 +1,83 @@
-//! Pod addresses that the CNI tells before the API does, and takes back before the API does.
+//! Overlay of pod addresses from the CNI plugin, which reports and releases them before the API shows it.
 //!
-//! A pod has its addresses when the runtime calls the CNI, and the API shows them only once its containers run. At the end
-//! it is the other way round: the address is free for the next pod while the API still shows it at the last one. So on
-//! pods of this node the CNI is believed, where it is asked at all:
+//! A pod has its addresses when the runtime calls the plugin, but the API shows them only once its containers run. When
+//! the pod ends, the address is free for the next pod while the API still shows the old one. So for pods of this node
+//! the plugin's reports take precedence, where it is called at all:
 //!
-//! - a pod that it has told of has the told addresses, whatever the API shows;
-//! - an address that it has told of belongs to no other pod;
-//! - an address that it has taken back from a pod is the pod's no more.
+//! - a pod that the plugin has reported has the reported addresses, whatever the API shows;
+//! - a reported address belongs to no other pod;
+//! - an address that the plugin has released no longer belongs to its pod.
 
 use crate::model::*;
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
-/// Attachments of containers that are kept at once. A node has some hundred pods; what the runtime forgets to take back
-/// goes with its pod.
+/// Maximum number of stored attachments. A node has some hundred pods; an attachment that the runtime never releases is
+/// removed with its pod.
 pub const ATTACHMENTS_MAX: usize = 8192;
 
-/// Names an attachment of a container to the network.
+/// Identifies an attachment of a container to the network.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct AttachmentId {
-    /// The container.
+    /// Id of the container.
     pub container: String,
-    /// The device in it.
+    /// Name of the device inside it.
     pub interface: String,
 }
 
-/// A pod as a container runtime names it.
+/// A pod as a container runtime identifies it.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct PodId {
     /// Its namespace.
     pub namespace: String,
     /// Its name.
     pub name: String,
-    /// Its uid, where the runtime tells.
+    /// Its uid, where the runtime passes it.
     pub uid: Option<String>,
 }
 
 impl PodId {
-    /// Whether it is this pod, and not an earlier or later one of the same name.
+    /// Whether this is the given pod, and not an earlier or later one of the same name.
     pub fn is(&self, pod: &Pod) -> bool {
         self.namespace == pod.namespace
             && self.name == pod.name
             && self.uid.as_ref().is_none_or(|uid| *uid == pod.uid)
     }
 
-    /// The pod among these.
+    /// Finds the pod in this map.
     pub fn find<'a>(&self, pods: &'a SharedMap<(String, String), Pod>) -> Option<&'a Pod> {
         let pod = pods.get(&(self.namespace.clone(), self.name.clone()))?;
         self.is(pod).then_some(pod)
     }
 }
 
-/// What the CNI has told of one attachment.
+/// Report of the CNI plugin about one attachment.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Attachment {
-    /// Whose it is; `None` for containers that are no pods.
+    /// Pod of the container; `None` for containers that are no pods.
     pub pod: Option<PodId>,
     /// Its addresses.
     pub addresses: BTreeSet<IpAddr>,
-    /// The pod has been among the objects: when it is not any more, the attachment goes too.
+    /// The objects have contained the pod: once they no longer do, the attachment is removed.
     seen: bool,
 }
 
-/// Everything that the CNI of this node has told.
+/// All reports of this node's CNI plugin.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Announced {
     #[serde(with = "crate::pairs")]
     attachments: BTreeMap<AttachmentId, Attachment>,
-    /// Taken back, and still shown by the API.
+    /// Addresses that were released and that the API still shows.
     #[serde(with = "crate::pairs")]
     released: BTreeMap<PodId, BTreeSet<IpAddr>>,
 }
 
-/// Addresses of pods as the API has them: what [`Announced::lay_over`] replaced.
+/// Pod addresses as the API shows them, replaced by [`Announced::lay_over`].
 pub type Replaced = BTreeMap<(String, String), Vec<IpAddr>>;
 
 impl Announced {
-    /// An attachment is there. What it has, nothing else has. `false` if there is no room for it.
+    /// Adds an attachment and takes its addresses from all others. Returns false if the limit is reached.
     pub fn add(
         &mut self,
         id: AttachmentId,
@@ -87,7 +87,7 @@ impl Announced {
         if self.attachments.len() >= ATTACHMENTS_MAX && !self.attachments.contains_key(&id) {
             return false;
         }
-        // Also where the runtime has not taken them back from the last one: this node's agent was away.
+        // Also if the runtime has not released them from the last container: the agent was not running.
         for (_, other) in self
             .attachments
             .iter_mut()
@@ -117,7 +117,8 @@ impl Announced {
         true
     }
 
-    /// An attachment is gone; `pod` and `addresses` say what it was if it was never told. `false` if that changes nothing.
+    /// Removes an attachment. `pod` and `addresses` describe it in case it was never reported. Returns false if nothing
+    /// changes.
     pub fn remove(
         &mut self,
         id: &AttachmentId,
@@ -138,7 +139,7 @@ impl Announced {
         *self != before
     }
 
-    /// Every attachment but these is gone. `false` if that changes nothing.
+    /// Removes every attachment but these. Returns false if nothing changes.
     pub fn keep(&mut self, valid: &BTreeSet<AttachmentId>) -> bool {
         let all = self.attachments.keys();
         let gone: Vec<AttachmentId> = all.filter(|id| !valid.contains(id)).cloned().collect();
@@ -154,15 +155,15 @@ impl Announced {
         all.any(|attachment| attachment.addresses.contains(address))
     }
 
-    /// Whose an address is, as far as the CNI has told; the inner `None`: of a container that is no pod.
+    /// Reported owner of an address; the inner `None`: a container that is no pod.
     pub fn owner(&self, address: &IpAddr) -> Option<Option<&PodId>> {
         let mut all = self.attachments.values();
         let found = all.find(|attachment| attachment.addresses.contains(address))?;
         Some(found.pod.as_ref())
     }
 
-    /// Forgets what is over: attachments of pods that were among the objects and are not any more, and addresses that the
-    /// API does not show any more either. `false` if that changes nothing. `pods` is what the API shows.
+    /// Removes attachments of pods that the objects contained and no longer do, and released addresses that the API no
+    /// longer shows. Returns false if nothing changes. `pods`: as the API shows them.
     pub fn forget(&mut self, pods: &SharedMap<(String, String), Pod>) -> bool {
         let before = self.clone();
         self.attachments.retain(|_, attachment| {
@@ -178,7 +179,7 @@ impl Announced {
         *self != before
     }
 
-    /// Gives the pods of this node the addresses that the CNI has told; returns what they had.
+    /// Replaces the addresses of this node's pods by the reported ones; returns the replaced addresses.
     pub fn lay_over(
         &self,
         pods: &mut SharedMap<(String, String), Pod>,
@@ -235,19 +236,19 @@ pub fn take_off(pods: &mut SharedMap<(String, String), Pod>, replaced: Replaced)
     }
 }
 
-/// Namespaces in which policies may select pods of one node: as much as can be said of a pod whose labels are not known.
+/// Namespaces in which policies may select pods of one node: all that can be derived for a pod with unknown labels.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct MaySelect {
-    /// In these.
+    /// Namespaces with pods that may be selected.
     pub named: BTreeSet<String>,
-    /// In namespaces that are in neither list.
+    /// Pods of namespaces in neither list may be selected.
     pub others: bool,
-    /// Not in these, although `others`.
+    /// Namespaces without selected pods, although `others` is set.
     pub free: BTreeSet<String>,
 }
 
 impl MaySelect {
-    /// Looks at every policy, also those that are refused: they may be mended at any time.
+    /// Considers every policy, refused ones included: they may become valid at any time.
     pub fn of(snapshot: &Snapshot, node: &NodeName) -> Self {
         let labels = snapshot.nodes.get(node).map(|node| &node.labels);
         let here = |nodes: &Option<LabelSelector>| {
@@ -271,7 +272,7 @@ impl MaySelect {
                 Selection::Service { namespace, .. } | Selection::Workload { namespace, .. } => {
                     all.named.insert(namespace.clone());
                 }
-                // The addresses are asked about by themselves.
+                // Selection by address is checked separately.
                 Selection::Addresses(_) => {
                     all.others = true;
                     return all;

@@ -1,11 +1,11 @@
-//! Canaries: packets of our own that go the way of a pod's packets, through everybody's hooks, to a gateway and back. What
-//! is decided here: what is sent, and where a packet was lost that did not come back, by the hooks that have counted it.
+//! Canaries: packets of our own that take the path of a pod's packets, through all hooks, to a gateway and back. This
+//! module decides what is sent, and derives from the hooks' counters where a packet was lost.
 
 use crate::condition::Reason;
 use serde::{Deserialize, Serialize};
 use std::fmt;
 
-/// What is sent along a path.
+/// Packet types that are sent along a path.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub enum CanaryKind {
     /// A TCP SYN, which is answered by SYN and ACK.
@@ -19,7 +19,7 @@ pub enum CanaryKind {
 }
 
 impl CanaryKind {
-    /// All of them, in the order in which they are sent.
+    /// Every kind, in the order in which they are sent.
     pub const ALL: [CanaryKind; 4] = [
         CanaryKind::Tcp,
         CanaryKind::Udp,
@@ -41,12 +41,12 @@ impl fmt::Display for CanaryKind {
 
 macro_rules! hooks {
     ($($name:ident: $counter:literal, $meaning:literal;)+) => {
-        /// Places of our own ruleset that count canaries, in the order in which one passes them.
+        /// Places of our own ruleset that count canaries, in the order in which a packet passes them.
         #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
         pub enum CanaryHook { $(#[doc = $meaning] $name,)+ }
 
         impl CanaryHook {
-            /// All of them, in order.
+            /// Every hook, in order.
             pub const ALL: &'static [CanaryHook] = &[$(CanaryHook::$name,)+];
 
             /// Name of its counter in the kernel.
@@ -77,7 +77,7 @@ hooks! {
 pub struct CanaryCounts([u64; CanaryHook::ALL.len()]);
 
 impl CanaryCounts {
-    /// From the named counters of the ruleset.
+    /// Reads the named counters of the ruleset.
     pub fn new(count: impl Fn(&str) -> Option<u64>) -> Self {
         let mut counts = Self::default();
         for hook in CanaryHook::ALL {
@@ -94,34 +94,35 @@ impl CanaryCounts {
 /// Where canaries of a path are lost.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub enum Lost {
-    /// Before prerouting: a program at the device, or there is no ruleset.
+    /// Before prerouting: by a program at the device, or because there is no ruleset.
     BeforeTheRuleset,
-    /// In prerouting: raw, mangle, rules about the reverse path.
+    /// In prerouting: by raw or mangle rules, or rules about the reverse path.
     Prerouting,
-    /// Between prerouting and the forward hook: the kernel has no way for it, or its reverse-path filter drops it.
+    /// Between prerouting and the forward hook: the kernel has no route for it, or its reverse-path filter drops it.
     Routing,
     /// In the forward hook.
     Forward,
-    /// Between the forward hook and the guard: postrouting rules of others, or too big for the device.
+    /// Between the forward hook and the guard: by postrouting rules of others, or because it is too big for the device.
     Postrouting,
-    /// At the guard: somebody else has translated it, or nobody.
+    /// At the guard: it was translated by somebody else, or not at all.
     Translation,
-    /// It has left by the tunnel, and no answer has come to this node: a firewall between, the gateway's input, the gateway.
+    /// After it has left by the tunnel; no answer reached this node: a firewall in between, the gateway's input, the
+    /// gateway.
     Gateway,
-    /// The answer has come to this node and not out of the tunnel: the input hook of this node.
+    /// The answer reached this node but did not leave the tunnel: the input hook of this node.
     TunnelInput,
-    /// The answer has come out of the tunnel and is lost in prerouting: rules about the reverse path, connection tracking.
+    /// The answer left the tunnel and is lost in prerouting: rules about the reverse path, connection tracking.
     AnswerPrerouting,
     /// The answer is lost between prerouting and the forward hook: the kernel's reverse-path filter.
     AnswerRouting,
     /// The answer is lost in the forward hook.
     AnswerForward,
-    /// The answer is lost behind the forward hook.
+    /// The answer is lost after the forward hook.
     AnswerDelivery,
 }
 
 impl Lost {
-    /// Where a canary was lost that was not answered, by what was counted before and after it was sent.
+    /// Where an unanswered canary was lost, from the counters before and after it was sent.
     pub fn between(before: &CanaryCounts, after: &CanaryCounts) -> Self {
         use CanaryHook::*;
         let last = CanaryHook::ALL.iter().rev().copied();
@@ -142,12 +143,12 @@ impl Lost {
         }
     }
 
-    /// The same of a canary that ends at the guard of its node: `None` if it has got there.
+    /// The same for a canary that ends at the guard of its node; `None` if it reached the guard.
     pub fn before_the_guard(before: &CanaryCounts, after: &CanaryCounts) -> Option<Self> {
         (!after.grew(before, CanaryHook::Sent)).then(|| Self::between(before, after))
     }
 
-    /// The reason of the node's condition.
+    /// Reason of the node's condition for this loss.
     pub fn reason(self) -> Reason {
         match self {
             Lost::BeforeTheRuleset | Lost::Prerouting => Reason::LostInPrerouting,

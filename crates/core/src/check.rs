@@ -1,6 +1,6 @@
-//! The independent checker: what must hold of any plan and of any node state, whoever made it. It knows the model and the
-//! shapes of plans and states and never calls `plan`, `node` or what those share; where it needs the same fact, it
-//! works it out anew, plainly.
+//! The independent checker: rules that every plan and every node state must satisfy, whoever made it. It uses the model
+//! and the types of plans and states. It never calls `plan`, `node` or code that those share: where it needs the same
+//! fact, it computes it again, in the simplest form.
 
 mod cluster;
 mod leases;
@@ -17,48 +17,48 @@ pub use node::check_node;
 use serde::{Deserialize, Serialize};
 use std::fmt;
 
-/// What is broken. P and R numbers: design section 8, `nat-behaviour.md` section 12.1.
+/// Violated rule. P and R numbers: design section 8, `nat-behaviour.md` section 12.1.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub enum Rule {
     /// P4, R1: a block belongs to two leases, in any state.
     BlockOwnedTwice,
-    /// A lease has ranges that are no whole blocks out of 1024-65535, or unsorted or touching itself.
+    /// Ranges of a lease are not whole blocks within 1024-65535, not sorted, or they touch each other.
     RangeInvalid,
     /// A worker has two leases of one address that are Granted, Active or Draining.
     LeaseTwice,
     /// A lease in use changed its ranges.
     LeaseMoved,
-    /// R3: a block changed hands or became free without having drained and rested.
+    /// R3: a block got another worker or became free without draining and hold-down.
     ReleasedEarly,
-    /// An epoch runs backwards, exceeds that of its record, or is used for two changes.
+    /// An epoch decreases, exceeds that of its record, or is used for two changes.
     EpochOrder,
     /// A steering table changes and its epoch does not.
     EpochMissing,
     /// A changed record is not written, or not in the order of epochs.
     WriteOrder,
-    /// A record goes that is still needed, or stays without reason.
+    /// A record is deleted that is still needed, or stays without reason.
     Deletion,
-    /// Grants of a node are not its leases.
+    /// Grants of a node differ from its leases.
     GrantsDiffer,
-    /// P9: a record that cannot be read is changed, or what depends on it is.
+    /// P9: a record that cannot be read, or something that depends on it, is changed.
     UnreadableTouched,
     /// A tunnel index is invalid, used twice or changed.
     TunnelIndex,
-    /// P8: a policy has an address that its namespace is not given, or that the cluster uses itself.
+    /// P8: a policy has an address that its namespace may not use, or that the cluster uses itself.
     AddressNotAllowed,
-    /// A policy has an address that it did not ask for, or that belongs to another gateway.
+    /// A policy has an address that it did not request, or that belongs to another gateway.
     AddressWrong,
-    /// A policy is called ready and is not.
+    /// A policy is reported ready and is not.
     ReadyTooEarly,
-    /// A finding lacks what a person needs.
+    /// A finding lacks object, field, value or remedy.
     FindingUnclear,
-    /// Boxes or ranges of a profile overlap: the kernel refuses them.
+    /// Destination ranges of a profile overlap: the kernel refuses them.
     Overlap,
-    /// A box or range is malformed.
+    /// A destination range is malformed.
     BoxMalformed,
-    /// Something is referred to and is not there.
+    /// A reference leads to something that does not exist.
     Dangling,
-    /// R2: a range is used that is not granted, or that a live gateway does not know.
+    /// R2: a range is used that is not granted, or that a live gateway does not have.
     RangeNotUsable,
     /// A gateway group is empty, unknown, or leads to the node itself.
     GroupWrong,
@@ -66,26 +66,26 @@ pub enum Rule {
     NeverIncomplete,
     /// P1, P2: a pod that a policy selects is missing, or one that none selects is there.
     PodWrong,
-    /// P1: an egress address that the guard does not know, or a node's own address that it would drop.
+    /// P1: the guard lacks an egress address, or has a node's own address, which it would drop.
     GuardWrong,
-    /// R1: a steering table is not what the leases say.
+    /// R1: a steering table differs from the leases.
     SteeringWrong,
-    /// The steering version claims more or less than the tables hold.
+    /// The steering version is higher or lower than the tables' contents.
     VersionWrong,
     /// More pods are reported as programmed than are usable.
     ProgrammedWrong,
-    /// Traffic is counted for another policy or address than whose it is.
+    /// Traffic is counted under another policy or address than its own.
     AccountWrong,
 }
 
-/// One thing that must not be.
+/// One violation of a rule.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct Violation {
-    /// Which rule.
+    /// The violated rule.
     pub rule: Rule,
-    /// What breaks it.
+    /// Object or value that violates it.
     pub subject: String,
-    /// How.
+    /// Description of the violation.
     pub text: String,
 }
 
@@ -95,7 +95,7 @@ impl fmt::Display for Violation {
     }
 }
 
-/// Violations while they are collected.
+/// Collector of violations.
 #[derive(Default)]
 struct Found(Vec<Violation>);
 
@@ -108,7 +108,7 @@ impl Found {
         });
     }
 
-    /// Adds unless it holds.
+    /// Adds a violation unless `holds`.
     fn expect(&mut self, holds: bool, rule: Rule, subject: impl fmt::Display, text: &str) {
         if !holds {
             self.add(rule, subject, text);

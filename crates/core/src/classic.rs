@@ -1,9 +1,9 @@
 //! The second driver: translation at the node that holds the address (design section 4).
 //!
-//! One node holds each egress address (a keepalived, a person or anything else puts it there and moves it). The holder
-//! translates; every other node sends what is selected to the holder, with the pod's own source. There are no leases, no
-//! tunnel and no controller: each node decides alone, by the addresses that its kernel has. What this way cannot promise
-//! stands in `docs/classic.md`.
+//! One node holds each egress address (a keepalived, a person or anything else assigns and moves it). The holder
+//! translates; every other node sends selected traffic to the holder, with the pod's own source. There are no leases,
+//! no tunnel and no controller: each node decides alone, by the addresses that its kernel has. `docs/classic.md` lists
+//! what this driver cannot promise.
 
 use crate::node::never_anywhere;
 use ipnet::IpNet;
@@ -11,35 +11,36 @@ use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
-/// Number of an address on every node, 1..=252: its mark and its routing table.
+/// Number of an address, the same on every node, 1..=252: its mark and its routing table.
 pub type ClassicNumber = u8;
 
-/// What the user wants, the same on every node.
+/// Desired configuration, the same on every node.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ClassicWanted {
     /// Name of the device by which nodes reach the holder of an address.
     pub device: String,
-    /// Destinations that are never egress traffic, beside those that never are anywhere.
+    /// Destinations that are never egress traffic, beside those of [`never_anywhere`].
     pub never: BTreeSet<IpNet>,
     /// Egress addresses with their numbers.
     pub addresses: BTreeMap<IpAddr, ClassicNumber>,
     /// Pod address to egress address of the same family.
     pub pods: BTreeMap<IpAddr, IpAddr>,
-    /// The same for whole ranges of pods; an own entry of a pod goes before, a longer prefix before a shorter one.
+    /// The same for ranges of pod addresses. An entry in `pods` takes precedence, and a longer prefix over a shorter
+    /// one.
     pub ranges: BTreeMap<IpNet, IpAddr>,
-    /// Pods whose egress address is not known: nothing of theirs that is egress traffic leaves.
+    /// Pods whose egress address is not known: their egress traffic is dropped.
     #[serde(default)]
     pub refused: BTreeSet<IpAddr>,
 }
 
-/// What one node's kernel must contain.
+/// Desired state of one node's kernel.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ClassicState {
     /// See [`ClassicWanted::device`].
     pub device: String,
-    /// Destinations that are never egress traffic: joined, so disjoint.
+    /// Destinations that are never egress traffic; aggregated, so disjoint.
     pub never: BTreeSet<IpNet>,
-    /// Egress addresses that something uses.
+    /// Egress addresses in use.
     pub addresses: BTreeMap<IpAddr, ClassicAddress>,
     /// Pod address to egress address.
     pub pods: BTreeMap<IpAddr, IpAddr>,
@@ -55,24 +56,24 @@ pub struct ClassicState {
 pub struct ClassicAddress {
     /// Its number.
     pub number: ClassicNumber,
-    /// This node has it.
+    /// This node holds it.
     pub held: bool,
 }
 
-/// What becomes of a flow that a pod opens.
+/// Handling of a flow that a pod opens.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ClassicFate {
-    /// It is none of ours.
+    /// Not egress traffic: Egret does not touch it.
     Untouched,
-    /// It leaves with this egress address from here.
+    /// Leaves this node with this egress address.
     Translated(IpAddr),
-    /// It goes to the holder of this egress address as it is.
+    /// Goes to the holder of this egress address, untranslated.
     Sent(IpAddr),
-    /// It is dropped: by which address it has to leave is not known.
+    /// Dropped: its egress address is not known.
     Refused,
 }
 
-/// The state of the node that has these addresses.
+/// The state of the node that has the addresses `local`.
 pub fn classic_state(wanted: &ClassicWanted, local: &BTreeSet<IpAddr>) -> ClassicState {
     let served = |pod: IpAddr, address: &IpAddr| {
         pod.is_ipv4() == address.is_ipv4() && wanted.addresses.contains_key(address)
@@ -89,7 +90,7 @@ pub fn classic_state(wanted: &ClassicWanted, local: &BTreeSet<IpAddr>) -> Classi
         .filter(|(range, address)| served(range.addr(), address))
         .map(|(range, address)| (range.trunc(), *address))
         .collect();
-    // Whoever says which pods leave by an address, and then none that can be used, never meant the node's.
+    // Somebody who names pods for an address and then no usable address did not mean the node's address.
     let unserved = wanted.pods.keys().filter(|pod| !pods.contains_key(pod));
     let refused = wanted.refused.iter().filter(|pod| !pods.contains_key(pod));
     let refused = refused.chain(unserved).copied().collect();
@@ -104,7 +105,7 @@ pub fn classic_state(wanted: &ClassicWanted, local: &BTreeSet<IpAddr>) -> Classi
     };
     let mut never = never_anywhere();
     never.extend(&wanted.never);
-    // What goes to such an address goes to its node.
+    // Traffic to such an address belongs to its node.
     never.extend(wanted.addresses.keys().copied().map(IpNet::from));
     ClassicState {
         device: wanted.device.clone(),
@@ -117,7 +118,7 @@ pub fn classic_state(wanted: &ClassicWanted, local: &BTreeSet<IpAddr>) -> Classi
 }
 
 impl ClassicState {
-    /// What becomes of a flow from `source` to `destination`, by this state alone.
+    /// Handling of a flow from `source` to `destination`, by this state alone.
     pub fn fate(&self, source: IpAddr, destination: IpAddr) -> ClassicFate {
         let inside = |(first, last, _): &&(IpAddr, IpAddr, IpAddr)| {
             first.is_ipv4() == source.is_ipv4() && *first <= source && source <= *last
@@ -147,7 +148,7 @@ impl ClassicState {
     }
 }
 
-/// Cuts ranges so that none overlaps another; the longest prefix keeps its whole range.
+/// Cuts ranges so that none overlap; the longest prefix keeps its whole range.
 fn disjoint(mut ranges: Vec<(IpNet, IpAddr)>) -> Vec<(IpAddr, IpAddr, IpAddr)> {
     ranges.sort_by_key(|(range, _)| (std::cmp::Reverse(range.prefix_len()), *range));
     let mut taken: Vec<IpNet> = Vec::new();
@@ -162,7 +163,7 @@ fn disjoint(mut ranges: Vec<(IpNet, IpAddr)>) -> Vec<(IpAddr, IpAddr, IpAddr)> {
     result
 }
 
-/// What is left of a prefix without others, as prefixes.
+/// The rest of a prefix without the taken ones, as prefixes.
 fn without(range: IpNet, taken: &[IpNet]) -> Vec<IpNet> {
     if taken.iter().any(|other| other.contains(&range)) {
         return Vec::new();
@@ -247,7 +248,7 @@ mod tests {
     }
 
     proptest! {
-        /// The checker takes the longest prefix that contains the address, one address at a time.
+        /// The expected value: the longest prefix that contains the address, one address at a time.
         #[test]
         fn the_longest_range_wins(
             ranges in proptest::collection::btree_map((any::<u16>(), 16u8..=32), 0u8..4, 0..12),

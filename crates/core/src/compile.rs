@@ -1,8 +1,8 @@
-//! Destinations of the policies that one pod has, compiled to disjoint boxes of address, protocol and port, with the
-//! overlap rule and `except` already resolved: the kernel refuses overlapping intervals and chooses nothing.
+//! Compiles the destinations of all policies of one pod to disjoint ranges of address, protocol and port. The overlap
+//! rule and `except` are resolved here, because the kernel refuses overlapping intervals.
 //!
 //! A sweep over the address line keeps the set of claims that cover the current piece; within a piece the ports of each
-//! protocol are cut in the same way. Cost: claims times the depth at which they nest.
+//! protocol are cut in the same way. Cost: claims times their nesting depth.
 
 mod ports;
 mod sweep;
@@ -14,17 +14,18 @@ use crate::resolve::Precedence;
 use std::collections::BTreeSet;
 use std::net::IpAddr;
 
-/// What one policy claims. `V` is the verdict; `None` is a claim that shadows those it wins over and yields no box.
+/// Destinations that one policy claims. `V` is the verdict; a claim of `None` shadows those it wins over and yields no
+/// range.
 pub(crate) struct Claim<'a, V> {
     /// Compares this claim with another, given the prefix lengths by which they cover a packet.
     pub precedence: Box<dyn Fn(u8) -> Precedence + 'a>,
-    /// `None`: everything.
+    /// `None`: every destination.
     pub destinations: Option<&'a [Destination]>,
-    /// For IPv4 and IPv6.
+    /// Verdicts for IPv4 and IPv6.
     pub verdicts: [Option<V>; 2],
 }
 
-/// One box.
+/// One compiled range of address, protocol and port.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) struct CompiledBox<V> {
     pub first: IpAddr,
@@ -40,9 +41,9 @@ pub(crate) struct CompiledBox<V> {
 pub(crate) struct Compiled<V> {
     /// Disjoint, sorted.
     pub boxes: Vec<CompiledBox<V>>,
-    /// Where protocols without ports are claimed. Disjoint, sorted.
+    /// Addresses for which protocols without ports are claimed. Disjoint, sorted.
     pub portless: Vec<(IpAddr, IpAddr)>,
-    /// (winner, loser) by position in the claims, wherever two meet.
+    /// (winner, loser) by position in the claims, wherever two overlap.
     pub overlaps: BTreeSet<(usize, usize)>,
 }
 

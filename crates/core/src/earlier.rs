@@ -1,9 +1,9 @@
-//! What earlier egress systems leave on a node: which kernel objects and files are theirs, and what would remove them.
+//! Traces of earlier egress systems on a node: which kernel objects and files are theirs, and what removes them.
 //!
-//! Pure: [`Node`] is what was read, [`find`] says what of it is whose. An object is theirs by a name that nobody else has,
-//! or by its whole shape together with something that has such a name; never by a mark, a priority or a table number
-//! alone. Only tables of iptables are looked at, so what nftables users (Egret, kube-proxy in that mode) have is out of
-//! reach by construction.
+//! Pure: [`Node`] is what was read, [`find`] attributes it to systems. An object is attributed by a name that nobody
+//! else uses, or by its whole shape together with an object of such a name; never by a mark, a priority or a table
+//! number alone. Only tables of iptables are read, so objects of nftables users (Egret, kube-proxy in that mode) cannot
+//! be affected.
 
 mod find;
 mod kube_egress;
@@ -58,7 +58,7 @@ impl System {
     }
 }
 
-/// What is found.
+/// Kind of a finding.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
 #[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[cfg_attr(feature = "schema", schemars(rename = "LegacyKind"))]
@@ -72,7 +72,7 @@ pub enum Kind {
     Set,
     /// A policy routing rule.
     RoutingRule,
-    /// A route in a table of theirs.
+    /// A route in a routing table of an earlier system.
     Route,
     /// A network device.
     Device,
@@ -88,8 +88,8 @@ pub enum Kind {
     Setting,
 }
 
-/// What removes a finding. The order of the variants is the order in which they are done: nothing is removed while
-/// something else still leads to it.
+/// Action that removes a finding. The order of the variants is the order of execution: nothing is removed while
+/// something else still refers to it.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Action {
     /// Deletes the rule.
@@ -100,7 +100,7 @@ pub enum Action {
     Set(String),
     /// Deletes the policy routing rule with this body, as the kernel dumped it.
     RoutingRule(Vec<u8>),
-    /// The same for a route.
+    /// Deletes the route with this body, as the kernel dumped it.
     Route(Vec<u8>),
     /// Deletes the device of this index, if it still has this name.
     Device(u32, String),
@@ -112,11 +112,11 @@ pub enum Action {
     Line(String, String),
     /// Removes a file.
     File(String),
-    /// Nothing is done: a person decides.
+    /// None: a person decides.
     Nothing,
 }
 
-/// Where a rule is, while it is there: nftables never gives a handle twice; in old tables it is the rule's position.
+/// Identifies a rule while it exists. nftables never reuses a handle; in legacy tables it is the rule's position.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct RuleId {
     /// Its chain.
@@ -125,27 +125,27 @@ pub struct RuleId {
     pub handle: u64,
 }
 
-/// One thing that an earlier system left.
+/// One trace of an earlier system.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Finding {
-    /// Whose it is.
+    /// The earlier system.
     pub system: System,
-    /// What it is.
+    /// Kind of the trace.
     pub kind: Kind,
-    /// As the tool that made it writes it: `iptables-nft -t nat -A ...`, `ip rule add ...`.
+    /// The trace in the syntax of the tool that made it: `iptables-nft -t nat -A ...`, `ip rule add ...`.
     pub object: String,
-    /// Packets that it has counted; none where it counts nothing.
+    /// Packets that it has counted; `None` where it has no counter.
     pub packets: Option<u64>,
-    /// What else is to be known; may be empty.
+    /// Further information; may be empty.
     pub note: String,
-    /// How a person would remove it, in the language of that tool.
+    /// Command with which a person would remove it, in the syntax of that tool.
     pub removal: String,
-    /// How Egret would.
+    /// Action with which Egret removes it.
     pub action: Action,
 }
 
 impl Finding {
-    /// Whether [`Action`] removes it, or a person must.
+    /// Whether [`Action`] removes it; otherwise a person must.
     pub fn is_removable(&self) -> bool {
         self.action != Action::Nothing
     }

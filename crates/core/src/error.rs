@@ -1,8 +1,8 @@
-//! Errors as people read them.
+//! Formatting of errors for people.
 
 use std::error::Error;
 
-/// An error with those of its causes that say more, on one line.
+/// An error on one line, with those of its causes that add information.
 pub fn with_causes(error: &dyn Error) -> String {
     let mut text = error.to_string();
     let mut source = error.source();

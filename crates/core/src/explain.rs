@@ -1,4 +1,5 @@
-//! Why a pod leaves as it does: pod -> policy -> address -> lease -> gateway -> verdict, one line per step.
+//! Explains how a pod's traffic leaves and why: pod -> policy -> address -> lease -> gateway -> verdict, one line per
+//! step.
 
 mod answers;
 mod doubt;
@@ -16,7 +17,7 @@ use serde::{Deserialize, Serialize};
 use std::collections::BTreeSet;
 use std::net::IpAddr;
 
-/// What a step is about.
+/// Subject of a step.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[allow(missing_docs)]
@@ -29,31 +30,31 @@ pub enum Stage {
     Verdict,
 }
 
-/// One line.
+/// One line of an explanation.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct Step {
-    /// What it is about.
+    /// Subject of the line.
     pub stage: Stage,
-    /// Everything is as it should be.
+    /// The step has no problem.
     pub ok: bool,
-    /// The sentence.
+    /// The line as a sentence.
     pub text: String,
 }
 
-/// What happens in the end.
+/// Result of an explanation.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub enum Leaves {
-    /// Egret does not touch it: it leaves as without Egret.
+    /// Egret does not touch the traffic: it leaves as without Egret.
     Untouched,
-    /// With these egress addresses (several: it depends on family, protocol or port).
+    /// It leaves with these egress addresses (several: it depends on family, protocol or port).
     From(BTreeSet<IpAddr>),
-    /// To these next hops, with the source that the gateway's kernel selects for reaching them.
+    /// It goes to these next hops, with the source that the gateway's kernel selects for them.
     Through(BTreeSet<IpAddr>),
     /// It is dropped or rejected.
     Stopped,
-    /// Nobody knows here: the state of the pod's node is not at hand.
+    /// Unknown here: the state of the pod's node is not available.
     Unknown,
 }
 
@@ -63,11 +64,11 @@ pub enum Leaves {
 pub struct Explanation {
     /// The pod, `namespace/name`.
     pub pod: String,
-    /// Where to, if that was asked.
+    /// Destination, if one was asked for.
     pub to: Option<IpAddr>,
-    /// In the order of the packet's way.
+    /// Steps in the order of the packet's path.
     pub steps: Vec<Step>,
-    /// The end of it.
+    /// The result.
     pub leaves: Leaves,
 }
 
@@ -87,8 +88,8 @@ impl Explanation {
     }
 }
 
-/// Explains how traffic of `pod` (namespace, name) leaves, to anywhere or to `to`. `outcome` is the state of the pod's
-/// node, where it is at hand.
+/// Explains how traffic of `pod` (namespace, name) leaves, to anywhere or to `to`. `outcome`: the state of the pod's
+/// node, if available.
 pub fn explain(
     snapshot: &Snapshot,
     outcome: Option<&NodeOutcome>,
@@ -102,7 +103,7 @@ pub fn explain(
         leaves: Leaves::Unknown,
     };
     let Some(pod) = snapshot.pods.get(&(pod.0.to_owned(), pod.1.to_owned())) else {
-        // An agent reads the pods of its own node.
+        // An agent only reads the pods of its own node.
         let text = match outcome {
             Some(_) => "no such pod is known here: an agent knows those of its own node",
             None => "there is no such pod",
@@ -149,7 +150,7 @@ fn not_at_hand(result: Explanation, pod: &Pod) -> Explanation {
     result.end(Leaves::Unknown, true, text)
 }
 
-/// What the policies make of a pod that may be selected.
+/// Steps from the policies, for a pod that may be selected.
 fn by_policies(
     mut result: Explanation,
     snapshot: &Snapshot,
@@ -198,7 +199,7 @@ fn by_policies(
     }
 }
 
-/// The policies that decide: those that win somewhere, or for `to`, in the order in which they win.
+/// The policies that decide: those that win for some destination, or for `to`, in the order of precedence.
 fn involved(resolved: &[Resolved<'_>], policies: &[usize], to: Option<IpAddr>) -> Vec<usize> {
     let ages = age_ranks(resolved.iter().map(|r| r.policy));
     let precedence = |number: usize, prefix: u8| {
@@ -226,7 +227,7 @@ fn involved(resolved: &[Resolved<'_>], policies: &[usize], to: Option<IpAddr>) -
     winners
 }
 
-/// `silent`: gateways that do not answer the node that is asked.
+/// Steps of the policies. `silent`: gateways that do not answer the probes of the node that is asked.
 fn policy_steps(
     result: &mut Explanation,
     (snapshot, silent): (&Snapshot, Option<&BTreeSet<NodeName>>),
@@ -298,7 +299,7 @@ fn lease_step(result: &mut Explanation, snapshot: &Snapshot, node: &NodeName, ad
     result.say(Stage::Lease, true, text);
 }
 
-/// What the node's kernel is told to do.
+/// Steps from the desired state of the node's kernel.
 fn by_outcome(
     result: Explanation,
     snapshot: &Snapshot,
@@ -306,7 +307,7 @@ fn by_outcome(
     pod: &Pod,
 ) -> Explanation {
     let worker = &outcome.state.worker;
-    // Profiles say what becomes of both families; an address is of one.
+    // Profiles have verdicts for both families; an address is of one.
     let bound = |address: &IpAddr| {
         let profile = worker.profiles.get(worker.pods.get(address)?)?;
         Some((family_index(*address), profile))
@@ -358,13 +359,13 @@ fn by_outcome(
     result.end(leaves, ok, lines.join("; "))
 }
 
-/// The meaning of verdicts, for people.
+/// Verdicts of a profile, collected for the text.
 struct Statement {
     lines: Vec<String>,
     ok: bool,
     /// Egress addresses that packets leave with.
     from: BTreeSet<IpAddr>,
-    /// Next hops that they go to.
+    /// Next hops that packets go to.
     through: BTreeSet<IpAddr>,
 }
 
@@ -422,7 +423,7 @@ fn target_line(
     }
     let names = |members: &BTreeSet<u16>| names(snapshot, members);
     let me = BTreeSet::from([outcome.state.tunnel.index]);
-    // What probes say is nearer to the cause than what canaries do.
+    // Probe results are nearer to the cause than canary results.
     match worker.groups.get(&target.group) {
         Some(Group::Tunnel(members)) if answers::is_kept(outcome, id) => {
             let text = answers::nothing_comes_back(address, &names(members));
@@ -460,7 +461,7 @@ fn target_line(
     }
 }
 
-/// What canaries say of the way of this target.
+/// Broken path of this target, as canaries report it.
 fn broken_path(outcome: &NodeOutcome, id: TargetId, address: IpAddr) -> Option<&BrokenPath> {
     let group = outcome.target_groups.get(&id)?;
     let mut broken = outcome.broken_paths.iter();
@@ -505,7 +506,7 @@ fn next_hop_step(
     result.say(Stage::Gateway, !all.is_empty(), text);
 }
 
-/// The next hop, if it can be reached.
+/// The line for a next hop, if it can be reached.
 fn next_hop_line(
     snapshot: &Snapshot,
     outcome: &NodeOutcome,

@@ -10,7 +10,7 @@ use std::net::IpAddr;
 const FNV_OFFSET: u64 = 0xcbf2_9ce4_8422_2325;
 const FNV_PRIME: u64 = 0x0000_0100_0000_01b3;
 
-/// A hash in the making.
+/// A hash under construction.
 #[derive(Clone, Copy, Debug)]
 pub struct StableHash(u64);
 

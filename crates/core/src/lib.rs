@@ -1,4 +1,4 @@
-//! The only place in Egret where decisions are made. Pure: no IO, no clock, no randomness, no hash order.
+//! Every decision of Egret, as pure functions: no IO, no clock, no randomness, no hash order.
 //!
 //! ```text
 //!  objects (any source)

@@ -1,6 +1,6 @@
-//! State machines without IO and without a clock: every input brings the time (milliseconds, monotonic, from any start),
-//! every output is a command. `next_deadline` says when to call `handle_deadline` at the latest; `drain` hands out what
-//! is to be done, in order.
+//! State machines without IO and without a clock. Every input carries the time (milliseconds, monotonic, from any
+//! start); every output is a command. `next_deadline` returns the latest time to call `handle_deadline`; `drain`
+//! returns the pending commands, in order.
 
 mod announce_candidates;
 mod announcer;

@@ -1,5 +1,5 @@
-//! The validated domain: what the objects of any source mean, with every address parsed and every name typed.
-//! `objects` builds these values ("parse, don't validate"); nothing behind knows which front-end an object came from.
+//! The validated domain model: objects of any source, with every address parsed and every name typed. `objects` builds
+//! these values ("parse, don't validate"). Code behind the model does not know which front-end an object came from.
 
 mod cluster;
 mod finding;

@@ -1,7 +1,7 @@
-//! The state of one node: what its kernel must contain, as data. `datapath` carries it out and makes no choice.
+//! The state of one node: what its kernel must contain, as data. `datapath` applies it and decides nothing.
 //!
-//! Made from the same snapshot as the plan, as this node's agent sees it: policies, gateways, pools, nodes, its own pods
-//! and its own grants; gateways also every `EgressAddress`. Pods and grants of other nodes are not looked at (P10).
+//! Made from the same snapshot as the plan, as this node's agent sees it: policies, gateways, pools, nodes, its own
+//! pods and grants; on gateways also every `EgressAddress`. Pods and grants of other nodes are not read (P10).
 
 mod canary;
 mod cluster;
@@ -47,8 +47,8 @@ use groups::Groups;
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
-/// What this node's kernel must contain. The gateway's part must be applied before the worker's: own ranges become
-/// usable on the strength of the own steering table.
+/// Computes what this node's kernel must contain. The gateway's part must be applied before the worker's: the worker
+/// uses its own ranges as soon as the node's own steering table contains them.
 pub fn node_state(
     snapshot: &Snapshot,
     facts: &NodeFacts,
@@ -149,8 +149,8 @@ pub fn node_state(
     })
 }
 
-/// Refuses what pods send where their packets do not, or may not, pass the stack both ways, and what was counted as
-/// programmed for it.
+/// Refuses egress traffic of pods whose packets do not, or may not, pass the stack in both directions, and reports
+/// nothing of it as programmed.
 fn refuse(
     pods_path: &PodsPath,
     resolved: &[Resolved<'_>],
@@ -175,7 +175,8 @@ fn refuse(
     }
 }
 
-/// Gateways that this node would send to and that do not answer it. Before everyone had time to, nobody is.
+/// Gateways that this node would send to and that do not answer its probes; empty before every gateway had time to
+/// answer.
 fn silent(snapshot: &Snapshot, facts: &NodeFacts, me: &NodeName) -> BTreeSet<NodeName> {
     let of_a_gateway = |node: &&Node| {
         let mut gateways = snapshot.gateways.values();
@@ -192,8 +193,8 @@ fn is_to_next_hop(resolved: &[Resolved<'_>], policy: &ObjectRef) -> bool {
     found.is_some_and(|one| one.policy.next_hop().is_some())
 }
 
-/// Every address that only Egret may send from. An address that a node has by now is not among them: dropping it on the
-/// node's own devices would cut the node off.
+/// Every address that only Egret may send from. Addresses that a node has are excluded: dropping them on the node's own
+/// devices would cut the node off.
 fn egress_addresses(
     snapshot: &Snapshot,
     resolved: &[Resolved<'_>],

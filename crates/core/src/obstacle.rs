@@ -1,9 +1,9 @@
-//! What of a node stands in the way of Egret's packets, and what a person can do about it: rules of firewalls, settings,
-//! other people's policy routing. Pure: the data path reads, this says what it means.
+//! Obstacles of a node to Egret's packets, with remedies: firewall rules, settings, others' policy routing. Pure: the
+//! data path reads the kernel, this module interprets it.
 //!
-//! A firewall is not searched for patterns: the packets that matter (out of a pod into the tunnel, out of the tunnel,
-//! and of the tunnel itself) are led through its chains ([`firewall`]), and whatever refuses them is told. A refusal
-//! that asks for an address or a port is somebody's wish and no obstacle.
+//! Firewalls are not searched for patterns. The relevant packets (out of a pod into the tunnel, out of the tunnel, and
+//! of the tunnel itself) are evaluated against their chains ([`firewall`]), and every rule that refuses them is
+//! reported. A refusal that matches an address or a port is intended and no obstacle.
 
 pub mod firewall;
 mod remedy;
@@ -22,58 +22,58 @@ use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
-/// What kind of thing stands in the way.
+/// Kind of obstacle.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(rename_all = "kebab-case")]
 pub enum ObstacleKind {
     /// The policy of a forward chain.
     ForwardPolicy,
-    /// A rule of a forward chain that refuses what came through to it.
+    /// A rule of a forward chain that refuses the remaining packets.
     ForwardRule,
-    /// A rule that drops what has no route back to its source.
+    /// A rule that drops packets without a route back to their source.
     ReversePathRule,
     /// Another rule that drops before routing.
     PreroutingRule,
-    /// An input chain that does not let the tunnel in.
+    /// An input chain that does not accept tunnel packets.
     TunnelPort,
     /// The kernel's own reverse path filter.
     ReversePathSetting,
-    /// Bridges hand their frames to the firewall.
+    /// Bridges pass their frames to the firewall.
     BridgeNetfilter,
-    /// Somebody else uses bits of our mark.
+    /// Others use bits of our mark.
     MarkOverlap,
-    /// A policy routing rule of somebody else comes before ours.
+    /// A policy routing rule of others precedes ours.
     RoutingRule,
-    /// The kernel is built without something.
+    /// The kernel lacks a build option.
     KernelOption,
-    /// Packets of a tunnel's full size do not fit.
+    /// Tunnel packets of full size exceed the MTU.
     Mtu,
 }
 
-/// One thing that stands in the way.
+/// One obstacle.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(rename_all = "camelCase")]
 pub struct Obstacle {
-    /// What kind.
+    /// Its kind.
     pub kind: ObstacleKind,
-    /// Where: a chain, a setting, a rule, as its tool writes it.
+    /// Its place: a chain, a setting or a rule, in the syntax of its tool.
     pub place: String,
-    /// What it does, in a sentence.
+    /// Its effect, as a sentence.
     pub text: String,
-    /// What to do about it.
+    /// Remedy, as an instruction.
     pub remedy: String,
-    /// IPv4 is concerned.
+    /// It affects IPv4.
     pub v4: bool,
-    /// IPv6 is concerned.
+    /// It affects IPv6.
     pub v6: bool,
-    /// It does stop our packets; otherwise it may.
+    /// It certainly stops our packets; otherwise it may.
     pub certain: bool,
 }
 
 impl Obstacle {
-    /// Whether nothing of this family gets through.
+    /// Whether it stops all packets of this family.
     pub fn stops(&self, is_v4: bool) -> bool {
         use ObstacleKind::{ForwardPolicy, ForwardRule, PreroutingRule, ReversePathRule};
         let of_way = matches!(
@@ -83,13 +83,13 @@ impl Obstacle {
         of_way && self.certain && if is_v4 { self.v4 } else { self.v6 }
     }
 
-    /// For a condition: what, and what to do.
+    /// Text for a condition: effect and remedy.
     pub fn told(&self) -> String {
         format!("{}: {}", self.text, self.remedy)
     }
 }
 
-/// Who wrote a table, and how it is called there.
+/// Tool that wrote a table.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Tool {
     /// `nft`.
@@ -100,14 +100,14 @@ pub enum Tool {
     IptablesLegacy,
 }
 
-/// Where a base chain hooks in.
+/// Hook of a base chain.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Hook {
-    /// Everything that comes in.
+    /// Every arriving packet.
     Prerouting,
-    /// What is for the node itself.
+    /// Packets for the node itself.
     Input,
-    /// What passes through.
+    /// Forwarded packets.
     Forward,
 }
 
@@ -118,16 +118,16 @@ pub struct Base {
     pub chain: String,
     /// Its hook.
     pub hook: Hook,
-    /// Its priority there.
+    /// Its priority at the hook.
     pub priority: i32,
-    /// What it does not accept is dropped.
+    /// Its policy is drop.
     pub policy_drops: bool,
 }
 
 /// A table of a firewall.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Table {
-    /// Who wrote it.
+    /// The tool that wrote it.
     pub tool: Tool,
     /// It sees IPv4.
     pub v4: bool,
@@ -135,15 +135,15 @@ pub struct Table {
     pub v6: bool,
     /// Its name.
     pub name: String,
-    /// A process owns it, and lets nobody else change it.
+    /// A process owns it, and nobody else can change it.
     pub owned: bool,
-    /// Where its chains hook in.
+    /// Its base chains.
     pub bases: Vec<Base>,
-    /// Rules of the chains that have been read.
+    /// Rules of those chains that have been read.
     pub chains: Chains,
 }
 
-/// What is known of the packets of one family.
+/// Known properties of the packets of one family.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Sample {
     /// A selected pod of this node.
@@ -154,34 +154,34 @@ pub struct Sample {
     pub outside: Option<IpAddr>,
     /// The protocol that it is selected for; `None`: any.
     pub protocol: Option<u8>,
-    /// Its port.
+    /// Destination port that it is selected for.
     pub port: Option<u16>,
-    /// What the pod sends comes out of the device for what is lifted.
+    /// Packets of the pod are reinjected, so they arrive by the device `egret-lift`.
     pub lifted: bool,
-    /// It leaves by the node's own device; only answers that another gateway got come out of the tunnel.
+    /// Its packets leave by the node's own device; only answers that another gateway received arrive by the tunnel.
     pub leaves_here: bool,
 }
 
-/// Packets to look for, by family.
+/// Packets to evaluate, by family.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Samples {
     /// IPv4; `None`: nothing of this family is sent through the tunnel.
     pub v4: Option<Sample>,
     /// IPv6.
     pub v6: Option<Sample>,
-    /// The node takes part in the tunnel at all.
+    /// The node takes part in the tunnel.
     pub tunnel: bool,
 }
 
 impl Samples {
-    /// Which families there are packets of, and whether the node takes part at all.
+    /// Whether there are packets of IPv4 and of IPv6, and whether the node takes part in the tunnel.
     pub fn families(&self) -> (bool, bool, bool) {
         (self.v4.is_some(), self.v6.is_some(), self.tunnel)
     }
 }
 
-/// Takes from what is reported as programmed what obstacles stop: policies with an egress address of a family of which
-/// nothing gets through the tunnel.
+/// Corrects the programmed counts by obstacles: policies with an egress address of a family that is stopped count as
+/// not programmed.
 pub fn discount(outcome: &mut NodeOutcome, obstacles: &[Obstacle]) {
     let worker = &outcome.state.worker;
     let is_stopped = |target: &&Target| {
@@ -195,7 +195,7 @@ pub fn discount(outcome: &mut NodeOutcome, obstacles: &[Obstacle]) {
     for target in stopped {
         match outcome.traffic_keys.get(&target.traffic_key) {
             Some(Some(account)) => drop(policies.insert(&account.policy)),
-            // Of a policy that is counted with others.
+            // Its policy shares a traffic key with others.
             _ => unknown = true,
         }
     }
@@ -208,7 +208,7 @@ pub fn discount(outcome: &mut NodeOutcome, obstacles: &[Obstacle]) {
     }
 }
 
-/// A chain that has to be read before anything can be said.
+/// A chain that must be read before the result is known.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Unread {
     /// Position of its table.
@@ -219,19 +219,20 @@ pub struct Unread {
 
 const TCP: u8 = 6;
 const UDP: u8 = 17;
-/// Priority of a packet's translation in prerouting (`NF_IP_PRI_NAT_DST`): from here on an answer is for the pod.
+/// Priority of destination translation in prerouting (`NF_IP_PRI_NAT_DST`): from here on an answer has the pod's
+/// address.
 const TRANSLATION: i32 = -100;
 
 /// One packet at one hook.
 struct Probe {
     hook: Hook,
     packet: Packet,
-    /// Its destination before it is translated back.
+    /// Its destination before the translation is undone.
     untranslated: Option<IpAddr>,
 }
 
 impl Sample {
-    /// Out into the tunnel, and back out of it.
+    /// Packets into the tunnel and back out of it.
     fn probes(&self, is_v4: bool) -> Vec<Probe> {
         let outside = Some(self.outside.unwrap_or(samples::nobody(is_v4)));
         let out = Packet {
@@ -274,7 +275,7 @@ impl Sample {
     }
 }
 
-/// A packet of the tunnel as it arrives at a node.
+/// A tunnel packet as it arrives at a node.
 fn tunnel_probe(is_v4: bool) -> Probe {
     Probe {
         hook: Hook::Input,
@@ -293,7 +294,7 @@ fn tunnel_probe(is_v4: bool) -> Probe {
     }
 }
 
-/// What of these tables refuses the packets.
+/// Obstacles in these tables.
 ///
 /// # Errors
 /// A chain must be read first.
@@ -308,8 +309,8 @@ pub fn of_firewalls(tables: &[Table], samples: &Samples) -> Result<Vec<Obstacle>
             for (table, base, refusal) in refused(tables, &probe)? {
                 let mut obstacle = remedy::obstacle(table, base, &refusal, (is_v4, lifted));
                 if probe.hook == Hook::Input {
-                    // Who may reach the node is asked for by address, and those of peers are not known here: a rule
-                    // that may let them in counts, and nothing is certain.
+                    // Rules of the input hook match by addresses, and those of peers are not known here: a rule that
+                    // may accept them counts, and no result is certain.
                     if !refusal.is_certain {
                         continue;
                     }
@@ -329,7 +330,7 @@ pub fn of_firewalls(tables: &[Table], samples: &Samples) -> Result<Vec<Obstacle>
     Ok(found.into_values().collect())
 }
 
-/// Where the packet is refused, at most once in each base chain.
+/// Places where the packet is refused, at most one per base chain.
 fn refused<'a>(
     tables: &'a [Table],
     probe: &Probe,

@@ -1,4 +1,4 @@
-//! Maps whose keys are no strings, as lists of pairs: JSON allows only strings as keys.
+//! Serialises maps with non-string keys as lists of pairs: JSON keys must be strings.
 
 use serde::de::{Deserialize, Deserializer};
 use serde::ser::{Serialize, Serializer};

@@ -1,7 +1,7 @@
-//! The controller's half: who may use which address and which ports, and what to tell people about it.
+//! The controller's decision: leases of addresses and ports, and all statuses.
 //!
-//! `plan` is a function of the snapshot and of the time. What was planned before is in the snapshot (records of
-//! addresses and nodes, `Policy::assigned`), and stays as it is as long as it can.
+//! `plan` is a function of the snapshot and of the time. Earlier decisions are in the snapshot (records of addresses
+//! and nodes, `Policy::assigned`) and stay as they are as long as they can.
 
 mod allocate;
 mod conditions;
@@ -24,80 +24,81 @@ use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
-/// What the cluster must look like. Write in this order, each with compare-and-swap, and plan again after the first
+/// Desired objects of the cluster. Write in this order, each with compare-and-swap, and plan again after the first
 /// refusal: statuses of policies with [`PolicyPlan::given_anew`], address records as in `address_writes`, node records,
-/// the other policy statuses, then deletions. A grant must never be seen by its worker without being written down in its
-/// address record, and an address out of a pool must have no record before its policy says that it has it: the next plan
-/// would take it for another's.
+/// the other policy statuses, then deletions. A grant must be written in its address record before its worker can see
+/// it. An address from a pool must have no record before its policy's status lists it: the next plan would take it for
+/// another policy's.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct ClusterPlan {
-    /// Everything wrong with any object.
+    /// Findings about any object.
     pub findings: BTreeSet<Finding>,
-    /// Every policy.
+    /// Plan of every policy.
     #[serde(with = "crate::pairs")]
     #[cfg_attr(feature = "schema", schemars(with = "Vec<(ObjectRef, PolicyPlan)>"))]
     pub policies: BTreeMap<ObjectRef, PolicyPlan>,
-    /// Every gateway.
+    /// Plan of every gateway group.
     pub gateways: BTreeMap<GatewayName, GatewayPlan>,
-    /// Every pool.
+    /// Plan of every pool.
     pub pools: BTreeMap<PoolName, PoolPlan>,
-    /// Every address record that must exist, whole (`resource_version` is that of the snapshot, 0 for new ones).
+    /// Every address record that must exist, complete (`resource_version` is that of the snapshot, 0 for new ones).
     pub addresses: BTreeMap<IpAddr, AddressRecord>,
-    /// What is told about each of them.
+    /// Status of every address.
     pub address_status: BTreeMap<IpAddr, AddressSummary>,
-    /// Those of `addresses` that differ from the snapshot, in the order in which they must be written: a gateway's
+    /// Records of `addresses` that differ from the snapshot, in the order in which they must be written: a gateway's
     /// steering version is the highest epoch that it has seen.
     pub address_writes: Vec<IpAddr>,
-    /// Records that must go.
+    /// Address records to delete.
     pub address_deletions: Vec<IpAddr>,
     /// Every node record that must exist: the part that the controller writes.
     pub node_records: BTreeMap<NodeName, NodeRecordSpec>,
-    /// Those of `node_records` that differ from the snapshot.
+    /// Records of `node_records` that differ from the snapshot.
     pub node_writes: Vec<NodeName>,
-    /// Records of nodes that are gone and have no lease any more.
+    /// Records of removed nodes without any lease.
     pub node_deletions: Vec<NodeName>,
-    /// One line for everything above: why it is so. Sorted by subject.
+    /// Reasons of all of the above, one line each, sorted by subject.
     pub reasons: BTreeSet<PlanReason>,
-    /// Seconds since the epoch at which planning again would change something although no object changed.
+    /// Seconds since the epoch at which time alone changes the plan, without any change of an object.
     pub next_change_secs: Option<i64>,
 }
 
-/// Why something is as it is.
+/// Reason of one decision.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct PlanReason {
-    /// What: an object or an address.
+    /// The object or address that the reason is about.
     pub subject: String,
-    /// Why, as a sentence.
+    /// The reason, as a sentence.
     pub text: String,
 }
 
-/// What becomes of one policy.
+/// Plan of one policy.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct PolicyPlan {
-    /// Generation that this speaks of.
+    /// Generation of the policy that was planned.
     pub generation: i64,
-    /// Why it is refused, if it is. Traffic of its pods to its destinations is then dropped, as `whenUnavailable` says.
+    /// Reason for refusing it, if it is refused. Traffic of its pods to its destinations is then dropped, as
+    /// `whenUnavailable` says.
     pub refusal: Option<Refusal>,
-    /// Its addresses: `status.addresses`, which for pools is also what agents and the next plan go by.
+    /// Addresses of the policy: `status.addresses`. For pools, agents and the next plan read them from there.
     pub addresses: Vec<IpAddr>,
-    /// Addresses out of its pool that stay reserved for it while it is refused. `status.addresses` lists them meanwhile.
+    /// Addresses from its pool that stay reserved while the policy is refused. `status.addresses` lists them meanwhile.
     pub reserved_addresses: Vec<IpAddr>,
-    /// Some of them are out of a pool, and `Policy::assigned` does not say so yet.
+    /// Some addresses are from a pool, and `Policy::assigned` does not list them yet.
     pub given_anew: bool,
-    /// Its gateway, if there is one.
+    /// Gateway of the policy, if it exists.
     pub gateway: Option<GatewayName>,
-    /// Selected pods by node, those without an address yet too.
+    /// Selected pods by node, those without an address included.
     pub pods: BTreeMap<NodeName, u32>,
     /// Sum of `pods`.
     pub selected: u32,
     /// Pods that agents have programmed at this generation.
     pub programmed: u32,
-    /// Policies that win over this one on some destination of some pod.
+    /// Policies that win over this one for some destination of some pod.
     pub overlapped_by: BTreeSet<ObjectRef>,
-    /// Selected pods for which other policies win on every destination.
+    /// Number of selected pods for which other policies win for every destination.
     pub shadowed: u32,
     /// Whether it has addresses of (IPv4, IPv6).
     pub families: (bool, bool),
@@ -107,11 +108,11 @@ pub struct PolicyPlan {
     pub conditions: Vec<Condition>,
 }
 
-/// What is known about one gateway group.
+/// Plan of one gateway group.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct GatewayPlan {
-    /// Generation that this speaks of.
+    /// Generation of the gateway that was planned.
     pub generation: i64,
     /// Its nodes, by name.
     pub nodes: Vec<GatewayNode>,
@@ -125,7 +126,7 @@ pub struct GatewayPlan {
 pub struct GatewayNode {
     /// Its name.
     pub node: NodeName,
-    /// Its agent has run there. The controller does not probe: whether packets pass is known to the agents.
+    /// Its agent has reported. The controller does not probe: only agents know whether packets pass.
     pub running: bool,
     /// Steering version that its agent reports.
     pub version: u64,
@@ -136,31 +137,31 @@ pub struct GatewayNode {
     pub external: BTreeSet<IpNet>,
     /// Nothing behind its external device answers.
     pub uplink_lost: bool,
-    /// Neighbours that it carries packets to, of those that policies name as next hop.
+    /// Next hops named by policies that it forwards to.
     pub next_hops: BTreeSet<IpAddr>,
 }
 
-/// What is used of one pool.
+/// Usage of one pool.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct PoolPlan {
-    /// Generation that this speaks of.
+    /// Generation of the pool that was planned.
     pub generation: i64,
-    /// Addresses in it, saturating.
+    /// Number of its addresses, saturating.
     pub total: u128,
-    /// Of those, addresses with a record.
+    /// Number of its addresses that have a record.
     pub used: u64,
     /// All conditions.
     pub conditions: Vec<Condition>,
 }
 
-/// What is told about an address.
+/// Status of one address.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[cfg_attr(feature = "schema", schemars(rename = "PlannedAddressStatus"))]
 pub struct AddressSummary {
-    /// The gateway node that reports that it announces it; of several, because one is dead or it moves just now, the last
-    /// in the order of announcers.
+    /// Gateway node that reports announcing the address. If several do, because one is dead or a takeover is under way:
+    /// the last in the order of announcers.
     pub announcer: Option<NodeName>,
     /// Policies that use it.
     pub users: Vec<ObjectRef>,
@@ -168,7 +169,7 @@ pub struct AddressSummary {
     pub ports_leased: u32,
     /// Ports that could be leased now.
     pub ports_free: u32,
-    /// Who else has it: a gateway that hears another machine answer for it, and that machine.
+    /// Address conflict: the gateway that observes another machine answering for the address, and that machine.
     pub conflict: Option<(NodeName, AddressClaim)>,
     /// Workers that need a lease and got none because no block was free.
     pub exhausted: BTreeSet<NodeName>,
@@ -176,7 +177,7 @@ pub struct AddressSummary {
     pub conditions: Vec<Condition>,
 }
 
-/// What the controller writes into a node record.
+/// Fields of a node record that the controller writes.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct NodeRecordSpec {

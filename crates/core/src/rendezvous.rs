@@ -1,11 +1,11 @@
-//! Rendezvous (highest random weight) order: everyone who knows the names knows the order, without talking, and a name
-//! that goes away moves only what it had.
+//! Rendezvous (highest random weight) order: everyone who knows the names computes the same order without
+//! communication. Removing a name moves only what that name had.
 
 use crate::hash::StableHash;
 use crate::model::NodeName;
 use std::net::IpAddr;
 
-/// Gateway nodes in the order in which they announce `address`: the first one alive does.
+/// Gateway nodes in the order in which they announce `address`: the first live one is the announcer.
 pub fn announcer_order<'a>(
     address: IpAddr,
     nodes: impl IntoIterator<Item = &'a NodeName>,
@@ -26,8 +26,8 @@ pub fn announcer_order<'a>(
     scored.into_iter().map(|(_, node)| node).collect()
 }
 
-/// Who announces an address, of those that say so: the last in the order of announcers. It does so only while it sees none
-/// before it alive; what a dead one said last stays in its record.
+/// Announcer of an address among the nodes that report announcing it: the last in the order of announcers. A node
+/// announces only while it sees none before it alive; the record of a dead node still contains its last report.
 pub fn announcer<'a>(
     address: IpAddr,
     saying: impl IntoIterator<Item = &'a NodeName>,
@@ -35,7 +35,7 @@ pub fn announcer<'a>(
     announcer_order(address, saying).pop()
 }
 
-/// The address that a pod is paired to (RFC 4787 REQ-2): the same one as long as it is among `addresses`.
+/// The address that a pod is paired to (RFC 4787 REQ-2); stable as long as it is among `addresses`.
 pub(crate) fn paired(pod_uid: &str, addresses: impl IntoIterator<Item = IpAddr>) -> Option<IpAddr> {
     addresses
         .into_iter()

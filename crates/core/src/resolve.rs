@@ -1,7 +1,7 @@
-//! What a policy means in this cluster: its gateway, its addresses, or why it cannot be carried out. Shared by the
-//! planner and by every node, and therefore made only from what both see alike: policies, gateways, pools, nodes,
-//! namespaces and services, never pods of other nodes and never leases (P10). What agents have found is seen as far as the
-//! records are: an address that the controller alone refuses gets no ports.
+//! The meaning of policies in this cluster: gateway and addresses, or the reason why a policy is refused. Planner and
+//! nodes share it, so its inputs are only those that both see alike: policies, gateways, pools, nodes, namespaces and
+//! services, never pods of other nodes and never leases (P10). Agents' reports are included as far as records are
+//! visible: an address that the controller alone refuses gets no ports.
 
 mod address;
 mod gateway;
@@ -31,32 +31,32 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::net::IpAddr;
 
-/// Why a policy is refused, for people too.
+/// Refusal of a policy.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct Refusal {
-    /// One word.
+    /// Reason of the condition.
     pub reason: Reason,
-    /// A sentence.
+    /// Message of the condition, as a sentence.
     pub message: String,
 }
 
-/// A policy with everything it names looked up.
+/// A policy with all its references resolved.
 #[derive(Clone, Debug)]
 pub(crate) struct Resolved<'a> {
     pub policy: &'a Policy,
-    /// Known even for some refused policies.
+    /// Set even for some refused policies.
     pub gateway: Option<&'a Gateway>,
-    /// Sorted; empty for refused policies and where the pool had none.
+    /// Sorted; empty for refused policies and where the pool had no free address.
     pub addresses: Vec<IpAddr>,
-    /// Addresses that its pool gave it and still gives, also while it is refused.
+    /// Addresses that the pool has allocated to it, also while the policy is refused.
     pub given: Vec<IpAddr>,
-    /// Families (IPv4, IPv6) that the policy means to cover, whether or not an address is there yet.
+    /// Families (IPv4, IPv6) that the policy covers, whether or not an address exists yet.
     pub covers: [bool; 2],
-    /// `whenUnavailable: NodeAddress` was asked for and every pool consents.
+    /// `whenUnavailable: NodeAddress` is set and every pool consents.
     pub node_address: bool,
     pub refusal: Option<Refusal>,
-    /// Whose addresses of it are by now, in sentences. It has had them before that was known, and keeps them.
+    /// Other users of its addresses, in sentences. The policy had the addresses before that was known, and keeps them.
     pub occupied: Vec<String>,
 }
 
@@ -93,7 +93,7 @@ impl Problem {
     }
 }
 
-/// Looks everything up. `assigned` are the addresses out of pools. Policies come out sorted by object, each once.
+/// Resolves all policies. `assigned`: addresses from pools. The result is sorted by object, each once.
 pub(crate) fn resolve<'a>(
     snapshot: &'a Snapshot,
     assigned: &BTreeMap<&ObjectRef, Vec<IpAddr>>,
@@ -112,8 +112,8 @@ pub(crate) fn resolve<'a>(
     (resolved, findings)
 }
 
-/// The policies with a next hop, as [`resolve`] has them: none of them has an address, so that they meet no other policy,
-/// no pool and no address of the cluster.
+/// Resolves the policies with a next hop, as [`resolve`] would. They have no addresses, so they conflict with no other
+/// policy, pool or address of the cluster.
 pub(crate) fn resolve_next_hops(snapshot: &Snapshot) -> Vec<Resolved<'_>> {
     let policies = distinct(&snapshot.policies).map(|(_, policy)| policy);
     let policies = policies.filter(|policy| policy.next_hop().is_some());
@@ -187,8 +187,8 @@ fn one<'a>(
     }
 }
 
-/// One address has one gateway group. The oldest policy decides which, so that nobody can take an address away from
-/// its users by writing a policy with a higher priority.
+/// Decides the gateway group of each address. The oldest policy wins, so that nobody can take an address from its users
+/// with a policy of higher priority.
 fn settle_conflicts(resolved: &mut [Resolved<'_>], findings: &mut BTreeSet<Finding>) {
     let mut order: Vec<usize> = (0..resolved.len()).collect();
     order.sort_by_key(|i| {

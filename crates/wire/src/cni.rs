@@ -1,8 +1,8 @@
-//! What the CNI plugin `egret-cni` and the agent of the same node say to each other, and what the plugin reads where no
-//! agent answers.
+//! Protocol between the CNI plugin `egret-cni` and the agent of the same node, and the file that the plugin reads where
+//! no agent answers.
 //!
 //! One connection per call, one line of JSON each way: [`Request`], then [`Answer`]. The format is frozen by its
-//! [`VERSION`]: fields may be added, and are ignored by those who do not know them.
+//! [`VERSION`]: fields may be added, and readers ignore unknown ones.
 //!
 //! ```
 //! use egret_wire::cni::{Answer, Call, Request};
@@ -19,25 +19,26 @@ use std::net::IpAddr;
 
 /// Version of request, answer and [`Known`].
 pub const VERSION: u32 = 1;
-/// The agent's socket for the plugin, unless the plugin's configuration names another one.
+/// Default path of the agent's socket for the plugin; the plugin's configuration can name another one.
 pub const SOCKET: &str = "/run/egret/cni.sock";
-/// Where the agent keeps [`Known`], unless the plugin's configuration names another file.
+/// Default path of the file with [`Known`], written by the agent; the plugin's configuration can name another one.
 pub const KNOWN_FILE: &str = "/var/lib/egret/cni/known.json";
-/// Longest request or answer in bytes: a garbage collection that names 2000 attachments takes about half of it.
+/// Maximum length of a request or answer in bytes: a garbage collection that names 2000 attachments takes about half of
+/// it.
 pub const LINE_BYTES_MAX: u64 = 512 * 1024;
-/// The agent answers within this many seconds, if only to say that the pod must wait.
+/// Seconds within which the agent answers, at least that the pod must wait.
 pub const ANSWER_SECS: u64 = 12;
-/// Versions of the CNI specification that the plugin speaks.
+/// Versions of the CNI specification that the plugin supports.
 pub const SPEC_VERSIONS: [&str; 5] = ["0.3.0", "0.3.1", "0.4.0", "1.0.0", "1.1.0"];
 /// Name of the plugin: its file, and the `type` in a configuration.
 pub const PLUGIN: &str = "egret-cni";
 
-/// What the plugin asks.
+/// Request of the plugin.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Request {
     /// [`VERSION`] of the plugin.
     pub version: u32,
-    /// What it is about.
+    /// The call.
     pub call: Call,
 }
 
@@ -45,51 +46,51 @@ pub struct Request {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub enum Call {
-    /// A pod has got these addresses. Answered when the kernel treats them right.
+    /// A pod got these addresses. Answered when the kernel treats them correctly.
     Add(Attachment),
-    /// Does the kernel still treat them right?
+    /// Checks that the kernel still treats the addresses correctly.
     Check(Attachment),
-    /// They are the pod's no more. Answered when the kernel knows; a second time changes nothing.
+    /// The addresses are no longer the pod's. Answered when the kernel has been updated; idempotent.
     Del(Attachment),
-    /// Everything but these is gone.
+    /// Removes every attachment except these.
     Gc {
-        /// What is still there.
+        /// Attachments that still exist.
         valid: Vec<AttachmentId>,
     },
-    /// Can pods be added?
+    /// Checks that pods can be added.
     Status {},
 }
 
-/// Names an attachment of a container to the network (CNI specification: `CNI_CONTAINERID`, `CNI_IFNAME`).
+/// Identifies an attachment of a container to the network (CNI specification: `CNI_CONTAINERID`, `CNI_IFNAME`).
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct AttachmentId {
-    /// The container, which for Kubernetes is the pod's sandbox.
+    /// Id of the container, which for Kubernetes is the pod's sandbox.
     pub container: String,
-    /// The device in it.
+    /// Name of the device inside it.
     pub interface: String,
 }
 
-/// An attachment.
+/// An attachment with its pod and addresses.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Attachment {
-    /// Its name.
+    /// Its id.
     pub id: AttachmentId,
-    /// Whose it is; `None` for containers that are no pods.
+    /// Pod of the container; `None` for containers that are no pods.
     pub pod: Option<PodId>,
-    /// The addresses that plugins before this one gave. May be empty in [`Call::Del`].
+    /// Addresses that earlier plugins of the chain assigned. May be empty in [`Call::Del`].
     pub addresses: Vec<IpAddr>,
 }
 
-/// Names a pod.
+/// Identifies a pod.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct PodId {
     /// Its namespace.
     pub namespace: String,
     /// Its name.
     pub name: String,
-    /// Its uid, where the runtime tells.
+    /// Its uid, where the runtime passes it.
     pub uid: Option<String>,
 }
 
@@ -99,25 +100,25 @@ impl std::fmt::Display for PodId {
     }
 }
 
-/// What the agent says.
+/// Answer of the agent.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub enum Answer {
-    /// The kernel is as asked.
+    /// The kernel is as requested.
     Done {},
-    /// Not yet: the runtime shall try again.
+    /// Not yet: the runtime must try again.
     Later {
-        /// For people.
+        /// Reason, for people.
         why: String,
     },
-    /// The request makes no sense to this agent.
+    /// This agent cannot interpret the request.
     Refused {
-        /// For people.
+        /// Reason, for people.
         why: String,
     },
 }
 
-/// A line that is not what it should be.
+/// Error of a line that cannot be parsed.
 #[derive(Debug, thiserror::Error)]
 #[error("reading {what} of version {VERSION}")]
 pub struct LineError {
@@ -141,15 +142,15 @@ impl Request {
         }
     }
 
-    /// As sent.
+    /// The line to send.
     pub fn to_line(&self) -> String {
         line(self)
     }
 
-    /// As received.
+    /// Parses a received line.
     ///
     /// # Errors
-    /// It is none, or of a version with other calls.
+    /// It is no request, or of a version with other calls.
     pub fn from_line(text: &str) -> Result<Self, LineError> {
         let what = "a request";
         serde_json::from_str(text).map_err(|source| LineError { what, source })
@@ -157,55 +158,56 @@ impl Request {
 }
 
 impl Answer {
-    /// As sent.
+    /// The line to send.
     pub fn to_line(&self) -> String {
         line(self)
     }
 
-    /// As received.
+    /// Parses a received line.
     ///
     /// # Errors
-    /// It is none.
+    /// It is no answer.
     pub fn from_line(text: &str) -> Result<Self, LineError> {
         let what = "an answer";
         serde_json::from_str(text).map_err(|source| LineError { what, source })
     }
 }
 
-/// What an agent leaves on disk for the plugin, so that a pod which no policy can select starts without it.
+/// State that an agent leaves on disk for the plugin, so that a pod which no policy can select starts without the
+/// agent.
 ///
-/// A pod's labels are known to the agent alone, so without it the question is put by namespace.
+/// Only the agent knows a pod's labels, so without it the decision is made by namespace.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Known {
-    /// [`VERSION`] of who wrote it.
+    /// [`VERSION`] of the writer.
     pub version: u32,
     /// Namespaces in which a policy may select pods of this node.
     pub waiting: BTreeSet<String>,
-    /// Namespaces in which none does, although `others_wait`.
+    /// Namespaces without selected pods, although `others_wait` is set.
     pub free: BTreeSet<String>,
     /// Pods of namespaces in neither list may be selected.
     pub others_wait: bool,
     /// Pods of this node that no policy selects, whatever their namespace: `namespace/name/uid`.
     pub free_pods: BTreeSet<String>,
-    /// Addresses that the kernel treats as those of selected pods.
+    /// Addresses that the kernel treats as selected pods'.
     pub addresses: BTreeSet<IpAddr>,
 }
 
 impl Known {
-    /// How a pod is named in `free_pods`.
+    /// Key of a pod in `free_pods`.
     pub fn pod(namespace: &str, name: &str, uid: &str) -> String {
         format!("{namespace}/{name}/{uid}")
     }
 
-    /// Why a pod must not start before an agent has seen to it; `None`: it may.
+    /// Why a pod must not start before an agent has handled it; `None`: it may start.
     pub fn reason_to_wait(&self, pod: Option<&PodId>, addresses: &[IpAddr]) -> Option<String> {
         if let Some(address) = addresses.iter().find(|a| self.addresses.contains(a)) {
             return Some(format!(
                 "its address {address} is still that of a selected pod in the kernel"
             ));
         }
-        // Containers that are no pods are selected by nothing.
+        // Containers that are no pods are never selected.
         let pod = pod?;
         let uid = pod.uid.as_deref().unwrap_or_default();
         let free = self
@@ -223,15 +225,15 @@ impl Known {
         })
     }
 
-    /// As kept on disk.
+    /// Text of the file.
     pub fn to_text(&self) -> String {
         line(self)
     }
 
-    /// As read from disk.
+    /// Parses the text of the file.
     ///
     /// # Errors
-    /// It is damaged.
+    /// The file is damaged.
     pub fn from_text(text: &str) -> Result<Self, LineError> {
         let what = "what is known of pods";
         serde_json::from_str(text).map_err(|source| LineError { what, source })
@@ -308,7 +310,7 @@ mod tests {
         assert_eq!(known.reason_to_wait(Some(&pod("b", None)), &[]), None);
         known.free_pods.insert(Known::pod("a", "p", "u"));
         assert_eq!(known.reason_to_wait(Some(&pod("a", Some("u"))), &[]), None);
-        // A pod of the same name that came later may have other labels.
+        // A later pod of the same name may have other labels.
         assert!(
             known
                 .reason_to_wait(Some(&pod("a", Some("v"))), &[])

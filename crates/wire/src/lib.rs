@@ -1,8 +1,8 @@
-//! Bytes that leave a process: frozen formats, without any dependency on the rest of Egret.
+//! Byte formats that leave a process: frozen, without any dependency on the rest of Egret.
 //!
 //! - [`tunnel_mac`] and [`link_local`]: the addresses of a node inside the tunnel;
 //! - [`probe`]: the liveness probe between nodes, answered by the gateway's eBPF program;
-//! - [`cni`]: the CNI plugin and its agent.
+//! - [`cni`]: the protocol between the CNI plugin and its agent.
 #![forbid(unsafe_code)]
 
 pub mod cni;

@@ -26,9 +26,9 @@ pub const PORT: u16 = 14790;
 pub const MAGIC: [u8; 4] = *b"EGRT";
 /// The only version.
 pub const VERSION: u8 = 1;
-/// Bytes of a probe (the UDP payload).
+/// Length of a probe in bytes (the UDP payload).
 pub const PROBE_BYTES: usize = 32;
-/// Bytes of a whole request, from the VXLAN header on (the payload of the outer UDP packet).
+/// Length of a whole request in bytes, from the VXLAN header on (the payload of the outer UDP packet).
 pub const FRAME_BYTES: usize = VXLAN_BYTES + ETHERNET_BYTES + IPV6_BYTES + UDP_BYTES + PROBE_BYTES;
 
 const VXLAN_BYTES: usize = 8;
@@ -52,26 +52,26 @@ pub enum Kind {
 pub struct Probe {
     /// Request or reply.
     pub kind: Kind,
-    /// Tunnel index of who sends it.
+    /// Tunnel index of the sender.
     pub sender: u16,
-    /// Chosen by the prober, returned as it is.
+    /// Chosen by the prober, returned unchanged.
     pub nonce: u64,
     /// Steering version of the gateway's tables; 0 in requests.
     pub steering_version: u64,
 }
 
-/// Why bytes are no probe.
+/// Reason why bytes are no probe.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
 pub enum ProbeError {
     /// Shorter or longer than the format.
     #[error("{got} bytes where {want} are expected")]
     Length {
-        /// Bytes there are.
+        /// Actual number of bytes.
         got: usize,
-        /// Bytes there should be.
+        /// Expected number of bytes.
         want: usize,
     },
-    /// The magic bytes are not there.
+    /// The magic bytes are missing.
     #[error("no probe: wrong magic bytes")]
     Magic,
     /// A later version.
@@ -80,7 +80,7 @@ pub enum ProbeError {
     /// Neither request nor reply.
     #[error("probe kind {0} is unknown")]
     Kind(u8),
-    /// A header of the frame is not what the format says.
+    /// A header of the frame differs from the format.
     #[error("the frame's {0} is not that of a probe")]
     Header(&'static str),
     /// The UDP checksum is wrong.
@@ -104,7 +104,7 @@ impl Probe {
         bytes
     }
 
-    /// Reads a UDP payload. The reserved bytes are ignored.
+    /// Parses a UDP payload. The reserved bytes are ignored.
     ///
     /// # Errors
     /// [`ProbeError`] where it is no probe of this version.
@@ -173,11 +173,11 @@ impl Probe {
         frame
     }
 
-    /// Reads a whole tunnel packet, as [`Probe::encode_frame`] makes it: the probe, the node it is for, and the ports
-    /// inside the tunnel (source, destination).
+    /// Parses a whole tunnel packet, as [`Probe::encode_frame`] makes it: the probe, the destination node, and the
+    /// ports inside the tunnel (source, destination).
     ///
     /// # Errors
-    /// [`ProbeError`] where a header, the checksum or the probe is not as the format says.
+    /// [`ProbeError`] where a header, the checksum or the probe differs from the format.
     pub fn decode_frame(frame: &[u8]) -> Result<(Self, u16, u16, u16), ProbeError> {
         if frame.len() != FRAME_BYTES {
             return Err(ProbeError::Length {
@@ -213,8 +213,8 @@ impl Probe {
     }
 }
 
-/// The checksum over pseudo header and UDP packet of an IPv6 packet (RFC 8200 section 8.1); 0 over one that has its
-/// checksum in it.
+/// The checksum over pseudo header and UDP packet of an IPv6 packet (RFC 8200 section 8.1); 0 if the packet contains
+/// its correct checksum.
 fn udp_checksum(ip: &[u8]) -> u16 {
     let length = (ip.len() - IPV6_BYTES) as u32;
     let words = ip[8..]
@@ -278,13 +278,13 @@ mod tests {
         assert_eq!(Probe::decode_frame(&frame), Ok((REQUEST, 3, 40000, PORT)));
     }
 
-    /// Worked out apart from this code (Python, sum of 16-bit words).
+    /// Computed independently of this code (Python, sum of 16-bit words).
     const GOLDEN_CHECKSUM: [u8; 2] = [0x80, 0x9d];
 
     #[test]
     fn a_frame_with_any_byte_of_its_packet_changed_is_refused() {
         let frame = REQUEST.encode_frame(3, 40000, PORT);
-        // Ethernet addresses, flow label and hop limit are covered by nothing.
+        // No checksum covers Ethernet addresses, flow label and hop limit.
         let covered =
             (VXLAN_BYTES + ETHERNET_BYTES + 8..FRAME_BYTES).chain([0, 4, 5, 6, 20, 21, 22]);
         for at in covered {

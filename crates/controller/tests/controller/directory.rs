@@ -1,4 +1,4 @@
-//! The controller on a directory of manifests, with this test in the place of the agents.
+//! The controller on a directory of manifests; the test takes the place of the agents.
 
 use crate::running::{Guard, Guarded, Running, open};
 use egret_controller::Health;
@@ -135,7 +135,7 @@ fn a_lease_is_granted_activated_drained_and_forgotten() {
     report(&mut running, &view, "worker1", |record| {
         record.demand.clear()
     });
-    // Without a hold-down time the lease may be gone before anybody looks; the address stays until gateways know.
+    // Without a hold-down time the lease may be gone before the test reads it; the address stays until gateways know.
     let held = |v: &View| matches!(lease_state(v), Some(LeaseState::HoldDown) | None);
     let view = running.wait("hold-down or its end", held);
     let epoch = view.snapshot.addresses[&grant.address].epoch;
@@ -191,16 +191,16 @@ metadata: {name: second, namespace: default}
 spec: {selector: {app: MyApp}, pool: partners}
 ";
 
-/// Ends a controller before a write of its own, or when it comes to rest.
+/// Stops a controller before a given write, or when it is idle.
 struct Mortal {
-    /// Writes that are still carried out.
+    /// Number of writes that still succeed.
     writes: usize,
     stop: Arc<AtomicBool>,
     died: Arc<AtomicBool>,
 }
 
 impl Mortal {
-    /// Runs a controller; whether it came to rest.
+    /// Runs a controller; returns whether it became idle.
     fn control(path: &Path, writes: usize) -> bool {
         let stop = Arc::new(AtomicBool::new(false));
         let died = Arc::new(AtomicBool::new(false));
@@ -233,7 +233,7 @@ impl Guard for Mortal {
     }
 }
 
-/// Addresses that policies have, and those that there are records of.
+/// Addresses of policies, and addresses with records.
 fn given(path: &Path) -> (Vec<(String, Vec<IpAddr>)>, Vec<IpAddr>) {
     let view = open(path).snapshot().expect("readable");
     let policies = view.snapshot.policies.iter();

@@ -1,5 +1,5 @@
-//! One object that cannot be read or written costs nobody else anything (P9). The controller runs on a directory of
-//! manifests; where the API server would refuse a write, a source around the directory refuses it in its place.
+//! One object that cannot be read or written affects no other object (P9). The controller runs on a directory of
+//! manifests; a wrapper around that source refuses writes as the API server would.
 
 use crate::running::{DEADLINE, Guard, Guarded, Running, open};
 use egret_core::model::NodeName;
@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 
 /// The address of the bad record.
 const TAKEN: &str = "192.0.2.222";
-/// That of a policy that has nothing to do with it.
+/// The address of an unrelated policy.
 const OTHER: &str = "192.0.2.223";
 
 const CLUSTER: &str = "
@@ -79,22 +79,22 @@ fn address(text: &str) -> IpAddr {
     text.parse().expect("an address")
 }
 
-/// What is refused: the object, and with what.
+/// Way in which a write is refused.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Fault {
     /// 403, admission, too large, a terminating namespace.
     Refused,
-    /// 409, again and again.
+    /// 409, repeatedly.
     Conflict,
     /// No answer in time.
     Unanswered,
 }
 
-/// Refuses some writes, as an API server would.
+/// A source that refuses some writes, as an API server would.
 struct Refusing {
-    /// Objects by the words of the write: `spec EgressAddress ...`, `status Egress ...`.
+    /// Faults by write: `spec EgressAddress ...`, `status Egress ...`.
     faults: BTreeMap<String, Fault>,
-    /// Writes that were tried and refused.
+    /// Refused attempts.
     tried: Arc<Mutex<Vec<String>>>,
 }
 
@@ -119,7 +119,7 @@ impl Guard for Refusing {
     }
 }
 
-/// A controller some of whose writes are refused.
+/// A running controller whose source refuses some writes.
 struct Controller {
     running: Running,
     tried: Arc<Mutex<Vec<String>>>,
@@ -163,7 +163,7 @@ impl Controller {
         }
     }
 
-    /// Waits until the controller says that it is ready, and of what it is not.
+    /// Waits until the controller is ready; panics with the reason after the deadline.
     fn is_ready(&self) {
         let deadline = Instant::now() + DEADLINE;
         while let Some(why) = self.running.health.unready() {
@@ -172,7 +172,7 @@ impl Controller {
         }
     }
 
-    /// How often this write was tried.
+    /// Number of attempts of this write.
     fn tried(&self, write: &str) -> usize {
         let tried = self.tried.lock().unwrap();
         tried.iter().filter(|one| *one == write).count()
@@ -195,7 +195,7 @@ fn stored(directory: &Path, file: &str) -> String {
     std::fs::read_to_string(directory.join("status").join(file)).expect("it is there")
 }
 
-/// Whether the policy of nobody's concern has all that it needs: address, grant, status.
+/// Whether the unrelated policy has address, grant and status.
 fn good_is_served(view: &View) -> bool {
     let granted = |node: &str, of: &str| {
         let record = view.snapshot.node_records.get(&NodeName(node.into()));
@@ -205,7 +205,7 @@ fn good_is_served(view: &View) -> bool {
     granted("z-worker", OTHER) && told("z-good") && view.addresses.get(&address(OTHER)).is_some()
 }
 
-/// Whether that of the policy that names a pool has too.
+/// Whether the policy with a pool address has them too.
 fn pooled_is_granted(view: &View) -> bool {
     let record = view.snapshot.node_records.get(&NodeName("a-worker".into()));
     let pooled = address("192.0.2.230");
@@ -341,8 +341,7 @@ spec: {tunnelIndex: 1, grants: [{address: 192.0.2.222, gateway: default, ranges:
     assert_eq!(stored(directory.path(), "EgressNode/a-worker.yaml"), bad);
 }
 
-/// Whatever one object is refused, everything of everybody else is written, and the refused write is tried again ever
-/// more rarely.
+/// A refused write delays no other write, and is retried at growing intervals.
 #[test]
 fn a_refused_write_stops_no_other() {
     let writes = [
@@ -367,7 +366,7 @@ fn a_refused_write_stops_no_other() {
     }
 }
 
-/// The address of a pool must be in the policy's status before it has a record; that nobody else waits for.
+/// A pool address must be in the policy's status before it has a record; no other policy waits for that.
 #[test]
 fn a_policy_whose_status_is_refused_gets_no_address_and_the_others_do() {
     let directory = scratch();
@@ -378,7 +377,7 @@ fn a_policy_whose_status_is_refused_gets_no_address_and_the_others_do() {
     assert!(view.snapshot.addresses.get(&pooled).is_none());
 }
 
-/// 43 destinations with 250 bad exceptions each are inside the limits of the API.
+/// 43 destinations with 250 bad exceptions each are within the limits of the API.
 #[test]
 fn ten_thousand_findings_in_one_object_are_read_at_once_and_cut() {
     let directory = scratch();

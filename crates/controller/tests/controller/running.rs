@@ -1,4 +1,4 @@
-//! A controller that runs on a directory of manifests, and what asks before each of its writes.
+//! A controller that runs on a directory of manifests, and a guard that is asked before each of its writes.
 
 use egret_controller::Health;
 use egret_core::model::{
@@ -16,7 +16,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-/// Longest wait for anything that the controller does.
+/// Maximum time to wait for the controller.
 pub const DEADLINE: Duration = Duration::from_secs(30);
 
 /// A directory of manifests.
@@ -34,11 +34,11 @@ pub fn open(path: &Path) -> DirSource {
     DirSource::open(path, settings).expect("a directory")
 }
 
-/// A controller in a thread. It ends with the value.
+/// A controller in a thread, which ends when the value is dropped.
 pub struct Running {
     /// The same directory, read by the test.
     pub source: DirSource,
-    /// What the controller shows of itself.
+    /// Health of the controller.
     pub health: Arc<Health>,
     stop: Arc<AtomicBool>,
     thread: Option<JoinHandle<()>>,
@@ -64,7 +64,7 @@ impl Running {
         }
     }
 
-    /// Waits until the directory is so.
+    /// Waits until the condition holds for the directory's view.
     pub fn wait(&mut self, what: &str, condition: impl Fn(&View) -> bool) -> View {
         let deadline = Instant::now() + DEADLINE;
         loop {
@@ -91,12 +91,12 @@ impl Drop for Running {
     }
 }
 
-/// Decides over the writes of a controller.
+/// Decides whether a controller's writes succeed.
 pub trait Guard: Send {
-    /// Whether a write of this object may be carried out: `spec EgressAddress`, `status Egress`, ...
+    /// Decides whether a write of this object succeeds: `spec EgressAddress`, `status Egress`, ...
     fn admit(&mut self, write: &str, object: &str) -> Result<(), SourceError>;
 
-    /// The controller waits: it is at rest. Whether the wait ends at once.
+    /// Called when the controller is idle; returns whether its wait ends at once.
     fn rests(&mut self) -> bool {
         false
     }

@@ -1,4 +1,4 @@
-//! What must hold of a plan.
+//! Rules for plans.
 
 use super::leases::{check_change, check_record, steering};
 use super::unreadable::check_unreadable;
@@ -20,7 +20,7 @@ pub fn check_plan(snapshot: &Snapshot, plan: &ClusterPlan, now_secs: i64) -> Vec
         if kept.contains(address) {
             continue;
         }
-        // Records that were broken before are mended, not carried on: what holds of a change holds of good ones.
+        // Leases that were invalid before are removed, not continued: rules about changes apply to valid ones.
         let mut broken = Found::default();
         check_record(before, &mut broken);
         if broken.0.is_empty() {
@@ -54,7 +54,7 @@ pub fn check_plan(snapshot: &Snapshot, plan: &ClusterPlan, now_secs: i64) -> Vec
     found.sorted()
 }
 
-/// New epochs are above all that were, and each is for one record.
+/// New epochs are higher than all earlier ones, and each belongs to one record.
 fn epochs(snapshot: &Snapshot, plan: &ClusterPlan, found: &mut Found) {
     let highest = snapshot
         .addresses
@@ -294,7 +294,7 @@ fn policies(snapshot: &Snapshot, plan: &ClusterPlan, found: &mut Found) {
             );
             let record = plan.addresses.get(address);
             let gateway = planned.gateway.as_ref();
-            // A record that cannot be read stays as it is, whichever gateway it names: nodes use no grant of another one.
+            // An unreadable record is not changed, whichever gateway it names: nodes use no grant of another gateway.
             let stays = snapshot.unreadable.addresses.contains(address);
             let served = gateway.is_some()
                 && (record.map(|r| &r.gateway) == gateway || record.is_some() && stays);
@@ -374,7 +374,7 @@ fn inside(pool: &Pool, address: IpAddr) -> bool {
         .any(|(a, b)| same(a) && same(b) && *a <= address && address <= *b)
 }
 
-/// P8, worked out plainly.
+/// P8, computed independently and in the simplest form.
 fn allowed(snapshot: &Snapshot, policy: &Policy, address: IpAddr) -> bool {
     let node = |node: &Node| {
         node.addresses.contains(&address) || node.pod_cidrs.iter().any(|p| p.contains(&address))
@@ -398,12 +398,12 @@ fn allowed(snapshot: &Snapshot, policy: &Policy, address: IpAddr) -> bool {
     if pools.peek().is_none() {
         return snapshot.settings.unpooled_addresses == UnpooledAddresses::Allow;
     }
-    // The pods' namespace counts, which for objects of front-ends need not be that of the object.
+    // The pods' namespace counts, which may differ from that of a front-end's object.
     let tenant = match &policy.selection {
         Selection::Workload { namespace, .. } | Selection::Service { namespace, .. } => namespace,
         _ => &policy.object.namespace,
     };
-    // What a ClusterEgress may is judged pod by pod.
+    // A ClusterEgress is checked pod by pod.
     policy.object.kind == Kind::ClusterEgress
         || pools.all(|pool| match &pool.namespaces {
             Namespaces::All => true,
@@ -415,8 +415,8 @@ fn allowed(snapshot: &Snapshot, policy: &Policy, address: IpAddr) -> bool {
         })
 }
 
-/// What agents have found to be somebody's, and what no host of a network may have. What a gateway only holds may be named,
-/// and is in no pool's gift.
+/// Whether agents found the address in use, or no host of a network may have it. An address that a gateway only holds
+/// may be named by a policy, and is in no pool.
 fn is_occupied(snapshot: &Snapshot, policy: &Policy, address: IpAddr) -> bool {
     let is_named = matches!(policy.addresses, AddressRequest::Fixed(_));
     let is_own = matches!(policy.object.kind, Kind::Egress | Kind::ClusterEgress);

@@ -1,4 +1,4 @@
-//! Leases of one address, before and after.
+//! Rules for leases of one address, before and after.
 
 use super::{Found, Rule};
 use crate::model::*;
@@ -18,7 +18,7 @@ fn blocks(lease: &Lease) -> impl Iterator<Item = u16> {
         .flat_map(|r| r.first / BLOCK..=r.last / BLOCK)
 }
 
-/// Block to (worker, state) of a record.
+/// Block to worker and lease of a record.
 fn owners(record: &AddressRecord) -> BTreeMap<u16, (&NodeName, &Lease)> {
     let pairs = record
         .leases
@@ -34,7 +34,7 @@ pub(super) fn steering(record: &AddressRecord) -> BTreeMap<u16, &NodeName> {
         .collect()
 }
 
-/// What must hold of one record by itself.
+/// Rules for a single record.
 pub(super) fn check_record(record: &AddressRecord, found: &mut Found) {
     let subject = record.address;
     let mut taken: BTreeMap<u16, &NodeName> = BTreeMap::new();
@@ -73,7 +73,7 @@ pub(super) fn check_record(record: &AddressRecord, found: &mut Found) {
     }
 }
 
-/// What must hold of a record that was there before (`before`) and is planned (`after`, `None` if it goes).
+/// Rules for the change of an existing record: `before`, and as planned `after` (`None` if it is deleted).
 pub(super) fn check_change(
     snapshot: &Snapshot,
     before: &AddressRecord,
@@ -129,7 +129,7 @@ pub(super) fn check_change(
     }
 }
 
-/// One block: who had it, and who has it now.
+/// Rules for the change of one block's lease.
 fn check_block(
     snapshot: &Snapshot,
     record: &AddressRecord,
@@ -153,7 +153,7 @@ fn check_block(
     let fault = match (old.state, new) {
         (LeaseState::HoldDown, None) if rested => None,
         (LeaseState::HoldDown, None) => Some("is free before it has rested"),
-        // Free and granted again in one plan, after its rest.
+        // Free and granted again in one plan, after its hold-down.
         (LeaseState::HoldDown, Some((_, new))) if new.state == LeaseState::Granted && rested => {
             None
         }

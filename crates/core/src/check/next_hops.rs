@@ -1,4 +1,4 @@
-//! What must hold of the next hops of one node: each leads where its policies say and nowhere else.
+//! Rules for the next hops of one node: each leads only where its policies say.
 
 use super::{Found, Rule};
 use crate::model::*;
@@ -90,7 +90,7 @@ fn way(
     }
 }
 
-/// What the gateway takes from the tunnel goes to the neighbour that is meant.
+/// Packets that the gateway takes from the tunnel go to the next hop of their network identifier.
 fn served(state: &NodeState, found: &mut Found) {
     let served = state.gateway.as_ref().map(|gateway| &gateway.next_hops);
     let worker = &state.worker;

@@ -1,4 +1,4 @@
-//! What must hold of the state of one node.
+//! Rules for the state of one node.
 
 use super::leases::steering;
 use super::next_hops::next_hops;
@@ -11,7 +11,7 @@ use ipnet::IpNet;
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
-/// Checks the state of one node against what it was made from.
+/// Checks the state of one node against its inputs.
 pub fn check_node(
     snapshot: &Snapshot,
     facts: &NodeFacts,
@@ -101,7 +101,7 @@ fn references(state: &NodeState, found: &mut Found) {
     }
 }
 
-/// Where canaries of this node come from.
+/// Source addresses of this node's canaries.
 fn canary_sources(state: &NodeState) -> BTreeSet<IpAddr> {
     let canary = state.worker.canary.as_ref();
     canary
@@ -109,7 +109,7 @@ fn canary_sources(state: &NodeState) -> BTreeSet<IpAddr> {
         .unwrap_or_default()
 }
 
-/// Canaries go to their own destinations and nowhere else.
+/// Canaries go only to canary destinations.
 fn canaries(state: &NodeState, found: &mut Found) {
     let worker = &state.worker;
     let prefixes: [IpNet; 2] =
@@ -129,7 +129,7 @@ fn canaries(state: &NodeState, found: &mut Found) {
     }
 }
 
-/// Ranges are granted, and every live gateway that may get a reply knows them.
+/// Ranges in use are granted, and every live gateway that may receive a reply has them.
 fn ranges(
     snapshot: &Snapshot,
     facts: &NodeFacts,
@@ -238,7 +238,7 @@ fn groups(snapshot: &Snapshot, own: &Node, state: &NodeState, found: &mut Found)
 
 fn never(snapshot: &Snapshot, state: &NodeState, found: &mut Found) {
     let nets: Vec<&IpNet> = state.worker.never.iter().collect();
-    // Sorted by address and then by length: of two that overlap the wider comes first.
+    // Sorted by address and then by length: of two overlapping prefixes the wider comes first.
     let apart = nets.windows(2).all(|w| !w[0].contains(w[1]));
     found.expect(apart, Rule::Overlap, "never", "prefixes overlap");
     let mut check = |what: &str, wanted: IpNet| {
@@ -334,7 +334,7 @@ fn selects(snapshot: &Snapshot, policy: &Policy, pod: &Pod) -> bool {
             pod.namespace == *namespace
                 && match kind {
                     WorkloadKind::Pod => pod.name == *name,
-                    // A Deployment's ReplicaSets are named by the hash that their pods have as label.
+                    // A Deployment's ReplicaSets have the hash of their pods' label in their name.
                     WorkloadKind::Deployment => {
                         let hash = pod.labels.get("pod-template-hash");
                         hash.is_some_and(|hash| made_by("ReplicaSet", &format!("{name}-{hash}")))
@@ -411,7 +411,7 @@ fn pods(snapshot: &Snapshot, facts: &NodeFacts, own: &Node, state: &NodeState, f
     }
 }
 
-/// An address counts only on packets from the device of a pod that has it.
+/// An address counts only on packets from the device of its pod.
 fn devices(
     snapshot: &Snapshot,
     facts: &NodeFacts,
@@ -439,7 +439,7 @@ fn devices(
     }
     for (address, index) in &real {
         let bound = worker.devices.contains_key(address);
-        // Pods that share an address and have a device each cannot be told apart by it.
+        // A device cannot distinguish pods that share an address and have a device each.
         let mut others = real.iter().filter(|(other, _)| other == address);
         let is_one = others.all(|(_, other)| other == index);
         let selected = worker.pods.contains_key(address) && is_one;
@@ -452,7 +452,7 @@ fn devices(
     }
 }
 
-/// Nobody's address is taken for a pod's, and no pod's for nobody's.
+/// No unknown address counts as a known pod's, and no known pod's address as unknown.
 fn unknown(snapshot: &Snapshot, name: &NodeName, own: &Node, state: &NodeState, found: &mut Found) {
     let Some(unknown) = &state.worker.unknown else {
         return;
@@ -577,7 +577,7 @@ fn gateway(snapshot: &Snapshot, own: &Node, state: &NodeState, found: &mut Found
     }
 }
 
-/// The steering table of one address: whole on the gateways of its group; on others only the node's own blocks.
+/// The steering table of one address: complete on the gateways of its group; on others only the node's own blocks.
 fn tables(
     snapshot: &Snapshot,
     own: &Node,

@@ -1,4 +1,4 @@
-//! Addresses of pods: which every node must know, and which are nobody's.
+//! Rules for pod addresses: which every node must know, and which belong to no single pod.
 
 use super::{Found, Rule};
 use crate::model::*;
@@ -8,7 +8,7 @@ use ipnet::IpNet;
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
-/// Addresses that pods have for themselves, with the nodes that they run on.
+/// Addresses that belong to one pod alone, with the nodes of the pods.
 fn own(snapshot: &Snapshot) -> BTreeMap<IpAddr, BTreeSet<&NodeName>> {
     let mut all: BTreeMap<IpAddr, BTreeSet<&NodeName>> = BTreeMap::new();
     for pod in snapshot.pods.values() {
@@ -22,7 +22,7 @@ fn own(snapshot: &Snapshot) -> BTreeMap<IpAddr, BTreeSet<&NodeName>> {
     all
 }
 
-/// Prefixes that nodes know without the controller.
+/// Pod prefixes that nodes know without the controller.
 fn said(snapshot: &Snapshot) -> Vec<IpNet> {
     let nodes = snapshot.nodes.values().flat_map(|node| &node.pod_cidrs);
     let listed = &snapshot.settings.never_destinations;
@@ -37,7 +37,7 @@ fn inside(all: &[IpNet], address: &IpAddr) -> bool {
     all.iter().any(|net| net.contains(address))
 }
 
-/// Whether every address of the prefix is inside what plugins publish, or a pod's.
+/// Whether every address of the prefix is in a published prefix or is a pod's.
 fn is_filled(
     prefix: IpNet,
     published: &[IpNet],
@@ -55,8 +55,8 @@ fn is_filled(
     }
 }
 
-/// Every pod's address is known to every node, or no policy that could take traffic to it out is called ready; and
-/// nothing else is taken for a pod's.
+/// Every pod's address is known to every node, or no policy that could take traffic to it out of the cluster is ready.
+/// No other address counts as a pod's.
 pub(super) fn plan(snapshot: &Snapshot, plan: &ClusterPlan, found: &mut Found) {
     let (pods, mut known) = (own(snapshot), said(snapshot));
     let published = IpNet::aggregate(&snapshot.pod_prefixes.iter().copied().collect::<Vec<_>>());
@@ -65,7 +65,7 @@ pub(super) fn plan(snapshot: &Snapshot, plan: &ClusterPlan, found: &mut Found) {
         let mut gateways = snapshot.gateways.values();
         node.is_some_and(|node| gateways.any(|gateway| gateway.nodes.matches(&node.labels)))
     };
-    // A record that cannot be read tells nobody anything for sure, and stays as it is.
+    // An unreadable record informs no node reliably, and is not changed.
     let unreadable = &snapshot.unreadable.nodes;
     let records = plan.node_records.iter();
     for (name, spec) in records.filter(|(name, _)| !unreadable.contains(*name)) {
@@ -109,7 +109,7 @@ pub(super) fn plan(snapshot: &Snapshot, plan: &ClusterPlan, found: &mut Found) {
     }
 }
 
-/// What every node knows is never egress on this one, nor are its own pods.
+/// Prefixes that every node knows, and this node's own pods, are never egress destinations.
 pub(super) fn never(
     snapshot: &Snapshot,
     facts: &NodeFacts,
@@ -132,7 +132,8 @@ pub(super) fn never(
     }
 }
 
-/// Pods that others do not know of are told, and nothing counts as programmed that could cut them off.
+/// Pods whose addresses other nodes do not know are reported, and policies that could cut them off count nothing as
+/// programmed.
 pub(super) fn uncovered(
     snapshot: &Snapshot,
     facts: &NodeFacts,

@@ -8,7 +8,7 @@ use std::net::IpAddr;
 
 const PROTOCOLS: [Protocol; 4] = [Protocol::Tcp, Protocol::Udp, Protocol::Sctp, Protocol::Icmp];
 
-/// Boxes are well formed, sorted and disjoint; so are the ranges of protocols without ports.
+/// Destination ranges are well formed, sorted and disjoint; so are the ranges of protocols without ports.
 pub(super) fn check_profile(id: ProfileId, profile: &Profile, found: &mut Found) {
     let subject = format!("profile {:x}", id.0);
     for one in &profile.ranges {
@@ -48,7 +48,7 @@ pub(super) fn check_profile(id: ProfileId, profile: &Profile, found: &mut Found)
     }
 }
 
-/// Boxes that cover the current address, by first port: (last port, last address).
+/// Ranges that cover the current address, by first port: (last port, last address).
 type Open = BTreeMap<u16, (u16, IpAddr)>;
 
 fn overlaps(subject: &str, profile: &Profile, protocol: Protocol, found: &mut Found) {
@@ -59,7 +59,7 @@ fn overlaps(subject: &str, profile: &Profile, protocol: Protocol, found: &mut Fo
     let mut boxes: Vec<&DestinationRange> = mine.collect();
     boxes.sort_by_key(|b| (b.first, b.port_first));
     let mut open: Open = BTreeMap::new();
-    // Ends first: what ended before this box starts is no neighbour of it.
+    // Ends first: ranges that end before this one starts do not overlap it.
     let mut ends: BTreeMap<IpAddr, Vec<u16>> = BTreeMap::new();
     for one in boxes {
         while let Some(entry) = ends.first_entry().filter(|entry| *entry.key() < one.first) {

@@ -1,4 +1,4 @@
-//! Traffic is counted for whom it is.
+//! Rules for traffic keys: traffic is counted under its own policy and address.
 
 use super::{Found, Rule};
 use crate::model::Snapshot;
@@ -6,7 +6,7 @@ use crate::node::{NodeOutcome, TrafficKeyId};
 use crate::numbers::TRAFFIC_ACCOUNTS_MAX;
 use std::collections::BTreeSet;
 
-/// Every target has a key, of its own address and of a policy that there is; no two keys are the same.
+/// Every target has a key of its own address and of an existing policy; keys are distinct.
 pub(super) fn traffic_keys(snapshot: &Snapshot, outcome: &NodeOutcome, found: &mut Found) {
     let keys = &outcome.traffic_keys;
     for (id, target) in &outcome.state.worker.targets {

@@ -1,4 +1,4 @@
-//! Records that cannot be read: nothing of them changes.
+//! Rules for records that cannot be read: they are not changed.
 
 use super::{Found, Rule};
 use crate::model::*;

@@ -3,17 +3,17 @@
 use crate::model::{Destination, Protocol};
 use std::collections::BTreeSet;
 
-/// A protocol with its own ports, or all that have none that we know (GRE, ESP, ...).
+/// A protocol with ports, or all protocols without known ports (GRE, ESP, ...).
 pub(crate) type Class = Protocol;
 
-/// The classes that boxes speak of.
+/// Classes of destination ranges.
 pub(crate) const PORT_CLASSES: [Class; 4] =
     [Protocol::Tcp, Protocol::Udp, Protocol::Sctp, Protocol::Icmp];
 
 /// A claim by one destination entry on the current piece, best first.
 pub(super) struct Cover<'a> {
     pub claim: usize,
-    /// `None`: the policy names no destinations at all.
+    /// `None`: the policy names no destinations.
     pub entry: Option<&'a Destination>,
 }
 
@@ -22,7 +22,7 @@ impl Cover<'_> {
         self.entry.is_none_or(|e| e.ports.is_empty())
     }
 
-    /// Port ranges of this class; whole for entries without ports.
+    /// Port ranges of this class; the full range for entries without ports.
     fn ranges(&self, class: Class) -> impl Iterator<Item = (u16, u16)> {
         let whole = self.all_ports().then_some((0, u16::MAX));
         let named = self.entry.into_iter().flat_map(|e| &e.ports);
@@ -39,7 +39,7 @@ impl Cover<'_> {
 /// A run of ports and the claim that wins it.
 pub(super) type Run = (u16, u16, usize);
 
-/// Who wins which ports of `class`; covers are sorted, best first.
+/// Winner of each port range of `class`; covers are sorted, best first.
 pub(super) fn winners(
     covers: &[Cover<'_>],
     class: Class,
@@ -79,7 +79,7 @@ pub(super) fn winners(
     runs
 }
 
-/// Who wins protocols without ports.
+/// Winner for protocols without ports.
 pub(super) fn portless_winner(
     covers: &[Cover<'_>],
     overlaps: &mut BTreeSet<(usize, usize)>,

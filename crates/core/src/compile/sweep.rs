@@ -15,7 +15,7 @@ struct Piece {
     order: (Precedence, usize, usize),
 }
 
-/// What one run of addresses becomes: (class, first port, last port, verdict), sorted, and whether protocols without
+/// Result for one run of addresses: (class, first port, last port, verdict), sorted, and whether protocols without
 /// ports are claimed.
 #[derive(PartialEq, Eq)]
 struct Slice<V> {
@@ -108,7 +108,7 @@ fn pieces<V>(claims: &[Claim<'_, V>], family: usize) -> Vec<Piece> {
     pieces
 }
 
-/// Sweeps one family and appends what it finds.
+/// Sweeps one family and appends the results.
 pub(super) fn family<V: Copy + Eq>(
     claims: &[Claim<'_, V>],
     family: usize,
@@ -140,7 +140,7 @@ pub(super) fn family<V: Copy + Eq>(
             Some((_, run_last, known)) if *known == slice => *run_last = last,
             _ => {
                 flush(run.take(), family, compiled);
-                // The cut after the very last address of IPv4 is outside the line.
+                // The cut after the last IPv4 address is outside the line.
                 run = (*first <= last).then_some((*first, last, slice));
             }
         }
@@ -148,7 +148,7 @@ pub(super) fn family<V: Copy + Eq>(
     flush(run, family, compiled);
 }
 
-/// What the active claims make of the current piece.
+/// Evaluates the active claims for the current piece.
 fn slice<'k, V: Copy + Eq>(
     claims: &[Claim<'_, V>],
     family: usize,
@@ -215,7 +215,7 @@ fn flush<V: Copy>(run: Option<(u128, u128, Slice<V>)>, family: usize, compiled: 
             }),
     );
     if slice.portless {
-        // Ports may differ where portless does not: join what touches.
+        // Ports may differ where portless does not: join adjacent runs.
         if let Some(previous) = compiled.portless.last_mut()
             && previous.1.is_ipv4() == first.is_ipv4()
             && number(previous.1).checked_add(1) == Some(number(first))

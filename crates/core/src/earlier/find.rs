@@ -1,10 +1,10 @@
-//! Findings, and what all systems have in common.
+//! Findings, and matching code that all systems share.
 
 use super::{Action, Chain, Finding, Kind, Node, Rule, System};
 use super::{Address, Device, FileLine, IpSet, PolicyRule, Route};
 use super::{kube_egress, kube_egress_gateway, static_egress_ip};
 
-/// What of the node belongs to which earlier system, in the order in which it would be removed.
+/// Traces of earlier systems on the node, in the order of removal.
 pub fn find(node: &Node) -> Vec<Finding> {
     let mut found = static_egress_ip::find(node);
     found.extend(kube_egress::find(node));
@@ -14,7 +14,7 @@ pub fn find(node: &Node) -> Vec<Finding> {
     found
 }
 
-/// Chains of one system: they, what is in them, and what leads to them.
+/// Chains of one system, with their rules and the rules that jump to them.
 pub(super) fn chains(
     node: &Node,
     system: System,
@@ -175,7 +175,7 @@ pub(super) fn of_file(system: System, path: &str) -> Finding {
     }
 }
 
-/// A setting: what it was before is not known, so it is only told.
+/// A changed setting: its earlier value is not known, so it is only reported.
 pub(super) fn of_setting(system: System, name: &str, value: &str, note: &str) -> Finding {
     Finding {
         system,

@@ -10,7 +10,7 @@ const MARKING: &str = "EGRESS";
 const FORWARD_PREFIX: &str = "EGRESS_FWD_";
 const POST: &str = "EGRESS_POST";
 const POST_PREFIX: &str = "EGRESS_POST_";
-/// Marks of the version with mappings are looked at under this mask.
+/// Mask of marks in the version with mappings.
 const MAPPED_MASK: u32 = 255;
 
 pub(super) fn find(node: &Node) -> Vec<Finding> {
@@ -61,7 +61,7 @@ fn is_chain(node: &Node, chain: &Chain) -> bool {
     }
 }
 
-/// Addresses that its rules translate to and that its chains are named by.
+/// Addresses that its rules translate to and that its chains are named after.
 fn addresses(node: &Node, rules: &[&Rule]) -> BTreeSet<Ipv4Addr> {
     let translated = rules.iter().filter_map(|rule| match rule.target {
         Target::Snat(address) => Some(address),
@@ -75,7 +75,7 @@ fn addresses(node: &Node, rules: &[&Rule]) -> BTreeSet<Ipv4Addr> {
     translated.chain(named).collect()
 }
 
-/// Addresses that keepalived holds for it. The address goes with its keepalived, unless that was killed.
+/// Addresses that keepalived holds for it. keepalived removes its address when it ends, unless it was killed.
 fn keepalived(node: &Node, vips: &BTreeSet<Ipv4Addr>) -> Vec<Finding> {
     const SYSTEM: System = System::KeepalivedVip;
     const BIND: &str = "net.ipv4.ip_nonlocal_bind";
@@ -100,8 +100,8 @@ fn address_after(name: &str, prefix: &str) -> Option<Ipv4Addr> {
     name.strip_prefix(prefix)?.parse().ok()
 }
 
-/// `mangle EGRESS`: a name that others could have as well, so everything in it must be as kube-egress writes it, and
-/// something must mark.
+/// `mangle EGRESS`: others could use this name too, so every rule in it must be as kube-egress writes it, and one must
+/// set a mark.
 fn is_marking(node: &Node, chain: &Chain) -> bool {
     let rules = || inside(node, chain);
     let returns = |rule: &Rule| {
@@ -120,7 +120,7 @@ fn is_marking(node: &Node, chain: &Chain) -> bool {
     rules().all(is_theirs) && rules().any(marks)
 }
 
-/// `nat EGRESS_POST`: jumps to chains named by an address, and accepts by a mark under the mask 255.
+/// `nat EGRESS_POST`: jumps to chains named after an address, and accepts by a mark under the mask 255.
 fn is_post(node: &Node, chain: &Chain) -> bool {
     let is_theirs = |rule: &Rule| match &rule.target {
         Target::Jump(to) => address_after(to, POST_PREFIX).is_some(),
@@ -139,7 +139,7 @@ fn inside<'a>(node: &'a Node, chain: &'a Chain) -> impl Iterator<Item = &'a Rule
     })
 }
 
-/// The two rules of the first version that stand in built-in chains of the node that has the address.
+/// The two rules of the first version in built-in chains of the node that has the address.
 fn is_of_primary(rule: &Rule, id: u32) -> bool {
     let addresses = rule.source.is_some() || rule.destination.is_some();
     if addresses || rule.protocol.is_some() {

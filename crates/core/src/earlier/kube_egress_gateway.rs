@@ -1,4 +1,4 @@
-//! kube-egress-gateway: what its daemon and its CNI plugin leave in a node's own network namespace and files.
+//! kube-egress-gateway: traces of its daemon and its CNI plugin in a node's own network namespace and files.
 
 use super::find::{chains, of_address, of_device, of_file, of_route};
 use super::{Action, Chain, Finding, Kind, Node, Rule, System, Target};
@@ -7,7 +7,7 @@ use std::net::Ipv4Addr;
 const SYSTEM: System = System::KubeEgressGateway;
 const SNAT: &str = "EGRESS-GATEWAY-SNAT";
 const ADDRESS_PREFIX: &str = "EGRESS-";
-/// Label of the load balancer's address.
+/// Suffix of the label of the load balancer's address.
 const LABEL_END: &str = ":egress";
 const NAMESPACE: &str = "ns-static-egress-gateway";
 const HOST_DEVICE: &str = "host-gateway";
@@ -61,7 +61,7 @@ pub(super) fn find(node: &Node) -> Vec<Finding> {
     found
 }
 
-/// `wg-6000` to `wg-6999`: a device that never got into their namespace.
+/// `wg-6000` to `wg-6999`: a device that was never moved into their namespace.
 fn is_wireguard_name(name: &str) -> bool {
     let port = name
         .strip_prefix("wg-")
@@ -95,8 +95,8 @@ fn is_chain(node: &Node, chain: &Chain) -> bool {
     node.rules.iter().filter(inside).all(accepts)
 }
 
-/// The list with their plugin in it, which is a copy of another one, and the plugins. The only configuration of a node
-/// is never removed: no pod could start.
+/// The configuration list with their plugin, which is a copy of another one, and the plugins. The only configuration of
+/// a node is never removed: no pod could start.
 fn cni(node: &Node) -> Vec<Finding> {
     let theirs = |types: &[String]| types.iter().any(|one| one == PLUGINS[0]);
     let others = node.cni.iter().any(|file| !theirs(&file.types));

@@ -1,11 +1,11 @@
-//! What was read from a node.
+//! Facts that were read from a node.
 
 use super::Rule;
 use ipnet::Ipv4Net;
 use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr};
 
-/// Who keeps a table of iptables.
+/// Backend of an iptables table.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Backend {
     /// nftables, by `iptables-nft`.
@@ -15,7 +15,7 @@ pub enum Backend {
 }
 
 impl Backend {
-    /// The program that reads and writes it.
+    /// The program that reads and writes its tables.
     pub fn program(self) -> &'static str {
         match self {
             Backend::Nft => "iptables-nft",
@@ -24,12 +24,12 @@ impl Backend {
     }
 }
 
-/// Everything that is looked at on one node. IPv4: none of these systems serves anything else.
+/// All facts of one node. IPv4 only: none of these systems supports IPv6.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Node {
-    /// Chains of iptables' tables that users made (no built-in ones).
+    /// User-defined chains of iptables' tables (no built-in ones).
     pub chains: Vec<Chain>,
-    /// Rules of all chains of iptables' tables, in their order.
+    /// Rules of all chains of iptables' tables, in order.
     pub rules: Vec<Rule>,
     /// Sets of ipset.
     pub sets: Vec<IpSet>,
@@ -49,14 +49,14 @@ pub struct Node {
     pub cni: Vec<CniFile>,
     /// Paths of CNI plugins, by their file name.
     pub plugins: BTreeMap<String, String>,
-    /// Settings, by their name as `sysctl` writes it.
+    /// Settings, by `sysctl` name.
     pub sysctls: BTreeMap<String, String>,
 }
 
 /// A chain of iptables.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Chain {
-    /// Who keeps it.
+    /// Its backend.
     pub backend: Backend,
     /// Its table.
     pub table: String,
@@ -69,13 +69,13 @@ pub struct Chain {
 pub struct IpSet {
     /// Its name.
     pub name: String,
-    /// For example `hash:ip`.
+    /// Its type, for example `hash:ip`.
     pub kind: String,
     /// IPv4.
     pub is_v4: bool,
-    /// How many elements it has.
+    /// Number of its elements.
     pub entries: u32,
-    /// How many rules and sets refer to it.
+    /// Number of rules and sets that refer to it.
     pub references: u32,
 }
 
@@ -90,9 +90,9 @@ pub struct PolicyRule {
     pub mask: u32,
     /// `lookup`.
     pub table: u32,
-    /// It looks at nothing but the mark, and does nothing but look up a table.
+    /// It matches only the mark, and only looks up a table.
     pub is_plain: bool,
-    /// Body of the kernel's message, from which a deletion is made.
+    /// Body of the kernel's message, with which it can be deleted.
     pub raw: Vec<u8>,
 }
 
@@ -101,13 +101,13 @@ pub struct PolicyRule {
 pub struct Route {
     /// Its table.
     pub table: u32,
-    /// Its destination; none where the kernel's message makes no sense.
+    /// Its destination; `None` where the kernel's message cannot be parsed.
     pub to: Option<Ipv4Net>,
     /// `via`.
     pub via: Option<Ipv4Addr>,
-    /// Index of its device; 0 where it has none or several.
+    /// Index of its device; 0 for none or several.
     pub device: u32,
-    /// Body of the kernel's message.
+    /// Body of the kernel's message, with which it can be deleted.
     pub raw: Vec<u8>,
 }
 
@@ -120,9 +120,9 @@ pub struct Device {
     pub name: String,
     /// `veth`, `gre`, `wireguard`...; empty for hardware.
     pub kind: String,
-    /// The other end of a tunnel, where it has one.
+    /// Remote address of a tunnel, if it has one.
     pub remote: Option<Ipv4Addr>,
-    /// This end.
+    /// Local address of a tunnel.
     pub local: Option<Ipv4Addr>,
     /// Packets received and sent.
     pub packets: u64,
@@ -137,7 +137,7 @@ pub struct Address {
     pub address: Ipv4Net,
     /// Its label; most have the device's name.
     pub label: String,
-    /// Body of the kernel's message.
+    /// Body of the kernel's message, with which it can be deleted.
     pub raw: Vec<u8>,
 }
 
@@ -146,17 +146,17 @@ pub struct Address {
 pub struct FileLine {
     /// The file.
     pub file: String,
-    /// The line as it is.
+    /// The unchanged line.
     pub text: String,
     /// The number.
     pub id: u32,
     /// The name.
     pub name: String,
-    /// Nothing else is in that file.
+    /// It is the only line of the file.
     pub is_alone: bool,
 }
 
-/// A file that the container runtime may take as its CNI configuration.
+/// A file that the container runtime may use as its CNI configuration.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct CniFile {
     /// Its path.
@@ -166,13 +166,14 @@ pub struct CniFile {
 }
 
 impl Node {
-    /// Name of a device; its number where there is none.
+    /// Name of a device; its index if it has no name.
     pub(super) fn device_name(&self, index: u32) -> String {
         let found = self.devices.iter().find(|device| device.index == index);
         found.map_or_else(|| format!("if{index}"), |device| device.name.clone())
     }
 
-    /// Addresses that are extra: of full length, beside another address of the device whose network they are in.
+    /// The address as an additional one: with full prefix length, on a device with another address in whose network it
+    /// is.
     pub(super) fn extra_address(&self, wanted: IpAddr) -> Option<&Address> {
         let IpAddr::V4(wanted) = wanted else {
             return None;

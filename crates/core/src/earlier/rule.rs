@@ -1,18 +1,19 @@
-//! A rule of iptables, from either backend, and how iptables writes it.
+//! A rule of iptables, from either backend, and its text in the syntax of iptables.
 
 use super::{Backend, RuleId};
 use ipnet::Ipv4Net;
 use std::fmt;
 use std::net::Ipv4Addr;
 
-/// A rule. What is inverted or unknown stands in [`Match::Other`], so that a rule is never taken for a simpler one.
+/// A rule of iptables. Negated or unknown matches become [`Match::Other`], so that a rule is never taken for a simpler
+/// one.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Rule {
-    /// Who keeps it.
+    /// Its backend.
     pub backend: Backend,
     /// Its table.
     pub table: String,
-    /// Its chain, and where it is.
+    /// Its chain, and its position in it.
     pub id: RuleId,
     /// `-s`.
     pub source: Option<Ipv4Net>,
@@ -24,15 +25,15 @@ pub struct Rule {
     pub output: Option<String>,
     /// `-p`.
     pub protocol: Option<u8>,
-    /// Everything else that it looks at, in its order.
+    /// Other matches, in order.
     pub matches: Vec<Match>,
-    /// What it does.
+    /// Its target.
     pub target: Target,
-    /// Packets counted.
+    /// Packets that it has counted.
     pub packets: u64,
 }
 
-/// Something that a rule looks at.
+/// A match of a rule.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Match {
     /// `-m mark --mark VALUE/MASK`.
@@ -41,14 +42,14 @@ pub enum Match {
     Set(String, String),
     /// `-m comment --comment`.
     Comment(String),
-    /// Something else, in words.
+    /// Another match, as text.
     Other(String),
 }
 
-/// What a rule does.
+/// Target of a rule.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Target {
-    /// It only counts.
+    /// No target: it only counts.
     None,
     /// `ACCEPT`, `DROP`, `RETURN`.
     Verdict(&'static str),
@@ -58,12 +59,12 @@ pub enum Target {
     Mark(u32, u32),
     /// `SNAT --to-source` of one address, without ports.
     Snat(Ipv4Addr),
-    /// Something else, by its name.
+    /// Another target, by name.
     Other(String),
 }
 
 impl Rule {
-    /// A rule that looks at nothing, for tests and for readers that fill it in.
+    /// A rule without matches, for tests and for readers that complete it.
     pub fn empty(backend: Backend, table: &str, chain: &str, handle: u64) -> Self {
         let chain = chain.to_owned();
         Rule {
@@ -92,7 +93,7 @@ impl Rule {
         format!("{program} -t {} -{verb} {self}", self.table)
     }
 
-    /// Names of the sets that it looks at.
+    /// Names of the sets that it matches.
     pub(super) fn sets(&self) -> impl Iterator<Item = &str> {
         self.matches.iter().filter_map(|one| match one {
             Match::Set(name, _) => Some(name.as_str()),
@@ -100,20 +101,20 @@ impl Rule {
         })
     }
 
-    /// It looks at nothing but addresses and devices (and comments).
+    /// Whether it matches only addresses and devices (and has comments).
     pub(super) fn is_simple(&self) -> bool {
         let plain = |one: &Match| matches!(one, Match::Comment(_));
         self.protocol.is_none() && self.matches.iter().all(plain)
     }
 
-    /// It looks at no device.
+    /// Whether it matches no device.
     pub(super) fn no_device(&self) -> bool {
         self.input.is_none() && self.output.is_none()
     }
 }
 
 impl fmt::Display for Rule {
-    /// As `iptables -S` writes it, after the verb.
+    /// Writes the rule in the syntax of `iptables -S`, after the verb.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}", self.id.chain)?;
         let nets = [("-s", &self.source), ("-d", &self.destination)];

@@ -1,4 +1,4 @@
-//! kube-static-egress-ip and its fork: the same chains and set names, GRE or VLAN behind them.
+//! kube-static-egress-ip and its fork: both use the same chain and set names, with GRE or VLAN devices behind them.
 
 use super::find::{
     chains, of_address, of_device, of_line, of_policy, of_route, of_rule, of_set, of_setting,
@@ -13,7 +13,7 @@ const CHAINS: [(&str, &str); 3] = [
     ("nat", "STATIC-EGRESS-NAT-CHAIN"),
     ("nat", "STATIC-EGRESS-BYPASS-CNI"),
 ];
-/// Sets are named by this and the first 16 characters of a hash in base32.
+/// Prefix of set names; the first 16 characters of a base32 hash follow.
 const SET_PREFIX: &str = "EGRESS-IP-";
 const SET_HASH: usize = 16;
 /// Mark, table and priority of the original; the fork has the last one only.
@@ -21,7 +21,7 @@ const MARK: u32 = 1000;
 const TABLE: u32 = 99;
 const TABLE_NAME: &str = "kube-static-egress-ip";
 const PRIORITY: u32 = 32764;
-/// Tunnels are named by this and the digits of the other end's address, as many as fit.
+/// Prefix of tunnel names; the digits of the remote address follow, as many as fit.
 const TUNNEL_PREFIX: &str = "tun";
 const NAME_MAX: usize = 15;
 
@@ -43,7 +43,7 @@ pub(super) fn find(node: &Node) -> Vec<Finding> {
     if found.is_empty() {
         return found;
     }
-    // What has no name of theirs is theirs only beside something that has one.
+    // An object without a name of theirs is attributed only beside one that has such a name.
     let replies = node.rules.iter().filter(|rule| is_reply_mark(rule));
     found.extend(replies.map(|rule| of_rule(SYSTEM, rule)));
     let translated = rules.iter().filter_map(|rule| match rule.target {
@@ -90,7 +90,7 @@ fn is_reply_mark(rule: &Rule) -> bool {
         && rule.target == Target::Mark(MARK, u32::MAX)
 }
 
-/// A GRE device whose name is made of the address of its other end.
+/// A GRE device whose name is made from its remote address.
 fn is_tunnel(device: &Device) -> bool {
     let Some(remote) = device.remote.filter(|_| device.kind == "gre") else {
         return false;

@@ -1,4 +1,4 @@
-//! What is named, and above all what is not. Real kernels are asked by `tests/tests/lab/doctor.rs`.
+//! Traces that are found, and objects that must not be. `tests/tests/lab/doctor.rs` tests real kernels.
 
 use super::*;
 use ipnet::Ipv4Net;
@@ -83,7 +83,7 @@ fn a_gre_device_is_theirs_only_by_the_address_in_its_name() {
         node.devices = vec![other];
         assert_eq!(objects(&node), [""; 0], "{:?}", node.devices);
     }
-    // Names are cut off after 15 characters.
+    // Device names are cut off after 15 characters.
     node.devices = vec![device(
         7,
         "tun192168122110",

@@ -1,11 +1,12 @@
-//! Whether gateways answer the node that is asked, and have a way out: what others said before they fell silent counts no more.
+//! Whether gateways answer the node that is asked, and whether their external network answers. Reports of gateways that
+//! no longer answer are ignored.
 
 use crate::model::{AnnounceMode, Gateway, NodeName, NodeRecord, Snapshot};
 use crate::node::{NodeOutcome, OPEN_TUNNEL, ReportKind, TargetId, TunnelIndex};
 use std::collections::BTreeSet;
 use std::net::IpAddr;
 
-/// Who answers for the address, and whether somebody does. `silent`: gateways that do not answer the node, where it is known.
+/// Announcer of the address, and whether one exists. `silent`: gateways that do not answer the node, where known.
 pub(super) fn announced(
     snapshot: &Snapshot,
     gateway: &Gateway,
@@ -13,7 +14,7 @@ pub(super) fn announced(
     address: IpAddr,
 ) -> (String, bool) {
     let (text, good) = announcers(snapshot, gateway, silent, address);
-    // A gateway that has handed the address over listens no more.
+    // A gateway that has handed the address over does not listen any more.
     let records = || snapshot.node_records.values();
     let says = |record: &NodeRecord| record.announcing.contains(&address);
     let is_announced = records().any(says);
@@ -65,7 +66,7 @@ fn announcers(
     }
 }
 
-/// Whether no gateway of the target answers, and its group is only the last one that was known.
+/// Whether no gateway of the target answers, so that its group is the last known one (fail static).
 pub(super) fn is_kept(outcome: &NodeOutcome, target: TargetId) -> bool {
     outcome.target_groups.get(&target).is_some_and(|key| {
         let mut reports = outcome.reports.iter();
@@ -73,7 +74,7 @@ pub(super) fn is_kept(outcome: &NodeOutcome, target: TargetId) -> bool {
     })
 }
 
-/// The verdict where that is so.
+/// The verdict line for that case.
 pub(super) fn nothing_comes_back(address: IpAddr, members: &str) -> String {
     format!(
         "no gateway of {address} answers this node's probes: what it sends goes to the last ones, {members}, and \
@@ -81,7 +82,7 @@ pub(super) fn nothing_comes_back(address: IpAddr, members: &str) -> String {
     )
 }
 
-/// Whether all of these nodes say that nothing behind their external link answers.
+/// Whether all of these nodes report that nothing behind their external link answers.
 pub(super) fn are_lost(snapshot: &Snapshot, members: &BTreeSet<TunnelIndex>) -> bool {
     let lost = |index: &TunnelIndex| {
         let mut records = snapshot.node_records.values();
@@ -90,7 +91,7 @@ pub(super) fn are_lost(snapshot: &Snapshot, members: &BTreeSet<TunnelIndex>) -> 
     !members.is_empty() && members.iter().all(lost)
 }
 
-/// The verdict where that is so.
+/// The verdict line for that case.
 pub(super) fn no_way_out(address: IpAddr, members: &str) -> String {
     format!(
         "no gateway of {address} has a way out: what it sends goes to {members}, and no next hop of the external device \

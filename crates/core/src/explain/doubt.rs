@@ -1,10 +1,10 @@
-//! What keeps anybody from telling how a pod leaves.
+//! Reasons why it is unknown how a pod leaves.
 
 use crate::model::*;
 use crate::node::NodeOutcome;
 use crate::resolve::{assigned, resolve, select};
 
-/// The sentence about a node that is gone: its agent leaves the kernel as it is.
+/// The line for a removed node: its agent does not change the kernel any more.
 pub(super) fn without_node(snapshot: &Snapshot, pod: &Pod) -> Option<String> {
     let text = || {
         format!(
@@ -21,8 +21,7 @@ pub(super) fn is_of(snapshot: &Snapshot, outcome: &NodeOutcome, node: &NodeName)
     record.is_some_and(|record| record.tunnel_index == outcome.state.tunnel.index)
 }
 
-/// The sentence about another pod of the node that has an address of this one, and other policies: nobody can tell their
-/// packets apart.
+/// The line for another pod of the node with the same address and other policies: their packets cannot be told apart.
 pub(super) fn shared(snapshot: &Snapshot, pod: &Pod) -> Option<String> {
     let shares = |other: &&Pod| {
         let mut addresses = other.own_addresses().iter();

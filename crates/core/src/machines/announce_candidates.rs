@@ -1,21 +1,21 @@
-//! Which gateway nodes may answer for an address. Usually every one of its group; but where the kernel of one has the
-//! address itself, because keepalived or a person put it there, that one answers anyway, and the others leave it to it.
+//! Gateway nodes that may answer ARP and ND for an address. Usually every node of its group. If the kernel of one has
+//! the address itself, because keepalived or a person assigned it, that one answers anyway, and the others do not.
 
 use crate::model::{NodeName, Snapshot};
 use crate::node::GatewayState;
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
-/// The gateway nodes that may answer for each address of the state. `own`: this node, and the addresses that its kernel
-/// has now; what other nodes have is what their agents reported last. `live`: other gateways that answer. A node that
-/// had the address and is gone counts no more: whoever gets it next says so itself.
+/// Gateway nodes that may answer for each address of the state. `own`: this node, and the addresses that its kernel has
+/// now; other nodes' addresses are those of their agents' last reports. `live`: other gateways that answer probes. A
+/// dead node that had the address does not count: the next node that gets it reports it.
 pub fn answering_nodes(
     snapshot: &Snapshot,
     state: &GatewayState,
     own: (&NodeName, &BTreeSet<IpAddr>),
     live: &BTreeSet<NodeName>,
 ) -> BTreeMap<IpAddr, BTreeSet<NodeName>> {
-    // An address without blocks (held down) is answered for by nobody.
+    // Nobody answers for an address without blocks (in hold-down).
     let steered = state
         .addresses
         .iter()

@@ -1,6 +1,6 @@
-//! Who announces which address (design section 6): per address the gateway nodes have a rendezvous order, and a gateway
-//! announces iff it is the first in it that it sees alive, itself only while it is fit. Two at once are harmless: every
-//! gateway can take every packet.
+//! Election of announcers (design section 6). Per address, the gateway nodes have a rendezvous order. A gateway
+//! announces iff it is the first in it that it sees alive; it counts itself only while it is fit. Two announcers at
+//! once are harmless: every gateway can take every packet.
 
 use crate::model::NodeName;
 use crate::numbers::{GRATUITOUS_AFTER_MS, GRATUITOUS_REFRESH_MS};
@@ -8,12 +8,12 @@ use crate::rendezvous::announcer_order;
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
-/// What the agent is to do.
+/// Command to the agent.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum AnnouncerCommand {
-    /// Make this address known from now on.
+    /// Begin to announce this address.
     Announce(IpAddr),
-    /// Make it known no more.
+    /// Stop announcing this address.
     Withdraw(IpAddr),
     /// Send a gratuitous ARP (IPv4) or an unsolicited NA with the override flag (IPv6).
     SendGratuitous(IpAddr),
@@ -21,9 +21,9 @@ pub enum AnnouncerCommand {
 
 #[derive(Debug)]
 struct Announced {
-    /// When the take-over, or the last reason to repeat it, was.
+    /// Time of the takeover, or of the last reason to repeat it.
     since_ms: u64,
-    /// How many gratuitous messages were sent since.
+    /// Number of gratuitous messages sent since.
     sent: usize,
     next_ms: u64,
 }
@@ -48,7 +48,7 @@ pub struct Announcer {
 }
 
 impl Announcer {
-    /// For this node.
+    /// The announcer of this node.
     pub fn new(me: NodeName) -> Self {
         Self {
             me,
@@ -58,10 +58,10 @@ impl Announcer {
         }
     }
 
-    /// Decides anew. `addresses`: what this node's groups serve, each with the gateway nodes of its group. `live`: the
-    /// other gateways that answer and have loaded a table (version above 0); do not call before liveness is settled, or
-    /// this node takes over everything for a moment. `fit`: the external link has carrier and the own steering table is
-    /// applied (R2: load before announcing).
+    /// Decides again. `addresses`: addresses of this node's groups, each with the gateway nodes of its group. `live`:
+    /// the other gateways that answer and have loaded a table (version above 0). Do not call before liveness is
+    /// settled, or this node takes over everything for a moment. `fit`: the external link has carrier and the own
+    /// steering table is applied (R2: load before announcing).
     pub fn update(
         &mut self,
         addresses: &BTreeMap<IpAddr, BTreeSet<NodeName>>,
@@ -80,7 +80,7 @@ impl Announcer {
             self.announced.remove(&address);
             self.commands.push(AnnouncerCommand::Withdraw(address));
         }
-        // Somebody who was away may have been taken for dead by us only, or have taken us for dead: say it again.
+        // A gateway that was away may have been dead for this node only, or this node for it: announce again.
         let returned = live.difference(&self.live).next().is_some();
         for address in wanted {
             let known = self.announced.contains_key(&address);
@@ -95,7 +95,7 @@ impl Announcer {
         self.handle_deadline(now_ms);
     }
 
-    /// Those of the addresses that [`Self::update`] with the same inputs would have this node announce.
+    /// Addresses that [`Self::update`] with the same inputs would have this node announce.
     pub fn chosen(
         &self,
         addresses: &BTreeMap<IpAddr, BTreeSet<NodeName>>,
@@ -119,8 +119,8 @@ impl Announcer {
         mine.map(|(address, _)| *address).collect()
     }
 
-    /// Another gateway may have announced what this node announces, and is gone: neighbours may have learned its
-    /// hardware address, so everything is told again as after a take-over.
+    /// Repeats all announcements as after a takeover: a gateway that is gone may have announced this node's addresses,
+    /// so neighbours may have learned its hardware address.
     pub fn repeat(&mut self, now_ms: u64) {
         for announced in self.announced.values_mut() {
             *announced = Announced::fresh(now_ms);
@@ -136,7 +136,7 @@ impl Announcer {
             self.commands
                 .push(AnnouncerCommand::SendGratuitous(*address));
             announced.sent = announced.sent.saturating_add(1);
-            // Late calls skip what they missed and never send two at once.
+            // A late call skips missed messages and never sends two at once.
             let due = GRATUITOUS_AFTER_MS
                 .iter()
                 .map(|after| announced.since_ms.saturating_add(*after))
@@ -146,7 +146,7 @@ impl Announcer {
         }
     }
 
-    /// When to call `handle_deadline` next.
+    /// Latest time of the next call of `handle_deadline`.
     pub fn next_deadline(&self) -> Option<u64> {
         self.announced
             .values()
@@ -154,12 +154,12 @@ impl Announcer {
             .min()
     }
 
-    /// What is to be done, in order.
+    /// Pending commands, in order.
     pub fn drain(&mut self) -> Vec<AnnouncerCommand> {
         std::mem::take(&mut self.commands)
     }
 
-    /// What this node announces.
+    /// Addresses that this node announces.
     pub fn announcing(&self) -> BTreeSet<IpAddr> {
         self.announced.keys().copied().collect()
     }

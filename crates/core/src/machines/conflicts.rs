@@ -1,15 +1,15 @@
-//! Whether an egress address is another machine's: address conflict detection (RFC 5227 for IPv4; the same with duplicate
-//! address detection of RFC 4862 for IPv6), by a gateway for the addresses that it would announce.
+//! Address conflict detection for egress addresses (RFC 5227 for IPv4; the same with duplicate address detection of RFC
+//! 4862 for IPv6), by a gateway for the addresses that it would announce.
 //!
 //! ```text
 //!  no gateway has announced it yet --probes--> nobody answers: may be announced
-//!                                      \-----> a machine that is no gateway answers: not announced, asked again
-//!  a gateway has announced it: may be announced at once (take-over waits for nobody); probed now and then
-//!                                      \-----> a machine that is no gateway answers: told, defended, announced on
+//!                                      \-----> a machine that is no gateway answers: not announced, probed again
+//!  a gateway has announced it: may be announced at once (takeover without delay); probed now and then
+//!                                      \-----> a machine that is no gateway answers: reported, defended, announced on
 //! ```
 //!
-//! An address in use is kept, as RFC 5227 section 2.4 (c) has it for those who rely on one: connections exist. Gateways
-//! may announce one address at once for moments; they know each other by their hardware addresses.
+//! An address in use stays in use, as RFC 5227 section 2.4 (c) permits for hosts that depend on it: connections exist.
+//! Gateways may announce one address at once for moments; they know each other by their hardware addresses.
 
 use crate::model::MacAddress;
 use crate::numbers::{
@@ -19,27 +19,28 @@ use crate::numbers::{
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
-/// What the agent is to do.
+/// Command to the agent.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum ConflictCommand {
-    /// Ask the segment who has the address, without saying that this node does.
+    /// Send an ARP probe or neighbour solicitation for the address, without claiming it.
     Probe(IpAddr),
-    /// Say once more that this node has it.
+    /// Announce once more that this node has it.
     Defend(IpAddr),
 }
 
-/// What a gateway knows of the addresses that it serves.
+/// Facts of a gateway about the addresses that it serves.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct ConflictInputs {
     /// Addresses that gateways answer for on the segment.
     pub served: BTreeSet<IpAddr>,
-    /// Those of them that this node would announce.
+    /// Served addresses that this node would announce.
     pub chosen: BTreeSet<IpAddr>,
-    /// Those that some gateway has announced, as far as is known: what it said last counts also when it is dead.
+    /// Served addresses that some gateway has announced, as far as is known; the last report of a dead gateway counts.
     pub used: BTreeSet<IpAddr>,
-    /// Those that a gateway's own kernel has: whoever answers for them is that kernel, maybe by an address of VRRP.
+    /// Served addresses that a gateway's own kernel has: answers for them come from that kernel, possibly with a VRRP
+    /// hardware address.
     pub held: BTreeSet<IpAddr>,
-    /// Hardware addresses of gateways, this one among them.
+    /// Hardware addresses of gateways, this one included.
     pub gateways: BTreeSet<MacAddress>,
 }
 
@@ -50,14 +51,14 @@ struct Heard {
     last_ms: u64,
 }
 
-/// What is known of one address.
+/// Detection state of one address.
 #[derive(Clone, Debug, Default)]
 struct Watched {
-    /// Gateways use it, or nobody answered for it.
+    /// Gateways use it, or nobody answered the probes.
     usable: bool,
-    /// Since when this node would announce it.
+    /// Time since which this node would announce it.
     chosen_ms: Option<u64>,
-    /// Probes sent since.
+    /// Number of probes sent since then.
     probes: usize,
     next_probe_ms: u64,
     heard: Option<Heard>,
@@ -73,8 +74,8 @@ pub struct Conflicts {
 }
 
 impl Conflicts {
-    /// Decides anew. What was once used stays so while it is served: a gateway that withdraws an address so that another
-    /// takes it over must not make that one wait.
+    /// Decides again. An address that was used stays usable while it is served: a gateway that withdraws an address for
+    /// another must not make that one wait.
     pub fn update(&mut self, inputs: ConflictInputs, now_ms: u64) {
         self.watched
             .retain(|address, _| inputs.served.contains(address));
@@ -89,13 +90,13 @@ impl Conflicts {
                     watched.next_probe_ms = now_ms;
                 }
                 (false, _) => {
-                    // Who does not ask hears no answers, and must not go on telling what it heard once.
+                    // A node that does not probe gets no answers, and must not report old ones.
                     watched.chosen_ms = None;
                     watched.heard = None;
                 }
                 (true, Some(_)) => {}
             }
-            // It has turned out to be a gateway.
+            // The machine has turned out to be a gateway.
             let is_foreign = |heard: &Heard| !inputs.gateways.contains(&heard.mac);
             watched.heard = watched.heard.filter(is_foreign);
         }
@@ -103,14 +104,14 @@ impl Conflicts {
         self.handle_deadline(now_ms);
     }
 
-    /// A machine has said that it has this address. True if that is news: another machine than gateways, and not the one
-    /// that is known already.
+    /// Records that a machine claims this address. Returns true if that is news: the machine is no gateway, and not the
+    /// one that is known already.
     pub fn heard(&mut self, address: IpAddr, mac: MacAddress, now_ms: u64) -> bool {
         let Some(watched) = self.watched.get_mut(&address) else {
             return false;
         };
         if self.inputs.gateways.contains(&mac) {
-            // Somebody of ours announces it, whatever the objects say yet.
+            // A gateway announces it, even if the objects do not show it yet.
             watched.usable = true;
             return false;
         }
@@ -134,7 +135,7 @@ impl Conflicts {
         before.is_none_or(|before| before.mac != mac)
     }
 
-    /// Sends the probes that are due, and decides what is due to be decided.
+    /// Sends due probes, and makes due decisions.
     pub fn handle_deadline(&mut self, now_ms: u64) {
         for (address, watched) in &mut self.watched {
             let Some(chosen_ms) = watched.chosen_ms else {
@@ -170,14 +171,15 @@ impl Conflicts {
             .is_some_and(|watched| watched.usable)
     }
 
-    /// When to call [`Self::handle_deadline`] next.
+    /// Latest time of the next call of [`Self::handle_deadline`].
     pub fn next_deadline(&self) -> Option<u64> {
         self.chosen()
             .map(|(_, watched)| watched.next_probe_ms)
             .min()
     }
 
-    /// When [`Self::update`] may let something be announced, or forget a machine, although nothing else has changed.
+    /// Time at which [`Self::update`] may permit an announcement or forget a machine, although nothing else has
+    /// changed.
     pub fn decision_at(&self) -> Option<u64> {
         let due = |(chosen_ms, watched): (u64, &Watched)| match watched.heard {
             Some(heard) => Some(heard.last_ms.saturating_add(CONFLICT_FORGET_MS)),
@@ -192,19 +194,19 @@ impl Conflicts {
         all.filter_map(|watched| Some((watched.chosen_ms?, watched)))
     }
 
-    /// What is to be done, in order.
+    /// Pending commands, in order.
     pub fn drain(&mut self) -> Vec<ConflictCommand> {
         std::mem::take(&mut self.commands)
     }
 
-    /// The machines that have addresses which this node would announce.
+    /// Other machines that have addresses which this node would announce.
     pub fn conflicts(&self) -> BTreeMap<IpAddr, MacAddress> {
         let all = self.watched.iter();
         all.filter_map(|(address, watched)| Some((*address, watched.heard?.mac)))
             .collect()
     }
 
-    /// Addresses that are worth hearing of.
+    /// Addresses for which claims by other machines matter.
     pub fn served(&self) -> &BTreeSet<IpAddr> {
         &self.inputs.served
     }

@@ -1,5 +1,5 @@
-//! Whether others may count on this gateway, beyond its own programs and the carrier of its external device: whether
-//! anybody in the cluster reaches it ([`Isolation`]), and whether anybody outside answers it ([`Uplink`]).
+//! Fitness of a gateway, beyond its own programs and the carrier of its external device: whether anybody in the cluster
+//! reaches it ([`Isolation`]), and whether its external network answers it ([`Uplink`]).
 
 use super::{GatewayLiveness, Isolation, Others, Uplink};
 use crate::condition::Reason;
@@ -8,26 +8,26 @@ use crate::numbers::TUNNEL_PORT;
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
-/// How the external device leads to other networks, in one address family.
+/// Routes of the external device to other networks, in one address family.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub enum OutboundRoute {
-    /// No next hop that could be asked: a route to neighbours only, or none that is known.
+    /// No next hop to probe: routes to neighbours only, or no known route.
     #[default]
     Direct,
-    /// These next hops.
+    /// Routes via these next hops.
     Via(BTreeSet<IpAddr>),
-    /// No route but to its own networks, and the default route leads to another device.
+    /// Routes to its own networks only; the default route uses another device.
     OtherDevice,
 }
 
 /// The external link of a gateway.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct ExternalLink {
-    /// Name of the device; `None`: there is none.
+    /// Name of the device; `None`: no device.
     pub device: Option<String>,
     /// It has carrier.
     pub carrier: bool,
-    /// How it leads to other networks: IPv4, IPv6.
+    /// Its routes to other networks: IPv4, IPv6.
     pub routes: [OutboundRoute; 2],
 }
 
@@ -36,17 +36,17 @@ pub struct ExternalLink {
 pub struct GatewayFitness {
     me: NodeName,
     isolation: Isolation,
-    /// What the isolation said at the last decision.
+    /// Addresses that the isolation machine gave up at the last decision.
     given_up: BTreeSet<IpAddr>,
     uplink: Uplink,
     /// Next hops of the external device that do not answer.
     silent: BTreeSet<IpAddr>,
-    /// Why there is no route out, by this node's own measurement.
+    /// Why nothing outside is reached, by this node's own measurement.
     lost: Option<String>,
 }
 
 impl GatewayFitness {
-    /// For this node.
+    /// The fitness of this node.
     pub fn new(me: NodeName) -> Self {
         Self {
             isolation: Isolation::new(me.clone()),
@@ -58,23 +58,23 @@ impl GatewayFitness {
         }
     }
 
-    /// The next hops that do not answer are these now.
+    /// Sets the next hops that do not answer.
     pub fn set_silent(&mut self, next_hops: BTreeSet<IpAddr>) {
         self.silent = next_hops;
     }
 
-    /// The question who has this address was sent.
+    /// Records that the question for this address was sent.
     pub fn question_sent(&mut self, address: IpAddr, now_ms: u64) {
         self.isolation.asked(address, now_ms);
     }
 
-    /// Another machine has said that it has this address.
+    /// Records that another machine answers for this address.
     pub fn answered(&mut self, address: IpAddr) {
         self.isolation.answered(address);
     }
 
-    /// Whether the external link counts: it has carrier, and something behind it answers, or others do no better.
-    /// `addresses`: those that this node may announce, each with all nodes that may.
+    /// Whether the external link counts: it has carrier, and something behind it answers, or no other gateway does
+    /// better. `addresses`: those that this node may announce, each with all nodes that may.
     pub fn decide_uplink(
         &mut self,
         snapshot: &Snapshot,
@@ -134,7 +134,7 @@ impl GatewayFitness {
         }
     }
 
-    /// Takes away the addresses that this node must not announce.
+    /// Removes the addresses that this node must not announce.
     pub fn limit(
         &mut self,
         addresses: &mut BTreeMap<IpAddr, BTreeSet<NodeName>>,
@@ -152,37 +152,38 @@ impl GatewayFitness {
         self.isolation.drain()
     }
 
-    /// Whether [`Self::limit`] would take away other addresses than at the last decision.
+    /// Whether [`Self::limit`] would now remove other addresses than at the last decision.
     pub fn is_stale(&self) -> bool {
         self.isolation.given_up() != self.given_up
     }
 
-    /// When to ask next.
+    /// Time of the next question.
     pub fn asks_at(&self) -> Option<u64> {
         self.isolation.next_deadline()
     }
 
-    /// When to call [`Self::decide_uplink`] next although nothing has changed.
+    /// Time of the next call of [`Self::decide_uplink`] although nothing has changed.
     pub fn decides_at(&self) -> Option<u64> {
         self.uplink.next_deadline()
     }
 
-    /// Addresses that [`Self::limit`] took away last.
+    /// Addresses that [`Self::limit`] last removed.
     pub fn given_up(&self) -> &BTreeSet<IpAddr> {
         &self.given_up
     }
 
-    /// Others must not count on this gateway, since it has no route out and they have one.
+    /// Other nodes must not count on this gateway: its external network does not answer, and that of other gateways
+    /// does.
     pub fn leaves(&self) -> bool {
         self.uplink.leaves()
     }
 
-    /// Why there is no route out, by this node's own measurement.
+    /// Why nothing outside is reached, by this node's own measurement.
     pub fn lost(&self) -> Option<&str> {
         self.lost.as_deref()
     }
 
-    /// For the node's condition.
+    /// Lines for the node's condition.
     pub fn reports(&self) -> Vec<(Reason, String)> {
         let mut all = Vec::new();
         if let Some(why) = &self.lost {

@@ -1,24 +1,24 @@
-//! What one node's probes say of the gateways: the result of [`super::Liveness`] and [`super::Hearing`], for decisions.
+//! Results of one node's probes to gateways, from [`super::Liveness`] and [`super::Hearing`], as input of decisions.
 
 use crate::model::NodeName;
 use std::collections::{BTreeMap, BTreeSet};
 
-/// The gateways as one node's probes see them.
+/// Liveness of the gateways, as one node's probes observe it.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct GatewayLiveness {
     /// Gateways that answer.
     pub live: BTreeSet<NodeName>,
     /// The steering version in each gateway's last answer; 0: it cannot forward.
     pub versions: BTreeMap<NodeName, u64>,
-    /// Every gateway has answered, or had the time to: from now on silence means something.
+    /// Every gateway has answered or has had time to: from now on, missing answers count.
     pub settled: bool,
-    /// Gateways that stopped answering since the last message.
+    /// Number of gateways that stopped answering since the last message.
     pub losses: u64,
-    /// Since the last message a gateway that is not trusted yet answered for a moment.
+    /// Since the last message, a gateway that is not trusted yet answered for a moment.
     pub lapsed: bool,
-    /// There are other gateways, and none answers this node.
+    /// Other gateways exist, and none answers this node.
     pub alone: bool,
-    /// While this node is alone: packets of others come in by the tunnel.
+    /// While this node is alone: packets of other nodes arrive by the tunnel.
     pub reached: bool,
 }
 
@@ -32,7 +32,7 @@ impl GatewayLiveness {
         loaded && self.live.contains(gateway)
     }
 
-    /// Every such gateway.
+    /// Every gateway for which [`Self::serves`] is true.
     pub fn serving(&self) -> BTreeSet<NodeName> {
         let live = self.live.iter();
         live.filter(|gateway| self.serves(gateway))

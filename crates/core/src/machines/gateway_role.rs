@@ -1,15 +1,19 @@
-//! The role of one gateway node: what its gateway state becomes in the kernel, and what is said on its external segment.
+//! The role of one gateway node: the part of its gateway state that is in force, and its announcements on the external
+//! segment.
 //!
-//! [`crate::node::node_state`] plans the gateway state from the objects. How much of it holds now is decided here:
+//! [`crate::node::node_state`] plans the gateway state from the objects. This machine decides which part of it is in
+//! force now:
 //!
 //! ```text
 //!   planned state -- external link does not count --> version 0: nobody sends through it (its tables stay)
 //!                 -- just joined, others serve -----> version 0 for the join delay
 //!                 -- first alive in an address's order, and nobody else has it --> it answers ARP and ND for it
 //! ```
-//! In each round, in this order: [`GatewayRole::decide_link`]; plan; attach the data path ([`GatewayRole::attached`]); apply
-//! [`GatewayRole::effective`] ([`GatewayRole::loaded`]); [`GatewayRole::decide`]; apply [`GatewayRole::effective`] again: a
-//! gateway announces only what it can steer. Between rounds, [`GatewayRole::handle_deadline`] and [`GatewayRole::drain`].
+//!
+//! In each round, in this order: [`GatewayRole::decide_link`]; plan; attach the data path ([`GatewayRole::attached`]);
+//! apply [`GatewayRole::effective`] ([`GatewayRole::loaded`]); [`GatewayRole::decide`]; apply
+//! [`GatewayRole::effective`] again: a gateway announces only what it can steer. Between rounds,
+//! [`GatewayRole::handle_deadline`] and [`GatewayRole::drain`].
 
 use super::{
     Announcer, AnnouncerCommand, ConflictCommand, ConflictInputs, Conflicts, Entrance,
@@ -21,21 +25,21 @@ use crate::numbers::CONFLICTS_MAX;
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
-/// What the gateway is to do on its external segment.
+/// Command for the external segment.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum GatewayCommand {
-    /// This node answers ARP and ND for the address from now on; the tables say so.
+    /// Begin to announce the address; the tables already answer ARP and ND for it.
     Announce(IpAddr),
-    /// It answers no more.
+    /// Stop announcing the address.
     Withdraw(IpAddr),
     /// Send a gratuitous ARP (IPv4) or an unsolicited NA with the override flag (IPv6).
     SendGratuitous(IpAddr),
-    /// Ask the segment who has the address, without saying that this node does (RFC 5227, RFC 4862).
+    /// Send an ARP probe or neighbour solicitation for the address, without claiming it (RFC 5227, RFC 4862).
     Probe(IpAddr),
 }
 
 impl GatewayCommand {
-    /// The address that it is about.
+    /// Address of the command.
     pub fn address(&self) -> IpAddr {
         match self {
             GatewayCommand::Announce(address)
@@ -46,10 +50,10 @@ impl GatewayCommand {
     }
 }
 
-/// What a decision is made from.
+/// Inputs of a decision.
 #[derive(Clone, Copy, Debug)]
 pub struct GatewayInputs<'a> {
-    /// The objects.
+    /// All objects.
     pub snapshot: &'a Snapshot,
     /// The gateway part of the node's state, as planned.
     pub planned: &'a GatewayState,
@@ -57,22 +61,23 @@ pub struct GatewayInputs<'a> {
     pub local: &'a BTreeSet<IpAddr>,
     /// Hardware address of the external device; `None`: no data path is attached.
     pub mac: Option<MacAddress>,
-    /// The other gateways.
+    /// Liveness of the other gateways.
     pub liveness: &'a GatewayLiveness,
-    /// What [`GatewayRole::decide_link`] said in this round.
+    /// Result of [`GatewayRole::decide_link`] in this round.
     pub link_up: bool,
     /// Milliseconds, monotonic, from any start.
     pub now_ms: u64,
-    /// Seconds since the Unix epoch: when a conflict was first heard is told to people.
+    /// Seconds since the Unix epoch: time of the first observation in reported conflicts.
     pub now_secs: i64,
 }
 
-/// The gateway state as it is to be applied.
+/// The gateway state to apply.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct EffectiveGateway {
-    /// What the data path gets. Its version is what probes are answered with; 0: nobody sends through this gateway.
+    /// State for the data path. Probes are answered with its version; 0: nobody sends through this gateway.
     pub state: GatewayState,
-    /// What the node's status tells: the version of the tables in the kernel; 0 without an external link that counts.
+    /// Steering version for the node's status: that of the tables in the kernel; 0 without an external link that
+    /// counts.
     pub steering_version: u64,
 }
 
@@ -80,19 +85,19 @@ pub struct EffectiveGateway {
 #[derive(Debug)]
 pub struct GatewayRole {
     me: NodeName,
-    /// Whether others may count on this gateway.
+    /// Whether other nodes may count on this gateway.
     pub fitness: GatewayFitness,
     announcer: Announcer,
     conflicts: Conflicts,
     claims: BTreeMap<IpAddr, AddressClaim>,
-    /// While a data path is attached.
+    /// Join delay; `None` while no data path is attached.
     join: Option<Entrance>,
-    /// Its tables hold what was planned, not only what an earlier agent left.
+    /// Its tables contain the planned state, not only an earlier agent's.
     loaded: bool,
 }
 
 impl GatewayRole {
-    /// For this node, before a data path is attached.
+    /// The role of this node, before a data path is attached.
     pub fn new(me: NodeName) -> Self {
         Self {
             fitness: GatewayFitness::new(me.clone()),
@@ -105,23 +110,23 @@ impl GatewayRole {
         }
     }
 
-    /// This node is no gateway (any more).
+    /// Resets the role: this node is no gateway (any more).
     pub fn reset(&mut self) {
         *self = Self::new(self.me.clone());
     }
 
-    /// A data path is attached, or another in its place. `forwards`: if it is the first, it goes on forwarding what an
-    /// earlier agent left, so that others count on it already.
+    /// Records that a data path was attached or replaced. `forwards`: a first data path continues to forward with an
+    /// earlier agent's tables, so other nodes count on it already.
     pub fn attached(&mut self, forwards: bool) {
         self.join.get_or_insert_with(|| Entrance::new(forwards));
     }
 
-    /// The data path is gone and must be attached anew.
+    /// Records that the data path was lost and must be attached again.
     pub fn detached(&mut self) {
         (self.join, self.loaded) = (None, false);
     }
 
-    /// The data path holds the tables of [`Self::effective`].
+    /// Records that the data path contains the tables of [`Self::effective`].
     pub fn loaded(&mut self) {
         self.loaded |= self.join.is_some();
     }
@@ -142,8 +147,8 @@ impl GatewayRole {
         fitness.decide_uplink(snapshot, link, &addresses, liveness, now_ms)
     }
 
-    /// Decides what others may count on and what this node announces. Not before liveness is settled, or this node takes
-    /// everything over for a moment.
+    /// Decides whether other nodes may count on this gateway and which addresses it announces. Do not call before
+    /// liveness is settled, or this node takes over everything for a moment.
     pub fn decide(&mut self, inputs: &GatewayInputs<'_>) {
         let GatewayInputs {
             snapshot,
@@ -162,7 +167,7 @@ impl GatewayRole {
             join.update(fit, others, now_ms);
         }
         let joined = self.has_joined();
-        // Where routers lead to the gateways, nobody answers.
+        // Where routers lead to the gateways, nobody answers ARP and ND.
         addresses.retain(|address, _| {
             let steering = planned.addresses.get(address);
             steering.is_some_and(|steering| steering.presence == Presence::L2)
@@ -170,7 +175,7 @@ impl GatewayRole {
         let served = addresses.keys().copied().collect();
         let seen = (liveness.alone, liveness.reached);
         self.fitness.limit(&mut addresses, seen, now_ms);
-        // Before its first use, the segment is asked who has an address.
+        // Before the first use of an address, the segment is probed for it.
         let chosen = self.announcer.chosen(&addresses, &live, joined);
         let conflicts = self.conflict_inputs(inputs, served, chosen.clone());
         self.conflicts.update(conflicts, now_ms);
@@ -205,7 +210,7 @@ impl GatewayRole {
         }
     }
 
-    /// Conflicts as they are told. A time that was told before stays, also over a restart of the agent.
+    /// Updates the reported conflicts. A time that was reported before stays, also over a restart of the agent.
     fn update_claims(&mut self, record: Option<&NodeRecord>, now_secs: i64) {
         let conflicts = self.conflicts.conflicts().into_iter().take(CONFLICTS_MAX);
         let told = record.map(|record| &record.conflicts);
@@ -219,7 +224,7 @@ impl GatewayRole {
         self.claims = claims.collect();
     }
 
-    /// The planned state as far as it holds now.
+    /// The part of the planned state that is in force now.
     pub fn effective(&self, planned: &GatewayState, link_up: bool) -> EffectiveGateway {
         let announcing = self.announcer.announcing();
         let mut state = planned.clone();
@@ -238,17 +243,18 @@ impl GatewayRole {
         }
     }
 
-    /// A machine on the external segment says that it has this address. True if there is something new to decide or tell.
+    /// Records that a machine on the external segment claims this address. Returns true if there is something new to
+    /// decide or report.
     pub fn heard(&mut self, address: IpAddr, mac: MacAddress, now_ms: u64) -> bool {
         self.conflicts.heard(address, mac, now_ms)
     }
 
-    /// Another gateway may have announced for a moment what this one announces: everything is announced again.
+    /// Repeats all announcements: another gateway may have announced the same addresses for a moment.
     pub fn repeat(&mut self, now_ms: u64) {
         self.announcer.repeat(now_ms);
     }
 
-    /// Does what is due on the segment.
+    /// Makes the probes, defences and announcements that are due on the segment.
     pub fn handle_deadline(&mut self, now_ms: u64) {
         if self.join.is_some() {
             self.conflicts.handle_deadline(now_ms);
@@ -256,7 +262,7 @@ impl GatewayRole {
         self.announcer.handle_deadline(now_ms);
     }
 
-    /// When to call [`Self::handle_deadline`], or to ask the questions of [`Self::fitness`], next.
+    /// Latest time of the next call of [`Self::handle_deadline`], or of the next questions of [`Self::fitness`].
     pub fn next_deadline(&self) -> Option<u64> {
         let conflicts = self.conflicts.next_deadline();
         let due = [
@@ -267,7 +273,7 @@ impl GatewayRole {
         due.into_iter().flatten().min()
     }
 
-    /// When to decide next although nothing has changed.
+    /// Time of the next decision although nothing has changed.
     pub fn decides_at(&self) -> Option<u64> {
         let join = self.join.as_ref();
         let due = [
@@ -278,7 +284,7 @@ impl GatewayRole {
         due.into_iter().flatten().min()
     }
 
-    /// What is to be done, in order. Commands are kept while no data path is attached.
+    /// Pending commands, in order. They are held back while no data path is attached.
     pub fn drain(&mut self) -> Vec<GatewayCommand> {
         let conflicts = match self.join {
             Some(_) => self.conflicts.drain(),
@@ -297,27 +303,27 @@ impl GatewayRole {
         conflicts.chain(announcer).collect()
     }
 
-    /// What this node announces.
+    /// Addresses that this node announces.
     pub fn announcing(&self) -> BTreeSet<IpAddr> {
         self.announcer.announcing()
     }
 
-    /// Machines that have addresses which this node would announce.
+    /// Other machines that have addresses which this node would announce.
     pub fn claims(&self) -> &BTreeMap<IpAddr, AddressClaim> {
         &self.claims
     }
 
-    /// Addresses that are worth hearing of on the segment.
+    /// Addresses for which claims by other machines on the segment matter.
     pub fn served(&self) -> &BTreeSet<IpAddr> {
         self.conflicts.served()
     }
 
-    /// Its tables hold what was planned.
+    /// Whether its tables contain the planned state.
     pub fn is_loaded(&self) -> bool {
         self.loaded
     }
 
-    /// Others may count on this gateway: its join delay is over.
+    /// Whether the join delay is over, so that other nodes may count on this gateway.
     fn has_joined(&self) -> bool {
         self.join.as_ref().is_some_and(Entrance::entered)
     }

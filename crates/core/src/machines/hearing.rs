@@ -1,19 +1,19 @@
-//! Whether others reach this gateway while no other gateway answers it: packets that its tunnel takes are counted by the
-//! kernel, and the count is looked at again and again.
+//! Whether other nodes reach this gateway while no other gateway answers it, derived from the kernel's counter of
+//! packets that arrive by the tunnel.
 
 use crate::numbers::ISOLATION_REACHED_MS;
 
-/// When the count rose last, and since when no gateway answers.
+/// Time of the counter's last increase, and time since which no gateway answers.
 #[derive(Debug, Default)]
 pub struct Hearing {
     count: Option<u64>,
     risen_ms: Option<u64>,
-    /// What came before this counts for nothing.
+    /// Earlier increases are ignored.
     from_ms: Option<u64>,
 }
 
 impl Hearing {
-    /// The count is this now. A lower one is that of a new counter.
+    /// Records the current count. A lower one means that the counter was created anew.
     pub fn counted(&mut self, count: u64, now_ms: u64) {
         if self.count.is_some_and(|before| count > before) {
             self.risen_ms = Some(now_ms);
@@ -21,8 +21,9 @@ impl Hearing {
         self.count = Some(count);
     }
 
-    /// Whether others reach this node. `alone`: no gateway answers; then what came in shortly before that was noticed counts,
-    /// at most `patience_ms` (see [`super::Liveness::patience_ms`]), and what comes later counts for a while.
+    /// Whether other nodes reach this node. `alone`: no gateway answers. Packets that arrived at most `patience_ms`
+    /// before that was noticed count (see [`super::Liveness::patience_ms`]); later ones count for
+    /// `ISOLATION_REACHED_MS`.
     pub fn is_reached(&mut self, alone: bool, patience_ms: u64, now_ms: u64) -> bool {
         if !alone {
             self.from_ms = None;
@@ -35,7 +36,7 @@ impl Hearing {
         self.risen_ms.is_some_and(counts)
     }
 
-    /// This node's own link is down: nothing that came in until now says that it will again.
+    /// Records that this node's own link is down: packets that arrived before do not show that it is still reached.
     pub fn cut_off(&mut self, now_ms: u64) {
         self.from_ms = Some(now_ms.saturating_add(1));
     }

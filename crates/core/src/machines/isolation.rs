@@ -1,8 +1,8 @@
-//! What a gateway does that no other gateway answers (design section 6). Either it is the last one, or it is cut off from
-//! the rest of the cluster while others serve: then nothing must come to it.
+//! Isolation of a gateway that no other gateway answers (design section 6). Either it is the last one, or it is cut off
+//! from the rest of the cluster while others serve: then no traffic must come to it.
 //!
-//! Nothing inside the node tells the two apart, but the external network does: whoever announces an address answers for
-//! it there. So such a gateway asks, by ARP and ND, who has each address that others may announce.
+//! Nothing inside the node distinguishes the two cases, but the external network does: the announcer of an address
+//! answers for it there. So such a gateway asks, by ARP and ND, who has each address that other gateways may announce.
 //!
 //! ```text
 //!   workers reach it by the tunnel     announces at once, and goes on asking
@@ -12,8 +12,9 @@
 //!                                      the later it comes in the order of announcers, it does again: two that are both
 //!                                      cut off leave one
 //! ```
-//! As for [`super::Liveness`], only questions that were sent count, never time alone. Tell what was sent and answered before
-//! calling `handle_deadline`.
+//!
+//! As for [`super::Liveness`], only questions that were sent count, never time alone. Record sent questions and answers
+//! before calling `handle_deadline`.
 
 use crate::model::NodeName;
 use crate::numbers::{
@@ -27,13 +28,13 @@ use std::net::IpAddr;
 /// Questions about one address.
 #[derive(Debug)]
 struct Contest {
-    /// This node's place among those that may announce the address, from 1, and how many they are.
+    /// Position of this node among the nodes that may announce the address, from 1, and their number.
     place: (u32, u32),
-    /// Another machine has answered for it since this node is alone.
+    /// Another machine has answered for the address since this node has been alone.
     taken: bool,
-    /// The last question was sent and is not answered yet.
+    /// The last question was sent and not answered yet.
     asked: bool,
-    /// Questions in a row that had their time and no answer.
+    /// Number of consecutive questions that timed out without answer.
     unanswered: u32,
     next_ms: u64,
 }
@@ -41,7 +42,7 @@ struct Contest {
 impl Contest {
     fn is_given_up(&self, reached: bool) -> bool {
         let (place, places) = self.place;
-        // Of several that are alone those that others reach come first.
+        // Of several isolated gateways, those that other nodes reach come first.
         let times = match (self.taken, reached) {
             (false, true) => 0,
             (false, false) => 1,
@@ -58,13 +59,13 @@ pub struct Isolation {
     me: NodeName,
     reached: bool,
     contests: BTreeMap<IpAddr, Contest>,
-    /// After a burst of questions the next ones wait for this.
+    /// Earliest time of the next questions after a burst.
     not_before_ms: u64,
     questions: Vec<IpAddr>,
 }
 
 impl Isolation {
-    /// For this node.
+    /// The contests of this node.
     pub fn new(me: NodeName) -> Self {
         Self {
             me,
@@ -75,8 +76,8 @@ impl Isolation {
         }
     }
 
-    /// Decides anew. `addresses`: those that this node may announce, each with all nodes that may. `alone`: there are
-    /// other gateways, and none answers this node. `reached`: packets of others come in by the tunnel.
+    /// Decides again. `addresses`: those that this node may announce, each with all nodes that may. `alone`: other
+    /// gateways exist, and none answers this node. `reached`: packets of other nodes arrive by the tunnel.
     pub fn update(
         &mut self,
         addresses: &BTreeMap<IpAddr, BTreeSet<NodeName>>,
@@ -105,7 +106,7 @@ impl Isolation {
         }
     }
 
-    /// Another machine on the external network has said that it has this address.
+    /// Records that another machine on the external network answers for this address.
     pub fn answered(&mut self, address: IpAddr) {
         if let Some(contest) = self.contests.get_mut(&address) {
             contest.taken = true;
@@ -114,7 +115,7 @@ impl Isolation {
         }
     }
 
-    /// Asks what is due.
+    /// Asks the questions that are due.
     pub fn handle_deadline(&mut self, now_ms: u64) {
         if now_ms < self.not_before_ms {
             return;
@@ -137,7 +138,7 @@ impl Isolation {
             if std::mem::take(&mut contest.asked) {
                 contest.unanswered = contest.unanswered.saturating_add(1);
             }
-            // Asked again where the question is never sent.
+            // Repeated if the question is never sent.
             contest.next_ms = now_ms.saturating_add(again_ms);
             self.questions.push(address);
         }
@@ -147,7 +148,7 @@ impl Isolation {
         self.contests.len().div_ceil(ISOLATION_ASKS_AT_ONCE).max(1) as u64
     }
 
-    /// The question about this address has been sent: from now on it has its time to be answered.
+    /// Records that the question was sent: its time for an answer begins.
     pub fn asked(&mut self, address: IpAddr, now_ms: u64) {
         let stretch = self.stretch();
         let Some(contest) = self.contests.get_mut(&address) else {
@@ -162,7 +163,7 @@ impl Isolation {
         contest.next_ms = now_ms.saturating_add(wait_ms);
     }
 
-    /// When to call `handle_deadline` next.
+    /// Latest time of the next call of `handle_deadline`.
     pub fn next_deadline(&self) -> Option<u64> {
         let due = self
             .contests
@@ -177,14 +178,14 @@ impl Isolation {
         std::mem::take(&mut self.questions)
     }
 
-    /// Addresses that this node must not announce, in spite of being the first that it sees alive.
+    /// Addresses that this node must not announce, although it is the first that it sees alive.
     pub fn given_up(&self) -> BTreeSet<IpAddr> {
         let given_up = |(_, contest): &(&IpAddr, &Contest)| contest.is_given_up(self.reached);
         let all = self.contests.iter().filter(given_up);
         all.map(|(address, _)| *address).collect()
     }
 
-    /// One of them that another machine has answered for.
+    /// One address that another machine has answered for.
     pub fn taken(&self) -> Option<IpAddr> {
         let mut all = self.contests.iter();
         let taken = all.find(|(_, contest)| contest.taken && contest.is_given_up(self.reached));

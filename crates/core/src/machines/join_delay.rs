@@ -1,22 +1,23 @@
-//! When a gateway that begins to forward tells others that it does (design section 6).
+//! Time that a new gateway waits before it tells other nodes that it forwards (design section 6).
 //!
-//! Everybody hears of a new gateway from the API, each in its own time. A worker that has not heard of it yet drops what
-//! it brings (a stranger in the tunnel). So while another gateway answers for its addresses, a new one says nothing for a
-//! while (decision 102); only then it counts for announcers and workers. This is keepalived's `preempt_delay` (keepalived.conf(5)).
+//! Nodes learn of a new gateway from the API at different times. A worker that does not know it yet drops its packets
+//! (unknown tunnel peer). So while another gateway answers for its addresses, a new one reports version 0 for a while
+//! (decision 102); only then do announcers and workers count on it. This is keepalived's `preempt_delay`
+//! (keepalived.conf(5)).
 
 use crate::numbers::ENTRANCE_MS;
 
-/// The entrance of one gateway node.
+/// The join delay of one gateway node.
 #[derive(Debug)]
 pub struct Entrance {
-    /// It has told that it forwards.
+    /// It has reported that it forwards.
     entered: bool,
-    /// Since when it could.
+    /// Time since which it could forward.
     fit_since_ms: Option<u64>,
 }
 
 impl Entrance {
-    /// `entered`: what an earlier agent left goes on forwarding and tells so.
+    /// `entered`: an earlier agent's tables are in force, and other nodes count on them already.
     pub fn new(entered: bool) -> Self {
         Self {
             entered,
@@ -24,8 +25,8 @@ impl Entrance {
         }
     }
 
-    /// Decides anew. `fit`: tables are loaded and the external link has carrier; without that everything begins again.
-    /// `others`: other gateways forward what this one is to forward. Alone, it enters at once: there is nothing to lose.
+    /// Decides again. `fit`: tables are loaded and the external link has carrier; without that the delay starts again.
+    /// `others`: other gateways serve the same addresses. Without others it joins at once.
     pub fn update(&mut self, fit: bool, others: bool, now_ms: u64) {
         if !fit {
             *self = Self::new(false);
@@ -35,12 +36,12 @@ impl Entrance {
         self.entered |= !others || now_ms >= since_ms.saturating_add(ENTRANCE_MS);
     }
 
-    /// Whether others may count on this gateway.
+    /// Whether other nodes may count on this gateway.
     pub fn entered(&self) -> bool {
         self.entered
     }
 
-    /// When to call [`Self::update`] next.
+    /// Latest time of the next call of [`Self::update`].
     pub fn next_deadline(&self) -> Option<u64> {
         let since_ms = self.fit_since_ms.filter(|_| !self.entered)?;
         Some(since_ms.saturating_add(ENTRANCE_MS))

@@ -1,4 +1,4 @@
-//! Which gateways are alive, as seen by probes through the tunnel (design section 6).
+//! Liveness of gateways, measured by probes through the tunnel (design section 6).
 //!
 //! ```text
 //!               first reply                 `failures` probes in a row unanswered
@@ -7,8 +7,9 @@
 //!       |  `failures` unanswered |  enough replies in a row               |
 //!       +---------> Dead         +----------------------------------------+
 //! ```
-//! Only probes count, never time alone: a node that was itself held up for a second has sent no probes in it and
-//! declares nobody dead. Read what has arrived before calling `handle_deadline`.
+//!
+//! Only probes count, never time alone: a node that was suspended for a second has sent no probes in it and declares
+//! nobody dead. Process arrived replies before calling `handle_deadline`.
 
 use crate::hash::StableHash;
 use crate::model::NodeName;
@@ -18,7 +19,7 @@ use crate::numbers::{
 };
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
-/// How one gateway is probed.
+/// Probe settings of one gateway.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ProbeSettings {
     /// Milliseconds between probes.
@@ -36,36 +37,37 @@ impl Default for ProbeSettings {
     }
 }
 
-/// What the agent is to do.
+/// Command to the agent, or event for it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum LivenessCommand {
     /// Send a probe with this nonce.
     SendProbe {
         /// To this gateway.
         peer: NodeName,
-        /// The reply must carry it.
+        /// Nonce that the reply must carry.
         nonce: u64,
     },
-    /// It answers (again).
+    /// The gateway answers (again).
     Alive {
         /// The gateway.
         peer: NodeName,
     },
-    /// It answers no more, or never did.
+    /// The gateway stopped answering, or never answered.
     Dead {
         /// The gateway.
         peer: NodeName,
     },
-    /// It had begun to answer again, was not yet trusted, and answers no more. It may have announced meanwhile.
+    /// The gateway had begun to answer again, was not trusted yet, and stopped answering. It may have announced
+    /// meanwhile.
     Lapsed {
         /// The gateway.
         peer: NodeName,
     },
-    /// Its steering version is another than before.
+    /// The gateway's steering version changed.
     Version {
         /// The gateway.
         peer: NodeName,
-        /// What its eBPF program answered.
+        /// Steering version in the reply of its eBPF program.
         version: u64,
     },
 }
@@ -74,7 +76,7 @@ pub enum LivenessCommand {
 enum Health {
     Unknown,
     Alive,
-    /// With the replies in a row since.
+    /// With the number of consecutive replies since then.
     Dead {
         replies: u32,
     },
@@ -84,32 +86,32 @@ enum Health {
 struct Peer {
     settings: ProbeSettings,
     health: Health,
-    /// It was there when this node began, so that nothing is decided before it is known: see [`Liveness::settled`].
+    /// It existed when this node began, so no decision is made before its state is known: see [`Liveness::settled`].
     awaited: bool,
-    /// Nonces of the last probes, oldest first, at most `failures`: an older one has already counted as lost.
+    /// Nonces of the last probes, oldest first, at most `failures`: older ones already count as lost.
     outstanding: VecDeque<u64>,
-    /// Probes sent since the newest one that was answered.
+    /// Number of probes sent since the newest answered one.
     missed: u32,
     next_probe_ms: u64,
     version: Option<u64>,
-    /// Deaths of the last `FLAP_WINDOW_MS`, at most `PROBE_RECOVER_DOUBLINGS_MAX + 1`.
+    /// Times of deaths within the last `FLAP_WINDOW_MS`, at most `PROBE_RECOVER_DOUBLINGS_MAX + 1`.
     deaths: VecDeque<u64>,
     sent: u64,
 }
 
-/// Probes of every gateway that one node looks at.
+/// Probes of one node to every gateway.
 #[derive(Debug)]
 pub struct Liveness {
     seed: u64,
     peers: BTreeMap<NodeName, Peer>,
-    /// Peers have been set before.
+    /// Peers have been set at least once.
     begun: bool,
     commands: Vec<LivenessCommand>,
 }
 
 impl Liveness {
-    /// `seed` must be random and secret: nonces follow from it, and whoever can guess them can keep a dead gateway
-    /// alive.
+    /// `seed` must be random and secret: nonces are derived from it, and anyone who can guess them can make a dead
+    /// gateway look alive.
     pub fn new(seed: u64) -> Self {
         Self {
             seed,
@@ -119,7 +121,7 @@ impl Liveness {
         }
     }
 
-    /// Sets whom to probe. Peers that stay keep their state; new ones are probed at once.
+    /// Sets the gateways to probe. Remaining peers keep their state; new ones are probed at once.
     pub fn set_peers(&mut self, peers: &BTreeMap<NodeName, ProbeSettings>, now_ms: u64) {
         let awaited = !(self.begun && self.settled());
         self.begun = true;
@@ -143,8 +145,8 @@ impl Liveness {
         }
     }
 
-    /// This node could not send or receive for a while, as it knows of itself (no carrier): what was not answered until
-    /// now counts for nothing, and probes go on.
+    /// Resumes after this node could not send or receive for a while, by its own knowledge (no carrier): unanswered
+    /// probes are discarded, and probing continues.
     pub fn resume(&mut self, now_ms: u64) {
         for peer in self.peers.values_mut() {
             peer.outstanding.clear();
@@ -153,7 +155,7 @@ impl Liveness {
         }
     }
 
-    /// A reply has arrived. Unknown nonces are ignored: late, forged or from before a restart.
+    /// Records a reply. Unknown nonces are ignored: late, forged or from before a restart.
     pub fn reply_received(&mut self, name: &NodeName, nonce: u64, version: u64, now_ms: u64) {
         let Some(peer) = self.peers.get_mut(name) else {
             return;
@@ -184,13 +186,13 @@ impl Liveness {
         }
     }
 
-    /// Milliseconds after its last answer at which a peer is not dead yet, whichever it is; halfway to its last probe.
+    /// Milliseconds after its last answer at which no peer is dead yet; halfway to its last probe.
     pub fn patience_ms(&self) -> u64 {
         let stretch = self.stretch();
         let patience = |peer: &Peer| {
             let interval_ms = peer.settings.interval_ms.saturating_mul(stretch);
             let until_last = interval_ms.saturating_mul(u64::from(peer.settings.failures));
-            // With a single failure there is hardly a probe in that time.
+            // With `failures` 1 there is hardly a probe in that time.
             (until_last - interval_ms / 2).max(interval_ms + interval_ms / 4)
         };
         self.peers.values().map(patience).max().unwrap_or(0)
@@ -200,7 +202,7 @@ impl Liveness {
         self.peers.len().div_ceil(PROBE_PEERS_FULL_RATE).max(1) as u64
     }
 
-    /// Sends what is due and counts what is lost.
+    /// Sends due probes and counts lost ones.
     pub fn handle_deadline(&mut self, now_ms: u64) {
         let stretch = self.stretch();
         for (name, peer) in &mut self.peers {
@@ -235,7 +237,7 @@ impl Liveness {
             }
             peer.missed = peer.missed.saturating_add(1);
             let interval = peer.settings.interval_ms.saturating_mul(stretch);
-            // The first gap differs from peer to peer, so that probes do not leave in one burst for ever.
+            // The first interval differs by peer, so that probes are not sent in one burst.
             let wait = if peer.sent == 1 {
                 1 + hash.finish() % interval
             } else {
@@ -249,17 +251,17 @@ impl Liveness {
         }
     }
 
-    /// When to call `handle_deadline` next.
+    /// Latest time of the next call of `handle_deadline`.
     pub fn next_deadline(&self) -> Option<u64> {
         self.peers.values().map(|peer| peer.next_probe_ms).min()
     }
 
-    /// What is to be done, in order.
+    /// Pending commands, in order.
     pub fn drain(&mut self) -> Vec<LivenessCommand> {
         std::mem::take(&mut self.commands)
     }
 
-    /// Who is alive.
+    /// Live gateways.
     pub fn live(&self) -> BTreeSet<NodeName> {
         let alive = self
             .peers
@@ -268,7 +270,7 @@ impl Liveness {
         alive.map(|(name, _)| name.clone()).collect()
     }
 
-    /// Whether anybody is alive.
+    /// Whether any gateway is alive.
     pub fn any_live(&self) -> bool {
         let mut peers = self.peers.values();
         peers.any(|peer| peer.health == Health::Alive)
@@ -280,8 +282,8 @@ impl Liveness {
         self.peers.iter().filter_map(known).collect()
     }
 
-    /// Every peer that was there when this node began is known to be alive or dead. One that comes later is not alive
-    /// before it has answered, and nothing waits for it.
+    /// Whether every peer that existed when this node began is known to be alive or dead. A later peer counts as not
+    /// alive until it answers, and nothing waits for it.
     pub fn settled(&self) -> bool {
         self.peers
             .values()
@@ -289,7 +291,7 @@ impl Liveness {
     }
 }
 
-/// Replies in a row that a dead peer needs: more for one that dies often.
+/// Consecutive replies that a dead peer needs: more for a peer that dies often.
 fn needed_replies(deaths: &mut VecDeque<u64>, now_ms: u64) -> u32 {
     while deaths
         .front()

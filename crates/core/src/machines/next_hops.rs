@@ -1,7 +1,7 @@
-//! Which next hops of the external device answer, as seen by questions of ARP and ND: a link may have carrier while
-//! nothing behind the switch is there.
+//! Reachability of the external device's next hops, measured by ARP and ND requests: a link may have carrier although
+//! nothing behind the switch is reachable.
 //!
-//! Only questions count, never time alone: read the answers that have arrived before calling `handle_deadline`.
+//! Only requests count, never time alone: process arrived answers before calling `handle_deadline`.
 
 use crate::numbers::{UPLINK_ASK_FIRST_MS, UPLINK_ASK_MS, UPLINK_FAILURES};
 use std::collections::{BTreeMap, BTreeSet};
@@ -10,21 +10,21 @@ use std::net::IpAddr;
 #[derive(Debug, Default)]
 struct Hop {
     answers: Option<bool>,
-    /// Questions asked since the last answer.
+    /// Number of requests since the last answer.
     missed: u32,
     next_ms: u64,
 }
 
-/// A question to one next hop.
+/// An ARP or ND request for one next hop.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Question {
     /// The next hop.
     pub address: IpAddr,
-    /// It has answered the last question: it can be asked at the hardware address that it had (RFC 1122 2.3.2.1).
+    /// It answered the last request, so the next one can be sent to its known hardware address (RFC 1122 2.3.2.1).
     pub is_known: bool,
 }
 
-/// The next hops of one node.
+/// Probes of one node's next hops.
 #[derive(Debug, Default)]
 pub struct NextHopProbes {
     hops: BTreeMap<IpAddr, Hop>,
@@ -32,7 +32,7 @@ pub struct NextHopProbes {
 }
 
 impl NextHopProbes {
-    /// Sets whom to ask. Those that stay keep their state; new ones are asked at once.
+    /// Sets the next hops to probe. Remaining ones keep their state; new ones are probed at once.
     pub fn set(&mut self, hops: &BTreeSet<IpAddr>, now_ms: u64) {
         self.hops.retain(|address, _| hops.contains(address));
         for address in hops {
@@ -43,7 +43,7 @@ impl NextHopProbes {
         }
     }
 
-    /// This address has answered.
+    /// Records an answer of this address.
     pub fn answered(&mut self, address: IpAddr) {
         if let Some(hop) = self.hops.get_mut(&address) {
             hop.answers = Some(true);
@@ -51,7 +51,7 @@ impl NextHopProbes {
         }
     }
 
-    /// This node could not ask (its link was down): what was not answered until now counts for nothing.
+    /// Resumes after this node could not send (its link was down): unanswered requests are discarded.
     pub fn resume(&mut self, now_ms: u64) {
         for hop in self.hops.values_mut() {
             *hop = Hop {
@@ -61,7 +61,7 @@ impl NextHopProbes {
         }
     }
 
-    /// Asks what is due and counts what is lost.
+    /// Sends due requests and counts unanswered ones.
     pub fn handle_deadline(&mut self, now_ms: u64) {
         for (address, hop) in &mut self.hops {
             if now_ms < hop.next_ms {
@@ -83,17 +83,17 @@ impl NextHopProbes {
         }
     }
 
-    /// When to call `handle_deadline` next.
+    /// Latest time of the next call of `handle_deadline`.
     pub fn next_deadline(&self) -> Option<u64> {
         self.hops.values().map(|hop| hop.next_ms).min()
     }
 
-    /// What is to be asked.
+    /// Pending requests.
     pub fn drain(&mut self) -> Vec<Question> {
         std::mem::take(&mut self.questions)
     }
 
-    /// Next hops that do not answer. One that nobody has asked often enough yet is none of them.
+    /// Next hops that do not answer. A next hop with too few requests is not among them.
     pub fn silent(&self) -> BTreeSet<IpAddr> {
         let silent = self
             .hops
@@ -109,7 +109,7 @@ mod tests {
 
     const ROUTER: [u8; 4] = [192, 0, 2, 1];
 
-    /// Asks for so long; the router answers each question or none. The time when it was first silent.
+    /// Runs for this time; the router answers each request or none. Returns when the next hop first counted as silent.
     fn run(probes: &mut NextHopProbes, ms: std::ops::Range<u64>, answers: bool) -> Option<u64> {
         let mut silent = None;
         for now_ms in ms {

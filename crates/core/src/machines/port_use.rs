@@ -1,8 +1,8 @@
-//! Which source ports are in use towards which destination, and towards which of them a lease is used up.
+//! Source ports in use per destination, and destinations towards which a lease is exhausted.
 //!
-//! Ports are used per destination: the same port serves another destination at the same time (RFC 4787 section 4.1 calls
-//! it port overlapping at the outside of one address). So a lease is full towards one destination while all others go
-//! on, and only flows to that one are refused (design section 7).
+//! The same port can serve another destination at the same time (RFC 4787 section 4.1 calls it port overlapping at the
+//! outside of one address). So a lease is full towards one destination while others still work, and only flows to that
+//! one are refused (design section 7).
 
 use crate::model::PortRange;
 use crate::numbers::FULL_DESTINATIONS_MAX;
@@ -14,7 +14,7 @@ use std::net::IpAddr;
 pub struct Destination {
     /// The egress address.
     pub egress: IpAddr,
-    /// Where to.
+    /// Destination address.
     pub address: IpAddr,
     /// IP protocol number: TCP, UDP or SCTP.
     pub protocol: u8,
@@ -22,8 +22,9 @@ pub struct Destination {
     pub port: u16,
 }
 
-/// Source ports in use by destination. A destination is full when every port of the node's ranges is in use towards it,
-/// and free again once one port in 64 (at least one) is unused: one connection that ends at the limit does not toggle it.
+/// Source ports in use by destination. A destination is full when every port of the node's ranges is in use towards it.
+/// It is free again once one port in 64 (at least one) is unused, so that one connection that ends at the limit does
+/// not toggle it.
 #[derive(Clone, Debug, Default)]
 pub struct PortUse {
     ranges: BTreeMap<IpAddr, Vec<PortRange>>,
@@ -32,11 +33,11 @@ pub struct PortUse {
     left_out: u64,
 }
 
-/// Ports that must be unused before a full destination is free, as a part of all.
+/// Divisor of the number of ports that must be unused before a full destination is free.
 const FREE_PART: usize = 64;
 
 impl PortUse {
-    /// The ranges that new flows may use, by egress address. Flows by other addresses are not looked at.
+    /// Sets the ranges that new flows may use, by egress address. Flows of other addresses are ignored.
     pub fn set_ranges(&mut self, ranges: BTreeMap<IpAddr, Vec<PortRange>>) {
         if self.ranges == ranges {
             return;
@@ -50,19 +51,19 @@ impl PortUse {
         }
     }
 
-    /// Forgets all flows, before all that there are are told anew.
+    /// Removes all flows, before a complete dump is added.
     pub fn forget_flows(&mut self) {
         self.used.clear();
     }
 
-    /// All flows have been told: destinations that have none any more are free.
+    /// Ends a complete dump: destinations without any flow become free.
     pub fn told_all(&mut self) {
         for destination in self.full.clone() {
             self.judge(&destination);
         }
     }
 
-    /// A flow uses a port. Telling it twice does no harm.
+    /// Adds a flow that uses a port; idempotent.
     pub fn add(&mut self, destination: Destination, port: u16) {
         if self.ranges.contains_key(&destination.egress) {
             self.used.entry(destination).or_default().insert(port);
@@ -70,7 +71,7 @@ impl PortUse {
         }
     }
 
-    /// A flow has ended, or a new one may take its port over.
+    /// Removes a flow that has ended or whose port a new flow may reuse.
     pub fn remove(&mut self, destination: Destination, port: u16) {
         if let Some(ports) = self.used.get_mut(&destination) {
             ports.remove(&port);
@@ -81,12 +82,13 @@ impl PortUse {
         }
     }
 
-    /// Destinations towards which no port is left; at most [`FULL_DESTINATIONS_MAX`].
+    /// Destinations without a free port; at most [`FULL_DESTINATIONS_MAX`].
     pub fn full(&self) -> &BTreeSet<Destination> {
         &self.full
     }
 
-    /// Times that a destination was full and not listed because the list was: its new flows are dropped in silence.
+    /// Number of times that a destination was full and not listed because the list was full: its new flows are dropped
+    /// silently.
     pub fn left_out(&self) -> u64 {
         self.left_out
     }
@@ -221,13 +223,14 @@ mod tests {
     }
 
     proptest! {
-        /// Whatever the order of events, a destination with every port in use is listed, and one with a 64th free is not.
+        /// Property: for any order of events, a destination with every port in use is listed, and one with a 64th free
+        /// is not.
         #[test]
         fn full_means_no_port_left(events in prop::collection::vec((any::<bool>(), 0u16..3, 0u16..70), 0..600)) {
             let mut ports = PortUse::default();
             ports.set_ranges(ranges(&[(1024, 1087)]));
             let mut truth: BTreeSet<(u16, u16)> = BTreeSet::new();
-            // Most ports are in use from the start, so that the limit is met.
+            // Most ports are in use from the start, so that the limit is reached.
             for port in 0..60 {
                 truth.insert((1, port));
                 ports.add(to(1), 1024 + port);

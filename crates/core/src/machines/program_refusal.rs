@@ -1,25 +1,26 @@
-//! Whether the kernel refuses the programs at the uplinks. One failure proves nothing: somebody may just be at work on the
-//! device. After several in a row the programs count as refused, and the node falls back to what it does without them.
+//! Whether the kernel refuses the uplink programs. One failure proves nothing: somebody may be changing the device at
+//! that moment. After several consecutive failures the programs count as refused, and the node falls back to operation
+//! without them.
 
-/// Failures in a row after which the programs count as refused.
+/// Consecutive failures after which the programs count as refused.
 const FAILURES_MAX: u32 = 3;
 
-/// What attempts to attach and update the programs have shown.
+/// Results of attempts to attach and update the programs.
 #[derive(Debug, Default)]
 pub struct ProgramRefusal {
-    /// Failures in a row.
+    /// Consecutive failures.
     failures: u32,
     /// Why the programs count as refused.
     reason: Option<String>,
 }
 
 impl ProgramRefusal {
-    /// An attempt to attach or update the programs has worked.
+    /// Records a successful attempt to attach or update the programs.
     pub fn succeeded(&mut self) {
         self.failures = 0;
     }
 
-    /// Such an attempt has failed, for this reason.
+    /// Records a failed attempt with its reason.
     pub fn failed(&mut self, reason: &str) {
         self.failures = self.failures.saturating_add(1);
         if self.failures >= FAILURES_MAX {
@@ -27,8 +28,8 @@ impl ProgramRefusal {
         }
     }
 
-    /// The programs could be loaded again after a refusal: they are tried once more. Failures before it still count, so
-    /// that the next one refuses them at once.
+    /// Records that the programs could be loaded after a refusal: attaching is tried again. Earlier failures still
+    /// count, so the next failure refuses them at once.
     pub fn loaded_again(&mut self) {
         self.reason = None;
     }

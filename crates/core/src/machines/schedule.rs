@@ -1,41 +1,42 @@
-//! When the loop of an agent does what: polls, comparisons with the kernel, rounds, and how long it may sleep.
+//! Schedule of the agent's main loop: polls, comparisons with the kernel, rounds, and how long it may sleep.
 //!
 //! ```text
 //!   notification of the kernel --> verify what changed, at most once per settle time --\
 //!   tick                       --> verify quickly; retry what failed                   +--> round, if one is due
 //!   30 s                       --> verify everything                                   /
 //! ```
-//! A round decides and applies everything. It is due when an input has changed, when a deadline of a machine has passed,
-//! and with the next tick after a round that failed.
+//!
+//! A round decides and applies everything. It is due when an input has changed, when a deadline of a machine has
+//! passed, and with the next tick after a round that failed.
 
 use crate::numbers::FULL_DESTINATION_SECS;
 
 /// Poll interval for state without change notifications; bounds how long drift lasts.
 const TICK_MS: u64 = 500;
-/// Interval of comparisons of everything with the kernel, whatever was notified.
+/// Interval of complete comparisons with the kernel, independent of notifications.
 const VERIFY_FULL_MS: u64 = 30_000;
-/// Least time between two comparisons that notifications ask for: they come in bursts.
+/// Minimum time between two comparisons caused by notifications, which come in bursts.
 const SETTLE_MS: u64 = 20;
-/// The same while a pod waits to start: its own device has caused the notification, and its round needs no comparison.
+/// The same while a pod waits to start: its own device caused the notification, and its round needs no comparison.
 const SETTLE_WHILE_PODS_WAIT_MS: u64 = 200;
 /// Interval of counts of source ports in use.
 const COUNT_PORTS_MS: u64 = 5_000;
-/// Interval at which full destinations are refused anew, well before the kernel forgets them.
+/// Interval at which full destinations are refused again, well before their entries in the kernel expire.
 const REFUSE_FULL_MS: u64 = FULL_DESTINATION_SECS * 1_000 / 3;
 
-/// What one turn of the loop begins with.
+/// Actions at the beginning of one turn of the loop.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Turn {
-    /// A poll interval has passed: look at what sends no change notification, and retry what failed.
+    /// A poll interval has passed: poll state without change notifications, and retry what failed.
     pub tick: bool,
     /// Compare everything with the kernel.
     pub verify_full: bool,
-    /// Compare what the kernel has notified a change of.
+    /// Compare the parts that the kernel has notified a change of.
     pub verify_changed: bool,
 }
 
 impl Turn {
-    /// Whether anything is to be compared with the kernel.
+    /// Whether the turn compares anything with the kernel.
     pub fn verifies(&self) -> bool {
         self.tick || self.verify_full || self.verify_changed
     }
@@ -45,21 +46,21 @@ impl Turn {
 #[derive(Debug)]
 pub struct Schedule {
     next_tick_ms: u64,
-    /// The last comparison of everything.
+    /// Time of the last complete comparison.
     verified_full_ms: u64,
-    /// The last comparison that notifications asked for.
+    /// Time of the last comparison caused by notifications.
     verified_changed_ms: u64,
-    /// The kernel has notified a change since.
+    /// The kernel has notified a change since then.
     kernel_changed: bool,
     /// An input has changed since the last round.
     round_due: bool,
-    /// The last count of ports; `None`: due at once.
+    /// Time of the last count of ports; `None`: due at once.
     ports_counted_ms: Option<u64>,
     full_refused_ms: u64,
 }
 
 impl Schedule {
-    /// Everything that is polled is due one interval from now.
+    /// A schedule in which everything that is polled is due one interval from now.
     pub fn new(now_ms: u64) -> Self {
         Self {
             next_tick_ms: now_ms.saturating_add(TICK_MS),
@@ -72,22 +73,22 @@ impl Schedule {
         }
     }
 
-    /// An input has changed: the next turn has a round.
+    /// Requests a round in the next turn, because an input has changed.
     pub fn request_round(&mut self) {
         self.round_due = true;
     }
 
-    /// The same, if `changed`.
+    /// Requests a round if `changed`.
     pub fn request_round_if(&mut self, changed: bool) {
         self.round_due |= changed;
     }
 
-    /// The kernel has notified that a link, address, route, rule, next hop or neighbour changed.
+    /// Records a notification of the kernel that a link, address, route, rule, next hop or neighbour changed.
     pub fn kernel_changed(&mut self) {
         self.kernel_changed = true;
     }
 
-    /// How long the loop may wait for an event. `failed`: the last round could not be carried out, so that the next one
+    /// Milliseconds that the loop may wait for an event. `failed`: the last round could not be applied, so the next one
     /// waits for the tick. `deadline_ms`: the earliest deadline of the machines.
     pub fn sleep_ms(&self, failed: bool, deadline_ms: Option<u64>, now_ms: u64) -> u64 {
         if self.round_due && !failed {
@@ -100,7 +101,8 @@ impl Schedule {
         due_ms.saturating_sub(now_ms)
     }
 
-    /// Begins a turn: what is due now, once. `pods_wait`: a pod waits to start, and no round has taken it up yet.
+    /// Begins a turn and returns the actions that are due. `pods_wait`: a pod waits to start, and no round includes it
+    /// yet.
     pub fn begin_turn(&mut self, pods_wait: bool, now_ms: u64) -> Turn {
         let settle_ms = match pods_wait {
             true => SETTLE_WHILE_PODS_WAIT_MS,
@@ -121,13 +123,13 @@ impl Schedule {
         if turn.verify_changed {
             self.verified_changed_ms = now_ms;
             self.kernel_changed = false;
-            // Whatever changed: facts about the node may be others now.
+            // Whatever changed, facts about the node may have changed too.
             self.round_due = true;
         }
         turn
     }
 
-    /// Whether this turn has a round, which is then no longer due. `failed`: what was to be carried out last was not.
+    /// Whether this turn has a round, which is then no longer due. `failed`: the last round was not applied.
     /// `deadline_ms`: when a machine decides although nothing has changed.
     pub fn take_round(
         &mut self,
@@ -141,28 +143,28 @@ impl Schedule {
         std::mem::take(&mut self.round_due) || retry || passed
     }
 
-    /// Ports in use have changed at once: count them in the next round.
+    /// Requests a count of ports in the next round, because many changed at once.
     pub fn count_ports_soon(&mut self) {
         self.ports_counted_ms = None;
     }
 
-    /// Whether ports in use are to be counted.
+    /// Whether a count of ports in use is due.
     pub fn is_count_due(&self, now_ms: u64) -> bool {
         let passed = |at: u64| now_ms >= at.saturating_add(COUNT_PORTS_MS);
         self.ports_counted_ms.is_none_or(passed)
     }
 
-    /// Ports in use are counted now.
+    /// Records that ports in use were counted.
     pub fn ports_counted(&mut self, now_ms: u64) {
         self.ports_counted_ms = Some(now_ms);
     }
 
-    /// Whether full destinations are to be refused anew.
+    /// Whether full destinations are to be refused again.
     pub fn is_refusal_due(&self, now_ms: u64) -> bool {
         now_ms >= self.full_refused_ms.saturating_add(REFUSE_FULL_MS)
     }
 
-    /// Full destinations are refused now.
+    /// Records that full destinations were refused.
     pub fn full_refused(&mut self, now_ms: u64) {
         self.full_refused_ms = now_ms;
     }

@@ -1,9 +1,10 @@
-//! Whether a gateway whose external device has carrier says that it has no way out, since no next hop answers there.
-//! Then workers leave it and others announce, as for a link without carrier.
+//! Whether a gateway with carrier withdraws because no next hop of its external device answers. Workers then stop using
+//! it and other gateways announce, as for a link without carrier.
 //!
-//! It does so only where others do better: where the routers of all are gone, or do not answer such questions, nothing is
-//! gained by leaving any (fail static). Each measures for itself, and what each finds is in its `EgressNode`; but nothing
-//! waits for the API, so that several take turns, in the order of their names: the last one sees no other that serves.
+//! It withdraws only where other gateways do better. If the routers of all are gone, or do not answer requests,
+//! withdrawing gains nothing (fail static). Each gateway measures for itself and reports the result in its
+//! `EgressNode`. Since nothing waits for the API, several gateways take turns, in the order of their names: the last
+//! one sees no other that serves.
 
 use crate::model::NodeName;
 use crate::numbers::UPLINK_TURN_MS;
@@ -12,11 +13,11 @@ use std::collections::BTreeSet;
 /// The other gateways, as this one sees them.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Others {
-    /// Those that answer probes.
+    /// Gateways that answer probes.
     pub answering: BTreeSet<NodeName>,
-    /// For every address there is one among them that serves it.
+    /// Every address has a gateway among them that serves it.
     pub serve: bool,
-    /// All that answer say that they have no way out either.
+    /// All that answer report that their external network does not answer either.
     pub are_lost: bool,
 }
 
@@ -25,12 +26,12 @@ pub struct Others {
 pub struct Uplink {
     me: NodeName,
     leaves: bool,
-    /// Since when it would decide otherwise, and in whose turn.
+    /// Time since which it would decide differently, and its waiting time.
     otherwise: Option<(u64, u64)>,
 }
 
 impl Uplink {
-    /// For this node.
+    /// The decision of this node.
     pub fn new(me: NodeName) -> Self {
         Self {
             me,
@@ -39,7 +40,7 @@ impl Uplink {
         }
     }
 
-    /// Decides anew. `lost`: no next hop of a family that is served answers here.
+    /// Decides again. `lost`: no next hop of a served family answers here.
     pub fn update(&mut self, lost: bool, others: &Others, now_ms: u64) {
         if !lost || others.are_lost {
             (self.leaves, self.otherwise) = (false, None);
@@ -58,12 +59,12 @@ impl Uplink {
         }
     }
 
-    /// Others must not count on this gateway.
+    /// Whether other nodes must not count on this gateway.
     pub fn leaves(&self) -> bool {
         self.leaves
     }
 
-    /// When to call [`Self::update`] next although nothing has changed.
+    /// Latest time of the next call of [`Self::update`] although nothing has changed.
     pub fn next_deadline(&self) -> Option<u64> {
         let (since_ms, turn_ms) = self.otherwise?;
         Some(since_ms.saturating_add(turn_ms))
@@ -80,7 +81,8 @@ mod tests {
         NodeName(format!("g{number}"))
     }
 
-    /// Some gateways that see of each other, a step late, who serves; with the API also who has no way out.
+    /// Several gateways that see, one step late, which of them serve; with the API also which external networks do not
+    /// answer.
     struct Group {
         machines: BTreeMap<usize, Uplink>,
         serving: BTreeSet<usize>,
@@ -146,7 +148,8 @@ mod tests {
     }
 
     proptest! {
-        /// Whatever was lost before: in the end those that have a way out serve, alone; where none has one, someone does.
+        /// Property: whatever was lost before, in the end exactly the gateways whose external network answers serve; if
+        /// there is none, at least one gateway serves.
         #[test]
         fn in_the_end_those_with_a_way_out_serve(
             history in prop::collection::vec(

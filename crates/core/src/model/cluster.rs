@@ -1,4 +1,4 @@
-//! Nodes, namespaces, pods and services, as far as egress needs them.
+//! Nodes, namespaces, pods and Services, with the fields that egress needs.
 
 use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
@@ -27,7 +27,7 @@ pub enum Requirement {
     In(String, BTreeSet<String>),
     /// Key has none of the values, or is absent.
     NotIn(String, BTreeSet<String>),
-    /// Key is there.
+    /// Key is present.
     Exists(String),
     /// Key is absent.
     DoesNotExist(String),
@@ -56,9 +56,9 @@ pub struct Node {
     pub name: NodeName,
     /// Its labels.
     pub labels: Labels,
-    /// Its InternalIP addresses in their order (the first is the underlay address), then the others.
+    /// InternalIP addresses in their order (the first is the underlay address), then the others.
     pub addresses: Vec<IpAddr>,
-    /// Prefixes of its pods, as the Node says them; empty where the network plugin manages addresses by itself.
+    /// Pod prefixes of the Node object; empty where the network plugin manages addresses itself.
     pub pod_cidrs: Vec<IpNet>,
 }
 
@@ -71,7 +71,7 @@ pub struct Namespace {
     pub labels: Labels,
 }
 
-/// The workload that made a pod and decides about it: the owner reference with `controller: true`.
+/// Controller of a pod: the owner reference with `controller: true`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Owner {
     /// Its kind, for example `ReplicaSet`.
@@ -91,21 +91,21 @@ pub struct Pod {
     pub uid: String,
     /// Its labels.
     pub labels: Labels,
-    /// What made it, if anything did.
+    /// Controller of the pod, if it has one.
     #[serde(default)]
     pub owner: Option<Owner>,
     /// The node that runs it.
     pub node: NodeName,
-    /// Its addresses; empty until the CNI has given some.
+    /// Pod addresses; empty until the CNI has assigned some.
     pub addresses: Vec<IpAddr>,
-    /// It uses the node's own network: never selected.
+    /// The pod uses the node's network: never selected.
     pub host_network: bool,
-    /// It has run to its end (phase Succeeded or Failed): its addresses are no longer its own.
+    /// The pod has ended (phase Succeeded or Failed): its addresses are no longer its own.
     pub finished: bool,
 }
 
 impl Pod {
-    /// The addresses that it has for itself alone; none if it uses its node's network or has run to its end.
+    /// Addresses that belong to this pod alone; empty if it uses its node's network or has ended.
     pub fn own_addresses(&self) -> &[IpAddr] {
         match self.host_network || self.finished {
             true => &[],
@@ -114,7 +114,7 @@ impl Pod {
     }
 }
 
-/// A Service, as far as `serviceName` needs it: the pods behind it.
+/// A Service, with the fields that `serviceName` needs to find its pods.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Service {
     /// Its namespace.
@@ -123,8 +123,7 @@ pub struct Service {
     pub name: String,
     /// Its cluster addresses: never egress destinations.
     pub cluster_addresses: Vec<IpAddr>,
-    /// Addresses that a load balancer or a node answers for outside (`status.loadBalancer`, `spec.externalIPs`): no egress
-    /// addresses.
+    /// External addresses of the Service (`status.loadBalancer`, `spec.externalIPs`): cannot be egress addresses.
     pub balancer_addresses: Vec<IpAddr>,
     /// Its pod selector; `None` for a Service without one.
     pub selector: Option<Labels>,

@@ -17,10 +17,10 @@ pub enum AnnounceMode {
     Azure,
 }
 
-/// Which gateways send for an address.
+/// Gateways of a group that send packets of an address.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Outbound {
-    /// Any live one.
+    /// Any live gateway.
     #[default]
     AnyGateway,
     /// Only the announcer (clouds and source guards tie an address to a port).
@@ -36,9 +36,9 @@ pub struct Gateway {
     pub generation: i64,
     /// Policies that name no gateway use it.
     pub default: bool,
-    /// Only policies that name it use it: it was made for objects of an earlier system, beside what people wrote.
+    /// Used only by policies that name it: made from objects of an earlier system, not written by users.
     pub by_name_only: bool,
-    /// Which nodes are gateways.
+    /// Selector of the gateway nodes.
     pub nodes: LabelSelector,
     /// `None` is `auto`: the device of the node's default route.
     pub external_interface: Option<String>,
@@ -48,7 +48,7 @@ pub struct Gateway {
     pub outbound: Outbound,
     /// Upper limit for the tunnel's MTU in bytes, if any.
     pub mtu: Option<u32>,
-    /// WireGuard under the tunnel was asked for (not built yet: finding).
+    /// WireGuard under the tunnel is requested (not implemented: finding).
     pub wireguard: bool,
     /// Milliseconds between probes.
     pub probe_interval_ms: u64,
@@ -56,7 +56,7 @@ pub struct Gateway {
     pub probe_failures: u32,
     /// First grant in ports, at most.
     pub initial_ports: u16,
-    /// Workers to expect, for the size of first grants; `None`: as many as there are nodes.
+    /// Expected number of workers, for the size of first grants; `None`: the number of nodes.
     pub expected_workers: Option<u32>,
 }
 
@@ -82,14 +82,14 @@ impl Gateway {
     }
 }
 
-/// Which gateways of a group a flow may leave by (P3: any of them can take any packet).
+/// Gateways of a group that a flow may leave by (P3: any of them can take any packet).
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct GroupKey {
     /// The `EgressGateway`.
     pub gateway: GatewayName,
     /// `Outbound::Announcer`: the one node that sends.
     pub only: Option<NodeName>,
-    /// The neighbour of these gateways that its packets go to; `None`: they leave with an egress address.
+    /// Next hop of the packets, on the gateways' network; `None`: packets leave with an egress address.
     #[serde(default)]
     pub next_hop: Option<IpAddr>,
 }

@@ -19,7 +19,7 @@ pub enum Kind {
     Pod,
     Service,
     EndpointSlice,
-    /// `StaticEgressIP` of `staticegressips.nirmata.io` (a front-end: named here, known to nothing in this crate).
+    /// `StaticEgressIP` of `staticegressips.nirmata.io` (a front-end: only named here, not interpreted by this crate).
     NirmataStaticEgressIP,
     /// `StaticEgressIP` of `staticegressips.io` (front-end).
     StaticEgressIP,
@@ -29,7 +29,7 @@ pub enum Kind {
     MapperVip,
     /// `EgressMapper` of `egress.mapper.com` (front-end).
     MapperSettings,
-    /// `IPPool` of Calico (a network plugin: named here, known to nothing in this crate).
+    /// `IPPool` of Calico (a network plugin: only named here, not interpreted by this crate).
     CalicoIPPool,
     /// `CiliumNode` (network plugin).
     CiliumNode,
@@ -45,7 +45,7 @@ pub enum Kind {
     File,
 }
 
-/// One object, as a person names it: `Egress default/my-app`.
+/// Reference to one object, displayed as `Egress default/my-app`.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct ObjectRef {

@@ -1,4 +1,4 @@
-//! Machines on a segment, as far as they can be told apart.
+//! Machines on a network segment, identified by hardware address.
 
 use serde::{Deserialize, Serialize};
 use std::fmt;
@@ -31,7 +31,7 @@ impl TryFrom<String> for MacAddress {
     }
 }
 
-/// Text that is no hardware address.
+/// Parse error: the text is no hardware address.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("six bytes in hexadecimal with colons between are a hardware address")]
 pub struct NoMacAddress;
@@ -54,13 +54,13 @@ impl FromStr for MacAddress {
     }
 }
 
-/// A machine that answers for an address which is not its own.
+/// Another machine that answers ARP or ND for an egress address.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct AddressClaim {
     /// Its hardware address.
     pub mac: MacAddress,
-    /// Seconds since the Unix epoch at which it was first heard.
+    /// Seconds since the Unix epoch at which its first answer was received.
     pub since_secs: i64,
 }
 
@@ -70,7 +70,8 @@ impl fmt::Display for AddressClaim {
     }
 }
 
-/// Seconds since the Unix epoch as RFC 3339 has them (days to date: "chrono-compatible low-level date algorithms", H. Hinnant).
+/// RFC 3339 text of seconds since the Unix epoch (days to date: "chrono-compatible low-level date algorithms", H.
+/// Hinnant).
 fn utc(secs: i64) -> String {
     let (days, second) = (secs.div_euclid(86_400) + 719_468, secs.rem_euclid(86_400));
     let (era, day_of_era) = (days.div_euclid(146_097), days.rem_euclid(146_097));

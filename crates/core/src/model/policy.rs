@@ -8,22 +8,22 @@ use std::collections::BTreeSet;
 use std::fmt;
 use std::net::IpAddr;
 
-/// Which namespaces something reaches.
+/// A set of namespaces.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Namespaces {
     /// Every namespace.
     All,
-    /// These.
+    /// Namespaces with these names.
     Names(BTreeSet<String>),
-    /// Those whose labels match.
+    /// Namespaces whose labels match.
     Labels(LabelSelector),
 }
 
-/// What pods can belong to.
+/// Kinds of workload that `Selection::Workload` can name.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[allow(missing_docs)]
 pub enum WorkloadKind {
-    /// The pod of that name itself.
+    /// A single pod, by its name.
     Pod,
     Deployment,
     ReplicaSet,
@@ -52,12 +52,12 @@ impl fmt::Display for WorkloadKind {
     }
 }
 
-/// Which pods a policy selects.
+/// Pods that a policy selects.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Selection {
     /// Pods by labels. An empty selector selects every pod of the namespaces.
     Labels {
-        /// Namespaces whose pods are looked at.
+        /// Namespaces of the pods.
         namespaces: Namespaces,
         /// Labels of the pods.
         pods: LabelSelector,
@@ -75,7 +75,7 @@ pub enum Selection {
     Workload {
         /// Namespace of the workload.
         namespace: String,
-        /// One of [`WorkloadKind::ALL`], by its name.
+        /// Kind of the workload, one of [`WorkloadKind::ALL`].
         kind: WorkloadKind,
         /// Its name.
         name: String,
@@ -84,12 +84,12 @@ pub enum Selection {
     Addresses(Vec<IpNet>),
 }
 
-/// Which egress address a policy uses.
+/// Egress address that a policy requests.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum AddressRequest {
-    /// These; a pod is paired to one per family (RFC 4787 REQ-2).
+    /// These addresses; a pod is paired to one per family (RFC 4787 REQ-2).
     Fixed(Vec<IpAddr>),
-    /// One per family out of this pool, chosen by the controller.
+    /// One per family from this pool, chosen by the controller.
     Pool(PoolName),
 }
 
@@ -114,45 +114,46 @@ pub struct PortMatch {
     pub last: u16,
 }
 
-/// Where to: a prefix without its exceptions, on all protocols and ports or on some.
+/// A destination: a prefix without its exceptions, on all protocols and ports or on some.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct Destination {
     /// Prefix, host bits cleared.
     pub cidr: IpNet,
-    /// Prefixes inside `cidr` that are not meant.
+    /// Prefixes inside `cidr` that are excluded.
     pub except: Vec<IpNet>,
     /// Empty: every protocol and port.
     pub ports: Vec<PortMatch>,
 }
 
-/// What happens to selected traffic while its address cannot be used.
+/// Handling of selected traffic while its egress address cannot be used.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub enum WhenUnavailable {
-    /// It is dropped.
+    /// The traffic is dropped.
     #[default]
     Drop,
-    /// It leaves with the node's address, if the pool consents.
+    /// The traffic leaves with the node's address, if the pool consents.
     NodeAddress,
 }
 
-/// Where the source address is translated.
+/// Place where the source address is translated.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Translation {
     /// At the pod's node, inside leased port ranges.
     #[default]
     Leased,
-    /// To no address of ours: packets go to this neighbour of the gateways, with the source that the gateway's kernel
-    /// selects for reaching it. `addresses` is empty then.
+    /// No translation by Egret: packets go to this next hop on the gateways' network, with the source that the
+    /// gateway's kernel selects for it. `addresses` is empty then.
     None {
-        /// The neighbour.
+        /// The next hop.
         next_hop: IpAddr,
     },
 }
 
-/// An egress policy: `Egress`, `ClusterEgress` or what a front-end made of its own object.
+/// An egress policy: `Egress`, `ClusterEgress`, or translated from an earlier system's object by a front-end.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Policy {
-    /// The object it came from. `Kind::ClusterEgress` comes before `Kind::Egress` unless `overridable`.
+    /// The object that the policy was read from. `Kind::ClusterEgress` ranks before `Kind::Egress` unless
+    /// `overridable`.
     pub object: ObjectRef,
     /// Its uid.
     pub uid: String,
@@ -164,19 +165,19 @@ pub struct Policy {
     pub overridable: bool,
     /// Higher wins.
     pub priority: i32,
-    /// Pods.
+    /// Selected pods.
     pub selection: Selection,
-    /// Address.
+    /// Requested egress address.
     pub addresses: AddressRequest,
-    /// What the controller gave it out of its pool before (`status.addresses`): it keeps that, and agents, which see
-    /// no records of other nodes, learn it here. Not looked at where `addresses` is `Fixed`.
+    /// Addresses that the controller allocated from the pool (`status.addresses`). The controller reuses them. Agents,
+    /// which see no records of other nodes, read them here. Ignored where `addresses` is `Fixed`.
     #[serde(default)]
     pub assigned: Vec<IpAddr>,
-    /// Destinations; `None` is everything outside the cluster.
+    /// Destinations; `None`: everything outside the cluster.
     pub destinations: Option<Vec<Destination>>,
-    /// Gateway; `None` is the default one or the only one.
+    /// Gateway; `None`: the default one, or the only one.
     pub gateway: Option<GatewayName>,
-    /// What to do while the address cannot be used.
+    /// Handling of traffic while the address cannot be used.
     pub when_unavailable: WhenUnavailable,
     /// Where translation happens.
     pub translation: Translation,
@@ -202,7 +203,7 @@ impl Policy {
         }
     }
 
-    /// Where its packets go instead of leaving with an egress address.
+    /// Next hop of the policy's packets, if they do not leave with an egress address.
     pub fn next_hop(&self) -> Option<IpAddr> {
         match self.translation {
             Translation::None { next_hop } => Some(next_hop),

@@ -16,8 +16,8 @@ pub struct Pool {
     pub ranges: Vec<(IpAddr, IpAddr)>,
     /// Gateway of its addresses.
     pub gateway: Option<GatewayName>,
-    /// Who may use it.
+    /// Namespaces that may use the pool.
     pub namespaces: Namespaces,
-    /// Consents to `whenUnavailable: NodeAddress`.
+    /// Permits `whenUnavailable: NodeAddress`.
     pub allow_node_address: bool,
 }

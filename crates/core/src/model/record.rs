@@ -1,4 +1,4 @@
-//! What Egret itself wrote down: `EgressAddress` (who may use which ports) and `EgressNode`, and the snapshot of it all.
+//! Records that Egret writes: `EgressAddress` (leases of an address) and `EgressNode`; and the snapshot of all objects.
 
 use super::cluster::{Namespace, Node, NodeName, Pod, Service};
 use super::gateway::Gateway;
@@ -14,7 +14,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::net::IpAddr;
 
-/// Inclusive range of source ports (or ICMP echo ids); first is a multiple of 64, last is one less than one.
+/// Inclusive range of source ports (or ICMP echo ids) made of whole port blocks: `first` and `last + 1` are multiples
+/// of 64.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct PortRange {
@@ -30,21 +31,21 @@ impl fmt::Display for PortRange {
     }
 }
 
-/// Where a lease is in its life (`reference/nat-behaviour.md` R1 to R4).
+/// State of a lease in its life cycle (`reference/nat-behaviour.md` R1 to R4).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub enum LeaseState {
-    /// Written; gateways may not all know it yet.
+    /// Written; some gateways may not have it yet.
     Granted,
     /// Every live gateway has it.
     Active,
-    /// The worker must stop using it; flows that exist end.
+    /// The worker must stop using it; existing flows end.
     Draining,
-    /// Nobody's; rests until `since` plus hold-down.
+    /// Used by no worker; leased again after `since` plus hold-down.
     HoldDown,
 }
 
-/// What one worker may use of one address.
+/// Ports of one address that one worker may use.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct Lease {
@@ -52,11 +53,11 @@ pub struct Lease {
     pub node: NodeName,
     /// Its ranges, sorted, disjoint.
     pub ranges: Vec<PortRange>,
-    /// Raised with every change of any lease in the cluster: the steering version that includes it.
+    /// Incremented with every change of any lease in the cluster: the first steering version that includes this lease.
     pub epoch: u64,
-    /// Where it is in its life.
+    /// State in its life cycle.
     pub state: LeaseState,
-    /// Seconds since the epoch at which it came into this state.
+    /// Seconds since the epoch at which it entered this state.
     pub since_secs: i64,
 }
 
@@ -68,15 +69,15 @@ pub struct AddressRecord {
     pub address: IpAddr,
     /// The gateway group that serves it.
     pub gateway: GatewayName,
-    /// The highest epoch of its leases, ever.
+    /// Highest epoch that its leases ever had.
     pub epoch: u64,
     /// The leases, at most one that is Granted or Active per worker.
     pub leases: Vec<Lease>,
-    /// For compare-and-swap: the store's version of this object.
+    /// Version of the object in the store, for compare-and-swap.
     pub resource_version: u64,
 }
 
-/// One grant, as the worker sees it.
+/// A lease, as the worker sees it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct Grant {
@@ -84,45 +85,45 @@ pub struct Grant {
     pub address: IpAddr,
     /// Gateway group.
     pub gateway: GatewayName,
-    /// Ranges.
+    /// Granted port ranges.
     pub ranges: Vec<PortRange>,
-    /// The steering version a gateway must have before these ranges may be used.
+    /// Steering version that a gateway must have before these ranges may be used.
     pub epoch: u64,
 }
 
-/// How many pods of a policy an agent has programmed.
+/// Number of pods of a policy that an agent has programmed.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Programmed {
     /// The policy.
     pub policy: super::ObjectRef,
-    /// The generation that is programmed.
+    /// Generation of the policy that is programmed.
     pub generation: i64,
-    /// Pods of it that are programmed and can use their lease.
+    /// Programmed pods that can use their lease.
     pub pods: u32,
 }
 
-/// An `EgressNode`: what controller and agent of one node tell each other.
+/// An `EgressNode`: grants from the controller, reports from the node's agent.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct NodeRecord {
     /// The node.
     pub node: NodeName,
-    /// 1..=`TUNNEL_INDEX_MAX`, unique, never changed.
+    /// Number of the node in the tunnel: 1..=`TUNNEL_INDEX_MAX`, unique, never changed.
     pub tunnel_index: u16,
     /// Grants, written by the controller.
     pub grants: Vec<Grant>,
-    /// Addresses of pods that no Node names, of the whole cluster; written by the controller, into the records of
+    /// Pod addresses of the whole cluster that no Node names. The controller writes them into the records of
     /// `POD_PREFIX_RECORDS` gateway nodes.
     #[serde(default)]
     pub pod_prefixes: BTreeSet<IpNet>,
-    /// Underlay addresses that the agent found; empty until it ran.
+    /// Underlay addresses that the agent found; empty before its first report.
     pub underlay_addresses: Vec<IpAddr>,
     /// Addresses of the external device with their prefix, on gateways; not link-local ones.
     pub external_addresses: BTreeSet<IpNet>,
-    /// Neighbours that this gateway carries packets to, of those that policies name as next hop.
+    /// Next hops named by policies that this gateway forwards to.
     #[serde(default)]
     pub next_hops: BTreeSet<IpAddr>,
-    /// Its external device has carrier, and by its own measurement no way out: other gateways judge by it whether they do
-    /// better. Whether it serves is what probes say.
+    /// The external device has carrier, and nothing behind it answers this gateway. Other gateways compare it with
+    /// their own measurement. Liveness of the gateway is decided by probes alone.
     #[serde(default)]
     pub uplink_lost: bool,
     /// Highest epoch such that the agent's gateway has applied every lease up to it (0 on pure workers).
@@ -131,33 +132,34 @@ pub struct NodeRecord {
     pub announcing: BTreeSet<IpAddr>,
     /// Source ports in use by address; an address stays listed until the worker has drained it.
     pub demand: BTreeMap<IpAddr, u32>,
-    /// Destinations towards which every leased port of an address is in use, by address; none is left out.
+    /// Number of destinations towards which every leased port is in use, by address; complete.
     pub full_destinations: BTreeMap<IpAddr, u32>,
-    /// What the agent has programmed.
+    /// Policies that the agent has programmed.
     pub programmed: Vec<Programmed>,
-    /// `ebpf` or `nftables`, on gateways that have one.
+    /// `ebpf` or `nftables`, on gateways with a data path.
     pub datapath: Option<String>,
-    /// What its kernel and agent can do.
+    /// Capabilities of its kernel and agent.
     #[serde(default)]
     pub capabilities: BTreeSet<String>,
-    /// Addresses of the node's devices with their prefix: not link-local ones, not those of pods or of the tunnel.
+    /// Addresses of the node's devices with their prefix, without link-local ones and those of pods or the tunnel.
     #[serde(default)]
     pub node_addresses: BTreeSet<IpNet>,
-    /// Routers around the node that are no nodes of the cluster: next hops of its routes, and neighbours that say so.
+    /// Routers around the node that are not nodes of the cluster: next hops of its routes, and neighbours marked as
+    /// routers (`NTF_ROUTER`).
     #[serde(default)]
     pub routers: BTreeSet<IpAddr>,
-    /// Hardware address of the external device, on gateways: what they announce is not another machine's.
+    /// Hardware address of the external device, on gateways: its announcements are no conflict.
     #[serde(default)]
     pub external_mac: Option<MacAddress>,
-    /// Egress addresses that another machine answers for, as this gateway hears on its external segment.
+    /// Egress addresses that another machine answers for, as this gateway observes on its external segment.
     #[serde(default)]
     pub conflicts: BTreeMap<IpAddr, AddressClaim>,
-    /// For compare-and-swap.
+    /// Version of the object in the store, for compare-and-swap.
     pub resource_version: u64,
 }
 
 impl NodeRecord {
-    /// Of a node that nobody has said anything of.
+    /// An empty record, as for a node without any report or grant.
     pub fn new(node: NodeName) -> Self {
         Self {
             node,
@@ -184,19 +186,22 @@ impl NodeRecord {
     }
 }
 
-/// Records that are there and cannot be read. What they name is taken: the controller leaves them as they are, and plans
-/// nothing anew in their place.
+/// Records that exist and cannot be read. Addresses and indexes in them count as taken: the controller does not change
+/// the records and does not replace them.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Unreadable {
-    /// Addresses of such `EgressAddress`es. [`Snapshot::addresses`] has them with those leases that can be read.
+    /// Addresses of unreadable `EgressAddress`es. [`Snapshot::addresses`] contains them with those leases that can be
+    /// read.
     pub addresses: BTreeSet<IpAddr>,
-    /// Nodes of such `EgressNode`s, by their spec. [`Snapshot::node_records`] has them if their tunnel index can be read.
+    /// Nodes of unreadable `EgressNode`s, by their spec. [`Snapshot::node_records`] contains them if their tunnel index
+    /// can be read.
     pub nodes: BTreeSet<NodeName>,
-    /// Nodes whose agents' report of the ports in use cannot be read: nobody knows what is drained there.
+    /// Nodes whose report of ports in use cannot be read: it is unknown whether their leases are drained.
     pub demand: BTreeSet<NodeName>,
 }
 
-/// Everything, at one moment. Keys are names, so that order never depends on hashing. Copies share what is the same in both.
+/// All validated objects at one moment. Keys are names, so that order never depends on hashing. Copies share equal
+/// values.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Snapshot {
     /// Settings of the installation.
@@ -217,20 +222,20 @@ pub struct Snapshot {
     pub services: SharedMap<(String, String), Service>,
     /// Endpoint addresses of `default/kubernetes`: never egress destinations.
     pub api_server: BTreeSet<IpAddr>,
-    /// Prefixes that network plugins publish as those of pods, beside `Node::pod_cidrs`.
+    /// Pod prefixes that network plugins publish, beside `Node::pod_cidrs`.
     #[serde(default)]
     pub pod_prefixes: BTreeSet<IpNet>,
-    /// What the controller wrote down.
+    /// Address records, written by the controller.
     pub addresses: SharedMap<IpAddr, AddressRecord>,
-    /// What controller and agents wrote down.
+    /// Node records, written by controller and agents.
     pub node_records: SharedMap<NodeName, NodeRecord>,
-    /// What of both cannot be read.
+    /// Records of both kinds that cannot be read.
     #[serde(default)]
     pub unreadable: Unreadable,
 }
 
 impl Snapshot {
-    /// No objects.
+    /// A snapshot without objects.
     pub fn empty(settings: Settings) -> Self {
         Snapshot {
             settings,

@@ -14,12 +14,12 @@ pub enum UnpooledAddresses {
 /// Settings of the installation that planning depends on.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Settings {
-    /// Addresses in no pool.
+    /// Whether addresses in no pool may be used.
     pub unpooled_addresses: UnpooledAddresses,
-    /// Destinations that are never egress traffic, beside those found by themselves.
+    /// Destinations that are never egress traffic, beside those that Egret finds itself.
     pub never_destinations: Vec<IpNet>,
-    /// Service address ranges of the cluster, as far as they are known.
+    /// Service address ranges of the cluster, where known.
     pub service_cidrs: Vec<IpNet>,
-    /// Seconds a released range rests.
+    /// Hold-down in seconds: how long a released range is not leased again.
     pub hold_down_secs: u64,
 }

@@ -1,4 +1,4 @@
-//! Objects by key, whose copies share what is the same in both.
+//! Objects by key; copies of a map share equal entries.
 //!
 //! ```text
 //!  SharedMap -- Arc --> [ chunk, chunk, chunk, ... ]       sorted; at most CHUNK_MAX entries each
@@ -7,9 +7,9 @@
 //!                     [ (key, Arc<value>), ... ]
 //! ```
 //!
-//! A copy costs one pointer. A change of a copy costs one chunk and the list of chunks, and comparing two copies costs the
-//! chunks that differ, however many objects there are (P10). What it says is a sorted map of values and nothing else:
-//! equality, order and serialised form are those of a `BTreeMap`.
+//! Copying a map costs one pointer. Changing a copy costs one chunk and the list of chunks. Comparing two copies costs
+//! the chunks that differ, however many objects there are (P10). Equality, order and serialised form are those of a
+//! `BTreeMap`.
 
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use std::borrow::Borrow;
@@ -18,20 +18,21 @@ use std::fmt;
 use std::ops::{Deref, DerefMut, Index};
 use std::sync::Arc;
 
-/// Most entries of one chunk: what one change copies. The list of chunks of 100,000 objects is copied as fast.
+/// Maximum number of entries of one chunk, which one change copies. The list of chunks of 100,000 objects is copied as
+/// fast.
 const CHUNK_MAX: usize = 64;
 
 type Chunk<K, V> = Arc<Vec<(K, Arc<V>)>>;
 
 /// A sorted map, cheap to copy and to compare with its copies.
 pub struct SharedMap<K, V> {
-    /// Never an empty chunk.
+    /// No chunk is empty.
     chunks: Arc<Vec<Chunk<K, V>>>,
     len: usize,
 }
 
 impl<K, V> SharedMap<K, V> {
-    /// No objects.
+    /// An empty map.
     pub fn new() -> Self {
         Self {
             chunks: Arc::new(Vec::new()),
@@ -39,12 +40,12 @@ impl<K, V> SharedMap<K, V> {
         }
     }
 
-    /// How many there are.
+    /// Number of objects.
     pub fn len(&self) -> usize {
         self.len
     }
 
-    /// Whether there are none.
+    /// Whether the map is empty.
     pub fn is_empty(&self) -> bool {
         self.len == 0
     }
@@ -67,15 +68,15 @@ impl<K, V> SharedMap<K, V> {
         self.iter().map(|(_, value)| value)
     }
 
-    /// Takes everything out.
+    /// Removes every object.
     pub fn clear(&mut self) {
         *self = Self::new();
     }
 }
 
 impl<K: Ord, V> SharedMap<K, V> {
-    /// Where the key is, or where it would have to go: chunk, and position in it. The chunk is the last whose first key
-    /// is not behind the key, or the first of all.
+    /// Position of the key, or position at which to insert it: chunk, and index in it. The chunk is the last whose
+    /// first key is not greater than the key, or the first of all.
     fn find<Q>(&self, key: &Q) -> Result<(usize, usize), (usize, usize)>
     where
         K: Borrow<Q>,
@@ -101,7 +102,7 @@ impl<K: Ord, V> SharedMap<K, V> {
         self.get_shared(key).map(Arc::as_ref)
     }
 
-    /// The object of this key, to be shared.
+    /// The object of this key, as shared pointer.
     pub fn get_shared<Q>(&self, key: &Q) -> Option<&Arc<V>>
     where
         K: Borrow<Q>,
@@ -122,7 +123,7 @@ impl<K: Ord, V> SharedMap<K, V> {
         Some((key, value))
     }
 
-    /// Whether there is one of this key.
+    /// Whether an object of this key exists.
     pub fn contains_key<Q>(&self, key: &Q) -> bool
     where
         K: Borrow<Q>,
@@ -133,7 +134,7 @@ impl<K: Ord, V> SharedMap<K, V> {
 }
 
 impl<K: Ord + Clone, V> SharedMap<K, V> {
-    /// Puts an object in the place of the one that is there; gives that back.
+    /// Inserts or replaces an object; returns the previous one.
     pub fn insert(&mut self, key: K, value: impl Into<Arc<V>>) -> Option<Arc<V>> {
         let value = value.into();
         let found = self.find(&key);
@@ -149,7 +150,7 @@ impl<K: Ord + Clone, V> SharedMap<K, V> {
         let is_last = at + 1 >= chunks.len();
         match chunks.get_mut(at) {
             None => chunks.push(Arc::new(vec![(key, value)])),
-            // In order, as lists come: full chunks.
+            // Appending in order, as lists arrive: leave chunks full.
             Some(full) if full.len() >= CHUNK_MAX && is_last && position == full.len() => {
                 chunks.push(Arc::new(vec![(key, value)]));
             }
@@ -165,7 +166,7 @@ impl<K: Ord + Clone, V> SharedMap<K, V> {
         None
     }
 
-    /// Takes an object out.
+    /// Removes an object and returns it.
     pub fn remove<Q>(&mut self, key: &Q) -> Option<Arc<V>>
     where
         K: Borrow<Q>,
@@ -175,7 +176,7 @@ impl<K: Ord + Clone, V> SharedMap<K, V> {
         self.len -= 1;
         let chunks = Arc::make_mut(&mut self.chunks);
         let (_, value) = Arc::make_mut(&mut chunks[at]).remove(position);
-        // Small neighbours become one, so that coming and going leaves no crumbs.
+        // Merge small neighbours, so that inserting and removing leaves no small chunks.
         let with_next = |at: usize| chunks.get(at + 1).map(|next| chunks[at].len() + next.len());
         if chunks[at].is_empty() {
             chunks.remove(at);
@@ -186,7 +187,7 @@ impl<K: Ord + Clone, V> SharedMap<K, V> {
         Some(value)
     }
 
-    /// Keeps those for which `keep` says so.
+    /// Removes the objects for which `keep` returns false.
     pub fn retain(&mut self, mut keep: impl FnMut(&K, &V) -> bool) {
         let all = self.chunks.iter().flat_map(|chunk| chunk.iter());
         *self = all
@@ -197,7 +198,7 @@ impl<K: Ord + Clone, V> SharedMap<K, V> {
 }
 
 impl<K: Ord + Clone, V: Clone> SharedMap<K, V> {
-    /// An object, to change it here and in no copy.
+    /// Mutable access to an object; copies of the map are not affected.
     pub fn get_mut<Q>(&mut self, key: &Q) -> Option<&mut V>
     where
         K: Borrow<Q>,
@@ -208,7 +209,7 @@ impl<K: Ord + Clone, V: Clone> SharedMap<K, V> {
         Some(Arc::make_mut(&mut Arc::make_mut(chunk)[position].1))
     }
 
-    /// Every object, to change it here and in no copy.
+    /// Mutable access to every object; copies of the map are not affected.
     pub fn values_mut(&mut self) -> impl Iterator<Item = &mut V> {
         let chunks = Arc::make_mut(&mut self.chunks).iter_mut();
         let entries = chunks.flat_map(|chunk| Arc::make_mut(chunk).iter_mut());
@@ -217,8 +218,8 @@ impl<K: Ord + Clone, V: Clone> SharedMap<K, V> {
 }
 
 impl<K: Ord, V: PartialEq> SharedMap<K, V> {
-    /// Calls `found` with every key whose object is another in `newer`, in order, and with that; `None` if it is gone.
-    /// What both share is not looked at.
+    /// Calls `found`, in order of keys, with every key whose object differs and with its object in `newer`; `None` if
+    /// it was removed. Shared chunks are not compared.
     pub fn differences<'a>(
         &'a self,
         newer: &'a Self,
@@ -264,7 +265,7 @@ impl<K: Ord, V: PartialEq> SharedMap<K, V> {
     }
 }
 
-/// A place between the entries.
+/// A position between entries.
 struct Cursor<'a, K, V> {
     chunks: &'a [Chunk<K, V>],
     position: usize,
@@ -298,7 +299,7 @@ impl<'a, K, V> Cursor<'a, K, V> {
         self.position = 0;
     }
 
-    /// Whether both stood before one and the same chunk; they stand behind it then.
+    /// Skips the chunk that both cursors stand before if it is the same; returns whether it was.
     fn skip_shared(&mut self, other: &mut Self) -> bool {
         let (Some(own), Some(theirs)) = (self.chunks.first(), other.chunks.first()) else {
             return false;
@@ -428,7 +429,7 @@ where
     }
 }
 
-/// A list, cheap to copy; a change of a copy copies the list.
+/// A list that is cheap to copy; changing a copy copies the list.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct List<T>(Arc<Vec<T>>);
 

@@ -1,4 +1,4 @@
-//! Which canaries a node sends: one path for each gateway group and family, by a few ports of a lease of its own.
+//! Canaries of a node: one path per gateway group and family, with a few ports of one of the node's leases.
 
 use super::cluster::Me;
 use super::{
@@ -16,31 +16,31 @@ use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
-/// What a gateway says that turns canaries round.
+/// Capability of gateways that return canaries.
 pub const CANARY_CAPABILITY: &str = "canary";
 
-/// One way that canaries measure.
+/// One path that canaries measure.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct CanaryPath {
     /// The gateway group.
     pub group: GroupKey,
-    /// The egress address, and so the family.
+    /// The egress address, which determines the family.
     pub egress: IpAddr,
     /// Source of the packets.
     pub source: IpAddr,
-    /// Their destination, which the gateway's program knows.
+    /// Destination of the packets, known to the gateway's program.
     pub destination: IpAddr,
-    /// How far they go.
+    /// Where the canaries end.
     pub end: CanaryEnd,
 }
 
-/// How far canaries of a path go.
+/// Where canaries of a path end.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub enum CanaryEnd {
-    /// A gateway turns them round, and they come back.
+    /// At a gateway, which returns them to the node.
     Gateway,
-    /// The guard of this node takes them out behind everybody's hooks: beyond it they would be seen outside. So for a
-    /// node that is its own gateway, and for gateways that turn none round.
+    /// At the guard of this node, which consumes them after all other hooks: beyond it they would be visible outside.
+    /// For a node that is its own gateway, and for gateways that return no canaries.
     Guard,
 }
 
@@ -52,7 +52,7 @@ pub fn is_canary_destination(address: IpAddr) -> bool {
     }
 }
 
-/// Where canaries of a group go to.
+/// Destination of a group's canaries.
 fn destination(number: GroupNumber, v4: bool) -> IpAddr {
     if v4 {
         let [a, b, c, _] = CANARY_DESTINATION_V4.octets();
@@ -63,8 +63,8 @@ fn destination(number: GroupNumber, v4: bool) -> IpAddr {
     Ipv6Addr::from(octets).into()
 }
 
-/// An address that firewalls take for a pod's and no pod gets: of IPv4 the first of the node's pod CIDR, which is none of
-/// a host's in a subnet, of IPv6 the last.
+/// An address that firewalls treat as a pod's and that no pod gets: for IPv4 the first of the node's pod CIDR, which no
+/// host in a subnet has, for IPv6 the last.
 fn source(me: &Me<'_>, own_pods: &BTreeSet<IpAddr>, v4: bool) -> IpAddr {
     let of_family = |cidr: &&IpNet| cidr.addr().is_ipv4() == v4;
     let cidr = me.node.pod_cidrs.iter().find(of_family);
@@ -155,12 +155,12 @@ pub(super) fn add<'a>(
     paths
 }
 
-/// How far canaries of a group get; `None` where there is no way for them.
+/// Where canaries of a group end; `None` where they have no route.
 fn end(snapshot: &Snapshot, facts: &NodeFacts, group: &Group, v4: bool) -> Option<CanaryEnd> {
     let members = match group {
         Group::Tunnel(members) => members,
-        // Their destination is in no network: they take the way of pods' packets only where that is the way to the rest
-        // of the world.
+        // Their destination is in no network, so they take the route of pods' packets only where the external device
+        // has the default route.
         Group::Local { .. } => {
             let external = facts.external.as_ref()?;
             return external.leads_out[usize::from(!v4)].then_some(CanaryEnd::Guard);
@@ -179,7 +179,7 @@ fn end(snapshot: &Snapshot, facts: &NodeFacts, group: &Group, v4: bool) -> Optio
     })
 }
 
-/// A target of the group whose lease has room, and the last ports of its largest range.
+/// A target of the group whose lease is large enough, and the last ports of its largest range.
 fn lease(worker: &WorkerState, number: GroupNumber, v4: bool) -> Option<(TargetId, PortRange)> {
     let ports = |range: &PortRange| u32::from(range.last) - u32::from(range.first) + 1;
     let mut targets = worker.targets.iter();

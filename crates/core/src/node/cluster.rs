@@ -1,4 +1,4 @@
-//! What a node needs to know of the rest of the cluster.
+//! Facts about the rest of the cluster that a node's state depends on.
 
 use super::pod_addresses;
 use super::{NodeFacts, NodeReport, NotYet, Peer, ReportKind, TunnelIndex};
@@ -39,9 +39,9 @@ impl<'a> Me<'a> {
     }
 }
 
-/// Underlay address of another node, of the family that our tunnel runs on.
+/// Underlay address of another node, in the family of this node's tunnel.
 pub(super) fn underlay(snapshot: &Snapshot, name: &NodeName, like: IpAddr) -> Option<IpAddr> {
-    // A node that is gone from the cluster may still run and end its connections.
+    // A node that was removed from the cluster may still run and have connections to end.
     let own = snapshot
         .nodes
         .get(name)
@@ -64,7 +64,7 @@ pub(super) fn tunnel_nodes(
     })
 }
 
-/// Nodes of any gateway.
+/// Nodes of all gateways.
 pub(super) fn all_gateway_nodes(snapshot: &Snapshot) -> BTreeSet<&NodeName> {
     snapshot
         .gateways
@@ -96,7 +96,7 @@ pub(super) fn peers(
         .collect()
 }
 
-/// MTU inside the tunnel: what the underlay leaves, and no more than any gateway asks for.
+/// MTU inside the tunnel: what the underlay leaves, at most the smallest limit of the gateways.
 pub(super) fn tunnel_mtu(snapshot: &Snapshot, facts: &NodeFacts, underlay: IpAddr) -> u32 {
     let overhead = if underlay.is_ipv4() {
         TUNNEL_OVERHEAD_V4_BYTES
@@ -116,7 +116,7 @@ fn host(address: IpAddr) -> IpNet {
     IpNet::from(address)
 }
 
-/// Destinations that are no egress traffic in any network: this host, this link, many at once.
+/// Destinations that are not egress traffic in any network: this host, link-local, multicast and broadcast.
 pub fn never_anywhere() -> Vec<IpNet> {
     let v4 = |a, b, prefix| IpNet::V4(Ipv4Net::new_assert(Ipv4Addr::new(a, b, 0, 0), prefix));
     let v6 = |first, last, prefix| {
@@ -137,7 +137,7 @@ pub fn never_anywhere() -> Vec<IpNet> {
     ]
 }
 
-/// Destinations that are no egress traffic whatever policies say: joined, so disjoint.
+/// Destinations that are not egress traffic whatever policies say; aggregated, so disjoint.
 pub(super) fn never<'a>(
     snapshot: &Snapshot,
     facts: &NodeFacts,
@@ -158,7 +158,7 @@ pub(super) fn never<'a>(
         .flat_map(|s| &s.cluster_addresses);
     all.extend(services.copied().map(host));
     all.extend(snapshot.api_server.iter().copied().map(host));
-    // What agents have found at nodes and no Node object names: VIPs, second networks, loopbacks.
+    // Addresses that agents found at nodes and no Node object names: VIPs, second networks, loopbacks.
     for record in snapshot.node_records.values() {
         let Some(node) = snapshot.nodes.get(&record.node) else {
             continue;
@@ -171,7 +171,7 @@ pub(super) fn never<'a>(
     IpNet::aggregate(&all).into_iter().collect()
 }
 
-/// Which addresses are nobody's, where their packets are to be dropped.
+/// Addresses of unknown pods, if their packets are to be dropped.
 pub(super) fn unknown<'a>(
     me: &Me<'_>,
     facts: &NodeFacts,
@@ -199,7 +199,7 @@ pub(super) fn unknown<'a>(
     Some(UnknownPods { cidrs, known })
 }
 
-/// Addresses of this node's pods.
+/// Prefixes and addresses of this node's pods.
 pub(super) fn throw<'a>(node: &Node, pods: impl Iterator<Item = &'a Pod>) -> BTreeSet<IpNet> {
     let mut all = node.pod_cidrs.clone();
     all.extend(pods.flat_map(Pod::own_addresses).copied().map(host));

@@ -1,36 +1,36 @@
-//! When flows that a change of the worker's state takes away from their source have to be ended.
+//! When to end the flows that lose their source by a change of the worker's state.
 
 use super::state::WorkerState;
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
-/// Addresses of pods that do not run, as the CNI tells.
+/// Addresses of pods that do not run, as the CNI plugin reports.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Idle {
-    /// Of pods whose first process waits for the CNI's answer.
+    /// Addresses of pods whose first process waits for the plugin's answer.
     pub starting: BTreeSet<IpAddr>,
-    /// Of pods that have ended. Nobody else gets them before the CNI's answer.
+    /// Addresses of ended pods. No other pod gets them before the plugin's answer.
     pub ended: BTreeSet<IpAddr>,
 }
 
-/// When the flows that a change ends must have ended.
+/// By when the flows that a change ends must have ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Ending {
-    /// It moves no flow.
+    /// The change affects no flow.
     Nothing,
-    /// After the change is in force: only addresses of pods that do not run come or go.
+    /// After the change is in force: only addresses of pods that do not run are added or removed.
     Afterwards,
-    /// As part of the change: pods that run are concerned.
+    /// As part of the change: running pods are affected.
     AtOnce,
 }
 
 impl Ending {
-    /// What the step from one state to the next asks for. New ranges alone move no flow.
+    /// The requirement of the step from one state to the next. New ranges alone affect no flow.
     ///
-    /// An address that comes new has no flow with an egress address: the step that took it from its last pod has ended
-    /// them, or the caller ends them before this step. What else may be there (an unselected pod had it) the guard keeps
-    /// in from the moment of the change, until it is ended. An address that a starting pod takes from another without
-    /// being selected itself has such flows.
+    /// An added address has no flow with an egress address: the step that removed it from its last pod has ended them,
+    /// or the caller ends them before this step. The guard holds back other flows of the address (of an earlier,
+    /// unselected pod) from the moment of the change until they are ended. An address that a starting pod takes over
+    /// without being selected itself has such flows.
     pub fn of(before: &WorkerState, after: &WorkerState, idle: &Idle) -> Self {
         let addresses = |state: &WorkerState| -> BTreeMap<_, _> {
             let targets = state.targets.iter();
@@ -51,7 +51,7 @@ impl Ending {
             let ends = idle.ended.contains(&change.address);
             (change.before.is_none() && starts) || (change.after.is_none() && ends && !starts)
         });
-        // What the pods had that stay is theirs still; what comes or goes besides is that of the pods that do.
+        // Everything that the remaining pods use is unchanged; what is added or removed belongs to the pods that are.
         let kept = before.never == after.never
             && keeps(&before.profiles, &after.profiles)
             && keeps(&targets.0, &targets.1)
@@ -63,7 +63,7 @@ impl Ending {
     }
 }
 
-/// Nothing that is in both has changed.
+/// Whether all entries that are in both maps are equal.
 fn keeps<K: Ord, V: PartialEq>(before: &BTreeMap<K, V>, after: &BTreeMap<K, V>) -> bool {
     let mut both = before
         .iter()
@@ -86,7 +86,7 @@ mod tests {
         text.parse().unwrap()
     }
 
-    /// Pods with the number of their policy, each of which has an address of its own.
+    /// Worker state with these pods, each with the number of its policy, which has an egress address of its own.
     fn state(pods: &[(&str, u64)]) -> WorkerState {
         let mut state = WorkerState::default();
         for (address, number) in pods {
@@ -133,7 +133,7 @@ mod tests {
     #[test]
     fn pods_that_do_not_run_can_wait_for_the_end_of_flows() {
         let (one, two) = ([(FIRST, 1)], [(FIRST, 1), (SECOND, 1)]);
-        // The first and the last pod of a policy bring it and take it along.
+        // The first pod of a policy adds its profile and target, the last one removes them.
         let other = [(FIRST, 1), (SECOND, 2)];
         let starts = idle(&[SECOND], &[]);
         let ended = idle(&[], &[SECOND]);
@@ -158,7 +158,7 @@ mod tests {
         assert_eq!(ending(&two, &to_another_policy, &starts), Ending::AtOnce);
         let to_none = [(FIRST, 1)];
         assert_eq!(ending(&two, &to_none, &starts), Ending::AtOnce);
-        // Taken back, and given to another at once.
+        // Released, and assigned to another pod at once.
         let both = idle(&[SECOND], &[SECOND]);
         assert_eq!(ending(&two, &to_none, &both), Ending::AtOnce);
         assert_eq!(ending(&two, &to_another_policy, &both), Ending::AtOnce);

@@ -1,4 +1,4 @@
-//! What only the node itself knows.
+//! Facts that only the node itself can observe.
 
 use super::ids::{GroupNumber, TunnelIndex};
 use super::path::PathFacts;
@@ -18,81 +18,81 @@ use std::net::IpAddr;
 pub struct External {
     /// Name of the device.
     pub device: String,
-    /// It is up and has carrier, and its gateway has not left its place to others because nothing behind it answers.
+    /// The device is up and has carrier, and its gateway has not withdrawn because nothing behind it answers.
     pub link_up: bool,
-    /// The node sends what is for the rest of the world out of it: IPv4, IPv6.
+    /// Whether the default route of the node uses it: IPv4, IPv6.
     #[serde(default)]
     pub leads_out: [bool; 2],
 }
 
-/// What only the node itself knows. Everything here is an observation; none of it is a wish.
+/// Facts that only the node itself can observe, and settings of its agent.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct NodeFacts {
     /// The external device, on gateways that found one.
     pub external: Option<External>,
     /// MTU of the device that carries the tunnel, bytes.
     pub underlay_mtu: u32,
-    /// Names of the devices with an address in the network of the own underlay address, its own device among them.
+    /// Devices with an address in the network of the node's own underlay address, the device of that address included.
     #[serde(default)]
     pub underlay_devices: BTreeSet<String>,
-    /// Other gateways that answer probes (the liveness machine says so).
+    /// Other gateways that answer probes, from the liveness machine.
     pub live: BTreeSet<NodeName>,
-    /// Gateways that have answered at least once since this agent started, or in what it adopted.
+    /// Gateways that have answered at least once since this agent started, or in adopted state.
     pub ever_live: BTreeSet<NodeName>,
-    /// Every gateway has had the time to answer: until then, silence means nothing. A fresh agent applies no state
-    /// and reports nothing programmed before this: what the kernel has is better than what it knows.
+    /// Every gateway has had time to answer a probe. Before that, missing answers mean nothing: a fresh agent applies
+    /// no state and reports nothing programmed, since the kernel's state is better than its knowledge.
     pub settled: bool,
-    /// Steering version of each gateway in its last answer; kept when the gateway dies.
+    /// Steering version in the last answer of each gateway; stays when the gateway dies.
     pub versions: BTreeMap<NodeName, u64>,
-    /// Addresses that this node announces (the announcer machine says so).
+    /// Addresses that this node announces, from the announcer machine.
     pub announcing: BTreeSet<IpAddr>,
-    /// `NodeOutcome::groups` of the last time, or what was adopted: groups keep their numbers.
+    /// `NodeOutcome::groups` of the last round, or adopted: groups keep their numbers.
     #[serde(with = "crate::pairs")]
     pub previous_groups: BTreeMap<GroupKey, GroupNumber>,
-    /// `NodeOutcome::group_members` of the last time, or what was adopted: for fail static.
+    /// `NodeOutcome::group_members` of the last round, or adopted: for fail static.
     #[serde(with = "crate::pairs")]
     pub last_group_members: BTreeMap<GroupKey, BTreeSet<TunnelIndex>>,
     /// Addresses of every device of the node: never egress destinations.
     pub local_addresses: BTreeSet<IpAddr>,
-    /// Of the addresses of [`super::wanted_next_hops`], those that its kernel reaches without a router between, and that its
+    /// Addresses of [`super::wanted_next_hops`] that this node's kernel reaches without a router between, and that its
     /// gateway can send tunnel packets to.
     #[serde(default)]
     pub attached: BTreeMap<IpAddr, Attachment>,
-    /// How packets of its pods may leave it.
+    /// How packets of its pods can leave the node.
     pub path: PathFacts,
-    /// Index of the device that leads to each address of an own pod, by the pod's uid, where it has one of its own.
+    /// Index of the device of each own pod's address, where it has a device of its own. The key has the pod's uid.
     #[serde(with = "crate::pairs")]
     pub devices: BTreeMap<(IpAddr, String), u32>,
-    /// Addresses of own pods whose device at the node is gone, with the uid of the pod that had it: whatever sends
-    /// from them now is not known to be that pod.
+    /// Addresses of own pods whose device at the node is gone, with the uid of that pod: packets from such an address
+    /// cannot be attributed to the pod any more.
     pub detached: BTreeSet<(IpAddr, String)>,
-    /// What the agent was told to do with packets of pods that the API has not shown yet.
+    /// Setting: handling of packets of pods that the API has not shown yet.
     pub unknown_pods: UnknownPodsPolicy,
-    /// Policy routing rules of others that look at bits of our mark.
+    /// Policy routing rules of others that match bits of our mark.
     #[serde(default)]
     pub foreign_marks: BTreeSet<ForeignMark>,
-    /// Index of the canary device; `None`: nothing is measured.
+    /// Index of the canary device; `None`: canaries are off.
     #[serde(default)]
     pub canary_device: Option<u32>,
-    /// Paths whose canaries did not come back.
+    /// Paths whose canaries do not come back.
     #[serde(default)]
     pub broken_paths: BTreeSet<BrokenPath>,
-    /// Prefixes that the node's own routes lead to as pods'.
+    /// Prefixes that the node's own routes show to be pods'.
     #[serde(default)]
     pub pod_routes: BTreeSet<IpNet>,
-    /// Of [`super::NodeOutcome::uncovered`], those that have been in it for `POD_UNCOVERED_SECS`.
+    /// Addresses that have been in [`super::NodeOutcome::uncovered`] for `POD_UNCOVERED_SECS`.
     #[serde(default)]
     pub uncovered: BTreeSet<IpAddr>,
 }
 
-/// A path whose canaries are lost: what goes by it does not count as programmed.
+/// A path whose canaries are lost. Pods that use it do not count as programmed.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct BrokenPath {
     /// The gateway group.
     pub group: GroupKey,
     /// IPv6 instead of IPv4.
     pub v6: bool,
-    /// What is lost.
+    /// Kinds of canaries that are lost.
     pub kinds: BTreeSet<CanaryKind>,
     /// Where the first of them is lost.
     pub lost: Lost,
@@ -116,7 +116,7 @@ impl fmt::Display for BrokenPath {
     }
 }
 
-/// A policy routing rule of others that looks at bits of our mark.
+/// A policy routing rule of others that matches bits of our mark.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct ForeignMark {
     /// Priority of the rule.
@@ -128,9 +128,9 @@ pub struct ForeignMark {
 }
 
 impl ForeignMark {
-    /// Whether the rule asks for packets with this group number in our bits, or with [`FOREIGN_MARK_BIT`] beside it, as
-    /// marks of others have it while the kernel looks for the way. With such a number our packets could take the way of
-    /// others, and theirs another one than without us.
+    /// Whether the rule matches packets with this group number in our bits, alone or together with
+    /// [`FOREIGN_MARK_BIT`], as packets with others' marks have it during the route look-up. With such a number, our
+    /// packets could take others' routes, and others' packets a different route than without Egret.
     pub fn asks_for(&self, number: GroupNumber) -> bool {
         let ours = u32::from(number) << MARK_SHIFT;
         let matches = |bits: u32| (bits ^ self.mark) & self.mask & MARK_MASK == 0;
@@ -138,40 +138,39 @@ impl ForeignMark {
     }
 }
 
-/// What becomes of a new flow to outside from an address of this node's pod CIDRs that no pod has, as far as the API
-/// has said.
+/// Handling of a new flow to outside from an address in this node's pod CIDRs that no pod has, as far as the API shows.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub enum UnknownPodsPolicy {
-    /// It leaves as the network plugin has it.
+    /// The flow leaves as the network plugin routes it.
     #[default]
     Pass,
-    /// It is dropped.
+    /// The flow is dropped.
     Drop,
 }
 
-/// Which device a gateway node is told to use.
+/// Setting: the external device of a gateway node.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum ExternalChoice {
-    /// The device of the node's default route, or, where none of these addresses is in a network of that device, the
-    /// first one by name that has one of them in its networks.
+    /// The device of the node's default route. If none of these addresses is in a network of that device: the first
+    /// device by name with one of them in its networks.
     Auto(BTreeSet<IpAddr>),
-    /// This one.
+    /// The device of this name.
     Named(String),
 }
 
-/// A device of the node that could be the external one.
+/// A device of the node that could be the external device.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Candidate<'a> {
     /// Its name.
     pub name: &'a str,
-    /// The default route of the node leads to it.
+    /// The default route of the node uses it.
     pub default: bool,
     /// Its addresses with their prefixes.
     pub networks: &'a [IpNet],
 }
 
 impl ExternalChoice {
-    /// Which of the candidates it is, if any.
+    /// The chosen candidate, if there is one.
     pub fn among<'a>(&self, candidates: &[Candidate<'a>]) -> Option<&'a str> {
         let addresses = match self {
             ExternalChoice::Named(name) => {
@@ -185,7 +184,7 @@ impl ExternalChoice {
                 .networks
                 .iter()
                 .flat_map(|net| addresses.iter().map(move |a| (net, a)));
-            // An address alone is no network.
+            // A prefix of a single address is no network.
             pairs.any(|(net, address)| {
                 net.prefix_len() < net.max_prefix_len() && net.contains(address)
             })
@@ -197,21 +196,21 @@ impl ExternalChoice {
     }
 }
 
-/// Why there is no state yet. The agent waits for the next snapshot and leaves the kernel as it is.
+/// Why no state can be made yet. The agent waits for the next snapshot and does not change the kernel.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum NotYet {
     /// The Node object is missing.
     #[error("there is no Node {0}")]
     NoNode(NodeName),
-    /// The controller has not numbered the node.
+    /// The controller has not assigned a tunnel index to the node.
     #[error("EgressNode {0} does not exist yet: the controller gives the node its tunnel index")]
     NoRecord(NodeName),
-    /// The node has no address.
+    /// The node has no underlay address.
     #[error("Node {0} has no address")]
     NoUnderlay(NodeName),
 }
 
-/// Which external device this node must look for; `None` if it is no gateway.
+/// Setting by which this node finds its external device; `None` if it is no gateway.
 pub fn external_choice(snapshot: &Snapshot, node: &NodeName) -> Option<ExternalChoice> {
     let labels = &snapshot.nodes.get(node)?.labels;
     let mine = || {

@@ -1,4 +1,4 @@
-//! The gateway's part: steering tables.
+//! The gateway's part of a node state: steering tables.
 
 use super::cluster::{Me, tunnel_nodes};
 use super::{GatewayState, NodeFacts, NodeReport, Presence, ReportKind, Steering, TunnelIndex};
@@ -42,7 +42,7 @@ pub(super) fn state(
         });
         return None;
     };
-    // A worker whose address nobody knows has never run, and cannot have connections.
+    // A worker without a known address has never run, and cannot have connections.
     let reachable: Vec<(TunnelIndex, &NodeName, IpAddr)> =
         tunnel_nodes(snapshot, me.underlay).collect();
     let indexes: BTreeMap<&NodeName, TunnelIndex> = reachable
@@ -55,8 +55,8 @@ pub(super) fn state(
         let presence = gateway.map_or_else(Presence::default, |g| Presence::of(g.announce));
         let mut table = steering(record, &indexes, presence, facts);
         if !mine.iter().any(|g| g.name == record.gateway) {
-            // Served by gateways that this node is not one of: it is a worker there, and only what comes back to its
-            // own blocks may pass.
+            // Addresses of gateways that this node is not part of: it is a worker there, and only answers to its own
+            // blocks may pass.
             let own = me.record.tunnel_index;
             table.blocks.retain(|_, index| *index == own);
             table.announce = false;
@@ -84,7 +84,8 @@ pub(super) fn state(
     })
 }
 
-/// A block is in the table while its lease is Granted, Active or Draining: as long as the worker may have connections.
+/// Steering table of one address: blocks of Granted, Active and Draining leases, in which the worker may have
+/// connections.
 fn steering(
     record: &AddressRecord,
     indexes: &BTreeMap<&NodeName, TunnelIndex>,
@@ -102,8 +103,8 @@ fn steering(
         };
         for range in &lease.ranges {
             for block in range.first / BLOCK_PORTS..=range.last / BLOCK_PORTS {
-                // Overlapping leases are a fault of the record; the first holder is as good as any, and the same
-                // on every gateway.
+                // Overlapping leases are an error of the record. The first holder gets the block, the same one on every
+                // gateway.
                 blocks.entry(block).or_insert(*index);
             }
         }

@@ -12,25 +12,25 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::rc::Rc;
 
-/// What to look for where no gateway answers a node.
+/// Advice for the case that no gateway answers a node.
 pub(crate) const OPEN_TUNNEL: &str = "see that their agents run, and that host firewalls have UDP 14789 open in both directions, there and here";
 
-/// What an address can be used for now.
+/// How an address can be used now.
 #[derive(Clone, Copy)]
 pub(super) enum Reach {
-    /// By this target; `usable` if new connections get through.
+    /// By this target; `usable`: new connections get through.
     Target { id: TargetId, usable: bool },
-    /// No gateway answers (any more): what the target keeps is the last that was known.
+    /// No gateway answers, or none answers any more; the target has the last known members and ranges.
     Dead(TargetId),
-    /// No group number is left.
+    /// No group number is free.
     NoGroup,
 }
 
-/// How packets of one address leave, before numbers are given.
+/// Route of one address's packets, before numbers are assigned.
 struct GroupRoute {
     key: GroupKey,
     group: Group,
-    /// Highest epoch that everyone who may get a reply knows.
+    /// Highest epoch that all gateways that may receive replies have reached.
     version: u64,
     alive: bool,
 }
@@ -49,7 +49,7 @@ pub(super) struct Groups<'a> {
     pub policies: BTreeMap<TargetId, ObjectRef>,
     pub reports: Vec<NodeReport>,
     known: BTreeMap<(GatewayName, IpAddr, ObjectRef), Reach>,
-    /// Nodes of the gateways asked for so far: finding them looks at every node of the cluster.
+    /// Gateway nodes by gateway, cached: finding them reads every node of the cluster.
     roles: BTreeMap<GatewayName, Rc<BTreeSet<&'a NodeName>>>,
 }
 
@@ -78,8 +78,8 @@ impl<'a> Groups<'a> {
         }
     }
 
-    /// What this address can be used for now, by this gateway and for this policy: each has a target of its own, which
-    /// is where its traffic is counted.
+    /// How this address can be used now, by this gateway and for this policy. Each combination has a target of its own,
+    /// under whose traffic key its packets are counted.
     pub(super) fn reach(
         &mut self,
         gateway: &Gateway,
@@ -133,7 +133,7 @@ impl<'a> Groups<'a> {
         }
     }
 
-    /// Own ranges that every gateway knows which may get a reply.
+    /// Own ranges that every gateway that may receive replies has in its steering table.
     fn usable_ranges(
         &mut self,
         gateway: &Gateway,
@@ -169,13 +169,13 @@ impl<'a> Groups<'a> {
         nodes
     }
 
-    /// Whether this node's own kernel reaches the neighbour.
+    /// Whether this node's own kernel reaches the next hop.
     pub(super) fn has(&self, next_hop: IpAddr) -> bool {
         self.facts.attached.contains_key(&next_hop)
     }
 
-    /// The number of this neighbour of the gateway's nodes, and whether it can be reached; `None` where no number is
-    /// left. Nothing is kept of what was: without a gateway that has it, the pod is told so at once.
+    /// The number of this next hop for the gateway's nodes, and whether it can be reached; `None` where no number is
+    /// free. Not fail static: without an attached gateway that answers, packets are rejected at once.
     pub(super) fn next_hop(
         &mut self,
         gateway: &Gateway,
@@ -227,12 +227,12 @@ impl<'a> Groups<'a> {
         Some((number, reachable))
     }
 
-    /// How packets of this address leave.
+    /// Route of this address's packets.
     fn route(&mut self, gateway: &Gateway, address: IpAddr) -> GroupRoute {
         let nodes = self.nodes(gateway);
         let local =
             nodes.contains(self.me.name) && self.facts.external.as_ref().is_some_and(|e| e.link_up);
-        // A gateway that says version 0 has loaded no table yet: it would drop everything.
+        // A gateway that reports version 0 has loaded no table yet and would drop everything.
         let live: BTreeSet<&NodeName> = nodes
             .iter()
             .copied()
@@ -259,8 +259,8 @@ impl<'a> Groups<'a> {
                     Some(me) if me == self.me.name => (key(Some(me)), self.local()),
                     Some(other) => (key(Some(other)), self.tunnel(std::iter::once(other))),
                     None => {
-                        // Only groups in use are remembered, so the first of them in this order is the one that
-                        // this address had: an earlier one would have been taken.
+                        // Only groups in use are remembered, so the first in this order is the one that this address
+                        // had: an earlier one would have been selected.
                         let members = &self.facts.last_group_members;
                         let remembered =
                             order.iter().find(|n| members.contains_key(&key(Some(**n))));
@@ -279,10 +279,10 @@ impl<'a> Groups<'a> {
         }
     }
 
-    /// Fail static: the last members stay, with the ranges that they knew.
+    /// Fail static: the last members stay, with the ranges that they had.
     fn last(&self, key: GroupKey, nodes: &BTreeSet<&NodeName>) -> GroupRoute {
         let others = || nodes.iter().filter(|n| **n != self.me.name);
-        // A number may have gone over to another node; only gateways of the group are meant.
+        // An index may have been assigned to another node since; only gateways of the group count.
         let gateways: BTreeSet<TunnelIndex> = others().filter_map(|n| self.index(n)).collect();
         let known: BTreeSet<TunnelIndex> = self
             .facts
@@ -361,8 +361,8 @@ impl<'a> Groups<'a> {
         self.facts.versions.get(node).copied().unwrap_or(0)
     }
 
-    /// What the group had, else one that nobody had, else one that is free now. A number that policy routing rules of
-    /// others ask for is taken only where no other is left.
+    /// A number for the group: its previous one, else an unused one, else one that is free now. Numbers that policy
+    /// routing rules of others match are used last.
     fn free_number(&self, key: &GroupKey) -> Option<GroupNumber> {
         let used: BTreeSet<GroupNumber> = self.numbers.values().copied().collect();
         let reserved: BTreeSet<GroupNumber> =
@@ -380,7 +380,7 @@ impl<'a> Groups<'a> {
             .or_else(|| (1..=GROUPS_MAX).find(free))
     }
 
-    /// The number of a group; `None` where there are too many.
+    /// The number of a group; `None` where all numbers are in use.
     fn number(&mut self, key: &GroupKey) -> Option<GroupNumber> {
         if let Some(number) = self.numbers.get(key) {
             return Some(*number);

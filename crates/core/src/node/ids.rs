@@ -13,14 +13,14 @@ pub struct ProfileId(pub u64);
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub struct TargetId(pub u64);
 
-/// Stable name of what is counted together: a hash of policy and egress address, or [`TrafficKeyId::OTHER`].
+/// Stable name of a traffic key: a hash of policy and egress address, or [`TrafficKeyId::OTHER`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub struct TrafficKeyId(pub u64);
 
 impl TrafficKeyId {
-    /// What is beyond `TRAFFIC_ACCOUNTS_MAX`.
+    /// All keys beyond `TRAFFIC_ACCOUNTS_MAX`.
     pub const OTHER: TrafficKeyId = TrafficKeyId(0);
-    /// Canaries: nobody's traffic.
+    /// Canaries, which belong to no policy.
     pub const CANARY: TrafficKeyId = TrafficKeyId(u64::MAX);
 }
 

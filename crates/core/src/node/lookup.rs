@@ -1,13 +1,13 @@
-//! What a node state makes of one flow: the same answer as the kernel's maps, for flows that exist already.
+//! Evaluation of a node state for one existing flow, with the same result as the kernel's maps.
 
 use super::state::{Group, NextHop, NextHopWay, Verdict, WorkerState};
 use crate::model::Protocol;
 use std::net::IpAddr;
 
-/// What becomes of a flow.
+/// Handling of a flow.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Fate {
-    /// No policy selects it: none of our business.
+    /// No policy selects it: Egret does not touch it.
     Untouched,
     /// It leaves with this source address.
     Egress(IpAddr),
@@ -23,7 +23,8 @@ pub enum Fate {
 }
 
 impl WorkerState {
-    /// Whether a local pod address can open connections to everything that its policies select; true if none do.
+    /// Whether a local pod address can open connections to everything that its policies select; true if no policy
+    /// selects it.
     pub fn is_usable(&self, pod: IpAddr) -> bool {
         let profile = self.pods.get(&pod).and_then(|id| self.profiles.get(id));
         let own = profile.into_iter().flat_map(|profile| &profile.ranges);
@@ -42,7 +43,7 @@ impl WorkerState {
         })
     }
 
-    /// The fate of a flow by its pod, its destination after any destination translation, its IP protocol number and
+    /// Handling of a flow, by its pod, its destination after any destination translation, its IP protocol number and
     /// its destination port.
     pub fn fate(&self, pod: IpAddr, destination: IpAddr, protocol: u8, port: u16) -> Fate {
         let profile = self.pods.get(&pod).and_then(|id| self.profiles.get(id));

@@ -1,4 +1,4 @@
-//! The gateway's part of policies with a next hop: which neighbours this node carries packets to.
+//! The gateway's part of policies with a next hop: the next hops that this node forwards to.
 
 use super::cluster::Me;
 use super::groups::Groups;
@@ -8,8 +8,8 @@ use crate::resolve::{Resolved, resolve_next_hops, usable_gateway};
 use std::collections::BTreeSet;
 use std::net::IpAddr;
 
-/// Next hops that this node must look for: those of the policies that it is a gateway of. Only policies with a next hop are
-/// resolved, and nothing is where there are none: everything else is resolved once, for the node's state.
+/// Next hops that this node must find among its neighbours: those of the policies of its gateways. Resolves only
+/// policies with a next hop, and nothing if there are none. All policies are resolved once, for the node's state.
 pub fn wanted_next_hops(snapshot: &Snapshot, node: &NodeName) -> BTreeSet<IpAddr> {
     if snapshot.policies.iter().all(|p| p.next_hop().is_none()) {
         return BTreeSet::new();
@@ -20,7 +20,7 @@ pub fn wanted_next_hops(snapshot: &Snapshot, node: &NodeName) -> BTreeSet<IpAddr
         .collect()
 }
 
-/// Neighbours that policies name as next hop of a gateway that this node is one of, each once per gateway.
+/// Next hops of policies of this node's gateways, each once per gateway.
 pub(super) fn of_gateway<'r>(
     snapshot: &Snapshot,
     resolved: &[Resolved<'r>],
@@ -44,7 +44,7 @@ pub(super) fn of_gateway<'r>(
     all.into_iter()
 }
 
-/// Numbers those that this node has on a network of its own, for what comes through the tunnel; own pods use the same.
+/// Numbers the next hops that this node is attached to, for packets from the tunnel; own pods use the same numbers.
 pub(super) fn serve(
     snapshot: &Snapshot,
     resolved: &[Resolved<'_>],
@@ -69,7 +69,7 @@ pub(super) fn serve(
         };
         let known = &groups.next_hops[&number];
         if matches!(known.way, NextHopWay::Attached(_)) {
-            // Two gateways of this node with one next hop: either number says the same.
+            // Two gateways of this node with one next hop: either number means the same.
             let identifier = known.network_identifier;
             state.next_hops.entry(identifier).or_insert(number);
         }

@@ -1,4 +1,4 @@
-//! The outcome for one node: its state, and what is reported beside it.
+//! The outcome for one node: its state, and its reports.
 
 use super::canary::CanaryPath;
 use super::facts::BrokenPath;
@@ -12,20 +12,20 @@ use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
-/// Everything that comes out for one node.
+/// Complete outcome for one node.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct NodeOutcome {
-    /// What the kernel must contain.
+    /// Desired state of the kernel.
     pub state: NodeState,
     /// Other gateway nodes that do not answer this node's probes.
     pub silent: BTreeSet<NodeName>,
-    /// Objects to mend that only this node can see.
+    /// Invalid objects that only this node can detect.
     pub findings: Vec<Finding>,
-    /// What to report as programmed once the state is applied.
+    /// Pods per policy to report as programmed once the state is applied.
     pub programmed: Vec<Programmed>,
     /// How packets of the node's pods leave it.
     pub pods_path: PodsPath,
-    /// What to report about the node.
+    /// Lines for the conditions of the node.
     pub reports: Vec<NodeReport>,
     /// Numbers of the groups: the next `NodeFacts::previous_groups`.
     #[serde(with = "crate::pairs")]
@@ -33,22 +33,23 @@ pub struct NodeOutcome {
     /// Members of the tunnel groups in use: the next `NodeFacts::last_group_members`.
     #[serde(with = "crate::pairs")]
     pub group_members: BTreeMap<GroupKey, BTreeSet<TunnelIndex>>,
-    /// The group of each target, for people.
+    /// The group of each target, for messages.
     pub target_groups: BTreeMap<TargetId, GroupKey>,
     /// The paths that canaries are to measure.
     #[serde(default)]
     pub canaries: Vec<CanaryPath>,
-    /// Those whose canaries are lost.
+    /// The paths whose canaries are lost.
     #[serde(default)]
     pub broken_paths: BTreeSet<BrokenPath>,
-    /// Whose traffic each key stands for; `None`: all traffic without a key of its own.
+    /// Policy and address of each traffic key; `None`: all traffic without a key of its own.
     pub traffic_keys: BTreeMap<TrafficKeyId, Option<TrafficKey>>,
-    /// Addresses of own pods that other nodes cannot know to be pods': their policies may take traffic to them to a gateway.
+    /// Addresses of own pods that other nodes cannot know to be pods': their policies may send traffic to them to a
+    /// gateway.
     #[serde(default)]
     pub uncovered: BTreeSet<IpAddr>,
-    /// Addresses that are granted. `NodeRecord::demand` must list these (with 0 if no port is in use) *before* the
-    /// state is applied, written with compare-and-swap against the version that the grant was read in, and keep listing
-    /// every address that still has a connection: the controller takes a range back when its address is not listed,
-    /// and the compare-and-swap settles who was first.
+    /// Granted addresses. `NodeRecord::demand` must list these (with 0 if no port is in use) *before* the state is
+    /// applied, written with compare-and-swap against the version that the grant was read in, and must list every
+    /// address that still has a connection. The controller revokes a range whose address is not listed, and the
+    /// compare-and-swap decides which write was first.
     pub granted: BTreeSet<IpAddr>,
 }

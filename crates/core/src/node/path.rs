@@ -1,8 +1,8 @@
 //! How packets of this node's pods leave it: through the stack, or past it by programs of the network plugin.
 //!
-//! A plugin is never asked for its name. Whoever takes packets past the stack needs a program where they arrive, at the
-//! devices of pods; where there is one, what leaves is looked at once more at the uplinks, which does no harm where it
-//! came through the stack after all.
+//! The decision does not depend on the plugin's name. Whoever sends packets past the stack needs a program at the
+//! devices of pods, where packets arrive. Where such a program exists, uplink programs check what leaves, which is
+//! harmless for packets that did pass the stack.
 
 use super::ids::ProfileId;
 use super::report::{NodeReport, ReportKind};
@@ -11,19 +11,19 @@ use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet};
 
-/// What the agent was told about its network plugin.
+/// Setting: how the network plugin forwards pods' packets.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub enum CniPath {
-    /// To look for itself.
+    /// Derived from what the kernel shows.
     #[default]
     Auto,
-    /// Pods' packets pass the stack, whatever programs look at them.
+    /// Pods' packets pass the stack, even where programs are attached.
     Netfilter,
-    /// Programs take pods' packets past the stack.
+    /// Programs send pods' packets past the stack.
     Bpf,
 }
 
-/// A route that packets can leave the node by.
+/// A route by which packets can leave the node.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct Way {
     /// Name of the device.
@@ -34,22 +34,22 @@ pub struct Way {
     pub to: IpNet,
 }
 
-/// What the node's kernel shows of the ways of pods' packets.
+/// Facts of the node's kernel about routes of pods' packets.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct PathFacts {
-    /// What the agent was told.
+    /// The setting `--cni-path`.
     pub choice: CniPath,
-    /// Why the uplink programs cannot be used here; `None`: nothing is known against them.
+    /// Why the uplink programs cannot be used here; `None`: no reason is known.
     pub refused: Option<String>,
     /// Unicast routes of others.
     pub ways: BTreeSet<Way>,
-    /// Devices at whose ingress tc or tcx programs of others look at packets.
+    /// Devices with tc or tcx programs of others at their ingress.
     pub programs: BTreeSet<String>,
     /// Devices with an XDP program.
     pub express: BTreeSet<String>,
     /// Devices of an Open vSwitch bridge.
     pub switched: BTreeSet<String>,
-    /// The devices that the node's routes lead to for the addresses of its pods; `None`: nowhere for some of them.
+    /// Devices that the node's routes to its pods' addresses use; `None`: some of them have no route.
     pub delivered: BTreeSet<Option<String>>,
 }
 
@@ -58,13 +58,14 @@ pub struct PathFacts {
 pub enum PodsPath {
     /// Through the stack.
     Netfilter,
-    /// Maybe past it, and then by one of the uplinks that the state names.
+    /// Possibly past the stack, and then by one of the uplinks in the state.
     Bpf,
-    /// In a way that is not served, with the reason in a sentence.
+    /// In an unsupported manner, with the reason in a sentence.
     Unsupported(String),
 }
 
-/// How this node's pods leave, and the devices to lift their packets at. `inside`: destinations that are no egress traffic.
+/// Decides how this node's pods' packets leave, and at which devices they are reinjected. `inside`: destinations that
+/// are not egress traffic.
 pub(super) fn decide(
     path: &PathFacts,
     inside: [&BTreeSet<IpNet>; 2],
@@ -112,7 +113,7 @@ pub(super) fn decide(
     (PodsPath::Bpf, lift)
 }
 
-/// What is no way through the stack, and none that can be looked at from the uplinks.
+/// Reason why packets neither pass the stack nor can be reinjected at the uplinks.
 fn strange(
     path: &PathFacts,
     uplinks: &BTreeSet<&String>,
@@ -142,7 +143,7 @@ fn strange(
     None
 }
 
-/// Whether any selected destination is inside.
+/// Whether any selected destination is in `to`.
 fn selects(profiles: &BTreeMap<ProfileId, Profile>, to: IpNet) -> bool {
     let (first, last) = (to.network(), to.broadcast());
     let boxes = profiles.values().flat_map(|profile| {
@@ -154,14 +155,14 @@ fn selects(profiles: &BTreeMap<ProfileId, Profile>, to: IpNet) -> bool {
         .any(|(from, until)| from <= last && first <= until)
 }
 
-/// Where pods' packets leave in a way that is not served, those that the stack sees are refused: a policy is served in
-/// whole or not at all.
+/// Refuses egress traffic that passes the stack where pods' packets leave in an unsupported manner: a policy is served
+/// completely or not at all.
 pub(super) fn refuse(profiles: &mut BTreeMap<ProfileId, Profile>) {
     profiles.values_mut().for_each(Profile::refuse);
 }
 
-/// Answers of a next hop come to the node as any packet does, and programs take them past the stack to the pod: its
-/// connection tracking would see one half of every flow. So such traffic is refused instead.
+/// Refuses traffic to next hops. Answers of a next hop arrive like any packet, and programs deliver them to the pod
+/// past the stack, so connection tracking would see one half of every flow.
 pub(super) fn refuse_next_hops(profiles: &mut BTreeMap<ProfileId, Profile>) -> Option<NodeReport> {
     let mut refused = false;
     for one in profiles

@@ -1,4 +1,4 @@
-//! What every node knows of the addresses of the cluster's pods, and pods of this node that it does not know of.
+//! Pod addresses that every node knows, and pods of this node whose addresses other nodes do not know.
 
 use super::{NodeFacts, NodeReport, Programmed, ReportKind};
 use crate::model::*;
@@ -7,8 +7,7 @@ use ipnet::IpNet;
 use std::collections::BTreeSet;
 use std::net::IpAddr;
 
-/// Prefixes that every node takes for those of pods: what Nodes say, what network plugins publish, what the controller
-/// tells, and what people list.
+/// Prefixes that every node treats as pods': from Nodes, from network plugins, from the controller and from settings.
 pub(super) fn known_to_all(snapshot: &Snapshot) -> impl Iterator<Item = IpNet> {
     let nodes = snapshot.nodes.values().flat_map(|node| &node.pod_cidrs);
     let records = snapshot.node_records.values();
@@ -21,13 +20,13 @@ pub(super) fn known_to_all(snapshot: &Snapshot) -> impl Iterator<Item = IpNet> {
         .copied()
 }
 
-/// Addresses of own pods that others do not know.
+/// Addresses of own pods that other nodes do not know.
 pub(super) fn uncovered<'a>(
     snapshot: &Snapshot,
     own_pods: impl Iterator<Item = &'a Pod>,
 ) -> BTreeSet<IpAddr> {
     let known: Vec<IpNet> = known_to_all(snapshot).collect();
-    // Disjoint and in order: the last one that begins before an address is the one that can contain it.
+    // Disjoint and in order: only the last one that begins at or before an address can contain it.
     let known = IpNet::aggregate(&known);
     let is_known = |address: &IpAddr| {
         let behind = known.partition_point(|net| net.network() <= *address);
@@ -38,8 +37,8 @@ pub(super) fn uncovered<'a>(
     addresses.filter(|address| !is_known(address)).collect()
 }
 
-/// Says which pods others may cut off, once it has been so for a while, and counts nothing as programmed of policies that
-/// could take traffic to them.
+/// Reports pods that policies of other nodes may cut off, after a delay, and counts nothing as programmed for policies
+/// that could take traffic to them.
 pub(super) fn refuse(
     facts: &NodeFacts,
     uncovered: &BTreeSet<IpAddr>,

@@ -1,14 +1,13 @@
-//! Which of a node's own routes say where pods are.
+//! Pod prefixes derived from a node's own routes.
 //!
-//! A route that is no default may as well lead to a network outside, and traffic to that is egress. What counts as evidence:
+//! A route other than the default may lead to a network outside, and traffic to that is egress. Evidence for pods:
 //!
-//! - the route leads over a device of a network plugin, by the names that these have in their own sources;
-//! - its next hop is an address of another node of the cluster (host-gw, BGP and IPIP modes), and it is not of an
-//!   administrator's making (`RTPROT_STATIC`, as systemd-networkd and NetworkManager write): a node may be a router to
-//!   elsewhere, too;
-//! - it leads to one address straight over a veth device: a pod of this node, also before the API shows it.
+//! - the route uses a device of a network plugin, by the device names in the plugins' sources;
+//! - its next hop is an address of another node of the cluster (host-gw, BGP and IPIP modes), and no administrator made
+//!   it (`RTPROT_STATIC`, as systemd-networkd and NetworkManager write): a node may be a router to elsewhere, too;
+//! - it leads to a single address, directly over a veth device: a pod of this node, also before the API shows it.
 //!
-//! Connected networks of ordinary devices, routes by any other router and tunnels of unknown name count for nothing.
+//! Connected networks of ordinary devices, routes by any other router and tunnels of unknown name are no evidence.
 
 use crate::model::*;
 use crate::numbers::{
@@ -41,7 +40,7 @@ const DEVICES: [&str; 16] = [
     "ovn-k8s-mp0",
     "ovn0",
 ];
-/// How names of devices of network plugins begin, one device per node or per pod.
+/// Name prefixes of network plugins' devices, one device per node or per pod.
 const DEVICE_PREFIXES: [&str; 7] = [
     "flannel.",
     "flannel-v6.",
@@ -51,23 +50,23 @@ const DEVICE_PREFIXES: [&str; 7] = [
     "azv",
     "tun-",
 ];
-/// How a veth device is named by default (`drv_name` of `drivers/net/veth.c`).
+/// Default name prefix of veth devices (`drv_name` of `drivers/net/veth.c`).
 const VETH: &str = "veth";
 
-/// One way of a unicast route of the main table.
+/// One next hop of a unicast route of the main table.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct MainRoute {
-    /// Where to.
+    /// Destination.
     pub to: IpNet,
     /// Index of the device.
     pub device: u32,
-    /// The next hop, if it is not straight at the device.
+    /// The next hop; `None`: directly connected.
     pub next_hop: Option<IpAddr>,
-    /// Who made it (`rtm_protocol`).
+    /// Origin of the route (`rtm_protocol`).
     pub protocol: u8,
 }
 
-/// Prefixes that the routes lead to as those of pods: where several routes have one prefix, all of them must.
+/// Pod prefixes among the routes' destinations; where several routes have one prefix, all of them must be evidence.
 /// `names`: devices by index.
 pub fn pod_routes(
     snapshot: &Snapshot,

@@ -1,5 +1,5 @@
-//! Local pod addresses: a map in pieces that are shared between a state and the next, so that a copy, a comparison and
-//! a change of one pod do not cost as much as there are pods.
+//! Local pod addresses: a map in pieces that successive states share, so that copying, comparing and changing one pod
+//! do not cost as much as there are pods.
 
 use super::ids::ProfileId;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
@@ -8,7 +8,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::ops::Index;
 use std::sync::Arc;
 
-/// Addresses of one piece differ in these last bits.
+/// Number of low address bits that vary within one piece.
 const PIECE_BITS: u32 = 8;
 
 type Piece = BTreeMap<IpAddr, ProfileId>;
@@ -16,12 +16,12 @@ type Piece = BTreeMap<IpAddr, ProfileId>;
 /// Pod addresses with their profiles, in the order of the addresses.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct PodMap {
-    /// By first address; none is empty.
+    /// Pieces by their first address; none is empty.
     pieces: BTreeMap<IpAddr, Arc<Piece>>,
     len: usize,
 }
 
-/// What one address was, and what it is.
+/// Change of one address.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct PodChange {
     /// The address.
@@ -44,7 +44,7 @@ fn piece_of(address: IpAddr) -> IpAddr {
 }
 
 impl PodMap {
-    /// Gives the address this profile; the one it had before.
+    /// Sets the profile of the address; returns the previous one.
     pub fn insert(&mut self, address: IpAddr, profile: ProfileId) -> Option<ProfileId> {
         let piece = self.pieces.entry(piece_of(address)).or_default();
         let before = Arc::make_mut(piece).insert(address, profile);
@@ -52,7 +52,7 @@ impl PodMap {
         before
     }
 
-    /// Takes the address out; the profile that it had.
+    /// Removes the address; returns its profile.
     pub fn remove(&mut self, address: &IpAddr) -> Option<ProfileId> {
         let name = piece_of(*address);
         let piece = self.pieces.get_mut(&name)?;
@@ -78,17 +78,17 @@ impl PodMap {
         self.get(address).is_some()
     }
 
-    /// How many addresses.
+    /// Number of addresses.
     pub fn len(&self) -> usize {
         self.len
     }
 
-    /// Whether there are none.
+    /// Whether the map is empty.
     pub fn is_empty(&self) -> bool {
         self.len == 0
     }
 
-    /// Takes all out.
+    /// Removes all addresses.
     pub fn clear(&mut self) {
         *self = PodMap::default();
     }
@@ -108,7 +108,7 @@ impl PodMap {
         self.iter().map(|(_, profile)| profile)
     }
 
-    /// The addresses of one family, in pieces shared with these.
+    /// The addresses of one family; the pieces are shared with this map.
     pub fn of_family(&self, v4: bool) -> PodMap {
         let pieces = self.pieces.iter();
         let pieces = pieces.filter(|(first, _)| first.is_ipv4() == v4);
@@ -121,7 +121,7 @@ impl PodMap {
         }
     }
 
-    /// What is different from `before`, sorted by address. Pieces that both share are not looked into.
+    /// Differences from `before`, sorted by address. Shared pieces are not compared.
     pub fn changes_since(&self, before: &PodMap) -> Vec<PodChange> {
         let nothing = Piece::new();
         let mut names: Vec<IpAddr> = Vec::new();

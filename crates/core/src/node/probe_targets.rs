@@ -1,4 +1,4 @@
-//! Which gateways a node probes, and with which timers.
+//! Gateways that a node probes, with their timers.
 
 use super::{NodeState, TunnelIndex};
 use crate::model::{NodeName, Snapshot};
@@ -18,8 +18,8 @@ pub struct ProbeTarget {
     pub failures: u32,
 }
 
-/// Every gateway among the node's peers. A node of several `EgressGateway`s is probed with the shortest interval that one
-/// of them asks for, and with the failures of that one.
+/// All gateways among the node's peers. A node of several `EgressGateway`s is probed with the shortest of their
+/// intervals, and with the failure count of that same gateway.
 pub fn probe_targets(snapshot: &Snapshot, state: &NodeState) -> BTreeMap<NodeName, ProbeTarget> {
     let gateways = state.peers.iter().filter(|(_, peer)| peer.gateway);
     let targets = gateways.filter_map(|(index, peer)| {

@@ -25,15 +25,15 @@ pub(super) struct Built {
     pub reports: Vec<NodeReport>,
 }
 
-/// What one policy is to the pods of one profile.
+/// A policy of a profile: its position, and the address that the pods are paired to.
 type Member = (usize, Paired);
 
-/// What one policy can do for the pods of one profile now.
+/// Verdicts of one policy for the pods of one profile.
 #[derive(Clone, Copy)]
 struct Outlook {
-    /// `None`: it shadows what ranks after it and leaves the traffic to the node.
+    /// Per family; `None`: the policy shadows policies that rank after it and leaves the traffic to the node.
     verdicts: [Option<Verdict>; 2],
-    /// New connections get through, or the family is none of its business.
+    /// Per family: new connections get through, or the policy does not cover the family.
     usable: [bool; 2],
 }
 
@@ -41,11 +41,11 @@ struct Builder<'a, 'b> {
     resolved: &'b [Resolved<'a>],
     ages: BTreeMap<&'a ObjectRef, AgeRank>,
     built: Built,
-    /// Left out for the limit: (profile, policy).
+    /// Left out because of the limit: (profile, policy).
     left_out: BTreeSet<(ProfileId, usize)>,
     outlooks: BTreeMap<Member, Outlook>,
     facts: &'b NodeFacts,
-    /// Addresses that pods of this node have, selected or not, and whose devices are not gone.
+    /// Addresses that pods of this node have, selected or not, without those whose device is gone.
     held: BTreeSet<IpAddr>,
 }
 
@@ -99,7 +99,7 @@ pub(super) fn build(
                 *counts.entry(number).or_default() += 1;
             }
         }
-        // A policy with pods here is reported even with none of them programmed.
+        // A policy with pods here is reported even if none of them is programmed.
         for number in policies.iter().filter(|n| resolved[**n].refusal.is_none()) {
             counts.entry(*number).or_default();
         }
@@ -117,7 +117,7 @@ pub(super) fn build(
 }
 
 impl Builder<'_, '_> {
-    /// Gives these addresses of the pod to the profile; false if one of them is not the pod's alone.
+    /// Maps the pod's addresses to the profile; returns false if one of them is not the pod's alone.
     fn bind<'p>(
         &mut self,
         pod: &Pod,
@@ -134,7 +134,7 @@ impl Builder<'_, '_> {
             }
             let taken = match self.built.pods.get(address) {
                 _ if me.node.addresses.contains(address) => Some("it is an address of the node"),
-                // A pod with the same policies.
+                // Another pod has the same policies.
                 Some(_) => None,
                 None => {
                     self.built.pods.insert(*address, id);
@@ -156,8 +156,9 @@ impl Builder<'_, '_> {
         own
     }
 
-    /// A pod whose device is gone has lost the address, and the API does not say so yet: nobody gets its egress address
-    /// any more, and what its policies name stays shut, until another pod is known to have the address.
+    /// Refuses egress traffic of an address whose pod lost its device while the API still shows the pod: nobody gets
+    /// its egress address, and the destinations of its policies stay blocked, until another pod is known to have the
+    /// address.
     fn close(&mut self, address: IpAddr, id: ProfileId) {
         if self.held.contains(&address) || self.built.pods.get(&address).is_some() {
             return;
@@ -169,7 +170,7 @@ impl Builder<'_, '_> {
         self.built.pods.insert(address, closed);
     }
 
-    /// Policies of this pod by which new connections get through in every family that it has.
+    /// Policies of this pod whose new connections get through in every family that the pod has.
     fn usable_for(&self, pod: &Pod, id: ProfileId, key: &[Member]) -> Vec<usize> {
         key.iter()
             .filter(|member| {
@@ -199,7 +200,7 @@ impl Builder<'_, '_> {
         }
         let mut id = profile_id(self.resolved, key);
         while self.built.profiles.contains_key(&id) {
-            // A collision of the hash; the order of pods is fixed, so the outcome is too.
+            // A hash collision; the order of pods is fixed, so the result is too.
             id = ProfileId(id.0.wrapping_add(1));
         }
         let mut members: Vec<Member> = key.to_vec();
@@ -247,7 +248,7 @@ impl Builder<'_, '_> {
         compile(&claims)
     }
 
-    /// Leaves out the policy that ranks last.
+    /// Leaves out the policy that ranks last, with a finding.
     fn leave_out_last(
         &mut self,
         id: ProfileId,
@@ -292,11 +293,12 @@ impl Builder<'_, '_> {
                 Some(Reach::Target { id, usable }) => (Verdict::Target(id), usable, false),
                 Some(Reach::Dead(id)) => (Verdict::Target(id), false, true),
                 Some(Reach::NoGroup) => (Verdict::Unavailable, false, true),
-                // An address that is not there yet, is not for this namespace, or may not be used.
+                // The address is not allocated yet, not permitted for this namespace, or not usable.
                 None if one.covers[family] => (Verdict::Unavailable, false, true),
                 None => (Verdict::FamilyNotCovered, true, false),
             };
-            // Silence right after the start is no outage: nothing leaves by the node's address for it.
+            // Missing answers right after the start are no outage: nothing leaves by the node's address because of
+            // them.
             let to_node = unavailable && one.node_address && self.facts.settled;
             outlook.usable[family] = usable;
             outlook.verdicts[family] = (!to_node).then_some(verdict);
@@ -331,7 +333,7 @@ fn held(selected: &Selected<'_>, facts: &NodeFacts) -> BTreeSet<IpAddr> {
         .collect()
 }
 
-/// What becomes of one family of a policy with a next hop, and whether new connections get through.
+/// Verdict of one family of a policy with a next hop, and whether new connections get through.
 fn to_next_hop(
     one: &Resolved<'_>,
     next_hop: IpAddr,
@@ -353,7 +355,7 @@ fn profile_id(resolved: &[Resolved<'_>], key: &[Member]) -> ProfileId {
         .iter()
         .map(|(number, paired)| {
             let policy = resolved[*number].policy;
-            // A next hop tells policies of one object apart as an address does.
+            // A next hop distinguishes policies of one object as an address does.
             let paired = match policy.next_hop() {
                 Some(next_hop) => [Some(next_hop), None],
                 None => *paired,

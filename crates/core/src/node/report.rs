@@ -1,4 +1,4 @@
-//! What a node must tell about itself: lines of its conditions.
+//! Reports of a node about itself: lines of its conditions.
 
 use crate::canary::Lost;
 use crate::condition::Reason;
@@ -7,34 +7,34 @@ use serde::{Deserialize, Serialize};
 /// Kinds of lines of a node's conditions.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub enum ReportKind {
-    /// No gateway of a group answers: the last ones are kept, the guard holds.
+    /// No gateway of a group answers: the last members stay, and nothing leaves by another route.
     FailStatic,
     /// No gateway of a group has ever answered.
     NoGateway,
     /// Traffic leaves by the node's address, as `whenUnavailable: NodeAddress` asks.
     NodeAddress,
-    /// Gateways do not know this node's ranges yet.
+    /// Gateways do not have this node's ranges in their steering tables yet.
     AwaitingGateways,
     /// A gateway node without an external device.
     NoExternalDevice,
-    /// A gateway node does not have a next hop on any network of its own.
+    /// A gateway node is attached to no network of a next hop.
     NextHopNotAttached,
-    /// Packets to a next hop cannot be followed here.
+    /// Packets to a next hop cannot be tracked here.
     NextHopPath,
-    /// Gateways of this node ask for different external devices.
+    /// The gateways that select this node name different external devices.
     ExternalDeviceConflict,
     /// A limit was reached.
     Limit,
     /// Two pods have one address.
     PodAddressConflict,
-    /// Nothing says which addresses are pods', to other nodes or to this one.
+    /// Pod addresses are not known to other nodes, or not to this one.
     NoPodCidr,
     /// Canaries do not come back.
     PathBroken(Lost),
 }
 
 impl ReportKind {
-    /// The reason of the node's condition that says so.
+    /// Reason of the node's condition for this kind.
     pub fn reason(self) -> Reason {
         match self {
             ReportKind::FailStatic => Reason::FailStatic,
@@ -56,9 +56,9 @@ impl ReportKind {
 /// One line of a node's condition.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct NodeReport {
-    /// What kind.
+    /// Kind of the line.
     pub kind: ReportKind,
-    /// What about: a gateway, a policy, an address.
+    /// Subject: a gateway, a policy, an address.
     pub subject: String,
     /// A sentence.
     pub text: String,

@@ -8,32 +8,32 @@ use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
-/// Everything Egret wants in one kernel.
+/// Complete desired state of one kernel.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct NodeState {
     /// The tunnel device.
     pub tunnel: Tunnel,
-    /// Nodes that may send us tunnel packets, and to which ours are untracked.
+    /// Nodes that may send tunnel packets to this node; tunnel packets to them are not tracked.
     pub peers: BTreeMap<TunnelIndex, Peer>,
     /// Every node address of the cluster: a pod's forwarded UDP to the tunnel port of one of them is dropped.
     pub node_addresses: BTreeSet<IpAddr>,
-    /// What a worker needs.
+    /// State of the worker role.
     pub worker: WorkerState,
-    /// What a gateway needs; `None` on pure workers.
+    /// State of the gateway role; `None` on pure workers.
     pub gateway: Option<GatewayState>,
 }
 
 /// The tunnel device `egret0` of this node.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Tunnel {
-    /// Own index.
+    /// Tunnel index of this node.
     pub index: TunnelIndex,
-    /// Own underlay address.
+    /// Underlay address of this node.
     pub underlay: IpAddr,
     /// MTU inside the tunnel, bytes.
     pub mtu: u32,
-    /// Devices that peers' packets may come by, besides those that the routes to them lead to: several devices in one
-    /// network answer for each other's addresses, and one alone is in the routes.
+    /// Devices that peers' packets may arrive by, besides those of the routes to them: several devices in one network
+    /// answer for each other's addresses, and only one of them is in the routes.
     #[serde(default)]
     pub devices: BTreeSet<String>,
 }
@@ -41,59 +41,59 @@ pub struct Tunnel {
 /// Another node of the tunnel.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Peer {
-    /// Name, for people.
+    /// Name of the node, for messages.
     pub node: String,
     /// Underlay address.
     pub underlay: IpAddr,
-    /// It is a gateway: a next hop of ours may lead to it.
+    /// The node is a gateway, so a next hop may lead to it.
     pub gateway: bool,
 }
 
-/// The worker's part.
+/// State of the worker role.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct WorkerState {
     /// Destinations that are never egress traffic.
     pub never: BTreeSet<IpNet>,
-    /// Addresses of this node's pods: our tables throw them back to the main table.
+    /// Addresses of this node's pods: `throw` routes in our tables send them to the main table.
     pub throw: BTreeSet<IpNet>,
     /// Gateway groups that targets use.
     pub groups: BTreeMap<GroupNumber, Group>,
-    /// What selected traffic becomes.
+    /// Targets of verdicts, by id.
     pub targets: BTreeMap<TargetId, Target>,
-    /// Neighbours of gateways that selected traffic is for. Their numbers are none of `groups`.
+    /// Next hops that policies name. Their numbers are distinct from those of `groups`.
     #[serde(default)]
     pub next_hops: BTreeMap<GroupNumber, NextHop>,
-    /// Destinations, compiled.
+    /// Compiled destinations of each profile.
     pub profiles: BTreeMap<ProfileId, Profile>,
-    /// Local pod addresses (guard, classification): one element each.
+    /// Local pod addresses for guard and classification: one element each.
     pub pods: PodMap,
-    /// Index of the device that leads to a pod's address, where it has one of its own: the address counts as the pod's
-    /// only on packets that come from there.
+    /// Index of the device of a pod's address, where it has a device of its own. The address counts as the pod's only
+    /// on packets that arrive by this device.
     pub devices: BTreeMap<IpAddr, u32>,
     /// Every egress address of the cluster: guard (b) drops them on any other device.
     pub egress_addresses: BTreeSet<IpAddr>,
-    /// Devices at which what selected pods send past the stack is taken back into it. Empty: nothing is.
+    /// Uplinks at which packets of selected pods that bypass the stack are reinjected; empty: none.
     pub lift: BTreeSet<String>,
-    /// How pods' packets leave is not known: uplink programs that are attached stay, and drop what they see, although
-    /// `lift` is empty.
+    /// It is unknown how pods' packets leave. Attached uplink programs stay and drop the packets that they match,
+    /// although `lift` is empty.
     #[serde(default)]
     pub keep_uplinks: bool,
-    /// New flows to outside from addresses that are nobody's are dropped; `None`: they leave as the network plugin has
-    /// it.
+    /// New flows to outside from addresses of unknown pods are dropped; `None`: they leave as the network plugin routes
+    /// them.
     pub unknown: Option<UnknownPods>,
-    /// Packets of our own that measure the way; `None`: there is none to measure.
+    /// Canaries of this node; `None`: no path to measure.
     #[serde(default)]
     pub canary: Option<CanaryState>,
 }
 
-/// What the kernel must have for canaries.
+/// Kernel state that canaries need.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct CanaryState {
-    /// Index of the device at whose ingress they appear.
+    /// Index of the device at whose ingress canaries are injected.
     pub device: u32,
-    /// Where they come from, one address of each family that has a path.
+    /// Source addresses of canaries, one per family that has a path.
     pub sources: BTreeSet<IpAddr>,
-    /// Destinations of those that nobody turns round: the guard takes them out once they have passed it.
+    /// Destinations of canaries that no gateway returns: the guard consumes them after they have passed it.
     #[serde(default)]
     pub end_here: BTreeSet<IpAddr>,
 }
@@ -101,27 +101,27 @@ pub struct CanaryState {
 /// Addresses whose pods the API has not shown yet.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct UnknownPods {
-    /// Where this node's pods have their addresses. Never empty.
+    /// Prefixes of this node's pods. Never empty.
     pub cidrs: BTreeSet<IpNet>,
-    /// Those of them that pods have, selected or not.
+    /// Addresses in them that known pods have, selected or not.
     pub known: BTreeSet<IpAddr>,
 }
 
-/// How a group's packets leave this node.
+/// Route of a group's packets out of this node.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub enum Group {
-    /// Through the tunnel, over these gateways (never empty, never ourselves).
+    /// Through the tunnel, over these gateways (never empty, never this node).
     Tunnel(BTreeSet<TunnelIndex>),
-    /// Out by this node's own external device: this node is a gateway of the group and its link is up.
+    /// By this node's own external device: this node is a gateway of the group and its link is up.
     Local {
         /// Name of the external device.
         device: String,
     },
-    /// Nowhere yet: no gateway of it has ever been known. The guard drops.
+    /// No route: no gateway of the group has answered yet. The guard drops.
     Nowhere,
 }
 
-/// What selected traffic becomes: an egress address, and a group to leave by.
+/// Target of selected traffic: an egress address, and a group to leave by.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Target {
     /// The egress address.
@@ -131,46 +131,46 @@ pub struct Target {
     /// Ranges that may be used now: granted, and in the steering table of every live gateway. Empty: new flows are
     /// dropped and counted.
     pub ranges: Vec<PortRange>,
-    /// Where its traffic is counted.
+    /// Traffic key that its packets are counted under.
     pub traffic_key: TrafficKeyId,
 }
 
-/// A neighbour of gateways, and the way of selected traffic to it.
+/// A next hop, and how selected traffic reaches it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct NextHop {
-    /// The neighbour.
+    /// Address of the next hop.
     pub address: IpAddr,
-    /// VXLAN network identifier that tells a gateway which neighbour is meant.
+    /// VXLAN network identifier that identifies the next hop at gateways.
     pub network_identifier: u32,
-    /// The way there.
+    /// Route to the next hop.
     pub way: NextHopWay,
 }
 
 impl NextHop {
-    /// Whether anything gets there now.
+    /// Whether the next hop can be reached now.
     pub fn is_reachable(&self) -> bool {
         self.way != NextHopWay::Nowhere
     }
 }
 
-/// The way to a neighbour of gateways.
+/// Route to a next hop.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum NextHopWay {
-    /// Through the tunnel, over these gateways (never empty, never ourselves), with the pod's own source.
+    /// Through the tunnel, over these gateways (never empty, never this node), with the pod's own source.
     Tunnel(BTreeSet<TunnelIndex>),
-    /// This node is a gateway and has it on a network of its own: with the node's source, for own pods and for what
-    /// comes through the tunnel.
+    /// This node is a gateway and is attached to the next hop's network: with the node's source, for own pods and for
+    /// packets from the tunnel.
     Attached(Attachment),
-    /// No gateway that has it answers.
+    /// No gateway that is attached to its network answers.
     Nowhere,
 }
 
-/// How a gateway's own kernel reaches a neighbour.
+/// How a gateway's own kernel reaches a next hop.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct Attachment {
     /// Name of the device.
     pub device: String,
-    /// Its index: a device that was made anew is another.
+    /// Index of the device; a recreated device has another one.
     pub index: u32,
     /// The source that the kernel selects.
     pub source: IpAddr,
@@ -181,13 +181,13 @@ pub struct Attachment {
 pub struct Profile {
     /// Ranges of addresses, with protocol and ports.
     pub ranges: Vec<DestinationRange>,
-    /// Destinations on which protocols without ports (GRE, ESP, ...) are refused, because they are selected and
-    /// cannot be served. Disjoint, sorted.
+    /// Destinations for which protocols without ports (GRE, ESP, ...) are refused, because they are selected and cannot
+    /// be translated. Disjoint, sorted.
     pub portless: Vec<(IpAddr, IpAddr)>,
 }
 
 impl Profile {
-    /// Refuses everything that it would send with an egress address.
+    /// Refuses everything that the profile would send with an egress address.
     pub(super) fn refuse(&mut self) {
         for one in &mut self.ranges {
             one.verdict = Verdict::Unavailable;
@@ -195,7 +195,7 @@ impl Profile {
     }
 }
 
-/// Destinations of one range of addresses and ports. Bounds are inclusive, addresses of one family.
+/// One destination range: addresses, protocol and ports. Bounds are inclusive, addresses of one family.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct DestinationRange {
     /// First address.
@@ -208,16 +208,16 @@ pub struct DestinationRange {
     pub port_first: u16,
     /// Last destination port (65535 where protocol is `None` or `Icmp`).
     pub port_last: u16,
-    /// What happens to it.
+    /// Verdict for matching packets.
     pub verdict: Verdict,
 }
 
-/// What happens to a selected packet.
+/// Handling of a selected packet.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub enum Verdict {
-    /// It gets this target.
+    /// Translate to this target.
     Target(TargetId),
-    /// It goes to the next hop of this number.
+    /// Send to the next hop of this number.
     NextHop(GroupNumber),
     /// Its policy has no address of this family: rejected, administratively prohibited (`FamilyNotCovered`).
     FamilyNotCovered,
@@ -225,19 +225,19 @@ pub enum Verdict {
     Unavailable,
 }
 
-/// The gateway's part.
+/// State of the gateway role.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct GatewayState {
     /// Name of the external device.
     pub external_device: String,
-    /// The addresses that this node's groups serve.
+    /// Steering tables of the addresses that this node's groups serve.
     pub addresses: BTreeMap<IpAddr, Steering>,
-    /// The nodes that blocks can belong to, this one included.
+    /// Underlay addresses of the nodes that blocks can belong to, this one included.
     pub workers: BTreeMap<TunnelIndex, IpAddr>,
-    /// Numbers of the next hops that this node has on a network of its own, by VXLAN network identifier.
+    /// Numbers of the next hops on networks of this node, by VXLAN network identifier.
     #[serde(default)]
     pub next_hops: BTreeMap<u32, GroupNumber>,
-    /// The steering version that `addresses` amounts to.
+    /// Steering version of `addresses`.
     pub version: u64,
 }
 
@@ -249,7 +249,7 @@ pub struct Steering {
     /// How the address is made known outside.
     #[serde(default)]
     pub presence: Presence,
-    /// This node makes the address known now; never where routers lead to it by themselves.
+    /// This node announces the address now; always false for `Routed`.
     pub announce: bool,
 }
 
@@ -259,7 +259,7 @@ pub enum Presence {
     /// On the segment: one gateway at a time answers ARP and ND for it and announces it.
     #[default]
     L2,
-    /// Routers lead to the gateways: nobody answers for it, and nothing is said of it on the segment.
+    /// By routes that lead to the gateways: nobody answers ARP or ND for it, and nothing is announced on the segment.
     Routed,
 }
 

@@ -1,5 +1,5 @@
-//! Traffic keys: whose traffic a target's is. A policy and an egress address have one, whatever groups they leave by, so
-//! that the counters of a kernel go on where a gateway dies or comes.
+//! Traffic keys: a policy and an egress address share one key, whatever groups their packets leave by, so that kernel
+//! counters continue when a gateway dies or joins.
 
 use super::{Target, TargetId, TrafficKeyId};
 use crate::hash::StableHash;
@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
-/// Whose traffic is counted.
+/// Policy and address whose traffic is counted together.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct TrafficKey {
     /// The policy.
@@ -18,8 +18,8 @@ pub struct TrafficKey {
     pub address: IpAddr,
 }
 
-/// Gives every target its key. The first `TRAFFIC_ACCOUNTS_MAX` in their order have one of their own, the rest share
-/// [`TrafficKeyId::OTHER`], which stands for nobody.
+/// Assigns a key to every target. The first `TRAFFIC_ACCOUNTS_MAX` in their order get one of their own; the rest share
+/// [`TrafficKeyId::OTHER`].
 pub(super) fn assign(
     targets: &mut BTreeMap<TargetId, Target>,
     policies: &BTreeMap<TargetId, ObjectRef>,

@@ -1,45 +1,45 @@
-//! Rules of other people's firewalls as values, and what becomes of one packet in a chain of them.
+//! Rules of others' firewalls as values, and their evaluation for one packet.
 //!
-//! Three-valued: a condition that is not understood, or looks at what is not known of the packet, may hold or not. Only
-//! a refusal that no earlier rule can have prevented is certain.
+//! Three-valued: a condition that is not understood, or tests an unknown property of the packet, may hold or not. A
+//! refusal is certain only if no earlier rule can have prevented it.
 
 use ipnet::IpNet;
 use std::collections::BTreeMap;
 use std::net::IpAddr;
 
-/// Longest chain of jumps that the kernel takes (`NFT_JUMP_STACK_SIZE`).
+/// Maximum depth of jumps in the kernel (`NFT_JUMP_STACK_SIZE`).
 const DEPTH_MAX: usize = 16;
 
 /// States of connection tracking, as bits of `ct state` (`NF_CT_STATE_BIT`).
 pub mod state {
-    /// Not understood by connection tracking.
+    /// Connection tracking could not classify the packet.
     pub const INVALID: u32 = 1;
-    /// Of a connection that has seen both ends.
+    /// Of a connection with packets in both directions.
     pub const ESTABLISHED: u32 = 2;
-    /// Belongs to another connection.
+    /// Expected by another connection.
     pub const RELATED: u32 = 4;
-    /// The first of a connection.
+    /// First packet of a connection.
     pub const NEW: u32 = 8;
-    /// Not looked at.
+    /// Excluded from connection tracking.
     pub const UNTRACKED: u32 = 64;
 }
 
-/// What a rule asks for.
+/// One test of a rule.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Test {
-    /// Name of the device it came by; one that ends in `*` is the beginning of a name.
+    /// Name of the input device; a trailing `*` matches any suffix.
     Input(String),
-    /// Name of the device it leaves by.
+    /// Name of the output device.
     Output(String),
-    /// It is IPv4 (else IPv6).
+    /// The packet is IPv4 (else IPv6).
     IsV4,
-    /// Its source is of this network.
+    /// Its source is in this network.
     Source(IpNet),
-    /// Its destination is of this network.
+    /// Its destination is in this network.
     Destination(IpNet),
     /// Its protocol.
     Protocol(u8),
-    /// Its destination port is one of these, first and last.
+    /// Its destination port is in this range, first and last.
     DestinationPort(u16, u16),
     /// Its connection is in one of these states ([`state`]).
     State(u32),
@@ -50,23 +50,23 @@ pub enum Test {
         /// The mask.
         mask: u32,
     },
-    /// A route leads back to its source: by the device it came by, or (loose) by any.
+    /// A route leads back to its source: by the input device, or (loose) by any device.
     ReversePath {
         /// By any device.
         loose: bool,
     },
-    /// Something that none of the packets is, as the tool writes it.
+    /// Condition that none of our packets meets, in the syntax of the tool.
     Never(String),
-    /// Something else, as the tool writes it.
+    /// Any other condition, in the syntax of the tool.
     Other(String),
 }
 
-/// A test, or its opposite.
+/// A test, possibly negated.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Condition {
     /// The test.
     pub test: Test,
-    /// It must fail instead.
+    /// The test must fail.
     pub negated: bool,
 }
 
@@ -79,47 +79,47 @@ impl From<Test> for Condition {
     }
 }
 
-/// What a rule does.
+/// Action of a rule.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Action {
-    /// Nothing that matters here: it counts, logs.
+    /// Nothing that matters here: counting, logging.
     Continue,
-    /// The chain's hook lets the packet go.
+    /// The packet leaves the chain's hook.
     Accept,
-    /// The packet is gone, silently.
+    /// The packet is dropped silently.
     Drop,
-    /// The packet is gone, and its sender is told.
+    /// The packet is dropped, and its sender gets an error.
     Reject,
-    /// Back to the chain that jumped here.
+    /// Return to the chain that jumped here.
     Return,
-    /// On to another chain, and back.
+    /// Jump to another chain, with return.
     Jump(String),
-    /// On to another chain, for good.
+    /// Jump to another chain, without return.
     Goto(String),
-    /// These bits of the mark may change.
+    /// May change these bits of the mark.
     Mark(u32),
-    /// Something else that may end the packet's way here, as the tool writes it.
+    /// Anything else that may end the packet's path here, in the syntax of the tool.
     Other(String),
 }
 
 /// A rule.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Rule {
-    /// All of them must hold.
+    /// Conditions that must all hold.
     pub conditions: Vec<Condition>,
-    /// What it does then.
+    /// Action if they hold.
     pub action: Action,
-    /// What nftables calls it; 0 in old tables.
+    /// Its nftables handle; 0 in legacy tables.
     pub handle: u64,
 }
 
 impl Rule {
-    /// It refuses everything that reaches it.
+    /// Whether it refuses everything that reaches it.
     pub fn refuses_all(&self) -> bool {
         self.conditions.is_empty() && matches!(self.action, Action::Drop | Action::Reject)
     }
 
-    /// Nothing is refused because of it.
+    /// Whether it refuses nothing.
     pub fn only_lets_go(&self) -> bool {
         matches!(
             self.action,
@@ -128,25 +128,25 @@ impl Rule {
     }
 }
 
-/// A device of a packet.
+/// Input or output device of a packet.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Device {
-    /// This one.
+    /// The device of this name.
     Named(&'static str),
-    /// One that is neither of ours nor the loopback device.
+    /// Any device except ours and the loopback device.
     Other,
-    /// There is none yet.
+    /// No device at this hook.
     None,
 }
 
-/// A packet, as far as it is known.
+/// Known properties of a packet.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Packet {
     /// It is IPv4.
     pub is_v4: bool,
-    /// Where it came by.
+    /// Its input device.
     pub input: Device,
-    /// Where it leaves by.
+    /// Its output device.
     pub output: Device,
     /// Its source, where known.
     pub source: Option<IpAddr>,
@@ -162,7 +162,7 @@ pub struct Packet {
     pub mark: u32,
 }
 
-/// What is known of an assertion.
+/// Result of a condition.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 enum Truth {
     No,
@@ -209,12 +209,12 @@ impl Packet {
             },
             Test::State(states) => (self.state & states != 0).into(),
             Test::Mark { value, mask } => match (value & !self.mark & mask, self.mark & mask) {
-                // A bit is asked for that nobody has set.
+                // The rule tests a bit that is never set.
                 (1.., _) => Truth::No,
                 (0, 0) => Truth::Yes,
                 (0, _) => Truth::Maybe,
             },
-            // What comes out of the tunnel comes from anywhere outside, and the routes there lead elsewhere.
+            // Packets from the tunnel have sources anywhere outside, and the routes there use other devices.
             Test::ReversePath { loose } => (*loose).into(),
             Test::Never(_) => Truth::No,
             Test::Other(_) => Truth::Maybe,
@@ -240,36 +240,36 @@ fn is_known(device: &str) -> bool {
     [TUNNEL_DEVICE, LIFT_DEVICE, "lo"].contains(&device)
 }
 
-/// Where and how a packet ends.
+/// Rule or policy that refuses a packet.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Refusal {
     /// The chain.
     pub chain: String,
     /// Position of the rule in it, from 0; `None`: the policy.
     pub rule: Option<usize>,
-    /// No rule before can have let the packet go.
+    /// No earlier rule can have accepted the packet.
     pub is_certain: bool,
-    /// It is asked for by address or port, so somebody means just this traffic.
+    /// A rule on the path matches addresses or ports, so the refusal is intended.
     pub is_meant: bool,
-    /// A rule before it, or it, has looked for a route back to the packet's source.
+    /// This rule or an earlier one tested the route back to the packet's source.
     pub by_reverse_path: bool,
 }
 
-/// What becomes of a packet.
+/// Result of evaluating a packet.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Fate {
-    /// This chain must be read before anything can be said.
+    /// This chain must be read before the result is known.
     Unread(String),
-    /// It goes on, as far as can be seen.
+    /// The packet passes, as far as known.
     Passes,
-    /// It ends here.
+    /// The packet is refused.
     Refused(Refusal),
 }
 
 /// Rules of each chain of one table.
 pub type Chains = BTreeMap<String, Vec<Rule>>;
 
-/// What becomes of a packet in a base chain. Its mark is what it may have afterwards.
+/// Evaluates a packet in a base chain. Afterwards its mark contains the bits that may be set.
 pub fn walk(chains: &Chains, base: &str, policy_drops: bool, packet: &mut Packet) -> Fate {
     let mut walk = Walk {
         chains,
@@ -299,9 +299,9 @@ pub fn walk(chains: &Chains, base: &str, policy_drops: bool, packet: &mut Packet
     }
 }
 
-/// How a chain ends for a packet.
+/// How the evaluation of a chain ends.
 enum End {
-    /// At its end.
+    /// At the end of the chain.
     Fell,
     Accepted,
     Refused(String, usize, bool),
@@ -316,13 +316,13 @@ struct Walk<'a> {
 }
 
 impl Walk<'_> {
-    /// `certain`: the packet does come here.
+    /// `certain`: the packet certainly reaches this chain.
     fn chain(&mut self, name: &str, depth: usize, (is_meant, certain): (bool, bool)) -> End {
         let chains = self.chains;
         let Some(rules) = chains.get(name).filter(|_| depth < DEPTH_MAX) else {
             match certain && depth < DEPTH_MAX {
                 true => drop(self.unread.get_or_insert_with(|| name.to_owned())),
-                // What only may be reached is not worth reading: whatever it does, nothing is certain any more.
+                // A chain that may not be reached is not read: whatever it does, no result is certain any more.
                 false => (self.may_pass, self.packet.mark) = (true, u32::MAX),
             }
             return End::Fell;
@@ -343,10 +343,10 @@ impl Walk<'_> {
                     return End::Refused(name.to_owned(), position, is_meant);
                 }
                 Action::Return if truth == Truth::Yes => return End::Fell,
-                // It may end here, or what follows may not be reached: the rest decides.
+                // The packet may end here, or the following rules may not be reached: the rest decides.
                 Action::Drop | Action::Reject => {}
                 Action::Return => {
-                    // The caller's next rules may let go what ours would refuse.
+                    // The caller's following rules may accept what ours would refuse.
                     self.may_pass = true;
                 }
                 Action::Jump(to) | Action::Goto(to) => {
@@ -388,7 +388,7 @@ impl Condition {
         matches!(self.test, Test::ReversePath { .. })
     }
 
-    /// It asks for addresses or ports.
+    /// Whether it tests addresses or ports.
     fn is_specific(&self) -> bool {
         match &self.test {
             Test::Source(network) | Test::Destination(network) => network.prefix_len() > 0,

@@ -1,4 +1,4 @@
-//! What a refusal is called, and what undoes it, in the words of the tool that wrote it.
+//! Names of refusals and their remedies, in the syntax of the tool that wrote them.
 
 use super::firewall::{Action, Condition, Refusal, Rule, Test};
 use super::{Base, Hook, Obstacle, ObstacleKind, Table, Tool};
@@ -92,7 +92,7 @@ fn family(table: &Table) -> &'static str {
     }
 }
 
-/// What lets the packets pass.
+/// Commands or settings that let the packets pass.
 fn ways(
     table: &Table,
     refusal: &Refusal,
@@ -168,7 +168,7 @@ fn input(table: &Table, refusal: &Refusal, is_v4: bool) -> String {
     }
 }
 
-/// Firewalls that write their rules anew have settings for it.
+/// Remedy for firewalls that regenerate their rules: their own setting.
 fn by_owner(table: &Table, refusal: &Refusal, kind: ObstacleKind) -> Option<String> {
     let reverse = kind == ObstacleKind::ReversePathRule;
     let is_nixos = table.name.starts_with("nixos") || refusal.chain.starts_with("nixos-fw");

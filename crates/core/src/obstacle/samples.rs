@@ -1,12 +1,12 @@
-//! Which packets to look for: one of each family that the node's state sends through the tunnel, or else one whose answer
-//! may come through it.
+//! Packets to evaluate: one per family that the node's state sends through the tunnel, else one whose answer may arrive
+//! through it.
 
 use super::{Sample, Samples};
 use crate::model::Protocol;
 use crate::node::{DestinationRange, Group, NextHopWay, NodeState, Target, Verdict, WorkerState};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
-/// Addresses that nobody has (RFC 5737, RFC 3849).
+/// Documentation addresses, used by nobody (RFC 5737, RFC 3849).
 pub(super) fn nobody(is_v4: bool) -> IpAddr {
     match is_v4 {
         true => Ipv4Addr::new(192, 0, 2, 1).into(),
@@ -15,10 +15,10 @@ pub(super) fn nobody(is_v4: bool) -> IpAddr {
 }
 
 impl Samples {
-    /// Of a node's state.
+    /// Samples of a node's state.
     pub fn of(state: &NodeState) -> Self {
         let worker = &state.worker;
-        // Another gateway may get the answers to what leaves by this one.
+        // Another gateway may receive the answers to packets that leave by this one.
         let shared = state.peers.values().any(|peer| peer.gateway);
         let of = |is_v4| {
             let here = || sample(worker, is_v4, true).filter(|_| shared);
@@ -62,7 +62,7 @@ fn sample(worker: &WorkerState, is_v4: bool, leaves_here: bool) -> Option<Sample
     None
 }
 
-/// The target of what is for a box, if it has one; `None`: it is not sent this way.
+/// The target of a destination range, if it has one; `None`: the range is not sent this way.
 fn sent<'a>(
     worker: &'a WorkerState,
     one: &DestinationRange,

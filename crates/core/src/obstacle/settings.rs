@@ -1,45 +1,44 @@
-//! Obstacles that are no firewall: settings of the kernel, policy routing, sizes.
+//! Obstacles other than firewalls: kernel settings, policy routing, MTU.
 
 use super::{Obstacle, ObstacleKind};
 use crate::numbers::{MARK_MASK, RULE_PRIORITY, TUNNEL_DEVICE};
 
-/// Smallest MTU that IPv6 works with, bytes (RFC 8200 section 5).
+/// Minimum MTU of IPv6 in bytes (RFC 8200 section 5).
 const IPV6_MTU_MIN: u32 = 1280;
-/// `rp_filter` that drops what comes by another device than the route back.
+/// Value of `rp_filter` that drops packets which arrive by another device than the route back.
 const STRICT: u32 = 1;
 
-/// A policy routing rule of somebody else that asks for no mark.
+/// A policy routing rule of others that matches no mark.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct RoutingRule {
     /// It is IPv4.
     pub is_v4: bool,
     /// Its priority.
     pub priority: u32,
-    /// As `ip rule` writes it.
+    /// Text in the syntax of `ip rule`.
     pub text: String,
-    /// It takes every packet; otherwise those of some source, destination or device.
+    /// It matches every packet; otherwise those of some source, destination or device.
     pub takes_all: bool,
 }
 
-/// What was read of a node beside its firewalls.
+/// Facts of a node, beside its firewalls.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Settings {
     /// `rp_filter` of all devices and of the tunnel's; `None` without such a device.
     pub tunnel_reverse_path: Option<(u32, u32)>,
-    /// Bridges by which the node's default routes leave, where the settings `net.bridge.bridge-nf-call-*` of IPv4 and
-    /// IPv6 are on.
+    /// Bridges with the node's default routes, and whether `net.bridge.bridge-nf-call-*` is on for IPv4 and IPv6.
     pub filtered_bridge: Option<(String, bool, bool)>,
-    /// Priority, mark and mask of rules of others that look at bits of our mark.
+    /// Priority, mark and mask of others' rules that match bits of our mark.
     pub foreign_marks: Vec<(u32, u32, u32)>,
-    /// Rules of others that ask for no mark.
+    /// Rules of others that match no mark.
     pub rules: Vec<RoutingRule>,
-    /// Options that this kernel is built without; empty where that cannot be told.
+    /// Build options that this kernel lacks; empty where that is unknown.
     pub missing_options: Vec<String>,
     /// MTU of the tunnel, and name and MTU of the device that carries it, bytes, with what the tunnel adds.
     pub mtu: Option<(u32, String, u32, u32)>,
 }
 
-/// What of them stands in the way.
+/// Obstacles among these facts.
 pub fn of_settings(settings: &Settings) -> Vec<Obstacle> {
     let mut found = Vec::new();
     let mut add = |kind, place: String, text: String, remedy: String, (v4, v6, certain)| {
@@ -120,7 +119,7 @@ pub fn of_settings(settings: &Settings) -> Vec<Obstacle> {
 }
 
 fn is_before(rule: &RoutingRule) -> bool {
-    // Priority 0 is the kernel's own look-up of local addresses.
+    // Priority 0 is the kernel's own look-up in the local table.
     (1..RULE_PRIORITY).contains(&rule.priority)
 }
 

@@ -1,4 +1,4 @@
-//! Firewalls as distributions and plugins write them, and what is told of them.
+//! Firewalls as distributions and plugins write them, and the obstacles that are reported for them.
 
 use super::firewall::{Action, Condition, Rule, Test, state};
 use super::*;
@@ -208,7 +208,7 @@ fn marks_that_nobody_sets_are_not_there_and_others_may_be() {
     ];
     let told = only(forward(false, &[("FORWARD", set)]));
     assert_eq!(told, Some((ObstacleKind::ForwardRule, false)));
-    // Set in an earlier hook chain.
+    // Set in a base chain with an earlier priority.
     let earlier = forward(false, &[("FORWARD", vec![all(Action::Mark(0x10000))])]);
     let mut earlier = earlier;
     earlier.bases[0].priority = -150;
@@ -285,7 +285,7 @@ fn rules_that_filter_reverse_paths_are_told() {
     assert!(found(&[firewalld])[0].remedy.contains("IPv6_rpfilter"));
 }
 
-/// Before translation an answer is for the egress address, afterwards for the pod.
+/// Before translation an answer is addressed to the egress address, afterwards to the pod.
 #[test]
 fn an_answer_has_two_destinations() {
     let accept = |to: &str| {
@@ -343,7 +343,7 @@ fn chains_are_read_only_where_the_packet_surely_comes() {
     ];
     let told = only(forward(false, &[("FORWARD", maybe)]));
     assert_eq!(told, Some((ObstacleKind::ForwardRule, false)));
-    // A circle of jumps ends.
+    // Evaluation of circular jumps ends.
     let circle = forward(
         false,
         &[("FORWARD", vec![jump("FORWARD"), all(Action::Drop)])],

@@ -1,4 +1,5 @@
-//! Addresses out of pools: a policy keeps what it has, else it gets the lowest free one of each family of its pool.
+//! Allocation of addresses from pools: a policy keeps the addresses that it has, and gets the lowest free one of each
+//! family that it lacks.
 
 use super::PlanReason;
 use crate::model::*;
@@ -9,7 +10,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 pub(super) struct Allocation<'a> {
     pub assigned: BTreeMap<&'a ObjectRef, Vec<IpAddr>>,
     pub findings: Vec<Finding>,
-    /// Some policy lacked an address and looked for a free one: what is taken mattered.
+    /// Some policy lacked an address and searched for a free one, so the result depends on which are taken.
     pub searched: bool,
 }
 
@@ -50,7 +51,7 @@ pub(super) fn allocate<'a>(
         kept.extend(&mine);
         result.assigned.insert(&policy.object, mine);
     }
-    // Whose pool is away has its addresses again when the pool comes back.
+    // Policies without a pool keep their addresses for the time when the pool is back.
     for policy in without_pool(snapshot) {
         let mine = policy.assigned.iter().filter(|a| !kept.contains(a));
         let mine: Vec<IpAddr> = mine.copied().collect();
@@ -60,7 +61,7 @@ pub(super) fn allocate<'a>(
     if asking.is_empty() {
         return result;
     }
-    // Taken: what others ask for by name, what still drains, what the cluster itself has.
+    // Taken: addresses that other policies name, that are still draining, or that the cluster itself uses.
     let mut taken = kept;
     taken.extend(snapshot.addresses.keys());
     taken.extend(
@@ -97,7 +98,7 @@ fn without_pool(snapshot: &Snapshot) -> impl Iterator<Item = &Policy> {
     snapshot.policies.iter().filter(is_away)
 }
 
-/// Adds one address for each family that the pool has and the policy lacks; says whether it lacked any.
+/// Adds one address for each family that the pool has and the policy lacks; returns whether it lacked any.
 fn complete(
     policy: &Policy,
     pool: &Pool,
@@ -121,7 +122,7 @@ fn complete(
         let mut sorted: Vec<_> = ranges.copied().collect();
         sorted.sort_unstable();
         let free = sorted.into_iter().find_map(|(first, last)| {
-            // At most as many steps as addresses are taken: those of a family are all different.
+            // At most as many steps as addresses are taken: all candidates of a family differ.
             std::iter::successors(Some(first), |a| next(*a))
                 .take_while(|a| *a <= last)
                 .find(|a| !taken.contains(a) && !of_cluster(*a))

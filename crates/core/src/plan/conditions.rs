@@ -1,4 +1,4 @@
-//! What is told about policies.
+//! Conditions of policies.
 
 use super::demand::Overlaps;
 use super::pod_prefixes;
@@ -12,26 +12,26 @@ use crate::resolve::{Resolved, Selected};
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
-/// What the conditions of every policy are made from.
+/// Inputs that the conditions of all policies share.
 #[derive(Clone, Copy)]
 pub(super) struct Inputs<'i> {
     pub addresses: &'i BTreeMap<IpAddr, AddressSummary>,
     pub gateways: &'i BTreeMap<GatewayName, GatewayPlan>,
     pub records: &'i SharedMap<NodeName, NodeRecord>,
-    /// Addresses that are full towards some destination on some node.
+    /// Addresses without a free port towards some destination on some node.
     pub full: &'i BTreeSet<IpAddr>,
     /// Every namespace.
     pub namespaces: &'i SharedMap<String, Namespace>,
-    /// Address of a pod that nodes are not told of, for lack of room.
+    /// A pod address that is not reported to all nodes, because the record's limit is reached.
     pub left_out: Option<IpAddr>,
 }
 
 /// Pods of one policy, beside `PolicyPlan::pods`.
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct Pods {
-    /// Those that have an address already.
+    /// Pods that have an address.
     pub addressed: u32,
-    /// Those that match and are not selected, because they use their node's network.
+    /// Pods that match and are not selected, because they use their node's network.
     pub host_network: u32,
 }
 
@@ -79,7 +79,7 @@ pub(super) fn policies(
     plans
 }
 
-/// A plan about which nothing is known yet.
+/// A plan without any fact.
 pub(super) fn empty() -> PolicyPlan {
     PolicyPlan {
         generation: 0,
@@ -99,7 +99,7 @@ pub(super) fn empty() -> PolicyPlan {
     }
 }
 
-/// Completes a plan that has its pods, how many are programmed, and what wins over it.
+/// Completes a plan whose pods, programmed pods and overlaps are set: conditions, families and readiness.
 pub(super) fn tell(inputs: Inputs<'_>, one: &Resolved<'_>, pods: Pods, plan: &mut PolicyPlan) {
     plan.generation = one.policy.generation;
     plan.refusal = one.refusal.clone();
@@ -121,7 +121,7 @@ pub(super) fn tell(inputs: Inputs<'_>, one: &Resolved<'_>, pods: Pods, plan: &mu
         .any(|c| c.kind == ConditionType::Ready && c.status);
 }
 
-/// Why a policy is told what it is told.
+/// Reasons for the conditions of a policy.
 pub(super) fn reasons(object: &ObjectRef, plan: &PolicyPlan) -> impl Iterator<Item = PlanReason> {
     plan.conditions.iter().map(|c| PlanReason {
         subject: object.to_string(),
@@ -178,7 +178,7 @@ fn conditions(
     all
 }
 
-/// What else has its addresses, in one condition.
+/// Other users of its addresses, as one condition.
 fn address_conflict(
     inputs: &Inputs<'_>,
     one: &Resolved<'_>,
@@ -194,7 +194,7 @@ fn address_conflict(
     (!all.is_empty()).then(|| Condition::new(kind, true, reason, all.join("; ")))
 }
 
-/// Other machines that gateways hear answer for its addresses.
+/// Other machines that gateways observe answering for its addresses.
 fn foreign_machines(inputs: &Inputs<'_>, plan: &PolicyPlan) -> Vec<String> {
     let addresses = plan.addresses.iter();
     let conflicts = addresses.filter_map(|address| {
@@ -204,14 +204,14 @@ fn foreign_machines(inputs: &Inputs<'_>, plan: &PolicyPlan) -> Vec<String> {
     conflicts.collect()
 }
 
-/// Whether a node of the cluster has an address of an earlier system's object: while both systems serve it, the node that
-/// the old one chose has it by design (decision 95), and answers there.
+/// Whether a node of the cluster has an address of an earlier system's object. While both systems serve it, the node
+/// that the earlier system chose has it by design (decision 95) and answers for it.
 fn is_with_a_node(one: &Resolved<'_>) -> bool {
     let own = matches!(one.policy.object.kind, Kind::Egress | Kind::ClusterEgress);
     !own && !one.occupied.is_empty()
 }
 
-/// Everything that it lacks, in one condition.
+/// Everything that the policy lacks, as one condition.
 fn degraded(inputs: &Inputs<'_>, one: &Resolved<'_>, plan: &PolicyPlan) -> Option<Condition> {
     let nodes = gateway_nodes(inputs, one);
     joined([
@@ -234,14 +234,14 @@ fn unreadable_record(inputs: &Inputs<'_>, plan: &PolicyPlan) -> Option<Condition
         .cloned()
 }
 
-/// Nobody asks by ARP or ND for an address that is in no subnet of the segment: without a route to the gateways,
-/// answers do not come back.
+/// Condition `NotOnLink`: nobody sends ARP or ND requests for an address that is in no subnet of the segment, so
+/// without a route to the gateways answers do not come back.
 fn not_on_link(one: &Resolved<'_>, plan: &PolicyPlan, nodes: &[GatewayNode]) -> Option<Condition> {
     let announces = one
         .gateway
         .is_some_and(|gateway| gateway.announce == AnnounceMode::L2);
     let subnets = || nodes.iter().flat_map(|node| &node.external);
-    // Of a family that no gateway has an address of, nothing is known.
+    // A family without any gateway address is not judged.
     let is_off = |address: &&IpAddr| {
         let mut same = subnets().filter(|net| net.addr().is_ipv4() == address.is_ipv4());
         same.clone().next().is_some() && !same.any(|net| net.contains(*address))
@@ -265,7 +265,7 @@ fn not_on_link(one: &Resolved<'_>, plan: &PolicyPlan, nodes: &[GatewayNode]) -> 
     })
 }
 
-/// Packets go by those gateways alone that have the next hop.
+/// Gateways that are not attached to the policy's next hop, as a condition; packets use the attached ones alone.
 fn next_hop_missing(
     one: &Resolved<'_>,
     plan: &PolicyPlan,
@@ -292,7 +292,7 @@ fn next_hop_missing(
     })
 }
 
-/// What is right.
+/// Remedy for a next hop that gateways are not attached to.
 const ATTACH: &str = "give them an address of its network (on a VLAN device, for example), or name a router that they have";
 
 fn accepted(plan: &PolicyPlan, host_network: u32) -> Condition {
@@ -381,7 +381,7 @@ fn ports_exhausted(
     })
 }
 
-/// Nodes of this policy that got no ports, with the address.
+/// Nodes of this policy that got no ports, each with the address.
 fn exhausted(inputs: &Inputs<'_>, plan: &PolicyPlan) -> Vec<String> {
     let mut lines = Vec::new();
     for address in &plan.addresses {
@@ -481,8 +481,8 @@ fn ready(
     )
 }
 
-/// Why no namespace can have pods that the policy selects. Nothing is said where no namespace is known at all: a directory
-/// need not have them.
+/// Why no namespace can have pods that the policy selects. `None` if no namespace is known at all: a directory need not
+/// contain them.
 fn without_namespace(inputs: &Inputs<'_>, policy: &Policy) -> Option<String> {
     let known = inputs.namespaces;
     if known.is_empty() {

@@ -1,4 +1,4 @@
-//! Which worker needs which address, and which policies meet on the same pods.
+//! Demand for addresses by worker, and overlaps of policies that select the same pods.
 
 use crate::compile::{Claim, compile};
 use crate::model::*;
@@ -9,16 +9,16 @@ use std::net::IpAddr;
 /// The demand for one address.
 pub(super) struct Demand<'a> {
     pub gateway: &'a Gateway,
-    /// Nodes with a selected pod that is paired to it.
+    /// Nodes with a selected pod that is paired to the address.
     pub workers: BTreeSet<&'a NodeName>,
-    /// Policies that use it.
+    /// Policies that use the address.
     pub users: BTreeSet<&'a ObjectRef>,
 }
 
 pub(super) type DemandByAddress<'a> = BTreeMap<IpAddr, Demand<'a>>;
 
-/// The demand for every address. A grant is due when a selected pod is bound to a node, before it has an address: its
-/// families are then guessed from the node's pod prefixes.
+/// The demand for every address. A grant is due when a selected pod is bound to a node, before the pod has an address:
+/// its families are then guessed from the node's pod prefixes.
 pub(super) fn demand<'a>(
     snapshot: &'a Snapshot,
     resolved: &[Resolved<'a>],
@@ -72,16 +72,16 @@ pub(super) fn families(pod: &Pod, node: &Node) -> [bool; 2] {
     }
 }
 
-/// Where policies meet on pods.
+/// Overlaps of policies that select the same pods.
 #[derive(Debug, Default)]
 pub(super) struct Overlaps {
-    /// Per policy, those that win over it somewhere.
+    /// Per policy: policies that win over it for some destination.
     pub winners: BTreeMap<usize, BTreeSet<usize>>,
-    /// Per policy, how many pods others win everywhere for.
+    /// Per policy: number of pods for which others win for every destination.
     pub shadowed: BTreeMap<usize, u32>,
 }
 
-/// Sets of policies are compiled once, however many pods have them.
+/// Finds all overlaps. Each distinct set of policies is compiled once, however many pods have it.
 pub(super) fn overlaps(resolved: &[Resolved<'_>], selected: &Selected<'_>) -> Overlaps {
     let mut sets: BTreeMap<&[usize], u32> = BTreeMap::new();
     for set in selected.policies.iter().filter(|set| set.len() > 1) {
@@ -102,17 +102,17 @@ pub(super) fn overlaps(resolved: &[Resolved<'_>], selected: &Selected<'_>) -> Ov
     overlaps
 }
 
-/// Where the policies of one pod meet, by position.
+/// Overlaps among the policies of one pod, by position.
 pub(super) struct Met {
     /// (winner, loser).
     pub losses: BTreeSet<(usize, usize)>,
-    /// Those that win nowhere.
+    /// Policies that win for no destination.
     pub shadowed: BTreeSet<usize>,
 }
 
 /// See [`Met`].
 pub(super) fn overlaps_of(policies: &[&Policy]) -> Met {
-    // Ages are compared with each other only, so those of this set suffice.
+    // Ages are only compared with each other, so the ages of this set suffice.
     let ages = age_ranks(policies.iter().copied());
     let claims: Vec<Claim<'_, usize>> = policies
         .iter()

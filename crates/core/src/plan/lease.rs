@@ -1,12 +1,14 @@
-//! The life of leases (design section 7, `reference/nat-behaviour.md` R1 to R5).
+//! The life cycle of leases (design section 7, `reference/nat-behaviour.md` R1 to R5).
 //!
 //! ```text
 //!   (pod bound) -> Granted -> Active -> Draining -> HoldDown -> (gone)
 //!                     ^          ^         |
 //!                     +----------+---------+  a pod is back
 //! ```
-//! In the steering tables are Granted, Active and Draining: exactly the blocks that a worker may have connections in.
-//! Every change of a steering table gets a new epoch from one counter for the whole cluster, one per record and plan.
+//!
+//! Steering tables contain Granted, Active and Draining leases: exactly the blocks that a worker may have connections
+//! in. Every change of a steering table gets a new epoch from one counter for the whole cluster, one per record and
+//! plan.
 
 mod blocks;
 mod sanity;
@@ -26,13 +28,13 @@ pub(super) struct PlannedLeases {
     pub next_change_secs: Option<i64>,
 }
 
-/// What is the same for every address.
+/// Inputs that all addresses share.
 pub(super) struct Cluster<'a> {
     pub snapshot: &'a Snapshot,
     pub now_secs: i64,
-    /// Highest epoch that exists anywhere.
+    /// Highest epoch of the cluster.
     pub epoch: u64,
-    /// The epoch that every gateway of each group has.
+    /// Per gateway group: the epoch that every gateway of the group has reached.
     pub reported: &'a BTreeMap<GatewayName, u64>,
 }
 
@@ -46,12 +48,12 @@ fn hold_down_secs(settings: &Settings) -> i64 {
     i64::try_from(settings.hold_down_secs).unwrap_or(i64::MAX)
 }
 
-/// One address, planned.
+/// Plan of one address.
 pub(super) struct PlannedAddress {
     pub record: AddressRecord,
-    /// It took an epoch.
+    /// Its steering table changed, so it took an epoch.
     pub steering_changed: bool,
-    /// Workers that need a lease and got none.
+    /// Workers that need a lease and got none because no block was free.
     pub exhausted: BTreeSet<NodeName>,
     pub reasons: Vec<PlanReason>,
     pub findings: BTreeSet<Finding>,
@@ -80,7 +82,8 @@ pub(super) fn plan_address(
     }
 }
 
-/// The plan of an address whose record cannot be read: the record as it is. Which of its blocks are free, nobody knows.
+/// The plan of an address whose record cannot be read: the record unchanged. It is unknown which of its blocks are
+/// free.
 fn unreadable_address(snapshot: &Snapshot, address: IpAddr) -> Option<PlannedAddress> {
     if !snapshot.unreadable.addresses.contains(&address) {
         return None;
@@ -100,8 +103,8 @@ fn unreadable_address(snapshot: &Snapshot, address: IpAddr) -> Option<PlannedAdd
     })
 }
 
-/// Epochs that a node reports beyond any that was written are believed up to here; more would only wear out the
-/// counter, and no honest agent does that.
+/// Highest epoch that is accepted from a node's report. Higher ones would exhaust the counter, and no correct agent
+/// reports them.
 const EPOCH_BELIEVED_MAX: u64 = u64::MAX / 2;
 
 pub(super) fn plan_leases(
@@ -145,20 +148,20 @@ pub(super) fn plan_leases(
     result
 }
 
-/// Everything that has ever been called an epoch: records, grants that may outlive theirs, and what gateways report.
+/// Highest epoch that occurs anywhere: in records, in grants that may outlive their record, and in gateways' reports.
 fn highest_epoch(snapshot: &Snapshot) -> u64 {
     let records = snapshot.addresses.values().map(record_epoch);
     let nodes = snapshot.node_records.values().map(node_epoch);
     records.chain(nodes).max().unwrap_or(0)
 }
 
-/// The highest epoch that an address record names.
+/// Highest epoch in an address record.
 pub(super) fn record_epoch(record: &AddressRecord) -> u64 {
     let leases = record.leases.iter().map(|lease| lease.epoch);
     leases.fold(record.epoch, u64::max)
 }
 
-/// The highest epoch that a node record names and that is believed.
+/// Highest accepted epoch in a node record.
 pub(super) fn node_epoch(record: &NodeRecord) -> u64 {
     let grants = record.grants.iter().map(|grant| grant.epoch);
     let all = grants.chain(std::iter::once(record.steering_version));
@@ -167,8 +170,8 @@ pub(super) fn node_epoch(record: &NodeRecord) -> u64 {
         .unwrap_or(0)
 }
 
-/// Changed records in the order of their epochs. Records in which only the state of a lease changed keep theirs and
-/// may be written at any time: they come first.
+/// Changed records in the order of their epochs. Records in which only the state of a lease changed keep their epoch
+/// and may be written at any time: they come first.
 pub(super) fn write_order(snapshot: &Snapshot, leases: &PlannedLeases) -> Vec<IpAddr> {
     let mut changed: Vec<&AddressRecord> = leases
         .records
@@ -182,7 +185,7 @@ pub(super) fn write_order(snapshot: &Snapshot, leases: &PlannedLeases) -> Vec<Ip
 /// One address while it is planned.
 struct AddressWork {
     record: AddressRecord,
-    /// A steering table changes; the leases at these positions get the new epoch.
+    /// The steering table changes; the leases at these positions get the new epoch.
     steering_changed: bool,
     renumber: BTreeSet<usize>,
     exhausted: BTreeSet<NodeName>,
@@ -243,14 +246,15 @@ impl AddressWork {
         });
     }
 
-    /// Moves the leases that exist through their life.
+    /// Advances the existing leases through their life cycle.
     fn age(&mut self, cluster: &Cluster<'_>, demand: Option<&Demand<'_>>) {
         let before = self.record.leases.len();
         let rests = |lease: &Lease| {
             lease.state != LeaseState::HoldDown
                 || cluster.now_secs < lease.since_secs.saturating_add(cluster.hold_down_secs())
         };
-        // Positions move only where nothing has been renumbered before: renumbering names none in hold-down.
+        // Removing leases shifts positions, which is safe only before renumbering; leases in hold-down are never
+        // renumbered.
         let kept: Vec<(bool, Lease)> = std::mem::take(&mut self.record.leases)
             .into_iter()
             .enumerate()
@@ -281,7 +285,7 @@ impl AddressWork {
         }
     }
 
-    /// The state that a lease goes to, if it does not stay.
+    /// Next state of a lease, if it changes.
     fn next_state(
         &mut self,
         cluster: &Cluster<'_>,
@@ -321,7 +325,7 @@ impl AddressWork {
         }
     }
 
-    /// First grants for workers that have none.
+    /// Grants a first lease to each worker that needs one.
     fn grant(&mut self, cluster: &Cluster<'_>, demand: Option<&Demand<'_>>) {
         let Some(demand) = demand else { return };
         let holders: BTreeSet<NodeName> = self
@@ -366,7 +370,7 @@ impl AddressWork {
         }
     }
 
-    /// Takes the next epoch if a steering table changes.
+    /// Takes the next epoch if the steering table changed.
     fn number(&mut self, cluster: &mut Cluster<'_>) {
         if self.steering_changed {
             cluster.epoch = cluster.epoch.saturating_add(1);
@@ -381,9 +385,9 @@ impl AddressWork {
     }
 }
 
-/// The epoch that every gateway of each group reports; none where no agent runs. The controller does not probe, so a
-/// gateway counts from its agent's first report until its Node is gone; workers, who do probe, decide for themselves
-/// what they may use.
+/// The epoch that every gateway of each group reports; no entry where no agent runs. The controller does not probe, so
+/// a gateway counts from its agent's first report until its Node is removed. Workers do probe, and decide themselves
+/// which ranges they may use.
 fn reported_epochs(snapshot: &Snapshot) -> BTreeMap<GatewayName, u64> {
     let all = snapshot.gateways.values();
     all.filter_map(|gateway| {
@@ -394,7 +398,7 @@ fn reported_epochs(snapshot: &Snapshot) -> BTreeMap<GatewayName, u64> {
     .collect()
 }
 
-/// The epoch that these gateways of one group have.
+/// The epoch that all these gateways of one group have reached.
 pub(super) fn reported_epoch<'n>(
     nodes: impl IntoIterator<Item = &'n NodeName>,
     records: &SharedMap<NodeName, NodeRecord>,
@@ -407,7 +411,7 @@ pub(super) fn reported_epoch<'n>(
         .min()
 }
 
-/// Whether the worker has seen that its grant is gone and has no connection left in it.
+/// Whether the worker has seen that its grant was withdrawn and has no connection left in it.
 fn drained(snapshot: &Snapshot, node: &NodeName, address: IpAddr) -> bool {
     if unreadable::demand_is_unknown(snapshot, node) {
         return false;
@@ -416,15 +420,15 @@ fn drained(snapshot: &Snapshot, node: &NodeName, address: IpAddr) -> bool {
     record.is_some_and(|record| is_drained(record, address))
 }
 
-/// The same by the worker's record.
+/// The same as [`drained`], from the worker's record.
 pub(super) fn is_drained(record: &NodeRecord, address: IpAddr) -> bool {
     !record.demand.contains_key(&address)
         && record.grants.iter().all(|grant| grant.address != address)
 }
 
-/// A record goes when nobody wants it and nothing of it is left. The one that carries the highest epoch stays until
-/// another carries a higher one, or until every gateway has reported it: the counter must never run backwards, or a
-/// gateway that slept would seem to know leases that it has never seen.
+/// Deletes records without demand and without leases. The record with the highest epoch stays until another has a
+/// higher one, or until every gateway has reported it: the counter must never decrease, or a gateway that was down
+/// would seem to know leases that it has never seen.
 fn delete_unused(cluster: &Cluster<'_>, demand: &DemandByAddress<'_>, result: &mut PlannedLeases) {
     let highest = result.records.values().map(|r| r.epoch).max().unwrap_or(0);
     let unused: Vec<IpAddr> = result
@@ -443,7 +447,7 @@ fn delete_unused(cluster: &Cluster<'_>, demand: &DemandByAddress<'_>, result: &m
     }
 }
 
-/// Whether an unused record may go. `highest`: the highest epoch of any planned record.
+/// Whether an unused record may be deleted. `highest`: the highest epoch of any planned record.
 pub(super) fn may_go(
     record: &AddressRecord,
     highest: u64,
@@ -452,7 +456,7 @@ pub(super) fn may_go(
     record.epoch < highest || reported.values().all(|known| *known >= record.epoch)
 }
 
-/// When time alone changes a record.
+/// Seconds since the epoch at which time alone changes a record.
 pub(super) fn due(snapshot: &Snapshot, record: &AddressRecord) -> Option<i64> {
     if snapshot.unreadable.addresses.contains(&record.address) {
         return None;

@@ -49,7 +49,8 @@ pub(super) fn plan_nodes(
 }
 
 impl PlannedNodes {
-    /// Puts what is told of pods' addresses into the records that carry it; an address that some node does not hear of.
+    /// Writes the reported pod addresses into the records that carry them; returns an address that some node does not
+    /// get.
     pub(super) fn carry(&mut self, snapshot: &Snapshot, told: &Told) -> Option<IpAddr> {
         let gateways = snapshot.gateways.values();
         let nodes = gateways.flat_map(|gateway| gateway_nodes(gateway, &snapshot.nodes));
@@ -68,7 +69,7 @@ impl PlannedNodes {
     }
 }
 
-/// Which node records there are, and their tunnel indexes.
+/// Existing node records and their tunnel indexes.
 pub(super) struct Numbers {
     pub indexes: BTreeMap<NodeName, u16>,
     pub deletions: Vec<NodeName>,
@@ -76,7 +77,7 @@ pub(super) struct Numbers {
     pub findings: Vec<Finding>,
 }
 
-/// Numbers the nodes. `holds`: whether a node has a lease in any state.
+/// Assigns tunnel indexes. `holds`: whether a node has a lease in any state.
 pub(super) fn number(snapshot: &Snapshot, holds: &dyn Fn(&NodeName) -> bool) -> Numbers {
     let mut numbers = Numbers {
         indexes: BTreeMap::new(),
@@ -99,7 +100,7 @@ pub(super) fn number(snapshot: &Snapshot, holds: &dyn Fn(&NodeName) -> bool) -> 
         }
         let valid = (1..=TUNNEL_INDEX_MAX).contains(&record.tunnel_index);
         if snapshot.unreadable.nodes.contains(name) {
-            // It cannot be given another one: whoever has the same gives way.
+            // An unreadable record cannot be renumbered; another node with the same index is.
             numbers.indexes.insert(name.clone(), record.tunnel_index);
             continue;
         }
@@ -120,7 +121,7 @@ pub(super) fn number(snapshot: &Snapshot, holds: &dyn Fn(&NodeName) -> bool) -> 
     numbers
 }
 
-/// Gives every node without a record the lowest free tunnel index.
+/// Assigns the lowest free tunnel index to every node without a record.
 fn number_new(snapshot: &Snapshot, used: &BTreeSet<u16>, numbers: &mut Numbers) {
     let mut free = (1..=TUNNEL_INDEX_MAX).filter(|index| !used.contains(index));
     for name in snapshot.nodes.keys() {
@@ -146,7 +147,7 @@ fn number_new(snapshot: &Snapshot, used: &BTreeSet<u16>, numbers: &mut Numbers) 
     }
 }
 
-/// What a worker may use by this lease, if anything.
+/// The grant that the worker gets for this lease; `None` in states in which it may not use the ports.
 pub(super) fn grant(record: &AddressRecord, lease: &Lease) -> Option<Grant> {
     matches!(lease.state, LeaseState::Granted | LeaseState::Active).then(|| Grant {
         address: record.address,

@@ -1,4 +1,5 @@
-//! The planner that keeps what it worked out, so that the cost of a change does not grow with the cluster (P10).
+//! The incremental planner: it stores intermediate results, so that the cost of a change does not grow with the cluster
+//! (P10).
 //!
 //! ```text
 //!  Change --> snapshot and indexes --> what it touches: pods, policies, addresses, nodes, gateways
@@ -9,9 +10,9 @@
 //!                 nodes, statuses, policies: those that any of the above touched
 //! ```
 //!
-//! What it holds is always what [`super::plan`] would say of the same snapshot at the same time; a property test
-//! compares them. The two share the code for one address, one gateway, one policy, and not the way to find out which.
-//! Changes whose reach has no bound (settings, gateways, pools) are planned from nothing.
+//! Its plan always equals that of [`super::plan`] for the same snapshot and time; a property test compares them. Both
+//! share the code that plans one address, gateway or policy. Only the planner has the code that finds which to plan.
+//! Changes of unbounded reach (settings, gateways, pools) are planned from nothing.
 
 mod change;
 mod gateways;
@@ -37,7 +38,7 @@ use policies::Policies;
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
-/// Plans of a cluster, one after the other.
+/// Incremental planner of one cluster; holds the snapshot and its plan.
 #[derive(Debug)]
 pub struct Planner {
     snapshot: Snapshot,
@@ -51,11 +52,11 @@ pub struct Planner {
     messages: MessagesBySource,
 }
 
-/// What an update may have changed of what is told about objects, those that are gone among them; everything else is as
-/// before. Records that must be written are in the plan itself.
+/// Objects whose status an update may have changed, removed ones included. Records that must be written are in the plan
+/// itself.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Touched {
-    /// Everything: the plan was made from nothing.
+    /// All statuses: the plan was made from nothing.
     pub all: bool,
     /// These policies.
     pub policies: BTreeSet<ObjectRef>,
@@ -63,38 +64,38 @@ pub struct Touched {
     pub gateways: BTreeSet<GatewayName>,
     /// These addresses.
     pub addresses: BTreeSet<IpAddr>,
-    /// The pools.
+    /// All pools.
     pub pools: bool,
 }
 
-/// What has to be worked out again.
+/// Parts to compute again.
 #[derive(Debug, Default)]
 struct Dirty {
-    /// What policies mean.
+    /// The meaning of policies.
     resolve: bool,
-    /// Policies whose pods have to be found again.
+    /// Policies whose pods must be selected again.
     selections: BTreeSet<ObjectRef>,
-    /// Pods that are bound to nothing now.
+    /// Pods that are not bound to policies now.
     pods: BTreeSet<PodRef>,
-    /// What is told about policies.
+    /// Statuses of policies.
     policies: BTreeSet<PolicyRef>,
-    /// Leases.
+    /// Leases of addresses.
     addresses: BTreeSet<IpAddr>,
-    /// What is told about addresses.
+    /// Statuses of addresses.
     statuses: BTreeSet<IpAddr>,
-    /// Which nodes are gateways.
+    /// The nodes of every gateway.
     roles: bool,
-    /// What gateways say.
+    /// Reports of gateways.
     gateways: BTreeSet<GatewayName>,
-    /// Addresses of pods that no Node names.
+    /// Pod addresses that no Node names.
     pod_prefixes: bool,
-    /// Which node records there are.
+    /// The set of node records.
     numbers: bool,
-    /// Node records.
+    /// Contents of node records.
     nodes: BTreeSet<NodeName>,
-    /// Which addresses there are.
+    /// The set of addresses in use.
     pools: bool,
-    /// Nothing is known yet.
+    /// Everything: nothing is computed yet.
     all: bool,
 }
 
@@ -135,17 +136,18 @@ impl Planner {
         planner
     }
 
-    /// The plan.
+    /// The current plan.
     pub fn plan(&self) -> &ClusterPlan {
         &self.plan
     }
 
-    /// What the plan is for.
+    /// The snapshot that the plan was made for.
     pub fn snapshot(&self) -> &Snapshot {
         &self.snapshot
     }
 
-    /// Plans again after these changes, or because time has passed. Says what may be told differently now.
+    /// Applies these changes and plans again, also if only time has passed. Returns the objects whose status may
+    /// differ.
     pub fn update(&mut self, changes: impl IntoIterator<Item = Change>, now_secs: i64) -> Touched {
         self.now_secs = now_secs;
         let mut dirty = Dirty::default();
@@ -164,11 +166,12 @@ impl Planner {
         self.plan_again(dirty)
     }
 
-    /// Plans again for a newer snapshot, and keeps that: what it shares with the next one is not compared again.
+    /// Plans again for a newer snapshot and stores it: parts that it shares with the next snapshot are not compared
+    /// again.
     pub fn follow(&mut self, newer: Snapshot, now_secs: i64) -> Touched {
         let changes = changes(&self.snapshot, &newer);
         let touched = self.update(changes, now_secs);
-        // The same values, as the source holds them.
+        // Equal values, but shared with the source's copy.
         self.snapshot = newer;
         touched
     }
@@ -207,14 +210,14 @@ impl Planner {
         touched
     }
 
-    /// The plan of a policy that is known.
+    /// The plan of a known policy.
     fn policy_plan(&mut self, policy: &ObjectRef) -> &mut PolicyPlan {
         let plan = self.plan.policies.get_mut(policy);
         plan.expect("every policy that is resolved has a plan, made when it was resolved")
     }
 }
 
-/// The plan of nothing.
+/// A plan without objects.
 fn empty() -> ClusterPlan {
     ClusterPlan {
         findings: BTreeSet::new(),

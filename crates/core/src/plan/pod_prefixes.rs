@@ -1,5 +1,6 @@
-//! Addresses of pods that no Node names. Agents know the pods of their own nodes only; the controller knows all of them,
-//! and writes what nodes cannot see by themselves into the records of a few gateway nodes, which every agent reads.
+//! Pod addresses that no Node names. Agents know the pods of their own nodes only. The controller knows all pods, and
+//! writes the addresses that nodes cannot find themselves into the records of a few gateway nodes, which every agent
+//! reads.
 
 use crate::model::*;
 use crate::numbers::{POD_PREFIX_RECORDS, POD_PREFIXES_MAX};
@@ -7,12 +8,12 @@ use ipnet::IpNet;
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
-/// What every agent knows as addresses of pods without being told.
+/// Pod prefixes that every agent knows without the controller's records.
 #[derive(Debug, Default)]
 pub(super) struct Coverage {
-    /// How often each is named.
+    /// Number of occurrences of each prefix.
     all: BTreeMap<IpNet, u32>,
-    /// How many of each family (true: IPv4) and length there are: as many look-ups answer for an address.
+    /// Number of prefixes by family (true: IPv4) and length: a look-up of an address tries each of these lengths.
     lengths: BTreeMap<(bool, u8), u32>,
 }
 
@@ -59,17 +60,18 @@ fn take_one<K: Ord>(counts: &mut BTreeMap<K, u32>, key: K) {
     }
 }
 
-/// What every agent is told.
+/// Pod prefixes that the controller's records report to every agent.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(super) struct Told {
-    /// Disjoint.
+    /// Disjoint prefixes.
     pub prefixes: BTreeSet<IpNet>,
-    /// The first address that there was no room for.
+    /// The first address beyond `POD_PREFIXES_MAX`.
     pub left_out: Option<IpAddr>,
 }
 
 impl Told {
-    /// Published prefixes first; of pods' addresses that nothing covers, those that fit. What is beyond costs nothing.
+    /// Published prefixes first, then uncovered pod addresses, up to `POD_PREFIXES_MAX`. Addresses beyond the limit
+    /// cost nothing.
     pub(super) fn of(snapshot: &Snapshot, uncovered: &BTreeSet<IpAddr>) -> Self {
         let published: Vec<IpNet> = snapshot.pod_prefixes.iter().copied().collect();
         let mut all = IpNet::aggregate(&published);
@@ -86,14 +88,14 @@ impl Told {
 }
 
 impl Told {
-    /// An address of a pod that some node is not told of. `carried`: a record can carry what is told.
+    /// A pod address that some node does not get. `carried`: at least one record carries the prefixes.
     pub(super) fn missing(&self, carried: bool) -> Option<IpAddr> {
         let first = self.prefixes.first().map(IpNet::network);
         self.left_out.or(first.filter(|_| !carried))
     }
 }
 
-/// Every address that a pod has for itself and that nothing covers.
+/// Every address that belongs to one pod alone and that no known prefix covers.
 pub(super) fn uncovered(snapshot: &Snapshot) -> BTreeSet<IpAddr> {
     let coverage = Coverage::of(snapshot);
     let pods = snapshot.pods.values();
@@ -103,7 +105,7 @@ pub(super) fn uncovered(snapshot: &Snapshot) -> BTreeSet<IpAddr> {
         .collect()
 }
 
-/// The nodes whose records carry it: the first gateway nodes by name, of those that have a record.
+/// Nodes whose records carry the prefixes: the first gateway nodes by name, of those that have a record.
 pub(super) fn carriers<'a>(
     gateway_nodes: impl IntoIterator<Item = &'a NodeName>,
     has_record: impl Fn(&NodeName) -> bool,
@@ -113,7 +115,7 @@ pub(super) fn carriers<'a>(
     nodes.take(POD_PREFIX_RECORDS).cloned().collect()
 }
 
-/// Whether the policy could take traffic to this address out of the cluster.
+/// Whether the policy's destinations include this address, so that traffic to it could leave the cluster.
 pub(super) fn reaches(policy: &Policy, address: IpAddr) -> bool {
     let destinations = policy.destinations.as_ref();
     destinations.is_none_or(|all| all.iter().any(|one| one.cidr.contains(&address)))

@@ -1,4 +1,4 @@
-//! What is told about addresses, gateways and pools.
+//! Statuses of addresses, gateways and pools.
 
 use super::demand::DemandByAddress;
 use super::lease::PlannedLeases;
@@ -58,7 +58,7 @@ pub(super) fn addresses(
         .collect()
 }
 
-/// What the agents of gateways say of an address on their external segment.
+/// Observations of gateways' agents about an address on their external segment.
 #[derive(Clone, Copy)]
 pub(super) struct Outside<'a> {
     pub announcer: Option<&'a NodeName>,
@@ -68,8 +68,8 @@ pub(super) struct Outside<'a> {
     pub conflict: Option<(&'a NodeName, AddressClaim)>,
 }
 
-/// The other machine that has an address, and the gateway that hears it: the announcer, since a gateway that is dead or has
-/// handed the address over listens no more; without one, the first by name.
+/// The other machine that has an address, and the gateway that observes it: the announcer, since a gateway that is dead
+/// or has handed the address over does not listen any more; without an announcer, the first gateway by name.
 pub(super) fn conflict<'a>(
     hearing: &'a BTreeMap<NodeName, AddressClaim>,
     announcer: Option<&NodeName>,
@@ -81,13 +81,13 @@ pub(super) fn conflict<'a>(
     found.map(|(node, claim)| (node, *claim))
 }
 
-/// Whether routes lead to the gateways of this address, so that none of them answers for it.
+/// Whether routers lead to the gateways of this address, so that no gateway answers ARP or ND for it.
 pub(super) fn is_routed(snapshot: &Snapshot, record: &AddressRecord) -> bool {
     let gateway = snapshot.gateways.get(&record.gateway);
     gateway.is_some_and(|gateway| gateway.announce == AnnounceMode::Static)
 }
 
-/// What is told about one address.
+/// Status of one address.
 pub(super) fn address(
     record: &AddressRecord,
     users: Option<Vec<ObjectRef>>,
@@ -133,7 +133,7 @@ fn unreadable_record(address: IpAddr) -> Condition {
     )
 }
 
-/// That another machine has an address, in one sentence.
+/// Sentence that another machine has an address.
 pub(super) fn foreign(address: IpAddr, gateway: &NodeName, claim: &AddressClaim) -> String {
     format!("{claim} answers for {address} on the external segment of {gateway}")
 }
@@ -206,7 +206,7 @@ fn gateway_conditions(gateway: &Gateway, nodes: &[GatewayNode]) -> Vec<Condition
     all
 }
 
-/// Conditions of one type as one: the reason of the first, the messages of all.
+/// Merges conditions of one type: the reason of the first, the messages of all.
 pub(super) fn joined<const N: usize>(all: [Option<Condition>; N]) -> Option<Condition> {
     let mut all = all.into_iter().flatten();
     let mut first = all.next()?;
@@ -247,7 +247,7 @@ pub(super) fn gateways(snapshot: &Snapshot) -> BTreeMap<GatewayName, GatewayPlan
         .collect()
 }
 
-/// What is told about a node of a gateway group that has this record.
+/// Status of a gateway group's node with this record.
 pub(super) fn gateway_node(name: &NodeName, record: Option<&NodeRecord>) -> GatewayNode {
     GatewayNode {
         node: name.clone(),
@@ -260,7 +260,7 @@ pub(super) fn gateway_node(name: &NodeName, record: Option<&NodeRecord>) -> Gate
     }
 }
 
-/// What is told about one gateway group with these nodes.
+/// Status of one gateway group with these nodes.
 pub(super) fn gateway<'n>(
     gateway: &Gateway,
     nodes: impl IntoIterator<Item = &'n NodeName>,

@@ -1,24 +1,24 @@
-//! Records that are there and cannot be read: they stay as they are, and what they name is nobody else's.
+//! Records that exist and cannot be read: they are not changed, and their addresses and indexes count as taken.
 
 use crate::model::*;
 use ipnet::IpNet;
 use std::collections::BTreeSet;
 
-/// Tunnel indexes of node records that cannot be read otherwise.
+/// Tunnel indexes of node records of which nothing else can be read.
 pub(super) fn tunnel_indexes(snapshot: &Snapshot) -> BTreeSet<u16> {
     let nodes = snapshot.unreadable.nodes.iter();
     let records = nodes.filter_map(|node| snapshot.node_records.get(node));
     records.map(|record| record.tunnel_index).collect()
 }
 
-/// Whether nobody knows which ports are in use on the node.
+/// Whether it is unknown which ports are in use on the node.
 pub(super) fn demand_is_unknown(snapshot: &Snapshot, node: &NodeName) -> bool {
     let unreadable = &snapshot.unreadable;
     unreadable.demand.contains(node) || unreadable.nodes.contains(node)
 }
 
-/// The grants of a node, `planned` by the leases: those of addresses whose records cannot be read stay as the node has
-/// them, and so do all of a node whose own record cannot be read.
+/// The grants of a node, from `planned` leases. Grants of addresses with an unreadable record stay as they are in the
+/// node's record. All grants stay if the node's own record cannot be read.
 pub(super) fn grants(snapshot: &Snapshot, node: &NodeName, mut planned: Vec<Grant>) -> Vec<Grant> {
     let unreadable = &snapshot.unreadable;
     if unreadable.addresses.is_empty() && unreadable.nodes.is_empty() {
@@ -36,7 +36,7 @@ pub(super) fn grants(snapshot: &Snapshot, node: &NodeName, mut planned: Vec<Gran
     planned
 }
 
-/// What a node's record carries of pods' addresses, `planned` or, where the record cannot be read, as it is.
+/// Pod prefixes in a node's record: `planned`, or the present ones if the record cannot be read.
 pub(super) fn pod_prefixes(
     snapshot: &Snapshot,
     node: &NodeName,

@@ -1,4 +1,5 @@
-//! Gateways whose external network does not answer: a policy is Ready only where a gateway has a way out.
+//! Gateways whose external network does not answer: a policy is Ready only if some gateway reaches its external
+//! network.
 
 use super::GatewayNode;
 use crate::condition::{Condition, ConditionType, Reason};
@@ -6,7 +7,7 @@ use crate::model::Policy;
 
 const REMEDY: &str = "see the condition NoUplink of their EgressNodes, and the network behind their external devices";
 
-/// Names of the running gateway nodes that have lost their way out, and whether those are all that run.
+/// Names of the running gateway nodes whose external network does not answer, and whether those are all that run.
 fn lost(nodes: &[GatewayNode]) -> Option<(String, bool)> {
     let running = || nodes.iter().filter(|node| node.running);
     let lost: Vec<&str> = running()
@@ -17,7 +18,7 @@ fn lost(nodes: &[GatewayNode]) -> Option<(String, bool)> {
     (!lost.is_empty()).then(|| (lost.join(", "), all))
 }
 
-/// Why no gateway has a way out.
+/// Why no gateway reaches its external network.
 pub(super) fn none_left(nodes: &[GatewayNode]) -> Option<String> {
     let (names, all) = lost(nodes)?;
     all.then(|| {
@@ -25,8 +26,8 @@ pub(super) fn none_left(nodes: &[GatewayNode]) -> Option<String> {
     })
 }
 
-/// The same for a policy. Where its packets need no such next hop it is none of its concern: they go to a next hop of its
-/// own, or to a network that the gateways are in.
+/// The same for one policy. `None` if its packets do not need the default next hop: they go to a next hop of the
+/// policy's own, or to a network that the gateways are attached to.
 pub(super) fn none_left_for(policy: &Policy, nodes: &[GatewayNode]) -> Option<String> {
     let attached = |cidr| {
         let mut networks = nodes.iter().flat_map(|node| &node.external);
@@ -40,7 +41,7 @@ pub(super) fn none_left_for(policy: &Policy, nodes: &[GatewayNode]) -> Option<St
     }
 }
 
-/// Some gateways have lost their way out, and others serve.
+/// Condition: the external network of some gateways does not answer, while other gateways serve.
 pub(super) fn some_lost(nodes: &[GatewayNode]) -> Option<Condition> {
     let (names, all) = lost(nodes)?;
     (!all).then(|| {

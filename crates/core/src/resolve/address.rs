@@ -1,4 +1,4 @@
-//! Addresses: in which pools they are, and who has them already.
+//! Egress addresses: the pools that contain them, and other users of them in the cluster.
 
 use super::occupied::{Occupant, Occupied};
 use crate::model::*;
@@ -11,15 +11,15 @@ pub(crate) fn family_index(address: IpAddr) -> usize {
     usize::from(address.is_ipv6())
 }
 
-/// Whether the pool has this address.
+/// Whether the pool contains this address.
 pub(crate) fn in_pool(pool: &Pool, address: IpAddr) -> bool {
-    // Ranges are of one family each; comparing across families is false on one side or the other only by luck.
+    // Each range is of one family, so comparing an address with both ends never mixes families.
     pool.ranges.iter().any(|(first, last)| {
         first.is_ipv4() == address.is_ipv4() && *first <= address && address <= *last
     })
 }
 
-/// Every pool that has this address.
+/// Every pool that contains this address.
 pub(super) fn pools_of(snapshot: &Snapshot, address: IpAddr) -> impl Iterator<Item = &Pool> {
     snapshot
         .pools
@@ -27,7 +27,7 @@ pub(super) fn pools_of(snapshot: &Snapshot, address: IpAddr) -> impl Iterator<It
         .filter(move |pool| in_pool(pool, address))
 }
 
-/// Whether the pool is for this namespace.
+/// Whether the pool permits this namespace.
 pub(crate) fn pool_gives(snapshot: &Snapshot, pool: &Pool, namespace: &str) -> bool {
     match &pool.namespaces {
         Namespaces::All => true,
@@ -39,13 +39,13 @@ pub(crate) fn pool_gives(snapshot: &Snapshot, pool: &Pool, namespace: &str) -> b
     }
 }
 
-/// Who has which pod address: looked for among all pods, or in an index that a planner keeps.
+/// Look-up of pods by address: a search through all pods, or a planner's index.
 pub(crate) trait PodAddresses {
-    /// Those of the wanted addresses that a pod has which has not run to its end, each with the pod's name (of several
-    /// the last by namespace and name).
+    /// The wanted addresses that a pod has which has not ended, each with the pod's name (of several, the last by
+    /// namespace and name).
     fn holders(&self, wanted: &BTreeSet<IpAddr>) -> BTreeMap<IpAddr, &str>;
 
-    /// A test for the addresses of all pods, also of those that have run to their end.
+    /// Predicate for addresses of any pod, ended ones included.
     fn test(&self) -> Box<dyn Fn(IpAddr) -> bool + '_>;
 }
 
@@ -66,7 +66,7 @@ impl PodAddresses for SharedMap<(String, String), Pod> {
     }
 }
 
-/// Every address that a policy asks for or has.
+/// Every address that a policy requests or has.
 pub(crate) fn asked(policies: &[Policy]) -> BTreeSet<IpAddr> {
     policies
         .iter()
@@ -78,19 +78,19 @@ pub(crate) fn asked(policies: &[Policy]) -> BTreeSet<IpAddr> {
         .collect()
 }
 
-/// Those of the wanted addresses that nodes, Services and pods have, and the prefixes of pods and Services. An agent sees
-/// only its own pods here; what it accepts and the controller does not gets no ports.
+/// The wanted addresses that nodes, Services and pods have, and the prefixes of pods and Services. An agent sees only
+/// its own pods here; an address that it accepts and the controller refuses gets no ports.
 pub(super) struct ClusterAddresses<'a> {
     hosts: BTreeMap<IpAddr, (Kind, &'a str)>,
     prefixes: Prefixes<(Kind, &'a str)>,
     occupied: Occupied<'a>,
 }
 
-/// Prefixes of which one that contains an address is found without looking at all.
+/// Set of prefixes; finds one that contains an address without comparing all.
 struct Prefixes<V> {
-    /// With their order: the first is taken.
+    /// Prefixes with their order: the first match is taken.
     all: BTreeMap<IpNet, (usize, V)>,
-    /// Lengths that occur.
+    /// Prefix lengths that occur.
     lengths: BTreeSet<u8>,
 }
 
@@ -159,7 +159,7 @@ impl<'a> ClusterAddresses<'a> {
         }
     }
 
-    /// For policies without an address.
+    /// For policies without addresses.
     pub(super) fn none() -> Self {
         Self {
             hosts: BTreeMap::new(),
@@ -168,13 +168,13 @@ impl<'a> ClusterAddresses<'a> {
         }
     }
 
-    /// Who has the address, if agents have found that no policy may.
+    /// Occupant of the address, if agents have found one that excludes policies.
     pub(super) fn occupant(&self, address: IpAddr) -> Option<&Occupant<'a>> {
         let occupant = self.occupied.get(&address);
         occupant.filter(|occupant| occupant.refuses())
     }
 
-    /// Why no policy may have the address: it is one of the cluster.
+    /// Why no policy may have the address: the cluster uses it.
     pub(super) fn problem(&self, address: IpAddr) -> Option<String> {
         if let Some((kind, name)) = self.hosts.get(&address) {
             return Some(format!(
@@ -197,8 +197,8 @@ impl<'a> ClusterAddresses<'a> {
     }
 }
 
-/// The same question about one address, for pools: nothing out of a pool may be an address of the cluster, or somebody's
-/// that its agents have found, or one that no host may have.
+/// The same for one address of a pool: a pool must not allocate an address of the cluster, an address that agents found
+/// occupied, or one that no host may have.
 pub(crate) fn cluster_address<'a, P: PodAddresses>(
     snapshot: &'a Snapshot,
     pods: &'a P,
@@ -227,7 +227,7 @@ pub(crate) fn cluster_address<'a, P: PodAddresses>(
     }
 }
 
-/// Whether no host can have this address as its own.
+/// Whether no host may have this address.
 pub(super) fn unusable(address: IpAddr) -> bool {
     let special = address.is_unspecified() || address.is_loopback() || address.is_multicast();
     special

@@ -1,4 +1,4 @@
-//! Which gateway a policy uses, and which nodes are its gateways.
+//! The gateway of each policy, and the nodes of each gateway.
 
 use super::Problem;
 use super::policy_addresses::PolicyAddresses;
@@ -18,7 +18,7 @@ pub(crate) fn gateway_nodes<'a>(
         .collect()
 }
 
-/// What of this gateway is not built, if anything.
+/// A setting of this gateway that is not implemented: field, value and remedy.
 fn unsupported(gateway: &Gateway) -> Option<(&'static str, String, &'static str)> {
     match gateway.announce {
         AnnounceMode::Bgp | AnnounceMode::Azure => {
@@ -39,12 +39,12 @@ fn unsupported(gateway: &Gateway) -> Option<(&'static str, String, &'static str)
     })
 }
 
-/// Whether this gateway can be carried out at all.
+/// Whether this gateway is supported.
 pub(crate) fn usable_gateway(gateway: &Gateway) -> bool {
     unsupported(gateway).is_none()
 }
 
-/// What of this gateway cannot be carried out, if anything, in one sentence.
+/// Why this gateway is not supported, as a sentence.
 pub(crate) fn gateway_problem(gateway: &Gateway) -> Option<String> {
     unsupported(gateway).map(|(field, value, remedy)| format!("{field}: {value}: {remedy}"))
 }
@@ -89,7 +89,7 @@ pub(super) fn findings(snapshot: &Snapshot) -> BTreeSet<Finding> {
     findings
 }
 
-/// The gateway of a policy: named, that of its pools, the default one, the only one.
+/// The gateway of a policy: the named one, else that of its pools, else the default, else the only one.
 pub(super) fn of_policy<'a>(
     snapshot: &'a Snapshot,
     policy: &Policy,
@@ -158,7 +158,7 @@ fn unnamed(snapshot: &Snapshot) -> Result<&Gateway, Problem> {
 
 type PoolGateway<'a> = (&'a PoolName, &'a GatewayName);
 
-/// The gateway that the pools of the policy's addresses belong to, if they belong to one.
+/// The gateway of the pools that contain the policy's addresses, if they have one.
 fn of_pools<'a>(addresses: &PolicyAddresses<'a>) -> Result<Option<PoolGateway<'a>>, Problem> {
     let mut found: Option<PoolGateway<'a>> = None;
     for pool in addresses.pools() {

@@ -1,12 +1,12 @@
-//! Which policies select one pod: an index of policies by namespace and label, so that one pod costs the policies that
-//! could select it and not all there are. `select` answers the same question for all pods at once.
+//! Index of policies by namespace and label, to find those that select one pod: the cost of a pod is the policies that
+//! could select it, not all policies. `select` computes the same for all pods at once.
 
 use super::workload::belongs;
 use crate::model::*;
 use std::collections::BTreeMap;
 use std::net::IpAddr;
 
-/// Policies (under any name `K`) by what they ask of a pod.
+/// Policies (under any key `K`) by the pod properties that they require.
 #[derive(Debug)]
 pub(crate) struct Matching<K> {
     by_namespace: BTreeMap<String, Bucket<K>>,
@@ -28,7 +28,7 @@ impl<K> Default for Matching<K> {
     }
 }
 
-/// Policies of one namespace: by one label that they ask for, or without any.
+/// Policies of one namespace: by one label that they require, or without any.
 #[derive(Debug)]
 struct Bucket<K> {
     by_label: BTreeMap<String, BTreeMap<String, Vec<K>>>,
@@ -45,7 +45,7 @@ impl<K> Default for Bucket<K> {
 }
 
 impl<K: Clone> Bucket<K> {
-    /// Under each of the values of the key; without one among the rest.
+    /// Adds the policy under each value of the key; without a label, to the rest.
     fn add<'v>(&mut self, label: Option<(&str, impl Iterator<Item = &'v String>)>, name: &K) {
         let Some((key, values)) = label else {
             self.rest.push(name.clone());
@@ -133,12 +133,12 @@ impl<K: Clone + Ord> Matching<K> {
         }
     }
 
-    /// Those that select by this Service.
+    /// Policies that select by this Service.
     pub(crate) fn of_service(&self, service: &(String, String)) -> &[K] {
         self.by_service.get(service).map_or(&[], Vec::as_slice)
     }
 
-    /// Those that could select the pod, sorted, each once; `selects` has the last word.
+    /// Policies that could select the pod, sorted, without duplicates; [`selects`] decides.
     pub(crate) fn candidates(&self, pod: &Pod) -> Vec<&K> {
         let mut found: Vec<&K> = Vec::new();
         self.anywhere.candidates(&pod.labels, &mut found);
@@ -155,7 +155,7 @@ impl<K: Clone + Ord> Matching<K> {
     }
 }
 
-/// The labels by which a Service finds its pods; `None`: it has endpoints instead.
+/// Labels by which a Service selects its pods; `None`: its endpoints count instead.
 pub(crate) fn service_labels(service: &Service) -> Option<&Labels> {
     service
         .selector
@@ -163,7 +163,7 @@ pub(crate) fn service_labels(service: &Service) -> Option<&Labels> {
         .filter(|labels| !labels.is_empty())
 }
 
-/// Whether the namespace is one of these.
+/// Whether the set contains this namespace.
 pub(crate) fn in_namespaces(snapshot: &Snapshot, namespaces: &Namespaces, namespace: &str) -> bool {
     match namespaces {
         Namespaces::All => true,
@@ -175,7 +175,7 @@ pub(crate) fn in_namespaces(snapshot: &Snapshot, namespaces: &Namespaces, namesp
     }
 }
 
-/// Whether the policy selects the pod, or would if the pod did not use its node's network or had not run to its end.
+/// Whether the policy selects the pod, ignoring whether the pod uses its node's network or has ended.
 pub(crate) fn selects(snapshot: &Snapshot, policy: &Policy, pod: &Pod) -> bool {
     match &policy.selection {
         Selection::Labels {

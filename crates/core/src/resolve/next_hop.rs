@@ -1,4 +1,4 @@
-//! Policies whose packets go to a neighbour of the gateways instead of leaving with an egress address.
+//! Policies whose packets go to a next hop on the gateways' network instead of leaving with an egress address.
 
 use super::address::unusable as no_host;
 use super::{Problem, Refusal, Resolved};
@@ -9,15 +9,15 @@ use crate::numbers::{NEXT_HOP_VNI_BASE, NEXT_HOP_VNI_BITS};
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
-/// How a gateway knows which next hop a packet of the tunnel is for. Every node works it out alone and alike, whatever
-/// else there is: a number out of a list would mean another next hop for a moment whenever the list changes.
+/// VXLAN network identifier by which gateways recognise a packet's next hop. Every node computes it from the address
+/// alone: a number from a list would denote another next hop for a moment whenever the list changes.
 pub(crate) fn network_identifier(next_hop: IpAddr) -> u32 {
     let hash = StableHash::new("next hop").address(next_hop).finish();
     let bits = hash & ((1 << NEXT_HOP_VNI_BITS) - 1);
     NEXT_HOP_VNI_BASE | u32::try_from(bits).expect("fewer bits than a u32 has")
 }
 
-/// A next hop that no neighbour can be.
+/// Problem of a policy whose next hop cannot be a neighbour.
 pub(super) fn problem(policy: &Policy) -> Option<Problem> {
     let next_hop = policy.next_hop()?;
     no_host(next_hop).then(|| {
@@ -30,7 +30,7 @@ pub(super) fn problem(policy: &Policy) -> Option<Problem> {
     })
 }
 
-/// Of next hops that gateways could not tell apart, those of the oldest policy count.
+/// Of next hops with the same network identifier, those of the oldest policy are valid.
 pub(super) fn settle(resolved: &mut [Resolved<'_>], findings: &mut BTreeSet<Finding>) {
     let used = |one: &Resolved<'_>| one.policy.next_hop().filter(|_| one.refusal.is_none());
     let mut order: Vec<usize> = (0..resolved.len())

@@ -1,5 +1,5 @@
-//! Addresses that are somebody's, or nobody's to be, as the agents have found: those of nodes' devices, their routers, and
-//! those of their networks that no host may have.
+//! Addresses that agents found occupied or unusable: addresses of nodes' devices, of their routers, and those of their
+//! networks that no host may have.
 
 use crate::model::*;
 use ipnet::IpNet;
@@ -7,7 +7,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::net::IpAddr;
 
-/// Whose an address is.
+/// Occupant of an address.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Occupant<'a> {
     /// A node has it on a device.
@@ -16,12 +16,12 @@ pub(crate) enum Occupant<'a> {
     Router(&'a NodeName),
     /// The network's own address (RFC 1122 section 3.2.1.3).
     Network(IpNet),
-    /// All hosts of the network.
+    /// The directed broadcast address of the network.
     Broadcast(IpNet),
-    /// Any router of the network (RFC 4291 section 2.6.1).
+    /// The Subnet-Router anycast address of the network (RFC 4291 section 2.6.1).
     Anycast(IpNet),
-    /// A gateway has it on its external device, where keepalived or a person put it: who has an address answers for it
-    /// (decision 95), so that policies may name it, and pools give it to nobody.
+    /// A gateway has it on its external device, where keepalived or a person assigned it. The node that has an address
+    /// answers for it (decision 95), so policies may name it, and pools do not allocate it.
     Holder(&'a NodeName),
 }
 
@@ -31,7 +31,7 @@ impl Occupant<'_> {
         !matches!(self, Occupant::Holder(_))
     }
 
-    /// Whether it is an address of a machine, and not one that none may have.
+    /// Whether it is an address of a machine, in contrast to one that no host may have.
     pub(crate) fn is_machine(&self) -> bool {
         use Occupant::{Device, Holder, Router};
         matches!(self, Device(_) | Router(_) | Holder(_))
@@ -52,7 +52,7 @@ impl fmt::Display for Occupant<'_> {
     }
 }
 
-/// Those of the wanted addresses that are occupied.
+/// The wanted addresses that are occupied.
 #[derive(Default)]
 pub(crate) struct Occupied<'a>(BTreeMap<IpAddr, Occupant<'a>>);
 
@@ -60,7 +60,7 @@ impl<'a> Occupied<'a> {
     pub(crate) fn of(snapshot: &'a Snapshot, wanted: impl Fn(&IpAddr) -> bool) -> Self {
         let mut all = BTreeMap::new();
         let mut networks: BTreeSet<IpNet> = BTreeSet::new();
-        // A node that is gone has nothing any more; its record stays until its leases have ended.
+        // A removed node has no addresses; its record stays until its leases have ended.
         let records = || {
             let all = snapshot.node_records.values();
             all.filter(|record| snapshot.nodes.contains_key(&record.node))
@@ -92,7 +92,7 @@ impl<'a> Occupied<'a> {
     }
 }
 
-/// Of several the first counts, but for holders: a node that has the address elsewhere too comes before them.
+/// The first occupant counts, except that a device of a node takes precedence over a holder.
 fn put<'a>(all: &mut BTreeMap<IpAddr, Occupant<'a>>, address: IpAddr, occupant: Occupant<'a>) {
     let known = all.entry(address).or_insert(occupant);
     if !known.refuses() {
@@ -108,7 +108,7 @@ fn of_device(record: &NodeRecord, address: IpAddr) -> Occupant<'_> {
     }
 }
 
-/// Addresses of a network that no host may have; links between two have none (RFC 3021, RFC 6164).
+/// Addresses of a network that no host may have; point-to-point networks have none (RFC 3021, RFC 6164).
 fn of_network(network: IpNet) -> impl Iterator<Item = (IpAddr, Occupant<'static>)> {
     let is_link = network.max_prefix_len() - network.prefix_len() < 2;
     let both = match network {
@@ -122,7 +122,7 @@ fn of_network(network: IpNet) -> impl Iterator<Item = (IpAddr, Occupant<'static>
     both.into_iter().flatten()
 }
 
-/// Every address that a record makes occupied, and whether a gateway only holds it: what it says to [`Occupied`].
+/// Every address that a record makes occupied, and whether a gateway only holds it: its contribution to [`Occupied`].
 pub(crate) fn occupies(record: &NodeRecord) -> BTreeSet<(IpAddr, bool)> {
     let devices = record.node_addresses.iter().map(|network| {
         let address = network.addr();

@@ -1,4 +1,4 @@
-//! Which of a policy's addresses one pod uses.
+//! Pairing of a pod to one of a policy's addresses per family.
 
 use super::Resolved;
 use super::address::{family_index, pool_gives, pools_of};
@@ -6,11 +6,11 @@ use crate::model::*;
 use crate::rendezvous::paired;
 use std::net::IpAddr;
 
-/// The addresses (IPv4, IPv6) of one pod by one policy.
+/// Addresses (IPv4, IPv6) of one pod by one policy.
 pub(crate) type Paired = [Option<IpAddr>; 2];
 
-/// Pairs a pod. An address that is not for the pod's namespace is left out (a `ClusterEgress` reaches namespaces that
-/// a pool may not): the pod then has none of that family, and its traffic is dropped (P8, P1).
+/// Pairs a pod. Addresses that the pod's namespace may not use are excluded (a `ClusterEgress` selects namespaces that
+/// a pool may not permit): the pod then has none of that family, and its traffic is dropped (P8, P1).
 pub(crate) fn pair(snapshot: &Snapshot, resolved: &Resolved<'_>, pod: &Pod) -> Paired {
     pair_among(snapshot, resolved.policy, &resolved.addresses, pod)
 }

@@ -1,4 +1,4 @@
-//! Which addresses a policy asks for, and whether it may have them.
+//! Addresses that a policy requests, and whether it may have them.
 
 use super::Problem;
 use super::address::{ClusterAddresses, family_index, pool_gives, pools_of, unusable};
@@ -12,22 +12,22 @@ use std::net::IpAddr;
 pub(super) struct PolicyAddresses<'a> {
     policy: &'a Policy,
     request: Request<'a>,
-    /// Sorted, each once: those that it names, or those that it has out of its pool.
+    /// Sorted, without duplicates: the addresses that it names, or that its pool has allocated to it.
     pub addresses: Vec<IpAddr>,
-    /// Families (IPv4, IPv6) that the policy means to cover, whether or not an address is there yet.
+    /// Families (IPv4, IPv6) that the policy covers, whether or not an address exists yet.
     pub covers: [bool; 2],
 }
 
-/// What a policy asks for.
+/// Address request of a policy, with its pools resolved.
 enum Request<'a> {
-    /// These, in its order, each with the pools that have it.
+    /// Named addresses, in the policy's order, each with the pools that contain it.
     Fixed(Vec<(IpAddr, Vec<&'a Pool>)>),
-    /// Addresses out of the pool of this name; `None`: there is no such pool.
+    /// Addresses from the pool of this name; `None`: the pool does not exist.
     Pool(&'a PoolName, Option<&'a Pool>),
 }
 
 impl<'a> PolicyAddresses<'a> {
-    /// `out_of_pool`: what it has out of its pool, if it names one.
+    /// `out_of_pool`: addresses that its pool has allocated to it, if it names one.
     pub(super) fn of(snapshot: &'a Snapshot, policy: &'a Policy, out_of_pool: &[IpAddr]) -> Self {
         let mut covers = [false; 2];
         let (request, addresses): (_, BTreeSet<IpAddr>) = match &policy.addresses {
@@ -51,7 +51,7 @@ impl<'a> PolicyAddresses<'a> {
                 (request, out_of_pool.iter().copied().collect())
             }
         };
-        // A next hop covers its family as an address would, and is none.
+        // A next hop covers its family as an address would, but is no address of the policy.
         for address in addresses.iter().chain(policy.next_hop().as_ref()) {
             covers[family_index(*address)] = true;
         }
@@ -63,7 +63,7 @@ impl<'a> PolicyAddresses<'a> {
         }
     }
 
-    /// Every pool that it asks for, by name or by an address: one of several addresses comes once for each.
+    /// Every pool that it requests, by name or by an address: once for each address.
     pub(super) fn pools(&self) -> impl Iterator<Item = &'a Pool> {
         let (named, of_addresses) = match &self.request {
             Request::Pool(_, pool) => (*pool, &[][..]),
@@ -73,7 +73,7 @@ impl<'a> PolicyAddresses<'a> {
         named.into_iter().chain(of_addresses)
     }
 
-    /// Problems with what the policy asks for.
+    /// Problems with the policy's request.
     pub(super) fn problems(
         &self,
         snapshot: &Snapshot,
@@ -165,8 +165,8 @@ impl<'a> PolicyAddresses<'a> {
         })
     }
 
-    /// Whether `whenUnavailable: NodeAddress` holds: every pool of its addresses must consent, and an address in no pool
-    /// has nobody to consent for it.
+    /// Whether `whenUnavailable: NodeAddress` is in force: every pool of its addresses must consent. Nobody can consent
+    /// for an address in no pool.
     pub(super) fn node_address_consent(&self, findings: &mut BTreeSet<Finding>) -> bool {
         if self.policy.when_unavailable == WhenUnavailable::Drop {
             return false;
@@ -190,15 +190,16 @@ impl<'a> PolicyAddresses<'a> {
     }
 }
 
-/// Whether the policy may have the address all the same. What it has been given is taken away by nothing that is found
-/// later, which is told. Addresses of earlier systems' objects are on nodes' devices by design.
+/// Whether the policy may keep the address although it is occupied. An allocated address is not revoked by later
+/// findings; they are reported instead. Addresses of earlier systems' objects are on nodes' devices by design.
 fn may_stay(policy: &Policy, address: IpAddr, occupant: &Occupant<'_>) -> bool {
     let is_own = matches!(policy.object.kind, Kind::Egress | Kind::ClusterEgress);
     let is_moved = !is_own && matches!(occupant, Occupant::Device(_));
     is_moved || policy.assigned.contains(&address)
 }
 
-/// The namespace whose pods a policy that is no `ClusterEgress` selects: a front-end's object may stand elsewhere.
+/// Namespace of the pods that a policy other than `ClusterEgress` selects; a front-end's object may be in a different
+/// one.
 fn tenant(policy: &Policy) -> &str {
     match &policy.selection {
         Selection::Workload { namespace, .. } | Selection::Service { namespace, .. } => namespace,
@@ -206,7 +207,7 @@ fn tenant(policy: &Policy) -> &str {
     }
 }
 
-/// An `Egress` may use only what its namespace is given. A `ClusterEgress` is judged per pod (`pair`).
+/// Whether the pool does not permit the policy's namespace. A `ClusterEgress` is checked per pod (`pair`).
 fn denied_by_pool(
     snapshot: &Snapshot,
     policy: &Policy,

@@ -1,15 +1,15 @@
-//! Which of two policies wins where they overlap (design section 5): `ClusterEgress` unless overridable, then higher
-//! priority, longer destination prefix, older object, namespace/name. Between the prefix and the age stands one
-//! more: an `Egress` wins over an overridable `ClusterEgress`, which says by that word that it gives way.
+//! Precedence of policies that overlap (design section 5): `ClusterEgress` unless overridable, then higher priority,
+//! longer destination prefix, older object, namespace/name. Between prefix and age: an `Egress` wins over an
+//! overridable `ClusterEgress`.
 
 use crate::model::*;
 use std::cmp::Reverse;
 use std::collections::BTreeMap;
 
-/// Position of a policy by everything that ranks after the prefix.
+/// Rank of a policy by all criteria after the prefix.
 pub(crate) type AgeRank = u32;
 
-/// Compares two claims on one destination; smaller wins.
+/// Precedence of a claim on one destination; the smaller one wins.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) struct Precedence {
     gives_way: bool,

@@ -1,4 +1,4 @@
-//! Which pods a policy selects. Pods are grouped by namespace and labels first, so that the cost is policies times
+//! Selection of pods by policies. Pods are grouped by namespace and labels first, so that the cost is policies times
 //! distinct label sets and not times pods.
 
 use super::Resolved;
@@ -11,13 +11,13 @@ use std::net::IpAddr;
 pub(crate) struct Selected<'a> {
     pub pods: Vec<&'a Pod>,
     pub policies: Vec<Vec<usize>>,
-    /// Per policy: pods that match and use the node's network, and so are not selected.
+    /// Per policy: number of pods that match but are not selected, because they use the node's network.
     pub host_network: Vec<u32>,
 }
 
 type ByLabels<'a> = BTreeMap<&'a str, BTreeMap<&'a Labels, Vec<usize>>>;
 
-/// Selects among `pods`, which are those of the cluster or of one node.
+/// Selects among `pods`: those of the cluster or of one node.
 pub(crate) fn select<'a>(
     snapshot: &Snapshot,
     resolved: &[Resolved<'_>],
@@ -132,7 +132,7 @@ fn labelled<'a>(
         .flat_map(|(_, pods)| pods.iter().copied())
 }
 
-/// Pods behind a Service: by its selector, which also finds pods without an address yet, else by its endpoints.
+/// Pods behind a Service: by its selector, which also finds pods without an address, else by its endpoints.
 fn behind_service(
     snapshot: &Snapshot,
     by_labels: &ByLabels<'_>,
@@ -164,7 +164,8 @@ fn behind_service(
     }
 }
 
-/// A Service that is not there selects nobody. That is no refusal: it may still come.
+/// Finding for a Service that does not exist. The policy selects nobody; it is not refused, since the Service may be
+/// created later.
 pub(super) fn missing_service(snapshot: &Snapshot, policy: &Policy) -> Option<Finding> {
     let Selection::Service { namespace, name } = &policy.selection else {
         return None;

@@ -1,4 +1,4 @@
-//! Which pods belong to a workload, told by the pods alone: no workload object is read.
+//! Membership of pods in workloads, derived from the pods alone: no workload object is read.
 
 use crate::model::*;
 
@@ -6,7 +6,7 @@ use crate::model::*;
 /// (Kubernetes, `DefaultDeploymentUniqueLabelKey`: `<deployment>-<value>`).
 const TEMPLATE_HASH_LABEL: &str = "pod-template-hash";
 
-/// Whether the pod is the one named, or was made by the workload named. The namespace is the caller's business.
+/// Whether the pod has this name and kind itself, or was created by this workload. The caller checks the namespace.
 pub(crate) fn belongs(pod: &Pod, kind: WorkloadKind, name: &str) -> bool {
     if kind == WorkloadKind::Pod {
         return pod.name == name;

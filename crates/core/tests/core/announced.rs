@@ -1,4 +1,5 @@
-//! The CNI tells of addresses before the API does, and takes them back before.
+//! The overlay of pod addresses that the CNI plugin reports before the API shows them, and releases before the API
+//! does.
 
 use crate::scene::{egress, ip, labels, node_name, selector};
 use egret_core::announced::{Announced, AttachmentId, MaySelect, PodId, take_off};
@@ -47,7 +48,7 @@ fn some(addresses: &[&str]) -> BTreeSet<IpAddr> {
     addresses.iter().map(|a| ip(a)).collect()
 }
 
-/// What a pod has once the announcements are laid over.
+/// Addresses of a pod after the overlay.
 fn has(announced: &Announced, api: &Pods, name: &str) -> Vec<IpAddr> {
     let mut pods = api.clone();
     let replaced = announced.lay_over(&mut pods, &node_name("w1"));
@@ -70,7 +71,7 @@ fn a_pod_has_its_address_before_the_api_shows_it() {
     // An earlier pod of the same name is another one.
     let earlier = pods(&[pod("a", "u0", "w1", &["10.0.0.1"])]);
     assert!(has(&announced, &earlier, "a").is_empty());
-    // Runtimes that tell no uid are believed by the name.
+    // Without a uid from the runtime, the name identifies the pod.
     let mut announced = Announced::default();
     announced.add(id("c1"), of("a", None), some(&["10.0.0.1"]));
     assert_eq!(has(&announced, &api, "a"), [ip("10.0.0.1")]);
@@ -96,7 +97,7 @@ fn what_is_told_of_one_pod_is_no_other_pods() {
         announced.owner(&ip("10.0.0.1")),
         Some(of("new", Some("u2")).as_ref())
     );
-    // A container that is no pod takes an address as well.
+    // A container that is no pod also takes an address over.
     announced.add(id("c3"), None, some(&["10.0.0.1"]));
     assert!(has(&announced, &api, "new").is_empty());
     assert_eq!(announced.owner(&ip("10.0.0.1")), Some(None));
@@ -113,10 +114,10 @@ fn what_is_taken_back_is_gone_although_the_api_shows_it() {
         !announced.remove(&id("c1"), None, BTreeSet::new()),
         "a second time changes nothing"
     );
-    // Its sandbox is made anew and gets the same address.
+    // Its sandbox is recreated and gets the same address.
     announced.add(id("c2"), of("a", Some("u1")), some(&["10.0.0.1"]));
     assert_eq!(has(&announced, &api, "a"), [ip("10.0.0.1")]);
-    // The late end of the first one is nothing to the second.
+    // The late end of the first sandbox does not affect the second.
     announced.remove(&id("c1"), of("a", Some("u1")), some(&["10.0.0.1"]));
     assert_eq!(has(&announced, &api, "a"), [ip("10.0.0.1")]);
 }
@@ -149,13 +150,13 @@ fn what_is_over_is_forgotten() {
     let api = pods(&[pod("a", "u1", "w1", &["10.0.0.1"])]);
     announced.add(id("c1"), of("a", Some("u1")), some(&["10.0.0.1"]));
     let told = announced.clone();
-    // The API is late: nothing is forgotten before the pod was there.
+    // The API is late: an attachment is not removed before its pod was shown.
     announced.forget(&Pods::new());
     assert_eq!(announced, told);
     announced.forget(&api);
     announced.forget(&Pods::new());
     assert_eq!(announced, Announced::default());
-    // Taken back, and shown until the pod is gone.
+    // Released, and shown until the pod is gone.
     announced.add(id("c1"), of("a", Some("u1")), some(&["10.0.0.1"]));
     announced.remove(&id("c1"), None, BTreeSet::new());
     announced.forget(&api);

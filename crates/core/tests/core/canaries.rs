@@ -1,4 +1,4 @@
-//! Which ways canaries measure, and what a way that is broken means.
+//! Paths that canaries measure, and the effects of a broken path.
 
 use crate::scene::*;
 use egret_core::canary::{CanaryKind, Lost};

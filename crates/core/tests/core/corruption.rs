@@ -1,4 +1,4 @@
-//! The checker can fail: every rule is broken once, on purpose, and must be named.
+//! The checker can fail: every rule is broken once, and the checker must report it.
 
 use crate::scene::*;
 use egret_core::check::{Rule, check_node, check_plan};
@@ -9,7 +9,7 @@ use std::collections::BTreeSet;
 
 const E: &str = "192.168.122.222";
 
-/// A settled scene with a pool, a second address and a draining worker; three plans from nothing being wrong.
+/// A settled scene with a second address, whose plan has no violation.
 fn scene() -> Scene {
     let mut scene = kep_scene();
     scene.add_policy(egress("default", "second", &["192.0.2.9", "2001:db8:2::9"]));

@@ -1,4 +1,4 @@
-//! Compiled destinations against an evaluator that walks the policies, one packet at a time.
+//! Compiled destinations, compared with an evaluator that checks policies one packet at a time.
 
 use crate::scene::*;
 use egret_core::model::*;
@@ -10,7 +10,7 @@ use std::net::IpAddr;
 /// `None`: a protocol without ports.
 type Packet = (IpAddr, Option<Protocol>, u16);
 
-/// What becomes of a packet.
+/// Handling of a packet.
 #[derive(Debug, PartialEq, Eq)]
 enum Fate {
     Untouched,
@@ -118,7 +118,7 @@ fn compiled(worker: &WorkerState, profile: &Profile, (to, protocol, port): Packe
     }
 }
 
-/// Prefixes from a small part of the world, so that they meet often.
+/// Prefixes from a small address range, so that they often overlap.
 fn net() -> impl Strategy<Value = ipnet::IpNet> {
     let v4 = (0u8..8, 29u8..=32).prop_map(|(last, length)| format!("198.51.100.{last}/{length}"));
     let wide = prop_oneof![

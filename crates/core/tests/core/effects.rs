@@ -1,4 +1,4 @@
-//! What people are told of policies and pods is what becomes of their traffic.
+//! Statuses of policies and pods match what happens to their traffic.
 
 use crate::scene::*;
 use egret_core::condition::{ConditionType, Reason};
@@ -31,7 +31,7 @@ fn a_policy_that_wins_nowhere_says_that_nothing_leaves_by_it() {
     );
     assert_eq!(ready(&plan, "winner").1, Reason::Programmed);
 
-    // Somewhere is enough.
+    // One destination is enough.
     let winner = scene.snapshot.policies.iter_mut();
     let mut winner = winner.filter(|policy| policy.object.name == "winner");
     winner.next().unwrap().destinations = Some(vec![Destination {
@@ -59,7 +59,7 @@ fn a_policy_for_a_namespace_that_is_not_there_is_not_ready() {
         nodes: None,
     };
     scene.add_policy(by_labels);
-    // Where no namespace is known, nobody can say.
+    // Where no namespace is known, a missing one is not reported.
     assert_eq!(ready(&scene.settle(), "lost").1, Reason::NoPods);
     let default = namespace("default", &[]);
     scene
@@ -98,7 +98,7 @@ fn a_pod_is_explained_by_the_state_of_its_own_node_only() {
         "{said:?}"
     );
 
-    // The agent keeps its last state: what it would do is not what happens.
+    // The agent's last state stays in force: a newly computed state is not what happens.
     let before = scene.outcome("worker1");
     scene.snapshot.nodes.remove(&node_name("worker1"));
     let said = explain(&scene.snapshot, Some(&before), ("default", "a1"), to);

@@ -1,4 +1,4 @@
-//! Explanations, as people read them.
+//! Explanations: the text that users get.
 
 use crate::scene::*;
 use egret_core::explain::{Explanation, Leaves, Stage, explain};

@@ -1,4 +1,4 @@
-//! Which device of a gateway leads out of the cluster.
+//! Choice of a gateway's external device.
 
 use crate::planning::with;
 use crate::scene::*;
@@ -6,7 +6,7 @@ use egret_core::model::*;
 use egret_core::node::{Candidate, ExternalChoice, external_choice};
 use ipnet::IpNet;
 
-/// Devices of a node by name, `*` before that of the default route, with networks.
+/// Device chosen among devices given by name, with `*` before the one of the default route, and networks.
 fn chosen(choice: &ExternalChoice, devices: &[(&str, &[&str])]) -> Option<String> {
     let networks: Vec<Vec<IpNet>> = devices
         .iter()
@@ -43,9 +43,9 @@ fn the_device_of_the_default_route_unless_only_another_has_an_address_in_its_net
         (&["198.51.100.77"], "eth1"),
         (&["203.0.113.77"], "eth2"),
         (&["203.0.113.77", "198.51.100.77"], "eth1"),
-        // Whoever has a working default device keeps it.
+        // A usable default device is kept.
         (&["198.51.100.77", "192.0.2.77"], "eth0"),
-        // Routed to the gateways, or an address that a device has alone.
+        // Addresses that are routed to the gateways, or that a device has without a network.
         (&["233.252.0.1", "10.0.0.7"], "eth0"),
     ] {
         let chosen = chosen(&auto(addresses), &devices);

@@ -1,4 +1,4 @@
-//! Marks of others and the numbers of gateway groups.
+//! Marks of others, and the numbers of gateway groups.
 
 use crate::scene::*;
 use egret_core::model::*;
@@ -29,7 +29,7 @@ fn group_numbers_that_routing_rules_of_others_ask_for_are_not_used() {
             .collect::<Vec<_>>()
     };
     assert_eq!(numbers(&[]), [1]);
-    // Tailscale's, Calico's, and one bit for the number that stands for 3 while others' marks are routed.
+    // Tailscale's, Calico's, and one bit for the number that becomes 3 while others' marks are routed.
     assert_eq!(numbers(&[(0x0001_0000, 0x00ff_0000)]), [2]);
     assert_eq!(numbers(&[(0x0001_0000, 0x0001_0000)]), [2]);
     assert_eq!(
@@ -41,7 +41,7 @@ fn group_numbers_that_routing_rules_of_others_ask_for_are_not_used() {
         [1],
         "none of our bits"
     );
-    // Where rules of others ask for every number, ours is used all the same: the condition says so.
+    // Where others' rules match every number, one is used nevertheless; the condition reports it.
     assert_eq!(
         numbers(&[(0, 0x0080_0000), (0x0080_0000, 0x0080_0000)]),
         [1]

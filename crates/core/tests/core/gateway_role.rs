@@ -1,4 +1,5 @@
-//! What a gateway's planned state becomes: version and announcements, by link, join delay, other gateways and conflicts.
+//! The part of a gateway's planned state that is in force: version and announcements, by link, join delay, other
+//! gateways and conflicts.
 
 use crate::scene::*;
 use egret_core::machines::{
@@ -55,7 +56,7 @@ impl Gateway1 {
         self.scene.outcome("gateway1").state.gateway.unwrap()
     }
 
-    /// A round with a data path that takes everything.
+    /// A round whose data path accepts every state.
     fn round(&mut self, now_ms: u64) -> EffectiveGateway {
         let planned = self.planned();
         self.role.attached(false);

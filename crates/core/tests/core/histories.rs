@@ -1,4 +1,4 @@
-//! Random histories: the checker stays silent, and what is in use is known to every gateway.
+//! Random histories: the checker finds nothing, and every gateway has the ranges that are in use.
 
 use crate::scene::*;
 use egret_core::check::{check_node, check_plan};
@@ -284,11 +284,11 @@ fn take_in_cluster(scene: &mut Scene, step: &Step) {
     }
 }
 
-/// Addresses out of pools by the name of the policy that was to have them when their record was written.
+/// Pool addresses by the name of the policy for which their record was written.
 type Given = BTreeMap<String, BTreeSet<IpAddr>>;
 
-/// A policy keeps an address out of a pool as long as it lives, wherever a controller ended. `before`: what was planned
-/// before the step.
+/// A policy keeps its pool address as long as it exists, wherever a controller stopped. `before`: the plan before the
+/// step.
 fn kept(scene: &Scene, step: &Step, before: &ClusterPlan, given: &mut Given) {
     if let Step::AddPolicy { number, .. }
     | Step::AddPoolPolicy(number)
@@ -325,7 +325,7 @@ fn inspect(scene: &Scene) {
             let violations = check_node(&scene.snapshot, &facts, node, &outcome);
             assert!(violations.is_empty(), "{node}: {violations:#?}");
         }
-        // The same with some of the devices gone, on one node in its turn.
+        // The same with some devices gone, on a different node each time.
         if scene.now.rem_euclid(4) != number as i64 {
             continue;
         }
@@ -343,14 +343,13 @@ fn inspect(scene: &Scene) {
             assert!(violations.is_empty(), "{node}: {violations:#?}");
         }
     }
-    // The order in which policies arrive does not matter, and neither does when one asks.
+    // Neither the order of policies nor the time of the call matters.
     let mut turned = scene.snapshot.clone();
     turned.policies.reverse();
     assert_eq!(plan(&turned, scene.now), plan_now);
 }
 
-/// R2, on what kernels really have: at the moment in which a worker starts to use a block, every live gateway of the
-/// group steers it to that worker.
+/// R2 in the kernels: when a worker starts to use a block, every live gateway of the group steers it to that worker.
 fn made_before_use(scene: &Scene, node: &NodeName) {
     let Some(outcome) = scene.applied.get(node) else {
         return;
@@ -413,7 +412,7 @@ proptest! {
                 made_before_use(&scene, &node);
             }
         }
-        // With everything still, controller and agents come to rest, and every accepted policy is ready.
+        // Without further changes, controller and agents reach a fixed point, and every accepted policy is ready.
         scene.dead.clear();
         scene.busy.clear();
         scene.settle();
@@ -430,7 +429,7 @@ proptest! {
             let allocated = !policy.conditions.iter().any(|c| c.reason == egret_core::condition::Reason::PoolExhausted);
             prop_assert!(policy.ready || !gateways || !allocated, "{object} {:?}", policy.conditions);
         }
-        // No policy: nothing is left, in the end not even records.
+        // Without policies everything is removed, in the end also records.
         scene.snapshot.policies.clear();
         scene.settle();
         scene.now += 1_000;

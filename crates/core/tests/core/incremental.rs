@@ -1,4 +1,4 @@
-//! A planner that keeps its work says what one that starts from nothing says, whatever happens.
+//! An incremental planner always has the same plan as one from nothing.
 
 use crate::histories::{self, Step};
 use crate::scene::*;
@@ -8,7 +8,7 @@ use egret_core::plan::planner::{Change, Planner, changes};
 use proptest::prelude::*;
 use std::collections::BTreeSet;
 
-/// What histories lack: everything else that a policy's pods can hang on.
+/// Changes that histories lack: everything else that a policy's pods can depend on.
 #[derive(Clone, Debug)]
 enum Edit {
     Step(Step),
@@ -60,7 +60,7 @@ enum Edit {
     Lose {
         node: u8,
     },
-    /// Records cannot be read, or can be again.
+    /// Records become unreadable, or readable again.
     Unread {
         address: u8,
         node: u8,
@@ -134,7 +134,7 @@ fn pod(number: u8, worker: u8, namespace: bool, addresses: u8, host: bool, label
         0 => vec![],
         1 => vec![ip(&format!("10.244.{worker}.{}", 10 + number))],
         2 => vec![ip(&format!("fd00:244:{worker}::{number}"))],
-        // One that a policy asks for, and one out of the pool.
+        // One that a policy names, and one from the pool.
         3 => vec![egress_address(number % 4)],
         _ => vec![ip("192.0.2.100")],
     };
@@ -400,7 +400,7 @@ fn change_more(scene: &mut Scene, edit: &Edit) {
     }
 }
 
-/// What an agent has found around its node.
+/// An agent reports addresses around its node.
 fn surround(scene: &mut Scene, node: u8, address: std::net::IpAddr, what: u8) {
     let names: Vec<NodeName> = scene.snapshot.node_records.keys().cloned().collect();
     if names.is_empty() {
@@ -429,7 +429,7 @@ fn surround(scene: &mut Scene, node: u8, address: std::net::IpAddr, what: u8) {
     }
 }
 
-/// What somebody else may do to our records.
+/// Somebody else edits our records.
 fn corrupt(scene: &mut Scene, address: u8, how: u8) {
     let address = egress_address(address);
     let Some(record) = scene.snapshot.addresses.get_mut(&address) else {
@@ -451,7 +451,7 @@ fn corrupt(scene: &mut Scene, address: u8, how: u8) {
     }
 }
 
-/// What a source says of records that it cannot read: an address has a record nevertheless, a node may have none.
+/// Records become unreadable in the source's view: an address still has a record, a node may have none.
 fn unread(scene: &mut Scene, address: u8, node: u8, what: u8) {
     let address = egress_address(address);
     let node = node_at(scene, node);
@@ -470,10 +470,10 @@ fn unread(scene: &mut Scene, address: u8, node: u8, what: u8) {
     }
 }
 
-/// The planner's plan and a plan from nothing are one; what is not named as touched has not moved.
+/// The planner's plan equals a plan from nothing, and what is not reported as touched has not changed.
 fn keep_up(planner: &mut Planner, scene: &Scene) -> Result<(), TestCaseError> {
     let before = planner.plan().clone();
-    // By changes, or by whole snapshots that share what is the same.
+    // By changes, or by whole snapshots that share equal values.
     let touched = match before.reasons.len() % 2 {
         0 => planner.follow(scene.snapshot.clone(), scene.now),
         _ => {
@@ -531,7 +531,7 @@ proptest! {
         prop_assert_eq!(planner.plan(), &plan(&scene.snapshot, scene.now));
         for (edit, look) in &edits {
             change(&mut scene, edit);
-            // Changes come one by one or several at once.
+            // Changes are applied one by one or several at once.
             if *look {
                 keep_up(&mut planner, &scene)?;
             }
@@ -539,7 +539,7 @@ proptest! {
         keep_up(&mut planner, &scene)?;
         let fresh = Planner::new(scene.snapshot.clone(), scene.now);
         prop_assert_eq!(fresh.plan(), planner.plan());
-        // To rest: everybody writes down and reports.
+        // Until nothing changes: all writes and reports are made.
         scene.dead.clear();
         scene.busy.clear();
         for _ in 0..6 {
@@ -570,7 +570,7 @@ fn one_pod_touches_its_policy_its_address_and_its_node() {
     );
     assert_eq!(planner.plan().address_writes, [ip("192.168.122.222")]);
     assert_eq!(planner.plan().node_writes, [node_name("worker3")]);
-    // Another pod of the policy on the same node needs nothing new.
+    // Another pod of the policy on the same node needs no new lease.
     scene.control();
     planner.update(changes(planner.snapshot(), &scene.snapshot), scene.now);
     scene.add_pod("a4", "worker3", 13, &[("app", "MyApp")]);

@@ -1,4 +1,4 @@
-//! The life of leases, step by step.
+//! The life cycle of leases, step by step.
 
 use crate::scene::*;
 use egret_core::check::check_plan;
@@ -134,7 +134,7 @@ fn without_a_free_block_nobody_is_hurt_and_it_is_told() {
     scene.settle();
     let record = scene.snapshot.addresses.get_mut(&ip(E)).unwrap();
     let kept = record.leases.clone();
-    // Everything else rests.
+    // Every other block is in hold-down.
     let free = |block: &u16| {
         !kept
             .iter()
@@ -215,7 +215,7 @@ fn the_epoch_counter_outlives_the_records() {
     let mut scene = kep_scene();
     scene.settle();
     let epoch = scene.snapshot.addresses[&ip(E)].epoch;
-    // A gateway sleeps with an old table while the last policy goes.
+    // A gateway is down with an old table while the last policy is deleted.
     scene.snapshot.policies.clear();
     scene.control();
     let sleeper = node_name("gateway1");

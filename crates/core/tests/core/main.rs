@@ -1,4 +1,4 @@
-//! Tests of core from outside: whole snapshots through planner, node state and checker.
+//! Tests of core's public interface: whole snapshots through planner, node state and checker.
 
 mod announced;
 mod canaries;

@@ -1,4 +1,4 @@
-//! Policies whose traffic goes to a router of the gateways.
+//! Policies with a next hop on the gateways' network.
 
 use crate::scene::*;
 use egret_core::condition::{ConditionType, Reason};
@@ -13,7 +13,8 @@ use std::net::IpAddr;
 const ROUTER: &str = "10.9.0.1";
 const SERVER: &str = "203.0.113.10";
 
-/// A router that gateways 1 and 2 have; pods on a worker and on gateway 1; another policy whose router nobody has.
+/// A next hop that gateways 1 and 2 are attached to; pods on a worker and on gateway 1; another policy whose next hop
+/// no gateway is attached to.
 pub fn scene() -> Scene {
     let mut scene = kep_scene();
     let to = |cidr: &str, mut policy: Policy| {
@@ -103,7 +104,7 @@ fn a_gateway_with_the_router_sends_itself_with_its_own_source_and_serves_others(
     let (address, source) = (ip(ROUTER), ip("10.9.0.9"));
     assert_eq!(fate, Fate::NextHop { address, source });
 
-    // Its device is gone: the other gateway is used, and nobody sends to it any more.
+    // Its device is gone: the other gateway is used, and nobody sends to this one any more.
     scene
         .routers
         .insert(ip(ROUTER), [node_name("gateway2")].into());
@@ -145,7 +146,7 @@ fn a_router_that_no_gateway_has_is_said_and_its_traffic_goes_nowhere() {
     assert!(kinds.contains(&ReportKind::NextHopNotAttached), "{kinds:?}");
 }
 
-/// Two addresses whose identifiers are the same.
+/// Two addresses with the same network identifier.
 fn alike() -> [String; 2] {
     let identifier = |address: &str| {
         let mut scene = Scene::new(1, 1);
@@ -156,7 +157,7 @@ fn alike() -> [String; 2] {
         let next_hop = state.next_hops.into_values().next().unwrap();
         next_hop.network_identifier
     };
-    // Found by trying: 23 bits of the hash are alike.
+    // Found by search: 23 bits of the hash are equal.
     let found = ["10.9.8.45", "10.9.18.215"];
     assert_eq!(identifier(found[0]), identifier(found[1]));
     found.map(str::to_owned)

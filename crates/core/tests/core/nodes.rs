@@ -64,7 +64,7 @@ fn selected_pods_are_bound_and_others_are_not() {
     assert!(scene.outcome("worker3").state.worker.pods.is_empty());
 }
 
-/// The device of a pod is gone, its address may be another's by now, and the API still shows it at the pod.
+/// The device of a pod is gone, another pod may have its address by now, and the API still shows it at the first pod.
 #[test]
 fn an_address_whose_device_is_gone_is_shut_until_another_pod_has_it() {
     let mut scene = kep_scene();
@@ -91,7 +91,7 @@ fn an_address_whose_device_is_gone_is_shut_until_another_pod_has_it() {
     assert_ne!(worker.pods.get(&address), Some(other_family));
     assert_eq!(shut.programmed[0].pods, 0, "it is not served");
 
-    // A pod that no policy selects, and then one that another policy could select: what it is decides.
+    // A pod that no policy selects, and then one that another policy could select: its selection decides.
     let mut next = pod;
     next.name = "next".into();
     next.uid = "uid-next".into();
@@ -128,7 +128,7 @@ fn a_dead_gateway_leaves_the_group_and_with_the_last_one_nothing_changes() {
     assert_eq!(after.state, before.state, "fail static");
     assert_eq!(reports(&after), [ReportKind::FailStatic].into());
     assert_eq!(after.programmed[0].pods, 0);
-    // And once more, as after several rounds.
+    // Once more, as after several rounds.
     scene.run_agents();
     assert_eq!(scene.outcome("worker1").state, before.state);
 }
@@ -172,7 +172,7 @@ fn with_consent_the_node_address_is_used_while_every_gateway_is_dead() {
     );
     assert!(reports(&to_node).contains(&ReportKind::NodeAddress));
 
-    // Right after the start silence means nothing.
+    // Right after the start, missing answers mean nothing.
     let mut facts = scene.facts(&node_name("worker1"));
     facts.settled = false;
     let fresh = node_state(&scene.snapshot, &facts, &node_name("worker1")).unwrap();
@@ -418,7 +418,7 @@ fn a_profile_with_too_many_boxes_leaves_out_the_policy_that_ranks_last() {
     );
 }
 
-/// keepalived, or a person, has put the address on a gateway node.
+/// keepalived, or a person, has assigned the address to a gateway node.
 #[test]
 fn a_node_that_has_the_address_is_left_to_answer_for_it() {
     let mut scene = kep_scene();
@@ -432,7 +432,7 @@ fn a_node_that_has_the_address_is_left_to_answer_for_it() {
     };
     let all = answer(&scene, &nobody, &live);
     assert_eq!(all, live);
-    // Another one has it: that one, as long as it lives.
+    // Another gateway has it, and answers for it as long as it is alive.
     let second = node_name("gateway2");
     let record = scene.snapshot.node_records.get_mut(&second).unwrap();
     record.external_addresses = [format!("{E}/32").parse().unwrap()].into();
@@ -441,11 +441,11 @@ fn a_node_that_has_the_address_is_left_to_answer_for_it() {
         BTreeSet::from([second.clone()])
     );
     assert_eq!(answer(&scene, &nobody, &BTreeSet::new()), all);
-    // Its subnet alone is not it.
+    // An address of the same subnet does not count.
     let record = scene.snapshot.node_records.get_mut(&second).unwrap();
     record.external_addresses = ["192.168.122.22/24".parse().unwrap()].into();
     assert_eq!(answer(&scene, &nobody, &live), all);
-    // What this node's kernel has counts, not what was reported of it.
+    // The addresses of this node's kernel count, not the reported ones.
     let own = BTreeSet::from([ip(E)]);
     assert_eq!(answer(&scene, &own, &live), BTreeSet::from([me.clone()]));
     let record = scene.snapshot.node_records.get_mut(&me).unwrap();

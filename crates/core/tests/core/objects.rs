@@ -1,4 +1,4 @@
-//! Objects are a sorted map like any other, whatever their copies go through, and comparing copies costs what differs.
+//! `SharedMap` behaves like any sorted map, whatever happens to its copies, and comparing copies costs the differences.
 
 use egret_core::model::{List, SharedMap};
 use proptest::prelude::*;
@@ -12,9 +12,9 @@ enum Step {
     Remove(u16),
     Change(u16, u8),
     ChangeAll,
-    /// Keeps every n-th.
+    /// Retains every n-th entry.
     Thin(u16),
-    /// From here on compare with this.
+    /// Compare with this copy from here on.
     Copy,
 }
 

@@ -1,4 +1,4 @@
-//! What obstacles of a node take from what it reports.
+//! Effects of obstacles on a node's reports.
 
 use crate::scene::*;
 use egret_core::node::NodeOutcome;

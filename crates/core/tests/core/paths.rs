@@ -1,4 +1,4 @@
-//! How pods' packets leave a node: what the kernel shows, and what follows from it.
+//! How pods' packets leave a node, derived from what the kernel shows.
 
 use crate::scene::*;
 use egret_core::node::{CniPath, NodeOutcome, PathFacts, PodsPath, Verdict, Way};
@@ -64,13 +64,13 @@ fn without_programs_at_pods_devices_packets_pass_the_stack() {
     for path in [
         PathFacts::default(),
         plain(),
-        // What looks at packets at the uplinks alone redirects no pod.
+        // Programs at the uplinks alone redirect no pod's packets.
         PathFacts {
             programs: names(&["eth0", "eth1"]),
             express: names(&["eth0"]),
             ..plain()
         },
-        // Nothing is wrong with programs that are not needed.
+        // Unneeded programs are no problem.
         PathFacts {
             refused: Some("no".into()),
             ..plain()
@@ -156,7 +156,7 @@ fn what_concerns_no_selected_destination_or_not_every_pod_refuses_nothing() {
         switched: names(&["pod7", "pod8"]),
         ..plain()
     };
-    // The tunnel of somebody else, inside the cluster.
+    // Somebody else's tunnel, inside the cluster.
     path.ways.insert(way("tun0", "10.244.2.0/24"));
     path.delivered.insert(Some("eth0".to_owned()));
     let outcome = outcome(path);

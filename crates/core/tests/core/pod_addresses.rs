@@ -1,5 +1,5 @@
-//! Pods of the cluster are never egress, however their addresses are managed, and an address that two pods have is
-//! nobody's.
+//! Traffic to pods of the cluster is never egress, however their addresses are managed, and an address that two pods
+//! have belongs to neither.
 
 use crate::scene::*;
 use egret_core::check::{Rule, check_node, check_plan};
@@ -22,13 +22,13 @@ fn net(text: &str) -> IpNet {
     text.parse().unwrap()
 }
 
-/// What becomes of TCP to port 443 of `to`, from a pod of this node.
+/// Handling of TCP to port 443 of `to`, from a pod of this node.
 fn fate(scene: &Scene, node: &str, from: &str, to: &str) -> Fate {
     let worker = scene.outcome(node).state.worker;
     worker.fate(ip(from), ip(to), 6, 443)
 }
 
-/// A cluster whose plugin manages pods' addresses itself: no Node says which are pods'.
+/// A cluster whose plugin manages pod addresses itself: no Node has pod CIDRs.
 fn without_pod_cidrs() -> Scene {
     let mut scene = kep_scene();
     for node in scene.snapshot.nodes.values_mut() {
@@ -51,7 +51,7 @@ fn pods_of_other_nodes_are_no_egress_without_pod_cidrs() {
     }
 }
 
-/// Agents read their own pods and the records of gateways, and nothing else of pods.
+/// Agents read their own pods and the records of gateways, and no other pods.
 #[test]
 fn no_agent_needs_to_see_the_pods_of_other_nodes() {
     let mut scene = without_pod_cidrs();
@@ -89,7 +89,7 @@ fn what_is_covered_is_not_told_and_what_plugins_publish_is_told_whole() {
     assert!(scene.outcome("worker1").uncovered.is_empty());
 }
 
-/// The outcome of the node, which the checker has nothing against.
+/// The outcome of the node, after the checker found no violation.
 fn checked(scene: &Scene, node: &str, facts: &NodeFacts) -> NodeOutcome {
     let node = node_name(node);
     let outcome = node_state(&scene.snapshot, facts, &node).unwrap();
@@ -102,7 +102,7 @@ fn told(outcome: &NodeOutcome, kind: ReportKind) -> Vec<&str> {
     all.map(|report| report.subject.as_str()).collect()
 }
 
-/// While the controller is away nobody tells other nodes of a new pod.
+/// While the controller is down, other nodes do not learn of a new pod.
 #[test]
 fn a_pod_that_nothing_covers_is_told_once_it_lasts_and_its_node_counts_no_pod() {
     let mut scene = without_pod_cidrs();
@@ -147,7 +147,7 @@ fn ready(plan: &ClusterPlan) -> (bool, Reason) {
 #[test]
 fn more_pods_than_can_be_told_leave_no_policy_ready_that_could_cut_them_off() {
     let mut scene = without_pod_cidrs();
-    // Every other address, so that nothing joins.
+    // Every other address, so that nothing aggregates.
     let start = u32::from(Ipv4Addr::new(10, 64, 0, 0));
     for number in 0..=u32::try_from(POD_PREFIXES_MAX).unwrap() {
         let mut pod = scene.snapshot.pods.values().next().unwrap().clone();
@@ -182,7 +182,7 @@ fn more_pods_than_can_be_told_leave_no_policy_ready_that_could_cut_them_off() {
     assert_eq!(ready(&scene.settle()), (true, Reason::Programmed));
 }
 
-/// A record that cannot be read is not written over; another gateway's carries what is told.
+/// An unreadable record is not overwritten; the record of another gateway carries the prefixes.
 #[test]
 fn a_record_that_cannot_be_read_carries_nothing() {
     let mut scene = without_pod_cidrs();
@@ -267,28 +267,28 @@ fn routes_of_plugins_and_by_nodes_say_where_pods_are_and_others_do_not() {
         route("192.168.122.0/24", 1, None, KERNEL),
         route("172.16.0.0/16", 1, Some("192.168.122.254"), BOOT),
         route("172.17.0.0/16", 5, None, BOOT),
-        // By a node, but of an administrator's making; by this node itself.
+        // Via another node, but made by an administrator; via this node itself.
         route("172.18.0.0/16", 1, Some("192.168.122.2"), STATIC),
         route("172.19.0.0/16", 1, Some("192.168.122.1"), BOOT),
-        // A network behind a veth device may be anything.
+        // A network behind a veth device can be anything.
         route("172.20.0.0/16", 4, None, BOOT),
-        // Half of everything, and ours.
+        // Half of all addresses, and a route of our own (protocol 79).
         route("0.0.0.0/1", 2, None, BOOT),
         route("172.21.0.0/16", 1, Some("192.168.122.2"), 79),
-        // One way to pods and one elsewhere.
+        // One next hop to pods and one elsewhere.
         route("172.22.0.0/16", 1, Some("192.168.122.2"), BIRD),
         route("172.22.0.0/16", 1, Some("192.168.122.254"), BIRD),
     ];
     assert_eq!(of(&other), BTreeSet::new());
 }
 
-/// What one node of a cluster says of its pods.
+/// Pod addresses of one node of a cluster.
 #[derive(Clone, Debug)]
 struct Shape {
     pod_cidrs: bool,
-    /// Every node has a route to this one's pods.
+    /// Every other node has a route to this node's pods.
     routed: bool,
-    /// What follows 10.244.N. or fd00:244:N::, and the same outside of its prefix.
+    /// Host part after 10.244.N. or fd00:244:N::, and whether the address is outside that prefix.
     pods: Vec<(u8, bool)>,
 }
 
@@ -350,7 +350,7 @@ fn shaped(shapes: &[Shape], published: u8, listed: bool) -> (Scene, BTreeSet<IpN
 proptest! {
     #![proptest_config(cases(48))]
 
-    /// Whatever the cluster is like: a pod reaches every other pod as without Egret, and nothing else is let go.
+    /// Property, for any cluster: a pod reaches every other pod as without Egret, and nothing else bypasses egress.
     #[test]
     fn no_pod_of_any_cluster_is_ever_egress(
         shapes in prop::collection::vec(shape(), 3), published in 0u8..3, listed in any::<bool>()
@@ -382,7 +382,7 @@ proptest! {
     }
 }
 
-/// One pod is stale, and the API does not know which: their packets cannot be told apart.
+/// One pod is stale, and the API does not show which: their packets cannot be told apart.
 #[test]
 fn an_address_that_two_pods_have_is_refused_for_both_and_both_are_told() {
     let mut scene = kep_scene();
@@ -407,7 +407,7 @@ fn an_address_that_two_pods_have_is_refused_for_both_and_both_are_told() {
         assert!(said.steps.iter().any(named), "{said:?}");
     }
 
-    // The checker would see it go out.
+    // The checker would find its packets leaving.
     let (id, open) = scene.applied[&node_name("worker1")]
         .state
         .worker
@@ -426,7 +426,7 @@ fn an_address_that_two_pods_have_is_refused_for_both_and_both_are_told() {
         "{found:?}"
     );
 
-    // Pods of the same policies leave alike, whichever of them it is.
+    // Pods of the same policies leave alike, whichever pod sends.
     let other = ("default".to_owned(), "b1".to_owned());
     let other = scene.snapshot.pods.get_mut(&other).unwrap();
     other.labels = labels(&[("app", "MyApp")]);

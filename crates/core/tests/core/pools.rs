@@ -1,4 +1,4 @@
-//! Addresses out of pools: which are given, kept, and not given.
+//! Pool addresses: allocated, kept, and refused.
 
 use crate::planning::{has, named, only, with};
 use crate::scene::*;
@@ -30,7 +30,8 @@ fn pools_give_the_lowest_free_address_of_each_family_and_policies_keep_it() {
     );
     assert!(plan.policies.values().all(|p| p.ready), "{plan:#?}");
 
-    // The fixed one goes: nobody moves to the lower address. One more finds it once it is free.
+    // The policy with a fixed address is deleted: no other moves to the lower address, but a new one gets it once it is
+    // free.
     scene.snapshot.policies.retain(|p| p.object.name != "fixed");
     scene.settle();
     scene.now += 200;
@@ -60,7 +61,7 @@ fn pools_give_the_lowest_free_address_of_each_family_and_policies_keep_it() {
     );
 }
 
-/// A gateway or a pool that is made anew must not move every address that its policies have.
+/// Recreating a gateway or a pool must not move the addresses of its policies.
 #[test]
 fn a_policy_that_is_refused_for_a_while_has_its_address_again_afterwards() {
     for (wait, is_pool) in [(0, false), (1_000, false), (0, true), (1_000, true)] {
@@ -75,7 +76,8 @@ fn a_policy_that_is_refused_for_a_while_has_its_address_again_afterwards() {
         }
         let plan = scene.settle();
         assert!(only(&plan).refusal.is_some() && only(&plan).addresses.is_empty());
-        // While it is refused, another asks, and does not get it, whether or not its ports still rest.
+        // While it is refused, another policy does not get its address, whether or not its ports are still in
+        // hold-down.
         scene.now += wait;
         scene.settle();
         scene.add_policy(pooled("b"));

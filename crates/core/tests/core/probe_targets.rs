@@ -1,4 +1,4 @@
-//! Which gateways a node probes, and with which timers.
+//! Gateways that a node probes, with their timers.
 
 use crate::scene::*;
 use egret_core::model::*;

@@ -1,4 +1,4 @@
-//! A small cluster as a value, with a controller and agents that carry out what core says.
+//! A small cluster as a value, with a controller and agents that apply core's decisions.
 
 use egret_core::model::*;
 use egret_core::node::{Attachment, External, NodeFacts, NodeOutcome, UnknownPodsPolicy};
@@ -66,7 +66,7 @@ pub fn pool(name: &str, first: &str, last: &str) -> Pool {
     }
 }
 
-/// One thing that the controller writes.
+/// One write of the controller.
 enum Write<'a> {
     Policy((&'a ObjectRef, &'a PolicyPlan)),
     Address(&'a AddressRecord),
@@ -81,13 +81,13 @@ pub struct Scene {
     pub snapshot: Snapshot,
     pub now: i64,
     pub dead: BTreeSet<NodeName>,
-    /// What agents keep from one state to the next.
+    /// State of agents from one round to the next.
     pub facts: BTreeMap<NodeName, NodeFacts>,
-    /// Addresses in which a node still has connections.
+    /// Egress addresses with which a node still has connections.
     pub busy: BTreeSet<(NodeName, IpAddr)>,
-    /// Which nodes have a router on a network of theirs.
+    /// Nodes that are attached to the network of each next hop.
     pub routers: BTreeMap<IpAddr, BTreeSet<NodeName>>,
-    /// What each node's kernel has.
+    /// State of each node's kernel.
     pub applied: BTreeMap<NodeName, NodeOutcome>,
 }
 
@@ -174,12 +174,12 @@ impl Scene {
         plan(&self.snapshot, self.now)
     }
 
-    /// The controller: plans and writes it all down.
+    /// Runs the controller: plans and makes all writes.
     pub fn control(&mut self) -> ClusterPlan {
         self.control_until(usize::MAX)
     }
 
-    /// A controller that ends after so many writes.
+    /// Runs a controller that stops after this number of writes.
     pub fn control_until(&mut self, writes: usize) -> ClusterPlan {
         let plan = self.plan();
         let (policies, nodes) = (&plan.policies, &plan.node_records);
@@ -231,7 +231,7 @@ impl Scene {
         record.resource_version += 1;
     }
 
-    /// What this node sees.
+    /// Facts of this node.
     pub fn facts(&self, node: &NodeName) -> NodeFacts {
         let mut facts = self.facts.get(node).cloned().unwrap_or_default();
         facts.underlay_mtu = 1500;
@@ -261,7 +261,7 @@ impl Scene {
         facts
     }
 
-    /// Those of the wanted next hops that this node has.
+    /// Wanted next hops that this node is attached to.
     fn attached(&self, node: &NodeName) -> BTreeMap<IpAddr, Attachment> {
         let has = |router: &IpAddr| {
             let nodes = self.routers.get(router);
@@ -304,7 +304,7 @@ impl Scene {
         node_state(&self.snapshot, &self.facts(&node), &node).unwrap()
     }
 
-    /// The agent of one node: applies its state and reports.
+    /// Runs the agent of one node: applies its state and reports.
     pub fn run_agent(&mut self, node: &NodeName) {
         if self.dead.contains(node) {
             return;
@@ -344,7 +344,7 @@ impl Scene {
         }
     }
 
-    /// Controller and agents until nothing changes.
+    /// Runs controller and agents until nothing changes.
     pub fn settle(&mut self) -> ClusterPlan {
         for _ in 0..20 {
             let before = self.snapshot.clone();
@@ -368,7 +368,7 @@ pub fn kep_scene() -> Scene {
     scene
 }
 
-/// A policy whose traffic goes to a router of the gateways.
+/// A policy with a next hop on the gateways' network.
 pub fn routed(namespace: &str, name: &str, next_hop: &str) -> Policy {
     let next_hop = ip(next_hop);
     Policy {
@@ -377,7 +377,7 @@ pub fn routed(namespace: &str, name: &str, next_hop: &str) -> Policy {
     }
 }
 
-/// Proptest's settings with this many cases, unless PROPTEST_CASES asks for another number.
+/// Proptest's settings with this number of cases, unless PROPTEST_CASES sets another.
 pub fn cases(cases: u32) -> ProptestConfig {
     let config = ProptestConfig::default();
     let untouched = config.cases == 256;

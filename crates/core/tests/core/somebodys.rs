@@ -1,4 +1,4 @@
-//! Addresses that agents have found to be somebody's: refused, skipped, kept where they were given before, and told.
+//! Addresses that agents found to be in use: refused, skipped, kept where allocated before, and reported.
 
 use crate::planning::{has, named, only, with};
 use crate::pools::pooled;
@@ -23,7 +23,7 @@ fn condition(policy: &PolicyPlan, kind: ConditionType) -> Option<&Condition> {
     policy.conditions.iter().find(|one| one.kind == kind)
 }
 
-/// A scene whose agents have found a network with a router, a VIP on worker2, and one on gateway2's external device.
+/// A scene whose agents report a network with a router, a VIP on worker2, and one on gateway2's external device.
 fn surrounded(policies: Vec<Policy>) -> Scene {
     let mut scene = with(Vec::new());
     scene.settle();
@@ -141,7 +141,7 @@ fn pools_skip_what_is_somebodys() {
     assert_eq!(check_plan(&scene.snapshot, &plan, scene.now), []);
 }
 
-/// Agents report when they have started, which may be after the controller.
+/// Agents report after they have started, possibly later than the controller.
 #[test]
 fn what_was_given_before_it_was_known_stays_and_is_told() {
     let mut scene = with(vec![
@@ -166,11 +166,11 @@ fn what_was_given_before_it_was_known_stays_and_is_told() {
             format!("{address}: it is a router of Node worker2")
         );
     }
-    // One that comes now is refused.
+    // A new policy is refused.
     scene.add_policy(egress("default", "late", &["192.0.2.9"]));
     let plan = scene.settle();
     assert!(named(&plan, "late").refusal.is_some());
-    // An agent that has not reported again has not said that they are free.
+    // As long as the agent has not reported again, the addresses do not count as free.
     record(&mut scene, "worker2").routers.clear();
     let plan = scene.settle();
     assert!(!has(named(&plan, "fixed"), ConditionType::AddressConflict));
@@ -228,7 +228,7 @@ fn another_machine_with_an_address_is_told_as_the_announcer_hears_it() {
         .iter()
         .find(|one| one.kind == ConditionType::AddressConflict);
     assert_eq!(told.unwrap().message, text);
-    // Another gateway announces it and hears nobody: what a dead one said last is past.
+    // Another gateway announces it and observes no conflict: the report of a dead one is outdated.
     record(&mut scene, "gateway2").announcing = [address].into();
     let plan = scene.plan();
     assert!(only(&plan).ready);
@@ -249,7 +249,7 @@ fn nobody_answers_for_what_routers_lead_to() {
     scene.settle();
     let address = ip("192.168.122.222");
     let me = node_name("gateway1");
-    // Left from a time in which it was announced.
+    // Left over from a time when it was announced.
     scene.facts.get_mut(&me).unwrap().announcing = [address].into();
     let outcome = scene.outcome("gateway1");
     let steering = &outcome.state.gateway.as_ref().unwrap().addresses[&address];
@@ -262,7 +262,7 @@ fn nobody_answers_for_what_routers_lead_to() {
     assert_eq!(check_node(&scene.snapshot, &facts, &me, &outcome), []);
     let state = outcome.state.gateway.unwrap();
     let local = BTreeSet::new();
-    // Who could carry it is known all the same: a new gateway waits for its entrance.
+    // Candidates are determined nevertheless: a new gateway observes its join delay.
     let answering = answering_nodes(
         &scene.snapshot,
         &state,

@@ -1,4 +1,4 @@
-//! What is told about gateways, pools and addresses.
+//! Statuses of gateways, pools and addresses.
 
 use crate::scene::*;
 use egret_core::condition::{ConditionType, Reason};
@@ -78,7 +78,7 @@ fn nothing_is_ready_without_a_way_out_at_any_gateway() {
     assert_eq!(both(&scene, ready), [policy, gateway]);
 }
 
-/// A gateway without power goes on saying in its record that it announces.
+/// The record of a gateway without power still reports that it announces.
 #[test]
 fn of_several_that_say_they_announce_the_last_in_the_order_does() {
     let mut scene = kep_scene();
@@ -95,7 +95,7 @@ fn of_several_that_say_they_announce_the_last_in_the_order_does() {
     }
 }
 
-/// Whose outside nobody knows is not judged; a route to the gateways is what `Static` promises.
+/// Gateways whose external addresses are not known are not judged; `Static` promises a route to the gateways.
 #[test]
 fn an_address_in_no_subnet_of_the_gateways_is_told() {
     let mut scene = kep_scene();
@@ -125,7 +125,7 @@ fn an_address_in_no_subnet_of_the_gateways_is_told() {
     let (reason, message) = told(&scene).unwrap();
     assert_eq!(reason, Reason::NotOnLink);
     assert!(message.contains("192.168.122.222"), "{message}");
-    // Two things that it lacks are one condition.
+    // Two deficiencies are one condition.
     for record in scene.snapshot.node_records.values_mut() {
         record.datapath = Some("nftables".into());
     }

@@ -12,7 +12,7 @@ fn addresses(nodes: &BTreeSet<NodeName>) -> BTreeMap<IpAddr, BTreeSet<NodeName>>
         .collect()
 }
 
-/// One announcer per gateway; each sees the others as `live` says.
+/// One announcer per gateway; `live` says which others each one sees.
 fn round(
     machines: &mut BTreeMap<NodeName, Announcer>,
     nodes: &BTreeSet<NodeName>,
@@ -108,7 +108,7 @@ fn a_take_over_is_told_at_once_and_again_and_then_from_time_to_time() {
 }
 
 /// The first in the order flapped: it announced again before this node trusted it, and died before this node withdrew.
-/// Nothing else would make this node speak, and the router would ask a dead gateway until the next refresh.
+/// Without a repeated announcement the router would send to a dead gateway until the next refresh.
 #[test]
 fn a_gateway_that_lapsed_makes_the_announcer_say_again_that_it_is_it() {
     let nodes = names(2);

@@ -8,7 +8,7 @@ fn address() -> IpAddr {
     "192.0.2.7".parse().unwrap()
 }
 
-/// A gateway of two that would announce the address, which nobody has announced yet.
+/// One of two gateways, which would announce the address; nobody has announced it yet.
 fn inputs() -> ConflictInputs {
     ConflictInputs {
         served: [address()].into(),
@@ -18,7 +18,7 @@ fn inputs() -> ConflictInputs {
     }
 }
 
-/// Probes that were sent until `until`, by when, as the machine asks to be called.
+/// Times of probes until `until_ms`, with calls at the machine's deadlines.
 fn probes(machine: &mut Conflicts, from_ms: u64, until_ms: u64) -> Vec<u64> {
     let mut now = from_ms;
     let mut sent = Vec::new();
@@ -64,7 +64,7 @@ fn what_another_machine_has_is_not_announced_until_it_is_gone() {
             .contains(&ConflictCommand::Defend(address())),
         "there is nothing to defend"
     );
-    // It goes on answering.
+    // The other machine continues to answer.
     let mut now = CONFLICT_DECIDED_MS;
     for _ in 0..5 {
         now = machine.next_deadline().unwrap().max(now);
@@ -72,7 +72,7 @@ fn what_another_machine_has_is_not_announced_until_it_is_gone() {
         machine.heard(address(), FOREIGN, now);
         assert!(!machine.may_announce(&address()));
     }
-    // It goes.
+    // The other machine is gone.
     assert_eq!(machine.decision_at(), Some(now + CONFLICT_FORGET_MS));
     assert!(probes(&mut machine, now, now + CONFLICT_FORGET_MS).len() >= 2);
     machine.update(inputs(), now + CONFLICT_FORGET_MS);
@@ -89,11 +89,11 @@ fn a_take_over_waits_for_nobody() {
         ..inputs()
     };
     machine.update(not_chosen, 0);
-    // The one that had it has withdrawn, and says so before this one has taken over.
+    // The previous announcer has withdrawn, and reports it before this one has taken over.
     machine.update(inputs(), 50_000);
     assert!(machine.may_announce(&address()));
 
-    // The objects do not say yet that another one has announced it, and it was heard.
+    // The objects do not show yet that another gateway has announced it, but its announcement was observed.
     let mut machine = Conflicts::default();
     let nobody = ConflictInputs {
         chosen: BTreeSet::new(),
@@ -125,7 +125,7 @@ fn an_address_in_use_is_kept_told_and_defended_now_and_then() {
     // Another machine is news.
     let third = MacAddress([2, 0, 0, 0, 0, 0x98]);
     assert!(machine.heard(address(), third, 200 + CONFLICT_DEFEND_MS));
-    // It is handed over to another gateway: that one listens now.
+    // The address moves to another gateway, which observes conflicts from now on.
     let elsewhere = ConflictInputs {
         chosen: BTreeSet::new(),
         ..used

@@ -5,7 +5,7 @@ use proptest::prelude::*;
 /// Milliseconds of one step of the network.
 const STEP_MS: u64 = 15;
 
-/// Gateways on one external segment: who hears whom by the tunnel is given, and answers take one step.
+/// Gateways on one external segment: the tunnel's reachability is given, and answers take one step.
 struct Segment {
     nodes: BTreeSet<NodeName>,
     addresses: BTreeMap<IpAddr, BTreeSet<NodeName>>,
@@ -29,7 +29,7 @@ impl Segment {
         }
     }
 
-    /// `off`: without power. `cut`: neither hears another gateway nor is heard. `reached`: workers' packets come in.
+    /// `off`: without power. `cut`: hears no other gateway and is not heard. `reached`: workers' packets arrive.
     fn step(&mut self, off: &BTreeSet<usize>, cut: &BTreeSet<usize>, reached: &BTreeSet<usize>) {
         self.now_ms += STEP_MS;
         let nodes: Vec<NodeName> = self.nodes.iter().cloned().collect();
@@ -90,7 +90,7 @@ fn set(numbers: impl IntoIterator<Item = usize>) -> BTreeSet<usize> {
     numbers.into_iter().collect()
 }
 
-/// Long enough for the last in the order to ask, twice.
+/// Long enough for the last in the order to ask twice.
 const SETTLED_MS: u64 = 2 * ISOLATION_ASK_AGAIN_MS * (ISOLATION_ASKS as u64 + 1) * 8;
 
 #[test]
@@ -100,7 +100,7 @@ fn a_gateway_that_is_cut_off_announces_nothing_that_others_serve() {
     segment.run(1_000, &none, &none, &all);
     let addresses: Vec<IpAddr> = segment.addresses.keys().copied().collect();
     assert!(addresses.iter().any(|a| segment.numbers(*a) == set([1])));
-    // From the first moment on: what it does not announce, it does not begin to.
+    // From the first moment on, it never announces an address that it must not.
     for _ in 0..SETTLED_MS / STEP_MS {
         segment.step(&none, &set([1]), &set([0, 2]));
         assert!(addresses.iter().all(|a| !segment.numbers(*a).contains(&1)));
@@ -182,8 +182,8 @@ fn many_addresses_are_asked_for_in_bursts() {
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(16))]
 
-    /// Whoever is off and cut off in each of some times: in the end every address has one announcer. It is one that is
-    /// not cut off, where there are two that hear each other; a single one gets nothing back from one that is cut off and
+    /// Property: whichever gateways are off or cut off over time, in the end every address has one announcer. It is not
+    /// a cut-off one where two gateways hear each other; a single gateway gets no address back from a cut-off one that
     /// took it while nobody served.
     #[test]
     fn in_the_end_each_address_has_one_announcer_that_serves(

@@ -171,7 +171,7 @@ fn a_flapping_gateway_that_dies_before_it_is_trusted_again_lapses_once() {
 fn a_node_that_was_held_up_declares_nobody_dead() {
     let mut net = Net::new(1);
     net.run_until(1_000);
-    // Nothing was sent for five seconds, and so nothing is missing.
+    // Nothing was sent for five seconds, so nothing is missing.
     net.now_ms = 6_000;
     net.machine.handle_deadline(6_000);
     net.exchange();
@@ -182,14 +182,14 @@ fn a_node_that_was_held_up_declares_nobody_dead() {
     );
 }
 
-/// A gateway whose own link was down took all others for dead, and announced when the link came back.
+/// A gateway whose own link was down declared all others dead, and announced when the link came back.
 #[test]
 fn who_was_cut_off_asks_anew_before_it_declares_anybody_dead() {
     let mut net = Net::new(2);
     net.run_until(1_000);
     net.up.clear();
     net.run_until(1_110);
-    // Now it is seen that the own carrier is gone: nobody is asked until it is back.
+    // Now the loss of the own carrier is noticed: no probes until it is back.
     net.now_ms = 5_000;
     net.machine.resume(5_000);
     net.up.insert(name("g000"));

@@ -1,6 +1,6 @@
-//! Addresses that pods of this node share although different policies select them. One of the pods is stale, or the network
-//! plugin gives an address twice; nobody can tell their packets apart. So nobody gets an egress address by such an
-//! address, and what the policies of any of the pods name stays shut.
+//! Addresses that several pods of this node have although different policies select them. One pod is stale, or the
+//! network plugin assigned an address twice; their packets cannot be told apart. Such an address gets no egress
+//! address, and the destinations of all these pods' policies are blocked.
 
 use super::{Builder, Groups, Me, Member, Selected, is_detached};
 use crate::model::*;
@@ -8,13 +8,13 @@ use crate::node::{NodeFacts, NodeReport, ProfileId, ReportKind};
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
-/// What shares one address.
+/// Pods that share one address.
 #[derive(Default)]
 pub(super) struct Shared {
-    /// Policies of any of the pods.
+    /// Policies of all these pods.
     members: Vec<Member>,
     pods: Vec<String>,
-    /// Devices that lead to it.
+    /// Devices of the address.
     devices: BTreeSet<u32>,
 }
 
@@ -53,7 +53,7 @@ pub(super) fn find(
 }
 
 impl Builder<'_, '_> {
-    /// Shuts what the policies of the pods name, and tells of each pod.
+    /// Blocks the destinations of the pods' policies, and reports each pod.
     pub(super) fn shut(
         &mut self,
         shared: BTreeMap<IpAddr, Shared>,

@@ -1,4 +1,4 @@
-//! Port blocks of one address: which are free, and how a first grant is cut out of them.
+//! Free port blocks of one address, and the selection of a first grant from them.
 
 use crate::hash::StableHash;
 use crate::model::{NodeName, PortRange};
@@ -9,11 +9,11 @@ use std::net::IpAddr;
 const BLOCK_FIRST: usize = (LEASE_PORT_FIRST / BLOCK_PORTS) as usize;
 const BLOCKS_END: usize = 65_536 / BLOCK_PORTS as usize;
 
-/// Places that are tried at random before everything is looked at.
+/// Number of hashed positions that are tried before all positions are searched.
 const SCATTER_ATTEMPTS: u64 = 16;
 
-/// Size of a first grant in blocks, a power of two: `initial_ports` at most, and so small that the workers expected
-/// can have twice as much.
+/// Size of a first grant in blocks, a power of two: at most `initial_ports`, and at most half of an equal share, so
+/// that each expected worker can have twice as much.
 pub(super) fn first_grant(initial_ports: u16, expected_workers: u32) -> usize {
     let all_ports = (BLOCKS_END - BLOCK_FIRST) as u64 * u64::from(BLOCK_PORTS);
     let share = all_ports / (2 * u64::from(expected_workers.max(1)));
@@ -22,11 +22,11 @@ pub(super) fn first_grant(initial_ports: u16, expected_workers: u32) -> usize {
     1 << blocks.max(1).ilog2()
 }
 
-/// Which blocks of one address are free.
+/// Free blocks of one address.
 pub(super) struct Blocks([bool; BLOCKS_END]);
 
 impl Blocks {
-    /// All that may be leased, except these.
+    /// All leasable blocks, except these.
     pub(super) fn without<'a>(taken: impl Iterator<Item = &'a PortRange>) -> Self {
         let mut free = [true; BLOCKS_END];
         free[..BLOCK_FIRST].fill(false);
@@ -37,7 +37,7 @@ impl Blocks {
         Self(free)
     }
 
-    /// Takes a grant of `size` blocks, or the largest smaller power of two that is there; `None` if nothing is free.
+    /// Takes a grant of `size` blocks, or the largest smaller power of two that is free; `None` if nothing is free.
     pub(super) fn take(
         &mut self,
         address: IpAddr,
@@ -56,8 +56,8 @@ impl Blocks {
         None
     }
 
-    /// `count` ranges of `length` blocks, aligned to their length so that free space does not crumble. Which ones is
-    /// a matter of hash: unpredictable without the list, and the same for the same input.
+    /// Takes `count` ranges of `length` blocks, aligned to their length to avoid fragmentation. A hash selects them:
+    /// unpredictable without the list, and the same for the same input.
     fn scatter(
         &mut self,
         address: IpAddr,
@@ -76,7 +76,7 @@ impl Blocks {
                 starts.insert(start);
             }
         }
-        // Little is free: look at everything, from a place that differs from worker to worker.
+        // Little is free: search all positions, from an offset that differs from worker to worker.
         let offset = usize::try_from(hash.finish() % slots as u64).expect("a slot number is small");
         let all = (0..slots).map(|slot| (slot + offset) % slots * length);
         for start in all.filter(|start| free(&self.0, *start)) {

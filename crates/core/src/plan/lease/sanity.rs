@@ -1,11 +1,11 @@
-//! Records are data that people can edit. What no planner would have written is taken out, newest first, so that two
-//! workers never share a block whatever the record says (P4).
+//! Validation of address records, which people can edit. Leases that no planner would have written are removed, newest
+//! first, so that two workers never share a block whatever the record contains (P4).
 
 use crate::model::*;
 use crate::numbers::{BLOCK_PORTS, LEASE_PORT_FIRST};
 use std::collections::BTreeSet;
 
-/// Takes impossible leases out; says whether there were any.
+/// Removes invalid leases; returns whether there were any.
 pub(super) fn mend(record: &mut AddressRecord, findings: &mut BTreeSet<Finding>) -> bool {
     let mut order: Vec<usize> = (0..record.leases.len()).collect();
     order.sort_by_key(|i| (record.leases[*i].epoch, &record.leases[*i].node, *i));

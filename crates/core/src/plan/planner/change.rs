@@ -1,4 +1,4 @@
-//! What changed, and what it touches.
+//! Changes of a snapshot, and the parts of a plan that they affect.
 
 use super::{Dirty, Planner};
 use crate::model::*;
@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::sync::Arc;
 
-/// One change of a snapshot. `None`: the object is gone.
+/// One change of a snapshot. `None`: the object was removed.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Change {
     /// A pod, by namespace and name.
@@ -22,15 +22,16 @@ pub enum Change {
     Address(IpAddr, Option<AddressRecord>),
     /// An `EgressNode`.
     NodeRecord(NodeName, Option<NodeRecord>),
-    /// The policies: all there are.
+    /// The complete list of policies.
     Policies(List<Policy>),
-    /// Gateways, pools, settings, API servers, published prefixes of pods or what cannot be read, and everything else.
+    /// Gateways, pools, settings, API servers, published pod prefixes or unreadable records, together with everything
+    /// else.
     Everything(Box<Snapshot>),
 }
 
-/// The changes that make one snapshot of another, for sources that give whole snapshots only. What both share is not
-/// looked at (see [`Objects`]), so that this costs what changed if the newer was made from the older, and a look at every
-/// object if not.
+/// Changes that turn one snapshot into another, for sources that deliver whole snapshots only. Parts that both share
+/// are not compared (see [`SharedMap`]): the cost is that of the changes if the newer snapshot was made from the older,
+/// and one comparison per object if not.
 pub fn changes(old: &Snapshot, new: &Snapshot) -> Vec<Change> {
     let same = (&old.settings, &old.gateways, &old.pools, &old.api_server)
         == (&new.settings, &new.gateways, &new.pools, &new.api_server)
@@ -40,7 +41,7 @@ pub fn changes(old: &Snapshot, new: &Snapshot) -> Vec<Change> {
         return vec![Change::Everything(Box::new(new.clone()))];
     }
     let mut all = Vec::new();
-    // What others refer to comes first.
+    // Objects that others refer to come first.
     differing(&old.namespaces, &new.namespaces, |key, value| {
         all.push(Change::Namespace(key, value));
     });
@@ -65,7 +66,7 @@ pub fn changes(old: &Snapshot, new: &Snapshot) -> Vec<Change> {
     all
 }
 
-/// Calls `found` for every key whose value is not the same in both.
+/// Calls `found` for every key whose value differs.
 fn differing<K: Clone + Ord, V: Clone + PartialEq>(
     old: &SharedMap<K, V>,
     new: &SharedMap<K, V>,
@@ -76,7 +77,7 @@ fn differing<K: Clone + Ord, V: Clone + PartialEq>(
     });
 }
 
-/// Puts a value in the place of the one that is there; gives that back unless it is the same.
+/// Replaces a value; returns the previous one unless it is equal.
 fn replace<K: Ord + Clone, V: PartialEq>(
     map: &mut SharedMap<K, V>,
     key: K,
@@ -106,7 +107,7 @@ fn names(selection: &Selection, name: &str) -> bool {
 }
 
 impl Planner {
-    /// Takes one change; true if everything has to be planned from nothing.
+    /// Applies one change; returns true if everything has to be planned from nothing.
     pub(super) fn take(&mut self, change: Change, dirty: &mut Dirty) -> bool {
         match change {
             Change::Pod(key, pod) => self.take_pod(key, pod, dirty),
@@ -127,7 +128,7 @@ impl Planner {
         false
     }
 
-    /// Whether it matters to what policies mean that something in the cluster has this address.
+    /// Whether the meaning of policies depends on whether the cluster uses this address.
     pub(super) fn matters(&self, address: &IpAddr) -> bool {
         let in_any_pool = || self.snapshot.pools.values().any(|p| in_pool(p, *address));
         self.policies.asked.contains(address) || self.policies.searched && in_any_pool()
@@ -205,14 +206,14 @@ impl Planner {
             .cloned()
             .collect();
         dirty.resolve |= !moved.is_empty();
-        // What is told of them may change although no pod does.
+        // The status of these policies may change although no pod does.
         let named = distinct(&self.snapshot.policies).map(|(_, policy)| policy);
         let named = named.filter(|policy| names(&policy.selection, &name));
         let told = named.map(|policy| &policy.object).chain(&moved);
         let told = told.filter_map(|policy| self.policies.reference(policy));
         dirty.policies.extend(told);
         if knew_none != self.snapshot.namespaces.is_empty() {
-            // Which are missing is said only where some are known.
+            // Missing namespaces are reported only where some namespace is known.
             dirty.policies.extend(self.policies.all());
         }
         dirty.selections.extend(moved);
@@ -245,7 +246,7 @@ impl Planner {
             match before.get(&policy.object) {
                 Some(known) if *known == policy => {}
                 Some(known) => {
-                    // Neither of these says anything about pods.
+                    // Neither of these two fields affects pods.
                     let quiet = Policy {
                         generation: policy.generation,
                         assigned: policy.assigned.clone(),

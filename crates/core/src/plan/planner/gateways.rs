@@ -25,7 +25,7 @@ impl Planner {
         self.leases.roles = roles;
     }
 
-    /// Plans a gateway, and finds what depends on it.
+    /// Plans a gateway, and marks what depends on it.
     pub(super) fn plan_gateway(&mut self, name: &GatewayName, dirty: &mut Dirty) {
         let records = &self.snapshot.node_records;
         let (Some(gateway), Some(nodes)) = (
@@ -39,7 +39,7 @@ impl Planner {
         if self.leases.report(name, reported) {
             dirty.addresses.extend(self.leases.waiting_for(name));
         }
-        // Of everything but the version, which changes with every lease, something may be told of policies.
+        // Every field but the version, which changes with every lease, can affect a policy's status.
         let serving = |nodes: &[GatewayNode]| -> Vec<GatewayNode> {
             let nodes = nodes.iter().cloned();
             nodes
@@ -53,7 +53,7 @@ impl Planner {
         self.plan.gateways.insert(name.clone(), plan);
     }
 
-    /// What an agent or another controller wrote into a node record.
+    /// Applies a change of a node record by an agent or another controller.
     pub(super) fn take_node_record(
         &mut self,
         name: NodeName,
@@ -86,7 +86,7 @@ impl Planner {
         dirty.resolve |= self.occupies_otherwise(was, is);
         let outside = |r: &NodeRecord| (r.conflicts.clone(), r.announcing.clone());
         if both().any(|r| !r.conflicts.is_empty()) && was.map(outside) != is.map(outside) {
-            // Who announces decides whose word counts.
+            // The announcer's report of a conflict takes precedence, so a change of announcer matters too.
             let addresses = both().flat_map(|r| r.conflicts.keys().chain(&r.announcing));
             let addresses: BTreeSet<IpAddr> = addresses.copied().collect();
             let users = addresses.iter().flat_map(|a| self.leases.users(*a));
@@ -115,7 +115,7 @@ impl Planner {
         dirty.nodes.insert(name);
     }
 
-    /// Whether a node now says something else of addresses that policies ask for or could get.
+    /// Whether the node's report changed for addresses that policies request or could get.
     fn occupies_otherwise(&self, was: Option<&NodeRecord>, is: Option<&NodeRecord>) -> bool {
         let says = |r: &NodeRecord| {
             let (all, routers) = (r.node_addresses.clone(), r.routers.clone());
@@ -130,7 +130,7 @@ impl Planner {
         others.any(|(address, _)| self.matters(address))
     }
 
-    /// Addresses of which the node now says something else about being drained.
+    /// Addresses for which the node's report of being drained changed.
     fn drained_otherwise(&self, name: &NodeName, was: Option<&NodeRecord>) -> BTreeSet<IpAddr> {
         let is = self.snapshot.node_records.get(name);
         let (Some(was), Some(is)) = (was, is) else {
@@ -151,7 +151,7 @@ impl Planner {
         candidates
     }
 
-    /// Numbers nodes where there may be others now, and brings grants up to date.
+    /// Numbers nodes if the set of records may have changed, and updates grants.
     pub(super) fn plan_nodes(&mut self, dirty: &mut Dirty) {
         if dirty.numbers {
             let numbers = nodes::number(&self.snapshot, &|name| self.leases.holds(name));

@@ -1,4 +1,4 @@
-//! Names that the indexes of the planner share instead of copying them.
+//! Shared keys of the planner's indexes.
 
 use crate::model::ObjectRef;
 use std::sync::Arc;

@@ -9,41 +9,41 @@ use crate::plan::{nodes, status};
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
-/// Every address, and what its leases depend on.
+/// Every address, and the inputs of its leases.
 #[derive(Debug, Default)]
 pub(super) struct Leases {
     needs: BTreeMap<IpAddr, Need>,
-    /// Epochs that records and nodes name.
+    /// Epochs in address and node records.
     epochs: Counted<u64>,
     /// Nodes of each gateway.
     pub roles: BTreeMap<GatewayName, BTreeSet<NodeName>>,
-    /// The epoch that every node of each gateway has.
+    /// The epoch that every node of each gateway has reached.
     reported: BTreeMap<GatewayName, u64>,
     planned: BTreeMap<IpAddr, Planned>,
     /// Epochs of planned records.
     planned_epochs: Counted<u64>,
-    /// Addresses with leases that gateways have to learn, by gateway.
+    /// Addresses with leases that some gateway has not reported yet, by gateway.
     waiting: BTreeMap<GatewayName, BTreeSet<IpAddr>>,
-    /// Addresses that are not in the store as they are planned.
+    /// Addresses whose planned record is not in the store yet.
     unwritten: BTreeSet<IpAddr>,
-    /// When time alone changes which address.
+    /// Times at which time alone changes an address.
     dues: BTreeSet<(i64, IpAddr)>,
-    /// Records without leases of addresses that nobody wants; gone from the plan or not.
+    /// Records without leases and without demand, whether still in the plan or not.
     unused: BTreeMap<IpAddr, AddressRecord>,
-    /// Addresses with a lease of this node.
+    /// Addresses with a lease of each node.
     held: BTreeMap<NodeName, BTreeSet<IpAddr>>,
 }
 
-/// Who wants an address.
+/// Users of one address.
 #[derive(Debug)]
 struct Need {
     gateway: GatewayName,
     users: BTreeSet<ObjectRef>,
-    /// Workers, with the number of their pods that use it.
+    /// Workers, with the number of their pods that use the address.
     workers: BTreeMap<NodeName, u32>,
 }
 
-/// What is remembered of a planned record.
+/// Derived facts of a planned record.
 #[derive(Debug, Default, PartialEq, Eq)]
 struct Planned {
     epoch: u64,
@@ -52,7 +52,7 @@ struct Planned {
     exhausted: BTreeSet<NodeName>,
 }
 
-/// Values, each as often as it occurs.
+/// Multiset of values: number of occurrences of each.
 #[derive(Debug)]
 struct Counted<T>(BTreeMap<T, u32>);
 
@@ -82,22 +82,22 @@ impl<T: Ord + Copy> Counted<T> {
 }
 
 impl Leases {
-    /// A node record is there.
+    /// Adds a node record.
     pub(super) fn add_node(&mut self, record: &NodeRecord) {
         self.epochs.add(lease::node_epoch(record));
     }
 
-    /// A node record is gone.
+    /// Removes a node record.
     pub(super) fn remove_node(&mut self, record: &NodeRecord) {
         self.epochs.remove(lease::node_epoch(record));
     }
 
-    /// An address record is there.
+    /// Adds an address record.
     pub(super) fn add_record(&mut self, record: &AddressRecord) {
         self.epochs.add(lease::record_epoch(record));
     }
 
-    /// One more pod of the node uses the address; whether it is the first.
+    /// Counts one more pod of the node for the address; returns whether it is the first.
     pub(super) fn need(&mut self, address: IpAddr, node: &NodeName) -> bool {
         let Some(need) = self.needs.get_mut(&address) else {
             return false;
@@ -110,7 +110,7 @@ impl Leases {
         true
     }
 
-    /// One pod of the node less; whether it was the last.
+    /// Counts one pod of the node less; returns whether it was the last.
     pub(super) fn release(&mut self, address: IpAddr, node: &NodeName) -> bool {
         let Some(need) = self.needs.get_mut(&address) else {
             return false;
@@ -126,7 +126,7 @@ impl Leases {
         true
     }
 
-    /// Who uses which address from now on; the addresses where something is different.
+    /// Sets the policies that use each address; returns the addresses that changed.
     pub(super) fn use_by(
         &mut self,
         users: BTreeMap<IpAddr, (GatewayName, BTreeSet<ObjectRef>)>,
@@ -167,14 +167,14 @@ impl Leases {
         need.into_iter().flat_map(|need| &need.users)
     }
 
-    /// Gateways that the node belongs to.
+    /// Gateways that select the node.
     pub(super) fn gateways_of(&self, node: &NodeName) -> Vec<GatewayName> {
         let roles = self.roles.iter();
         let mine = roles.filter(|(_, nodes)| nodes.contains(node));
         mine.map(|(gateway, _)| gateway.clone()).collect()
     }
 
-    /// What the nodes of a gateway report; whether that is something new.
+    /// Sets the epoch that all nodes of a gateway have reached; returns whether it changed.
     pub(super) fn report(&mut self, gateway: &GatewayName, epoch: Option<u64>) -> bool {
         let before = match epoch {
             Some(epoch) => self.reported.insert(gateway.clone(), epoch),
@@ -183,7 +183,7 @@ impl Leases {
         before != epoch
     }
 
-    /// Addresses with leases that nodes of this gateway have to learn.
+    /// Addresses with leases that nodes of this gateway have not reported yet.
     pub(super) fn waiting_for(&self, gateway: &GatewayName) -> Vec<IpAddr> {
         let waiting = self.waiting.get(gateway);
         waiting.into_iter().flatten().copied().collect()
@@ -218,7 +218,7 @@ impl Leases {
         grants.collect()
     }
 
-    /// Notes what a record depends on from now on; `None`: there is none any more.
+    /// Updates the indexes for a planned record; `None`: the record is removed.
     fn note(&mut self, address: IpAddr, planned: Option<Planned>) {
         if let Some(old) = self.planned.remove(&address) {
             self.planned_epochs.remove(old.epoch);
@@ -241,7 +241,7 @@ impl Leases {
         self.planned.insert(address, new);
     }
 
-    /// Nodes whose leases of the address are others now.
+    /// Nodes whose leases of the address changed.
     fn hold(&mut self, address: IpAddr, old: &[Lease], new: &[Lease]) -> BTreeSet<NodeName> {
         if old == new {
             return BTreeSet::new();
@@ -279,7 +279,7 @@ fn by_node(leases: &[Lease]) -> BTreeMap<&NodeName, &[Lease]> {
 }
 
 impl Planner {
-    /// What somebody wrote into an address record; mostly ourselves.
+    /// Applies a change of an address record in the store, mostly one of our own writes.
     pub(super) fn take_address(
         &mut self,
         address: IpAddr,
@@ -301,12 +301,12 @@ impl Planner {
         if let Some(old) = &old {
             self.leases.epochs.remove(lease::record_epoch(old));
         }
-        // A policy that looks for a free address may find another.
+        // A policy that searches for a free address may find another one.
         dirty.resolve |= self.policies.searched && is_there != old.is_some();
         dirty.addresses.insert(address);
     }
 
-    /// Plans leases where something is different, where what was planned is not written yet, and where time is up.
+    /// Plans leases of addresses with changed inputs, unwritten plans or a due time.
     pub(super) fn plan_leases(&mut self, dirty: &mut Dirty) {
         dirty.addresses.extend(&self.leases.unwritten);
         let due = self.leases.dues.iter();
@@ -348,7 +348,7 @@ impl Planner {
         self.plan.next_change_secs = self.leases.dues.first().map(|(at, _)| *at);
     }
 
-    /// Puts a planned record in the place of the one before.
+    /// Replaces the planned record of an address.
     fn install(&mut self, address: IpAddr, planned: Option<PlannedAddress>, dirty: &mut Dirty) {
         let unused = self.leases.unused.remove(&address);
         let old = self.plan.addresses.remove(&address);
@@ -358,7 +358,7 @@ impl Planner {
         let old_leases = old.as_ref().map_or(&[][..], |record| &record.leases);
         let new_leases = planned.as_ref().map_or(&[][..], |p| &p.record.leases);
         let nodes = self.leases.hold(address, old_leases, new_leases);
-        // Records of nodes that are gone stay for as long as they have a lease.
+        // Records of removed nodes stay as long as they have a lease.
         let nodes_here = &self.snapshot.nodes;
         dirty.numbers |= nodes.iter().any(|node| !nodes_here.contains_key(node));
         dirty.nodes.extend(nodes);
@@ -417,7 +417,7 @@ impl Planner {
         }
     }
 
-    /// Takes records out of the plan that nobody needs, and puts back those that must stay a while.
+    /// Removes unused records from the plan, and restores those that must stay for now.
     fn sweep(&mut self, dirty: &mut Dirty) {
         self.plan.address_deletions.clear();
         let highest = self.leases.planned_epochs.highest().unwrap_or(0);
@@ -440,7 +440,7 @@ impl Planner {
         }
     }
 
-    /// Tells an address what has become of it.
+    /// Updates the status of an address.
     pub(super) fn tell_address(&mut self, address: IpAddr) {
         let Some(record) = self.plan.addresses.get(&address) else {
             self.plan.address_status.remove(&address);

@@ -1,4 +1,4 @@
-//! Findings and reasons by what they come from, so that those of one can be taken back.
+//! Findings and reasons by their source, so that those of one source can be replaced.
 
 use super::super::{ClusterPlan, PlanReason};
 use super::keys::PolicyRef;
@@ -6,15 +6,15 @@ use crate::model::Finding;
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
-/// A step of planning. No two of them ever give the same message: their messages are about different objects, or in different
-/// words.
+/// A planning step that makes messages. Two steps never make the same message: they are about different objects, or in
+/// different words.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) enum MessageSource {
     /// Allocation and resolving.
     Resolve,
     /// The leases of one address.
     Leases(IpAddr),
-    /// Numbers of nodes.
+    /// Tunnel indexes of nodes.
     Numbers,
     /// The conditions of one policy.
     Policy(PolicyRef),
@@ -28,7 +28,7 @@ pub(super) struct MessagesBySource {
 }
 
 impl MessagesBySource {
-    /// Puts this in the place of what the source gave before.
+    /// Replaces the messages of a source.
     pub(super) fn put(
         &mut self,
         plan: &mut ClusterPlan,

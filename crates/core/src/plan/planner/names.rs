@@ -1,27 +1,27 @@
-//! What node records say of addresses and policies, by address and by policy.
+//! Contents of node records, indexed by address and by policy.
 
 use super::super::status;
 use crate::model::*;
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
-/// Node records turned round.
+/// Inverted index of node records.
 #[derive(Debug, Default)]
 pub(super) struct Names {
-    /// Who announces an address.
+    /// Nodes that announce each address.
     announcers: BTreeMap<IpAddr, BTreeSet<NodeName>>,
-    /// Who hears which other machine answer for an address.
+    /// Conflicts of each address: the observing nodes and the other machine.
     conflicts: BTreeMap<IpAddr, BTreeMap<NodeName, AddressClaim>>,
-    /// Pods that are programmed by policy and generation.
+    /// Programmed pods by policy and generation.
     programmed: BTreeMap<ObjectRef, BTreeMap<i64, u32>>,
-    /// How many nodes use up the ports of an address towards some destination.
+    /// Number of nodes on which an address has no free port towards some destination.
     full_on: BTreeMap<IpAddr, u32>,
     /// The keys of `full_on`.
     full: BTreeSet<IpAddr>,
 }
 
 impl Names {
-    /// A record is there.
+    /// Adds a record.
     pub(super) fn add(&mut self, record: &NodeRecord) {
         for address in &record.announcing {
             let announcers = self.announcers.entry(*address).or_default();
@@ -45,7 +45,7 @@ impl Names {
         }
     }
 
-    /// A record that was added is gone.
+    /// Removes a record that was added.
     pub(super) fn remove(&mut self, record: &NodeRecord) {
         for address in &record.announcing {
             if let Some(announcers) = self.announcers.get_mut(address) {
@@ -85,7 +85,7 @@ impl Names {
         }
     }
 
-    /// Who announces an address.
+    /// Announcer of an address.
     pub(super) fn announcer(&self, address: IpAddr) -> Option<&NodeName> {
         status::announcer(address, self.announcers.get(&address)?)
     }
@@ -102,7 +102,7 @@ impl Names {
         pods.copied().unwrap_or(0)
     }
 
-    /// Addresses that are full towards some destination on some node.
+    /// Addresses without a free port towards some destination on some node.
     pub(super) fn full(&self) -> &BTreeSet<IpAddr> {
         &self.full
     }

@@ -1,4 +1,4 @@
-//! Addresses of pods that no Node names, by what changed.
+//! Incremental update of pod addresses that no Node names.
 
 use super::{Dirty, Planner};
 use crate::model::*;
@@ -7,7 +7,7 @@ use ipnet::IpNet;
 use std::collections::BTreeSet;
 use std::net::IpAddr;
 
-/// What is known of them.
+/// Index of pod addresses that no Node names.
 #[derive(Debug, Default)]
 pub(super) struct PodPrefixes {
     coverage: Coverage,
@@ -27,12 +27,12 @@ impl PodPrefixes {
         }
     }
 
-    /// An address of a pod that some node is not told of.
+    /// A pod address that some node does not get.
     pub(super) fn missing(&self) -> Option<IpAddr> {
         self.told.missing(!self.carriers.is_empty())
     }
 
-    /// What the record of this node carries.
+    /// Pod prefixes in this node's record.
     pub(super) fn carried_by(&self, node: &NodeName) -> BTreeSet<IpNet> {
         match self.carriers.contains(node) {
             true => self.told.prefixes.clone(),
@@ -42,7 +42,7 @@ impl PodPrefixes {
 }
 
 impl Planner {
-    /// Pods with this address have come, gone or changed, or what covers it.
+    /// Updates one address after a change of its pods or of the prefixes that cover it.
     pub(super) fn look_at_pod_address(&mut self, address: IpAddr, dirty: &mut Dirty) {
         let own = self.pods.at(&address).any(|key| {
             let pod = self.snapshot.pods.get(&**key);
@@ -55,7 +55,7 @@ impl Planner {
         };
     }
 
-    /// A node names these prefixes now instead of those.
+    /// Replaces the pod prefixes of a node.
     pub(super) fn take_pod_cidrs(&mut self, old: &[IpNet], new: &[IpNet], dirty: &mut Dirty) {
         if old == new {
             return;
@@ -70,7 +70,7 @@ impl Planner {
         }
     }
 
-    /// Brings what is told up to date, and finds the records that carry it.
+    /// Updates the reported prefixes, and marks the records that carry them.
     pub(super) fn tell_pod_prefixes(&mut self, dirty: &mut Dirty) {
         let missing = self.pod_prefixes.missing();
         if dirty.pod_prefixes {

@@ -1,4 +1,4 @@
-//! Pods by what policies ask for, and what each of them is bound to.
+//! Index of pods by the properties that policies select, and the bindings of each pod.
 
 use super::keys::{PodRef, PolicyRef};
 use super::{Dirty, Planner};
@@ -14,28 +14,28 @@ type Key = (String, String);
 /// Every pod of the snapshot.
 #[derive(Debug, Default)]
 pub(super) struct Pods {
-    /// Pods that have not run to their end, by namespace and labels.
+    /// Pods that have not ended, by namespace and labels.
     by_labels: BTreeMap<String, BTreeMap<Labels, BTreeSet<PodRef>>>,
-    /// The same by node.
+    /// Pods that have not ended, by node.
     by_node: BTreeMap<NodeName, BTreeSet<PodRef>>,
     /// All pods by address.
     by_address: BTreeMap<IpAddr, BTreeSet<PodRef>>,
-    /// Those that a policy selects, or would if they had a network of their own.
+    /// Pods that a policy selects, or would select if they had a network of their own.
     bound: BTreeMap<PodRef, Bound>,
 }
 
-/// What a pod is bound to.
+/// Bindings of one pod.
 #[derive(Debug)]
 struct Bound {
     policies: Vec<PolicyRef>,
     node: NodeName,
     host_network: bool,
     addressed: bool,
-    /// Egress addresses that its node needs ports of for it.
+    /// Egress addresses of which its node needs ports for this pod.
     uses: BTreeSet<IpAddr>,
 }
 
-/// Takes an entry out of a set, and the set out of its map when it is empty.
+/// Removes an entry from a set, and the set from its map when it becomes empty.
 fn take_out<K: Ord>(map: &mut BTreeMap<K, BTreeSet<PodRef>>, key: &K, pod: &Key) {
     if let Some(set) = map.get_mut(key) {
         set.remove(pod);
@@ -46,7 +46,7 @@ fn take_out<K: Ord>(map: &mut BTreeMap<K, BTreeSet<PodRef>>, key: &K, pod: &Key)
 }
 
 impl Pods {
-    /// Indexes a pod; its reference, unless it has run to its end.
+    /// Indexes a pod; returns its reference, unless the pod has ended.
     pub(super) fn add(&mut self, key: &Key, pod: &Pod) -> Option<PodRef> {
         let reference = Arc::new(key.clone());
         for address in &pod.addresses {
@@ -75,7 +75,7 @@ impl Pods {
         Some(reference)
     }
 
-    /// Takes a pod out of the indexes.
+    /// Removes a pod from the indexes.
     pub(super) fn remove(&mut self, key: &Key, pod: &Pod) {
         for address in &pod.addresses {
             take_out(&mut self.by_address, address, key);
@@ -92,18 +92,18 @@ impl Pods {
         take_out(&mut self.by_node, &pod.node, key);
     }
 
-    /// Pods of a node that have not run to their end.
+    /// Pods of a node that have not ended.
     pub(super) fn on(&self, node: &NodeName) -> Vec<PodRef> {
         let pods = self.by_node.get(node);
         pods.into_iter().flatten().cloned().collect()
     }
 
-    /// Pods that are shown with this address, finished ones too.
+    /// Pods that the API shows with this address, ended ones too.
     pub(super) fn at(&self, address: &IpAddr) -> impl Iterator<Item = &PodRef> {
         self.by_address.get(address).into_iter().flatten()
     }
 
-    /// Addresses inside the prefix that pods are shown with.
+    /// Pod addresses inside the prefix.
     pub(super) fn addresses_in(&self, prefix: &IpNet) -> Vec<IpAddr> {
         let inside = self.by_address.range(prefix.network()..=prefix.broadcast());
         inside.map(|(address, _)| *address).collect()
@@ -149,7 +149,7 @@ impl Pods {
         }
     }
 
-    /// This index as an answer to who has which address.
+    /// This index as an implementation of [`PodAddresses`].
     pub(super) fn addresses<'a>(&'a self, snapshot: &'a Snapshot) -> Addresses<'a> {
         Addresses {
             by_address: &self.by_address,
@@ -181,7 +181,7 @@ impl PodAddresses for Addresses<'_> {
 }
 
 impl Planner {
-    /// Takes a pod away from its policies, its addresses and its node.
+    /// Removes the bindings of a pod to its policies, addresses and node.
     pub(super) fn unbind(&mut self, pod: &Key, dirty: &mut Dirty) {
         let Some(bound) = self.pods.bound.remove(pod) else {
             return;
@@ -259,7 +259,7 @@ impl Planner {
         self.pods.bound.insert(reference.clone(), bound);
     }
 
-    /// Egress addresses that the pod's node needs for it.
+    /// Egress addresses of which the pod's node needs ports for it.
     fn uses(&self, pod: &Pod, policies: &[PolicyRef]) -> BTreeSet<IpAddr> {
         let node = self.snapshot.nodes.get(&pod.node);
         let Some(node) = node.filter(|_| !pod.host_network) else {

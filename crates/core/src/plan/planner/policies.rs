@@ -1,4 +1,4 @@
-//! What policies mean, and which of them meet.
+//! The meaning of policies, and their overlaps.
 
 use super::keys::{PodRef, PolicyRef};
 use super::messages::MessageSource;
@@ -17,9 +17,9 @@ use std::sync::Arc;
 pub(super) struct Policies {
     work: BTreeMap<PolicyRef, Work>,
     pub matching: Matching<PolicyRef>,
-    /// Sets of policies that pods share, with the pairs that meet in them.
+    /// Distinct sets of policies that pods share, with the overlaps in each.
     sets: BTreeMap<Vec<PolicyRef>, Shared>,
-    /// How many sets a policy (the first) loses to another in.
+    /// Number of sets in which the first policy loses to the second.
     losses: BTreeMap<(PolicyRef, PolicyRef), u32>,
     /// See [`asked`].
     pub asked: BTreeSet<IpAddr>,
@@ -30,15 +30,15 @@ pub(super) struct Policies {
 /// One policy.
 #[derive(Debug)]
 pub(super) struct Work {
-    /// Where it stands in the snapshot.
+    /// Position in the snapshot.
     position: usize,
     pub meaning: Meaning,
-    /// Pods that it selects, and those that it does not because they use their node's network.
+    /// Pods that it selects, and pods that match but use their node's network.
     pub pods: BTreeSet<PodRef>,
     pub counts: Counts,
 }
 
-/// A [`Resolved`] that borrows nothing.
+/// Owned form of [`Resolved`].
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct Meaning {
     pub gateway: Option<GatewayName>,
@@ -56,18 +56,18 @@ struct Shared {
     pods: u32,
     /// (loser, winner).
     losses: Vec<(PolicyRef, PolicyRef)>,
-    /// Those that others win everywhere over.
+    /// Policies that lose for every destination.
     shadowed: Vec<PolicyRef>,
 }
 
 impl Policies {
-    /// A policy that is known.
+    /// A known policy.
     pub(super) fn get(&self, policy: &ObjectRef) -> &Work {
         let work = self.work.get(policy);
         work.expect("pods are bound to policies that are known only")
     }
 
-    /// The same to change it.
+    /// Mutable access to a known policy.
     pub(super) fn get_mut(&mut self, policy: &ObjectRef) -> &mut Work {
         let work = self.work.get_mut(policy);
         work.expect("pods are bound to policies that are known only")
@@ -133,7 +133,7 @@ impl Meaning {
 }
 
 impl Planner {
-    /// Works out again what policies mean, and takes apart what hangs on those that mean something else now.
+    /// Resolves all policies again, and removes the bindings of those whose meaning changed.
     pub(super) fn resolve(&mut self, dirty: &mut Dirty) {
         let mut reasons = Vec::new();
         let pods = self.pods.addresses(&self.snapshot);
@@ -142,7 +142,7 @@ impl Planner {
         findings.extend(allocation.findings);
         self.policies.searched = allocation.searched;
         self.policies.asked = asked(&self.snapshot.policies);
-        // Both are sorted by object, each once.
+        // Both are sorted by object, without duplicates.
         let positions = distinct(&self.snapshot.policies);
         let meanings = positions.zip(resolved).map(|((position, policy), one)| {
             debug_assert_eq!(policy.object, one.policy.object);
@@ -166,7 +166,7 @@ impl Planner {
         }
     }
 
-    /// Policies that are gone, or that have other addresses now: their pods are bound to nothing.
+    /// Removes policies that no longer exist or whose addresses changed, and the bindings of their pods.
     fn forget_policies(
         &mut self,
         meanings: &BTreeMap<PolicyRef, (usize, Meaning)>,
@@ -234,7 +234,7 @@ impl Planner {
         self.policies.matching = Matching::of(&self.snapshot, all);
     }
 
-    /// Who uses which address.
+    /// Updates the users of each address.
     fn use_addresses(&mut self, dirty: &mut Dirty) {
         let mut users: BTreeMap<IpAddr, (GatewayName, BTreeSet<ObjectRef>)> = BTreeMap::new();
         for (policy, work) in &self.policies.work {
@@ -253,7 +253,7 @@ impl Planner {
         }
     }
 
-    /// Finds the pods of policies that select anew.
+    /// Selects the pods again for policies whose selection changed.
     fn select_again(&mut self, dirty: &mut Dirty) {
         for object in &dirty.selections {
             if self.policies.reference(object).is_none() {
@@ -272,7 +272,7 @@ impl Planner {
         }
     }
 
-    /// A pod of these policies is there.
+    /// Counts one pod with this set of policies.
     pub(super) fn join_set(&mut self, set: &[PolicyRef], dirty: &mut Dirty) {
         if set.len() < 2 {
             return;
@@ -313,7 +313,7 @@ impl Planner {
         self.policies.sets.insert(set.to_vec(), shared);
     }
 
-    /// A pod of these policies is gone.
+    /// Removes one pod with this set of policies.
     pub(super) fn leave_set(&mut self, set: &[PolicyRef], dirty: &mut Dirty) {
         if set.len() < 2 {
             return;
@@ -342,7 +342,7 @@ impl Planner {
         }
     }
 
-    /// Tells a policy what has become of it.
+    /// Updates the status of a policy.
     pub(super) fn tell_policy(&mut self, reference: &PolicyRef) {
         let Some(work) = self.policies.work.get(reference) else {
             return;
