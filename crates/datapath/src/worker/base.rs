@@ -25,8 +25,7 @@ const DEVICES: &str = "devices";
 const UNDERLAY_DEVICES: &str = "underlay_devices";
 /// Map: egress address -> classification of ICMP errors about its flows.
 const ERRORS: &str = "errors";
-/// Set of pod CIDRs, and below the set of known pods' addresses; only present where packets of unknown pods are
-/// dropped.
+/// Sets of pod CIDRs and of known pods' addresses; present only where packets of unknown pods are dropped.
 const POD_CIDRS: &str = "pod_cidrs";
 const KNOWN_PODS: &str = "known_pods";
 /// Bytes of the link-local prefix that the tunnel uses: fe80::/64.
