@@ -166,7 +166,7 @@ impl NodeDatapath {
             Depth::Unnotified => self.worker.verify_quick(),
         };
         let mut drift = found.unwrap_or_else(|error| {
-            tracing::warn!(error = %with_causes(&error), "looking the data path over");
+            tracing::warn!(error = %with_causes(&error), "cannot verify the data path");
             DriftReport::new()
         });
         drift.extend(self.gateway.verify(depth == Depth::Full));

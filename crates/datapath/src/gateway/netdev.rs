@@ -98,7 +98,7 @@ impl NetdevGateway {
         };
         let table = rules::table(&site, state);
         if !self.nft.is_intact()? {
-            tracing::debug!("the whole netdev table is laid");
+            tracing::debug!("the whole netdev table was replaced");
         }
         self.nft.apply(&table)?;
         let announced = |(address, steering): (&IpAddr, &egret_core::node::Steering)| {

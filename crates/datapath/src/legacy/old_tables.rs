@@ -50,7 +50,7 @@ pub enum OldTableError {
     #[error("table {0} of iptables-legacy cannot be read")]
     Malformed(String),
     /// Another program changed the table meanwhile.
-    #[error("table {0} of iptables-legacy was changed meanwhile: look again")]
+    #[error("table {0} of iptables-legacy was changed meanwhile: try again")]
     Changed(String),
 }
 

@@ -132,7 +132,6 @@ pub struct Set {
 
 /// A jump for each address whose profile has a verdict. Maps of several stages and of consecutive states share the
 /// addresses: a node has as many elements as pods, and one pod comes or goes at a time.
-/// addresses: a node has as many elements as pods, and one pod comes or goes at a time.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ByAddress {
     /// Profile of each address.

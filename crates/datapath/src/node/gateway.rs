@@ -190,7 +190,7 @@ impl NodeGateway {
             let (address, error) = (command.address(), with_causes(&error));
             match command {
                 GatewayCommand::Probe(_) => {
-                    tracing::debug!(%address, error, "the segment cannot be asked")
+                    tracing::debug!(%address, error, "cannot send an address probe")
                 }
                 _ => tracing::warn!(%address, error, "the take-over could not be announced"),
             }

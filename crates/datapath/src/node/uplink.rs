@@ -113,7 +113,7 @@ impl NodeUplink {
                 true
             }
             Err(error) => {
-                tracing::warn!(error = %with_causes(&error), "looking for programs of others");
+                tracing::warn!(error = %with_causes(&error), "cannot read programs of others");
                 false
             }
         }
@@ -128,7 +128,7 @@ impl NodeUplink {
         if !self.clean && !worker.keep_uplinks {
             self.driver = None;
             if UplinkDriver::remove(&self.pin_directory)? {
-                tracing::info!("uplink programs removed: pods' packets pass the stack");
+                tracing::info!("uplink programs removed: pods' packets take the host stack");
             }
             self.clean = true;
         }
@@ -171,7 +171,7 @@ impl NodeUplink {
             }
             Err(error) => {
                 let text = with_causes(&error);
-                tracing::error!(error = text, "pods' packets cannot be taken back");
+                tracing::error!(error = text, "cannot reinject pods' packets");
                 self.refusal.failed(&text);
                 Err(error)
             }
@@ -186,7 +186,7 @@ impl NodeUplink {
         };
         match driver.verify(deep) {
             Ok(found) => drift.extend(found),
-            Err(error) => tracing::warn!(error = %with_causes(&error), "looking the uplinks over"),
+            Err(error) => tracing::warn!(error = %with_causes(&error), "cannot verify the uplinks"),
         }
         if !drift.is_empty() {
             self.driver = None;

@@ -29,7 +29,7 @@ const TC_BYTES: usize = 20;
 
 /// Error of observing the node.
 #[derive(Debug, Error)]
-#[error("looking at devices, routes and programs")]
+#[error("reading devices, routes and programs")]
 pub struct LookError(#[from] NetlinkError);
 
 struct Link {

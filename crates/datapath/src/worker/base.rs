@@ -395,7 +395,7 @@ fn classify(state: &NodeState) -> Vec<Rule> {
     }
     rules.push(rule().direction(true).accept());
     for family in FAMILIES {
-        // A pod's ICMP error about its flow takes the flow's route, whatever its policy says of ICMP.
+        // A pod's ICMP error about its flow takes the flow's route, whatever its policy's verdict on ICMP.
         let error = rule().icmp_error(family);
         rules.push(error.by_translated_source(family, family.named(ERRORS)));
     }

@@ -41,7 +41,7 @@ pub enum DatapathError {
     #[error("connection tracking")]
     Conntrack(#[source] NetlinkError),
     /// Firewalls of others.
-    #[error("reading everybody's firewalls")]
+    #[error("reading all firewall rules")]
     Firewalls(#[source] NetlinkError),
     /// Node-wide settings.
     #[error(transparent)]
