@@ -1,7 +1,7 @@
 //! Events of flows, as they happen (`NFNLGRP_CONNTRACK_*` of `linux/netfilter/nfnetlink_compat.h`).
 //!
-//! The kernel sends these events only while a socket listens (`net.netfilter.nf_conntrack_events` = 2, its default
-//! since Linux 5.19; 0 turns them off).
+//! The kernel generates these events only while a socket listens (`net.netfilter.nf_conntrack_events` = 2, its
+//! default since Linux 5.19; 0 turns them off).
 
 use super::{DELETE, Flow, SUBSYSTEM, flow};
 use crate::netlink::{NetlinkError, NetlinkSocket, attributes};
