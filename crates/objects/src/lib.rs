@@ -1,4 +1,4 @@
-//! Where objects come from, and the only way from API objects to `egret_core::model`.
+//! Sources of objects, and the only path from API objects to `egret_core::model`.
 //!
 //! ```text
 //!  PATH/**/*.yaml        PATH/status/<kind>/*.yaml        the Kubernetes API
