@@ -16,8 +16,8 @@
 //!  event      Events about conditions that became bad; rate-limited
 //! ```
 //!
-//! The client is asynchronous and has a runtime of its own with one thread; [`Source`](crate::Source) is blocking. While
-//! the API server is unreachable, known objects stay, and watches resume afterwards.
+//! The client is asynchronous and has a runtime of its own with one thread; [`Source`](crate::Source) is blocking.
+//! While the API server is unreachable, known objects stay, and watches resume afterwards.
 
 mod discovery;
 mod entry;
