@@ -3,7 +3,7 @@
 //! ```text
 //! scene   a lab with agents, controller and server; policies applied, removed and awaited; agents restarted
 //! noise   selected pods that open connections, send datagrams, ping and hold long flows, both families
-//! watch   captures on both sides of the router: a packet to the server has an allowed source, or it is kept
+//! watch   captures on both sides of the router: a packet to the server has an allowed source, or is recorded
 //! ```
 
 mod noise;

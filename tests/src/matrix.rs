@@ -2,10 +2,10 @@
 //!
 //! ```text
 //! pairs    a table of few rows in which every pair of values of two factors occurs
-//! cells    the factors of this product's environment, what cannot be combined, and why
+//! cells    the factors of this product's environment, and impossible combinations with their reasons
 //! labs     cells -> labs: one lab serves all cells that differ only in their node or pod
-//! marks    stand-ins for the marks of other components, and a count of what became of them
-//! scene    a lab of the matrix that runs: its policies, who has which source, and what is done to it
+//! marks    stand-ins for the marks of other components, and counters of their preservation
+//! scene    a running lab of the matrix: its policies, expected sources, and operations
 //! ```
 
 use std::io::Write;

@@ -59,7 +59,7 @@ pub fn tcp(source: SocketAddr, destination: SocketAddr, flags: Tcp) -> Vec<u8> {
     packet
 }
 
-/// An answer to an echo request that nobody made.
+/// An echo reply without a request.
 ///
 /// # Panics
 /// Source and destination are of different families.

@@ -91,7 +91,7 @@ pub fn path_mtu(socket: &UdpSocket) -> std::io::Result<u32> {
     };
     let mut value: libc::c_int = 0;
     let mut length = size_of::<libc::c_int>() as libc::socklen_t;
-    // SAFETY: the descriptor is open for the call, and both pointers are to locals of the sizes told.
+    // SAFETY: the descriptor is open for the call, and both pointers are to locals of the given sizes.
     let result = unsafe {
         libc::getsockopt(
             socket.as_raw_fd(),

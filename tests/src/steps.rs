@@ -5,8 +5,8 @@
 //! ```text
 //! arguments   what `cargo test` and nextest pass on: filters, --exact, --skip, --list, --ignored, --test-threads
 //! schedule    which groups run when, and the lines that `./dev test` and `xtask` read
-//! process     the process of a group, seen by the one that starts it
-//! child       the same process, seen from within
+//! process     the process of a group, from its parent's side
+//! child       the process of a group, from its own side
 //! labs        names of labs, and taking down those of a process that was killed
 //! ```
 

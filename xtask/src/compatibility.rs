@@ -2,10 +2,10 @@
 //! of tests and from the output of a run.
 //!
 //! ```text
-//! catalogue   the cases: id, what must be so, why it cannot be shown here
+//! catalogue   the cases: id, required behaviour, why it cannot be shown here
 //! tests       which test shows which case: lines `Cases: N1, N3.` in the documentation of test functions
-//! verdicts    what a run printed about each test
-//! page        the page, and the verdicts of the page that is there
+//! verdicts    result of each test in a run
+//! page        the page, and the verdicts of the existing page
 //! ```
 //!
 //! A verdict stays on the page until a run has another one of that test, so that a run of one test program is enough to

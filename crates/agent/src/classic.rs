@@ -110,7 +110,7 @@ impl Driver {
         if let Some(error) = &error
             && self.told.as_ref() != Some(error)
         {
-            tracing::error!(error, "the kernel is not as wanted");
+            tracing::error!(error, "cannot apply the wanted state");
         }
         self.told = error;
     }
@@ -127,7 +127,7 @@ impl Driver {
         }
         // Saved before the apply: an entry too many only makes a successor check more flows.
         if let Err(error) = self.save(&state) {
-            tracing::warn!(%error, directory = %self.directory.display(), "writing the state down");
+            tracing::warn!(%error, directory = %self.directory.display(), "cannot save the state");
         }
         let forgotten = self.datapath.apply(&state, self.before.as_ref())?;
         self.tell(&state, forgotten);

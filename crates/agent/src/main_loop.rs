@@ -181,7 +181,7 @@ impl MainLoop {
                 }
             }
             Event::Source(Reading::Failed(error)) => {
-                tracing::warn!(error, "the objects cannot be read: what is known stays");
+                tracing::warn!(error, "cannot read the objects; keeping the last view");
             }
             Event::Gateways(seen) => {
                 self.inputs.ever_live.extend(seen.live.iter().cloned());
@@ -254,7 +254,7 @@ impl MainLoop {
         if let Some(view) = &view {
             self.last_error = self.carry_out(&view.snapshot).err();
             if let Some(error) = &self.last_error {
-                tracing::warn!(error, "the node's state is not carried out");
+                tracing::warn!(error, "cannot apply the node state");
             } else if let Some(asked) = self.inputs.view_since.take() {
                 let seconds = asked.elapsed().as_secs_f64();
                 self.reports
@@ -397,7 +397,7 @@ impl MainLoop {
             metrics.apply_seconds.observe(seconds);
         });
         for name in &applied.sysctls {
-            tracing::info!(name, "node-wide setting changed; --cleanup puts it back");
+            tracing::info!(name, "node-wide setting changed; --cleanup restores it");
         }
         self.tell_ended(applied.ended_flows);
         if self.grants_changed(outcome) {
@@ -477,7 +477,7 @@ impl MainLoop {
         };
         if now != self.remembered {
             if let Err(error) = now.save(&self.config.state_directory) {
-                tracing::warn!(%error, "the groups' numbers cannot be written down");
+                tracing::warn!(%error, "cannot write the group numbers");
             }
             self.remembered = now;
         }

@@ -167,7 +167,7 @@ fn agent(arguments: &AgentArguments) -> anyhow::Result<ExitCode> {
     let role = Role::Agent(config.node.clone());
     let open = opener(source, &arguments.settings, role);
     egret_agent::run(&config, open, &health, &stop)?;
-    tracing::info!("agent ends; what is in the kernel stays for the next one");
+    tracing::info!("agent ends; the kernel state stays for the next one");
     Ok(ExitCode::SUCCESS)
 }
 

@@ -3,7 +3,7 @@
 //! ```text
 //!  snapshot():  tree     the user's files, parsed once per change   (no lock; read again until quiet)
 //!               store    PATH/status, scanned under the shared lock
-//!               merge    what is in force; what our copies should say
+//!               merge    objects in force; required content of our copies
 //!               write    copies that differ, under the exclusive lock   (unless read-only)
 //!               assemble the view
 //! ```

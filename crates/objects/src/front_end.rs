@@ -5,7 +5,7 @@
 //!                                                     | apply (after everything else is in the view)
 //!                                                     v
 //!                     View.snapshot.policies, .gateways (where there are none), settings; findings
-//!                     View.front_ends: what each object became, for its status
+//!                     View.front_ends: the translation of each object, for its status
 //!  controller:  plan --status()--> each object's status in its own form, by Source::write_front_end_status
 //! ```
 //!

@@ -1,13 +1,13 @@
 //! `egret convert`: converts objects of other systems into ours, and lists every field without an equivalent by name.
 //!
 //! ```text
-//!  text --documents--> manifests --by group and kind--> Sheet (what was taken of the spec is noted)
+//!  text --documents--> manifests --by group and kind--> Sheet (records the fields taken from the spec)
 //!                                                         |  -> objects of ours
-//!                                                         +--> what was not taken: losses
+//!                                                         +--> fields not taken: losses
 //! ```
 //!
 //! The meaning of an object is taken from the documentation and source of its system. Nothing is guessed: where an
-//! object of ours needs a value that the input lacks, the output contains a placeholder and a loss explains it.
+//! object of ours needs something that the input lacks, the output refers to it by name and a loss says what to do.
 
 mod antrea;
 mod cilium;

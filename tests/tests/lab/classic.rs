@@ -166,8 +166,8 @@ fn other_traffic_is_as_before(classic: &Classic) -> Outcome {
     reached
 }
 
-/// Cases: E3. The first and the last move come upon whatever is under way. At the second one every connection waits for an
-/// answer that the pod has nothing to repeat for: it arrives because the pod keeps its connections alive, and would not
+/// Cases: E3. Traffic is under way at the first and the last move. At the second one every connection waits for an
+/// answer, and the pod has nothing to retransmit: the answer arrives because the pod sends keepalives, and would not
 /// otherwise (docs/classic.md, P3).
 fn connections_outlive_a_move_of_the_address(classic: &Classic) -> Outcome {
     let watch = watch(classic, &[])?;
@@ -181,7 +181,7 @@ fn connections_outlive_a_move_of_the_address(classic: &Classic) -> Outcome {
             )?);
         }
     }
-    // Back to one that held it before as well: it must not have tracked what reached it meanwhile.
+    // Back to a previous holder, too: it must not have tracked packets that reached it in between.
     for (from, to, waiting) in [
         ("worker1", "worker2", false),
         ("worker2", "worker1", true),
@@ -223,7 +223,7 @@ fn lose_answers(classic: &Classic) -> Outcome {
     Ok(())
 }
 
-/// Cases: P3. Mounted ConfigMaps are swapped, and nobody waits for the interval, which is an hour.
+/// Cases: P3. Mounted ConfigMaps are swapped, and take effect before the interval, which is an hour.
 fn a_mapping_that_goes_gives_the_nodes_address_back(classic: &Classic) -> Outcome {
     for node in NODES {
         map(classic, node, &["a1", "a2"])?;

@@ -42,7 +42,7 @@ hosts:
 - {name: server, roles: [server], links: [{segment: outside}]}
 ";
 
-/// A change by somebody else.
+/// A foreign change.
 #[derive(Clone, Copy)]
 struct Damage {
     /// Name for people.

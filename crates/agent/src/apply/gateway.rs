@@ -82,7 +82,7 @@ impl Gateway {
         let counts = role.decide_link(snapshot, planned, link, liveness, now_ms);
         match (before, self.fitness().leaves(), self.fitness().lost()) {
             (false, true, Some(why)) => {
-                tracing::warn!(why, "this gateway has no way out: others serve")
+                tracing::warn!(why, "this gateway has no route out: others serve")
             }
             (true, false, _) => tracing::info!("this gateway serves again"),
             _ => {}

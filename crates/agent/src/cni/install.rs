@@ -105,7 +105,7 @@ fn remove(install: InstallConfig, stop: Arc<AtomicBool>) -> Result<(), AgentErro
                 return;
             }
             if errors != last {
-                tracing::warn!(?errors, "the CNI plugin cannot be taken out");
+                tracing::warn!(?errors, "the CNI plugin cannot be removed");
                 last = errors;
             }
             thread::park_timeout(LOOK_ANYWAY);

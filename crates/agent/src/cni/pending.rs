@@ -236,7 +236,7 @@ impl PendingCalls {
                 if !usable && waited >= LEASE {
                     tracing::warn!(
                         pod = format!("{}/{}", pod.namespace, pod.name),
-                        "a pod starts that its policies leave without a way out for now: see `egret explain`"
+                        "a selected pod starts before it can open connections: see `egret explain`"
                     );
                 }
                 (usable || waited >= LEASE).then_some(Answer::Done {})
@@ -278,7 +278,7 @@ impl PendingCalls {
         };
         if self.known.as_ref() != Some(&known) {
             if let Err(error) = state_files::save_known(&self.state_directory, &known) {
-                tracing::warn!(%error, "what the CNI plugin needs without an agent cannot be written down");
+                tracing::warn!(%error, "cannot write the file for the CNI plugin");
                 return;
             }
             self.known = Some(known);
@@ -288,7 +288,7 @@ impl PendingCalls {
 
     fn save(&self) {
         if let Err(error) = state_files::save_announced(&self.state_directory, &self.announced) {
-            tracing::warn!(%error, "what the CNI has told cannot be written down");
+            tracing::warn!(%error, "cannot write the CNI's announcements");
         }
     }
 }

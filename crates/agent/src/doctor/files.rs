@@ -135,7 +135,7 @@ fn cni_file(file: &Path, text: &str) -> Option<CniFile> {
     })
 }
 
-/// Carries out an action on files; one on the kernel is ignored. A file that is gone already is no error.
+/// Carries out an action on files; one on the kernel is ignored. A missing file is no error.
 pub(super) fn remove(action: &Action) -> io::Result<()> {
     let result = match action {
         Action::Line(file, line) => remove_line(Path::new(file), line),

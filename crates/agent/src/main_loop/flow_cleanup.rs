@@ -25,7 +25,7 @@ impl MainLoop {
         });
         match ended {
             Ok(flows) => self.tell_ended(flows),
-            Err(error) => tracing::warn!(error, "ending the flows of pods that came or went"),
+            Err(error) => tracing::warn!(error, "cannot end the flows of changed pods"),
         }
     }
 

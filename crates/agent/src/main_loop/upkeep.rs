@@ -78,13 +78,13 @@ impl MainLoop {
     pub(super) fn refuse_full(&mut self) {
         self.schedule.full_refused(self.now_ms());
         if let Err(error) = self.datapath.worker().refuse_full(&self.inputs.full) {
-            tracing::warn!(error = %with_causes(&error), "refusing full destinations");
+            tracing::warn!(error = %with_causes(&error), "cannot refuse full destinations");
         }
     }
 
     fn open_forwarding(&mut self, outcome: &NodeOutcome) {
         if let Err(error) = self.datapath.worker().open_forwarding(&outcome.state) {
-            tracing::warn!(error = %with_causes(&error), "opening others' forward chains");
+            tracing::warn!(error = %with_causes(&error), "cannot open foreign forward chains");
         }
     }
 
@@ -94,7 +94,7 @@ impl MainLoop {
             Ok(found) if found == self.reports.obstacles => return false,
             Ok(found) => found.to_vec(),
             Err(error) => {
-                tracing::warn!(error = %with_causes(&error), "looking for what refuses our packets");
+                tracing::warn!(error = %with_causes(&error), "cannot check for obstacles");
                 return false;
             }
         };
@@ -108,7 +108,7 @@ impl MainLoop {
                 certain,
                 ..
             } = new;
-            tracing::warn!(text, remedy, certain, "something stands in the way");
+            tracing::warn!(text, remedy, certain, "obstacle found");
         }
         self.reports.obstacles = found;
         true
@@ -118,7 +118,7 @@ impl MainLoop {
     pub(super) fn count_if_due(&mut self) -> bool {
         let due = self.schedule.is_count_due(self.now_ms()) && self.outcome.is_some();
         if due && let Err(error) = self.count_ports() {
-            tracing::warn!(error, "counting ports in use");
+            tracing::warn!(error, "cannot count ports in use");
         }
         due
     }

@@ -84,7 +84,7 @@ pub(crate) fn start(notify: Notify<Report>) -> Result<(Sender<Order>, Option<u32
         }
         Err(error) => {
             let error = with_causes(&error);
-            tracing::warn!(error, "the way of pods' packets is not measured");
+            tracing::warn!(error, "paths are not measured");
             // Without a thread nobody receives the orders.
             Ok((sender, None))
         }
@@ -164,7 +164,7 @@ impl Canaries {
         let before: BTreeSet<_> = before.paths.iter().map(|path| path.source).collect();
         for source in before.difference(&after) {
             if let Err(error) = self.port.expect_no_answers(*source) {
-                tracing::debug!(error = %with_causes(&error), "a neighbour of canaries stays");
+                tracing::debug!(error = %with_causes(&error), "cannot remove a neighbour of canaries");
             }
         }
     }

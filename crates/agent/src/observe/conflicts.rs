@@ -67,7 +67,7 @@ impl SegmentListener {
                 let error = with_causes(&error);
                 tracing::warn!(
                     error,
-                    "nobody listens for other machines with egress addresses"
+                    "cannot listen for machines that claim egress addresses"
                 );
             }
         }

@@ -164,7 +164,7 @@ fn outbound(way: &WayOut) -> OutboundRoute {
     }
 }
 
-/// Looks up routes to the addresses of canaries, since those are in nobody's network.
+/// Looks up routes to the addresses of canaries, since those are in no real network.
 fn leads_out(routing: &mut Routing, external: Option<&Device>) -> Result<[bool; 2], RouteError> {
     let mut leads = [false; 2];
     if let Some(external) = external {

@@ -160,7 +160,7 @@ impl Neighbours {
         }
         if let (None, Some(device)) = (&self.asker, watch.device) {
             self.asker = Asker::open(device)
-                .inspect_err(|error| tracing::warn!(%error, "neighbours cannot be asked"))
+                .inspect_err(|error| tracing::warn!(%error, "cannot probe neighbours"))
                 .ok();
         }
         // Without a socket no silence can be observed.
@@ -222,7 +222,7 @@ impl Neighbours {
             tracing::warn!(next_hop = %address, "the next hop does not answer");
         }
         for address in self.told.difference(&silent) {
-            tracing::info!(next_hop = %address, "the next hop answers, or is asked no more");
+            tracing::info!(next_hop = %address, "the next hop answers, or is no longer probed");
         }
         self.told.clone_from(&silent);
         (self.notify)(Heard::Silent(silent))

@@ -115,7 +115,7 @@ impl PodDevices {
             match self.bound.get(&one) {
                 Some(device) if !devices.contains(device) => {
                     let (address, uid) = &one;
-                    tracing::info!(%address, uid, "the pod's device is gone: its address is nobody's until the API says more");
+                    tracing::info!(%address, uid, "the pod's device is gone: its address belongs to no pod for now");
                     self.bound.remove(&one);
                     self.detached.insert(one, None);
                 }

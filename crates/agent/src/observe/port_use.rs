@@ -66,7 +66,7 @@ impl Follower {
                 Ok(Some(())) => return self.say(),
                 Ok(None) => return None,
                 Err(error) => {
-                    tracing::warn!(error = %with_causes(&error), "following the flows of this node");
+                    tracing::warn!(error = %with_causes(&error), "cannot follow the flows of this node");
                     std::thread::park_timeout(PAUSE_AFTER_ERROR);
                 }
             }

@@ -51,7 +51,7 @@ impl Routers {
         self.looked = Some(Instant::now());
         match routing.routers() {
             Ok(found) => self.known = Some(found),
-            Err(error) => tracing::warn!(error = %with_causes(&error), "looking for routers"),
+            Err(error) => tracing::warn!(error = %with_causes(&error), "cannot read the routes"),
         }
     }
 }

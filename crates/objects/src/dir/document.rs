@@ -249,7 +249,7 @@ fn collect(
                 file,
                 kind,
                 api_version,
-                "object of another kind passed over"
+                "ignoring an object of another kind"
             );
             return;
         }

@@ -72,7 +72,7 @@ fn begin(client: Client) -> watch::Receiver<Served> {
             let (now, pause) = match ask(&client).await {
                 Ok(kinds) => (Served::Kinds(kinds), INTERVAL),
                 Err(kube::Error::Api(status)) if status.code == 403 => {
-                    tracing::warn!("API discovery is forbidden: pods are told one by one");
+                    tracing::warn!("API discovery is forbidden: pods are listed one by one");
                     (Served::Kinds(BTreeSet::new()), INTERVAL)
                 }
                 Err(error) => (Served::NoAnswer(with_causes(&error)), RETRY),

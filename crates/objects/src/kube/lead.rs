@@ -181,7 +181,7 @@ impl Leadership {
                 .await
                 .is_err()
         {
-            tracing::debug!("the Lease was not given back in time: it runs out by itself");
+            tracing::debug!("the Lease was not released in time: it will expire");
         }
     }
 
@@ -200,7 +200,7 @@ impl Leadership {
         lease.metadata.managed_fields = None;
         let parameters = PostParams::default();
         if let Err(error) = self.leases.replace(LEASE_NAME, &parameters, &lease).await {
-            tracing::debug!(error = %with_causes(&error), "the Lease was not given back");
+            tracing::debug!(error = %with_causes(&error), "the Lease was not released");
         }
     }
 }

@@ -193,7 +193,7 @@ async fn follow_by<K>(
     let mut failing = false;
     while let Some(event) = events.next().await {
         if failing && matches!(event, Ok(ref event) if !matches!(event, Event::Init)) {
-            tracing::info!(?watch, "the watch goes on");
+            tracing::info!(?watch, "watch resumed");
             failing = false;
         }
         let news = match event {
@@ -245,7 +245,7 @@ fn trouble(watch: &Watch, error: &watcher::Error, first: bool) -> News {
         return News::Absent;
     }
     let why = with_causes(error);
-    let told = "a watch ended: it goes on after a pause";
+    let told = "watch failed, resuming after a pause";
     if first {
         tracing::warn!(?watch, error = why, "{told}");
     } else {

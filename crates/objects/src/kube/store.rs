@@ -35,7 +35,7 @@ impl State {
         }
     }
 
-    /// What a view contains of the news' object, or that many objects may differ, if more than one watch has the kind:
+    /// Content of a view about the news' object, or that many objects may differ, if more than one watch has the kind:
     /// a repeated event of one watch may be newer than a later one of another.
     fn between_watches(&self, watch: &Watch, news: &News) -> Between {
         let kind = watch.kind();

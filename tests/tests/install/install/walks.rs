@@ -268,7 +268,7 @@ pub fn a_walk_with_kube_egress(scene: &Scene) -> Outcome {
         .run(&[&rollout[..], &["-n", "kube-system"]].concat());
     rolled.with_context(|| installed.logs())?;
     leaves_as(&pod, KEEPALIVED).with_context(|| installed.logs())?;
-    // As keepalived moves it: away, there, and everybody is told.
+    // As keepalived moves it: removed there, added here, and announced.
     hold("worker2", "del")?;
     hold("worker1", "add")?;
     for node in ["router", "worker2"] {
