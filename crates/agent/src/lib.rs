@@ -14,10 +14,10 @@
 //! - `observe`: each observer watches one thing and passes values of its own type to a closure.
 //! - `cni`: calls of the CNI plugin, and its installation.
 //! - `apply`: the gateway role, as `core` decides it, between observers and data path; and the state file from which a
-//! restarted agent adopts its predecessor's kernel state.
+//!   restarted agent adopts its predecessor's kernel state.
 //! - `report`: metrics, health, the node's status, answers to the command line.
 //! - `main_loop`: the only module that knows its wake-up events; has `core` decide once per round, applies the result
-//! and reports it.
+//!   and reports it.
 //!
 //! Only the main loop writes to the kernel. It never waits for the source: a source that hangs stops updates, not
 //! traffic. A restarted agent adopts the kernel state that exists, and changes nothing before it knows which gateways

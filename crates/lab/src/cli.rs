@@ -14,7 +14,7 @@ use std::process::ExitCode;
 
 /// Port of the server that `ask` uses.
 const ASKED_PORT: u16 = 5000;
-/// Exit code: a check failed.
+/// Exit code: a check or an operation failed.
 const EXIT_WRONG: u8 = 1;
 /// Exit code: the command line or a file given on it is wrong.
 const EXIT_USAGE: u8 = 2;

@@ -162,7 +162,6 @@ pub(crate) fn build_bridges(control: Process, bridges: &[Bridge]) -> Result<(), 
         let snooping = u8::from(*mld_snooping);
         // Without a querier a snooping bridge floods. The intervals (in 1/100 s) are short, so that it soon filters,
         // and soon learns groups that it missed while a port was not yet forwarding.
-        // learns soon what it missed while a port was not yet forwarding.
         batch += &format!(
             "link add {device} type bridge stp_state 0 forward_delay 0 mcast_snooping {snooping} \
              mcast_querier {snooping} mcast_query_response_interval 100 mcast_query_interval 200 \

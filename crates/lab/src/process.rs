@@ -172,8 +172,8 @@ pub fn run(command: &mut Command, input: &str) -> Result<String, LabError> {
         .stderr(Stdio::piped());
     let mut child = command.spawn().map_err(failed)?;
     let mut stdin = child.stdin.take().expect("standard input was asked for");
-    // No program that the lab runs writes more than a pipe's capacity before it has read its input, so this cannot
-    // block.
+    // No program that the lab runs writes output while more than a pipe's capacity of its input is unread, so this
+    // cannot block.
     let written = stdin.write_all(input.as_bytes());
     drop(stdin);
     let output = child.wait_with_output().map_err(failed)?;

@@ -248,7 +248,6 @@ pub fn convert(text: &str) -> Result<Output, String> {
 
 /// Whether an object may be printed: it is valid for Egret, and the only one of its name. Otherwise its findings become
 /// losses.
-/// is a loss.
 fn admit(
     object: &str,
     made: &Value,

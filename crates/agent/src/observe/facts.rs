@@ -54,7 +54,7 @@ pub(crate) struct Links {
     pub(crate) external_addresses: BTreeSet<IpNet>,
     /// Routes from that device to other networks: IPv4, IPv6.
     pub(crate) ways_out: [WayOut; 2],
-    /// Whether the kernel's default route leaves by it: IPv4, IPv6.
+    /// Whether the kernel routes packets to the network outside by it: IPv4, IPv6.
     pub(crate) leads_out: [bool; 2],
     /// Its IPv6 link-local address.
     pub(crate) external_link_local: Option<Ipv6Addr>,

@@ -14,7 +14,6 @@ pub const PAYLOAD_BYTES_MIN: usize = 8;
 
 /// Interval after which an unanswered request is repeated, as ping(8) does. The kernel's own ICMP messages may be lost:
 /// each CPU has one socket for those of all namespaces, and where that cannot send, it only counts (`Icmp6OutErrors`).
-/// socket for those of all namespaces, and where that cannot send, it counts (`Icmp6OutErrors`) and goes on.
 const AGAIN: Duration = Duration::from_secs(1);
 
 /// Options of an echo request.
