@@ -2,8 +2,8 @@
 /*
  * The data path of an Egret gateway: two stateless programs over the same tables.
  *
- *   external_in   ingress of the external device: what comes back for the egress addresses, into the tunnel
- *   egress_in     ingress of the tunnel device egret0: what workers send, out of the external device
+ *   external_in   ingress of the external device: packets to egress addresses go into the tunnel
+ *   egress_in     ingress of the tunnel device egret0: workers' packets leave by the external device
  *
  * Kernel floor 5.15. Compiled by crates/datapath/build.rs, loaded by crates/datapath/src/gateway/.
  */
@@ -25,7 +25,7 @@
 #include "include/traffic.h"
 #include "include/canary.h"
 
-/* Drops after telling the sender by an ICMP error out of the device that the packet came by. */
+/* Drops, and sends an ICMP error to the sender, by the device that the packet came by. */
 static __noinline int tell_outside(struct __sk_buff *skb, const struct egret_packet *packet, __u32 kind)
 {
 	struct egret_config *settings = get_config();
@@ -53,7 +53,7 @@ static __noinline int tell_outside(struct __sk_buff *skb, const struct egret_pac
 	return TC_ACT_SHOT;
 }
 
-/* Drops after telling the pod behind `index` by an ICMP error into the tunnel. */
+/* Drops, and sends an ICMP error into the tunnel, to the pod behind `index`. */
 static __noinline int tell_worker(struct __sk_buff *skb, const struct egret_packet *packet, __u32 index, __u32 kind,
 				  __u32 mtu)
 {
@@ -85,7 +85,7 @@ static __noinline int tell_worker(struct __sk_buff *skb, const struct egret_pack
 	return TC_ACT_SHOT;
 }
 
-/* A packet for an egress address: to the worker that has its block. */
+/* Steers a packet for an egress address to the worker that owns its block. */
 static __always_inline int steer_inward(struct __sk_buff *skb, struct egret_config *settings,
 					struct egret_steering *table, const struct egret_packet *packet)
 {
@@ -129,13 +129,13 @@ static __always_inline int steer_inward(struct __sk_buff *skb, struct egret_conf
 }
 
 /*
- * Ingress of the external device, which may be the node's only one: whatever is not for an egress address is left
- * alone.
+ * Ingress of the external device, which may be the node's only one: packets to other addresses than egress addresses
+ * pass unchanged.
  *
  * Deliberately not done here: no NAT, no connection state, no port is ever rewritten; no reassembly (later fragments
- * follow the first, and are dropped where it was not seen); no answer to an echo request for an egress address (its id
- * is the asker's, so no block of ours is meant; dropped and counted); no reset or unreachable for ports nobody has; no
- * ARP or ND for addresses that another gateway announces; no look at frames of VLANs or for other machines.
+ * follow the first, and are dropped where that was not seen); no answer to an echo request for an egress address (its
+ * id is the sender's, so it names no block of ours; dropped and counted); no reset or unreachable for ports without
+ * owner; no ARP or ND for addresses that another gateway announces; no parsing of VLANs' or other machines' frames.
  */
 SEC("classifier")
 int external_in(struct __sk_buff *skb)
@@ -170,7 +170,7 @@ int external_in(struct __sk_buff *skb)
 	return judged_back(steer_inward(skb, settings, table, &packet), &packet);
 }
 
-/* The index that the sender's MAC address claims; what it claims is checked against its underlay address. */
+/* The index in the sender's MAC address; the caller checks it against the sender's underlay address. */
 static __always_inline __u32 sender_index(struct __sk_buff *skb)
 {
 	struct ethhdr ethernet;
@@ -188,7 +188,7 @@ static __always_inline int is_from(__u32 index, const struct egret_address *unde
 	return worker && same_address(&worker->underlay, underlay);
 }
 
-/* The worker that the packet is proven to come from, or EGRET_SLOT_NONE. */
+/* The worker that verifiably sent the packet, or EGRET_SLOT_NONE. */
 static __always_inline __u32 proven_owner(struct __sk_buff *skb, struct egret_steering *table,
 					  const struct egret_packet *packet, const struct egret_selection *selection,
 					  const struct egret_address *underlay)
@@ -259,7 +259,7 @@ static __always_inline int send_out(struct __sk_buff *skb, struct egret_config *
 	return bpf_redirect_neigh(settings->external_ifindex, &neighbour, sizeof(neighbour), 0);
 }
 
-/* What another gateway sends to this node as a worker: up the stack, whose connection tracking decides. */
+/* A packet of another gateway for this node as a worker: up the stack, whose connection tracking decides. */
 static __always_inline int receive(struct __sk_buff *skb, struct egret_config *settings,
 				   const struct egret_packet *packet, const struct egret_address *underlay)
 {
@@ -281,16 +281,16 @@ static __always_inline int receive(struct __sk_buff *skb, struct egret_config *s
 		index = bpf_map_lookup_elem(&owners, &owner) ? EGRET_SLOT_SELF : EGRET_SLOT_NONE;
 	if (index != EGRET_SLOT_SELF)
 		return drop(EGRET_OUT_NOT_OURS);
-	/* Our bits of the outer packet's mark were anybody's, and mean a next hop to the ruleset. */
+	/* Our bits of the outer packet's mark are arbitrary, and would select a next hop in the ruleset. */
 	set_mark_bits(skb, 0);
 	count(EGRET_OUT_SELF);
 	return EGRET_PASS;
 }
 
 /*
- * A pod's packet to one of this gateway's neighbours: up the stack, marked with the number of the neighbour. There it is
- * routed by that number and translated, and its connection tracked: all that the rest of this file does without. What
- * the stack's ruleset takes for marked is marked here alone.
+ * A pod's packet to a next hop: up the stack, marked with the number of the next hop. The stack routes it by that
+ * number, translates it and tracks its connection, none of which the rest of this file needs. No other place sets the
+ * mark that the stack's ruleset relies on.
  */
 static __always_inline int to_next_hop(struct __sk_buff *skb, __u32 identifier, const struct egret_packet *packet,
 				       const struct egret_address *underlay)
@@ -309,15 +309,15 @@ static __always_inline int to_next_hop(struct __sk_buff *skb, __u32 identifier, 
 }
 
 /*
- * Ingress of the tunnel device. Out goes only what has an egress address as source and comes from the worker that owns
- * the source port; up goes only such a packet that is for this node itself, what another node sends to this one in its
- * role as worker, answers to its probes, and what another node's pod sends to one of this gateway's neighbours (which
- * alone gets there by the stack); the rest is dropped.
+ * Ingress of the tunnel device. A packet leaves only if its source is an egress address and it comes from the worker
+ * that owns the source port. Up the stack go such packets for this node itself, other nodes' packets for this one in
+ * its role as worker, answers to its probes, and packets of other nodes' pods to a next hop (which the stack alone can
+ * reach). The rest is dropped.
  *
- * Deliberately not done here: no NAT, no connection state; no routing decision (the kernel's routes are asked, and what
- * leaves does so by the external device alone); no tagged frames, which no node of ours sends; no fragmentation (a packet
+ * Deliberately not done here: no NAT, no connection state; no routing decision (the kernel's routes decide, and
+ * packets leave by the external device alone); no tagged frames, which no node of ours sends; no fragmentation (a packet
  * that may be fragmented and exceeds the external device's MTU is dropped and counted: give that device an MTU of at
- * least the tunnel's); no short cut from one pod to another by their egress addresses.
+ * least the tunnel's); no shortcut between two pods by their egress addresses.
  */
 SEC("classifier")
 int egress_in(struct __sk_buff *skb)
@@ -351,7 +351,7 @@ int egress_in(struct __sk_buff *skb)
 	if (table) {
 		int verdict = send_out(skb, settings, table, &packet, &underlay);
 
-		/* Canaries are nobody's traffic. */
+		/* Canaries do not count as traffic. */
 		return is_canary(&packet) ? verdict : judged_out(verdict, &packet);
 	}
 	return receive(skb, settings, &packet, &underlay);

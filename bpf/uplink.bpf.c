@@ -1,13 +1,13 @@
 // SPDX-License-Identifier: GPL-2.0 OR BSD-2-Clause
 /*
- * A worker whose network plugin takes pods' packets past the stack: two programs on every device that such packets can
- * leave the node by.
+ * Worker whose network plugin sends pods' packets past the stack: two programs on every device by which such packets
+ * can leave the node.
  *
- *   uplink_out   egress: what a selected pod sends to a selected destination, in a flow that it opened, goes to the
- *                ingress of the lift device: the stack classifies, translates and tunnels it as everywhere else
+ *   uplink_out   egress: a selected pod's packet to a selected destination, in a flow that it opened, goes to the
+ *                ingress of the reinject device: the stack classifies, translates and tunnels it as on any worker
  *   uplink_in    ingress: remembers flows that others open towards pods; touches no packet
  *
- * Nothing selected leaves from here by itself: without the lift device or without the ruleset's word it is dropped.
+ * No selected packet leaves from here directly: without the reinject device or the ruleset's mark it is dropped.
  * Kernel floor 5.15. Compiled by crates/datapath/build.rs, loaded by crates/datapath/src/uplink/.
  */
 #include <stddef.h>
@@ -26,10 +26,10 @@
 #define TCP_RST 0x04
 #define TCP_ACK 0x10
 
-/* Whose the flow of a packet is. */
+/* Owner of a packet's flow. */
 enum egret_verdict { OPENED_BY_POD = 0, AN_ANSWER = 1 };
 
-/* What is read of a packet beyond its addresses. */
+/* Fields read of a packet besides its addresses. */
 struct egret_ends {
 	__be16 from;
 	__be16 to;
@@ -51,7 +51,7 @@ static __always_inline int is_error_type(__u32 version, __u8 type)
 	       type == ICMP_PARAMETERPROB;
 }
 
-/* A request by its type is never an answer, and an answer never opens anything. */
+/* A request is by its type never an answer, and an answer never opens a flow. */
 static __always_inline int is_request(__u32 version, __u8 type)
 {
 	return version == 4 ? type == ICMP_ECHO || type == ICMP_TIMESTAMP : type == ICMPV6_ECHO_REQUEST;
@@ -68,7 +68,7 @@ static __always_inline int has_ports(__u8 protocol)
 	       protocol == IPPROTO_UDPLITE || protocol == IPPROTO_DCCP;
 }
 
-/* 0, or -1 where the transport header is cut off. */
+/* 0; -1: the transport header is cut off. */
 static __always_inline int read_ends(struct __sk_buff *skb, const struct egret_packet *packet, struct egret_ends *ends)
 {
 	struct egret_icmp_head head;
@@ -118,7 +118,7 @@ static __always_inline int is_chosen(const struct egret_profile *profile, __u32 
 	return bpf_map_lookup_elem(&uplink_chosen, &key) != 0;
 }
 
-/* TCP of a pod. A flow begins with a SYN, so nothing has to be known of flows that the pod opens. */
+/* TCP of a pod. A flow begins with a SYN, so flows that the pod opens need no state. */
 static __always_inline int judge_tcp(const struct egret_flow *flow, __u8 flags)
 {
 	struct egret_knock knock = { .remote = flow->remote, .port = flow->remote_port };
@@ -133,8 +133,8 @@ static __always_inline int judge_tcp(const struct egret_flow *flow, __u8 flags)
 		return AN_ANSWER;
 	if (!(flags & (TCP_SYN | TCP_RST)))
 		return OPENED_BY_POD;
-	/* The answer to a SYN, or the refusal of it. The other end alone is compared: a load balancer may have translated
-	 * the destination after it was seen here. */
+	/* The answer to a SYN, or its refusal. Only the other end is compared: a load balancer may have translated the
+	 * destination after the SYN was seen here. */
 	seen = bpf_map_lookup_elem(&uplink_knocks, &knock);
 	if (!seen || now - *seen > EGRET_LIFT_KNOCK_NS)
 		return OPENED_BY_POD;
@@ -143,7 +143,7 @@ static __always_inline int judge_tcp(const struct egret_flow *flow, __u8 flags)
 	return AN_ANSWER;
 }
 
-/* Who opened a flow without handshake: `opener` unless something else is known. */
+/* Opener of a flow without handshake: `opener` unless the flow is known. */
 static __always_inline __u32 opener_of(const struct egret_flow *flow, __u32 opener)
 {
 	struct egret_opened *known = bpf_map_lookup_elem(&uplink_flows, flow);
@@ -157,7 +157,7 @@ static __always_inline __u32 opener_of(const struct egret_flow *flow, __u32 open
 	return opener;
 }
 
-/* Whether others have opened the flow, without opening one. */
+/* Whether another host has opened the flow; opens none. */
 static __always_inline int is_opened_by_remote(const struct egret_flow *flow)
 {
 	struct egret_opened *known;
@@ -169,7 +169,7 @@ static __always_inline int is_opened_by_remote(const struct egret_flow *flow)
 	       bpf_ktime_get_ns() - known->seen_ns <= EGRET_LIFT_FLOW_NS;
 }
 
-/* An ICMP error of a pod belongs to the flow of the packet that it quotes, which came to the pod. */
+/* A pod's ICMP error belongs to the flow of the packet that it quotes, which went to the pod. */
 static __noinline int judge_error(struct __sk_buff *skb, const struct egret_packet *packet)
 {
 	struct egret_packet quoted = {};
@@ -192,7 +192,7 @@ static __noinline int judge_error(struct __sk_buff *skb, const struct egret_pack
 	return is_opened_by_remote(&flow) ? AN_ANSWER : OPENED_BY_POD;
 }
 
-/* Whose the flow of a pod's packet is; remembers the flow. What cannot be told is the pod's: the stack decides. */
+/* Owner of the flow of a pod's packet; remembers the flow. If unknown it is the pod's: the stack decides. */
 static __noinline int judge(struct __sk_buff *skb, const struct egret_packet *packet)
 {
 	struct egret_datagram datagram = { .source = packet->source, .destination = packet->destination };
@@ -231,7 +231,7 @@ static __noinline int judge(struct __sk_buff *skb, const struct egret_packet *pa
 	return verdict;
 }
 
-/* To the ingress of the lift device, as a packet for this host. A device that is gone or down drops it. */
+/* Redirects to the ingress of the reinject device, as a packet for this host. If it is down, the packet is dropped. */
 static __always_inline int lift(struct __sk_buff *skb, const struct egret_lift_config *settings)
 {
 	__u8 mac[6];
@@ -245,7 +245,7 @@ static __always_inline int lift(struct __sk_buff *skb, const struct egret_lift_c
 	return bpf_redirect(settings->lift_ifindex, BPF_F_INGRESS);
 }
 
-/* A selected pod's packet that has been lifted already: only the ruleset's word lets it go. */
+/* A selected pod's packet that was reinjected already: only the ruleset's mark lets it pass. */
 static __always_inline int let_go(struct __sk_buff *skb, const struct egret_lift_config *settings)
 {
 	if ((skb->mark & settings->mark_mask) != settings->mark_left) {
@@ -270,11 +270,11 @@ static __always_inline int is_ip(struct __sk_buff *skb)
 }
 
 /*
- * Egress of an uplink. Whatever is not from a selected pod to a selected destination is left alone, and so are answers
- * in flows that others opened.
+ * Egress of an uplink. Packets that are not from a selected pod to a selected destination pass unchanged, and so do
+ * answers in flows that others opened.
  *
- * Deliberately not done here: no translation, no tunnel, no port is looked at to choose (the ruleset does; what it leaves
- * alone comes by once more and goes); no second lift; nothing of the node's own.
+ * Deliberately not done here: no translation, no tunnel, no selection by ports (the ruleset selects; packets that it
+ * leaves alone pass here again and leave); no second reinjection; no packets of the node itself.
  */
 SEC("classifier")
 int uplink_out(struct __sk_buff *skb)
@@ -293,7 +293,7 @@ int uplink_out(struct __sk_buff *skb)
 	parsed = parse(skb, &packet);
 	profile = bpf_map_lookup_elem(&uplink_pods, &packet.source);
 	if (!profile || !is_chosen(profile, packet.version, &packet.destination) || is_never(packet.version, &packet.destination)) {
-		/* A policy may come to it any time, and must know then who opened its flows. */
+		/* A policy may select it any time, and must know then who opened its flows. */
 		if (parsed == 0 && (profile || is_local(packet.version, &packet.source)) && !is_never(packet.version, &packet.destination))
 			judge(skb, &packet);
 		return EGRET_PASS;
@@ -307,7 +307,7 @@ int uplink_out(struct __sk_buff *skb)
 	return lift(skb, settings);
 }
 
-/* Ingress of an uplink: who opens flows towards pods. */
+/* Ingress of an uplink: remembers who opens flows towards pods. */
 SEC("classifier")
 int uplink_in(struct __sk_buff *skb)
 {

@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: GPL-2.0 OR BSD-2-Clause */
 /*
- * What the eBPF programs of a gateway and their loader agree on. The Rust side is crates/datapath/src/gateway/abi.rs;
+ * Formats that the eBPF programs of a gateway and their loader share. Rust side: crates/datapath/src/gateway/abi.rs;
  * a test there compares the sizes. A change of a map's key or value raises EGRET_ABI.
  */
 #ifndef EGRET_ABI_H
@@ -13,9 +13,9 @@
 
 /* VXLAN network identifier of the tunnel. */
 #define EGRET_VNI 14790
-/* First identifier of packets to a next hop: the rest of the 24 bits says which. */
+/* First identifier of packets to a next hop: the rest of the 24 bits is the next hop's number. */
 #define EGRET_NEXT_HOP_VNI_BASE 0x800000
-/* Mark bits that are ours, and how far a group number is shifted to reach them. */
+/* Our mark bits, and the shift of a group number into them. */
 #define EGRET_MARK_MASK 0x00ff0000u
 #define EGRET_MARK_SHIFT 16
 /* Destinations of canaries without the number of the group: 198.18.79.0, and the third word of 100::79:0:0. */
@@ -28,26 +28,26 @@
 /* Blocks of one address (65536 >> 6). */
 #define EGRET_BLOCKS 1024
 
-/* Slot values that are no tunnel index. */
+/* Slot values that are not a tunnel index. */
 #define EGRET_SLOT_NONE 0
 #define EGRET_SLOT_SELF 0xffff
 
 /* egret_steering.flags: this gateway answers ARP and ND for the address. */
 #define EGRET_ANNOUNCE 1u
 
-/* Addresses that one gateway serves, at most: 4 KiB of kernel memory each. */
+/* Most addresses that one gateway serves: 4 KiB of kernel memory each. */
 #define EGRET_ADDRESSES_MAX 16384
-/* Nodes that blocks can belong to, at most: every tunnel index. */
+/* Most nodes that may own blocks: every tunnel index. */
 #define EGRET_WORKERS_MAX 65536
-/* (address, worker) pairs, at most: 16384 addresses with 16 workers each. */
+/* Most (address, worker) pairs: 16384 addresses with 16 workers each. */
 #define EGRET_OWNERS_MAX 262144
-/* Next hops of one gateway, at most: group numbers. */
+/* Most next hops of one gateway: group numbers. */
 #define EGRET_NEXT_HOPS_MAX 250
-/* Datagrams whose first fragment is remembered, at most; the least recently used goes first. */
+/* Most datagrams whose first fragment is remembered; the least recently used is removed first. */
 #define EGRET_FRAGMENTS_MAX 16384
-/* A remembered first fragment is used for as long as Linux reassembles (ipfrag_time): 30 s. */
+/* Lifetime of a remembered first fragment, as long as Linux reassembles (ipfrag_time): 30 s. */
 #define EGRET_FRAGMENT_LIFETIME_NS 30000000000ull
-/* IPv6 extension headers that are walked, at most; a longer chain is dropped and counted. */
+/* Most IPv6 extension headers that are parsed; a longer chain is dropped and counted. */
 #define EGRET_EXTENSION_HEADERS_MAX 6
 /* Bytes of the offending packet that an ICMP error quotes: header and ports are in it (RFC 4884 section 3 asks 128). */
 #define EGRET_ICMP_QUOTE_MAX 128
@@ -77,8 +77,8 @@ struct egret_config {
 
 /* steering[address] */
 struct egret_steering {
-	/* The key again. An element freed by a replacement may be used for another address while a program still reads
-	 * it; the reader compares this after the slot, so that it never acts on another address's slot. */
+	/* Repetition of the key. An element freed by a replacement may be reused for another address while a program
+	 * still reads it; the reader compares this after the slot, so that it never uses another address's slot. */
 	struct egret_address address;
 	__u32 flags;
 	__u16 slot[EGRET_BLOCKS]; /* port >> 6 -> tunnel index, or EGRET_SLOT_* */
@@ -112,7 +112,7 @@ struct egret_fragment {
 	__u32 reserved;
 };
 
-/* Value of traffic, per CPU. Bytes are those of IP packets; packets that the kernel has merged are counted apart. */
+/* Value of traffic, per CPU. Bytes are those of IP packets; segments of merged packets (GRO) are counted singly. */
 struct egret_sums {
 	__u64 packets;
 	__u64 bytes;

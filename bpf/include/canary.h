@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: GPL-2.0 OR BSD-2-Clause */
 /*
- * Canaries: packets by which a node measures the way of its pods' packets. They come like those, from an egress address
- * and a port that the sender owns; what tells them is their destination, which no host has (RFC 2544, RFC 6666). They are
- * turned round here and never seen outside.
+ * Canaries: packets by which a node tests the path of its pods' packets. Like those they come from an egress address and
+ * a port that the sender owns. Their destination identifies them, which no host has (RFC 2544, RFC 6666). They are
+ * returned here and never leave the cluster.
  */
 #ifndef EGRET_CANARY_H
 #define EGRET_CANARY_H
@@ -15,7 +15,7 @@
 #define EGRET_TCP_SYN 0x02
 #define EGRET_TCP_RST 0x04
 #define EGRET_TCP_SYN_ACK 0x12
-/* Initial sequence number of every answer: nobody goes on from there. */
+/* Initial sequence number of every answer: the connection is never continued. */
 #define EGRET_CANARY_SEQUENCE 0x65677265u
 
 static __always_inline int is_canary(const struct egret_packet *packet)
@@ -29,7 +29,7 @@ static __always_inline int is_canary(const struct egret_packet *packet)
 	       last <= 0xff;
 }
 
-/* Source and destination of an IP header change places; its checksum stays what it was. */
+/* Swaps source and destination of an IP header; its checksum does not change. */
 static __always_inline int swap_addresses(struct __sk_buff *skb, __u32 version)
 {
 	__u32 offset = ETH_HLEN + (version == 4 ? offsetof(struct iphdr, saddr) : offsetof(struct ipv6hdr, saddr));
@@ -62,7 +62,7 @@ static __always_inline int swap_ports(struct __sk_buff *skb, __u32 l4)
 	return bpf_skb_store_bytes(skb, l4, swapped, sizeof(swapped), 0);
 }
 
-/* A reset is the sender's goodbye: it has been answered, and asks for nothing. */
+/* A reset ends a canary that was answered, and needs no answer. */
 static __always_inline int is_goodbye(struct __sk_buff *skb, __u32 l4)
 {
 	__u8 flags;
@@ -70,7 +70,7 @@ static __always_inline int is_goodbye(struct __sk_buff *skb, __u32 l4)
 	return bpf_skb_load_bytes(skb, l4 + EGRET_TCP_FLAGS_OFFSET, &flags, 1) == 0 && flags & EGRET_TCP_RST;
 }
 
-/* A SYN becomes the SYN and ACK that answers it. */
+/* Turns a SYN into the SYN and ACK that answers it. */
 static __always_inline int accept_syn(struct __sk_buff *skb, __u32 l4)
 {
 	struct egret_tcp_head {
@@ -113,7 +113,7 @@ static __always_inline int answer_echo(struct __sk_buff *skb, __u32 l4, __u8 ask
 	return bpf_skb_store_bytes(skb, l4, &answered, 1, 0);
 }
 
-/* Back to the worker that sent it, as the answer of a host outside would come: by the slot of its port. */
+/* Back to the sending worker, as an answer from a host outside would go: by the slot of its port. */
 static __noinline int turn_round(struct __sk_buff *skb, const struct egret_packet *packet, __u32 index)
 {
 	struct egret_config *settings = get_config();

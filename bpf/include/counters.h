@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: GPL-2.0 OR BSD-2-Clause */
 /*
- * Every way that a packet can leave the two programs, one counter each, and what else is told of some.
+ * Outcomes of a packet in the two programs, one counter each, and further facts about some of them.
  * crates/datapath/src/gateway/counters.rs has the same table; a test compares them. Append only: the index is part of the pinned map's meaning.
  */
 #ifndef EGRET_COUNTERS_H

@@ -1,10 +1,10 @@
 /* SPDX-License-Identifier: GPL-2.0 OR BSD-2-Clause */
 /*
- * Making ICMP errors out of the packet that caused them: it is cut to what is quoted, and new IP and ICMP headers are
- * put in front of it (RFC 792, 1191, 4443). Ethernet addresses and the way out are the caller's.
+ * Turns a packet into the ICMP error about it: it is cut to the quoted part, and new IP and ICMP headers are put in
+ * front of it (RFC 792, 1191, 4443). The caller sets Ethernet addresses and chooses the device.
  *
  * Limit: a packet that another virtual machine of the same host sent without its checksum filled in
- * (CHECKSUM_PARTIAL) stays marked so; the error is right as written here, and the mark never leaves that host.
+ * (CHECKSUM_PARTIAL) stays marked so; the error is correct as written here, and the mark never leaves that host.
  */
 #ifndef EGRET_ICMP_H
 #define EGRET_ICMP_H
@@ -41,7 +41,7 @@ static __always_inline int within_budget(__u32 kind)
 	return 1;
 }
 
-/* Somebody that an error may be sent to (RFC 1122 section 3.2.2, RFC 4443 section 2.4 e). */
+/* Whether an error may be sent to this address (RFC 1122 section 3.2.2, RFC 4443 section 2.4 e). */
 static __always_inline int may_be_told(const struct egret_packet *packet)
 {
 	const struct egret_address *source = &packet->source;
@@ -105,7 +105,7 @@ static __always_inline int prepend_v6(struct __sk_buff *skb, const struct egret_
 
 /*
  * Turns the packet into the error about it, from the gateway's own external address (or, where the device has none of
- * this family, from `fallback`). 0; -1: nobody to tell; -2: over the budget; -3: a kernel call failed.
+ * this family, from `fallback`). 0; -1: no valid receiver; -2: over the budget; -3: a kernel call failed.
  */
 static __noinline int make_icmp_error(struct __sk_buff *skb, const struct egret_packet *packet,
 				      const struct egret_address *from, __u32 kind, __u32 mtu)
@@ -137,7 +137,7 @@ static __noinline int make_icmp_error(struct __sk_buff *skb, const struct egret_
 /* GSO_BY_FRAGS of linux/skbuff.h */
 #define EGRET_GSO_BY_FRAGS 0xffff
 
-/* Bytes of the largest IP packet that this skb is, or will be cut into. */
+/* Bytes of the largest IP packet that this skb is, or that its segments will be. */
 static __always_inline __u32 packet_bytes(struct __sk_buff *skb, const struct egret_packet *packet)
 {
 	__u32 header = 8; /* UDP */
@@ -145,7 +145,7 @@ static __always_inline __u32 packet_bytes(struct __sk_buff *skb, const struct eg
 
 	if (!skb->gso_size)
 		return packet->l3_bytes;
-	/* SCTP's pieces are of any size, each a packet that its sender made for the path */
+	/* SCTP's segments are of any size, each a packet that its sender made for the path */
 	if (skb->gso_size == EGRET_GSO_BY_FRAGS)
 		return 0;
 	if (packet->protocol == IPPROTO_TCP) {

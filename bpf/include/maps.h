@@ -16,7 +16,7 @@ struct {
 	__type(value, struct egret_config);
 } config SEC(".maps");
 
-/* Replacing an element switches all its blocks at once; never preallocated, a full table would take 64 MiB. */
+/* Replacing an element switches all its blocks at once. Not preallocated: a full table would take 64 MiB. */
 struct {
 	__uint(type, BPF_MAP_TYPE_HASH);
 	__uint(map_flags, BPF_F_NO_PREALLOC);
@@ -64,7 +64,7 @@ struct {
 	__type(value, __u64);
 } counters SEC(".maps");
 
-/* The loader makes an element for every address that it steers; the programs make none. */
+/* The loader makes an element for every steered address; the programs make none. */
 struct {
 	__uint(type, BPF_MAP_TYPE_PERCPU_HASH);
 	__uint(map_flags, BPF_F_NO_PREALLOC);

@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: GPL-2.0 OR BSD-2-Clause */
-/* Answering ARP requests and IPv6 neighbour solicitations for the addresses that this gateway announces. */
+/* Answers ARP requests and IPv6 neighbour solicitations for the addresses that this gateway announces. */
 #ifndef EGRET_NEIGHBOUR_H
 #define EGRET_NEIGHBOUR_H
 
@@ -47,8 +47,8 @@ static __always_inline int announces(const struct egret_address *address)
 }
 
 /*
- * An ARP probe (sender 0.0.0.0) is answered like any request: the address is taken (RFC 5227 section 2.1.1). A
- * gratuitous request (sender = target) is somebody's announcement and asks nothing.
+ * An ARP probe (sender 0.0.0.0) is answered like any request: the address is in use (RFC 5227 section 2.1.1). A
+ * gratuitous request (sender = target) is another node's announcement and needs no answer.
  */
 static __always_inline int answer_arp(struct __sk_buff *skb, const struct egret_config *settings)
 {
@@ -83,16 +83,16 @@ static __always_inline int is_solicitation(struct __sk_buff *skb, const struct e
 {
 	__u8 type[2];
 
-	/* RFC 4861 section 7.1.1: hop limit 255, code 0; never behind extension headers (RFC 6980) */
+	/* RFC 4861 section 7.1.1: hop limit 255, code 0; no extension headers (RFC 6980) */
 	return packet->version == 6 && packet->protocol == IPPROTO_ICMPV6 && packet->hop_limit == 255 &&
 	       packet->l4 == ETH_HLEN + sizeof(struct ipv6hdr) &&
 	       bpf_skb_load_bytes(skb, packet->l4, type, sizeof(type)) == 0 && type[0] == ICMPV6_SOLICITATION && type[1] == 0;
 }
 
 /*
- * RFC 4861 section 7.2.4: solicited and override, to the asker; where the asker has no address yet (source ::, duplicate
- * address detection) to all nodes and not solicited, so that nobody else takes the address (RFC 4862 section 5.4.3:
- * its holder defends it). The holder never asks for it itself, since no stack owns it.
+ * RFC 4861 section 7.2.4: solicited and override, to the sender. If the sender has no address yet (source ::, duplicate
+ * address detection), to all nodes and not solicited, so that no other node takes the address (RFC 4862 section 5.4.3:
+ * its holder defends it). The holder itself never probes it, since no stack owns it.
  */
 static __noinline int answer_solicitation(struct __sk_buff *skb, const struct egret_config *settings,
 					  const struct egret_packet *packet)

@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: GPL-2.0 OR BSD-2-Clause */
-/* Reading IP headers, of a packet or of the packet that an ICMP error quotes. Everything is read by
+/* Parses IP headers, of a packet or of the packet that an ICMP error quotes. Everything is read by
  * bpf_skb_load_bytes: the kernel checks the bounds, and headers that are not in the linear part are no special case. */
 #ifndef EGRET_PARSE_H
 #define EGRET_PARSE_H
@@ -15,7 +15,7 @@
 
 #include "abi.h"
 
-/* Leave the packet to the programs after us and to the stack. */
+/* Pass the packet to the next programs and to the stack. */
 #define EGRET_PASS TC_ACT_UNSPEC
 
 /* The VLAN identifier in a tag's control information. */
@@ -196,11 +196,11 @@ static __always_inline int parse_v6(struct __sk_buff *skb, __u32 offset, struct 
 }
 
 /*
- * 0, or -1 where the packet is malformed or too long a chain. Addresses are filled in as far as they could be read.
+ * 0; -1: the packet is malformed or has too long a chain. Addresses are filled in as far as they could be read.
  *
- * Not static, here and elsewhere: the verifier goes through such a function once and not for each way to each of its
- * calls. Kernels before 6.3 would else count over a million instructions, which they refuse. It takes the pointers for
- * possibly null, and wants all that they lead to initialised before.
+ * Not static, here and elsewhere: the verifier processes such a function once and not for each path to each of its
+ * calls. Otherwise kernels before 6.3 would count over a million instructions, which they refuse. The verifier assumes
+ * that pointer arguments may be null, and requires the memory behind them to be initialised before.
  */
 __noinline int parse_ip(struct __sk_buff *skb, __u32 offset, __u32 version, struct egret_packet *packet)
 {
@@ -211,13 +211,13 @@ __noinline int parse_ip(struct __sk_buff *skb, __u32 offset, __u32 version, stru
 	return parse_v6(skb, offset, packet);
 }
 
-/* The frame belongs to a VLAN. VID 0 means none: the tag carries a priority alone (IEEE 802.1Q, priority-tagged). */
+/* Whether the frame belongs to a VLAN. VID 0 is none: the tag has only a priority (IEEE 802.1Q, priority-tagged). */
 static __always_inline int is_of_vlan(struct __sk_buff *skb)
 {
 	return skb->vlan_present && (skb->vlan_tci & EGRET_VID) != 0;
 }
 
-/* Takes the tag off a priority-tagged frame that goes on by another device. */
+/* Removes the tag of a priority-tagged frame that leaves by another device. */
 static __always_inline int untag(struct __sk_buff *skb)
 {
 	return skb->vlan_present ? bpf_skb_vlan_pop(skb) : 0;

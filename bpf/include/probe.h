@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: GPL-2.0 OR BSD-2-Clause */
-/* Probes: answered here and not by the agent, so that they measure the path and not a process. */
+/* Probes: answered here instead of by the agent, so that they measure the path and not a process. */
 #ifndef EGRET_PROBE_H
 #define EGRET_PROBE_H
 
@@ -27,8 +27,8 @@ static __always_inline __u32 link_local_index(const struct egret_address *addres
 }
 
 /*
- * A packet between link-local addresses of the tunnel, from `underlay`. Only a node that we know, from its own underlay
- * address, is answered; a reply goes up to the agent; anything else is dropped.
+ * A packet between link-local addresses of the tunnel, from `underlay`. Only a known node with its own underlay address
+ * gets an answer; a reply goes up to the agent; anything else is dropped.
  */
 static __noinline int probe(struct __sk_buff *skb, const struct egret_config *settings,
 			    const struct egret_packet *packet, const struct egret_address *underlay)

@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: GPL-2.0 OR BSD-2-Clause */
 /*
- * Which port (or echo id) of the egress address a packet belongs to. INWARD packets carry the address as destination,
+ * Selects the port (or echo id) of the egress address for a packet. INWARD packets have the address as destination,
  * OUTWARD ones as source; an ICMP error is judged by the packet that it quotes, in which the roles are swapped.
  */
 #ifndef EGRET_SELECT_H
@@ -26,7 +26,7 @@ struct egret_selection {
 	struct egret_datagram datagram; /* of BY_DATAGRAM, BY_QUOTED_DATAGRAM and of first fragments */
 };
 
-/* What a selection is before it is made: kernels before 6.3 let nobody read memory that was not written. */
+/* Initial value of a selection: kernels before 6.3 do not allow reads of memory that was not written. */
 #define EGRET_NOT_SELECTED { .kind = REFUSED, .reason = EGRET_FAILED }
 
 static __always_inline void name_datagram(const struct egret_packet *packet, struct egret_datagram *to)
@@ -47,7 +47,7 @@ static __always_inline int is_icmp(const struct egret_packet *packet)
 	return packet->version == 4 ? packet->protocol == IPPROTO_ICMP : packet->protocol == IPPROTO_ICMPV6;
 }
 
-/* A question with an id: echo, and the timestamp that conntrack treats alike (RFC 792). */
+/* A request with an id: echo, and the timestamp that conntrack treats alike (RFC 792). */
 static __always_inline int is_query(__u32 version, __u8 type)
 {
 	return version == 4 ? type == ICMP_ECHO || type == ICMP_TIMESTAMP : type == ICMPV6_ECHO_REQUEST;
@@ -58,7 +58,7 @@ static __always_inline int is_query_reply(__u32 version, __u8 type)
 	return version == 4 ? type == ICMP_ECHOREPLY || type == ICMP_TIMESTAMPREPLY : type == ICMPV6_ECHO_REPLY;
 }
 
-/* Errors that are carried: a redirect (5) is not, it speaks to a host about its own link. */
+/* Errors that are forwarded: not a redirect (5), which concerns a host's own link. */
 static __always_inline int is_error(__u32 version, __u8 type)
 {
 	if (version == 4)
@@ -67,7 +67,7 @@ static __always_inline int is_error(__u32 version, __u8 type)
 	return type >= ICMPV6_DEST_UNREACH && type <= ICMPV6_PARAMPROB;
 }
 
-/* Port of the address in a packet without fragment trouble; `destination`: the address is its destination. 0 or -1. */
+/* Port of the address in an unfragmented packet or first fragment; `destination`: it is the destination. 0 or -1. */
 static __always_inline int port_of(struct __sk_buff *skb, const struct egret_packet *packet, int destination,
 				   __u32 *port)
 {
@@ -94,7 +94,7 @@ static __always_inline void refuse(struct egret_selection *selection, __u32 reas
 	selection->reason = reason;
 }
 
-/* By the packet that an ICMP error quotes. It may be cut off after 8 bytes of its transport header. */
+/* Selects by the packet that an ICMP error quotes. It may be cut off after 8 bytes of its transport header. */
 static __always_inline void select_by_quote(struct __sk_buff *skb, const struct egret_packet *packet, __u32 direction,
 					    struct egret_selection *selection)
 {

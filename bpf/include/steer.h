@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: GPL-2.0 OR BSD-2-Clause */
-/* The tables: slots, workers, remembered first fragments; and the way into the tunnel. */
+/* Lookups of slots, workers and remembered first fragments; and sending into the tunnel. */
 #ifndef EGRET_STEER_H
 #define EGRET_STEER_H
 
@@ -7,7 +7,7 @@
 #include "parse.h"
 #include "select.h"
 
-/* Size of struct bpf_tunnel_key up to and without local_ipv4, which 5.15 does not know. */
+/* Size of struct bpf_tunnel_key up to and without local_ipv4, which 5.15 lacks. */
 #define EGRET_TUNNEL_KEY_BYTES offsetof(struct bpf_tunnel_key, local_ipv4)
 
 static __always_inline struct egret_config *get_config(void)
@@ -22,7 +22,7 @@ static __always_inline struct egret_steering *table_of(const struct egret_addres
 	return bpf_map_lookup_elem(&steering, address);
 }
 
-/* Who has the block of the port; EGRET_SLOT_NONE also where the element changed hands meanwhile. */
+/* Owner of the port's block; EGRET_SLOT_NONE also where the element was reused meanwhile. */
 static __always_inline __u32 slot_of(struct egret_steering *table, const struct egret_address *address, __u32 port)
 {
 	__u32 worker = *(volatile __u16 *)&table->slot[(port >> EGRET_BLOCK_SHIFT) & (EGRET_BLOCKS - 1)];
@@ -40,7 +40,7 @@ static __always_inline void remember_first_fragment(const struct egret_datagram 
 	bpf_map_update_elem(&fragments, datagram, &value, BPF_ANY);
 }
 
-/* Who got the first fragment of the datagram; EGRET_SLOT_NONE if nobody lately. */
+/* Worker that got the first fragment of the datagram; EGRET_SLOT_NONE if it is unknown or too old. */
 static __always_inline __u32 worker_of_datagram(const struct egret_datagram *datagram)
 {
 	struct egret_fragment *known = bpf_map_lookup_elem(&fragments, datagram);
@@ -79,7 +79,7 @@ static __always_inline int set_tunnel(struct __sk_buff *skb, const struct egret_
 	return bpf_skb_set_tunnel_key(skb, &key, EGRET_TUNNEL_KEY_BYTES, flags);
 }
 
-/* The other end of the tunnel that the packet came through, and its network identifier; 0: no tunnel. */
+/* Underlay address of the sender of a tunnel packet, and its network identifier; 0: no tunnel. */
 static __always_inline __u32 get_tunnel(struct __sk_buff *skb, struct egret_address *underlay)
 {
 	struct bpf_tunnel_key key = {};
@@ -120,7 +120,7 @@ static __always_inline int write_macs(struct __sk_buff *skb, const __u8 *destina
 	return bpf_skb_store_bytes(skb, 0, macs, sizeof(macs), 0);
 }
 
-/* Our bits of the mark and no others. Written as a whole: the verifier takes no single byte of it. */
+/* Sets our bits of the mark and no others. Written as a whole: the verifier allows no write of a single byte. */
 static __always_inline void set_mark_bits(struct __sk_buff *skb, __u32 bits)
 {
 	*(volatile __u32 *)&skb->mark = (skb->mark & ~EGRET_MARK_MASK) | bits;
@@ -139,7 +139,7 @@ static __always_inline int tunnel_to(struct __sk_buff *skb, const struct egret_c
 	return bpf_redirect(settings->tunnel_ifindex, 0);
 }
 
-/* What the kernel's routes say of a destination. */
+/* Result of the kernel's route lookup for a destination. */
 enum egret_way {
 	WAY_NOT_TOLD = 0, /* not by the external device, or the kernel does not say: bpf_redirect_neigh asks it anew */
 	WAY_UP = 1, /* an address of this node, or none that it routes */
@@ -152,9 +152,9 @@ enum egret_way {
 #define AF_INET6 10
 
 /*
- * The way of a packet that leaves by the external device. It is looked up as if the packet had come by that device: with
- * the rules and the routing domain (VRF) that the device is in, and so that addresses of the node itself are seen,
- * whichever device they are on.
+ * Route of a packet that leaves by the external device. It is looked up as if the packet had come by that device: with
+ * the rules and the routing domain (VRF) of that device, and with the node's own addresses recognised, whichever device
+ * they are on.
  *
  * Not static: see parse_ip.
  */

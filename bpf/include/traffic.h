@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: GPL-2.0 OR BSD-2-Clause */
-/* How much goes out and comes back for each egress address. */
+/* Traffic by egress address, out and back. */
 #ifndef EGRET_TRAFFIC_H
 #define EGRET_TRAFFIC_H
 
@@ -15,7 +15,7 @@ static __always_inline void count_packet(struct egret_sums *sums, struct __sk_bu
 	sums->bytes += packet->l3_bytes;
 }
 
-/* A packet with the address as source that was sent out. */
+/* Counts a packet with the address as source that was sent out. */
 static __always_inline void count_out(struct __sk_buff *skb, const struct egret_packet *packet)
 {
 	struct egret_traffic *sums = bpf_map_lookup_elem(&traffic, &packet->source);
@@ -24,7 +24,7 @@ static __always_inline void count_out(struct __sk_buff *skb, const struct egret_
 		count_packet(&sums->out, skb, packet);
 }
 
-/* A packet for the address that was steered. */
+/* Counts a packet for the address that was steered. */
 static __always_inline void count_back(struct __sk_buff *skb, const struct egret_packet *packet)
 {
 	struct egret_traffic *sums = bpf_map_lookup_elem(&traffic, &packet->destination);
@@ -33,7 +33,7 @@ static __always_inline void count_back(struct __sk_buff *skb, const struct egret
 		count_packet(&sums->back, skb, packet);
 }
 
-/* What became of a packet with the address as source. */
+/* Counts the drop of a packet with the address as source. */
 static __always_inline int judged_out(int verdict, const struct egret_packet *packet)
 {
 	struct egret_traffic *sums;
@@ -46,7 +46,7 @@ static __always_inline int judged_out(int verdict, const struct egret_packet *pa
 	return verdict;
 }
 
-/* What became of a packet for the address. */
+/* Counts the drop of a packet for the address. */
 static __always_inline int judged_back(int verdict, const struct egret_packet *packet)
 {
 	struct egret_traffic *sums;

@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: GPL-2.0 OR BSD-2-Clause */
 /*
- * What the uplink programs of a worker and their loader agree on, and their maps. The Rust side is
+ * Formats that the uplink programs of a worker and their loader share, and their maps. The Rust side is
  * crates/datapath/src/uplink/abi.rs; a test there compares sizes and names. All maps are pinned by these names.
  */
 #ifndef EGRET_UPLINK_H
@@ -12,19 +12,19 @@
 
 #include "abi.h"
 
-/* Addresses of selected pods of this node, at most. */
+/* Most addresses of selected pods of this node. */
 #define EGRET_LIFT_PODS_MAX 16384
-/* Prefixes of selected destinations, over all profiles, at most; a profile with too many is lifted as a whole. */
+/* Most prefixes of selected destinations of all profiles; a profile with too many is reinjected as a whole. */
 #define EGRET_LIFT_DESTINATIONS_MAX 262144
-/* Prefixes that are never egress traffic, and prefixes of this node's pods, at most. */
+/* Most never-destination prefixes, and most prefixes of this node's pods. */
 #define EGRET_LIFT_PREFIXES_MAX 65536
-/* Flows, ends of flows and datagrams remembered at once, per map; the least recently used goes first. */
+/* Most flows, ends of flows and datagrams remembered at once, per map; the least recently used is removed first. */
 #define EGRET_LIFT_FLOWS_MAX 65536
 #define EGRET_LIFT_DATAGRAMS_MAX 16384
-/* Who opened a flow without handshake is forgotten after so long without a packet: as conntrack does it
+/* Lifetime of the opener of a flow without handshake after its last packet, as in conntrack
  * (nf_conntrack_udp_timeout_stream). */
 #define EGRET_LIFT_FLOW_NS 120000000000ull
-/* A SYN from outside may be answered for so long: tcp_synack_retries take 63 s. */
+/* Lifetime of a SYN from outside: tcp_synack_retries take 63 s. */
 #define EGRET_LIFT_KNOCK_NS 70000000000ull
 
 /* uplink_config[0] */
@@ -45,7 +45,7 @@ struct egret_prefix {
 	struct egret_address address;
 };
 
-/* Key of uplink_destinations: the profile comes first and always counts in full. */
+/* Key of uplink_destinations: the profile comes first and always counts fully. */
 struct egret_destination {
 	__u32 bits; /* 96 and those of the address; 64: all of both families */
 	__u32 profile[2]; /* as in uplink_pods */
@@ -58,7 +58,7 @@ struct egret_profile {
 	__u32 profile[2];
 };
 
-/* A flow as its pod sees it. Ports are 0 where the protocol has none; ICMP has its echo id twice. */
+/* A flow from its pod's side. Ports are 0 where the protocol has none; ICMP has its echo id twice. */
 struct egret_flow {
 	struct egret_address pod;
 	struct egret_address remote;
@@ -83,7 +83,7 @@ struct egret_knock {
 	__u16 reserved;
 };
 
-/* Every way that a packet can leave the programs, one counter each; crates/datapath/src/uplink/counters.rs has the same
+/* Outcomes of a packet in the programs, one counter each; crates/datapath/src/uplink/counters.rs has the same
  * table. Append only. */
 enum egret_lift_counter {
 	EGRET_LIFT_LIFTED = 0,
@@ -133,7 +133,7 @@ struct {
 	__type(value, __u32);
 } uplink_local SEC(".maps");
 
-/* TCP: ends outside that have sent a SYN lately. */
+/* TCP: ends outside that have sent a SYN recently. */
 struct {
 	__uint(type, BPF_MAP_TYPE_LRU_HASH);
 	__uint(max_entries, EGRET_LIFT_FLOWS_MAX);
@@ -149,7 +149,7 @@ struct {
 	__type(value, __u64);
 } uplink_inbound SEC(".maps");
 
-/* Everything else: who sent the first packet. */
+/* All other protocols: who sent the first packet. */
 struct {
 	__uint(type, BPF_MAP_TYPE_LRU_HASH);
 	__uint(max_entries, EGRET_LIFT_FLOWS_MAX);

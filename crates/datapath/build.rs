@@ -1,4 +1,4 @@
-//! Compiles the eBPF programs of `bpf/` and leaves objects and hashes for `src/gateway/programs.rs` and
+//! Compiles the eBPF programs of `bpf/` and writes objects and hashes for `src/gateway/programs.rs` and
 //! `src/uplink/programs.rs`.
 
 use std::error::Error;
@@ -35,9 +35,9 @@ fn compile(root: &Path, source: &str, object: &Path) -> Result<(), Box<dyn Error
     let output = Command::new(&clang)
         .current_dir(root)
         .args(["-O2", "-g", "-Wall", "-Werror", "-target", "bpf"])
-        // Debian keeps asm/types.h in the directory of the architecture
+        // Debian has asm/types.h in the directory of the architecture
         .arg(format!("-I/usr/include/{architecture}-linux-gnu"))
-        // the same source gives the same object, and so the same hash, wherever it is built
+        // the same source gives the same object, and so the same hash, in any build directory
         .arg(format!("-ffile-prefix-map={}=.", root.display()))
         .args(["-fdebug-compilation-dir", ".", "-c", source, "-o"])
         .arg(object)
@@ -63,7 +63,7 @@ fn compile(root: &Path, source: &str, object: &Path) -> Result<(), Box<dyn Error
     Ok(())
 }
 
-/// 64-bit FNV-1a: tells one object from another, and is never 0 for a real one.
+/// 64-bit FNV-1a, which identifies an object; never 0 for a real one.
 fn fnv1a(bytes: &[u8]) -> u64 {
     bytes.iter().fold(0xcbf2_9ce4_8422_2325, |hash, byte| {
         (hash ^ u64::from(*byte)).wrapping_mul(0x0100_0000_01b3)

@@ -1,5 +1,5 @@
-//! Many requests to an API server in short time: plain HTTP through `kubectl proxy`, several connections at once. kubectl
-//! itself sends one object after the other.
+//! Many requests to an API server in short time: plain HTTP through `kubectl proxy`, several connections at once.
+//! kubectl itself sends one object after the other.
 
 use anyhow::{Context, bail, ensure};
 use egret_cluster::Kubectl;
@@ -31,7 +31,7 @@ pub struct Request {
 }
 
 impl Request {
-    /// Makes an object in a collection.
+    /// Creates an object in a collection.
     pub fn create(collection: &str, body: String) -> Self {
         Self {
             method: "POST",
@@ -50,7 +50,7 @@ impl Request {
     }
 }
 
-/// A way to an API server for many requests. It ends with the value.
+/// Client of an API server for many requests. It ends with the value.
 #[derive(Debug)]
 pub struct Bulk {
     proxy: Child,
@@ -61,7 +61,7 @@ impl Bulk {
     /// Starts the proxy, with its socket in this folder.
     ///
     /// # Errors
-    /// It does not answer.
+    /// The proxy does not answer.
     pub fn start(kubectl: &Kubectl, folder: &Path) -> anyhow::Result<Self> {
         let socket = folder.join("proxy.sock");
         let mut command = kubectl.command();
@@ -79,7 +79,7 @@ impl Bulk {
         Ok(bulk)
     }
 
-    /// Sends them all, in no order.
+    /// Sends all requests, in any order.
     ///
     /// # Errors
     /// One is refused.
@@ -126,13 +126,13 @@ impl Drop for Bulk {
     }
 }
 
-/// Sends one request, again where a busy server could not carry it out.
+/// Sends one request; repeats it if a busy server could not process it.
 fn persist(connection: &mut BufReader<UnixStream>, request: &Request) -> anyhow::Result<()> {
     for attempt in 1.. {
         let (status, body) = exchange(connection, request)?;
         match status {
             200..=299 => break,
-            // The first attempt was carried out after all.
+            // The first attempt succeeded after all.
             409 if attempt > 1 && request.method == "POST" => break,
             429 | 500.. if attempt < ATTEMPTS => {}
             _ => bail!("{status}: {}", String::from_utf8_lossy(&body)),

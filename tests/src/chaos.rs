@@ -1,9 +1,9 @@
-//! Hurting a running cluster while its pods send without pause, and judging every packet at the router.
+//! Faults in a running cluster while its pods send continuously; every packet is checked at the router.
 //!
 //! ```text
-//! scene   a lab with agents, controller and server; policies put, taken and awaited; agents restarted
+//! scene   a lab with agents, controller and server; policies applied, removed and awaited; agents restarted
 //! noise   selected pods that open connections, send datagrams, ping and hold long flows, both families
-//! watch   captures on both sides of the router: a packet to the server has an allowed source, or it is kept
+//! watch   captures on both sides of the router: a packet to the server has an allowed source, or is recorded
 //! ```
 
 mod noise;

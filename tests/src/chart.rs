@@ -1,4 +1,4 @@
-//! The chart as tests see it: where it is, helm, and the rights that it grants.
+//! The chart in tests: its path, helm, and the rights that it grants.
 
 use egret_cluster::Programs;
 use std::collections::BTreeSet;
@@ -9,10 +9,10 @@ use std::process::Command;
 pub const DEPLOY: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../deploy");
 /// The chart.
 pub const CHART: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../deploy/chart");
-/// Where the plain manifests install.
+/// Namespace of the plain manifests.
 pub const NAMESPACE: &str = "egret-system";
 
-/// helm without plugins, settings and caches of whoever runs the test.
+/// helm without the plugins, settings and caches of the user who runs the test.
 pub fn helm(programs: &Programs, home: &Path) -> Command {
     let mut command = Command::new(programs.kubernetes("helm"));
     for variable in [
@@ -27,13 +27,13 @@ pub fn helm(programs: &Programs, home: &Path) -> Command {
     command
 }
 
-/// Runs `helm template` of the chart without a cluster; what it printed, or what it complained about.
+/// Runs `helm template` of the chart without a cluster; returns its output, or its error message.
 ///
 /// # Errors
-/// helm refuses the values.
+/// helm rejects the values.
 ///
 /// # Panics
-/// helm is not there.
+/// helm is not installed.
 pub fn template(arguments: &[&str]) -> Result<String, String> {
     let home = tempfile::tempdir().expect("a folder can be made");
     let programs = Programs::find().expect("Kubernetes is built");
@@ -69,10 +69,10 @@ pub fn rights_in_docs(docs: &str, part: &str) -> BTreeSet<String> {
     rights
 }
 
-/// The same for the roles of this name in manifests.
+/// `GROUP RESOURCE VERB` of every right in the roles of this name in manifests.
 ///
 /// # Panics
-/// They are no YAML.
+/// They are not YAML.
 pub fn rights_in_manifests(manifests: &str, name: &str) -> BTreeSet<String> {
     let mut rights = BTreeSet::new();
     for text in manifests.split("\n---\n") {

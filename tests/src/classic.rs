@@ -10,11 +10,11 @@ use std::process::Stdio;
 
 /// Nodes that run it.
 pub const NODES: [&str; 3] = ["worker1", "worker2", "worker3"];
-/// Where a node has numbers by egress addresses.
+/// Directory of a node with the numbers of egress addresses.
 pub const VIPS: &str = "/run/vips";
-/// Where a node has egress addresses by pod addresses.
+/// Directory of a node with the egress addresses of pods.
 pub const PODS: &str = "/run/pods";
-/// Arguments: by mappings, until it is ended. Whatever a test changes is seen at once or not before the test's end.
+/// Arguments: mappings, until it is ended. A test's changes take effect at once, or not before the test's end.
 pub const FLAGS: &[&str] = &[
     "--pod-subnet",
     "10.244.0.0/16,fd00:244::/32",
@@ -26,7 +26,7 @@ pub const FLAGS: &[&str] = &[
     PODS,
 ];
 
-/// The built-in lab with a CNI that masquerades on every worker, and what each had before.
+/// The built-in lab with a masquerading CNI on every worker, and the initial snapshot of each.
 pub struct Classic {
     /// The lab.
     pub cluster: Cluster,
@@ -42,7 +42,7 @@ impl Classic {
         let cluster = Cluster::without_agents(test, &Topology::built_in())?;
         let mut before = BTreeMap::new();
         for node in NODES {
-            // Learned addresses of neighbours, and what the kernel makes at the first packet, are there from the start.
+            // Learned neighbours, and objects that the kernel makes at the first packet, exist from the start.
             before.insert(node, without_memory(Snapshot::take(&cluster.host(node)?)?));
         }
         Ok(Self { cluster, before })
@@ -57,8 +57,8 @@ impl Classic {
             .exec(&self.cluster.host(host)?, &["sh", "-c", line])
     }
 
-    /// Writes the two mappings of a node, with an entry of rubbish among them: numbers of addresses, and pods with the
-    /// address that they leave by, of the same family.
+    /// Writes the two mappings of a node, with an invalid entry among them: numbers of addresses, and pods with their
+    /// egress addresses of the same family.
     ///
     /// # Errors
     /// There is no such node or pod.
@@ -74,8 +74,8 @@ impl Classic {
         self.mount(node, PODS, &entries)
     }
 
-    /// Makes a directory what a mounted ConfigMap with these keys and values is: links into a folder that another one
-    /// takes the place of at once.
+    /// Lays a directory out like a mounted ConfigMap with these keys and values: links into a folder that is replaced
+    /// atomically.
     ///
     /// # Errors
     /// There is no such node.
@@ -100,7 +100,7 @@ impl Classic {
         self.shell(node, &line).map(drop)
     }
 
-    /// What `egret kube-egress` has logged on a node so far.
+    /// Log of `egret kube-egress` on a node so far.
     ///
     /// # Errors
     /// It was not started there.
@@ -132,7 +132,7 @@ impl Classic {
         Ok(())
     }
 
-    /// Ends it with a signal and waits until it has gone. Only what runs in that host is looked at.
+    /// Ends it with a signal and waits until it has ended. Only processes in that host are searched.
     ///
     /// # Errors
     /// It does not end.
@@ -144,7 +144,7 @@ impl Classic {
         })
     }
 
-    /// Waits until a server sees a pod with this source.
+    /// Waits until a server sees this source address for a pod.
     ///
     /// # Errors
     /// It does not in time.
@@ -152,7 +152,7 @@ impl Classic {
         wait_source(&self.cluster.pod(pod)?, ip(server), ip(source))
     }
 
-    /// What differs on a node from what was there before.
+    /// Differences of a node to its initial snapshot.
     ///
     /// # Errors
     /// There is no such node.

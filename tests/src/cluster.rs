@@ -16,9 +16,9 @@ use std::net::{IpAddr, Ipv6Addr, SocketAddr, TcpStream};
 use std::ops::RangeInclusive;
 use std::time::Duration;
 
-/// Longest wait for anything; generous, since the machine may be busy.
+/// Longest wait for any condition; generous, since the machine may be busy.
 pub const DEADLINE: Duration = Duration::from_secs(30);
-/// Pause between two runs of a program of which something is awaited: it takes processor time that agents need.
+/// Pause between two runs of a polled program: it takes processor time that agents need.
 pub const PROGRAM_PAUSE: Duration = Duration::from_millis(50);
 /// Port of the agent's metrics.
 const METRICS_PORT: u16 = 9791;
@@ -79,7 +79,7 @@ impl Cluster {
         Self::up_with(test, topology, &[])
     }
 
-    /// The same, with more arguments for every agent.
+    /// As [`Self::up`], with more arguments for every agent.
     ///
     /// # Errors
     /// As [`Self::up`].
@@ -93,7 +93,7 @@ impl Cluster {
         Self::up_by(test, topology, &options, &[])
     }
 
-    /// The same, with settings that agents, controller and questions must agree on.
+    /// As [`Self::up`], with settings that agents, controller and command line must share.
     ///
     /// # Errors
     /// As [`Self::up`].
@@ -107,7 +107,7 @@ impl Cluster {
         Self::up_by(test, topology, &options, settings)
     }
 
-    /// Hosts, pods and the server, and nothing of Egret.
+    /// Hosts, pods and the server, without Egret.
     ///
     /// # Errors
     /// As [`Self::up`].
@@ -193,7 +193,7 @@ impl Cluster {
         self.wait_ready()
     }
 
-    /// Applies manifests and waits for nothing.
+    /// Applies manifests without waiting.
     ///
     /// # Errors
     /// A bad manifest.
@@ -204,7 +204,7 @@ impl Cluster {
         Ok(())
     }
 
-    /// Deletes the objects of manifests; does not wait for what follows.
+    /// Deletes the objects of manifests; does not wait for the effects.
     ///
     /// # Errors
     /// A bad manifest.
@@ -218,7 +218,7 @@ impl Cluster {
     /// Waits until every policy is ready and every gateway has reported.
     ///
     /// # Errors
-    /// They do not become ready in time; then it says what the status was.
+    /// They do not become ready in time; the error contains the status.
     pub fn wait_ready(&self) -> anyhow::Result<()> {
         let mut last = Ok(Value::Null);
         let waited = wait_for_every("policies to be ready", DEADLINE, PROGRAM_PAUSE, || {
@@ -231,7 +231,7 @@ impl Cluster {
         Ok(())
     }
 
-    /// Waits until a policy is ready with so many pods.
+    /// Waits until a policy is ready with this number of pods.
     ///
     /// # Errors
     /// It is not in time.
@@ -253,7 +253,7 @@ impl Cluster {
     /// `egret status -o json`, read from the directory.
     ///
     /// # Errors
-    /// It cannot be run, or says something else.
+    /// It cannot be run, or its output is not JSON.
     pub fn status(&self) -> anyhow::Result<Value> {
         let source = format!("dir:{}", self.lab.dir().objects().display());
         let output = std::process::Command::new(crate::egret()?)
@@ -265,7 +265,7 @@ impl Cluster {
         serde_json::from_slice(&output.stdout).with_context(|| format!("egret status: {said}"))
     }
 
-    /// An object as Egret last wrote it, from the status folder of the directory; none until there is one.
+    /// An object as Egret last wrote it, from the status folder of the directory; `None` if it does not exist.
     pub fn object(&self, kind: &str, namespace: Option<&str>, name: &str) -> Option<Value> {
         let file = match namespace {
             Some(namespace) => format!("{namespace}.{name}.yaml"),
@@ -299,7 +299,7 @@ impl Cluster {
         Ok(first.parse()?..=last.parse()?)
     }
 
-    /// The gateway that answers for an egress address.
+    /// The gateway that announces an egress address.
     ///
     /// # Errors
     /// There is none.
@@ -344,7 +344,7 @@ impl Cluster {
             .with_context(|| format!("no counter {name} on {host}: {text}"))
     }
 
-    /// All counters of a worker's ruleset that are not zero, but those of traffic, read from the kernel.
+    /// All counters of a worker's ruleset that are not zero, except those of traffic, read from the kernel.
     ///
     /// # Errors
     /// It has no ruleset.
@@ -367,7 +367,7 @@ impl Cluster {
             .collect())
     }
 
-    /// What the agent of a host serves at `/metrics`: a moment old.
+    /// Content of `/metrics` of a host's agent: slightly outdated.
     ///
     /// # Errors
     /// The metrics are not served.
@@ -375,7 +375,7 @@ impl Cluster {
         self.host(host)?.run(metrics)?
     }
 
-    /// A counter of a gateway's eBPF programs, as its agent's metrics show it: a moment old.
+    /// A counter of a gateway's eBPF programs, from its agent's metrics: slightly outdated.
     ///
     /// # Errors
     /// The metrics are not served.
@@ -420,7 +420,7 @@ fn all_ready(status: &Value) -> bool {
             .iter()
             .all(|gateway| gateway["live"] == true)
         && list("addresses").iter().all(|address| {
-            // Nobody needs to answer for an address that nobody uses.
+            // An unused address needs no announcer.
             let leases = address["leases"].as_array();
             let rests = |lease: &Value| lease["state"] == "HoldDown";
             address["announcer"].is_string() || leases.is_none_or(|all| all.iter().all(rests))

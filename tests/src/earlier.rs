@@ -1,6 +1,8 @@
-//! What earlier egress systems leave on a node, by their own commands, written anew; and what others have there anyway.
+//! Leftovers of earlier egress systems on a node, made by those systems' commands, rewritten; and objects of other
+//! software.
 //!
-//! Scripts for a shell: `$T` is the iptables to use, `$R` the root of files. Each kind that `egret doctor` names is counted.
+//! Shell scripts: `$T` is the iptables program, `$R` the root of files. Findings of each kind of `egret doctor` are
+//! counted.
 
 use crate::{Cluster, egret};
 use anyhow::Context;
@@ -9,7 +11,8 @@ use serde_json::Value;
 /// Files of the systems are below this: a host of the lab shares `/etc` with the machine.
 pub const ROOT: &str = "/run/doctor";
 
-/// What is there anyway. Every built-in chain that the leftovers use gets something, so that it is there before.
+/// Objects of other software. Every built-in chain that the leftovers use has an entry, so that the chain exists
+/// before.
 pub const OTHERS: &str = "
 $T -t nat -N KUBE-SERVICES
 $T -t nat -N KUBE-POSTROUTING
@@ -51,7 +54,7 @@ echo '{\"name\": \"k\", \"cniVersion\": \"1.0.0\", \"plugins\": [{\"type\": \"ca
 touch $R/opt/cni/bin/calico $R/run/xtables.lock
 ";
 
-/// Node of an address and, as the gateway, of its replies; GRE devices cannot be made here.
+/// The node of an address and, as the gateway, of its replies; GRE devices cannot be created here.
 pub const STATIC_EGRESS_IP: &str = "
 S=EGRESS-IP-ABCDEFGHIJKLMNO7
 $T -t filter -N STATIC-EGRESS-FORWARD-CHAIN
@@ -81,7 +84,7 @@ pub const STATIC_EGRESS_IP_KINDS: [(&str, usize); 6] = [
     ("address", 1),
 ];
 
-/// Both versions at once: number 64 as the first one has it, number 65 with mappings.
+/// Both versions at once: number 64 as in the first one, number 65 with mappings.
 pub const KUBE_EGRESS: &str = "
 $T -t mangle -N EGRESS
 $T -t mangle -A EGRESS -d 10.32.0.0/12 -j RETURN
@@ -108,7 +111,7 @@ ip rule add fwmark 64 lookup 64
 ip rule add fwmark 65 lookup 65
 ip address add 192.168.122.232/32 dev eth0
 ";
-/// What of it is found.
+/// Expected findings of kube-egress.
 pub const KUBE_EGRESS_KINDS: [(&str, usize); 5] = [
     ("rule", 13),
     ("chain", 4),
@@ -116,10 +119,10 @@ pub const KUBE_EGRESS_KINDS: [(&str, usize); 5] = [
     ("route", 2),
     ("file", 2),
 ];
-/// What of it is its keepalived's.
+/// Expected findings of its keepalived.
 pub const KEEPALIVED_KINDS: [(&str, usize); 1] = [("address", 1)];
 
-/// kube-egress-gateway, without WireGuard, which cannot be made here.
+/// kube-egress-gateway, without WireGuard, which cannot be created here.
 pub const KUBE_EGRESS_GATEWAY: &str = "
 ip link add host-gateway type veth peer name host0
 ip link set host-gateway up
@@ -135,7 +138,7 @@ unshare --net=$R/run/netns/ns-static-egress-gateway true
 echo '{\"name\": \"k\", \"cniVersion\": \"1.0.0\", \"plugins\": [{\"type\": \"calico\"}, {\"type\": \"kube-egress-cni\"}]}' > $R/etc/cni/net.d/01-egressgateway.conflist
 touch $R/opt/cni/bin/kube-egress-cni $R/opt/cni/bin/kube-egress-cni-ipam
 ";
-/// What of it is found.
+/// Expected findings of kube-egress-gateway.
 pub const KUBE_EGRESS_GATEWAY_KINDS: [(&str, usize); 7] = [
     ("rule", 3),
     ("chain", 2),
@@ -146,15 +149,15 @@ pub const KUBE_EGRESS_GATEWAY_KINDS: [(&str, usize); 7] = [
     ("file", 3),
 ];
 
-/// A whole script for one kind of iptables.
+/// The complete script for one kind of iptables.
 pub fn script(program: &str, lines: &str) -> String {
     format!("set -e\nexport PATH=$PATH:/usr/sbin:/sbin\nT=\"{program} -w\" R={ROOT}\n{lines}")
 }
 
-/// What `egret doctor` says on a node, and its exit code.
+/// Output of `egret doctor` on a node, and its exit code.
 ///
 /// # Errors
-/// It says nothing that can be read.
+/// Its output is not JSON.
 pub fn ask(
     cluster: &Cluster,
     node: &str,
@@ -170,7 +173,7 @@ pub fn ask(
     Ok((json.with_context(|| said)?, output.status.code()))
 }
 
-/// How many findings of each kind a system has.
+/// Number of findings of one kind of a system.
 pub fn count(answer: &Value, field: &str, system: &str, kind: &str) -> usize {
     let all = answer[field].as_array().cloned().unwrap_or_default();
     let same = |one: &&Value| one["system"] == system && one["kind"] == kind;

@@ -1,4 +1,4 @@
-//! Objects of earlier systems in the lab: manifests as their users wrote them, and what their status says.
+//! Objects of earlier systems in the lab: manifests as their users wrote them, and their statuses.
 
 use crate::Cluster;
 use crate::cluster::DEADLINE;
@@ -20,7 +20,7 @@ pub fn static_egress_ip(group: &str, name: &str, rules: &[(&str, &str, &str)]) -
     )
 }
 
-/// A Service in the namespace `default` before the pods of an app.
+/// A Service in the namespace `default` for the pods of an app.
 pub fn service(name: &str, app: &str) -> String {
     format!(
         "apiVersion: v1\nkind: Service\nmetadata: {{name: {name}, namespace: default}}\n\
@@ -37,16 +37,16 @@ pub fn mapper(kind: &str, name: &str, spec: &str) -> String {
 }
 
 impl Cluster {
-    /// Status of an object in the namespace `default`; null until it has one. `kind` is the folder's name.
+    /// Status of an object in the namespace `default`; null if it has none. `kind` is the folder's name.
     pub fn foreign_status(&self, kind: &str, name: &str) -> Value {
         let object = self.object(kind, Some("default"), name).unwrap_or_default();
         object["status"].clone()
     }
 
-    /// Waits until an object's status is as wanted and returns it.
+    /// Waits until an object's status satisfies the predicate, and returns it.
     ///
     /// # Errors
-    /// It is not in time; then it says what the status was.
+    /// It does not in time; the error contains the status.
     pub fn wait_foreign(
         &self,
         kind: &str,
@@ -89,7 +89,7 @@ impl Cluster {
     }
 }
 
-/// Status and reason of a condition: `True/Programmed`; empty where there is none.
+/// Status and reason of a condition: `True/Programmed`; empty if it does not exist.
 pub fn condition(status: &Value, kind: &str) -> String {
     let all = status["conditions"].as_array().cloned().unwrap_or_default();
     let found = all.iter().find(|one| one["type"] == kind);
@@ -102,7 +102,7 @@ pub fn condition(status: &Value, kind: &str) -> String {
     })
 }
 
-/// The message of a condition; empty where there is none.
+/// The message of a condition; empty if it does not exist.
 pub fn message(status: &Value, kind: &str) -> String {
     let all = status["conditions"].as_array().cloned().unwrap_or_default();
     let found = all.iter().find(|one| one["type"] == kind);
@@ -110,10 +110,10 @@ pub fn message(status: &Value, kind: &str) -> String {
     text.unwrap_or_default().to_owned()
 }
 
-/// Fails unless a condition is as wanted, and says what it was.
+/// Fails unless a condition has this status and reason; the error contains the actual ones.
 ///
 /// # Errors
-/// It is not.
+/// It has not.
 pub fn expect_condition(status: &Value, kind: &str, wanted: &str) -> anyhow::Result<()> {
     let found = condition(status, kind);
     ensure!(

@@ -17,17 +17,17 @@ use std::time::Duration;
 
 /// The nodes of the cluster.
 pub const NODES: [&str; 4] = ["worker1", "worker2", "gateway1", "gateway2"];
-/// Longest wait for anything that Kubernetes does.
+/// Longest wait for any action of Kubernetes.
 pub const TIMEOUT: Duration = Duration::from_secs(120);
-/// So many of a program's last complaints are told.
+/// Number of a program's last warnings that are printed.
 const COMPLAINTS: usize = 10;
-/// Makes images; see the script.
+/// Script that builds images; see there.
 const IMAGE: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/kubernetes/image");
 /// An archive as `./dev image` writes it, to be installed instead of the program under test.
 const OWN_IMAGE: &str = "EGRET_IMAGE";
-/// Label of nodes; where a test asks for it by `agent.nodeSelector`, nodes without it lose their agent.
+/// Label of nodes; where a test sets it in `agent.nodeSelector`, nodes without it lose their agent.
 pub const AGENTS: &str = "test/agents";
-/// What every installation of the tests is told. Agents must not need kube-proxy.
+/// Values of every installation of the tests. Agents must not need kube-proxy.
 const VALUES: [&str; 4] = [
     "image.pullPolicy=Never",
     "settings.unpooledAddresses=Allow",
@@ -41,7 +41,7 @@ pub struct Installed {
     pub cluster: OwnedCluster,
     /// Its administrator.
     pub kubectl: Kubectl,
-    /// What each node had before anything was installed.
+    /// Initial snapshot of each node, before the installation.
     pub before: BTreeMap<&'static str, Snapshot>,
     /// Archive of the image.
     pub image: PathBuf,
@@ -54,7 +54,7 @@ impl Installed {
     /// Brings the cluster up and installs the chart.
     ///
     /// # Errors
-    /// Anything of it fails.
+    /// A part of it fails.
     pub fn up(name: &str) -> anyhow::Result<Self> {
         let folder = tempfile::tempdir()?;
         let image = image(folder.path())?;
@@ -78,7 +78,7 @@ impl Installed {
         Ok(installed)
     }
 
-    /// Everything in the kernels of all nodes, without what Kubernetes itself writes down.
+    /// Snapshots of all nodes, without the state that Kubernetes itself writes.
     ///
     /// # Errors
     /// A node is off.
@@ -135,7 +135,7 @@ impl Installed {
         Ok(())
     }
 
-    /// The last lines of every pod of Egret, what became of the pods, and the last that kubelets and runtimes complain of.
+    /// The last lines of every pod of Egret, the states of the pods, and the last warnings of kubelets and runtimes.
     pub fn logs(&self) -> String {
         let logs = ["logs", "-n", NAMESPACE, "--prefix", "--tail=20"];
         let which = ["-l", "app.kubernetes.io/part-of=egret"];
@@ -161,7 +161,7 @@ impl Installed {
         text
     }
 
-    /// Waits for a condition of an object of the namespace `default`.
+    /// Waits for a condition of an object in the namespace `default`.
     ///
     /// # Errors
     /// It is not there in time.
@@ -173,7 +173,7 @@ impl Installed {
         Ok(())
     }
 
-    /// Waits until a policy says that it is carried out for so many pods.
+    /// Waits until a policy is programmed for this number of pods.
     ///
     /// # Errors
     /// It does not in time.
@@ -190,7 +190,7 @@ impl Installed {
         Ok(())
     }
 
-    /// Starts a pod on a node and gives its network.
+    /// Starts a pod on a node and returns its network.
     ///
     /// # Errors
     /// It does not run in time.
@@ -229,7 +229,7 @@ impl Installed {
     }
 }
 
-/// The runtime's plugins by name, and what its configuration of them means.
+/// The runtime's plugins by name, and the parsed content of its CNI configuration.
 fn cni(root: &Path) -> anyhow::Result<Vec<String>> {
     let mut lines = Vec::new();
     for plugin in std::fs::read_dir(root.join("opt/cni/bin"))? {
@@ -245,7 +245,7 @@ fn cni(root: &Path) -> anyhow::Result<Vec<String>> {
     Ok(lines)
 }
 
-/// What kubelet, containerd, CNI plugins and the kubelet's programs write down for themselves.
+/// Whether a line belongs to kubelet, containerd, CNI plugins or programs of the kubelet.
 fn is_kubernetes(line: &str) -> bool {
     [
         "/run/containerd",
@@ -257,7 +257,7 @@ fn is_kubernetes(line: &str) -> bool {
     .any(|folder| line.starts_with(folder))
 }
 
-/// An image with the program under test and, as it is not linked statically, the libraries that it names.
+/// An image with the program under test and the libraries that it is linked to dynamically.
 fn image(folder: &Path) -> anyhow::Result<PathBuf> {
     if let Some(own) = std::env::var_os(OWN_IMAGE) {
         return Ok(own.into());
@@ -268,7 +268,7 @@ fn image(folder: &Path) -> anyhow::Result<PathBuf> {
         ("egret", crate::egret()?),
         ("egret-cni", crate::runtime::plugin()?),
     ] {
-        // Four nodes keep it in memory.
+        // Four nodes have it in memory.
         let program = folder.join(name);
         run(
             Command::new("strip").arg("-o").arg(&program).arg(&built),
@@ -276,7 +276,7 @@ fn image(folder: &Path) -> anyhow::Result<PathBuf> {
         )?;
         programs.push(format!("{}=/{name}", program.display()));
     }
-    // The plugin runs on the node, which has them.
+    // The plugin runs on the node, which has its libraries.
     let libraries = run(Command::new("ldd").arg(folder.join("egret")), "")?;
     let mut command = Command::new(IMAGE);
     command.arg(format!("egret.dev/egret:{}", env!("CARGO_PKG_VERSION")));

@@ -13,7 +13,7 @@ pub struct Virtual<'a> {
     pub address: &'a str,
     /// Virtual router id.
     pub router: u8,
-    /// Who has it first, and who follows.
+    /// Nodes in the order of preference.
     pub nodes: &'a [&'a str],
 }
 
@@ -42,7 +42,7 @@ impl Keepalived {
             .append(true)
             .open(log.join(format!("keepalived-{node}.log")))?;
         let mut command = cluster.lab().exec(&place, "keepalived")?;
-        // In the foreground, its log here, VRRP alone: nothing of IPVS.
+        // In the foreground, with its log here, VRRP only: no IPVS.
         command.args(["-n", "-l", "-D", "-P", "-f", path]);
         command
             .stdin(Stdio::null())
@@ -56,7 +56,7 @@ impl Keepalived {
         Ok(Self { launcher, process })
     }
 
-    /// Asks it to end: it gives its addresses back and says so to the others.
+    /// Ends it in order: it releases its addresses and notifies the others.
     ///
     /// # Errors
     /// It does not end.
@@ -71,7 +71,7 @@ impl Keepalived {
 impl Drop for Keepalived {
     fn drop(&mut self) {
         self.process.signal(Signal::SIGTERM);
-        // It gives addresses back first. What does not end goes with the lab.
+        // It releases addresses first. A process that does not end is killed with the lab.
         let _ = wait("keepalived to end", || {
             matches!(self.launcher.try_wait(), Ok(Some(_)))
         });
@@ -84,7 +84,7 @@ fn configuration(node: &str, all: &[Virtual<'_>]) -> String {
         let Some(place) = one.nodes.iter().position(|name| *name == node) else {
             continue;
         };
-        // 250, 240, ...: no two nodes have one priority.
+        // 250, 240, ...: no two nodes have the same priority.
         let priority = 250 - 10 * place;
         text += &format!(
             "vrrp_instance v{0} {{\n state BACKUP\n interface eth0\n virtual_router_id {0}\n \
@@ -95,10 +95,10 @@ fn configuration(node: &str, all: &[Virtual<'_>]) -> String {
     text
 }
 
-/// The node whose kernel has the address; none while nobody or more than one has it.
+/// The node whose kernel has the address; `None` if none or more than one has it.
 ///
 /// # Errors
-/// A host cannot be asked.
+/// A host cannot be queried.
 pub fn holder<'a>(
     cluster: &Cluster,
     address: &str,

@@ -1,5 +1,5 @@
-//! The program against a real API server: daemons as processes, roles out of `docs/kubernetes.md`, the audit log, and
-//! a way to the API server that can be cut.
+//! The program against a real API server: daemons as processes, roles from `docs/kubernetes.md`, the audit log, and a
+//! connection to the API server that can be cut.
 
 use anyhow::{Context, bail};
 use egret_cluster::{ApiServer, Cluster, Kubectl};
@@ -20,10 +20,10 @@ use std::time::{Duration, Instant};
 pub const CRDS: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../deploy/crds");
 /// The page with the rights.
 const RIGHTS: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../docs/kubernetes.md");
-/// How often a condition is looked at.
+/// Poll interval of a condition.
 const POLL: Duration = Duration::from_millis(50);
 
-/// Where a host of a cluster finds the kubeconfig of [`start_on`].
+/// Path of the kubeconfig of [`start_on`] in a host of a cluster.
 const KUBECONFIG: &str = "run/egret-test.kubeconfig";
 
 /// Starts `egret` on a host of a real cluster, against its API server; addresses in no pool may be used.
@@ -54,7 +54,7 @@ pub fn pods(kubectl: &Kubectl, label: &str) -> anyhow::Result<Vec<String>> {
     Ok(said.lines().map(str::to_owned).collect())
 }
 
-/// A program of ours that runs. It ends with the value.
+/// A running program of Egret. It ends with the value.
 #[derive(Debug)]
 pub struct Daemon {
     child: Child,
@@ -62,7 +62,7 @@ pub struct Daemon {
 }
 
 impl Daemon {
-    /// Starts `egret` with these arguments; what it logs goes into a file.
+    /// Starts `egret` with these arguments; its log goes into a file.
     ///
     /// # Errors
     /// It cannot be started.
@@ -72,7 +72,7 @@ impl Daemon {
         Self::spawn(log, command)
     }
 
-    /// The same for any command.
+    /// As [`Self::start`], for any command.
     ///
     /// # Errors
     /// It cannot be started.
@@ -90,7 +90,7 @@ impl Daemon {
         })
     }
 
-    /// What it has logged.
+    /// Its log.
     pub fn log(&self) -> String {
         std::fs::read_to_string(&self.log).unwrap_or_default()
     }
@@ -114,7 +114,7 @@ impl Daemon {
         Ok(parent.first_child("egret")?.pid)
     }
 
-    /// Ends it as Kubernetes does, and waits.
+    /// Ends it like Kubernetes does (SIGTERM), and waits.
     ///
     /// # Errors
     /// It does not end within 20 s.
@@ -129,7 +129,7 @@ impl Daemon {
     /// Sends a signal, for example to freeze it.
     ///
     /// # Errors
-    /// It is gone.
+    /// It has ended.
     pub fn signal(&self, signal: nix::sys::signal::Signal) -> anyhow::Result<()> {
         let pid = nix::unistd::Pid::from_raw(i32::try_from(self.child.id())?);
         Ok(nix::sys::signal::kill(pid, signal)?)
@@ -149,7 +149,7 @@ impl Drop for Daemon {
 /// Waits for a condition.
 ///
 /// # Errors
-/// It does not hold in time, or looking fails.
+/// It does not hold in time, or the check fails.
 pub fn until(
     what: &str,
     timeout: Duration,
@@ -206,7 +206,7 @@ pub fn role(component: &str, user: &str) -> String {
     role_named(user, component, user)
 }
 
-/// The same by a name of its own, for a user with several.
+/// As [`role`], with its own name, for a user with several roles.
 pub fn role_named(name: &str, component: &str, user: &str) -> String {
     let mut rules = String::new();
     for ((group, resource, verb), _) in rights(component) {
@@ -236,7 +236,7 @@ pub fn requests(log: &Path, user: &str, from: usize) -> anyhow::Result<(Vec<Valu
     Ok((own.collect(), lines.len()))
 }
 
-/// Requests of all users that the audit log has from a byte on that begins a line, for logs too long to be read whole.
+/// Requests of all users in the audit log from a byte on that begins a line, for logs too long to be read completely.
 ///
 /// # Errors
 /// The log cannot be read.
@@ -271,18 +271,18 @@ pub struct Relay {
 }
 
 impl Relay {
-    /// A way to the API server.
+    /// A relay to this API server.
     ///
     /// # Errors
-    /// There is no port.
+    /// No port is free.
     pub fn to(server: &ApiServer) -> anyhow::Result<Self> {
         Self::listening(TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?, server)
     }
 
-    /// The same, from a socket that may be in another network namespace.
+    /// The same, on a socket that may be in another network namespace.
     ///
     /// # Errors
-    /// The socket is none.
+    /// The socket has no address.
     pub fn listening(listener: TcpListener, server: &ApiServer) -> anyhow::Result<Self> {
         let target: SocketAddr = server.url().trim_start_matches("https://").parse()?;
         let relay = Self {
@@ -310,7 +310,7 @@ impl Relay {
         Ok(relay)
     }
 
-    /// A kubeconfig of a user by this way.
+    /// A kubeconfig of a user through this relay.
     ///
     /// # Errors
     /// It cannot be written.
@@ -322,7 +322,7 @@ impl Relay {
         Ok(path)
     }
 
-    /// Ends every connection and lets no new one through.
+    /// Closes every connection and refuses new ones.
     pub fn cut(&self) {
         self.cut.store(true, Ordering::SeqCst);
         for stream in self
@@ -335,7 +335,7 @@ impl Relay {
         }
     }
 
-    /// Lets connections through again.
+    /// Accepts connections again.
     pub fn mend(&self) {
         self.cut.store(false, Ordering::SeqCst);
     }

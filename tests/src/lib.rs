@@ -1,23 +1,23 @@
 //! Tests of the whole product in the lab: real packets, captured where they would leave the cluster.
 //!
 //! ```text
-//! chaos     noise of many flows while something is done to the cluster, and the watch over its sources
+//! chaos     many flows during faults of the cluster, and captures that check their sources
 //! steps     named behaviours that share one lab, run one after the other (the `main` of every program in tests/)
-//! chart     what is installed on Kubernetes: helm, and the rights that are granted
+//! chart     installation on Kubernetes: helm, and the granted rights
 //! installed a real cluster with the chart installed
 //! matrix    environments of users: factors, pairs of them, labs for all pairs
 //! foreign   objects of earlier systems
 //! classic   the driver `classic`: `egret kube-egress` on every node
 //! keepalived   VRRP on the nodes of a lab
 //! cluster   a lab with agents, a controller, policies and an answering server
-//! kubernetes   the program against a real API server: roles, audit log, a way to it that can be cut
+//! kubernetes   the program against a real API server: roles, audit log, a connection that can be cut
 //! bulk      many requests to an API server in short time
-//! scale     a large cluster of objects on a real API server, and what controller and agents cost
-//! watch     captures: which sources were seen, and which must not be
+//! scale     a large cluster of objects on a real API server, and the cost of controller and agents
+//! watch     captures: seen and forbidden sources
 //! packet    hand-made packets
-//! standin   programs that take pods' packets past the stack, as some network plugins do
+//! standin   programs that let pods' packets bypass the host stack, as some network plugins do
 //! runtime   a container runtime's calls of the CNI plugin
-//! socket    what the standard library's sockets do not tell: path MTU, don't fragment
+//! socket    socket options that the standard library lacks: path MTU, don't fragment
 //! ```
 
 pub mod bulk;

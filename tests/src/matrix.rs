@@ -1,11 +1,11 @@
-//! Every kind of node and network that users have, in as few labs as will do.
+//! All kinds of nodes and networks that users have, in as few labs as possible.
 //!
 //! ```text
 //! pairs    a table of few rows in which every pair of values of two factors occurs
-//! cells    the factors of this product's environment, what cannot be combined, and why
+//! cells    the factors of this product's environment, and impossible combinations with their reasons
 //! labs     cells -> labs: one lab serves all cells that differ only in their node or pod
-//! marks    stand-ins for the marks of other components, and a count of what became of them
-//! scene    a lab of the matrix that runs: its policies, who has which source, and what is done to it
+//! marks    stand-ins for the marks of other components, and counters of their preservation
+//! scene    a running lab of the matrix: its policies, expected sources, and operations
 //! ```
 
 use std::io::Write;
@@ -16,15 +16,15 @@ pub mod marks;
 pub mod pairs;
 pub mod scene;
 
-/// Whether the full cross is wanted instead of the pairs: `EGRET_FULL=1`, set by `./dev test --full`.
+/// Whether the full cross is requested instead of the pairs: `EGRET_FULL=1`, set by `./dev test --full`.
 pub fn is_full() -> bool {
     std::env::var_os("EGRET_FULL").is_some_and(|value| value == "1")
 }
 
-/// Whether a test that takes minutes is left to `./dev test --full`. Says so in a line that `./dev test` counts.
+/// Whether a test that takes minutes is left to `./dev test --full`. Prints a line for it, which `./dev test` counts.
 pub fn left_to_full(test: &str) -> bool {
     if !is_full() {
-        // Not by println: what a passing test prints is not shown.
+        // Not by println: the output of a passing test is not shown.
         let why = "takes minutes on a real cluster; ./dev test --full runs it";
         let _ = writeln!(std::io::stdout(), "\nskipped: {test}: {why}");
     }

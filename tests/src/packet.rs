@@ -59,7 +59,7 @@ pub fn tcp(source: SocketAddr, destination: SocketAddr, flags: Tcp) -> Vec<u8> {
     packet
 }
 
-/// An answer to an echo request that nobody made.
+/// An echo reply without a request.
 ///
 /// # Panics
 /// Source and destination are of different families.
@@ -101,7 +101,7 @@ pub fn send_raw(packet: &[u8]) -> std::io::Result<()> {
     send_all_raw(std::iter::once(packet.to_vec()))
 }
 
-/// The same for many packets of one family, by one socket: to open and close one takes longer than to send.
+/// Sends many packets of one family by one socket: opening and closing one takes longer than sending.
 ///
 /// # Errors
 /// The system refuses.
@@ -131,7 +131,7 @@ fn destination(packet: &[u8]) -> (Domain, IpAddr) {
 /// Sends the payload of a protocol without ports, such as GRE (47) and ESP (50).
 ///
 /// # Errors
-/// The system refuses, also because it was told that the destination is administratively prohibited.
+/// The system refuses, for example because it has learned that the destination is administratively prohibited.
 pub fn send_protocol(destination: IpAddr, protocol: u8, payload: &[u8]) -> std::io::Result<()> {
     let domain = if destination.is_ipv4() {
         Domain::IPV4

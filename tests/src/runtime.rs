@@ -1,5 +1,5 @@
-//! A container runtime's part of starting and ending a pod in a lab: it calls the real CNI plugin as the specification and
-//! go-cni do, after the network is there and before the first process.
+//! A container runtime's part of a pod's start and end in a lab: it calls the real CNI plugin as the specification and
+//! go-cni do, after the network exists and before the first process.
 
 use crate::Cluster;
 use anyhow::{Context, ensure};
@@ -23,7 +23,7 @@ pub fn plugin() -> anyhow::Result<PathBuf> {
 /// A pod's sandbox.
 #[derive(Clone, Debug)]
 pub struct Sandbox {
-    /// Host that it is on.
+    /// Its host.
     pub host: String,
     /// Namespace of the pod.
     pub namespace: String,
@@ -33,26 +33,26 @@ pub struct Sandbox {
     pub container: String,
     /// Device at the host's end.
     pub device: String,
-    /// Addresses that the plugins before have given.
+    /// Addresses that the previous plugins assigned.
     pub addresses: Vec<IpAddr>,
 }
 
-/// What a plugin did.
+/// Result of a plugin.
 #[derive(Clone, Debug)]
 pub struct Said {
-    /// It ended well.
+    /// Whether it succeeded.
     pub good: bool,
-    /// What it printed; null if nothing.
+    /// Its output; null if there is none.
     pub json: Value,
-    /// How long it took, with the start of the program.
+    /// Duration, with the start of the program.
     pub took: Duration,
 }
 
 impl Said {
-    /// Fails unless the plugin ended well.
+    /// Fails unless the plugin succeeded.
     ///
     /// # Errors
-    /// It did not; with what it said.
+    /// It failed; with its output.
     pub fn expect_good(self) -> anyhow::Result<Self> {
         ensure!(self.good, "the plugin failed: {}", self.json);
         Ok(self)
@@ -77,12 +77,12 @@ impl Sandbox {
         })
     }
 
-    /// The network namespace as the host sees it.
+    /// Path of the network namespace on the host.
     pub fn netns(&self) -> String {
         format!("/run/netns/{}.{}", self.namespace, self.name)
     }
 
-    /// What plugins before this one returned.
+    /// Result of the previous plugins.
     pub fn result(&self, version: &str) -> Value {
         let ips = self.addresses.iter().map(|address| {
             let mut ip = json!({"address": ipnet_text(*address), "interface": 1});
@@ -101,7 +101,7 @@ impl Sandbox {
     /// Calls a plugin for this sandbox; `config` is its entry in the runtime's configuration.
     ///
     /// # Errors
-    /// It cannot be started, or prints no JSON.
+    /// It cannot be started, or its output is not JSON.
     pub fn call(
         &self,
         cluster: &Cluster,
@@ -144,7 +144,7 @@ impl Sandbox {
         })
     }
 
-    /// Calls the plugin under test by a configuration of this version, with the result of the plugins before.
+    /// Calls the plugin under test with a configuration of this version and the result of the previous plugins.
     ///
     /// # Errors
     /// As [`Sandbox::call`].

@@ -1,5 +1,5 @@
 //! A large cluster of objects on a real API server, with a controller, the agents of one worker and of one gateway in a
-//! lab, and what they cost. Used by tests with loose bounds, and by `./dev bench` for figures.
+//! lab, and measurements of their cost. Used by tests with loose limits, and by `./dev bench` for figures.
 
 mod delay;
 
@@ -15,24 +15,24 @@ use std::net::{IpAddr, Ipv4Addr, TcpListener};
 use std::path::Path;
 use std::time::{Duration, Instant, SystemTime};
 
-/// The node whose agent is watched.
+/// The node whose agent is measured.
 const WORKER: &str = "w1";
 /// The gateway.
 const GATEWAY: &str = "g1";
-/// Longest wait for anything.
+/// Longest wait for any condition.
 const TIMEOUT: Duration = Duration::from_secs(300);
-/// No write of the controller for this long: it has converged.
+/// The controller has converged after this time without a write.
 const QUIET: Duration = Duration::from_secs(4);
-/// All components rest when they take less than this of a core, together, for this long.
+/// All components are at rest when they together use less than this share of a core, for this long.
 const SETTLED_CORES: f64 = 0.2;
 const SETTLED_FOR: Duration = Duration::from_secs(2);
 /// Longest wait for that.
 const SETTLED_WITHIN: Duration = Duration::from_secs(180);
-/// What every component is told.
+/// Arguments of every component.
 const SETTINGS: [&str; 4] = ["--unpooled-addresses", "Allow", "--http-port", "0"];
 const OURS: &str = "/apis/egret.dev/v1alpha1";
 const PODS: &str = "/api/v1/namespaces/default/pods";
-/// Two hosts and what a lab needs beside them.
+/// Two hosts and the other parts of a lab.
 const HOSTS: &str = "segments:
 - {name: nodes, cidrs: [192.168.122.0/24, 'fd00:122::/64']}
 - {name: outside, cidrs: [203.0.113.0/24, '2001:db8:1::/64']}
@@ -43,25 +43,25 @@ hosts:
 - {name: server, roles: [server], links: [{segment: outside}]}
 ";
 
-/// How large.
+/// Size of the cluster.
 #[derive(Clone, Copy, Debug)]
 pub struct Size {
-    /// Nodes, worker and gateway of the lab among them.
+    /// Nodes, including worker and gateway of the lab.
     pub nodes: usize,
     /// Pods; every one is selected by a policy.
     pub pods: usize,
     /// Policies, each with an address of its own.
     pub policies: usize,
-    /// All pods are on the one worker of the lab.
+    /// Whether all pods are on the one worker of the lab.
     pub all_on_worker: bool,
 }
 
-/// What a process costs while nothing changes.
+/// Cost of a process while nothing changes.
 #[derive(Clone, Copy, Debug)]
 pub struct Rest {
     /// Anonymous resident memory, MB.
     pub memory_mb: f64,
-    /// CPU, part of one core.
+    /// CPU, share of one core.
     pub cores: f64,
     /// Requests to the API server per second.
     pub requests_per_sec: f64,
@@ -70,21 +70,21 @@ pub struct Rest {
 /// The controller, the agent of the worker, that of the gateway.
 pub const COMPONENTS: [&str; 3] = ["controller", "worker", "gateway"];
 
-/// A large cluster with everything running.
+/// A large cluster with all components running.
 pub struct Large {
     size: Size,
     daemons: Vec<Daemon>,
     bulk: Bulk,
-    // The lab takes what is left of the agents along.
+    // The lab takes remaining agents down with it.
     lab: OwnedLab,
     server: ApiServer,
 }
 
 impl Large {
-    /// Makes the objects; nothing of ours runs yet.
+    /// Creates the objects; no component of Egret runs yet.
     ///
     /// # Errors
-    /// Lab or API server do not come up, or refuse objects.
+    /// Lab or API server do not come up, or reject objects.
     pub fn up(name: &str, size: Size) -> anyhow::Result<Self> {
         let options = UpOptions {
             egret: crate::egret()?,
@@ -115,15 +115,15 @@ impl Large {
         Ok(large)
     }
 
-    /// kubectl as the user who may do everything.
+    /// kubectl as administrator.
     pub fn kubectl(&self) -> &Kubectl {
         self.server.kubectl()
     }
 
-    /// Starts the controller and says how long it took until the last write, seconds.
+    /// Starts the controller; returns the time until its last write, seconds.
     ///
     /// # Errors
-    /// It does not come to rest, or not everything has its address and leases then.
+    /// It does not come to rest, or some object then lacks its address or leases.
     pub fn converge(&mut self) -> anyhow::Result<f64> {
         let own = self.server.kubectl_as(COMPONENTS[0])?;
         let source = format!("kube:{}", own.kubeconfig().display());
@@ -192,8 +192,8 @@ impl Large {
         Ok(())
     }
 
-    /// One pod more on a node where its policy has no lease yet: milliseconds from the API server's answer to its
-    /// creation until the controller's next write arrives there, that of the lease.
+    /// Adds one pod on a node where its policy has no lease yet: milliseconds from the API server's answer to its
+    /// creation until the controller's next write, that of the lease, arrives there.
     ///
     /// # Errors
     /// Nothing is written.
@@ -220,15 +220,15 @@ impl Large {
         Ok((wrote - made) * 1e3)
     }
 
-    /// The end of the audit log.
+    /// Position of the audit log's end.
     ///
     /// # Errors
-    /// There is none.
+    /// There is no log.
     pub fn now(&self) -> anyhow::Result<u64> {
         Ok(std::fs::metadata(self.server.audit_log())?.len())
     }
 
-    /// What the controller wrote since then, as `update egressaddresses` or `patch egresses/status`, in order.
+    /// Writes of the controller since then, as `update egressaddresses` or `patch egresses/status`, in order.
     ///
     /// # Errors
     /// The audit log cannot be read.
@@ -244,16 +244,17 @@ impl Large {
         Ok(writes.into_iter().map(text).collect())
     }
 
-    /// Waits until the controller writes nothing any more.
+    /// Waits until the controller stops writing.
     ///
     /// # Errors
-    /// It goes on.
+    /// It does not stop.
     pub fn wait_quiet(&self) -> anyhow::Result<()> {
         let from = std::fs::metadata(self.server.audit_log())?.len();
         self.quiet_since(from).map(drop)
     }
 
-    /// The same; the time of its last write after this byte of the audit log, in seconds of the day (UTC).
+    /// As [`Self::wait_quiet`]; returns the time of its last write after this byte of the audit log, in seconds of the
+    /// day (UTC).
     fn quiet_since(&self, mut from: u64) -> anyhow::Result<f64> {
         let log = self.server.audit_log();
         let (mut last, mut since) = (0.0, Instant::now());
@@ -271,7 +272,7 @@ impl Large {
         Ok(last)
     }
 
-    /// What each of [`COMPONENTS`] costs over this time.
+    /// Cost of each of [`COMPONENTS`] over this time.
     ///
     /// # Errors
     /// One of them is gone.
@@ -283,7 +284,7 @@ impl Large {
             .collect::<Result<_, _>>()?;
         let cpus =
             || -> anyhow::Result<Vec<f64>> { pids.iter().map(|pid| cpu_seconds(*pid)).collect() };
-        // What was planned or programmed may have to settle; what never rests is measured as it is.
+        // Planning or programming may have to settle; a component that never rests is measured as it is.
         let _ = until("all components to rest", SETTLED_WITHIN, || {
             let before = cpus()?;
             std::thread::sleep(SETTLED_FOR);
@@ -312,7 +313,7 @@ impl Large {
         Ok(rests)
     }
 
-    /// Policies that have an address.
+    /// Number of policies that have an address.
     fn allocated(&self) -> anyhow::Result<usize> {
         let form = "jsonpath={range .items[*]}{.status.addresses[0]}{\"\\n\"}{end}";
         let said = self.kubectl().run(&["get", "egress", "-o", form])?;
@@ -369,7 +370,7 @@ impl Large {
         self.bulk.send((0..self.size.policies).map(policy))
     }
 
-    /// Makes pods, first without addresses and then with, as it happens with kubelets.
+    /// Creates pods, first without addresses and then with them, as kubelets do.
     fn make_pods(&self, numbers: impl Iterator<Item = usize>) -> anyhow::Result<()> {
         let (mut made, mut statuses) = (Vec::new(), Vec::new());
         for number in numbers {
@@ -468,7 +469,7 @@ pub fn cpu_seconds(pid: i32) -> anyhow::Result<f64> {
     Ok(ticks / per_second.context("ticks per second")? as f64)
 }
 
-/// Resident memory without what is shared with other processes, MB.
+/// Resident memory without shared pages, MB.
 ///
 /// # Errors
 /// The process has ended.

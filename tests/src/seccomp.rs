@@ -1,8 +1,8 @@
-//! Kernels that refuse things: system calls of this thread, and of all that it starts, fail (seccomp(2)).
+//! Kernels that refuse calls: system calls of this thread, and of all its children, fail (seccomp(2)).
 
 use std::io;
 
-/// What is refused.
+/// The refused calls.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Refused {
     /// BPF links (`BPF_LINK_CREATE`): a kernel without tcx.
@@ -24,7 +24,7 @@ const fn jump(code: u32, value: u32, if_true: u8, if_false: u8) -> libc::sock_fi
     }
 }
 
-/// Refuses it from now on, for good.
+/// Refuses it from now on, permanently.
 ///
 /// # Errors
 /// The system does not let us.
@@ -37,7 +37,7 @@ pub fn refuse(what: Refused) -> io::Result<()> {
     const NUMBER: u32 = 0;
     const FIRST_ARGUMENT: u32 = 16;
     let (errno, commands) = match what {
-        // What a kernel says that does not know the attach type.
+        // Error of a kernel that does not know the attach type.
         Refused::Links => (libc::EINVAL, Some(BPF_LINK_CREATE)),
         Refused::Bpf => (libc::EPERM, None),
     };

@@ -1,4 +1,4 @@
-//! Socket options that the standard library has no words for.
+//! Socket options that the standard library lacks.
 
 use std::io::Error;
 use std::net::UdpSocket;
@@ -8,7 +8,7 @@ fn is_v4(socket: &UdpSocket) -> std::io::Result<bool> {
     Ok(socket.local_addr()?.is_ipv4())
 }
 
-/// Packets of this socket are never fragmented: a send that does not fit is refused (ip(7): `IP_PMTUDISC_DO`).
+/// Packets of this socket are never fragmented: a send that does not fit fails (ip(7): `IP_PMTUDISC_DO`).
 ///
 /// # Errors
 /// The system refuses.
@@ -28,7 +28,7 @@ pub fn forbid_fragments(socket: &UdpSocket) -> std::io::Result<()> {
     set(socket, level, name, value)
 }
 
-/// From now on each send is cut into datagrams of so many bytes (udp(7): `UDP_SEGMENT`).
+/// Each send is cut into datagrams of this many bytes (udp(7): `UDP_SEGMENT`).
 ///
 /// # Errors
 /// The system refuses.
@@ -36,7 +36,7 @@ pub fn segment(socket: &UdpSocket, bytes: u16) -> std::io::Result<()> {
     set(socket, libc::SOL_UDP, libc::UDP_SEGMENT, bytes.into())
 }
 
-/// From now on a receive may return several datagrams of one flow at once (udp(7): `UDP_GRO`).
+/// A receive may return several datagrams of one flow at once (udp(7): `UDP_GRO`).
 ///
 /// # Errors
 /// The system refuses.
@@ -44,7 +44,7 @@ pub fn merge(socket: &UdpSocket) -> std::io::Result<()> {
     set(socket, libc::SOL_UDP, libc::UDP_GRO, 1)
 }
 
-/// Takes datagrams without checksum also over IPv6 (RFC 6935), as it always does over IPv4.
+/// Accepts datagrams without a checksum over IPv6, too (RFC 6935), as always over IPv4.
 ///
 /// # Errors
 /// The system refuses.
@@ -91,7 +91,7 @@ pub fn path_mtu(socket: &UdpSocket) -> std::io::Result<u32> {
     };
     let mut value: libc::c_int = 0;
     let mut length = size_of::<libc::c_int>() as libc::socklen_t;
-    // SAFETY: the descriptor is open for the call, and both pointers are to locals of the sizes told.
+    // SAFETY: the descriptor is open for the call, and both pointers are to locals of the given sizes.
     let result = unsafe {
         libc::getsockopt(
             socket.as_raw_fd(),

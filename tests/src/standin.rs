@@ -1,4 +1,4 @@
-//! A stand-in for network plugins that take pods' packets past the node's stack: see `tests/standin/bypass.bpf.c`.
+//! A stand-in for network plugins whose pods' packets bypass the host stack: see `tests/standin/bypass.bpf.c`.
 
 use anyhow::{Context, ensure};
 use egret_lab::Lab;
@@ -7,7 +7,7 @@ use std::process::Command;
 
 const SOURCE: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/standin/bypass.bpf.c");
 
-/// The compiled programs, in a folder that hosts see and that goes with the value.
+/// The compiled programs, in a folder that hosts can access and that is removed with the value.
 pub struct Standin {
     folder: PathBuf,
 }
@@ -22,14 +22,14 @@ impl Standin {
     /// Compiles the programs.
     ///
     /// # Errors
-    /// There is no clang, or it refuses them.
+    /// clang is missing, or rejects them.
     pub fn compile(test: &str) -> anyhow::Result<Self> {
         let folder = std::env::temp_dir().join(format!("egret-{test}-{}", std::process::id()));
         std::fs::create_dir_all(&folder)?;
         let standin = Self { folder };
         let output = Command::new("clang")
             .args(["-O2", "-g", "-Wall", "-Werror", "-target", "bpf"])
-            // Debian keeps asm/types.h in the directory of the architecture.
+            // Debian has asm/types.h in the directory of the architecture.
             .arg(format!(
                 "-I/usr/include/{}-linux-gnu",
                 std::env::consts::ARCH
@@ -46,10 +46,10 @@ impl Standin {
         self.folder.join("bypass.o")
     }
 
-    /// Takes the packets of all pods of a host past its stack, and those that come for them. The router learns the way.
+    /// Lets the packets of all pods of a host, and those towards them, bypass its stack. The router gets the route.
     ///
     /// # Errors
-    /// `tc` refuses something.
+    /// `tc` rejects a command.
     pub fn take_over(&self, lab: &Lab, host: &str) -> anyhow::Result<()> {
         let layout = lab.layout()?;
         let found = layout.host(host).context("no such host")?;
@@ -59,7 +59,7 @@ impl Standin {
         for link in &found.links {
             self.filter(lab, host, &link.device, "to_pod")?;
         }
-        // Nothing is translated, so the world must know the way to the pods.
+        // Nothing is translated, so the network outside needs routes to the pods.
         for prefix in &found.pod_cidrs {
             let mut vias = found.node_addresses();
             let via = vias.find(|via| via.is_ipv4() == prefix.addr().is_ipv4());
@@ -74,7 +74,7 @@ impl Standin {
     /// Attaches one of the programs at the ingress of a device.
     ///
     /// # Errors
-    /// `tc` refuses it.
+    /// `tc` rejects it.
     pub fn filter(&self, lab: &Lab, host: &str, device: &str, program: &str) -> anyhow::Result<()> {
         // Egret has it already where its programs are filters.
         let _exists = exec(lab, host, &["tc", "qdisc", "add", "dev", device, "clsact"]);
@@ -91,10 +91,10 @@ impl Standin {
         exec(lab, host, &[&words[..], &program[..]].concat())
     }
 
-    /// Puts an XDP program at a device.
+    /// Attaches an XDP program to a device.
     ///
     /// # Errors
-    /// `ip` refuses it.
+    /// `ip` rejects it.
     pub fn express(&self, lab: &Lab, host: &str, device: &str) -> anyhow::Result<()> {
         let object = self.object();
         let words = ["ip", "link", "set", "dev", device, "xdpgeneric", "obj"];

@@ -1,12 +1,12 @@
 //! Runs named steps that share one lab, as a test program without libtest: one lab per group, steps in order, a line
-//! for each. A group has a process of its own: no panic, crash or hang in it takes others along, and whatever ends it,
-//! its labs are taken down.
+//! for each. A group has its own process: no panic, crash or hang in it affects others, and its labs are always taken
+//! down.
 //!
 //! ```text
 //! arguments   what `cargo test` and nextest pass on: filters, --exact, --skip, --list, --ignored, --test-threads
 //! schedule    which groups run when, and the lines that `./dev test` and `xtask` read
-//! process     the process of a group, seen by the one that starts it
-//! child       the same process, seen from within
+//! process     the process of a group, from its parent's side
+//! child       the process of a group, from its own side
 //! labs        names of labs, and taking down those of a process that was killed
 //! ```
 
@@ -28,7 +28,7 @@ pub type Outcome = anyhow::Result<()>;
 pub struct Step<C> {
     /// Name, a sentence with underscores.
     pub name: &'static str,
-    /// What it does with the shared lab.
+    /// The test of the shared lab.
     pub run: fn(&C) -> Outcome,
 }
 
@@ -56,9 +56,9 @@ macro_rules! modules {
     };
 }
 
-/// What a test returns: nothing, where it fails by a panic only, or an [`Outcome`].
+/// Result of a test: nothing, if it fails by a panic only, or an [`Outcome`].
 pub trait IntoOutcome {
-    /// The same as a result.
+    /// Converts it into a result.
     ///
     /// # Errors
     /// The test failed.
@@ -77,14 +77,14 @@ impl IntoOutcome for Outcome {
     }
 }
 
-/// Hears how a step ended: its whole name, and whether it passed.
+/// Receives the result of a step: its whole name, and whether it passed.
 type Report<'a> = dyn FnMut(&str, bool) + 'a;
-/// Brings the lab up and runs the steps with these whole names; the first argument is what comes before their own.
+/// Brings the lab up and runs the steps with these whole names; the first argument is the prefix of their own names.
 type Work = dyn FnOnce(&str, &[String], &mut Report<'_>) + Send;
 
 /// Steps that share one lab.
 pub struct Group {
-    /// None: the group is a single test, which is named by itself.
+    /// `None`: the group is a single test, which has its own name.
     name: Option<&'static str>,
     steps: Vec<&'static str>,
     is_omitted: fn() -> bool,
@@ -92,7 +92,7 @@ pub struct Group {
 }
 
 impl Group {
-    /// Steps with the function that brings their lab up; it is not called where no step is wanted.
+    /// Steps with the function that brings their lab up; it is not called if no step is selected.
     pub fn new<C: 'static>(
         name: &'static str,
         up: impl FnOnce() -> anyhow::Result<C> + Send + 'static,
@@ -108,7 +108,7 @@ impl Group {
         }
     }
 
-    /// A test that shares nothing.
+    /// A test that shares no lab.
     pub fn single<T: IntoOutcome + 'static>(name: &'static str, test: fn() -> T) -> Self {
         Self {
             name: None,
@@ -122,13 +122,14 @@ impl Group {
         }
     }
 
-    /// Not run where this holds. Its tests then count as ignored, and the function says why.
+    /// Skips the group if this function returns true. Its tests then count as ignored, and the function prints the
+    /// reason.
     #[must_use]
     pub fn unless(self, is_omitted: fn() -> bool) -> Self {
         Self { is_omitted, ..self }
     }
 
-    /// What comes before the names of its steps.
+    /// Prefix of the names of its steps.
     fn prefix(&self, module: &str) -> String {
         match self.name {
             Some(name) => format!("{module}::{name}"),
@@ -136,7 +137,7 @@ impl Group {
         }
     }
 
-    /// Names the group among all of the program.
+    /// Identifier of the group within the program.
     fn id(&self, module: &str) -> String {
         match self.name {
             Some(name) => format!("{module}::{name}"),
@@ -144,7 +145,7 @@ impl Group {
         }
     }
 
-    /// Whole names of its steps that the arguments want.
+    /// Whole names of its steps that the arguments select.
     fn chosen(&self, module: &str, arguments: &Arguments) -> Vec<String> {
         let prefix = self.prefix(module);
         let names = || self.steps.iter().map(|step| format!("{prefix}::{step}"));
@@ -164,7 +165,7 @@ pub struct Module {
 }
 
 impl Module {
-    /// A module with its groups. Modules run beside each other, as many groups at a time as there are processors.
+    /// A module with its groups. Modules run in parallel, as many groups at a time as there are processors.
     pub fn new(name: &'static str, groups: Vec<Group>) -> Self {
         Self {
             name,
@@ -183,7 +184,7 @@ impl Module {
         }
     }
 
-    /// Runs so many of its groups at a time, and no other module meanwhile: for those that mostly wait.
+    /// Runs this many of its groups at a time, and no other module meanwhile: for groups that mostly wait.
     #[must_use]
     pub fn at_once(self, groups: usize) -> Self {
         Self {
@@ -192,7 +193,7 @@ impl Module {
         }
     }
 
-    /// Whether other modules may run meanwhile.
+    /// Whether other modules may run at the same time.
     fn is_shared(&self) -> bool {
         !self.is_timed && self.at_once.is_none()
     }

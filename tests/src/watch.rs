@@ -1,4 +1,4 @@
-//! What leaves the cluster, seen at the router, and which source the server sees.
+//! Packets that leave the cluster, captured at the router, and the source that the server sees.
 
 use crate::Cluster;
 use crate::cluster::{DEADLINE, echo};
@@ -12,10 +12,10 @@ use egret_lab::{Lab, Place};
 use std::net::IpAddr;
 use std::time::Duration;
 
-/// Bridge of the segment where the server is.
+/// Bridge of the server's segment.
 const OUTSIDE: &str = "br-outside";
 
-/// A report about a packet that came in, not a packet of a pod.
+/// Whether a packet is an error about a packet that came in, and not a packet of a pod.
 pub fn is_icmp_error(packet: &Packet) -> bool {
     let is_v4 = packet.source.is_ipv4();
     let kind = packet.bytes.get(14 + if is_v4 { 20 } else { 40 });
@@ -33,11 +33,11 @@ pub struct Leaving {
 }
 
 impl Leaving {
-    /// Watches from now on for packets from the cluster to the segment `outside` that must not be. ICMP errors that
-    /// gateways send under their own address (too big, expired) are not looked at.
+    /// Watches from now on for forbidden packets from the cluster to the segment `outside`. ICMP errors that gateways
+    /// send under their own address (too big, expired) are ignored.
     ///
     /// # Errors
-    /// There is no router, or nothing can be captured.
+    /// There is no router, or a capture fails.
     pub fn watch(
         cluster: &Cluster,
         is_wrong: impl Fn(&Packet) -> bool + Clone + Send + 'static,
@@ -45,7 +45,7 @@ impl Leaving {
         Self::of(cluster.lab(), is_wrong)
     }
 
-    /// The same for any lab.
+    /// As [`Self::watch`], for any lab.
     ///
     /// # Errors
     /// As [`Self::watch`].
@@ -86,8 +86,8 @@ impl Leaving {
         Ok(Self { captures, sources })
     }
 
-    /// Ends the captures. Good where nothing wrong was seen, nothing was lost, and at least one packet left at all
-    /// (else the captures would prove nothing).
+    /// Ends the captures. Passes if no forbidden packet was seen, nothing was lost, and at least one packet left at all
+    /// (otherwise the captures would prove nothing).
     ///
     /// # Errors
     /// Otherwise, with the packets.
@@ -103,7 +103,7 @@ impl Leaving {
         Ok(())
     }
 
-    /// Packets so far that must not be.
+    /// Number of forbidden packets so far.
     pub fn wrong(&self) -> u64 {
         self.captures
             .iter()
@@ -111,7 +111,7 @@ impl Leaving {
             .sum()
     }
 
-    /// Ends the captures: how many packets that must not be were seen.
+    /// Ends the captures; returns the number of forbidden packets.
     ///
     /// # Errors
     /// A capture lost packets.
@@ -130,11 +130,11 @@ impl Leaving {
     }
 }
 
-/// How long one try waits for an answer where the source may be changing. A change cuts connections that are open, and
-/// who only listens on one is not told (docs/datapath.md): asking anew finds the source.
+/// How long one try waits for an answer where the source may be changing. A change cuts open connections, and a client
+/// that only receives is not told (docs/datapath.md): a new request finds the source.
 const TRY: Duration = Duration::from_secs(3);
 
-/// Source addresses that the server sees of a place, by TCP, UDP and ping.
+/// Source addresses that the server sees for a place, by TCP, UDP and ping.
 ///
 /// # Errors
 /// No answer in time.
@@ -155,7 +155,7 @@ fn sources_within(place: &Place, server: IpAddr, time: Duration) -> anyhow::Resu
     ])
 }
 
-/// Checks that the server sees a place with this source by TCP, UDP and ping.
+/// Checks that the server sees this source for a place by TCP, UDP and ping.
 ///
 /// # Errors
 /// Another source, or no answer in time.
@@ -173,8 +173,8 @@ fn compare(place: &Place, server: IpAddr, source: IpAddr, seen: [IpAddr; 3]) -> 
     Ok(())
 }
 
-/// Waits until the server sees a place with this source by TCP, UDP and ping: for what follows a change that no status
-/// tells of, such as a policy that is gone.
+/// Waits until the server sees this source for a place by TCP, UDP and ping: for effects that no status shows, such as
+/// those of a deleted policy.
 ///
 /// # Errors
 /// Another source, or no answer, until the deadline.

@@ -1,15 +1,15 @@
-//! `compatibility`: the page about the acceptance cases of earlier systems, generated from the catalogue, from what
-//! tests say of themselves and from the output of a run.
+//! `compatibility`: the page about the acceptance cases of earlier systems, generated from the catalogue, from comments
+//! of tests and from the output of a run.
 //!
 //! ```text
-//! catalogue   the cases: id, what must be so, why it cannot be shown here
+//! catalogue   the cases: id, required behaviour, why it cannot be shown here
 //! tests       which test shows which case: lines `Cases: N1, N3.` in the documentation of test functions
-//! verdicts    what a run printed about each test
-//! page        the page, and the verdicts of the page that is there
+//! verdicts    result of each test in a run
+//! page        the page, and the verdicts of the existing page
 //! ```
 //!
-//! A verdict stays on the page until a run has another one of that test, so that a run of one test program is enough
-//! to bring its lines up to date.
+//! A verdict stays on the page until a run has another one of that test, so that a run of one test program is enough to
+//! update its lines.
 
 mod catalogue;
 mod page;
@@ -26,7 +26,7 @@ use verdicts::Verdicts;
 
 const PAGE: &str = "docs/compatibility.md";
 
-/// Writes the page with the verdicts of the runs, the later ones last; with `check` fails if it is not current.
+/// Writes the page with the verdicts of the runs, the later ones last; with `check` fails if it is outdated.
 ///
 /// # Errors
 /// A case has neither test nor reason, a test names an unknown case, or a run cannot be read.
@@ -64,7 +64,7 @@ fn verdicts_of(file: &Path) -> anyhow::Result<Verdicts> {
     Ok(read)
 }
 
-/// Cases without test or reason, and tests of cases that are none.
+/// Cases without test or reason, and tests of unknown cases.
 fn problems(shown: &[Shown]) -> Vec<String> {
     let mut problems = Vec::new();
     let mut ids = BTreeSet::new();

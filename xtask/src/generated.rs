@@ -1,4 +1,4 @@
-//! Files that are written by a task and committed, and compared by `--check`.
+//! Files that a task writes, that are committed, and that `--check` compares.
 
 use anyhow::{Context, ensure};
 use std::path::Path;
@@ -8,7 +8,7 @@ pub fn read(path: &str) -> anyhow::Result<String> {
     std::fs::read_to_string(absolute(path)).with_context(|| format!("reading {path}"))
 }
 
-/// Writes the file, or with `check` fails if it differs: `task` is what would write it.
+/// Writes the file, or with `check` fails if it differs: `task` is the command that writes it.
 pub fn put(path: &str, text: &str, check: bool, task: &str) -> anyhow::Result<()> {
     let current = read(path).is_ok_and(|found| found == text);
     ensure!(

@@ -10,7 +10,7 @@ use std::fmt::Write;
 
 const PAGE: &str = "docs/metrics.md";
 
-/// Writes the tables, or with `check` fails if one is not current.
+/// Writes the tables, or with `check` fails if one is outdated.
 pub fn run(check: bool) -> anyhow::Result<()> {
     let page = generated::read(PAGE)?;
     let mut text = page;
@@ -65,10 +65,10 @@ fn registered(registry: &Registry) -> anyhow::Result<String> {
     Ok(table)
 }
 
-/// What the OpenMetrics text says of one metric.
+/// Description of one metric in the OpenMetrics text.
 #[derive(Debug, PartialEq, Eq)]
 struct Metric<'a> {
-    /// As it is served: counters end in `_total`.
+    /// The served name: counters end in `_total`.
     name: String,
     kind: &'a str,
     labels: Vec<&'a str>,
@@ -118,7 +118,7 @@ fn row(table: &mut String, cells: &[&str]) {
     let _ = writeln!(table, "| {} |", cells.join(" | "));
 }
 
-/// The page with another table under this heading; none if there is none.
+/// The page with another table under this heading; `None` if it has no such table.
 fn with_table(page: &str, title: &str, table: &str) -> Option<String> {
     let (before, section) = page.split_once(&format!("\n## {title}\n"))?;
     let end = section.find("\n## ").unwrap_or(section.len());

@@ -1,21 +1,21 @@
-//! `rerun`: which tests of a run that failed are worth a second try (docs/decisions/0097), as arguments for `cargo test`.
+//! `rerun`: failed tests of a run that are worth a second try (docs/decisions/0097), as arguments for `cargo test`.
 
 use crate::test_log::{self, Ended, Kind, Program};
 use anyhow::{Context, bail, ensure};
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 
-/// More labs and tests that fail are no chance.
+/// More failed labs and tests are no coincidence.
 const FAILED_MAX: usize = 3;
-/// Modules whose failure counts at once: one packet with a wrong source is enough.
+/// Modules whose failure is final: one packet with a wrong source is enough.
 const NEVER: [&str; 2] = ["wrong_source::", "matrix::"];
-/// What a test says after the number of packets that must not be.
+/// Text of a test after the number of forbidden packets.
 const WRONG_PACKETS: [&str; 2] = [" offending packets", " packets with a wrong source"];
 
-/// Prints a line for every test program that has such tests.
+/// Prints a line for every test program with such tests.
 ///
 /// # Errors
-/// The file cannot be read, or nothing is run again; the error says why.
+/// The file cannot be read, or no test is run again; the error contains the reason.
 pub fn run(file: &Path) -> anyhow::Result<()> {
     let text = std::fs::read_to_string(file);
     let text = text.with_context(|| format!("reading {}", file.display()))?;
@@ -56,7 +56,7 @@ fn arguments(text: &str) -> anyhow::Result<Vec<String>> {
     failed.into_iter().map(line).collect()
 }
 
-/// Steps of a lab fail together where the lab does not come up.
+/// Steps of a lab fail together if the lab does not come up.
 fn unit<'a>(test: &Ended<'a>) -> &'a str {
     match test.name.rsplit_once("::") {
         Some((group, _)) if test.program.is_modular() && group.contains("::") => group,

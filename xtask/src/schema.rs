@@ -1,5 +1,5 @@
-//! `schema`: `docs/cli-v1.schema.json`, derived from the types that `egret -o json` prints. That the program prints what the
-//! schema says is tested in `crates/cli`.
+//! `schema`: `docs/cli-v1.schema.json`, derived from the types that `egret -o json` prints. A test in `crates/cli`
+//! checks that the program's output fits the schema.
 
 use crate::generated;
 use egret_agent::doctor::Doctor;
@@ -11,14 +11,14 @@ use serde_json::{Map, Value, json};
 
 const PATH: &str = "docs/cli-v1.schema.json";
 
-/// Writes the schema, or with `check` fails if it is not current.
+/// Writes the schema, or with `check` fails if it is outdated.
 pub fn run(check: bool) -> anyhow::Result<()> {
     let text = serde_json::to_string_pretty(&schema())? + "\n";
     generated::put(PATH, &text, check, "schema")
 }
 
 fn schema() -> Value {
-    // As written, not as read: every field that is printed is required.
+    // For serialization, not deserialization: every printed field is required.
     let settings = SchemaSettings::draft2020_12().for_serialize();
     let mut generator = settings.into_generator();
     generator.subschema_for::<Status>();
@@ -43,7 +43,7 @@ fn schema() -> Value {
     })
 }
 
-/// `egret plan -o json`, which no type of ours is.
+/// `egret plan -o json`, for which there is no type.
 fn plan(generator: &mut SchemaGenerator) -> Value {
     let plan = generator.subschema_for::<ClusterPlan>();
     let findings = generator.subschema_for::<Vec<FindingView>>();

@@ -1,13 +1,13 @@
 //! Output of `cargo test`: one line for each test, by libtest and by `egret_tests::steps` alike.
 
-/// Test programs whose modules were programs of their own once: their tests are named `module::group::step`, or
+/// Test programs whose modules were separate programs before: their tests are named `module::group::step`, or
 /// `module::test`.
 pub const MODULAR: [&str; 4] = ["lab", "promise", "kube", "install"];
 
 /// A test that ended.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Ended<'a> {
-    /// What cargo ran.
+    /// The program that cargo ran.
     pub program: Program<'a>,
     /// Whole name.
     pub name: &'a str,
@@ -18,9 +18,9 @@ pub struct Ended<'a> {
 /// A test program.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Program<'a> {
-    /// As its file is named: `classic`, or `egret_core` for tests within that library.
+    /// Name of its file: `classic`, or `egret_core` for tests within that library.
     pub name: &'a str,
-    /// How cargo is told to run it.
+    /// How cargo selects it.
     pub kind: Kind,
 }
 
@@ -48,7 +48,7 @@ impl Program<'_> {
 pub fn read(text: &str) -> Vec<Ended<'_>> {
     let mut all = Vec::new();
     let mut program = None;
-    // A test that prints by itself: its result stands on a line of its own.
+    // A test with output of its own: its result is on a separate line.
     let mut open: Option<&str> = None;
     for line in text.lines().map(str::trim) {
         if let Some(next) = running(line) {

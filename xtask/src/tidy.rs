@@ -1,6 +1,6 @@
-//! `tidy`: rules of this repository that neither compiler nor lints know. `cargo test -p xtask` runs the same checks.
+//! `tidy`: rules of this repository that neither compiler nor lints check. `cargo test -p xtask` runs the same checks.
 //!
-//! Every check is a function of the [`Tree`], so that its tests can hand it a bad one.
+//! Every check is a function of the [`Tree`], so that its tests can pass an invalid one.
 
 mod circles;
 mod kernel;
@@ -16,13 +16,13 @@ use anyhow::{Context, bail};
 use std::collections::BTreeMap;
 use std::path::Path;
 
-/// Every file of the repository: path with slashes, and text (of binary files as much as is text).
+/// All files of the repository: path with slashes, and text (lossy for binary files).
 #[derive(Debug, Default)]
 pub struct Tree {
     files: BTreeMap<String, String>,
 }
 
-/// Folders at the root that are no part of it.
+/// Folders at the root that are not read.
 const PASSED_OVER: &[&str] = &[".git", "target"];
 
 impl Tree {
@@ -87,7 +87,7 @@ impl Tree {
             .map(|(path, text)| (path.as_str(), text.as_str()))
     }
 
-    /// Whether there is such a file or folder.
+    /// Whether the file or folder exists.
     fn exists(&self, path: &str) -> bool {
         let folder = format!("{}/", path.trim_end_matches('/'));
         path.is_empty()
@@ -96,7 +96,7 @@ impl Tree {
     }
 }
 
-/// Prints what is untidy and fails if anything is.
+/// Prints all problems and fails if there are any.
 pub fn run() -> anyhow::Result<()> {
     let tree = Tree::load()?;
     for line in sources::long_files(&tree) {
@@ -121,7 +121,7 @@ pub fn run() -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Fails with every problem on a line of its own.
+/// Fails and prints each problem on a separate line.
 #[cfg(test)]
 fn assert_none(problems: &[String]) {
     assert!(problems.is_empty(), "\n{}\n", problems.join("\n"));

@@ -1,4 +1,4 @@
-//! What is generated and committed is what the code would generate now. A failure names the command to run.
+//! Committed generated files equal what the code generates. A failure names the command to run.
 
 use std::process::Command;
 

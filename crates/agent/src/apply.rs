@@ -1,5 +1,5 @@
-//! What carries out decisions beside the data path: the gateway role between observers and data path, and what a restarted
-//! agent must know to adopt what its predecessor left.
+//! Stateful part between decisions and data path: the gateway role, and the state file that a restarted agent reads to
+//! adopt its predecessor's kernel state.
 
 mod gateway;
 mod remembered;

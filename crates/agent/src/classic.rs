@@ -1,4 +1,4 @@
-//! Runs the driver `classic` on one node: what is wanted + the node's addresses -> [`classic_state`] -> kernel.
+//! Runs the driver `classic` on one node: wanted mappings + the node's addresses -> [`classic_state`] -> kernel.
 
 mod mappings;
 
@@ -17,25 +17,25 @@ use std::sync::mpsc::{self, RecvTimeoutError};
 use std::time::{Duration, Instant};
 use std::{fs, io};
 
-/// Longest wait before the stop flag is looked at.
+/// Poll interval of the stop flag.
 const LOOK_UP: Duration = Duration::from_millis(200);
 const STATE_FILE: &str = "state.json";
 
-/// How the driver runs.
+/// Configuration of the driver.
 pub struct ClassicConfig {
-    /// What must outlive the process.
+    /// Directory for state that outlives the process.
     pub state_directory: PathBuf,
-    /// How often what is wanted is read anew at least; changes of the node's addresses are seen at once. `None`: once,
-    /// and everything stays when it ends.
+    /// Longest interval between two reads of the mappings; changes of the node's addresses take effect at once. `None`:
+    /// apply once, and leave the kernel state in place at the end.
     pub interval: Option<Duration>,
-    /// Directories that what is wanted is read from: a change in one is seen at once.
+    /// Directories that the mappings are read from: a change in one takes effect at once.
     pub watched: Vec<PathBuf>,
 }
 
-/// What is wanted now; `None`: as before, because it cannot be read.
+/// The wanted mappings; `None` if they cannot be read and the previous ones stay.
 pub type ReadWanted = Box<dyn FnMut() -> Option<ClassicWanted>>;
 
-/// Runs until `stop` is set, then removes everything; or once.
+/// Runs until `stop` is set, then removes everything; or applies once.
 pub fn run_classic(
     config: &ClassicConfig,
     mut read: ReadWanted,
@@ -52,7 +52,7 @@ pub fn run_classic(
     let mut wanted = None;
     let mut read_at: Option<Instant> = None;
     while !stop.load(Ordering::Relaxed) {
-        // Asked first: what changes while they are read is read again.
+        // Checked before the read: a change during the read causes another one.
         if mappings.changed() || read_at.is_none_or(|at| at.elapsed() >= interval) {
             wanted = read().or(wanted);
             read_at = Some(Instant::now());
@@ -62,7 +62,7 @@ pub fn run_classic(
         }
         let due = read_at.map_or(Duration::ZERO, |at| interval.saturating_sub(at.elapsed()));
         match changes.recv_timeout(due.min(LOOK_UP)) {
-            // Whatever else changed meanwhile is seen by the same look.
+            // This read covers all other pending notifications.
             Ok(()) => while changes.try_recv().is_ok() {},
             Err(RecvTimeoutError::Timeout) => {}
             Err(RecvTimeoutError::Disconnected) => break,
@@ -74,7 +74,7 @@ pub fn run_classic(
     Ok(())
 }
 
-/// Removes everything of the driver. Goes on after errors and returns them all.
+/// Removes everything of the driver. Continues after errors and returns them all.
 pub fn cleanup_classic(config: &ClassicConfig) -> Vec<String> {
     match Driver::open(config) {
         Ok(mut driver) => driver.remove(),
@@ -85,10 +85,10 @@ pub fn cleanup_classic(config: &ClassicConfig) -> Vec<String> {
 struct Driver {
     datapath: ClassicDatapath,
     directory: PathBuf,
-    /// What an earlier process applied last.
+    /// State that an earlier process applied last.
     before: Option<ClassicState>,
     applied: Option<ClassicState>,
-    /// The error told last: one that stays is told once.
+    /// Last logged error: a repeated one is logged once.
     told: Option<String>,
 }
 
@@ -104,13 +104,13 @@ impl Driver {
         })
     }
 
-    /// Makes and keeps the kernel as wanted; an error is told, and tried again at the next look.
+    /// Applies the wanted state; an error is logged, and retried at the next interval.
     fn keep(&mut self, wanted: &ClassicWanted) {
         let error = self.apply(wanted).err().map(|error| with_causes(&error));
         if let Some(error) = &error
             && self.told.as_ref() != Some(error)
         {
-            tracing::error!(error, "the kernel is not as wanted");
+            tracing::error!(error, "cannot apply the wanted state");
         }
         self.told = error;
     }
@@ -125,9 +125,9 @@ impl Driver {
         if drift.is_empty() && self.applied.as_ref() == Some(&state) {
             return Ok(());
         }
-        // Before: what is written down too much only makes a successor look at more flows.
+        // Saved before the apply: an entry too many only makes a successor check more flows.
         if let Err(error) = self.save(&state) {
-            tracing::warn!(%error, directory = %self.directory.display(), "writing the state down");
+            tracing::warn!(%error, directory = %self.directory.display(), "cannot save the state");
         }
         let forgotten = self.datapath.apply(&state, self.before.as_ref())?;
         self.tell(&state, forgotten);
@@ -174,7 +174,7 @@ impl Driver {
             }
             _ => {}
         }
-        // Only if nobody else keeps anything in them.
+        // Only if they are empty.
         let _in_use = fs::remove_dir(&self.directory);
         if let Some(parent) = self.directory.parent() {
             let _in_use = fs::remove_dir(parent);

@@ -1,10 +1,10 @@
-//! The CNI: pods are told of, and taken back, by the plugin `egret-cni` before the API shows it.
+//! The CNI: the plugin `egret-cni` announces pods and their end before the API shows it.
 //!
 //! ```text
 //! runtime -> egret-cni -> socket thread --PendingCall--> main loop: PendingCalls --answer--> egret-cni
-//!                                                    |  lays told addresses over the view
-//!                                                    +- keeps for the plugin, on disk, who may start without an agent
-//! installer thread: chains the plugin into the runtime's configuration, and keeps it there
+//!                                                    |  lays announced addresses over the view
+//!                                                    +- writes the plugin's file: pods that may start without an agent
+//! installer thread: chains the plugin into the runtime's configuration, and repairs it there
 //! ```
 
 mod chain;
@@ -25,39 +25,39 @@ use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-/// Longest wait for a request once the plugin has connected, and for it to take an answer.
+/// Longest wait for a request after the plugin has connected, and for it to receive an answer.
 const PATIENCE: Duration = Duration::from_secs(1);
 
-/// Where the plugin finds the agent, and where the agent puts the plugin.
+/// Paths of the CNI socket and of the plugin's installation.
 #[derive(Clone, Debug)]
 pub struct CniConfig {
     /// Socket for the plugin.
     pub socket: PathBuf,
-    /// Where to install the plugin; `None`: nowhere, what is there is left alone.
+    /// Where to install the plugin; `None`: no installation, existing files are not touched.
     pub install: Option<InstallConfig>,
 }
 
-/// Where the plugin is installed.
+/// Paths of the plugin's installation.
 #[derive(Clone, Debug)]
 pub struct InstallConfig {
-    /// The runtime's CNI configuration, usually /etc/cni/net.d.
+    /// The runtime's CNI configuration directory, usually /etc/cni/net.d.
     pub conf_directory: PathBuf,
-    /// The runtime's plugins.
+    /// The runtime's plugin directory.
     pub bin_directory: PathBuf,
-    /// The plugin as it came with the agent.
+    /// The plugin's executable as shipped with the agent.
     pub plugin: PathBuf,
-    /// Take out what an earlier agent has installed there, instead of installing.
+    /// Remove the installation of an earlier agent instead of installing.
     pub remove: bool,
 }
 
-/// A call of the plugin on its way to the main loop, with the way back.
+/// A call of the plugin on its way to the main loop, with its reply channel.
 pub(crate) struct PendingCall {
     pub(crate) call: Call,
     stream: Option<UnixStream>,
 }
 
 impl PendingCall {
-    /// Answers and hangs up. Whoever asked may have gone.
+    /// Answers and closes the connection. The caller may have disconnected.
     pub(crate) fn answer(mut self, answer: &Answer) {
         if let Some(mut stream) = self.stream.take() {
             let _ = stream.write_all(answer.to_line().as_bytes());

@@ -1,4 +1,4 @@
-//! Where the agent runs and keeps things.
+//! Configuration of the agent: paths and modes.
 
 use crate::cni::CniConfig;
 use egret_core::model::NodeName;
@@ -6,23 +6,23 @@ use egret_core::node::{CniPath, UnknownPodsPolicy};
 use egret_datapath::gateway::BackendChoice;
 use std::path::PathBuf;
 
-/// Where the agent runs and keeps things.
+/// Configuration of the agent: paths and modes.
 #[derive(Clone, Debug)]
 pub struct Config {
     /// Name of this node.
     pub node: NodeName,
-    /// What must outlive the agent.
+    /// Directory for state that outlives the agent.
     pub state_directory: PathBuf,
-    /// Pinned eBPF objects.
+    /// Directory of pinned eBPF objects.
     pub pin_directory: PathBuf,
     /// Socket for questions of the command line.
     pub socket: PathBuf,
-    /// How this node forwards, if it is a gateway.
+    /// Data path of the gateway role, if this node is a gateway.
     pub gateway_datapath: BackendChoice,
-    /// What is known of how the network plugin sends pods' packets on.
+    /// Path of pods' packets through this node, as configured for the network plugin.
     pub cni_path: CniPath,
-    /// What becomes of packets of pods that the API has not shown yet.
+    /// Treatment of packets from pods that the API has not shown yet.
     pub unknown_pods: UnknownPodsPolicy,
-    /// The CNI plugin.
+    /// Configuration of the CNI plugin.
     pub cni: CniConfig,
 }

@@ -1,7 +1,7 @@
-//! `egret doctor`: what stands in the way on this node, what earlier egress systems left on it, and the removal of that.
+//! `egret doctor`: obstacles on this node, leftovers of earlier egress systems, and their removal.
 //!
-//! Reads kernel and files, has `core::obstacle` say what stops our packets and `core::earlier` what is whose, and removes
-//! what is asked for; then it looks again.
+//! Reads kernel and files, has `core::obstacle` find obstacles to our packets and `core::earlier` the owner of each
+//! leftover, removes the requested ones, and reads everything again.
 
 mod files;
 mod obstacles;
@@ -24,48 +24,48 @@ pub struct Doctor {
     api_version: &'static str,
     #[cfg_attr(feature = "schema", schemars(extend("const" = "Doctor")))]
     kind: &'static str,
-    /// What stands in the way of Egret's packets; nothing where something was to be removed.
+    /// Obstacles to Egret's packets; empty after a removal.
     pub obstacles: Vec<Obstacle>,
-    /// Paths of this node's packets, as its agent has last measured them.
+    /// Paths of this node's packets, as its agent measured them last.
     pub paths: Vec<PathView>,
-    /// What is there; after a removal, what is still there.
+    /// Leftovers that were found; after a removal, those that remain.
     pub findings: Vec<LegacyFinding>,
-    /// What was there and is not any more.
+    /// Leftovers that were removed.
     pub removed: Vec<LegacyFinding>,
-    /// What could not be removed.
+    /// Leftovers that could not be removed.
     pub failed: Vec<Failure>,
-    /// What cannot be seen from here.
+    /// Parts of the node that could not be read, for people.
     pub unseen: Vec<String>,
 }
 
-/// One thing that an earlier system left.
+/// One leftover of an earlier system.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 #[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct LegacyFinding {
-    /// Whose it is.
+    /// The system that made it.
     pub system: System,
-    /// What it is.
+    /// Kind of the object.
     pub kind: Kind,
-    /// As the tool that made it writes it.
+    /// The object in the notation of the tool that made it.
     pub object: String,
-    /// Packets that it has counted; null where it counts nothing.
+    /// Packets that it has counted; null for objects without a counter.
     pub packets: Option<u64>,
-    /// What else is to be known; may be empty.
+    /// Further information; may be empty.
     pub note: String,
-    /// How a person would remove it.
+    /// Instruction for manual removal.
     pub removal: String,
-    /// `--clean-legacy` removes it; otherwise a person must.
+    /// Whether `--clean-legacy` removes it; otherwise it must be removed manually.
     pub removable: bool,
 }
 
-/// Something that could not be removed.
+/// An object that could not be removed.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 #[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[cfg_attr(feature = "schema", schemars(rename = "LegacyFailure"))]
 pub struct Failure {
-    /// The first object of what was tried at once.
+    /// First object of the failed step.
     pub object: String,
-    /// Why.
+    /// The error.
     pub why: String,
 }
 
@@ -84,19 +84,19 @@ impl LegacyFinding {
 }
 
 impl Doctor {
-    /// Whether nothing of an earlier system is there, as far as can be seen.
+    /// Whether no leftover of an earlier system was found.
     pub fn is_clean(&self) -> bool {
         self.findings.is_empty() && self.failed.is_empty()
     }
 
-    /// Whether something stops our packets for certain.
+    /// Whether an obstacle certainly stops our packets.
     pub fn is_obstructed(&self) -> bool {
         self.obstacles.iter().any(|obstacle| obstacle.certain)
             || self.paths.iter().any(|path| path.broken.is_some())
     }
 }
 
-/// Looks at this node. `root` is where its files are, `socket` where its agent answers.
+/// Examines this node. `root` is the root of its file system, `socket` that of its agent.
 ///
 /// # Errors
 /// The kernel cannot be read.
@@ -112,7 +112,7 @@ pub fn look(root: &Path, socket: &Path) -> Result<Doctor, LegacyError> {
     })
 }
 
-/// What the agent of this node has measured. Doctor is of use without an agent too.
+/// Paths that this node's agent has measured. Doctor works without an agent, too.
 fn paths(socket: &Path, unseen: &mut Vec<String>) -> Vec<PathView> {
     let answer = ask(socket, &Question::Paths).map_err(|error| error.to_string());
     let paths = answer
@@ -126,10 +126,10 @@ fn paths(socket: &Path, unseen: &mut Vec<String>) -> Vec<PathView> {
     })
 }
 
-/// Removes what these systems left, and looks again.
+/// Removes the leftovers of these systems, and examines the node again.
 ///
 /// # Errors
-/// The kernel cannot be read. What cannot be removed is no error, it is in the answer.
+/// The kernel cannot be read. Objects that cannot be removed are no error; the answer lists them.
 pub fn clean(root: &Path, systems: &BTreeSet<System>) -> Result<Doctor, LegacyError> {
     let mut kernel = open(root)?;
     let (before, _) = findings(&mut kernel, root)?;

@@ -1,10 +1,10 @@
-//! Why the agent cannot run.
+//! Errors that prevent the agent from running.
 
 use egret_datapath::worker::driver::DatapathError;
 use egret_objects::SourceError;
 use std::io;
 
-/// Why the agent cannot run at all.
+/// Error that prevents the agent from running.
 #[derive(Debug, thiserror::Error)]
 pub enum AgentError {
     /// The kernel's interfaces cannot be opened.
@@ -13,12 +13,12 @@ pub enum AgentError {
     /// The source cannot be opened.
     #[error("opening the source of objects")]
     Source(#[from] SourceError),
-    /// A thread or socket cannot be made.
+    /// A thread or socket cannot be created.
     #[error("{doing}")]
     Io {
-        /// What was being done.
+        /// The operation that failed.
         doing: &'static str,
-        /// Why.
+        /// The system's error.
         #[source]
         source: io::Error,
     },

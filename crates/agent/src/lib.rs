@@ -1,4 +1,4 @@
-//! The agent of one node: reads what concerns the node, asks `core` what the kernel must contain, and has it carried out.
+//! The agent of one node: reads the objects that concern the node, has `core` compute the node state, and applies it.
 //!
 //! ```text
 //! source thread --View------\
@@ -11,15 +11,17 @@
 //!
 //! Rooms from the bottom up; none imports one above itself (`xtask` checks it):
 //!
-//! - `observe`: each observer looks at one thing and hands its own type to a closure.
+//! - `observe`: each observer watches one thing and passes values of its own type to a closure.
 //! - `cni`: calls of the CNI plugin, and its installation.
-//! - `apply`: the gateway role, as `core` decides it, between observers and data path; and what a restarted agent must know
-//!   to adopt what its predecessor left.
+//! - `apply`: the gateway role, as `core` decides it, between observers and data path; and the state file from which a
+//!   restarted agent adopts its predecessor's kernel state.
 //! - `report`: metrics, health, the node's status, answers to the command line.
-//! - `main_loop`: the only one that knows what wakes it; decides by `core`, in a round, and has it applied and reported.
+//! - `main_loop`: the only module that knows its wake-up events; has `core` decide once per round, applies the result
+//!   and reports it.
 //!
-//! The main loop alone touches the kernel. Nothing on it waits for the source: a source that hangs stops news, not
-//! traffic. A restarted agent adopts what is there, and changes nothing before it knows which gateways answer.
+//! Only the main loop writes to the kernel. It never waits for the source: a source that hangs stops updates, not
+//! traffic. A restarted agent adopts the kernel state that exists, and changes nothing before it knows which gateways
+//! answer.
 
 mod apply;
 mod classic;
@@ -58,7 +60,7 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 use std::sync::mpsc;
 
-/// Runs until `stop` is set. What is in the kernel then stays there, for the next agent to adopt.
+/// Runs until `stop` is set. The kernel state then stays in place, for the next agent to adopt.
 pub fn run(
     config: &Config,
     open: OpenSource,
@@ -116,7 +118,7 @@ pub fn cleanup(
     socket: &Path,
     cni: &CniConfig,
 ) -> Vec<String> {
-    // First of all: pods that start from now on are none of ours.
+    // Uninstall the plugin first, so that pods that start from now on do not depend on the agent.
     let mut errors = cni.install.as_ref().map_or_else(Vec::new, cni::uninstall);
     if let Err(error) = cni::forget(state_directory) {
         errors.push(format!("record of the CNI: {error}"));
@@ -134,7 +136,7 @@ pub fn cleanup(
             _ => {}
         }
     }
-    // The directory is ours only by its default name, and only if nobody else keeps anything in it.
+    // Remove the directory only under its default name, and only if it is empty.
     if socket == Path::new(egret_core::numbers::AGENT_SOCKET)
         && let Some(directory) = socket.parent()
     {

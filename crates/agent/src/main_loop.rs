@@ -1,4 +1,4 @@
-//! The loop that alone touches the kernel.
+//! The main loop: the only thread that writes to the kernel.
 
 mod event;
 mod external_link;
@@ -37,26 +37,26 @@ use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender};
 use std::time::{Duration, Instant};
 use values::{Inputs, LastSent, Reports};
 
-/// Events taken up before the kernel is touched again.
+/// Events processed before the kernel is written again.
 const BURST_MAX: usize = 64;
 
-/// Channels to the threads that work for the loop.
+/// Channels to the threads that serve the loop.
 pub(crate) struct Channels {
-    /// To whoever writes this node's status.
+    /// To the thread that writes this node's status.
     pub(crate) status: Sender<NodeStatus>,
-    /// To whoever probes gateways.
+    /// To the thread that probes gateways.
     pub(crate) probes: Sender<Targets>,
-    /// To the same: the counters of the programs that answer others' probes.
+    /// To the same thread: counters of the programs that answer other nodes' probes.
     pub(crate) heard: HeardSlot,
-    /// To whoever asks on the external network.
+    /// To the thread that sends ARP and ND requests on the external network.
     pub(crate) neighbours: Orders,
-    /// To whoever follows the ports in use.
+    /// To the thread that follows the source ports in use.
     pub(crate) ranges: Sender<Ranges>,
-    /// To whoever reads all flows: the number of the change that wants them.
+    /// To the thread that dumps all flows: the number of the change that needs the dump.
     pub(crate) flows: Sender<u64>,
-    /// To whoever sends canaries.
+    /// To the thread that sends canaries.
     pub(crate) canaries: Sender<Order>,
-    /// Back to the loop itself, for threads that come and go.
+    /// Back to the loop itself, for threads that start later.
     pub(crate) events: Sender<Event>,
 }
 
@@ -72,9 +72,9 @@ pub(crate) struct MainLoop {
     cni: PendingCalls,
     datapath: NodeDatapath,
     gateway: Gateway,
-    /// What the kernel contains since the last round that was carried out.
+    /// Kernel content since the last round that was applied.
     outcome: Option<NodeOutcome>,
-    /// Why the last round was not.
+    /// Error of the last round, if it was not applied.
     last_error: Option<String>,
     remembered: Remembered,
 }
@@ -106,7 +106,7 @@ impl MainLoop {
         }
     }
 
-    /// With the device at whose ingress canaries appear, where there is one.
+    /// Sets the device at whose ingress canaries appear, where there is one.
     pub(crate) fn measuring(mut self, canary_device: Option<u32>) -> Self {
         self.inputs.canary_device = canary_device;
         self
@@ -129,7 +129,7 @@ impl MainLoop {
             if turn.verifies() {
                 self.repair(turn);
             }
-            // What could not be carried out is tried again.
+            // A failed apply is retried.
             let failed =
                 self.last_error.is_some() || self.datapath.gateway().last_error().is_some();
             let (decides_at, now_ms) = (self.decides_at(), self.now_ms());
@@ -154,7 +154,7 @@ impl MainLoop {
         u64::try_from(self.started.elapsed().as_millis()).unwrap_or(u64::MAX)
     }
 
-    /// How long to wait for an event.
+    /// Time to wait for an event.
     fn sleep(&self) -> Duration {
         let due = self.gateway.next_deadline().into_iter();
         let due = due.chain(self.decides_at()).min();
@@ -162,7 +162,8 @@ impl MainLoop {
         Duration::from_millis(self.schedule.sleep_ms(failed, due, self.now_ms()))
     }
 
-    /// When the gateway role decides although nothing has changed. What cannot be carried out is tried again in its own time.
+    /// Time at which the gateway role decides again without an event. A failed apply is retried on its own timer
+    /// instead.
     fn decides_at(&self) -> Option<u64> {
         let due = self.gateway.decides_at();
         due.filter(|_| self.last_error.is_none())
@@ -180,7 +181,7 @@ impl MainLoop {
                 }
             }
             Event::Source(Reading::Failed(error)) => {
-                tracing::warn!(error, "the objects cannot be read: what is known stays");
+                tracing::warn!(error, "cannot read the objects; keeping the last view");
             }
             Event::Gateways(seen) => {
                 self.inputs.ever_live.extend(seen.live.iter().cloned());
@@ -247,13 +248,13 @@ impl MainLoop {
         self.schedule.request_round();
     }
 
-    /// Facts and objects to state, state to kernel, and what came of it to the status.
+    /// One round: computes the state from facts and objects, applies it, and puts the outcome into the status.
     fn round(&mut self) {
         let view = self.inputs.view.take();
         if let Some(view) = &view {
             self.last_error = self.carry_out(&view.snapshot).err();
             if let Some(error) = &self.last_error {
-                tracing::warn!(error, "the node's state is not carried out");
+                tracing::warn!(error, "cannot apply the node state");
             } else if let Some(asked) = self.inputs.view_since.take() {
                 let seconds = asked.elapsed().as_secs_f64();
                 self.reports
@@ -261,7 +262,7 @@ impl MainLoop {
                     .with(|metrics| metrics.programming_seconds.observe(seconds));
             }
         }
-        // Before anything is read, counted or told: pods wait.
+        // Answer the CNI before anything is read, counted or reported: pods wait.
         self.cni.after(&Round {
             snapshot: view.as_ref().map(|view| &view.snapshot),
             outcome: self.outcome.as_ref().filter(|_| self.last_error.is_none()),
@@ -276,7 +277,7 @@ impl MainLoop {
         self.inputs.view = view;
     }
 
-    /// Pods that have waited long enough.
+    /// Answers CNI calls that have reached their time limit.
     fn overdue(&mut self) {
         self.cni.overdue(&Round {
             snapshot: self.inputs.view.as_ref().map(|view| &view.snapshot),
@@ -341,7 +342,7 @@ impl MainLoop {
         self.follow_flows(&outcome);
         self.measure(&outcome);
         self.remember(&outcome);
-        // What a gateway serves is known from now on, and is decided by.
+        // The addresses that the gateway serves are known from now on, so its role is decided in another round.
         self.schedule
             .request_round_if(self.outcome.is_none() && outcome.state.gateway.is_some());
         self.look_for_obstacles(&outcome);
@@ -350,7 +351,7 @@ impl MainLoop {
         Ok(())
     }
 
-    /// The tunnel device, and the gateway's programs: probes need them before anything else is decided.
+    /// Creates the tunnel device and attaches the gateway's programs: probes need them before anything else is decided.
     fn prepare(&mut self, outcome: &NodeOutcome, links: &Links) -> Result<(), String> {
         let state = &outcome.state;
         let external = links.external.clone();
@@ -366,8 +367,8 @@ impl MainLoop {
         Ok(())
     }
 
-    /// Decides what this gateway announces, and returns the state that says so. Tables are loaded before: a gateway
-    /// announces only what it can steer.
+    /// Decides which addresses this gateway announces, and returns the state with them. Tables are loaded first: a
+    /// gateway announces only addresses that it can steer.
     fn serve(&mut self, own: TunnelIndex, inputs: &RoundInputs<'_>) -> GatewayState {
         let RoundInputs {
             planned, link_up, ..
@@ -396,7 +397,7 @@ impl MainLoop {
             metrics.apply_seconds.observe(seconds);
         });
         for name in &applied.sysctls {
-            tracing::info!(name, "node-wide setting changed; --cleanup puts it back");
+            tracing::info!(name, "node-wide setting changed; --cleanup restores it");
         }
         self.tell_ended(applied.ended_flows);
         if self.grants_changed(outcome) {
@@ -407,8 +408,8 @@ impl MainLoop {
             .map_or(Ok(()), |error| Err(with_causes(&error)))
     }
 
-    /// What the kernel shows of the ways of pods' packets. Where the operator has said that they pass the stack, nobody
-    /// looks.
+    /// Devices and programs that pods' packets take, read from the kernel. Nothing is read where the operator has
+    /// configured that packets pass netfilter.
     fn path_facts(&mut self, snapshot: &Snapshot) -> Result<PathFacts, LookError> {
         let choice = self.config.cni_path;
         let seen = match choice {
@@ -425,13 +426,13 @@ impl MainLoop {
         self.outcome.as_ref().map(|before| &before.granted) != Some(&outcome.granted)
     }
 
-    /// Facts about links; looked up where something has told that they may have changed.
+    /// Facts about links; read again after a notification that they may have changed.
     fn look(&mut self, snapshot: &Snapshot) -> Result<Links, RouteError> {
         let wanted = Wanted::of(snapshot, &self.config.node);
         match &self.inputs.links {
             Some(links) if !self.inputs.links_stale && links.wanted == wanted => Ok(links.clone()),
             _ => {
-                // What changes from here on is told again.
+                // Cleared before the read: a change during the read sets it again.
                 self.inputs.links_stale = false;
                 let looked = Links::look(self.datapath.worker().routing(), wanted);
                 self.inputs.links_stale = looked.is_err();
@@ -476,7 +477,7 @@ impl MainLoop {
         };
         if now != self.remembered {
             if let Err(error) = now.save(&self.config.state_directory) {
-                tracing::warn!(%error, "the groups' numbers cannot be written down");
+                tracing::warn!(%error, "cannot write the group numbers");
             }
             self.remembered = now;
         }

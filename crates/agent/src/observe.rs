@@ -1,5 +1,5 @@
-//! Observers: each looks at one thing and hands on values of its own type. Those that wait have a thread, and give what
-//! they find to a closure; none knows who takes it. The others are asked by the main loop.
+//! Observers: each reads one thing and passes on values of its own type. Observers that block have a thread and pass
+//! values to a closure; none knows the receiver. The main loop calls the others.
 
 pub(crate) mod canary;
 pub(crate) mod conflicts;

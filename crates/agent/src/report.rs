@@ -1,4 +1,4 @@
-//! What is told of this node: metrics and health, the node's status, and answers to the command line.
+//! Reports about this node: metrics and health, the node's status, and answers to the command line.
 
 mod cli_conditions;
 mod cli_status;
@@ -35,7 +35,7 @@ use egret_core::machines::Destination;
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
-/// How many destinations are full, by egress address.
+/// Number of full destinations, by egress address.
 fn full_destinations(full: &BTreeSet<Destination>) -> BTreeMap<IpAddr, u32> {
     let mut counts = BTreeMap::new();
     for one in full {

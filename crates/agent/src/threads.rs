@@ -1,10 +1,10 @@
-//! Threads of the agent, and how they hand on what they have found.
+//! Threads of the agent, and the closures that they pass values to.
 
 use crate::error::AgentError;
 use std::sync::Arc;
 use std::thread;
 
-/// Takes what a thread has found; `false`: nobody is interested any more, and the thread ends.
+/// Receives a thread's value; `false`: the receiver is gone, and the thread ends.
 pub(crate) type Notify<T> = Arc<dyn Fn(T) -> bool + Send + Sync>;
 
 /// Starts a named thread.

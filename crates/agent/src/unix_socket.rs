@@ -6,10 +6,10 @@ use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::UnixListener;
 use std::path::Path;
 
-/// Binds a socket in place of one that an earlier agent left. Only root may connect.
+/// Binds a socket; replaces one that an earlier agent left. Only root may connect.
 ///
 /// # Errors
-/// The directory or the socket cannot be made.
+/// The directory or the socket cannot be created.
 pub(crate) fn bind(path: &Path) -> io::Result<UnixListener> {
     if let Some(directory) = path.parent() {
         fs::create_dir_all(directory)?;

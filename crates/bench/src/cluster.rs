@@ -1,20 +1,20 @@
-//! The labs that are measured.
+//! Labs for measurements.
 
 use anyhow::Result;
 use egret_lab::Topology;
 use egret_tests::chaos::{Scene, egress, ip};
 
-/// The server as the pods know it.
+/// Address of the server, as pods use it.
 pub const SERVER: &str = "203.0.113.10";
 /// The egress address.
 pub const EGRESS: &str = "192.168.122.222";
 
-/// A lab of these hosts beside router and server.
+/// Brings up a lab of these hosts with router and server.
 pub fn up(name: &str, hosts: &[String]) -> Result<Scene> {
     up_with(name, hosts, &[])
 }
 
-/// The same, with more arguments for every agent.
+/// [`up`] with further arguments for every agent.
 pub fn up_with(name: &str, hosts: &[String], agent_args: &[&str]) -> Result<Scene> {
     let topology = format!(
         "segments:\n- {{name: nodes, cidrs: [192.168.122.0/24, fd00:122::/64]}}\n\
@@ -26,7 +26,7 @@ pub fn up_with(name: &str, hosts: &[String], agent_args: &[&str]) -> Result<Scen
     Scene::up_with(name, &Topology::from_yaml(&topology)?, agent_args)
 }
 
-/// A lab of one worker and gateways that send to a segment of their own, of which the egress address is.
+/// Brings up a lab of one worker and gateways that send to a segment of their own, which contains the egress address.
 pub fn up_with_edge(name: &str, host: &str, gateways: &[&str]) -> Result<Scene> {
     let gateway = |name: &&str| {
         format!(
@@ -53,7 +53,7 @@ pub fn worker(name: &str, number: usize, pods: &[(&str, &str)]) -> String {
         .iter()
         .map(|(pod, app)| format!("{{name: {pod}, labels: {{app: {app}}}}}"))
         .collect();
-    // Objects of pods that are not there in earnest have addresses of 10.200.0.0/15, all on the first worker.
+    // Pods that exist only as objects have addresses of 10.200.0.0/15, all on the first worker.
     let many = if number == 1 { ", 10.200.0.0/15" } else { "" };
     format!(
         "- {{name: {name}, roles: [worker], cni: none, links: [{{segment: nodes}}], \
@@ -67,14 +67,14 @@ pub fn gateway(name: &str) -> String {
     format!("- {{name: {name}, roles: [gateway], links: [{{segment: nodes}}]}}")
 }
 
-/// The policy for `app: MyApp`, in force.
+/// Applies the policy for `app: MyApp` and waits until it is in force.
 pub fn start_policy(scene: &Scene, gateways: &[&str]) -> Result<()> {
     scene.put_ready("main", &egress("main", &[ip(EGRESS)], &[]))?;
     scene.wait_live("w1", gateways)
 }
 
-/// Takes no gateway for dead while the traffic that is measured has all CPUs: what is written then, and read by every
-/// agent of the lab, would be measured with it.
+/// Raises liveness limits, so that no gateway counts as dead while the measured traffic has all CPUs: the resulting
+/// writes, and their reads by all agents of the lab, would be measured too.
 pub fn be_patient(scene: &Scene, workers: usize) -> Result<()> {
     scene.put(&format!(
         "apiVersion: egret.dev/v1alpha1\nkind: EgressGateway\nmetadata: {{name: default}}\nspec:\n  default: true\n  \

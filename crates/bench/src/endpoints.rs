@@ -1,7 +1,7 @@
-//! What talks: a server with plain sockets, and clients that measure.
+//! Endpoints of the measured traffic: a server with plain sockets, and clients that measure.
 //!
-//! Where single packets count, both ends share one CPU: waking another one takes longer than any way, and how long
-//! changes from run to run. Throughput has all CPUs.
+//! Where single packets count, both ends share one CPU: waking another one takes longer than any of the paths, and that
+//! time varies from run to run. Throughput uses all CPUs.
 
 use anyhow::{Context, Result, ensure};
 use egret_lab::Place;
@@ -17,13 +17,13 @@ use std::time::{Duration, Instant};
 const ECHO: u16 = 7000;
 const SINK: u16 = 7001;
 const SOURCE: u16 = 7002;
-/// Ports that accept and close at once: many, so that no way is held up by the source ports of one destination, which
-/// rest for two minutes after each connection.
+/// Ports that accept and close at once: many, so that no path is limited by the source ports of one destination, which
+/// stay in TIME_WAIT for two minutes after each connection.
 const ACCEPT: std::ops::Range<u16> = 7100..7164;
 const CHUNK_BYTES: usize = 128 * 1024;
-/// Datagrams of packet rates: small, so that packets and not bytes are counted.
+/// Datagrams of packet rates: small, so that the packet rate is the limit and not the bandwidth.
 const DATAGRAM_BYTES: usize = 64;
-/// Datagrams on their way at once for packet rates.
+/// Datagrams in flight for packet rates.
 const WINDOW: usize = 64;
 /// Longest time for all round trips of one run.
 const GIVE_UP: Duration = Duration::from_secs(10);
@@ -31,7 +31,7 @@ const PATIENCE: Duration = Duration::from_millis(200);
 /// CPU of both ends where single packets count.
 const CPU: usize = 0;
 
-/// Keeps the thread on [`CPU`]; every run has a thread of its own.
+/// Pins the thread to [`CPU`]; every run has a thread of its own.
 fn stay() -> Result<()> {
     let mut cpus = CpuSet::new();
     cpus.set(CPU)?;
@@ -45,7 +45,7 @@ pub struct Endpoints {
 }
 
 impl Endpoints {
-    /// Starts them on every address of the place.
+    /// Starts the servers on every address of the place.
     pub fn start(place: &Place) -> Result<Self> {
         let stop = Arc::new(AtomicBool::new(false));
         let mut threads = Vec::new();
@@ -83,11 +83,11 @@ impl Endpoints {
         Ok(Endpoints { stop, threads })
     }
 
-    /// Ends them; `place` must be the same.
+    /// Ends the servers; `place` must be the same.
     pub fn stop(self, place: &Place) -> Result<()> {
         self.stop.store(true, Ordering::Relaxed);
         for port in listening() {
-            // Wakes the thread that waits for a connection.
+            // Wakes the thread that accepts connections.
             let _woken = place.run(|| TcpStream::connect(("::1", port)).is_ok())?;
         }
         for thread in self.threads {
@@ -121,7 +121,7 @@ fn pour(mut stream: TcpStream) {
     while stream.write_all(&buffer).is_ok() {}
 }
 
-/// Round trip of one small datagram at a time, microseconds: the median of many.
+/// Median round trip of one small datagram at a time, microseconds.
 pub fn round_trip_us(place: &Place, server: IpAddr, count: usize) -> Result<f64> {
     place.run(|| -> Result<f64> {
         stay()?;
@@ -143,7 +143,7 @@ pub fn round_trip_us(place: &Place, server: IpAddr, count: usize) -> Result<f64>
     })?
 }
 
-/// Small datagrams that come back, per second.
+/// Rate of small datagrams that come back, per second.
 pub fn packets_per_second(place: &Place, server: IpAddr, time: Duration) -> Result<f64> {
     place.run(|| -> Result<f64> {
         stay()?;
@@ -157,7 +157,7 @@ pub fn packets_per_second(place: &Place, server: IpAddr, time: Duration) -> Resu
         while start.elapsed() < time {
             match socket.recv(&mut buffer) {
                 Ok(_) => answers += 1,
-                // All on their way were lost: a new window.
+                // All datagrams in flight were lost: start a new window.
                 Err(_) => {
                     for _ in 1..WINDOW {
                         socket.send(&[0; DATAGRAM_BYTES])?;
@@ -182,7 +182,7 @@ fn udp(server: IpAddr) -> Result<UdpSocket> {
     Ok(socket)
 }
 
-/// Which way data goes.
+/// Direction of the data.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub enum Way {
     /// From the pod.
@@ -229,7 +229,7 @@ pub fn gigabits(
     Ok(bytes as f64 * 8.0 / time.as_secs_f64() / 1e9)
 }
 
-/// TCP connections made and closed one after the other, per second.
+/// Rate of TCP connections opened and closed one after the other, per second.
 pub fn connections_per_second(place: &Place, server: IpAddr, time: Duration) -> Result<f64> {
     place.run(|| -> Result<f64> {
         stay()?;
@@ -239,7 +239,7 @@ pub fn connections_per_second(place: &Place, server: IpAddr, time: Duration) -> 
             let target = SocketAddr::new(server, ports.next().context("ports")?);
             let mut stream = TcpStream::connect_timeout(&target, Duration::from_secs(3))
                 .context("connecting")?;
-            // The server closes first, so that its side and not the pod's keeps the ended connection.
+            // The server closes first, so that its side has the connection in TIME_WAIT and not the pod's.
             let _end = stream.read(&mut [0; 1]);
             count += 1;
         }

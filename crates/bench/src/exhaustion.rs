@@ -1,4 +1,4 @@
-//! What a new flow costs while its lease fills up: 0, 50, 90 and 100 % of the ports in use towards one destination.
+//! Cost of a new flow while its lease fills up: 0, 50, 90 and 100 % of the ports in use towards one destination.
 
 use crate::cluster::{self, SERVER};
 use crate::figure::{Figure, Report};
@@ -15,18 +15,18 @@ use std::time::{Duration, Instant};
 const PART: &str = "filling lease";
 /// Ports of the first grant of the lab's policy.
 const LEASE: usize = 1024;
-/// New flows that are timed at each level.
+/// New flows timed at each level.
 const TIMED: usize = 40;
-/// Levels, in percent of the lease; the flows that are timed end there or just above.
+/// Levels, in percent of the lease; the timed flows end there or just above.
 const LEVELS: [usize; 3] = [0, 50, 90];
-/// The destination of round n is this port plus n: conntrack remembers the flows of earlier rounds.
+/// Round n uses this port plus n as destination: conntrack remembers the flows of earlier rounds.
 const FIRST_PORT: u16 = 7300;
-/// Longest wait for an answer; a flow that gets none was lost on its way into the table.
+/// Longest wait for an answer; a flow without one was not entered into the conntrack table.
 const PATIENCE: Duration = Duration::from_millis(50);
 /// Longest wait until the agent refuses a full destination.
 const REFUSED_AFTER: Duration = Duration::from_secs(20);
 
-/// Fills a lease towards a new destination in each round.
+/// Measures by filling a lease towards a new destination in each round.
 pub fn measure(report: &mut Report, rounds: usize) -> Result<()> {
     let hosts = [
         cluster::worker("w1", 1, &[("a1", "MyApp")]),
@@ -84,7 +84,7 @@ fn fill(report: &mut Report, target: SocketAddr) -> Result<()> {
             Attempt::Refused(time) => refusals.push(time.as_secs_f64() * 1e6),
         }
     }
-    // Close to the end a flow may find its range full and others not: it is lost, and tries again.
+    // Close to the end a flow may find its range full and others not: it is lost, and is tried again.
     report.add(PART, "lost up to 100 %", "ours", "flows", f64::from(lost));
     report.add(PART, "refusal at 100 %", "ours", "us", middle(refusals));
     report.add(
@@ -111,7 +111,7 @@ enum Attempt {
     Lost,
 }
 
-/// A new flow that was answered, and how soon.
+/// Opens a new flow and times its answer; `None` without an answer.
 fn flow(target: SocketAddr) -> Result<Option<(TcpStream, Duration)>> {
     match attempt(target)? {
         Attempt::Answered(socket, time) => Ok(Some((socket, time))),
@@ -131,7 +131,7 @@ fn attempt(target: SocketAddr) -> Result<Attempt> {
     }
 }
 
-/// Accepts connections at one port and keeps them.
+/// Accepts connections at one port and holds them open.
 struct Keeper {
     stop: Arc<AtomicBool>,
     thread: JoinHandle<()>,
@@ -156,7 +156,7 @@ impl Keeper {
 
     fn stop(self, server: &Place, port: u16) -> Result<()> {
         self.stop.store(true, Ordering::Relaxed);
-        // Wakes the thread that waits for a connection.
+        // Wakes the thread that accepts connections.
         let _woken = server.run(|| TcpStream::connect(("::1", port)).is_ok())?;
         let joined = self.thread.join().ok();
         joined.context("the server's end panicked")

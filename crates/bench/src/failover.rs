@@ -1,4 +1,4 @@
-//! Outages when a gateway goes: the longest time without an answer of a 5 ms UDP probe, for each way to go.
+//! Outages when a gateway fails or leaves: the longest time without an answer of a 5 ms UDP probe, for each cause.
 
 use crate::cluster;
 use crate::figure::Report;
@@ -11,27 +11,27 @@ use std::time::Duration;
 
 const PART: &str = "failover";
 const GATEWAYS: [&str; 3] = ["g1", "g2", "g3"];
-/// How a gateway goes.
+/// Cause of a gateway's outage.
 #[derive(Clone, Copy)]
 enum Way {
-    /// Something happens to the machine or its agent.
+    /// Fault of the machine or its agent.
     Hurt(Hurt),
-    /// Its agent ends in order.
+    /// Regular end of its agent.
     Term,
-    /// Its node loses the label that selects it.
+    /// Removal of the label that selects its node.
     Unselected,
-    /// Its external link alone is pulled.
+    /// Loss of its external link alone.
     ExternalLink,
 }
 
 impl Way {
-    /// The others must take over, which costs packets: the rest goes on without the agent.
+    /// Whether the others must take over, which costs packets; otherwise forwarding continues without the agent.
     fn is_costly(self) -> bool {
         !matches!(self, Way::Hurt(Hurt::Agent | Hurt::Freeze) | Way::Term)
     }
 }
 
-/// Ways of gateways on the nodes' segment.
+/// Causes for gateways on the nodes' segment.
 const WAYS: [(Way, &str); 6] = [
     (Way::Hurt(Hurt::Links), "links down"),
     (Way::Hurt(Hurt::Power), "power cut"),
@@ -40,10 +40,10 @@ const WAYS: [(Way, &str); 6] = [
     (Way::Hurt(Hurt::Freeze), "agent frozen"),
     (Way::Term, "agent ended by SIGTERM"),
 ];
-/// Time before and after, so that the outage is whole.
+/// Time before and after, so that the outage is measured completely.
 const AROUND: Duration = Duration::from_millis(300);
 
-/// Every way as often as there are rounds, three times as often for those that cost packets; each gateway in its turn.
+/// Measures every cause once per round, three times for those that cost packets; gateways take turns.
 pub fn measure(report: &mut Report, rounds: usize) -> Result<()> {
     let mut hosts = vec![cluster::worker("w1", 1, &[("a1", "MyApp")])];
     hosts.extend(GATEWAYS.map(cluster::gateway));
@@ -100,7 +100,7 @@ fn outage(scene: &Scene, gateway: &str, way: Way) -> Result<f64> {
         Way::ExternalLink => scene.plug_external(gateway, true)?,
     }
     scene.wait_agents(&[gateway])?;
-    // The next one goes from a settled cluster: gateways that died just now are trusted later.
+    // The next one needs a settled cluster: gateways that failed just now are trusted later.
     for host in ["w1"].into_iter().chain(GATEWAYS) {
         scene.wait_live(host, &GATEWAYS)?;
     }

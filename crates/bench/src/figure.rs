@@ -1,28 +1,28 @@
-//! Figures: medians, spread, and the load of the machine while they were taken.
+//! Figures: medians, spread, and the machine's load during the measurement.
 
 use serde::{Deserialize, Serialize};
 
-/// One measured thing.
+/// One measured quantity.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
 pub struct Figure {
     /// Table it belongs to.
     pub part: String,
-    /// What was measured.
+    /// Name of the measured quantity.
     pub name: String,
-    /// By which way.
+    /// Variant that was measured.
     pub variant: String,
     /// Unit of the values.
     pub unit: String,
-    /// One value per run, in their order: runs of the same number alternate.
+    /// One value per run, in order: runs of the same number alternate.
     pub values: Vec<f64>,
-    /// Load average over one minute when it was done.
+    /// Load average over one minute at the end of the measurement.
     pub load: f64,
     /// Day, kernel and CPUs of the measurement.
     pub taken: String,
 }
 
 impl Figure {
-    /// The value with this part of all values below it, 0 to 1.
+    /// Quantile of the values, 0 to 1.
     pub fn quantile(&self, part: f64) -> f64 {
         let mut sorted = self.values.clone();
         sorted.sort_by(f64::total_cmp);
@@ -39,12 +39,12 @@ impl Figure {
     }
 }
 
-/// Everything of one call, or of the page.
+/// Figures of one call, or of the page.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Report {
     /// All figures.
     pub figures: Vec<Figure>,
-    /// Day, kernel and CPUs of what is added.
+    /// Day, kernel and CPUs for added figures.
     #[serde(skip)]
     here: String,
 }
@@ -85,7 +85,7 @@ impl Report {
         }
     }
 
-    /// Takes over what an earlier report has of parts that this one did not measure. Parts stay in their places.
+    /// Takes over an earlier report's parts that this one did not measure. Parts stay in their order.
     pub fn keep(&mut self, before: Report) {
         let names = |report: &Report| -> Vec<String> {
             let parts = report.figures.iter().map(|figure| figure.part.clone());
@@ -99,7 +99,7 @@ impl Report {
             .chain(own)
             .collect();
         let place = |figure: &Figure| earlier.iter().position(|part| *part == figure.part);
-        // Stable: figures of a part stay in order; a part that is new comes last.
+        // Stable: figures of a part stay in order; a new part comes last.
         let last = earlier.len();
         self.figures
             .sort_by_key(|figure| place(figure).unwrap_or(last));

@@ -1,19 +1,19 @@
-//! Waiting until the machine does nothing: a lab that still converges takes the CPUs from what is measured.
+//! Waits until the machine is idle: a lab that still converges takes CPU time from the measurement.
 
 use anyhow::{Context, Result, ensure};
 use std::time::{Duration, Instant};
 
-/// How long one look takes: as long as the pause between two refreshes of an agent.
+/// Duration of one sample: as long as the pause between two refreshes of an agent.
 const LOOK: Duration = Duration::from_secs(10);
-/// A busier machine is not idle, as part of all CPUs. The probes of a dozen agents take some hundredths.
+/// Share of all CPUs' time above which the machine is not idle. The probes of a dozen agents take some hundredths.
 const BUSY: f64 = 0.1;
 /// Longest wait.
 const LONGEST: Duration = Duration::from_secs(300);
 
-/// Waits until all CPUs have been idle for a look.
+/// Waits until all CPUs have been idle for one sample.
 ///
 /// # Errors
-/// They are not in time: figures would say nothing.
+/// They are not idle in time, so that figures would be meaningless.
 pub fn wait() -> Result<()> {
     let start = Instant::now();
     loop {
@@ -29,7 +29,7 @@ pub fn wait() -> Result<()> {
     }
 }
 
-/// Part of all CPUs' time that was not idle, over [`LOOK`].
+/// Share of all CPUs' time that was not idle, over [`LOOK`].
 fn busy_share() -> Result<f64> {
     let before = times(&read()?)?;
     std::thread::sleep(LOOK);

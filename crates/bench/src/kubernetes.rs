@@ -8,7 +8,7 @@ use std::time::Duration;
 
 const PART: &str = "kubernetes";
 const WATCHED: Duration = Duration::from_secs(20);
-/// Pods that come one by one: first where their policy needs a new lease, then at the worker that has all.
+/// Pods that are added one by one: first where their policy needs a new lease, then at the worker that has all.
 const SINGLE_PODS: usize = 21;
 
 const LARGE: Size = Size {
@@ -17,12 +17,12 @@ const LARGE: Size = Size {
     policies: 500,
     all_on_worker: false,
 };
-/// How many of them one worker runs: as a kubelet allows, and far more.
+/// Numbers of pods that one worker runs: the limit of a kubelet, and far more.
 const LOCAL: [usize; 3] = [110, 10_000, 100_000];
-/// With more than these `nft monitor` takes minutes to read them all before it tells anything.
+/// Most pods with `nft monitor`: with more, it takes minutes to read their elements before its first output.
 const MONITORED_MAX: usize = 10_000;
 
-/// All clusters, one after the other.
+/// Measures all clusters, one after the other.
 pub fn measure(report: &mut Report) -> Result<()> {
     let mut large = Large::up("bench-kubernetes", LARGE)?;
     let seconds = large.converge()?;

@@ -56,7 +56,7 @@ fn row(report: &Report, figure: &Figure) -> String {
     )
 }
 
-/// Three digits that say something.
+/// Formats a number with three significant digits.
 fn number(value: f64) -> String {
     match value.abs() {
         large if large >= 100.0 => format!("{value:.0}"),
@@ -66,7 +66,7 @@ fn number(value: f64) -> String {
     }
 }
 
-/// Writes data, page and chart; parts that were not measured now are kept from the last time.
+/// Writes data, page and chart; parts that were not measured now stay from the last time.
 pub fn write(mut report: Report) -> Result<()> {
     let data = docs().join("performance.json");
     if let Ok(text) = std::fs::read_to_string(&data) {
@@ -92,7 +92,7 @@ pub fn render() -> Result<()> {
     Ok(())
 }
 
-/// Bars of every way against plain routing.
+/// Bars of every variant against plain routing.
 fn chart(report: &Report) -> String {
     const ROW: usize = 18;
     const LEFT: f64 = 330.0;

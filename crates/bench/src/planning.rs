@@ -1,4 +1,4 @@
-//! Times of `core` at the size it is meant for: 1,000 nodes, 100,000 pods, 1,000 policies.
+//! Times of `core` at its target size: 1,000 nodes, 100,000 pods, 1,000 policies.
 
 use crate::figure::Report;
 use crate::state;
@@ -17,7 +17,7 @@ const NOW_SECS: i64 = 1_000;
 /// Pods that come and go one by one.
 const SINGLE_PODS: usize = 1_000;
 
-/// Plans of the whole cluster from nothing and again, and one node's state.
+/// Measures plans of the whole cluster from nothing and again, and one node's state.
 pub fn measure(report: &mut Report, rounds: usize) {
     for _ in 0..rounds {
         let mut snapshot = state::cluster(NODES, PODS_PER_NODE, POLICIES);
@@ -26,7 +26,7 @@ pub fn measure(report: &mut Report, rounds: usize) {
         });
         write_down(&mut snapshot, &first);
         let second = timed(report, "cluster, again", || plan(&snapshot, NOW_SECS));
-        // By now every gateway has reported every lease: nothing is left to write.
+        // Every gateway has reported every lease now: nothing is left to write.
         write_down(&mut snapshot, &second);
 
         let node = NodeName("node00500".into());
@@ -51,7 +51,7 @@ pub fn measure(report: &mut Report, rounds: usize) {
     }
 }
 
-/// The same by a planner that keeps its work.
+/// Measures the same with the incremental planner.
 fn kept(report: &mut Report, before: Snapshot, after: &Snapshot) {
     let mut planner = timed(report, "kept planner, from nothing", || {
         Planner::new(before, NOW_SECS)
@@ -62,7 +62,7 @@ fn kept(report: &mut Report, before: Snapshot, after: &Snapshot) {
     timed(report, "kept planner, one pod more", || {
         planner.update(found, NOW_SECS)
     });
-    // Pods that come and go, some where their policy has a lease already and some where it needs one.
+    // Pods that come and go, for some of which the policy has a lease already and for others not.
     let mut singles = Vec::new();
     let first = NODES * PODS_PER_NODE + 1;
     for number in first..first + SINGLE_PODS {
@@ -111,7 +111,7 @@ fn timed<T>(report: &mut Report, name: &str, work: impl FnOnce() -> T) -> T {
     result
 }
 
-/// What the controller would have written.
+/// Applies the controller's writes to the snapshot.
 fn write_down(snapshot: &mut Snapshot, plan: &ClusterPlan) {
     snapshot.addresses = plan.addresses.clone().into_iter().collect();
     for (node, spec) in &plan.node_records {

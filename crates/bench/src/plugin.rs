@@ -1,4 +1,4 @@
-//! What the CNI plugin adds to the start of a pod: ADD as a runtime calls it, for pods that the agent has heard of.
+//! Time that the CNI plugin adds to a pod's start: ADD as a runtime calls it, for pods that the agent already knows.
 
 use crate::figure::Report;
 use crate::idle;
@@ -24,7 +24,7 @@ const DIRECTORIES: [&str; 4] = [
     "/run/cni/bin",
 ];
 
-/// A pod of the policy, one of none, and a program that only reads and writes, in turn.
+/// Measures a selected pod, an unselected one, and a program that only reads and writes, in turn.
 pub fn measure(report: &mut Report) -> Result<()> {
     let cluster = Cluster::up_with("bench-cni", &Topology::built_in(), &DIRECTORIES)?;
     cluster.apply(&[egress(POLICY, "MyApp", &EGRESS, "")])?;

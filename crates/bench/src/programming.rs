@@ -12,16 +12,16 @@ use std::time::Instant;
 
 const PART: &str = "programming";
 const SIZES: [usize; 2] = [10_000, 100_000];
-/// Elements of one pod's address: classification, translation and guard each look it up.
+/// Elements per pod address: classification, translation and guard each look it up.
 const ELEMENTS_PER_POD: usize = 3;
-/// What the aim of 50 ms speaks of.
+/// Elements of the 50 ms target.
 const ELEMENTS: usize = 10_000;
 /// Single pods that come and go, per round.
 const SINGLE_PODS: usize = 50;
 /// Pods that one policy selects.
 const SELECTED: usize = 10_000;
 
-/// Whole tables, one pod among many, one policy of many pods.
+/// Measures whole tables, one pod among many, one policy of many pods.
 pub fn measure(report: &mut Report, rounds: usize) -> Result<()> {
     for _ in 0..rounds {
         let elements = in_namespace(|| at_once(ELEMENTS / ELEMENTS_PER_POD))?;
@@ -59,7 +59,7 @@ fn timed<T>(work: impl FnOnce() -> Result<T>) -> Result<Spent> {
     })
 }
 
-/// So many pods where there were none.
+/// Adds this number of pods to an empty table.
 fn at_once(pods: usize) -> Result<Spent> {
     let mut nft = Nftables::open("egret")?;
     nft.apply(&worker::table(&state::worker(0)))?;
@@ -69,7 +69,7 @@ fn at_once(pods: usize) -> Result<Spent> {
     Ok(spent)
 }
 
-/// Sockets stay in the namespace of the thread that opened them.
+/// Runs work on a thread in a new namespace: sockets stay in the namespace of the thread that opened them.
 fn in_namespace<T: Send + 'static>(work: impl FnOnce() -> Result<T> + Send + 'static) -> Result<T> {
     let thread = std::thread::spawn(move || {
         nix::sched::unshare(nix::sched::CloneFlags::CLONE_NEWNET)?;
@@ -93,7 +93,7 @@ fn program(size: usize) -> Result<Vec<(String, f64)>> {
         }
         Ok(spent.elapsed)
     };
-    // The table of no pods is there first, as on a node that starts.
+    // The table without pods exists first, as on a node that starts.
     apply(None, &state::worker(0))?;
     apply(Some(format!("{size} pods at once")), &state)?;
 

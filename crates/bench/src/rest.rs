@@ -1,4 +1,4 @@
-//! Memory and CPU of an agent with nothing to do, with few and with many local pods.
+//! Memory and CPU of an idle agent, with few and with many local pods.
 
 use crate::cluster;
 use crate::figure::Report;
@@ -13,7 +13,7 @@ const PART: &str = "at rest";
 const SIZES: [usize; 2] = [10, 10_000];
 const WATCHED: Duration = Duration::from_secs(20);
 
-/// An agent for each size, watched for a while after it has become ready.
+/// Measures an agent of each size, for a while after it has become ready.
 pub fn measure(report: &mut Report) -> Result<()> {
     for size in SIZES {
         let hosts = [
@@ -60,7 +60,7 @@ fn pods(count: usize) -> String {
     all.join("---\n")
 }
 
-/// The agent of a host, or the controller.
+/// Process id of a host's agent, or of the controller.
 fn pid(scene: &Scene, host: &str) -> Result<i32> {
     let state = scene.lab().dir().read()?;
     let daemon = match host {

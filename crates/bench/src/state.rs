@@ -12,12 +12,12 @@ fn ip(text: &str) -> IpAddr {
     text.parse().expect("a literal address")
 }
 
-/// Address of the pod of this number.
+/// Address of the pod with this number.
 pub fn pod_address(number: usize) -> IpAddr {
     IpAddr::V4(Ipv4Addr::from(0x0a80_0000 + number as u32))
 }
 
-/// A worker with so many selected pods.
+/// State of a worker with this number of selected pods.
 pub fn worker(pods: usize) -> NodeState {
     let any = |verdict| DestinationRange {
         first: ip("0.0.0.0"),
@@ -87,7 +87,8 @@ fn with_label(key: &str, value: &str) -> LabelSelector {
     LabelSelector([one].into_iter().collect())
 }
 
-/// So many nodes with so many pods each, three gateways, and a policy for each of `policies` sets of pods.
+/// Cluster of `nodes` nodes with `pods_per_node` pods each, three gateways, and a policy for each of `policies` sets of
+/// pods.
 pub fn cluster(nodes: usize, pods_per_node: usize, policies: usize) -> Snapshot {
     let settings = Settings {
         unpooled_addresses: UnpooledAddresses::Allow,
@@ -122,7 +123,7 @@ pub fn cluster(nodes: usize, pods_per_node: usize, policies: usize) -> Snapshot 
     snapshot
 }
 
-/// The pod of this number: of namespace and set `number modulo policies`.
+/// Pod with this number, in namespace and set `number modulo policies`.
 pub fn pod(node: &NodeName, number: usize, policies: usize) -> Pod {
     let set = number % policies;
     Pod {

@@ -1,4 +1,4 @@
-//! What a pod gets by each way to a fixed source address ([`crate::ways`]), in runs that alternate.
+//! Performance of a pod's traffic by each path to a fixed source address ([`crate::ways`]), in runs that alternate.
 
 use crate::cluster::{self, SERVER};
 use crate::endpoints::{self, Endpoints, Way};
@@ -11,24 +11,24 @@ use egret_tests::chaos::{Scene, ip, wait};
 use std::time::Duration;
 
 const PART: &str = "traffic";
-/// Variant that all others are compared with.
+/// Baseline variant for all others.
 pub const PLAIN: &str = "plain tunnel";
-/// The other baseline.
+/// Second baseline.
 pub const CLASSIC: &str = "classic";
 /// Pods of the policy on the worker that has many.
 const MANY: usize = 10_000;
-/// Rules of the oldest way.
+/// Numbers of rules of the oldest variant.
 const RULES: [usize; 3] = [10, 1_000, 10_000];
 const ROUND_TRIPS: usize = 3_000;
 const TIME: Duration = Duration::from_millis(700);
 
-/// One way: its name, and the pod that uses it.
+/// A variant: its name, and the pod that uses it.
 struct Variant {
     name: String,
     pod: Place,
 }
 
-/// Runs every measurement for every way, in turn.
+/// Runs every measurement for every variant, in turn.
 pub fn measure(report: &mut Report, rounds: usize) -> Result<()> {
     let scene = main_scene()?;
     let with_many = small_scene("bench-many", &[], &many_pods())?;
@@ -53,11 +53,11 @@ pub fn measure(report: &mut Report, rounds: usize) -> Result<()> {
             endpoints::round_trip_us(&way.pod, ip(SERVER), 1).is_ok()
         })?;
     }
-    // The agents work through the many pods, with the CPUs that the traffic needs.
+    // The agents process the many pods first, with the CPUs that the traffic needs.
     idle::wait()?;
     for round in 0..rounds {
         eprintln!("   round {} of {rounds}", round + 1);
-        // Each round begins with another one: whoever always comes after the same one inherits what that leaves.
+        // Each round begins with another variant, so that none always inherits the effects of the same predecessor.
         for index in 0..variants.len() {
             let way = &variants[(index + round) % variants.len()];
             run(report, way).with_context(|| way.name.clone())?;
@@ -98,7 +98,7 @@ fn main_scene() -> Result<Scene> {
     Ok(scene)
 }
 
-/// One worker and a gateway, with these arguments for the agents, and these objects.
+/// Brings up one worker and a gateway, with these arguments for the agents, and these objects.
 fn small_scene(name: &str, arguments: &[&str], objects: &str) -> Result<Scene> {
     let hosts = [
         cluster::worker("w1", 1, &[("a1", "MyApp")]),

@@ -1,17 +1,18 @@
-//! The ways that are compared: what they need at the hosts of the lab.
+//! The variants that are compared, and their setup on the hosts of the lab.
 //!
 //! *Plain* is routing through a tunnel of the same kind to the same gateway, without any translation. *Gateway NAT* is
-//! what the oldest scripts do: a rule for each pod marks its packets at the worker, one for each pod translates at the
-//! gateway (iptables), which keeps the connections. *Classic* is Egret's own second driver, the gateway as the holder.
+//! the method of the oldest scripts: a rule for each pod marks its packets at the worker, one for each pod translates
+//! at the gateway (iptables), which tracks the connections. *Classic* is Egret's own second driver, the gateway as the
+//! holder.
 
 use crate::cluster::SERVER;
 use anyhow::{Context, Result};
 use egret_tests::chaos::Scene;
 
-/// Ends agree on segments that fit the tunnel, as they do with Egret.
+/// Clamps the MSS so that segments fit the tunnel, as Egret does.
 const CLAMP: &str = "for way in -i -o; do iptables-legacy -t mangle -A FORWARD $way plain -p tcp \\
                      --tcp-flags SYN,RST SYN -j TCPMSS --set-mss 1410; done";
-/// The gateway of every way.
+/// The gateway of every variant.
 pub const GATEWAY: &str = "g1";
 
 /// Address of a host or pod, IPv4.
@@ -29,7 +30,7 @@ fn address(scene: &Scene, place: &str) -> Result<String> {
         .to_string())
 }
 
-/// The other end of the plain tunnel.
+/// Creates the gateway's end of the plain tunnel.
 pub fn tunnel_at_gateway(scene: &Scene) -> Result<()> {
     let local = address(scene, GATEWAY)?;
     scene.shell(
@@ -44,15 +45,15 @@ pub fn tunnel_at_gateway(scene: &Scene) -> Result<()> {
     Ok(())
 }
 
-/// The way of one pod through a tunnel that the kernel alone serves; with rules: translated at the gateway, behind as
-/// many rules of other pods at both ends.
+/// Routes one pod through a tunnel that the kernel alone serves. With rules: translated at the gateway, after this many
+/// rules of other pods at both ends.
 pub fn plain(scene: &Scene, number: usize, pod: &str, rules: Option<usize>) -> Result<()> {
     let worker = format!("w{number}");
     let (local, remote) = (address(scene, &worker)?, address(scene, GATEWAY)?);
     let pod = address(scene, pod)?;
     let select = match rules {
         None => format!("from {pod}"),
-        // The tunnel's own packets carry the mark too, and must not be led into the tunnel.
+        // The tunnel's own packets carry the mark too, and must not be routed into the tunnel.
         Some(_) => format!("to {SERVER} fwmark 0x64"),
     };
     scene.shell(
@@ -108,7 +109,7 @@ pub fn plain(scene: &Scene, number: usize, pod: &str, rules: Option<usize>) -> R
     Ok(())
 }
 
-/// The driver `classic` for one pod of a worker: the gateway holds the address and translates.
+/// Sets up the driver `classic` for one pod of a worker: the gateway holds the address and translates.
 pub fn classic(scene: &Scene, number: usize, pod: &str) -> Result<()> {
     let worker = format!("w{number}");
     let held = format!("192.168.122.{}", 230 + number);

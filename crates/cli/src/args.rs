@@ -1,4 +1,4 @@
-//! What can be typed.
+//! Command line of `egret`.
 
 mod kube_egress;
 
@@ -10,11 +10,11 @@ use egret_objects::front_end::FrontEnd;
 use std::net::IpAddr;
 use std::path::PathBuf;
 
-/// Something is not as it should be.
+/// Exit code: not ready, or something is missing or left.
 pub const EXIT_NOT_GOOD: u8 = 1;
-/// Wrong usage, as clap has it.
+/// Exit code of clap: wrong usage.
 pub const EXIT_USAGE: u8 = 2;
-/// Cannot reach what is needed: no agent, no directory, no rights.
+/// Exit code: a prerequisite cannot be reached (agent, directory, rights).
 pub const EXIT_UNREACHABLE: u8 = 3;
 
 /// Fixed source addresses for pods that leave a Kubernetes cluster.
@@ -103,7 +103,7 @@ pub enum Verb {
 }
 
 impl Verb {
-    /// It answers on standard output and does nothing else.
+    /// Whether the verb only prints an answer to standard output.
     pub fn only_prints(&self) -> bool {
         match self {
             Verb::Status(_) | Verb::Explain(_) | Verb::Plan(_) | Verb::Convert(_) | Verb::Crds => {
@@ -118,10 +118,10 @@ impl Verb {
         }
     }
 
-    /// Daemons tell what they do; questions only what is wrong.
+    /// Default log filter: daemons log their work; other verbs log warnings only.
     pub fn default_log(&self) -> &'static str {
         match self {
-            // The client tells each refused connection as an error; what that means is told by the source.
+            // kube_client logs each refused connection as an error; the source logs the consequence.
             Verb::Agent(_) | Verb::Controller(_) | Verb::KubeEgress(_) => "info,kube_client=off",
             _ => "warn,kube_client=off",
         }

@@ -1,4 +1,4 @@
-//! `egret convert`: reads files, prints ours, says what was lost.
+//! `egret convert`: reads files, prints converted objects, reports losses.
 
 use crate::args::{ConvertArguments, EXIT_NOT_GOOD};
 use anyhow::{Context, anyhow};
@@ -6,7 +6,7 @@ use egret_objects::migrate;
 use std::io::Write;
 use std::process::ExitCode;
 
-/// All files are one input: a workload in one of them tells the selector of a policy in another.
+/// All files are one input: a workload in one file provides the selector of a policy in another.
 pub fn run(arguments: &ConvertArguments) -> anyhow::Result<ExitCode> {
     let mut text = String::new();
     for path in &arguments.file {
@@ -15,7 +15,7 @@ pub fn run(arguments: &ConvertArguments) -> anyhow::Result<ExitCode> {
             false => std::fs::read_to_string(path),
         };
         let read = read.with_context(|| format!("reading {}", path.display()))?;
-        // Each file is checked alone, so that the line in a message is the file's.
+        // Each file is also checked alone, so that the line in a message is the file's.
         let checked = migrate::convert(&read);
         checked.map_err(|why| anyhow!("{} {why}", path.display()))?;
         text.push_str(&documents_of(&read)?);
@@ -34,7 +34,7 @@ pub fn run(arguments: &ConvertArguments) -> anyhow::Result<ExitCode> {
     })
 }
 
-/// A file's text as YAML documents that another file's can follow: JSON is YAML too.
+/// A file's text as YAML documents that may be concatenated with others: JSON is YAML, too.
 fn documents_of(text: &str) -> anyhow::Result<String> {
     if !text.trim_start().starts_with('{') {
         return Ok(format!("---\n{text}\n"));

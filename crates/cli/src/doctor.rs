@@ -1,4 +1,4 @@
-//! `egret doctor`: prints what stands in the way, what was found and what was removed.
+//! `egret doctor`: prints obstacles, leftovers and removed objects.
 
 use crate::args::{DoctorArguments, EXIT_NOT_GOOD, EXIT_UNREACHABLE, LegacySystem, Output};
 use crate::show::{paths, table};
@@ -9,7 +9,7 @@ use serde_json::Value;
 use std::collections::BTreeSet;
 use std::process::ExitCode;
 
-/// Exit code 0: nothing of the systems asked for is there, or not any more, and nothing surely stops our packets.
+/// Exit code 0: no leftover of the requested systems remains, and no obstacle certainly stops our packets.
 pub fn run(arguments: &DoctorArguments) -> anyhow::Result<ExitCode> {
     if !nix::unistd::geteuid().is_root() {
         eprintln!("egret: only root can see all that a node's kernel has");
@@ -29,7 +29,7 @@ pub fn run(arguments: &DoctorArguments) -> anyhow::Result<ExitCode> {
         Output::Json => println!("{}", serde_json::to_string_pretty(&answer)?),
         Output::Text => print(&answer, !systems.is_empty(), arguments.yes)?,
     }
-    // What nobody removes, a setting, is no reason to try again.
+    // A leftover that must be removed manually, such as a setting, does not fail a removal.
     let left = |finding: &LegacyFinding| !arguments.yes || finding.removable;
     let good =
         answer.failed.is_empty() && !answer.findings.iter().any(left) && !answer.is_obstructed();

@@ -1,4 +1,4 @@
-//! `/metrics`, `/healthz` and `/readyz`. Nothing here changes anything.
+//! `/metrics`, `/healthz` and `/readyz`; all read-only.
 
 use axum::Router;
 use axum::extract::State;
@@ -10,15 +10,15 @@ use std::net::TcpListener;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-/// What a component shows of itself.
+/// Metrics and health of a component.
 pub trait Health: Send + Sync + 'static {
     /// OpenMetrics text.
     fn metrics_text(&self) -> String;
-    /// Why it is not ready.
+    /// Why it is not ready; `None` if it is.
     fn unready(&self) -> Option<String>;
-    /// When its main loop last went round.
+    /// When its main loop last completed a turn.
     fn last_round(&self) -> Instant;
-    /// What is wrong with single objects although it is ready.
+    /// Faults of single objects that do not affect readiness.
     fn waiting(&self) -> Vec<String> {
         Vec::new()
     }
@@ -46,15 +46,14 @@ macro_rules! health {
 health!(egret_agent::Health);
 health!(egret_controller::Health, waiting);
 
-/// A main loop that has not gone round for this long hangs.
+/// A main loop without a completed turn for this long hangs.
 const HANG: Duration = Duration::from_secs(30);
 
-/// Pause before a port that is taken is tried again.
+/// Pause before another attempt to bind a port that is in use.
 const RETRY: Duration = Duration::from_millis(250);
 
-/// Serves on a thread of its own, as long as the process lives. A port that cannot be had is reported, tried again until
-/// it is free (a predecessor that is ending may still have it), and does not stop the component: traffic matters more
-/// than its metrics.
+/// Serves on a separate thread until the process ends. A port that is in use is logged, retried until it is free (a
+/// terminating predecessor may still have it), and does not stop the component: traffic matters more than metrics.
 pub fn serve(port: u16, health: Arc<dyn Health>) {
     if port == 0 {
         return;
@@ -71,7 +70,7 @@ pub fn serve(port: u16, health: Arc<dyn Health>) {
     }
 }
 
-/// Waits for the port as long as it takes.
+/// Binds the port; retries until it succeeds.
 fn listen(port: u16) -> io::Result<TcpListener> {
     let mut is_told = false;
     loop {

@@ -1,6 +1,6 @@
-//! By which name the program was called. As a plugin of kubectl (`kubectl egret`) it asks the API server, not the agent of
-//! this node; under the name of the program that it takes the place of, as the image `kube-egress` starts it, it is that
-//! program.
+//! The name by which the program was called. As a kubectl plugin (`kubectl egret`) it reads from the API server, not
+//! from the agent of this node. Under the name of the program that it replaces, as the image `kube-egress` starts it,
+//! it behaves as that program.
 
 use crate::args::{Arguments, SourceArgument, Verb};
 use clap::{CommandFactory, FromArgMatches, Parser};
@@ -10,7 +10,7 @@ use std::path::Path;
 /// The file name by which kubectl finds a plugin `egret` (kubectl's documentation, "Extend kubectl with plugins").
 const KUBECTL_PLUGIN: &str = "kubectl-egret";
 
-/// The verb that is also a program's name.
+/// The verb that is also a program name.
 const KUBE_EGRESS: &str = "kube-egress";
 
 /// Reads the arguments of this process, or ends it with the usage.

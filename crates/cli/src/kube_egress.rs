@@ -33,7 +33,7 @@ pub fn run(
         }
     };
     if arguments.update_interval.0.is_none() {
-        // Nobody reads the mappings again: what cannot be read must not end in "nothing is wanted".
+        // The mappings are read only once, so an unreadable one must fail and not become "nothing is wanted".
         flags.wanted(None)?;
     }
     if let Mapping::Directories {
@@ -72,7 +72,7 @@ fn delete(config: &ClassicConfig) -> ExitCode {
     }
 }
 
-/// Reads what is wanted; what is wrong is told once, for as long as it stays so.
+/// Reads the wanted mappings; a fault is logged once, for as long as it lasts.
 fn reader(flags: KubeEgress) -> ReadWanted {
     let mut told = BTreeSet::new();
     let mut before = None;

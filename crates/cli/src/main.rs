@@ -27,7 +27,7 @@ fn main() -> ExitCode {
     }
 }
 
-/// `egret crds | head` ends quietly when `head` has enough, as other programs do.
+/// Restores SIGPIPE, so that `egret crds | head` ends quietly, like other programs.
 fn end_with_the_reader() {
     use nix::sys::signal::{SigHandler, Signal, signal};
     // SAFETY: the default action is no handler of ours, and no other thread runs yet.

@@ -1,4 +1,4 @@
-//! Carries out one verb.
+//! Runs one verb.
 
 use crate::args::{
     AgentArguments, ControllerArguments, EXIT_NOT_GOOD, EXIT_UNREACHABLE, ExplainArguments,
@@ -19,7 +19,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-/// How often a pod that stays looks whether it should end.
+/// Poll interval of the stop flag after cleanup.
 const STAYING: Duration = Duration::from_millis(200);
 
 pub fn run(verb: Verb) -> anyhow::Result<ExitCode> {
@@ -101,7 +101,7 @@ fn front_ends(arguments: &SettingsArguments) -> front_end::Settings {
     }
 }
 
-/// For questions: nothing in the directory is written, not even a lock.
+/// A view for verbs that only print: the directory is not written, not even a lock.
 fn view(source: &SourceArgument, settings: &SettingsArguments) -> anyhow::Result<View> {
     let (installation, front_ends) = (self::settings(settings), front_ends(settings));
     match source {
@@ -167,7 +167,7 @@ fn agent(arguments: &AgentArguments) -> anyhow::Result<ExitCode> {
     let role = Role::Agent(config.node.clone());
     let open = opener(source, &arguments.settings, role);
     egret_agent::run(&config, open, &health, &stop)?;
-    tracing::info!("agent ends; what is in the kernel stays for the next one");
+    tracing::info!("agent ends; the kernel state stays for the next one");
     Ok(ExitCode::SUCCESS)
 }
 
@@ -191,7 +191,7 @@ fn cni(arguments: &AgentArguments) -> anyhow::Result<CniConfig> {
 }
 
 fn cleanup(arguments: &AgentArguments) -> anyhow::Result<ExitCode> {
-    // Before anything else: whoever ends it while it cleans up lets it finish first.
+    // First of all: a signal during the cleanup then does not interrupt it.
     let stop = arguments.stay.then(stop_at_signal).transpose()?;
     egret_agent::use_sysctl_directory(&arguments.sysctl_directory);
     let errors = egret_agent::cleanup(

@@ -1,4 +1,4 @@
-//! Prints answers, for people or machines.
+//! Prints answers, as text or JSON.
 
 use crate::args::Output;
 use egret_agent::report::{CLI_API_VERSION, FindingView};
@@ -6,7 +6,7 @@ use egret_core::model::Finding;
 use egret_core::plan::ClusterPlan;
 use serde_json::{Value, json};
 
-/// Prints a Status and says whether everything is as it should be.
+/// Prints a Status; returns whether everything is ready.
 pub fn status(status: &Value, output: Output) -> anyhow::Result<bool> {
     let list = |name: &str| status[name].as_array().cloned().unwrap_or_default();
     let good = list("policies")
@@ -112,7 +112,7 @@ fn ready(policy: &Value) -> String {
     }
 }
 
-/// Why a policy is or is not ready, and what limits what it does all the same.
+/// Why a policy is or is not ready, with conditions that limit a ready one.
 fn why(policy: &Value) -> String {
     let conditions = policy["conditions"].as_array().cloned().unwrap_or_default();
     let told = conditions
@@ -124,7 +124,7 @@ fn why(policy: &Value) -> String {
     all.join("; ")
 }
 
-/// What a field says. In quotes where nobody could see otherwise where it begins and ends.
+/// Value of a field, in quotes where its limits would not be visible.
 fn value(text: &str) -> String {
     match text.contains(|c: char| c.is_whitespace() || c.is_control()) {
         true => format!("{text:?}"),
@@ -145,7 +145,7 @@ fn strings(value: &Value) -> String {
     all.iter().map(text).collect::<Vec<_>>().join(",")
 }
 
-/// Columns as wide as their content; the last one runs on.
+/// Prints columns as wide as their content; the last one is not padded.
 pub fn table(head: &[&str], rows: Vec<Vec<String>>) {
     if rows.is_empty() {
         return;
@@ -171,7 +171,7 @@ pub fn table(head: &[&str], rows: Vec<Vec<String>>) {
     }
 }
 
-/// Prints an Explanation, one line per step, and says whether it ends well.
+/// Prints an Explanation, one line per step; returns whether its last step succeeds.
 pub fn explanation(explanation: &Value, output: Output) -> anyhow::Result<bool> {
     let steps = explanation["steps"].as_array().cloned().unwrap_or_default();
     let good = steps.iter().all(|step| step["ok"] == true);

@@ -1,14 +1,14 @@
-//! `egret uninstall`: what the chart runs before it deletes anything.
+//! `egret uninstall`: the chart runs it before it deletes anything.
 
 use crate::args::{EXIT_NOT_GOOD, UninstallArguments};
 use egret_objects::kube::{self, Uninstalled};
 use std::process::ExitCode;
 use std::time::Duration;
 
-/// Waits until every node is clean, telling what is left.
+/// Waits until every node is clean, and prints the remaining ones.
 ///
 /// # Errors
-/// The API server cannot be found, or the DaemonSet is not one of agents.
+/// The API server cannot be found, or the DaemonSet contains no agent.
 pub fn run(arguments: &UninstallArguments) -> anyhow::Result<ExitCode> {
     let (namespace, name) = (&arguments.namespace, &arguments.daemonset);
     let timeout = Duration::from_secs(arguments.timeout_secs);

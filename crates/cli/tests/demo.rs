@@ -1,8 +1,8 @@
-//! `egret lab demo`, as a stranger runs it. Needs root.
+//! `egret lab demo`, as a new user runs it. Needs root.
 
 use std::process::{Command, Stdio};
 
-/// A lab of this test process; taken down also when the test fails.
+/// A lab of this test process; taken down even if the test fails.
 struct Name(String);
 
 impl Name {
@@ -40,7 +40,7 @@ fn every_line_of_the_demo_is_right_and_nothing_stays() {
     let text = String::from_utf8_lossy(&output.stdout);
     assert!(output.status.success(), "{text}{output:?}");
     assert!(!text.contains("WRONG"), "{text}");
-    // Each pod on each worker, before and after; no colours where nobody looks.
+    // Each pod on each worker, before and after; no colours, since standard output is no terminal.
     for line in [
         "ok   worker3  a3      app: MyApp  192.168.122.222        fd00:122::222",
         "ok   worker3  other3  app: Other  192.168.122.13         fd00:122::13",
@@ -59,7 +59,7 @@ fn an_interrupted_demo_takes_its_lab_down() {
     let name = Name::new("stop");
     let mut demo = name.demo().stdout(Stdio::piped()).spawn().unwrap();
     let mut lines = BufReader::new(demo.stdout.take().unwrap()).lines();
-    // The lab is up, and the demo waits for something.
+    // The lab is up, and the demo waits for a condition.
     lines.find(|line| line.as_ref().unwrap().contains("kind: Egress"));
     assert!(name.is_up());
     let killed = Command::new("kill")

@@ -1,4 +1,4 @@
-//! What the program prints with `-o json`, held against `docs/cli-v1.schema.json`.
+//! Output of `-o json`, validated against `docs/cli-v1.schema.json`.
 
 use serde_json::Value;
 use std::path::Path;
@@ -91,7 +91,7 @@ fn controller(directory: &Path) -> Controller {
     Controller(command.stderr(Stdio::null()).spawn().unwrap())
 }
 
-/// The part of JSON Schema that ours uses; any other keyword is a fault of the schema.
+/// Validates against the keywords of JSON Schema that our schema uses; any other keyword is a fault.
 fn faults(schema: &Value, value: &Value, place: &str, root: &Value, found: &mut Vec<String>) {
     let mut fault = |text: String| found.push(format!("{place}: {text}"));
     let Some(keywords) = schema.as_object() else {
@@ -179,7 +179,7 @@ fn faults(schema: &Value, value: &Value, place: &str, root: &Value, found: &mut 
     }
 }
 
-/// `wanted`: a name, or a list of names.
+/// Whether the value has the type. `wanted`: a name, or a list of names.
 fn has_type(value: &Value, wanted: &Value) -> bool {
     if let Some(list) = wanted.as_array() {
         return list.iter().any(|one| has_type(value, one));
@@ -197,7 +197,7 @@ fn has_type(value: &Value, wanted: &Value) -> bool {
 
 fn faults_of(value: &Value) -> Vec<String> {
     let root: Value = serde_json::from_str(SCHEMA).unwrap();
-    // By its kind, so that faults have a place; that exactly one fits is checked by the root.
+    // Validated by its kind, so that faults have a path; the root checks that exactly one kind fits.
     let kind = value["kind"].as_str().unwrap_or("Status");
     let mut found = Vec::new();
     faults(&root["$defs"][kind], value, kind, &root, &mut found);
@@ -255,7 +255,7 @@ fn everything_that_is_printed_fits_the_schema() {
     assert_fits(&plan);
 }
 
-/// In a network namespace of its own, so that nothing of this machine is looked at, with a file as the only finding.
+/// In a separate network namespace, so that nothing of this machine is read, with a file as the only finding.
 #[test]
 fn what_the_doctor_prints_fits_the_schema() {
     let root = tempfile::tempdir().unwrap();

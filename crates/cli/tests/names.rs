@@ -1,4 +1,4 @@
-//! The program under its other name, and what `egret convert` reads, prints and ends with.
+//! The program under its other name; input, output and exit codes of `egret convert`.
 
 use std::io::Write;
 use std::process::{Command, Output, Stdio};
@@ -42,7 +42,7 @@ fn convert(arguments: &[&str], input: &str) -> Output {
         .spawn()
         .unwrap();
     let mut stdin = child.stdin.take().unwrap();
-    // A program that is told a bad file may have ended before it reads anything.
+    // After a bad file argument the program may have ended before it reads standard input.
     if let Err(error) = stdin.write_all(input.as_bytes()) {
         assert_eq!(error.kind(), std::io::ErrorKind::BrokenPipe);
     }
@@ -87,7 +87,7 @@ fn several_files_are_one_input_and_a_bad_one_is_named() {
         path.to_str().unwrap().to_owned()
     };
     let (policy, workload) = (file("policy.yaml", MAPPED), file("web.yaml", WORKLOAD));
-    // The workload in the other file tells the selector: nothing is lost. Standard input is one more file.
+    // The workload in the other file provides the selector: nothing is lost. Standard input is one more file.
     for arguments in [
         ["-f", &policy, "-f", &workload],
         ["-f", &workload, "-f", "-"],

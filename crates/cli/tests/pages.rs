@@ -1,4 +1,4 @@
-//! `docs/migrating` says what is so: its commands of ours exist with their flags, and the tests that it names are there.
+//! `docs/migrating` is correct: its `egret` commands exist with their flags, and the tests that it names exist.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -19,7 +19,7 @@ fn texts() -> BTreeMap<String, String> {
     entries.filter_map(|entry| of(entry.path())).collect()
 }
 
-/// Words of each command of ours: in a block by its line, after a pipe, after `--` or an entry point, or in backquotes.
+/// Words of each `egret` command: in a block by its line, after a pipe, after `--` or an entry point, or in backquotes.
 fn commands(text: &str) -> Vec<Vec<String>> {
     let mut found = Vec::new();
     for line in text.lines() {
@@ -43,7 +43,7 @@ fn commands(text: &str) -> Vec<Vec<String>> {
     found
 }
 
-/// What is wrong with a command: no such verb, or no such flag of it.
+/// Fault of a command: the verb does not exist, or has no such flag.
 fn fault(words: &[String]) -> Option<String> {
     let mut command = Command::new(env!("CARGO_BIN_EXE_egret"));
     let output = command.arg(&words[0]).arg("--help").output().unwrap();
@@ -86,7 +86,7 @@ fn every_command_of_ours_exists_with_its_flags() {
     );
 }
 
-/// Tests that a page names without being there: `` [`name`](path) ``, and `` [`stem`](path) `` for a whole file.
+/// Tests that a page names and that do not exist: `` [`name`](path) ``, and `` [`stem`](path) `` for a whole file.
 fn missing(text: &str) -> Vec<String> {
     let mut missing = Vec::new();
     for (at, _) in text.match_indices("`](") {

@@ -1,4 +1,4 @@
-//! What happens when a reader has enough.
+//! A reader closes the pipe early.
 
 use std::io::Read;
 use std::process::{Command, Stdio};

@@ -1,8 +1,8 @@
-//! etcd and kube-apiserver on loopback, with throw-away data.
+//! etcd and kube-apiserver on loopback, with temporary data.
 //!
-//! Both are children of a shell that is the first process of a process namespace and waits for its standard input to
-//! end. The other end of that pipe is this value's: dropped by a test that ends, panics or is killed, it takes the
-//! shell and the kernel takes the namespace. What a killed test cannot remove is its folder; the next one does.
+//! Both are children of a shell that is the first process of a process namespace and waits for the end of its standard
+//! input. This value owns the other end of that pipe: when a test ends, panics or is killed, the shell ends and the
+//! kernel ends the namespace. A killed test leaves its folder, which the next test removes.
 
 use crate::credentials::{ADMIN, Credentials};
 use crate::error::io;
@@ -19,12 +19,12 @@ use std::time::{Duration, Instant};
 const ROOT: &str = "/run/egret-api";
 /// Longest wait for the API server to be ready; it takes 3 to 5 s on two idle cores.
 const READY_TIMEOUT: Duration = Duration::from_secs(120);
-/// How often readiness is looked at.
+/// Poll interval for readiness.
 const POLL: Duration = Duration::from_millis(50);
-/// Starts when the ports that were free are not any more.
+/// Attempts to start, in case ports that were free are taken meanwhile.
 const ATTEMPTS: usize = 3;
 
-/// An API server that runs. It ends with the value.
+/// A running API server. It ends with the value.
 #[derive(Debug)]
 pub struct ApiServer {
     folder: PathBuf,
@@ -44,7 +44,7 @@ impl ApiServer {
         Self::start_with(&[])
     }
 
-    /// The same with further users, beside `admin` who may do everything: names and groups.
+    /// [`Self::start`] with further users besides `admin`, who has all rights: names and groups.
     ///
     /// # Errors
     /// As [`Self::start`].
@@ -131,7 +131,7 @@ impl ApiServer {
                     });
                 }
             }
-            // A look costs a process, so only once somebody listens.
+            // A kubectl call costs a process, so only once the port is open.
             let address = self.url.trim_start_matches("https://");
             if std::net::TcpStream::connect(address).is_ok() {
                 let Said { success, out, err } =
@@ -150,7 +150,7 @@ impl ApiServer {
         })
     }
 
-    /// kubectl as the user who may do everything.
+    /// kubectl as the user with all rights.
     pub fn kubectl(&self) -> &Kubectl {
         &self.admin
     }
@@ -210,7 +210,7 @@ fn background((name, program, arguments): &(&str, PathBuf, Vec<String>)) -> Stri
     )
 }
 
-/// Ports of loopback that nobody uses at the moment.
+/// Ports of loopback that are unused at the moment.
 fn free_ports<const N: usize>() -> Result<[u16; N], ClusterError> {
     // All at once, so that they differ.
     let mut listeners = Vec::new();
@@ -227,7 +227,7 @@ fn free_ports<const N: usize>() -> Result<[u16; N], ClusterError> {
     Ok(ports)
 }
 
-/// A folder that names its owner: process id, start time, number.
+/// A folder whose name identifies its owner: process id, start time, number.
 fn new_folder() -> Result<PathBuf, ClusterError> {
     use std::sync::atomic::{AtomicU32, Ordering};
     static NEXT: AtomicU32 = AtomicU32::new(0);
@@ -254,7 +254,7 @@ fn remove_remains() {
     }
 }
 
-/// The last lines of a log.
+/// Last lines of a log.
 pub(crate) fn tail(log: &Path) -> String {
     let text = std::fs::read_to_string(log).unwrap_or_default();
     let lines: Vec<&str> = text.lines().collect();

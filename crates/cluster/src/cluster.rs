@@ -1,5 +1,5 @@
 //! A whole cluster: control plane, nodes with real kubelets and containerd, a router and a server outside, all of them
-//! hosts of the lab. What runs on a host dies with it, so a power cut and taking down need nothing else.
+//! hosts of the lab. All processes of a host end with it, so power cuts and taking down need nothing else.
 
 mod control_plane;
 mod nodes;
@@ -21,10 +21,10 @@ use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::time::Duration;
 
-/// Longest wait for the API server, and for all nodes to be ready; 20 s on two idle cores.
+/// Longest wait for the API server, and for all nodes to become ready; 20 s on two idle cores.
 const TIMEOUT: Duration = Duration::from_secs(180);
 
-/// A cluster that is up. Dropping the value leaves it up; see [`Cluster::owned`].
+/// A running cluster. Dropping the value leaves it up; see [`Cluster::owned`].
 #[derive(Debug)]
 pub struct Cluster {
     lab: Lab,
@@ -32,7 +32,7 @@ pub struct Cluster {
     credentials: Credentials,
 }
 
-/// A cluster that goes down when this value is dropped, also by a panic.
+/// A cluster that is taken down when this value is dropped, also by a panic.
 #[derive(Debug)]
 pub struct OwnedCluster(Cluster);
 
@@ -54,10 +54,10 @@ impl Drop for OwnedCluster {
 
 impl Cluster {
     /// Brings a cluster up and waits until its nodes are ready. `egret` is the program whose answering server runs on
-    /// the host `server`. What was built is taken down again on failure.
+    /// the host `server`. A failure takes everything down again.
     ///
     /// # Errors
-    /// Kubernetes is not built, a cluster of this name is up, or anything that the system refuses.
+    /// Kubernetes is not built, a cluster of this name is up, or the system refuses an operation.
     pub fn up(name: &str, topology: &Topology, egret: Option<&Path>) -> Result<Self, ClusterError> {
         let programs = Programs::find()?;
         let options = UpOptions {
@@ -71,7 +71,8 @@ impl Cluster {
         match Self::build(lab.clone(), programs) {
             Ok(cluster) => Ok(cluster),
             Err(error) => {
-                // Somebody may have taken this one down meanwhile, which is why it failed, and brought up another.
+                // Another process may have taken this one down meanwhile, which is why it failed, and brought up
+                // another.
                 let place = lab.place(CONTROL_PLANE);
                 let is_own =
                     place.is_ok_and(|place| place.netns_path().is_ok_and(|now| now == own));
@@ -112,7 +113,7 @@ impl Cluster {
         cluster.kubectl()?.apply(&objects)?;
         in_parallel(&nodes, |node| cluster.start_node_of(node))?;
         cluster.wait_ready(&names)?;
-        // Until the controller manager has made it, no pod is accepted.
+        // The API server accepts no pod until the controller manager has made the account.
         let account = ["get", "serviceaccount", "default"];
         let what = "the service account of pods";
         let kubectl = cluster.kubectl()?;
@@ -120,10 +121,10 @@ impl Cluster {
         Ok(cluster)
     }
 
-    /// A cluster that is up.
+    /// Opens a running cluster.
     ///
     /// # Errors
-    /// It is not.
+    /// The cluster is not up.
     pub fn open(name: &str) -> Result<Self, ClusterError> {
         let not_up = |error| match error {
             LabError::NotUp(name) => ClusterError::NotUp(name),
@@ -139,14 +140,14 @@ impl Cluster {
         })
     }
 
-    /// Takes a cluster down, also what a crash left of it.
+    /// Takes a cluster down, including the remains of a crash.
     ///
     /// # Errors
-    /// It is not up, or something could not be removed; everything else is.
+    /// The cluster is not up, or something could not be removed; everything else is.
     pub fn down(name: &str) -> Result<(), ClusterError> {
         let had_groups = !groups::folders(name).is_empty();
         let down = Lab::down(name);
-        // Empty once the processes are gone.
+        // The groups are empty once the processes are gone.
         groups::remove(name)?;
         match down {
             Ok(()) => Ok(()),
@@ -156,12 +157,12 @@ impl Cluster {
         }
     }
 
-    /// Ties the life of the cluster to the value.
+    /// Ties the lifetime of the cluster to the value.
     pub fn owned(self) -> OwnedCluster {
         OwnedCluster(self)
     }
 
-    /// The hosts and segments below it: captures, commands inside of hosts, power cuts.
+    /// The hosts and segments of the cluster: captures, commands inside hosts, power cuts.
     pub fn lab(&self) -> &Lab {
         &self.lab
     }
@@ -171,7 +172,7 @@ impl Cluster {
         &self.programs
     }
 
-    /// kubectl as the user who may do everything. It sees the machine's files and the cluster's network.
+    /// kubectl as the user with all rights. It sees the machine's files and the cluster's network.
     ///
     /// # Errors
     /// The control plane's host is off.
@@ -179,7 +180,7 @@ impl Cluster {
         self.client("kubectl")
     }
 
-    /// helm in the same way; only [`Kubectl::command`] makes sense of it.
+    /// helm as the same user; usable only through [`Kubectl::command`].
     ///
     /// # Errors
     /// The control plane's host is off.
@@ -249,7 +250,7 @@ impl Cluster {
             .stdin(Stdio::null())
             .stdout(log)
             .stderr(errors)
-            // Ctrl-C at the terminal is for whoever started the cluster, not for the cluster.
+            // Ctrl-C at the terminal must not reach the cluster, only the command that started it.
             .process_group(0)
             .spawn()
             .map_err(io(format!("running {}", program.display())))?;
@@ -257,7 +258,7 @@ impl Cluster {
     }
 }
 
-/// Folder of credentials and images: inside the lab's, so that it goes with it.
+/// Folder of credentials and images: inside the lab's, so that it is removed with it.
 fn folder(lab: &Lab) -> PathBuf {
     lab.dir().path().join("cluster")
 }

@@ -1,6 +1,6 @@
-//! Who is who in a cluster: an authority for servers' certificates, and a token for every client. Made by `openssl`,
-//! which every machine has that trusts certificates (Debian's package `ca-certificates` needs it). Nothing here is
-//! secret: it lives as long as the test.
+//! Credentials of a cluster: an authority for servers' certificates, and a token for every client. Made by `openssl`,
+//! which every machine with trusted certificates has (Debian's package `ca-certificates` needs it). None of them is
+//! secret: they live as long as the test.
 
 use crate::ClusterError;
 use crate::error::io;
@@ -27,7 +27,7 @@ pub struct Credentials {
     users: Vec<User>,
 }
 
-/// Name of the user who may do everything.
+/// Name of the user with all rights.
 pub const ADMIN: &str = "admin";
 
 impl Credentials {
@@ -58,10 +58,10 @@ impl Credentials {
         Ok(credentials)
     }
 
-    /// The credentials in a folder that [`Self::make`] filled.
+    /// Opens the credentials in a folder that [`Self::make`] filled.
     ///
     /// # Errors
-    /// It did not.
+    /// The folder was not filled.
     pub fn open(folder: &Path) -> Result<Self, ClusterError> {
         let path = folder.join("tokens.csv");
         let text =
@@ -72,7 +72,7 @@ impl Credentials {
         })
     }
 
-    /// The same, for command lines of programs that find the files in another folder.
+    /// The credentials for command lines of programs that see the files in another folder.
     pub(crate) fn seen_in(&self, folder: &Path) -> Self {
         Self {
             folder: folder.to_owned(),
@@ -99,7 +99,7 @@ impl Credentials {
             .collect();
         let all = format!("subjectAltName={}", all.join(","));
         self.certificate("apiserver", "/CN=kube-apiserver", &all)?;
-        // Kubelets let this group run commands in containers and read logs.
+        // Kubelets allow this group to run commands in containers and read logs.
         self.certificate(
             "kubelet-client",
             "/O=system:masters/CN=kube-apiserver-kubelet-client",
@@ -110,7 +110,7 @@ impl Credentials {
         self.file("tokens.csv", &tokens)
     }
 
-    /// A key and a certificate signed by the authority, or by itself if it is that.
+    /// Makes a key and a certificate, signed by the authority or, for the authority, by itself.
     fn certificate(&self, name: &str, subject: &str, extension: &str) -> Result<(), ClusterError> {
         let (key, certificate) = (format!("{name}.key"), format!("{name}.crt"));
         let mut arguments = vec![
@@ -134,14 +134,14 @@ impl Credentials {
         ];
         if name != "ca" {
             arguments.extend(["-CA", "ca.crt", "-CAkey", "ca.key"]);
-            // What `req -x509` would add by its configuration is that of an authority.
+            // By its default configuration `req -x509` would make the certificate an authority's.
             arguments.extend(["-addext", "basicConstraints=critical,CA:FALSE"]);
         }
         self.openssl(&arguments)
     }
 
     fn openssl(&self, arguments: &[&str]) -> Result<(), ClusterError> {
-        // No configuration file of the machine: it may add extensions a second time, which is an error.
+        // Without the machine's configuration file: it may add extensions a second time, which is an error.
         let configuration = self.folder.join("openssl.cnf");
         std::fs::write(&configuration, "[req]\ndistinguished_name = name\n[name]\n")
             .map_err(io("writing the configuration of openssl"))?;
@@ -151,7 +151,7 @@ impl Credentials {
         Ok(())
     }
 
-    /// A further user.
+    /// Adds a user.
     ///
     /// # Errors
     /// The folder cannot be written. A running API server does not read the file again.
@@ -161,7 +161,7 @@ impl Credentials {
         self.file("tokens.csv", &tokens)
     }
 
-    /// Path of one of its files: `ca.crt`, `apiserver.crt`, `apiserver.key`, `accounts.key`, `tokens.csv`, ...
+    /// Path of a file: `ca.crt`, `apiserver.crt`, `apiserver.key`, `accounts.key`, `tokens.csv`, ...
     pub fn path(&self, name: &str) -> PathBuf {
         self.folder.join(name)
     }
@@ -169,7 +169,7 @@ impl Credentials {
     /// The text of a kubeconfig file for a user.
     ///
     /// # Panics
-    /// There is no such user.
+    /// No such user.
     pub fn kubeconfig(&self, user: &str, server: &str) -> Result<String, ClusterError> {
         let known = self.users.iter().find(|known| known.name == user);
         let token = &known.expect("a user that was made").token;
@@ -230,7 +230,7 @@ impl User {
         })
     }
 
-    /// The form of `--token-auth-file`.
+    /// One line of the format of `--token-auth-file`.
     fn line(&self) -> String {
         let Self {
             name,

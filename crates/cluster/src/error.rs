@@ -1,30 +1,30 @@
-//! Why a cluster did not come up, or something in it did not work.
+//! Errors of a cluster.
 
 use egret_lab::LabError;
 use std::path::PathBuf;
 
-/// Why a cluster did not come up, or something in it did not work.
+/// Error of bringing a cluster up or using it.
 #[derive(Debug, thiserror::Error)]
 pub enum ClusterError {
-    /// Kubernetes, etcd or containerd are not there.
+    /// Kubernetes, etcd or containerd are missing.
     #[error("{0}")]
     NotBuilt(String),
-    /// The system refused something.
+    /// The system refused an operation.
     #[error("{what}: {source}")]
     Io {
-        /// What was being done.
+        /// The operation.
         what: String,
-        /// What the system said.
+        /// Error of the system.
         #[source]
         source: std::io::Error,
     },
-    /// The lab below the cluster refused something, or a command failed.
+    /// The cluster's lab refused an operation, or a command failed.
     #[error(transparent)]
     Lab(#[from] LabError),
     /// The cluster is not up.
     #[error("cluster {0:?} is not up: ./dev cluster up")]
     NotUp(String),
-    /// A program ended although it should go on.
+    /// A program that should run on ended.
     #[error("{what} ended; the end of {log}:\n{tail}")]
     Ended {
         /// The program.
@@ -34,12 +34,12 @@ pub enum ClusterError {
         /// The last lines.
         tail: String,
     },
-    /// Something did not happen in time.
+    /// An expected state was not reached in time.
     #[error("{what} was not there after {seconds} s: {said}")]
     Timeout {
-        /// What was waited for.
+        /// The expected state.
         what: String,
-        /// How long.
+        /// Seconds of the wait.
         seconds: u64,
         /// The last answer, or the end of a log.
         said: String,
@@ -49,18 +49,18 @@ pub enum ClusterError {
     Kubectl {
         /// Its arguments.
         arguments: String,
-        /// What it said.
+        /// Its output.
         said: String,
     },
-    /// A pod has no network of its own, or it could not be found.
+    /// A pod has no network of its own, or its network was not found.
     #[error("no network of the pod {0}")]
     NoNetwork(String),
-    /// What remains after taking down.
+    /// Objects that remain after taking down.
     #[error("still there: {0}")]
     Remains(String),
 }
 
-/// Wraps what the system said.
+/// Wraps an error of the system.
 pub(crate) fn io(what: impl Into<String>) -> impl FnOnce(std::io::Error) -> ClusterError {
     let what = what.into();
     move |source| ClusterError::Io { what, source }

@@ -1,11 +1,11 @@
-//! Control groups of a cluster's nodes: the only thing that outlives the processes of the lab.
+//! Control groups of a cluster's nodes, which alone outlive the lab's processes.
 
 use crate::ClusterError;
 use egret_lab::process::wait_for;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-/// Longest wait for the kernel to let go of groups whose processes were killed.
+/// Longest wait for the kernel to release groups whose processes were killed.
 const TIMEOUT: Duration = Duration::from_secs(20);
 
 /// Name of the group of a cluster below the root of every hierarchy; its nodes' groups are below it.
@@ -29,7 +29,7 @@ pub(crate) fn folders(name: &str) -> Vec<PathBuf> {
 
 /// Removes the groups of a cluster whose processes were killed.
 pub(crate) fn remove(name: &str) -> Result<(), ClusterError> {
-    // A group stays busy until the kernel has buried its last process.
+    // A group stays busy until the kernel has reaped its last process.
     let gone = wait_for("control groups to be empty", TIMEOUT, || {
         folders(name).iter().for_each(|folder| remove_tree(folder));
         folders(name).is_empty()
@@ -41,7 +41,7 @@ pub(crate) fn remove(name: &str) -> Result<(), ClusterError> {
     })
 }
 
-/// Children first; files in there cannot and need not be deleted.
+/// Removes a tree of groups, children first; their files cannot and need not be deleted.
 fn remove_tree(folder: &Path) {
     for entry in std::fs::read_dir(folder).into_iter().flatten().flatten() {
         if entry.file_type().is_ok_and(|kind| kind.is_dir()) {

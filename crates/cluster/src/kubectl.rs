@@ -1,4 +1,4 @@
-//! Running kubectl, and what it says.
+//! Runs kubectl and returns its output.
 
 use crate::ClusterError;
 use crate::error::io;
@@ -7,18 +7,18 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
-/// How often a condition is looked at. Every look is a process of its own.
+/// Poll interval for a condition. Every poll is a process of its own.
 const POLL: Duration = Duration::from_millis(100);
 
 /// kubectl as one user of one cluster.
 #[derive(Debug, Clone)]
 pub struct Kubectl {
-    /// The command up to kubectl's own arguments: where it runs, the program, the kubeconfig.
+    /// The command up to kubectl's own arguments: namespaces, program, kubeconfig.
     pub(crate) prefix: Vec<String>,
     pub(crate) kubeconfig: PathBuf,
 }
 
-/// What a program said and how it ended.
+/// Output and success of a program.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Said {
     /// It succeeded.
@@ -30,24 +30,24 @@ pub struct Said {
 }
 
 impl Kubectl {
-    /// The kubeconfig file it uses.
+    /// The kubeconfig file that it uses.
     pub fn kubeconfig(&self) -> &PathBuf {
         &self.kubeconfig
     }
 
-    /// A command to add arguments and streams to.
+    /// The command, for adding arguments and streams.
     pub fn command(&self) -> Command {
         let mut command = Command::new(&self.prefix[0]);
         command
             .args(&self.prefix[1..])
             .env("KUBECONFIG", &self.kubeconfig)
-            // Neither caches nor preferences of whoever runs the test.
+            // Without caches and preferences of the user who runs the test.
             .env("HOME", self.kubeconfig.with_extension("home"))
             .env("KUBERC", "off");
         command
     }
 
-    /// Runs it with `input` on its standard input, whatever it answers.
+    /// Runs it with `input` on its standard input; a failure of the program is no error.
     ///
     /// # Errors
     /// It cannot be started.
@@ -61,7 +61,7 @@ impl Kubectl {
             .spawn()
             .map_err(io("running kubectl"))?;
         let mut stdin = child.stdin.take().expect("standard input was asked for");
-        // A kubectl that refuses its arguments reads nothing; what it says matters more.
+        // A kubectl that refuses its arguments reads nothing; its output matters more.
         let _ = stdin.write_all(input.as_bytes());
         drop(stdin);
         let output = child
@@ -82,7 +82,7 @@ impl Kubectl {
         self.run_with(arguments, "")
     }
 
-    /// The same with standard input.
+    /// [`Self::run`] with standard input.
     ///
     /// # Errors
     /// As [`Self::run`].
@@ -108,7 +108,7 @@ impl Kubectl {
     /// Applies CustomResourceDefinitions, a file or a folder of them, and waits until their kinds can be used.
     ///
     /// # Errors
-    /// The API server refuses one of them, also its rules.
+    /// The API server refuses one of them, or one of its rules.
     pub fn define(&self, definitions: &Path) -> Result<(), ClusterError> {
         let path = definitions.display().to_string();
         self.run(&["apply", "--server-side", "-f", &path])?;
@@ -117,7 +117,7 @@ impl Kubectl {
         Ok(())
     }
 
-    /// Runs it again and again until what it says satisfies `condition`.
+    /// Runs it repeatedly until its output satisfies `condition`.
     ///
     /// # Errors
     /// It does not within `timeout`; the error has the last answer.

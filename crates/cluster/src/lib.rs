@@ -1,15 +1,15 @@
-//! A real Kubernetes to test against and to play with, on one machine. Starts programs, links none of our crates but
-//! the lab.
+//! A real Kubernetes on one machine, for tests and for trying out. Starts programs, links none of our crates but the
+//! lab.
 //!
 //! ```text
-//! programs     what is started: built by tests/kubernetes/build, unpacked by tests/kubernetes/unpack
+//! programs     the programs: built by tests/kubernetes/build, unpacked by tests/kubernetes/unpack
 //! credentials  an authority, certificates, tokens, kubeconfigs
 //! server       command lines of etcd and kube-apiserver, and the audit policy
 //! api_server   etcd and kube-apiserver on loopback, for tests of the API: up in seconds, gone with the value
-//! kubectl      running kubectl, and what it says
+//! kubectl      running kubectl, and its output
 //! cluster      control plane and nodes as hosts of the lab: kubelets, containerd, pods, power cuts
 //! topology     its hosts: the lab's addresses, and one for the control plane
-//! node         what runs on a node, and how it is configured
+//! node         programs of a node, and their configuration
 //! groups       control groups of nodes
 //! ```
 

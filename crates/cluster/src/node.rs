@@ -1,23 +1,23 @@
-//! What runs on a node: containerd, kubelet, kube-proxy, and their configuration.
+//! Programs of a node: containerd, kubelet, kube-proxy, and their configuration.
 
 use crate::groups;
 use egret_lab::layout::HostLayout;
 use std::net::IpAddr;
 use std::path::Path;
 
-/// Folder of a host for everything of ours, in its own /run.
+/// Folder for our files on a host, in its own /run.
 pub(crate) const HERE: &str = "/run/kubernetes";
 /// Image of the sandbox of every pod, and for pods that need a shell.
 pub(crate) const BUSYBOX_IMAGE: &str = "egret.dev/busybox:1";
 /// Prefixes of all pods.
 const POD_CIDRS: &str = "10.244.0.0/16,fd00:244::/32";
 
-/// The group of a node below the root of every hierarchy.
+/// Control group of a node below the root of every hierarchy.
 pub(crate) fn group(cluster: &str, node: &str) -> String {
     format!("{}/{node}", groups::of_cluster(cluster))
 }
 
-/// The Node object, made before the kubelet finds itself in it: only its creator sets prefixes of pods.
+/// The Node object, made before the kubelet registers: only its creator can set pod CIDRs.
 pub(crate) fn object(node: &HostLayout) -> String {
     let cidrs: Vec<String> = node
         .pod_cidrs
@@ -38,7 +38,7 @@ pub(crate) fn object(node: &HostLayout) -> String {
     )
 }
 
-/// containerd's configuration, in the form that 1.x reads and 2.x still takes.
+/// containerd's configuration, in the format of 1.x that 2.x still accepts.
 pub(crate) fn containerd(programs: &Path) -> String {
     format!(
         r#"version = 2
@@ -66,8 +66,8 @@ disabled_plugins = ["io.containerd.snapshotter.v1.aufs", "io.containerd.snapshot
     )
 }
 
-/// The CNI configuration: a link of its own for every pod, addresses from the node's prefixes. Who masquerades is the
-/// lab's business, as on many clusters it is not the plugin's.
+/// The CNI configuration: a link of its own for every pod, addresses from the node's prefixes. The lab masquerades; on
+/// many clusters, too, it is not the plugin that does.
 pub(crate) fn network(node: &HostLayout) -> String {
     let ranges: Vec<String> = node
         .pod_cidrs
@@ -119,7 +119,7 @@ pub(crate) fn proxy(node: &HostLayout) -> String {
     )
 }
 
-/// Command lines of what runs on a node besides containerd: name of the log, program, arguments.
+/// The kubelet's command line.
 pub(crate) fn kubelet_arguments(node: &HostLayout) -> Vec<String> {
     let addresses: Vec<String> = node
         .node_addresses()

@@ -1,5 +1,5 @@
-# Makes a host of the lab fit for a kubelet: what it writes lands in memory, and the machine's settings stay as they
-# are. $1 is the node's control group below the root of every hierarchy, $2 the folder of CNI plugins.
+# Prepares a host of the lab for a kubelet: writes of the node go to memory, and the machine's settings stay unchanged.
+# $1 is the node's control group below the root of every hierarchy, $2 the folder of CNI plugins.
 set -e
 group=$1 plugins=$2
 here=/run/kubernetes
@@ -13,11 +13,11 @@ done
 mount -t tmpfs -o mode=755 tmpfs /var/log
 mountpoint -q /var/lib || mount -t tmpfs -o mode=755 tmpfs /var/lib
 mkdir -p /var/lib/egret /var/lib/kubelet /var/lib/containerd /var/log/pods /etc/cni/net.d /opt/cni/bin
-# What is installed beside the plugins lands in memory as well.
+# Further plugins are installed into memory as well.
 mkdir -p "$here/over/cni.upper" "$here/over/cni.work"
 mount -t overlay -o "lowerdir=$plugins,upperdir=$here/over/cni.upper,workdir=$here/over/cni.work" overlay /opt/cni/bin
 
-# The host has a sysfs of its own, so control groups have to be mounted there again: every hierarchy that there is.
+# The host has a sysfs of its own, so all existing control group hierarchies have to be mounted there again.
 if [ "$(cat /proc/self/cgroup | wc -l)" = 1 ]; then
   mount -t cgroup2 cgroup2 /sys/fs/cgroup
   mkdir -p "/sys/fs/cgroup/$group"
@@ -44,7 +44,7 @@ else
   done </proc/self/cgroup
 fi
 
-# The kubelet sets these for the whole machine and does not start if it cannot: here it finds them as it wants them.
+# The kubelet sets these for the whole machine and does not start if it cannot: here they already have its values.
 for setting in vm/overcommit_memory=1 vm/panic_on_oom=0 kernel/panic=10 kernel/panic_on_oops=1 \
   kernel/keys/root_maxkeys=1000000 kernel/keys/root_maxbytes=25000000; do
   name=${setting%%=*}

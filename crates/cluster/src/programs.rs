@@ -1,5 +1,5 @@
-//! The programs of Kubernetes and those that it needs, built or unpacked beforehand: nothing is built here, since that
-//! takes minutes.
+//! The programs of Kubernetes and their dependencies, built or unpacked beforehand: building them here would take
+//! minutes.
 
 use crate::ClusterError;
 use crate::error::io;
@@ -7,15 +7,15 @@ use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-/// Exit code of the scripts: nothing is built yet.
+/// Exit code of the scripts: the programs are not built yet.
 const NOT_BUILT: i32 = 3;
 
-/// Environment variable: tests may be skipped where Kubernetes is not built.
+/// Environment variable that allows tests to be skipped where Kubernetes is not built.
 const CONSENT: &str = "EGRET_WITHOUT_KUBERNETES";
 /// File with the folders of the programs that a cluster was started with.
 const REMEMBERED: &str = "programs";
 
-/// Where the programs are.
+/// Folders of the programs.
 #[derive(Debug, Clone)]
 pub struct Programs {
     kubernetes: PathBuf,
@@ -23,10 +23,10 @@ pub struct Programs {
 }
 
 impl Programs {
-    /// Looks where `./dev cluster build` puts them, or where `KUBEBUILDER_ASSETS` says.
+    /// Finds the programs where `./dev cluster build` puts them, or in `KUBEBUILDER_ASSETS`.
     ///
     /// # Errors
-    /// They are not there; the message says what to do.
+    /// They are missing; the message contains the remedy.
     pub fn find() -> Result<Self, ClusterError> {
         Ok(Self {
             kubernetes: folder("build")?,
@@ -34,13 +34,13 @@ impl Programs {
         })
     }
 
-    /// Remembers in a folder which programs a cluster was started with: others may be the built ones later.
+    /// Writes the folders of a cluster's programs into its folder: a later build may be another one.
     pub(crate) fn write(&self, folder: &Path) -> Result<(), ClusterError> {
         let text = format!("{}\n{}\n", self.kubernetes.display(), self.others.display());
         std::fs::write(folder.join(REMEMBERED), text).map_err(io("remembering the programs"))
     }
 
-    /// What [`Self::write`] remembered.
+    /// Reads the folders that [`Self::write`] wrote.
     pub(crate) fn read(folder: &Path) -> Result<Self, ClusterError> {
         let text = std::fs::read_to_string(folder.join(REMEMBERED));
         let text = text.map_err(io("looking for the programs of the cluster"))?;
@@ -57,7 +57,7 @@ impl Programs {
         self.kubernetes.join(name)
     }
 
-    /// etcd: of `KUBEBUILDER_ASSETS` where that has one.
+    /// etcd, from `KUBEBUILDER_ASSETS` if that has one.
     pub fn etcd(&self) -> PathBuf {
         let own = self.kubernetes.join("etcd");
         if own.is_file() {
@@ -83,13 +83,13 @@ impl Programs {
     }
 }
 
-/// Whether a test that needs Kubernetes should end at once: it is not built, and `EGRET_WITHOUT_KUBERNETES` consents.
-/// Says so in a line that `./dev test` counts. Without that consent such tests fail.
+/// Whether a test that needs Kubernetes should end at once: it is not built, and `EGRET_WITHOUT_KUBERNETES` allows it.
+/// Prints a line that `./dev test` counts. Without that variable such tests fail.
 pub fn skipped(test: &str) -> bool {
     let consents = std::env::var_os(CONSENT).is_some_and(|value| !value.is_empty());
     match Programs::find() {
         Err(ClusterError::NotBuilt(reason)) if consents => {
-            // Not by println: what a passing test prints is not shown.
+            // println output of a passing test is not shown.
             let _ = writeln!(std::io::stdout(), "\nskipped: {test}: {reason}");
             true
         }
@@ -97,7 +97,7 @@ pub fn skipped(test: &str) -> bool {
     }
 }
 
-/// A script beside the Go module.
+/// Path of a script beside the Go module.
 pub(crate) fn script(name: &str) -> PathBuf {
     let here = Path::new(env!("CARGO_MANIFEST_DIR"));
     here.join("../../tests/kubernetes").join(name)

@@ -1,4 +1,4 @@
-//! Command lines of etcd and kube-apiserver, and which requests are written down.
+//! Command lines of etcd and kube-apiserver, and the audit policy.
 
 use crate::credentials::Credentials;
 use std::net::IpAddr;
@@ -6,16 +6,16 @@ use std::path::Path;
 
 /// Ranges of Services' addresses.
 pub(crate) const SERVICE_CIDRS: &str = "10.96.0.0/16,fd00:96::/112";
-/// The first address of each: the API server as pods see it.
+/// First address of each range: the API server's address for pods.
 pub(crate) const SERVICE_ADDRESSES: [&str; 2] = ["10.96.0.1", "fd00:96::1"];
 
-/// Who did what, without bodies: enough to compare granted verbs with used ones.
+/// Audit policy: metadata without bodies, enough to compare granted verbs with used ones.
 pub(crate) const AUDIT_POLICY: &str = "apiVersion: audit.k8s.io/v1\nkind: Policy\n\
      omitStages: [RequestReceived]\nrules: [{level: Metadata}]\n";
 
-/// Where the API server listens and what belongs to it.
+/// Address, ports and folder of an API server.
 pub(crate) struct Endpoint<'a> {
-    /// Address that it listens on and is known by.
+    /// Address that it listens on and is reached at.
     pub address: IpAddr,
     /// Port.
     pub port: u16,
@@ -24,12 +24,13 @@ pub(crate) struct Endpoint<'a> {
     /// Folder of data and logs.
     pub folder: &'a Path,
     pub credentials: &'a Credentials,
-    /// Nodes exist that reach it: it keeps the endpoints of the Service `kubernetes`. Those cannot be on loopback.
+    /// Nodes exist that reach it, so that it maintains the endpoints of the Service `kubernetes`. Those cannot be on
+    /// loopback.
     pub has_nodes: bool,
 }
 
 impl Endpoint<'_> {
-    /// Its URL.
+    /// URL of the API server.
     pub fn url(&self) -> String {
         format!("https://{}:{}", self.address, self.port)
     }
@@ -46,7 +47,7 @@ impl Endpoint<'_> {
             ("listen-peer-urls", &members),
             ("initial-advertise-peer-urls", &members),
             ("initial-cluster", &format!("test={members}")),
-            // Throw-away data needs no fsync, but 3.4 always does it: the folder is in memory.
+            // Temporary data needs no fsync, but 3.4 always does it: the folder is in memory.
             ("logger", "zap"),
         ]
         .map(|(flag, value)| format!("--{flag}={value}"))
@@ -85,7 +86,7 @@ impl Endpoint<'_> {
         .map(|(flag, value)| format!("--{flag}={value}"))
         .to_vec();
         arguments.push(if self.has_nodes {
-            // Nobody resolves the nodes' names.
+            // The nodes' names are not resolvable.
             "--kubelet-preferred-address-types=InternalIP".to_owned()
         } else {
             "--endpoint-reconciler-type=none".to_owned()

@@ -6,12 +6,12 @@ use std::net::IpAddr;
 
 /// The host of etcd, API server, controller manager and scheduler.
 pub const CONTROL_PLANE: &str = "controlplane";
-/// Its addresses.
+/// Addresses of the control plane's host.
 const CONTROL_PLANE_ADDRESSES: [&str; 2] = ["192.168.122.2", "fd00:122::2"];
 /// Label of nodes that send and receive for egress addresses.
 const GATEWAY_LABEL: &str = "egret.dev/gateway";
 
-/// The control plane, this many workers and gateways, the router, and the server behind it, which is no member.
+/// The control plane, this many workers and gateways, the router, and the server behind it, which is no cluster member.
 pub fn topology(workers: usize, gateways: usize) -> Topology {
     let built_in = Topology::built_in();
     let wanted = |host: &Host| {
@@ -24,7 +24,7 @@ pub fn topology(workers: usize, gateways: usize) -> Topology {
     };
     let mut hosts: Vec<Host> = built_in.hosts.into_iter().filter(wanted).collect();
     for host in hosts.iter_mut().filter(|host| host.is_node()) {
-        // Kubernetes makes the pods, also on gateways: daemons run everywhere.
+        // Kubernetes makes the pods, also on gateways: DaemonSets run on every node.
         host.pods.clear();
         if host.has(Role::Gateway) {
             let n = host.name.trim_start_matches("gateway");

@@ -1,4 +1,4 @@
-//! The API server of tests: what it answers, and that nothing is left of it. Needs root and a built Kubernetes.
+//! The API server for tests: its answers, and complete removal. Needs root and a built Kubernetes.
 
 use egret_cluster::ApiServer;
 use egret_cluster::programs::skipped;
@@ -15,7 +15,7 @@ fn users_may_do_what_their_roles_say() {
     }
     let server = ApiServer::start_with(&[("alice", &["team-a", "team-b"])]).unwrap();
     let admin = server.kubectl();
-    // Not `view`: the controller manager would put its rules together, and there is none here.
+    // Not `view`: the controller manager would aggregate its rules, and there is none here.
     let role = [
         "create",
         "clusterrole",
@@ -97,7 +97,7 @@ fn an_api_server_ends_with_its_value_and_leaves_nothing() {
     assert!(!folder.exists());
 }
 
-/// Processes whose working folder this is.
+/// Processes with this working directory.
 fn processes_of(folder: &Path) -> Vec<Process> {
     let entries = std::fs::read_dir("/proc").unwrap().flatten();
     let pids = entries.filter_map(|entry| entry.file_name().to_str()?.parse().ok());

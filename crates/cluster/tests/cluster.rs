@@ -58,7 +58,7 @@ fn pods_of_both_workers_reach_the_outside_and_nothing_is_left_after_down() {
     let server = Server::start(&cluster.lab().place("server").unwrap()).unwrap();
     for (node, pod) in &pods {
         let number = node.trim_start_matches("worker");
-        // The node's own address in both families: what Egret is there to change.
+        // The node's own address in both families, which Egret would replace.
         let seen = ask(&kubectl, pod, "203.0.113.10");
         assert!(
             seen.starts_with(&format!("192.168.122.1{number}:")),
@@ -77,7 +77,7 @@ fn pods_of_both_workers_reach_the_outside_and_nothing_is_left_after_down() {
         "both pods answer behind their Service"
     );
 
-    // A power cut takes kubelet, containerd and pods with it; the node comes back and its pod runs again.
+    // A power cut ends kubelet, containerd and pods; the node comes back and its pod runs again.
     let last = pods[1].1.as_str();
     let container = [
         "get",
@@ -115,7 +115,7 @@ fn pods_of_both_workers_reach_the_outside_and_nothing_is_left_after_down() {
     assert!(matches!(Cluster::down(&name), Err(ClusterError::NotUp(_))));
 }
 
-/// etcd keeps its data, and pods do not notice.
+/// etcd keeps its data, and running pods are not affected.
 fn control_plane_goes_and_comes(cluster: &Cluster, kubectl: &Kubectl, pod: &str) {
     let started = [
         "get",
@@ -147,7 +147,7 @@ fn pods_by_node(kubectl: &Kubectl) -> Vec<(String, String)> {
     pods
 }
 
-/// By which source a server sees a pod: it greets with the address and port of its client.
+/// Source by which a server sees a pod: the server sends the address and port of its client.
 fn ask(kubectl: &Kubectl, pod: &str, server: &str) -> String {
     let script = format!("echo | nc -w 5 {server} 80 | head -n 1");
     kubectl
@@ -155,7 +155,7 @@ fn ask(kubectl: &Kubectl, pod: &str, server: &str) -> String {
         .unwrap()
 }
 
-/// How many different pods answer by the Service, asked from the first of them.
+/// Number of different pods that answer through the Service, asked from the first of them.
 fn services_answer(kubectl: &Kubectl, pods: &[(String, String)]) -> usize {
     let service = ["get", "service", "web", "-o", "jsonpath={.spec.clusterIP}"];
     let address = kubectl.run(&service).unwrap();
@@ -174,7 +174,8 @@ fn services_answer(kubectl: &Kubectl, pods: &[(String, String)]) -> usize {
     answers.len()
 }
 
-/// What must be the same before and after: mounts, devices, control groups, folders and processes of this cluster.
+/// State that must be the same before and after: mounts, devices, control groups, folders and processes of this
+/// cluster.
 fn machine_state(name: &str) -> Vec<String> {
     let read = |path: &str| std::fs::read_to_string(path).unwrap();
     // Other tests come and go at the same time; they mount nothing in the root namespace.

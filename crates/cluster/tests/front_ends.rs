@@ -1,5 +1,5 @@
-//! Definitions of the kinds of earlier systems on the real API server: every manifest that they did something useful
-//! with is taken, and what nobody could carry out is refused. Needs root and a built Kubernetes.
+//! Definitions of earlier systems' kinds on the real API server: every manifest that had an effect there is accepted,
+//! and manifests that cannot be carried out are rejected. Needs root and a built Kubernetes.
 
 use egret_cluster::ApiServer;
 use egret_cluster::programs::skipped;
@@ -13,7 +13,7 @@ const EGRESS: &str = "egress.mapper.com/v1alpha1, kind: Egress";
 const VIP: &str = "egress.mapper.com/v1alpha1, kind: Vip";
 const MAPPER: &str = "egress.mapper.com/v1alpha1, kind: EgressMapper";
 
-/// What is taken.
+/// Accepted manifests.
 const TAKEN: &[(&str, &str)] = &[
     (
         NIRMATA,
@@ -66,7 +66,7 @@ const TAKEN: &[(&str, &str)] = &[
     ),
 ];
 
-/// What is refused, and the field that the refusal names.
+/// Rejected manifests, and the field in the rejection.
 const REFUSED: &[(&str, &str, &str)] = &[
     (
         NIRMATA,

@@ -1,5 +1,5 @@
-//! What the real API server takes and refuses of our kinds: every rule, both verdicts, with the words a person reads.
-//! Needs root and a built Kubernetes.
+//! Validation of our kinds by the real API server: every rule, accepted and rejected objects, with the messages that a
+//! person reads. Needs root and a built Kubernetes.
 
 use egret_cluster::programs::skipped;
 use egret_cluster::{ApiServer, Kubectl};
@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 
 const ROOT: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../..");
 
-/// One rule: objects that it takes and objects that it refuses, by their `spec`.
+/// One rule: objects that it accepts and objects that it rejects, by their `spec`.
 struct Rule {
     kind: &'static str,
     message: &'static str,
@@ -119,8 +119,8 @@ const RULES: &[Rule] = &[
     },
 ];
 
-/// Rules about one entry of a destination's ports, the same for `Egress` and `ClusterEgress`: message, entries that are
-/// taken, entries that are refused.
+/// Rules about one entry of a destination's ports, the same for `Egress` and `ClusterEgress`: message, accepted
+/// entries, rejected entries.
 const PORT_RULES: &[(&str, &[&str], &[&str])] = &[
     (
         ICMP,
@@ -147,7 +147,7 @@ const PORT_RULES: &[(&str, &[&str], &[&str])] = &[
     ),
 ];
 
-/// A rule about changes of an object that is there.
+/// A rule about changes of an existing object.
 struct Change {
     rule: Rule,
     before: &'static str,
@@ -196,7 +196,7 @@ fn object(kind: &str, spec: &str) -> String {
     )
 }
 
-/// The API server with our kinds; nothing if it is not built and need not be.
+/// The API server with our kinds; `None` if Kubernetes is not built and need not be.
 fn server(test: &str) -> Option<ApiServer> {
     if skipped(test) {
         return None;
@@ -207,7 +207,7 @@ fn server(test: &str) -> Option<ApiServer> {
     Some(server)
 }
 
-/// What is wrong with the verdict on an object.
+/// Difference between the expected and the actual verdict on an object.
 fn wrong(kubectl: &Kubectl, verb: &str, object: &str, refusal: Option<&str>) -> Option<String> {
     let arguments = [verb, "--dry-run=server", "--validate=strict", "-f", "-"];
     let said = kubectl.try_run(&arguments, object).unwrap();
@@ -219,7 +219,7 @@ fn wrong(kubectl: &Kubectl, verb: &str, object: &str, refusal: Option<&str>) -> 
     (!good).then(|| format!("{object}wanted {wanted}\ngot {}{}\n", said.out, said.err))
 }
 
-/// What is wrong with the verdicts on the objects of a rule.
+/// Differences between expected and actual verdicts on the objects of a rule.
 fn verdicts(kubectl: &Kubectl, verb: &str, rule: &Rule) -> Vec<String> {
     let taken = rule.taken.iter().map(|spec| (spec, None));
     let refused = rule.refused.iter().map(|spec| (spec, Some(rule.message)));

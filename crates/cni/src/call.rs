@@ -1,4 +1,4 @@
-//! The calls of the specification.
+//! The commands of the CNI specification.
 
 use crate::agent::{ask, known};
 use crate::config::{Config, attachment};
@@ -8,11 +8,11 @@ use serde_json::json;
 use std::io;
 use std::time::{Duration, Instant};
 
-/// Longest wait for an answer about a pod that may start without one, and for answers that only tidy up.
+/// Longest wait for an answer about a pod that may start without one, and for answers to cleanup requests.
 const SHORT_PATIENCE: Duration = Duration::from_secs(2);
-/// Longest wait for an answer about a pod that may not: the agent promises one earlier.
+/// Longest wait for an answer about a pod that may not start without one; the agent answers earlier.
 const PATIENCE: Duration = Duration::from_secs(ANSWER_SECS + 3);
-/// Pause before an agent that does not answer is asked again.
+/// Pause before the next request to an agent that does not answer.
 const PAUSE: Duration = Duration::from_millis(20);
 
 /// `VERSION`.
@@ -21,7 +21,7 @@ pub fn version(config: &str) -> String {
     json!({"cniVersion": version, "supportedVersions": SPEC_VERSIONS}).to_string()
 }
 
-/// `ADD`: returns once the kernel treats the pod's addresses right, with the result of the plugins before.
+/// `ADD`: returns the result of the previous plugins, once the kernel handles the pod's addresses.
 pub fn add(text: &str, environment: &dyn Fn(&str) -> String) -> Result<String, Failure> {
     let config = Config::read(text)?;
     let result = config.previous()?.to_string();
@@ -36,12 +36,12 @@ pub fn add(text: &str, environment: &dyn Fn(&str) -> String) -> Result<String, F
     Ok(result)
 }
 
-/// Asks until the agent has seen to the addresses, or they may do without.
+/// Repeats the request until the agent has handled the addresses, or they need no agent.
 fn settled(config: &Config, attachment: &Attachment) -> Result<(), Failure> {
     let request = Request::new(Call::Add(attachment.clone()));
     let deadline = Instant::now() + Duration::from_secs(config.wait_seconds);
     loop {
-        // Read each time: an agent may have come and gone in between.
+        // Read each time: an agent may have come and gone meanwhile.
         let waits = reason_to_wait(config, attachment);
         let patience = waits.as_ref().map_or(SHORT_PATIENCE, |_| PATIENCE);
         let silence = match ask(&config.socket, &request, patience) {
@@ -86,7 +86,7 @@ fn later(attachment: &Attachment, why: &str) -> Failure {
     Failure::new(TRY_AGAIN_LATER, format!("{who} has to wait: {why}"), why)
 }
 
-/// `CHECK`: fails where the kernel does not treat the addresses right.
+/// `CHECK`: fails if the kernel does not handle the addresses.
 pub fn check(text: &str, environment: &dyn Fn(&str) -> String) -> Result<String, Failure> {
     let config = Config::read(text)?;
     config.previous()?;
@@ -100,7 +100,7 @@ pub fn check(text: &str, environment: &dyn Fn(&str) -> String) -> Result<String,
         Ok(Answer::Done {}) => Ok(String::new()),
         Ok(Answer::Later { why }) => Err(Failure::new(TRY_AGAIN_LATER, why.clone(), why)),
         Ok(Answer::Refused { why }) => Err(Failure::new(REFUSED, why.clone(), why)),
-        // What is in the kernel stays there without an agent.
+        // The kernel's state stays without an agent.
         Err(silence) => match known(&config.known) {
             Ok(known)
                 if attachment
@@ -118,8 +118,8 @@ pub fn check(text: &str, environment: &dyn Fn(&str) -> String) -> Result<String,
     }
 }
 
-/// `DEL`: never stands in the way of a pod's end. An agent that is away learns of it from the API, and no pod gets the
-/// address before: see [`settled`].
+/// `DEL`: never delays a pod's end. An agent that is away learns of it from the API, and no pod gets the address
+/// before: see [`settled`].
 pub fn del(text: &str, environment: &dyn Fn(&str) -> String) -> Result<String, Failure> {
     let mut config = Config::read(text)?;
     if config.addresses().is_err() {
@@ -134,7 +134,7 @@ pub fn del(text: &str, environment: &dyn Fn(&str) -> String) -> Result<String, F
     Ok(String::new())
 }
 
-/// `GC`: whatever is not named is gone. An agent that is away finds out by itself.
+/// `GC`: attachments that are not named are gone. An agent that is away finds out by itself.
 pub fn gc(text: &str) -> Result<String, Failure> {
     let config = Config::read(text)?;
     let valid = config.valid();
@@ -146,8 +146,8 @@ pub fn gc(text: &str) -> Result<String, Failure> {
     Ok(String::new())
 }
 
-/// `STATUS`: good without an agent too, as long as the plugin can tell who may start. A runtime that hears otherwise calls
-/// the whole node not ready, and Kubernetes then moves all of its pods away.
+/// `STATUS`: succeeds without an agent too, as long as the plugin can decide which pods may start. A runtime that gets
+/// an error calls the whole node not ready, and Kubernetes then evicts all of its pods.
 pub fn status(text: &str) -> Result<String, Failure> {
     let config = Config::read(text)?;
     let Err(silence) = ask(

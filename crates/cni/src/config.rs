@@ -1,4 +1,4 @@
-//! What the runtime passes on standard input and in the environment.
+//! Input of the runtime, on standard input and in the environment.
 
 use crate::failure::{DECODE, Failure, INCOMPATIBLE_VERSION, INVALID_CONFIG, INVALID_ENVIRONMENT};
 use egret_wire::cni::{Attachment, AttachmentId, KNOWN_FILE, PodId, SOCKET, SPEC_VERSIONS};
@@ -7,8 +7,8 @@ use serde_json::Value;
 use std::net::IpAddr;
 use std::path::PathBuf;
 
-/// Seconds that a selected pod waits for an agent that does not answer, unless the configuration says otherwise: an agent
-/// that is being replaced is back by then, and the runtime tries again anyway.
+/// Default of the seconds that a selected pod waits for an agent that does not answer. An agent that is being replaced
+/// is back by then, and the runtime retries anyway.
 const WAIT_SECS: u64 = 20;
 
 /// The plugin's configuration (CNI specification, section 1 "Network configuration format", and the agent's own keys).
@@ -21,20 +21,20 @@ pub struct Config {
     /// The agent's socket.
     #[serde(default = "socket")]
     pub socket: PathBuf,
-    /// What the agent leaves for when it is away.
+    /// Path of the file that the agent leaves for times when it is away.
     #[serde(default = "known")]
     pub known: PathBuf,
     /// Seconds that a selected pod waits for an agent.
     #[serde(default = "wait_seconds")]
     pub wait_seconds: u64,
-    /// Result of the plugins before this one.
+    /// Result of the previous plugins.
     pub prev_result: Option<Value>,
-    /// For `GC`: what is still there.
+    /// For `GC`: attachments that still exist.
     #[serde(default, rename = "cni.dev/valid-attachments")]
     pub valid_attachments: Vec<ValidAttachment>,
 }
 
-/// An attachment that is still there (specification 1.1.0, `GC`).
+/// An attachment that still exists (specification 1.1.0, `GC`).
 #[derive(Debug, Deserialize)]
 pub struct ValidAttachment {
     #[serde(rename = "containerID")]
@@ -54,7 +54,7 @@ fn wait_seconds() -> u64 {
     WAIT_SECS
 }
 
-/// The version that an answer has to name: the configuration's, else the newest.
+/// Version for an answer: the configuration's, otherwise the newest.
 pub fn version_of(text: &str) -> String {
     let config: Option<Value> = serde_json::from_str(text).ok();
     let version = config.and_then(|config| Some(config.get("cniVersion")?.as_str()?.to_owned()));
@@ -64,7 +64,7 @@ pub fn version_of(text: &str) -> String {
 }
 
 impl Config {
-    /// Reads and checks it.
+    /// Parses and validates a configuration.
     pub fn read(text: &str) -> Result<Self, Failure> {
         let config: Config = serde_json::from_str(text)
             .map_err(|error| Failure::new(DECODE, "the configuration cannot be read", error))?;
@@ -78,7 +78,7 @@ impl Config {
         Ok(config)
     }
 
-    /// The result of the plugins before, which is also this plugin's.
+    /// Result of the previous plugins, which is also this plugin's.
     pub fn previous(&self) -> Result<&Value, Failure> {
         let previous = self.prev_result.as_ref();
         previous.filter(|value| value.is_object()).ok_or_else(|| {
@@ -90,7 +90,7 @@ impl Config {
         })
     }
 
-    /// What is still there, as the agent calls it.
+    /// Attachments that still exist, as ids of the agent's protocol.
     pub fn valid(&self) -> Vec<AttachmentId> {
         let valid = self.valid_attachments.iter();
         valid
@@ -101,7 +101,8 @@ impl Config {
             .collect()
     }
 
-    /// Addresses inside the container, by the result of the plugins before (specification, section 5 "Result Types").
+    /// Addresses inside the container, from the result of the previous plugins (specification, section 5 "Result
+    /// Types").
     pub fn addresses(&self) -> Result<Vec<IpAddr>, Failure> {
         let list = |name: &str| {
             let list = self
@@ -137,8 +138,7 @@ impl Config {
     }
 }
 
-/// The attachment that the environment names (specification, section 2 "Parameters"); `needed` are variables that must
-/// be there.
+/// The attachment in the environment (specification, section 2 "Parameters"); `needed` are required variables.
 pub fn attachment(
     config: &Config,
     environment: &dyn Fn(&str) -> String,
@@ -164,7 +164,7 @@ pub fn attachment(
     })
 }
 
-/// The pod in `CNI_ARGS`, as every Kubernetes runtime sets it.
+/// The pod in `CNI_ARGS`, which every Kubernetes runtime sets.
 fn pod(arguments: &str) -> Option<PodId> {
     let argument = |wanted: &str| {
         let mut all = arguments.split(';').filter_map(|pair| pair.split_once('='));

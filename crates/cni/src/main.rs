@@ -1,14 +1,14 @@
-//! `egret-cni`: a chained CNI plugin (specification 0.3.0 to 1.1.0). It gives no address and touches no device: it tells
-//! the agent of the node which addresses a pod has got, and returns when the kernel treats them right, so that the first
-//! packet of the pod's first process has the right source.
+//! `egret-cni`: a chained CNI plugin (specification 0.3.0 to 1.1.0). It assigns no address and touches no device. It
+//! sends a pod's new addresses to the node's agent and returns when the kernel handles them, so that the first packet
+//! of the pod's first process has the right source.
 //!
 //! ```text
 //! runtime --environment, configuration--> call --Request--> agent of the node
 //!                                          |     <-Answer--
-//!                                          +-- no agent answers: what it left on disk says who may start
+//!                                          +-- no agent answers: its file on disk decides which pods may start
 //! ```
 //!
-//! It starts no process, asks no API and resolves no name.
+//! It starts no process, queries no API and resolves no name.
 #![forbid(unsafe_code)]
 
 mod agent;
@@ -20,7 +20,7 @@ use failure::{Failure, INVALID_ENVIRONMENT, IO};
 use std::io::{Read, Write};
 use std::process::ExitCode;
 
-/// Longest configuration that is read, bytes.
+/// Size limit of the configuration, bytes.
 const CONFIG_BYTES_MAX: u64 = 4 * 1024 * 1024;
 
 fn main() -> ExitCode {
@@ -39,12 +39,12 @@ fn main() -> ExitCode {
             ExitCode::FAILURE,
         ),
     };
-    // Whoever called and does not listen has its reasons.
+    // A caller that does not read the answer is no error.
     let _ = std::io::stdout().write_all(text.as_bytes());
     code
 }
 
-/// Carries out what `CNI_COMMAND` says; returns what is to be printed.
+/// Carries out the command in `CNI_COMMAND`; returns the text to print.
 fn run(config: &str) -> Result<String, Failure> {
     let command = std::env::var("CNI_COMMAND").unwrap_or_default();
     let environment = |name: &str| std::env::var(name).unwrap_or_default();

@@ -1,4 +1,4 @@
-//! The program itself, against an agent that this test plays.
+//! The plugin's program, against an agent that the test simulates.
 
 use egret_wire::cni::{Answer, Call, Known, Request};
 use serde_json::{Value, json};
@@ -37,7 +37,7 @@ fn plugin(command: &str, place: &Path, wait_seconds: u64) -> (bool, Value) {
     (output.status.success(), printed)
 }
 
-/// An agent that gives these answers, one for each connection; what it was asked.
+/// An agent that gives these answers, one for each connection. Returns the requests that it got.
 fn agent(place: &Path, answers: Vec<Option<Answer>>) -> mpsc::Receiver<Call> {
     let listener = UnixListener::bind(place.join("cni.sock")).unwrap();
     let (asked, questions) = mpsc::channel();
@@ -148,7 +148,7 @@ fn without_an_agent_what_it_left_decides() {
     served.addresses.insert("10.0.0.1".parse().unwrap());
     keep(place.path(), &served);
     assert!(plugin("CHECK", place.path(), 0).0, "the kernel has it");
-    // Damaged: nobody starts unseen, and the runtime is told.
+    // Damaged file: no pod starts unclassified, and the runtime gets an error.
     std::fs::write(place.path().join("known.json"), "{").unwrap();
     assert_eq!(plugin("ADD", place.path(), 0).1["code"], 11);
     assert_eq!(plugin("STATUS", place.path(), 0).1["code"], 50);
@@ -158,7 +158,7 @@ fn without_an_agent_what_it_left_decides() {
 fn an_agent_that_hangs_does_not_keep_other_pods_from_starting() {
     let place = tempfile::tempdir().unwrap();
     keep(place.path(), &Known::default());
-    // Connections are accepted by the kernel, and nobody reads.
+    // The kernel accepts connections, and no process reads them.
     let _listener = UnixListener::bind(place.path().join("cni.sock")).unwrap();
     let started = Instant::now();
     assert!(plugin("ADD", place.path(), 60).0);

@@ -1,12 +1,12 @@
-//! Canaries: the pair of devices that they go through, their frames, and the counters along their way.
+//! Canaries: the pair of devices that they pass, their frames, and the counters along their path.
 //!
 //! ```text
-//!  [egret-canary-in] --frame--> egret-canary: ingress --> prerouting ... postrouting --> egret0 --> gateway, turned round
+//!  [egret-canary-in] --frame--> egret-canary: ingress --> prerouting ... postrouting --> egret0 --> gateway, returned
 //!  [egret-canary-in] <--frame-- egret-canary: egress <--- postrouting ... prerouting <-- egret0 <-----------'
 //! ```
 //!
-//! Both ends are in the node's own namespace. The agent writes and reads at one by packet(7); at the other the stack sees
-//! what it sees of a pod.
+//! Both ends are in the node's own namespace. The agent writes and reads at one end by packet(7); at the other the
+//! stack sees frames like those of a pod.
 
 use crate::netlink::{Attrs, NetlinkError, NetlinkSocket, Request, flags};
 use crate::nft::{NftError, Nftables};
@@ -26,24 +26,24 @@ const PAIR: VethPair = VethPair {
     peer: CANARY_PEER,
     alias: "egret: packets that measure the way of pods' packets come in here",
     address: CANARY_ADDRESS,
-    // Of no node's tunnel: the last number that its form has (`TUNNEL_INDEX_MAX`).
+    // A MAC address of no node's tunnel: the last number that its form has (`TUNNEL_INDEX_MAX`).
     macs: Some([
         [0x02, b'e', b'g', b'r', 0xff, 0xff],
         [0x06, b'e', b'g', b'r', 0xff, 0xff],
     ]),
 };
-/// Where answers are addressed to: no device's address, so that no stack takes them up a second time.
+/// Destination MAC address of answers: no device has it, so that no stack processes them a second time.
 const ANSWERS_MAC: [u8; 6] = [0x02, b'e', b'g', b'r', 0xff, 0xfe];
-/// Room for one frame.
+/// Size of the buffer for one frame.
 const FRAME_BYTES_MAX: usize = 65_536;
 
-/// Why canaries cannot be sent or counted.
+/// Error of sending or counting canaries.
 #[derive(Debug, Error)]
 pub enum CanaryError {
     /// The pair of devices.
     #[error(transparent)]
     Device(#[from] VethError),
-    /// The neighbour behind it.
+    /// The neighbour entry of the pair.
     #[error(transparent)]
     Netlink(#[from] NetlinkError),
     /// The counters.
@@ -60,27 +60,27 @@ pub enum CanaryError {
 /// One canary.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Canary {
-    /// What it is.
+    /// Kind of the canary.
     pub kind: CanaryKind,
-    /// Where it comes from.
+    /// Source address.
     pub source: IpAddr,
-    /// Where it goes to.
+    /// Destination address.
     pub destination: IpAddr,
     /// Source port, or echo id.
     pub port: u16,
 }
 
-/// The end of the pair at which canaries are sent and received, and what counts them.
+/// End of the pair at which canaries are sent and received, and the counters.
 pub struct CanaryPort {
     netlink: NetlinkSocket,
     counters: Nftables,
-    /// Index of the canary device, and its MAC address; the socket is bound to its other end.
+    /// Index and MAC address of the canary device; the socket is bound to its peer.
     device: Option<(u32, [u8; 6])>,
     socket: Socket,
 }
 
 impl CanaryPort {
-    /// Opens the sockets; there is no device yet.
+    /// Opens the sockets; makes no device yet.
     ///
     /// # Errors
     /// [`CanaryError`].
@@ -93,7 +93,7 @@ impl CanaryPort {
         })
     }
 
-    /// Makes the pair what it should be: the index of the device at whose ingress canaries appear.
+    /// Creates or corrects the pair. Returns the index of the device at whose ingress canaries appear.
     ///
     /// # Errors
     /// [`CanaryError`].
@@ -113,7 +113,7 @@ impl CanaryPort {
         Ok(end.index)
     }
 
-    /// Says where answers go to: the other end takes them for nobody's.
+    /// Adds the neighbour entry for answers to this source, with a MAC address that no stack accepts.
     ///
     /// # Errors
     /// [`CanaryError`].
@@ -122,7 +122,7 @@ impl CanaryPort {
         self.neighbour(RTM_NEWNEIGH, flags::CREATE | flags::REPLACE, source)
     }
 
-    /// No answers go there any more.
+    /// Removes the neighbour entry for answers to this source.
     ///
     /// # Errors
     /// [`CanaryError`].
@@ -162,7 +162,7 @@ impl CanaryPort {
         })?)
     }
 
-    /// Sends one. `bytes`: size of the IP packet for [`CanaryKind::FullSize`].
+    /// Sends one canary. `bytes`: size of the IP packet for [`CanaryKind::FullSize`].
     ///
     /// # Errors
     /// [`CanaryError`].
@@ -174,7 +174,7 @@ impl CanaryPort {
         Ok(())
     }
 
-    /// Says goodbye to a TCP canary that was answered, so that connection tracking forgets it.
+    /// Resets a TCP canary that was answered, so that connection tracking removes it.
     ///
     /// # Errors
     /// [`CanaryError`].
@@ -193,8 +193,7 @@ impl CanaryPort {
         Ok(())
     }
 
-    /// The next answer that is here, if any: canary without its kind told apart from others of the same protocol by its
-    /// port.
+    /// The next answer that has arrived, if any. Its port distinguishes a canary from others of the same protocol.
     pub fn receive(&mut self) -> Option<Answer> {
         let mut buffer = vec![std::mem::MaybeUninit::uninit(); FRAME_BYTES_MAX];
         loop {
@@ -210,17 +209,17 @@ impl CanaryPort {
         }
     }
 
-    /// A number that changes with every change of anybody's ruleset; `None` where the kernel does not say.
+    /// Generation of the ruleset, which changes with every change of anybody's nftables; `None` if it cannot be read.
     pub fn ruleset_generation(&mut self) -> Option<u32> {
         self.counters.ruleset_generation().ok()
     }
 
-    /// For poll(2).
+    /// File descriptor for poll(2).
     pub fn as_fd(&self) -> BorrowedFd<'_> {
         self.socket.as_fd()
     }
 
-    /// What the hooks have counted so far.
+    /// Counters of the hooks so far.
     ///
     /// # Errors
     /// [`CanaryError`]: there is no ruleset.
@@ -232,7 +231,7 @@ impl CanaryPort {
     }
 }
 
-/// Deletes the pair, if it is ours. Whether it was there.
+/// Deletes the pair, if it is ours. Returns whether it was there.
 ///
 /// # Errors
 /// [`VethError`].
@@ -244,7 +243,7 @@ pub fn remove() -> Result<bool, VethError> {
 /// An answer to a canary.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Answer {
-    /// Where the canary was sent to.
+    /// Destination of the canary.
     pub destination: IpAddr,
     /// IP protocol number.
     pub protocol: u8,
@@ -252,11 +251,11 @@ pub struct Answer {
     pub port: u16,
 }
 
-/// Initial sequence number: what matters is the way, not the connection.
+/// Initial sequence number, the same for all: only the path is tested, not the connection.
 const SEQUENCE: u32 = 0x6567_7265;
 
 fn packet_socket() -> io::Result<Socket> {
-    // No protocol until it is bound: nothing of other devices.
+    // Without a protocol until it is bound, so that no frame of other devices arrives.
     let socket = Socket::new(Domain::PACKET, Type::RAW, None)?;
     socket.set_nonblocking(true)?;
     Ok(socket)
@@ -357,7 +356,7 @@ fn echo_id(bytes: [u8; 4]) -> u16 {
 }
 
 impl Answer {
-    /// Whether it is the answer to this one.
+    /// Whether it answers this canary.
     pub fn is_to(&self, canary: &Canary) -> bool {
         let protocol = match (canary.kind, canary.source) {
             (CanaryKind::Tcp, _) => 6,

@@ -1,5 +1,4 @@
-//! The second driver, `classic`: carries a [`ClassicState`] out (design section 4; what it cannot promise:
-//! `docs/classic.md`).
+//! The second driver, `classic`: carries out a [`ClassicState`] (design section 4; limits: `docs/classic.md`).
 
 mod policy_routes;
 mod table;
@@ -34,7 +33,7 @@ pub struct ClassicDatapath {
 }
 
 impl ClassicDatapath {
-    /// Opens the sockets; nothing is changed yet. `state_directory` keeps what must outlive the process.
+    /// Opens the sockets; changes nothing yet. `state_directory` holds the state that must outlive the process.
     pub fn open(state_directory: &Path) -> Result<Self, DatapathError> {
         let socket = NetlinkSocket::open(libc::NETLINK_ROUTE).map_err(RouteError::from)?;
         Ok(ClassicDatapath {
@@ -47,19 +46,19 @@ impl ClassicDatapath {
         })
     }
 
-    /// Every address that this node has.
+    /// All addresses of this node.
     pub fn local_addresses(&mut self) -> Result<BTreeSet<IpAddr>, DatapathError> {
         let by_device = self.routing.addresses()?;
         let all = by_device.into_values().flatten();
         Ok(all.map(|network| network.addr()).collect())
     }
 
-    /// Makes the kernel equal to the state. Ways to holders go before the ruleset changes and come after it: rules that
-    /// translate never meet a way to another holder, and without a way the guard drops. `before` is the state that an
-    /// earlier process applied last, if any.
+    /// Makes the kernel equal to the state. Obsolete routes to holders are removed before the ruleset changes, new ones
+    /// added after it: rules that translate never coexist with a route to another holder, and without a route the guard
+    /// drops. `before` is the state that an earlier process applied last, if any.
     ///
-    /// Flows whose holder changed are forgotten, so that the pod's next packet takes them up where they are translated
-    /// now; the holder keeps source ports where it can, so most TCP connections go on.
+    /// Conntrack entries of flows whose holder changed are deleted, so that the pod's next packet is translated by the
+    /// new holder. The holder preserves source ports where it can, so most TCP connections continue.
     pub fn apply(
         &mut self,
         state: &ClassicState,
@@ -87,7 +86,7 @@ impl ClassicDatapath {
         Ok(ended)
     }
 
-    /// What others have changed or removed; the next [`Self::apply`] repairs it.
+    /// Detects drift; the next [`Self::apply`] repairs it.
     pub fn verify(&mut self) -> Result<DriftReport, DatapathError> {
         let Some((_, ways)) = &self.applied else {
             return Ok(DriftReport::new());
@@ -113,8 +112,8 @@ impl ClassicDatapath {
         Ok(self.nft.counters()?)
     }
 
-    /// Removes everything of this driver and puts settings back; flows of `before` leave as they would without us. Goes
-    /// on after errors and returns them all.
+    /// Removes everything of this driver and restores settings; flows of `before` then leave as they would without us.
+    /// Continues after errors and returns them all.
     pub fn remove(&mut self, before: Option<&ClassicState>) -> Vec<DatapathError> {
         let known = self.applied.take();
         let mut errors = Vec::new();
@@ -144,8 +143,8 @@ impl ClassicDatapath {
     }
 }
 
-/// Whether the flow's next packet must be looked at anew. TCP connections that others translated stay: the ruleset
-/// resets them towards the pod.
+/// Whether the flow's entry must be deleted, so that its next packet is classified again. TCP connections that others
+/// translated stay: the ruleset resets them towards the pod.
 fn is_stale(flow: &Flow, old: Option<&ClassicState>, new: &ClassicState) -> bool {
     let (pod, destination) = (flow.original.source, flow.reply.source);
     let source = flow.reply.destination;
@@ -155,7 +154,7 @@ fn is_stale(flow: &Flow, old: Option<&ClassicState>, new: &ClassicState) -> bool
         ClassicFate::Translated(_) => source == pod || by_others,
         ClassicFate::Sent(_) if source == pod => false,
         ClassicFate::Sent(address) => source == address || by_others,
-        // Nothing of it leaves; it goes on if the pod gets its address back.
+        // None of its packets leaves; it continues if the pod gets its address back.
         ClassicFate::Refused => false,
         ClassicFate::Untouched => {
             old.is_some_and(|old| old.fate(pod, destination) != ClassicFate::Untouched)

@@ -1,4 +1,4 @@
-//! Which clsact filters a device has, in the order in which they run.
+//! clsact filters of a device, in the order in which they run.
 
 use crate::netlink::{NetlinkError, NetlinkSocket, Request, attributes};
 use aya::programs::TcAttachType;
@@ -15,22 +15,22 @@ const EGRESS: u32 = 0xffff_fff3;
 /// One filter.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Filter {
-    /// Lower ones run first.
+    /// Priority; lower ones run first.
     pub priority: u16,
     handle: u32,
 }
 
 impl Filter {
-    /// Whether this is its handle.
+    /// Whether the filter has this handle.
     pub fn has(&self, handle: u16) -> bool {
         self.handle == u32::from(handle)
     }
 }
 
-/// The filters of a device that packets meet, in their order: by priority, inside one the newest first.
+/// Filters of a device in the order in which packets pass them: by priority, within one the newest first.
 ///
 /// # Errors
-/// No such device, or no clsact there.
+/// The kernel's error: no such device, or no clsact qdisc there.
 pub(crate) fn filters(ifindex: u32, direction: TcAttachType) -> Result<Vec<Filter>, NetlinkError> {
     let parent = match direction {
         TcAttachType::Ingress => INGRESS,
@@ -51,7 +51,8 @@ pub(crate) fn filters(ifindex: u32, direction: TcAttachType) -> Result<Vec<Filte
         .collect())
 }
 
-/// A filter of chain 0, with which every packet begins. What has no handle stands for all filters of one priority.
+/// Parses a filter of chain 0, with which every packet begins. A message without handle represents all filters of one
+/// priority.
 fn read(body: &[u8]) -> Option<Filter> {
     let number = |at: usize| Some(u32::from_ne_bytes(body.get(at..at + 4)?.try_into().ok()?));
     let (handle, info) = (number(8)?, number(16)?);

@@ -1,4 +1,4 @@
-//! Flows that the kernel tracks (ctnetlink): read, and deleted one by one.
+//! Flows that the kernel tracks (ctnetlink): reading them, and deleting them one by one.
 
 mod events;
 
@@ -30,11 +30,11 @@ pub struct Tuple {
 /// A tracked flow.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Flow {
-    /// As the first packet went.
+    /// Tuple of the original direction, before translation.
     pub original: Tuple,
-    /// As answers come; its destination is the source that the other end sees.
+    /// Tuple of the reply direction; its destination is the source that the other end sees.
     pub reply: Tuple,
-    /// It keeps its source port from others; TCP connections that have ended do not.
+    /// Whether it reserves its source port; TCP connections that have ended do not.
     pub holds_port: bool,
     raw_original: Vec<u8>,
     id: [u8; 4],
@@ -54,9 +54,9 @@ impl Conntrack {
         })
     }
 
-    /// Every flow of both families. An interrupted dump is repeated.
+    /// All flows of both families. An interrupted dump is repeated.
     pub fn flows(&mut self) -> Result<Vec<Flow>, NetlinkError> {
-        /// A table that changes all the time is still read in the end.
+        /// Attempts before an interrupted dump is an error.
         const ATTEMPTS_MAX: usize = 5;
         let request = Request {
             kind: SUBSYSTEM | GET,
@@ -75,8 +75,8 @@ impl Conntrack {
         }
     }
 
-    /// Flows that could not be entered into the table since the namespace was made (`insert_failed` of `conntrack -S`):
-    /// what is left of a packet that found every source port taken.
+    /// Flows that could not be entered into the table since the namespace was made (`insert_failed` of `conntrack -S`);
+    /// a packet for which every source port is taken counts here.
     pub fn insert_failed(&mut self) -> Result<u64, NetlinkError> {
         const GET_STATS_CPU: u16 = 4;
         const INSERT_FAILED: u16 = 9;
@@ -96,7 +96,7 @@ impl Conntrack {
         Ok(replies.iter().filter_map(|reply| of_cpu(&reply.body)).sum())
     }
 
-    /// Deletes this very flow; one that has ended meanwhile is no error.
+    /// Deletes exactly this flow; one that has ended meanwhile is no error.
     pub fn delete(&mut self, flow: &Flow) -> Result<(), NetlinkError> {
         const CTA_TUPLE_ORIG: u16 = 1;
         const CTA_ID: u16 = 12;

@@ -1,12 +1,12 @@
-//! What others did to things of ours, by kind.
+//! Drift: changes of our kernel state by others, by kind.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 
-/// What was found, by kind: of each the first thing, for people.
+/// Drift by kind, with the first changed object of each, as text for people.
 pub type DriftReport = BTreeMap<Drift, String>;
 
-/// A kind of thing that was found changed or gone.
+/// Kind of an object that was changed or removed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Drift {
     /// The tunnel device.
@@ -25,14 +25,14 @@ pub enum Drift {
     Forwarding,
     /// Node-wide settings.
     Sysctls,
-    /// The gateway's eBPF programs, where they are attached, or their pins.
+    /// The gateway's eBPF programs, their attachment, or their pins.
     Programs,
     /// Content of the gateway's eBPF maps.
     Tables,
 }
 
 impl Drift {
-    /// One word for logs and metrics.
+    /// Name of the kind for logs and metrics, one word.
     pub fn word(self) -> &'static str {
         match self {
             Drift::Device => "device",
@@ -55,7 +55,7 @@ impl fmt::Display for Drift {
     }
 }
 
-/// The first thing that is only in one of them, for people.
+/// First element that is in only one of the two sets, as text for people.
 pub(crate) fn first_other<T: Ord + fmt::Display>(
     wanted: &BTreeSet<T>,
     found: &BTreeSet<T>,
@@ -68,7 +68,7 @@ pub(crate) fn first_other<T: Ord + fmt::Display>(
     })
 }
 
-/// The same for things that have a name and content.
+/// First name whose content differs, as text for people.
 pub(crate) fn first_changed<K: Ord, V: PartialEq>(
     wanted: &BTreeMap<K, V>,
     found: &BTreeMap<K, V>,

@@ -1,4 +1,4 @@
-//! The gateway's data path: loads the two eBPF programs of `bpf/`, keeps their tables, reads their counters.
+//! The gateway's data path: loads the two eBPF programs of `bpf/`, fills their tables, reads their counters.
 //!
 //! ```text
 //! GatewayState --apply--> maps: workers, owners, steering, (version last)
@@ -6,7 +6,7 @@
 //!  external device --external_in--+--egress_in-- egret0
 //! ```
 //!
-//! Nothing is decided here; what each program does is told in `bpf/gateway.bpf.c` and `docs/datapath.md`.
+//! It decides nothing. `bpf/gateway.bpf.c` and `docs/datapath.md` say what each program does.
 
 pub mod abi;
 pub mod backend;
@@ -37,44 +37,44 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::path::{Path, PathBuf};
 use thiserror::Error;
 
-/// What the programs must know about their node.
+/// Facts about the node that the programs need.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct GatewayConfig {
     /// Index of the tunnel device `egret0`.
     pub tunnel_ifindex: u32,
-    /// Index of the external device: an Ethernet device, maybe the node's only one.
+    /// Index of the external device: an Ethernet device, possibly the node's only one.
     pub external_ifindex: u32,
     /// Own tunnel index.
     pub own_index: TunnelIndex,
     /// Largest IP packet inside the tunnel, bytes.
     pub tunnel_mtu: u32,
-    /// MAC address of the external device: what ARP and ND answers name.
+    /// MAC address of the external device, which ARP and ND answers contain.
     pub external_mac: [u8; 6],
-    /// Source of ICMP errors. `None`: towards outside the egress address itself, towards pods none are sent.
+    /// Source of ICMP errors. `None`: the egress address itself towards outside, and no errors towards pods.
     pub external_v4: Option<Ipv4Addr>,
-    /// The same for IPv6.
+    /// Source of ICMPv6 errors, likewise.
     pub external_v6: Option<Ipv6Addr>,
 }
 
-/// Why the gateway's data path could not be set up or changed.
+/// Error of setting up or changing the gateway's data path.
 #[derive(Debug, Error)]
 pub enum GatewayError {
-    /// The directory for pins is not on a BPF file system.
+    /// The pin directory is not on a BPF file system.
     #[error("{} is not on a BPF file system (mount -t bpf bpf /sys/fs/bpf)", path.display())]
     NotBpffs {
         /// The directory.
         path: PathBuf,
     },
-    /// There is no device of that index.
+    /// No device has this index.
     #[error("there is no network device with index {ifindex}")]
     NoDevice {
         /// The index.
         ifindex: u32,
     },
-    /// The kernel does not take the programs or maps.
+    /// The kernel rejected the programs or maps.
     #[error("loading the eBPF programs")]
     Load {
-        /// What the verifier or the kernel said.
+        /// Error of the verifier or the kernel.
         #[source]
         source: Box<EbpfError>,
     },
@@ -85,31 +85,31 @@ pub enum GatewayError {
         program: &'static str,
         /// Device.
         device: String,
-        /// What the kernel said.
+        /// Error of the kernel.
         #[source]
         source: Box<ProgramError>,
     },
-    /// Making, reading or removing a pin failed.
+    /// A pin could not be made, read or removed.
     #[error("pin {}", path.display())]
     Pin {
         /// The pin.
         path: PathBuf,
-        /// What the kernel said.
+        /// Error of the kernel.
         #[source]
         source: std::io::Error,
     },
-    /// Something that is not ours is pinned by our name.
+    /// A pin of our name is not ours.
     #[error("{} is not a link of a program of ours; remove it", path.display())]
     ForeignPin {
         /// The pin.
         path: PathBuf,
     },
-    /// Reading or writing a map failed.
+    /// A map could not be read or written.
     #[error("eBPF map {map}")]
     Map {
         /// Name of the map.
         map: &'static str,
-        /// What the kernel said.
+        /// Error of the kernel.
         #[source]
         source: Box<MapError>,
     },
@@ -145,7 +145,7 @@ impl GatewayError {
     }
 }
 
-/// Where our pins are: `<pin directory>/gateway/`, and a directory beside it for what is none of a gateway's.
+/// Directory of our pins: `<pin directory>/gateway/`, and one beside it for pins that are not a gateway's.
 #[derive(Clone, Debug)]
 pub(crate) struct Pins(pub(crate) PathBuf);
 
@@ -188,18 +188,18 @@ impl std::fmt::Debug for GatewayDriver {
 }
 
 impl GatewayDriver {
-    /// Loads the programs and attaches them, or adopts what a previous run left.
+    /// Loads the programs and attaches them, or adopts those of a previous run.
     ///
     /// Pinned tables keep their content. Pinned links stay untouched where they hold programs of this very object;
     /// otherwise the program is replaced in place, between two packets. Tables of another shape (an older or newer
-    /// version of Egret) cannot be adopted: everything is made anew and the gateway forwards nothing until
+    /// version of Egret) cannot be adopted: everything is made anew, and the gateway forwards nothing until
     /// [`GatewayDriver::apply`].
     ///
     /// # Errors
     /// [`GatewayError`]: not a BPF file system, a missing device, or a refusal by the kernel.
     pub fn open(pin_dir: &Path, config: &GatewayConfig) -> Result<Self, GatewayError> {
         match Self::open_with(pin_dir, config, programs::supported()) {
-            // The kernel is new enough for tcx, but something (a policy, a sandbox) refuses it.
+            // The kernel has tcx, but something (a policy, a sandbox) refuses it.
             Err(GatewayError::Attach { source, .. })
                 if programs::supported() == Attachment::Tcx =>
             {
@@ -210,7 +210,7 @@ impl GatewayDriver {
         }
     }
 
-    /// The same, attached in the given way whatever the kernel has (for tests).
+    /// [`Self::open`] with a fixed kind of attachment, whatever the kernel supports (for tests).
     ///
     /// # Errors
     /// As [`GatewayDriver::open`].
@@ -253,16 +253,17 @@ impl GatewayDriver {
         Ok(Self { tables })
     }
 
-    /// Brings the tables to the desired state: workers, then steering, then what is gone, the version last, so that a
-    /// reported version is never ahead of the tables. `own` is this node: its own blocks go up the stack.
+    /// Brings the tables to the desired state: workers, then steering, then removals, the version last, so that a
+    /// reported version is never ahead of the tables. `own` is this node: packets for its own blocks go up the stack.
     ///
-    /// `state.workers` must name every node that sends to this one through the tunnel, gateways too: others get no
-    /// answer to a probe and nothing through.
+    /// `state.workers` must contain every node that sends to this one through the tunnel, gateways too: other nodes'
+    /// probes and packets are dropped.
     ///
-    /// Returns the addresses that this node announces from now on and did not before: they want [`crate::presence::l2::gratuitous`].
+    /// Returns the addresses that this node announces now and did not before; the caller sends
+    /// [`crate::presence::l2::gratuitous`] for them.
     ///
     /// # Errors
-    /// [`GatewayError::Map`]; what was written stays, and the next call goes on from there.
+    /// [`GatewayError::Map`]; changes made so far stay, and the next call continues from there.
     pub fn apply(
         &mut self,
         state: &GatewayState,
@@ -271,7 +272,7 @@ impl GatewayDriver {
         self.tables.apply(state, own)
     }
 
-    /// Which program or pin is not where it belongs, for people.
+    /// The first program or pin that is missing or misplaced, as text for people.
     pub fn detached(&self, pin_dir: &Path, config: &GatewayConfig) -> Option<String> {
         let pins = Pins::new(pin_dir);
         if !maps::pinned_in_our_shape(&pins) {
@@ -284,8 +285,8 @@ impl GatewayDriver {
         ))
     }
 
-    /// Compares the tables in the kernel with what was written: all of them where `deep`, or where there are few
-    /// addresses; else the next few entries. The first that somebody changed, for people: the next
+    /// Compares the tables in the kernel with what was written: all entries where `deep`, or where there are few
+    /// addresses; otherwise the next few. Returns the first changed entry, as text for people. The next
     /// [`GatewayDriver::apply`] repairs it.
     ///
     /// # Errors
@@ -297,22 +298,22 @@ impl GatewayDriver {
         }
     }
 
-    /// The steering version that probes report.
+    /// Steering version that probes report.
     pub fn version(&self) -> u64 {
         self.tables.config().steering_version
     }
 
-    /// The addresses in the steering table; after [`GatewayDriver::open`] those that a previous run left.
+    /// Addresses in the steering table; after [`GatewayDriver::open`] those of a previous run.
     pub fn addresses(&self) -> BTreeSet<IpAddr> {
         self.tables.addresses()
     }
 
-    /// Those of them that this node answers ARP and ND for.
+    /// Addresses that this node answers ARP and ND for.
     pub fn announcing(&self) -> BTreeSet<IpAddr> {
         self.tables.announcing()
     }
 
-    /// Packets by what became of them, since the maps were made.
+    /// Packets by outcome, since the maps were made.
     ///
     /// # Errors
     /// [`GatewayError::Map`].
@@ -320,7 +321,7 @@ impl GatewayDriver {
         self.tables.counters()
     }
 
-    /// What was carried and dropped, by egress address, since it is steered here.
+    /// Traffic and drops by egress address, since each is steered here.
     ///
     /// # Errors
     /// [`GatewayError::Map`].
@@ -328,8 +329,8 @@ impl GatewayDriver {
         self.tables.traffic()
     }
 
-    /// Takes everything away: programs off their devices, links, maps, directories (the pin directory itself where it
-    /// is empty then). Whether there was anything.
+    /// Removes everything: programs from their devices, links, maps, directories (the pin directory itself if it is
+    /// empty then). Returns whether there was anything.
     ///
     /// On kernels before 6.6 the `clsact` qdisc stays, which other programs may use.
     ///
@@ -358,7 +359,7 @@ impl GatewayDriver {
             path: pins.0.clone(),
             source,
         })?;
-        // Others may have pins beside ours; then it is not empty and stays.
+        // Others may have pins beside ours; then the directory is not empty and stays.
         let _not_empty = std::fs::remove_dir(pin_dir);
         Ok(found)
     }
@@ -370,7 +371,7 @@ fn leave_groups(tables: &Tables) {
 }
 
 fn leave_groups_of(ifindex: u32, addresses: &BTreeSet<IpAddr>) {
-    // A device that has gone took its entries along.
+    // A removed device took its entries along.
     let Ok(device) = nix::net::if_::if_indextoname(ifindex) else {
         return;
     };
@@ -381,7 +382,7 @@ fn leave_groups_of(ifindex: u32, addresses: &BTreeSet<IpAddr>) {
     }
 }
 
-/// What the programs are told; version and hash are kept.
+/// Builds the programs' configuration; version and hash stay as they are.
 fn node_config(config: &GatewayConfig, old: &abi::Config) -> abi::Config {
     let v4 = config.external_v4.map(|v4| abi::address(IpAddr::V4(v4)));
     let v6 = config.external_v6.map(|v6| abi::address(IpAddr::V6(v6)));

@@ -1,4 +1,4 @@
-//! Reads a node's kernel as `core::earlier` wants it, and removes what that names.
+//! Reads a node's kernel in the form of `core::earlier`, and carries out the removals that it names.
 //!
 //! Netlink and, for the old ip_tables, the socket options that `iptables-legacy` uses; no program is started. IPv4 only,
 //! as the earlier systems are.
@@ -16,22 +16,22 @@ use old_tables::{OldTable, OldTableError};
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 
-/// How often a dump is begun again that somebody else's change interrupted.
+/// Attempts at a dump that others' changes interrupt.
 const TRIES: usize = 10;
 
-/// Why a kernel cannot be looked at or changed.
+/// Error of reading or changing a kernel.
 #[derive(Debug, thiserror::Error)]
 pub enum LegacyError {
-    /// The kernel refused something.
+    /// The kernel refused a netlink request.
     #[error(transparent)]
     Netlink(#[from] NetlinkError),
-    /// The same for tables of the old ip_tables.
+    /// Error of tables of the old ip_tables.
     #[error(transparent)]
     OldTable(#[from] OldTableError),
-    /// Rules or lists of somebody else refer to a set.
+    /// Foreign rules or lists refer to a set.
     #[error("the set {0} is still in use by something else")]
     SetInUse(String),
-    /// A device has another name than it had.
+    /// The device no longer has this name.
     #[error("device {0} is not there any more")]
     Device(String),
 }
@@ -40,17 +40,16 @@ pub enum LegacyError {
 pub struct Kernel {
     route: NetlinkSocket,
     netfilter: NetlinkSocket,
-    /// Tables of the old ip_tables as they were last read.
+    /// Tables of the old ip_tables as last read.
     old: BTreeMap<String, OldTable>,
     lock: PathBuf,
 }
 
 impl Kernel {
-    /// Opens the sockets. `lock` is the file by which programs that write old tables keep each other out, usually
-    /// `/run/xtables.lock`.
+    /// Opens the sockets. `lock` is the lock file of programs that write old tables, usually `/run/xtables.lock`.
     ///
     /// # Errors
-    /// No rights.
+    /// Permission denied.
     pub fn open(lock: PathBuf) -> Result<Self, LegacyError> {
         Ok(Kernel {
             route: NetlinkSocket::open(libc::NETLINK_ROUTE)?,
@@ -60,7 +59,7 @@ impl Kernel {
         })
     }
 
-    /// Everything of the kernel that is looked at, and what of it cannot be seen, in words.
+    /// Reads everything of the kernel, and returns also what cannot be read, as text for people.
     ///
     /// # Errors
     /// Links, addresses, routes, rules or nftables cannot be read.
@@ -83,8 +82,8 @@ impl Kernel {
         Ok((node, unseen))
     }
 
-    /// Carries actions of the kernel out, in their order; each that failed is returned with why. What is gone already is
-    /// no failure. Actions on files are none of the kernel's and are passed over.
+    /// Carries out the actions on the kernel, in order; returns each failed one with its error. An object that is
+    /// already gone is no failure. Actions on files are skipped.
     pub fn remove(&mut self, actions: &[&Action]) -> Vec<(Action, LegacyError)> {
         let mut actions = actions.to_vec();
         actions.sort();
@@ -151,7 +150,7 @@ fn absent_is_fine(result: Result<(), NetlinkError>) -> Result<(), LegacyError> {
     }
 }
 
-/// A dump that is begun again when somebody else's change interrupts it.
+/// Dumps, again when others' changes interrupt the dump.
 fn dump(
     socket: &mut NetlinkSocket,
     request: &Request,
@@ -165,7 +164,7 @@ fn dump(
     socket.dump(request)
 }
 
-/// A number of the kernel's own byte order at the start of these bytes.
+/// Parses a number in host byte order at the start of these bytes.
 pub(crate) fn host_u32(bytes: &[u8]) -> Option<u32> {
     Some(u32::from_ne_bytes(bytes.get(..4)?.try_into().ok()?))
 }

@@ -1,4 +1,4 @@
-//! Carries one node's desired state ([`egret_core::node::NodeState`]) out in the Linux kernel, and makes no choice.
+//! Carries out the desired state of one node ([`egret_core::node::NodeState`]) in the Linux kernel. It decides nothing.
 //!
 //! ```text
 //! NodeState --node--> worker ---> nft::Table --nft--> nfnetlink (one transaction per change)
@@ -8,8 +8,8 @@
 //!               \--> uplink ---> eBPF programs where pods' packets leave
 //! ```
 //!
-//! Every kernel object carries a mark of ours (`egret_core::numbers`), and only what carries it is ever deleted;
-//! but for [`legacy`], which removes what earlier systems left, when a person asks for it.
+//! Every kernel object carries our mark (`egret_core::numbers`), and only marked objects are deleted. The exception is
+//! [`legacy`], which removes what earlier systems left, at an operator's request.
 
 pub mod canary;
 pub mod classic;

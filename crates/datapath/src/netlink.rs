@@ -1,7 +1,7 @@
 //! One synchronous netlink socket: requests, acknowledgements, dumps, batches; and a writer for attributes.
 //!
-//! The message types of rtnetlink come from `netlink-packet-route`; what no crate has (next hop objects, most nftables
-//! expressions) is written with [`Attrs`].
+//! The message types of rtnetlink come from `netlink-packet-route`; messages that no crate has (next hop objects, most
+//! nftables expressions) are written with [`Attrs`].
 
 use netlink_packet_core::{NLA_F_NESTED, NLA_TYPE_MASK};
 use netlink_sys::{Socket, SocketAddr};
@@ -10,9 +10,9 @@ use std::io;
 use std::os::fd::{AsFd, AsRawFd};
 use std::time::Duration;
 
-/// Largest datagram that is read at once; the kernel never builds larger ones for dumps.
+/// Size of the receive buffer; the kernel never builds larger datagrams for dumps.
 const RECEIVE_BYTES: usize = 256 * 1024;
-/// Socket buffers: one transaction with 100,000 set elements fits.
+/// Size of the socket buffers: one transaction with 100,000 set elements fits.
 const SOCKET_BUFFER_BYTES: usize = 64 * 1024 * 1024;
 const HEADER_BYTES: usize = 16;
 
@@ -28,7 +28,7 @@ pub mod flags {
     pub const APPEND: u16 = 0x800;
 }
 
-/// What can go wrong between us and the kernel.
+/// Error of a netlink exchange.
 #[derive(Debug, thiserror::Error)]
 pub enum NetlinkError {
     /// The socket itself failed.
@@ -37,23 +37,23 @@ pub enum NetlinkError {
     /// The kernel refused a request.
     #[error("the kernel refused {what}: {text}")]
     Refused {
-        /// The request, in words.
+        /// The request, as text for people.
         what: String,
         /// The kernel's error number (positive).
         errno: i32,
-        /// Its text, with the extended acknowledgement where there is one.
+        /// Text of the error, with the extended acknowledgement if there is one.
         text: String,
     },
     /// The kernel changed the table while it was dumped, or dropped messages: dump again.
     #[error("the dump was interrupted")]
     Interrupted,
-    /// A message is shorter than its own header says.
+    /// A message is shorter than its header claims.
     #[error("a message of the kernel is cut short")]
     Truncated,
 }
 
 impl NetlinkError {
-    /// The kernel's error number, where it refused something.
+    /// The kernel's error number, if it refused a request.
     pub fn errno(&self) -> Option<i32> {
         match self {
             NetlinkError::Refused { errno, .. } => Some(*errno),
@@ -67,11 +67,11 @@ impl NetlinkError {
 pub struct Request {
     /// Message type.
     pub kind: u16,
-    /// Flags beside `REQUEST`.
+    /// Flags besides `REQUEST`.
     pub flags: u16,
     /// Family header and attributes.
     pub body: Vec<u8>,
-    /// In words, for errors.
+    /// Text for errors.
     pub what: String,
 }
 
@@ -116,7 +116,7 @@ impl NetlinkSocket {
         })
     }
 
-    /// The port id of this socket, the owner of nftables tables that it makes.
+    /// Port id of this socket, and owner of the nftables tables that it makes.
     pub fn port(&self) -> Result<u32, NetlinkError> {
         let mut address = SocketAddr::new(0, 0);
         self.socket
@@ -155,7 +155,7 @@ impl NetlinkSocket {
         self.acknowledgements(&[(self.sequence, request.what.as_str())])
     }
 
-    /// Sends one request and returns the first message that answers it.
+    /// Sends one request and returns the first message of the answer.
     pub fn query(&mut self, request: &Request) -> Result<Reply, NetlinkError> {
         self.sequence += 1;
         let sequence = self.sequence;
@@ -176,7 +176,7 @@ impl NetlinkSocket {
         }
     }
 
-    /// Dumps: every message up to the end of the answer.
+    /// Sends a dump request and returns all messages up to the end of the answer.
     pub fn dump(&mut self, request: &Request) -> Result<Vec<Reply>, NetlinkError> {
         self.sequence += 1;
         let sequence = self.sequence;
@@ -207,7 +207,7 @@ impl NetlinkSocket {
         }
     }
 
-    /// Sends a netfilter batch (`NFNL_MSG_BATCH_BEGIN` .. `END`): all of it happens, or nothing.
+    /// Sends a netfilter batch (`NFNL_MSG_BATCH_BEGIN` .. `END`): the kernel applies all of it, or nothing.
     pub fn batch(&mut self, requests: &[Request]) -> Result<(), NetlinkError> {
         const BEGIN: u16 = 0x10;
         const END: u16 = 0x11;
@@ -241,7 +241,7 @@ impl NetlinkSocket {
         Ok(())
     }
 
-    /// Waits until each of the requests is acknowledged; the first refusal wins, after the rest has been read.
+    /// Waits until each of the requests is acknowledged. Returns the first refusal, after the rest has been read.
     fn acknowledgements(&mut self, expected: &[(u32, &str)]) -> Result<(), NetlinkError> {
         let (first, last) = match (expected.first(), expected.last()) {
             (Some(first), Some(last)) => (first.0, last.0),
@@ -255,7 +255,8 @@ impl NetlinkSocket {
                 if i32::from(message.reply.kind) != libc::NLMSG_ERROR {
                     continue;
                 }
-                // A batch that fails as a whole (out of memory, not permitted) is answered at its edge.
+                // A batch that fails as a whole (out of memory, not permitted) is acknowledged at its begin or end
+                // message.
                 let inside = (first..=last).contains(&message.sequence);
                 let what = match inside {
                     true => expected[(message.sequence - first) as usize].1,
@@ -392,7 +393,7 @@ fn refusal(body: &[u8], message_flags: u16, what: &str) -> Option<NetlinkError> 
     })
 }
 
-/// The attributes of a body: (type without flag bits, value). A cut-off attribute ends the list.
+/// Attributes of a body: (type without flag bits, value). A truncated attribute ends the list.
 pub fn attributes(mut bytes: &[u8]) -> impl Iterator<Item = (u16, &[u8])> {
     std::iter::from_fn(move || {
         let length = usize::from(u16::from_ne_bytes(bytes.get(..2)?.try_into().ok()?));
@@ -410,14 +411,14 @@ pub struct Attrs {
 }
 
 impl Attrs {
-    /// A body that starts with these bytes (a family header).
+    /// Starts a body with these bytes (a family header).
     pub fn after(header: &[u8]) -> Self {
         Attrs {
             bytes: header.to_vec(),
         }
     }
 
-    /// Appends raw bytes of an attribute.
+    /// Appends an attribute with raw bytes.
     pub fn bytes(mut self, kind: u16, value: &[u8]) -> Self {
         self.header(kind, value.len());
         self.bytes.extend(value);
@@ -425,39 +426,39 @@ impl Attrs {
         self
     }
 
-    /// A string with its terminating zero.
+    /// Appends a string with its terminating zero.
     pub fn text(self, kind: u16, value: &str) -> Self {
         let mut bytes = value.as_bytes().to_vec();
         bytes.push(0);
         self.bytes(kind, &bytes)
     }
 
-    /// An octet.
+    /// Appends an octet.
     pub fn u8(self, kind: u16, value: u8) -> Self {
         self.bytes(kind, &[value])
     }
 
-    /// A 16-bit number in host order (rtnetlink).
+    /// Appends a 16-bit number in host order (rtnetlink).
     pub fn u16(self, kind: u16, value: u16) -> Self {
         self.bytes(kind, &value.to_ne_bytes())
     }
 
-    /// A 32-bit number in host order (rtnetlink).
+    /// Appends a 32-bit number in host order (rtnetlink).
     pub fn u32(self, kind: u16, value: u32) -> Self {
         self.bytes(kind, &value.to_ne_bytes())
     }
 
-    /// A 32-bit number in network order (netfilter).
+    /// Appends a 32-bit number in network order (netfilter).
     pub fn be32(self, kind: u16, value: u32) -> Self {
         self.bytes(kind, &value.to_be_bytes())
     }
 
-    /// A 64-bit number in network order.
+    /// Appends a 64-bit number in network order.
     pub fn be64(self, kind: u16, value: u64) -> Self {
         self.bytes(kind, &value.to_be_bytes())
     }
 
-    /// Nested attributes.
+    /// Appends nested attributes.
     pub fn nest(mut self, kind: u16, inner: Attrs) -> Self {
         self.header(kind | NLA_F_NESTED, inner.bytes.len());
         self.bytes.extend(inner.bytes);
@@ -476,12 +477,12 @@ impl Attrs {
         self.bytes.len()
     }
 
-    /// Nothing was written yet.
+    /// Whether the body is empty.
     pub fn is_empty(&self) -> bool {
         self.bytes.is_empty()
     }
 
-    /// The body.
+    /// Returns the body.
     pub fn finish(self) -> Vec<u8> {
         self.bytes
     }

@@ -1,7 +1,7 @@
-//! Our own nftables table as a value, and its way into the kernel.
+//! Our own nftables table as a value, and its application to the kernel.
 //!
-//! [`Table`] says what the table contains; [`Nftables::apply`] turns the difference to what was applied before into one
-//! transaction. Golden tests compare the result with what the `nft` program makes of the same rules written as text.
+//! [`Table`] is the content of the table; [`Nftables::apply`] sends the difference from what was applied before. Golden
+//! tests compare the result with the `nft` program's, made from the same rules written as text.
 
 mod apply;
 mod attributes;

@@ -1,6 +1,6 @@
 //! The whole data path of one node: worker, gateway and uplink programs.
 //!
-//! The order between them is here and nowhere else:
+//! Only this module orders the parts:
 //!
 //! ```text
 //!  prepare   tunnel device -> gateway programs (tables untouched)
@@ -8,8 +8,9 @@
 //!  remove    gateway -> uplink -> canaries -> worker
 //! ```
 //!
-//! A gateway comes before the worker because own ranges count on own tables. Uplink tables come before the ruleset: what
-//! they take back and no rule selects is left alone, while what is selected and not taken back would leave as it likes.
+//! The gateway comes before the worker because the worker's own port ranges need the steering tables of this node.
+//! Uplink tables come before the ruleset: a reinjected packet that no rule selects passes unchanged, while a selected
+//! packet that is not reinjected would leave with its pod's source.
 //! Documentation for other implementations: `docs/writing-a-datapath.md`.
 
 mod error;
@@ -36,15 +37,15 @@ use std::time::{Duration, Instant};
 /// How much [`NodeDatapath::verify`] compares with the kernel.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Depth {
-    /// What sends no change notification: a few small reads while nobody changed anything.
+    /// State without change notifications: a few small reads while nobody changed anything.
     Unnotified,
-    /// That, and what rtnetlink has notified a change of: links, routes, rules, next hops, neighbours.
+    /// `Unnotified`, and what rtnetlink has notified a change of: links, routes, rules, next hops, neighbours.
     Notified,
-    /// Everything, with the content of tables and sets.
+    /// Everything, including the content of tables and sets.
     Full,
 }
 
-/// What one [`NodeDatapath::apply`] did.
+/// Result of one [`NodeDatapath::apply`].
 #[derive(Debug, Default)]
 pub struct Applied {
     /// Flows that the change ended.
@@ -53,21 +54,21 @@ pub struct Applied {
     pub sysctls: Vec<String>,
     /// How long the worker part took.
     pub worker_time: Duration,
-    /// Why the uplink programs do not follow the ruleset yet: everything else is applied.
+    /// Error of the uplink programs, which do not follow the ruleset yet; everything else is applied.
     pub uplink_error: Option<UplinkError>,
 }
 
-/// What the kernel has counted.
+/// Counters read from the kernel.
 #[derive(Clone, Debug, Default)]
 pub struct Counters {
-    /// Packets that the worker dropped or refused by reason, and traffic by account. `None`: they could not be read, as a
-    /// rule because somebody changed a table meanwhile.
+    /// Packets that the worker dropped or refused, by reason, and traffic by traffic key. `None`: they could not be
+    /// read, usually because somebody changed a table meanwhile.
     pub worker: Option<Counted>,
-    /// Packets at the gateway, by what became of them.
+    /// Packets at the gateway, by outcome.
     pub gateway: BTreeMap<&'static str, u64>,
-    /// What the gateway carried and dropped, by egress address.
+    /// Traffic and drops of the gateway, by egress address.
     pub carried: BTreeMap<IpAddr, Carried>,
-    /// Packets at the uplinks, by what became of them.
+    /// Packets at the uplinks, by outcome.
     pub uplink: BTreeMap<&'static str, u64>,
 }
 
@@ -76,13 +77,13 @@ pub struct NodeDatapath {
     worker: WorkerDriver,
     gateway: NodeGateway,
     uplink: NodeUplink,
-    /// The tunnel device, while nothing is known against it.
+    /// The tunnel device; `None` before it is prepared and after an error or drift.
     tunnel: Option<Device>,
 }
 
 impl NodeDatapath {
-    /// Opens the kernel's interfaces; nothing is changed yet. `state_directory` keeps what must outlive the process,
-    /// `pin_directory` is where eBPF objects are pinned.
+    /// Opens the kernel's interfaces; changes nothing yet. `state_directory` holds the state that must outlive the
+    /// process, `pin_directory` the pinned eBPF objects.
     ///
     /// # Errors
     /// [`DatapathError`]: the kernel's interfaces cannot be opened.
@@ -99,12 +100,12 @@ impl NodeDatapath {
         })
     }
 
-    /// Makes what must be there before gateways can be probed: the tunnel device, and on a gateway its programs, with the
-    /// tables that an earlier process left. `devices_changed`: the tunnel device may be another one than before. What was
-    /// opened of the gateway, if anything was.
+    /// Makes what probes of gateways need: the tunnel device, and on a gateway its programs, with the tables that an
+    /// earlier process left. `devices_changed`: the tunnel device may have been replaced. Returns the gateway backend
+    /// that was opened, if any.
     ///
     /// # Errors
-    /// [`DatapathError::Route`]: there is no tunnel device. An error of the gateway is kept
+    /// [`DatapathError::Route`]: there is no tunnel device. An error of the gateway is stored
     /// ([`NodeGateway::last_error`]).
     pub fn prepare(
         &mut self,
@@ -121,16 +122,18 @@ impl NodeDatapath {
         Ok(self.gateway.attach(&state.tunnel, device, external))
     }
 
-    /// Brings the gateway's tables alone to the state: what they hold is known before anybody decides what to announce.
+    /// Applies the state to the gateway's tables alone, so that their content is known before announcements are
+    /// decided.
     pub fn load_tables(&mut self, state: &GatewayState, own: TunnelIndex) {
         self.gateway.load(state, own);
     }
 
-    /// Makes the node equal to the state; equal states twice change nothing. See [`WorkerDriver::apply`] for `idle`.
+    /// Makes the node equal to the state; applying equal states twice changes nothing. See [`WorkerDriver::apply`] for
+    /// `idle`.
     ///
     /// # Errors
-    /// [`NodeDatapathError::Worker`] or [`NodeDatapathError::Uplink`]: what was reached stays, and the next call goes on
-    /// from there. An error of the gateway holds up nothing else and is kept ([`NodeGateway::last_error`]).
+    /// [`NodeDatapathError::Worker`] or [`NodeDatapathError::Uplink`]: changes made so far stay, and the next call
+    /// continues from there. An error of the gateway delays nothing else and is stored ([`NodeGateway::last_error`]).
     pub fn apply(&mut self, state: &NodeState, idle: &Idle) -> Result<Applied, NodeDatapathError> {
         match &state.gateway {
             Some(gateway) => self.gateway.load(gateway, state.tunnel.index),
@@ -148,8 +151,8 @@ impl NodeDatapath {
         })
     }
 
-    /// What others have changed, without changing anything; the next [`Self::prepare`] and [`Self::apply`] repair it. What
-    /// cannot be read is logged and no drift. Nothing before the first [`Self::prepare`].
+    /// Detects drift without changing anything; the next [`Self::prepare`] and [`Self::apply`] repair it. A part that
+    /// cannot be read is logged and counts as no drift. Empty before the first [`Self::prepare`].
     pub fn verify(&mut self, depth: Depth) -> DriftReport {
         if depth == Depth::Full {
             self.gateway.look_again();
@@ -163,7 +166,7 @@ impl NodeDatapath {
             Depth::Unnotified => self.worker.verify_quick(),
         };
         let mut drift = found.unwrap_or_else(|error| {
-            tracing::warn!(error = %with_causes(&error), "looking the data path over");
+            tracing::warn!(error = %with_causes(&error), "cannot verify the data path");
             DriftReport::new()
         });
         drift.extend(self.gateway.verify(depth == Depth::Full));
@@ -174,7 +177,7 @@ impl NodeDatapath {
         drift
     }
 
-    /// What the kernel has counted.
+    /// Reads all counters from the kernel.
     pub fn counters(&mut self) -> Counters {
         let worker = self.worker.counters();
         let worker = worker.inspect_err(
@@ -191,7 +194,7 @@ impl NodeDatapath {
         }
     }
 
-    /// Removes everything of a node's data path, whoever made it. Goes on after errors and returns them all.
+    /// Removes the whole data path of a node, whichever process made it. Continues after errors and returns them all.
     pub fn remove(state_directory: &Path, pin_directory: &Path) -> Vec<NodeDatapathError> {
         let mut errors: Vec<NodeDatapathError> = Vec::new();
         let gateway = gateway::remove(pin_directory).into_iter();
@@ -206,7 +209,7 @@ impl NodeDatapath {
         errors
     }
 
-    /// The worker part: what it can tell of the node, and flows.
+    /// The worker part, for facts about the node and for flows.
     pub fn worker(&mut self) -> &mut WorkerDriver {
         &mut self.worker
     }
@@ -216,12 +219,12 @@ impl NodeDatapath {
         &self.gateway
     }
 
-    /// The uplink part: how pods' packets leave.
+    /// The uplink part, for facts about how pods' packets leave.
     pub fn uplink(&mut self) -> &mut NodeUplink {
         &mut self.uplink
     }
 
-    /// The tunnel device, while nothing is known against it.
+    /// The tunnel device; `None` before it is prepared and after an error or drift.
     pub fn tunnel(&self) -> Option<&Device> {
         self.tunnel.as_ref()
     }

@@ -1,5 +1,6 @@
-//! Reads what may stand in the way of our packets (`egret_core::obstacle` says what does): everybody's firewalls, settings,
-//! policy routing. Netlink and, for the old ip_tables, socket options; no program is started and nothing is changed.
+//! Reads possible obstacles for our packets: firewalls of all owners, settings, policy routing. `egret_core::obstacle`
+//! decides which of them are obstacles. Uses netlink and, for the old ip_tables, socket options; starts no program and
+//! changes nothing.
 
 mod expressions;
 mod legacy;
@@ -15,7 +16,7 @@ use egret_core::obstacle::firewall::{Action, Rule};
 use egret_core::obstacle::{Obstacle, Samples, Table, of_firewalls};
 use std::time::{Duration, Instant};
 
-/// Looks at everybody's firewalls now and then.
+/// Reader of all owners' firewalls, which limits how often it reads them.
 pub struct Lookout {
     socket: NetlinkSocket,
     last: Option<Looked>,
@@ -28,7 +29,7 @@ struct Looked {
     found: Vec<Obstacle>,
 }
 
-/// What tells cheaply that somebody has changed a firewall.
+/// Cheap indicators of a firewall's change.
 #[derive(Clone, Debug, PartialEq, Eq)]
 struct State {
     generation: u32,
@@ -39,7 +40,7 @@ impl Lookout {
     /// Opens a socket in the namespace of the calling thread.
     ///
     /// # Errors
-    /// No rights.
+    /// Permission denied.
     pub fn open() -> Result<Self, NetlinkError> {
         Ok(Lookout {
             socket: NetlinkSocket::open(libc::NETLINK_NETFILTER)?,
@@ -47,8 +48,9 @@ impl Lookout {
         })
     }
 
-    /// What of the firewalls refuses these packets. While nobody changes anything that costs a few small messages, and
-    /// everything is read every `OBSTACLES_SECS`; where something changes all the time, every `OBSTACLES_AGAIN_SECS`.
+    /// Firewall rules that refuse these packets. While nothing changes, a call costs a few small messages, and
+    /// everything is read again every `OBSTACLES_SECS` seconds; with constant changes, every `OBSTACLES_AGAIN_SECS`
+    /// seconds.
     ///
     /// # Errors
     /// nftables cannot be read.
@@ -81,7 +83,7 @@ impl Lookout {
         Ok(&self.last.as_ref().expect("just set").found)
     }
 
-    /// Reads the chains that the packets come to, and no others.
+    /// Reads only the chains that the packets pass.
     fn read(&mut self, samples: &Samples) -> Result<Vec<Obstacle>, NetlinkError> {
         let of_nft = nft::tables(&mut self.socket)?;
         let families: Vec<u8> = of_nft.iter().map(|(family, _)| *family).collect();
@@ -98,7 +100,7 @@ impl Lookout {
                 Some(family) if read < FIREWALL_RULES_MAX => {
                     nft::rules(&mut self.socket, *family, &table.name, &unread.chain)?
                 }
-                // Too much, or not there at all: it may do anything.
+                // Too large, or absent: the chain may do anything.
                 _ => Vec::new(),
             };
             let is_unknown = read >= FIREWALL_RULES_MAX || families.len() <= unread.table;

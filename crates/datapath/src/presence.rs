@@ -1,8 +1,8 @@
-//! Makes egress addresses known to the network outside, each in the way that the state names
+//! Makes egress addresses known to the network outside, each by the presence that the state names
 //! ([`egret_core::node::Presence`]).
 //!
-//! Who announces what, and when, is decided by `egret_core::machines::GatewayRole`; here its commands are carried out. A new
-//! way is one more value of `egret_core::node::Presence` and one more variant of [`PresenceDriver`].
+//! `egret_core::machines::GatewayRole` decides which address is announced when; this module carries out its commands. A
+//! new kind of presence is one more value of `egret_core::node::Presence` and one more variant of [`PresenceDriver`].
 
 pub mod l2;
 
@@ -12,7 +12,7 @@ use l2::{AnnounceError, Segment};
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
-/// The device that egress addresses are reached by.
+/// The device at which egress addresses are reachable.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ExternalDevice {
     /// Its index.
@@ -23,12 +23,12 @@ pub struct ExternalDevice {
     pub mac: [u8; 6],
 }
 
-/// Carries out one way of making addresses known.
+/// Driver of one kind of presence.
 #[derive(Debug)]
 pub enum PresenceDriver {
     /// ARP and neighbour discovery on the external segment.
     L2(Segment),
-    /// Routers lead to the gateways by themselves: nothing is said or answered.
+    /// Routers have routes to the gateways: nothing is announced or answered.
     Routed,
 }
 
@@ -62,21 +62,21 @@ impl PresenceDriver {
     }
 }
 
-/// The addresses that a gateway serves, and how each is made known.
+/// The addresses that a gateway serves, and the presence of each.
 #[derive(Debug)]
 pub struct Presences {
     drivers: BTreeMap<Presence, PresenceDriver>,
-    /// Of the state applied last.
+    /// Addresses of the state applied last.
     addresses: BTreeMap<IpAddr, Presence>,
 }
 
 impl Presences {
-    /// Opens every way on one device; nothing is changed yet. `left` are the addresses that an earlier run served: what it
-    /// made known of them is taken over.
+    /// Opens all drivers on one device; changes nothing yet. `left` are the addresses that an earlier run served: their
+    /// announcements are taken over.
     pub fn open(device: &ExternalDevice, left: &BTreeSet<IpAddr>) -> Self {
         let drivers = Presence::ALL.map(|presence| {
             let mut driver = PresenceDriver::open(presence, device);
-            // Which way an address had is not known: a way takes over what it finds.
+            // The presence that an address had is unknown: each driver takes over what it finds.
             driver.adopt(left);
             (presence, driver)
         });
@@ -86,10 +86,10 @@ impl Presences {
         }
     }
 
-    /// Serves exactly the addresses of the state, each in its way.
+    /// Serves exactly the addresses of the state, each by its presence.
     ///
     /// # Errors
-    /// Every [`AnnounceError`]; what failed is tried again by the next call.
+    /// Every [`AnnounceError`]; the next call retries what failed.
     pub fn serve(&mut self, state: &GatewayState) -> Result<(), Vec<AnnounceError>> {
         let steered = state.addresses.iter();
         self.addresses = steered.map(|(ip, table)| (*ip, table.presence)).collect();
@@ -105,7 +105,7 @@ impl Presences {
         }
     }
 
-    /// Carries one command out in the way of its address. Of an address that is not served nothing is said.
+    /// Carries out one command by its address's presence. Does nothing for an address that is not served.
     ///
     /// # Errors
     /// [`AnnounceError`].

@@ -1,15 +1,15 @@
-//! What the data path needs of the kernel. `docs/requirements.md` tells people; `cargo test -p xtask` compares.
+//! Kernel requirements of the data path. `docs/requirements.md` documents them; `cargo test -p xtask` compares.
 
-/// The oldest kernel that the gateway's programs are made for.
+/// Oldest kernel that the gateway's programs support.
 pub const FLOOR: (u8, u8) = (5, 15);
-/// tcx links; before, programs are attached as clsact filters.
+/// First kernel with tcx links; before, programs are attached as clsact filters.
 pub const TCX: (u8, u8) = (6, 6);
-/// nftables tables that have an owner and outlive it.
+/// First kernel with nftables tables that have an owner and outlive it.
 pub const TABLE_OWNERS: (u8, u8) = (6, 9);
-/// Changes of a map of ranges take effect at once.
+/// First kernel on which changes of a map of ranges take effect at once.
 pub const MAPS_AT_ONCE: (u8, u8) = (6, 17);
 
-/// Options of every node.
+/// Kernel options of every node.
 pub const OPTIONS: &[&str] = &[
     "VXLAN",
     "LWTUNNEL",
@@ -25,7 +25,7 @@ pub const OPTIONS: &[&str] = &[
     "NF_CONNTRACK",
     "NF_CT_NETLINK",
 ];
-/// Further ones where eBPF programs run.
+/// Further options where eBPF programs run.
 pub const BPF_OPTIONS: &[&str] = &["BPF_SYSCALL", "BPF_JIT", "NET_SCH_INGRESS", "NET_CLS_BPF"];
-/// Further ones where packets are lifted into the stack.
+/// Further options where packets are reinjected into the stack.
 pub const LIFT_OPTIONS: &[&str] = &["VETH"];

@@ -1,6 +1,6 @@
-//! The tunnel device and what leads into it: neighbours, next hop objects, groups, routes and rules.
+//! The tunnel device and the objects that lead into it: neighbours, next hop objects, groups, routes and rules.
 //!
-//! Everything carries our route protocol number or hangs on our device, and only that is ever deleted.
+//! Every object carries our route protocol number or belongs to our device, and only those are deleted.
 
 mod advertised;
 pub(crate) mod desired;

@@ -1,4 +1,4 @@
-//! Node-wide settings that forwarding needs. What was there before is written down and restored at `--cleanup`.
+//! Node-wide settings that forwarding needs. Earlier values are recorded and restored at `--cleanup`.
 
 mod advertisements;
 
@@ -8,19 +8,19 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
 
-/// Where this process finds the settings, if not at [`DIRECTORY`].
+/// Directory of the settings for this process, if not [`DIRECTORY`].
 static OTHER_DIRECTORY: OnceLock<PathBuf> = OnceLock::new();
-/// Where the kernel shows settings (proc_sys(5)).
+/// Directory of the kernel's settings (proc_sys(5)).
 pub const DIRECTORY: &str = "/proc/sys";
 
-/// From now on settings are read and written below `directory` instead of [`DIRECTORY`]. In a container without
-/// privileges /proc/sys is read-only, and the node's own /proc/sys/net has to be mounted elsewhere; whose settings it
-/// shows depends on the network namespace of the reader alone. Returns `false` if another directory was chosen before.
+/// Reads and writes settings below `directory` instead of [`DIRECTORY`] from now on. In a container without privileges
+/// /proc/sys is read-only, and the node's own /proc/sys/net has to be mounted elsewhere; the reader's network namespace
+/// alone decides whose settings it shows. Returns `false` if another directory was chosen before.
 pub fn use_directory(directory: &Path) -> bool {
     OTHER_DIRECTORY.get_or_init(|| directory.to_owned()) == directory
 }
 
-/// Why a setting is not as it should be.
+/// Error of a setting.
 #[derive(Debug, thiserror::Error)]
 pub enum SysctlError {
     /// A file of /proc/sys could not be read or written.
@@ -28,7 +28,7 @@ pub enum SysctlError {
     Setting {
         /// Name with dots.
         name: String,
-        /// Why.
+        /// Cause.
         #[source]
         source: io::Error,
     },
@@ -37,25 +37,25 @@ pub enum SysctlError {
     Record {
         /// Its path.
         path: PathBuf,
-        /// Why.
+        /// Cause.
         #[source]
         source: io::Error,
     },
 }
 
-/// What every node needs (kernel: Documentation/networking/ip-sysctl.rst).
+/// Settings that every node needs (kernel: Documentation/networking/ip-sysctl.rst).
 pub const NODE_SETTINGS: &[(&str, &str)] = &[
     ("net.ipv4.ip_forward", "1"),
     ("net.ipv6.conf.all.forwarding", "1"),
 ];
-/// Without these every flow of one pod and destination uses one gateway. Changed only where no multipath route of
-/// others exists, because they are node-wide.
+/// Settings that spread one pod's flows to one destination over several gateways. They are node-wide, so they are
+/// changed only where no multipath route of others exists.
 pub const HASH_SETTINGS: &[(&str, &str)] = &[
     ("net.ipv4.fib_multipath_hash_policy", "1"),
     ("net.ipv6.fib_multipath_hash_policy", "1"),
 ];
 
-/// How the reverse path filter of a device is called, before its name and after it.
+/// Name of a device's reverse path filter, before the device's name and after it.
 const DEVICES: &str = "net.ipv4.conf.";
 const FILTER: &str = ".rp_filter";
 const LOOSE: &str = "2";
@@ -66,14 +66,14 @@ pub struct Sysctls {
 }
 
 impl Sysctls {
-    /// The record lives in `directory` as `sysctls`.
+    /// `directory` contains the record as `sysctls`.
     pub fn new(directory: &Path) -> Self {
         Sysctls {
             record: directory.join("sysctls"),
         }
     }
 
-    /// Sets what differs, after its old value is safely written down. Returns the names that were changed.
+    /// Sets what differs, after writing the old value to disk. Returns the names that were changed.
     pub fn ensure(&self, settings: &[(&str, &str)]) -> Result<Vec<String>, SysctlError> {
         let mut changed = Vec::new();
         for (name, value) in settings {
@@ -92,13 +92,13 @@ impl Sysctls {
         Ok(changed)
     }
 
-    /// Makes a strict reverse path filter of a device a loose one: answers of a next hop come by a device that the main
-    /// routes do not lead their sources to. Returns the name, if it was changed.
+    /// Changes a device's reverse path filter from strict to loose: answers of a next hop come by a device that the
+    /// main routes to their sources do not use. Returns the name, if it was changed.
     pub fn loosen(&self, device: &str) -> Result<Option<String>, SysctlError> {
         const STRICT: &str = "1";
-        // As sysctl(8) has it: a dot in the name of a device is a slash.
+        // As in sysctl(8): a dot in a device's name becomes a slash.
         let name = format!("{DEVICES}{}{FILTER}", device.replace('.', "/"));
-        // The kernel takes the higher of the two.
+        // The kernel uses the higher of the two.
         let of_device = read(&name)?.unwrap_or_default();
         let of_all = read(&format!("{DEVICES}all{FILTER}"))?.unwrap_or_default();
         if of_device.max(of_all) != STRICT {
@@ -108,7 +108,7 @@ impl Sysctls {
         Ok(changed.into_iter().next())
     }
 
-    /// The first of them that has another value now, for people.
+    /// The first setting that has another value now, as text for people.
     pub fn first_other(&self, settings: &[(&str, &str)]) -> Result<Option<String>, SysctlError> {
         for (name, value) in settings {
             if let Some(now) = read(name)?.filter(|now| now != *value) {
@@ -123,10 +123,10 @@ impl Sysctls {
         Ok(self.first_other(settings)?.is_some())
     }
 
-    /// Puts back what was there before, and forgets the record. A value that somebody else has changed since stays.
+    /// Restores earlier values and deletes the record. A value that somebody else has changed since stays.
     pub fn restore(&self) -> Result<bool, SysctlError> {
         let record = self.read_record()?;
-        // A device goes back to hearing routers as a host only once the node is one again.
+        // A device may accept advertisements as a host again only after the node is one.
         let (last, first): (Vec<_>, Vec<_>) = record
             .iter()
             .partition(|(name, _)| advertisements::is_acceptance(name));
@@ -188,7 +188,7 @@ impl Sysctls {
     }
 }
 
-/// Gives one device IPv6, whatever the default for new devices is; the setting goes with the device.
+/// Enables IPv6 on one device, whatever the default for new devices is; the setting is removed with the device.
 pub fn enable_ipv6(device: &str) -> Result<(), SysctlError> {
     let name = format!("net.ipv6.conf.{device}.disable_ipv6");
     match read(&name)?.as_deref() {
@@ -209,12 +209,12 @@ fn path(name: &str) -> PathBuf {
     directory.join(swapped.collect::<String>())
 }
 
-/// The value, for people; `None` where it cannot be read.
+/// The value, as text for people; `None` where it cannot be read.
 pub(crate) fn value(name: &str) -> Option<String> {
     read(name).ok().flatten()
 }
 
-/// The value, or `None` where this kernel has no such setting (IPv6 switched off).
+/// The value; `None` where this kernel has no such setting (IPv6 switched off).
 fn read(name: &str) -> Result<Option<String>, SysctlError> {
     match fs::read_to_string(path(name)) {
         Ok(text) => Ok(Some(text.trim().to_string())),

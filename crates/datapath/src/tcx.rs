@@ -1,7 +1,7 @@
-//! Which tcx programs a device has, by their ids.
+//! Ids of the tcx programs of a device.
 //!
-//! The kernel tells ids to whoever has `CAP_NET_ADMIN` (`BPF_PROG_QUERY`), but opens a program by its id for
-//! `CAP_SYS_ADMIN` only (`bpf_prog_get_fd_by_id`). Agents do without that capability, and ids are all they need.
+//! The kernel returns ids to callers with `CAP_NET_ADMIN` (`BPF_PROG_QUERY`), but opens a program by its id only with
+//! `CAP_SYS_ADMIN` (`bpf_prog_get_fd_by_id`). Agents lack that capability, and need only ids.
 
 use aya::programs::TcAttachType;
 use nix::libc;
@@ -12,10 +12,10 @@ const BPF_PROG_QUERY: libc::c_long = 16;
 /// `BPF_TCX_INGRESS` and `BPF_TCX_EGRESS`, kernel 6.6.
 const BPF_TCX_INGRESS: u32 = 46;
 const BPF_TCX_EGRESS: u32 = 47;
-/// `BPF_MPROG_MAX` (kernel/bpf/mprog.c): more there cannot be.
+/// Most programs of one device and direction, `BPF_MPROG_MAX` (kernel/bpf/mprog.c).
 const MOST: usize = 64;
 
-/// `union bpf_attr`, the part that `BPF_PROG_QUERY` reads and writes.
+/// Part of `union bpf_attr` that `BPF_PROG_QUERY` reads and writes.
 #[repr(C)]
 #[derive(Default)]
 struct Query {
@@ -35,7 +35,7 @@ struct Query {
 /// Ids of the programs of a device, in the order in which they run.
 ///
 /// # Errors
-/// No such device, no `CAP_NET_ADMIN`, or a kernel without tcx (`EINVAL`).
+/// The kernel's error: no such device, no `CAP_NET_ADMIN`, or a kernel without tcx (`EINVAL`).
 pub(crate) fn program_ids(ifindex: u32, direction: TcAttachType) -> io::Result<Vec<u32>> {
     let attach_type = match direction {
         TcAttachType::Ingress => BPF_TCX_INGRESS,

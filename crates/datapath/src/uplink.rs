@@ -1,13 +1,13 @@
-//! Pods whose network plugin takes their packets past the stack: what they send in flows of their own is lifted into it
-//! at the devices that it would leave the node by, and what others send to them is remembered there.
+//! Reinjection, for pods whose network plugin sends their packets past the host stack. At the uplinks, packets of flows
+//! that pods open are taken back into the stack, and flows that others open towards pods are remembered.
 //!
 //! ```text
 //!  pod --plugin's program--> uplink --uplink_out--> egret-lift --> prerouting, SNAT, guard, egret0 as for any packet
-//!  outside ----------------> uplink --uplink_in---> (only remembered: who opens flows towards pods)
+//!  outside ----------------> uplink --uplink_in---> (only remembers who opens flows towards pods)
 //! ```
 //!
-//! Nothing is decided here: `egret_core::node::WorkerState::lift` says where. What each program does is told in
-//! `bpf/uplink.bpf.c` and `docs/datapath.md`.
+//! It decides nothing: `egret_core::node::WorkerState::lift` names the devices. `bpf/uplink.bpf.c` and
+//! `docs/datapath.md` say what each program does.
 
 pub mod abi;
 mod counters;
@@ -32,7 +32,7 @@ use std::path::Path;
 use tables::{Desired, Tables};
 use thiserror::Error;
 
-/// The lift device and its other end, which carries nothing.
+/// The reinject device and its peer, which carries nothing.
 const LIFT: VethPair = VethPair {
     name: LIFT_DEVICE,
     peer: LIFT_PEER,
@@ -41,16 +41,16 @@ const LIFT: VethPair = VethPair {
     macs: None,
 };
 
-/// Why pods' packets cannot be lifted.
+/// Error of reinjecting pods' packets.
 #[derive(Debug, Error)]
 pub enum UplinkError {
     /// Programs, maps or pins.
     #[error(transparent)]
     Bpf(#[from] GatewayError),
-    /// The lift device.
+    /// The reinject device.
     #[error(transparent)]
     Device(#[from] VethError),
-    /// No netlink.
+    /// netlink is not available.
     #[error(transparent)]
     Netlink(#[from] NetlinkError),
 }
@@ -62,12 +62,12 @@ pub struct UplinkDriver {
     device: VethEnd,
     tables: Tables,
     attachment: Attachment,
-    /// Devices that the programs are at.
+    /// Indexes of the devices that the programs are attached to.
     uplinks: BTreeSet<u32>,
 }
 
 impl UplinkDriver {
-    /// Makes the lift device and the maps, or adopts what a previous run left. Attaches nothing yet.
+    /// Makes the reinject device and the maps, or adopts those of a previous run. Attaches nothing yet.
     ///
     /// # Errors
     /// [`UplinkError`]: not a BPF file system, or a refusal by the kernel.
@@ -75,7 +75,7 @@ impl UplinkDriver {
         Self::open_with(pin_dir, supported())
     }
 
-    /// The same, attached in the given way whatever the kernel has.
+    /// [`Self::open`] with a fixed kind of attachment, whatever the kernel supports.
     ///
     /// # Errors
     /// As [`UplinkDriver::open`].
@@ -106,20 +106,20 @@ impl UplinkDriver {
         })
     }
 
-    /// Adds to the tables what the state asks for. Call it before the ruleset is changed: what is lifted and not yet
-    /// selected there is left alone.
+    /// Adds the state's missing entries to the tables. Call it before the ruleset changes: a reinjected packet that the
+    /// ruleset does not select yet passes unchanged.
     ///
     /// # Errors
-    /// [`UplinkError`]; the next call goes on from there.
+    /// [`UplinkError`]; the next call continues from there.
     pub fn prepare(&mut self, worker: &WorkerState) -> Result<(), UplinkError> {
         Ok(self.tables.grow(&Desired::of(worker))?)
     }
 
-    /// Attaches the programs to the uplinks of the state, takes them off all others, and removes from the tables what is
-    /// not asked for. Call it after the ruleset was changed.
+    /// Attaches the programs to the state's uplinks, detaches them from all others, and removes obsolete entries from
+    /// the tables. Call it after the ruleset has changed.
     ///
     /// # Errors
-    /// [`UplinkError`]; the next call goes on from there.
+    /// [`UplinkError`]; the next call continues from there.
     pub fn settle(&mut self, worker: &WorkerState) -> Result<(), UplinkError> {
         let index = |name: &String| nix::net::if_::if_nametoindex(name.as_str()).ok();
         let wanted: BTreeSet<u32> = worker.lift.iter().filter_map(index).collect();
@@ -141,7 +141,7 @@ impl UplinkDriver {
             programs::detach(&self.pins, ifindex, self.attachment as u8)?;
             self.uplinks.remove(&ifindex);
         }
-        // Filters of another version were replaced in place; links go now that ours are before them.
+        // Filters of another version were replaced in place; old links are removed now that ours are before them.
         remove_room(&aside(&self.pins), Some(Attachment::Tcx as u8))?;
         Ok(self.tables.shrink(&Desired::of(worker))?)
     }
@@ -151,7 +151,7 @@ impl UplinkDriver {
         if let (Err(GatewayError::Attach { source, .. }), Attachment::Tcx) =
             (&done, self.attachment)
         {
-            // The kernel is new enough for tcx, but something (a policy, a sandbox) refuses it.
+            // The kernel has tcx, but something (a policy, a sandbox) refuses it.
             tracing::warn!(error = %source, "tcx is refused; trying clsact");
             self.attachment = Attachment::Clsact;
             programs::attach(&self.pins, ifindex, self.attachment)?;
@@ -162,8 +162,8 @@ impl UplinkDriver {
         Ok(())
     }
 
-    /// What others have done; `deep` compares the tables too. Any drift to the device needs [`Self::open`] anew, the
-    /// rest is repaired by [`Self::prepare`] and [`Self::settle`].
+    /// Detects drift; `deep` compares the tables too. Drift of the device needs a new [`Self::open`]; [`Self::prepare`]
+    /// and [`Self::settle`] repair the rest.
     ///
     /// # Errors
     /// [`UplinkError`].
@@ -191,7 +191,7 @@ impl UplinkDriver {
         Ok(drift)
     }
 
-    /// Packets by what became of them, since the maps were made.
+    /// Packets by outcome, since the maps were made.
     ///
     /// # Errors
     /// [`UplinkError::Bpf`].
@@ -199,7 +199,7 @@ impl UplinkDriver {
         Ok(self.tables.counters()?)
     }
 
-    /// Takes everything away: programs, links, maps, directories, the lift device. Whether there was anything.
+    /// Removes everything: programs, links, maps, directories, the reinject device. Returns whether there was anything.
     ///
     /// On kernels before 6.6 the `clsact` qdisc stays, which other programs may use.
     ///
@@ -207,7 +207,7 @@ impl UplinkDriver {
     /// [`UplinkError`].
     pub fn remove(pin_dir: &Path) -> Result<bool, UplinkError> {
         let found = remove_programs(pin_dir)?;
-        // Without programs nothing is lifted, so the device goes last.
+        // Without programs nothing is reinjected, so the device is removed last.
         let mut socket = NetlinkSocket::open(libc::NETLINK_ROUTE)?;
         Ok(LIFT.delete(&mut socket)? || found)
     }
@@ -221,15 +221,15 @@ fn exists(ifindex: u32) -> bool {
     nix::net::if_::if_indextoname(ifindex).is_ok()
 }
 
-/// Where programs over tables of another version are kept until ours are attached: without them packets would leave
-/// unseen meanwhile.
+/// Directory for pins of programs over tables of another version until ours are attached: without them packets would
+/// leave unchecked meanwhile.
 fn aside(pins: &Pins) -> Pins {
     Pins(pins.0.with_file_name("uplink_before"))
 }
 
 fn set_aside(pins: &Pins) -> Result<(), UplinkError> {
     let aside = aside(pins);
-    // What was set aside before, by an agent that was stopped at this point, is still attached; this is as good.
+    // Programs set aside earlier, by an agent that was stopped at this point, are still attached and serve as well.
     let found = !programs::devices(pins).is_empty();
     if aside.0.exists() || !found {
         remove_room(pins, None)?;
@@ -245,12 +245,12 @@ fn remove_programs(pin_dir: &Path) -> Result<bool, UplinkError> {
     let pins = pins(pin_dir);
     let before = remove_room(&aside(&pins), None)?;
     let found = remove_room(&pins, None)?;
-    // Others may have pins beside ours; then it is not empty and stays.
+    // Others may have pins beside ours; then the directory is not empty and stays.
     let _not_empty = std::fs::remove_dir(pin_dir);
     Ok(before || found)
 }
 
-/// Removes programs and pins of one directory. Where no kind of attachment is told or noted, both are looked for.
+/// Removes programs and pins of one directory. If the kind of attachment is neither given nor noted, tries both.
 fn remove_room(pins: &Pins, attachment: Option<u8>) -> Result<bool, UplinkError> {
     if !pins.0.exists() {
         return Ok(false);

@@ -1,16 +1,16 @@
-//! What a worker's nftables table contains: classification, source translation and guard (design section 4).
+//! The content of a worker's nftables table: classification, source translation and guard (design section 4).
 //!
 //! ```text
 //! prerouting -300 raw_in       node-to-peer tunnel packets untracked
 //! output     -300 raw_out      node-to-peer tunnel packets untracked
-//! input      -150 tunnel_in    tunnel packets from strangers dropped
-//! forward    -150 clamp        hand-made tunnel packets dropped; MSS lowered to what the tunnel carries
-//! prerouting last classify     late packets of ended flows dropped; source -> profile -> destination box -> target: mark
-//! forward   first routed       our mark is taken off, before anybody else's rule of this hook
-//! input     first routed_in    the same for what is for the node itself
-//! postrouting  90 nat          source -> profile -> destination box -> target: source translation into the lease
-//! postrouting 300 guard        what would leave with a wrong source is dropped
-//! postrouting last into_tunnel the mark of what enters the tunnel is cleared
+//! input      -150 tunnel_in    tunnel packets from unknown senders dropped
+//! forward    -150 clamp        forged tunnel packets dropped; MSS lowered to what the tunnel carries
+//! prerouting last classify     late packets of ended flows dropped; source -> profile -> range -> target: mark
+//! forward   first routed       our mark is cleared, before any foreign rule of this hook
+//! input     first routed_in    the same for packets to the node itself
+//! postrouting  90 nat          source -> profile -> range -> target: source translation into the lease
+//! postrouting 300 guard        packets that would leave with a wrong source dropped
+//! postrouting last into_tunnel the mark of packets that enter the tunnel is cleared
 //! ```
 
 mod base;
@@ -32,7 +32,7 @@ pub(crate) use traffic::parted;
 use crate::nft::Table;
 use egret_core::node::NodeState;
 
-/// The whole table of one node. A pure function: equal states make equal tables.
+/// Builds the whole table of one node. A pure function: equal states make equal tables.
 pub fn table(state: &NodeState) -> Table {
     let mut table = Table {
         counters: COUNTERS.iter().map(|counter| counter.name).collect(),

@@ -1,4 +1,4 @@
-//! When the flows of pods that come and go end, in a real kernel: the flows are put into its table by hand.
+//! End of flows when pods come and go, in a real kernel: the flows are put into its table by hand.
 
 use egret_core::node::*;
 use egret_datapath::conntrack::Conntrack;
@@ -12,14 +12,14 @@ const FIRST: &str = "10.244.1.5";
 const SECOND: &str = "10.244.1.6";
 const SERVER: &str = "203.0.113.10";
 const NODE: &str = "192.168.122.11";
-/// The addresses of two policies.
+/// Egress addresses of two policies.
 const EGRESS: [&str; 2] = ["192.168.122.222", "192.168.122.223"];
 
 fn ip(text: &str) -> IpAddr {
     text.parse().expect("an address")
 }
 
-/// Runs `f` on a thread of its own in a new network namespace, which vanishes with the thread.
+/// Runs `f` on a thread of its own in a new network namespace, which ends with the thread.
 fn in_new_namespace(f: impl FnOnce(&mut WorkerDriver) + Send) {
     std::thread::scope(|scope| {
         let thread = scope.spawn(|| {
@@ -144,7 +144,7 @@ fn pairs(all: &[(&str, &str)]) -> BTreeSet<(IpAddr, IpAddr)> {
     all.iter().map(|(a, b)| (ip(a), ip(b))).collect()
 }
 
-/// What the thread of the agent does: reads all flows for a change, and has them ended.
+/// Does the work of the agent's thread: reads all flows for a change, and has them ended.
 fn end_owed(datapath: &mut WorkerDriver) -> usize {
     let change = datapath.pending_flow_cleanup().expect("a change that owes");
     let flows = Conntrack::open().and_then(|mut table| table.flows());
@@ -222,11 +222,12 @@ fn flows_of_a_pod_that_was_taken_back_end_before_another_gets_its_address() {
         let change = datapath.pending_flow_cleanup().expect("flows to end");
         let read = Conntrack::open().and_then(|mut table| table.flows());
         let read = read.expect("the flows");
-        // The address comes back before they have ended, and under the same policy: the sources alone tell nothing.
+        // The address comes back before its flows have ended, under the same policy: the sources alone do not
+        // distinguish them.
         let applied = datapath.apply(&both, &starts(SECOND));
         applied.expect("applied");
         assert_eq!(flows(), pairs(&[(FIRST, EGRESS[0])]));
-        // The new pod's own flows are nobody else's business, whenever the others were read.
+        // The new pod's own flows stay, whenever the others were read.
         open(SECOND, EGRESS[0], 3000);
         datapath
             .finish_flow_cleanup(change, read)

@@ -1,4 +1,4 @@
-//! Rules as `nft` and `iptables` make them, read back from the kernel and judged: each form in a namespace of its own.
+//! Rules made by `nft` and `iptables`, read back from the kernel and evaluated: each form in a namespace of its own.
 
 use egret_core::obstacle::{Obstacle, ObstacleKind, Sample, Samples};
 use egret_datapath::obstacle::Lookout;
@@ -21,7 +21,7 @@ fn samples() -> Samples {
     }
 }
 
-/// What is found after these lines of shell.
+/// Obstacles after these lines of shell.
 fn found(lines: &str) -> Vec<Obstacle> {
     let lines = lines.to_owned();
     let work = move || {
@@ -38,7 +38,7 @@ fn found(lines: &str) -> Vec<Obstacle> {
     std::thread::spawn(work).join().expect("the thread passes")
 }
 
-/// A rule at the end of a chain of nftables.
+/// Obstacles with this rule at the end of an nftables chain.
 fn nft(hook: &str, rule: &str) -> Vec<Obstacle> {
     found(&format!(
         "nft -f - <<'END'
@@ -50,7 +50,7 @@ END"
     ))
 }
 
-/// The only one: kind, certainty, families, and the rule as it is told.
+/// The only obstacle: kind, certainty, families, and the rule as text.
 fn only(found: &[Obstacle]) -> Option<(ObstacleKind, bool, [bool; 2], String)> {
     assert!(found.len() < 2, "{found:#?}");
     let one = found.first()?;

@@ -1,4 +1,4 @@
-//! The worker's ruleset in a real kernel, compared with what the `nft` program reads back.
+//! The worker's ruleset in a real kernel, compared with the `nft` program's listing.
 
 #[path = "ruleset/damage.rs"]
 mod damage;
@@ -18,7 +18,7 @@ use std::process::Command;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-/// Runs `f` on a thread of its own in a new network namespace, which vanishes with the thread.
+/// Runs `f` on a thread of its own in a new network namespace, which ends with the thread.
 fn in_new_namespace<T: Send>(f: impl FnOnce() -> T + Send) -> T {
     std::thread::scope(|scope| {
         let thread = scope.spawn(|| {
@@ -179,7 +179,7 @@ fn the_kernel_holds_the_ruleset_that_the_golden_file_shows() {
     expect_test::expect_file!["golden/worker.nft"].assert_eq(&listed);
 }
 
-/// As a worker, and as a gateway that has one of two routers itself.
+/// State of a worker, or of a gateway that is attached to one of two routers itself.
 fn with_next_hops(attached: bool) -> NodeState {
     let mut state = state();
     let here = Attachment {
@@ -226,7 +226,7 @@ fn the_kernel_holds_the_rules_of_next_hops_that_the_golden_files_show() {
             nft.apply(&worker::table(&with_next_hops(attached)))
                 .expect("apply");
             assert!(nft.is_intact().expect("verify"));
-            // The rest is in the other golden file.
+            // The other golden file has the rest.
             let chain = |name: &str| run(&format!("nft list chain inet egret {name}"));
             let mut names = vec!["from_tunnel", "nat", "guard"];
             names.extend([
@@ -326,7 +326,7 @@ fn a_change_ends_where_a_fresh_start_would() {
     assert_eq!(content(&fresh), content(&edited));
 }
 
-/// Content without what may differ between equal tables: order, owner and the listing program's layout of elements.
+/// Content without the parts that may differ between equal tables: order, owner and the program's layout of elements.
 fn content(listing: &str) -> Vec<String> {
     let mut chain = String::new();
     let mut lines = Vec::new();
@@ -352,7 +352,7 @@ fn content(listing: &str) -> Vec<String> {
 #[test]
 fn traffic_is_counted_on_by_the_table_that_replaces_another() {
     in_new_namespace(|| {
-        // What an earlier agent left.
+        // The table of an earlier agent.
         run("nft 'add table inet egret; \
             add counter inet egret sent_000000000000000a { packets 5 bytes 500; }; \
             add counter inet egret sent_00000000000000ff { packets 7 bytes 700; }; \

@@ -1,7 +1,7 @@
-//! Counting packets on a device before anything else sees them, so that a test can say which source addresses were
-//! really on the wire.
+//! Counts packets on a device before any other hook processes them, so that a test can check the source addresses on
+//! the wire.
 //!
-//! Packets that the kernel could not hand over are reported, never hidden: see [`CaptureReport::dropped`].
+//! Packets that the kernel could not deliver are reported: see [`CaptureReport::dropped`].
 
 mod socket;
 
@@ -17,11 +17,11 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
-/// Bytes of each packet that are looked at and kept.
+/// Bytes of each packet that are read and stored.
 const SNAP_BYTES: usize = 256;
-/// Packets that are kept for a failed test to print; more are only counted.
+/// Offending packets that are stored for a failed test's message; more are only counted.
 const KEPT_MAX: usize = 20;
-/// How often the thread looks whether it should end.
+/// Poll interval of the thread's stop flag.
 const POLL: Duration = Duration::from_millis(20);
 
 /// Whether a packet came in or went out by the device.
@@ -33,7 +33,7 @@ pub enum Direction {
     Out,
 }
 
-/// An IP packet that was seen.
+/// A captured IP packet.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Packet {
     /// Direction at the device.
@@ -72,7 +72,7 @@ impl std::fmt::Display for Packet {
     }
 }
 
-/// By what packets are counted.
+/// Key by which packets are counted.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub struct FlowKey {
     /// Source address.
@@ -83,18 +83,19 @@ pub struct FlowKey {
     pub direction: Direction,
 }
 
-/// What a capture saw.
+/// Result of a capture.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct CaptureReport {
     /// IP packets by source, protocol and direction.
     pub counts: BTreeMap<FlowKey, u64>,
     /// Packets that are not IP.
     pub other: u64,
-    /// The first packets that the predicate named.
+    /// The first packets that the predicate matched.
     pub offending: Vec<Packet>,
-    /// All packets that the predicate named.
+    /// Number of all packets that the predicate matched.
     pub offending_count: u64,
-    /// Packets that the kernel saw but could not hand over. A test that found nothing must check that this is zero.
+    /// Packets that the kernel received but could not deliver. A test that expects no packet must check that this is
+    /// zero.
     pub dropped: u64,
 }
 
@@ -106,10 +107,10 @@ impl CaptureReport {
         ours.map(|(_, count)| count).sum()
     }
 
-    /// Nothing, or a text that says what offended and what was lost.
+    /// `Ok` if there is no offending and no lost packet; otherwise a text about them.
     ///
     /// # Errors
-    /// The predicate named a packet, or packets were lost so that nobody knows.
+    /// The predicate matched a packet, or packets were lost, so that the result is unknown.
     pub fn clean(&self) -> Result<(), String> {
         if self.offending_count == 0 && self.dropped == 0 {
             return Ok(());
@@ -133,8 +134,8 @@ pub struct Capture {
 }
 
 impl Capture {
-    /// Captures on a device of a place; from the return on no packet is missed. Packets for which `is_offending` holds
-    /// are kept.
+    /// Captures on a device of a place; no packet after the return is missed. Packets for which `is_offending` holds
+    /// are stored.
     ///
     /// # Errors
     /// No such device, or the place cannot be entered.
@@ -160,7 +161,7 @@ impl Capture {
         })
     }
 
-    /// What was seen until now.
+    /// Report up to now.
     pub fn so_far(&self) -> CaptureReport {
         self.report
             .lock()
@@ -168,7 +169,7 @@ impl Capture {
             .clone()
     }
 
-    /// Takes what the kernel still has for us, ends the capture and reports.
+    /// Reads the packets that the kernel still has queued, ends the capture and reports.
     ///
     /// # Errors
     /// The device vanished or the kernel refused to read on.
@@ -222,7 +223,7 @@ fn capture(
                 offends,
             );
         }
-        // The kernel resets its counter at every look.
+        // The kernel resets its counter at every read.
         let dropped = u64::from(socket.dropped()?);
         report
             .lock()

@@ -14,11 +14,11 @@ use std::process::ExitCode;
 
 /// Port of the server that `ask` uses.
 const ASKED_PORT: u16 = 5000;
-/// Something is not as it should be.
+/// Exit code: a check or an operation failed.
 const EXIT_WRONG: u8 = 1;
-/// The command line or a file given on it is wrong.
+/// Exit code: the command line or a file given on it is wrong.
 const EXIT_USAGE: u8 = 2;
-/// There is nothing to talk to.
+/// Exit code: the lab or a place in it cannot be reached.
 const EXIT_UNREACHABLE: u8 = 3;
 
 /// A cluster in namespaces on this machine, with real packets. Needs root; leaves the machine's own network alone.
@@ -110,7 +110,7 @@ enum Verb {
     Down,
 }
 
-/// Carries out a verb; errors are printed and become the exit code.
+/// Runs a verb; errors are printed and become the exit code.
 ///
 /// # Errors
 /// Standard output or the program's own path is not available.
@@ -276,7 +276,7 @@ fn describe(host: &HostStatus) -> String {
     text
 }
 
-/// Prints; a reader that has seen enough, like `head`, is no error.
+/// Prints; a closed pipe, as after `head`, is no error.
 fn print(text: &str) -> anyhow::Result<()> {
     match std::io::stdout().write_all(text.as_bytes()) {
         Err(error) if error.kind() != std::io::ErrorKind::BrokenPipe => Err(error.into()),
@@ -293,7 +293,7 @@ fn exec(name: &str, place: &str, command: &[String]) -> anyhow::Result<ExitCode>
         .args(arguments)
         .status()
         .context("running nsenter")?;
-    // A program that a signal ended has no code of its own; shells say 128 plus the signal.
+    // A program that a signal ended has no exit code; shells use 128 plus the signal.
     use std::os::unix::process::ExitStatusExt;
     let code = status.code().or(status.signal().map(|signal| 128 + signal));
     Ok(ExitCode::from(

@@ -1,4 +1,4 @@
-//! `egret lab demo`: the main job, shown and checked on real packets.
+//! `egret lab demo`: the main use case, shown and checked on real packets.
 
 mod gateway;
 mod leftovers;
@@ -18,7 +18,7 @@ use std::process::ExitCode;
 use std::time::{Duration, Instant};
 use table::Wanted;
 
-/// The Kubernetes enhancement proposal's manifest; only the apiVersion is ours.
+/// The Kubernetes enhancement proposal's manifest; only the apiVersion differs.
 const KEP: &str = include_str!("../../../deploy/examples/egress.yaml");
 const DUAL_STACK: &str = include_str!("demo/dual-stack.yaml");
 const DESTINATIONS: &str = include_str!("demo/destinations.yaml");
@@ -32,29 +32,29 @@ const ADDRESSES: [&str; 2] = ["192.168.122.222", "fd00:122::222"];
 const PARTNER_ADDRESSES: [&str; 2] = ["192.168.122.223", "fd00:122::223"];
 /// Pods that `KEP` and `DUAL_STACK` select.
 const SELECTED: &str = "MyApp";
-/// How long released ports rest in the demo. The default of two minutes would be a long demo.
+/// Hold-down of released ports in the demo, seconds. With the default of two minutes the demo would take long.
 const HOLD_DOWN_SECS: &str = "1";
-/// Longest wait for anything that Egret does.
+/// Longest wait for any effect of Egret.
 const TIMEOUT: Duration = Duration::from_secs(20);
 
-/// How to run the demo.
+/// Options of the demo.
 #[derive(Debug, Clone)]
 pub struct DemoOptions {
     /// Name of the lab.
     pub name: String,
     /// The program `egret`, for the lab's agents and controller.
     pub egret: PathBuf,
-    /// How the user called it, for the commands at the end.
+    /// Command by which the user called it, for the commands at the end.
     pub called: String,
     /// Leave the lab up.
     pub keep: bool,
 }
 
-/// Brings a lab up, shows the main job and takes the lab down, also after a failure or Ctrl-C. The code says whether
-/// everything was as it should be.
+/// Brings a lab up, shows the main use case and takes the lab down, even after a failure or Ctrl-C. The exit code tells
+/// whether all checks passed.
 ///
 /// # Errors
-/// The lab cannot be brought up, or something in it did not work at all.
+/// The lab cannot be brought up, or a step in it failed completely.
 pub fn run(options: &DemoOptions) -> anyhow::Result<ExitCode> {
     let mut screen = Screen::new()?;
     let before = Machine::look()?;
@@ -143,7 +143,7 @@ impl<'a> Demo<'a> {
         )
     }
 
-    /// Waits for something that Egret does. Ctrl-C ends the wait.
+    /// Waits for an effect of Egret. Ctrl-C ends the wait.
     fn wait(
         &self,
         screen: &Screen,
@@ -259,7 +259,7 @@ impl<'a> Demo<'a> {
         table::show(screen, self.lab, self.servers[0], others([Wanted::Node; 2]))
     }
 
-    /// Cuts the power of the gateway that answers for the IPv4 address; returns its name.
+    /// Cuts the power of the gateway that announces the IPv4 address; returns its name.
     fn lose_gateway(&self, screen: &mut Screen) -> anyhow::Result<String> {
         screen.chapter("A gateway dies in the middle of transfers");
         let [v4, v6] = self.addresses;
@@ -330,7 +330,7 @@ impl<'a> Demo<'a> {
             true,
             &format!("addresses and ports are free after {} (ports rest {HOLD_DOWN_SECS} s here, by default 120 s)", time(after)),
         );
-        // Agents learn of it a moment after the objects say so.
+        // Agents read the objects a moment after they changed.
         let mut now = Nodes::take(self.lab, &self.nodes)?;
         let is_clean = |now: &Nodes| {
             self.nodes
@@ -374,7 +374,7 @@ impl<'a> Demo<'a> {
     }
 }
 
-/// One selected and one unselected pod of each worker are enough to look at.
+/// Whether the table shows the pod: one selected and one unselected pod of each worker are enough.
 fn shown(pod: &crate::layout::PodLayout) -> bool {
     !pod.name.starts_with('b')
 }
@@ -389,7 +389,7 @@ fn without_comments(manifest: &str) -> String {
 }
 
 impl Screen {
-    /// How to play on.
+    /// Prints commands for further experiments.
     fn play_on(&self, options: &DemoOptions) {
         if self.is_interrupted() {
             return;

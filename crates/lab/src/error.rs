@@ -1,33 +1,33 @@
-//! Why something in the lab did not work.
+//! Errors of the lab.
 
 use crate::topology::TopologyError;
 use std::path::PathBuf;
 use std::time::Duration;
 
-/// Why something in the lab did not work.
+/// Error of the lab.
 #[derive(Debug, thiserror::Error)]
 pub enum LabError {
     /// The topology cannot be built.
     #[error(transparent)]
     Topology(#[from] TopologyError),
-    /// The lab's name has other characters than lower-case letters, digits and `-`, or is too long.
+    /// The lab's name contains other characters than lower-case letters, digits and `-`, or is too long.
     #[error("lab name {0:?}: 1 to 32 lower-case letters, digits or '-' are allowed")]
     Name(String),
     /// The lab is up already.
     #[error("lab {0:?} is up already; take it down first, or use another --name")]
     IsUp(String),
-    /// There is no such lab.
+    /// The lab does not exist.
     #[error("lab {0:?} is not up")]
     NotUp(String),
-    /// There is no such host.
+    /// The host does not exist.
     #[error("no host {host:?} in this lab; hosts are {known}")]
     NoSuchHost {
-        /// The name asked for.
+        /// The requested name.
         host: String,
-        /// The names there are.
+        /// The existing names.
         known: String,
     },
-    /// There is no such pod.
+    /// The pod does not exist.
     #[error("no pod {0} in this lab; `egret lab status` lists them")]
     NoSuchPod(String),
     /// A place is neither `HOST` nor `pod/NAMESPACE/NAME`.
@@ -36,7 +36,7 @@ pub enum LabError {
     /// The host is switched off.
     #[error("host {0:?} is off; `egret lab start {0}` switches it on")]
     Off(String),
-    /// The namespace of the segments has neither power nor cables.
+    /// The control namespace has neither power nor cables.
     #[error(
         "`control` is no host: only its controller can be killed or frozen (--how agent, --how freeze)"
     )]
@@ -54,10 +54,10 @@ pub enum LabError {
     Manifest {
         /// File and document.
         place: String,
-        /// What is wrong with it.
+        /// The fault.
         problem: String,
     },
-    /// Another command works on the lab.
+    /// Another command holds the lab's lock.
     #[error("another command has been working on lab {0:?} for a minute")]
     Locked(String),
     /// The state file is not of the known form.
@@ -65,7 +65,7 @@ pub enum LabError {
     State {
         /// The file.
         path: PathBuf,
-        /// What is wrong with it.
+        /// The fault.
         problem: String,
     },
     /// A program failed.
@@ -73,35 +73,35 @@ pub enum LabError {
     Command {
         /// The command line.
         what: String,
-        /// What it printed on standard error.
+        /// Its standard error.
         said: String,
-        /// What it was given on standard input.
+        /// Its standard input.
         input: String,
     },
-    /// A program ended that should have stayed.
+    /// A standing program ended.
     #[error("{what}: it ended at once; see the lab's log folder")]
     Ended {
-        /// What was waited for.
+        /// The condition that was awaited.
         what: String,
     },
-    /// A condition did not come true in time.
+    /// A condition did not become true in time.
     #[error("waited {after:?} in vain for {what}")]
     Timeout {
         /// The condition.
         what: String,
-        /// How long.
+        /// The timeout.
         after: Duration,
     },
-    /// The system refused something.
+    /// A system call or file operation failed.
     #[error("{what}")]
     Io {
-        /// What was being done.
+        /// The operation.
         what: String,
-        /// What the system said.
+        /// The system's error.
         #[source]
         source: std::io::Error,
     },
-    /// Several things went wrong while taking down; everything else was taken down.
+    /// Parts that could not be taken down; all others were.
     #[error("not everything could be taken down: {0}")]
     Remains(String),
 }
@@ -114,7 +114,7 @@ fn with_input(input: &str) -> String {
     }
 }
 
-/// Adds what was being done to an IO error.
+/// Adds the operation to an IO error.
 pub(crate) fn io(what: impl Into<String>) -> impl FnOnce(std::io::Error) -> LabError {
     move |source| LabError::Io {
         what: what.into(),

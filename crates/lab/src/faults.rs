@@ -1,4 +1,4 @@
-//! Taking things away from a running lab, and giving them back.
+//! Faults of a running lab, and their repair.
 
 use crate::host;
 use crate::layout::{CONTROL, HostLayout};
@@ -21,7 +21,7 @@ pub enum Hurt {
 }
 
 impl Lab {
-    /// Hurts a host or its agent; the agent of [`CONTROL`] is the controller. Hurting what is hurt already changes
+    /// Injects a fault into a host or its agent; the agent of [`CONTROL`] is the controller. A repeated fault changes
     /// nothing.
     ///
     /// # Errors
@@ -64,18 +64,18 @@ impl Lab {
         processes.init.signal(Signal::SIGKILL);
         processes.launcher.signal(Signal::SIGKILL);
         if let Some(agent) = processes.agent {
-            // That of a frozen agent is stopped itself.
+            // The launcher of a frozen agent is stopped itself.
             agent.launcher.signal(Signal::SIGKILL);
         }
         teardown::reap(&processes)?;
         self.dir.write(state)
     }
 
-    /// Undoes [`Lab::kill`]: power with the same addresses and pods, cables, the agent, the standing server. Waits until
-    /// the host reaches its router.
+    /// Reverts [`Lab::kill`]: power with the same addresses and pods, cables, the agent, the standing server. Waits
+    /// until the host reaches its router.
     ///
     /// # Errors
-    /// No such host, or it cannot be built again.
+    /// The host does not exist, or cannot be built again.
     pub fn start(&self, host: &str) -> Result<(), LabError> {
         let _lock = self.dir.lock()?;
         let mut state = self.dir.read()?;

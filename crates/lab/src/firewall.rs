@@ -1,4 +1,4 @@
-//! What a CNI leaves in a node's firewall: masquerade for pods that leave the cluster, and the forward policy.
+//! Firewall rules that a CNI makes on a node: masquerade for pods that leave the cluster, and the forward policy.
 
 use crate::layout::{HostLayout, POD_DEVICE_PREFIX};
 use crate::topology::{Cni, Forward};
@@ -9,8 +9,8 @@ pub(crate) type Invocation = (&'static str, Vec<String>, String);
 
 /// Commands that set up a host's firewall, run inside the host.
 ///
-/// Masquerade: `-s own pod prefix`, except towards any pod of the lab. Forward policy `drop`: only what passes between
-/// pods and links is accepted, by device, as CNIs do; a device that comes later is not.
+/// Masquerade: `-s own pod prefix`, except towards any pod of the lab. Forward policy `drop`: only traffic between pods
+/// and links is accepted, by device, as CNIs do; a device that is added later is not.
 pub(crate) fn commands(host: &HostLayout, pod_cidrs: &[IpNet]) -> Vec<Invocation> {
     let is_iptables = matches!(host.cni, Cni::IptablesNft | Cni::IptablesLegacy);
     if !is_iptables {

@@ -1,4 +1,4 @@
-//! One host: a process tree with its own mounts, network, name and process ids, and how its network is set up.
+//! One host: a process tree with its own mounts, network, name and process ids, and its network setup.
 
 use crate::LabError;
 use crate::error::io;
@@ -20,8 +20,8 @@ use std::process::{Command, Stdio};
 /// First process of a host. `$1` is the lab's folder, `$2` the host's name, the rest `KEY=VALUE` sysctls.
 ///
 /// The lab's folder is bound into the new /run before that hides it. /var/lib/egret may not exist on the machine, and
-/// creating it would leave something behind, so then all of /var/lib is replaced. A child of a process that ignores
-/// SIGCHLD leaves no zombie, and that survives exec: `sleep` reaps whatever the host orphans.
+/// creating it would leave a folder behind, so then all of /var/lib is replaced. A child of a process that ignores
+/// SIGCHLD leaves no zombie, and that survives exec: `sleep` reaps all orphans of the host.
 const INIT: &str = r#"
 set -e
 dir=$1 host=$2; shift 2
@@ -49,7 +49,7 @@ trap '' CHLD
 exec sleep infinity >/dev/null
 "#;
 
-/// What an agent's container has: `agent.capabilities` of deploy/chart/values.yaml and no way to gain more.
+/// Privileges of an agent's container: `agent.capabilities` of deploy/chart/values.yaml, and no way to gain more.
 const AS_IN_THE_CHART: &[&str] = &[
     "setpriv",
     "--no-new-privs",
@@ -124,7 +124,7 @@ pub(crate) fn sysctls(host: &HostLayout) -> Vec<String> {
         "net/ipv6/conf/default/accept_ra=0".to_owned(),
     ];
     if host.forwards {
-        // Turning forwarding on resets others, so it comes first.
+        // Enabling forwarding resets other settings, so it comes first.
         settings.push("net/ipv4/ip_forward=1".to_owned());
         settings.push("net/ipv6/conf/all/forwarding=1".to_owned());
     }
@@ -134,7 +134,7 @@ pub(crate) fn sysctls(host: &HostLayout) -> Vec<String> {
         settings.push("net/ipv4/conf/all/src_valid_mark=1".to_owned());
     }
     if host.roles.contains(&Role::Router) {
-        // A router of the world outside does not tell hosts about shorter ways.
+        // A router of the network outside does not send ICMP redirects.
         settings.push("net/ipv4/conf/all/send_redirects=0".to_owned());
         settings.push("net/ipv4/conf/default/send_redirects=0".to_owned());
     }
@@ -160,8 +160,8 @@ pub(crate) fn build_bridges(control: Process, bridges: &[Bridge]) -> Result<(), 
     } in bridges
     {
         let snooping = u8::from(*mld_snooping);
-        // Without a querier a snooping bridge floods. The intervals (in 1/100 s) are short so that it filters soon, and
-        // learns soon what it missed while a port was not yet forwarding.
+        // Without a querier a snooping bridge floods. The intervals (in 1/100 s) are short, so that it soon filters,
+        // and soon learns groups that it missed while a port was not yet forwarding.
         batch += &format!(
             "link add {device} type bridge stp_state 0 forward_delay 0 mcast_snooping {snooping} \
              mcast_querier {snooping} mcast_query_response_interval 100 mcast_query_interval 200 \
@@ -210,7 +210,7 @@ pub(crate) fn plug<'a>(
     ip_batch(&host_netns(control), &batch)
 }
 
-/// Pulls the links of a host out of the bridges; both ends vanish.
+/// Removes the links of a host from the bridges; both ends vanish.
 pub(crate) fn unplug(control: Process, host: &HostLayout) -> Result<(), LabError> {
     let ports = host.links.iter().map(|link| link.port.as_str());
     let there: Vec<&str> = run_in(&host_netns(control), || {
@@ -219,8 +219,8 @@ pub(crate) fn unplug(control: Process, host: &HostLayout) -> Result<(), LabError
             .collect()
     })?;
     for port in there {
-        // A port may vanish by itself while the namespace of a killed host is cleaned up: before `ip` looks it up, or
-        // between that and its request.
+        // A port may vanish concurrently while the namespace of a killed host is cleaned up: before `ip` looks it up,
+        // or between that and its request.
         const VANISHED: [&str; 2] = ["Cannot find device", "No such device"];
         match ip_batch(&host_netns(control), &format!("link del {port}\n")) {
             Err(LabError::Command { said, .. }) if VANISHED.iter().any(|v| said.contains(v)) => {}
@@ -230,7 +230,7 @@ pub(crate) fn unplug(control: Process, host: &HostLayout) -> Result<(), LabError
     Ok(())
 }
 
-/// Sets the switch's ends of a host's links: `false` is a pulled cable, the host sees no carrier.
+/// Sets the switch's ends of a host's links: with `false`, a pulled cable, the host has no carrier.
 pub(crate) fn set_carrier(
     control: Process,
     host: &HostLayout,
@@ -244,11 +244,11 @@ pub(crate) fn set_carrier(
     ip_batch(&host_netns(control), &lines.collect::<String>())
 }
 
-/// Keeps the network namespace of a host that is about to die.
+/// Retains the network namespace of a host that is about to die.
 ///
-/// All hosts share one kernel, and taking a namespace with its devices apart holds locks that living hosts need for
-/// routes and next hops: a power cut would slow down those that should mend it. So that waits until the host starts
-/// again or the lab goes down.
+/// All hosts share one kernel, and destroying a namespace with its devices holds locks that living hosts need for
+/// routes and next hops: a power cut would slow down the hosts that react to it. So the namespace is destroyed when the
+/// host starts again or the lab goes down.
 pub(crate) fn keep_network(dir: &StateDir, init: Process) -> Result<Process, LabError> {
     let (marker, value) = dir.marker();
     let mut command = Command::new("setsid");
@@ -315,7 +315,7 @@ pub(crate) fn add_pods(init: Process, pods: &[PodLayout]) -> Result<(), LabError
     Ok(())
 }
 
-/// Removes what [`add_pods`] made for a pod; processes in it keep its namespace, without any link.
+/// Removes the network that [`add_pods`] made for a pod; processes in it keep its namespace, without any link.
 pub(crate) fn remove_pod(init: Process, pod: &PodLayout) -> Result<(), LabError> {
     let pid = init.pid.to_string();
     let mut command = Command::new("nsenter");
@@ -396,7 +396,7 @@ pub(crate) fn start_daemon(
     start_limited(dir, host, init, &[], program, arguments)
 }
 
-/// The same for an agent, with no more capabilities than the chart grants its container.
+/// Starts an agent, with no more capabilities than the chart grants its container.
 pub(crate) fn start_agent(
     dir: &StateDir,
     host: &str,

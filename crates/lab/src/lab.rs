@@ -1,4 +1,4 @@
-//! The verbs: a whole lab up and down, and what can be done to it in between.
+//! Operations on a whole lab: up, down, and changes in between.
 
 use crate::LabError;
 use crate::error::io;
@@ -20,16 +20,16 @@ use std::time::Duration;
 /// Longest wait for the standing server to listen.
 const SERVER_TIMEOUT: Duration = Duration::from_secs(60);
 
-/// How to bring a lab up.
+/// Options of a new lab.
 #[derive(Debug, Clone)]
 pub struct UpOptions {
     /// The program `egret`, started as `egret agent ...` and `egret controller ...`.
     pub egret: PathBuf,
     /// Arguments of every agent after those of the lab.
     pub agent_args: Vec<String>,
-    /// Start agents and controller; without, the lab is raw, for tests of the data path.
+    /// Start agents and controller; without them the lab is raw, for tests of the data path.
     pub agents: bool,
-    /// Start `egret lab serve` in the first server host, to answer by hand-made clients.
+    /// Start `egret lab serve` in the first server host, for manual clients.
     pub standing_server: bool,
 }
 
@@ -60,19 +60,19 @@ impl Drop for OwnedLab {
     }
 }
 
-/// Agents and controller must agree on these: in a lab anybody may use any address.
+/// Settings that agents and controller must share: in a lab any policy may use any address.
 const SETTINGS: [&str; 2] = ["--unpooled-addresses", "Allow"];
 
 impl Lab {
-    /// Builds a lab and waits until its hosts reach their routers. What was built is taken down again on failure.
+    /// Builds a lab and waits until its hosts reach their routers. After a failure everything is taken down again.
     ///
     /// # Errors
-    /// A bad name or topology, a lab of this name is there already, or anything that the system refuses.
+    /// An invalid name or topology, a lab of this name exists already, or the system refuses an operation.
     pub fn up(name: &str, topology: &Topology, options: &UpOptions) -> Result<Self, LabError> {
         Self::up_with(name, topology, options, &[])
     }
 
-    /// As [`Lab::up`] with further settings that agents and controller must agree on (`egret controller --help`).
+    /// As [`Lab::up`] with further settings that agents and controller must share (`egret controller --help`).
     ///
     /// # Errors
     /// As [`Lab::up`].
@@ -262,7 +262,7 @@ impl Lab {
         format!("dir:{}", self.dir.objects().display())
     }
 
-    /// A lab that is up.
+    /// Opens a lab that is up.
     ///
     /// # Errors
     /// It is not up.
@@ -277,10 +277,10 @@ impl Lab {
         OwnedLab(self)
     }
 
-    /// Takes a lab down, also one whose start or processes crashed. Waits for nothing inside of it.
+    /// Takes a lab down, even one whose start or processes crashed. Does not wait for processes inside it.
     ///
     /// # Errors
-    /// It is not up, or something could not be removed; everything else is.
+    /// It is not up, or a part could not be removed; all others are.
     pub fn down(name: &str) -> Result<(), LabError> {
         let dir = StateDir::new(name)?;
         let _lock = dir.lock()?;
@@ -424,8 +424,8 @@ impl Lab {
         manifest::write_pod(&self.dir.objects(), host, pod, true)
     }
 
-    /// Takes the network of the pod that was added to a node last, so that the next one gets its addresses. Its Pod object
-    /// stays, as that of a pod that ends; see [`Lab::delete`].
+    /// Removes the network of the pod that was added to a node last, so that the next one gets its addresses. Its Pod
+    /// object stays, like that of a terminating pod; see [`Lab::delete`].
     ///
     /// # Errors
     /// No such host, it is off, or it has no pod.
@@ -444,16 +444,16 @@ impl Lab {
         self.dir.write(&state)
     }
 
-    /// Puts every object of a manifest file into the source directory; returns their names.
+    /// Writes every object of a manifest file into the source directory; returns their names.
     ///
     /// # Errors
-    /// A document without kind or name; then nothing is written.
+    /// A document without kind or name; then no object is written.
     pub fn apply(&self, file: &Path) -> Result<Vec<String>, LabError> {
         let _lock = self.dir.lock()?;
         manifest::apply(&self.dir.objects(), file)
     }
 
-    /// Removes every object of a manifest file from the source directory; returns those that were there.
+    /// Removes every object of a manifest file from the source directory; returns those that existed.
     ///
     /// # Errors
     /// As [`Lab::apply`].
@@ -463,7 +463,7 @@ impl Lab {
     }
 }
 
-/// Refuses a program that hosts cannot see.
+/// Rejects a program that hosts cannot access.
 fn visible_program(options: &UpOptions) -> Result<PathBuf, LabError> {
     if !options.agents && !options.standing_server {
         return Ok(options.egret.clone());

@@ -1,5 +1,5 @@
-//! The concrete form of a topology: every device, address and route of every host, computed and never chosen at
-//! random, so that a host that was powered off comes back as the same machine.
+//! The concrete form of a topology: every device, address and route of every host, computed and never random, so that a
+//! host that was powered off comes back with the same ones.
 
 use crate::topology::{Cni, Forward, Host, Role, RpFilter, Topology};
 use ipnet::IpNet;
@@ -8,13 +8,13 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 /// Name of the lab's own namespace: the bridges live there, and the controller runs there.
 pub const CONTROL: &str = "control";
-/// Link-local address by which pods reach their node over IPv4.
+/// Link-local IPv4 address of the node at every pod link.
 pub const POD_GATEWAY_V4: Ipv4Addr = Ipv4Addr::new(169, 254, 1, 1);
-/// Link-local address by which pods reach their node over IPv6.
+/// Link-local IPv6 address of the node at every pod link.
 pub const POD_GATEWAY_V6: Ipv6Addr = Ipv6Addr::new(0xfe80, 0, 0, 0, 0, 0, 0, 1);
 /// Hardware address of the node's end of every pod link.
 pub const POD_GATEWAY_MAC: &str = "ee:ee:ee:ee:ee:ee";
-/// First letters of the node's end of pod links, for rules like `-i veth+`.
+/// Name prefix of the node's end of pod links, for rules like `-i veth+`.
 pub const POD_DEVICE_PREFIX: &str = "veth";
 /// Number of the first pod of a host in its podCidrs.
 const POD_NUMBER_FIRST: u32 = 10;
@@ -48,13 +48,13 @@ pub struct HostLayout {
     pub roles: Vec<Role>,
     /// Links in order; device `eth0` first.
     pub links: Vec<LinkLayout>,
-    /// Index in `links` of the one with the node address.
+    /// Index in `links` of the link with the node address.
     pub node_link: usize,
     /// Next hops of the default routes, at most one per family.
     pub default_routes: Vec<IpAddr>,
     /// Other routes: prefix and next hop.
     pub routes: Vec<(IpNet, IpAddr)>,
-    /// Whether it forwards.
+    /// Whether it forwards packets.
     pub forwards: bool,
     /// Prefixes of its pods.
     pub pod_cidrs: Vec<IpNet>,
@@ -77,7 +77,7 @@ pub struct HostLayout {
 pub struct LinkLayout {
     /// Device in the host: `eth0`, `eth1`, ...
     pub device: String,
-    /// Other end, a port of the bridge in the control namespace.
+    /// The other end, a port of the bridge in the control namespace.
     pub port: String,
     /// The bridge.
     pub bridge: String,
@@ -87,7 +87,7 @@ pub struct LinkLayout {
     pub addresses: Vec<IpNet>,
     /// MTU of the host's end in bytes, if not the default.
     pub mtu: Option<u32>,
-    /// Leads out of the cluster.
+    /// Whether it leads out of the cluster.
     pub external: bool,
 }
 
@@ -121,7 +121,7 @@ impl HostLayout {
         self.roles.contains(&Role::Worker) || self.roles.contains(&Role::Gateway)
     }
 
-    /// Addresses by which the cluster knows the host.
+    /// Addresses of the host in its Node object.
     pub fn node_addresses(&self) -> impl Iterator<Item = IpAddr> {
         self.links[self.node_link].addresses.iter().map(IpNet::addr)
     }

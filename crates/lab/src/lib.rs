@@ -12,8 +12,8 @@
 //!            server
 //! ```
 //!
-//! The root network namespace is never touched: every device lives in a namespace that ends with its processes, so
-//! killing them is all that [`Lab::down`] has to do. The lab starts the program `egret` and links none of its crates.
+//! The root network namespace is never changed: every device is in a namespace that ends with its processes, so
+//! [`Lab::down`] only has to kill them. The lab starts the program `egret` and links none of its crates.
 
 pub mod capture;
 pub mod cli;

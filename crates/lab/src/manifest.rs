@@ -12,7 +12,7 @@ use std::path::Path;
 /// Label of gateways, which the `EgressGateway` of the lab selects.
 pub const GATEWAY_LABEL: &str = "egret.dev/gateway";
 
-/// Kinds without a namespace that a lab may see; everything else without one is in `default`.
+/// Cluster-scoped kinds that a lab may contain; every other object without a namespace is in `default`.
 const CLUSTER_KINDS: &[&str] = &[
     "Namespace",
     "Node",
@@ -118,7 +118,7 @@ fn egress_gateway(layout: &Layout) -> Value {
         .hosts
         .iter()
         .filter(|host| host.roles.contains(&Role::Gateway));
-    // One object names one interface, so it is named only where all gateways agree on it.
+    // One object names one interface, so only one that all gateways share is named.
     let first = gateways.next().and_then(HostLayout::external_device);
     let external = first.filter(|first| gateways.all(|host| host.external_device() == Some(first)));
     let workers = layout
@@ -140,7 +140,7 @@ fn egress_gateway(layout: &Layout) -> Value {
     })
 }
 
-/// What tells two objects apart.
+/// Identity of an object.
 #[derive(Debug, Clone, PartialEq, Eq)]
 struct Identity {
     kind: String,
@@ -178,7 +178,7 @@ impl Identity {
     }
 }
 
-/// Kinds of groups that are neither Egret's nor Kubernetes' are told apart by their group.
+/// Kinds of foreign groups are identified with their group.
 fn kind_with_group(api_version: &Value, kind: &str) -> String {
     let group = api_version.as_str().and_then(|text| text.split_once('/'));
     match group {
@@ -197,8 +197,8 @@ fn is_safe(text: &str) -> bool {
     (1..=253).contains(&text.len()) && text.chars().all(is_good) && !text.starts_with('.')
 }
 
-/// Puts every object of a manifest file into the source directory, replacing the object of the same name.
-/// Nothing is written if one document is bad. Returns the names of the objects.
+/// Writes every object of a manifest file into the source directory, replacing the object of the same name. No object
+/// is written if one document is invalid. Returns the names of the objects.
 pub(crate) fn apply(objects: &Path, file: &Path) -> Result<Vec<String>, LabError> {
     let documents = read(file)?;
     for (identity, text) in &documents {
@@ -210,7 +210,7 @@ pub(crate) fn apply(objects: &Path, file: &Path) -> Result<Vec<String>, LabError
         .collect())
 }
 
-/// Removes every object of a manifest file from the source directory. Returns the names of those that were there.
+/// Removes every object of a manifest file from the source directory. Returns the names of those that existed.
 pub(crate) fn delete(objects: &Path, file: &Path) -> Result<Vec<String>, LabError> {
     let mut deleted = Vec::new();
     for (identity, _) in read(file)? {
@@ -237,7 +237,7 @@ fn display(
     }
 }
 
-/// Objects of a file with the text of their documents; a `List` is taken apart.
+/// Objects of a file with the text of their documents; a `List` is expanded.
 fn read(file: &Path) -> Result<Vec<(Identity, String)>, LabError> {
     let text = match file.as_os_str() == "-" {
         true => std::io::read_to_string(std::io::stdin()),

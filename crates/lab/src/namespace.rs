@@ -1,4 +1,4 @@
-//! Running code inside a network namespace of the lab. The only place that changes a thread's namespace.
+//! Runs code inside a network namespace of the lab. The only module that changes a thread's namespace.
 //!
 //! A network namespace belongs to a thread: the closure runs on a fresh one, which ends with it. Threads that the
 //! closure starts inherit the namespace.
@@ -72,7 +72,7 @@ impl Place {
         netns_path(&self.state_dir.read()?, &self.name)
     }
 
-    /// The host's file system as seen from outside: what is written below it is in the host. A pod's is its host's.
+    /// The host's file system as seen from outside: files written below it are in the host. A pod's is its host's.
     ///
     /// # Errors
     /// No such host or pod, or the host is off.

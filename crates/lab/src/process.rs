@@ -1,4 +1,5 @@
-//! Processes that the lab starts: run to their end, or named by id and start time so that a reused id is never killed.
+//! Processes that the lab starts: run to completion, or identified by id and start time, so that a reused id is never
+//! killed.
 
 use crate::LabError;
 use nix::sys::signal::{Signal, kill};
@@ -9,12 +10,12 @@ use std::io::Write;
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
-/// How often a condition is looked at while waiting for it.
+/// Poll interval of a condition.
 const POLL: Duration = Duration::from_millis(2);
-/// Longest wait for a killed process to be gone, or a started one to be there.
+/// Longest wait for a killed process to end, or for a started one to exist.
 const PROCESS_TIMEOUT: Duration = Duration::from_secs(60);
 
-/// A process, told apart from later ones with the same id by its start time.
+/// A process, distinguished from later ones with the same id by its start time.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Process {
     /// Process id in the root process namespace.
@@ -45,7 +46,7 @@ impl Process {
         stat(self.pid).is_some_and(|stat| stat.state == 'T' && stat.started == self.started)
     }
 
-    /// Sends a signal if this very process still runs; says whether it did.
+    /// Sends a signal if this very process still runs; returns whether it did.
     pub fn signal(&self, signal: Signal) -> bool {
         self.is_alive() && kill(Pid::from_raw(self.pid), signal).is_ok()
     }
@@ -53,7 +54,8 @@ impl Process {
     /// Kills it and waits until it is gone; reaps it if it is a child of this process.
     ///
     /// # Errors
-    /// It is still there after a minute: the kernel of a busy machine takes its time to end one that was in the middle of a transaction.
+    /// It still exists after a minute: on a busy machine the kernel may take long to end a process in the middle of a
+    /// transaction.
     pub fn kill(&self) -> Result<(), LabError> {
         self.signal(Signal::SIGKILL);
         wait_for(
@@ -72,7 +74,7 @@ impl Process {
         let _ = waitpid(Pid::from_raw(self.pid), Some(WaitPidFlag::WNOHANG));
     }
 
-    /// Waits until it has started its child, and names that.
+    /// Waits until it has started a child, and returns that.
     ///
     /// # Errors
     /// It ended, or a minute passed.
@@ -121,7 +123,7 @@ fn stat(pid: i32) -> Option<Stat> {
 /// Waits until `condition` holds.
 ///
 /// # Errors
-/// It does not within `timeout`.
+/// It does not hold within `timeout`.
 pub fn wait_for(
     what: &str,
     timeout: Duration,
@@ -130,8 +132,8 @@ pub fn wait_for(
     wait_for_every(what, timeout, POLL, condition)
 }
 
-/// The same for a condition that costs so much to look at that what is waited for would be slowed down: there is a
-/// `pause` between two looks.
+/// As [`wait_for`] for a condition whose check is so expensive that it would delay the awaited event: `pause` is the
+/// time between two checks.
 ///
 /// # Errors
 /// It does not hold within `timeout`.
@@ -154,10 +156,10 @@ pub fn wait_for_every(
     Ok(())
 }
 
-/// Runs a command to its end with `input` on its standard input and returns its standard output.
+/// Runs a command to completion with `input` on its standard input and returns its standard output.
 ///
 /// # Errors
-/// It cannot be started or fails; the error carries what it said.
+/// It cannot be started or fails; the error contains its output.
 pub fn run(command: &mut Command, input: &str) -> Result<String, LabError> {
     let what = format!("{command:?}");
     let failed = |source| LabError::Io {
@@ -170,7 +172,8 @@ pub fn run(command: &mut Command, input: &str) -> Result<String, LabError> {
         .stderr(Stdio::piped());
     let mut child = command.spawn().map_err(failed)?;
     let mut stdin = child.stdin.take().expect("standard input was asked for");
-    // Nothing that the lab runs answers before it has read everything but a pipe's worth, so this cannot block.
+    // No program that the lab runs writes output while more than a pipe's capacity of its input is unread, so this
+    // cannot block.
     let written = stdin.write_all(input.as_bytes());
     drop(stdin);
     let output = child.wait_with_output().map_err(failed)?;

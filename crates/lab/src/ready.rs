@@ -1,4 +1,4 @@
-//! When a host is usable: by condition, so that nothing needs to sleep.
+//! Waits until a host is usable: by conditions, without sleeps.
 
 use crate::LabError;
 use crate::host::host_netns;
@@ -37,7 +37,8 @@ pub(crate) fn wait(host: &HostLayout, init: Process) -> Result<(), LabError> {
     })?
 }
 
-/// Waits until the snooping bridges know which groups a host joined: until then it cannot be resolved once they filter.
+/// Waits until the snooping bridges know the groups that a host joined: until then its addresses cannot be resolved
+/// once they filter.
 pub(crate) fn wait_joined(
     host: &HostLayout,
     control: Process,
@@ -91,15 +92,15 @@ pub(crate) fn wait_joined(
     Ok(())
 }
 
-/// The group that solicitations for an address go to (RFC 4291 2.7.1).
+/// The solicited-node group of an address (RFC 4291 2.7.1).
 fn solicited_node(address: Ipv6Addr) -> Ipv6Addr {
     let low = u128::from(address) & 0x00ff_ffff;
     Ipv6Addr::from(0xff02_0000_0000_0000_0000_0001_ff00_0000_u128 | low)
 }
 
-/// Whether all links of a host have carrier. (`operstate` would follow only when the kernel comes round to it.)
+/// Whether all links of a host have carrier. (The kernel updates `operstate` only later.)
 pub(crate) fn has_carrier(host: &HostLayout, init: Process) -> bool {
-    // The host's own sysfs shows its devices.
+    // The host's own sysfs contains its devices.
     host.links.iter().all(|link| {
         let path = format!(
             "/proc/{}/root/sys/class/net/{}/carrier",

@@ -1,6 +1,6 @@
-//! Everything that a program could leave behind in a host's kernel, as text that can be compared.
+//! Everything that a program could leave behind in a host's kernel, as comparable text.
 //!
-//! Whatever changes by itself (indices, counters, timers, ids, learned neighbours) is left out.
+//! Values that change without a cause (indices, counters, timers, ids, learned neighbours) are left out.
 
 mod collect;
 mod tcx;
@@ -31,7 +31,7 @@ impl Snapshot {
         })
     }
 
-    /// What is gone (`-`) and what is new (`+`) in `after`, one line each; empty if nothing changed.
+    /// Removed (`-`) and new (`+`) lines of `after`; empty if nothing changed.
     pub fn diff(&self, after: &Self) -> Vec<String> {
         let mut differences = Vec::new();
         let names = self.sections.keys().chain(after.sections.keys());
@@ -52,7 +52,7 @@ impl Snapshot {
     }
 }
 
-/// Lines of `left` that `right` has not, or not as often.
+/// Lines of `left` that `right` lacks, or contains less often.
 fn missing<'a>(left: &'a [String], right: &[String]) -> impl Iterator<Item = &'a String> {
     let mut counts: BTreeMap<String, usize> = BTreeMap::new();
     for line in right {

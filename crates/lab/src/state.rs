@@ -1,4 +1,5 @@
-//! The state folder `/run/egret-lab/NAME/`: what is up, written after every step so that a crash can be cleaned up.
+//! The state folder `/run/egret-lab/NAME/`: the parts that are up, written after every step so that a crash can be
+//! cleaned up.
 
 use crate::LabError;
 use crate::error::io;
@@ -16,10 +17,10 @@ use std::time::{Duration, Instant};
 const ROOT: &str = "/run/egret-lab";
 /// Longest wait for another command on the same lab.
 const LOCK_TIMEOUT: Duration = Duration::from_secs(60);
-/// How often the lock is tried.
+/// Poll interval of the lock.
 const LOCK_POLL: Duration = Duration::from_millis(10);
 
-/// What is up.
+/// Parts of a lab that are up.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct State {
     /// As given to `up`.
@@ -28,13 +29,14 @@ pub struct State {
     pub egret: PathBuf,
     /// Arguments of every agent after those of the lab.
     pub agent_args: Vec<String>,
-    /// Settings that agents and controller agree on.
+    /// Settings that agents and controller share.
     pub settings: Vec<String>,
     /// Whether agents and controller run.
     pub agents: bool,
     /// Namespaces of hosts and of [`CONTROL`]; a host that is off has none.
     pub hosts: BTreeMap<String, HostProcesses>,
-    /// Of hosts whose power was cut: what keeps their network namespace, without cables, until they start again.
+    /// For each host whose power was cut: the process that retains its network namespace, without cables, until it
+    /// starts again.
     #[serde(default)]
     pub remains: BTreeMap<String, Process>,
     /// The controller.
@@ -48,7 +50,7 @@ pub struct State {
 pub struct HostProcesses {
     /// `unshare`, which waits for `init`.
     pub launcher: Process,
-    /// First process of the host's process namespace; with it everything in the host dies.
+    /// First process of the host's process namespace; when it dies, everything in the host dies.
     pub init: Process,
     /// Egret's agent.
     pub agent: Option<Daemon>,
@@ -78,7 +80,7 @@ impl State {
         }
     }
 
-    /// Refuses names of hosts that the topology does not have.
+    /// Rejects names of hosts that the topology lacks.
     pub(crate) fn check_host(&self, host: &str) -> Result<(), LabError> {
         let names: Vec<&str> = self
             .topology
@@ -96,7 +98,7 @@ impl State {
     }
 }
 
-/// Where the state of one lab is.
+/// Paths of one lab's state.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct StateDir {
     name: String,
@@ -106,7 +108,7 @@ impl StateDir {
     /// The folder of the lab `name`.
     ///
     /// # Errors
-    /// A name that is not allowed.
+    /// The name is not allowed.
     pub fn new(name: &str) -> Result<Self, LabError> {
         let is_good = (1..=32).contains(&name.len())
             && name
@@ -140,7 +142,7 @@ impl StateDir {
         self.path().join("log")
     }
 
-    /// Marks every process of this lab in its environment.
+    /// Environment variable that marks every process of this lab.
     pub(crate) fn marker(&self) -> (&'static str, PathBuf) {
         ("EGRET_LAB", self.path())
     }
@@ -149,7 +151,7 @@ impl StateDir {
         self.path().join("state.json")
     }
 
-    /// Whether the lab is up, or a crash left something of it.
+    /// Whether the lab is up, or a crash left parts of it.
     pub fn exists(&self) -> bool {
         self.path().exists()
     }
@@ -173,21 +175,21 @@ impl StateDir {
         })
     }
 
-    /// Replaces the state at once.
+    /// Replaces the state atomically.
     pub(crate) fn write(&self, state: &State) -> Result<(), LabError> {
         let text = serde_json::to_string_pretty(state).expect("the state has string keys only");
         replace(&self.file(), &text)
     }
 
-    /// Waits until no other command works on this lab, and keeps others away until the value is dropped.
+    /// Waits until no other command works on this lab, and excludes others until the value is dropped.
     ///
     /// # Errors
-    /// Another command held it for a minute, or the lock file cannot be made.
+    /// Another command held it for a minute, or the lock file cannot be created.
     pub(crate) fn lock(&self) -> Result<Lock, LabError> {
         let path = Path::new(ROOT).join(format!("{}.lock", self.name));
         let deadline = Instant::now() + LOCK_TIMEOUT;
         while Instant::now() < deadline {
-            // The folder vanishes with the last lab, so it may have to be made again on every turn.
+            // The folder vanishes with the last lab, so it may have to be created again in every iteration.
             std::fs::create_dir_all(ROOT).map_err(io(format!("creating {ROOT}")))?;
             let file = match File::options().create(true).append(true).open(&path) {
                 Ok(file) => file,
@@ -218,7 +220,7 @@ impl StateDir {
     }
 }
 
-/// Whoever unlinks the file holds the lock; a waiter may then have locked a file that nobody else can find.
+/// Whether the locked file is still at the path: a holder may unlink it, and a waiter then locks an unreachable file.
 fn is_still_at(file: &File, path: &Path) -> bool {
     match (file.metadata(), std::fs::metadata(path)) {
         (Ok(ours), Ok(there)) => ours.ino() == there.ino() && ours.dev() == there.dev(),
@@ -226,7 +228,7 @@ fn is_still_at(file: &File, path: &Path) -> bool {
     }
 }
 
-/// Keeps other commands away from a lab.
+/// Excludes other commands from a lab.
 #[derive(Debug)]
 pub(crate) struct Lock {
     // Closing it releases the lock.
@@ -237,13 +239,13 @@ pub(crate) struct Lock {
 
 impl Drop for Lock {
     fn drop(&mut self) {
-        // Nothing is left behind, neither the file nor the folder of the last lab. Both may fail: others use them.
+        // Removes the file and, after the last lab, the folder. Both may fail: others use them.
         let _ = std::fs::remove_file(&self.path);
         let _ = std::fs::remove_dir(ROOT);
     }
 }
 
-/// Writes a file by a temporary one and a rename, so that readers see the old or the new text, never a part.
+/// Writes a temporary file and renames it, so that readers get the old or the new text, never a part.
 pub(crate) fn replace(path: &Path, text: &str) -> Result<(), LabError> {
     let name = path
         .file_name()

@@ -1,18 +1,18 @@
-//! How the hosts of a lab are.
+//! State of a lab's hosts.
 
 use crate::layout::HostLayout;
 use crate::process::Process;
 use crate::state::{Daemon, State};
 use crate::{Lab, LabError};
 
-/// How a host is.
+/// State of one host.
 #[derive(Debug, Clone, PartialEq, Eq, serde::Serialize)]
 pub struct HostStatus {
     /// Name.
     pub name: String,
-    /// It has power.
+    /// Whether it has power.
     pub on: bool,
-    /// All its links have carrier.
+    /// Whether all its links have carrier.
     pub carrier: bool,
     /// Its agent: `none`, `running`, `frozen` or `dead`.
     pub agent: &'static str,
@@ -23,7 +23,7 @@ pub struct HostStatus {
 }
 
 impl Lab {
-    /// How every host is.
+    /// State of every host.
     ///
     /// # Errors
     /// It is not up.

@@ -1,4 +1,4 @@
-//! Taking a lab down from its state folder alone, whatever is left of it.
+//! Takes a lab down from its state folder alone, whatever is left of it.
 
 use crate::LabError;
 use crate::error::io;
@@ -8,14 +8,14 @@ use nix::sys::signal::Signal;
 use std::os::unix::ffi::OsStrExt;
 use std::time::Duration;
 
-/// Longest wait for all processes of a lab to be gone.
+/// Longest wait for all processes of a lab to end.
 const TIMEOUT: Duration = Duration::from_secs(20);
 
-/// Kills everything that belongs to the lab and removes its folder. Namespaces, mounts and devices go with the
-/// processes: none of them is held by anything else.
+/// Kills all processes of the lab and removes its folder. Namespaces, mounts and devices end with the processes:
+/// nothing else holds them.
 pub(crate) fn down(dir: &StateDir) -> Result<(), LabError> {
     let mut problems = Vec::new();
-    // A start that crashed may have left processes that the state does not name; the environment names them all.
+    // A start that crashed may have left processes that the state does not list; the environment marks them all.
     let mut processes = marked(dir);
     match dir.read() {
         Ok(state) => {
@@ -54,7 +54,7 @@ pub(crate) fn down(dir: &StateDir) -> Result<(), LabError> {
     }
 }
 
-/// Waits until a killed host is gone.
+/// Waits until a killed host has ended.
 pub(crate) fn reap(host: &HostProcesses) -> Result<(), LabError> {
     let agent = host.agent.map(|agent| [agent.process, agent.launcher]);
     let agent = agent.iter().flatten().copied();
@@ -64,7 +64,7 @@ pub(crate) fn reap(host: &HostProcesses) -> Result<(), LabError> {
         .try_for_each(|process| process.kill())
 }
 
-/// Living processes whose environment says that they belong to the lab.
+/// Living processes that the environment marks as the lab's.
 fn marked(dir: &StateDir) -> Vec<Process> {
     let (name, value) = dir.marker();
     let marker = [name.as_bytes(), b"=", value.as_os_str().as_bytes()].concat();
@@ -73,7 +73,7 @@ fn marked(dir: &StateDir) -> Vec<Process> {
     let pids = entries.filter_map(|entry| entry.file_name().to_str()?.parse::<i32>().ok());
     pids.filter(|pid| *pid != own)
         .filter_map(|pid| {
-            // The start time is read first: a process that takes over the id in between is then not killed.
+            // The start time is read first: a process that reuses the id afterwards is not killed.
             let process = Process::of(pid)?;
             let environment = std::fs::read(format!("/proc/{pid}/environ")).ok()?;
             environment

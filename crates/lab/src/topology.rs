@@ -1,6 +1,6 @@
-//! What a lab consists of: segments and hosts, as written in the YAML form of `docs/lab.md` and `interfaces.md`.
+//! Content of a lab: segments and hosts, as written in the YAML form of `docs/lab.md`.
 //!
-//! This is only the wish. [`crate::layout`] turns it into concrete addresses, devices and routes.
+//! [`crate::layout`] turns it into concrete addresses, devices and routes.
 
 mod check;
 
@@ -35,7 +35,7 @@ pub struct Segment {
     pub mld_snooping: bool,
 }
 
-/// What a host is for.
+/// Role of a host.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Role {
@@ -45,7 +45,7 @@ pub enum Role {
     Gateway,
     /// Forwards between all segments; knows no pod prefix.
     Router,
-    /// A machine outside the cluster that answers.
+    /// A machine outside the cluster that answers requests.
     Server,
 }
 
@@ -64,7 +64,7 @@ pub struct Host {
     /// Prefixes of the pods of this node: at most one per address family.
     #[serde(default)]
     pub pod_cidrs: Vec<IpNet>,
-    /// Who masquerades pods that leave the cluster.
+    /// How pods that leave the cluster are masqueraded.
     #[serde(default)]
     pub cni: Cni,
     /// Policy of the forward chain.
@@ -79,7 +79,7 @@ pub struct Host {
     /// Pods on this node.
     #[serde(default)]
     pub pods: Vec<Pod>,
-    /// Labels of the Node object beside those of the roles (beyond `interfaces.md`).
+    /// Labels of the Node object in addition to those of the roles.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub labels: BTreeMap<String, String>,
 }
@@ -90,13 +90,13 @@ pub struct Host {
 pub struct Link {
     /// Name of the segment.
     pub segment: String,
-    /// This link, not the first one, leads out of the cluster: default routes go here.
+    /// Whether this link, which is not the first one, leads out of the cluster: default routes use it.
     #[serde(default, skip_serializing_if = "is_false")]
     pub external: bool,
-    /// Addresses instead of the automatic ones (beyond `interfaces.md`).
+    /// Addresses instead of the automatic ones.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub addresses: Vec<IpAddr>,
-    /// MTU in bytes of the host's end (beyond `interfaces.md`).
+    /// MTU of the host's end, bytes.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub mtu: Option<u32>,
 }
@@ -109,14 +109,14 @@ fn is_false(value: &bool) -> bool {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Cni {
-    /// Rules of iptables, kept by nf_tables.
+    /// Rules of iptables, with the nf_tables backend.
     #[default]
     IptablesNft,
-    /// Rules of iptables, kept by the old ip_tables.
+    /// Rules of iptables, with the legacy ip_tables backend.
     IptablesLegacy,
     /// A native nftables table.
     Nft,
-    /// Nothing masquerades.
+    /// No masquerading.
     None,
 }
 
@@ -124,11 +124,11 @@ pub enum Cni {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Forward {
-    /// Everything is forwarded.
+    /// All packets are forwarded.
     #[default]
     Accept,
-    /// Only what passes between pods and the host's links is forwarded, in the flavour of [`Host::cni`]
-    /// (`none`: a native nftables table).
+    /// Only traffic between pods and the host's links is forwarded, in the flavour of [`Host::cni`] (`none`: a native
+    /// nftables table).
     Drop,
 }
 
@@ -155,8 +155,7 @@ pub struct Pod {
     /// Labels of the Pod object.
     #[serde(default)]
     pub labels: BTreeMap<String, String>,
-    /// Last number of its addresses instead of the automatic one, which counts the node's pods from 10 (beyond
-    /// `interfaces.md`).
+    /// Last number of its addresses instead of the automatic one, which counts the node's pods from 10.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub number: Option<u8>,
 }
@@ -186,8 +185,8 @@ impl Host {
 }
 
 impl Topology {
-    /// The lab without a topology file: worker1..3 with two selected pods and an unselected one each, gateway1..3,
-    /// the router, and a server with two addresses behind it.
+    /// The topology without a file: worker1..3 with two selected pods and an unselected one each, gateway1..3, the
+    /// router, and a server with two addresses behind it.
     pub fn built_in() -> Self {
         let net = |text: &str| text.parse().expect("a literal prefix");
         let mut hosts = Vec::new();
@@ -246,7 +245,7 @@ impl Topology {
     /// Reads a topology from YAML text and checks it.
     ///
     /// # Errors
-    /// Text that is not of this form, or a topology that [`Topology::validate`] refuses.
+    /// Text that is not of this form, or a topology that [`Topology::validate`] rejects.
     pub fn from_yaml(text: &str) -> Result<Self, TopologyError> {
         let topology: Self =
             serde_saphyr::from_str(text).map_err(|error| TopologyError::Yaml(error.to_string()))?;
@@ -257,7 +256,7 @@ impl Topology {
     /// Reads a topology from a file and checks it.
     ///
     /// # Errors
-    /// A file that cannot be read, and what [`Topology::from_yaml`] refuses.
+    /// An unreadable file, or an error of [`Topology::from_yaml`].
     pub fn from_file(path: &Path) -> Result<Self, TopologyError> {
         let text = std::fs::read_to_string(path).map_err(|source| TopologyError::Read {
             path: path.to_owned(),

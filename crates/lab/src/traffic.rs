@@ -1,5 +1,5 @@
-//! Real traffic between hosts and pods, without any external tool: an answering server, questions to it, and flows that
-//! watch themselves. Every function has a deadline, every background flow ends when it is stopped or dropped.
+//! Real traffic between hosts and pods, without external tools: an answering server, requests to it, and flows that
+//! measure themselves. Every function has a deadline; every background flow ends when it is stopped or dropped.
 
 pub mod busy;
 pub mod idle;
@@ -21,29 +21,29 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-/// Longest wait for a connection, and for an answer to a question.
+/// Longest wait for a connection, and for an answer to a request.
 pub const TIMEOUT: Duration = Duration::from_secs(3);
 
-/// Why traffic did not flow.
+/// Error of traffic.
 #[derive(Debug, thiserror::Error)]
 pub enum TrafficError {
-    /// The network or the other side refused, or nothing came in time (`ErrorKind::TimedOut`).
+    /// The network or the peer refused, or no answer arrived in time (`ErrorKind::TimedOut`).
     #[error("{what} {peer}")]
     Io {
-        /// What was being done.
+        /// The operation.
         what: &'static str,
-        /// With whom.
+        /// The peer.
         peer: SocketAddr,
-        /// What the system said.
+        /// The system's error.
         #[source]
         source: std::io::Error,
     },
-    /// Somebody answered, but not as the lab's server does.
+    /// The peer's answer is not that of the lab's server.
     #[error("{peer} answered {answer:?}, not an address and port")]
     Answer {
-        /// With whom.
+        /// The peer.
         peer: SocketAddr,
-        /// What it said.
+        /// The answer.
         answer: String,
     },
     /// The echo got no answer, or the server did not see the request.
@@ -57,7 +57,7 @@ pub enum TrafficError {
 impl TrafficError {
     fn io(what: &'static str, peer: SocketAddr) -> impl FnOnce(std::io::Error) -> Self {
         move |source| {
-            // A socket's own timeout comes back as WouldBlock; callers should not have to know that.
+            // A socket's own timeout is reported as WouldBlock; callers should not have to know that.
             let source = match source.kind() {
                 std::io::ErrorKind::WouldBlock => std::io::ErrorKind::TimedOut.into(),
                 _ => source,
@@ -66,7 +66,7 @@ impl TrafficError {
         }
     }
 
-    /// What the system said, if it said something.
+    /// Kind of the system's error, if there is one.
     pub fn kind(&self) -> Option<std::io::ErrorKind> {
         match self {
             Self::Io { source, .. } => Some(source.kind()),
@@ -75,7 +75,7 @@ impl TrafficError {
     }
 }
 
-/// Tells threads to end, and lets them wait for that.
+/// Flag that ends threads, and that they can wait for.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Stop {
     flag: Arc<AtomicBool>,

@@ -1,4 +1,4 @@
-//! Hosts can be entered, hurt and brought back. Needs root.
+//! Hosts can be entered, killed and started again. Needs root.
 
 #[path = "fixture/raw_lab.rs"]
 mod fixture;
@@ -78,7 +78,7 @@ fn pulled_cables_break_traffic_until_they_are_plugged_in_again() {
     })
     .unwrap();
     let probe = probe.stop();
-    // Packets may wait for the answer of ARP rather than be lost, so only the silence is certain.
+    // Packets may wait for the answer of ARP and not be lost, so only the gap is certain.
     assert!(probe.longest_gap > Duration::from_millis(50), "{probe:?}");
     assert_eq!(probe.source_ips(), [ip("192.168.122.11")].into());
     assert_eq!(probe.duplicates, 0);
@@ -140,7 +140,7 @@ fn agents_run_on_every_node_and_can_be_killed_frozen_and_started() {
     lab.start("worker2").unwrap();
     wait_for("the agent to go on", DEADLINE, || agent_is(1, "running")).unwrap();
     assert_eq!(lab.agent("worker2").unwrap().unwrap(), frozen);
-    // Its host loses power whether it ran again or is frozen: what waits for it outside may be frozen with it.
+    // Its host loses power, whether it runs again or is frozen: its launcher outside may be frozen as well.
     lab.kill("worker2", Hurt::Power).unwrap();
     lab.start("worker2").unwrap();
     lab.kill("worker2", Hurt::Freeze).unwrap();
@@ -151,7 +151,7 @@ fn agents_run_on_every_node_and_can_be_killed_frozen_and_started() {
     assert!(agent_is(2, "none"));
     lab.start("worker3").unwrap();
     assert!(agent_is(2, "running"));
-    // No zombie of the killed ones stays in their hosts.
+    // The killed ones left no zombie in their hosts.
     let ps = lab
         .exec(&lab.place("worker1").unwrap(), "ps")
         .unwrap()

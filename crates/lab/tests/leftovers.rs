@@ -1,4 +1,4 @@
-//! The lab leaves nothing behind, and sees what others leave. Needs root.
+//! The lab leaves nothing behind, and detects leftovers of others. Needs root.
 
 #[path = "fixture/raw_lab.rs"]
 mod fixture;
@@ -57,7 +57,7 @@ fn a_snapshot_names_everything_that_is_left_behind() {
     }
 }
 
-/// What must be the same before and after: devices, mounts, namespaces and our processes in the root.
+/// State that must be the same before and after: devices, mounts, namespaces and our processes in the root.
 fn root_state(lab: &str) -> Vec<String> {
     let read = |path: &str| std::fs::read_to_string(path).unwrap();
     let mut state: Vec<String> = read("/proc/self/mounts")
@@ -82,7 +82,7 @@ fn root_state(lab: &str) -> Vec<String> {
     ] {
         let entries = std::fs::read_dir(folder).into_iter().flatten().flatten();
         let names = entries.map(|entry| entry.path().display().to_string());
-        // Labs of other tests come and go at the same time.
+        // Labs of other tests start and end concurrently.
         let ours = names.filter(|name| !name.contains("egret-lab") || name.contains(lab));
         state.extend(ours);
     }
@@ -158,7 +158,7 @@ fn a_failed_start_leaves_nothing() {
         egret: PathBuf::from("/bin/false"),
         ..options
     };
-    // An agent that ends at once is the agent's failure; the lab is there to be looked at.
+    // An agent that ends at once is the agent's failure; the lab stays for inspection.
     drop(Lab::up(&name("fail"), &Topology::built_in(), &options).map(Lab::owned));
     assert_eq!(root_state(&name("fail")), before);
 }

@@ -1,4 +1,4 @@
-//! Traffic in the lab has the sources, sizes and ways that its topology says. Needs root.
+//! Traffic in the lab has the sources, sizes and paths that its topology defines. Needs root.
 
 #[path = "fixture/raw_lab.rs"]
 mod fixture;
@@ -66,7 +66,7 @@ fn every_cni_flavour_masquerades_and_a_dropping_forward_policy_lets_pods_through
             udp_source(&place, echo(servers()[1])).unwrap().ip(),
             ip(&node)
         );
-        // Between pods nothing is translated.
+        // Traffic between pods is not translated.
         let other = lab.place(&format!("pod/default/b{}", n % 3 + 1)).unwrap();
         let _listener = Server::start(&other).unwrap();
         let layout = lab.layout().unwrap();
@@ -228,7 +228,7 @@ fn a_snooping_segment_keeps_solicitations_from_hosts_that_did_not_join() {
             timeout: Duration::from_millis(50),
             ..PingOptions::default()
         };
-        // Nobody has this address, so nobody joined its solicited-node group ff02::1:ff00:99.
+        // No host has this address, so none joined its solicited-node group ff02::1:ff00:99.
         let group = ip("ff02::1:ff00:99");
         let is_heard = || {
             let capture = Capture::start(&other, "eth0", move |packet| packet.destination == group);

@@ -1,7 +1,7 @@
 //! API objects to `egret_core::model`: parsed once, never checked again. One module per kind or front-end.
 //!
-//! Every function gives the validated value or everything that is wrong with the object; one bad object never
-//! touches another (P9).
+//! Every function returns the validated value or all findings about the object; one invalid object never affects
+//! another (P9).
 
 pub mod cluster;
 pub(crate) mod field;
@@ -20,14 +20,14 @@ use egret_core::model::{Finding, Kind, ObjectRef};
 use egret_core::numbers::FINDINGS_PER_OBJECT_MAX;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 
-/// Annotation with the file, relative to the source's directory, that our copy of an object was read from.
+/// Annotation of our copy of an object: the file that it was read from, relative to the source's directory.
 pub const SOURCE_FILE_ANNOTATION: &str = "egret.dev/source-file";
 
-/// Collects what is wrong with one object.
+/// Collects the findings about one object.
 struct Check {
     object: ObjectRef,
     findings: Vec<Finding>,
-    /// Findings beyond those that are told.
+    /// Number of findings beyond the recorded ones.
     more: usize,
 }
 
@@ -40,7 +40,8 @@ impl Check {
         }
     }
 
-    /// Something is wrong with this field. One object has as many findings as its author likes: only the first are kept.
+    /// Records a finding about this field. An object's author can cause any number of findings: only the first ones are
+    /// recorded.
     fn bad(&mut self, field: impl Into<String>, value: impl ToString, remedy: impl Into<String>) {
         if self.findings.len() >= FINDINGS_PER_OBJECT_MAX {
             self.more += 1;
@@ -54,7 +55,7 @@ impl Check {
         });
     }
 
-    /// Takes the good value, or notes what is wrong.
+    /// Returns the valid value, or records the finding.
     fn take<T>(
         &mut self,
         field: impl Into<String>,
@@ -64,11 +65,11 @@ impl Check {
         parsed.map_err(|remedy| self.bad(field, value, remedy)).ok()
     }
 
-    /// The value if nothing was wrong. `None` without a finding is a mistake here.
+    /// The value if there are no findings. `None` without a finding is a bug in this crate.
     fn finish<T>(self, value: Option<T>) -> Result<T, Vec<Finding>> {
         match value {
             None if self.findings.is_empty() => {
-                // A mistake here must not end whoever reads: the object alone is refused.
+                // A bug here must not end the process: only the object is rejected.
                 debug_assert!(false, "{} refused without a finding", self.object);
                 Err(vec![Finding {
                     field: "spec".to_owned(),
@@ -84,7 +85,7 @@ impl Check {
         }
     }
 
-    /// Everything that is wrong, with a count of what is not told.
+    /// All recorded findings, and the number of the others.
     fn into_findings(mut self) -> Vec<Finding> {
         if self.more > 0 {
             self.findings.push(Finding {
@@ -101,7 +102,7 @@ impl Check {
 /// Longest value that a finding shows, in characters.
 const SHOWN_MAX: usize = 100;
 
-/// A value, short enough for a line.
+/// A value, shortened to fit on a line.
 pub(crate) fn shortened(text: &str) -> String {
     match text.char_indices().nth(SHOWN_MAX) {
         Some((end, _)) => format!("{}…", &text[..end]),
@@ -109,7 +110,7 @@ pub(crate) fn shortened(text: &str) -> String {
     }
 }
 
-/// How people name this object.
+/// Reference of this object, as people name it.
 pub fn object_ref(kind: Kind, metadata: &ObjectMeta) -> ObjectRef {
     ObjectRef {
         kind,

@@ -1,14 +1,14 @@
-//! The directory source: `PATH/**/*.yaml` and `PATH/status`. The whole of `interfaces.md`, "Directory source".
+//! The directory source: `PATH/**/*.yaml` and `PATH/status`.
 //!
 //! ```text
 //!  snapshot():  tree     the user's files, parsed once per change   (no lock; read again until quiet)
 //!               store    PATH/status, scanned under the shared lock
-//!               merge    what is in force; what our copies should say
+//!               merge    objects in force; required content of our copies
 //!               write    copies that differ, under the exclusive lock   (unless read-only)
 //!               assemble the view
 //! ```
 //!
-//! Several processes share one directory: agents in mount namespaces of their own, one controller, the command line.
+//! Several processes share one directory: agents in separate mount namespaces, one controller, the command line.
 
 mod assemble;
 mod document;
@@ -36,40 +36,41 @@ use store::Store;
 use tree::Tree;
 use watch::Watch;
 
-/// Rounds of reading again while files keep changing; what is there then is taken.
+/// Rounds of reading while files keep changing; then the current content is used.
 const ROUNDS_MAX: u32 = 20;
-/// Copies that are written before others get the lock again: on a slow disk a write takes milliseconds, and waiting
-/// for the lock ends after seconds.
+/// Copies that are written per lock period: on a slow disk a write takes milliseconds, and other processes stop waiting
+/// for the lock after seconds.
 const WRITES_PER_LOCK: usize = 256;
-/// Turns with the lock in one snapshot: a quarter of a million objects. The next snapshot does the rest.
+/// Lock periods per snapshot: enough for a quarter of a million objects. The next snapshot writes the rest.
 const RECORD_ROUNDS_MAX: u32 = 1000;
-/// How soon to look again at a file that changed just before it was read.
+/// Delay before a file is read again that changed just before it was read.
 const RACY_LOOK: Duration = Duration::from_millis(60);
 
-/// Comparing signatures takes at most the hundredth part of a core: with ten thousands of files it takes 0.1 s.
+/// Share of a core for comparisons of signatures, as a divisor: with ten thousands of files one takes 0.1 s.
 const LOOK_SHARE: u32 = 100;
 /// Longest pause between two comparisons.
 const LOOK_PAUSE_MAX: Duration = Duration::from_secs(60);
 
-/// How a directory is read.
+/// Settings of a directory source.
 #[derive(Clone, Debug)]
 pub struct Settings {
-    /// Keep copies under `PATH/status` (generation, first-seen time, last good). Off for readers that must leave no
-    /// trace, such as `egret plan`; then [`crate::Source`]'s writes fail with [`SourceError::ReadOnly`].
+    /// Write copies under `PATH/status` (generation, first-seen time, last good). Off for readers that must not write,
+    /// such as `egret plan`; then [`crate::Source`]'s writes fail with [`SourceError::ReadOnly`].
     pub record: bool,
-    /// A file that changed less than this ago is read again before it counts.
+    /// A file that changed less than this ago is read again before it is used.
     pub debounce: Duration,
-    /// How often [`crate::Source::wait`] compares signatures, for changes that inotify does not tell; less often where
-    /// there are so many files that this would take more than a hundredth of a core.
+    /// Interval of [`crate::Source::wait`]'s signature comparisons, for changes without inotify events; longer where a
+    /// comparison of so many files would take more than a hundredth of a core.
     pub look_every: Duration,
-    /// Settings that planning depends on; they end up in every snapshot.
+    /// Settings that planning depends on; part of every snapshot.
     pub installation: egret_core::model::Settings,
-    /// Front-ends that serve.
+    /// Enabled front-ends.
     pub front_ends: front_end::Settings,
 }
 
 impl Default for Settings {
-    /// What lab, tests and hosts without Kubernetes want: records, addresses outside every pool allowed.
+    /// Settings for lab, tests and hosts without Kubernetes: copies are written, addresses outside every pool are
+    /// allowed.
     fn default() -> Self {
         Self {
             record: true,
@@ -93,14 +94,14 @@ pub struct DirSource {
     tree: Tree,
     store: Store,
     watch: Watch,
-    /// When it was read last.
+    /// Time of the last read.
     read_at: Instant,
-    /// When signatures are compared next.
+    /// Time of the next signature comparison.
     look_at: Instant,
 }
 
 impl DirSource {
-    /// Opens a directory, which must exist.
+    /// Opens an existing directory.
     pub fn open(path: impl AsRef<Path>, settings: Settings) -> Result<Self, SourceError> {
         let root = path.as_ref().to_owned();
         let metadata = std::fs::metadata(&root);
@@ -121,7 +122,7 @@ impl DirSource {
         })
     }
 
-    /// The directory.
+    /// Path of the directory.
     pub fn path(&self) -> &Path {
         &self.root
     }
@@ -129,7 +130,7 @@ impl DirSource {
     fn view(&mut self) -> Result<View, SourceError> {
         let mut merged = self.observe()?;
         if self.settings.record && merged.has_writes() {
-            // Reading goes on where nothing can be written (P9), without what copies give.
+            // Reading continues where nothing can be written (P9), without generation and first-seen time.
             if let Err(error) = self.record(&mut merged) {
                 let why = std::error::Error::source(&error).map(|e| format!(": {e}"));
                 merged
@@ -140,7 +141,7 @@ impl DirSource {
         Ok(assemble::assemble(&merged, &self.settings))
     }
 
-    /// Reads files and copies at one moment.
+    /// Reads files and copies as of one moment.
     fn observe(&mut self) -> Result<Merged, SourceError> {
         for _ in 0..ROUNDS_MAX {
             self.read_files()?;
@@ -165,7 +166,7 @@ impl DirSource {
         self.tree.list(&mut |directory| watch.add(directory, false))
     }
 
-    /// Reads the user's files again until none of them changed just now.
+    /// Reads the user's files until none of them has changed just before.
     fn read_files(&mut self) -> Result<(), SourceError> {
         let debounce = self.settings.debounce;
         for _ in 0..ROUNDS_MAX {
@@ -191,8 +192,8 @@ impl DirSource {
         Ok(())
     }
 
-    /// Brings our copies up to date, a few at a time, so that nobody waits long for the lock. Decided again under the
-    /// exclusive lock, since another process may have done it, or seen a newer edit.
+    /// Updates our copies, a few per lock period, so that no process waits long. What to write is computed again under
+    /// the exclusive lock, since another process may have written it, or read a newer edit.
     fn record(&mut self, merged: &mut Merged) -> Result<(), SourceError> {
         for _ in 0..RECORD_ROUNDS_MAX {
             if !merged.has_writes() {
@@ -205,7 +206,7 @@ impl DirSource {
             }
             self.scan_copies()?;
             *merged = self.merge();
-            // One that cannot be written (a name too long for a file) keeps no other from it.
+            // One that cannot be written (its name is too long for a file) does not stop the others.
             let mut failed = None;
             let mut written = 0;
             let mut note = |result: Result<(), SourceError>| match result {
@@ -252,7 +253,7 @@ impl DirSource {
         }
     }
 
-    /// Compares signatures; the next time is the later, the longer it takes.
+    /// Compares signatures; the longer that takes, the later the next comparison.
     fn look(&mut self) -> Result<bool, SourceError> {
         let began = Instant::now();
         let differs = self.differs()?;
@@ -261,7 +262,7 @@ impl DirSource {
         Ok(differs)
     }
 
-    /// Whether signatures differ from what was read.
+    /// Whether signatures differ from the last read.
     fn differs(&mut self) -> Result<bool, SourceError> {
         Ok(self.tree.differs(&self.tree.list(&mut |_| {})?)
             || self.store.differs(&self.store.list(&mut |_| {})?))

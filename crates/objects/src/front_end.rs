@@ -1,17 +1,17 @@
-//! Front-ends: objects of earlier systems, translated into the model; nothing behind the model knows that they exist.
+//! Front-ends: translate objects of earlier systems into the model; nothing behind the model knows that they exist.
 //!
 //! ```text
 //!  any source:  foreign manifests --Foreign::of--> [Foreign]
 //!                                                     | apply (after everything else is in the view)
 //!                                                     v
 //!                     View.snapshot.policies, .gateways (where there are none), settings; findings
-//!                     View.front_ends: what each object became, for its status
+//!                     View.front_ends: the translation of each object, for its status
 //!  controller:  plan --status()--> each object's status in its own form, by Source::write_front_end_status
 //! ```
 //!
 //! Everything here is a pure function of objects and settings, so that controller and agents see the same policies.
-//! Off until enabled. While another controller may still be there, an object is taken only with the annotation
-//! [`ADOPT_ANNOTATION`]; what is not taken is never written to.
+//! Front-ends are off by default. While another controller may still run, an object is adopted only with the annotation
+//! [`ADOPT_ANNOTATION`]; others are never written to.
 
 mod egress_mapper;
 mod field;
@@ -32,7 +32,7 @@ use serde_json::Value;
 use std::collections::BTreeSet;
 use std::fmt;
 
-/// Says, with the value `"true"`, that an object of an earlier system belongs to Egret now.
+/// Annotation that hands an object of an earlier system over to Egret, with the value `"true"`.
 pub const ADOPT_ANNOTATION: &str = "egret.dev/adopt";
 
 /// An earlier system whose objects can be served.
@@ -48,7 +48,7 @@ impl FrontEnd {
     /// Every front-end.
     pub const ALL: [FrontEnd; 2] = [FrontEnd::StaticEgressIp, FrontEnd::EgressMapper];
 
-    /// How people name it on the command line.
+    /// Name on the command line.
     pub fn name(self) -> &'static str {
         match self {
             FrontEnd::StaticEgressIp => "staticegressip",
@@ -72,10 +72,10 @@ impl std::str::FromStr for FrontEnd {
     }
 }
 
-/// A kind of an earlier system, as its manifests and the API name it.
+/// A kind of an earlier system, with its names in manifests and in the API.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ForeignKind {
-    /// Our name for it, which is unique.
+    /// Unique kind inside Egret.
     pub kind: Kind,
     /// The front-end that it belongs to.
     pub front_end: FrontEnd,
@@ -83,11 +83,11 @@ pub struct ForeignKind {
     pub api_version: &'static str,
     /// `kind`.
     pub name: &'static str,
-    /// The plural that paths of the API have.
+    /// Plural in API paths.
     pub plural: &'static str,
 }
 
-/// Every kind; all of them are namespaced.
+/// All kinds; all of them are namespaced.
 pub const KINDS: [ForeignKind; 5] = [
     ForeignKind {
         kind: Kind::NirmataStaticEgressIP,
@@ -126,25 +126,25 @@ pub const KINDS: [ForeignKind; 5] = [
     },
 ];
 
-/// What is known of a kind of a front-end; `None` for every other kind.
+/// Names of a front-end's kind; `None` for every other kind.
 pub fn foreign_kind(kind: Kind) -> Option<&'static ForeignKind> {
     KINDS.iter().find(|known| known.kind == kind)
 }
 
-/// Which front-ends serve, and what they may: the same for the controller and every agent.
+/// Enabled front-ends and their rights: the same for the controller and every agent.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Settings {
-    /// Those that serve; empty by default.
+    /// Enabled front-ends; empty by default.
     pub enabled: BTreeSet<FrontEnd>,
-    /// Objects are taken without [`ADOPT_ANNOTATION`]: no other controller is there.
+    /// Adopt objects without [`ADOPT_ANNOTATION`]: no other controller runs.
     pub adopt_all: bool,
-    /// Namespaces whose objects may speak for others: an egress-mapper `Egress` there may name pods of any namespace,
-    /// its `Vip`s are for every namespace, and its `EgressMapper` is the one that counts.
+    /// Namespaces whose objects may affect others: an egress-mapper `Egress` there may name pods of any namespace, its
+    /// `Vip`s serve every namespace, and its `EgressMapper` is the effective one.
     pub admin_namespaces: BTreeSet<String>,
 }
 
 impl Default for Settings {
-    /// Nothing serves. `default` is the namespace that egress-mapper had built in.
+    /// No front-end is enabled. `default` is the namespace that egress-mapper had built in.
     fn default() -> Self {
         Self {
             enabled: BTreeSet::new(),
@@ -161,7 +161,7 @@ impl Settings {
     }
 }
 
-/// An object of an earlier system, as it was read.
+/// An object of an earlier system, as read.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Foreign {
     /// Its name.
@@ -172,7 +172,7 @@ pub struct Foreign {
     pub generation: i64,
     /// Seconds since the epoch at which it was created.
     pub created_secs: i64,
-    /// It carries [`ADOPT_ANNOTATION`].
+    /// Whether it carries [`ADOPT_ANNOTATION`].
     pub adopted: bool,
     /// `spec`; null if there is none.
     pub spec: Value,
@@ -181,7 +181,7 @@ pub struct Foreign {
 }
 
 impl Foreign {
-    /// Out of a whole manifest.
+    /// Reads it from a whole manifest.
     pub fn of(object: ObjectRef, whole: &Value) -> Self {
         let metadata = &whole["metadata"];
         let created = metadata["creationTimestamp"].as_str();
@@ -198,7 +198,7 @@ impl Foreign {
     }
 }
 
-/// What the translation of one object gives.
+/// Result of translating one object.
 struct Translation {
     object: Object,
     policies: Vec<Policy>,
@@ -220,7 +220,7 @@ pub fn apply(view: &mut View, foreign: Vec<Foreign>, settings: &Settings) {
             view.findings.push(not_taken(&one));
         }
     }
-    // Older first, then by name: what decides between two objects must not depend on who reads them.
+    // Older first, then by name: precedence between two objects must not depend on the reader.
     taken.sort_by(|a, b| (a.created_secs, &a.object).cmp(&(b.created_secs, &b.object)));
     let synthesized = gateway::Choice::of(&view.snapshot);
     let mut all = static_egress_ip::translate(&view.snapshot, &taken, &synthesized);
@@ -259,5 +259,5 @@ fn not_taken(one: &Foreign) -> Finding {
     }
 }
 
-/// A policy's status as the last written status of its object has it.
+/// A policy's status, read from the status of its object.
 type Said = PolicyStatus;

@@ -1,23 +1,23 @@
 //! The source `kube`: a Kubernetes API server.
 //!
 //! ```text
-//!  watch_set  which watches, by role and by what is known      pure
+//!  watch_set  required watches, by role and known objects          pure
 //!  reflect    one task per watch --News--> store               list, watch with bookmarks, back off
 //!  discovery  which kinds of network plugins are served, so that no other is listed
-//!  lenient    an object of our kinds that is of another version of Egret stays one object's trouble
-//!  entry      API object -> model value + status               what nobody looks at is dropped
+//!  lenient    an object of another version of Egret affects no other object
+//!  entry      API object -> model value + status               unused fields are dropped
 //!  watched    objects of one watch
-//!  store      every watch behind a lock, a version, a condition variable
+//!  store      all watches behind a lock, a version, a condition variable
 //!  view_cache  store -> View, by what changed
-//!  write      what is the same already is not written
+//!  write      unchanged objects are not written
 //!  request    one write: field manager, deadline, versions; the answer goes into the store at once
 //!  lead       one of several controllers leads, by a Lease
 //!  uninstall  agents' pods become pods that clean up
-//!  event      conditions that became bad, told on the user's object; bounded
+//!  event      Events about conditions that became bad; rate-limited
 //! ```
 //!
-//! The client is asynchronous and lives on a runtime of its own with one thread; [`Source`](crate::Source) stays
-//! blocking. When the API server is away, what is known stays, and watches go on from where they were.
+//! The client is asynchronous and has a runtime of its own with one thread; [`Source`](crate::Source) is blocking.
+//! While the API server is unreachable, known objects stay, and watches resume afterwards.
 
 mod discovery;
 mod entry;
@@ -60,61 +60,61 @@ use watched::Watched;
 
 /// Longest wait for lists that are under way, in one [`crate::Source::snapshot`].
 const SYNC: Duration = Duration::from_secs(5);
-/// Changes this close together make one view for an agent, and for whoever asks.
+/// Quiet time that combines changes into one view, for agents and the command line.
 const QUIET: Duration = Duration::from_millis(5);
-/// The same for the controller: a pod waits for its lease, and a round costs what changed.
+/// The same for the controller, which is shorter: a pod waits for its lease, and a round costs only what changed.
 const QUIET_CONTROLLER: Duration = Duration::from_millis(1);
 /// Longest wait for a connection.
 const CONNECT: Duration = Duration::from_secs(5);
 
-/// How a cluster is read.
+/// Settings of a Kubernetes source.
 #[derive(Clone, Debug)]
 pub struct Settings {
-    /// A kubeconfig file; without, `KUBECONFIG`, `~/.kube/config` or the pod's service account.
+    /// A kubeconfig file; otherwise `KUBECONFIG`, `~/.kube/config` or the pod's service account.
     pub kubeconfig: Option<PathBuf>,
-    /// Who reads.
+    /// Role of the reader.
     pub role: Role,
-    /// Settings that planning depends on; they end up in every snapshot, with the Service ranges that were found.
+    /// Settings that planning depends on; part of every snapshot, with the discovered Service ranges.
     pub installation: Installation,
-    /// Front-ends that serve: their kinds are watched too.
+    /// Enabled front-ends: their kinds are watched, too.
     pub front_ends: front_end::Settings,
 }
 
-/// What all sources of one process share: a client, its watches, its place in the election.
+/// State that all sources of one process share: client, watches, election.
 struct Shared {
     settings: Settings,
     client: Client,
     store: Arc<Store>,
     discovery: Arc<Discovery>,
     leadership: Option<Arc<Leadership>>,
-    /// Ends taking part in the election.
+    /// Stops the election task.
     election: Option<AbortHandle>,
     events: Events,
-    /// Last, so that its tasks end after everything that uses them.
+    /// Last field, so that its tasks end after everything that uses them.
     runtime: Runtime,
 }
 
-/// A cluster. Clones share watches; each notices changes by itself.
+/// A Kubernetes source. Clones share watches; each has its own view version.
 #[derive(Clone)]
 pub struct KubeSource {
     shared: Arc<Shared>,
     /// Version of the last view.
     seen: Option<u64>,
-    /// Records of nodes in the last view, for the controller: nothing else may be written over.
+    /// Records of nodes in the last view, for the controller: only these versions may be overwritten.
     records: SharedMap<NodeName, NodeRecord>,
-    /// The same of what policies were told: which addresses they have.
+    /// Statuses of policies in the last view, for the same purpose: they contain the assigned addresses.
     policies: SharedMap<ObjectRef, PolicyStatus>,
-    /// Nodes that are gateways, and when that was found.
+    /// Gateway nodes, and the version at which they were computed.
     gateways: (Option<u64>, BTreeSet<NodeName>),
-    /// When the labels of all records were right.
+    /// State at which all records had the correct labels.
     labelled: Option<Touches>,
 }
 
 impl KubeSource {
-    /// Reads how to connect and starts to watch. The API server need not be there yet.
+    /// Reads the connection settings and starts watches. The API server may be unreachable at first.
     ///
     /// # Errors
-    /// There is no good configuration.
+    /// There is no valid configuration.
     pub fn open(settings: Settings) -> Result<Self, SourceError> {
         let runtime = tokio::runtime::Builder::new_multi_thread()
             .worker_threads(1)
@@ -155,7 +155,7 @@ impl KubeSource {
         Ok(source)
     }
 
-    /// Waits until everything that is wanted is there and gives the view of it.
+    /// Waits until all required watches are complete and returns their view.
     fn view(&mut self) -> Result<View, SourceError> {
         let deadline = Instant::now() + SYNC;
         let shared = &self.shared;
@@ -184,7 +184,7 @@ impl KubeSource {
 }
 
 impl Shared {
-    /// Starts the watches that are needed and not there, and ends those that are not needed any more.
+    /// Starts missing watches and ends those that are no longer required.
     fn rewatch(&self, state: &mut MutexGuard<'_, State>) {
         let touches = state.cache.touches;
         let matters = match self.settings.role {
@@ -195,7 +195,7 @@ impl Shared {
             return;
         }
         let needed = needed(&self.settings.role, state);
-        // A gateway's label may be read before the last list is there: nothing ends before everything is known.
+        // A gateway's label may arrive before the last list: no watch ends before all lists are complete.
         let known = state.watches.values().all(|watched| watched.synced);
         if known {
             let before = state.watches.len();
@@ -224,7 +224,7 @@ impl Shared {
 
 impl Drop for Shared {
     fn drop(&mut self) {
-        // Else it could take back what is given back here.
+        // Otherwise it could reacquire the Lease that is released here.
         if let Some(election) = &self.election {
             election.abort();
         }

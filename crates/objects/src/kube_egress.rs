@@ -1,7 +1,7 @@
 //! Front-end of kube-egress: its flags and mapping directories, without any Kubernetes API, as [`ClassicWanted`].
 //!
 //! A mapping directory is a mounted ConfigMap: each file's name is a key and its content the value (`<pod address>` ->
-//! `<egress address>`, `<egress address>` -> `<route id>`). Files whose names begin with a dot are the mount's own.
+//! `<egress address>`, `<egress address>` -> `<route id>`). Files whose names begin with a dot belong to the mount.
 
 use egret_core::classic::ClassicWanted;
 use egret_core::numbers::CLASSIC_NUMBER_MAX;
@@ -11,35 +11,35 @@ use std::io;
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 
-/// Where mappings are mounted by default.
+/// Default mount of the mapping from egress address to route id.
 pub const VIP_ROUTEID_MAPPINGS: &str = "/etc/kube-egress/vip_routeid_mapping/";
-/// See [`VIP_ROUTEID_MAPPINGS`].
+/// Default mount of the mapping from pod address to egress address.
 pub const PODIP_VIP_MAPPINGS: &str = "/etc/kube-egress/podip_vip_mapping/";
 
-/// What the flags say.
+/// Values of the flags.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct KubeEgress {
-    /// Device of nodes and egress addresses.
+    /// Device of node addresses and egress addresses.
     pub interface: String,
-    /// Addresses of all pods.
+    /// Networks of all pods.
     pub pod_subnets: Vec<IpNet>,
-    /// Addresses of Services.
+    /// Networks of Services.
     pub service_subnets: Vec<IpNet>,
-    /// Which pods leave by which address.
+    /// Egress address of each pod.
     pub mapping: Mapping,
 }
 
-/// Which pods leave by which address.
+/// Egress address of each pod.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Mapping {
-    /// Every pod by this address.
+    /// One address for every pod.
     One {
         /// The address.
         vip: IpAddr,
-        /// Number of its mark and table.
+        /// Number of its mark and of its routing table.
         route_id: u8,
     },
-    /// By two directories.
+    /// Addresses from two directories.
     Directories {
         /// `<egress address>` -> `<route id>`.
         vip_routeid: PathBuf,
@@ -48,35 +48,35 @@ pub enum Mapping {
     },
 }
 
-/// One entry that cannot be used.
+/// One invalid entry.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, thiserror::Error)]
 #[error("{file}:{line}: {value:?}: {remedy}")]
 pub struct BadEntry {
     /// The file.
     pub file: String,
-    /// Line of it, from 1.
+    /// Line in the file, from 1.
     pub line: usize,
-    /// What it says there, or the file's name.
+    /// Content of the line, or the file's name.
     pub value: String,
-    /// What would be right, and what happens meanwhile.
+    /// The correct form, and the behaviour until then.
     pub remedy: String,
 }
 
-/// A mapping directory could not be read: what was known before should stay.
+/// A mapping directory could not be read: the previous mappings should stay.
 #[derive(Debug, thiserror::Error)]
 #[error("mapping directory {path}")]
 pub struct Unreadable {
     /// The directory.
     pub path: PathBuf,
-    /// Why.
+    /// The system's error.
     #[source]
     pub source: io::Error,
 }
 
 impl KubeEgress {
-    /// What is wanted now; `before` is what was wanted last. A pod whose entry cannot be used leaves by the address that
-    /// it had before, or not at all if it had none: the two mappings are written one after the other, and a mapped pod
-    /// never meant its node's address.
+    /// Reads the wanted mappings; `before` are the previous ones. A pod with an invalid entry leaves by its previous
+    /// address, or not at all if it had none: the two mappings are written one after the other, and a mapped pod must
+    /// never leave by its node's address.
     pub fn wanted(
         &self,
         before: Option<&ClassicWanted>,
@@ -127,7 +127,7 @@ impl Entry {
         self.content.trim()
     }
 
-    /// The name is wrong.
+    /// Error: the name is invalid.
     fn bad_name(&self, remedy: &str) -> BadEntry {
         BadEntry {
             file: self.path.display().to_string(),
@@ -137,7 +137,7 @@ impl Entry {
         }
     }
 
-    /// The content is wrong: the first line that cannot be read by itself, or else the second, which is too much.
+    /// Error: the content is invalid. Names the first unreadable line, or else the second one, which is one too many.
     fn bad(&self, readable: impl Fn(&str) -> bool, remedy: impl Into<String>) -> BadEntry {
         let lines = self.content.lines().map(str::trim).enumerate();
         let mut lines = lines.filter(|(_, line)| !line.is_empty());
@@ -155,7 +155,8 @@ impl Entry {
     }
 }
 
-/// Files in the order of their names. One that goes away while the directory is read (the mount was swapped) is not there.
+/// Files in the order of their names. One that disappears while the directory is read (the mount was swapped) is left
+/// out.
 fn entries(directory: &Path) -> Result<Vec<Entry>, Unreadable> {
     let unreadable = |source| Unreadable {
         path: directory.into(),
@@ -183,7 +184,7 @@ fn entries(directory: &Path) -> Result<Vec<Entry>, Unreadable> {
         .collect())
 }
 
-/// A ConfigMap's keys have no colons: an IPv6 address is written with dashes there.
+/// Parses an address. A ConfigMap's keys have no colons: an IPv6 address is written with dashes.
 fn address(text: &str) -> Option<IpAddr> {
     text.parse()
         .or_else(|_| text.replace('-', ":").parse())
@@ -215,7 +216,7 @@ fn addresses(
             }
         }
     }
-    // Of two with one number, the one that has it already keeps it.
+    // Of two addresses with one number, the one that already has it keeps it.
     good.sort_by_key(|(_, vip, number)| before.addresses.get(vip) != Some(number));
     let mut addresses = BTreeMap::new();
     for (entry, vip, number) in good {
@@ -267,7 +268,7 @@ fn map_pod(
     bad.insert(entry.bad(readable, format!("{remedy}; {meanwhile}")));
 }
 
-/// Leaves the pod with the address that it had, where nobody else has its number by now.
+/// Keeps the pod's previous address, unless another address has its number by now.
 fn kept(pod: IpAddr, before: &ClassicWanted, wanted: &mut ClassicWanted) -> Option<IpAddr> {
     let vip = *before.pods.get(&pod)?;
     let number = *before.addresses.get(&vip)?;
@@ -356,10 +357,10 @@ mod tests {
         let (good, bad) = flags.wanted(None).unwrap();
         assert!(bad.is_empty(), "{bad:?}");
         for (vips, pods) in [
-            // The number of one goes first, or turns to rubbish.
+            // The number of one is removed first, or becomes invalid.
             (vec![(second, "65")], pods.to_vec()),
             (vec![(first, "6.4"), (second, "65")], pods.to_vec()),
-            // A new address comes without a number; an entry turns to rubbish.
+            // A new address has no number yet; an entry becomes invalid.
             (
                 vec![(first, "64"), (second, "65")],
                 vec![("10.244.1.10", "192.168.122.229"), pods[1]],
@@ -377,7 +378,8 @@ mod tests {
             let as_before = "10.244.1.10 leaves by 192.168.122.222, as before";
             assert!(told.iter().any(|line| line.contains(as_before)), "{told:?}");
         }
-        // Who has a number keeps it, whatever the names' order; a number that somebody else has now is not used twice.
+        // An address keeps its number, whatever the names' order; a number that another address has now is not used
+        // twice.
         let (earlier, later) = ("192.168.122.100", "192.168.122.222");
         let vips = [(earlier, "64"), (later, "64")];
         let (_root, flags) = directories(&vips, &[("10.244.1.10", first)]);
@@ -386,7 +388,7 @@ mod tests {
         let (_root, flags) = directories(&[(earlier, "64")], &[("10.244.1.10", first)]);
         let (now, _) = flags.wanted(Some(&good)).unwrap();
         assert_eq!(now.refused, BTreeSet::from([ip("10.244.1.10")]));
-        // And a pod whose entry goes is nobody's.
+        // And a pod whose entry is removed is not mapped.
         let (_root, flags) = directories(&[(first, "64")], &[]);
         let (now, _) = flags.wanted(Some(&good)).unwrap();
         assert!(now.pods.is_empty() && now.refused.is_empty(), "{now:?}");

@@ -1,4 +1,4 @@
-//! Where objects come from, and the only way from API objects to `egret_core::model`.
+//! Sources of objects, and the only path from API objects to `egret_core::model`.
 //!
 //! ```text
 //!  PATH/**/*.yaml        PATH/status/<kind>/*.yaml        the Kubernetes API
@@ -6,9 +6,9 @@
 //!        +-------- dir ---------+                             kube
 //!                   |  api types, k8s types                     |
 //!                   +-------------------+-----------------------+
-//!                convert            bad objects become findings and are left out, alone
+//!                convert            invalid objects become findings; all others are converted
 //!                   |
-//!                 View = egret_core::model::Snapshot + findings + what status says
+//!                 View = egret_core::model::Snapshot + findings + statuses
 //! ```
 //!
 //! A [`Source`] is blocking and belongs to one thread. Nothing behind [`View`] knows which source it came from.

@@ -1,13 +1,13 @@
-//! `egret convert`: objects of other systems as ours, and every field that has no equal by name.
+//! `egret convert`: converts objects of other systems into ours, and lists every field without an equivalent by name.
 //!
 //! ```text
-//!  text --documents--> manifests --by group and kind--> Sheet (what was taken of the spec is noted)
+//!  text --documents--> manifests --by group and kind--> Sheet (records the fields taken from the spec)
 //!                                                         |  -> objects of ours
-//!                                                         +--> what was not taken: losses
+//!                                                         +--> fields not taken: losses
 //! ```
 //!
-//! What an object means is out of the documentation and source of its system. Nothing is guessed: where ours needs
-//! something that the object does not say, the output names it and the loss says what to do.
+//! The meaning of an object is taken from the documentation and source of its system. Nothing is guessed: where an
+//! object of ours needs something that the input lacks, the output refers to it by name and a loss says what to do.
 
 mod antrea;
 mod cilium;
@@ -24,19 +24,19 @@ use sheet::Sheet;
 use std::collections::BTreeMap;
 use std::fmt;
 
-/// Label that pods must be given where they were named and not selected.
+/// Label that pods must be given where the input named and did not select them.
 const POD_LABEL: &str = "egret.dev/egress";
 
-/// A field whose meaning is not in the output.
+/// A field without an equivalent in the output.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Loss {
     /// The object, as kind and name.
     pub object: String,
     /// Path of the field.
     pub field: String,
-    /// What it says.
+    /// Value of the field.
     pub value: String,
-    /// Why it is lost and what to do.
+    /// Why it is lost, and what to do.
     pub why: String,
 }
 
@@ -56,24 +56,24 @@ impl fmt::Display for Loss {
     }
 }
 
-/// What was made of an input.
+/// Result of a conversion.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Output {
     /// YAML documents; losses are comments before the object that lacks them.
     pub text: String,
-    /// Everything that was lost.
+    /// All losses.
     pub losses: Vec<Loss>,
-    /// Objects of kinds that mean nothing here, as `apiVersion kind name`.
+    /// Objects of unknown kinds, as `apiVersion kind name`.
     pub passed_over: Vec<String>,
 }
 
-/// Other objects of the input, which a conversion may look at: a workload's own selector is better than a guess.
+/// Other objects of the input that a conversion may read, for example a workload's own selector.
 struct Context<'a> {
     all: &'a [Value],
 }
 
 impl Context<'_> {
-    /// The object of this kind and name.
+    /// Finds the object of this kind and name.
     fn find(&self, kind: &str, namespace: &str, name: &str) -> Option<&Value> {
         self.all.iter().find(|one| {
             let metadata = &one["metadata"];
@@ -82,7 +82,7 @@ impl Context<'_> {
         })
     }
 
-    /// Pods and workloads whose pods have this name in an annotation that lists names.
+    /// Pods and workloads whose pod annotation, a list of names, contains this name.
     fn pods_naming(&self, annotation: &str, name: &str) -> Vec<String> {
         let named = |metadata: &Value| {
             let list = metadata["annotations"][annotation].as_str();
@@ -118,10 +118,10 @@ impl Context<'_> {
     }
 }
 
-/// Converts one kind.
+/// Conversion of one kind.
 type Convert = fn(&mut Sheet<'_>, &Context<'_>);
 
-/// Group (without version), kind, and what converts it.
+/// Group (without version), kind, and conversion.
 const CONVERSIONS: [(&str, &str, Convert); 16] = [
     ("", "Egress", seeds::kep),
     (
@@ -161,8 +161,8 @@ const CONVERSIONS: [(&str, &str, Convert); 16] = [
     ("", "ConfigMap", kube_egress::mapping),
 ];
 
-/// Group and kind (`*`: every kind) of objects that say how pods leave the cluster and are not converted, and what to do
-/// instead.
+/// Group and kind (`*`: every kind) of objects that affect how pods leave the cluster and are not converted, and what
+/// to do instead.
 const NOT_CONVERTED: [(&str, &str, &str); 6] = [
     (
         "k8s.ovn.org",
@@ -196,7 +196,7 @@ const NOT_CONVERTED: [(&str, &str, &str); 6] = [
     ),
 ];
 
-/// Why an object of another system is not converted, if it says how pods leave.
+/// Why an object of another system is not converted, if it affects how pods leave.
 fn not_converted(group: &str, kind: &str) -> Option<&'static str> {
     let mut all = NOT_CONVERTED.iter();
     let found = all.find(|(of, name, _)| *of == group && (*name == "*" || *name == kind));
@@ -206,7 +206,7 @@ fn not_converted(group: &str, kind: &str) -> Option<&'static str> {
 /// Converts every manifest of a text: YAML documents, Lists, or JSON.
 ///
 /// # Errors
-/// A document is neither YAML nor JSON: its line, and what is wrong there.
+/// A document is neither YAML nor JSON: its line, and the parser's message.
 pub fn convert(text: &str) -> Result<Output, String> {
     let all = read_documents(text)?;
     let context = Context { all: &all };
@@ -246,8 +246,8 @@ pub fn convert(text: &str) -> Result<Output, String> {
     Ok(output)
 }
 
-/// Whether an object may be printed: Egret would take it, and no other object of that name was. If not, what is against it
-/// is a loss.
+/// Whether an object may be printed: it is valid for Egret, and the only one of its name. Otherwise its findings become
+/// losses.
 fn admit(
     object: &str,
     made: &Value,
@@ -287,7 +287,7 @@ fn admit(
     good
 }
 
-/// What tells an object of ours from every other.
+/// Key that identifies an object of ours.
 fn key(made: &Value) -> String {
     let metadata = &made["metadata"];
     format!(
@@ -296,7 +296,7 @@ fn key(made: &Value) -> String {
     )
 }
 
-/// As YAML; as JSON, which YAML includes, where YAML would not say the same again.
+/// The object as YAML; as JSON, a subset of YAML, where the YAML would not read back as the same value.
 fn yaml(made: &Value) -> String {
     let json = || format!("{made:#}\n");
     let Ok(yaml) = serde_saphyr::to_string(made) else {
@@ -308,15 +308,15 @@ fn yaml(made: &Value) -> String {
     }
 }
 
-/// Adds an object's conversion to the text. What was written before word by word (a gateway of several policies) is not
-/// written again.
+/// Adds an object's conversion to the text. An object that was written before with the same text (a gateway of several
+/// policies) is not written again.
 fn write(
     output: &mut Output,
     known: &mut BTreeMap<String, String>,
     objects: &[Value],
     losses: &[Loss],
 ) {
-    // A comment ends with its line, of which YAML has several ends.
+    // A comment ends with its line, and YAML has several line breaks.
     let line = |loss: &Loss| {
         let text = loss.to_string();
         text.replace(
@@ -343,7 +343,7 @@ fn write(
     }
 }
 
-/// An object of ours.
+/// Makes an object of ours.
 fn ours(kind: &str, namespace: Option<&str>, name: &str, spec: Map<String, Value>) -> Value {
     let mut metadata = json!({"name": name});
     if let Some(namespace) = namespace {
@@ -357,7 +357,7 @@ fn ours(kind: &str, namespace: Option<&str>, name: &str, spec: Map<String, Value
     })
 }
 
-/// Prefixes as destinations, each without those of `except` that are inside it.
+/// Prefixes as destinations, each reduced by the prefixes of `except` inside it.
 fn destinations(cidrs: &[String], except: &[String]) -> Value {
     let parse = |text: &String| text.parse::<ipnet::IpNet>().ok();
     let one = |cidr: &String| {
@@ -376,7 +376,7 @@ fn destinations(cidrs: &[String], except: &[String]) -> Value {
     cidrs.iter().map(one).collect()
 }
 
-/// A prefix: one address is a prefix of full length.
+/// A prefix; an address becomes a prefix of full length.
 fn as_prefix(text: &str) -> String {
     match text.parse::<std::net::IpAddr>() {
         Ok(address) => ipnet::IpNet::from(address).to_string(),
@@ -384,7 +384,7 @@ fn as_prefix(text: &str) -> String {
     }
 }
 
-/// Prefixes as iptables takes them: several with commas between, netmasks instead of lengths.
+/// Prefixes as iptables accepts them: several separated by commas, netmasks instead of lengths.
 fn as_prefixes(text: &str) -> Vec<String> {
     let one = |text: &str| {
         let net = text.split_once('/').and_then(|(address, mask)| {
@@ -397,7 +397,7 @@ fn as_prefixes(text: &str) -> Vec<String> {
     texts.filter(|text| !text.is_empty()).map(one).collect()
 }
 
-/// A label selector, taken over word by word, if it says anything.
+/// A label selector, copied verbatim; `None` if it is empty.
 fn selector(value: &Value) -> Option<Value> {
     let some = |field: &str| match &value[field] {
         Value::Object(map) => !map.is_empty(),

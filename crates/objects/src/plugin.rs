@@ -1,6 +1,6 @@
-//! Prefixes that network plugins publish as those of pods: in objects of kinds of their own, and in annotations of Nodes.
-//! A kind that is not there says nothing, and neither does a field that cannot be read: these objects are nobody's to mend
-//! for us, and pods that nothing tells are told one by one (see `NodeRecord::pod_prefixes` of the core).
+//! Prefixes of pods that network plugins publish: in objects of their own kinds, and in annotations of Nodes. A kind
+//! that does not exist publishes none, and neither does an unreadable field: nobody would repair these objects for us,
+//! and pods outside all prefixes are listed one by one (see `NodeRecord::pod_prefixes` of the core).
 
 use crate::convert::field::prefix;
 use egret_core::model::Kind;
@@ -9,22 +9,22 @@ use serde_json::Value;
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
-/// A kind of a network plugin, as its manifests and the API name it.
+/// A kind of a network plugin, with its names in manifests and in the API.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct PluginKind {
-    /// Our name for it, which is unique.
+    /// Unique kind inside Egret.
     pub kind: Kind,
     /// `apiVersion`.
     pub api_version: &'static str,
     /// `kind`.
     pub name: &'static str,
-    /// The plural that paths of the API have.
+    /// Plural in API paths.
     pub plural: &'static str,
-    /// Its objects live in namespaces.
+    /// Whether its objects are namespaced.
     pub namespaced: bool,
 }
 
-/// Every kind.
+/// All kinds.
 pub const KINDS: [PluginKind; 6] = [
     of_cluster(
         Kind::CalicoIPPool,
@@ -77,12 +77,12 @@ const fn of_cluster(
     }
 }
 
-/// What is known of a kind of a network plugin; `None` for every other kind.
+/// Names of a network plugin's kind; `None` for every other kind.
 pub fn plugin_kind(kind: Kind) -> Option<&'static PluginKind> {
     KINDS.iter().find(|known| known.kind == kind)
 }
 
-/// Every string below a value: lists of prefixes are lists of strings or of mappings with one.
+/// All strings below a value: lists of prefixes are lists of strings, or of mappings with one.
 fn texts(value: &Value) -> Vec<&str> {
     match value {
         Value::String(text) => text.split(',').map(str::trim).collect(),
@@ -92,7 +92,7 @@ fn texts(value: &Value) -> Vec<&str> {
     }
 }
 
-/// A prefix; host bits count for nothing.
+/// A prefix; host bits are ignored.
 fn lenient(text: &str) -> Option<IpNet> {
     let (address, length) = text.split_once('/')?;
     let network = IpNet::new(address.parse::<IpAddr>().ok()?, length.parse().ok()?);
@@ -109,7 +109,7 @@ pub fn prefixes(kind: Kind, whole: &Value) -> BTreeSet<IpNet> {
             let pods = uses.is_empty() || uses.contains(&"Workload");
             pods.then_some(&spec["cidr"]).into_iter().collect()
         }
-        // Modes in which the cloud gives addresses have none here: those pods are told one by one.
+        // In modes where the cloud assigns addresses there is no prefix: those pods are listed one by one.
         Kind::CiliumNode => {
             let pools = spec["ipam"]["pools"]["allocated"].as_array();
             let pools = pools.into_iter().flatten().map(|pool| &pool["cidrs"]);
@@ -118,7 +118,7 @@ pub fn prefixes(kind: Kind, whole: &Value) -> BTreeSet<IpNet> {
                 .collect()
         }
         Kind::CiliumPodIPPool => vec![&spec["ipv4"]["cidrs"], &spec["ipv6"]["cidrs"]],
-        // A subnet on a VLAN is one of the network outside, where others than pods live too.
+        // A subnet on a VLAN is a network outside, where not only pods have addresses.
         Kind::KubeOvnSubnet => {
             let outside = spec["vlan"].as_str().is_some_and(|vlan| !vlan.is_empty());
             (!outside)
@@ -134,7 +134,7 @@ pub fn prefixes(kind: Kind, whole: &Value) -> BTreeSet<IpNet> {
                 .map(|one| &one["cidr"])
                 .collect()
         }
-        // In overlay mode a prefix; else one address, and `subnetAddressSpace` has others than pods.
+        // In overlay mode a prefix; otherwise one address, and not all of `subnetAddressSpace` are pods.
         Kind::AzureNodeNetworkConfig => {
             let containers = whole["status"]["networkContainers"].as_array();
             let containers = containers.into_iter().flatten();
@@ -149,7 +149,7 @@ pub fn prefixes(kind: Kind, whole: &Value) -> BTreeSet<IpNet> {
         .collect()
 }
 
-/// Annotations of Nodes that say its pods' prefixes: with commas between, or as JSON by network.
+/// Annotations of a Node with its pods' prefixes: separated by commas, or as JSON by network.
 const NODE_ANNOTATIONS: [&str; 7] = [
     "k8s.ovn.org/node-subnets",
     "kube-router.io/pod-cidr",

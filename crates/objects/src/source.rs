@@ -1,4 +1,4 @@
-//! What every source of objects can do.
+//! The interface of all sources of objects.
 
 use crate::front_end::FrontEnds;
 use crate::status::{
@@ -15,14 +15,14 @@ use std::path::PathBuf;
 use std::time::Duration;
 use thiserror::Error;
 
-/// Everything that a source knows at one moment. Copies share what is the same in both.
+/// Content of a source at one moment. Copies share unchanged parts.
 #[derive(Clone, Debug, PartialEq)]
 pub struct View {
     /// The objects, validated.
     pub snapshot: Snapshot,
-    /// What is wrong with objects; sorted.
+    /// Findings about objects; sorted.
     pub findings: Vec<Finding>,
-    /// Status of policies, as it was last written.
+    /// Last written status of policies.
     pub policies: SharedMap<ObjectRef, PolicyStatus>,
     /// Status of gateways.
     pub gateways: BTreeMap<GatewayName, GatewayStatus>,
@@ -30,14 +30,14 @@ pub struct View {
     pub pools: BTreeMap<PoolName, PoolStatus>,
     /// Status of addresses.
     pub addresses: SharedMap<IpAddr, AddressStatus>,
-    /// What agents report beside their [`NodeRecord`].
+    /// Agents' reports beside their [`NodeRecord`].
     pub nodes: SharedMap<NodeName, NodeReport>,
-    /// Objects of earlier systems and what they became.
+    /// Objects of earlier systems and their translations.
     pub front_ends: FrontEnds,
 }
 
 impl View {
-    /// Nothing but settings.
+    /// A view with settings only.
     pub(crate) fn empty(settings: &Settings) -> Self {
         View {
             snapshot: Snapshot::empty(settings.clone()),
@@ -52,34 +52,34 @@ impl View {
     }
 }
 
-/// Why a source could not do as asked.
+/// Error of a source.
 #[derive(Debug, Error)]
 pub enum SourceError {
-    /// Somebody else wrote the object first: read it again and decide again.
+    /// Another writer changed the object first: read it again and decide again.
     #[error("{object} has version {found}, expected {expected} (0: absent)")]
     Conflict {
         /// The object.
         object: String,
-        /// The version that the caller had seen; 0: none.
+        /// The version that the caller had read; 0: none.
         expected: u64,
-        /// The version that is there; 0: none.
+        /// The current version; 0: none.
         found: u64,
     },
-    /// The object that should be changed is not there.
+    /// The object to change does not exist.
     #[error("{object} does not exist")]
     NotFound {
         /// The object.
         object: String,
     },
-    /// A stored object cannot be read, so changing it could destroy what it says.
+    /// A stored object is unreadable, so a change could destroy its content.
     #[error("{object} cannot be read and is therefore not overwritten: {why}")]
     Unreadable {
         /// The object.
         object: String,
-        /// What is wrong with it.
+        /// The cause.
         why: String,
     },
-    /// The lock of the status directory did not come free in time.
+    /// The lock of the status directory was not released in time.
     #[error("{path} stays locked by another process")]
     Locked {
         /// The lock file.
@@ -88,80 +88,80 @@ pub enum SourceError {
     /// The source was opened for reading only.
     #[error("the source was opened for reading only")]
     ReadOnly,
-    /// This controller does not lead, so it must not write.
+    /// This controller is not the leader, so it must not write.
     #[error("another controller leads")]
     NotLeader,
-    /// Not everything has been read yet.
+    /// The objects have not been read completely yet.
     #[error("waiting for {what} from the Kubernetes API: {why}")]
     NotYet {
-        /// What is missing.
+        /// The missing part.
         what: String,
-        /// Why, as far as that is known.
+        /// The cause, as far as known.
         why: String,
     },
-    /// The API server, or a policy of the cluster, refuses to write this object; others it may take.
+    /// The API server, or an admission policy, refuses a write of this object; writes of others may succeed.
     #[error("{object} is refused: {why}")]
     Refused {
         /// The object.
         object: String,
-        /// What was said.
+        /// Answer of the API server.
         why: String,
     },
-    /// A write of this object was not answered in time.
+    /// A write of this object got no answer in time.
     #[error("no answer in time about {object}")]
     Unanswered {
         /// The object.
         object: String,
     },
-    /// The API server, or the way to it, refused.
+    /// The API server or the connection failed.
     #[error("{doing}: {why}")]
     Api {
-        /// What was being done.
+        /// The operation.
         doing: String,
-        /// What was said.
+        /// The error.
         why: String,
     },
-    /// The file system refused.
+    /// A file operation failed.
     #[error("{doing} {path}")]
     Io {
-        /// What was being done, for example "reading".
+        /// The operation, for example "reading".
         doing: &'static str,
-        /// With what.
+        /// The file or directory.
         path: PathBuf,
-        /// What the system said.
+        /// The system's error.
         #[source]
         source: io::Error,
     },
 }
 
-/// Something that a source writes down by itself, whatever is planned.
+/// Something that a source has to write on its own, independent of any plan.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Notice {
-    /// A person's object cannot be understood: its status says why.
+    /// A user's object is invalid: write that into its status.
     Invalid(ObjectRef),
-    /// The label of gateways, put on the record of a node or taken from it.
+    /// The gateway label on a node's record is wrong: set it, or remove it.
     GatewayLabel(NodeName, bool),
 }
 
-/// A place that objects are read from and that status is written to.
+/// A place from which objects are read and to which status is written.
 ///
-/// Writes say what should be there; a write that would change nothing is left out. `now_secs` (seconds since the
+/// Writes contain the desired content; a write that would change nothing is skipped. `now_secs` (seconds since the Unix
 /// epoch) becomes the transition time of conditions that changed.
 pub trait Source: Send {
-    /// Reads the newest view.
+    /// Reads the latest view.
     fn snapshot(&mut self) -> Result<View, SourceError>;
 
-    /// Blocks until something may have changed since the last [`Source::snapshot`] (`true`) or the time is over
+    /// Blocks until something may have changed since the last [`Source::snapshot`] (`true`) or the timeout expires
     /// (`false`).
     fn wait(&mut self, timeout: Duration) -> Result<bool, SourceError>;
 
-    /// Whether the caller may write: false while another controller leads. It must not plan either, for then what is
-    /// written changes under it.
+    /// Whether the caller may write: false while another controller leads. It must not plan either, since written
+    /// objects change concurrently.
     fn leads(&self) -> bool {
         true
     }
 
-    /// What has to be written down beside what is planned; each by itself, so that one that is refused stops no other.
+    /// Notices to write beside the plan; each separately, so that a refused one stops no other.
     fn notices(&mut self) -> Vec<Notice> {
         Vec::new()
     }
@@ -171,20 +171,20 @@ pub trait Source: Send {
         Ok(false)
     }
 
-    /// Writes an `EgressAddress` if its version is still `record.resource_version` (0: if it does not exist) and
-    /// returns the new version. Fails with [`SourceError::Conflict`].
+    /// Writes an `EgressAddress` if its version is still `record.resource_version` (0: it must not exist), and returns
+    /// the new version. Fails with [`SourceError::Conflict`].
     fn write_address(&mut self, record: &AddressRecord) -> Result<u64, SourceError>;
 
     /// Deletes an `EgressAddress` if its version is still this. Fails with [`SourceError::Conflict`].
     fn delete_address(&mut self, address: IpAddr, resource_version: u64)
     -> Result<(), SourceError>;
 
-    /// Writes the controller's part of an `EgressNode` (tunnel index, grants), making it if it is not there, and
-    /// leaves the agent's part as it is. Returns its version.
+    /// Writes the controller's part of an `EgressNode` (tunnel index, grants), creates the object if necessary, and
+    /// leaves the agent's part unchanged. Returns its version.
     fn write_node_spec(&mut self, record: &NodeRecord) -> Result<u64, SourceError>;
 
-    /// Writes the agent's part of an `EgressNode` and leaves the controller's part as it is. Fails with
-    /// [`SourceError::NotFound`] until the controller has made it. Returns its version.
+    /// Writes the agent's part of an `EgressNode` and leaves the controller's part unchanged. Fails with
+    /// [`SourceError::NotFound`] until the controller has created it. Returns its version.
     fn write_node_status(
         &mut self,
         record: &NodeRecord,
@@ -192,11 +192,11 @@ pub trait Source: Send {
         now_secs: i64,
     ) -> Result<u64, SourceError>;
 
-    /// Deletes the `EgressNode` of a node that is gone. No error if there is none.
+    /// Deletes the `EgressNode` of a removed node. No error if there is none.
     fn delete_node(&mut self, node: &NodeName) -> Result<(), SourceError>;
 
-    /// Writes the status of an `Egress` or `ClusterEgress`. Returns whether anything changed; an object that is
-    /// gone is left alone.
+    /// Writes the status of an `Egress` or `ClusterEgress`. Returns whether anything changed; a deleted object is
+    /// ignored.
     fn write_policy_status(
         &mut self,
         object: &ObjectRef,
@@ -228,9 +228,9 @@ pub trait Source: Send {
         now_secs: i64,
     ) -> Result<bool, SourceError>;
 
-    /// Writes the whole status of an object of a front-end, as [`crate::front_end::status`] gives it. `before` is what was
-    /// written last: what the object has may be less, where its definition is not ours. Returns whether anything changed;
-    /// an object that is gone is left alone.
+    /// Writes the whole status of an object of a front-end, as [`crate::front_end::status`] computes it. `before` is
+    /// the last written status: the object's own may have fewer fields, where its CRD is not ours. Returns whether
+    /// anything changed; a deleted object is ignored.
     fn write_front_end_status(
         &mut self,
         object: &ObjectRef,
@@ -239,8 +239,7 @@ pub trait Source: Send {
     ) -> Result<bool, SourceError>;
 }
 
-/// The conditions that should be there, each with the time at which its status last changed: the old time where the
-/// status is the same, `now_secs` where it is not.
+/// Sets the times of conditions: the old time where the status is unchanged, otherwise `now_secs`.
 pub fn carry_transition_times(
     old: &[Condition],
     new: &[Condition],

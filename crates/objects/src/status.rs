@@ -1,4 +1,4 @@
-//! What controller and agents say about objects, without the API's spelling.
+//! Status of objects as controller and agents report it, independent of the API's types.
 
 use egret_core::model::NodeName;
 use egret_core::numbers::CONDITION_MESSAGE_MAX_BYTES;
@@ -18,21 +18,21 @@ pub enum ConditionStatus {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Condition {
-    /// Its type: [`egret_core::condition::ConditionType`], or another's.
+    /// Type: [`egret_core::condition::ConditionType`], or another system's.
     #[serde(rename = "type")]
     pub kind: String,
     /// Whether it holds.
     pub status: ConditionStatus,
-    /// Why: [`egret_core::condition::Reason`], or another's.
+    /// Reason: [`egret_core::condition::Reason`], or another system's.
     pub reason: String,
-    /// Why, for people.
+    /// Message for people.
     pub message: String,
     /// Seconds since the epoch at which `status` last changed. Ignored when written.
     pub since_secs: i64,
 }
 
 impl From<&egret_core::condition::Condition> for Condition {
-    /// The source fills in the time.
+    /// Without a time: the source sets it.
     fn from(condition: &egret_core::condition::Condition) -> Self {
         Self {
             kind: condition.kind.to_string(),
@@ -47,7 +47,7 @@ impl From<&egret_core::condition::Condition> for Condition {
     }
 }
 
-/// A message as long as the API takes it.
+/// A message, cut to the API's limit.
 pub(crate) fn cut(message: &str) -> String {
     const END: &str = " …";
     if message.len() <= CONDITION_MESSAGE_MAX_BYTES {
@@ -61,13 +61,13 @@ pub(crate) fn cut(message: &str) -> String {
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct PolicyStatus {
-    /// The generation that it speaks of.
+    /// The generation that the status describes.
     pub observed_generation: i64,
     /// The egress addresses in use.
     pub addresses: Vec<IpAddr>,
     /// Pods that the policy selects.
     pub selected: u32,
-    /// Those that are programmed.
+    /// Selected pods that are programmed.
     pub programmed: u32,
     /// Conditions.
     pub conditions: Vec<Condition>,
@@ -77,9 +77,9 @@ pub struct PolicyStatus {
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct GatewayStatus {
-    /// The generation that it speaks of; 0: not known.
+    /// The generation that the status describes; 0: unknown.
     pub observed_generation: i64,
-    /// Its nodes.
+    /// Gateway nodes.
     pub gateways: Vec<GatewayMember>,
     /// Conditions.
     pub conditions: Vec<Condition>,
@@ -91,11 +91,11 @@ pub struct GatewayStatus {
 pub struct GatewayMember {
     /// The node.
     pub node: NodeName,
-    /// It answers probes.
+    /// Whether it answers probes.
     pub live: bool,
     /// Steering version that it has applied.
     pub steering_version: u64,
-    /// `ebpf` or `nftables`.
+    /// Data path: `ebpf` or `nftables`.
     pub datapath: Option<String>,
 }
 
@@ -103,7 +103,7 @@ pub struct GatewayMember {
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct PoolStatus {
-    /// The generation that it speaks of; 0: not known.
+    /// The generation that the status describes; 0: unknown.
     pub observed_generation: i64,
     /// Addresses in the pool.
     pub total: u128,
@@ -117,27 +117,27 @@ pub struct PoolStatus {
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct AddressStatus {
-    /// The gateway that answers for it.
+    /// The gateway that announces it.
     pub announcer: Option<NodeName>,
-    /// The policies that use it, as kind/namespace/name.
+    /// Policies that use it, as kind/namespace/name.
     pub users: Vec<String>,
-    /// Source ports that workers hold.
+    /// Source ports in leases.
     pub ports_leased: u32,
-    /// Source ports that a worker could still get.
+    /// Source ports that can still be leased.
     pub ports_free: u32,
     /// Conditions.
     pub conditions: Vec<Condition>,
 }
 
-/// What an agent reports about its node beside the fields of `NodeRecord`.
+/// Report of an agent beside the fields of `NodeRecord`.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct NodeReport {
     /// MAC address of the tunnel device.
     pub tunnel_mac: Option<String>,
-    /// Device that leads out of the cluster, on gateways.
+    /// External device, on gateways.
     pub external_interface: Option<String>,
-    /// What the kernel and the agent can do.
+    /// Capabilities of the kernel and the agent.
     pub capabilities: Vec<String>,
     /// Conditions.
     pub conditions: Vec<Condition>,

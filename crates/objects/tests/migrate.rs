@@ -1,5 +1,5 @@
-//! `egret convert` on samples of every system: the output is in the tree beside the input, is what the converter says,
-//! and is good for Egret. `EGRET_BLESS=1` writes the outputs anew.
+//! `egret convert` on samples of every system: the output in the tree beside the input equals the converter's, and is
+//! valid for Egret. `EGRET_BLESS=1` rewrites the outputs.
 
 use egret_objects::Source;
 use egret_objects::dir::{DirSource, Settings};
@@ -58,7 +58,7 @@ fn samples_convert_to_what_is_in_the_tree() {
     }
 }
 
-/// Read as Egret reads its objects, without a finding, and as many policies as there are.
+/// Egret reads the output without a finding, with the expected number of policies.
 #[test]
 fn what_samples_convert_to_is_good() {
     for path in inputs() {
@@ -121,7 +121,7 @@ fn lost(output: &migrate::Output) -> Vec<String> {
     output.losses.iter().map(ToString::to_string).collect()
 }
 
-/// Whether one of the losses is about this field and has these words.
+/// Whether one of the losses is about this field and contains these words.
 fn names(output: &migrate::Output, field: &str, words: &str) -> bool {
     let mut losses = output.losses.iter();
     losses.any(|loss| loss.field == field && loss.to_string().contains(words))
@@ -232,7 +232,7 @@ fn kinds_that_are_not_converted_are_named_as_such() {
     }
 }
 
-/// Texts that people and tools leave in fields.
+/// Typical texts in fields, of people and tools.
 fn word() -> impl Strategy<Value = &'static str> {
     prop::sample::select(vec![
         "",
@@ -313,7 +313,7 @@ fn labels() -> impl Strategy<Value = Json> {
     ]
 }
 
-/// Objects of every kind that is converted, with anything in any field.
+/// Objects of all kinds that are converted, with any value in any field.
 fn object() -> impl Strategy<Value = Json> {
     let kinds = prop::sample::select(vec![
         ("v1", "Egress"),
@@ -370,7 +370,7 @@ fn object() -> impl Strategy<Value = Json> {
 proptest! {
     #![proptest_config(ProptestConfig { cases: 300, failure_persistence: None, ..ProptestConfig::default() })]
 
-    /// Whatever it is given: what it prints, `egret plan` takes.
+    /// `egret plan` accepts the output for any input.
     #[test]
     fn what_is_printed_is_taken(objects in prop::collection::vec(object(), 1..4)) {
         let input = json!({"apiVersion": "v1", "kind": "List", "items": objects}).to_string();

@@ -1,5 +1,5 @@
-//! Traffic without pause from selected pods: new connections, datagrams and echoes several times a second, and long flows
-//! that are opened again when they end. Nothing here fails: the judge is at the router.
+//! Continuous traffic from selected pods: new connections, datagrams and echoes several times a second, and long flows
+//! that are opened again when they end. Nothing here fails: packets are checked at the router.
 
 use anyhow::ensure;
 use egret_lab::Place;
@@ -18,13 +18,13 @@ use crate::chaos::wait;
 const PATIENCE: Duration = Duration::from_millis(500);
 /// Longest wait for a datagram's or echo's answer: the next one is due.
 const SHORT: Duration = Duration::from_millis(50);
-/// A long flow that stands still for longer is given up.
+/// A long flow with a longer stall is abandoned.
 const LONG: Duration = Duration::from_secs(2);
-/// The same for one that only listens: nobody tells it that it was cut. By then the server has sent again twice (after
-/// 200 ms and 600 ms), and what it sends later still comes, to a pod that refuses it.
+/// The same for a flow that only receives: it is not told when it is cut. By then the server has retransmitted twice
+/// (after 200 ms and 600 ms), and its later packets still arrive at a pod that refuses them.
 const LISTENS: Duration = Duration::from_secs(1);
 
-/// What one thread does.
+/// Traffic of one thread.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Kind {
     /// New TCP connections.
@@ -33,9 +33,9 @@ pub enum Kind {
     Datagrams,
     /// Echo requests.
     Echoes,
-    /// One UDP socket for ever.
+    /// One UDP socket, kept forever.
     LongUdp,
-    /// One TCP connection with a line now and then.
+    /// One TCP connection with periodic lines.
     LongTcp,
     /// One TCP connection on which the server sends.
     Download,
@@ -82,7 +82,7 @@ impl Stop {
         self.changed.1.notify_all();
     }
 
-    /// The time between two turns.
+    /// Waits between two turns.
     fn pause(&self, time: Duration) {
         let guard = self
             .changed
@@ -90,7 +90,7 @@ impl Stop {
             .lock()
             .unwrap_or_else(PoisonError::into_inner);
         if !self.is_set() {
-            // Waking early only makes the next turn come early.
+            // An early wake-up only makes the next turn earlier.
             drop(self.changed.1.wait_timeout(guard, time));
         }
     }
@@ -112,7 +112,7 @@ impl Noise {
         Self::start_kinds(pods, servers, &Kind::ALL)
     }
 
-    /// The same with these kinds only.
+    /// As [`Self::start`], with these kinds only.
     ///
     /// # Errors
     /// A pod cannot be entered.
@@ -138,19 +138,19 @@ impl Noise {
         Ok(noise)
     }
 
-    /// Waits until every thread that never blocks for long has made two more turns: at least one whole one.
+    /// Waits until every thread that never blocks for long has made two more turns: at least one complete one.
     ///
     /// # Errors
-    /// It stands still.
+    /// The traffic stalls.
     pub fn wait_turns(&self) -> anyhow::Result<()> {
         let quick = [Kind::Datagrams, Kind::Echoes, Kind::LongUdp];
         self.wait_more("turns", &quick, |counts| &counts.turns, 2)
     }
 
-    /// Waits until every thread has had one more answer, of something that began after the call.
+    /// Waits until every thread has received one more answer, to traffic that began after the call.
     ///
     /// # Errors
-    /// One gets none.
+    /// One receives none.
     pub fn wait_answers(&self) -> anyhow::Result<()> {
         self.wait_more("answers", &Kind::ALL, |counts| &counts.answered, 2)
     }
@@ -181,7 +181,7 @@ impl Noise {
         Ok(())
     }
 
-    /// How often flows of this kind were opened.
+    /// Number of flows of this kind that were opened.
     pub fn opened(&self, kind: Kind) -> u64 {
         let counts = self.counts.iter().filter(|(_, of, _)| *of == kind);
         counts
@@ -286,7 +286,7 @@ fn datagram(target: SocketAddr) -> std::io::Result<()> {
     socket.recv(&mut [0; 128]).map(drop)
 }
 
-/// Sends on through every error: the socket stays the same.
+/// Continues to send after every error: the socket stays the same.
 fn long_udp(target: SocketAddr, counts: &Counts, stop: &Stop) -> std::io::Result<()> {
     let socket = udp(target)?;
     while !stop.is_set() {
@@ -312,7 +312,7 @@ fn long_tcp(target: SocketAddr, counts: &Counts, stop: &Stop) -> std::io::Result
     Ok(())
 }
 
-/// The server always has something to send: it meets whatever a policy change leaves of the flow.
+/// The server always has data to send, so it hits all remains of the flow after a policy change.
 fn download(target: SocketAddr, counts: &Counts, stop: &Stop) -> std::io::Result<()> {
     let stream = TcpStream::connect_timeout(&target, PATIENCE)?;
     let socket = socket2::SockRef::from(&stream);

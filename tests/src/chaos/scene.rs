@@ -11,7 +11,7 @@ use std::path::PathBuf;
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
-/// Longest wait for anything; generous, since the machine may be busy.
+/// Longest wait for any condition; generous, since the machine may be busy.
 pub const DEADLINE: Duration = Duration::from_secs(60);
 
 /// The program under test.
@@ -25,7 +25,7 @@ pub fn program() -> anyhow::Result<PathBuf> {
 /// Waits for a condition within [`DEADLINE`].
 ///
 /// # Errors
-/// It does not come true.
+/// It does not become true.
 pub fn wait(what: &str, condition: impl FnMut() -> bool) -> anyhow::Result<()> {
     Ok(wait_for(what, DEADLINE, condition)?)
 }
@@ -48,7 +48,7 @@ pub fn egress(name: &str, ips: &[IpAddr], destinations: &[&str]) -> String {
     text
 }
 
-/// A [`Cluster`] for long histories: policies one by one, agents that come and go, logs where a test fails.
+/// A [`Cluster`] for long histories: single policies, agents that stop and start, logs after a failure.
 pub struct Scene {
     cluster: Cluster,
 }
@@ -62,7 +62,7 @@ impl Scene {
         Self::up_with(test, topology, &[])
     }
 
-    /// The same, with more arguments for every agent.
+    /// As [`Self::up`], with more arguments for every agent.
     ///
     /// # Errors
     /// As [`Self::up`].
@@ -71,7 +71,7 @@ impl Scene {
         Ok(Self { cluster })
     }
 
-    /// Starts the program in a host with these arguments; it ends with the lab. What it says goes to a log of this name.
+    /// Starts the program in a host with these arguments; it ends with the lab. Its output goes to a log of this name.
     ///
     /// # Errors
     /// It cannot be started.
@@ -120,7 +120,7 @@ impl Scene {
         Ok(())
     }
 
-    /// Takes manifests out of the source directory.
+    /// Removes the objects of manifests from the source directory.
     ///
     /// # Errors
     /// A bad manifest.
@@ -136,14 +136,14 @@ impl Scene {
         Ok(path)
     }
 
-    /// Our copy of an object, if it is there.
+    /// Egret's copy of an object, if it exists.
     pub fn object(&self, kind: &str, name: &str) -> Option<Value> {
         let folder = self.cluster.lab().dir().objects().join("status").join(kind);
         let text = std::fs::read_to_string(folder.join(format!("{name}.yaml"))).ok()?;
         serde_saphyr::from_str(&text).ok()
     }
 
-    /// The generation of a policy of `default` whose status says Ready; 0: it does not.
+    /// The generation of a policy of `default` whose status is Ready; 0 if it is not.
     pub fn ready_generation(&self, policy: &str) -> i64 {
         let object = self.object("Egress", &format!("default.{policy}"));
         let object = object.unwrap_or_default();
@@ -161,7 +161,7 @@ impl Scene {
     /// Waits until a policy is Ready in a generation above `after`, and returns it.
     ///
     /// # Errors
-    /// It does not become so; the error has the object's last status.
+    /// It does not become Ready; the error contains the object's last status.
     pub fn wait_ready(&self, policy: &str, after: i64) -> anyhow::Result<i64> {
         let mut generation = 0;
         let result = wait(&format!("policy {policy} to be Ready"), || {
@@ -175,7 +175,7 @@ impl Scene {
         Ok(generation)
     }
 
-    /// Puts a policy (new or changed) and waits until it is Ready.
+    /// Applies a policy (new or changed) and waits until it is Ready.
     ///
     /// # Errors
     /// A bad manifest, or it does not become Ready.
@@ -185,12 +185,12 @@ impl Scene {
         self.wait_ready(policy, before)
     }
 
-    /// Whether the agent of a host says that everything is carried out.
+    /// Whether the agent of a host reports that its state is applied.
     pub fn agent_ready(&self, host: &str) -> bool {
         self.cluster.agent_ready(host)
     }
 
-    /// Waits until the agents of these hosts say that everything is carried out.
+    /// Waits until the agents of these hosts report that their state is applied.
     ///
     /// # Errors
     /// One does not.
@@ -207,7 +207,7 @@ impl Scene {
         Ok(())
     }
 
-    /// Ends agents (`SIGKILL`, or `SIGTERM` so that they end in order), starts new ones and waits until they are ready.
+    /// Ends agents (`SIGKILL`, or `SIGTERM` for an orderly end), starts new ones and waits until they are ready.
     ///
     /// # Errors
     /// An agent does not end or does not become ready.
@@ -224,7 +224,7 @@ impl Scene {
         self.wait_agents(hosts)
     }
 
-    /// Asks the agent of a host to end (`SIGTERM`) and waits until it has.
+    /// Ends the agent of a host by `SIGTERM` and waits until it has ended.
     ///
     /// # Errors
     /// There is none, or it does not end.
@@ -232,7 +232,7 @@ impl Scene {
         self.cluster.end_agent(host)
     }
 
-    /// Takes the label that makes a node a gateway from its object, or puts it back.
+    /// Removes the label that makes a node a gateway from its object, or restores it.
     ///
     /// # Errors
     /// There is no such node.
@@ -266,14 +266,14 @@ impl Scene {
     /// Runs a shell line in a host; its output.
     ///
     /// # Errors
-    /// It fails; the error has what it said.
+    /// It fails; the error contains its output.
     pub fn shell(&self, host: &str, line: &str) -> anyhow::Result<String> {
         let place = self.host(host)?;
         let mut command: Command = self.cluster.lab().exec(&place, "sh")?;
         Ok(run(command.args(["-c", line]), "")?)
     }
 
-    /// What the agent of a host answers to `egret status -o json`.
+    /// The answer of a host's agent to `egret status -o json`.
     ///
     /// # Errors
     /// It does not run.
@@ -287,7 +287,7 @@ impl Scene {
         Ok(serde_json::from_slice(&output.stdout)?)
     }
 
-    /// Waits until the agent of a host sees exactly these gateways alive, with tables where there is any address.
+    /// Waits until the agent of a host sees exactly these gateways alive, with loaded tables if there is any address.
     ///
     /// # Errors
     /// It does not.
@@ -317,7 +317,7 @@ impl Drop for Scene {
 }
 
 impl Scene {
-    /// The ends of all logs, for a test that failed.
+    /// Prints the ends of all logs, for a test that failed.
     pub fn print_logs(&self) {
         let entries = std::fs::read_dir(self.cluster.lab().dir().log()).into_iter();
         for entry in entries.flatten().flatten() {
@@ -329,7 +329,7 @@ impl Scene {
     }
 }
 
-/// A snapshot without what agents remember for a while: tuples of flows that a policy change ended.
+/// A snapshot without the tuples of ended flows, which agents remember for a while.
 pub fn without_memory(mut snapshot: Snapshot) -> Snapshot {
     for line in snapshot.sections.values_mut() {
         let mut is_memory = false;

@@ -1,7 +1,8 @@
-//! Judging every packet towards the server, on both sides of the router.
+//! Checks every packet towards the server, on both sides of the router.
 //!
-//! What is allowed changes while a test runs. A change is a marker packet from a machine of its own that passes both
-//! devices: what a capture hands over after the marker was on the wire after it, however late the capture is read.
+//! The allowed sources change while a test runs. A change is a marker packet from a separate machine that passes both
+//! devices: packets that a capture delivers after the marker were on the wire after it, however late the capture is
+//! read.
 
 use crate::chaos::{Scene, wait};
 use anyhow::Context;
@@ -19,17 +20,17 @@ const TCP: u8 = 6;
 /// Time to live of packets that have crossed no router (Linux's default).
 const FIRST_HOPS: u8 = 64;
 
-/// What may be seen.
+/// Allowed packets.
 #[derive(Debug, Clone, Default)]
 pub struct Phase {
     /// Allowed sources.
     pub sources: BTreeSet<IpAddr>,
-    /// Allowed sources whose own stack may not send a TCP reset: it must not answer for a pod.
+    /// Allowed sources whose own stack may not send a TCP reset: it must not answer in place of a pod.
     pub no_reset: BTreeSet<IpAddr>,
 }
 
 impl Phase {
-    /// Only these sources.
+    /// Allows only these sources.
     pub fn only(sources: impl IntoIterator<Item = IpAddr>) -> Self {
         Self {
             sources: sources.into_iter().collect(),
@@ -38,17 +39,17 @@ impl Phase {
     }
 }
 
-/// Shared by both captures: what each phase allows, and which frames may carry egress addresses.
+/// Shared by both captures: the allowed sources of each phase, and the frames that may carry egress addresses.
 #[derive(Debug, Default)]
 struct Law {
     phases: Mutex<Vec<Phase>>,
-    /// Machines that judge and route: their own packets are not looked at.
+    /// Machines that route and that send markers: their own packets are ignored.
     ignored: BTreeSet<IpAddr>,
     servers: BTreeSet<IpAddr>,
     /// Egress addresses, and the hardware addresses of gateways: only these may send from those.
     egress: BTreeSet<IpAddr>,
     gateways: BTreeSet<[u8; 6]>,
-    /// A gateway may tell the server in its own name what became of a packet to an egress address.
+    /// A gateway may report errors about a packet to an egress address to the server, under its own address.
     gateway_addresses: BTreeSet<IpAddr>,
 }
 
@@ -60,7 +61,7 @@ struct Side {
     wrong: BTreeMap<String, u64>,
 }
 
-/// Captures that run.
+/// Running captures.
 pub struct Watch {
     law: Arc<Law>,
     sides: Vec<(Arc<Mutex<Side>>, Capture)>,
@@ -68,7 +69,7 @@ pub struct Watch {
     server: IpAddr,
 }
 
-/// What was seen.
+/// Result of the captures.
 #[derive(Debug, Clone, Default)]
 pub struct Verdict {
     /// Packets to the server on both sides, by source and protocol (IANA number).
@@ -77,7 +78,7 @@ pub struct Verdict {
     pub by_phase: BTreeMap<(usize, IpAddr), u64>,
     /// Packets that were not allowed.
     pub wrong: u64,
-    /// The first of them, as text.
+    /// The first of these packets, as text.
     pub examples: Vec<String>,
     /// Packets that a capture lost.
     pub lost: u64,
@@ -95,7 +96,7 @@ impl Verdict {
         sources.iter().map(|source| self.from(*source)).sum()
     }
 
-    /// Nothing wrong, nothing lost, and TCP, UDP and echo of every source in `right`.
+    /// Passes if nothing was wrong or lost, and TCP, UDP and echo of every source in `right` were seen.
     ///
     /// # Panics
     /// Otherwise.
@@ -124,7 +125,7 @@ impl Verdict {
 
 impl Watch {
     /// Starts captures on every device of the host `router`. `egress`: the addresses that only gateways may send from.
-    /// Until the first [`Watch::phase`] everything is allowed.
+    /// Before the first [`Watch::phase`] everything is allowed.
     ///
     /// # Errors
     /// The lab has no hosts `router`, `server` and `clock`.
@@ -170,7 +171,7 @@ impl Watch {
         })
     }
 
-    /// From the return on, exactly what `phase` allows is right. Its number.
+    /// From the return on, exactly the packets of `phase` are allowed. Returns the phase's number.
     ///
     /// # Errors
     /// The marker does not pass the router.
@@ -184,9 +185,9 @@ impl Watch {
         let target = SocketAddr::new(self.server, MARKER_PORT + number as u16);
         let mut turn = 0;
         wait("the marker to pass the router", || {
-            // Every wait is 2 ms: a lost marker is sent again after a while.
+            // Each iteration takes 2 ms: a lost marker is sent again after a while.
             if turn % 50 == 0 {
-                // An error is the answer to an earlier marker: nobody listens at that port.
+                // An error is the answer to an earlier marker: no process listens at that port.
                 let _ = self.clock.send_to(&[0], target);
             }
             turn += 1;
@@ -197,7 +198,7 @@ impl Watch {
         Ok(number)
     }
 
-    /// What was seen until now.
+    /// Result up to now.
     pub fn so_far(&self) -> Verdict {
         let mut verdict = Verdict::default();
         for (side, capture) in &self.sides {
@@ -220,12 +221,12 @@ impl Watch {
         verdict
     }
 
-    /// Ends the captures. What passed before is counted.
+    /// Ends the captures. Packets that passed before are counted.
     ///
     /// # Errors
-    /// A capture broke.
+    /// A capture failed.
     pub fn stop(self) -> anyhow::Result<Verdict> {
-        // Everything that is in the queues is in front of one more marker.
+        // All queued packets are before one more marker.
         let last = lock(&self.law.phases).last().cloned().unwrap_or_default();
         if !last.sources.is_empty() {
             self.phase(last)?;
@@ -301,7 +302,7 @@ fn problem(law: &Law, phase: usize, packet: &Packet) -> Option<String> {
         ));
     }
     let is_reset = *protocol == TCP && tcp_flags(packet).is_some_and(|flags| flags & 4 != 0);
-    // What a pod sends has crossed its node by here.
+    // At this point a pod's packet has left its node.
     let is_own = hops_left(packet) == Some(FIRST_HOPS) && packet.direction == Direction::In;
     (is_reset && is_own && allowed.no_reset.contains(source))
         .then(|| format!("phase {phase}: reset from {source}"))

@@ -1,4 +1,4 @@
-//! Agents of a lab: whether they are ready, and their end.
+//! Agents of a lab: their readiness, and their end.
 
 use super::{Cluster, DEADLINE, METRICS_PORT};
 use anyhow::Context;
@@ -8,7 +8,7 @@ use std::net::{Ipv4Addr, SocketAddr, TcpStream};
 use std::time::Duration;
 
 impl Cluster {
-    /// Whether the agent of a host says that everything is carried out.
+    /// Whether the agent of a host reports that its state is applied.
     pub fn agent_ready(&self, host: &str) -> bool {
         let ask = || -> std::io::Result<String> {
             let endpoint = SocketAddr::from((Ipv4Addr::LOCALHOST, METRICS_PORT));
@@ -24,7 +24,7 @@ impl Cluster {
         matches!(answer, Ok(Ok(answer)) if answer.starts_with("HTTP/1.1 200"))
     }
 
-    /// Asks the agent of a host to end (`SIGTERM`) and waits until it has.
+    /// Ends the agent of a host by `SIGTERM` and waits until it has ended.
     ///
     /// # Errors
     /// There is none, or it does not end in time.

@@ -1,18 +1,18 @@
-//! What the environments of users differ in, and which of it goes together.
+//! Factors of users' environments, and which values can be combined.
 
 use super::pairs::{Row, cross, table};
 use egret_lab::topology::{Cni, Forward, RpFilter};
 
-/// How many nodes there are.
+/// Number of nodes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Nodes {
-    /// Workers, and gateways beside them.
+    /// Workers, and separate gateways.
     Many,
-    /// One node is both.
+    /// One node has both roles.
     One,
 }
 
-/// Where gateways send to.
+/// Network to which gateways send.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Way {
     /// The segment of the nodes.
@@ -30,14 +30,14 @@ pub enum Underlay {
     Ipv6,
 }
 
-/// Whose marks are on the packets of the pod.
+/// Component whose marks the packets of the pod have.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Marks {
-    /// Nobody's.
+    /// None.
     None,
-    /// kube-proxy's bits 0xc000: that for masquerade, with the masquerade.
+    /// kube-proxy's bits 0xc000: the masquerade bit, with its masquerade.
     KubeProxy,
-    /// Calico's mask 0xffff0000, of which 0x00ff0000 is Egret's as well.
+    /// Calico's mask 0xffff0000; Egret uses 0x00ff0000 as well.
     Calico,
     /// Cilium's mask 0x0f00.
     Cilium,
@@ -54,23 +54,23 @@ pub enum Policy {
     Ipv6,
 }
 
-/// What the whole lab has in common.
+/// Factors that a whole lab shares.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Ground {
     /// How many nodes.
     pub nodes: Nodes,
-    /// Where gateways send to.
+    /// Network to which gateways send.
     pub way: Way,
     /// Families of the underlay.
     pub underlay: Underlay,
-    /// Segments filter multicast of IPv6 (RFC 4541), with a querier.
+    /// Whether segments filter IPv6 multicast (RFC 4541), with a querier.
     pub mld_snooping: bool,
 }
 
-/// What one node has.
+/// Factors of one node.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Node {
-    /// Who masquerades.
+    /// Component that masquerades.
     pub cni: Cni,
     /// Policy of the forward chain.
     pub forward: Forward,
@@ -81,7 +81,7 @@ pub struct Node {
 }
 
 impl Node {
-    /// Whether only the operator can open the forward chain: it belongs to the old ip_tables.
+    /// Whether only the operator can open the forward chain: it belongs to the legacy ip_tables.
     pub fn is_blocked(&self) -> bool {
         self.cni == Cni::IptablesLegacy && self.forward == Forward::Drop
     }
@@ -110,7 +110,7 @@ const MARKS: [Marks; 4] = [Marks::None, Marks::KubeProxy, Marks::Calico, Marks::
 const POLICIES: [Policy; 3] = [Policy::Dual, Policy::Ipv4, Policy::Ipv6];
 /// Values of each factor, in the order of [`cell`].
 const COUNTS: [usize; 10] = [2, 2, 2, 2, 4, 2, 2, 2, 4, 3];
-/// The first factors are those of the [`Ground`].
+/// Number of leading factors that belong to the [`Ground`].
 const GROUND_FACTORS: usize = 4;
 
 fn cell(row: &[usize]) -> Cell {
@@ -132,7 +132,7 @@ fn cell(row: &[usize]) -> Cell {
     }
 }
 
-/// Why a cell cannot be; none: it can.
+/// Why a cell is impossible; `None` if it is possible.
 pub fn impossible(cell: &Cell) -> Option<&'static str> {
     let Ground {
         nodes,
@@ -155,13 +155,13 @@ pub fn impossible(cell: &Cell) -> Option<&'static str> {
     )
 }
 
-/// Every cell that is possible.
+/// All possible cells.
 pub fn all() -> Vec<Cell> {
     rows().iter().map(|row| cell(row)).collect()
 }
 
-/// Three values that must meet although pairs would do: a solicitation for an egress address crosses a segment that
-/// filters multicast only where the gateway is on that segment and the policy has an IPv6 address.
+/// Three values that must be combined although pairs would suffice: a solicitation for an egress address crosses a
+/// segment that filters multicast only if the gateway is on that segment and the policy has an IPv6 address.
 fn is_needed(cell: &Cell) -> bool {
     let Ground {
         nodes,
@@ -174,7 +174,7 @@ fn is_needed(cell: &Cell) -> bool {
         && cell.policy == Policy::Dual
 }
 
-/// So few cells that every possible pair of values is in one, and what `is_needed` says.
+/// Few cells that contain every possible pair of values, and all that `is_needed` selects.
 pub fn pairwise() -> Vec<Cell> {
     let table = pairwise_rows();
     table.iter().map(|row| cell(row)).collect()
@@ -205,7 +205,7 @@ mod tests {
     fn every_pair_of_values_is_in_a_cell_also_those_of_impossible_triples() {
         let table = pairwise_rows();
         let covered: BTreeSet<_> = table.iter().flat_map(|row| pairs(row)).collect();
-        // What cannot be is three values that meet; each two of them meet elsewhere. So no pair is missing.
+        // Each impossible combination has three values; any two of them occur elsewhere. So no pair is missing.
         let anything = cross(&COUNTS, |_| true);
         let wanted: BTreeSet<_> = anything.iter().flat_map(|row| pairs(row)).collect();
         let missing: Vec<_> = wanted.difference(&covered).collect();

@@ -1,4 +1,4 @@
-//! Cells become labs: nodes of different settings live in one lab, pods of different policies and marks on one node.
+//! Groups cells into labs: nodes of different settings share a lab, pods of different policies and marks share a node.
 
 use super::cells::{Cell, Ground, Marks, Node, Nodes, Policy, Underlay, Way};
 use crate::cluster::pod;
@@ -6,9 +6,9 @@ use egret_lab::topology::{Host, Link, Role, Segment};
 use egret_lab::{Topology, layout::POD_DEVICE_PREFIX};
 use std::net::IpAddr;
 
-/// Nodes with pods in one lab, at most: each has an agent, and the machine is small.
+/// Most nodes with pods in one lab: each has an agent, and the machine is small.
 const WORKERS_MAX: usize = 8;
-/// Pods in one lab, at most: each sends without pause, in both families.
+/// Most pods in one lab: each sends continuously, in both families.
 const PODS_MAX: usize = 24;
 /// Gateways of a lab of many nodes.
 const GATEWAYS: usize = 2;
@@ -53,7 +53,7 @@ fn device(place: usize) -> String {
 /// A lab for some cells.
 #[derive(Debug, Clone)]
 pub struct LabPlan {
-    /// What all its cells have in common.
+    /// Factors that all its cells share.
     pub ground: Ground,
     /// Number among the labs of the same ground.
     pub number: usize,
@@ -91,7 +91,7 @@ pub fn of(cells: &[Cell]) -> Vec<LabPlan> {
     labs
 }
 
-/// How many cells share the node of this one.
+/// Number of cells that share this one's node.
 fn pods_of_node(cells: &[Cell], cell: &Cell) -> usize {
     let same = |one: &&Cell| one.ground == cell.ground && one.node == cell.node;
     cells.iter().filter(same).count()
@@ -119,7 +119,7 @@ impl LabPlan {
         });
     }
 
-    /// A name for people.
+    /// Name for people.
     pub fn name(&self) -> String {
         let Ground {
             nodes,
@@ -185,7 +185,7 @@ impl LabPlan {
         names
     }
 
-    /// Egress addresses of a policy; `edited`: others, for a policy that is changed.
+    /// Egress addresses of a policy; with `edited` other ones, for a policy that is changed.
     pub fn addresses(&self, policy: Policy, edited: bool) -> Vec<IpAddr> {
         let networks = match self.ground.way {
             Way::NodeSegment => ["192.168.122.", "fd00:122::"],
@@ -278,8 +278,8 @@ impl LabPlan {
     }
 }
 
-/// The server's addresses that pods of a policy talk to, and nobody else: a packet at the router says by its
-/// destination whose it is, whatever its protocol.
+/// The server's addresses that only pods of this policy talk to: a packet at the router identifies its policy by its
+/// destination, whatever its protocol.
 pub fn servers(policy: Policy) -> [IpAddr; 2] {
     let number = match policy {
         Policy::Dual => 10,

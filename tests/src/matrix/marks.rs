@@ -1,4 +1,4 @@
-//! Packet marks of other components: rules that set them as those do, and counters of what arrived behind Egret's rules.
+//! Packet marks of other components: rules that set them in the same hooks, and counters after Egret's rules.
 
 use super::cells::Marks;
 use super::labs::NodePlan;
@@ -13,7 +13,7 @@ struct Bits {
     value: u32,
 }
 
-/// Calico's whole mask. Half of it is Egret's as well, so all of it is kept on packets that are not Egret's only.
+/// Calico's whole mask. Egret uses half of it as well, so all of it is retained only on packets that are not Egret's.
 const CALICO: Bits = Bits {
     mask: 0xffff_0000,
     value: 0xab5a_0000,
@@ -31,8 +31,8 @@ fn bits(marks: Marks) -> Option<Bits> {
 
 /// The table for a node. `addresses`: those of a pod.
 ///
-/// Marks are set before Egret's classification (-150; it is at -99) and looked at behind its guard (310; it is at 300).
-/// kube-proxy masquerades what has its bit; Calico clears and sets bits of Egret's mask in the forward hook.
+/// Marks are set before Egret's classification (-150; it is at -99) and checked after its guard (310; it is at 300).
+/// kube-proxy masquerades packets with its bit; Calico clears and sets bits of Egret's mask in the forward hook.
 pub fn table(node: &NodePlan, addresses: impl Fn(&str) -> Vec<IpAddr>) -> String {
     let (mut set, mut forward) = (String::new(), String::new());
     let (mut look, mut counters) = (String::new(), String::new());

@@ -1,4 +1,4 @@
-//! Pairwise tables: most faults need the meeting of two settings only, and all pairs fit into few rows.
+//! Pairwise tables: most faults need the combination of only two settings, and all pairs fit into few rows.
 
 use std::collections::BTreeSet;
 
@@ -7,7 +7,7 @@ type Value = (usize, usize);
 /// One value for each factor.
 pub type Row = Vec<usize>;
 
-/// Every row of the full cross that is possible. `counts`: how many values each factor has.
+/// All possible rows of the full cross. `counts`: number of values of each factor.
 pub fn cross(counts: &[usize], is_possible: impl Fn(&[usize]) -> bool) -> Vec<Row> {
     let mut rows = vec![Row::new()];
     for count in counts {
@@ -27,9 +27,9 @@ pub fn pairs(row: &[usize]) -> impl Iterator<Item = (Value, Value)> {
     })
 }
 
-/// A few of the rows in which every pair that is in any of them occurs. Greedy: always the row with most that is new;
-/// of several the one whose first `kept` values are there already, then the first. The same rows give the same table.
-/// `needed`: rows that are in it whatever they add.
+/// A few of the rows that contain every pair of any row. Greedy: always the row with most new pairs; of several the one
+/// whose first `kept` values are there already, then the first. The same rows give the same table. `needed`: rows that
+/// are always included.
 pub fn table(rows: &[Row], kept: usize, needed: &[Row]) -> Vec<Row> {
     let mut missing: BTreeSet<(Value, Value)> = rows.iter().flat_map(|row| pairs(row)).collect();
     let mut heads: BTreeSet<&[usize]> = needed.iter().map(|row| &row[..kept]).collect();
@@ -39,7 +39,7 @@ pub fn table(rows: &[Row], kept: usize, needed: &[Row]) -> Vec<Row> {
     }
     while !missing.is_empty() {
         let gain = |row: &Row| pairs(row).filter(|pair| missing.contains(pair)).count();
-        // Of equals `max_by_key` takes the last, so it looks from behind.
+        // Of equals `max_by_key` takes the last, so it iterates in reverse.
         let best = rows
             .iter()
             .rev()
@@ -78,7 +78,7 @@ mod tests {
         let rows = cross(&[3, 3, 3], |row| !(row[0] == 0 && row[1] == 2));
         let table = table(&rows, 1, &[]);
         assert!(table.iter().all(|row| !(row[0] == 0 && row[1] == 2)));
-        // 27 pairs of values, less the one.
+        // 27 pairs of values, minus the impossible one.
         assert_eq!(all_pairs(&table).len(), 26);
     }
 

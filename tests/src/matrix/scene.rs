@@ -1,4 +1,4 @@
-//! A lab of the matrix that runs, and what is asked of it.
+//! A running lab of the matrix, and operations on it.
 
 use super::cells::{Nodes, Policy};
 use super::labs::{LabPlan, NodePlan, PodPlan, servers};
@@ -15,14 +15,14 @@ use serde_json::Value;
 use std::collections::BTreeSet;
 use std::net::IpAddr;
 
-/// Selected pods of a lab up to which each of them sends everything.
+/// Number of selected pods up to which each of them sends all kinds of traffic.
 const CROWD: usize = 4;
 
-/// A lab of the matrix that is up, with policies. Goes down with the value.
+/// A running lab of the matrix, with policies. It is taken down with the value.
 pub struct Scene {
     /// The lab.
     pub cluster: Cluster,
-    /// What it is made of.
+    /// Its plan.
     pub plan: LabPlan,
 }
 
@@ -57,8 +57,7 @@ impl Scene {
         Ok(scene)
     }
 
-    /// Whether only the operator can let a node's pods into the tunnel. A node that is the only one sends nothing
-    /// through it.
+    /// Whether only the operator can let a node's pods into the tunnel. A single node sends nothing through it.
     pub fn is_closed(&self, node: &NodePlan) -> bool {
         node.node.is_blocked() && self.plan.ground.nodes == Nodes::Many
     }
@@ -73,7 +72,8 @@ impl Scene {
         policies.collect()
     }
 
-    /// Puts every policy, with its own or with its other addresses, and waits until each is ready as it is now.
+    /// Applies every policy, with its own or with its other addresses, and waits until each is ready in that
+    /// generation.
     ///
     /// # Errors
     /// One does not become ready.
@@ -88,10 +88,10 @@ impl Scene {
         Ok(())
     }
 
-    /// Takes every policy away and waits until no node carries one out.
+    /// Deletes every policy and waits until no node has one applied.
     ///
     /// # Errors
-    /// One stays.
+    /// One remains.
     pub fn take_policies(&self) -> anyhow::Result<()> {
         self.cluster.delete(&self.manifests(false))?;
         let is_gone = |policy: Policy| {
@@ -112,7 +112,7 @@ impl Scene {
         Ok(())
     }
 
-    /// The generation of a policy whose status says Ready; 0: it does not.
+    /// The generation of a policy whose status is Ready; 0 if it is not.
     fn ready_generation(&self, policy: &str) -> i64 {
         let object = self.cluster.object("egress", Some("default"), policy);
         let object = object.unwrap_or_default();
@@ -136,7 +136,7 @@ impl Scene {
         }))
     }
 
-    /// Servers that a pod reaches, with the source that they must see.
+    /// Servers that a pod reaches, with the expected source.
     pub fn covered(&self, pod: &PodPlan) -> Vec<(IpAddr, IpAddr)> {
         let pairs = self.addresses(pod.policy).map(|address| {
             let server = servers(pod.policy)[usize::from(address.is_ipv6())];
@@ -145,7 +145,7 @@ impl Scene {
         pairs.collect()
     }
 
-    /// Servers of the family that the pod's policy has no address of.
+    /// Servers of the family without an address in the pod's policy.
     pub fn uncovered(&self, pod: &PodPlan) -> Vec<IpAddr> {
         let covered = self.covered(pod);
         let servers = servers(pod.policy).into_iter();
@@ -153,7 +153,7 @@ impl Scene {
         uncovered.collect()
     }
 
-    /// Watches for packets whose source is not an address of the policy of the pod that sent them.
+    /// Watches for packets whose source is not an address of their pod's policy.
     ///
     /// # Errors
     /// Nothing can be captured.
@@ -161,7 +161,7 @@ impl Scene {
         self.watch_for(&[false])
     }
 
-    /// The same where policies have these addresses: see [`LabPlan::addresses`].
+    /// As [`Self::watch`], with the addresses that [`LabPlan::addresses`] gives for these values.
     ///
     /// # Errors
     /// Nothing can be captured.
@@ -196,7 +196,7 @@ impl Scene {
         (condition["status"] == "True").then(|| condition["message"].to_string())
     }
 
-    /// Does by hand what `ForwardBlocked` asks for, and waits until the condition ends.
+    /// Carries out the remedy of `ForwardBlocked` manually, and waits until the condition ends.
     ///
     /// # Errors
     /// It does not end.
@@ -213,7 +213,7 @@ impl Scene {
         Ok(wait_for(&what, DEADLINE, || self.blocked(node).is_none())?)
     }
 
-    /// Packets of a pod that had the bits of the other component behind Egret's rules, and that had not.
+    /// Numbers of a pod's packets with and without the other component's bits after Egret's rules.
     ///
     /// # Errors
     /// There is no such counter.
@@ -235,7 +235,7 @@ impl Scene {
         Ok(seen)
     }
 
-    /// Waits until every agent says that all is carried out, every policy is ready and every gateway lives.
+    /// Waits until every agent has applied its state, every policy is ready and every gateway is live.
     ///
     /// # Errors
     /// Not in time.
@@ -266,10 +266,10 @@ impl Scene {
         self.settle()
     }
 
-    /// `nft flush ruleset` on every node, by somebody who then puts the rules of the other components back.
+    /// Runs `nft flush ruleset` on every node, and then restores the rules of the other components.
     ///
     /// # Errors
-    /// A rule is refused.
+    /// A rule is rejected.
     pub fn flush(&self) -> anyhow::Result<()> {
         for node in &self.plan.nodes {
             let (save, restore) = match node.node.cni {
@@ -290,7 +290,7 @@ impl Scene {
         Ok(())
     }
 
-    /// Pulls the cables of these gateways for a moment.
+    /// Unplugs these gateways for a moment.
     ///
     /// # Errors
     /// They do not come back.
@@ -305,10 +305,10 @@ impl Scene {
         self.settle()
     }
 
-    /// Clears our bits of the mark of whatever is forwarded, on every node, until everybody has sent something.
+    /// Clears our bits of the mark of all forwarded packets, on every node, until every pod has sent.
     ///
     /// # Errors
-    /// A rule is refused.
+    /// A rule is rejected.
     pub fn clear_marks(&self, noise: &Traffic) -> anyhow::Result<()> {
         let rules = "chain c { type filter hook prerouting priority -50; \
                      meta mark set meta mark & 0xff00ffff; }";
@@ -323,8 +323,8 @@ impl Scene {
         each("nft delete table inet foreign")
     }
 
-    /// Traffic of every selected pod. Where there are many, all kinds of it from one pod per node only: new
-    /// flows and a long one from the rest.
+    /// Traffic of every selected pod. With many pods, one per node sends all kinds of it; the others open new flows and
+    /// a long one.
     ///
     /// # Errors
     /// A pod cannot be entered.
@@ -350,10 +350,10 @@ impl Scene {
         Ok(traffic)
     }
 
-    /// Makes the router forget the neighbour that an egress address is, so that it must ask for it.
+    /// Deletes the router's neighbour entry of an egress address, so that it must be resolved again.
     ///
     /// # Errors
-    /// It knew none, or still knows it.
+    /// There was no entry, or it still exists.
     pub fn forget_neighbour(&self, address: IpAddr) -> anyhow::Result<()> {
         let known = self.neighbour(address)?;
         ensure!(!known.is_empty(), "the router did not know {address}");
@@ -363,17 +363,17 @@ impl Scene {
         Ok(())
     }
 
-    /// What the router knows of an address, as text; empty: not where it is.
+    /// The router's neighbour entry of an address, as text; empty if there is none.
     ///
     /// # Errors
-    /// It cannot be asked.
+    /// It cannot be queried.
     pub fn neighbour(&self, address: IpAddr) -> anyhow::Result<String> {
         let text = self.shell("router", &format!("ip neigh show to {address}"))?;
         let known = text.lines().filter(|line| line.contains("lladdr"));
         Ok(known.collect::<Vec<_>>().join("\n"))
     }
 
-    /// Sends a datagram from a pod over IPv6; an answer is not expected.
+    /// Sends a datagram from a pod over IPv6; no answer is expected.
     ///
     /// # Errors
     /// The pod cannot be entered.
@@ -386,7 +386,7 @@ impl Scene {
         Ok(place)
     }
 
-    /// Whether losing one gateway leaves another.
+    /// Whether another gateway remains when one is lost.
     pub fn has_spare(&self) -> bool {
         self.plan.ground.nodes == Nodes::Many
     }
@@ -409,10 +409,10 @@ pub struct Traffic {
 }
 
 impl Traffic {
-    /// Waits until every pod has tried what it does once more.
+    /// Waits until every pod has made another attempt.
     ///
     /// # Errors
-    /// It stands still.
+    /// The traffic stalls.
     pub fn wait_turns(&self) -> anyhow::Result<()> {
         self.covered.iter().try_for_each(Noise::wait_turns)
     }

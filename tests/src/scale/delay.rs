@@ -1,4 +1,5 @@
-//! From the API server's answer to the kernel of the pod's node: the time in which the API knows and the node does not.
+//! Delay from the API server's answer to the kernel of the pod's node: the time in which the API has the pod and the
+//! node does not.
 
 use super::{Large, PODS, TIMEOUT, WORKER, seconds_of_day, time};
 use crate::bulk::Request;
@@ -15,12 +16,12 @@ use std::time::{Duration, Instant, SystemTime};
 pub struct Delay {
     /// From the answer to the write of its address until the kernel has its element.
     pub came: f64,
-    /// From the answer to its deletion until the kernel has it no more.
+    /// From the answer to its deletion until the kernel has removed the element.
     pub went: f64,
 }
 
-/// What the worker's kernel says of changes to its ruleset, as `nft monitor` shows it. To ask for an element would make
-/// `nft` read the whole set first, which takes longer than what is measured.
+/// Changes of the worker's ruleset, as `nft monitor` shows them. A query for an element would make `nft` read the whole
+/// set first, which takes longer than the measured time.
 pub struct Changes {
     monitor: Child,
     lines: Receiver<(SystemTime, String)>,
@@ -34,7 +35,7 @@ impl Drop for Changes {
 }
 
 impl Changes {
-    /// When a line with all of these words came.
+    /// Time at which a line with all of these words arrived.
     fn when(&self, words: &[&str], timeout: Duration) -> anyhow::Result<SystemTime> {
         let deadline = Instant::now() + timeout;
         loop {
@@ -50,10 +51,10 @@ impl Changes {
 }
 
 impl Large {
-    /// Begins to watch the worker's kernel.
+    /// Starts `nft monitor` on the worker.
     ///
     /// # Errors
-    /// `nft monitor` says nothing.
+    /// `nft monitor` prints nothing.
     pub fn watch_the_kernel(&self) -> anyhow::Result<Changes> {
         let place = self.lab.place(WORKER)?;
         let mut command = self.lab.exec(&place, "nft")?;
@@ -69,7 +70,7 @@ impl Large {
             }
         });
         let changes = Changes { monitor, lines };
-        // It reads the whole ruleset before it listens, and does not say when it has.
+        // It reads the whole ruleset before it listens, and does not report when it has.
         until("nft monitor to listen", TIMEOUT, || {
             for verb in ["add", "delete"] {
                 let words = [verb, "table", "inet", "bench_listens"];
@@ -82,10 +83,10 @@ impl Large {
         Ok(changes)
     }
 
-    /// A pod comes to the watched worker and goes, in a cluster whose pods are all there.
+    /// Adds a pod on the measured worker and removes it, in a cluster that has all of its pods.
     ///
     /// # Errors
-    /// The kernel does not follow.
+    /// The kernel does not change.
     pub fn to_the_kernel(&self, changes: &Changes, number: usize) -> anyhow::Result<Delay> {
         let number = self.size.pods + number;
         let name = format!("pod{number}");
@@ -108,7 +109,7 @@ impl Large {
         Ok(Delay { came, went })
     }
 
-    /// Milliseconds from the server's last answer to this request until what the change returns.
+    /// Milliseconds from the server's last answer to this request until the time that `change` returns.
     fn until_the_kernel(
         &self,
         (verb, pod): (&str, &str),

@@ -1,9 +1,9 @@
 //! Arguments of a test program, as libtest has them.
 
-/// Environment variable: a step that is wanted brings the rest of its group along, since steps build on each other.
+/// Environment variable: a selected step selects the rest of its group, since steps build on each other.
 const WHOLE_GROUPS: &str = "EGRET_TEST_WHOLE_GROUPS";
 
-/// What to run, and how.
+/// Selected tests, and options.
 #[derive(Debug, Default)]
 pub(super) struct Arguments {
     filters: Vec<String>,
@@ -12,9 +12,9 @@ pub(super) struct Arguments {
     /// Print the names only.
     pub list: bool,
     ignored: bool,
-    /// Groups at a time, if the user says so.
+    /// Number of parallel groups, if given.
     pub threads: Option<usize>,
-    /// Run all steps of a group where one is wanted.
+    /// Run all steps of a group if one is selected.
     pub whole_groups: bool,
 }
 
@@ -35,7 +35,7 @@ impl Arguments {
                 "--ignored" => arguments.ignored = true,
                 "--skip" => arguments.skips.extend(words.next()),
                 "--test-threads" => arguments.read_threads(words.next().as_deref()),
-                // Options of libtest that have a value.
+                // Options of libtest with a value.
                 "--format" | "--color" | "--logfile" | "-Z" => {
                     words.next();
                 }
@@ -53,7 +53,7 @@ impl Arguments {
         self.threads = number.filter(|number| *number > 0).or(self.threads);
     }
 
-    /// Whether the test with this whole name is wanted.
+    /// Whether the test with this whole name is selected.
     pub fn wants(&self, name: &str) -> bool {
         let matches = |filter: &String| match self.exact {
             true => name == filter,

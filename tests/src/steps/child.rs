@@ -1,4 +1,4 @@
-//! The process of a group: it runs the steps, reports each over a socket, and ends with the process that started it.
+//! The process of a group: it runs the steps, reports each over a socket, and ends with its parent.
 
 use super::{Arguments, Module, Outcome, Report, Step, labs};
 use nix::sys::signal::{Signal, killpg};
@@ -15,7 +15,7 @@ use std::time::Instant;
 pub(super) const GROUP: &str = "EGRET_TEST_GROUP";
 /// First word of the report of a step that passed.
 pub(super) const PASSED: &str = "passed";
-/// First word of the report of a step that did not.
+/// First word of the report of a step that failed.
 pub(super) const FAILED: &str = "failed";
 
 /// The group that this process was started for.
@@ -49,25 +49,25 @@ pub(super) fn run(modules: Vec<Module>, wanted: &str, arguments: &Arguments) -> 
     ExitCode::SUCCESS
 }
 
-/// The socket that the parent gave as standard input. From now on this process ends when the other end closes, however
-/// the parent ended, and its labs and its own children with it.
+/// The socket that the parent passed as standard input. From now on this process ends when the other end closes,
+/// however the parent ended, and its labs and its own children with it.
 fn take_socket() -> anyhow::Result<UnixStream> {
-    // Not inherited by what the tests start, unlike standard input itself, which becomes empty.
+    // Not inherited by the tests' children, unlike standard input itself, which becomes empty.
     let socket = UnixStream::from(std::io::stdin().as_fd().try_clone_to_owned()?);
     dup2_stdin(File::open("/dev/null")?)?;
     let mut other_end = socket.try_clone()?;
     other_end.peer_addr()?;
     std::thread::spawn(move || {
-        // The parent sends nothing: this returns when it is gone.
+        // The parent sends nothing: this returns when it has ended.
         let _ = other_end.read(&mut [0]);
         labs::take_down_of(std::process::id());
-        // The parent made this process the first of a process group.
+        // The parent made this process the leader of a process group.
         let _ = killpg(Pid::this(), Signal::SIGKILL);
     });
     Ok(socket)
 }
 
-/// Brings the lab up and runs the steps that are chosen. If it does not come up, all of them have failed.
+/// Brings the lab up and runs the selected steps. If it does not come up, all of them fail.
 pub(super) fn run_steps<C>(
     prefix: &str,
     up: impl FnOnce() -> anyhow::Result<C>,
@@ -96,7 +96,7 @@ pub(super) fn run_steps<C>(
     }
 }
 
-/// Runs a step, prints how it ended and reports it.
+/// Runs a step, prints its result and reports it.
 pub(super) fn run_one(name: &str, step: impl FnOnce() -> Outcome, report: &mut Report<'_>) {
     let started = Instant::now();
     let result = caught(step);
@@ -111,7 +111,7 @@ pub(super) fn run_one(name: &str, step: impl FnOnce() -> Outcome, report: &mut R
 fn caught<T>(work: impl FnOnce() -> anyhow::Result<T>) -> Result<T, String> {
     match catch_unwind(AssertUnwindSafe(work)) {
         Ok(result) => result.map_err(|error| format!("{error:#}")),
-        // The panic hook has printed what and where.
+        // The panic hook has printed message and location.
         Err(_) => Err("panicked".to_owned()),
     }
 }

@@ -1,11 +1,11 @@
-//! Names of labs: each says which process made it, so that parallel runs do not meet and that what a killed one left can
+//! Names of labs: each contains its process id, so that parallel runs do not collide and labs of a killed process can
 //! be found.
 
 use egret_cluster::Cluster;
 use egret_lab::StateDir;
 use egret_lab::process::Process;
 
-/// What the names of all labs of tests begin with.
+/// Prefix of the names of all labs of tests.
 const PREFIX: &str = "ta-";
 
 /// Name of a lab of this process for a test.
@@ -13,12 +13,12 @@ pub fn name(test: &str) -> String {
     format!("{PREFIX}{test}-{}", std::process::id())
 }
 
-/// Takes down what a process that has ended left.
+/// Takes down the labs of a process that has ended.
 pub(super) fn take_down_of(process: u32) {
     take_down(|owner| owner == process);
 }
 
-/// Takes down what processes left that live no longer, killed together with those that watched them.
+/// Takes down labs of processes that have ended, if their parents were killed with them.
 pub(super) fn take_down_orphans() {
     take_down(|owner| Process::of(owner as i32).is_none());
 }
@@ -27,7 +27,7 @@ fn take_down(is_wanted: impl Fn(u32) -> bool) {
     for name in StateDir::all() {
         if owner(&name).is_some_and(&is_wanted) {
             let result = Cluster::down(&name);
-            // Another test program may have done it meanwhile.
+            // Another test program may have done it concurrently.
             if let Err(error) = result
                 && StateDir::new(&name).is_ok_and(|folder| folder.exists())
             {
@@ -37,7 +37,7 @@ fn take_down(is_wanted: impl Fn(u32) -> bool) {
     }
 }
 
-/// The id of the process that made a lab of a test.
+/// The id of the process that created a test's lab.
 fn owner(name: &str) -> Option<u32> {
     let (_, id) = name.strip_prefix(PREFIX)?.rsplit_once('-')?;
     id.parse().ok()

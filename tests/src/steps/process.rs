@@ -1,4 +1,4 @@
-//! The process of a group, seen by the one that starts it.
+//! The process of a group, from its parent's side.
 
 use super::child::{GROUP, PASSED};
 use super::labs;
@@ -20,35 +20,34 @@ const STEP_LIMIT: Duration = Duration::from_secs(900);
 /// Environment variable: another limit, seconds.
 const STEP_LIMIT_VARIABLE: &str = "EGRET_TEST_STEP_SECS";
 
-/// How the steps of a group ended.
+/// Results of a group's steps.
 pub(super) struct Ended {
-    /// By whole name; a step without a result is not there.
+    /// By whole name; a step without a result is missing.
     pub results: BTreeMap<String, bool>,
-    /// Why there are no more, if the process did not end by itself.
+    /// Why results are missing, if the process did not end by itself.
     pub why: String,
 }
 
-/// A group that runs.
+/// A running group.
 pub(super) struct Process {
     child: Child,
     socket: BufReader<UnixStream>,
-    /// What it prints; none: it prints itself.
+    /// Its output; `None` if it prints directly.
     output: Option<File>,
 }
 
 impl Process {
-    /// Starts this program again for one group. Its output comes at once when it has ended, or as it is written where
-    /// `is_live`.
+    /// Starts this program again for one group. Its output is printed when it has ended, or directly with `is_live`.
     ///
     /// # Errors
     /// The system refuses.
     pub fn start(id: &str, is_live: bool) -> anyhow::Result<Self> {
         let (socket, theirs) = UnixStream::pair()?;
         socket.set_read_timeout(Some(step_limit()))?;
-        // The same program even if it was built anew meanwhile.
+        // The same program, even if it was rebuilt meanwhile.
         let mut command = Command::new("/proc/self/exe");
         command.args(std::env::args_os().skip(1)).env(GROUP, id);
-        // What it starts ends with it, and a terminal's Ctrl-C reaches this process only.
+        // Its children end with it, and a terminal's Ctrl-C reaches this process only.
         command.process_group(0).stdin(OwnedFd::from(theirs));
         let output = match is_live {
             true => None,
@@ -64,7 +63,7 @@ impl Process {
         })
     }
 
-    /// Waits until the group has ended, or ends it where a step takes too long. Nothing of it is left then.
+    /// Waits until the group has ended, or kills it if a step takes too long. No process of it is left then.
     pub fn wait(mut self) -> Ended {
         let mut results = BTreeMap::new();
         let mut line = String::new();
@@ -84,7 +83,7 @@ impl Process {
         if !is_over {
             let _ = killpg(id, Signal::SIGKILL);
         }
-        // Of its own children some may live on. Until it is reaped, nobody else gets the number of their group.
+        // Some of its children may still live. Until it is reaped, its group's number is not reused.
         let _ = waitid(Id::Pid(id), WaitPidFlag::WEXITED | WaitPidFlag::WNOWAIT);
         let _ = killpg(id, Signal::SIGKILL);
         let status = self.child.wait();
@@ -107,7 +106,7 @@ fn step_limit() -> Duration {
     seconds.map_or(STEP_LIMIT, Duration::from_secs)
 }
 
-/// Prints all of it without another group's lines in between.
+/// Prints the whole output without another group's lines in between.
 fn print(file: &mut File) {
     let mut text = Vec::new();
     let read = file.rewind().and_then(|()| file.read_to_end(&mut text));

@@ -1,4 +1,4 @@
-//! Which groups run when, and what is printed of them.
+//! Order of the groups, and the printed results.
 
 use super::process::{Ended, Process};
 use super::{Arguments, Module, labs};
@@ -13,21 +13,21 @@ struct Tally {
     failed: Vec<String>,
 }
 
-/// A group, and the whole names of its steps that are wanted.
+/// A group, and the whole names of its selected steps.
 struct Job {
     id: String,
     is_omitted: fn() -> bool,
     chosen: Vec<String>,
 }
 
-/// Groups that run beside each other.
+/// Groups that run in parallel.
 #[derive(Default)]
 struct Round {
     jobs: Vec<Job>,
     at_once: Option<usize>,
 }
 
-/// Runs everything that the arguments want.
+/// Runs everything that the arguments select.
 pub(super) fn run(modules: &[Module], arguments: &Arguments) -> ExitCode {
     let started = Instant::now();
     labs::take_down_orphans();
@@ -60,7 +60,7 @@ pub(super) fn run(modules: &[Module], arguments: &Arguments) -> ExitCode {
     summary(&tally, all - chosen, seconds)
 }
 
-/// First all modules that run beside each other, then each of the others.
+/// First all modules that run in parallel, then each of the others.
 fn rounds(modules: &[Module], arguments: &Arguments) -> Vec<Round> {
     let mut rounds = vec![Round::default()];
     for module in modules {
@@ -109,7 +109,7 @@ fn run_job(job: &Job, is_live: bool, tally: &Mutex<Tally>) {
     }
 }
 
-/// The last lines, as libtest writes them.
+/// The last lines, in libtest's format.
 fn summary(tally: &Tally, filtered: usize, seconds: f64) -> ExitCode {
     if !tally.failed.is_empty() {
         println!("\nfailures:");

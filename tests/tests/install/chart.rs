@@ -1,5 +1,5 @@
-//! What a cluster operator installs: the chart, the plain manifests made from it, rights, alerts. Needs root and a built
-//! Kubernetes. What it does on a real cluster is in `install.rs`.
+//! Files that a cluster operator installs: the chart, the plain manifests made from it, rights, alerts. Needs root and
+//! a built Kubernetes. `install.rs` tests the chart on a real cluster.
 
 use egret_cluster::programs::skipped;
 use egret_cluster::{ApiServer, Kubectl, Programs};
@@ -83,7 +83,7 @@ fn values_that_make_no_sense_are_refused_by_name() {
         let said = template(&["--set", value]).expect_err(value);
         assert!(said.contains(named), "{value}: {said}");
     }
-    // And every switch the other way still gives manifests.
+    // The opposite of every switch also renders manifests.
     let all = "metrics.serviceMonitor.enabled=true,metrics.prometheusRule.enabled=true,\
                metrics.dashboard.enabled=true,crds.install=false,nodeAdmissionPolicy.enabled=false,\
                rbac.operatorRole=false,rbac.aggregate=false,networkPolicy.enabled=false,\
@@ -137,7 +137,7 @@ fn the_api_server_takes_the_chart_and_the_plain_manifests_and_rights_are_as_writ
     }
     let server = ApiServer::start_with(&[("olga", &["operators"]), ("tom", &["team-a"])]).unwrap();
     let kubectl = server.kubectl();
-    // The plain manifests bring the namespace, so they come first. A second apply changes nothing.
+    // The plain manifests contain the namespace, so they come first. A second apply changes nothing.
     let install = format!("{DEPLOY}/egret.yaml");
     let apply = ["apply", "--server-side", "-f", &install];
     kubectl.run(&apply).unwrap();
@@ -170,7 +170,7 @@ fn the_api_server_takes_the_chart_and_the_plain_manifests_and_rights_are_as_writ
     people_may_do_what_their_roles_say(&server);
 }
 
-/// helm installs over it where it is told to, and leaves definitions (and policies) behind.
+/// helm installs over it when configured to, and leaves definitions (and policies) behind.
 fn helm_takes_over(server: &ApiServer) {
     let run = |arguments: &[&str]| {
         let output = helm(server.programs(), server.folder())
@@ -185,7 +185,7 @@ fn helm_takes_over(server: &ApiServer) {
     let install = ["upgrade", "--install", "egret", CHART, "-n", NAMESPACE];
     let said = run(&[&install[..], &["--take-ownership", "--force-conflicts"]].concat());
     assert!(said.contains("kubectl apply -f -"), "notes: {said}");
-    // What kubectl applied first stays its own as well, so changes have to be forced.
+    // kubectl stays an owner of fields that it applied first, so changes have to be forced.
     let changed = ["--set", "log.level=debug", "--set", "controller.replicas=1"];
     run(&[&install[..], &changed, &["--force-conflicts"]].concat());
     let kubectl = server.kubectl();
@@ -245,7 +245,7 @@ fn agents_write_the_status_of_their_own_node_only(kubectl: &Kubectl) {
             .try_run(&[&apply[..], &own].concat(), &status)
             .unwrap()
     };
-    // The admission policy is read by the API server in the background.
+    // The API server reads the admission policy in the background.
     let message = "an agent may write the EgressNode of its own node only, not node2";
     let deadline = Instant::now() + Duration::from_secs(30);
     loop {
@@ -279,7 +279,7 @@ fn agents_write_the_status_of_their_own_node_only(kubectl: &Kubectl) {
     }
 }
 
-/// Whether the user may; a slash parts resource and subresource.
+/// Whether the user has the right; a slash separates resource and subresource.
 fn can(kubectl: &Kubectl, verb: &str, resource: &str, more: &[&str]) -> bool {
     let (resource, subresource) = resource.split_once('/').unwrap_or((resource, ""));
     let subresource = format!("--subresource={subresource}");
@@ -291,7 +291,7 @@ fn can(kubectl: &Kubectl, verb: &str, resource: &str, more: &[&str]) -> bool {
 /// Operators by a binding, users of a namespace by the roles that are aggregated into edit and view.
 fn people_may_do_what_their_roles_say(server: &ApiServer) {
     let kubectl = server.kubectl();
-    // No controller manager puts aggregated roles together here: that they ask for it is all that can be seen.
+    // No controller manager aggregates roles here: only the labels that request it can be checked.
     for (role, label) in [
         ("egret-view", "view"),
         ("egret-edit", "edit"),

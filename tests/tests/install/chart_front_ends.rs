@@ -1,5 +1,5 @@
-//! Front-ends in the chart: rights only for those that are enabled, and definitions of other people's kinds that are made
-//! where there are none, left alone where somebody else made them, and never removed. Needs a built Kubernetes.
+//! Front-ends in the chart: rights only for the enabled ones. Definitions of foreign kinds are created where they are
+//! missing, left unchanged where others created them, and never removed. Needs a built Kubernetes.
 
 use egret_cluster::programs::skipped;
 use egret_cluster::{ApiServer, Kubectl};
@@ -22,7 +22,7 @@ pub fn groups() -> Vec<Group> {
 
 /// Both front-ends.
 const BOTH: &str = "frontEnds.enabled={staticegressip,egressmapper}";
-/// The definition that the test makes before Egret comes.
+/// The definition that the test creates before Egret is installed.
 const FOREIGN: &str = "staticegressips.staticegressips.nirmata.io";
 /// The others, with the short form of their names and an object of each.
 const OURS: [(&str, &str); 4] = [
@@ -39,7 +39,7 @@ const OURS: [(&str, &str); 4] = [
     ("egresses.egress.mapper.com", ""),
     ("egressmappers.egress.mapper.com", ""),
 ];
-/// As an original is: of another version, without our label and status.
+/// Like an original: another version, without our label and status.
 const ORIGINAL: &str = r#"
 apiVersion: apiextensions.k8s.io/v1
 kind: CustomResourceDefinition
@@ -173,14 +173,14 @@ fn definitions_of_others_are_made_where_there_are_none_and_never_taken_away() {
     let both = ["--set", BOTH];
     helm(&[&["install", "egret", CHART], &both[..]].concat());
     put_objects(kubectl);
-    // What this release has made, it also upgrades.
+    // A definition that this release has created is also upgraded.
     let label = ["label", "crd", OURS[0].0, "egret.dev/front-end-"];
     kubectl.run(&label).unwrap();
     let upgrade = ["upgrade", "egret", CHART, "--force-conflicts"];
     helm(&[&upgrade[..], &both].concat());
     let mended = definition(kubectl, OURS[0].0);
     assert!(mended.contains("staticegressip\n"), "{mended}");
-    // Without front-ends, and without Egret, and with Egret again, also under another name.
+    // Without front-ends, then without Egret, then with Egret again, also under another name.
     helm(&upgrade);
     objects_are_kept(kubectl, "no front-end is enabled");
     helm(&[&upgrade[..], &both].concat());
@@ -193,7 +193,7 @@ fn definitions_of_others_are_made_where_there_are_none_and_never_taken_away() {
     assert_eq!(definition(kubectl, FOREIGN), foreign);
 }
 
-/// How often a definition was written, and which front-end it is for.
+/// How often a definition was written, and its front-end.
 fn definition(kubectl: &Kubectl, name: &str) -> String {
     let form = "jsonpath={.metadata.uid} {.metadata.generation} {.metadata.annotations.helm\\.sh/resource-policy} \
                 {.metadata.labels.egret\\.dev/front-end}{\"\\n\"}";

@@ -1,6 +1,6 @@
-//! What a cluster operator does with the chart on a real cluster: install, policies, upgrade, which brings the CNI plugin and
-//! the front-ends, a gateway's power cut, uninstall. Two pods with a policy keep connections open all the while, and the router is
-//! watched. Needs root and a built Kubernetes.
+//! The chart on a real cluster, as an operator uses it: install, policies, upgrade with the CNI plugin and the
+//! front-ends, a gateway's power cut, uninstall. Meanwhile two pods with a policy keep connections open, and packets
+//! are captured at the router. Needs root and a built Kubernetes.
 
 mod plugin;
 mod rights;
@@ -43,9 +43,9 @@ use walks::{a_walk_with_a_mapper, a_walk_with_kube_egress, a_walk_with_static_eg
 
 /// The server's addresses.
 const SERVERS: [&str; 2] = ["203.0.113.10", "2001:db8:1::10"];
-/// The egress addresses of the pods that speak all the while.
+/// The egress addresses of the pods that send all the time.
 const FIXED: [&str; 2] = ["192.168.122.222", "fd00:122::222"];
-/// The address of worker1, with which its other pods leave.
+/// The addresses of worker1, which its other pods use.
 const WORKER1: [&str; 2] = ["192.168.122.11", "fd00:122::11"];
 /// Port of the server for pods with [`FIXED`] only.
 const SELECTED: u16 = ECHO_PORTS[4];
@@ -53,7 +53,7 @@ const SELECTED: u16 = ECHO_PORTS[4];
 const PLAIN: u16 = ECHO_PORTS[3];
 /// Connections that each pod keeps open to each server address.
 const FLOWS: usize = 5;
-/// A new connection that takes longer has failed.
+/// A new connection that takes longer counts as failed.
 const PATIENCE: Duration = Duration::from_secs(5);
 
 /// A gateway, and a pod with an egress address on every worker.
@@ -102,7 +102,7 @@ struct Scene {
     talk: RefCell<Option<Talk>>,
 }
 
-/// What goes on while other things happen.
+/// Traffic during all steps.
 struct Talk {
     flows: Vec<IdleFlows>,
     router: Leaving,
@@ -177,7 +177,7 @@ fn an_egress_covers_its_pods_on_both_workers_in_both_families_and_no_others(
     ];
     let plain = installed.pod("plain", "plain", "worker1")?;
     installed.programmed("fixed", 2)?;
-    // Ready means that it is so, not that it soon will be.
+    // Ready means that it works now, not soon.
     for pod in &fixed {
         for (server, source) in SERVERS.into_iter().zip(FIXED) {
             expect_source(pod, ip(server), ip(source))?;
@@ -186,7 +186,7 @@ fn an_egress_covers_its_pods_on_both_workers_in_both_families_and_no_others(
     for (server, source) in SERVERS.into_iter().zip(WORKER1) {
         expect_source(&plain, ip(server), ip(source))?;
     }
-    // From here on, until uninstalling.
+    // From here on, until the uninstallation.
     let router = Leaving::of(installed.cluster.lab(), is_wrong)?;
     let mut flows = Vec::new();
     for (pod, port) in [
@@ -207,7 +207,7 @@ fn an_egress_covers_its_pods_on_both_workers_in_both_families_and_no_others(
     Ok(())
 }
 
-/// A packet that a selected or an unselected pod must not send.
+/// Whether a selected or an unselected pod must not send this packet.
 fn is_wrong(packet: &Packet) -> bool {
     match packet.ports {
         Some((_, SELECTED)) => !FIXED.map(ip).contains(&packet.source),
@@ -217,7 +217,7 @@ fn is_wrong(packet: &Packet) -> bool {
 }
 
 /// Cases: N19.
-/// As network plugins carry NetworkPolicy out.
+/// As network plugins implement NetworkPolicy.
 fn a_drop_in_forward_keeps_its_effect(scene: &Scene) -> Outcome {
     let talk = scene.talk.borrow();
     let talk = talk.as_ref().context("an earlier step failed")?;
@@ -262,7 +262,7 @@ fn status_and_explain_answer_in_the_agents_pods(scene: &Scene) -> Outcome {
     kubectl_egret(kubectl)
 }
 
-/// The same questions from outside, as a plugin of kubectl.
+/// The same queries from outside, as a plugin of kubectl.
 fn kubectl_egret(kubectl: &Kubectl) -> Outcome {
     let folder = tempfile::tempdir()?;
     std::os::unix::fs::symlink(egret_tests::egret()?, folder.path().join("kubectl-egret"))?;
@@ -334,7 +334,7 @@ fn an_upgrade_under_load_loses_nothing(scene: &Scene) -> Outcome {
     Ok(())
 }
 
-/// The gateway that answers for the address, the leading controller perhaps with it.
+/// The gateway that announces the address, possibly with the leading controller.
 fn a_gateway_without_power_costs_no_connection(scene: &Scene) -> Outcome {
     let (installed, cluster) = (&scene.installed, &scene.installed.cluster);
     let talk = scene.talk.borrow();
@@ -380,7 +380,7 @@ fn nothing_wrong_was_seen_meanwhile(scene: &Scene) -> Outcome {
     talk.router.clean()
 }
 
-/// What the chart's hook runs, without helm in front of it.
+/// Runs the command of the chart's hook, without helm.
 fn uninstalling_names_the_node_that_is_away_and_can_be_taken_back(scene: &Scene) -> Outcome {
     let (installed, cluster) = (&scene.installed, &scene.installed.cluster);
     let place = cluster.lab().place("controlplane")?;
@@ -405,7 +405,7 @@ fn uninstalling_names_the_node_that_is_away_and_can_be_taken_back(scene: &Scene)
 }
 
 /// Cases: M6, N11.
-/// With policies in force and their pods running, which is when there is most to leave behind.
+/// With policies in force and their pods running: then there is most to clean up.
 fn uninstalling_leaves_nothing_on_any_node(scene: &Scene) -> Outcome {
     let installed = &scene.installed;
     let uninstalled = installed.helm_raw(&["uninstall", "egret", "--timeout=4m"]);
@@ -414,7 +414,7 @@ fn uninstalling_leaves_nothing_on_any_node(scene: &Scene) -> Outcome {
         .kubectl
         .run(&["get", "egresses.egret.dev", "fixed", "-o", "name"])?;
     ensure!(policy.contains("fixed"), "policies stay: {policy}");
-    // Links and routes of pods are Kubernetes' own.
+    // Links and routes of pods belong to Kubernetes.
     installed.delete_pods(&["fixed1", "fixed2", "plain"])?;
     let mut left = Vec::new();
     let same = until("nodes are as before", Duration::from_secs(60), || {
@@ -422,7 +422,7 @@ fn uninstalling_leaves_nothing_on_any_node(scene: &Scene) -> Outcome {
         left.clear();
         for (node, before) in &installed.before {
             let differences = before.diff(&after[node]);
-            // The kubelet makes the folders that pods name, and leaves them; they are empty.
+            // The kubelet creates the folders that pods name, and leaves them; they are empty.
             let differences = differences
                 .iter()
                 .filter(|line| *line != "+ files: /run/egret");

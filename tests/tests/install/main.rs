@@ -1,4 +1,4 @@
-//! What users apply: the chart, the manifests made from it, and both on real clusters. Need root and a built Kubernetes.
+//! Installation: the chart, the manifests made from it, and both on real clusters. Need root and a built Kubernetes.
 
 mod chart;
 mod chart_front_ends;

@@ -1,5 +1,5 @@
 //! Two minutes without controller, API server and etcd, with a gateway's power cut in the middle: traffic and new
-//! connections go on by the egress address, no connection ends, and afterwards everything comes up to date without a
+//! connections continue with the egress address, no connection ends, and afterwards everything is updated without a
 //! storm. Needs root and a built Kubernetes.
 
 use egret_cluster::programs::skipped;
@@ -22,16 +22,16 @@ pub fn groups() -> Vec<Group> {
 }
 
 const TIMEOUT: Duration = Duration::from_secs(180);
-/// How long nobody controls.
+/// Duration without a control plane.
 const AWAY: Duration = Duration::from_secs(120);
 const EGRESS_ADDRESS: &str = "192.168.122.222";
 const SERVER: &str = "203.0.113.10";
 const NODES: [&str; 4] = ["worker1", "worker2", "gateway1", "gateway2"];
-/// Requests of one component that comes up to date: every watch is begun again, and lists once more where the API
-/// server has forgotten what came since. That is 12 of each, and as much again for watches that end while it starts.
+/// Most requests of one component while it catches up: every watch is restarted, and lists again where the API server
+/// has forgotten later events. That is 12 of each, and as many again for watches that end while it starts.
 const REQUESTS_MAX: usize = 60;
 
-/// A pod on each worker that makes connections without pause, and has one that never ends.
+/// A pod on each worker that makes connections continuously, and has one that never ends.
 const OBJECTS: &str = r#"
 apiVersion: apps/v1
 kind: DaemonSet
@@ -147,13 +147,13 @@ fn two_minutes_without_a_control_plane_and_a_gateway_that_dies_meanwhile() {
         .map(|pod| lines(&kubectl, pod, "/tmp/answers").len())
         .collect();
 
-    // The one that has to be replaced.
+    // The gateway that has to be replaced.
     let which = "jsonpath={range .items[*]}{.metadata.name} {.status.announcing}{\"\\n\"}{end}";
     let said = kubectl.run(&["get", "egressnode", "-o", which]).unwrap();
     let announcer = said.lines().find(|line| line.contains(EGRESS_ADDRESS));
     let announcer = announcer.and_then(|line| line.split(' ').next()).unwrap();
 
-    // Away, controller and all.
+    // The control plane is stopped, including the controller.
     let began = Instant::now();
     cluster.stop_control_plane().unwrap();
     Process::of(controller.program().unwrap())
@@ -180,7 +180,7 @@ fn two_minutes_without_a_control_plane_and_a_gateway_that_dies_meanwhile() {
         );
     }
 
-    // Back.
+    // The control plane is back.
     let log = cluster.audit_log().unwrap();
     let before = std::fs::metadata(&log).unwrap().len();
     cluster.start_control_plane().unwrap();
@@ -205,7 +205,7 @@ fn two_minutes_without_a_control_plane_and_a_gateway_that_dies_meanwhile() {
         })
         .unwrap();
     }
-    // Not one packet with another source, and no storm: counted until everything is known to be up to date.
+    // No packet with another source, and no storm: requests are counted until everything is known to be up to date.
     capture.stop().unwrap().clean().unwrap();
     kubectl.run(&["delete", "pod", &all[0]]).unwrap();
     let mut fresh = None;
@@ -230,7 +230,7 @@ fn two_minutes_without_a_control_plane_and_a_gateway_that_dies_meanwhile() {
         let lease = r["objectRef"]["resource"] == "leases";
         r["user"]["username"] == "admin" && !agent.starts_with("kubectl") && !lease
     });
-    // Controller, and three agents that live.
+    // Controller, and three running agents.
     let ours = ours.count();
     println!("{ours} requests after everything was back");
     assert!((20..REQUESTS_MAX * 4).contains(&ours), "{ours} requests");

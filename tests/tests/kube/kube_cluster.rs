@@ -1,5 +1,5 @@
-//! The program on a real cluster: kubelets, pods, agents on their nodes, a controller, and packets that leave by the
-//! egress address, also while the control plane is away. Needs root and a built Kubernetes.
+//! The program on a real cluster: kubelets, pods, agents on their nodes, a controller, and packets that leave with the
+//! egress address, also without the control plane. Needs root and a built Kubernetes.
 
 use egret_cluster::programs::skipped;
 use egret_cluster::topology::topology;
@@ -18,7 +18,7 @@ pub fn groups() -> Vec<Group> {
 const TIMEOUT: Duration = Duration::from_secs(180);
 const EGRESS_ADDRESS: &str = "192.168.122.222";
 
-/// A pod on each worker that asks the server every moment by which source it is seen, and writes the answers down.
+/// A pod on each worker that continuously asks the server for its source address, and writes the answers down.
 const OBJECTS: &str = r#"
 apiVersion: apps/v1
 kind: DaemonSet
@@ -55,7 +55,7 @@ metadata: {name: own, namespace: tenant}
 spec: {selector: {}, ip: 192.168.122.223}
 "#;
 
-/// The sources that a pod has been seen by, in their order.
+/// The source addresses of a pod, in order.
 fn answers(kubectl: &Kubectl, pod: &str) -> Vec<String> {
     let said = kubectl.run(&["exec", pod, "--", "cat", "/tmp/answers"]);
     let said = said.unwrap_or_default();
@@ -115,7 +115,7 @@ fn pods_of_a_real_cluster_leave_by_the_egress_address_also_while_the_control_pla
         counts.push(answers(&kubectl, pod).len());
     }
 
-    // Away: connections go on being made, by the same address.
+    // Without the control plane connections are still made, with the same address.
     cluster.stop_control_plane().unwrap();
     std::thread::sleep(Duration::from_secs(15));
     for agent in &agents {
@@ -134,10 +134,10 @@ fn pods_of_a_real_cluster_leave_by_the_egress_address_also_while_the_control_pla
         assert!(since.iter().all(|a| a == EGRESS_ADDRESS), "{since:?}");
     }
 
-    // Back: a pod that is new then gets the address too.
+    // With the control plane back a new pod gets the address, too.
     kubectl.run(&["delete", "pod", &all[0]]).unwrap();
     kubectl.run(&rollout).unwrap();
-    // The rollout may be told as done before the DaemonSet's controller has seen that a pod is gone.
+    // The rollout may be reported as complete before the DaemonSet's controller knows that a pod is deleted.
     let mut fresh = None;
     until("the DaemonSet made another pod", TIMEOUT, || {
         fresh = pods(&kubectl, "app=asker")
@@ -155,7 +155,7 @@ fn pods_of_a_real_cluster_leave_by_the_egress_address_also_while_the_control_pla
     })
     .unwrap();
 
-    // A namespace with a policy in use goes as fast as any other.
+    // A namespace with a policy in use is deleted as fast as any other.
     kubectl.run(&["create", "namespace", "tenant"]).unwrap();
     kubectl.apply(TENANT).unwrap();
     let accepted = [

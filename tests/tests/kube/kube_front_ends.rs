@@ -1,5 +1,5 @@
-//! Objects of earlier systems on a real API server: what the controller writes to them, what an agent reads of them, and
-//! that manifests of the KEP apply with only the `apiVersion` changed. Needs root and a built Kubernetes.
+//! Objects of earlier systems on a real API server: the controller's writes, an agent's view of them, and manifests of
+//! the KEP with only the `apiVersion` changed. Needs root and a built Kubernetes.
 
 use egret_cluster::programs::skipped;
 use egret_cluster::{ApiServer, Kubectl};
@@ -22,7 +22,7 @@ pub fn groups() -> Vec<Group> {
     ]
 }
 
-/// Longest wait for anything; usually seconds.
+/// Longest wait for any condition; usually seconds.
 const TIMEOUT: Duration = Duration::from_secs(90);
 
 const CLUSTER: &str = r#"
@@ -68,7 +68,7 @@ metadata: {name: theirs, namespace: default}
 spec: {ip: 192.168.122.223, kind: pod, namespace: default, name: web}
 "#;
 
-/// The original's definition: nothing but the group and the names, without a status of its own.
+/// The original's definition: only the group and the names, without a status subresource.
 const ORIGINAL: &str = r#"
 apiVersion: apiextensions.k8s.io/v1
 kind: CustomResourceDefinition
@@ -275,7 +275,7 @@ fn agent_sees_the_same(server: &ApiServer) {
             .map(|policy| policy.object.to_string())
             .collect();
         let service = ("default".to_owned(), "frontend".to_owned());
-        // It is a gateway by standing in, and so reads what gateways read.
+        // It is a gateway of the generated group, and so watches what gateways watch.
         Ok(names == wanted
             && view.snapshot.services.contains_key(&service)
             && view.snapshot.addresses.len() == 2)
@@ -302,7 +302,7 @@ fn the_originals_definition_without_a_status_of_its_own_is_served_and_not_writte
     });
     let kubectl = server.kubectl();
     let eip = OBJECTS.split("---").next().unwrap();
-    // What its own controller left is replaced.
+    // The status of its own controller is replaced.
     kubectl
         .apply(&format!(
             "{eip}status: {{gateway-node: old, gateway-ip: 192.0.2.1}}\n"
@@ -322,7 +322,7 @@ fn the_originals_definition_without_a_status_of_its_own_is_served_and_not_writte
         Ok(kubectl.try_run(&["get", address], "")?.success)
     })
     .unwrap();
-    // At rest nothing is written, although the definition drops the conditions each time.
+    // At rest there is no write, although the definition drops the conditions each time.
     let mut last = 0;
     until("nothing is written for 5 s", TIMEOUT, || {
         let (_, lines) = patched(last);
@@ -334,7 +334,7 @@ fn the_originals_definition_without_a_status_of_its_own_is_served_and_not_writte
     daemon.end().unwrap();
 }
 
-/// Objects of the original's definition, which keeps no conditions, and Vips: each wrong in a way of its own.
+/// Objects of the original's definition, which drops conditions, and Vips: each with a different fault.
 const WRONG: &str = r#"
 apiVersion: staticegressips.nirmata.io/v1alpha1
 kind: StaticEgressIP
@@ -375,7 +375,7 @@ fn events_of(kubectl: &Kubectl, name: &str) -> Vec<[String; 3]> {
 }
 
 /// Cases: N12, M13.
-/// Where the definition drops our conditions, events say what is wrong, once.
+/// If the definition drops our conditions, events report the fault, once.
 fn what_is_wrong_with_their_objects_is_told_by_events_where_the_definition_drops_conditions() {
     let name =
         "what_is_wrong_with_their_objects_is_told_by_events_where_the_definition_drops_conditions";
@@ -385,7 +385,7 @@ fn what_is_wrong_with_their_objects_is_told_by_events_where_the_definition_drops
     let server = start(|kubectl| {
         let ours = Path::new(CRDS).with_file_name("crds-front-ends");
         kubectl.define(&ours).unwrap();
-        // In place of ours of that name.
+        // Replaces ours of that name.
         kubectl
             .run(&[
                 "delete",

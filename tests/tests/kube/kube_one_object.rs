@@ -1,5 +1,5 @@
-//! One object that cannot be read or written, on a real API server: everything of everybody else is written (P9). Needs
-//! root and a built Kubernetes.
+//! One object that cannot be read or written, on a real API server: all other objects are written (P9). Needs root and
+//! a built Kubernetes.
 
 use crate::small::{ACCEPTED, TIMEOUT, controller, pod, said, start, wait_for, writes};
 use egret_cluster::Kubectl;
@@ -17,7 +17,7 @@ pub fn groups() -> Vec<Group> {
 
 const ADDRESS: &str = "v4-192-168-122-222";
 
-/// Of the address of the policy `fixed`: a range that is of the right shape and of no whole blocks.
+/// Record of the address of the policy `fixed`: a range with valid syntax, but not of whole blocks.
 const UNREADABLE_ADDRESS: &str = "
 apiVersion: egret.dev/v1alpha1
 kind: EgressAddress
@@ -43,7 +43,7 @@ metadata: {name: worker1}
 spec: {tunnelIndex: 2, grants: [{address: 192.168.122.222, gateway: main, ranges: [1024-1100], epoch: 2}]}
 ";
 
-/// Puts an object there that no Egret of this version writes.
+/// Writes a status that no Egret of this version writes.
 fn patch_status(kubectl: &Kubectl, object: &[&str], status: &str) {
     let patch = ["--subresource=status", "--type=merge", "-p", status];
     kubectl
@@ -55,7 +55,7 @@ fn spec_of(kubectl: &Kubectl, object: &[&str]) -> String {
     said(kubectl, object, ".spec")
 }
 
-/// Records that cannot be read are there when the controller starts: nobody's last good version is known.
+/// Unreadable records exist when the controller starts: there is no last good version.
 fn records_that_cannot_be_read_stay_and_all_others_are_written() {
     if skipped("records_that_cannot_be_read_stay_and_all_others_are_written") {
         return;
@@ -64,7 +64,7 @@ fn records_that_cannot_be_read_stay_and_all_others_are_written() {
     let kubectl = server.kubectl();
     kubectl.apply(UNREADABLE_ADDRESS).unwrap();
     kubectl.apply(RECORDS).unwrap();
-    // Of the right shape, and no addresses.
+    // Valid syntax, and no addresses.
     let reported = r#"{"status":{"underlayAddresses":["1.2.3","192.168.122.21"],"demand":[{"address":"1:2","ports":1}]}}"#;
     patch_status(kubectl, &["egrnode", "gateway1"], reported);
     let address = spec_of(kubectl, &["egraddr", ADDRESS]);
@@ -72,7 +72,7 @@ fn records_that_cannot_be_read_stay_and_all_others_are_written() {
 
     let own = server.kubectl_as("controller").unwrap();
     let mut daemon = controller(&server, "controller", own.kubeconfig());
-    // A pod of the other policy on another node than the bad one's.
+    // A pod of the other policy on another node than the unreadable one's.
     pod(kubectl, "w2", "worker2", "web", "10.244.2.6");
     let granted = ".spec.grants[?(@.address==\"192.168.122.220\")].gateway";
     wait_for(kubectl, &["egrnode", "worker2"], granted, "main");
@@ -93,12 +93,12 @@ fn records_that_cannot_be_read_stay_and_all_others_are_written() {
     let label = r#".metadata.labels.egret\.dev/gateway"#;
     wait_for(kubectl, &["egrnode", "gateway1"], label, "true");
 
-    // Nothing is created again and again.
+    // No object is created again and again.
     let (all, _) = requests(&server.audit_log(), "controller", 0).unwrap();
     let refused = all.iter().filter(|r| r["responseStatus"]["code"] == 409);
     assert!(refused.count() <= 3, "{:?}", writes(&all));
 
-    // Mended, it is carried on.
+    // Once repaired, it is planned again.
     let mended = UNREADABLE_ADDRESS.replace("2048-2100", "2048-2111");
     kubectl.apply(&mended).unwrap();
     let granted = ".spec.grants[?(@.address==\"192.168.122.222\")].gateway";
@@ -106,7 +106,7 @@ fn records_that_cannot_be_read_stay_and_all_others_are_written() {
     daemon.end().unwrap();
 }
 
-/// An administrator's policy of admission that refuses the status of policies in one namespace.
+/// An administrator's admission policy that refuses the status of policies in one namespace.
 const REFUSAL: &str = "
 apiVersion: admissionregistration.k8s.io/v1
 kind: ValidatingAdmissionPolicy
@@ -125,7 +125,7 @@ metadata: {name: no-status}
 spec: {policyName: no-status, validationActions: [Deny]}
 ";
 
-/// A tenant's policy whose status is refused, and one with more findings than an object of etcd has room for.
+/// A tenant's policy whose status is refused, and one with more findings than fit into an object of etcd.
 fn statuses_that_are_refused_or_too_large_stop_nothing() {
     if skipped("statuses_that_are_refused_or_too_large_stop_nothing") {
         return;
@@ -142,7 +142,7 @@ fn statuses_that_are_refused_or_too_large_stop_nothing() {
          spec:\n  selector: {{app: huge}}\n  ip: 192.168.122.223\n  destinations:\n{}",
         destination.repeat(43)
     );
-    // Larger than what `kubectl apply` can keep of it in an annotation.
+    // Larger than what `kubectl apply` can store in an annotation.
     kubectl.run_with(&["create", "-f", "-"], &tenant).unwrap();
     kubectl.apply(REFUSAL).unwrap();
     until("the policy of admission is in force", TIMEOUT, || {
@@ -185,16 +185,16 @@ fn statuses_that_are_refused_or_too_large_stop_nothing() {
     })
     .unwrap();
 
-    // The address of the refused one is written down nowhere, so it has no record.
+    // The address of the refused one is stored nowhere, so it has no record.
     let given = ["egraddr", "v4-192-168-122-221"];
     assert_eq!(said(kubectl, &given, ".spec.gateway"), "");
 
-    // What is refused is tried ever more rarely.
+    // A refused write is retried at growing intervals.
     let (all, _) = requests(&server.audit_log(), "controller", 0).unwrap();
     let refused = all.iter().filter(|r| r["objectRef"]["namespace"] == "shop");
     assert!(refused.count() <= 8, "{:?}", writes(&all));
 
-    // And written once it is not refused any more.
+    // And written once it is no longer refused.
     kubectl
         .run(&["delete", "validatingadmissionpolicybinding", "no-status"])
         .unwrap();

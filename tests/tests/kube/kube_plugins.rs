@@ -1,6 +1,5 @@
-//! Kinds of network plugins on a real API server: those that are served are read, and no other is asked for. The
-//! definitions are ours, the least that holds such objects; the plugins themselves run in no test yet. Needs root and a
-//! built Kubernetes.
+//! Kinds of network plugins on a real API server: only those that are served are read. The definitions are ours, the
+//! minimum for such objects; the plugins themselves run in no test yet. Needs root and a built Kubernetes.
 
 use crate::small::{ACCEPTED, controller, start, wait_for};
 use egret_cluster::Kubectl;
@@ -59,7 +58,7 @@ fn kinds_of_plugins_are_read_once_they_are_served_and_allowed() {
     let own = server.kubectl_as("controller").unwrap();
     let mut daemon = controller(&server, "controller", own.kubeconfig());
 
-    // Nobody is kept waiting by what must not be read.
+    // An unreadable kind delays nothing.
     wait_for(kubectl, &["egress", "fixed"], ACCEPTED, "True");
     let prefixes = ".spec.podPrefixes";
     let told = |wanted: &str| wait_for(kubectl, &["egrnode", "gateway1"], prefixes, wanted);
@@ -68,7 +67,7 @@ fn kinds_of_plugins_are_read_once_they_are_served_and_allowed() {
     kubectl.apply(&role).unwrap();
     told(r#"["10.48.0.0/16"]"#);
 
-    // A plugin that comes later, and one that goes.
+    // A plugin that is installed later, and one that is removed.
     define(kubectl, Kind::CiliumNode);
     kubectl.apply(CILIUM_NODE).unwrap();
     told(r#"["10.48.0.0/16","10.49.1.0/24"]"#);

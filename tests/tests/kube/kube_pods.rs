@@ -1,5 +1,5 @@
-//! Pods, nodes and namespaces as they live, and objects that cannot be understood, on a real API server without kubelets:
-//! what the controller plans and says, and what an agent gets to see. Needs root and a built Kubernetes.
+//! The life cycle of pods, nodes and namespaces, and invalid objects, on a real API server without kubelets: the
+//! controller's plans and statuses, and an agent's view. Needs root and a built Kubernetes.
 
 use crate::small::{ACCEPTED, TIMEOUT, controller, open, pod, said, start, wait_for};
 use egret_cluster::programs::skipped;
@@ -85,12 +85,12 @@ fn pods_nodes_and_namespaces_as_they_live() {
     run(&["label", "pod", "w", "app=web", "--overwrite"]);
     selected(kubectl, "2");
 
-    // A pod that has run to its end has no address any more, for nobody.
+    // A completed pod has no address any more, for any reader.
     patch_status(kubectl, "a", r#"{"status":{"phase":"Succeeded"}}"#);
     selected(kubectl, "1");
     wait_seen(&mut agent, "the ended pod is out", "default/a", None);
 
-    // Its address goes to a pod of another namespace, which no policy selects, while the first is still there.
+    // Its address is assigned to a pod of another namespace, which no policy selects, while the first still exists.
     run(&["create", "namespace", "other"]);
     let reused = "apiVersion: v1\nkind: ServiceAccount\nmetadata: {name: default, namespace: other}\n---\n\
                   apiVersion: v1\nkind: Pod\nmetadata: {name: a, namespace: other, labels: {app: MyApp}}\n\
@@ -184,7 +184,7 @@ fn endpoints_of_a_service_change(kubectl: &Kubectl) {
     kubectl.run(&["delete", "egress", "bare"]).unwrap();
 }
 
-/// The Service is named by no policy: its kind alone makes the controller look at it.
+/// No policy names the Service: its kind alone makes the controller watch it.
 fn the_address_of_a_load_balancer_is_refused(kubectl: &Kubectl) {
     let objects = "apiVersion: v1\nkind: Service\nmetadata: {name: shop, namespace: default}\n\
                    spec: {type: LoadBalancer, ports: [{port: 80}]}\n---\n\
@@ -217,16 +217,16 @@ fn nodes_come_and_go(kubectl: &Kubectl) {
     let grants = ".spec.grants[*].address";
     let record = ["egrnode", "worker3"];
     wait_for(kubectl, &record, grants, "192.168.122.222");
-    // Cordoned: what runs there goes on, lease and all.
+    // Cordoned: running pods continue, with their leases.
     kubectl.run(&["cordon", "worker3"]).unwrap();
     pod(kubectl, "more", "worker1", "MyApp", "10.244.1.30");
     selected(kubectl, "4");
     assert_eq!(said(kubectl, &record, grants), "192.168.122.222");
     kubectl.run(&["delete", "pod", "more", "--force"]).unwrap();
-    // Drained: its pods are gone, the node stays.
+    // Drained: its pods are deleted, the node stays.
     kubectl.run(&["delete", "pod", "new", "--force"]).unwrap();
     selected(kubectl, &before);
-    // Deleted: nobody else gets its ports before every gateway has taken them from it, and no gateway runs here.
+    // Deleted: no other worker gets its ports before every gateway has released them, and no gateway runs here.
     kubectl.run(&["delete", "node", "worker3"]).unwrap();
     pod(kubectl, "last", "worker2", "MyApp", "10.244.2.30");
     selected(kubectl, "3");
@@ -260,7 +260,7 @@ fn what_cannot_be_understood_keeps_its_last_good_version_and_says_so() {
     wait_for(kubectl, &odd, SELECTED, "1");
     wait_for(kubectl, &odd, ACCEPTED, "True");
 
-    // The schema takes it; nobody knows what it means.
+    // The schema accepts the value; this version does not know it.
     kubectl.apply(&policy("Resembles")).unwrap();
     wait_for(kubectl, &odd, ACCEPTED, "False");
     wait_for(kubectl, &odd, ".status.observedGeneration", "2");
@@ -278,7 +278,7 @@ fn what_cannot_be_understood_keeps_its_last_good_version_and_says_so() {
     kubectl
         .run(&["get", "egraddr", "v4-192-168-122-223"])
         .unwrap();
-    // It goes on to be carried out: pods that come are selected, other policies are planned.
+    // The last good version stays in force: new pods are selected, other policies are planned.
     pod(kubectl, "w2", "worker1", "web", "10.244.1.40");
     wait_for(kubectl, &odd, SELECTED, "2");
     let holds = |agent: &mut KubeSource| {
@@ -294,7 +294,7 @@ fn what_cannot_be_understood_keeps_its_last_good_version_and_says_so() {
     let generations = said(kubectl, &odd, ".status.conditions[*].observedGeneration");
     assert!(generations.split(' ').all(|g| g == "2"), "{generations}");
 
-    // One that is deleted is gone, and one that was never good never is in force.
+    // A deleted one is removed, and one that was never valid is never in force.
     kubectl.run(&["delete", "egress", "odd"]).unwrap();
     kubectl.apply(&policy("Resembles")).unwrap();
     wait_for(kubectl, &odd, ACCEPTED, "False");
@@ -306,7 +306,7 @@ fn what_cannot_be_understood_keeps_its_last_good_version_and_says_so() {
     drop(daemon);
 }
 
-/// Conditions of every kind say which version of the object they are about.
+/// Conditions of every kind contain the generation that they apply to.
 fn conditions_of_records_say_what_they_are_about() {
     if skipped("conditions_of_records_say_what_they_are_about") {
         return;
@@ -345,7 +345,7 @@ fn conditions_of_records_say_what_they_are_about() {
     drop(daemon);
 }
 
-/// `kubectl explain` has words for every field, and columns answer: does it work, and with which address?
+/// `kubectl explain` describes every field, and columns answer: does it work, and with which address?
 fn every_field_is_explained_and_columns_say_whether_it_works() {
     if skipped("every_field_is_explained_and_columns_say_whether_it_works") {
         return;

@@ -1,7 +1,6 @@
-//! A large cluster on a real API server: how long until everything is planned, what one pod more costs, and what
-//! controller and agents cost while nothing changes. Nothing is timed, since the machine is busy and the program may be a
-//! debug build: what is written is counted, and `./dev bench --only kubernetes` gives figures. Needs root and a built
-//! Kubernetes.
+//! A large cluster on a real API server: planning of all objects, the cost of one more pod, and the cost of controller
+//! and agents while nothing changes. Nothing is timed, since the machine is busy and the program may be a debug build:
+//! writes are counted, and `./dev bench --only kubernetes` gives figures. Needs root and a built Kubernetes.
 
 use egret_cluster::programs::skipped;
 use egret_tests::scale::{Large, Size};
@@ -32,8 +31,7 @@ fn a_large_cluster_is_planned_soon_and_costs_little_at_rest() {
         one_pod.push(large.one_pod_more(number).unwrap());
         large.wait_quiet().unwrap();
         let writes = large.writes_since(from).unwrap();
-        // The lease before everything else, then who may use it, then what is said of it: of this pod's policy, address
-        // and node alone.
+        // First the lease, then the grant, then the statuses: of this pod's policy, address and node only.
         assert_eq!(writes[0], "update egressaddresses", "{writes:?}");
         assert_eq!(writes[1], "patch egressnodes", "{writes:?}");
         let about = |what: &str| writes.iter().filter(|write| write.contains(what)).count();

@@ -1,5 +1,5 @@
-//! Controller and agents against a real API server, without kubelets: what they read, what they write, what they
-//! leave alone, and what happens when the API server is away. Needs root and a built Kubernetes.
+//! Controller and agents against a real API server, without kubelets: their reads, their writes, objects that they
+//! leave unchanged, and outages of the API server. Needs root and a built Kubernetes.
 
 use crate::small::{
     ACCEPTED, LABELLED, TIMEOUT, controller, granted, open, pod, said, start, used, wait_for,
@@ -65,7 +65,7 @@ fn a_controller_converges_tells_people_and_then_writes_nothing() {
     let columns = kubectl.run(&["get", "egress"]).unwrap();
     assert!(columns.contains("192.168.122.222"), "{columns}");
 
-    // A policy that cannot be carried out says why, in its status and by an event.
+    // A policy that cannot be applied has the reason in its status and in an event.
     let unknown = "apiVersion: egret.dev/v1alpha1\nkind: Egress\nmetadata: {name: bad, namespace: default}\n\
                    spec: {selector: {app: MyApp}, pool: nowhere}\n";
     kubectl.apply(unknown).unwrap();
@@ -80,14 +80,14 @@ fn a_controller_converges_tells_people_and_then_writes_nothing() {
         .unwrap();
     assert!(event.out.contains("Warning"), "{}", event.out);
 
-    // At rest: some seconds of watches and the Lease, and nothing else.
+    // At rest: some seconds of watches and the Lease only.
     let log = server.audit_log();
     let mut last = requests(&log, "controller", 0).unwrap().1;
     until("nothing is written for 5 s", TIMEOUT, || {
         std::thread::sleep(Duration::from_secs(5));
         let (fresh, lines) = requests(&log, "controller", last)?;
         last = lines;
-        // The Lease is read and renewed every 2 s; a watch that ends is begun again every 180 s.
+        // The Lease is read and renewed every 2 s; a watch that ends is restarted after 180 s.
         let rest = writes(&fresh).is_empty();
         assert!(
             !rest || fresh.len() <= 20,
@@ -99,7 +99,7 @@ fn a_controller_converges_tells_people_and_then_writes_nothing() {
     .unwrap();
     assert_eq!(said(kubectl, &["egress", "bad"], since), first);
 
-    // Questions are answered from the API alone.
+    // The command line answers from the API alone.
     let source = format!("kube:{}", own.kubeconfig().display());
     let ask = |arguments: &[&str]| {
         let mut command = Command::new(egret_tests::egret().unwrap());
@@ -113,7 +113,7 @@ fn a_controller_converges_tells_people_and_then_writes_nothing() {
     let plan = ask(&["plan"]);
     assert!(plan.contains("192.168.122.222"), "{plan}");
 
-    // What ends is taken back.
+    // A deleted policy is removed.
     kubectl.run(&["delete", "egress", "bad", "fixed"]).unwrap();
     kubectl.run(&["delete", "node", "worker2"]).unwrap();
     pod(kubectl, "late", "worker1", "web", "10.244.1.7");
@@ -155,12 +155,12 @@ fn of_two_controllers_one_leads_and_the_other_takes_over() {
         "the second must not write"
     );
 
-    // A clean end gives the Lease back at once.
+    // An orderly end releases the Lease at once.
     one.end().unwrap();
     pod(kubectl, "d", "worker1", "MyApp", "10.244.1.9");
     wait_for(kubectl, &["egress", "fixed"], ".status.pods.selected", "4");
 
-    // A frozen leader loses the Lease, and writes nothing when it wakes.
+    // A frozen leader loses the Lease, and writes nothing when it continues.
     let three = controller(
         &server,
         "three",
@@ -279,7 +279,7 @@ fn an_agent_reads_only_what_concerns_its_node() {
             assert!(uri.contains("Selector="), "{uri}");
         }
     }
-    // Only metadata of namespaces is asked for, which the log does not show; their pods of other nodes never come.
+    // Only metadata of namespaces is requested, which the log does not show; their pods of other nodes never arrive.
     let kubeconfig = server.kubectl_as("gateway").unwrap();
     let mut gateway = open(
         kubeconfig.kubeconfig(),
@@ -289,7 +289,7 @@ fn an_agent_reads_only_what_concerns_its_node() {
     assert!(view.snapshot.pods.is_empty());
     assert_eq!(view.snapshot.node_records.len(), 3);
     assert!(!view.snapshot.addresses.is_empty());
-    // A watch begins after its list is there, and with it the view.
+    // A watch begins after its list is complete, and with it the view.
     until("everything granted is used", TIMEOUT, || {
         let (all, _) = requests(&log, "gateway", 0)?;
         rights.extend(used(&all, "Agent"));
@@ -298,7 +298,7 @@ fn an_agent_reads_only_what_concerns_its_node() {
     .unwrap();
     assert_eq!(rights, granted("Agent"), "used and not granted");
 
-    // A worker that becomes a gateway reads more, and is told apart for the others.
+    // A worker that becomes a gateway reads more, and gets the label for the others.
     kubectl
         .run(&["label", "node", "worker1", "egret.dev/gateway=true"])
         .unwrap();
@@ -325,7 +325,7 @@ fn what_is_known_stays_while_the_api_server_is_away_and_comes_up_to_date_after()
         let own = server.kubectl_as(user).unwrap();
         relay.kubeconfig(&own, &server).unwrap()
     };
-    // Away at the start: both wait, and neither ends.
+    // Unreachable at the start: both wait, and neither ends.
     relay.cut();
     let mut daemon = controller(&server, "controller", &kubeconfig("controller"));
     let mut agent = open(
@@ -338,7 +338,7 @@ fn what_is_known_stays_while_the_api_server_is_away_and_comes_up_to_date_after()
     wait_for(kubectl, &["egress", "fixed"], ".status.pods.selected", "2");
     until("the agent reads", TIMEOUT, || Ok(agent.snapshot().is_ok())).unwrap();
 
-    // Away while running: what is known stays.
+    // Unreachable later: known objects stay.
     let before = agent.snapshot().unwrap();
     relay.cut();
     pod(kubectl, "c", "worker1", "MyApp", "10.244.1.8");
@@ -356,7 +356,7 @@ fn what_is_known_stays_while_the_api_server_is_away_and_comes_up_to_date_after()
         Ok(agent.snapshot()?.snapshot.pods.len() == 3)
     })
     .unwrap();
-    // Without a storm: the watches go on from where they were, nothing is listed again.
+    // Without a storm: the watches resume, no list is repeated.
     let (after, _) = requests(&server.audit_log(), "controller", lines).unwrap();
     let lists = after.iter().filter(|r| r["verb"] == "list").count();
     assert_eq!(lists, 0, "listed again");
@@ -364,7 +364,7 @@ fn what_is_known_stays_while_the_api_server_is_away_and_comes_up_to_date_after()
     daemon.end().unwrap();
 }
 
-/// Who led before gave an address, and the watch has not told yet, or has told since the last view.
+/// The previous leader assigned an address, and the watch has not reported it yet, or has since the last view.
 fn addresses_are_given_over_what_was_seen(source: &mut impl Source, kubectl: &Kubectl) {
     let pooled = ObjectRef {
         kind: Kind::Egress,
@@ -391,7 +391,7 @@ fn addresses_are_given_over_what_was_seen(source: &mut impl Source, kubectl: &Ku
     assert!(source.write_policy_status(&pooled, &status, now).unwrap());
 }
 
-/// Leads, and does everything that a controller may ever do.
+/// Leads, and performs all writes that a controller may ever perform.
 fn every_right_of_the_controller_is_used() {
     if skipped("every_right_of_the_controller_is_used") {
         return;
@@ -406,7 +406,7 @@ fn every_right_of_the_controller_is_used() {
     let view = source.snapshot().unwrap();
     until("it leads", TIMEOUT, || Ok(source.leads())).unwrap();
 
-    // A condition that is bad becomes an event; every kind has a status.
+    // A bad condition becomes an event; every kind has a status.
     let bad = Condition {
         kind: "Accepted".into(),
         status: ConditionStatus::False,
@@ -443,7 +443,7 @@ fn every_right_of_the_controller_is_used() {
     let partners = view.snapshot.pools.keys().next().unwrap();
     assert!(source.write_pool_status(partners, &pool, now).unwrap());
 
-    // Two who write one address: the second is told, and reads what is there.
+    // Two writers of one address: the second gets a conflict, and reads the current object.
     let address = AddressRecord {
         address: "192.168.122.221".parse().unwrap(),
         gateway: main,
@@ -486,7 +486,7 @@ fn every_right_of_the_controller_is_used() {
         .unwrap();
     assert!(source.snapshot().unwrap().snapshot.addresses.is_empty());
 
-    // A node's record: made with a label, changed over its agent's status, refused over another's spec.
+    // A node's record: created with a label, changed over its agent's status, refused over another's spec.
     let node = NodeName("gateway1".into());
     let record = NodeRecord {
         tunnel_index: 7,

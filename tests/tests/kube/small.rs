@@ -1,4 +1,4 @@
-//! A small cluster of objects on a real API server, without kubelets, and how tests look at it.
+//! A small cluster of objects on a real API server, without kubelets, and queries for tests.
 
 use egret_cluster::{ApiServer, Kubectl};
 use egret_core::model::{Settings, UnpooledAddresses};
@@ -8,7 +8,7 @@ use std::collections::BTreeSet;
 use std::path::Path;
 use std::time::Duration;
 
-/// Longest wait for anything; usually seconds.
+/// Longest wait for any condition; usually seconds.
 pub const TIMEOUT: Duration = Duration::from_secs(90);
 
 /// Two workers and a gateway, a pool and two policies.
@@ -136,7 +136,7 @@ pub fn open(kubeconfig: &Path, role: Role) -> KubeSource {
     KubeSource::open(settings).unwrap()
 }
 
-/// What a jsonpath of an object says.
+/// Value of a jsonpath of an object.
 pub fn said(kubectl: &Kubectl, object: &[&str], path: &str) -> String {
     let path = format!("jsonpath={{{path}}}");
     let arguments = [&["get"], object, &["-o", &path]].concat();
@@ -152,7 +152,7 @@ pub fn wait_for(kubectl: &Kubectl, object: &[&str], path: &str, wanted: &str) {
         .unwrap();
 }
 
-/// Asks which nodes' records have the label of gateways.
+/// Lists the nodes' records with the gateway label.
 pub const LABELLED: [&str; 6] = [
     "get",
     "egrnode",
@@ -165,7 +165,7 @@ pub const LABELLED: [&str; 6] = [
 /// Whether a policy is accepted, as a jsonpath.
 pub const ACCEPTED: &str = r#".status.conditions[?(@.type=="Accepted")].status"#;
 
-/// The verbs of requests that change something.
+/// The verbs of requests that write.
 pub fn writes(all: &[serde_json::Value]) -> Vec<String> {
     let reading = ["get", "list", "watch"];
     let lease = |r: &serde_json::Value| r["objectRef"]["resource"] == "leases";
@@ -183,7 +183,8 @@ pub fn wait_until_says(kubectl: &Kubectl, arguments: &[&str], wanted: &str) {
         .unwrap();
 }
 
-/// Rights that the requests used. Each must be granted to the component, but for API discovery, which everybody may use.
+/// Rights that the requests used. Each must be granted to the component, except API discovery, which every client may
+/// use.
 pub fn used(requests: &[serde_json::Value], component: &str) -> BTreeSet<Right> {
     let discovery = |request: &&serde_json::Value| {
         request.get("objectRef").is_none()
@@ -199,7 +200,7 @@ pub fn used(requests: &[serde_json::Value], component: &str) -> BTreeSet<Right> 
     used
 }
 
-/// What the documentation grants to a component.
+/// Rights that the documentation grants to a component.
 pub fn granted(component: &str) -> BTreeSet<Right> {
     let rights = rights(component).into_iter();
     rights.map(|(right, _)| right).collect()

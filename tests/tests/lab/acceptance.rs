@@ -1,5 +1,5 @@
-//! What users of earlier systems asked for in issues, and the stories of the proposal, seen from outside: cases that no
-//! other test program is about. Ids are those of docs/compatibility.md.
+//! Requests from issues of earlier systems, and the stories of the proposal, tested from outside: cases of no other
+//! test program. Ids are those of docs/compatibility.md.
 
 use anyhow::{Context, ensure};
 use egret_lab::process::wait_for;
@@ -21,7 +21,7 @@ const FORK: &str = "staticegressips.io";
 const SERVER: &str = "203.0.113.10/32";
 /// The address of the policy with gateways by label.
 const LABELLED: &str = "192.168.122.223";
-/// In no segment of the lab.
+/// An address in no segment of the lab.
 const PUBLIC: &str = "198.51.100.7";
 
 pub fn groups() -> Vec<Group> {
@@ -45,7 +45,7 @@ pub fn groups() -> Vec<Group> {
     vec![shared, Group::new("gateway_comes", || up("accept8"), n8)]
 }
 
-/// The built-in lab; one gateway node has the label that the fork's object asks for.
+/// The built-in lab; one gateway node has the label that the fork's object selects.
 fn up(test: &str) -> anyhow::Result<Cluster> {
     let mut topology = Topology::built_in();
     for host in &mut topology.hosts {
@@ -114,7 +114,7 @@ fn s4_a_label_on_a_running_pod_decides(cluster: &Cluster) -> Outcome {
     wait_node(cluster, "other2", "worker2")
 }
 
-/// Cases: S7. Of the pod that comes again everything is other than before, but its label.
+/// Cases: S7. The recreated pod differs in everything but its label.
 fn s7_a_pod_made_again_elsewhere_keeps_the_address(cluster: &Cluster) -> Outcome {
     cluster.apply(&[proposal("walker", "Walker", "192.168.122.225")])?;
     for (name, worker) in [("b1", "worker1"), ("b3", "worker3")] {
@@ -151,13 +151,13 @@ fn n20_all_pods_of_a_namespace(cluster: &Cluster) -> Outcome {
     for place in &places {
         expect_source(place, ip(SERVERS[0]), ip(address))?;
     }
-    // Pods of other namespaces are as before.
+    // Pods of other namespaces are unchanged.
     expect_source(&cluster.pod("a1")?, ip(SERVERS[0]), ip(EGRESS[0]))?;
     wait_node(cluster, "other1", "worker1")?;
     cluster.delete(&[all])
 }
 
-/// Cases: N16. Two would answer for it, and what a gateway gets for the Service's ports no pod has leased.
+/// Cases: N16. Two nodes would answer for it, and packets to the Service's ports belong to no lease.
 fn n16_the_address_of_a_load_balancer_is_refused(cluster: &Cluster) -> Outcome {
     let taken = "192.168.122.227";
     let balancer = format!(
@@ -180,7 +180,7 @@ fn n16_the_address_of_a_load_balancer_is_refused(cluster: &Cluster) -> Outcome {
     wait_node(cluster, "other1", "worker1")
 }
 
-/// Cases: N19. As network plugins carry a NetworkPolicy out: at the pod's node, before Egret's translation, so by the
+/// Cases: N19. As network plugins implement NetworkPolicy: at the pod's node, before Egret's translation, so by the
 /// pod's own address.
 fn n19_a_drop_in_forward_keeps_its_effect(cluster: &Cluster) -> Outcome {
     let [open, blocked] =
@@ -216,9 +216,9 @@ fn f3_nothing_stays_of_a_pod_that_is_selected_no_longer(cluster: &Cluster) -> Ou
     cluster.lab().add_pod("worker3", alike)?;
     cluster.wait_selected("my-egress", 7)?;
     let (gone, stays) = (own("a3")?, own("alike")?);
-    // The fork looked for addresses as parts of a text.
+    // The fork searched addresses as substrings of a text.
     ensure!(stays.to_string().starts_with(&gone.to_string()));
-    // But for the tuples of flows that ended with it: those are remembered for a while.
+    // Except for the tuples of flows that ended with it: those are remembered for a while.
     let ruleset = || -> anyhow::Result<String> {
         let all = without_memory(Snapshot::take(&cluster.host("worker3")?)?);
         let lines = all.sections.get("nft").context("the ruleset")?;
@@ -273,7 +273,7 @@ fn n8_without_a_gateway_nothing_leaks_and_one_that_comes_is_used(cluster: &Clust
     })?;
     gateway_label(cluster, "gateway1", false)?;
     ready("False/NoGateway")?;
-    // Whatever it does now, it does not leave by another address; and the others are served as before.
+    // Whatever its state, it never leaves with another address; and the other pods are served as before.
     let reached = tcp_source_within(
         &pod,
         SocketAddr::new(ip(SERVERS[0]), ECHO_PORTS[1]),
@@ -301,7 +301,7 @@ fn egress_status(cluster: &Cluster, name: &str) -> Value {
     object.unwrap_or_default()["status"].clone()
 }
 
-/// Cases: N9, S8. Nobody asks for such an address by ARP. With a route to a gateway it is the public variant of the
+/// Cases: N9, S8. No router sends ARP for such an address. With a route to a gateway it is the public variant of the
 /// proposal.
 fn n9_s8_an_address_of_no_subnet_is_said_and_works_when_it_is_routed(cluster: &Cluster) -> Outcome {
     let object = proposal("public", "Other", PUBLIC);
@@ -310,7 +310,7 @@ fn n9_s8_an_address_of_no_subnet_is_said_and_works_when_it_is_routed(cluster: &C
     wait_for("the condition", DEADLINE, said)?;
     let text = message(&egress_status(cluster, "public"), "Degraded");
     ensure!(text.contains(PUBLIC), "{text}");
-    // Only what it is true of has it.
+    // Only the policy concerned has the condition.
     let other = egress_status(cluster, "my-egress");
     ensure!(condition(&other, "Degraded").is_empty(), "{other:#}");
     let gateway = cluster.node_address("gateway3", ip(PUBLIC))?.to_string();
@@ -331,7 +331,8 @@ fn n9_s8_an_address_of_no_subnet_is_said_and_works_when_it_is_routed(cluster: &C
     wait_node(cluster, "other1", "worker1")
 }
 
-/// Cases: N13. A worker's and a gateway's, killed: what the kernel has stays the same, and packets go on.
+/// Cases: N13. The agents of a worker and of a gateway are killed: the kernel state stays the same, and packets still
+/// flow.
 fn n13_agents_that_start_again_change_nothing(cluster: &Cluster) -> Outcome {
     let look = |host: &str| -> anyhow::Result<Snapshot> {
         Ok(without_memory(Snapshot::take(&cluster.host(host)?)?))

@@ -1,5 +1,5 @@
-//! Addresses that are somebody's: refused or skipped where agents have found them, and never announced while another
-//! machine of the segment has them. The machine `stranger` stands for any host of the segment that is not in the cluster.
+//! Addresses that are in use: rejected or skipped where agents have found them, and never announced while another
+//! machine of the segment has them. The machine `stranger` stands for any host of the segment outside the cluster.
 
 use anyhow::{Context, ensure};
 use egret_lab::Topology;
@@ -14,9 +14,9 @@ use serde_json::{Value, json};
 
 /// Addresses of the router on the segment of the nodes.
 const ROUTER: [&str; 2] = ["192.168.122.1", "fd00:122::1"];
-/// The first addresses of the segment that nothing of the lab has: a VIP of gateway3.
+/// The first addresses of the segment that no host of the lab has: a VIP of gateway3.
 const VIP: [&str; 2] = ["192.168.122.2", "fd00:122::2"];
-/// What a pool of the whole segment gives first then.
+/// The first addresses that a pool of the whole segment assigns then.
 const FREE: [&str; 2] = ["192.168.122.3", "fd00:122::3"];
 /// Addresses that the stranger has for a while.
 const STRANGE: [&str; 2] = ["192.168.122.230", "fd00:122::230"];
@@ -63,7 +63,7 @@ fn segment() -> anyhow::Result<Cluster> {
     Ok(cluster)
 }
 
-/// Puts manifests there without waiting for them.
+/// Applies manifests without waiting.
 fn put(cluster: &Cluster, manifests: &[String]) -> anyhow::Result<()> {
     let path = cluster.lab().dir().path().join("put.yaml");
     std::fs::write(&path, manifests.join("---\n"))?;
@@ -77,7 +77,7 @@ fn status(cluster: &Cluster, kind: &str, name: &str) -> Value {
     object.map_or(Value::Null, |object| object["status"].clone())
 }
 
-/// Waits until an `Egress` has a status.
+/// Waits until the status of an `Egress` satisfies the predicate.
 fn wait_policy(
     cluster: &Cluster,
     name: &str,
@@ -100,7 +100,7 @@ fn pings(cluster: &Cluster, pod: &str, address: &str) -> anyhow::Result<bool> {
         .is_ok())
 }
 
-/// Issue 13, case 10: keepalived or kube-vip has put the address there, and no Node object names it.
+/// Issue 13, case 10: keepalived or kube-vip has added the address, and no Node object names it.
 fn a_vip_of_another_node_is_reached_as_without_a_policy(cluster: &Cluster) -> Outcome {
     // Flows spread over the gateways, and one of them is the node with the VIP.
     let pods = ["a1", "b1", "a2", "b2", "a3", "b3"];
@@ -121,10 +121,10 @@ fn a_vip_of_another_node_is_reached_as_without_a_policy(cluster: &Cluster) -> Ou
     Ok(())
 }
 
-/// The hardware address that a host has last learned for an address of its segment; none where nobody has answered.
+/// The hardware address that a host has last learned for an address of its segment; `None` if there was no answer.
 fn learned(cluster: &Cluster, host: &str, address: &str) -> anyhow::Result<Option<String>> {
     let place = cluster.host(host)?;
-    // Whatever comes of it: the question is asked.
+    // The result does not matter: the request is sent.
     let _ = cluster.exec(&place, &["ping", "-n", "-c", "1", "-W", "1", address]);
     let shown = cluster.exec(&place, &["ip", "-j", "neighbour", "show", "to", address])?;
     let shown: Value = serde_json::from_str(&shown)?;
@@ -179,7 +179,7 @@ fn a_pool_of_the_whole_segment_skips_what_is_somebodys(cluster: &Cluster) -> Out
     cluster.delete(&[policy, pool])
 }
 
-/// Gives an address to the stranger, or takes it.
+/// Adds an address to the stranger, or removes it.
 fn strange(cluster: &Cluster, how: &str, addresses: &[&str]) -> Outcome {
     let place = cluster.host("stranger")?;
     for address in addresses {
@@ -200,7 +200,7 @@ fn mac_of_the_stranger(cluster: &Cluster) -> anyhow::Result<String> {
     Ok(text.trim().to_owned())
 }
 
-/// Whether policy and addresses say that the stranger has these addresses.
+/// Whether policy and addresses report that the stranger has these addresses.
 fn is_told(cluster: &Cluster, mac: &str, addresses: &[&str]) -> bool {
     let policy = status(cluster, "Egress", "strange");
     let said = message(&policy, "AddressConflict");
@@ -221,7 +221,7 @@ fn is_told(cluster: &Cluster, mac: &str, addresses: &[&str]) -> bool {
         })
 }
 
-/// Whether a gateway's object and metrics say so too.
+/// Whether a gateway's object and metrics report it, too.
 fn a_gateway_tells(cluster: &Cluster, mac: &str, address: &str) -> bool {
     let gateways = ["gateway1", "gateway2", "gateway3"];
     gateways.iter().any(|gateway| {
@@ -274,8 +274,8 @@ fn what_another_machine_has_is_not_announced_until_it_is_gone(cluster: &Cluster)
     Ok(())
 }
 
-/// Issue 13, case 19: RFC 5227 section 2.4. The address of IPv6 alone would be refused by the stranger's kernel, since the
-/// announcer answers its detection.
+/// Issue 13, case 19: RFC 5227 section 2.4. The stranger's kernel would refuse the IPv6 address alone, since the
+/// announcer answers its duplicate address detection.
 fn another_machine_that_takes_an_address_in_use_is_told(cluster: &Cluster) -> Outcome {
     let mac = mac_of_the_stranger(cluster)?;
     strange(cluster, "add", &STRANGE)?;
@@ -323,7 +323,7 @@ fn routed() -> anyhow::Result<Cluster> {
 fn where_routers_lead_to_the_gateways_nobody_answers_for_addresses(cluster: &Cluster) -> Outcome {
     for (server, address) in SERVERS.iter().zip(EGRESS) {
         wait_source(&cluster.pod("a1")?, ip(server), ip(address))?;
-        // A machine of the segment without such a route asks for the address.
+        // A machine of the segment without such a route sends a request for the address.
         let learned = learned(cluster, "worker3", address)?;
         ensure!(learned.is_none(), "{learned:?} answers for {address}");
         ensure!(

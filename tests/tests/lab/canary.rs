@@ -1,5 +1,5 @@
-//! Packets of Egret's own go the way of pods' packets and say where it is broken: each hook of the path is broken in turn
-//! and must be named within 15 s.
+//! Egret's own packets take the path of pods' packets and report where it is broken: each hook of the path is broken in
+//! turn and must be named within 15 s.
 
 use anyhow::{Context, ensure};
 use egret_lab::Topology;
@@ -39,7 +39,7 @@ pub fn groups() -> Vec<Group> {
     ]
 }
 
-/// How long the finding may take, as operators are promised.
+/// Longest time until the finding, as promised to operators.
 const FOUND_WITHIN: Duration = Duration::from_secs(15);
 
 fn up() -> anyhow::Result<Cluster> {
@@ -49,7 +49,7 @@ fn up() -> anyhow::Result<Cluster> {
     Ok(cluster)
 }
 
-/// A worker whose gateways are without eBPF, and a node that is its own gateway.
+/// A worker whose gateways have no eBPF, and a node that is its own gateway.
 const NOBODY_TURNS_ROUND: &str = "
 segments:
 - {name: nodes, cidrs: [192.168.122.0/24, fd00:122::/64]}
@@ -84,7 +84,7 @@ fn broken(cluster: &Cluster, node: &str) -> Option<(String, String)> {
     Some((text("reason"), text("message")))
 }
 
-/// Canaries that one gateway or other has turned round.
+/// Number of canaries that all gateways have returned.
 fn turned(cluster: &Cluster) -> anyhow::Result<u64> {
     let mut all = 0;
     for gateway in ["gateway1", "gateway2", "gateway3"] {
@@ -126,7 +126,7 @@ fn a_healthy_path_is_measured_and_not_broken(cluster: &Cluster) -> Outcome {
     Ok(())
 }
 
-/// What a command of the CLI says on worker1.
+/// Output of a CLI command on worker1.
 fn asked(cluster: &Cluster, command: &str) -> anyhow::Result<Value> {
     let program = egret_tests::egret()?;
     let line = format!("{} {command} -o json || true", program.display());
@@ -134,7 +134,7 @@ fn asked(cluster: &Cluster, command: &str) -> anyhow::Result<Value> {
     serde_json::from_str(&said).with_context(|| said)
 }
 
-/// Waits until the metrics of a node say of both families that they are measured and not broken.
+/// Waits until the metrics of a node show both families as measured and not broken.
 fn paths_are_whole(cluster: &Cluster, node: &str) -> Outcome {
     wait_for("the paths in the metrics", DEADLINE, || {
         let metrics = cluster.metrics(node).unwrap_or_default();
@@ -151,12 +151,12 @@ fn explain(cluster: &Cluster) -> anyhow::Result<String> {
     let program = egret_tests::egret()?;
     let program = program.to_string_lossy();
     let place = cluster.host("worker1")?;
-    // Exit code 1 says that something is not as it should be; what is said counts here.
+    // Exit code 1 means that there is a problem; here only the output counts.
     let line = format!("{program} explain default/a1 --to {} || true", SERVERS[0]);
     cluster.exec(&place, &["sh", "-c", &line])
 }
 
-/// A way to break a hook at worker1, how to mend it, and what must be said.
+/// A command that breaks a hook at worker1, its reversal, and the expected message.
 struct Break {
     rules: &'static str,
     reason: &'static str,
@@ -210,7 +210,7 @@ fn mend(cluster: &Cluster, host: &str) -> anyhow::Result<()> {
     .with_context(|| format!("{:?}", broken(cluster, host)))
 }
 
-/// Waits until the broken hook is named rightly. Gateways that come back while it is broken change the way once more.
+/// Waits until the broken hook is named correctly. Gateways that come back meanwhile change the path once more.
 fn found(cluster: &Cluster, reason: &str) -> anyhow::Result<(String, String)> {
     found_at(cluster, "worker1", reason)
 }
@@ -240,7 +240,7 @@ fn each_broken_hook_is_named_within_fifteen_seconds(cluster: &Cluster) -> Outcom
     the_input_of_the_tunnel(cluster)
 }
 
-/// The node's own input hook: probes are lost there too, so the gateways are dead for it, and canaries say why.
+/// The node's own input hook: probes are lost there, too, so the gateways are dead for it, and canaries show why.
 fn the_input_of_the_tunnel(cluster: &Cluster) -> Outcome {
     let table = "chain c { type filter hook input priority 0; udp dport 14789 drop; }";
     rules(cluster, "worker1", table)?;
@@ -386,7 +386,7 @@ fn what_is_broken_before_the_guard_is_named(cluster: &Cluster) -> Outcome {
     cluster.wait_ready()
 }
 
-/// Neither into the tunnel nor out by the own device.
+/// Neither into the tunnel nor by its own device.
 fn nothing_of_them_leaves_the_node(cluster: &Cluster) -> Outcome {
     let mut captures = Vec::new();
     for (host, device) in [
@@ -398,7 +398,7 @@ fn nothing_of_them_leaves_the_node(cluster: &Cluster) -> Outcome {
         let capture = Capture::start(&cluster.host(host)?, device, is_canary)?;
         captures.push((host, device, capture));
     }
-    // A new measurement, and one as usual.
+    // A new measurement, with the normal result.
     for node in ENDS_AT_GUARD {
         rules(
             cluster,

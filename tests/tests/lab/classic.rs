@@ -1,4 +1,4 @@
-//! The driver `classic`, as `egret kube-egress` runs it: no agents, no controller; a person moves the address.
+//! The driver `classic`, as `egret kube-egress` runs it: no agents, no controller; the test moves the address.
 
 use anyhow::{Context, ensure};
 use egret_lab::traffic::{IdleFlows, tcp_source};
@@ -39,10 +39,11 @@ pub fn groups() -> Vec<Group> {
     )]
 }
 
-/// The built-in lab with one holder of the addresses and three pods that leave by them.
+/// The built-in lab with one holder of the addresses and three mapped pods.
 fn up() -> anyhow::Result<Classic> {
     let classic = Classic::up("classic")?;
-    // Two pods with the same port would be a connection that no holder can keep (docs/classic.md, P3): not what is tested.
+    // Two pods with the same port would make a connection that no holder can keep (docs/classic.md, P3): that is not
+    // tested here.
     for (pod, ports) in PORTS {
         let line = format!("sysctl -qw net.ipv4.ip_local_port_range='{ports}'");
         classic
@@ -62,7 +63,7 @@ fn up() -> anyhow::Result<Classic> {
     Ok(classic)
 }
 
-/// Puts the addresses on a node, as keepalived does.
+/// Adds the addresses to a node, as keepalived does.
 fn hold(classic: &Classic, node: &str) -> Outcome {
     let [v4, v6] = EGRESS;
     classic.shell(
@@ -70,7 +71,7 @@ fn hold(classic: &Classic, node: &str) -> Outcome {
         &format!("ip address add {v4}/32 dev eth0; ip -6 address add {v6}/128 dev eth0 nodad"),
     )?;
     for other in ["router", "worker1", "worker2", "worker3"] {
-        // What gratuitous ARP and unsolicited NA do: forget where it was.
+        // Effect of gratuitous ARP and unsolicited NA: the old neighbour entry is removed.
         classic.shell(
             other,
             &format!("ip neighbour flush to {v4}; ip -6 neighbour flush to {v6}; true"),
@@ -85,7 +86,7 @@ fn release(classic: &Classic, node: &str) -> Outcome {
     classic.shell(node, &line).map(drop)
 }
 
-/// Writes the two mappings of a node: these pods by the addresses of both families.
+/// Writes the two mappings of a node: these pods, with the addresses of both families.
 fn map(classic: &Classic, node: &str, pods: &[&str]) -> Outcome {
     let [v4, v6] = EGRESS;
     let mapping: Vec<(&str, &str)> = pods
@@ -95,7 +96,7 @@ fn map(classic: &Classic, node: &str, pods: &[&str]) -> Outcome {
     classic.map(node, &[(v4, 64), (v6, 65)], &mapping)
 }
 
-/// Packets to the server that carry neither an egress address nor belong to pods without one.
+/// Captures packets to the server with neither an egress address nor the source of an unmapped pod.
 fn watch(classic: &Classic, unmapped: &[&str]) -> anyhow::Result<Leaving> {
     let mut allowed: Vec<_> = EGRESS.map(ip).to_vec();
     for node in unmapped {
@@ -103,8 +104,8 @@ fn watch(classic: &Classic, unmapped: &[&str]) -> anyhow::Result<Leaving> {
             allowed.push(classic.cluster.node_address(node, ip(like))?);
         }
     }
-    // The holder of the address is a router to the outside, as gateways are: between release and hold, when nobody has
-    // the address, whoever still gets packets for it may say so under its own.
+    // The holder of the address is a router to the outside, like gateways: while no node has the address, a node that
+    // still receives packets for it may send errors under its own address.
     let mut holders = Vec::new();
     for node in NODES {
         for like in EGRESS {
@@ -136,7 +137,8 @@ fn other_traffic_is_as_before(classic: &Classic) -> Outcome {
             .node_address("worker2", ip(EGRESS[family]))?;
         expect_source(&classic.cluster.pod("b2")?, ip(server), node)?;
     }
-    // The original translated whatever passed the holder: another node's own traffic does here, and keeps its source.
+    // The original translated all traffic that passed the holder: here another node's own traffic does, and keeps its
+    // source.
     let excepted = "203.0.113.20";
     let holder = classic.cluster.node_address("worker1", ip(EGRESS[0]))?;
     let way = format!("{excepted}/32 via {holder} dev eth0");
@@ -145,12 +147,12 @@ fn other_traffic_is_as_before(classic: &Classic) -> Outcome {
     let kept = expect_source(&classic.cluster.pod("b2")?, ip(excepted), node);
     classic.shell("worker2", &format!("ip route del {way}"))?;
     kept.context("through the holder")?;
-    // Between pods nothing is translated.
+    // Traffic between pods is not translated.
     let target = classic.cluster.pod_address("a3", ip(EGRESS[0]))?;
     let server = egret_lab::traffic::Server::start(&classic.cluster.pod("a3")?)?;
     let own = classic.cluster.pod_address("a2", ip(EGRESS[0]))?;
     expect_source(&classic.cluster.pod("a2")?, target, own)?;
-    // And what a Service's address leads to, as kube-proxy leads it there.
+    // Nor is traffic to a Service's address, which kube-proxy redirects to pods.
     let service = "10.96.0.50";
     let rules = format!(
         "nft 'add table ip service; \
@@ -164,8 +166,8 @@ fn other_traffic_is_as_before(classic: &Classic) -> Outcome {
     reached
 }
 
-/// Cases: E3. The first and the last move come upon whatever is under way. At the second one every connection waits for an
-/// answer that the pod has nothing to repeat for: it arrives because the pod keeps its connections alive, and would not
+/// Cases: E3. Traffic is under way at the first and the last move. At the second one every connection waits for an
+/// answer, and the pod has nothing to retransmit: the answer arrives because the pod sends keepalives, and would not
 /// otherwise (docs/classic.md, P3).
 fn connections_outlive_a_move_of_the_address(classic: &Classic) -> Outcome {
     let watch = watch(classic, &[])?;
@@ -179,7 +181,7 @@ fn connections_outlive_a_move_of_the_address(classic: &Classic) -> Outcome {
             )?);
         }
     }
-    // Back to one that held it before as well: it must not have tracked what reached it meanwhile.
+    // Back to a previous holder, too: it must not have tracked packets that reached it in between.
     for (from, to, waiting) in [
         ("worker1", "worker2", false),
         ("worker2", "worker1", true),
@@ -210,7 +212,7 @@ fn connections_outlive_a_move_of_the_address(classic: &Classic) -> Outcome {
     watch.clean()
 }
 
-/// The router takes answers away and lets acknowledgements pass, until every connection waits for an answer.
+/// The router drops answers and lets acknowledgements pass, until every connection waits for an answer.
 fn lose_answers(classic: &Classic) -> Outcome {
     classic.shell(
         "router",
@@ -221,7 +223,7 @@ fn lose_answers(classic: &Classic) -> Outcome {
     Ok(())
 }
 
-/// Cases: P3. Mounted ConfigMaps are swapped, and nobody waits for the interval, which is an hour.
+/// Cases: P3. Mounted ConfigMaps are swapped, and take effect before the interval, which is an hour.
 fn a_mapping_that_goes_gives_the_nodes_address_back(classic: &Classic) -> Outcome {
     for node in NODES {
         map(classic, node, &["a1", "a2"])?;
@@ -242,8 +244,8 @@ fn a_mapping_that_goes_gives_the_nodes_address_back(classic: &Classic) -> Outcom
     Ok(())
 }
 
-/// The numbers go before the pods do, and a pod's entry turns to rubbish: who had an address keeps it, who had none sends
-/// nothing, and the log names file and line.
+/// The numbers are removed before the pods are, and a pod's entry becomes invalid: a pod with an address keeps it, one
+/// without sends nothing, and the log names file and line.
 fn an_entry_out_of_step_never_means_the_nodes_address(classic: &Classic) -> Outcome {
     let [v4, v6] = EGRESS;
     let node = "worker3";
@@ -252,7 +254,7 @@ fn an_entry_out_of_step_never_means_the_nodes_address(classic: &Classic) -> Outc
         let seen = || classic.log(node).is_ok_and(|log| log.contains(line));
         wait(line, seen).with_context(|| classic.log(node).unwrap_or_default())
     };
-    // b3 was not mapped so far: its first entry is rubbish.
+    // b3 was not mapped so far: its first entry is invalid.
     let (a3, b3) = (address("a3", v4)?, address("b3", v4)?);
     let entries = [
         (a3.to_string(), "\nnonsense".to_owned()),
@@ -280,7 +282,7 @@ fn an_entry_out_of_step_never_means_the_nodes_address(classic: &Classic) -> Outc
     let b3 = classic.cluster.pod("b3")?;
     ensure!(tcp_source(&b3, echo(ip(SERVERS[0]))).is_err(), "it left");
     ensure!(refused()? > before, "it was not dropped");
-    // The other mapping loses its numbers too: nothing changes for a3.
+    // The other mapping loses its numbers, too: nothing changes for a3.
     classic.mount(node, VIPS, &[("192.168.122.99", "99".to_owned())])?;
     told(&format!("{v6}\": this address has no route id"))?;
     for (family, egress) in EGRESS.iter().enumerate() {
@@ -323,12 +325,12 @@ fn a_killed_one_is_replaced_without_duplicates(classic: &Classic) -> Outcome {
     })
 }
 
-/// The original looked for the text of the address: who had 192.168.122.222 had 192.168.122.22 as well.
+/// The original searched for the address as a substring: a node with 192.168.122.222 had 192.168.122.22 as well.
 fn an_address_that_begins_like_the_held_one_is_not_held(classic: &Classic) -> Outcome {
     let shorter = EGRESS[0].strip_suffix('2').context("192.168.122.222")?;
     let pod = classic.cluster.pod_address("b1", ip(EGRESS[0]))?;
     let map = format!("echo 66 > {VIPS}/{shorter}; echo {shorter} > {PODS}/{pod}");
-    // The holder of the longer one sends to whoever holds the shorter one, as every node does.
+    // The holder of the longer one sends to the holder of the shorter one, like every node.
     for node in ["worker1", "worker2", "worker3"] {
         classic.shell(node, &map)?;
         wait(&format!("{node} to send to the holder"), || {
@@ -350,13 +352,13 @@ fn an_address_that_begins_like_the_held_one_is_not_held(classic: &Classic) -> Ou
     Ok(())
 }
 
-/// The original's rule looked at the whole mark, so another component's bit led its packets past the holder.
+/// The original's rule compared the whole mark, so another component's bit led its packets past the holder.
 fn marks_of_others_do_not_hide_ours(classic: &Classic) -> Outcome {
     let watch = watch(classic, &[])?;
     let pods = ["a3"].map(|pod| classic.cluster.pod_address(pod, ip(EGRESS[0])));
     let [a3] = pods;
     let a3 = a3?;
-    // The other component wants its bit back: pull request 1 set the whole mark.
+    // The other component needs its bit again: pull request 1 set the whole mark.
     let table = format!(
         "table inet other {{
             counter kept {{ }}; counter lost {{ }};
@@ -388,7 +390,7 @@ fn marks_of_others_do_not_hide_ours(classic: &Classic) -> Outcome {
     watch.clean()
 }
 
-/// The original's DaemonSet gives it 20 MiB and ten seconds to end.
+/// The original's DaemonSet has a limit of 20 MiB and a grace period of ten seconds.
 fn it_needs_no_more_than_the_original_gave_it(classic: &Classic) -> Outcome {
     for node in NODES {
         let line = "grep -h RssAnon /proc/$(pgrep -x egret)/status";

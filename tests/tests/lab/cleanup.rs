@@ -1,6 +1,6 @@
-//! P7: `--cleanup`, the removal of a policy and `egret lab down` leave nothing that was not there before.
+//! P7: `--cleanup`, the removal of a policy and `egret lab down` leave nothing behind.
 //!
-//! Agents and controller are started by hand in a lab without any, so that there is a state before them to compare with.
+//! Agents and controller are started manually in a lab without any, so that there is an initial state for comparison.
 
 use anyhow::{Context, Result, ensure};
 use egret_lab::process::Process;
@@ -140,7 +140,7 @@ impl Bare {
         Ok(file)
     }
 
-    /// Applies a policy and waits until pods leave by it.
+    /// Applies a policy and waits until pods leave with its address.
     fn put_policy(&self) -> Result<()> {
         self.lab.apply(&self.write(&policy())?)?;
         for pod in self.pods()? {
@@ -169,7 +169,7 @@ impl Bare {
         })
     }
 
-    /// Removes the policy and waits until its addresses have gone.
+    /// Removes the policy and waits until its addresses are gone.
     fn take_policy(&self) -> Result<()> {
         self.lab.delete(&self.write(&policy())?)?;
         let records = self.lab.dir().objects().join("status/EgressAddress");
@@ -191,7 +191,7 @@ impl Bare {
 impl Drop for Bare {
     fn drop(&mut self) {
         self.server = None;
-        // The lab kills what is in it; here only the zombies of the launchers go.
+        // The lab kills its processes; here only the zombies of the launchers are reaped.
         for (child, _) in self.daemons.values_mut() {
             let _gone = child.kill().and_then(|()| child.wait());
         }
@@ -213,7 +213,7 @@ fn is_finished(snapshot: &Snapshot) -> bool {
     !links.iter().any(|link| link.contains("NO-CARRIER")) && local.count() >= ups.count()
 }
 
-/// The agent's own record of group numbers outlives a policy, so that the next one gets the same; `--cleanup` removes it.
+/// The agent's file of group numbers outlives a policy, so that the next one gets the same; `--cleanup` removes it.
 fn without_record(mut snapshots: BTreeMap<String, Snapshot>) -> BTreeMap<String, Snapshot> {
     for snapshot in snapshots.values_mut() {
         if let Some(files) = snapshot.sections.get_mut("files") {
@@ -243,11 +243,11 @@ fn assert_same(
 fn nothing_stays(test: &str, topology: &str) -> Result<()> {
     let mut bare = Bare::up(test, topology)?;
     for node in bare.nodes()? {
-        // So that there is a setting which the agent must change and put back.
+        // So that there is a setting which the agent must change and restore.
         let place = bare.lab.place(&node)?;
         place.run(|| std::fs::write("/proc/sys/net/ipv6/conf/all/forwarding", "0"))??;
     }
-    // The kernel finishes links and their own addresses when it comes round to it.
+    // The kernel completes links and their own addresses asynchronously.
     let mut before = BTreeMap::new();
     wait("all links to be finished", || {
         before = bare.snapshots().unwrap_or_default();
@@ -273,7 +273,7 @@ fn nothing_stays(test: &str, topology: &str) -> Result<()> {
     bare.put_policy()?;
     bare.take_policy()?;
     let mut after = BTreeMap::new();
-    // The agents' next look may still be under way.
+    // The agents' next read may still be under way.
     wait("the policy's remains to go", || {
         after = without_record(bare.snapshots().unwrap_or_default());
         idle.iter().all(|(node, snapshot)| {
@@ -288,7 +288,7 @@ fn nothing_stays(test: &str, topology: &str) -> Result<()> {
     bare.kill()?;
     bare.cleanup()?;
     assert_same("left after --cleanup", &before, &bare.snapshots()?);
-    // Twice is as good as once.
+    // A second cleanup succeeds as well.
     bare.cleanup()?;
     assert_same("left after a second --cleanup", &before, &bare.snapshots()?);
     Ok(())
@@ -333,7 +333,7 @@ fn lab_down_leaves_nothing() -> Result<()> {
         daemons.iter().all(|daemon| !daemon.is_alive()),
         "a daemon runs on"
     );
-    // The kernel frees what the last mount held when it comes round to it.
+    // The kernel asynchronously frees objects of the last mount.
     wait("the eBPF objects to be freed", || {
         objects.iter().all(|(kind, id)| {
             let show = Command::new("bpftool")

@@ -1,5 +1,5 @@
-//! The CNI plugin: the first packet of a pod's first process has the right source, whoever had its address before; and
-//! pods that are none of Egret's start without it.
+//! The CNI plugin: the first packet of a pod's first process has the right source, whichever pod had its address
+//! before; and pods that Egret does not select start without it.
 
 use anyhow::{Context, bail, ensure};
 use egret_lab::Hurt;
@@ -25,7 +25,7 @@ const SECOND: [&str; 2] = ["192.168.122.223", "fd00:122::223"];
 /// Address of the policy of another namespace, and the namespace.
 const THIRD: [&str; 2] = ["192.168.122.224", "fd00:122::224"];
 const NAMESPACE: &str = "beside";
-/// A port that pods ask from, one after the other.
+/// A port from which pods send, one after the other.
 const OWN_PORT: u16 = 4500;
 const CONF_DIRECTORY: &str = "/run/cni/net.d";
 const BIN_DIRECTORY: &str = "/run/cni/bin";
@@ -70,14 +70,14 @@ fn up() -> anyhow::Result<Cluster> {
     Ok(cluster)
 }
 
-/// A pod as far as a runtime brings it before the first process, and its sandbox.
+/// A pod in the state before its first process, and its sandbox.
 fn begin(cluster: &Cluster, host: &str, pod: Pod) -> anyhow::Result<(Place, Sandbox)> {
     let (namespace, name) = (pod.namespace.clone(), pod.name.clone());
     let place = cluster.lab().begin_pod(host, pod)?;
     Ok((place, Sandbox::of(cluster, &namespace, &name)?))
 }
 
-/// What the server sees of the very first connection of a pod.
+/// The source that the server sees of the very first connection of a pod.
 fn first(place: &Place, server: IpAddr) -> anyhow::Result<IpAddr> {
     let seen = tcp_source(place, echo(server)).with_context(|| place.name().to_string())?;
     Ok(seen.ip())
@@ -93,9 +93,9 @@ fn the_first_packet_of_every_pod_has_the_egress_address(cluster: &Cluster) -> Ou
         let family = number % 2;
         let seen = first(&place, ip(SERVERS[family]))?;
         ensure!(seen == ip(EGRESS[family]), "{name} came from {seen}");
-        // The directory is read some time after it is written; the second time the pod is known.
+        // The agent reads the directory some time after the write; the second time the pod is known.
         again.push(sandbox.cni(cluster, "ADD", "1.0.0")?.expect_good()?.took);
-        // Sooner or later the API shows the address, and nothing changes.
+        // The API shows the address sooner or later, and nothing changes.
         if number % 3 == 0 {
             cluster.lab().publish_pod("default", &name)?;
         }
@@ -153,7 +153,7 @@ fn every_call_can_be_repeated_in_every_version(cluster: &Cluster) -> Outcome {
             .call(cluster, &plugin()?, "GC", &config)?
             .expect_good()
     };
-    // Named, it stays; not named, its address is nobody's.
+    // A named container stays; the address of one that is not named is free.
     gc(json!([{"containerID": sandbox.container, "ifname": "eth0"}]))?;
     ensure!(first(&place, ip(SERVERS[0]))? == ip(EGRESS[0]));
     gc(json!([]))?;
@@ -195,8 +195,8 @@ fn an_address_that_was_never_taken_back_goes_along_neither(cluster: &Cluster) ->
     reuse(cluster, "kept", false)
 }
 
-/// One address for a selected pod, for an unselected one and for one of another policy, each at once after the other,
-/// while the API shows the first ones still.
+/// One address for a selected pod, for an unselected one and for one of another policy, in quick succession, while the
+/// API still shows the previous ones.
 fn reuse(cluster: &Cluster, prefix: &str, taken_back: bool) -> Outcome {
     let server = ip(SERVERS[0]);
     let node = cluster.node_address("worker2", server)?;
@@ -217,7 +217,8 @@ fn reuse(cluster: &Cluster, prefix: &str, taken_back: bool) -> Outcome {
             addresses.is_none_or(|addresses| addresses == sandbox.addresses),
             "another address"
         );
-        // Whatever the last pod's servers still send, the new one's kernel resets: that is its old flow's packet.
+        // Late packets of the server to the previous pod are reset by the new pod's kernel: such a reset belongs to the
+        // old flow.
         let is_reset = |packet: &Packet| packet.bytes.get(47).is_some_and(|flags| flags & 4 != 0);
         let watch = Leaving::watch(cluster, move |packet| {
             packet.source != source && !is_reset(packet)
@@ -239,8 +240,8 @@ fn reuse(cluster: &Cluster, prefix: &str, taken_back: bool) -> Outcome {
     Ok(())
 }
 
-/// A pod with or without an egress address leaves a flow to the node's table; another has its address within a second,
-/// and asks the same server from the same port.
+/// A pod with or without an egress address leaves a flow in the node's table. Another pod has its address within a
+/// second, and contacts the same server from the same port.
 fn flows_that_a_pod_left_are_not_those_of_the_next_in_another_namespace(
     cluster: &Cluster,
 ) -> Outcome {
@@ -285,7 +286,8 @@ fn flows_that_a_pod_left_are_not_those_of_the_next_in_another_namespace(
     Ok(())
 }
 
-/// What the server sees of a pod's UDP from [`OWN_PORT`]. As a program would, the pod asks again while nothing comes.
+/// The source that the server sees of a pod's UDP from [`OWN_PORT`]. Like a program, the pod repeats unanswered
+/// requests.
 fn from_own_port(place: &Place, server: IpAddr) -> anyhow::Result<IpAddr> {
     const AGAIN: Duration = Duration::from_millis(100);
     place.run(|| {
@@ -333,7 +335,7 @@ fn without_an_agent_only_pods_that_may_be_selected_wait(cluster: &Cluster) -> Ou
         text.contains("default/waits") && text.contains("does not answer"),
         "{text}"
     );
-    // One that waits while the agent comes back starts, and rightly.
+    // A pod that waits while the agent comes back starts with the right source.
     let mut config = json!({
         "cniVersion": "1.0.0", "name": "lab", "type": "egret-cni", "waitSeconds": 60,
     });
@@ -383,7 +385,7 @@ fn the_agent_keeps_the_plugin_in_the_runtimes_configuration(cluster: &Cluster) -
         directory.join("10-lab.conf.conflist"),
     );
     let read = || -> Option<Value> { serde_json::from_slice(&std::fs::read(&list).ok()?).ok() };
-    // Written, and written anew by its tool.
+    // Written, and rewritten by its tool.
     for name in ["lab", "lab-anew"] {
         std::fs::write(&single, SINGLE.replace("\"lab\"", &format!("\"{name}\"")))?;
         wait_for("the plugin to be chained", DEADLINE, || {
@@ -392,7 +394,7 @@ fn the_agent_keeps_the_plugin_in_the_runtimes_configuration(cluster: &Cluster) -
             }) && !single.exists()
         })?;
     }
-    // As a runtime does: the entry of the list, with its version and name, and the program from its directory.
+    // Like a runtime: the entry of the list, with its version and name, and the program from its directory.
     let list = read().context("the list")?;
     let (place, sandbox) = begin(cluster, "worker1", pod("by-list", "MyApp"))?;
     let mut config = list["plugins"][1].clone();
@@ -422,7 +424,7 @@ fn cleanup_leaves_the_configuration_as_it_was(cluster: &Cluster) -> Outcome {
         "--cni-bin-directory",
         BIN_DIRECTORY,
     ];
-    // The kernel takes a moment to see that the agent is gone.
+    // The kernel takes a moment to detect that the agent has ended.
     wait_for("the cleanup", DEADLINE, || {
         cluster.exec(&host, &cleanup).is_ok()
     })?;

@@ -1,4 +1,4 @@
-//! Gateways without tcx, and without eBPF: the same job in a whole cluster.
+//! Gateways without tcx, and without eBPF: the same behaviour in a whole cluster.
 
 use anyhow::ensure;
 use egret_lab::Hurt;
@@ -105,7 +105,7 @@ fn up(test: &str, arguments: &[&str]) -> anyhow::Result<Cluster> {
     Ok(cluster)
 }
 
-/// Agents under a kernel that refuses something.
+/// Agents under a kernel that refuses some calls.
 fn up_where(test: &'static str, refused: Refused) -> anyhow::Result<Cluster> {
     let thread = std::thread::spawn(move || {
         refuse(refused)?;
@@ -165,7 +165,7 @@ fn gateways_keep_no_connections(cluster: &Cluster) -> Outcome {
     Ok(())
 }
 
-/// The table, and the multicast groups that solicitations come by.
+/// The table, and the multicast groups by which solicitations arrive.
 fn cleanup_leaves_nothing_of_a_gateway(cluster: &Cluster) -> Outcome {
     const GROUP: &str = "33:33:ff:00:02:22";
     let host = cluster.host("gateway3")?;

@@ -1,5 +1,5 @@
-//! `egret doctor` on nodes where earlier systems were: their own commands, written anew, beside what kube-proxy, Calico,
-//! Cilium, kube-vip and Egret have there. Files are below a root of the test's own: a host of the lab shares /etc.
+//! `egret doctor` on nodes with leftovers of earlier systems: made by their own commands, rewritten, beside rules of
+//! kube-proxy, Calico, Cilium, kube-vip and Egret. Files are below the test's own root: a host of the lab shares /etc.
 
 use anyhow::{Context, ensure};
 use egret_lab::Topology;
@@ -33,13 +33,13 @@ pub fn groups() -> Vec<Group> {
     )]
 }
 
-/// What stands beside the earlier systems on each node, as text to compare.
+/// State of each node without the earlier systems, as text for comparison.
 struct Doctor {
     cluster: Cluster,
     others: Vec<String>,
 }
 
-/// The built-in lab with agents and a policy, and everything that is not of earlier systems.
+/// The built-in lab with agents and a policy, and rules of other software.
 fn up() -> anyhow::Result<Doctor> {
     let cluster = Cluster::up("doctor", &Topology::built_in())?;
     cluster.apply(&[egress("main", "MyApp", &["192.168.122.222"], "")])?;
@@ -65,7 +65,7 @@ impl Doctor {
             .exec(&self.cluster.host(node)?, &["sh", "-c", line])
     }
 
-    /// Everything that a cleaning could change. Handles and the order of routes of different tables do not matter.
+    /// All state that a cleanup could change. Handles and the order of routes of different tables do not matter.
     fn state(&self, node: &str) -> anyhow::Result<String> {
         let lines = format!(
             "export PATH=$PATH:/usr/sbin:/sbin
@@ -82,7 +82,7 @@ impl Doctor {
         self.shell(node, &lines)
     }
 
-    /// The state once it does not change by itself any more: the agent has looked at what is new.
+    /// The state once it is stable: the agent has processed all changes.
     fn settled(&self, node: &str) -> anyhow::Result<String> {
         let mut last = self.state(node)?;
         let mut equal = 0;
@@ -103,7 +103,7 @@ impl Doctor {
             now == before
         });
         waited.with_context(|| {
-            // Counted, since a line may be there twice.
+            // Counted, since a line may occur twice.
             let count = |text: &str, line: &str| text.lines().filter(|l| *l == line).count();
             let gone = before
                 .lines()
@@ -126,7 +126,7 @@ impl Doctor {
         ask(&self.cluster, node, arguments)
     }
 
-    /// Leaves what each earlier system leaves.
+    /// Makes the leftovers of each earlier system.
     fn leave(&self, node: &str, program: &str) -> Outcome {
         for lines in [STATIC_EGRESS_IP, KUBE_EGRESS, KUBE_EGRESS_GATEWAY] {
             self.shell(node, &script(program, lines))?;
@@ -239,7 +239,7 @@ fn without_yes_nothing_is_removed(doctor: &Doctor) -> Outcome {
 
 fn one_system_goes_and_the_others_stay_as_they_were(doctor: &Doctor) -> Outcome {
     for (node, program) in NODES {
-        // What there is without kube-egress, in the order in which it was made.
+        // The state without kube-egress, in the order in which it was made.
         let egress_mapper = ["--clean-legacy", "egress-mapper", "--yes"];
         let (answer, code) = doctor.doctor(node, &egress_mapper)?;
         ensure!(code == Some(0), "exit code {code:?}: {answer:#}");
@@ -260,7 +260,7 @@ fn one_system_goes_and_the_others_stay_as_they_were(doctor: &Doctor) -> Outcome 
             "kube-egress-gateway",
             &KUBE_EGRESS_GATEWAY_KINDS,
         )?;
-        // Once more there and away again: every byte of the rest is as it was.
+        // Made and removed once more: every byte of the rest is unchanged.
         doctor.shell(node, &script(program, KUBE_EGRESS))?;
         let with = doctor.settled(node)?;
         ensure!(with != without, "the comparison can fail");
@@ -290,7 +290,7 @@ fn everything_else_is_as_before_when_all_are_gone(doctor: &Doctor) -> Outcome {
         )?;
         ensure!(answer["failed"] == Value::Array(Vec::new()), "{answer:#}");
     }
-    // Not before all are clean: what a node has as address is no destination at any.
+    // Not before all are clean: the address of one node is a never-destination on all.
     for ((node, _), before) in NODES.iter().zip(&doctor.others) {
         doctor.expect(node, before, "the node to be as before the earlier systems")?;
     }
@@ -309,7 +309,7 @@ fn cleaning_again_does_nothing(doctor: &Doctor) -> Outcome {
     Ok(())
 }
 
-/// A set that a list of somebody else has: it stays, the failure is told, and a second attempt ends it.
+/// A set that somebody else's list references: it stays, the failure is reported, and a second attempt succeeds.
 fn what_others_still_use_is_told_and_stays(doctor: &Doctor) -> Outcome {
     for (node, program) in NODES {
         let set = "EGRESS-IP-ABCDEFGHIJKLMNO7";

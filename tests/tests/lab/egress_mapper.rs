@@ -1,5 +1,5 @@
-//! egress-mapper's objects seen from outside: `Vip`, `Egress` and `EgressMapper`, real packets, captures at the router.
-//! Ids are those of the acceptance cases that the earlier systems left us.
+//! egress-mapper's objects tested from outside: `Vip`, `Egress` and `EgressMapper`, real packets, captures at the
+//! router. Ids are those of the acceptance cases from earlier systems.
 
 use anyhow::ensure;
 use egret_lab::Topology;
@@ -52,7 +52,7 @@ fn egress(name: &str, address: &str, kind: &str, of: &str) -> String {
     mapper("Egress", name, &spec)
 }
 
-/// Puts manifests there without waiting for them.
+/// Applies manifests without waiting.
 fn put(cluster: &Cluster, manifests: &[String]) -> anyhow::Result<()> {
     let path = cluster.lab().dir().path().join("put.yaml");
     std::fs::write(&path, manifests.join("---\n"))?;
@@ -66,7 +66,7 @@ fn served(cluster: &Cluster, name: &str) -> anyhow::Result<Value> {
     })
 }
 
-/// Which address the server must see of a pod on worker `n` that nobody selects.
+/// Checks that the server sees the node's address for a pod of worker `n` that no policy selects.
 fn expect_node(cluster: &Cluster, name: &str, worker: &str) -> Outcome {
     let node = cluster.node_address(worker, ip(SERVERS[0]))?;
     expect_source(&cluster.pod(name)?, ip(SERVERS[0]), node)
@@ -78,7 +78,7 @@ fn m2_m3_m4_a_vip_is_active_on_one_node_and_its_pod_leaves_with_it(cluster: &Clu
     let unused = |status: &Value| condition(status, "Ready") == "True/NoPods";
     cluster.wait_foreign("MapperVip", "vip1", "known", unused)?;
     cluster.apply(&[egress("my-egress", EGRESS[0], "pod", "a1")])?;
-    // Who answers may still change in the first moments; the object follows.
+    // The announcer may still change in the first moments; the object follows.
     cluster.wait_foreign("MapperVip", "vip1", "active", |status| {
         condition(status, "Ready") == "True/Announced"
             && cluster
@@ -96,7 +96,7 @@ fn m2_m3_m4_a_vip_is_active_on_one_node_and_its_pod_leaves_with_it(cluster: &Clu
     expect_node(cluster, "b1", "worker1")
 }
 
-/// Cases: M5. The pod is gone and comes again under its old name, with another address and on another node.
+/// Cases: M5. The pod is deleted and recreated under its old name, with another address and on another node.
 fn m5_a_pod_made_again_with_another_address_keeps_the_vip(cluster: &Cluster) -> Outcome {
     let object = egress("again", EGRESS[0], "pod", "again");
     put(cluster, std::slice::from_ref(&object))?;
@@ -113,7 +113,7 @@ fn m5_a_pod_made_again_with_another_address_keeps_the_vip(cluster: &Cluster) -> 
         expect_source(&cluster.pod(name)?, ip(SERVERS[0]), ip(EGRESS[0]))?;
         cluster.edit(&file, |pod| pod["metadata"]["name"] = json!(name))?;
         wait_node(cluster, name, worker)?;
-        // Else the next turn takes this one's status for its own.
+        // Otherwise the next iteration takes this one's status for its own.
         let nobody = |status: &Value| pods(status, 0);
         cluster.wait_foreign("MapperEgress", "again", "nobody is selected", nobody)?;
     }
@@ -121,7 +121,7 @@ fn m5_a_pod_made_again_with_another_address_keeps_the_vip(cluster: &Cluster) -> 
     cluster.wait_ready()
 }
 
-/// Cases: M7. The original left the mapping until some other event.
+/// Cases: M7. The original left the mapping in place until some other event.
 fn m7_a_deleted_egress_leaves_nothing(cluster: &Cluster) -> Outcome {
     let object = egress("gone", EGRESS[0], "pod", "b2");
     cluster.apply(std::slice::from_ref(&object))?;
@@ -137,7 +137,7 @@ fn m7_a_deleted_egress_leaves_nothing(cluster: &Cluster) -> Outcome {
     wait_node(cluster, "b2", "worker2")
 }
 
-/// Waits until the pod leaves as one that nobody selects.
+/// Waits until the pod leaves like one that no policy selects.
 fn wait_node(cluster: &Cluster, name: &str, worker: &str) -> Outcome {
     let node = cluster.node_address(worker, ip(SERVERS[0]))?;
     wait_source(&cluster.pod(name)?, ip(SERVERS[0]), node)
@@ -174,7 +174,7 @@ fn m8_m9_without_a_vip_nothing_leaves_and_nobody_else_is_hurt(cluster: &Cluster)
     put(cluster, std::slice::from_ref(&second))?;
     served(cluster, "novip")?;
     expect_source(&cluster.pod("a2")?, ip(SERVERS[0]), ip(VIP2))?;
-    // A Vip in use goes: its pods' traffic stops, with a reason, and never leaves by another address.
+    // A Vip in use is deleted: its pods' traffic stops, with a reason, and never leaves with another address.
     let address = ip(VIP2);
     let pod = cluster.pod_address("a2", address)?;
     let node = cluster.node_address("worker2", address)?;
@@ -195,7 +195,7 @@ fn m8_m9_without_a_vip_nothing_leaves_and_nobody_else_is_hurt(cluster: &Cluster)
     wait_node(cluster, "a2", "worker2")
 }
 
-/// Makes a pod of the lab one of a workload.
+/// Makes a workload the owner of a pod of the lab.
 fn own(cluster: &Cluster, name: &str, kind: &str, owner: &str, hash: Option<&str>) -> Outcome {
     cluster.edit(&format!("pod.default.{name}.yaml"), |pod| {
         pod["metadata"]["ownerReferences"] = json!([{
@@ -207,7 +207,7 @@ fn own(cluster: &Cluster, name: &str, kind: &str, owner: &str, hash: Option<&str
     })
 }
 
-/// Cases: M10. The kinds that the original only promised; each follows its pods as they come.
+/// Cases: M10. The kinds that the original only promised; each follows its pods.
 fn m10_workloads_are_followed(cluster: &Cluster) -> Outcome {
     own(cluster, "b1", "ReplicaSet", "web-7d4b", Some("7d4b"))?;
     own(cluster, "b2", "StatefulSet", "db", None)?;
@@ -288,7 +288,7 @@ fn m13_the_younger_of_two_vips_is_refused(cluster: &Cluster) -> Outcome {
     cluster.delete(&[again, number, bad])
 }
 
-/// Cases: M11. What the networks of the `EgressMapper` cover is never redirected, from the moment they are written.
+/// Cases: M11. The networks of the `EgressMapper` are never redirected, from the moment they are written.
 fn m11_the_mappers_networks_take_effect_at_once(cluster: &Cluster) -> Outcome {
     let of = |subnet: &str| {
         mapper(

@@ -1,4 +1,4 @@
-//! What an agent listens on: nothing there changes anything, whoever asks.
+//! Sockets that an agent listens on: no request changes anything.
 
 use anyhow::{Context, ensure};
 use egret_lab::{Place, Topology};

@@ -1,4 +1,4 @@
-//! Egress addresses work whatever the nodes' CNI, forward policy and filters are, and in clusters of one family.
+//! Egress addresses work with any CNI, forward policy and filter of the nodes, and in clusters of one family.
 
 use anyhow::{Context, ensure};
 use egret_lab::Topology;
@@ -36,7 +36,7 @@ fn families() -> [(IpAddr, IpAddr); 2] {
     [0, 1].map(|family| (ip(SERVERS[family]), ip(EGRESS[family])))
 }
 
-/// Each worker another CNI, dropping forward policies, strict filters; the last gateway runs pods as well.
+/// Each worker with another CNI, dropping forward policies, strict filters; the last gateway runs pods as well.
 fn other_cnis() -> anyhow::Result<Cluster> {
     let mut topology = Topology::built_in();
     for host in &mut topology.hosts {
@@ -57,7 +57,7 @@ fn other_cnis() -> anyhow::Result<Cluster> {
             ];
         }
     }
-    // Only the policy of the old tables is out of reach.
+    // Only the policy of the legacy tables cannot be changed.
     let old = Host {
         pod_cidrs: vec![
             "10.244.5.0/24".parse().expect("a literal prefix"),
@@ -71,7 +71,7 @@ fn other_cnis() -> anyhow::Result<Cluster> {
     topology.hosts.insert(3, old);
     let cluster = Cluster::up("cnis", &topology)?;
     cluster.put(&[egress("myapp", "MyApp", &EGRESS, "")])?;
-    // The pod of worker4 gets nowhere yet, so the policy is not ready.
+    // The packets of worker4's pod are dropped at first, so the policy is not ready.
     wait_for("all pods but one", DEADLINE, || {
         let status = cluster.status().unwrap_or_default();
         let pods = &status["policies"][0]["pods"];
@@ -196,7 +196,7 @@ fn the_accept_comes_after_the_rules_of_others(cluster: &Cluster) -> Outcome {
             "{host} {place:?}: {lines:#?}"
         );
     }
-    // What the operator uses to look still understands the table.
+    // The operator's listing programs still understand the table.
     for program in ["iptables-nft", "ip6tables-nft"] {
         let listed = cluster.exec(&cluster.host("worker1")?, &[program, "-S", "FORWARD"])?;
         ensure!(listed.contains("-o egret0"), "{program}: {listed}");
@@ -245,7 +245,7 @@ fn an_old_table_that_drops_is_reported_with_its_remedy(cluster: &Cluster) -> Out
     for host in ["worker1", "worker2", "worker3", "gateway3"] {
         ensure!(reported(host).is_none(), "{host}: {:?}", reported(host));
     }
-    // Until then its pods get nowhere, and never out by the node's address.
+    // Until then its pods' packets are dropped, and never leave with the node's address.
     let watch = Leaving::watch(cluster, |packet| !EGRESS.map(ip).contains(&packet.source))?;
     let pod = cluster.pod("old")?;
     for server in SERVERS.map(ip) {

@@ -1,4 +1,4 @@
-//! ICMP errors find the pod that they are about, so that path MTU discovery, refusals and traceroute work.
+//! ICMP errors reach the pod whose packet caused them, so that path MTU discovery, refusals and traceroute work.
 
 use anyhow::{Context, bail, ensure};
 use egret_lab::capture::{Capture, Packet};
@@ -51,13 +51,13 @@ pub fn groups() -> Vec<Group> {
     ]
 }
 
-/// Bytes of an IP packet inside the tunnel: 1500 less VXLAN over IPv4.
+/// Largest IP packet inside the tunnel, bytes: 1500 minus VXLAN over IPv4.
 const TUNNEL_MTU: u32 = 1450;
-/// Bytes of an IP packet on the narrow link between router and server.
+/// Largest IP packet on the narrow link between router and server, bytes.
 const NARROW_MTU: u32 = 1300;
 /// UDP port of a test's own socket in the server.
 const PORT: u16 = 6000;
-/// Enough for several windows.
+/// Enough data for several windows, bytes.
 const BULK_BYTES: u64 = 16_000_000;
 
 fn up(name: &str, topology: Topology) -> anyhow::Result<Cluster> {
@@ -173,7 +173,7 @@ fn any(like: IpAddr) -> SocketAddr {
     }
 }
 
-/// A socket of a pod towards a server, and the server's own socket, which has heard from it.
+/// A socket of a pod towards a server, and the server's own socket, which has received from it.
 fn pair(cluster: &Cluster, pod: &str, server: IpAddr) -> anyhow::Result<(UdpSocket, UdpSocket)> {
     let target = SocketAddr::new(server, PORT);
     let outside = cluster.host("server")?.run(|| UdpSocket::bind(target))??;
@@ -211,10 +211,10 @@ fn a_pod_learns(cluster: &Cluster, bytes: u32, mtu: u32) -> Outcome {
     Ok(())
 }
 
-/// Sends what fits the learned path MTU until it is received.
+/// Sends packets that fit the learned path MTU until one is received.
 fn arrives(from: &UdpSocket, to: &UdpSocket, bytes: usize) -> Outcome {
     let payload = vec![7; bytes];
-    // Errors about the packets before may still be reported, each once.
+    // Errors about earlier packets may still be reported, each once.
     wait_for("what fits to be sent", DEADLINE, || {
         from.send(&payload).is_ok()
     })?;
@@ -254,7 +254,7 @@ fn is_fragment(packet: &Packet) -> bool {
     }
 }
 
-/// Carries data one way over each family; not one packet on the worker's link may be a fragment.
+/// Transfers data one way over each family; no packet on the worker's link may be a fragment.
 fn bulk(cluster: &Cluster, uploads: usize, downloads: usize) -> Outcome {
     for server in SERVERS.map(ip) {
         let link = Capture::start(&cluster.host("worker1")?, "eth0", is_fragment)?;
@@ -263,7 +263,7 @@ fn bulk(cluster: &Cluster, uploads: usize, downloads: usize) -> Outcome {
         let report = flows.stop();
         carried.with_context(|| format!("{server}: {report:?}"))?;
         ensure!(report.broken.is_empty(), "{server}: {report:?}");
-        // Whether every packet was seen does not matter here: fragments would be many.
+        // Lost packets of the capture do not matter here: fragments would be many.
         let seen = link.stop()?;
         ensure!(seen.offending_count == 0, "fragments: {:?}", seen.clean());
         ensure!(!seen.counts.is_empty(), "the capture is blind");

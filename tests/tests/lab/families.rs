@@ -1,4 +1,4 @@
-//! A policy whose addresses lack a family refuses that family at once, so that programs fall back.
+//! A policy without an address of one family refuses that family at once, so that programs fall back.
 
 use anyhow::{Context, bail, ensure};
 use egret_lab::Topology;
@@ -23,7 +23,7 @@ pub fn groups() -> Vec<Group> {
             cluster.apply(&[
                 egress("four", "MyApp", &EGRESS[..1], ""),
                 egress("six", "Other", &EGRESS[1..], ""),
-                // With destinations of one family the other one is not its business.
+                // A policy with destinations of one family does not affect the other one.
                 egress("listed", "Listed", &["192.168.122.223"], &destinations),
             ])?;
             Ok(cluster)
@@ -54,7 +54,7 @@ fn the_family_with_an_address_leaves_by_it(cluster: &Cluster) -> Outcome {
     Ok(())
 }
 
-/// What the kernel makes of ICMP type 3 code 13 (`EHOSTUNREACH`) and ICMPv6 type 1 code 1 (`EACCES`).
+/// The error that the kernel derives from ICMP type 3 code 13 (`EHOSTUNREACH`) and ICMPv6 type 1 code 1 (`EACCES`).
 fn prohibited(missing: usize) -> ErrorKind {
     [ErrorKind::HostUnreachable, ErrorKind::PermissionDenied][missing]
 }

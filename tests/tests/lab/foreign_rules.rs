@@ -1,5 +1,5 @@
-//! Rules, marks and tunnels of others on a node keep their effect beside Egret: stand-ins for kube-router's and Calico's
-//! marks and flannel's tunnel, set as those do. The real plugins run in the tests of the clusters of kubelets.
+//! Foreign rules, marks and tunnels on a node keep their effect beside Egret: stand-ins for kube-router's and Calico's
+//! marks and flannel's tunnel, set in the same hooks. The real plugins run in the tests of the clusters of kubelets.
 
 use anyhow::{Context, ensure};
 use egret_lab::Topology;
@@ -33,9 +33,9 @@ pub fn groups() -> Vec<Group> {
     )]
 }
 
-/// The server's second address, which only the forger speaks with.
+/// The server's second address, which only the forging pod sends to.
 const VICTIM: [&str; 2] = ["203.0.113.20", "2001:db8:1::20"];
-/// How long something that must not arrive is waited for.
+/// How long a forbidden packet is waited for.
 const SILENCE: Duration = Duration::from_secs(2);
 
 /// Four gateway groups, so that marks of one, two and four are in use; gateway3 also runs pods.
@@ -84,7 +84,7 @@ fn families() -> [(IpAddr, IpAddr); 2] {
     [0, 1].map(|family| (ip(SERVERS[family]), ip(EGRESS[family])))
 }
 
-/// Runs with a ruleset of others loaded at a host, and takes it out again.
+/// Runs with a foreign ruleset loaded at a host, and removes it again.
 fn with_rules(
     cluster: &Cluster,
     host: &str,
@@ -92,7 +92,7 @@ fn with_rules(
     check: impl FnOnce() -> Outcome,
 ) -> Outcome {
     let place = cluster.host(host)?;
-    // The program wants a line's end behind each block.
+    // The program needs a line break after each block.
     let table = table.replace("} ", "}\n");
     cluster.exec(
         &place,
@@ -143,7 +143,7 @@ fn nobody_in_the_forward_hook_sees_our_mark(cluster: &Cluster) -> Outcome {
     })
 }
 
-/// Every bit and the values of our own groups, set in prerouting as Calico does, on unselected pods.
+/// Every bit and the values of our own groups, set in prerouting like Calico does, on unselected pods.
 fn marks() -> impl Iterator<Item = u32> {
     let bits = (0..32).map(|bit| 1 << bit);
     let ours = (1..=6).flat_map(|group: u32| [group << 16, (group | 0x80) << 16]);
@@ -170,7 +170,7 @@ fn no_mark_of_others_leads_an_unselected_pod_astray(cluster: &Cluster) -> Outcom
     Ok(())
 }
 
-/// What others set before routing they find again in the forward hook, on packets that Egret does not select.
+/// Marks that others set before routing reach their forward hook unchanged, on packets that Egret does not select.
 fn a_mark_of_others_arrives_as_it_was_set(cluster: &Cluster) -> Outcome {
     let pod = cluster.pod("other1")?;
     let in_use = (1..=4).map(|group: u32| group << 16);
@@ -200,7 +200,7 @@ fn a_mark_of_others_arrives_as_it_was_set(cluster: &Cluster) -> Outcome {
     Ok(())
 }
 
-/// Case 8: an own program of the node with a mark, as Tailscale's.
+/// Case 8: a program of the node itself with a mark, like Tailscale's.
 fn packets_of_the_node_itself_meet_no_rule_of_ours(cluster: &Cluster) -> Outcome {
     let place = cluster.host("worker1")?;
     for mark in marks() {
@@ -220,7 +220,7 @@ fn packets_of_the_node_itself_meet_no_rule_of_ours(cluster: &Cluster) -> Outcome
     Ok(())
 }
 
-/// Case 2: kube-router marks in the forward hook, and a VXLAN device looks its outer packet up with that mark.
+/// Case 2: kube-router marks in the forward hook, and a VXLAN device routes its outer packet with that mark.
 fn the_outer_packet_of_anothers_tunnel_goes_its_own_way(cluster: &Cluster) -> Outcome {
     let peer = cluster.node_address("worker2", ip(SERVERS[0]))?;
     let own = cluster.node_address("worker1", ip(SERVERS[0]))?;
@@ -254,7 +254,7 @@ fn the_outer_packet_of_anothers_tunnel_goes_its_own_way(cluster: &Cluster) -> Ou
     Ok(())
 }
 
-/// Case 9: an address that a node has beside those of its Node object.
+/// Case 9: an address of a node that its Node object lacks.
 fn a_connection_from_an_egress_address_to_a_node_is_not_ended(cluster: &Cluster) -> Outcome {
     let place = cluster.host("worker2")?;
     cluster.exec(
@@ -350,7 +350,7 @@ fn a_pod_of_a_gateway_cannot_forge_an_egress_address(cluster: &Cluster) -> Outco
             .worker_counter("gateway3", "forged_source")
             .is_ok_and(|count| count >= 8)
     })?;
-    // Something proper, so that the watch is known to see.
+    // A permitted packet, to prove that the capture works.
     for (server, address) in families() {
         let seen = ping_source(&cluster.pod("g3")?, server)?;
         ensure!(seen == address, "{seen}");

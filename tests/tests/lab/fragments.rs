@@ -28,7 +28,7 @@ pub fn groups() -> Vec<Group> {
     )]
 }
 
-/// Ten times from each worker, so that flows go by each gateway.
+/// Ten times from each worker, so that flows use each gateway.
 fn echoes(cluster: &Cluster, bytes: usize) -> Outcome {
     for (server, address) in SERVERS.map(ip).into_iter().zip(EGRESS.map(ip)) {
         for pod in ["a1", "a2", "a3"] {
@@ -78,7 +78,7 @@ fn later_fragments_have_the_egress_address(cluster: &Cluster) -> Outcome {
     let watch = Leaving::watch(cluster, |packet| !EGRESS.map(ip).contains(&packet.source))?;
     echoes(cluster, 3000)?;
     watch.clean()?;
-    // Whether fragments leave at all: those after the first have no ports.
+    // Checks that fragments leave: those after the first have no ports.
     let watch = Leaving::watch(cluster, |packet| packet.ports.is_none())?;
     echoes(cluster, 3000)?;
     let later = watch.count()?;

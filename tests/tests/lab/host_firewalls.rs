@@ -1,6 +1,6 @@
-//! Hosts as distributions leave them: firewalls that refuse what nobody has accepted, rules that filter reverse paths, a
-//! default route by router advertisement. The rules are written as the distributions write them; their own programs do
-//! not run here (nft and iptables stand in for firewalld, NixOS' and RHEL's services).
+//! Hosts with the defaults of distributions: firewalls that refuse all packets not accepted explicitly, reverse path
+//! rules, a default route by router advertisement. The rules are written as the distributions write them; their own
+//! programs do not run here (nft and iptables stand in for firewalld, NixOS' and RHEL's services).
 
 use anyhow::{Context, ensure};
 use egret_lab::Hurt;
@@ -98,7 +98,7 @@ fn rules(cluster: &Cluster, host: &str, chain: &str) -> anyhow::Result<Vec<Strin
     Ok(lines.skip(3).take_while(|line| line != "}").collect())
 }
 
-/// Two rules of ours, and then the refusal, are the last three.
+/// Whether the last three rules are two of ours and then the refusal.
 fn is_stepped_before(cluster: &Cluster, host: &str, chain: &str) -> anyhow::Result<bool> {
     let rules = rules(cluster, host, chain)?;
     let ours = |rule: &String| rule.contains("egret0") && rule.contains("comment \"egret\"");
@@ -115,7 +115,7 @@ const CHAINS: [(&str, &str); 3] = [
     ("worker2", "inet host forward"),
 ];
 
-/// As CentOS, RHEL and Oracle images have it, beside what lets ordinary pods out.
+/// As in CentOS, RHEL and Oracle images, beside the rules that let ordinary pods out.
 fn a_last_rule_that_refuses_all_is_stepped_before(cluster: &Cluster) -> Outcome {
     for program in ["iptables-nft", "ip6tables-nft"] {
         let lines = format!(
@@ -149,7 +149,7 @@ END";
     Ok(())
 }
 
-/// What a plugin does for a NetworkPolicy.
+/// Like a plugin's rules for a NetworkPolicy.
 fn what_rules_before_it_refuse_stays_refused(cluster: &Cluster) -> Outcome {
     let server = ip(SERVERS[0]);
     let pod = cluster.pod_address("a1", server)?;
@@ -184,7 +184,7 @@ fn a_refusal_that_others_rules_follow_is_left_alone_and_told(cluster: &Cluster) 
     expect_sources(cluster, "a1")
 }
 
-/// Its commands are in the message, up to where the next chain is told of.
+/// The commands in the message, up to the text about the next chain.
 fn remedies(said: &str) -> Vec<String> {
     let commands = said.split([';', ':']).map(str::trim);
     let of_tables = |line: &&str| line.starts_with("iptables") || line.starts_with("ip6tables");
@@ -197,7 +197,7 @@ fn an_old_table_that_refuses_all_is_told_with_its_remedy(cluster: &Cluster) -> O
             format!("{program} -A FORWARD -o eth+ -j ACCEPT; {program} -A FORWARD -j REJECT");
         shell(cluster, "worker3", &lines)?;
     }
-    // Both families are told of, whichever the agent saw first.
+    // The message covers both families, in any order.
     let mut commands = Vec::new();
     let told = wait_for("four commands", DEADLINE, || {
         let said = blocked(cluster, "worker3").filter(|(reason, _)| reason == "RuleRefuses");
@@ -217,11 +217,11 @@ fn an_old_table_that_refuses_all_is_told_with_its_remedy(cluster: &Cluster) -> O
 
 struct Filter {
     host: &'static str,
-    /// Who writes it so.
+    /// Software that writes it.
     what: &'static str,
     add: &'static str,
     remove: &'static str,
-    /// What the message has.
+    /// Expected text of the message.
     named: &'static str,
 }
 
@@ -281,13 +281,13 @@ fn rules_that_filter_reverse_paths_are_told_and_nothing_is_ready(cluster: &Clust
         shell(cluster, filter.host, filter.remove)?;
         wait_free(cluster, filter.host).context(filter.what)?;
     }
-    // What looks at other devices only, or by any device, hurts nobody.
+    // Rules about other devices only, or about any device, are harmless.
     let harmless = "nft add table inet strict
 nft add chain inet strict in '{ type filter hook prerouting priority raw; policy accept; }'
 nft add rule inet strict in iifname eth0 fib saddr . iif oif missing drop
 nft add rule inet strict in fib saddr oif missing drop";
     shell(cluster, "worker2", harmless)?;
-    // Another node's condition comes later, so this one would be there by then.
+    // Another node's condition is set later, so this one would be set by then.
     let filter = &FILTERS[1];
     shell(cluster, filter.host, filter.add)?;
     wait_blocked(cluster, filter.host, "ReversePathFiltered")?;
@@ -364,7 +364,7 @@ iptables-nft -t raw -F PREROUTING",
         kinds(&found) == wanted && code == Some(1),
         "{code:?} {found:#?}"
     );
-    // Over IPv4 the peers are let in.
+    // Over IPv4 the peers are accepted.
     let port = found
         .iter()
         .find(|one| one["kind"] == "tunnel-port")
@@ -373,7 +373,7 @@ iptables-nft -t raw -F PREROUTING",
     wait_free(cluster, "worker1")
 }
 
-/// A router advertisement without options (RFC 4861 section 4.2), so many seconds valid.
+/// A router advertisement without options (RFC 4861 section 4.2), with this lifetime in seconds.
 fn advertise(cluster: &Cluster, seconds: u16) -> Outcome {
     let send = move || -> anyhow::Result<()> {
         let mut message = vec![134, 0, 0, 0, 64, 0];
@@ -411,7 +411,7 @@ fn cleanup(cluster: &Cluster) -> Outcome {
     Ok(())
 }
 
-/// What the kernel tells of routes of IPv6 while something is done on worker3.
+/// Notifications of the kernel about IPv6 routes while something is done on worker3.
 fn routes_while(cluster: &Cluster, work: impl FnOnce() -> Outcome) -> anyhow::Result<String> {
     const MARKER: &str = "2001:db8:77::/64";
     let log = cluster.lab().dir().path().join("routes.log");
@@ -432,7 +432,7 @@ fn routes_while(cluster: &Cluster, work: impl FnOnce() -> Outcome) -> anyhow::Re
     Ok(std::fs::read_to_string(&log)?)
 }
 
-/// A host with `accept_ra` 1 whose network tells it of its router; the agent turns forwarding on.
+/// A host with `accept_ra` 1 that learned its router from the network; the agent enables forwarding.
 fn a_default_route_by_advertisement_outlives_forwarding(cluster: &Cluster) -> Outcome {
     cleanup(cluster)?;
     let as_a_host = "sysctl -qw net.ipv6.conf.all.forwarding=0 net.ipv6.conf.eth0.accept_ra=1
@@ -459,7 +459,7 @@ ip -6 route del default";
         setting(cluster, "eth0.accept_ra") == "2",
         "accept_ra of eth0"
     );
-    // Loopback and pods' devices hear no routers that they did not hear before.
+    // Loopback and pods' devices accept no router advertisements that they did not accept before.
     ensure!(
         setting(cluster, "egret0.accept_ra") != "2",
         "accept_ra of egret0"

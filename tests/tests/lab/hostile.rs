@@ -1,4 +1,4 @@
-//! What must get nothing through: strangers' packets, hand-made tunnel packets, others' ports, forged sources, and
+//! Packets that must not get through: strangers' packets, hand-made tunnel packets, others' ports, forged sources, and
 //! protocols that cannot be translated. Each is counted.
 
 use anyhow::{Context, ensure};
@@ -36,7 +36,7 @@ pub fn groups() -> Vec<Group> {
     )]
 }
 
-/// The server's second address: nobody but these tests speaks with it.
+/// The server's second address: only these tests send to it.
 const MARK: [&str; 2] = ["203.0.113.20", "2001:db8:1::20"];
 const NODES: [&str; 6] = [
     "worker1", "worker2", "worker3", "gateway1", "gateway2", "gateway3",
@@ -46,7 +46,7 @@ const PORT: u16 = 7777;
 
 fn up() -> anyhow::Result<Cluster> {
     let cluster = Cluster::up("hostile", &Topology::built_in())?;
-    // Where the kernel filters forged IPv4 sources itself, nothing of what Egret does about them would be tried.
+    // Where the kernel itself filters forged IPv4 sources, Egret's own rules would not be tested.
     let worker = cluster.host("worker1")?;
     let layout = cluster.lab().layout()?;
     let pods = &layout.host("worker1").context("worker1")?.pods;
@@ -59,7 +59,7 @@ fn up() -> anyhow::Result<Cluster> {
     Ok(cluster)
 }
 
-/// A legitimate exchange by every worker: what was sent before it has been dealt with by then.
+/// A legitimate exchange by every worker: all packets sent before it have been processed by then.
 fn settle(cluster: &Cluster) -> Outcome {
     for pod in ["a1", "a2", "a3"] {
         for family in 0..2 {
@@ -69,7 +69,7 @@ fn settle(cluster: &Cluster) -> Outcome {
     Ok(())
 }
 
-/// The last port that a worker may use.
+/// The last port of a worker's lease.
 fn port_of(cluster: &Cluster, worker: &str, family: usize) -> anyhow::Result<u16> {
     Ok(*cluster.lease(ip(EGRESS[family]), worker)?.end())
 }
@@ -104,7 +104,7 @@ fn crosses_once(cluster: &Cluster, worker: &str, family: usize, packet: &[u8]) -
         tunnels.push((node, Capture::start(&cluster.host(node)?, "egret0", is_it)?));
     }
     for device in ["eth0", "eth1"] {
-        // The router's own solicitations for its neighbour are nobody's answer.
+        // The router's own neighbour solicitations are no answer.
         let from_us =
             move |packet: &Packet| packet.destination == stranger && !is_link_local(packet.source);
         links.push(Capture::start(&cluster.host("router")?, device, from_us)?);
@@ -116,7 +116,7 @@ fn crosses_once(cluster: &Cluster, worker: &str, family: usize, packet: &[u8]) -
             .worker_counter(worker, "unsolicited")
             .is_ok_and(|now| now > before)
     })?;
-    // A packet that went round would do so many times before this ends.
+    // A looping packet would pass many times before this ends.
     settle(cluster)?;
     let after = cluster.worker_counter(worker, "unsolicited")?;
     ensure!(after == before + 1, "{worker} counted {}", after - before);
@@ -138,7 +138,7 @@ fn crosses_once(cluster: &Cluster, worker: &str, family: usize, packet: &[u8]) -
         "into the tunnel: {sent:?}"
     );
     ensure!(received == [worker], "out of the tunnel: {received:?}");
-    // Nobody answers: neither the worker's stack nor a gateway.
+    // Neither the worker's stack nor a gateway answers.
     for link in links {
         link.stop()?.clean().map_err(anyhow::Error::msg)?;
     }
@@ -218,12 +218,12 @@ fn send_tunnel(cluster: &Cluster, place: &str, to: IpAddr, payload: &[u8]) -> Ou
     Ok(())
 }
 
-/// Watches for anything towards the server's mark.
+/// Captures all packets towards the server's mark.
 fn watch_mark(cluster: &Cluster) -> anyhow::Result<Leaving> {
     Leaving::watch(cluster, |packet| MARK.map(ip).contains(&packet.destination))
 }
 
-/// The positive control of all that follows: the same hand-made packet is carried where it is in its right.
+/// The positive control of all that follows: the same hand-made packet is forwarded with a leased port.
 fn a_workers_own_port_passes_the_gateway(cluster: &Cluster) -> Outcome {
     for family in 0..2 {
         let port = port_of(cluster, "worker1", family)?;
@@ -248,7 +248,7 @@ fn a_workers_use_of_anothers_port_is_dropped_at_every_gateway(cluster: &Cluster)
         for gateway in GATEWAYS {
             let watch = watch_mark(cluster)?;
             let before = cluster.gateway_counter(gateway, "out_spoofed")?;
-            // Also with the other worker's hardware address, which its index is read from.
+            // Also with the other worker's hardware address, from which its index is read.
             for claims in ["worker1", "worker2"] {
                 let payload = forged(cluster, family, claims, gateway, port)?;
                 let to = cluster.node_address(gateway, ip(SERVERS[0]))?;
@@ -286,7 +286,8 @@ fn a_workers_packet_with_a_foreign_source_is_dropped_at_the_gateway(cluster: &Cl
     Ok(())
 }
 
-/// Sends `payloads` from a pod's side, waits until the node's counter has risen by as many, and sees nothing leave.
+/// Sends `payloads` from a pod's side, waits until the node's counter has risen by as many, and checks that none
+/// leaves.
 fn dropped(
     cluster: &Cluster,
     (node, counter, times): (&str, &str, u64),
@@ -331,7 +332,7 @@ fn a_pods_tunnel_packet_to_its_own_node_is_dropped(cluster: &Cluster) -> Outcome
 fn a_pods_tunnel_packet_to_other_nodes_is_dropped(cluster: &Cluster) -> Outcome {
     for pod in ["a1", "other1"] {
         for family in 0..2 {
-            // A port that is in its node's right: without the drop it would pass the gateway.
+            // A port in its node's lease: without the drop it would pass the gateway.
             let port = port_of(cluster, "worker1", family)?;
             dropped(cluster, ("worker1", "tunnel_handmade", 8), || {
                 for node in ["gateway1", "gateway2", "gateway3", "worker2"] {
@@ -370,7 +371,7 @@ fn a_pods_tunnel_packet_from_a_peers_address_is_dropped(cluster: &Cluster) -> Ou
     Ok(())
 }
 
-/// Its node takes such an address for any other outside and translates the packet's source to its own: a peer's.
+/// Its node treats such an address like any other outside and translates the packet's source to its own: a peer's.
 fn a_pods_tunnel_packet_to_an_address_that_no_node_names_is_dropped(cluster: &Cluster) -> Outcome {
     const FURTHER: [&str; 2] = ["192.168.122.77", "fd00:122::77"];
     let gateway = cluster.host("gateway1")?;
@@ -412,7 +413,7 @@ fn a_pods_forged_egress_address_is_dropped(cluster: &Cluster) -> Outcome {
     Ok(())
 }
 
-/// Egress addresses answer to flows of pods only, so a pod that asks one is told so.
+/// Egress addresses answer only flows of pods, so a pod that contacts one gets an error.
 fn a_flow_to_an_egress_address_is_refused(cluster: &Cluster) -> Outcome {
     let pod = cluster.pod("a1")?;
     for (address, prohibited) in EGRESS
@@ -454,7 +455,7 @@ fn protocols_without_ports_are_refused_to_selected_pods_only(cluster: &Cluster) 
             };
             dropped(cluster, ("worker1", "protocol_refused", 1), || send("a1"))
                 .with_context(|| format!("protocol {protocol} to {server}"))?;
-            // The same packet of a pod that is not selected leaves, so the watch would have seen it.
+            // The same packet of an unselected pod leaves, so the capture would have seen it.
             let watch = watch_mark(cluster)?;
             send("other1")?;
             wait_for("the unselected pod's packet to leave", DEADLINE, || {
@@ -492,7 +493,7 @@ fn unknown_transport_of_a_selected_pod_has_the_egress_address_or_does_not_leave(
     watch.clean()
 }
 
-/// A raw socket may be told by ICMP about packets before.
+/// A raw socket may report ICMP errors about earlier packets.
 fn refused_or_sent(result: std::io::Result<()>) -> Outcome {
     match result {
         Err(error)

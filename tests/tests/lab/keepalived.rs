@@ -30,7 +30,7 @@ const VIRTUAL: [Virtual<'static>; 2] = [
         nodes: &["worker2", "worker3", "worker1"],
     },
 ];
-/// Pods and the address that each is mapped to.
+/// Pods and their mapped addresses.
 const MAPPING: [(&str, &str); 5] = [
     ("a1", FIRST),
     ("a2", FIRST),
@@ -63,7 +63,7 @@ pub fn groups() -> Vec<Group> {
     ]
 }
 
-/// keepalived on every node, taken away one by one.
+/// keepalived on every node, stopped one by one.
 struct Scene {
     classic: Classic,
     running: RefCell<BTreeMap<&'static str, Keepalived>>,
@@ -104,8 +104,8 @@ impl Scene {
         taken.with_context(|| format!("keepalived runs on {node}"))
     }
 
-    /// Packets that carry neither of the addresses; of pods without one nothing is sent meanwhile. Between the node
-    /// that gives an address up and the one that takes it, whoever gets packets for it may say so under its own.
+    /// Captures packets with neither of the addresses; unmapped pods send nothing meanwhile. While the address moves, a
+    /// node that still receives packets for it may send errors under its own address.
     fn watch(&self) -> anyhow::Result<Leaving> {
         Leaving::watch(&self.classic.cluster, |packet| {
             ![FIRST, SECOND].map(ip).contains(&packet.source) && !is_icmp_error(packet)
@@ -128,7 +128,7 @@ fn p1_p2_p6_two_addresses_are_on_two_nodes_and_serve_their_pods(scene: &Scene) -
     Ok(())
 }
 
-/// Cases: E3, P6. Only one of the two moves, and the other's connections do not notice.
+/// Cases: E3, P6. Only one of the two moves, and the other's connections are not affected.
 fn e3_p6_an_address_that_keepalived_gives_up_is_followed(scene: &Scene) -> Outcome {
     let cluster = &scene.classic.cluster;
     let watch = scene.watch()?;
@@ -143,7 +143,7 @@ fn e3_p6_an_address_that_keepalived_gives_up_is_followed(scene: &Scene) -> Outco
     scene.take("worker1")?.end()?;
     wait_holder(cluster, FIRST, "worker2", &NODES)?;
     scene.all_served(&MAPPING)?;
-    // It comes back to the node that is preferred.
+    // It returns to the preferred node.
     let again = Keepalived::start(cluster, "worker1", &VIRTUAL)?;
     scene.running.borrow_mut().insert("worker1", again);
     wait_holder(cluster, FIRST, "worker1", &NODES)?;
@@ -154,7 +154,7 @@ fn e3_p6_an_address_that_keepalived_gives_up_is_followed(scene: &Scene) -> Outco
     watch.clean()
 }
 
-/// Cases: E3. The machine loses its power, so nobody gives the address back.
+/// Cases: E3. The machine loses its power, so no process releases the address.
 fn e3_an_address_whose_node_dies_is_followed(scene: &Scene) -> Outcome {
     let cluster = &scene.classic.cluster;
     let watch = scene.watch()?;
@@ -166,7 +166,7 @@ fn e3_an_address_whose_node_dies_is_followed(scene: &Scene) -> Outcome {
     watch.clean()
 }
 
-/// Cases: E4, P5. One ends in order; the other is killed, and `--delete` removes what it left, twice.
+/// Cases: E4, P5. One ends in order; the other is killed, and `--delete` removes its leftovers, twice.
 fn e4_p5_nothing_stays_when_all_have_ended(scene: &Scene) -> Outcome {
     for node in ["worker2", "worker3"] {
         let killed = node == "worker3";
@@ -213,7 +213,7 @@ fn mapped() -> anyhow::Result<Mapped> {
     Ok(Mapped { cluster, running })
 }
 
-/// Waits until the Vip's status names this node, and the router asks and is answered by its kernel alone.
+/// Waits until the Vip's status names this node, and only its kernel answers the router's requests.
 fn wait_answers(cluster: &Cluster, node: &str) -> Outcome {
     cluster.wait_foreign("MapperVip", "vip1", node, |status| {
         condition(status, "Ready") == "True/Announced" && status["node"] == node
@@ -224,7 +224,7 @@ fn wait_answers(cluster: &Cluster, node: &str) -> Outcome {
         &["cat", "/sys/class/net/eth0/address"],
     )?;
     wait(&format!("{node} to answer for {FIRST}"), || {
-        // As if nobody had ever asked: every node that thinks it is its to answer does so now.
+        // The router's entry is deleted: every node that considers itself responsible answers the next request.
         let ask = format!(
             "ip neighbour flush to {FIRST}; ping -c1 -W1 {FIRST} >/dev/null; ip neighbour show to {FIRST}"
         );
@@ -233,7 +233,7 @@ fn wait_answers(cluster: &Cluster, node: &str) -> Outcome {
     })
 }
 
-/// Cases: M2, M4. Egret's own choice would be another node for most addresses; what keepalived decided counts.
+/// Cases: M2, M4. Egret's own choice would be another node for most addresses; keepalived's decision is used.
 fn the_node_that_keepalived_chose_answers_for_the_vip(mapped: &Mapped) -> Outcome {
     let cluster = &mapped.cluster;
     wait_answers(cluster, "worker1")?;
@@ -243,7 +243,7 @@ fn the_node_that_keepalived_chose_answers_for_the_vip(mapped: &Mapped) -> Outcom
     watch.clean()
 }
 
-/// Cases: M2. Egret's connections do not hang on who has the address.
+/// Cases: M2. Egret's connections do not depend on which node has the address.
 fn the_vip_moves_with_keepalived_and_connections_go_on(mapped: &Mapped) -> Outcome {
     let cluster = &mapped.cluster;
     let address = ip(FIRST);
@@ -261,7 +261,7 @@ fn the_vip_moves_with_keepalived_and_connections_go_on(mapped: &Mapped) -> Outco
     watch.clean()
 }
 
-/// Cases: M2. keepalived is taken away, as the page about migrating says.
+/// Cases: M2. keepalived is stopped, as the page about migrating describes.
 fn without_keepalived_a_gateway_answers_again(mapped: &Mapped) -> Outcome {
     let cluster = &mapped.cluster;
     mapped.running.borrow_mut().clear();

@@ -59,7 +59,7 @@ fn main() -> ExitCode {
         unchanged,
         unknown_pods
     ];
-    // These bound or measure times.
+    // Modules that bound or measure times.
     let timed = modules![
         canary,
         classic,

@@ -1,5 +1,5 @@
-//! The walks of docs/migrating where an earlier system still serves: what its own commands leave in the kernel, written
-//! anew, Egret beside it, and the end of the old one. Not one packet leaves with a source that nobody asked for.
+//! The walks of docs/migrating with an earlier system still in service: its own commands' kernel state, rewritten,
+//! Egret beside it, and its end. No packet leaves with a wrong source.
 
 use anyhow::{Context, ensure};
 use egret_lab::Topology;
@@ -29,7 +29,7 @@ pub fn groups() -> Vec<Group> {
     ]
 }
 
-/// One worker with two pods, which the old system serves: its node is the old gateway.
+/// One worker with two pods that the old system serves: its node is the old gateway.
 const BESIDE: &str = "
 segments:
 - {name: nodes, cidrs: [192.168.122.0/24, fd00:122::/64]}
@@ -43,7 +43,7 @@ hosts:
 - {name: server, roles: [server], links: [{segment: outside}]}
 ";
 const OLD: &str = "192.168.122.230";
-/// Of the second object.
+/// Address of the second object.
 const SECOND: &str = "192.168.122.231";
 const NIRMATA: &str = "staticegressips.nirmata.io";
 
@@ -61,10 +61,10 @@ fn beside() -> anyhow::Result<Cluster> {
         .replace(&pod("a1")?, &pod("b1")?)
         .replace("ABCDEFGHIJKLMNO7", "ABCDEFGHIJKLMNO6")
         .replace(OLD, SECOND);
-    // What every object has of its own.
+    // The lines that each object has separately.
     let own = |line: &&str| line.contains("$S ") || line.starts_with("S=") || line.contains(SECOND);
     let lines = first.lines().chain(second.lines().filter(own));
-    // A gateway passes nothing by to the CNI: it translates itself.
+    // A gateway leaves no traffic to the CNI: it translates itself.
     let is_gateways = |line: &&str| !line.contains("-A STATIC-EGRESS-BYPASS-CNI");
     let lines: Vec<&str> = lines.filter(is_gateways).collect();
     let script = script("iptables-nft", &format!("{files}\n{}", lines.join("\n")));
@@ -73,8 +73,9 @@ fn beside() -> anyhow::Result<Cluster> {
     Ok(cluster)
 }
 
-/// The walk of docs/migrating/static-egress-ip.md, the old system's addresses kept, one object after the other. Not one
-/// packet leaves with another source: before, while both are there, and after; and each object by its own address alone.
+/// The walk of docs/migrating/static-egress-ip.md with the old system's addresses, one object after the other. No
+/// packet leaves with another source: before, while both are there, and after; and each object's only with its own
+/// address.
 fn from_static_egress_ip_without_a_packet_of_another_source(cluster: &Cluster) -> Outcome {
     let server = ip(SERVERS[0]);
     let (first, second) = (cluster.pod("a1")?, cluster.pod("b1")?);
@@ -164,8 +165,8 @@ fn kube_egress() -> anyhow::Result<Classic> {
     Ok(classic)
 }
 
-/// The walk of docs/migrating/kube-egress.md: Egret starts beside the old script, on the node that has the address too,
-/// and only then the old one goes.
+/// The walk of docs/migrating/kube-egress.md: Egret starts beside the old script, also on the node with the address,
+/// and only then the old one is stopped.
 fn from_kube_egress_without_a_packet_of_another_source(classic: &Classic) -> Outcome {
     let (server, pods) = (SERVERS[0], ["a1", "a2", "a3"]);
     let served = || -> Outcome {

@@ -1,4 +1,4 @@
-//! Pods reach each other whatever manages their addresses, and an address that two pods have leaves by no policy.
+//! Pods reach each other with any kind of address management, and an address of two pods leaves by no policy.
 
 use anyhow::{Context, ensure};
 use egret_lab::Topology;
@@ -13,7 +13,7 @@ use serde_json::Value;
 use std::net::IpAddr;
 use std::time::{Duration, Instant};
 
-/// Long enough for an answer by a way that is open.
+/// Long enough for an answer if the path is open.
 const SHORT: Duration = Duration::from_millis(300);
 /// From a pod's address in the objects to every node that knows it; the machine may be busy.
 const KNOWN_WITHIN: Duration = Duration::from_secs(5);
@@ -47,7 +47,7 @@ fn apply(cluster: &Cluster, text: &str) -> Outcome {
     Ok(())
 }
 
-/// The Node of a worker as an API without `spec.podCIDRs` has it.
+/// The Node of a worker, from an API without `spec.podCIDRs`.
 fn node_without_cidrs(cluster: &Cluster, name: &str) -> anyhow::Result<String> {
     let file = cluster
         .lab()
@@ -59,7 +59,7 @@ fn node_without_cidrs(cluster: &Cluster, name: &str) -> anyhow::Result<String> {
     Ok(serde_saphyr::to_string(&node)?)
 }
 
-/// Waits until a selected pod of worker1 is seen by another pod with its own address, in both families.
+/// Waits until a selected pod of worker1 reaches another pod with its own address, in both families.
 fn wait_reached(cluster: &Cluster, from: &str, to: &str) -> Outcome {
     for like in SERVERS.map(ip) {
         let (own, target) = (
@@ -78,7 +78,7 @@ fn wait_reached(cluster: &Cluster, from: &str, to: &str) -> Outcome {
     Ok(())
 }
 
-/// Still egress: what is outside.
+/// Destinations outside are still egress traffic.
 fn outside_as_before(cluster: &Cluster) -> Outcome {
     for (server, address) in SERVERS.into_iter().zip(EGRESS) {
         expect_source(&cluster.pod("a1")?, ip(server), ip(address))?;
@@ -86,12 +86,12 @@ fn outside_as_before(cluster: &Cluster) -> Outcome {
     Ok(())
 }
 
-/// The node's own routes by other nodes say it.
+/// The node's own routes to other nodes show it.
 fn a_node_without_pod_cidrs_keeps_its_pods_within_reach(cluster: &Cluster) -> Outcome {
     let _server = Server::start(&cluster.pod("other2")?)?;
     wait_reached(cluster, "a1", "other2")?;
     apply(cluster, &node_without_cidrs(cluster, "worker2")?)?;
-    // Long enough for every agent to have seen it.
+    // Long enough for every agent to have processed it.
     wait_record(cluster, |told| !told.is_empty())?;
     wait_reached(cluster, "a1", "other2")?;
     outside_as_before(cluster)
@@ -108,7 +108,7 @@ fn told(cluster: &Cluster, gateway: &str) -> Vec<String> {
         .collect()
 }
 
-/// Both gateways that carry it must say so: nodes take what either says.
+/// Both gateways that carry it must report it: nodes accept either report.
 fn wait_record(cluster: &Cluster, wanted: impl Fn(&[String]) -> bool) -> Outcome {
     Ok(wait_for("what is told of pods", DEADLINE, || {
         ["gateway1", "gateway2"]
@@ -117,7 +117,8 @@ fn wait_record(cluster: &Cluster, wanted: impl Fn(&[String]) -> bool) -> Outcome
     })?)
 }
 
-/// As where a cloud's router knows the pods, and a node's table does not. Stand-in for VPC networks with pods' addresses.
+/// As in clouds whose router knows the pods, and a node's table does not. Stand-in for VPC networks with pods'
+/// addresses.
 fn pods_that_a_router_leads_to_are_within_reach_too(cluster: &Cluster) -> Outcome {
     let (worker, router) = (cluster.host("worker1")?, cluster.host("router")?);
     for (there, back, way) in [
@@ -151,7 +152,7 @@ fn a_pod_is_known_to_other_nodes_at_once(cluster: &Cluster) -> Outcome {
     Ok(())
 }
 
-/// The real thing is Calico's IPPool, which its own controller writes.
+/// Stand-in for Calico's IPPool, which its own controller writes.
 fn what_a_network_plugin_publishes_is_never_egress(cluster: &Cluster) -> Outcome {
     let pool = "apiVersion: crd.projectcalico.org/v1\nkind: IPPool\nmetadata: {name: pods}\n\
                 spec: {cidr: 10.244.0.0/16, ipipMode: Always}\n";
@@ -222,7 +223,7 @@ fn an_address_of_two_pods_leaves_by_no_policy_and_is_told(cluster: &Cluster) -> 
     for server in SERVERS.map(ip) {
         let seen = udp_echo(&cluster.pod("a1")?, echo(server), 32, SHORT);
         ensure!(seen.is_err(), "it left: {seen:?}");
-        // Others of the node are as before.
+        // Other pods of the node are unchanged.
         let own = cluster.node_address("worker1", server)?;
         wait_source(&cluster.pod("other1")?, server, own)?;
     }
@@ -240,7 +241,7 @@ fn an_address_of_two_pods_leaves_by_no_policy_and_is_told(cluster: &Cluster) -> 
     outside_as_before(cluster)
 }
 
-/// What the program of worker1 prints.
+/// Output of the program on worker1.
 fn ask(cluster: &Cluster, words: &[&str]) -> anyhow::Result<String> {
     let program = egret_tests::egret()?;
     let program = program.to_str().context("a path that is text")?;
@@ -260,7 +261,7 @@ fn status_says_what_becomes_of_a_policy(cluster: &Cluster) -> Outcome {
         text.contains("FamilyNotCovered: it has no IPv6 address"),
         "{text}"
     );
-    // Of a pod of another node, whose agent knows better.
+    // A pod of another node, whose agent has better information.
     let said = ask(cluster, &["explain", "default/a2", "--to", SERVERS[0]])?;
     ensure!(said.contains("is not at hand: ask its agent"), "{said}");
     cluster.delete(&[first])?;

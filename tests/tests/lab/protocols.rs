@@ -1,4 +1,4 @@
-//! What else IP carries: SCTP, errors, fragments in disorder, unusual UDP, protocols without ports.
+//! Other traffic over IP: SCTP, errors, fragments in disorder, unusual UDP, protocols without ports.
 
 mod datagrams;
 
@@ -20,7 +20,7 @@ use std::net::{IpAddr, SocketAddr, UdpSocket};
 use std::time::Duration;
 
 const SCTP: u8 = 132;
-/// Bytes of a datagram that is cut by hand.
+/// Size of a datagram that is fragmented manually, bytes.
 const DATAGRAM: usize = 2800;
 const PATIENCE: Duration = Duration::from_secs(2);
 
@@ -29,7 +29,7 @@ pub fn groups() -> Vec<Group> {
         "protocols",
         || {
             let cluster = Cluster::up("protocols", &Topology::built_in())?;
-            // The second pod's policy says nothing of ICMP.
+            // The second pod's policy does not contain ICMP.
             let transport = "destinations: [{cidr: 203.0.113.0/24, ports: [{protocol: UDP, port: 1, endPort: 65535}]}, \
                              {cidr: '2001:db8:1::/64', ports: [{protocol: UDP, port: 1, endPort: 65535}]}]";
             cluster.apply(&[
@@ -80,12 +80,12 @@ fn raw(place: &Place, like: IpAddr, protocol: u8) -> anyhow::Result<Socket> {
     Ok(socket)
 }
 
-/// The next packet of a raw socket, without IP header, and who sent it.
+/// The next packet of a raw socket, without IP header, and its sender.
 fn receive(socket: &mut Socket) -> anyhow::Result<Vec<u8>> {
     let mut buffer = vec![0; 2048];
     let length = socket.read(&mut buffer)?;
     buffer.truncate(length);
-    // Raw sockets of IPv4 show the header.
+    // Raw IPv4 sockets include the header.
     if socket
         .local_addr()?
         .as_socket()
@@ -96,7 +96,7 @@ fn receive(socket: &mut Socket) -> anyhow::Result<Vec<u8>> {
     Ok(buffer)
 }
 
-/// INIT and INIT ACK by hand: this kernel has no SCTP sockets.
+/// Hand-made INIT and INIT ACK: this kernel has no SCTP sockets.
 fn sctp_gets_the_egress_address_and_comes_back(cluster: &Cluster) -> Outcome {
     const PORTS: (u16, u16) = (40_000, 3868);
     let watch = wrong(cluster)?;
@@ -109,7 +109,7 @@ fn sctp_gets_the_egress_address_and_comes_back(cluster: &Cluster) -> Outcome {
         let is_init = move |packet: &Packet| {
             packet.protocol == SCTP && packet.direction == Direction::In && packet.source == egress
         };
-        // The host has another address of this family too.
+        // The host has another address of this family, too.
         ends[1].bind(&SocketAddr::new(server, 0).into())?;
         let capture = Capture::start(&cluster.host("server")?, "eth0", is_init)?;
         let init = [1, 0, 0, 20, 0, 0, 0, 7, 0, 1, 0, 0, 0, 1, 0, 1, 0, 0, 0, 9];
@@ -134,7 +134,7 @@ fn sctp_gets_the_egress_address_and_comes_back(cluster: &Cluster) -> Outcome {
     watch.clean()
 }
 
-/// Sends a datagram of a pod in these fragments; whether the server's echo of it arrives.
+/// Sends a datagram of a pod in these fragments; returns whether the server's echo arrives.
 fn sends(
     cluster: &Cluster,
     server: IpAddr,
@@ -142,7 +142,7 @@ fn sends(
     parts: &[std::ops::Range<usize>],
 ) -> anyhow::Result<bool> {
     let place = cluster.pod("a2")?;
-    // The server learns what fits the tunnel: a datagram of IPv6 that does not is lost, with an error that says so.
+    // The server learns the path MTU: an IPv6 datagram that exceeds it is lost, with an ICMP error.
     udp_echo(&place, echo(server), DATAGRAM, DEADLINE)?;
     let source = SocketAddr::new(cluster.pod_address("a2", server)?, 41_000 + id);
     let socket = place.run(|| UdpSocket::bind(source))??;
@@ -155,7 +155,7 @@ fn sends(
         }
         Ok(())
     })??;
-    // The echo begins with the address that the server saw.
+    // The echo begins with the source address that the server saw.
     let mut buffer = vec![0; 4096];
     let Ok(length) = socket.recv(&mut buffer) else {
         return Ok(false);
@@ -212,7 +212,7 @@ fn fragments_that_overlap_harm_nobody(cluster: &Cluster) -> Outcome {
     watch.clean()
 }
 
-/// What waits for its rest is bounded by the kernel (`ipfrag_high_thresh`, `ip6frag_high_thresh`).
+/// Memory of incomplete datagrams is limited by the kernel (`ipfrag_high_thresh`, `ip6frag_high_thresh`).
 fn a_flood_of_first_fragments_stops_no_whole_packet(cluster: &Cluster) -> Outcome {
     const FLOOD: u16 = 6000;
     const FIRST: std::ops::Range<usize> = 0..1400;
@@ -250,18 +250,18 @@ fn a_flood_of_first_fragments_stops_no_whole_packet(cluster: &Cluster) -> Outcom
             .context("no statistics")?;
         let used: u64 = memory.rsplit(' ').next().context("memory")?.parse()?;
         let limit: u64 = limit.trim().parse()?;
-        // One more may be taken in before the limit is seen.
+        // One more may be accepted before the limit is checked.
         ensure!(used <= limit + 64 * 1024, "{used} bytes of {limit}");
     }
     watch.clean()
 }
 
-/// First fragments of more datagrams than a gateway remembers: it forgets the oldest, and the rest of those is refused,
-/// counted, and reaches nobody. Whole packets go on, both ways.
+/// First fragments of more datagrams than a gateway remembers: it forgets the oldest, and their later fragments are
+/// refused, counted, and not delivered. Whole packets still pass, both ways.
 fn a_flood_from_outside_is_refused_and_counted(cluster: &Cluster) -> Outcome {
-    /// What a gateway remembers (docs/datapath.md), and half as much again.
+    /// Datagrams that a gateway remembers (docs/datapath.md), and half as many again.
     const FLOOD: u16 = 16_384 + 8_192;
-    /// Datagrams whose rest follows.
+    /// Datagrams whose later fragments follow.
     const REST: u16 = 1_000;
     const COUNTER: &str = "in_fragment_unknown";
     let watch = wrong(cluster)?;
@@ -285,7 +285,7 @@ fn a_flood_from_outside_is_refused_and_counted(cluster: &Cluster) -> Outcome {
     watch.clean()
 }
 
-/// The answer finds the pod's socket closed: its kernel says so, by the egress address.
+/// The answer arrives at a closed socket of the pod: its kernel sends an error, which leaves with the egress address.
 fn a_pods_error_goes_the_way_of_its_flow(cluster: &Cluster) -> Outcome {
     let watch = Leaving::watch(cluster, |packet| {
         !["192.168.122.224", "fd00:122::224"]
@@ -343,7 +343,7 @@ fn protocols_without_ports_are_told(cluster: &Cluster) -> Outcome {
     .context(said)
 }
 
-/// The condition of a node's object, as text; empty where it does not hold.
+/// The condition of a node's object, as text; empty if it does not hold.
 fn degraded(cluster: &Cluster, node: &str) -> String {
     let object = cluster.object("egressnode", None, node).unwrap_or_default();
     let mut conditions = object["status"]["conditions"]
@@ -362,7 +362,7 @@ fn a_rule_of_others_for_our_mark_is_told(cluster: &Cluster) -> Outcome {
         ];
         cluster.exec(&cluster.host(NODE)?, &words).map(drop)
     };
-    // kube-proxy's and Calico's bits lie elsewhere.
+    // kube-proxy's and Calico's bits are outside our mask.
     rule("add", "0x4000/0x4000")?;
     rule("add", "0xa0000/0xf0000")?;
     let mut said = String::new();

@@ -1,4 +1,5 @@
-//! Without the plugin: an address that goes to another pod before the API tells takes nothing of the first one along.
+//! Without the plugin: an address that is reused by another pod before the API shows it inherits nothing of the first
+//! one.
 
 use anyhow::ensure;
 use egret_lab::Topology;
@@ -13,9 +14,9 @@ use std::time::{Duration, Instant};
 
 /// Address of a second policy.
 const SECOND: [&str; 2] = ["192.168.122.223", "fd00:122::223"];
-/// An address may go to another pod this soon.
+/// Shortest time until an address may be reused by another pod.
 const REUSED_WITHIN: Duration = Duration::from_secs(1);
-/// Long enough for an answer by a way that is open.
+/// Long enough for an answer if the path is open.
 const SHORT: Duration = Duration::from_millis(200);
 
 pub fn groups() -> Vec<Group> {
@@ -42,7 +43,7 @@ fn has_the_firsts_address(packet: &Packet) -> bool {
     EGRESS.map(ip).contains(&packet.source)
 }
 
-/// A selected pod ends and another one has its address, as the API does not tell yet.
+/// A selected pod ends and another one has its address, before the API shows it.
 fn swap(cluster: &Cluster, number: usize, app: &str) -> Outcome {
     let (first, next) = (format!("first{number}"), format!("next{number}"));
     let place = cluster.lab().add_pod("worker1", pod(&first, "First"))?;
@@ -62,7 +63,7 @@ fn swap(cluster: &Cluster, number: usize, app: &str) -> Outcome {
             ensure!(udp.is_err(), "UDP came from {udp:?}");
             let tcp = tcp_source_within(&place, echo(server), SHORT);
             ensure!(tcp.is_err(), "TCP came from {tcp:?}");
-            // Another pod: the captures see what leaves.
+            // Another pod: the captures see its packets.
             ping_source(&cluster.pod("other1")?, server)?;
         }
         tried += 1;

@@ -1,5 +1,5 @@
-//! The runner of these programs: what one group does to itself does nothing to others, and nothing stays of what is
-//! killed. Each test starts this program again with groups that are made to fail.
+//! The runner of these programs: faults of one group do not affect others, and a killed one leaves nothing behind. Each
+//! test starts this program again with groups that are made to fail.
 
 use anyhow::{Context, ensure};
 use egret_lab::process::{Process, wait_for};
@@ -14,7 +14,7 @@ use std::process::{Command, Stdio};
 
 /// Environment variable: run the groups that are made to fail.
 const SUBJECT: &str = "EGRET_TEST_RUNNER_SUBJECT";
-/// What a group says whose lab is up, before the lab's name.
+/// Text that a group prints before its lab's name, once that is up.
 const LAB: &str = "lab of the subject: ";
 
 const TOPOLOGY: &str = "
@@ -93,16 +93,16 @@ mod bad {
     }
 }
 
-/// This program with the bad groups and these arguments.
+/// This program with the failing groups and these arguments.
 fn program(arguments: &[&str]) -> Command {
     let mut command = Command::new("/proc/self/exe");
-    // The tests' own process is one of a group.
+    // The tests' own process runs a group itself.
     command.env_remove("EGRET_TEST_GROUP").env(SUBJECT, "1");
     command.args(arguments).stdin(Stdio::null());
     command
 }
 
-/// What it prints; it must fail.
+/// Its output; it must fail.
 fn printed(command: &mut Command) -> anyhow::Result<String> {
     let output = command.output()?;
     let text = String::from_utf8_lossy(&output.stdout).into_owned();
@@ -146,7 +146,7 @@ fn a_lab_that_does_not_come_up_fails_its_steps_and_no_others() -> Outcome {
     )
 }
 
-/// Name of the lab that a text of the subject tells.
+/// Name of the lab in the output of the subject.
 fn lab_of(text: &str) -> anyhow::Result<String> {
     let found = text.lines().find_map(|line| line.strip_prefix(LAB));
     Ok(found.with_context(|| text.to_owned())?.to_owned())
@@ -167,7 +167,7 @@ fn a_step_that_hangs_is_ended_and_its_lab_taken_down() -> Outcome {
     Ok(())
 }
 
-/// Whichever of its two processes is killed, and both.
+/// One of its two processes is killed, the other one, and both.
 fn a_killed_program_leaves_no_lab() -> Outcome {
     for (program, group) in [(true, false), (false, true), (true, true)] {
         killed(program, group).with_context(|| format!("{program} {group}"))?;
@@ -200,7 +200,7 @@ fn killed(is_program: bool, is_group: bool) -> Outcome {
     }
     child.wait()?;
     if is_program && is_group {
-        // Nobody was left: whichever program of tests starts next does it.
+        // Both were killed: the next test program cleans up.
         self::program(&["bad::works"]).output()?;
     }
     let folder = StateDir::new(&lab)?;

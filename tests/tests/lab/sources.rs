@@ -1,4 +1,4 @@
-//! Selected pods leave with their egress address and nothing else, captured at the router, over both families.
+//! Selected pods leave only with their egress address, captured at the router, over both families.
 
 use anyhow::{Context, ensure};
 use egret_lab::Topology;
@@ -65,7 +65,7 @@ fn families() -> [(IpAddr, IpAddr); 2] {
 
 fn workers_and_gateways() -> anyhow::Result<Cluster> {
     let cluster = Cluster::up("plain", &Topology::built_in())?;
-    // Before the policy: the masquerade of the CNI is what the egress address is compared with.
+    // Before the policy: the masquerade of the CNI, for comparison with the egress address.
     for n in 1..=3 {
         for (server, _) in families() {
             let node = cluster.node_address(&format!("worker{n}"), server)?;
@@ -103,7 +103,7 @@ fn no_packet_of_a_selected_pod_has_another_source(cluster: &Cluster) -> Outcome 
         }
     }
     watch.clean()?;
-    // The same watch sees what an unselected pod sends, so it can fail.
+    // The same capture sees packets of an unselected pod, so it can fail.
     let watch = Leaving::watch(cluster, |packet| !EGRESS.map(ip).contains(&packet.source))?;
     let node = cluster.node_address("worker1", ip(SERVERS[0]))?;
     expect_source(&cluster.pod("other1")?, ip(SERVERS[0]), node)?;
@@ -124,7 +124,7 @@ fn every_gateway_carries_for_the_address(cluster: &Cluster) -> Outcome {
         )?);
     }
     let pod = cluster.pod("a1")?;
-    // The way of a flow is by a hash of its ports: by chance, all of 60 flows miss one of three once in 10^10 runs.
+    // A hash of its ports selects the path of a flow: by chance, all of 60 flows miss one of three once in 10^10 runs.
     for (server, address) in families() {
         for _ in 0..30 {
             let seen = egret_lab::traffic::udp_source(&pod, echo(server))?;
@@ -141,7 +141,7 @@ fn every_gateway_carries_for_the_address(cluster: &Cluster) -> Outcome {
     Ok(())
 }
 
-/// After all the traffic above: a counter that rises by itself would hide what it is for.
+/// After all the traffic above: a counter that rises in normal use would hide real drops.
 fn in_ordinary_use_nothing_is_dropped(cluster: &Cluster) -> Outcome {
     for n in 1..=3 {
         let host = format!("worker{n}");
@@ -151,7 +151,7 @@ fn in_ordinary_use_nothing_is_dropped(cluster: &Cluster) -> Outcome {
     Ok(())
 }
 
-/// One pod of a policy that is there, and one on a node that has no lease of its address yet.
+/// One pod of an existing policy, and one on a node that has no lease of its address yet.
 fn pods_that_come_later_leave_with_their_egress_address(cluster: &Cluster) -> Outcome {
     let [v4, v6] = slot(9);
     cluster.apply(&[egress("late", "Late", &[&v4, &v6], "")])?;
@@ -200,7 +200,7 @@ fn both_roles() -> anyhow::Result<Cluster> {
     Ok(cluster)
 }
 
-/// So many addresses that both gateways announce some of each family.
+/// Enough addresses that both gateways announce some of each family.
 const SLOTS: usize = 6;
 
 fn its_pods_leave_with_the_egress_address_whoever_announces_it(cluster: &Cluster) -> Outcome {

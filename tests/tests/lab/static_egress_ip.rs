@@ -1,5 +1,5 @@
-//! `StaticEgressIP` seen from outside, as its users know it: no object of Egret's own, real packets, captures at the
-//! router. Ids are those of the acceptance cases that the earlier systems left us.
+//! `StaticEgressIP` tested from outside, as its users know it: no object of Egret's own, real packets, captures at the
+//! router. Ids are those of the acceptance cases from earlier systems.
 
 use anyhow::{Context, ensure};
 use egret_lab::process::wait_for;
@@ -16,7 +16,7 @@ use serde_json::Value;
 const NIRMATA: &str = "staticegressips.nirmata.io";
 const FORK: &str = "staticegressips.io";
 const SERVER: &str = "203.0.113.10/32";
-/// A server in a network of its own.
+/// A server in a separate network.
 const DATABASE: &str = "198.51.100.10";
 /// Another address of the server, which no rule names.
 const OTHER: &str = "203.0.113.20";
@@ -65,7 +65,7 @@ pub fn groups() -> Vec<Group> {
     ]
 }
 
-/// Without an `EgressGateway`: every node is one.
+/// Without an `EgressGateway`: every node is a gateway.
 fn walk() -> anyhow::Result<Cluster> {
     let settings = ["--front-end", "staticegressip"];
     let cluster = Cluster::up_set("seip", &Topology::built_in(), &settings)?;
@@ -130,7 +130,7 @@ fn n6_status_names_the_gateway_by_uid_and_address(cluster: &Cluster) -> Outcome 
     Ok(())
 }
 
-/// Cases: N5. The same destination by two addresses for two Services, and two rules in one object.
+/// Cases: N5. The same destination with two addresses for two Services, and two rules in one object.
 fn n5_two_rules_and_two_objects_work_at_once(cluster: &Cluster) -> Outcome {
     let (second, third) = ("192.168.122.223", "192.168.122.224");
     cluster.apply(&[
@@ -155,7 +155,7 @@ fn n5_two_rules_and_two_objects_work_at_once(cluster: &Cluster) -> Outcome {
     cluster.wait_ready()
 }
 
-/// Cases: N10. Watched from before the pod comes, with another pod's packets all the time.
+/// Cases: N10. Captured from before the pod starts, with another pod's packets all the time.
 fn n10_a_pod_that_comes_later_is_served_without_a_gap(cluster: &Cluster) -> Outcome {
     let address = ip(EGRESS[0]);
     let watch = Leaving::watch(cluster, move |packet| packet.source != address)?;
@@ -168,7 +168,7 @@ fn n10_a_pod_that_comes_later_is_served_without_a_gap(cluster: &Cluster) -> Outc
     watch.clean()
 }
 
-/// Cases: N11. Identity is not the place in the list: reordering changes nothing, and a changed address moves pods.
+/// Cases: N11. A rule's position is not its identity: reordering changes nothing, and a changed address moves pods.
 fn n11_rules_are_reordered_changed_and_removed(cluster: &Cluster) -> Outcome {
     let first = (EGRESS[0], "frontend", SERVER);
     let other = ("192.168.122.225", "backend", "198.51.100.0/24");
@@ -212,7 +212,7 @@ fn n12_a_missing_service_is_said_and_comes_to_life(cluster: &Cluster) -> Outcome
     cluster.apply(&[service("nosuch", "Other")])?;
     served(cluster, "NirmataStaticEgressIP", "nosuch")?;
     expect_source(&cluster.pod("other1")?, ip(SERVERS[0]), ip(rule.0))?;
-    // The Service goes: its pods are nobody's again.
+    // The Service is deleted: its pods are selected no longer.
     cluster.delete(&[service("nosuch", "Other")])?;
     cluster.wait_foreign("NirmataStaticEgressIP", "nosuch", "said again", missing)?;
     cluster.delete(&[object])?;
@@ -299,13 +299,13 @@ fn an_object_is_left_alone_until_it_is_adopted(cluster: &Cluster) -> Outcome {
     cluster.wait_ready()
 }
 
-/// Cases: N17. The original wrote every object every 5 s. Another object's status is a clock here: it shows that the
-/// controller went round meanwhile.
+/// Cases: N17. The original wrote every object every 5 s. Another object's status serves as a clock: it shows that the
+/// controller completed a round meanwhile.
 fn n17_nothing_is_written_when_nothing_changes(cluster: &Cluster) -> Outcome {
     nothing_is_written(cluster, "NirmataStaticEgressIP", "eip")
 }
 
-/// Cases: N17. The fork's manager and agents wrote the list of gateways against each other.
+/// Cases: N17. The fork's manager and agents overwrote each other's list of gateways.
 fn n17_nothing_is_written_to_an_object_with_two_gateways(cluster: &Cluster) -> Outcome {
     nothing_is_written(cluster, "StaticEgressIP", "labelled")
 }
@@ -347,14 +347,15 @@ fn failover() -> anyhow::Result<Cluster> {
     let rule = (EGRESS[0], "frontend", SERVER);
     cluster.apply(&[
         service("frontend", "MyApp"),
-        // Without the annotation: the value says that no other controller is there.
+        // Without the annotation: the chart's value states that no other controller runs.
         static_egress_ip(NIRMATA, "eip", &[rule]).replace("egret.dev/adopt", "some/other"),
     ])?;
     served(&cluster, "NirmataStaticEgressIP", "eip")?;
     Ok(cluster)
 }
 
-/// Cases: N4, N7. Pods and gateways are on different nodes here. With the cluster's own `EgressGateway` this time. The original kept routes to the old gateway.
+/// Cases: N4, N7. Pods and gateways are on different nodes here, with the cluster's own `EgressGateway`. The original
+/// retained routes to the old gateway.
 fn n7_another_node_takes_over_and_status_says_so(cluster: &Cluster) -> Outcome {
     let address = ip(EGRESS[0]);
     let first = cluster.announcer(address)?;
@@ -495,7 +496,7 @@ fn devices() -> anyhow::Result<Cluster> {
     Cluster::up_set("seipd", &topology, &["--front-end", "staticegressip"])
 }
 
-/// Cases: N9. Its default route leads elsewhere; without that device the database hears nobody.
+/// Cases: N9. Its default route uses another device; without that device nothing reaches the database.
 fn n9_the_address_is_used_on_the_device_whose_network_has_it(cluster: &Cluster) -> Outcome {
     const ADDRESS: &str = "198.51.100.77";
     let _database = Server::start(&cluster.host("database")?)?;

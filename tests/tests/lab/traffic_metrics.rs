@@ -1,4 +1,4 @@
-//! Who sends how much: what `/metrics` says of policies, addresses and gateways is what was sent.
+//! Traffic per sender: `/metrics` shows the sent traffic by policy, address and gateway.
 
 use anyhow::{Context, ensure};
 use egret_lab::Topology;
@@ -56,7 +56,7 @@ fn up(test: &str, agent_args: &[&str]) -> anyhow::Result<Cluster> {
     Ok(cluster)
 }
 
-/// One sample; 0 where there is none yet.
+/// One sample; 0 if it does not exist yet.
 fn sample(cluster: &Cluster, host: &str, series: &str) -> anyhow::Result<u64> {
     let text = cluster.metrics(host)?;
     let found = (text.lines()).find_map(|line| line.strip_prefix(series)?.strip_prefix(' '));
@@ -65,7 +65,7 @@ fn sample(cluster: &Cluster, host: &str, series: &str) -> anyhow::Result<u64> {
     })
 }
 
-/// Packets, bytes and connections of a policy at an address, as its worker shows them.
+/// Packets, bytes and connections of a policy at an address, from its worker's metrics.
 fn sent(cluster: &Cluster, policy: &str, address: &str) -> anyhow::Result<[u64; 3]> {
     let labels = format!("{{policy=\"Egress default/{policy}\",address=\"{address}\"}}");
     let one = |name: &str| sample(cluster, "w1", &format!("egret_agent_{name}_total{labels}"));
@@ -76,14 +76,14 @@ fn sent(cluster: &Cluster, policy: &str, address: &str) -> anyhow::Result<[u64; 
     ])
 }
 
-/// Packets and bytes of an address, as its gateway shows them.
+/// Packets and bytes of an address, from its gateway's metrics.
 fn carried(cluster: &Cluster, address: &str, direction: &str) -> anyhow::Result<[u64; 2]> {
     let labels = format!("{{address=\"{address}\",direction=\"{direction}\"}}");
     let one = |name: &str| sample(cluster, "g1", &format!("egret_agent_{name}_total{labels}"));
     Ok([one("carried_packets")?, one("carried_bytes")?])
 }
 
-/// Waits until it says what is wanted, and tells what it says otherwise.
+/// Waits until the value is as expected; the error contains the actual one.
 fn becomes<T: PartialEq + std::fmt::Debug>(
     what: &str,
     wanted: &T,
@@ -101,7 +101,7 @@ const SOCKETS: u64 = 3;
 const DATAGRAMS: u64 = 5;
 const PAYLOAD: usize = 100;
 
-/// Datagrams by several sockets, each answered before the next. Bytes that came back.
+/// Datagrams by several sockets, each answered before the next. Returns the bytes that came back.
 fn exchange(target: SocketAddr) -> std::io::Result<u64> {
     let any = ["0.0.0.0:0", "[::]:0"][usize::from(target.is_ipv6())];
     let mut back = 0;
@@ -163,7 +163,7 @@ fn a_connection_is_counted_once(cluster: &Cluster) -> Outcome {
         Ok(sent(cluster, "other", EGRESS[0])?[2])
     })?;
     let now = sent(cluster, "other", EGRESS[0])?;
-    // SYN, ACK and five times data at least.
+    // At least SYN, ACK and five data packets.
     ensure!(now[0] >= before[0] + 7, "{before:?}, now {now:?}");
     let unmoved = sent(cluster, "main", EGRESS[0])?;
     ensure!(
@@ -179,7 +179,7 @@ fn what_a_gateway_drops_is_counted_by_address(cluster: &Cluster) -> Outcome {
         format!("egret_agent_dropped_packets_total{labels}")
     };
     let before = sample(cluster, "g1", &series("in"))?;
-    // A port that nobody has leased: the well-known ones never are.
+    // A port that is never leased: the well-known ones.
     let target = SocketAddr::new(ip(EGRESS[0]), 9);
     cluster.host("server")?.run(|| {
         let socket = UdpSocket::bind("0.0.0.0:0")?;
@@ -192,7 +192,7 @@ fn what_a_gateway_drops_is_counted_by_address(cluster: &Cluster) -> Outcome {
     Ok(())
 }
 
-/// Changed policies have other rulesets; a fresh agent replaces the whole table.
+/// Changed policies have other rulesets; a restarted agent replaces the whole table.
 fn counters_go_on_where_policies_change_and_agents_start_anew(cluster: &Cluster) -> Outcome {
     let before = sent(cluster, "main", EGRESS[0])?;
     let mut changed = policies();
@@ -218,7 +218,7 @@ fn counters_go_on_where_policies_change_and_agents_start_anew(cluster: &Cluster)
     })
 }
 
-/// A metric without any sample is not served, so the list is of those that have one here.
+/// A metric without a sample is not served, so the list contains those that have one here.
 fn what_is_served_is_in_the_docs_and_traffic_is_among_it(cluster: &Cluster) -> Outcome {
     let docs = include_str!("../../../docs/metrics.md");
     let worker = "sent_packets sent_bytes connections insert_failed programming_seconds apply_seconds \

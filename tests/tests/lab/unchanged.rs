@@ -1,4 +1,4 @@
-//! Whatever is not selected stays as it was: every observation is made before the policies and compared after.
+//! Unselected traffic stays unchanged: every observation is made before the policies and compared afterwards.
 
 use anyhow::{Context, ensure};
 use egret_lab::topology::Role;
@@ -51,7 +51,7 @@ const NODE_PORT: u16 = 30080;
 /// Egress addresses of the policy with destinations.
 const LISTED_EGRESS: [&str; 2] = ["192.168.122.223", "fd00:122::223"];
 
-/// Sources that were seen, by what was tried.
+/// Observed sources, by traffic.
 type Observations = BTreeMap<String, String>;
 
 struct Scene {
@@ -63,7 +63,7 @@ struct Scene {
 
 type Observe = fn(&Cluster) -> anyhow::Result<Observations>;
 
-/// Everything that must not change, by name.
+/// All observations that must not change, by name.
 const UNCHANGED: [(&str, Observe); 14] = [
     ("outside the list", |c| {
         from_pods(c, &["l1", "l2"], &OUTSIDE_LIST)
@@ -158,7 +158,7 @@ impl Scene {
 /// Ports of the destination that has some: TCP 5000 and UDP 5001 to 5002.
 const PORTS: &str = "{protocol: TCP, port: 5000}, {protocol: UDP, port: 5001, endPort: 5002}";
 
-/// The router gets the way to pods that it has in clusters whose pods can be reached.
+/// Gives the router routes to pods, as in clusters whose pods are reachable.
 fn routes(cluster: &Cluster) -> anyhow::Result<()> {
     let router = cluster.host("router")?;
     for (prefix, via) in [
@@ -170,7 +170,7 @@ fn routes(cluster: &Cluster) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// What kube-proxy would make: Services by DNAT on every worker, and node ports.
+/// Like kube-proxy: Services by DNAT on every worker, and node ports.
 fn services(cluster: &Cluster) -> anyhow::Result<()> {
     let (v4, v6) = (ip(SERVERS[0]), ip(SERVERS[1]));
     let [b2_v4, b2_v6] = [
@@ -260,7 +260,7 @@ fn to_node(cluster: &Cluster, from: &str, to: &str) -> anyhow::Result<Observatio
     Ok(seen)
 }
 
-/// From a pod whose policy has destinations, among them not the router.
+/// From a pod whose policy has destinations that do not include the router.
 fn to_router(cluster: &Cluster) -> anyhow::Result<Observations> {
     from_pods(
         cluster,

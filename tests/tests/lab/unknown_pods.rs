@@ -1,4 +1,4 @@
-//! Agents that drop what a pod sends before anybody has told of it: a running pod without an object is one.
+//! Agents that drop packets of a pod before the API shows it: a running pod without an object is such a pod.
 
 use anyhow::ensure;
 use egret_lab::Topology;
@@ -15,7 +15,7 @@ use egret_tests::{Cluster, Outcome, steps};
 use serde_json::json;
 use std::time::Duration;
 
-/// Long enough for an answer by a way that is open.
+/// Long enough for an answer if the path is open.
 const SHORT: Duration = Duration::from_millis(300);
 const POD: &str = "pod.default.other1.yaml";
 
@@ -48,7 +48,7 @@ fn known_pods_leave_as_ever(cluster: &Cluster) -> Outcome {
     Ok(())
 }
 
-/// A packet that begins something: the flows from before go on.
+/// Whether a packet begins a flow: existing flows continue.
 fn begins(packet: &Packet) -> bool {
     const TCP: u8 = 6;
     let header = 14 + if packet.source.is_ipv4() { 20 } else { 40 };
@@ -74,7 +74,7 @@ fn what_nobody_has_told_of_opens_nothing_to_outside(cluster: &Cluster) -> Outcom
         ensure!(udp.is_err(), "UDP came from {udp:?}");
         let tcp = tcp_source_within(&pod, echo(server), SHORT);
         ensure!(tcp.is_err(), "TCP came from {tcp:?}");
-        // Inside it is as it was.
+        // Traffic inside the cluster is unchanged.
         let neighbour = cluster.pod_address("a2", server)?;
         cluster.exec(&pod, &["ping", "-c1", "-W2", &neighbour.to_string()])?;
     }
@@ -96,7 +96,7 @@ fn once_it_is_told_of_it_leaves(cluster: &Cluster) -> Outcome {
     Ok(())
 }
 
-/// Then nothing tells pods from others, and whoever asked for safety must hear of it.
+/// Then pods cannot be identified, and the operator who enabled the protection must be told.
 fn a_node_without_pod_cidrs_says_so(cluster: &Cluster) -> Outcome {
     let file = "node.worker2.yaml";
     let degraded = || {

@@ -1,5 +1,5 @@
-//! Network plugins that take pods' packets past the node's stack, by a stand-in: what pods send is lifted into it at the
-//! uplink, what others opened stays untouched, and a way that nobody can follow is reported and never half-served.
+//! Network plugins whose pods' packets bypass the host stack, by a stand-in: pods' packets are reinjected into it at
+//! the uplink, flows that others opened stay unchanged, and an unsupported path is reported and never served partially.
 
 use anyhow::{Context, ensure};
 use egret_lab::process::wait_for;
@@ -19,7 +19,7 @@ const WORKER: &str = "w1";
 const MEANWHILE_BYTES: u64 = 2_000_000;
 const PACE: u64 = 400_000;
 
-/// Nothing in the nodes' stacks masquerades, so a packet that was not looked at shows its pod.
+/// The nodes' stacks do not masquerade, so a packet that was not checked shows its pod's address.
 const TOPOLOGY: &str = "
 segments:
 - {name: nodes, cidrs: [192.168.122.0/24, fd00:122::/64]}
@@ -77,7 +77,7 @@ pub fn groups() -> Vec<Group> {
 }
 
 thread_local! {
-    /// The programs must be there for as long as hosts may load them.
+    /// The programs must exist for as long as hosts may load them.
     static STANDINS: RefCell<Vec<Standin>> = const { RefCell::new(Vec::new()) };
 }
 
@@ -85,7 +85,7 @@ fn keep(standin: Standin) {
     STANDINS.with_borrow_mut(|all| all.push(standin));
 }
 
-/// A lab whose workers' pods go past the stack, with a policy for `MyApp` and one for a single port.
+/// A lab whose workers' pods bypass the host stack, with a policy for `MyApp` and one for a single port.
 fn up(test: &str, arguments: &[&str]) -> anyhow::Result<Cluster> {
     let cluster = Cluster::up_with(test, &Topology::from_yaml(TOPOLOGY)?, arguments)?;
     let standin = Standin::compile(test)?;
@@ -102,7 +102,7 @@ fn up(test: &str, arguments: &[&str]) -> anyhow::Result<Cluster> {
     Ok(cluster)
 }
 
-/// The programs as filters, as kernels before 6.6 have them.
+/// The programs as filters, as in kernels before 6.6.
 fn up_with_filters(test: &str) -> anyhow::Result<Cluster> {
     up(test, &["--cni-path", "bpf", "--gateway-datapath", "clsact"])
 }
@@ -149,7 +149,7 @@ fn the_nodes_say_so(cluster: &Cluster) -> Outcome {
     wait_able(cluster, "g1", "cni-path-netfilter")
 }
 
-/// Watches for packets that leave with neither an egress address nor that of a pod which no policy selects.
+/// Captures packets that leave with neither an egress address nor the address of an unselected pod.
 fn watch_selected(cluster: &Cluster) -> anyhow::Result<Leaving> {
     let mut right = EGRESS.map(ip).to_vec();
     for pod in ["b1", "c1"] {
@@ -170,7 +170,7 @@ fn selected_pods_leave_with_the_egress_address(cluster: &Cluster) -> Outcome {
     watch.clean()
 }
 
-/// They keep their own address, and the stack does not see them.
+/// They keep their own address, and bypass the host stack.
 fn other_pods_keep_their_fast_path(cluster: &Cluster) -> Outcome {
     for (_, server) in families() {
         let own = cluster.pod_address("b1", server)?;
@@ -183,7 +183,7 @@ fn other_pods_keep_their_fast_path(cluster: &Cluster) -> Outcome {
     Ok(())
 }
 
-/// A policy for one port: the rest passes the stack and leaves as it came, exactly once.
+/// A policy for one port: other traffic passes the stack and leaves unchanged, exactly once.
 fn other_ports_leave_as_they_were(cluster: &Cluster) -> Outcome {
     let pod = cluster.pod("c1")?;
     for (family, server) in families() {
@@ -258,7 +258,7 @@ fn fragments_follow_their_first(cluster: &Cluster) -> Outcome {
     Ok(())
 }
 
-/// Flows towards a pod live on when a policy comes to it; its own ones end at once.
+/// Flows towards a pod survive a new policy for it; its own ones end at once.
 fn flows_live_when_a_policy_starts_or_end_cleanly(cluster: &Cluster) -> Outcome {
     let policy = egress("late", "Other", &EGRESS, "");
     let pod = cluster.pod("b1")?;
@@ -277,7 +277,7 @@ fn flows_live_when_a_policy_starts_or_end_cleanly(cluster: &Cluster) -> Outcome 
             .iter()
             .map(|(_, server)| cluster.pod_address("b1", *server))
             .collect::<Result<_, _>>()?;
-        // Answers of the flows towards the pod come from port 5001.
+        // Answers of the flows towards the pod have the source port 5001.
         move |packet| {
             own.contains(&packet.source) && packet.ports.is_none_or(|(from, _)| from != 5001)
         }
@@ -330,7 +330,8 @@ fn shell(cluster: &Cluster, host: &str, line: &str) -> anyhow::Result<String> {
     cluster.exec(&cluster.host(host)?, &["sh", "-c", line])
 }
 
-/// Until the device is back nothing leaves at all; a program that others take off its device leaves a gap, and comes back.
+/// Until the device is back nothing leaves at all; a program that others detach from its device leaves a gap, and is
+/// attached again.
 fn what_others_remove_comes_back(cluster: &Cluster) -> Outcome {
     let pins = "/sys/fs/bpf/egret/uplink";
     for line in [
@@ -340,7 +341,7 @@ fn what_others_remove_comes_back(cluster: &Cluster) -> Outcome {
         format!("rm -r {pins}"),
     ] {
         shell(cluster, WORKER, &line)?;
-        // Without its pin a program stays for a moment.
+        // Without its pin a program exists for another moment.
         wait_for("the programs' pins", DEADLINE, || {
             shell(cluster, WORKER, &format!("ls {pins}/out_*")).is_ok()
         })?;
@@ -350,7 +351,7 @@ fn what_others_remove_comes_back(cluster: &Cluster) -> Outcome {
     Ok(())
 }
 
-/// Waits until the pod leaves by its egress address again; a capture of what leaves from then on.
+/// Waits until the pod leaves with its egress address again; returns a capture from then on.
 fn wait_lifting(cluster: &Cluster) -> anyhow::Result<Leaving> {
     let server = ip(SERVERS[0]);
     let pod = cluster.pod("a1")?;
@@ -382,7 +383,8 @@ fn a_dead_agent_changes_nothing(cluster: &Cluster) -> Outcome {
     watch.clean()
 }
 
-/// Agent dead and its tables gone (also the one that covers a replacement under way): what is lifted has no ruleset to say what it is.
+/// The agent is dead and its tables are deleted (including the one that covers a replacement under way): reinjected
+/// packets meet no ruleset.
 fn without_the_ruleset_nothing_leaves(cluster: &Cluster) -> Outcome {
     cluster.lab().kill(WORKER, Hurt::Agent)?;
     // Tables are the agent's own until the last of its threads has ended.
@@ -400,7 +402,7 @@ fn without_the_ruleset_nothing_leaves(cluster: &Cluster) -> Outcome {
         let seen =
             egret_lab::traffic::source::udp_echo(&cluster.pod("a1")?, echo(server), 8, patience);
         ensure!(seen.is_err(), "something came through: {seen:?}");
-        // Others are not touched, and the capture is proved to see them.
+        // Other pods are unaffected, and this proves that the capture sees them.
         expect_source(
             &cluster.pod("b1")?,
             server,
@@ -413,7 +415,7 @@ fn without_the_ruleset_nothing_leaves(cluster: &Cluster) -> Outcome {
     wait_lifting(cluster)?.clean()
 }
 
-/// As a tcx program or as a filter, at what leaves by the uplink.
+/// Whether a tcx program or a filter is attached at the uplink's egress.
 fn is_attached(cluster: &Cluster) -> anyhow::Result<bool> {
     let sections = Snapshot::take(&cluster.host(WORKER)?)?.sections;
     let tcx = |line: &String| line.starts_with("eth0 tcx egress");
@@ -483,7 +485,7 @@ fn an_unknown_way_is_reported_and_refused(cluster: &Cluster) -> Outcome {
         })
     });
     ensure!(said.is_ok(), "{WORKER} does not say it: {last:#?}");
-    // The other node serves its pod; this one serves nothing, and lets nothing out.
+    // The other node serves its pod; this one serves none, and lets nothing out.
     let watch = watch_selected(cluster)?;
     let mut last = None;
     let told = wait_for("one pod of two", DEADLINE, || {

@@ -1,6 +1,6 @@
-//! P1 where the network plugin (a stand-in) takes pods' packets past the stack: two selected pods, one of them on a node
-//! that is also a gateway, send without pause over both families while things happen; every packet that passes the router
-//! is judged. Nothing masquerades there: a packet that is not lifted in time shows its pod.
+//! P1 where pods' packets bypass the host stack (by a stand-in for a network plugin): two selected pods, one of them on
+//! a node that is also a gateway, send continuously over both families during disturbances; every packet that passes
+//! the router is checked. Nothing masquerades there: a packet that is not reinjected in time shows its pod's address.
 
 use anyhow::Result;
 use egret_lab::{Hurt, Place, Topology};
@@ -40,7 +40,7 @@ hosts:
 - {name: server, roles: [server], links: [{segment: outside}]}
 ";
 
-/// Every disturbance takes a second or two, so fewer of them than where packets pass the stack.
+/// Repetitions: every disturbance takes a second or two, so fewer than where packets pass the host stack.
 fn times() -> usize {
     repetitions().div_ceil(5)
 }
@@ -53,7 +53,7 @@ fn pods(scene: &Scene) -> Result<Vec<Place>> {
     Ok(vec![scene.pod("a1")?, scene.pod("a2")?])
 }
 
-/// A lab whose pods go past the stack of their nodes, which know it.
+/// A lab whose pods bypass the host stack of their nodes; the agents are configured for it.
 fn up(test: &str) -> Result<(Scene, Standin)> {
     let scene = Scene::up(test, &Topology::from_yaml(TOPOLOGY)?)?;
     let standin = Standin::compile(test)?;
@@ -70,7 +70,7 @@ fn up(test: &str) -> Result<(Scene, Standin)> {
     Ok((scene, standin))
 }
 
-/// A policy for everything, traffic that flows, and captures that allow E1 only.
+/// A policy for all destinations, continuous traffic, and captures that allow E1 only.
 struct Calm {
     // In the order in which they must end.
     noise: Noise,
@@ -95,7 +95,7 @@ fn calm(test: &str) -> Result<Calm> {
     })
 }
 
-/// Every source was there all the time, and nothing else was.
+/// Every source was seen all the time, and no other.
 fn finish(calm: Calm, right: &[IpAddr]) -> Result<()> {
     calm.noise.wait_answers()?;
     let verdict = calm.watch.stop()?;

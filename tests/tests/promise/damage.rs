@@ -1,6 +1,5 @@
-//! What others damage is mended within a second, counted and logged by name, without one packet with a wrong source
-//! meanwhile; and a restarted agent
-//! adopts what is there: group numbers, next hops, rules, routes and ranges stay as they were.
+//! Drift is repaired within a second, counted and logged by name, without one packet with a wrong source meanwhile. A
+//! restarted agent adopts the kernel state: group numbers, next hops, rules, routes and ranges stay unchanged.
 
 use anyhow::{Result, ensure};
 use egret_lab::{Snapshot, Topology};
@@ -20,12 +19,12 @@ pub fn groups() -> Vec<Group> {
 
 const SERVERS: [&str; 2] = ["203.0.113.10", "2001:db8:1::10"];
 const EGRESS: [&str; 2] = ["192.168.122.222", "fd00:122::222"];
-/// The promise is a second: a tick of half a second finds it at the latest. The rest is for a busy machine, which also
-/// may try the same damage once more.
+/// The promise is a second: a tick of half a second detects it at the latest. The rest is for a busy machine, which may
+/// also try the same damage once more.
 const MENDED_WITHIN: Duration = Duration::from_secs(2);
-/// Programs that are gone are loaded anew, and the verifier takes half a second for each, more where others work too.
+/// Missing programs are loaded again, and the verifier takes half a second for each, more on a busy machine.
 const LOADED_WITHIN: Duration = Duration::from_secs(4);
-/// Longest wait for a whole snapshot to be as before: taking one lasts.
+/// Longest wait for a whole snapshot to equal the initial one: taking one takes long.
 const SAME_WITHIN: Duration = Duration::from_secs(20);
 
 const TOPOLOGY: &str = "
@@ -43,25 +42,25 @@ hosts:
 - {name: server, roles: [server], links: [{segment: outside}]}
 ";
 
-/// Something that others do.
+/// A foreign change.
 #[derive(Clone, Copy)]
 struct Damage {
-    /// For people.
+    /// Name for people.
     what: &'static str,
-    /// By what it is counted.
+    /// Kind under which it is counted.
     kind: &'static str,
-    /// Shell line that does it.
+    /// Shell line that makes the change.
     line: &'static str,
-    /// Shell line that shows it, the same before and after.
+    /// Shell line whose output is the same before the change and after the repair.
     look: &'static str,
-    /// What the agent's log must name.
+    /// Text that the agent's log must contain.
     named: &'static str,
 }
 
 const LINK: &str = "ip -o link show egret0 | sed 's/^[0-9]*//'";
 const HOPS: &str = "ip nexthop show proto 79";
 
-/// To a worker.
+/// Changes on a worker.
 const DAMAGE: [Damage; 15] = [
     Damage {
         what: "the tunnel device",
@@ -171,14 +170,14 @@ const DAMAGE: [Damage; 15] = [
     },
 ];
 
-/// Where the programs are, and the addresses in the steering table (who announces them may have changed).
+/// Directory of the programs, and the addresses in the steering table (their announcers may have changed).
 const GATEWAY: &str = "cd /sys/fs/bpf/egret/gateway
     for link in egress_in_link external_in_link; do
         bpftool link show pinned $link | grep -o 'prog [0-9]*\\|ifindex [a-z0-9]*' | sed 's/prog .*/a program/'
     done
     bpftool map dump pinned steering -j | grep -o '\"key\":.\"0x[^]]*' | sort";
 
-/// To a gateway.
+/// Changes on a gateway.
 const GATEWAY_DAMAGE: [Damage; 4] = [
     Damage {
         what: "the program at the external device",
@@ -197,7 +196,7 @@ const GATEWAY_DAMAGE: [Damage; 4] = [
     Damage {
         what: "all pins",
         kind: "programs",
-        // At once, and not one by one while the agent may look.
+        // In one step: the agent may verify in between.
         line: "mv /sys/fs/bpf/egret/gateway /sys/fs/bpf/egret/removed && rm -r /sys/fs/bpf/egret/removed",
         look: GATEWAY,
         named: "a pinned map is gone",
@@ -226,12 +225,13 @@ fn snapshot(scene: &Scene, host: &str) -> Result<Snapshot> {
     Ok(without_memory(Snapshot::take(&scene.host(host)?)?))
 }
 
-/// Waits until a host is as in `wanted` again.
+/// Waits until a host's snapshot equals `wanted` again.
 fn wait_same(scene: &Scene, host: &str, wanted: &Snapshot) -> Result<()> {
     let deadline = Instant::now() + DEADLINE.min(SAME_WITHIN);
     loop {
         let mut differences = wanted.diff(&snapshot(scene, host)?);
-        // A device that starts to forward IPv6 joins the routers' groups, and one that forwarded from its start has not.
+        // A device that starts to forward IPv6 joins the routers' groups, and one that forwarded from its start has
+        // not.
         let routers = ["\"ff01::2\"", "\"ff05::2\""];
         differences.retain(|line| !routers.iter().any(|group| line.contains(group)));
         if differences.is_empty() {
@@ -245,7 +245,7 @@ fn wait_same(scene: &Scene, host: &str, wanted: &Snapshot) -> Result<()> {
     }
 }
 
-/// Damages, and waits until it is mended as far as its `look` shows, counted and told. How long that took.
+/// Makes the change, and waits until `look` shows the repair, and it is counted and logged. Returns the time.
 fn mended(scene: &Scene, host: &str, damage: &Damage) -> Result<Duration> {
     let Damage {
         what,
@@ -269,7 +269,7 @@ fn mended(scene: &Scene, host: &str, damage: &Damage) -> Result<Duration> {
         println!("was {before}\nis {}", scene.shell(host, look)?);
     }
     same?;
-    // Counted before it is mended; but `look` may be of something that is back before the agent looks.
+    // Counted before the repair; but the output of `look` may be restored before the agent verifies.
     wait(&format!("{what} on {host} to be counted as {kind}"), || {
         repairs(scene, host, kind).is_ok_and(|now| now > counted)
     })?;
@@ -284,7 +284,7 @@ fn mended(scene: &Scene, host: &str, damage: &Damage) -> Result<Duration> {
     Ok(took)
 }
 
-/// As [`mended`], and within the bound; where not, the same damage once more.
+/// As [`mended`], and within the limit; otherwise the same change once more.
 fn mended_in_time(scene: &Scene, host: &str, damage: &Damage) -> Result<()> {
     let what = damage.what;
     let within = match damage.kind {

@@ -1,6 +1,6 @@
-//! All source ports of a lease are in use towards one destination: new flows to it are refused at once and visibly,
-//! everything else goes on (design section 7; RFC 5508 section 8 asks for the ICMP error). That nothing leaves with a
-//! wrong source meanwhile is tested by `wrong_source::lease_exhausted`.
+//! All source ports of a lease are in use towards one destination: new flows to it are refused at once and visibly, all
+//! other traffic continues (RFC 5508 section 8 asks for the ICMP error). `wrong_source::lease_exhausted` tests that no
+//! packet leaves with a wrong source meanwhile.
 
 use anyhow::{Context, Result, ensure};
 use egret_lab::Topology;
@@ -22,7 +22,7 @@ const SERVERS: [&str; 2] = ["203.0.113.10", "2001:db8:1::10"];
 const EGRESS: [&str; 2] = ["192.168.122.222", "fd00:122::222"];
 /// Ports of the lease.
 const LEASED: usize = 64;
-/// How long a dropped SYN is waited for; a refusal comes within a round trip to the pod's own node.
+/// How long a dropped SYN is waited for; a refusal arrives within a round trip to the pod's own node.
 const PATIENCE: Duration = Duration::from_millis(300);
 const TOPOLOGY: &str = "
 segments:
@@ -52,7 +52,7 @@ fn connect(target: SocketAddr) -> std::io::Result<TcpStream> {
     TcpStream::connect_timeout(&target, PATIENCE)
 }
 
-/// Connections until no more come, then waits until the next one is refused instead of lost.
+/// Opens connections until no more succeed, then waits until the next one is refused and not dropped.
 fn fill(target: SocketAddr) -> Result<Vec<TcpStream>> {
     let mut streams = Vec::new();
     while streams.len() < LEASED {
@@ -83,7 +83,7 @@ fn is_alive(stream: &mut TcpStream) -> Result<()> {
     Ok(())
 }
 
-/// Sends by as many sockets as there are ports, and by more until one of them is told that this is prohibited.
+/// Sends by as many sockets as there are ports, and by more until one of them gets the error "prohibited".
 fn udp_is_refused(server: IpAddr) -> Result<()> {
     let any = if server.is_ipv4() {
         "0.0.0.0:0"
@@ -149,7 +149,7 @@ fn new_tcp_flows_are_refused_at_once_and_all_else_goes_on() -> Result<()> {
         wait("node and policy to say so", || {
             both_say(&scene) == [true; 2]
         })?;
-        // A new agent refuses as the last one did, and touches no flow.
+        // A new agent refuses like the last one did, and changes no flow.
         scene.restart_agents(&["w1"], false)?;
         pod.run(|| -> Result<()> {
             for stream in &mut streams {
@@ -171,7 +171,7 @@ fn new_tcp_flows_are_refused_at_once_and_all_else_goes_on() -> Result<()> {
     Ok(())
 }
 
-/// Refused, once the agent has looked at the flows.
+/// Whether a connection is refused, once the agent has read the flows.
 fn fill_is_refused(target: SocketAddr) -> Result<bool> {
     let mut taken = false;
     wait("a refusal", || match connect(target) {

@@ -1,6 +1,6 @@
-//! P3 and P5: what dies, is frozen, or comes, and that no connection notices.
+//! P3 and P5: components die, freeze, or start, and no connection is affected.
 //!
-//! The load is that of [`Load`]. The outage is printed and bounded coarsely: figures are for the measurements, and this
+//! The load is that of [`Load`]. The outage is printed and bounded coarsely: figures are for the benchmarks, and this
 //! machine may be busy.
 
 use crate::three_gateways::{
@@ -45,14 +45,14 @@ fn gateway_lost_and_back(test: &str, how: Hurt) -> Result<()> {
     )
 }
 
-/// Each gateway in its turn goes and comes back, the latter without loss.
+/// Each gateway in turn is lost and comes back, the latter without packet loss.
 fn lost_and_back(
     scene: &Scene,
     how: &str,
     lose: impl Fn(&str) -> Result<()>,
     bring_back: impl Fn(&str) -> Result<()>,
 ) -> Result<()> {
-    // Whichever carries the traffic and whichever announces is among them.
+    // The ones that carry the traffic and announce the addresses are among them.
     for gateway in GATEWAYS {
         let load = Load::start(scene)?;
         load.pass(1)?;
@@ -79,7 +79,7 @@ fn gateway_loses_its_power_and_comes_back() -> Result<()> {
     gateway_lost_and_back("power", Hurt::Power)
 }
 
-/// It still has its node's link and answers probes, but cannot send on.
+/// It still has its link to the nodes and answers probes, but cannot send on.
 fn gateway_loses_its_external_link_alone_and_comes_back() -> Result<()> {
     let scene = up_in("external", &with_external_links())?;
     lost_and_back(
@@ -100,7 +100,7 @@ fn gateway_is_no_longer_selected_and_selected_again() -> Result<()> {
     )
 }
 
-/// What they leave in the kernel goes on, also after an end in order.
+/// Their kernel state stays effective, also after an orderly end.
 fn gateway_agents_end_in_order() -> Result<()> {
     let scene = up("term")?;
     let load = Load::start(&scene)?;
@@ -192,7 +192,7 @@ fn worker_agent_dead_or_frozen() -> Result<()> {
     Ok(())
 }
 
-/// Every start replaces the whole table; flows that live must neither lose a packet nor be taken for ended ones.
+/// Every start replaces the whole table; living flows must neither lose a packet nor count as ended.
 fn worker_agent_started_again_and_again() -> Result<()> {
     let scene = up("again")?;
     let load = Load::start(&scene)?;
@@ -213,7 +213,7 @@ fn controller_dead() -> Result<()> {
     scene.lab().kill(CONTROL, Hurt::Agent)?;
     load.pass(1)?;
     new_flows_work(&scene)?;
-    // Everything else goes on without it: an agent starts, and a gateway is lost and comes back.
+    // Everything else works without it: an agent starts, and a gateway is lost and comes back.
     scene.restart_agents(&["w1", "g1"], false)?;
     new_flows_work(&scene)?;
     load.finish_without_loss("controller dead, agents restarted")?;

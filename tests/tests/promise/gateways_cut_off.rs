@@ -1,4 +1,4 @@
-//! Gateways that live and are of no use: cut off from the other nodes while their external side goes on, or cut off from
+//! Gateways that live and cannot forward: cut off from the other nodes while their external link works, or cut off from
 //! the outside beyond their own carrier. Gateways have a link to the nodes and another one to the outside.
 //!
 //! The load is that of [`Load`]. Outages are printed and bounded coarsely, as in `failures`.
@@ -13,7 +13,7 @@ use egret_tests::{Outcome, steps};
 use serde_json::Value;
 use std::time::Duration;
 
-/// So often these bytes take longer than a gateway waits before it announces once more.
+/// Multiple of the load's bytes that takes longer than a gateway waits before it announces again.
 const BEYOND_A_REFRESH: u32 = 6;
 
 pub fn groups() -> Vec<Group> {
@@ -38,7 +38,7 @@ fn up() -> anyhow::Result<Scene> {
     up_in("cutoff", &with_external_links())
 }
 
-/// What the worker's agent names as the announcer of the first address.
+/// The announcer of the first address, according to the worker's agent.
 fn announcer(scene: &Scene) -> anyhow::Result<Option<String>> {
     let status = scene.status("w1")?;
     let list = status["addresses"].as_array().cloned().unwrap_or_default();
@@ -56,7 +56,7 @@ fn wait_announcer(scene: &Scene) -> anyhow::Result<String> {
     found.context("nobody")
 }
 
-/// The reasons of a node's conditions that hold.
+/// The reasons of a node's conditions that are true.
 fn reasons(scene: &Scene, node: &str) -> Vec<String> {
     let object = scene.object("EgressNode", node).unwrap_or_default();
     let conditions = object["status"]["conditions"].as_array().cloned();
@@ -67,7 +67,7 @@ fn reasons(scene: &Scene, node: &str) -> Vec<String> {
         .collect()
 }
 
-/// Waits until the node's own status gives this reason, or no longer does.
+/// Waits until the node's own status has this reason, or no longer has it.
 fn wait_reason(scene: &Scene, node: &str, reason: &str, holds: bool) -> Outcome {
     let mut last = Vec::new();
     let what = format!("{node} to say {reason}: {holds}");
@@ -172,7 +172,7 @@ fn an_announcer_that_sends_no_tunnel_packet_gives_way(scene: &Scene) -> Outcome 
     )
 }
 
-/// Nobody else could serve: a gateway that hears nobody goes on.
+/// No other gateway could serve: one that receives no probes continues.
 fn the_last_gateway_serves_also_while_no_agent_asks_it(scene: &Scene) -> Outcome {
     let load = Load::start(scene)?;
     load.pass(1)?;
@@ -194,7 +194,7 @@ fn the_last_gateway_serves_also_while_no_agent_asks_it(scene: &Scene) -> Outcome
     load.finish_within("two of three gateways dead, and no agent", OUTAGE_MAX)
 }
 
-/// A gateway cannot send on, though its external link has carrier: workers leave it, and come back.
+/// A gateway cannot send on, though its external link has carrier: workers stop using it, and use it again later.
 fn no_way_out(
     scene: &Scene,
     what: &str,
@@ -245,7 +245,7 @@ fn a_gateway_whose_default_route_leads_elsewhere_is_left(scene: &Scene) -> Outco
     )
 }
 
-/// What is wrong with all of them is no reason to leave any.
+/// A fault of all gateways is no reason to leave any.
 fn all_gateways_without_a_router_stay(scene: &Scene) -> Outcome {
     let layout = scene.lab().layout()?;
     let host = layout.host("g1").context("g1")?;
@@ -283,7 +283,7 @@ fn all_gateways_without_a_router_stay(scene: &Scene) -> Outcome {
     load.finish_within("the router gone and back", Duration::from_secs(30))
 }
 
-/// What `egret explain` says on the worker of its pod.
+/// Output of `egret explain` on the worker of its pod.
 fn explain(scene: &Scene) -> anyhow::Result<Value> {
     let mut command = scene.lab().exec(&scene.host("w1")?, program()?)?;
     let output = command

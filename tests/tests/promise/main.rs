@@ -1,5 +1,5 @@
-//! The promises of `docs/properties.md` while a cluster in the lab is hurt. `./dev test` never runs `wrong_source` and `matrix` again:
-//! one packet with a wrong source is enough. Need root.
+//! The promises of `docs/properties.md` during faults of a cluster in the lab. `./dev test` never repeats
+//! `wrong_source` and `matrix`: one packet with a wrong source is enough. Need root.
 
 mod bypass;
 mod damage;
@@ -16,7 +16,7 @@ use egret_tests::steps::Module;
 use std::process::ExitCode;
 
 fn main() -> ExitCode {
-    // These bound or measure times, or need both processors.
+    // Modules that bound or measure times, or need both processors.
     let timed = modules![bypass, damage, gateways_cut_off, next_hop, matrix];
     let mut all = modules![exhaustion];
     all.extend(timed.into_iter().map(Module::timed));

@@ -1,5 +1,6 @@
-//! The main job in every environment: each pair of settings of CNI, forward policy, filters, marks, network and policy
-//! meets in some pod (`EGRET_FULL=1`: all of them with all), and nothing leaves with a wrong source whatever happens.
+//! The main use case in every environment: each pair of settings of CNI, forward policy, filters, marks, network and
+//! policy occurs in some pod (`EGRET_FULL=1`: the full cross), and no packet leaves with a wrong source during
+//! disturbances.
 
 use anyhow::{Context, bail, ensure};
 use egret_lab::process::wait_for;
@@ -52,7 +53,7 @@ fn what_only_the_operator_can_open_is_reported_and_leaks_nothing(scene: &Scene) 
     for node in &closed {
         let what = format!("ForwardBlocked of {}", node.name);
         wait_for(&what, DEADLINE, || scene.blocked(&node.name).is_some())?;
-        // Whether they get out (others' rules may let them) or not, it is not with another source.
+        // Whether they get out (others' rules may accept them) or not, they have no other source.
         for (server, _) in scene.covered(&node.pods[0]) {
             drop(tcp_source(
                 &scene.cluster.pod(&node.pods[0].name)?,
@@ -106,7 +107,7 @@ fn a_family_without_address_is_refused_with_a_condition(scene: &Scene) -> Outcom
     for (_, pod) in scene.plan.pods() {
         let place = scene.cluster.pod(&pod.name)?;
         for server in scene.uncovered(pod) {
-            // What the kernel makes of ICMP type 3 code 13 and ICMPv6 type 1 code 1.
+            // The errors that the kernel derives from ICMP type 3 code 13 and ICMPv6 type 1 code 1.
             let by = match server.is_ipv4() {
                 true => ErrorKind::HostUnreachable,
                 false => ErrorKind::PermissionDenied,
@@ -149,7 +150,7 @@ fn marks_of_others_are_kept(scene: &Scene) -> Outcome {
                 "{pod}: {kept} packets kept their mark, {lost} did not"
             );
         }
-        // Also bits of our own mask, on packets that are none of ours.
+        // Also bits of our own mask, on packets that Egret does not select.
         let (pod, _) = node.unselected();
         scene.send(&pod)?;
         let [kept, lost] = scene.marks_seen(&node.name, &pod)?;
@@ -202,8 +203,8 @@ fn nothing_leaves_wrong_whatever_happens(scene: &Scene) -> Outcome {
     every_pod_leaves_with_the_address_of_its_policy(scene)
 }
 
-/// Gives every policy other addresses under its live flows. While it changes both are right; from then on only the new
-/// ones are, which the watch that is returned sees to. One watch begins before the other ends.
+/// Gives every policy other addresses under its live flows. During the change both are allowed; from then on only the
+/// new ones are, which the returned capture checks. One capture begins before the other ends.
 fn edit_addresses(scene: &Scene, traffic: &Traffic, before: Leaving) -> anyhow::Result<Leaving> {
     let between = scene.watch_for(&[false, true])?;
     before.clean()?;

@@ -1,5 +1,5 @@
-//! `StaticEgressIP` of the fork with a routing table: `egressip` is a router on a network that the gateways alone are
-//! attached to. Seen from outside: real packets, captures at that router.
+//! `StaticEgressIP` of the fork with a routing table: `egressip` is a router on a network that only the gateways are
+//! attached to. Tested from outside: real packets, captures at that router.
 
 use anyhow::{Context, ensure};
 use egret_lab::capture::{Capture, Direction, Packet};
@@ -23,7 +23,7 @@ const NEXT_HOPS: [&str; 2] = ["10.9.0.1", "fd00:9::1"];
 const SERVER: [&str; 2] = ["203.0.113.10/32", "2001:db8:1::10/128"];
 /// Another server, which no rule names.
 const ELSEWHERE: &str = "203.0.113.20";
-/// Long enough for an answer in the lab, where there is one.
+/// Long enough for an answer in the lab.
 const TRY: Duration = Duration::from_secs(2);
 
 pub fn groups() -> Vec<Group> {
@@ -55,7 +55,7 @@ fn up() -> anyhow::Result<Cluster> {
             host.labels.insert("egress".to_owned(), String::new());
             host.links.push(Link::to("vlan"));
         }
-        // Answers come by another device than the main routes lead to.
+        // Answers arrive by another device than the main routes use.
         if ["gateway2", "worker1"].contains(&host.name.as_str()) {
             host.rp_filter = RpFilter::Strict;
         }
@@ -113,9 +113,9 @@ fn attached(cluster: &Cluster, gateway: &str, like: IpAddr) -> anyhow::Result<Ip
     Ok(found.context("an address on its network")?.addr())
 }
 
-/// What the router sees of packets to the servers of the rules.
+/// Captures at the router of packets to the servers of the rules.
 struct AtRouter {
-    /// Packets that are for the next hop, from a gateway's address there.
+    /// Packets to the next hop, from a gateway's address there.
     right: Capture,
     /// All others, on every device.
     wrong: Vec<Capture>,
@@ -162,7 +162,7 @@ impl AtRouter {
         Ok(Self { right, wrong })
     }
 
-    /// Nothing went another way; how many packets went the right one.
+    /// Checks that no packet took another path; returns the number of right ones.
     fn clean(self) -> anyhow::Result<u64> {
         for capture in self.wrong {
             capture.stop()?.clean().map_err(anyhow::Error::msg)?;
@@ -171,7 +171,7 @@ impl AtRouter {
     }
 }
 
-/// The sources that a pod is seen with are those of one of these gateways on the network of the next hop.
+/// Checks that the server sees a pod with the addresses of these gateways on the network of the next hop.
 fn expect_by(cluster: &Cluster, name: &str, gateways: &[&str]) -> Outcome {
     for server in SERVERS.map(ip) {
         let may = gateways.iter().map(|one| attached(cluster, one, server));
@@ -221,7 +221,7 @@ fn other_destinations_and_other_pods_keep_their_way(cluster: &Cluster) -> Outcom
 }
 
 fn a_next_hop_that_no_gateway_has_is_said_and_harms_nobody(cluster: &Cluster) -> Outcome {
-    // An address behind a router, one that no host can have, and a text that is none.
+    // An address behind a router, one that no host can have, and a text that is no address.
     let rules = [
         ("198.51.100.1", "frontend", "198.51.100.0/24"),
         ("224.0.0.1", "frontend", "198.51.100.0/25"),
@@ -248,7 +248,7 @@ fn a_next_hop_that_no_gateway_has_is_said_and_harms_nobody(cluster: &Cluster) ->
     cluster.wait_ready()
 }
 
-/// The source that the server sees of this very socket, if it answers now.
+/// The source that the server sees of this socket; `None` without an answer.
 fn answered(socket: &UdpSocket) -> Option<IpAddr> {
     socket.send(b"question").ok()?;
     let mut bytes = [0; 256];
@@ -258,7 +258,7 @@ fn answered(socket: &UdpSocket) -> Option<IpAddr> {
     Some(source.ip())
 }
 
-/// A socket that goes on with its ports keeps no way and no translation of the policy that ended or began.
+/// A socket that continues with its ports retains no path and no translation of the policy that ended or began.
 fn one_socket_moves_with_the_policy_and_nothing_leaves_wrong_between(cluster: &Cluster) -> Outcome {
     let server = ip(SERVERS[0]);
     let sockets = ["vlan1", "vlang"].map(|name| -> anyhow::Result<UdpSocket> {
@@ -312,8 +312,8 @@ fn one_socket_moves_with_the_policy_and_nothing_leaves_wrong_between(cluster: &C
     programmed(cluster, 3).map(drop)
 }
 
-/// At the gateways and at a pod's node. Without the mark of the gateway's program the main routes lead another way, and
-/// what is not tracked is not translated: the guard holds. At the pod's node nobody gets at our mark.
+/// At the gateways and at a pod's node. Without the mark of the gateway's program the main routes lead elsewhere, and
+/// untracked packets are not translated: the guard drops them. At the pod's node no foreign rule can change our mark.
 fn rules_of_others_leak_nothing(cluster: &Cluster) -> Outcome {
     let rules = [
         "type filter hook prerouting priority -50; meta mark set 0;",
@@ -352,7 +352,7 @@ fn rules_of_others_leak_nothing(cluster: &Cluster) -> Outcome {
     outcome
 }
 
-/// Routes, rules, next hop objects and the programs' table of next hops are ours to keep.
+/// Routes, rules, next hop objects and the programs' table of next hops are repaired.
 fn what_others_remove_comes_back(cluster: &Cluster) -> Outcome {
     const TABLE: &str = "/sys/fs/bpf/egret/gateway/next_hops";
     let remove = [
@@ -396,7 +396,7 @@ fn flows_go_by_another_gateway_when_one_dies_and_nowhere_when_all_do(cluster: &C
         let seen = tcp_source_within(&cluster.pod("vlan2")?, echo(server), TRY);
         ensure!(seen.is_err(), "{server} saw {seen:?} without a gateway");
     }
-    // Others are served as before.
+    // Other pods are served as before.
     expect_source(
         &cluster.pod("other1")?,
         ip(ELSEWHERE),

@@ -1,4 +1,4 @@
-//! A worker and three gateways, and connections of a selected pod that must outlive what happens to gateways.
+//! A worker and three gateways, and connections of a selected pod that must survive faults of gateways.
 
 use anyhow::{Result, ensure};
 use egret_lab::Topology;
@@ -13,9 +13,9 @@ pub const SERVERS: [&str; 2] = ["203.0.113.10", "2001:db8:1::10"];
 pub const EGRESS: [&str; 2] = ["192.168.122.222", "fd00:122::222"];
 /// All gateways.
 pub const GATEWAYS: [&str; 3] = ["g1", "g2", "g3"];
-/// Coarse bound of an outage; the aim is 300 ms on a machine that is not busy.
+/// Coarse limit of an outage; the aim is 300 ms on a machine that is not busy.
 pub const OUTAGE_MAX: Duration = Duration::from_secs(3);
-/// Speed of one busy connection, bytes per second.
+/// Rate of one busy connection, bytes per second.
 const PACE: u64 = 400_000;
 /// Bytes of all busy connections in about two seconds.
 const BYTES: u64 = 4_000_000;
@@ -37,7 +37,7 @@ hosts:
 - {name: server, roles: [server], links: [{segment: outside}]}
 ";
 
-/// The same with gateways that send to a segment of their own, of which the egress addresses are.
+/// The same with gateways that send to a separate segment, which contains the egress addresses.
 pub fn with_external_links() -> String {
     TOPOLOGY
         .replace(
@@ -54,7 +54,7 @@ pub fn with_external_links() -> String {
         )
 }
 
-/// A lab of this topology whose pod leaves by all three gateways.
+/// A lab of this topology whose pod uses all three gateways.
 ///
 /// # Errors
 /// It does not come up.
@@ -103,7 +103,7 @@ impl Load {
     /// Waits until the busy connections have carried this many times [`BYTES`].
     ///
     /// # Errors
-    /// They stand still.
+    /// The connections stall.
     pub fn pass(&self, times: u32) -> Result<()> {
         let bytes = || self.busy.iter().map(BusyFlows::bytes).sum::<u64>();
         for _ in 0..times {
@@ -113,10 +113,10 @@ impl Load {
         Ok(())
     }
 
-    /// Ends everything: the probes' reports.
+    /// Ends all flows; returns the probes' reports.
     ///
     /// # Errors
-    /// A connection broke, or a source was no egress address.
+    /// A connection broke, or a source was not an egress address.
     pub fn finish(self) -> Result<Vec<ProbeReport>> {
         let idle: Vec<_> = self.idle.into_iter().map(IdleFlows::stop).collect();
         let busy: Vec<_> = self.busy.into_iter().map(BusyFlows::stop).collect();
@@ -138,7 +138,7 @@ impl Load {
         Ok(probes)
     }
 
-    /// As [`Load::finish`], and no silence was longer than `outage`.
+    /// As [`Load::finish`], and no gap was longer than `outage`.
     ///
     /// # Errors
     /// Otherwise.
@@ -156,7 +156,7 @@ impl Load {
         Ok(())
     }
 
-    /// As [`Load::finish`], and nothing at all is lost.
+    /// As [`Load::finish`], and no packet was lost.
     ///
     /// # Errors
     /// Otherwise.
@@ -174,7 +174,7 @@ impl Load {
     }
 }
 
-/// Only egress addresses.
+/// Checks that all sources are egress addresses.
 fn right(mut sources: impl Iterator<Item = IpAddr>) -> Result<()> {
     let strange = sources.find(|source| !EGRESS.map(ip).contains(source));
     ensure!(strange.is_none(), "a source was {strange:?}");

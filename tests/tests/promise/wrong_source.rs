@@ -1,8 +1,8 @@
 //! P1: a packet of a selected pod to a selected destination leaves with its egress address or not at all.
 //!
-//! Every disturbance is repeated 50 times (`EGRET_TEST_REPETITIONS`) while two selected pods, one of them on a node that
-//! is also a gateway, send without pause over both families; every packet that passes the router is judged. Each test
-//! also asserts that the right packets were there and that no capture lost one.
+//! Every disturbance is repeated 50 times (`EGRET_TEST_REPETITIONS`) while two selected pods, one of them on a node
+//! that is also a gateway, send continuously over both families; every packet that passes the router is checked. Each
+//! test also asserts that the right packets were seen and that no capture lost one.
 
 use anyhow::Result;
 use egret_lab::{Hurt, Place, Topology};
@@ -77,7 +77,7 @@ fn node_addresses(scene: &Scene) -> Result<Vec<IpAddr>> {
     Ok(nodes.flat_map(|host| host.addresses()).collect())
 }
 
-/// A lab with one policy for everything, traffic that flows, and captures that allow E1 only.
+/// A policy for all destinations, continuous traffic, and captures that allow E1 only.
 struct Calm {
     // In the order in which they must end.
     noise: Noise,
@@ -100,7 +100,7 @@ fn calm(test: &str) -> Result<Calm> {
     })
 }
 
-/// Every source was there all the time, and nothing else was.
+/// Every source was seen all the time, and no other.
 fn finish(Calm { noise, watch, .. }: Calm, right: &[IpAddr]) -> Result<()> {
     noise.wait_answers()?;
     let verdict = watch.stop()?;
@@ -120,7 +120,7 @@ fn finish(Calm { noise, watch, .. }: Calm, right: &[IpAddr]) -> Result<()> {
 fn ruleset_replaced() -> Result<()> {
     let calm = calm("replaced")?;
     for _ in 0..repetitions().div_ceil(NODES.len()) {
-        // A new agent replaces the whole table, whatever it finds there.
+        // A new agent replaces the whole table, whatever it contains.
         calm.scene.restart_agents(&NODES, true)?;
     }
     finish(calm, &ips(E1))
@@ -139,7 +139,7 @@ fn foreign_flush() -> Result<()> {
     let calm = calm("flush")?;
     for _ in 0..repetitions() {
         for node in NODES {
-            // The masquerade comes back, so that a packet without our table would leave with the node's address.
+            // The masquerade is restored, so that a packet without our table would leave with the node's address.
             let masquerade = "table inet cni { chain post { type nat hook postrouting priority 100; \
                 ip saddr 10.244.0.0/16 ip daddr != 10.244.0.0/16 masquerade; \
                 ip6 saddr fd00:244::/32 ip6 daddr != fd00:244::/32 masquerade; }; }";
@@ -156,8 +156,8 @@ fn foreign_tables_come_and_go_while_the_agents_are_dead() -> Result<()> {
     for node in NODES {
         calm.scene.lab().kill(node, Hurt::Agent)?;
     }
-    // Without an owner the table is like any other to the kernel: a whole `nft flush ruleset` would take it along, and
-    // nobody is there to mend it. That is not covered; what others do with tables of their own is.
+    // Without an owner the kernel treats the table like any other: a whole `nft flush ruleset` would delete it, and no
+    // agent runs to repair it. That is not covered; changes to others' own tables are.
     for _ in 0..repetitions() {
         for node in NODES {
             calm.scene.shell(
@@ -212,7 +212,7 @@ fn destinations_edited_with_live_flows() -> Result<()> {
 
 fn policy_started_with_live_flows() -> Result<()> {
     let scene = up("started")?;
-    // Every start leases anew while the ports of the last ones still rest: 50 times 2 nodes must fit.
+    // Every start leases again while the ports of the last ones are still in hold-down: 50 times 2 nodes must fit.
     scene.put(&gateway(256))?;
     scene.wait_live("w1", &["g1", "wg1"])?;
     let nodes = node_addresses(&scene)?;
@@ -257,7 +257,8 @@ fn policy_started_with_live_flows() -> Result<()> {
     Ok(())
 }
 
-/// Waits until the policy is gone at both nodes and from the status, and its pods leave by their nodes again.
+/// Waits until the policy is removed at both nodes and from the status, and its pods leave with their nodes' addresses
+/// again.
 fn wait_unselected(scene: &Scene, watch: &Watch) -> Result<()> {
     let own: Vec<IpAddr> = {
         let layout = scene.lab().layout()?;
@@ -297,7 +298,7 @@ fn all_gateways_down() -> Result<()> {
         scene.lab().kill("g1", Hurt::Links)?;
         noise.wait_turns()?;
         if turn % 10 == 9 {
-            // Also with the death noticed, and once with agents that start into it.
+            // Also after the death was detected, and once with agents that start during it.
             scene.wait_live("w1", &[])?;
             noise.wait_turns()?;
         }
@@ -318,7 +319,7 @@ fn all_gateways_down() -> Result<()> {
     )
 }
 
-/// Foreign rules that break our marking, by the node's own hand.
+/// Foreign rules that break our marking, in the node's own ruleset.
 const FOREIGN: [&str; 5] = [
     "chain c { type filter hook prerouting priority -50; meta mark set 0; }",
     "chain c { type filter hook forward priority 0; meta mark set 0; }",
@@ -374,7 +375,7 @@ fn lease_exhausted() -> Result<()> {
     Ok(())
 }
 
-/// Takes every TCP, UDP and echo "port" of a lease towards one destination, and tries for more.
+/// Uses every TCP, UDP and echo "port" of a lease towards one destination, and tries more.
 fn exhaust(server: IpAddr) -> usize {
     use egret_lab::traffic::ping::{PingOptions, ping_here};
     use std::net::{SocketAddr, TcpStream, UdpSocket};
@@ -384,7 +385,7 @@ fn exhaust(server: IpAddr) -> usize {
     let target = SocketAddr::new(server, 5000);
     let mut refused = 0;
     let mut streams = Vec::new();
-    // A dropped SYN costs the whole patience, so the attempts end when enough were refused.
+    // A dropped SYN costs the whole timeout, so the attempts end when enough were refused.
     for _ in 0..LEASED + repetitions() {
         match TcpStream::connect_timeout(&target, patience) {
             Ok(stream) => streams.push(stream),
@@ -416,7 +417,7 @@ fn exhaust(server: IpAddr) -> usize {
         refused += usize::from(ping_here(server, &options).is_err());
     }
     assert!(refused >= repetitions(), "only {refused} refused");
-    // The flows that exist live on.
+    // Existing flows continue.
     for stream in &mut streams {
         use std::io::{Read, Write};
         stream

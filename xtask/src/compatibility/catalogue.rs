@@ -1,14 +1,15 @@
-//! The acceptance cases that earlier systems left us, by their ids.
+//! The acceptance cases from earlier systems, by their ids.
 
 /// One behaviour that users of an earlier system rely on, or that its issues asked for.
 pub struct Case {
-    /// Its id: letter of the system, and a number. Never used again for anything else.
+    /// Its id: letter of the system, and a number. Never reused for another case.
     pub id: &'static str,
-    /// What must be so.
+    /// The required behaviour.
     pub says: &'static str,
-    /// What is missing, or why not all of it can be shown here.
+    /// The missing part, or why not all of it can be shown here.
     pub reason: Option<&'static str>,
-    /// It is not so, or nothing here shows it: the reason says why, and tests show at most what happens instead.
+    /// Whether it does not hold, or no test here shows it: the reason explains it, and tests show at most the actual
+    /// behaviour.
     pub open: bool,
 }
 
@@ -48,7 +49,7 @@ const fn without(id: &'static str, says: &'static str, reason: &'static str) -> 
     }
 }
 
-/// For everything of kube-egress-gateway.
+/// Reason for all cases of kube-egress-gateway.
 const NOT_BEGUN: &str = "kube-egress-gateway's objects are a piece of work of their own, not begun";
 
 /// Every case, in the order of the page.

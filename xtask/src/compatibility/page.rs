@@ -19,7 +19,7 @@ here. Where a test runs:
 - *process*: the program's own code
 ";
 
-/// How a case stands.
+/// Verdict on a case.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Standing {
     Pass,
@@ -40,7 +40,7 @@ pub fn page(shown: &[Shown], verdicts: &Verdicts) -> String {
     text
 }
 
-/// How many cases stand how.
+/// Number of cases per verdict.
 pub fn summary(shown: &[Shown], verdicts: &Verdicts) -> String {
     let cases = SYSTEMS.iter().flat_map(|system| system.cases);
     let all: Vec<Standing> = cases
@@ -65,7 +65,7 @@ fn verdict<'a>(test: &Shown, verdicts: &'a Verdicts) -> Option<&'a Verdict> {
     verdicts.get(&(test.program(), test.test.clone()))
 }
 
-/// One failure fails the case; one pass of many is enough where the others did not run.
+/// One failure fails the case; one pass suffices if the others did not run.
 fn standing(case: &Case, tests: &[&Shown], verdicts: &Verdicts) -> Standing {
     let results: Vec<Option<bool>> = tests
         .iter()

@@ -1,4 +1,4 @@
-//! Which test shows which case, as tests say it themselves.
+//! Which test shows which case, from the comments of tests.
 
 use crate::test_log::MODULAR;
 use crate::tidy::Tree;
@@ -15,7 +15,7 @@ pub struct Shown {
 }
 
 impl Shown {
-    /// The test program that runs it, as cargo names it: `core`, or `egret_core` for tests within that library; of
+    /// The test program that runs it, under cargo's name: `core`, or `egret_core` for tests within that library; for
     /// [`MODULAR`] programs the module: `classic`.
     pub fn program(&self) -> String {
         let parts: Vec<&str> = self.path.split('/').collect();
@@ -29,7 +29,7 @@ impl Shown {
         }
     }
 
-    /// What the test runs on.
+    /// Environment of the test.
     pub fn place(&self) -> &'static str {
         let starts = |folder: &str| self.path.starts_with(folder);
         if ["install", "kube_cluster", "kube_away", "cluster"].contains(&self.program().as_str()) {
@@ -55,12 +55,12 @@ fn stem(file: &str) -> String {
     file.strip_suffix(".rs").unwrap_or(file).to_owned()
 }
 
-/// Where tests are.
+/// Whether files at this path contain tests.
 fn has_tests(path: &str) -> bool {
     path.ends_with(".rs") && (path.starts_with("tests/") || path.starts_with("crates/"))
 }
 
-/// All of them, in the order of files and lines.
+/// All tests with cases, in the order of files and lines.
 pub fn read(tree: &Tree) -> Vec<Shown> {
     let mut all = Vec::new();
     let files = tree.with_suffix(&[".rs"]);
@@ -96,7 +96,7 @@ fn ids(list: &str) -> impl Iterator<Item = String> {
     list.split(',').map(|id| id.trim().to_owned())
 }
 
-/// Name of the function that the line begins.
+/// Name of the function that begins on this line.
 fn function(line: &str) -> Option<&str> {
     let rest = line.strip_prefix("pub ").unwrap_or(line);
     let rest = rest.strip_prefix("fn ")?;

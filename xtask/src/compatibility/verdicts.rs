@@ -1,9 +1,9 @@
-//! What a run of tests found.
+//! Results of a test run.
 
 use crate::test_log;
 use std::collections::{BTreeMap, BTreeSet};
 
-/// How a test ended.
+/// Result of a test.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Verdict {
     /// Whether it passed.
@@ -15,7 +15,7 @@ pub struct Verdict {
 /// Verdicts by test program (or its module, see [`test_log::MODULAR`]) and function.
 pub type Verdicts = BTreeMap<(String, String), Verdict>;
 
-/// Reads a run's output; none where it does not say of which day it is.
+/// Reads a run's output; `None` if it does not contain its day.
 pub fn read(text: &str) -> Option<Verdicts> {
     let day = text.lines().find_map(|line| line.strip_prefix("run of "))?;
     let day = day.split_whitespace().next()?;

@@ -1,4 +1,5 @@
-//! Modules of one folder must not import each other in a circle: then none of them can be read, tested or moved alone.
+//! Modules of one folder must not import each other in a circle: otherwise none of them can be read, tested or moved
+//! alone.
 
 use super::Tree;
 use std::collections::{BTreeMap, BTreeSet};
@@ -50,8 +51,8 @@ pub fn check(tree: &Tree) -> Vec<String> {
     problems
 }
 
-/// Imports between the modules of a folder, their unit tests apart. What the parent re-exports counts for the module that
-/// it comes from.
+/// Imports between the modules of a folder, without their unit tests. A re-export of the parent counts for the module
+/// that it comes from.
 fn imports(tree: &Tree, folder: &str) -> Imports {
     let inside = format!("{folder}/");
     let files: Vec<(&str, String)> = tree
@@ -94,7 +95,7 @@ fn imports(tree: &Tree, folder: &str) -> Imports {
     imports
 }
 
-/// The text without comments and without what follows the first unit test.
+/// The text without comments, up to the first unit test.
 fn code(text: &str) -> String {
     let text = text.split("#[cfg(test)]\nmod ").next().unwrap_or(text);
     let lines = text
@@ -103,7 +104,7 @@ fn code(text: &str) -> String {
     lines.collect::<Vec<_>>().join("\n")
 }
 
-/// First segments of the paths that continue `prefix`, those in braces too.
+/// First segments of the paths that continue `prefix`, including those in braces.
 fn names_after<'a>(text: &'a str, prefix: &str) -> Vec<&'a str> {
     let part = |c: char| c.is_alphanumeric() || c == '_';
     let mut names = Vec::new();
@@ -138,7 +139,7 @@ fn names_after<'a>(text: &'a str, prefix: &str) -> Vec<&'a str> {
     names
 }
 
-/// A path of imports that ends where it begins.
+/// A path of imports that ends at its beginning.
 fn circle(imports: &Imports) -> Option<Vec<String>> {
     let mut done = BTreeSet::new();
     imports

@@ -1,4 +1,4 @@
-//! Kernel versions and options in `docs/requirements.md` are those of the data path.
+//! Kernel versions and options in `docs/requirements.md` equal those of the data path.
 
 use super::Tree;
 use super::tables::section;

@@ -1,9 +1,9 @@
-//! Links in Markdown: targets exist, headings exist, and tests that properties name are there.
+//! Links in Markdown: targets and headings exist, and so do the tests that properties name.
 
 use super::Tree;
 
 const PROPERTIES: &str = "docs/properties.md";
-/// P1 to this.
+/// Number of the last property; the first is P1.
 const PROPERTIES_LAST: usize = 10;
 
 /// Everything that this module checks.
@@ -52,7 +52,7 @@ fn links(markdown: &str) -> Vec<Link<'_>> {
     found
 }
 
-/// The path that a link of the file `from` leads to; `None`: out of the repository.
+/// The path that a link in the file `from` refers to; `None`: outside the repository.
 fn resolve(from: &str, target: &str) -> Option<String> {
     let mut parts: Vec<&str> = from.split('/').collect();
     parts.pop();
@@ -68,7 +68,7 @@ fn resolve(from: &str, target: &str) -> Option<String> {
     Some(parts.join("/"))
 }
 
-/// The anchor that a heading gets.
+/// The anchor of a heading.
 fn anchor(heading: &str) -> String {
     let kept = |c: &char| c.is_alphanumeric() || matches!(c, ' ' | '-' | '_');
     let text = heading.trim_start_matches('#').trim().to_lowercase();
@@ -109,7 +109,7 @@ fn targets(tree: &Tree) -> Vec<String> {
     problems
 }
 
-/// Every property has a section, and each section names tests or says that something is not yet there.
+/// Every property has a section, and each section names tests or states that they are missing.
 fn properties(tree: &Tree) -> Vec<String> {
     let mut problems = Vec::new();
     let text = tree.need(PROPERTIES, &mut problems);
@@ -153,19 +153,19 @@ fn properties(tree: &Tree) -> Vec<String> {
 /// Programs with a `main` of their own, which lists their tests.
 const LAB_TESTS: &str = "tests/tests/";
 
-/// Whether the function is in the file as a test: marked as one, or listed by the program's `main`.
+/// Whether the function is a test of the file: marked as one, or listed by the program's `main`.
 fn names_test(path: &str, source: &str, name: &str) -> bool {
     let listed = || source.contains(&format!("fn {name}(")) && source.matches(name).count() > 1;
     is_test(source, name) || (path.starts_with(LAB_TESTS) && listed())
 }
 
-/// Whether the function is there and marked as a test.
+/// Whether the function exists and is marked as a test.
 fn is_test(source: &str, name: &str) -> bool {
     let Some((before, _)) = source.split_once(&format!("fn {name}(")) else {
         return false;
     };
     let mut lines = before.lines().rev().map(str::trim);
-    // The line that the name is in ends here with what stands before `fn`: "", "pub", ...
+    // The rest of the line before `fn`: "", "pub", ...
     let _same_line = before.ends_with('\n') || lines.next().is_some();
     lines
         .take_while(|line| line.starts_with("#[") || line.starts_with("//"))

@@ -1,4 +1,4 @@
-//! Which crate may depend on which (design: the arrows), and that every dependency is used.
+//! Which crate may depend on which (the arrows in ARCHITECTURE.md), and that every dependency is used.
 
 use super::Tree;
 use super::sources::mentions;
@@ -7,7 +7,7 @@ use serde_json::Value;
 use std::collections::BTreeSet;
 use std::process::Command;
 
-/// Crates of ours and those of ours that each may depend on. `cli`, `tests` and `xtask` may depend on all.
+/// Crates of this workspace, with those that each may depend on. `cli`, `tests` and `xtask` may depend on all.
 const ARROWS: &[(&str, &[&str])] = &[
     ("api", &[]),
     ("core", &[]),
@@ -22,12 +22,12 @@ const ARROWS: &[(&str, &[&str])] = &[
 ];
 const MAY_USE_ALL: &[&str] = &["egret-bench", "egret-cli", "egret-tests", "xtask"];
 
-/// Everything that `core` may be built from: no runtime, no client, nothing that reads a clock or a file.
+/// Dependencies that `core` may have: no runtime, no client, nothing that reads a clock or a file.
 const CORE_MAY_USE: &[&str] = &["ipnet", "serde", "thiserror"];
-/// The same behind a feature, which no program that is released enables.
+/// The same behind a feature, which no released program enables.
 const CORE_MAY_USE_OPTIONALLY: &[&str] = &["schemars"];
 
-/// kube's client and runtime: only here.
+/// The only crate that may use kube's client and runtime.
 const KUBE_CLIENT_CRATE: &str = "egret-objects";
 const KUBE_DERIVE_CRATE: &str = "egret-api";
 
@@ -36,7 +36,7 @@ const KUBE_DERIVE_CRATE: &str = "egret-api";
 pub struct Edge {
     from: String,
     to: String,
-    /// Folder of the crate that depends.
+    /// Folder of the depending crate.
     folder: String,
     for_tests: bool,
     optional: bool,
@@ -44,7 +44,7 @@ pub struct Edge {
     default_features: bool,
 }
 
-/// What cargo knows about the workspace's own crates.
+/// Dependencies of the workspace's own crates, from cargo.
 pub fn metadata() -> anyhow::Result<Vec<Edge>> {
     let cargo = std::env::var("CARGO").unwrap_or_else(|_| "cargo".into());
     let output = Command::new(cargo)
@@ -154,10 +154,10 @@ fn kube(edges: &[Edge]) -> Vec<String> {
     problems
 }
 
-/// Every dependency's name is in the source of the crate that asks for it.
+/// Checks that every dependency's name occurs in the source of the depending crate.
 fn used(tree: &Tree, edges: &[Edge]) -> Vec<String> {
     let mut problems = Vec::new();
-    // The lab tests choose from what their crate offers.
+    // The lab tests use only parts of their crate's dependencies.
     for edge in edges.iter().filter(|edge| edge.from != "egret-tests") {
         let name = edge.to.replace('-', "_");
         let mut files = tree.with_suffix(&[".rs"]);
@@ -171,7 +171,7 @@ fn used(tree: &Tree, edges: &[Edge]) -> Vec<String> {
     problems
 }
 
-/// Every line of `[workspace.dependencies]` has a crate that asks for it.
+/// Checks that every line of `[workspace.dependencies]` is used by a crate.
 fn workspace_table(tree: &Tree, edges: &[Edge]) -> Vec<String> {
     let mut problems = Vec::new();
     let manifest = tree.need("Cargo.toml", &mut problems);

@@ -1,5 +1,5 @@
-//! What operators get says what the code says: alerts are explained, alerts and dashboard use metrics that exist, and the
-//! chart is of this version.
+//! Files for operators agree with the code: alerts are explained, alerts and dashboard use existing metrics, and the
+//! chart has this version.
 
 use super::Tree;
 use std::collections::BTreeSet;
@@ -67,19 +67,19 @@ pub fn check(tree: &Tree) -> Vec<String> {
     problems
 }
 
-/// What follows on every line that begins so.
+/// The rest of every line that begins with `start`.
 fn after<'a>(text: &'a str, start: &str) -> Vec<&'a str> {
     let lines = text.lines();
     lines.filter_map(|line| line.strip_prefix(start)).collect()
 }
 
-/// The value on the first line that begins so.
+/// The value on the first line that begins with `start`.
 fn value<'a>(text: &'a str, start: &str) -> Option<&'a str> {
     let first = after(text, start).first().copied();
     first.map(|value| value.trim_matches('"'))
 }
 
-/// Metrics of agent and controller that are named here and have no row in the docs.
+/// Metrics of agent and controller that the file names and that have no row in the docs.
 fn unknown_metrics(file: &str, text: &str, docs: &str) -> Vec<String> {
     let words = text.split(|c: char| !c.is_ascii_alphanumeric() && c != '_');
     let named: BTreeSet<&str> = words
@@ -89,7 +89,7 @@ fn unknown_metrics(file: &str, text: &str, docs: &str) -> Vec<String> {
         return vec![format!("{file}: no metrics: has its form changed?")];
     }
     let known = |name: &str| docs.contains(&format!("| `{name}` |"));
-    // The parts that a histogram is served in.
+    // Suffixes of a served histogram.
     let histogram = |name: &str| {
         ["_bucket", "_sum", "_count"]
             .iter()
@@ -112,7 +112,7 @@ mod tests {
         assert_none(&check(&Tree::load().unwrap()));
     }
 
-    /// A good tree, with one text replaced in one file and its copy.
+    /// A valid tree, with one text replaced in one file and its copy.
     fn tree(file: &str, from: &str, to: &str) -> Tree {
         let alerts = "  - alert: EgretDown\n    expr: egret_agent_live == 0\n";
         let dashboard = "{\"expr\": \"rate(egret_agent_apply_seconds_bucket[5m])\"}";

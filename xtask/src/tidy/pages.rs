@@ -1,11 +1,11 @@
-//! Lengths of pages and of their lines: what is read must be readable, in a diff too.
+//! Lengths of pages and of their lines: both must be readable, in a diff, too.
 
 use super::Tree;
 
 const README: &str = "README.md";
 const README_WORDS_MAX: usize = 1200;
 const LINE_MAX: usize = 300;
-/// Pages at the root; everything below `docs` is one too.
+/// Pages at the root; everything below `docs` is a page, too.
 const PAGES: &[&str] = &[README, "ARCHITECTURE.md", "CONTRIBUTING.md"];
 
 /// Everything that this module checks.

@@ -1,4 +1,4 @@
-//! Which module of a crate may import which: arrows inside the crates, as `manifests` has them between crates.
+//! Which module of a crate may import which: arrows inside the crates, like those of `manifests` between crates.
 //!
 //! A room is a module at the root of its crate: a file, and the folder of the same name. `use` lines and paths count, in
 //! tests too; comments do not.
@@ -66,7 +66,7 @@ fn crossings(tree: &Tree, source: &str, arrows: &[(&str, &[&str])]) -> Vec<Strin
             continue;
         };
         for import in imports(text, depth) {
-            // Names that the root re-exports hide where they come from.
+            // Names that the root re-exports hide their module.
             let known = arrows.iter().any(|(name, _)| *name == import);
             if import != room && !allowed.contains(&import.as_str()) {
                 let why = if known { "" } else { ": name the room" };
@@ -80,7 +80,7 @@ fn crossings(tree: &Tree, source: &str, arrows: &[(&str, &[&str])]) -> Vec<Strin
     problems
 }
 
-/// First names of all paths that begin at the crate's root, by `crate` or by as many `super` as the file is deep.
+/// First names of all paths from the crate's root, by `crate` or by as many `super` as the file is deep.
 fn imports(text: &str, depth: usize) -> Vec<String> {
     let lines = text.lines().map(|line| {
         let code = line.split_once("//").map_or(line, |(code, _)| code);
@@ -104,7 +104,7 @@ fn imports(text: &str, depth: usize) -> Vec<String> {
     names
 }
 
-/// The name that a path goes on with, or those of a group in braces.
+/// The next name of a path, or those of a group in braces.
 fn first_names(rest: &str) -> Vec<String> {
     let name = |text: &str| -> String {
         let part = |c: &char| c.is_alphanumeric() || *c == '_';

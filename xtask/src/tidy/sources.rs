@@ -2,8 +2,8 @@
 
 use super::Tree;
 
-/// Words that core's source must not contain: whatever reads a clock, a file, the environment or the network, or
-/// depends on hash order. `clippy.toml` of core bans calls; this bans the words, in its unit tests too.
+/// Words that core's source must not contain: anything that reads a clock, a file, the environment or the network, or
+/// depends on hash order. `clippy.toml` of core bans calls; this bans the words, in its unit tests, too.
 const BANNED_IN_CORE: &[&str] = &[
     "std::fs",
     "std::env",
@@ -21,13 +21,13 @@ const BANNED_IN_CORE: &[&str] = &[
     "RandomState",
     "unsafe",
 ];
-/// Crates that may start programs: none of them is the product.
+/// Crates that may start programs: none of them is part of the product.
 const MAY_START_PROGRAMS: &[&str] = &["crates/cluster/", "crates/lab/"];
-/// File and folder names that say nothing.
+/// File and folder names without meaning.
 const NAMELESS: &[&str] = &[
     "utils", "util", "common", "helpers", "helper", "manager", "misc",
 ];
-/// Lines of a source file: from here on it is named, from there on it is refused.
+/// Lines of a source file: above the first limit it is listed, above the second one rejected.
 const LINES_LONG: usize = 500;
 const LINES_MAX: usize = 700;
 
@@ -42,7 +42,7 @@ pub fn check(tree: &Tree) -> Vec<String> {
     problems
 }
 
-/// Whether the word occurs on its own: not as part of a longer name.
+/// Whether the word occurs separately, and not as part of a longer name.
 pub fn mentions(text: &str, word: &str) -> bool {
     let part = |c: char| c.is_alphanumeric() || c == '_';
     text.match_indices(word).any(|(at, _)| {
@@ -96,7 +96,7 @@ fn starts_no_program(tree: &Tree) -> Vec<String> {
     problems
 }
 
-/// Every crate says in its first line what it is.
+/// Checks that every crate has a head comment.
 fn heads(tree: &Tree) -> Vec<String> {
     let root = |path: &str| {
         let top = path.starts_with("crates/") && path.matches('/').count() == 3;
@@ -129,7 +129,7 @@ fn lengths(tree: &Tree, more_than: usize) -> impl Iterator<Item = (&str, usize)>
         .filter(move |(_, lines)| *lines > more_than)
 }
 
-/// Files that should be split some day.
+/// Files that should be split.
 pub fn long_files(tree: &Tree) -> Vec<String> {
     let line = |(path, lines)| format!("{path}: {lines} lines, {LINES_LONG} are enough");
     lengths(tree, LINES_LONG).map(line).collect()
@@ -142,7 +142,7 @@ fn too_long(tree: &Tree) -> Vec<String> {
 
 /// Absolute paths of a developer's machine.
 fn machine_paths(tree: &Tree) -> Vec<String> {
-    // Put together here, so that this file does not contain them.
+    // Concatenated, so that this file does not contain them.
     let banned = [
         ["/work", "/"].concat(),
         ["/root", "/"].concat(),

@@ -1,5 +1,5 @@
-//! Tables in the docs whose names and values are those of the code: numbers, ports, sysctls. Further columns are written by
-//! hand.
+//! Tables in the docs whose names and values equal those of the code: numbers, ports, sysctls. Further columns are
+//! written by hand.
 
 use super::Tree;
 use egret_datapath::sysctl::{HASH_SETTINGS, NODE_SETTINGS};
@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 
 const NUMBERS: &str = "crates/core/src/numbers.rs";
 const NUMBERS_TABLE: &str = "docs/numbers.md";
-/// What users must open, reckon with and know of, and where it is told.
+/// Page with the ports, limits and other facts that users must know.
 const REQUIREMENTS: &str = "docs/requirements.md";
 const REQUIRED: &[(&str, &[&str])] = &[
     (
@@ -50,7 +50,7 @@ pub fn check(tree: &Tree) -> Vec<String> {
     problems
 }
 
-/// Rows that are in only one of the two, or differ in a column that the code knows. Further columns are free.
+/// Rows that are in only one of the two, or differ in a column that the code has. Further columns are free.
 fn compare(place: &str, docs: &Rows, code: &Rows) -> Vec<String> {
     let mut problems = Vec::new();
     if code.is_empty() {
@@ -79,7 +79,7 @@ fn compare(place: &str, docs: &Rows, code: &Rows) -> Vec<String> {
     problems
 }
 
-/// Rows of Markdown tables by their first cell, which is a code span.
+/// Rows of Markdown tables by their first cell, a code span.
 fn table(markdown: &str) -> Rows {
     let mut rows = Rows::new();
     for line in markdown.lines() {
@@ -94,7 +94,7 @@ fn table(markdown: &str) -> Rows {
     rows
 }
 
-/// What is under a heading, down to the next one.
+/// Text under a heading, up to the next one.
 pub(super) fn section<'a>(markdown: &'a str, title: &str) -> &'a str {
     let heading =
         |line: &str| line.starts_with('#') && line.trim_start_matches('#').trim() == title;

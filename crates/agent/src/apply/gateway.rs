@@ -1,5 +1,5 @@
-//! The gateway role of this node. [`GatewayRole`] decides; here its inputs are collected, its decisions are logged, and its
-//! commands are handed to the data path.
+//! The gateway role of this node. [`GatewayRole`] decides; this module collects its inputs, logs its decisions, and
+//! passes its commands to the data path.
 
 use crate::clock::now_secs;
 use crate::observe::conflicts::SegmentListener;
@@ -17,31 +17,31 @@ use std::net::IpAddr;
 pub(crate) struct Gateway {
     role: GatewayRole,
     listener: SegmentListener,
-    /// The counters that tell whether packets of others arrive at this node.
+    /// Counters that show whether probes of other nodes arrive at this node.
     heard: HeardSlot,
-    /// The version that the tables are brought to; 0 without an external link.
+    /// Version that the tables should have; 0 without an external link.
     version: u64,
-    /// The version that they had when they were loaded last.
+    /// Version of the tables at the last load.
     loaded_version: u64,
-    /// Nothing of the role is left: this node is no gateway.
+    /// The role is fully removed: this node is no gateway.
     left: bool,
-    /// How often this node began to announce each address that it serves.
+    /// Number of takeovers, per served address, since the agent started.
     takeovers: BTreeMap<IpAddr, u64>,
 }
 
-/// What a decision of one round is made from, beside the data path.
+/// Inputs of one decision, beside the data path.
 pub(crate) struct RoundInputs<'a> {
     /// The objects.
     pub(crate) snapshot: &'a Snapshot,
-    /// The gateway part of the node's state, as planned.
+    /// Gateway part of the node state, as planned.
     pub(crate) planned: &'a GatewayState,
-    /// Addresses that this node's kernel has.
+    /// Addresses of this node's own devices.
     pub(crate) local: &'a BTreeSet<IpAddr>,
-    /// The other gateways.
+    /// Liveness of the other gateways.
     pub(crate) liveness: &'a GatewayLiveness,
-    /// What [`Gateway::decide_link`] said in this round.
+    /// Result of [`Gateway::decide_link`] in this round.
     pub(crate) link_up: bool,
-    /// Milliseconds since the loop began.
+    /// Milliseconds since the main loop started.
     pub(crate) now_ms: u64,
 }
 
@@ -63,7 +63,7 @@ impl Gateway {
         &self.role.fitness
     }
 
-    /// The same, for what was heard on the external network.
+    /// Mutable access, for answers from the external network.
     pub(crate) fn fitness_mut(&mut self) -> &mut GatewayFitness {
         &mut self.role.fitness
     }
@@ -82,7 +82,7 @@ impl Gateway {
         let counts = role.decide_link(snapshot, planned, link, liveness, now_ms);
         match (before, self.fitness().leaves(), self.fitness().lost()) {
             (false, true, Some(why)) => {
-                tracing::warn!(why, "this gateway has no way out: others serve")
+                tracing::warn!(why, "this gateway has no route out: others serve")
             }
             (true, false, _) => tracing::info!("this gateway serves again"),
             _ => {}
@@ -90,7 +90,7 @@ impl Gateway {
         counts
     }
 
-    /// Takes up what the data path has prepared: `opened` is the backend that it has opened, if it has.
+    /// Records that the data path is prepared: `opened` is the backend that it has just opened, if any.
     pub(crate) fn prepared(
         &mut self,
         path: &NodeGateway,
@@ -127,12 +127,12 @@ impl Gateway {
         }
     }
 
-    /// The planned state as far as it holds now.
+    /// The planned state, reduced to what may take effect now.
     pub(crate) fn effective(&mut self, planned: &GatewayState, link_up: bool) -> GatewayState {
         self.takeovers
             .retain(|address, _| planned.addresses.contains_key(address));
         for address in planned.addresses.keys() {
-            // Shown from 0 on, so that the first take-over is a rise too.
+            // Start at 0, so that the first takeover increments the counter.
             self.takeovers.entry(*address).or_default();
         }
         let effective = self.role.effective(planned, link_up);
@@ -140,7 +140,7 @@ impl Gateway {
         effective.state
     }
 
-    /// The data path has tried to load the tables of [`Self::effective`].
+    /// Records that the data path tried to load the tables of [`Self::effective`].
     pub(crate) fn tables_loaded(&mut self, path: &NodeGateway) {
         if path.is_loaded() {
             self.loaded_version = self.version;
@@ -148,7 +148,7 @@ impl Gateway {
         }
     }
 
-    /// Decides what to announce. Call once liveness is settled and tables are loaded.
+    /// Decides which addresses to announce. Call it once liveness is settled and tables are loaded.
     pub(crate) fn decide(&mut self, inputs: &RoundInputs<'_>, path: &NodeGateway) {
         let announced_all = self.fitness().given_up().is_empty();
         let claims = self.role.claims().clone();
@@ -175,7 +175,7 @@ impl Gateway {
         }
     }
 
-    /// Takes up what machines on the external segment have said. True if there is something new to tell or decide.
+    /// Processes claims of machines on the external segment. True if they change the status or a decision.
     pub(crate) fn heard(&mut self, claims: &[Claim], now_ms: u64) -> bool {
         let mut changed = false;
         for Claim { address, mac } in claims {
@@ -188,17 +188,17 @@ impl Gateway {
         changed
     }
 
-    /// Machines that have addresses which this node would announce.
+    /// Addresses of this node that other machines claim.
     pub(crate) fn claims(&self) -> &BTreeMap<IpAddr, AddressClaim> {
         self.role.claims()
     }
 
-    /// Another gateway may have announced for a moment what this one announces.
+    /// Repeats the announcements: another gateway may have announced the same addresses for a moment.
     pub(crate) fn repeat(&mut self, now_ms: u64) {
         self.role.repeat(now_ms);
     }
 
-    /// Has sent what is due on the segment.
+    /// Sends the announcements that are due on the segment.
     pub(crate) fn announce(&mut self, path: &NodeGateway, now_ms: u64) {
         self.role.handle_deadline(now_ms);
         for command in self.role.drain() {
@@ -216,12 +216,12 @@ impl Gateway {
         }
     }
 
-    /// When [`Self::announce`] is due, or a question about contested addresses.
+    /// When [`Self::announce`], or a question about contested addresses, is due.
     pub(crate) fn next_deadline(&self) -> Option<u64> {
         self.role.next_deadline()
     }
 
-    /// When [`Self::decide`] is due although nothing has changed.
+    /// When [`Self::decide`] is due without an event.
     pub(crate) fn decides_at(&self) -> Option<u64> {
         self.role.decides_at()
     }
@@ -230,8 +230,8 @@ impl Gateway {
         self.role.announcing()
     }
 
-    /// The version of the tables that the kernel has; 0 without an external link. Probes are told it once others may count
-    /// on this gateway.
+    /// Version of the tables in the kernel; 0 without an external link. Answers to probes carry it once others may
+    /// count on this gateway.
     pub(crate) fn version(&self, path: &NodeGateway) -> u64 {
         match path.is_attached() {
             true => self.loaded_version,
@@ -239,12 +239,12 @@ impl Gateway {
         }
     }
 
-    /// How often this node began to announce each address that it serves.
+    /// Number of takeovers per served address.
     pub(crate) fn takeovers(&self) -> &BTreeMap<IpAddr, u64> {
         &self.takeovers
     }
 
-    /// This node is no gateway (any more).
+    /// Removes the role: this node is not, or no longer, a gateway.
     pub(crate) fn leave(&mut self) {
         if self.left {
             return;

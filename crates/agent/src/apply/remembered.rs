@@ -1,4 +1,5 @@
-//! What a restarted agent must know to adopt what its predecessor left: which group had which number and members.
+//! State file that lets a restarted agent adopt its predecessor's kernel state: number and members of each gateway
+//! group.
 
 use egret_core::model::GroupKey;
 use egret_core::node::{GroupNumber, TunnelIndex};
@@ -24,7 +25,7 @@ struct OnDisk {
 }
 
 impl Remembered {
-    /// What is written down; nothing where there is nothing or it cannot be read (then numbers are given anew).
+    /// Reads the file; empty if it is absent or unreadable (group numbers are then allocated anew).
     pub(crate) fn load(directory: &Path) -> Self {
         let on_disk: OnDisk = fs::read(directory.join(FILE))
             .ok()
@@ -36,8 +37,7 @@ impl Remembered {
         }
     }
 
-    /// Writes it down, by rename. Where there is nothing to remember, no file is left either: a node without policies is
-    /// as it was before them.
+    /// Writes the file, by rename. An empty record removes the file: a node without policies has none.
     pub(crate) fn save(&self, directory: &Path) -> io::Result<()> {
         if *self == Self::default() {
             return Self::forget(directory);
@@ -60,7 +60,7 @@ impl Remembered {
         fs::rename(temporary, directory.join(FILE))
     }
 
-    /// Removes the record.
+    /// Removes the file.
     pub(crate) fn forget(directory: &Path) -> io::Result<()> {
         match fs::remove_file(directory.join(FILE)) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
@@ -90,7 +90,7 @@ mod tests {
         Remembered::default().save(directory.path()).unwrap();
         assert_eq!(fs::read_dir(directory.path()).unwrap().count(), 0);
         assert_eq!(Remembered::load(directory.path()), Remembered::default());
-        // Also where nothing was ever written.
+        // Saving an empty record works without a file, too.
         Remembered::default().save(directory.path()).unwrap();
     }
 }

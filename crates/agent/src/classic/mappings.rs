@@ -1,11 +1,11 @@
-//! Tells that a mapping changed: inotify on the directories themselves. A mounted ConfigMap changes by a rename of its
-//! `..data`, other writers write the files in place.
+//! Change notifications for mappings: inotify on the directories themselves. A mounted ConfigMap changes by a rename of
+//! its `..data`, other writers write the files in place.
 
 use inotify::{EventMask, Inotify, WatchDescriptor, WatchMask};
 use std::io::{self, ErrorKind};
 use std::path::{Path, PathBuf};
 
-/// Room for events; what they say does not matter.
+/// Buffer for inotify events, bytes; their content is ignored.
 const EVENTS_BYTES: usize = 16 * 1024;
 
 /// The directories of mappings.
@@ -26,15 +26,14 @@ impl Mappings {
         }
     }
 
-    /// Whether anything happened since this was asked last. A directory that was made anew, or that another one was put
-    /// in the place of, counts.
+    /// Whether anything changed since the last call. A directory that was recreated or replaced counts.
     pub(super) fn changed(&mut self) -> bool {
         let Some(inotify) = &mut self.inotify else {
             return false;
         };
         let mut changed = happened(inotify);
         for (path, known) in &mut self.directories {
-            // The same directory has the same watch.
+            // inotify returns the same watch for the same directory.
             let watch = add(inotify, path).ok();
             changed |= watch != *known;
             *known = watch;
@@ -44,7 +43,7 @@ impl Mappings {
 }
 
 fn add(inotify: &Inotify, directory: &Path) -> io::Result<WatchDescriptor> {
-    // A file that is being written says nothing before it is closed.
+    // A file that is being written sends no event before it is closed.
     let mask = WatchMask::CREATE
         | WatchMask::DELETE
         | WatchMask::MOVE
@@ -53,7 +52,7 @@ fn add(inotify: &Inotify, directory: &Path) -> io::Result<WatchDescriptor> {
     inotify.watches().add(directory, mask)
 }
 
-/// Takes the events that are there.
+/// Reads the pending events; returns whether there were any.
 fn happened(inotify: &mut Inotify) -> bool {
     let mut buffer = vec![0; EVENTS_BYTES];
     let mut any = false;
@@ -63,7 +62,7 @@ fn happened(inotify: &mut Inotify) -> bool {
                 let told = |mask: EventMask| !mask.contains(EventMask::IGNORED);
                 any |= events.into_iter().any(|event| told(event.mask));
             }
-            // Any other error means that events were lost, so a look is due.
+            // Any other error means that events were lost, so it counts as a change.
             Err(error) => return any || error.kind() != ErrorKind::WouldBlock,
         }
     }

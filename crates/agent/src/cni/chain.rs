@@ -1,25 +1,25 @@
-//! What must change in the runtime's CNI configuration so that the plugin is in it, or is not. Pure: files in, changes out.
+//! Changes to the runtime's CNI configuration that add or remove the plugin. Pure: files in, changes out.
 //!
-//! Runtimes take the first file in byte order (libcni `ConfFiles`, go-cni, ocicni). So the plugin belongs into the list of
-//! that file and of no other. A list is changed in place. A file with a single plugin cannot be: it gets a list of the same
-//! name with [`LIST`] after it, and is put aside under a name that runtimes do not look at.
+//! Runtimes use the first file in byte order (libcni `ConfFiles`, go-cni, ocicni). So the plugin belongs into the list
+//! of that file and of no other. A list is changed in place. A file with a single plugin cannot be: it gets a list of
+//! the same name with [`LIST`] appended, and is renamed to a name that runtimes ignore.
 
 use egret_wire::cni::{PLUGIN, SPEC_VERSIONS};
 use serde_json::{Map, Value, json};
 use std::collections::{BTreeMap, BTreeSet};
 
-/// What is put after the name of a single plugin's file to name the list: `10-a.conf.conflist` comes right after
-/// `10-a.conf` and before `10-a.conflist`, whatever that may be.
+/// Suffix that names the list made from a single plugin's file: `10-a.conf.conflist` sorts right after `10-a.conf` and
+/// before `10-a.conflist`, if there is one.
 const LIST: &str = ".conflist";
-/// What is put after the name of a single plugin's file to hide it.
+/// Suffix that hides a single plugin's file.
 const ASIDE: &str = ".egret-saved";
-/// Names that runtimes look at end with one of these.
+/// Suffixes of the files that runtimes read.
 const LOOKED_AT: [&str; 3] = [".conf", ".conflist", ".json"];
 
-/// Files of a directory, those that cannot be read as text left out.
+/// Content of a directory's files, by name; files that are not text are left out.
 pub(super) type Files = BTreeMap<String, String>;
 
-/// A step; the order counts.
+/// One step of a change; the order matters.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Change {
     /// Write a file, with the permissions of another.
@@ -64,7 +64,7 @@ fn is_looked_at(name: &str) -> bool {
     LOOKED_AT.iter().any(|end| name.ends_with(end))
 }
 
-/// The file that runtimes take: the first that makes sense.
+/// The file that runtimes use: the first valid one.
 fn first(files: &Files) -> Option<(&String, Map<String, Value>)> {
     let looked_at = files.iter().filter(|(name, _)| is_looked_at(name));
     looked_at
@@ -75,7 +75,7 @@ fn first(files: &Files) -> Option<(&String, Map<String, Value>)> {
         })
 }
 
-/// Puts `entry`, our plugin, into the list that runtimes take, and takes it out of every other.
+/// Adds `entry`, our plugin, to the list that runtimes use, and removes it from every other.
 pub(super) fn chain(files: &Files, entry: &Value) -> Result<(String, Vec<Change>), ChainError> {
     let (name, conf) = first(files).ok_or(ChainError::Nothing)?;
     let version = conf
@@ -116,7 +116,7 @@ pub(super) fn chain(files: &Files, entry: &Value) -> Result<(String, Vec<Change>
     Ok((list, changes))
 }
 
-/// Takes our plugin out of every list, and puts what was put aside back.
+/// Removes our plugin from every list, and restores hidden files.
 pub(super) fn unchain(files: &Files) -> Vec<Change> {
     unchain_but(files, None)
 }
@@ -148,19 +148,19 @@ fn unchain_but(files: &Files, but: Option<&str>) -> Vec<Change> {
             changes.push(Change::Remove { name: name.clone() });
             continue;
         }
-        // Its tool has written the single plugin's file anew, or there is nothing else in the list.
+        // The other tool has rewritten the single plugin's file, or the list has no other plugin.
         let made_by_us = files.contains_key(&aside) && files.contains_key(single);
         if rest.is_empty() || made_by_us {
             changes.push(Change::Remove { name: name.clone() });
         } else {
-            // Others have added theirs: the list stays.
+            // Others have added their plugins: the list stays.
             changes.push(write(name, with_plugins(&conf, rest), name));
         }
         if files.contains_key(&aside) {
             changes.push(Change::Remove { name: aside });
         }
     }
-    // Put aside, and the list is gone or is no longer ours: whoever removed it meant the network too.
+    // Hidden files whose list was removed or is no longer ours: whoever removed it meant the network, too.
     let orphans = files
         .keys()
         .filter(|name| name.ends_with(ASIDE) && !seen.contains(*name));
@@ -224,7 +224,7 @@ mod tests {
         files
     }
 
-    /// Chains until nothing changes, which is after one time.
+    /// Applies `chain` until nothing changes, which is after one pass.
     fn chained(before: &Files) -> (String, Files) {
         let (name, changes) = chain(before, &entry()).unwrap();
         let after = carry_out(before, &changes);
@@ -292,7 +292,7 @@ mod tests {
 
     #[test]
     fn what_other_tools_rewrite_is_chained_again() {
-        // A list, rewritten without us.
+        // A list that another tool rewrote without our plugin.
         let (_, mut after) = chained(&files(&[("10-flannel.conflist", FLANNEL)]));
         after.insert(
             "10-flannel.conflist".into(),
@@ -300,7 +300,7 @@ mod tests {
         );
         let (_, after) = chained(&after);
         assert!(after["10-flannel.conflist"].contains("cbr1"));
-        // A single plugin's file, written anew beside our list.
+        // A single plugin's file that another tool rewrote beside our list.
         let (_, mut after) = chained(&files(&[("10-pods.conf", BRIDGE)]));
         after.insert("10-pods.conf".into(), BRIDGE.replace("bridge", "ptp"));
         let (list, again) = chained(&after);
@@ -309,7 +309,7 @@ mod tests {
             &unchained(&again),
             &files(&[("10-pods.conf", &BRIDGE.replace("bridge", "ptp"))])
         ));
-        // The same, and it ends before it is chained again.
+        // The same, but our plugin is removed before it is chained again.
         assert!(same(
             &unchained(&after),
             &files(&[("10-pods.conf", &BRIDGE.replace("bridge", "ptp"))])
@@ -343,7 +343,7 @@ mod tests {
         assert!(!moved["10-flannel.conflist"].contains(PLUGIN));
         let both = files(&[("05-new.conf", BRIDGE), ("10-flannel.conflist", FLANNEL)]);
         assert!(same(&unchained(&moved), &both));
-        // And back, when the new one is removed; what was put aside for it goes too.
+        // And back, when the new file is removed; the file that was hidden for it is removed, too.
         let mut gone = moved.clone();
         gone.remove("05-new.conf.conflist");
         let (name, back) = chained(&gone);

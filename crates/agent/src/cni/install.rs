@@ -1,5 +1,5 @@
-//! Puts the plugin where the runtime finds it, chains it into the runtime's configuration, and keeps it there whatever
-//! other tools write. What is written is there at once or not at all: by rename.
+//! Installs the plugin, chains it into the runtime's configuration, and repairs it when other tools overwrite it. All
+//! files are written atomically, by rename.
 
 use super::chain::{ChainError, Change, Files, chain, unchain};
 use super::{CniConfig, InstallConfig, state_files};
@@ -19,20 +19,20 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
-/// The configuration is looked at this often, whatever inotify says.
+/// Poll interval of the configuration, independent of inotify.
 const LOOK_ANYWAY: Duration = Duration::from_secs(10);
-/// How often it is asked whether the agent is far enough, or stops.
+/// Poll interval of the ready and stop flags.
 const ASK: Duration = Duration::from_millis(500);
-/// After a change of ours, others' tools have this long before the next: two that undo each other do not spin.
+/// Pause after each change of ours, so that two tools that undo each other do not spin.
 const PAUSE: Duration = Duration::from_secs(1);
-/// Room for events; what they say does not matter.
+/// Buffer for inotify events, bytes; their content is ignored.
 const EVENTS_BYTES: usize = 16 * 1024;
-/// Largest configuration file that is looked at, bytes.
+/// Largest configuration file that is read, bytes.
 const FILE_BYTES_MAX: u64 = 1024 * 1024;
-/// What is being written; runtimes do not look at such names.
+/// Name of a file that is being written; runtimes ignore such names.
 const TEMPORARY: &str = ".egret-cni.tmp";
 
-/// Why the plugin is not where it should be.
+/// Reasons why the plugin cannot be installed.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum InstallError {
     #[error("{doing} {path}")]
@@ -94,7 +94,7 @@ pub(crate) fn keep_installed(
     })
 }
 
-/// Starts the thread that takes out what an earlier agent has installed, until that is done.
+/// Starts the thread that removes the installation of an earlier agent; it ends once that succeeded.
 fn remove(install: InstallConfig, stop: Arc<AtomicBool>) -> Result<(), AgentError> {
     spawn("cni-config", move || {
         let mut last = Vec::new();
@@ -105,7 +105,7 @@ fn remove(install: InstallConfig, stop: Arc<AtomicBool>) -> Result<(), AgentErro
                 return;
             }
             if errors != last {
-                tracing::warn!(?errors, "the CNI plugin cannot be taken out");
+                tracing::warn!(?errors, "the CNI plugin cannot be removed");
                 last = errors;
             }
             thread::park_timeout(LOOK_ANYWAY);
@@ -113,12 +113,12 @@ fn remove(install: InstallConfig, stop: Arc<AtomicBool>) -> Result<(), AgentErro
     })
 }
 
-/// One look, and what it takes. Returns the file with the plugin, and whether something had to be changed.
+/// Checks the installation and repairs it. Returns the file with the plugin, and whether anything was changed.
 pub(super) fn install_once(
     install: &InstallConfig,
     entry: &serde_json::Value,
 ) -> Result<(String, bool), InstallError> {
-    // First the program: a configuration that names a missing one starts no pod at all.
+    // The program first: with a configuration that names a missing plugin no pod starts.
     let mut changed = copy_plugin(&install.plugin, &install.bin_directory)?;
     let files = read_all(&install.conf_directory)?;
     let (file, changes) = chain(&files, entry)?;
@@ -127,14 +127,14 @@ pub(super) fn install_once(
     Ok((file, changed))
 }
 
-/// Takes the plugin out of the configuration, then the program away. Goes on after errors and returns them all.
+/// Removes the plugin from the configuration, then the program. Continues after errors and returns them all.
 pub(crate) fn uninstall(install: &InstallConfig) -> Vec<String> {
     let mut errors = Vec::new();
     let directory = &install.conf_directory;
     let undone = read_all(directory).and_then(|files| carry_out(directory, &unchain(&files)));
     match undone {
         Ok(()) => {
-            // A configuration that still names it would start no pod.
+            // Not while a configuration still names the plugin: no pod would start.
             for name in [PLUGIN, TEMPORARY] {
                 let path = install.bin_directory.join(name);
                 match fs::remove_file(&path) {
@@ -172,7 +172,7 @@ fn read_all(directory: &Path) -> Result<Files, InstallError> {
     for entry in entries.flatten() {
         let size = fs::metadata(entry.path()).map(|found| (found.is_file(), found.len()));
         let readable = size.is_ok_and(|(is_file, length)| is_file && length <= FILE_BYTES_MAX);
-        // What is gone by now, or no text, is no configuration.
+        // A file that is gone by now, or is not text, is no configuration.
         if readable
             && let Ok(text) = fs::read_to_string(entry.path())
             && let Ok(name) = entry.file_name().into_string()
@@ -204,7 +204,7 @@ fn carry_out(directory: &Path, changes: &[Change]) -> Result<(), InstallError> {
     Ok(())
 }
 
-/// Writes a file beside and renames it. Without the sync a power cut could leave an empty configuration.
+/// Writes a temporary file and renames it. Without the sync a power cut could leave an empty configuration.
 fn replace(path: &Path, bytes: &[u8], mode: u32) -> Result<(), InstallError> {
     let temporary = path.with_file_name(TEMPORARY);
     let written = || -> io::Result<()> {
@@ -217,7 +217,7 @@ fn replace(path: &Path, bytes: &[u8], mode: u32) -> Result<(), InstallError> {
     written().map_err(io("writing", path))
 }
 
-/// Is woken by changes of the configuration's directory.
+/// Inotify watch on the configuration's directory.
 struct Watch {
     directory: PathBuf,
     inotify: Option<Inotify>,
@@ -240,7 +240,7 @@ impl Watch {
         watch
     }
 
-    /// The directory may not be there yet.
+    /// Adds the watch; the directory may not exist yet.
     fn add(&mut self) {
         let Some(inotify) = &self.inotify else { return };
         let mask = WatchMask::CLOSE_WRITE
@@ -251,7 +251,7 @@ impl Watch {
         self.watched = inotify.watches().add(&self.directory, mask).is_ok();
     }
 
-    /// Until something changes, the time is over, or the agent stops.
+    /// Waits until something changes, the timeout expires, or the agent stops.
     fn wait(&mut self, timeout: Duration, stop: &AtomicBool) {
         let deadline = Instant::now() + timeout;
         while Instant::now() < deadline && !stop.load(Ordering::Relaxed) {
@@ -373,7 +373,7 @@ mod tests {
         fs::write(&conf, single.replace("bridge", "ptp")).unwrap();
         wait(&|| has(PLUGIN) && has("ptp") && !conf.exists());
         stop.store(true, Ordering::Relaxed);
-        // The next agent is told to do without; by then the last one may have had one more look.
+        // The next agent is configured to remove it; the thread of the last one may have run once more by then.
         let stop = Arc::new(AtomicBool::new(false));
         let config = CniConfig {
             install: Some(InstallConfig {

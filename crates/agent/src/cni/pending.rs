@@ -1,4 +1,4 @@
-//! The main loop's part of the CNI: calls that wait for the kernel, and the addresses that were told.
+//! The main loop's part of the CNI: calls that wait for the kernel, and the announced addresses.
 
 use super::{PendingCall, state_files};
 use egret_core::announced::{Announced, AttachmentId, MaySelect, PodId, Replaced, take_off};
@@ -15,41 +15,41 @@ use std::time::{Duration, Instant};
 
 /// How long ADD waits for the API to show the pod.
 const OBJECT: Duration = Duration::from_secs(CNI_OBJECT_SECS);
-/// How long DEL waits for the removed pod's flows to be deleted: then its address may be another's. The plugin waits twice
-/// as long.
+/// How long DEL waits for the removed pod's flows to be deleted, since its address may then be reused. The plugin waits
+/// twice as long.
 const FLOWS: Duration = Duration::from_secs(1);
 /// How long ADD waits until a selected pod can open connections.
 const LEASE: Duration = Duration::from_secs(CNI_LEASE_SECS);
 
-/// How far the main loop has come.
+/// Progress of the main loop, as calls need it.
 pub(crate) struct Round<'a> {
-    /// The objects, with what was told laid over; `None` before the first.
+    /// The objects, with announcements laid over them; `None` before the first.
     pub(crate) snapshot: Option<&'a Snapshot>,
-    /// What the kernel has, if the last round carried it out.
+    /// Kernel content, if the last round was applied.
     pub(crate) outcome: Option<&'a NodeOutcome>,
-    /// Why it was not, for people.
+    /// Error of the last round, for people.
     pub(crate) last_error: Option<&'a str>,
-    /// No flow is left to be ended of pods that came or went.
+    /// No flow of a pod that started or ended is left to delete.
     pub(crate) flows_ended: bool,
 }
 
-/// Calls that wait, and everything that was told.
+/// Calls that wait, and all announcements.
 pub(crate) struct PendingCalls {
     node: NodeName,
     state_directory: PathBuf,
     announced: Announced,
     replaced: Replaced,
     pending: Vec<(PendingCall, Instant)>,
-    /// What the plugin reads.
+    /// Content of the file that the plugin reads.
     known: Option<Known>,
-    /// Something was told that no round has taken up yet.
+    /// A call has arrived that no round has processed yet.
     unprocessed: bool,
     /// `known` has been written: the plugin can be installed.
     ready: Arc<AtomicBool>,
 }
 
 impl PendingCalls {
-    /// Takes up what an earlier agent was told.
+    /// Restores the announcements from an earlier agent's file.
     pub(crate) fn open(node: &NodeName, state_directory: &Path, ready: Arc<AtomicBool>) -> Self {
         let known = state_files::load_known(state_directory);
         ready.store(known.is_some(), Ordering::Relaxed);
@@ -65,7 +65,7 @@ impl PendingCalls {
         }
     }
 
-    /// New objects: what was told is laid over them.
+    /// Lays the announcements over new objects.
     pub(crate) fn overlay(&mut self, snapshot: &mut Snapshot) {
         if self.announced.forget(&snapshot.pods) {
             self.save();
@@ -73,7 +73,7 @@ impl PendingCalls {
         self.replaced = self.announced.lay_over(&mut snapshot.pods, &self.node);
     }
 
-    /// Takes a call up. `true`: a round is due.
+    /// Accepts a call. `true`: a round is due.
     pub(crate) fn take(&mut self, pending: PendingCall, snapshot: Option<&mut Snapshot>) -> bool {
         if self.pending.len() >= CNI_PENDING_MAX {
             let why = format!("{CNI_PENDING_MAX} calls wait already");
@@ -122,7 +122,7 @@ impl PendingCalls {
         true
     }
 
-    /// Whether nobody else has got the addresses. Pods that are older than the plugin were never told of.
+    /// Checks that no other pod has the addresses. Pods older than the plugin were never announced.
     fn check(&self, attachment: &Attachment) -> Answer {
         let (_, pod, addresses) = told(attachment);
         let mut owners = addresses.iter().map(|a| (a, self.announced.owner(a)));
@@ -140,13 +140,13 @@ impl PendingCalls {
         }
     }
 
-    /// Whether something was told that no round has taken up yet.
+    /// Whether a call has arrived that no round has processed yet.
     pub(crate) fn has_unprocessed(&self) -> bool {
         self.unprocessed
     }
 
-    /// Addresses of pods that do not run: the runtime waits for the answer before it starts their first process, and
-    /// before it gives the addresses of those that have ended to others.
+    /// Addresses of pods that do not run: the runtime waits for the answer before it starts a pod's first process, and
+    /// before it reuses the addresses of pods that have ended.
     pub(crate) fn idle(&self) -> Idle {
         let mut idle = Idle::default();
         for (pending, _) in &self.pending {
@@ -159,7 +159,7 @@ impl PendingCalls {
         idle
     }
 
-    /// After a round: answers whoever need not wait any longer.
+    /// Answers, after a round, all calls that need not wait any longer.
     pub(crate) fn after(&mut self, round: &Round<'_>) {
         self.unprocessed = false;
         if let (Some(snapshot), Some(outcome)) = (round.snapshot, round.outcome) {
@@ -168,7 +168,7 @@ impl PendingCalls {
         self.answer(round);
     }
 
-    /// Between rounds: answers whoever has waited long enough.
+    /// Answers, between rounds, calls that have reached their time limit.
     pub(crate) fn overdue(&mut self, round: &Round<'_>) {
         if !self.unprocessed {
             self.answer(round);
@@ -185,7 +185,7 @@ impl PendingCalls {
         for (pending, since) in std::mem::take(&mut self.pending) {
             let answer = match &pending.call {
                 Call::Add(attachment) => self.add(attachment, since.elapsed(), round, may.as_ref()),
-                // The kernel has been told, or will be before anybody gets the address.
+                // The kernel is up to date, or will be before the address is reused.
                 _ => {
                     let carried_out = round.outcome.is_some();
                     let over = round.flows_ended || !carried_out || since.elapsed() >= FLOWS;
@@ -199,7 +199,7 @@ impl PendingCalls {
         }
     }
 
-    /// `None`: not yet.
+    /// Answer to an ADD; `None` while it must wait.
     fn add(
         &self,
         attachment: &Attachment,
@@ -236,7 +236,7 @@ impl PendingCalls {
                 if !usable && waited >= LEASE {
                     tracing::warn!(
                         pod = format!("{}/{}", pod.namespace, pod.name),
-                        "a pod starts that its policies leave without a way out for now: see `egret explain`"
+                        "a selected pod starts before it can open connections: see `egret explain`"
                     );
                 }
                 (usable || waited >= LEASE).then_some(Answer::Done {})
@@ -244,7 +244,7 @@ impl PendingCalls {
         }
     }
 
-    /// While nothing can be carried out: what the plugin would do without an agent, and what the objects say of it.
+    /// Reason to wait while no round can be applied: from the plugin's file, and from the objects.
     fn reason_to_wait(&self, attachment: &Attachment, may: Option<&MaySelect>) -> Option<String> {
         let pod = attachment.pod.as_ref();
         let known = self.known.as_ref();
@@ -278,7 +278,7 @@ impl PendingCalls {
         };
         if self.known.as_ref() != Some(&known) {
             if let Err(error) = state_files::save_known(&self.state_directory, &known) {
-                tracing::warn!(%error, "what the CNI plugin needs without an agent cannot be written down");
+                tracing::warn!(%error, "cannot write the file for the CNI plugin");
                 return;
             }
             self.known = Some(known);
@@ -288,7 +288,7 @@ impl PendingCalls {
 
     fn save(&self) {
         if let Err(error) = state_files::save_announced(&self.state_directory, &self.announced) {
-            tracing::warn!(%error, "what the CNI has told cannot be written down");
+            tracing::warn!(%error, "cannot write the CNI's announcements");
         }
     }
 }

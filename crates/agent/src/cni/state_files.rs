@@ -1,6 +1,6 @@
-//! What is kept on disk: what the CNI has told, for the next agent, and who may start without one, for the plugin.
+//! State files of the CNI: announcements, for the next agent, and pods that may start without an agent, for the plugin.
 //!
-//! Both are written by rename and without fsync: after a crash of the machine no pod is left that they are about.
+//! Both are written by rename and without fsync: no pod that they describe survives a crash of the machine.
 
 use egret_core::announced::Announced;
 use egret_wire::cni::Known;
@@ -12,17 +12,17 @@ use std::{fs, io};
 const DIRECTORY: &str = "cni";
 const ANNOUNCED_FILE: &str = "announced.json";
 const KNOWN_FILE: &str = "known.json";
-/// A new one for each start of the kernel (random(4)).
+/// Changes with each boot of the kernel (random(4)).
 const BOOT_ID: &str = "/proc/sys/kernel/random/boot_id";
 
-/// The record of what the CNI has told; sandboxes do not outlive the kernel.
+/// The announcements on disk, with the boot id: sandboxes do not outlive the kernel.
 #[derive(Serialize, Deserialize)]
 struct OnDisk {
     boot: String,
     announced: Announced,
 }
 
-/// Where the plugin reads who may start.
+/// Path of the file in which the plugin reads which pods may start.
 pub(super) fn known_file(state_directory: &Path) -> PathBuf {
     state_directory.join(DIRECTORY).join(KNOWN_FILE)
 }
@@ -31,7 +31,7 @@ fn boot() -> String {
     fs::read_to_string(BOOT_ID).unwrap_or_default()
 }
 
-/// What an earlier agent of this boot was told.
+/// Reads the announcements of an earlier agent of this boot.
 pub(super) fn load_announced(state_directory: &Path) -> Announced {
     let path = state_directory.join(DIRECTORY).join(ANNOUNCED_FILE);
     let bytes = fs::read(path).ok();
@@ -40,7 +40,7 @@ pub(super) fn load_announced(state_directory: &Path) -> Announced {
     ours.map(|on_disk| on_disk.announced).unwrap_or_default()
 }
 
-/// Writes down what was told; nothing told leaves no file.
+/// Writes the announcements; without any the file is removed.
 pub(super) fn save_announced(state_directory: &Path, announced: &Announced) -> io::Result<()> {
     let directory = state_directory.join(DIRECTORY);
     if *announced == Announced::default() {
@@ -53,13 +53,13 @@ pub(super) fn save_announced(state_directory: &Path, announced: &Announced) -> i
     write(&directory, ANNOUNCED_FILE, &serde_json::to_vec(&on_disk)?)
 }
 
-/// What the plugin would read now.
+/// Reads the plugin's file.
 pub(super) fn load_known(state_directory: &Path) -> Option<Known> {
     let text = fs::read_to_string(known_file(state_directory)).ok()?;
     Known::from_text(&text).ok()
 }
 
-/// Writes down what the plugin is to read.
+/// Writes the plugin's file.
 pub(super) fn save_known(state_directory: &Path, known: &Known) -> io::Result<()> {
     let directory = state_directory.join(DIRECTORY);
     write(&directory, KNOWN_FILE, known.to_text().as_bytes())
@@ -79,7 +79,7 @@ fn remove(path: &Path) -> io::Result<()> {
     }
 }
 
-/// Removes everything that is kept.
+/// Removes all state files.
 pub(crate) fn forget(state_directory: &Path) -> io::Result<()> {
     let directory = state_directory.join(DIRECTORY);
     for name in [ANNOUNCED_FILE, KNOWN_FILE] {

@@ -8,22 +8,22 @@ use std::io;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
-/// Where iproute2 looks, newest habit last.
+/// Directories that iproute2 reads; newer versions use the later ones.
 const TABLES: [&str; 3] = ["etc/iproute2", "usr/share/iproute2", "usr/lib/iproute2"];
 const CNI_CONFIGURATION: &str = "etc/cni/net.d";
 const CNI_PLUGINS: &str = "opt/cni/bin";
-/// The same directory, or what it was called before.
+/// The directory of named network namespaces, under its present and its former path.
 const NAMESPACES: [&str; 2] = ["var/run/netns", "run/netns"];
-/// Settings that earlier systems change, and where the kernel shows them.
+/// Settings that earlier systems change, and their files in /proc.
 const SETTINGS: [&str; 3] = [
     "net.ipv4.conf.all.rp_filter",
     "net.ipv4.conf.default.rp_filter",
     "net.ipv4.ip_nonlocal_bind",
 ];
-/// Endings of the names that container runtimes look at.
+/// Suffixes of the configuration files that container runtimes read.
 const CNI_ENDS: [&str; 3] = ["conf", "conflist", "json"];
 
-/// Reads everything below `root`; what is there and cannot be read is told.
+/// Reads everything below `root`; files that exist but cannot be read are added to `unseen`.
 pub(super) fn read(root: &Path, node: &mut Node, unseen: &mut Vec<String>) {
     let mut told = |path: &Path, error: &io::Error| {
         if error.kind() != io::ErrorKind::NotFound {
@@ -67,7 +67,7 @@ pub(super) fn read(root: &Path, node: &mut Node, unseen: &mut Vec<String>) {
     }
 }
 
-/// What is there by its name alone.
+/// Reads the entries of which only the name matters.
 fn read_names(root: &Path, node: &mut Node) -> Vec<(PathBuf, io::Error)> {
     let mut errors = Vec::new();
     let mut into =
@@ -103,7 +103,7 @@ fn has_end(path: &Path, ends: &[&str]) -> bool {
         .is_some_and(|end| ends.contains(&end))
 }
 
-/// Lines `NUMBER NAME`; comments and all else are passed over.
+/// Lines `NUMBER NAME`; comments and all other lines are ignored.
 fn lines(file: &Path, text: &str) -> Vec<FileLine> {
     let said = |line: &&str| !line.trim().is_empty();
     let count = text.lines().filter(said).count();
@@ -121,7 +121,7 @@ fn lines(file: &Path, text: &str) -> Vec<FileLine> {
     text.lines().filter_map(line).collect()
 }
 
-/// A configuration that a runtime can take; what makes no sense to it is none.
+/// Parses a configuration that a runtime accepts; `None` for others.
 fn cni_file(file: &Path, text: &str) -> Option<CniFile> {
     let value: Value = serde_json::from_str(text).ok()?;
     let kind = |plugin: &Value| plugin["type"].as_str().map(str::to_owned);
@@ -135,13 +135,13 @@ fn cni_file(file: &Path, text: &str) -> Option<CniFile> {
     })
 }
 
-/// Carries an action on files out; one on the kernel is passed over. What is gone already is fine.
+/// Carries out an action on files; one on the kernel is ignored. A missing file is no error.
 pub(super) fn remove(action: &Action) -> io::Result<()> {
     let result = match action {
         Action::Line(file, line) => remove_line(Path::new(file), line),
         Action::File(file) => std::fs::remove_file(file),
         Action::Namespace(path) => {
-            // Removing the name takes the mount with it where it is another mount namespace's.
+            // Removing the name also removes a mount that belongs to another mount namespace.
             let _not_mounted_here = umount2(path.as_str(), MntFlags::MNT_DETACH);
             std::fs::remove_file(path)
         }
@@ -153,7 +153,7 @@ pub(super) fn remove(action: &Action) -> io::Result<()> {
     }
 }
 
-/// Writes a file without every line that is equal to this one; all other bytes stay.
+/// Rewrites a file without the lines equal to this one; all other bytes stay.
 fn remove_line(file: &Path, line: &str) -> io::Result<()> {
     let text = std::fs::read_to_string(file)?;
     let keeps = |one: &&str| one.trim_end_matches('\n') != line;

@@ -1,5 +1,4 @@
-//! What stands in the way on this node, seen without its agent: the packets to look for are those that Egret's own table
-//! names, if it is there.
+//! Obstacles on this node, found without its agent: the sample packets are taken from Egret's own table, if it exists.
 
 use egret_core::error::with_causes;
 use egret_core::numbers::{NFT_TABLE, TUNNEL_DEVICE};
@@ -9,7 +8,7 @@ use egret_datapath::obstacle::{Lookout, read_settings};
 use std::net::IpAddr;
 use std::path::Path;
 
-/// What is found; what cannot be seen is added to `unseen`.
+/// Finds obstacles; adds parts that cannot be read to `unseen`.
 pub(super) fn read(root: &Path, unseen: &mut Vec<String>) -> Vec<Obstacle> {
     let mut found = Vec::new();
     match read_settings(root) {
@@ -29,8 +28,8 @@ pub(super) fn read(root: &Path, unseen: &mut Vec<String>) -> Vec<Obstacle> {
     found
 }
 
-/// One pod and one egress address of each family that this node serves; of both families, and unknown, where Egret is
-/// not there yet.
+/// Sample addresses: one pod and one egress address of each family that this node serves; where Egret is not installed,
+/// samples of both families without addresses.
 fn samples() -> Result<Samples, NftError> {
     let mut nft = Nftables::open(NFT_TABLE)?;
     let mut of = |family: &str| -> Result<Sample, NftError> {

@@ -1,4 +1,4 @@
-//! What wakes the loop. Whoever finds something hands on its own type; only here it becomes an event.
+//! Events that wake the main loop. An observer passes its own type; only here it becomes an event.
 
 use crate::cni::PendingCall;
 use crate::observe::canary::Report;
@@ -13,32 +13,32 @@ use egret_datapath::presence::l2::conflict::Claim;
 use std::sync::Arc;
 use std::sync::mpsc::Sender;
 
-/// What wakes the loop.
+/// Event that wakes the main loop.
 pub(crate) enum Event {
-    /// The objects were read, or cannot be.
+    /// The objects were read, or could not be read.
     Source(Reading),
-    /// What the probes say.
+    /// Result of the gateway probes.
     Gateways(GatewayLiveness),
-    /// What was heard on the external network.
+    /// Answers and silence on the external network.
     Neighbours(Heard),
     /// A link, address, route or rule has changed.
     Links,
-    /// Machines on the external segment have said that they have addresses that this gateway serves.
+    /// Machines on the external segment claim addresses that this gateway serves.
     Claims(Vec<Claim>),
-    /// All flows of the node, as asked for.
+    /// All flows of the node, as requested.
     Flows(ConntrackDump),
-    /// Destinations towards which a lease is used up.
+    /// Destinations towards which a lease is exhausted.
     Full(FullDestinations),
-    /// Somebody asks.
+    /// Question of the command line.
     Query(Query),
-    /// The CNI plugin tells of a pod.
+    /// Call of the CNI plugin.
     Cni(PendingCall),
-    /// What canaries have shown.
+    /// Results of canaries.
     Canaries(Report),
 }
 
 impl Event {
-    /// Hands values of an observer to the loop, as events of one kind.
+    /// Passes values of an observer to the loop, as events of one kind.
     pub(crate) fn notify<T: 'static>(events: &Sender<Event>, kind: fn(T) -> Event) -> Notify<T> {
         let events = events.clone();
         Arc::new(move |value| events.send(kind(value)).is_ok())

@@ -1,4 +1,4 @@
-//! What the loop asks on the external network, and what it makes of the answers.
+//! Requests on the external network, and the processing of their answers.
 
 use super::MainLoop;
 use crate::observe::facts::Links;
@@ -10,7 +10,8 @@ use egret_datapath::route::WayOut;
 use std::net::IpAddr;
 
 impl MainLoop {
-    /// Whether this node's external link counts: it has carrier, and something behind it answers, or others do no better.
+    /// Whether this node's external link counts: it has carrier, and a next hop behind it answers or no other gateway
+    /// does better.
     pub(super) fn link_up(&mut self, snapshot: &Snapshot, links: &Links) -> bool {
         let link = links.external_link();
         self.watch(links, link.carrier);
@@ -23,7 +24,7 @@ impl MainLoop {
             .decide_link(snapshot, planned, link, gateways, now_ms)
     }
 
-    /// Has the next hops of the external device asked.
+    /// Sends the next hops of the external device to the thread that probes them, if they changed.
     fn watch(&mut self, links: &Links, has_carrier: bool) {
         let mut watch = Watch::default();
         let external = links.external.as_ref().filter(|_| has_carrier);
@@ -50,12 +51,12 @@ impl MainLoop {
         }
     }
 
-    /// Asks who has the addresses that are contested.
+    /// Asks on the segment who has the contested addresses.
     pub(super) fn ask(&mut self) {
         let now_ms = self.now_ms();
         let questions: Vec<IpAddr> = self.gateway.fitness_mut().questions(now_ms);
         if !questions.is_empty() {
-            // What is not sent counts for nothing and is asked again.
+            // A question that is not sent does not count and is sent again.
             self.channels.neighbours.send(Order::Ask(questions));
         }
         self.schedule

@@ -1,11 +1,11 @@
-//! Flows whose end nobody has to wait for: read by a thread of their own, ended here.
+//! Asynchronous deletion of flows: a separate thread dumps them, the main loop deletes them.
 
 use super::MainLoop;
 use crate::observe::flows::ConntrackDump;
 use egret_core::error::with_causes;
 
 impl MainLoop {
-    /// Has the flows read that a change has left to be ended, once for each change.
+    /// Requests a dump of the flows, once for each change that left flows to delete.
     pub(super) fn ask_for_flows(&mut self) {
         let owed = self.datapath.worker().pending_flow_cleanup();
         if owed != self.last_sent.flows_change
@@ -15,8 +15,8 @@ impl MainLoop {
         }
     }
 
-    /// The flows are read: those that a change has taken away from their source end. What fails is asked for again at
-    /// the next tick.
+    /// Ends the flows in the dump that a change moved away from their source address. After an error the dump is
+    /// requested again at the next tick.
     pub(super) fn end_owed(&mut self, read: ConntrackDump) {
         let change = read.change;
         let ended = read.flows.and_then(|flows| {
@@ -25,11 +25,11 @@ impl MainLoop {
         });
         match ended {
             Ok(flows) => self.tell_ended(flows),
-            Err(error) => tracing::warn!(error, "ending the flows of pods that came or went"),
+            Err(error) => tracing::warn!(error, "cannot end the flows of changed pods"),
         }
     }
 
-    /// What was asked for and not brought is asked for again.
+    /// Requests the dump again if it did not arrive.
     pub(super) fn request_again(&mut self) {
         self.last_sent.flows_change = None;
         self.ask_for_flows();

@@ -1,4 +1,4 @@
-//! What the loop tells others of the node: to whom probes go, figures, the status.
+//! Outputs of the loop: probe targets, canary paths, metrics, the status.
 
 use super::MainLoop;
 use crate::apply::Gateway;
@@ -13,7 +13,7 @@ use egret_datapath::node::NodeGateway;
 use egret_objects::View;
 
 impl MainLoop {
-    /// Probes every gateway but this node itself.
+    /// Sets the probe targets: every gateway except this node.
     pub(super) fn update_probe_targets(&mut self, snapshot: &Snapshot, outcome: &NodeOutcome) {
         let tunnel = &outcome.state.tunnel;
         let me = self
@@ -39,7 +39,7 @@ impl MainLoop {
         }
     }
 
-    /// Tells which ways canaries are to measure.
+    /// Sends the paths that canaries measure.
     pub(super) fn measure(&mut self, outcome: &NodeOutcome) {
         let measured = Measured {
             paths: outcome.canaries.clone(),
@@ -51,9 +51,9 @@ impl MainLoop {
         }
     }
 
-    /// Something has changed that canaries may meet.
+    /// Requests an early canary round after a change that may affect canaries.
     pub(super) fn look_soon(&self) {
-        // Without a canary device nobody listens.
+        // Without a canary device the thread does not run.
         let _ = self.channels.canaries.send(Order::LookSoon);
     }
 
@@ -84,7 +84,8 @@ impl MainLoop {
             last_error: self.last_error.as_deref(),
             obstacles: &self.reports.obstacles,
         });
-        // Sent already and not yet written is enough; sent, written and lost (a record made anew) is not.
+        // A status that is sent but not yet written is enough; one that was written and then lost (the record was
+        // recreated) is not.
         let lost =
             record.resource_version != self.last_sent.record_version && *record != status.record;
         if (lost || self.last_sent.status.as_ref() != Some(&status))

@@ -1,5 +1,5 @@
-//! What the loop does without being asked: finding drift, counting ports, refusing full destinations, looking at others'
-//! forward chains.
+//! Periodic work of the loop: drift detection, port counts, refusal of full destinations, obstacles in foreign forward
+//! chains.
 
 use super::MainLoop;
 use crate::observe::port_use::Ranges;
@@ -12,7 +12,7 @@ use egret_datapath::node::Depth;
 use std::time::Instant;
 
 impl MainLoop {
-    /// What is due when nothing has happened.
+    /// Work that is due on a tick without events.
     pub(super) fn rest(&mut self) {
         if !self.inputs.full.is_empty() && self.schedule.is_refusal_due(self.now_ms()) {
             self.refuse_full();
@@ -22,10 +22,10 @@ impl MainLoop {
         self.schedule
             .request_round_if(due || self.datapath.uplink().programs_changed());
         if self.count_if_due() {
-            // Old tables tell nobody when they change.
+            // Legacy iptables tables send no change notifications.
             if let Some(outcome) = self.outcome.take() {
                 self.open_forwarding(&outcome);
-                // What is reported as programmed may be more or less now.
+                // Obstacles decide how many pods are reported as programmed.
                 let changed = self.look_for_obstacles(&outcome);
                 self.schedule.request_round_if(changed);
                 self.outcome = Some(outcome);
@@ -37,7 +37,7 @@ impl MainLoop {
         }
     }
 
-    /// Finds what others changed; the round after it repairs it.
+    /// Detects drift; the next round repairs it.
     pub(super) fn repair(&mut self, turn: Turn) {
         if turn.verify_changed {
             self.datapath.uplink().invalidate();
@@ -74,27 +74,27 @@ impl MainLoop {
         self.schedule.request_round();
     }
 
-    /// Tells the kernel which destinations to refuse; it forgets them unless told again.
+    /// Writes the destinations to refuse into the kernel; the entries expire unless refreshed.
     pub(super) fn refuse_full(&mut self) {
         self.schedule.full_refused(self.now_ms());
         if let Err(error) = self.datapath.worker().refuse_full(&self.inputs.full) {
-            tracing::warn!(error = %with_causes(&error), "refusing full destinations");
+            tracing::warn!(error = %with_causes(&error), "cannot refuse full destinations");
         }
     }
 
     fn open_forwarding(&mut self, outcome: &NodeOutcome) {
         if let Err(error) = self.datapath.worker().open_forwarding(&outcome.state) {
-            tracing::warn!(error = %with_causes(&error), "opening others' forward chains");
+            tracing::warn!(error = %with_causes(&error), "cannot open foreign forward chains");
         }
     }
 
-    /// What of others' firewalls refuses our packets now; whether that is something else than before.
+    /// Updates the obstacles in foreign firewalls; returns whether they changed.
     pub(super) fn look_for_obstacles(&mut self, outcome: &NodeOutcome) -> bool {
         let found = match self.datapath.worker().obstacles(&outcome.state) {
             Ok(found) if found == self.reports.obstacles => return false,
             Ok(found) => found.to_vec(),
             Err(error) => {
-                tracing::warn!(error = %with_causes(&error), "looking for what refuses our packets");
+                tracing::warn!(error = %with_causes(&error), "cannot check for obstacles");
                 return false;
             }
         };
@@ -108,17 +108,17 @@ impl MainLoop {
                 certain,
                 ..
             } = new;
-            tracing::warn!(text, remedy, certain, "something stands in the way");
+            tracing::warn!(text, remedy, certain, "obstacle found");
         }
         self.reports.obstacles = found;
         true
     }
 
-    /// Counts ports in use where it is time to, or where they have changed at once; whether it did.
+    /// Counts ports in use if it is due, or if a change asked for it; returns whether it counted.
     pub(super) fn count_if_due(&mut self) -> bool {
         let due = self.schedule.is_count_due(self.now_ms()) && self.outcome.is_some();
         if due && let Err(error) = self.count_ports() {
-            tracing::warn!(error, "counting ports in use");
+            tracing::warn!(error, "cannot count ports in use");
         }
         due
     }
@@ -130,7 +130,7 @@ impl MainLoop {
             .worker()
             .ports_in_use()
             .map_err(|error| with_causes(&error))?;
-        // With the other reading of the kernel's flows, and not in each round: it waits for a dump that is under way.
+        // Read together with the flow dump and not in each round: the call waits for a dump that is under way.
         if let Ok(failed) = self.datapath.worker().insert_failed() {
             self.reports.health.with(|metrics| {
                 metrics.insert_failed.set(failed);

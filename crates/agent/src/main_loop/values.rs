@@ -1,4 +1,4 @@
-//! The values that the loop consists of, beside its schedule and the data path.
+//! Values that the main loop consists of, beside its schedule and the data path.
 
 use crate::observe::canary::{Measured, Shown};
 use crate::observe::facts::Links;
@@ -18,65 +18,65 @@ use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Instant;
 
-/// What observers have found, as known last.
+/// Latest values of all observers.
 #[derive(Default)]
 pub(super) struct Inputs {
-    /// The objects, with what the CNI has told laid over; `None` before the first.
+    /// The objects, with the CNI's announcements laid over them; `None` before the first.
     pub(super) view: Option<Box<View>>,
-    /// When the oldest view came that is not carried out yet.
+    /// Arrival time of the oldest view that is not applied yet.
     pub(super) view_since: Option<Instant>,
-    /// The gateways as probes see them.
+    /// Liveness of the gateways, from probes.
     pub(super) gateways: GatewayLiveness,
     /// Gateways that have answered since the start.
     pub(super) ever_live: BTreeSet<NodeName>,
-    /// Facts about links; `None` until they are looked up.
+    /// Facts about links; `None` until the first read.
     pub(super) links: Option<Links>,
-    /// They may have changed since.
+    /// Links may have changed since the last read.
     pub(super) links_stale: bool,
-    /// Routers around this node.
+    /// Routers attached to this node's networks.
     pub(super) routers: Routers,
-    /// Which device leads to which pod.
+    /// Device of each pod.
     pub(super) pod_devices: PodDevices,
-    /// Pods that other nodes do not know to be pods.
+    /// Pods of this node that other nodes do not know to be pods.
     pub(super) uncovered: Uncovered,
-    /// Destinations towards which a lease is used up.
+    /// Destinations towards which a lease is exhausted.
     pub(super) full: BTreeSet<Destination>,
-    /// What canaries have shown.
+    /// Results of canaries.
     pub(super) canaries: Shown,
     /// Index of the device at whose ingress canaries appear, where there is one.
     pub(super) canary_device: Option<u32>,
 }
 
-/// What the threads that work for the loop were sent last: what has not changed is not sent again.
+/// Values sent last to the threads that serve the loop: an unchanged value is not sent again.
 #[derive(Default)]
 pub(super) struct LastSent {
     /// Source ports whose use is followed.
     pub(super) ranges: Ranges,
-    /// Whom to probe.
+    /// Gateways to probe.
     pub(super) targets: Targets,
-    /// Next hops to ask.
+    /// Next hops to probe.
     pub(super) watch: Watch,
-    /// What canaries measure.
+    /// Paths that canaries measure.
     pub(super) measured: Measured,
     /// This node's status.
     pub(super) status: Option<NodeStatus>,
     /// Version of this node's record when the status was sent.
     pub(super) record_version: u64,
-    /// The change whose flows were asked for.
+    /// Number of the change whose flows were requested.
     pub(super) flows_change: Option<u64>,
 }
 
-/// What is read now and then only to be reported, and who reports it.
+/// Values that are read periodically for reports only, and the reporting threads.
 pub(super) struct Reports {
-    /// Metrics, and whether the agent is well.
+    /// Metrics and health of the agent.
     pub(super) health: Arc<Health>,
     /// Counters of the kernel.
     pub(super) traffic: Traffic,
     /// Source ports in use, by egress address.
     pub(super) ports: BTreeMap<IpAddr, u32>,
-    /// What is reported as a condition.
+    /// Findings that are reported as conditions.
     pub(super) findings: LocalFindings,
-    /// What of others' firewalls refuses our packets, as last looked at.
+    /// Rules of foreign firewalls that refuse our packets, as of the last check.
     pub(super) obstacles: Vec<Obstacle>,
 }
 

@@ -1,5 +1,5 @@
-//! Sends canaries along every path of the node and says which do not come back, and where they are lost. What is sent and
-//! what a loss means is decided in `core::canary`; here are the sockets and the waiting.
+//! Sends canaries along every path of the node and reports which do not come back, and where they are lost.
+//! `core::canary` decides which canaries to send and what a loss means; this module has the sockets and the waiting.
 
 use crate::error::AgentError;
 use crate::threads::{Notify, spawn};
@@ -15,14 +15,14 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
 use std::time::{Duration, Instant};
 
-/// First source port (and echo id) of canaries; each kind has some of its own, which rounds use in turn, so that none
-/// meets what connection tracking remembers of the one before.
+/// First source port (and echo id) of canaries. Each kind has its own ports, which rounds use in turn, so that no
+/// canary meets a conntrack entry of the previous one.
 const PORTS_FIRST: u16 = 20_000;
 const PORTS_OF_A_KIND: u16 = 16;
-/// Time between two looks at the counters of a canary that nobody answers.
+/// Poll interval of the counters for a canary that nobody answers.
 const LOOK: Duration = Duration::from_millis(10);
 
-/// What is to be measured.
+/// Input of a measurement.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Measured {
     /// The paths.
@@ -31,36 +31,36 @@ pub(crate) struct Measured {
     pub(crate) mtu: u32,
 }
 
-/// What the last round has shown.
+/// Result of the last round.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Shown {
-    /// Paths that it looked at.
+    /// Paths that were measured.
     pub(crate) paths: Vec<CanaryPath>,
-    /// Those whose canaries are lost.
+    /// Paths whose canaries are lost.
     pub(crate) broken: BTreeSet<BrokenPath>,
-    /// When it ended.
+    /// When the round ended.
     pub(crate) at: Option<Instant>,
 }
 
-/// What the thread hands on.
+/// Output of the thread.
 #[derive(Clone, Debug)]
 pub(crate) enum Report {
     /// A round has ended.
     Shown(Shown),
-    /// The canary device was made anew: its index.
+    /// The canary device was recreated: its new index.
     Device(u32),
 }
 
-/// What the thread is told.
+/// Input of the thread.
 pub(crate) enum Order {
-    /// These paths from now on.
+    /// Measure these paths from now on.
     Measure(Measured),
-    /// Links, rules or policies have changed: look soon.
+    /// Links, rules or policies have changed: measure soon.
     LookSoon,
 }
 
-/// Makes the canary device and starts the thread: the way to it, and the device's index. `None` where the kernel refuses
-/// the device: then nothing is measured.
+/// Creates the canary device and starts the thread; returns its channel and the device's index. `None` where the kernel
+/// refuses the device: then nothing is measured.
 pub(crate) fn start(notify: Notify<Report>) -> Result<(Sender<Order>, Option<u32>), AgentError> {
     let (sender, orders) = channel();
     let opened = CanaryPort::open().and_then(|mut port| {
@@ -84,8 +84,8 @@ pub(crate) fn start(notify: Notify<Report>) -> Result<(Sender<Order>, Option<u32
         }
         Err(error) => {
             let error = with_causes(&error);
-            tracing::warn!(error, "the way of pods' packets is not measured");
-            // Nobody reads what is sent.
+            tracing::warn!(error, "paths are not measured");
+            // Without a thread nobody receives the orders.
             Ok((sender, None))
         }
     }
@@ -97,10 +97,10 @@ struct Canaries {
     port: CanaryPort,
     device: u32,
     measured: Measured,
-    /// When the next round begins; `None`: nothing is to be measured.
+    /// When the next round begins; `None`: there is nothing to measure.
     next: Option<Instant>,
     round: u16,
-    /// Of everybody's ruleset, when it was last looked at.
+    /// Generation of the whole nftables ruleset at the last check.
     generation: Option<u32>,
 }
 
@@ -125,7 +125,7 @@ impl Canaries {
                     }
                 }
                 Err(RecvTimeoutError::Timeout) if self.next.is_some() => {
-                    // Firewalls do not tell when they change.
+                    // Foreign firewalls send no notification of a change.
                     let generation = self.port.ruleset_generation();
                     if std::mem::replace(&mut self.generation, generation) != generation {
                         self.look_soon();
@@ -151,20 +151,20 @@ impl Canaries {
         }
         if self.measured.paths.is_empty() {
             self.next = None;
-            // What was broken is no way of this node any more.
+            // Paths that were broken no longer exist on this node.
             let _ = (self.notify)(Report::Shown(Shown::default()));
             return;
         }
         self.look_soon();
     }
 
-    /// Nothing stays of addresses that canaries come from no more.
+    /// Removes the state of addresses that canaries no longer use.
     fn forget(&mut self, before: &Measured) {
         let after: BTreeSet<_> = self.measured.paths.iter().map(|path| path.source).collect();
         let before: BTreeSet<_> = before.paths.iter().map(|path| path.source).collect();
         for source in before.difference(&after) {
             if let Err(error) = self.port.expect_no_answers(*source) {
-                tracing::debug!(error = %with_causes(&error), "a neighbour of canaries stays");
+                tracing::debug!(error = %with_causes(&error), "cannot remove a neighbour of canaries");
             }
         }
     }
@@ -177,13 +177,13 @@ impl Canaries {
         }
     }
 
-    /// Changes come in bursts; what is put off again and again would never be looked at.
+    /// Schedules an early round. Changes come in bursts, so a pending round is not postponed.
     fn look_soon(&mut self) {
         let soon = Instant::now() + Duration::from_millis(CANARY_SETTLE_MS);
         self.next = Some(self.next.map_or(soon, |next| next.min(soon)));
     }
 
-    /// One round. What cannot be sent at all is lost like what is dropped.
+    /// Runs one round. A canary that cannot be sent counts as lost.
     fn look(&mut self) -> Shown {
         self.round = self.round.wrapping_add(1);
         let paths = self.measured.paths.clone();
@@ -221,7 +221,7 @@ impl Canaries {
         let device = self.port.ensure()?;
         if device != self.device {
             self.device = device;
-            // Somebody has removed it; the ruleset must know the new one.
+            // Somebody has removed the device; the ruleset must have the index of the new one.
             let _ = (self.notify)(Report::Device(device));
         }
         let sources: BTreeSet<_> = paths.iter().map(|path| path.source).collect();
@@ -237,7 +237,7 @@ impl Canaries {
         }
     }
 
-    /// Waits for answers, at most as long as one try has.
+    /// Waits for answers, at most as long as one try may take.
     fn wait(&mut self, waiting: &mut BTreeMap<Canary, &CanaryPath>) {
         let end = Instant::now() + Duration::from_millis(CANARY_ANSWER_MS);
         while !waiting.is_empty() {
@@ -246,7 +246,7 @@ impl Canaries {
                 let Some(asked) = asked else { continue };
                 waiting.remove(&asked);
                 if asked.kind == CanaryKind::Tcp {
-                    // Only so that connection tracking forgets it sooner.
+                    // Only so that conntrack removes the entry sooner.
                     let _ = self.port.reset(&asked);
                 }
             }
@@ -256,12 +256,13 @@ impl Canaries {
             }
             let timeout = PollTimeout::try_from(left.as_millis()).unwrap_or(PollTimeout::MAX);
             let mut fds = [PollFd::new(self.port.as_fd(), PollFlags::POLLIN)];
-            // An interrupted wait is a short one.
+            // An interrupted wait only ends sooner.
             let _ = poll(&mut fds, timeout);
         }
     }
 
-    /// Where the first lost canary of each path is lost: sent once more, alone, between two looks at the hooks' counters.
+    /// Finds where the first lost canary of each path is lost: sends it again, alone, and reads the hooks' counters
+    /// before and after.
     fn find(&mut self, lost: BTreeMap<Canary, &CanaryPath>) -> BTreeSet<BrokenPath> {
         let mut of_path: BTreeMap<&CanaryPath, Vec<Canary>> = BTreeMap::new();
         for (canary, path) in lost {
@@ -277,7 +278,7 @@ impl Canaries {
                         place = Some(lost);
                         break;
                     }
-                    // It came back this time.
+                    // This time it came back.
                     None => kinds.remove(&canary.kind),
                 };
             }
@@ -293,14 +294,15 @@ impl Canaries {
         broken
     }
 
-    /// Canaries that nobody answers: one after the other, since only the hooks' counters tell of them.
+    /// Sends the canaries that nobody answers, one after the other, since only the hooks' counters show how far they
+    /// get.
     fn as_far_as_the_guard(&mut self, path: &CanaryPath) -> Option<BrokenPath> {
         let mut kinds = BTreeSet::new();
         let mut place = None;
         for kind in CanaryKind::ALL {
             let canary = canary(path, kind, self.round);
             let tries = (0..CANARY_TRIES).map(|_| self.passes(&canary));
-            // The first try that gets there is enough.
+            // One try that gets through is enough.
             let lost = tries.map_while(|lost| lost).collect::<Vec<Lost>>();
             if lost.len() == CANARY_TRIES as usize {
                 kinds.insert(kind);
@@ -315,7 +317,7 @@ impl Canaries {
         })
     }
 
-    /// Sends one and waits until the guard has counted it: where it is lost, if it does not get there.
+    /// Sends one and waits until the guard has counted it; returns where it is lost otherwise.
     fn passes(&mut self, canary: &Canary) -> Option<Lost> {
         let before = self.port.counts().unwrap_or_default();
         self.send(canary);
@@ -326,7 +328,7 @@ impl Canaries {
             if is_past(end) {
                 return Some(lost);
             }
-            // Nothing that arrives wakes us here; the kernel has mostly done it by the first look.
+            // No packet arrives that could wake this thread; the kernel has mostly counted it by the first poll.
             std::thread::sleep(LOOK);
         }
     }

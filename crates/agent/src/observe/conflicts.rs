@@ -1,4 +1,4 @@
-//! Hears which machines on the external segment say that they have addresses of this gateway.
+//! Listens for machines on the external segment that claim addresses of this gateway.
 
 use crate::error::AgentError;
 use crate::threads::{Notify, spawn};
@@ -11,18 +11,18 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
-/// How often the thread looks whether it is still wanted.
+/// Poll interval of the thread's stop flag.
 const LOOK: Duration = Duration::from_secs(1);
-/// One machine's word about one address is passed on this often, so that no flood of it reaches the main loop.
+/// Minimum interval between two reports of the same claim, so that a flood does not reach the main loop.
 const SAME_WORD: Duration = Duration::from_millis(500);
-/// Words remembered for that.
+/// Claims remembered for that.
 const WORDS_MAX: usize = 1024;
 
-/// Listens on the external segment. Without a device nothing is heard.
+/// Listener on the external segment. Without a device it is idle.
 pub(crate) struct SegmentListener {
     notify: Notify<Vec<Claim>>,
     listening: Option<Listening>,
-    /// The device on which nobody can listen.
+    /// The device on which listening fails.
     deaf: Option<u32>,
 }
 
@@ -40,7 +40,7 @@ impl Drop for Listening {
 }
 
 impl SegmentListener {
-    /// `notify` takes what machines on the external segment say that they have.
+    /// `notify` receives the claims of machines on the external segment.
     pub(crate) fn new(notify: Notify<Vec<Claim>>) -> Self {
         SegmentListener {
             notify,
@@ -67,13 +67,13 @@ impl SegmentListener {
                 let error = with_causes(&error);
                 tracing::warn!(
                     error,
-                    "nobody listens for other machines with egress addresses"
+                    "cannot listen for machines that claim egress addresses"
                 );
             }
         }
     }
 
-    /// Passes on what is said of these addresses, and nothing else.
+    /// Reports claims to these addresses only.
     pub(crate) fn follow(&self, addresses: &BTreeSet<IpAddr>) {
         if let Some(listening) = &self.listening {
             let mut wanted = listening
@@ -86,7 +86,7 @@ impl SegmentListener {
         }
     }
 
-    /// This node is no gateway any more.
+    /// Stops listening: this node is no longer a gateway.
     pub(crate) fn end(&mut self) {
         self.listening = None;
     }
@@ -120,7 +120,7 @@ fn listen(
         let mut claims = match listener.hear(LOOK) {
             Ok(claims) => claims,
             Err(error) => {
-                // A device that is down says so once, and is heard again when it is up.
+                // A device that goes down causes one error, and packets again once it is up.
                 tracing::debug!(%error, "listening on the external device");
                 thread::park_timeout(LOOK);
                 continue;

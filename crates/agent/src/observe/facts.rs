@@ -1,4 +1,4 @@
-//! What only the node itself knows: devices, addresses, carrier.
+//! Facts that only the node itself has: devices, addresses, carrier.
 
 use super::surroundings::device_addresses;
 use egret_core::machines::{ExternalLink, OutboundRoute};
@@ -14,10 +14,10 @@ use ipnet::IpNet;
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
-/// MTU to assume while the underlay's device cannot be found, bytes (RFC 894).
+/// MTU to assume while the underlay's device is not found, bytes (RFC 894).
 const ETHERNET_MTU: u32 = 1500;
 
-/// What of the node's devices the objects ask for.
+/// Queries about the node's devices, derived from the objects.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Wanted {
     underlay: Option<IpAddr>,
@@ -36,25 +36,25 @@ impl Wanted {
     }
 }
 
-/// Addresses of the pods that run on this node, without those that have the node's own.
+/// Addresses of the pods on this node, without those that equal the node's own.
 pub(crate) fn pod_addresses(snapshot: &Snapshot, node: &NodeName) -> BTreeSet<IpAddr> {
     let own = snapshot.pods.values().filter(|pod| pod.node == *node);
     let own = own.filter(|pod| !pod.host_network && !pod.finished);
     own.flat_map(|pod| &pod.addresses).copied().collect()
 }
 
-/// A look at the node's devices.
+/// State of the node's devices at one time.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Links {
-    /// What was asked for.
+    /// The queries that this state answers.
     pub(crate) wanted: Wanted,
     /// The external device, on gateways that have one.
     pub(crate) external: Option<(Device, Option<Ipv4Addr>, Option<Ipv6Addr>)>,
     /// Addresses of the external device with their prefix, without link-local ones.
     pub(crate) external_addresses: BTreeSet<IpNet>,
-    /// How that device leads to other networks: IPv4, IPv6.
+    /// Routes from that device to other networks: IPv4, IPv6.
     pub(crate) ways_out: [WayOut; 2],
-    /// The kernel sends what is for the rest of the world out of it: IPv4, IPv6.
+    /// Whether the kernel routes packets to the network outside by it: IPv4, IPv6.
     pub(crate) leads_out: [bool; 2],
     /// Its IPv6 link-local address.
     pub(crate) external_link_local: Option<Ipv6Addr>,
@@ -62,20 +62,20 @@ pub(crate) struct Links {
     pub(crate) underlay_mtu: u32,
     /// Devices with an address in the network of the underlay address.
     pub(crate) underlay_devices: BTreeSet<String>,
-    /// That device has carrier; so it counts while it cannot be found.
+    /// Whether that device has carrier; true while it is not found.
     pub(crate) underlay_up: bool,
     /// Addresses of every device.
     pub(crate) local_addresses: BTreeSet<IpAddr>,
-    /// The same with their prefix, without those of our own devices.
+    /// The same with their prefix, without those of Egret's devices.
     pub(crate) device_addresses: BTreeSet<IpNet>,
-    /// Next hops of policies that a device with carrier leads to, without a router between.
+    /// Next hops of policies that are on-link at a device with carrier.
     pub(crate) attached: BTreeMap<IpAddr, Attachment>,
-    /// Policy routing rules of others that look at bits of our mark.
+    /// Foreign policy routing rules that match bits of our mark.
     pub(crate) foreign_marks: BTreeSet<ForeignMark>,
 }
 
 impl Links {
-    /// Looks now.
+    /// Reads the devices now.
     pub(crate) fn look(routing: &mut Routing, wanted: Wanted) -> Result<Self, RouteError> {
         let devices = routing.devices()?;
         let underlay = wanted.underlay;
@@ -135,7 +135,7 @@ impl Links {
         Ok(links)
     }
 
-    /// As `core` wants it.
+    /// The external device as `core` expects it.
     pub(crate) fn external_fact(&self) -> Option<External> {
         let (device, ..) = self.external.as_ref()?;
         Some(External {
@@ -145,7 +145,7 @@ impl Links {
         })
     }
 
-    /// As `core` judges it.
+    /// The external link as `core` judges it.
     pub(crate) fn external_link(&self) -> ExternalLink {
         let device = self.external.as_ref().map(|(device, ..)| device);
         ExternalLink {
@@ -164,7 +164,7 @@ fn outbound(way: &WayOut) -> OutboundRoute {
     }
 }
 
-/// Asked of addresses that canaries go to, since those are in nobody's network.
+/// Looks up routes to the addresses of canaries, since those are in no real network.
 fn leads_out(routing: &mut Routing, external: Option<&Device>) -> Result<[bool; 2], RouteError> {
     let mut leads = [false; 2];
     if let Some(external) = external {
@@ -176,7 +176,7 @@ fn leads_out(routing: &mut Routing, external: Option<&Device>) -> Result<[bool; 
     Ok(leads)
 }
 
-/// The device that leads out of the cluster.
+/// The external device of a gateway.
 fn external(
     choice: &ExternalChoice,
     devices: &[Device],
@@ -197,7 +197,7 @@ fn external(
     devices.iter().find(|device| device.name == name).cloned()
 }
 
-/// Names of the devices with an address in the network that the underlay address is in.
+/// Names of the devices with an address in the underlay address's network.
 fn in_network_of(
     underlay: Option<IpAddr>,
     devices: &[Device],
@@ -217,7 +217,7 @@ fn in_network_of(
     names.map(|device| device.name.clone()).collect()
 }
 
-/// What the kernel says of the next hops that this node is asked for.
+/// Routes of the kernel to the next hops of policies.
 fn attached(
     routing: &mut Routing,
     devices: &[Device],

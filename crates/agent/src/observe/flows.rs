@@ -1,4 +1,4 @@
-//! The thread that reads the node's flows, so that the main loop does not wait for it: the kernel walks all of its buckets
+//! Thread that dumps the node's flows, so that the main loop does not wait: the kernel walks all of its hash buckets
 //! for that, however few flows there are.
 
 use crate::error::AgentError;
@@ -7,20 +7,20 @@ use egret_core::error::with_causes;
 use egret_datapath::conntrack::{Conntrack, Flow};
 use std::sync::mpsc::{self, Sender};
 
-/// All flows, and the number of the change that asked for them.
+/// All flows, and the number of the change that requested them.
 pub(crate) struct ConntrackDump {
     pub(crate) change: u64,
     pub(crate) flows: Result<Vec<Flow>, String>,
 }
 
-/// Starts the thread, and returns the way to ask it: each number of a change is answered by flows read after it was asked
-/// for, or those of a later one are.
+/// Starts the thread and returns its channel. Each change number is answered by flows that were read after its request,
+/// or by those of a later number.
 pub(crate) fn start(notify: Notify<ConntrackDump>) -> Result<Sender<u64>, AgentError> {
     let (ask, asked) = mpsc::channel::<u64>();
     spawn("flows", move || {
         let mut table = None;
         while let Ok(first) = asked.recv() {
-            // One look answers all that have asked before it.
+            // One dump answers all requests made before it.
             let change = asked.try_iter().fold(first, u64::max);
             let flows = read(&mut table);
             if !notify(ConntrackDump { change, flows }) {

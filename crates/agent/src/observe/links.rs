@@ -1,4 +1,4 @@
-//! Tells at once when a link, an address, a route, a rule, a next hop or a neighbour of ours changes.
+//! Reports changes of links, addresses, routes, rules, next hops and of our own neighbours at once.
 
 use crate::error::AgentError;
 use crate::threads::spawn;
@@ -20,8 +20,8 @@ const GROUPS: [u32; 10] = [
 ];
 const BUFFER_BYTES: usize = 64 * 1024;
 
-/// Starts the watch, which ends when `tell` returns false. What exactly changed does not matter: who is told compares
-/// everything. Changes made through the socket with the port `own`, if any, are known already and are not told.
+/// Starts the watch, which ends when `tell` returns false. Messages are not evaluated: the receiver compares
+/// everything. Changes made through the socket with the port `own`, if any, are known already and are not reported.
 pub(crate) fn watch(
     own: Option<u32>,
     mut tell: impl FnMut() -> bool + Send + 'static,
@@ -46,7 +46,7 @@ fn open() -> std::io::Result<Socket> {
     Ok(socket)
 }
 
-/// Waits for one message and tells of it. What the kernel said; `None`: nobody wants to be told any more.
+/// Waits for one message, and reports it if it matters. Returns the kernel's answer; `None`: the receiver is gone.
 fn hear(
     socket: &Socket,
     buffer: &mut [u8],
@@ -54,7 +54,7 @@ fn hear(
     tell: &mut impl FnMut() -> bool,
 ) -> Option<std::io::Result<usize>> {
     let message = socket.recv(&mut &mut buffer[..], 0);
-    // ENOBUFS means that messages were lost: something changed all the same.
+    // ENOBUFS means that messages were lost, so it counts as a change.
     let length = message.as_ref().map_or(0, |length| *length);
     let heard = &buffer[..length];
     let is_own = own.is_some_and(|port| is_done_by(port, heard));
@@ -62,7 +62,7 @@ fn hear(
     (!is_news || tell()).then_some(message)
 }
 
-/// The kernel says whose request it carried out (`nlmsg_pid` of `linux/netlink.h`), and 0 for what it did by itself.
+/// The kernel names the port that made the request (`nlmsg_pid` of `linux/netlink.h`), or 0 for its own changes.
 fn is_done_by(port: u32, message: &[u8]) -> bool {
     let field = |at: usize| {
         let bytes = message.get(at..at + 4)?;
@@ -72,7 +72,7 @@ fn is_done_by(port: u32, message: &[u8]) -> bool {
     is_one && field(12) == Some(port)
 }
 
-/// Neighbours of other devices come and go all the time and are nobody's business here.
+/// Neighbours of foreign devices change constantly and do not matter.
 fn concerns_us(message: &[u8]) -> bool {
     let kind = message.get(4..6).map(|b| u16::from_ne_bytes([b[0], b[1]]));
     match kind {
@@ -119,7 +119,7 @@ mod tests {
         let work = || {
             nix::sched::unshare(nix::sched::CloneFlags::CLONE_NEWNET).expect("root");
             let socket = open().expect("a socket");
-            // The kernel makes the least of it: room for one or two messages.
+            // The kernel rounds up to its minimum: room for one or two messages.
             socket.set_rx_buf_sz(1).expect("a small buffer");
             for number in 0..32 {
                 device(&format!("flood{number}"), true);
@@ -131,7 +131,7 @@ mod tests {
                 true
             };
             let mut buffer = vec![0; BUFFER_BYTES];
-            // Errors until nothing is left, and how often somebody was told, but for the end itself.
+            // Reads until nothing is left; returns the errors and the number of reports, without the report of the end.
             let mut all = || {
                 let before = told.get();
                 let mut errors = Vec::new();
@@ -160,7 +160,7 @@ mod tests {
 
     /// Adds or deletes a route that throws (`RTM_NEWROUTE`, `RTM_DELROUTE`, `linux/rtnetlink.h`), as for a pod.
     fn route(socket: &mut NetlinkSocket, is_new: bool) {
-        // Family, bits, and so on: table 77, protocol static, scope universe, kind throw.
+        // struct rtmsg: family, prefix lengths, and so on: table 77, protocol static, scope universe, type throw.
         let header = [2, 32, 0, 0, 77, 4, 0, 9, 0, 0, 0, 0];
         let (kind, flags) = match is_new {
             true => (24, flags::CREATE | flags::EXCL),
@@ -185,7 +185,7 @@ mod tests {
             let (mut own, mut theirs) = (netlink(), netlink());
             let port = Some(own.port().expect("a port"));
             let mut buffer = vec![0; BUFFER_BYTES];
-            // What was heard, and how much of it was told.
+            // Number of messages, and how many of them were reported.
             let mut all = || {
                 let (mut heard, told) = (0, std::cell::Cell::new(0));
                 let mut tell = || {
@@ -198,7 +198,7 @@ mod tests {
                 {
                     heard += 1;
                 }
-                // The end of what there is to hear is told like every error.
+                // The end of the messages is reported like every error.
                 (heard, told.get() - 1)
             };
             route(&mut own, true);

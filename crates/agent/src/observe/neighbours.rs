@@ -1,5 +1,5 @@
-//! Asks on the external network by ARP and ND: whether the next hops of the external device answer, and who has an
-//! address. What it means is decided by `core::machines`; here are the sockets.
+//! ARP and ND requests on the external network: whether the next hops of the external device answer, and who has an
+//! address. `core::machines` interprets the answers; this module has the sockets.
 
 use crate::error::AgentError;
 use crate::threads::{Notify, spawn};
@@ -17,50 +17,50 @@ use std::time::Instant;
 /// Longest sleep.
 const REST_MS: u64 = 10_000;
 
-/// What the main loop wants.
+/// Orders of the main loop.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Order {
-    /// To know whether these next hops answer, from now on.
+    /// Probe these next hops from now on.
     Watch(Watch),
-    /// To know who has these addresses, once.
+    /// Ask once who has these addresses.
     Ask(Vec<IpAddr>),
 }
 
-/// Next hops and the device to ask by; none: this node is no gateway, or its external link has no carrier.
+/// Next hops, and the device to probe them by; none: this node is no gateway, or its external link has no carrier.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Watch {
     pub(crate) device: Option<Device>,
     pub(crate) next_hops: BTreeSet<IpAddr>,
 }
 
-/// What was heard.
+/// Results for the main loop.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Heard {
-    /// The next hops that do not answer are these now.
+    /// Next hops that do not answer now.
     Silent(BTreeSet<IpAddr>),
-    /// The question who has an address was sent.
+    /// The request who has the address was sent.
     Asked(IpAddr),
-    /// Another machine says that it has an address that was asked for.
+    /// Another machine answered that it has a requested address.
     Taken(IpAddr),
 }
 
-/// The way to the thread: an order, and a byte that wakes it.
+/// Channel to the thread: an order, and a byte that wakes it.
 pub(crate) struct Orders {
     orders: Sender<Order>,
     bell: UnixStream,
 }
 
 impl Orders {
-    /// Whether the thread is there to take it.
+    /// Sends an order; false if the thread has ended.
     pub(crate) fn send(&self, order: Order) -> bool {
         let sent = self.orders.send(order).is_ok();
-        // Full of bytes it wakes all the same.
+        // A full buffer wakes the thread as well.
         let _ = (&self.bell).write(&[1]);
         sent
     }
 }
 
-/// Starts the thread and returns the way to tell it what to ask.
+/// Starts the thread and returns its channel.
 pub(crate) fn start(notify: Notify<Heard>) -> Result<Orders, AgentError> {
     let error = |source| AgentError::Io {
         doing: "making a pair of sockets",
@@ -95,9 +95,9 @@ struct Neighbours {
     watch: Watch,
     asker: Option<Asker>,
     probes: NextHopProbes,
-    /// MAC address of each next hop in its last answer.
+    /// MAC address of each next hop, from its last answer.
     known: BTreeMap<IpAddr, [u8; 6]>,
-    /// Addresses that were asked for and not answered yet.
+    /// Addresses that were requested and not answered yet.
     asked: BTreeSet<IpAddr>,
     told: BTreeSet<IpAddr>,
 }
@@ -106,7 +106,7 @@ impl Neighbours {
     fn run(mut self) {
         while self.take_orders() {
             self.sleep();
-            // Answers first: a late wake-up must not make a next hop silent whose answer is here.
+            // Answers first: a late wake-up must not declare a next hop silent whose answer has arrived.
             let heard = self.listen();
             self.ask_next_hops();
             if !heard || !self.tell_silent() {
@@ -119,7 +119,7 @@ impl Neighbours {
         u64::try_from(self.started.elapsed().as_millis()).unwrap_or(u64::MAX)
     }
 
-    /// `false`: nobody gives orders any more.
+    /// `false`: the main loop has ended.
     fn take_orders(&mut self) -> bool {
         let mut bytes = [0; 64];
         while (&self.woken).read(&mut bytes).is_ok_and(|read| read > 0) {}
@@ -143,7 +143,7 @@ impl Neighbours {
                 for address in addresses {
                     if self.send(address, Who::HasIt) {
                         self.asked.insert(address);
-                        // Without a listener the thread ends with the next answer.
+                        // If the receiver is gone, the thread ends with the next answer.
                         let _ = (self.notify)(Heard::Asked(address));
                     }
                 }
@@ -160,10 +160,10 @@ impl Neighbours {
         }
         if let (None, Some(device)) = (&self.asker, watch.device) {
             self.asker = Asker::open(device)
-                .inspect_err(|error| tracing::warn!(%error, "neighbours cannot be asked"))
+                .inspect_err(|error| tracing::warn!(%error, "cannot probe neighbours"))
                 .ok();
         }
-        // Without a socket nothing can be learned: nobody is silent.
+        // Without a socket no silence can be observed.
         match self.asker {
             Some(_) => self.probes.set(&watch.next_hops, now_ms),
             None => self.probes.set(&BTreeSet::new(), now_ms),
@@ -182,7 +182,7 @@ impl Neighbours {
         let mut wait: Vec<PollFd<'_>> = sockets
             .map(|socket| PollFd::new(socket, PollFlags::POLLIN))
             .collect();
-        // Interrupted or not: the loop looks at everything.
+        // The result does not matter: the loop checks everything.
         let _ = poll(&mut wait, timeout);
     }
 
@@ -207,12 +207,12 @@ impl Neighbours {
         for question in self.probes.drain() {
             let known = self.known.get(&question.address).copied();
             let at = known.filter(|_| question.is_known);
-            // A question that is lost here is one without answer.
+            // A request that cannot be sent counts as unanswered.
             self.send(question.address, Who::IsThere(at));
         }
     }
 
-    /// Tells what is new; `false`: nobody listens any more.
+    /// Reports changes; `false`: the receiver is gone.
     fn tell_silent(&mut self) -> bool {
         let silent = self.probes.silent();
         if silent == self.told {
@@ -222,13 +222,13 @@ impl Neighbours {
             tracing::warn!(next_hop = %address, "the next hop does not answer");
         }
         for address in self.told.difference(&silent) {
-            tracing::info!(next_hop = %address, "the next hop answers, or is asked no more");
+            tracing::info!(next_hop = %address, "the next hop answers, or is no longer probed");
         }
         self.told.clone_from(&silent);
         (self.notify)(Heard::Silent(silent))
     }
 
-    /// Whether it went out.
+    /// Returns whether it was sent.
     fn send(&self, address: IpAddr, who: Who) -> bool {
         let asker = self.asker.as_ref();
         asker.is_some_and(|asker| asker.ask(address, who).is_ok())

@@ -1,8 +1,8 @@
-//! Which device leads to which pod of this node, and which pods have lost theirs.
+//! Device of each pod of this node, and pods whose device is gone.
 //!
-//! The API shows a pod's address longer than the pod has it. Where the network plugin leads to each pod by a route of its
-//! own, the device is gone with the pod, before another one can have the address: what was bound to it dies with it. Where
-//! pods share a bridge there is no such route, and nothing is bound.
+//! The API shows a pod's address longer than the pod has it. Where the network plugin has a route for each pod, the
+//! device is removed with the pod, before another pod can get the address: state bound to the device is removed with
+//! it. Where pods share a bridge there is no such route, and nothing is bound.
 
 use egret_core::model::{NodeName, Snapshot};
 use egret_core::node::{MainRoute, pod_routes};
@@ -12,26 +12,26 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::time::{Duration, Instant};
 
-/// A pod that is still shown with the address, with no other pod beside it, has it back when another device has led to
-/// the address for this long: its sandbox was made anew. A kubelet shows a pod's address within seconds.
+/// A pod that the API still shows as the only one with its address has it again after another device has led to the
+/// address for this long: its sandbox was recreated. A kubelet shows a pod's address within seconds.
 const REGAINED_AFTER: Duration = Duration::from_secs(30);
 
 /// An address and the uid of the pod that the API shows with it.
 type Held = (IpAddr, String);
 
-/// What leads where.
+/// Devices and routes of this node's pods.
 #[derive(Default)]
 pub(crate) struct PodDevices {
     bound: BTreeMap<Held, u32>,
-    /// Since when another device leads to the address.
+    /// Time since which another device leads to the address.
     detached: BTreeMap<Held, Option<Instant>>,
-    /// Prefixes that the routes lead to as pods'.
+    /// Prefixes that the routes identify as pods'.
     pod_routes: BTreeSet<IpNet>,
-    /// Devices, routes or pods have changed since the last look.
+    /// Devices, routes or pods have changed since the last read.
     stale: bool,
 }
 
-/// Addresses with a route of their own, straight to a device: how network plugins without a bridge lead to their pods.
+/// Addresses with a host route straight to a device, as network plugins without a bridge make them.
 fn straight(routes: &[MainRoute]) -> BTreeMap<IpAddr, u32> {
     let one = |route: &&MainRoute| {
         route.next_hop.is_none() && route.to.prefix_len() == route.to.max_prefix_len()
@@ -41,18 +41,18 @@ fn straight(routes: &[MainRoute]) -> BTreeMap<IpAddr, u32> {
 }
 
 impl PodDevices {
-    /// Devices, routes or pods have changed.
+    /// Marks the devices as changed.
     pub(crate) fn invalidate(&mut self) {
         self.stale = true;
     }
 
-    /// A pod may have its address back by now.
+    /// Whether a pod may have its address again by now.
     pub(crate) fn is_due(&self, now: Instant) -> bool {
         let since = self.detached.values().flatten().min();
         since.is_some_and(|since| now.duration_since(*since) >= REGAINED_AFTER)
     }
 
-    /// Looks, if there is anything new to see.
+    /// Reads devices and routes, if they may have changed.
     pub(crate) fn look(
         &mut self,
         routing: &mut Routing,
@@ -83,12 +83,12 @@ impl PodDevices {
         self.bound.clone()
     }
 
-    /// What the node's routes say of where pods are.
+    /// Prefixes of pods, from the node's routes.
     pub(crate) fn pod_routes(&self) -> BTreeSet<IpNet> {
         self.pod_routes.clone()
     }
 
-    /// Whose device is gone.
+    /// Pods whose device is gone.
     pub(crate) fn detached(&self) -> BTreeSet<Held> {
         self.detached.keys().cloned().collect()
     }
@@ -115,7 +115,7 @@ impl PodDevices {
             match self.bound.get(&one) {
                 Some(device) if !devices.contains(device) => {
                     let (address, uid) = &one;
-                    tracing::info!(%address, uid, "the pod's device is gone: its address is nobody's until the API says more");
+                    tracing::info!(%address, uid, "the pod's device is gone: its address belongs to no pod for now");
                     self.bound.remove(&one);
                     self.detached.insert(one, None);
                 }
@@ -136,7 +136,7 @@ mod tests {
         all.iter().map(one).collect()
     }
 
-    /// Follows and says who is detached. `leads`: the device that leads to A's address.
+    /// Updates and returns the detached pods. `leads`: the device that leads to A's address.
     fn follow(
         devices_of_pods: &mut PodDevices,
         pods: &[(&str, &str)],
@@ -155,7 +155,7 @@ mod tests {
         assert_eq!(follow(&mut devices_of_pods, &[A], Some(7), now), held(&[]));
         assert_eq!(follow(&mut devices_of_pods, &[A], None, now), held(&[A]));
         assert_eq!(follow(&mut devices_of_pods, &[A], Some(8), now), held(&[A]));
-        // The API shows the next one, and then the first no more.
+        // The API shows the next pod with the address, and then no longer the first.
         let next = (A.0, "uid-b");
         assert_eq!(
             follow(&mut devices_of_pods, &[A, next], Some(8), now),

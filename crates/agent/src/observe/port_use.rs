@@ -1,4 +1,4 @@
-//! The thread that follows the flows of this node and says towards which destinations the leases are used up.
+//! Thread that follows the flows of this node and reports the destinations towards which leases are exhausted.
 
 use crate::error::AgentError;
 use crate::threads::{Notify, spawn};
@@ -16,24 +16,24 @@ use std::time::{Duration, Instant};
 /// Source ports that new flows may use, by egress address.
 pub(crate) type Ranges = BTreeMap<IpAddr, Vec<PortRange>>;
 
-/// Destinations towards which a lease is used up.
+/// Destinations towards which a lease is exhausted.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct FullDestinations {
-    /// All of them now.
+    /// All such destinations at present.
     pub(crate) destinations: BTreeSet<Destination>,
-    /// Times that one was full and not listed for lack of room, since the start.
+    /// Number of full destinations not listed for lack of room, since the start.
     pub(crate) left_out: u64,
 }
 
-/// Longest wait for an event before new ranges are looked for.
+/// Longest wait for an event before the channel is checked for new ranges.
 const LOOK_UP: Duration = Duration::from_millis(200);
-/// Flows are compared with a dump this often, beside whenever events were lost.
+/// Interval of comparisons with a dump; another one follows each loss of events.
 const COMPARE: Duration = Duration::from_secs(60);
 /// Pause after an error.
 const PAUSE_AFTER_ERROR: Duration = Duration::from_millis(500);
 
-/// Starts the thread, and returns the way to tell it the ranges. Without ranges it listens to nothing, so that the
-/// kernel makes no events for it.
+/// Starts the thread and returns its channel for ranges. Without ranges it does not subscribe, so that the kernel
+/// creates no events for it.
 pub(crate) fn start(notify: Notify<FullDestinations>) -> Result<Sender<Ranges>, AgentError> {
     let (tell, told) = mpsc::channel::<Ranges>();
     spawn("port-use", move || {
@@ -58,7 +58,7 @@ struct Follower {
 }
 
 impl Follower {
-    /// Follows flows until there are no ranges any more. `None`: the main loop has ended.
+    /// Follows flows until there are no ranges left. `None`: the main loop has ended.
     fn follow(&mut self, ranges: Ranges, told: &Receiver<Ranges>) -> Option<()> {
         self.ports.set_ranges(ranges);
         loop {
@@ -66,7 +66,7 @@ impl Follower {
                 Ok(Some(())) => return self.say(),
                 Ok(None) => return None,
                 Err(error) => {
-                    tracing::warn!(error = %with_causes(&error), "following the flows of this node");
+                    tracing::warn!(error = %with_causes(&error), "cannot follow the flows of this node");
                     std::thread::park_timeout(PAUSE_AFTER_ERROR);
                 }
             }
@@ -74,7 +74,7 @@ impl Follower {
     }
 
     fn listen(&mut self, told: &Receiver<Ranges>) -> Result<Option<()>, NetlinkError> {
-        // Listening first: what changes during the dump is told afterwards.
+        // Subscribe first: changes during the dump arrive afterwards.
         let (mut socket, mut table) = (FlowEvents::open()?, Conntrack::open()?);
         self.compare(&mut table)?;
         let mut compared = Instant::now();
@@ -86,7 +86,7 @@ impl Follower {
                     if none {
                         return Ok(Some(()));
                     }
-                    // Flows of addresses that are new here were not kept.
+                    // Flows of new addresses were not recorded so far.
                     self.compare(&mut table)?;
                 }
                 Ok(None) => {}
@@ -128,7 +128,7 @@ impl Follower {
         }
     }
 
-    /// Hands on what has changed. `None`: nobody listens any more.
+    /// Reports changes. `None`: the receiver is gone.
     fn say(&mut self) -> Option<()> {
         if self.ports.full() != &self.said {
             self.said = self.ports.full().clone();
@@ -142,7 +142,7 @@ impl Follower {
     }
 }
 
-/// The newest ranges that were told, if any. `Err`: nobody will tell any more.
+/// The newest ranges received, if any. `Err`: the sender is gone.
 fn newest(told: &Receiver<Ranges>) -> Result<Option<Ranges>, ()> {
     let mut newest = None;
     loop {

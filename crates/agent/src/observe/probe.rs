@@ -1,6 +1,6 @@
-//! Probes gateways through the tunnel. Who is alive is decided by `core::machines::Liveness`; here are the sockets.
+//! Probes gateways through the tunnel. `core::machines::Liveness` decides which are alive; this module has the sockets.
 //!
-//! A request is a tunnel packet made by hand, from the node's underlay address; the gateway's eBPF program sends it back
+//! A request is a handmade tunnel packet from the node's underlay address. The gateway's eBPF program returns it
 //! through its tunnel, so the answer proves the path and not a process.
 
 use crate::error::AgentError;
@@ -23,28 +23,28 @@ use std::sync::mpsc::{self, Receiver, Sender, TryRecvError};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-/// Longest sleep: how late a change of peers may be noticed.
+/// Longest sleep; bounds the delay until new targets take effect.
 const LOOK_MS: u64 = 20;
-/// Answers read between two looks at the clock.
+/// Answers read between two reads of the clock.
 const BURST_MAX: usize = 256;
 
-/// Whom to probe, and from where.
+/// Gateways to probe, and the node's own addresses.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Targets {
     /// Own number in the tunnel, own underlay address, index of the tunnel device.
     pub(crate) me: Option<(u16, IpAddr, u32)>,
     /// Gateways.
     pub(crate) peers: BTreeMap<NodeName, ProbeTarget>,
-    /// Where no eBPF program answers probes: the steering version, and the nodes that may ask, by their numbers.
+    /// Where no eBPF program answers probes: the steering version, and the nodes that get answers, by tunnel index.
     pub(crate) answers: Option<(u64, BTreeMap<u16, IpAddr>)>,
-    /// This node itself has no carrier: silence says nothing about others, so nobody is asked.
+    /// This node itself has no carrier: silence shows nothing about others, so no probes are sent.
     pub(crate) cut_off: bool,
 }
 
-/// Where the main loop puts the counters of the programs that answer others' probes.
+/// Slot in which the main loop puts the counters of the programs that answer other nodes' probes.
 pub(crate) type HeardSlot = Arc<Mutex<Option<Heard>>>;
 
-/// Starts the thread and returns the way to tell it whom to probe.
+/// Starts the thread and returns its channel for targets.
 pub(crate) fn start(
     heard: HeardSlot,
     notify: Notify<GatewayLiveness>,
@@ -73,7 +73,7 @@ struct Sockets {
     requests: UdpSocket,
     replies: UdpSocket,
     reply_port: u16,
-    /// Where others' probes arrive, on gateways without eBPF.
+    /// Socket for other nodes' probes, on gateways without eBPF.
     asked: Option<UdpSocket>,
 }
 
@@ -84,14 +84,14 @@ struct Prober {
     liveness: Liveness,
     targets: Targets,
     sockets: Option<Sockets>,
-    /// Gateways may have come or gone since the last message.
+    /// Gateways may have been added or removed since the last message.
     targets_updated: bool,
     told: GatewayLiveness,
     heard: HeardSlot,
     hearing: Hearing,
-    /// Probes that this process has answered itself.
+    /// Probes that this process has answered.
     asked: u64,
-    /// A gateway has answered since this node's own link was down.
+    /// Whether a gateway has answered since this node's own link was down.
     answered: bool,
 }
 
@@ -107,7 +107,7 @@ impl Prober {
                 Err(TryRecvError::Disconnected) => return,
             }
             self.sleep();
-            // Answers first: a late wake-up must not make a gateway dead whose answer is here.
+            // Answers first: a late wake-up must not declare a gateway dead whose answer has arrived.
             self.read_replies();
             self.answer();
             let now_ms = self.now_ms();
@@ -136,7 +136,7 @@ impl Prober {
         let answers = targets.answers.is_some();
         let same = targets.me == self.targets.me && answers == self.targets.answers.is_some();
         if !same || self.sockets.is_none() {
-            // The old ones first: the port of probes is taken once.
+            // The old ones first: only one socket can have the probe port.
             self.sockets = None;
             self.sockets = targets.me.and_then(|(index, underlay, device)| {
                 open(index, underlay, device, answers)
@@ -174,7 +174,7 @@ impl Prober {
                 let asked = sockets.asked.iter().map(|socket| readable(socket.as_fd()));
                 let mut wait: Vec<PollFd<'_>> = asked.collect();
                 wait.push(readable(sockets.replies.as_fd()));
-                // Interrupted or not: the loop looks at everything.
+                // The result does not matter: the loop checks everything.
                 let _ = poll(&mut wait, timeout);
             }
             None => std::thread::sleep(Duration::from_millis(wait_ms)),
@@ -209,7 +209,7 @@ impl Prober {
         }
     }
 
-    /// Sends others' probes back, as the eBPF program would: only to nodes that are known.
+    /// Answers other nodes' probes as the eBPF program would: only to known nodes.
     fn answer(&mut self) {
         let (Some(sockets), Some((version, nodes)), Some((own, ..))) =
             (&self.sockets, &self.targets.answers, self.targets.me)
@@ -237,13 +237,13 @@ impl Prober {
                 };
                 let frame = reply.encode_frame(to, PORT, from.port());
                 self.asked += 1;
-                // An error is a lost answer.
+                // An error counts as a lost answer.
                 let _ = sockets.requests.send_to(&frame, (*underlay, TUNNEL_PORT));
             }
         }
     }
 
-    /// Sends what is due and hands on what is new; `false`: nobody listens any more.
+    /// Sends due probes and reports changes; `false`: the receiver is gone.
     fn carry_out(&mut self) -> bool {
         let commands = self.liveness.drain();
         let mut news = false;
@@ -290,7 +290,7 @@ impl Prober {
         (self.notify)(self.told.clone())
     }
 
-    /// Whether no other gateway answers this node, and whether others reach it nevertheless.
+    /// Returns whether no other gateway answers this node, and whether other nodes' probes reach it.
     fn standing(&mut self) -> (bool, bool) {
         let now_ms = self.now_ms();
         if self.targets.peers.is_empty() {
@@ -324,7 +324,7 @@ impl Prober {
             steering_version: 0,
         };
         let frame = probe.encode_frame(target.index, sockets.reply_port, PORT);
-        // An error (no route, interface down) is a lost probe.
+        // An error (no route, interface down) counts as a lost probe.
         let to = (target.underlay, TUNNEL_PORT);
         let _ = sockets.requests.send_to(&frame, to);
     }

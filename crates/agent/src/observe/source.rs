@@ -1,4 +1,4 @@
-//! Reads the objects, on a thread of its own: a source that hangs stops news, not traffic.
+//! Thread that reads the objects: a source that hangs stops updates, not traffic.
 
 use crate::error::AgentError;
 use crate::threads::{Notify, spawn};
@@ -9,7 +9,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
-/// Longest wait for a change before the source is looked at anyway.
+/// Longest wait for a notification before the source is read anyway.
 const LOOK_ANYWAY: Duration = Duration::from_secs(5);
 /// Pause after an error.
 const PAUSE_AFTER_ERROR: Duration = Duration::from_millis(500);
@@ -17,25 +17,25 @@ const PAUSE_AFTER_ERROR: Duration = Duration::from_millis(500);
 /// Opens the source; called once for each thread that uses it.
 pub type OpenSource = Arc<dyn Fn() -> Result<Box<dyn Source>, SourceError> + Send + Sync>;
 
-/// What reading the objects has come to.
+/// Result of reading the objects.
 #[derive(Debug)]
 pub(crate) enum Reading {
-    /// There is a new view of them.
+    /// There is a new view.
     View(LatestView),
-    /// They cannot be read, for this reason; what is known stays.
+    /// Reading failed, with this error; the last view stays valid.
     Failed(String),
 }
 
-/// The newest view that nobody has looked at yet. Older ones are of no use to anybody, and a queue of them grows without
-/// bound where views come faster than they are carried out.
+/// The newest view that is not taken yet. Older ones are dropped: a queue would grow without bound where views arrive
+/// faster than they are applied.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct LatestView(Arc<Mutex<Option<Left>>>);
 
-/// A view, and since when there has been one that nobody has looked at.
+/// A view, and the time since which an untaken view exists.
 type Left = (Box<View>, Instant);
 
 impl LatestView {
-    /// Leaves a view; whether there was none.
+    /// Stores a view; returns whether the slot was empty.
     fn put(&self, view: Box<View>) -> bool {
         let mut slot = self.slot();
         let since = slot.as_ref().map(|(_, since)| *since);
@@ -43,18 +43,18 @@ impl LatestView {
         since.is_none()
     }
 
-    /// Takes it, and since when it or an older one has waited.
+    /// Takes the view, with the time since which it or an older one has waited.
     pub(crate) fn take(&self) -> Option<(Box<View>, Instant)> {
         self.slot().take()
     }
 
     fn slot(&self) -> MutexGuard<'_, Option<Left>> {
-        // A value is put or taken whole.
+        // A poisoned lock is harmless: the value is replaced as a whole.
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-/// Starts the thread that reads.
+/// Starts the thread.
 pub(crate) fn read(
     open: &OpenSource,
     stop: &Arc<AtomicBool>,

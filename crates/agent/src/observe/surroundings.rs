@@ -1,4 +1,4 @@
-//! What of this node's networks others must know: addresses of its devices, and routers around it.
+//! Addresses and routers of this node's networks that other nodes must know.
 
 use egret_core::error::with_causes;
 use egret_core::model::{NodeRecord, Snapshot};
@@ -13,10 +13,10 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::time::{Duration, Instant};
 
-/// Routers come and go seldom, and every route must be read to find them.
+/// Interval of router updates: routers change seldom, and every route must be read to find them.
 const REFRESH: Duration = Duration::from_secs(ROUTERS_REFRESH_SECS);
 
-/// Addresses of every device but our own, each with its prefix.
+/// Addresses of all devices except Egret's, each with its prefix.
 pub(crate) fn device_addresses(
     devices: &[Device],
     by_device: &BTreeMap<u32, Vec<IpNet>>,
@@ -43,7 +43,7 @@ pub(crate) struct Routers {
 }
 
 impl Routers {
-    /// Looks, if the last look is long ago. What cannot be read stays as it was.
+    /// Reads the routers if the last read is long ago. After an error they stay as they were.
     pub(crate) fn look(&mut self, routing: &mut Routing) {
         if self.looked.is_some_and(|at| at.elapsed() < REFRESH) {
             return;
@@ -51,12 +51,12 @@ impl Routers {
         self.looked = Some(Instant::now());
         match routing.routers() {
             Ok(found) => self.known = Some(found),
-            Err(error) => tracing::warn!(error = %with_causes(&error), "looking for routers"),
+            Err(error) => tracing::warn!(error = %with_causes(&error), "cannot read the routes"),
         }
     }
 }
 
-/// What is reported, and how much more there would be to report.
+/// Reported addresses and routers, and how many more there are.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) struct Surroundings {
     pub(crate) node_addresses: BTreeSet<IpNet>,
@@ -66,8 +66,8 @@ pub(crate) struct Surroundings {
 }
 
 impl Surroundings {
-    /// `addresses`: those of the devices. What is not known now is as it was reported last: an agent that has just started
-    /// must not give anything free.
+    /// `addresses`: those of the devices. Unknown values are reported as last time: a restarted agent must not release
+    /// any.
     pub(crate) fn of(
         record: &NodeRecord,
         snapshot: &Snapshot,
@@ -115,7 +115,7 @@ fn bounded<T: Ord>(
     all.into_iter().take(limit).collect()
 }
 
-/// Prefixes whose addresses need not be told: link-local and the like, of this node's pods, of Services.
+/// Prefixes whose addresses are not reported: link-local and similar, this node's pods, Services.
 fn known_anyway(snapshot: &Snapshot, record: &NodeRecord) -> Vec<IpNet> {
     let mut all = never_anywhere();
     let node = snapshot.nodes.get(&record.node);

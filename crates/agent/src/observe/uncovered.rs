@@ -1,5 +1,5 @@
-//! Pods of this node whose addresses other nodes do not know to be pods', and for how long that has been so: a pod that has
-//! just started is told to the others within less than a node would complain for.
+//! Pods of this node whose addresses other nodes do not know to be pods', and since when. Other nodes learn of a pod
+//! that has just started before this is reported.
 
 use egret_core::numbers::POD_UNCOVERED_SECS;
 use std::collections::{BTreeMap, BTreeSet};
@@ -15,7 +15,7 @@ pub(crate) struct Uncovered {
 }
 
 impl Uncovered {
-    /// What the last look found.
+    /// Records the current set.
     pub(crate) fn follow(&mut self, found: &BTreeSet<IpAddr>, now: Instant) {
         self.since.retain(|address, _| found.contains(address));
         for address in found {
@@ -23,13 +23,13 @@ impl Uncovered {
         }
     }
 
-    /// Those that have been uncovered for long enough to tell.
+    /// Addresses that have been uncovered for long enough to report.
     pub(crate) fn lasting(&mut self, now: Instant) -> BTreeSet<IpAddr> {
         self.told = self.by(now);
         self.told.clone()
     }
 
-    /// There is more or less to tell than was last asked for.
+    /// Whether the set to report differs from the last one.
     pub(crate) fn is_due(&self, now: Instant) -> bool {
         self.told != self.by(now)
     }

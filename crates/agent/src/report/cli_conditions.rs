@@ -1,4 +1,4 @@
-//! Conditions as `egret status` tells them: those that hold and say more than that everything is as it should be.
+//! Conditions in `egret status`: only those that hold and differ from the normal state.
 
 use egret_objects::{Condition, ConditionStatus, View};
 use serde::Serialize;
@@ -7,25 +7,25 @@ use serde::Serialize;
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 #[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct ConditionView {
-    /// Its type; `Ready` where it is False.
+    /// Type of the condition; `Ready` where it is False.
     pub condition: String,
-    /// Why, in one word.
+    /// Reason, in one word.
     pub reason: String,
-    /// Why, in a sentence.
+    /// Message for people.
     pub message: String,
 }
 
-/// One node whose agent has something to say.
+/// A node with conditions to show.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 #[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct NodeView {
-    /// The node.
+    /// Name of the node.
     pub node: String,
-    /// What it says.
+    /// Conditions of the node.
     pub conditions: Vec<ConditionView>,
 }
 
-/// Conditions whose False is what matters.
+/// Conditions that are shown when they are False.
 const GOOD: [&str; 3] = ["Accepted", "Allocated", "Ready"];
 
 fn holding(conditions: &[Condition], skip: &[&str]) -> Vec<ConditionView> {
@@ -45,12 +45,12 @@ fn holding(conditions: &[Condition], skip: &[&str]) -> Vec<ConditionView> {
     .collect()
 }
 
-/// What the conditions of a policy say beside `Ready`, which the status tells by itself, and what that repeats.
+/// Conditions of a policy, without `Ready`, which the status shows itself, and without repetitions of it.
 pub(crate) fn of_policy(conditions: &[Condition]) -> Vec<ConditionView> {
     holding(conditions, &GOOD)
 }
 
-/// What nodes say of themselves.
+/// Conditions that nodes report.
 pub(crate) fn of_nodes(view: &View) -> Vec<NodeView> {
     let nodes = view.nodes.iter().map(|(node, report)| NodeView {
         node: node.0.clone(),

@@ -24,19 +24,19 @@ pub struct Status {
     api_version: &'static str,
     #[cfg_attr(feature = "schema", schemars(extend("const" = "Status")))]
     kind: &'static str,
-    /// Where the answer comes from: an agent, or the objects alone.
+    /// Origin of the answer: an agent, or the objects alone.
     pub source: String,
-    /// Every policy.
+    /// All policies.
     pub policies: Vec<PolicyView>,
-    /// Every egress address.
+    /// All egress addresses.
     pub addresses: Vec<AddressView>,
-    /// Every gateway node.
+    /// All gateway nodes.
     pub gateways: Vec<GatewayView>,
-    /// Paths that this node's agent measures; none where the answer is of the objects alone.
+    /// Paths that this node's agent measures; empty if the answer is from the objects alone.
     pub paths: Vec<PathView>,
-    /// Nodes that are not as they should be, or work with less than was promised.
+    /// Nodes that are not ready or have limitations.
     pub nodes: Vec<NodeView>,
-    /// What is to be mended.
+    /// Invalid objects and other faults, with their remedies.
     pub findings: Vec<FindingView>,
 }
 
@@ -47,31 +47,31 @@ pub struct PolicyView {
     /// `Egress` or `ClusterEgress`.
     #[cfg_attr(feature = "schema", schemars(with = "egret_core::model::Kind"))]
     pub kind: String,
-    /// Empty for `ClusterEgress`.
+    /// Namespace of the policy; empty for `ClusterEgress`.
     pub namespace: String,
-    /// Its name.
+    /// Name of the policy.
     pub name: String,
-    /// Every selected pod leaves by its address.
+    /// Whether every selected pod leaves by the policy's address.
     pub ready: bool,
-    /// Addresses in use.
+    /// Egress addresses in use.
     pub addresses: Vec<IpAddr>,
-    /// Pods selected and programmed.
+    /// Numbers of selected and programmed pods.
     pub pods: Pods,
-    /// Why it is or is not ready.
+    /// Reason of `ready`, in one word.
     pub reason: String,
-    /// The same for people.
+    /// Reason of `ready`, for people.
     pub message: String,
-    /// What else holds and limits what it does.
+    /// Other conditions that hold.
     pub conditions: Vec<ConditionView>,
 }
 
-/// Pods of one policy.
+/// Numbers of a policy's pods.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct Pods {
-    /// Selected.
+    /// Pods that the policy selects.
     pub selected: u32,
-    /// Programmed.
+    /// Pods whose nodes have programmed the policy.
     pub programmed: u32,
 }
 
@@ -79,11 +79,11 @@ pub struct Pods {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 #[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct AddressView {
-    /// The address.
+    /// The egress address.
     pub address: IpAddr,
-    /// The gateway that answers for it.
+    /// The gateway that announces it.
     pub announcer: Option<String>,
-    /// Who may use which ports.
+    /// Leases of its ports.
     pub leases: Vec<LeaseView>,
 }
 
@@ -91,14 +91,14 @@ pub struct AddressView {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 #[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct LeaseView {
-    /// The worker.
+    /// The worker that holds the lease.
     pub node: String,
-    /// `first-last`.
+    /// Port ranges, each as `first-last`.
     pub ranges: Vec<String>,
-    /// Granted, Active, Draining or HoldDown.
+    /// State: Granted, Active, Draining or HoldDown.
     #[cfg_attr(feature = "schema", schemars(with = "egret_core::model::LeaseState"))]
     pub state: String,
-    /// The steering version that includes it.
+    /// Steering version that includes the lease.
     pub epoch: u64,
 }
 
@@ -106,13 +106,13 @@ pub struct LeaseView {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 #[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct GatewayView {
-    /// The node.
+    /// Name of the node.
     pub node: String,
-    /// It answers probes (asked of an agent), or its agent has reported (read from the objects).
+    /// Whether it answers probes (asked of an agent), or its agent has reported (read from the objects).
     pub live: bool,
-    /// Its steering version.
+    /// Steering version of its tables.
     pub version: u64,
-    /// `ebpf` or `nftables`.
+    /// Data path: `ebpf` or `nftables`.
     pub datapath: Option<String>,
 }
 
@@ -120,18 +120,18 @@ pub struct GatewayView {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 #[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct FindingView {
-    /// Kind, namespace and name.
+    /// Kind, namespace and name of the object.
     pub object: String,
     /// Path of the field.
     pub field: String,
-    /// What it says.
+    /// Value of the field.
     pub value: String,
-    /// What would be right.
+    /// Instruction that repairs it.
     pub remedy: String,
 }
 
 impl FindingView {
-    /// The same in words of the command line.
+    /// The finding as the command line shows it.
     pub fn of(finding: &Finding) -> Self {
         FindingView {
             object: finding.object.to_string(),
@@ -143,7 +143,7 @@ impl FindingView {
 }
 
 impl Status {
-    /// From the objects alone.
+    /// Status from the objects alone.
     pub fn of_objects(view: &View) -> Self {
         let gateways = view.gateways.values().flat_map(|gateway| &gateway.gateways);
         let mut by_node: BTreeMap<String, GatewayView> = BTreeMap::new();
@@ -174,7 +174,7 @@ impl Status {
         }
     }
 
-    /// The same, with what this node's probes say of the gateways.
+    /// Status from the objects, with the liveness of gateways from this node's probes.
     pub(crate) fn of_agent(
         view: &View,
         outcome: Option<&NodeOutcome>,
@@ -201,7 +201,7 @@ impl Status {
         status
     }
 
-    /// Everything is as it should be.
+    /// Whether every policy is ready, every gateway live, and there is no finding.
     pub fn is_good(&self) -> bool {
         self.findings.is_empty()
             && self.policies.iter().all(|policy| policy.ready)
@@ -209,7 +209,8 @@ impl Status {
     }
 }
 
-/// A node does not probe itself; it answers for itself as long as it has a gateway state.
+/// Whether the outcome is that of this node. A node does not probe itself; it counts as live while it has a gateway
+/// state.
 fn outcome_is_of(outcome: Option<&NodeOutcome>, node: &str) -> bool {
     outcome.is_some_and(|outcome| {
         let own = outcome.state.tunnel.index;
@@ -249,7 +250,7 @@ fn policies(view: &View) -> Vec<PolicyView> {
     view.snapshot.policies.iter().map(one).collect()
 }
 
-/// Gateway nodes that say that nothing behind their external link answers.
+/// Gateway nodes that report that nothing behind their external link answers.
 fn without_way_out<'a>(
     view: &'a View,
     nodes: impl Iterator<Item = &'a String>,
@@ -264,7 +265,7 @@ fn without_way_out<'a>(
     })
 }
 
-/// Gateways of which no node answers this one.
+/// Gateway groups of which no node answers this one.
 fn unreached(outcome: &NodeOutcome) -> impl Iterator<Item = FindingView> {
     let kinds = [ReportKind::FailStatic, ReportKind::NoGateway];
     let reports = outcome.reports.iter();
@@ -277,7 +278,7 @@ fn unreached(outcome: &NodeOutcome) -> impl Iterator<Item = FindingView> {
     })
 }
 
-/// `silent`: gateways that do not answer; what they said last counts no more.
+/// `silent`: gateways that do not answer; their last reports do not count.
 fn addresses(view: &View, silent: &BTreeSet<NodeName>) -> Vec<AddressView> {
     let lease = |lease: &egret_core::model::Lease| LeaseView {
         node: lease.node.0.clone(),

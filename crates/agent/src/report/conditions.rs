@@ -12,7 +12,7 @@ use egret_objects::Condition;
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
 
-/// How many of a list a message names.
+/// Entries of a list that a message names.
 const NAMED_MAX: usize = 5;
 
 fn and_more(all: usize) -> String {
@@ -22,7 +22,7 @@ fn and_more(all: usize) -> String {
     }
 }
 
-/// Names the first few.
+/// Names the first [`NAMED_MAX`].
 fn refused_text(refused: &BTreeSet<RefusedProtocol>) -> String {
     let name = |one: &RefusedProtocol| {
         let protocol = match one.protocol {
@@ -38,7 +38,7 @@ fn refused_text(refused: &BTreeSet<RefusedProtocol>) -> String {
     format!("refused, having no ports: {}{more}", named.join(", "))
 }
 
-/// Names the first few.
+/// Names the first [`NAMED_MAX`].
 fn full_text(full: &BTreeSet<Destination>) -> String {
     let name = |one: &Destination| {
         let protocol = match one.protocol {
@@ -55,7 +55,7 @@ fn full_text(full: &BTreeSet<Destination>) -> String {
     format!("new flows are refused towards {}{more}", named.join(", "))
 }
 
-/// Ways whose canaries do not come back, under the reason of the first.
+/// Condition for paths whose canaries do not come back, with the reason of the first.
 fn path_broken<'a>(
     reports: impl Iterator<Item = &'a egret_core::node::NodeReport>,
     obstacles: &[Obstacle],
@@ -67,7 +67,7 @@ fn path_broken<'a>(
     let lines = broken
         .iter()
         .map(|report| format!("{}: {}", report.subject, report.text));
-    // What is known by name on this node has its remedy in the text.
+    // Known obstacles on this node: their text contains the remedy.
     let known = obstacles.iter().filter(|obstacle| obstacle.certain);
     let known = known.map(|obstacle| format!("known here: {}", obstacle.told()));
     let text: Vec<String> = lines.chain(known.take(NAMED_MAX)).collect();
@@ -75,7 +75,7 @@ fn path_broken<'a>(
     Some(Condition::from(&said))
 }
 
-/// Everything that holds on this node. `left_out`: addresses of devices and routers that are not reported.
+/// All conditions that hold on this node. `left_out`: device addresses and routers that are not reported.
 pub(super) fn conditions(inputs: &StatusInputs<'_>, left_out: usize) -> Vec<Condition> {
     let StatusInputs {
         outcome,

@@ -1,31 +1,31 @@
-//! What is reported of this node's gateway role.
+//! Report of this node's gateway role.
 
 use egret_core::condition::Reason;
 use egret_core::model::{AddressClaim, MacAddress};
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
-/// The gateway role of this node, as others are to know it. Empty on a node that is no gateway.
+/// The gateway role of this node as other nodes see it. Empty on a node that is no gateway.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct GatewayReport {
     /// `ebpf` or `nftables`, while a data path is attached.
     pub(crate) datapath: Option<String>,
-    /// What that data path does not do, for people.
+    /// Features that this data path lacks, for people.
     pub(crate) limitations: Option<String>,
-    /// Its tables hold what this agent wanted.
+    /// Whether its tables have the planned content.
     pub(crate) loaded: bool,
     /// The steering version of its tables; 0 without an external link that counts.
     pub(crate) version: u64,
-    /// Egress addresses that this node answers for.
+    /// Egress addresses that this node announces.
     pub(crate) announcing: BTreeSet<IpAddr>,
     /// Hardware address of the external device, while a data path is attached.
     pub(crate) external_mac: Option<MacAddress>,
-    /// Machines that have addresses which this node would announce.
+    /// Addresses of this node that other machines claim.
     pub(crate) claims: BTreeMap<IpAddr, AddressClaim>,
-    /// There is no route out, by this node's own measurement.
+    /// Whether this node's own measurement finds no route out.
     pub(crate) uplink_lost: bool,
-    /// Why others may not count on this gateway.
+    /// Reasons why others may not count on this gateway.
     pub(crate) degraded: Vec<(Reason, String)>,
-    /// Why there is no data path, or its tables are old.
+    /// Why there is no data path, or its tables are outdated.
     pub(crate) last_error: Option<String>,
 }

@@ -1,4 +1,4 @@
-//! Sets the metrics from what the main loop knows.
+//! Sets the metrics from values of the main loop.
 
 use super::full_destinations;
 use super::gateway_report::GatewayReport;
@@ -9,21 +9,21 @@ use egret_core::node::NodeOutcome;
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
-/// What of this node is counted and measured.
+/// Measured values of this node.
 pub(crate) struct Figures<'a> {
-    /// What the kernel contains, once a round has been carried out.
+    /// Kernel content, once a round has been applied.
     pub(crate) outcome: Option<&'a NodeOutcome>,
-    /// The gateways as probes see them.
+    /// Liveness of the gateways, from probes.
     pub(crate) gateways: &'a GatewayLiveness,
     /// Packets that the worker's ruleset dropped or refused, by reason.
     pub(crate) refused_packets: &'a BTreeMap<String, u64>,
     /// Source ports in use, by egress address.
     pub(crate) ports: &'a BTreeMap<IpAddr, u32>,
-    /// Destinations towards which a lease is used up.
+    /// Destinations towards which a lease is exhausted.
     pub(crate) full: &'a BTreeSet<Destination>,
 }
 
-/// Sets the metrics of the worker, and of the gateways as it sees them.
+/// Sets the metrics of the worker, and of the gateways as it probes them.
 pub(crate) fn worker(metrics: &mut Metrics, figures: &Figures<'_>) {
     let Figures {
         outcome,
@@ -102,7 +102,7 @@ pub(crate) fn gateway(
     metrics.steering_version.set(gateway.version);
 }
 
-/// One figure for each path that canaries have measured.
+/// Sets one gauge for each path that canaries have measured.
 pub(crate) fn canaries(metrics: &mut Metrics, shown: &Shown) {
     metrics.path_broken.clear();
     for path in &shown.paths {

@@ -1,4 +1,4 @@
-//! What the agent shows of itself: metrics, and whether it is well.
+//! Metrics and readiness of the agent.
 
 use super::metrics::Metrics;
 use prometheus_client::encoding::text::encode;
@@ -35,7 +35,7 @@ impl Health {
         lock(&self.state).0.clone()
     }
 
-    /// When the main loop last went round.
+    /// When the main loop last completed a turn.
     pub fn last_round(&self) -> Instant {
         lock(&self.state).1
     }

@@ -14,7 +14,7 @@ use std::sync::atomic::AtomicU64;
 /// A gauge or counter by reason.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Hash, EncodeLabelSet)]
 pub struct ByReason {
-    /// Why.
+    /// The reason.
     pub reason: String,
 }
 
@@ -43,7 +43,7 @@ pub struct ByAddressAndDirection {
     pub direction: String,
 }
 
-/// A counter by kind of thing.
+/// A counter by kind of drift.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Hash, EncodeLabelSet)]
 pub struct ByKind {
     /// Which kind ([`egret_datapath::drift::Drift`]).
@@ -73,55 +73,55 @@ pub struct Metrics {
     pub registry: Registry,
     /// Worker packets dropped or refused, by reason.
     pub worker_packets: Family<ByReason, Gauge<u64, AtomicU64>>,
-    /// Gateway packets, by what became of them.
+    /// Gateway packets, by verdict.
     pub gateway_packets: Family<ByReason, Gauge<u64, AtomicU64>>,
-    /// Packets at the uplinks' programs, by what became of them.
+    /// Packets at the uplinks' programs, by verdict.
     pub uplink_packets: Family<ByReason, Gauge<u64, AtomicU64>>,
     /// Packets that left this node with an egress address.
     pub sent_packets: Family<ByPolicyAndAddress, Counter>,
-    /// Bytes of them.
+    /// Bytes of these packets.
     pub sent_bytes: Family<ByPolicyAndAddress, Counter>,
     /// Connections that were given a source port.
     pub connections: Family<ByPolicyAndAddress, Counter>,
     /// Packets that this gateway carried.
     pub carried_packets: Family<ByAddressAndDirection, Counter>,
-    /// Bytes of them.
+    /// Bytes of these packets.
     pub carried_bytes: Family<ByAddressAndDirection, Counter>,
     /// Packets that this gateway dropped.
     pub dropped_packets: Family<ByAddressAndDirection, Counter>,
-    /// Times that this node began to announce an address.
+    /// Takeovers: this node began to announce an address.
     pub takeovers: Family<ByAddress, Counter>,
     /// Whether a gateway answers this node's probes.
     pub gateway_live: Family<ByGateway, Gauge>,
-    /// Whether canaries of a path do not come back.
+    /// Whether canaries of a path are lost.
     pub path_broken: Family<ByGatewayAndFamily, Gauge>,
     /// Gateways that stopped answering.
     pub gateway_losses: Counter,
-    /// States carried out.
+    /// States applied.
     pub applies: Counter,
-    /// States that could not be carried out.
+    /// States whose apply failed.
     pub apply_errors: Counter,
-    /// Seconds to carry a state out.
+    /// Seconds to apply a state.
     pub apply_seconds: Histogram,
     /// Seconds from a changed view of the objects to the kernel's acknowledgement.
     pub programming_seconds: Histogram,
-    /// Damage by others that was found and mended.
+    /// Drift that was detected and repaired.
     pub repairs: Family<ByKind, Counter>,
     /// Flows ended by policy changes.
     pub ended_flows: Counter,
     /// Source ports in use.
     pub ports_in_use: Family<ByAddress, Gauge>,
-    /// Source ports that may be used.
+    /// Source ports in this node's leases.
     pub ports_leased: Family<ByAddress, Gauge>,
-    /// Destinations towards which a lease is used up.
+    /// Destinations towards which a lease is exhausted.
     pub full_destinations: Family<ByAddress, Gauge>,
-    /// Flows that the kernel could not enter into its table.
+    /// Flows that the kernel could not insert into its table.
     pub insert_failed: Gauge<u64, AtomicU64>,
     /// Pod addresses that policies select on this node.
     pub selected_pods: Gauge,
     /// Addresses that this node announces.
     pub announcing: Gauge,
-    /// Addresses that another machine answers for, as this gateway hears.
+    /// Addresses that another machine claims, as this gateway observes.
     pub address_conflicts: Family<ByAddress, Gauge>,
     /// Steering version of this node's gateway.
     pub steering_version: Gauge<u64, AtomicU64>,
@@ -265,10 +265,10 @@ impl Metrics {
         r.register("findings", "Invalid objects", self.findings.clone());
     }
 
-    /// With a sample in every family, so that encoding the registry names every metric: for `docs/metrics.md`.
+    /// A registry with a sample in every family, so that its encoding names every metric: for `docs/metrics.md`.
     pub fn with_samples() -> Self {
         let metrics = Metrics::default();
-        // Every field by name: a new one does not compile until it is here.
+        // Destructured without `..`: a new field does not compile until it is here.
         let Metrics {
             registry: _,
             worker_packets,
@@ -330,7 +330,7 @@ impl Metrics {
         metrics
     }
 
-    /// Shows which addresses another machine answers for.
+    /// Sets the gauges of addresses that another machine claims.
     pub(crate) fn show_conflicts(&self, claims: &BTreeMap<IpAddr, AddressClaim>) {
         self.address_conflicts.clear();
         for address in claims.keys() {

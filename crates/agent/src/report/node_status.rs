@@ -1,4 +1,4 @@
-//! The status of this node, as `EgressNode` has it.
+//! The status of this node in its `EgressNode`.
 
 use super::conditions::conditions;
 use super::full_destinations;
@@ -48,7 +48,7 @@ pub(crate) fn node_status(inputs: &StatusInputs<'_>) -> NodeStatus {
         uplink_lost: is_gateway && gateway.uplink_lost,
         steering_version: gateway.version,
         announcing: gateway.announcing.clone(),
-        // Without an outcome the controller must not conclude that anything is drained.
+        // Without an outcome the controller must not conclude that a lease is drained.
         demand: if outcome.is_some() {
             demand
         } else {
@@ -61,7 +61,7 @@ pub(crate) fn node_status(inputs: &StatusInputs<'_>) -> NodeStatus {
         datapath: gateway.datapath.clone().filter(|_| is_gateway),
         node_addresses: around.node_addresses,
         routers: around.routers,
-        // Others must know it for as long as they may hear it.
+        // Other nodes need it for as long as they may receive packets from it.
         external_mac: gateway
             .external_mac
             .or(record.external_mac.filter(|_| is_gateway)),
@@ -79,7 +79,7 @@ pub(crate) fn node_status(inputs: &StatusInputs<'_>) -> NodeStatus {
     NodeStatus { record, report }
 }
 
-/// Next hops that other nodes may send packets for.
+/// Next hops to which this node forwards packets of other nodes.
 fn carried(outcome: &NodeOutcome) -> BTreeSet<IpAddr> {
     let served = outcome
         .state
@@ -92,7 +92,7 @@ fn carried(outcome: &NodeOutcome) -> BTreeSet<IpAddr> {
         .collect()
 }
 
-/// What carries packets here, and how those of pods leave: through netfilter, or lifted at the uplinks.
+/// Data path of the gateway role, and path of pods' packets: through netfilter, or reinjected at the uplinks.
 fn capabilities(outcome: Option<&NodeOutcome>, gateway: &GatewayReport) -> Vec<String> {
     let ebpf = gateway.limitations.is_none().then_some("ebpf");
     let path = outcome.and_then(|outcome| match outcome.pods_path {
@@ -100,7 +100,7 @@ fn capabilities(outcome: Option<&NodeOutcome>, gateway: &GatewayReport) -> Vec<S
         PodsPath::Bpf => Some("cni-path-bpf"),
         PodsPath::Unsupported(_) => None,
     });
-    // The nftables fallback does not turn canaries round.
+    // The nftables fallback does not return canaries.
     let canary = ebpf.filter(|_| gateway.loaded).map(|_| CANARY_CAPABILITY);
     let all = ["nftables"]
         .into_iter()

@@ -1,11 +1,11 @@
-//! The condition that tells what of others' firewalls stands in the way.
+//! Condition for obstacles in foreign firewalls.
 
 use egret_core::condition::{Condition as Said, ConditionType, Reason};
 use egret_core::obstacle::{Obstacle, ObstacleKind};
 use egret_objects::Condition;
 
-/// What of others' firewalls refuses our packets. A policy is told also where rules before it may let them pass: a person
-/// has to look.
+/// Rules of foreign firewalls that refuse our packets. A drop policy is reported even where earlier rules may accept
+/// them: only a person can decide that.
 pub(super) fn condition(obstacles: &[Obstacle]) -> Option<Condition> {
     let counts = |one: &&Obstacle| one.certain || one.kind == ObstacleKind::ForwardPolicy;
     let reason = |one: &Obstacle| match one.kind {

@@ -10,19 +10,19 @@ use std::net::IpAddr;
 #[serde(rename_all = "camelCase")]
 #[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct PathView {
-    /// The `EgressGateway`.
+    /// Name of the `EgressGateway`.
     pub gateway: String,
-    /// The egress address that canaries leave by.
+    /// Egress address that canaries use.
     pub address: IpAddr,
-    /// `gateway`: to a gateway and back. `guard`: to the last hook of this node.
+    /// `gateway`: measured to a gateway and back. `guard`: measured to the last hook of this node.
     pub measured_to: String,
-    /// Family, protocols and place of the loss; null while nothing is lost.
+    /// Family, protocols and place of the loss; null if nothing is lost.
     pub broken: Option<String>,
-    /// Age of the measurement in seconds.
+    /// Age of the measurement, seconds.
     pub measured_secs_ago: u64,
 }
 
-/// Every path of the last round; none before the first.
+/// All paths of the last round; empty before the first.
 pub(crate) fn paths(canaries: &Shown) -> Vec<PathView> {
     let Some(at) = canaries.at else {
         return Vec::new();

@@ -1,4 +1,4 @@
-//! Questions of the command line to the agent of the same node: one line of JSON each way. Nothing here changes anything.
+//! Questions of the command line to the agent of the same node: one line of JSON each way. They change nothing.
 
 use super::cli_status::Status;
 use super::path_view::paths;
@@ -19,31 +19,31 @@ use std::path::Path;
 use std::sync::mpsc::{self, Sender};
 use std::time::Duration;
 
-/// Longest question in bytes.
+/// Longest question, bytes.
 const QUESTION_BYTES_MAX: u64 = 4096;
 /// Longest wait for either side.
 const PATIENCE: Duration = Duration::from_secs(3);
 
-/// What can be asked.
+/// Question to the agent.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "ask", rename_all = "camelCase")]
 pub enum Question {
-    /// How everything is.
+    /// Status of the cluster, as this node sees it.
     Status,
-    /// How the paths of this node's packets were when they were last measured.
+    /// Last measurement of this node's paths.
     Paths,
-    /// What becomes of a pod's traffic.
+    /// Treatment of a pod's traffic.
     Explain {
         /// Namespace of the pod.
         namespace: String,
-        /// Its name.
+        /// Name of the pod.
         pod: String,
-        /// Towards this destination.
+        /// Destination of the traffic.
         to: Option<IpAddr>,
     },
 }
 
-/// A question on its way to the main loop, which alone knows the answer.
+/// A question on its way to the main loop, with its reply channel.
 pub(crate) struct Query {
     question: Question,
     reply: Sender<String>,
@@ -80,12 +80,12 @@ impl Query {
                 to_json(&explained)
             }
         };
-        // Whoever asked may have gone.
+        // The caller may have disconnected.
         let _ = self.reply.send(answer);
     }
 }
 
-/// Says of the ways of an explanation when they were last measured.
+/// Adds to the paths of an explanation when they were last measured.
 fn measured(explained: &mut Explanation, outcome: Option<&NodeOutcome>, canaries: &Shown) {
     let (Some(outcome), Some(at)) = (outcome, canaries.at) else {
         return;
@@ -155,7 +155,7 @@ fn serve(mut stream: UnixStream, notify: &Notify<Query>) -> io::Result<()> {
     let answer = match serde_json::from_str(&line) {
         Ok(question) => {
             let (reply, inbox) = mpsc::channel();
-            // Where nobody takes it, nobody answers either.
+            // If the receiver is gone, the reply channel is dropped and the question stays unanswered.
             let _ = notify(Query { question, reply });
             inbox.recv_timeout(PATIENCE).map_err(io::Error::other)?
         }
@@ -168,7 +168,7 @@ fn serve(mut stream: UnixStream, notify: &Notify<Query>) -> io::Result<()> {
 /// Asks the agent that listens at `path`; the answer is JSON.
 ///
 /// # Errors
-/// Where no agent listens there, or it does not answer in time.
+/// No agent listens there, or it does not answer in time.
 pub fn ask(path: &Path, question: &Question) -> io::Result<String> {
     let mut stream = UnixStream::connect(path)?;
     stream.set_read_timeout(Some(PATIENCE))?;

@@ -1,4 +1,4 @@
-//! What this node's status and conditions are made from.
+//! Inputs of this node's status and conditions.
 
 use super::gateway_report::GatewayReport;
 use crate::observe::facts::Links;
@@ -11,37 +11,37 @@ use egret_datapath::worker::driver::RefusedProtocol;
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
-/// What the agent finds at its node and only reports.
+/// Local findings that are only reported.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct LocalFindings {
-    /// What pods tried lately by protocols without ports.
+    /// Traffic that pods tried lately with protocols without ports.
     pub(crate) refused: BTreeSet<RefusedProtocol>,
-    /// Policy routing rules of others that look at bits of our mark.
+    /// Foreign policy routing rules that match bits of our mark.
     pub(crate) foreign_marks: BTreeSet<ForeignMark>,
 }
 
-/// What this node's status is made from.
+/// Inputs of this node's status.
 pub(crate) struct StatusInputs<'a> {
     /// This node's record, as read last.
     pub(crate) record: &'a NodeRecord,
     /// The objects.
     pub(crate) snapshot: &'a Snapshot,
-    /// What the kernel contains; `None`: nothing is reported as programmed.
+    /// Kernel content; `None`: nothing is reported as programmed.
     pub(crate) outcome: Option<&'a NodeOutcome>,
     /// The gateway role.
     pub(crate) gateway: &'a GatewayReport,
     /// Devices and addresses of this node.
     pub(crate) links: Option<&'a Links>,
-    /// Routers around it.
+    /// Routers around this node.
     pub(crate) routers: &'a Routers,
     /// Source ports in use, by egress address.
     pub(crate) ports: &'a BTreeMap<IpAddr, u32>,
-    /// Destinations towards which a lease is used up.
+    /// Destinations towards which a lease is exhausted.
     pub(crate) full: &'a BTreeSet<Destination>,
-    /// What was found at this node and only reported.
+    /// Local findings that are only reported.
     pub(crate) findings: &'a LocalFindings,
-    /// Why the last round was not carried out.
+    /// Error of the last round.
     pub(crate) last_error: Option<&'a str>,
-    /// What of others' firewalls refuses our packets.
+    /// Rules of foreign firewalls that refuse our packets.
     pub(crate) obstacles: &'a [Obstacle],
 }

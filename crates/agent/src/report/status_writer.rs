@@ -1,4 +1,4 @@
-//! Writes this node's status, on a thread of its own, the newest only.
+//! Thread that writes this node's status; only the newest one is written.
 
 use crate::clock::now_secs;
 use crate::error::AgentError;
@@ -14,19 +14,19 @@ use std::time::{Duration, Instant};
 
 /// Pause after an error.
 const PAUSE_AFTER_ERROR: Duration = Duration::from_millis(500);
-/// Longest pause after several errors in a row.
+/// Longest pause after consecutive errors.
 const PAUSE_MAX: Duration = Duration::from_secs(8);
 
-/// What this node reports.
+/// Report of this node.
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) struct NodeStatus {
-    /// The agent's part is what counts.
+    /// The record; only the agent's part of it is written.
     pub(crate) record: NodeRecord,
-    /// Beside it.
+    /// Report in addition to the record.
     pub(crate) report: NodeReport,
 }
 
-/// Starts the thread that writes, and returns the channel to it. Only the newest status counts.
+/// Starts the thread and returns its channel. Only the newest status is written.
 pub(crate) fn start(open: &OpenSource) -> Result<Sender<NodeStatus>, AgentError> {
     let mut source = open()?;
     let (sender, inbox) = mpsc::channel();
@@ -48,7 +48,7 @@ fn write_loop(source: &mut dyn Source, inbox: &Receiver<NodeStatus>) {
                     }
                     break;
                 }
-                // The record has gone: the controller makes a new one, and the next view brings a new status.
+                // The record was deleted: the controller creates a new one, and the next view causes a new status.
                 Err(SourceError::NotFound { .. }) => break,
                 Err(error) => {
                     let error = with_causes(&error);
@@ -68,7 +68,7 @@ fn write_loop(source: &mut dyn Source, inbox: &Receiver<NodeStatus>) {
     }
 }
 
-/// Waits for this long, also if there is a newer status by then: an API server that comes back is not stormed.
+/// Waits the full pause, even if a newer status arrives: agents must not storm an API server that comes back.
 fn rest(
     inbox: &Receiver<NodeStatus>,
     pause: Duration,
@@ -85,9 +85,9 @@ fn rest(
     }
 }
 
-/// Between three and five quarters of a pause, so that many agents do not come back in one moment.
+/// Three to five quarters of a pause, so that many agents do not retry at the same moment.
 fn jittered(pause: Duration) -> Duration {
-    // Seeded by the system.
+    // The system seeds it.
     let random = RandomState::new().build_hasher().finish() % 512;
     let share = u32::try_from(random).unwrap_or(0);
     pause * 3 / 4 + pause * share / 1024

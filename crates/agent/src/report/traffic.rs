@@ -1,4 +1,4 @@
-//! Who sends how much: counters of the kernel, read now and then, as metrics.
+//! Traffic counters of the kernel, read periodically, as metrics.
 
 use super::metrics::{ByAddress, ByAddressAndDirection, ByPolicyAndAddress, Metrics};
 use egret_core::node::NodeOutcome;
@@ -12,12 +12,12 @@ use std::net::IpAddr;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
-/// Counters are read at most this often, however many rounds there are.
+/// Minimum interval between two reads of the counters.
 const READ_EVERY: Duration = Duration::from_secs(2);
-/// Label of everything beyond the limit.
+/// Label for all addresses and policies beyond the limit.
 const OTHER: &str = "other";
 
-/// What the kernel's counters said last.
+/// Last values of the kernel's counters.
 #[derive(Default)]
 pub(crate) struct Traffic {
     read: Option<Instant>,
@@ -27,12 +27,12 @@ pub(crate) struct Traffic {
 }
 
 impl Traffic {
-    /// Whether it is time to read them.
+    /// Whether a read is due.
     pub(crate) fn is_due(&self) -> bool {
         self.read.is_none_or(|at| at.elapsed() >= READ_EVERY)
     }
 
-    /// They are read now. What cannot be read of the worker stays as it was read last.
+    /// Updates the counters. If the worker's cannot be read, the last values stay.
     pub(crate) fn update(&mut self, mut counters: Counters, takeovers: BTreeMap<IpAddr, u64>) {
         self.read = Some(Instant::now());
         if let Some(worker) = counters.worker.take() {
@@ -42,7 +42,7 @@ impl Traffic {
         self.takeovers = takeovers;
     }
 
-    /// Those of gateway and uplinks, as read last.
+    /// Last counters of gateway and uplinks.
     pub(crate) fn counters(&self) -> &Counters {
         &self.counters
     }
@@ -52,7 +52,7 @@ impl Traffic {
         &self.worker.0
     }
 
-    /// Puts them into the metrics. What is counted no more is shown no more.
+    /// Writes the counters into the metrics. Series without a counter are removed.
     pub(crate) fn show(&self, metrics: &mut Metrics, outcome: Option<&NodeOutcome>) {
         metrics.sent_packets.clear();
         metrics.sent_bytes.clear();
@@ -109,7 +109,7 @@ impl Traffic {
 
 type Family<Label> = prometheus_client::metrics::family::Family<Label, Counter>;
 
-/// Label of an address, the first of them by their own names.
+/// Label of an address: its own for the first ones, `other` beyond the limit.
 fn name(number: usize, address: &IpAddr) -> String {
     match number < TRAFFIC_ACCOUNTS_MAX {
         true => address.to_string(),

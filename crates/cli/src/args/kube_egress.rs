@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
-/// Shortest time between two looks.
+/// Shortest interval between two reads.
 const INTERVAL_MIN: Duration = Duration::from_millis(100);
 
 /// The flags of kube-egress, long and short, of both its versions: `-r` and `-v` take a number and an address, or the
@@ -62,11 +62,11 @@ pub struct KubeEgressArguments {
     pub state_directory: PathBuf,
 }
 
-/// Time between looks; `None`: one look.
+/// Interval between reads; `None`: read once.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Interval(pub Option<Duration>);
 
-/// What `sleep` understands: the script hands it on.
+/// Parses the syntax of `sleep`, since kube-egress' script passes the value on to it.
 fn interval(text: &str) -> Result<Interval, String> {
     let text = text.trim();
     if text.is_empty() {

@@ -16,7 +16,7 @@ use std::path::{Path, PathBuf};
 const PORT: u16 = 6443;
 /// Ports of etcd, on the control plane's loopback.
 const ETCD_PORTS: [u16; 2] = [2379, 2380];
-/// What the API server and the controller manager read.
+/// Files that the API server and the controller manager read.
 const FILES: [&str; 7] = [
     "ca.crt",
     "apiserver.crt",
@@ -28,13 +28,13 @@ const FILES: [&str; 7] = [
 ];
 
 impl Cluster {
-    /// Kills etcd, API server, controller manager and scheduler. What etcd has written stays.
+    /// Kills etcd, API server, controller manager and scheduler. etcd's data stays.
     ///
     /// # Errors
     /// The control plane's host is off.
     pub fn stop_control_plane(&self) -> Result<(), ClusterError> {
         let place = self.place(CONTROL_PLANE)?;
-        // Everything in the host's process namespace but its first process and the shell itself.
+        // All processes in the host's process namespace except its first one and the shell itself.
         run(self.lab.exec(&place, "sh")?.args(["-c", "kill -9 -1"]), "")?;
         Ok(())
     }
@@ -106,7 +106,7 @@ impl Cluster {
         }
     }
 
-    /// The credentials as a host sees them.
+    /// The credentials with paths inside a host.
     fn inside(&self) -> Credentials {
         self.credentials.seen_in(Path::new(HERE))
     }
@@ -146,7 +146,7 @@ fn manager_arguments() -> Vec<String> {
         [
             "--use-service-account-credentials=true",
             "--allocate-node-cidrs=false",
-            // A node that lost power is NotReady after this; the default is 50 s.
+            // Time until a node that lost power is NotReady; the default is 50 s.
             "--node-monitor-grace-period=20s",
             "--node-monitor-period=2s",
         ]

@@ -1,4 +1,4 @@
-//! The nodes: what is started on them, and the images they have.
+//! The nodes: their programs and images.
 
 use super::{Cluster, folder, in_parallel};
 use crate::ClusterError;
@@ -19,8 +19,8 @@ const CONTAINERD_TIMEOUT: Duration = Duration::from_secs(60);
 const NODE_SCRIPT: &str = include_str!("../node.sh");
 
 impl Cluster {
-    /// Puts a container image on every node that is on; `archive` is what `tests/kubernetes/image` or `docker save`
-    /// writes.
+    /// Loads a container image on every node that is on; `archive` is in the format of `tests/kubernetes/image` or
+    /// `docker save`.
     ///
     /// # Errors
     /// containerd refuses it.
@@ -47,7 +47,7 @@ impl Cluster {
     /// Waits until these nodes are ready.
     ///
     /// # Errors
-    /// One of them is not after three minutes.
+    /// A node is not ready after three minutes.
     pub fn wait_ready(&self, nodes: &[&str]) -> Result<(), ClusterError> {
         let mut arguments = vec!["wait", "--for=condition=Ready", "--timeout=180s"];
         let names: Vec<String> = nodes.iter().map(|node| format!("node/{node}")).collect();

@@ -1,4 +1,4 @@
-//! Networks of running pods, so that tests can act inside of them as inside of the lab's own.
+//! Networks of running pods, so that tests can act inside them as inside the lab's own.
 
 use super::Cluster;
 use crate::ClusterError;
@@ -6,7 +6,7 @@ use crate::error::io;
 use egret_lab::Place;
 
 impl Cluster {
-    /// The network of a running pod that does not use its node's. Of no use once the pod ends.
+    /// Network of a running pod that does not use its node's. Unusable once the pod ends.
     ///
     /// # Errors
     /// No such pod, it has no address yet, or it uses its node's network.
@@ -16,7 +16,7 @@ impl Cluster {
         let said = self.kubectl()?.run(&get)?;
         let none = || ClusterError::NoNetwork(format!("{namespace}/{name} ({said})"));
         let (node, address) = said.split_once(' ').ok_or_else(none)?;
-        // As the kernel lists a local address.
+        // The kernel's format of a local address.
         let listed = format!("|-- {address}\n");
         let folder = self.place(node)?.root()?.join("run/netns");
         let entries = std::fs::read_dir(&folder);

@@ -1,4 +1,4 @@
-//! Routes and rules that lead to the holder of an address.
+//! Routes and rules towards the holder of an address.
 
 use crate::netlink::NetlinkSocket;
 use crate::route::desired::{METRIC_GROUP, METRIC_LAST};
@@ -9,7 +9,7 @@ use egret_core::numbers::MARK_SHIFT;
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use std::collections::BTreeSet;
 
-/// What is wanted, or there.
+/// Routes and rules, wanted or read from the kernel.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(super) struct PolicyRoutes {
     routes: BTreeSet<RouteEntry>,
@@ -17,7 +17,7 @@ pub(super) struct PolicyRoutes {
 }
 
 impl PolicyRoutes {
-    /// What the state asks for, with the index of its device.
+    /// Routes and rules of the state, by the device with this index.
     pub(super) fn of(state: &ClassicState, device: u32) -> Self {
         let mut policy_routes = PolicyRoutes::default();
         for (address, here) in state.addresses.iter().filter(|(_, here)| !here.held) {
@@ -51,7 +51,7 @@ impl PolicyRoutes {
         policy_routes
     }
 
-    /// What is there.
+    /// Reads our routes and rules from the kernel.
     pub(super) fn read(socket: &mut NetlinkSocket) -> Result<Self, RouteError> {
         Ok(PolicyRoutes {
             routes: policy::routes(socket, Owner::CLASSIC)?,
@@ -59,7 +59,7 @@ impl PolicyRoutes {
         })
     }
 
-    /// Adds what is wanted and not there.
+    /// Adds wanted routes and rules that are missing.
     pub(super) fn add(&self, socket: &mut NetlinkSocket, there: &Self) -> Result<(), RouteError> {
         for route in self.routes.difference(&there.routes) {
             policy::add_route(socket, Owner::CLASSIC, route)?;
@@ -70,7 +70,7 @@ impl PolicyRoutes {
         Ok(())
     }
 
-    /// Deletes what is there and not wanted; a route that another one replaces (same table, prefix and metric) stays.
+    /// Deletes obsolete routes and rules. A route that another one replaces (same table, prefix and metric) stays.
     pub(super) fn settle(
         &self,
         socket: &mut NetlinkSocket,

@@ -1,13 +1,13 @@
-//! What the table of the driver `classic` contains.
+//! The nftables table of the driver `classic`.
 //!
 //! ```text
 //! input      -150 input       late packets of flows that another node held before
-//! forward    -150 forward     the same of flows that another node holds now
+//! forward    -150 forward     the same for flows that another node holds now
 //! prerouting last classify    source -> address: mark
-//! forward   first routed      our mark is taken off, before anybody else's rule of this hook
-//! input     first routed_in   the same for what is for the node itself
-//! postrouting  90 nat         source -> address: the holder translates, others keep the source from later translation
-//! postrouting 300 guard       what would leave with a wrong source, or past the holder, is dropped
+//! forward   first routed      our mark is cleared, before any foreign rule of this hook
+//! input     first routed_in   the same for packets to the node itself
+//! postrouting  90 nat         source -> address: the holder translates, others prevent later translation
+//! postrouting 300 guard       packets that would leave with a wrong source, or not by the holder, dropped
 //! ```
 
 use crate::nft::rule::{
@@ -29,10 +29,10 @@ const ENDED: &str = "ended_flow";
 const MOVED: &str = "moved_flow";
 const GUARD: &str = "guard_selected";
 const REFUSED: &str = "refused_pod";
-/// Number of pods without an address; addresses begin at 1.
+/// Profile of pods without an address; numbers of addresses begin at 1.
 const NOBODYS: ProfileId = ProfileId(0);
 
-/// Every counter of the table.
+/// All counters of the table.
 pub const COUNTERS: &[Counter] = &[
     Counter {
         name: LATE,
@@ -60,7 +60,7 @@ pub const COUNTERS: &[Counter] = &[
     },
 ];
 
-/// The places that look a packet up.
+/// The three chains that look up a packet's address.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Stage {
     Classify,
@@ -96,7 +96,7 @@ impl Stage {
     }
 }
 
-/// The whole table of one node. A pure function: equal states make equal tables.
+/// Builds the whole table of one node. A pure function: equal states make equal tables.
 pub fn table(state: &ClassicState) -> Table {
     let mut table = Table {
         counters: COUNTERS.iter().map(|counter| counter.name).collect(),
@@ -113,7 +113,7 @@ pub fn table(state: &ClassicState) -> Table {
         }
     }
     if !state.refused.is_empty() {
-        // The guard too: what comes past the classification must not leave either. There is nothing to translate.
+        // Also in the guard: packets that skipped the classification must not leave either. Nothing needs translation.
         for stage in STAGES.into_iter().filter(|stage| *stage != Stage::Nat) {
             let rules = vec![rule().count(REFUSED).drop()];
             let chain = Chain { hook: None, rules };
@@ -176,7 +176,7 @@ fn destinations(state: &ClassicState, family: Family, table: &mut Table) {
         never.elements.insert(key, Value::Member);
     }
     table.sets.insert(family.named("never"), never);
-    // All of them: between the kernel's getting an address and our hearing of it packets come already.
+    // All addresses, not only the held ones: packets arrive before the agent learns that the kernel got an address.
     let mut addresses = Set::new(&[family.address_type()]);
     let all = state.addresses.keys();
     for address in all.filter(|address| Family::of(**address) == family) {
@@ -191,7 +191,7 @@ fn pods(state: &ClassicState, family: Family, table: &mut Table) {
         .pods
         .iter()
         .filter(|(pod, _)| Family::of(**pod) == family);
-    // An address is the profile of its pods here.
+    // Here an address is the profile of its pods.
     let profile = |here: &ClassicAddress| ProfileId(u64::from(here.number));
     let profiles = of_family.map(|(pod, address)| (*pod, profile(&state.addresses[address])));
     let refused = state
@@ -232,13 +232,13 @@ fn range_map(state: &ClassicState, stage: Stage, family: Family) -> Set {
     map
 }
 
-/// This node's stack must not answer for connections that it has never seen: it would reset them. They go on when the
-/// pod sends next.
+/// Drops packets of connections that this node's stack has never seen: it would reset them. They continue with the
+/// pod's next packet.
 fn input() -> Vec<Rule> {
     late(rule).collect()
 }
 
-/// A past holder must not track the servers' packets that still come: when it holds the address again, the source port
+/// Keeps a past holder from tracking packets that servers still send: when it holds the address again, the source port
 /// would be in use, and the connection would get another one.
 fn forward(device: &str) -> Vec<Rule> {
     late(|| rule().device(Interface::In, device, true)).collect()
@@ -335,7 +335,7 @@ fn nat_address(address: IpAddr, here: ClassicAddress) -> Rule {
     }
 }
 
-/// Trusts no mark: foreign rules clear marks.
+/// Relies on no mark: foreign rules clear marks.
 fn guard_address(address: IpAddr, here: ClassicAddress, device: &str) -> Vec<Rule> {
     let to_holder = || {
         rule()
@@ -344,7 +344,8 @@ fn guard_address(address: IpAddr, here: ClassicAddress, device: &str) -> Vec<Rul
     };
     let dropped = || rule().count(GUARD).drop();
     match here.held {
-        // What is translated goes to no other holder: it would track it, and find the port in use when it translates.
+        // A translated packet goes to no other holder: that would track it, and find the port in use when it
+        // translates.
         true => vec![
             to_holder().count(GUARD).drop(),
             rule().address_is(End::Source, address, true).accept(),

@@ -1,7 +1,7 @@
-//! What becomes of flows, as it happens (`NFNLGRP_CONNTRACK_*` of `linux/netfilter/nfnetlink_compat.h`).
+//! Events of flows, as they happen (`NFNLGRP_CONNTRACK_*` of `linux/netfilter/nfnetlink_compat.h`).
 //!
-//! The kernel makes these events only while somebody listens (`net.netfilter.nf_conntrack_events` = 2, its default since
-//! Linux 5.19; 0 turns them off).
+//! The kernel generates these events only while a socket listens (`net.netfilter.nf_conntrack_events` = 2, its
+//! default since Linux 5.19; 0 turns them off).
 
 use super::{DELETE, Flow, SUBSYSTEM, flow};
 use crate::netlink::{NetlinkError, NetlinkSocket, attributes};
@@ -9,16 +9,16 @@ use std::time::Duration;
 
 /// New, update, destroy.
 const GROUPS: [u32; 3] = [1, 2, 3];
-/// `TCP_CONNTRACK_TIME_WAIT`: from here on the kernel gives the port to a new flow (`nf_nat_may_kill`).
+/// `TCP_CONNTRACK_TIME_WAIT`: from this state on the kernel may give the port to a new flow (`nf_nat_may_kill`).
 const TIME_WAIT: u8 = 7;
 
-/// The events of the namespace of the thread that opened it.
+/// Listener for flow events of the namespace of the thread that opened it.
 pub struct FlowEvents {
     socket: NetlinkSocket,
 }
 
 impl FlowEvents {
-    /// Opens the socket and listens.
+    /// Opens the socket and joins the event groups.
     pub fn open() -> Result<Self, NetlinkError> {
         let mut socket = NetlinkSocket::open(libc::NETLINK_NETFILTER)?;
         for group in GROUPS {
@@ -27,10 +27,10 @@ impl FlowEvents {
         Ok(FlowEvents { socket })
     }
 
-    /// The flows of the next events as they are then, none when `longest` has passed.
+    /// Flows of the next events, in their state after the event; none when `longest` has passed.
     ///
     /// # Errors
-    /// [`NetlinkError::Interrupted`]: events were lost (ENOBUFS); what is known must be compared with a dump.
+    /// [`NetlinkError::Interrupted`]: events were lost (ENOBUFS); the caller must compare its flows with a dump.
     pub fn wait(&mut self, longest: Duration) -> Result<Vec<Flow>, NetlinkError> {
         let messages = self.socket.wait(longest)?;
         Ok(messages
@@ -44,7 +44,7 @@ impl FlowEvents {
     }
 }
 
-/// Whether a flow keeps its port from others: all but TCP connections that have ended.
+/// Whether a flow reserves its port: all except TCP connections that have ended.
 pub(super) fn holds_port(body: &[u8]) -> bool {
     const CTA_PROTOINFO: u16 = 4;
     let inside = |bytes, kind| attributes(bytes).find(|(found, _)| *found == kind);

@@ -1,19 +1,19 @@
-//! What the eBPF programs and their loader agree on: the Rust side of `bpf/include/abi.h`.
+//! Formats that the eBPF programs and their loader share: the Rust side of `bpf/include/abi.h`.
 
 use egret_core::node::{Steering, TunnelIndex};
 use std::collections::BTreeSet;
 use std::net::{IpAddr, Ipv6Addr};
 
-/// Blocks of one address: 65536 ports by 64.
+/// Port blocks of one address: 65536 ports by 64.
 pub const BLOCKS: usize = 1024;
-/// Slot of a block that is nobody's.
+/// Slot of a block without an owner.
 pub const SLOT_NONE: u16 = 0;
 /// Slot of a block of this node's own worker role: the packet goes up the stack.
 pub const SLOT_SELF: u16 = 0xffff;
 /// Flag of an address: this gateway answers ARP and ND for it.
 pub const ANNOUNCE: u32 = 1;
 
-/// An address as the programs have it: IPv4 as `::ffff:a.b.c.d`, network byte order.
+/// Format of an address in the programs: IPv4 as `::ffff:a.b.c.d`, network byte order.
 pub type Address = [u8; 16];
 
 /// `struct egret_config`.
@@ -32,7 +32,7 @@ pub struct Config {
     pub external_mac: [u8; 6],
     /// Own MAC address inside the tunnel.
     pub tunnel_mac: [u8; 6],
-    /// The loader's own note: 0 tcx links, 1 clsact filters.
+    /// Note of the loader: 0 tcx links, 1 clsact filters.
     pub attachment: u8,
     /// Zero.
     pub reserved: [u8; 5],
@@ -40,7 +40,7 @@ pub struct Config {
     pub external_v4: Address,
     /// Source of ICMPv6 errors; all zero: none.
     pub external_v6: Address,
-    /// What probes report; written last.
+    /// Steering version that probes report; written last.
     pub steering_version: u64,
     /// Hash of the object that the attached programs came from.
     pub object_hash: u64,
@@ -50,9 +50,9 @@ pub struct Config {
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct SteeringValue {
-    /// The key again, see `abi.h`.
+    /// Repetition of the key, see `abi.h`.
     pub address: Address,
-    /// [`ANNOUNCE`].
+    /// Zero or [`ANNOUNCE`].
     pub flags: u32,
     /// Tunnel index by block, or [`SLOT_NONE`], [`SLOT_SELF`].
     pub slots: [u16; BLOCKS],
@@ -80,7 +80,7 @@ pub struct Owner {
     pub worker: u32,
 }
 
-/// Key and value of `fragments`, for the size alone: only the programs write it.
+/// Sizes of key and value of `fragments`: only the programs write it.
 pub const FRAGMENT_BYTES: (u32, u32) = (40, 16);
 
 // SAFETY: repr(C), only integers and arrays of them, no padding (the tests compare the sizes with the sum of the fields).
@@ -92,7 +92,7 @@ unsafe impl aya::Pod for Worker {}
 // SAFETY: as above.
 unsafe impl aya::Pod for Owner {}
 
-/// The form in which the programs have an address.
+/// Converts an address to the programs' format.
 pub fn address(address: IpAddr) -> Address {
     match address {
         IpAddr::V4(v4) => v4.to_ipv6_mapped().octets(),
@@ -100,13 +100,13 @@ pub fn address(address: IpAddr) -> Address {
     }
 }
 
-/// The address that the programs mean.
+/// Converts an address from the programs' format.
 pub fn ip(address: Address) -> IpAddr {
     Ipv6Addr::from(address).to_canonical()
 }
 
 impl Worker {
-    /// The entry of a worker.
+    /// Entry of a worker.
     pub fn new(index: TunnelIndex, underlay: IpAddr) -> Self {
         Self {
             underlay: address(underlay),
@@ -117,7 +117,7 @@ impl Worker {
 }
 
 impl SteeringValue {
-    /// The table of an address on the node `own`. Blocks beyond 1023 are left out: they name no port.
+    /// Table of an address on the node `own`. Blocks beyond 1023 are left out: they contain no port.
     pub fn new(egress: IpAddr, steering: &Steering, own: TunnelIndex) -> Self {
         let mut value = Self {
             address: address(egress),
@@ -136,7 +136,7 @@ impl SteeringValue {
         value
     }
 
-    /// The workers that have any block, this node by its own index.
+    /// Workers that own any block, this node by its own index.
     pub fn owners(&self, own: TunnelIndex) -> BTreeSet<Owner> {
         let worker = |slot: &u16| match *slot {
             SLOT_NONE => None,
@@ -187,7 +187,7 @@ mod tests {
             "EGRET_NEXT_HOP_VNI_BASE",
             &format!("{:#x}", egret_core::numbers::NEXT_HOP_VNI_BASE),
         );
-        // More than there can be: another size would be another map, made anew under traffic.
+        // Upper bound of next hops. Another map size would be another map, made anew under traffic.
         const NEXT_HOPS_MAX: u8 = 250;
         const { assert!(egret_core::numbers::GROUPS_MAX <= NEXT_HOPS_MAX) };
         has("EGRET_NEXT_HOPS_MAX", &NEXT_HOPS_MAX.to_string());

@@ -1,4 +1,4 @@
-//! What carries a gateway's packets: eBPF programs, or nftables where the kernel refuses those (decision 40).
+//! Backends of a gateway: eBPF programs, or nftables where the kernel refuses those (decision 40).
 
 use super::netdev::{LIMITATIONS, NetdevError, NetdevGateway};
 use super::{Attachment, Carried, GatewayConfig, GatewayDriver, GatewayError};
@@ -9,7 +9,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::path::Path;
 
-/// Which backend a gateway node uses.
+/// Choice of a gateway node's backend.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum BackendChoice {
     /// eBPF; nftables where the kernel refuses it.
@@ -21,7 +21,7 @@ pub enum BackendChoice {
     Nftables,
 }
 
-/// Why a backend could not be set up or changed.
+/// Error of setting up or changing a backend.
 #[derive(Debug, thiserror::Error)]
 pub enum BackendError {
     /// The eBPF programs, their maps or pins.
@@ -35,7 +35,7 @@ pub enum BackendError {
     NoExternalDevice,
 }
 
-/// What carries packets on this gateway.
+/// The backend that forwards packets on this gateway.
 pub enum GatewayBackend {
     /// The eBPF programs.
     Ebpf(Box<GatewayDriver>),
@@ -43,13 +43,13 @@ pub enum GatewayBackend {
     Nftables {
         /// Its driver.
         driver: Box<NetdevGateway>,
-        /// Why it is not eBPF.
+        /// Reason why eBPF is not used.
         reason: String,
     },
 }
 
 impl GatewayBackend {
-    /// Opens the chosen backend, or the fallback. Which one it is does not change before the next call.
+    /// Opens the chosen backend, or the fallback. The kind stays the same until the next call.
     ///
     /// # Errors
     /// [`BackendError`]: a missing device, pins of others, or a refusal by the kernel that nftables would meet too.
@@ -75,10 +75,10 @@ impl GatewayBackend {
         }
     }
 
-    /// Brings the tables to the state; equal states twice change nothing. `own` is this node.
+    /// Brings the tables to the state; applying equal states twice changes nothing. `own` is this node.
     ///
     /// # Errors
-    /// [`BackendError`]; the next call goes on from there.
+    /// [`BackendError`]; the next call continues from there.
     pub fn apply(&mut self, state: &GatewayState, own: TunnelIndex) -> Result<(), BackendError> {
         match self {
             GatewayBackend::Ebpf(driver) => drop(driver.apply(state, own)?),
@@ -87,7 +87,7 @@ impl GatewayBackend {
         Ok(())
     }
 
-    /// Removes what an earlier agent set up of the other kind. Whether there was anything.
+    /// Removes the other kind of backend that an earlier agent set up. Returns whether there was anything.
     ///
     /// # Errors
     /// [`BackendError`].
@@ -98,7 +98,7 @@ impl GatewayBackend {
         })
     }
 
-    /// Whether, just opened, it goes on forwarding what an earlier agent left, so that others count on it.
+    /// Whether the backend, just opened, still forwards with an earlier agent's tables, so that other nodes rely on it.
     pub fn forwards(&mut self) -> bool {
         match self {
             GatewayBackend::Ebpf(driver) => driver.version() > 0,
@@ -106,7 +106,7 @@ impl GatewayBackend {
         }
     }
 
-    /// The addresses that it steers, also those that an earlier agent left.
+    /// Addresses that it steers, including those of an earlier agent.
     pub fn addresses(&mut self) -> BTreeSet<IpAddr> {
         match self {
             GatewayBackend::Ebpf(driver) => driver.addresses(),
@@ -114,7 +114,7 @@ impl GatewayBackend {
         }
     }
 
-    /// The steering version that answers to probes carry.
+    /// Steering version in answers to probes.
     pub fn version(&self) -> u64 {
         match self {
             GatewayBackend::Ebpf(driver) => driver.version(),
@@ -122,7 +122,7 @@ impl GatewayBackend {
         }
     }
 
-    /// Packets by what became of them; none where they cannot be read.
+    /// Packets by outcome; empty where they cannot be read.
     pub fn counters(&mut self) -> BTreeMap<&'static str, u64> {
         match self {
             GatewayBackend::Ebpf(driver) => driver.counters().unwrap_or_default(),
@@ -130,7 +130,7 @@ impl GatewayBackend {
         }
     }
 
-    /// What was carried and dropped, by egress address; nothing where it cannot be read.
+    /// Traffic and drops by egress address; empty where they cannot be read.
     pub fn traffic(&mut self) -> BTreeMap<IpAddr, Carried> {
         match self {
             GatewayBackend::Ebpf(driver) => driver.traffic().unwrap_or_default(),
@@ -138,7 +138,7 @@ impl GatewayBackend {
         }
     }
 
-    /// Name of the kind, as the node's status has it.
+    /// Name of the kind, as in the node's status.
     pub fn name(&self) -> &'static str {
         match self {
             GatewayBackend::Ebpf(_) => "ebpf",
@@ -146,7 +146,7 @@ impl GatewayBackend {
         }
     }
 
-    /// What it does not do, for people.
+    /// Limitations of the backend, as text for people.
     pub fn limitations(&self) -> Option<String> {
         match self {
             GatewayBackend::Ebpf(_) => None,
@@ -156,7 +156,7 @@ impl GatewayBackend {
         }
     }
 
-    /// What others have changed, and whether it must be opened anew to be repaired. `deep` compares whole tables.
+    /// Detects drift, and whether repairing it needs a new [`Self::open`]. `deep` compares whole tables.
     pub fn verify(
         &mut self,
         deep: bool,
@@ -189,11 +189,11 @@ impl GatewayBackend {
     }
 }
 
-/// The reason to use nftables instead: the kernel refuses BPF. Anything else stays an error.
+/// Reason for nftables instead: the kernel refuses BPF. Any other error stays an error.
 fn refusal(error: GatewayError) -> Result<Result<GatewayDriver, String>, GatewayError> {
     use std::io::ErrorKind::{PermissionDenied, Unsupported};
     match error {
-        // Looking for an earlier agent's pins is the first that asks for bpf(2).
+        // The search for an earlier agent's pins is the first call of bpf(2).
         GatewayError::Pin { ref source, .. }
             if matches!(source.kind(), PermissionDenied | Unsupported) =>
         {

@@ -1,13 +1,13 @@
 //! The counters of the eBPF programs: the Rust side of `bpf/include/counters.h`.
 
-/// One counter.
+/// A counter of the programs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Counter {
     /// Name, also the label in metrics.
     pub name: &'static str,
-    /// What it counts.
+    /// Meaning of the counter.
     pub help: &'static str,
-    /// The packet was dropped.
+    /// Whether it counts dropped packets.
     pub dropped: bool,
 }
 
@@ -27,7 +27,7 @@ pub(crate) const fn dropped(name: &'static str, help: &'static str) -> Counter {
     }
 }
 
-/// All of them; the place is the index in the map.
+/// All counters; the position is the index in the map.
 pub const COUNTERS: &[Counter] = &[
     served("in_forwarded", "for an egress address, sent to its worker"),
     served(

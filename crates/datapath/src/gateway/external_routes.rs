@@ -1,4 +1,4 @@
-//! Where packets go from the external device: the main table's routes over it.
+//! Routes of packets out of the external device: the main table's routes over it.
 
 use crate::netlink::{NetlinkError, NetlinkSocket, Request, attributes};
 use ipnet::IpNet;
@@ -66,7 +66,7 @@ fn read(body: &[u8], device: u32) -> Option<(u32, ExternalRoute)> {
         match kind {
             RTA_DST => to = address(value)?,
             RTA_GATEWAY => via = Some(address(value)?),
-            // An IPv4 destination behind an IPv6 router: `fwd ip` cannot ask another family's neighbour.
+            // An IPv4 destination behind an IPv6 router: `fwd ip` cannot resolve a neighbour of the other family.
             RTA_VIA => return None,
             RTA_OIF => oif = value.try_into().ok().map(u32::from_ne_bytes),
             RTA_PRIORITY => metric = value.try_into().ok().map(u32::from_ne_bytes)?,

@@ -1,10 +1,10 @@
-//! How many packets of other nodes this gateway's tunnel took: a gateway that nobody reaches takes none.
+//! Number of other nodes' packets that came through this gateway's tunnel: an unreachable gateway receives none.
 
 use super::{COUNTERS, GatewayError, Pins};
 use aya::maps::{Map, MapData, PerCpuArray};
 use std::path::Path;
 
-/// Counters that rise only with a packet that another node has sent on its own account; answers to own probes are none.
+/// Counters that rise only with packets that another node sent unasked; answers to own probes are not counted.
 const FROM_OTHERS: [&str; 4] = [
     "probe_answered",
     "out_forwarded",
@@ -12,7 +12,7 @@ const FROM_OTHERS: [&str; 4] = [
     "out_next_hop",
 ];
 
-/// The counters of the pinned programs, to be read often.
+/// Counters of the pinned programs, for frequent reads.
 pub struct Heard {
     counters: PerCpuArray<MapData, u64>,
     places: Vec<u32>,
@@ -25,10 +25,10 @@ impl std::fmt::Debug for Heard {
 }
 
 impl Heard {
-    /// Opens the pinned counters; they are those of the programs until a [`super::GatewayDriver`] is opened anew.
+    /// Opens the pinned counters; they belong to the programs until a [`super::GatewayDriver`] is opened anew.
     ///
     /// # Errors
-    /// [`GatewayError::Map`]: they are not pinned.
+    /// [`GatewayError::Map`]: the counters are not pinned.
     pub fn open(pin_dir: &Path) -> Result<Self, GatewayError> {
         let error = |error| GatewayError::map("counters", error);
         let data = MapData::from_pin(Pins::new(pin_dir).path("counters")).map_err(error)?;
@@ -41,7 +41,7 @@ impl Heard {
         })
     }
 
-    /// Packets so far; what cannot be read counts as none.
+    /// Packets so far; a counter that cannot be read counts as zero.
     pub fn packets(&self) -> u64 {
         let one = |place: &u32| {
             let values = self.counters.get(place, 0);

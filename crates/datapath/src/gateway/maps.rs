@@ -1,4 +1,4 @@
-//! The tables of the programs: what they hold, and bringing them to a desired state.
+//! The tables of the gateway's programs: their content, and bringing it to a desired state.
 
 use super::abi::{self, Address, Config, FRAGMENT_BYTES, Owner, SteeringValue, Worker};
 use super::counters::COUNTERS;
@@ -11,7 +11,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::mem::size_of;
 use std::net::IpAddr;
 
-/// The maps that are pinned, by name in `bpf/include/maps.h`.
+/// Pinned maps, by name in `bpf/include/maps.h`.
 pub(super) const PINNED: &[&str] = &[
     "config",
     "steering",
@@ -23,7 +23,7 @@ pub(super) const PINNED: &[&str] = &[
     "traffic",
 ];
 
-/// The pinned maps, and what is in them.
+/// The pinned maps and their content.
 pub(super) struct Tables {
     config_map: Array<MapData, Config>,
     steering_map: HashMap<MapData, Address, SteeringValue>,
@@ -40,7 +40,7 @@ pub(super) struct Tables {
     turns: Turns,
 }
 
-/// Behind which entry the next look at a few goes on.
+/// Keys after which the next partial comparison continues.
 #[derive(Default)]
 struct Turns {
     steering: Option<Address>,
@@ -48,9 +48,9 @@ struct Turns {
     owners: Option<Owner>,
 }
 
-/// Addresses that one look at a few reads: 2 KiB each.
+/// Addresses that one partial comparison reads: 2 KiB each.
 const STEERING_AT_ONCE: usize = 64;
-/// Entries of the small maps that it reads.
+/// Entries of the small maps that one partial comparison reads.
 const OTHERS_AT_ONCE: usize = 256;
 
 const OWNERS_CHANGED: &str = "an owner of a block was added or removed";
@@ -70,7 +70,7 @@ fn told(name: String, is_there: bool) -> String {
     }
 }
 
-/// The next so many keys behind the last one; at the end it begins anew.
+/// The next keys after the last one, at most so many; at the end it starts again.
 fn next<'a, K: Ord + Copy + 'a>(
     last: &mut Option<K>,
     keys: impl Iterator<Item = &'a K>,
@@ -82,7 +82,7 @@ fn next<'a, K: Ord + Copy + 'a>(
     some
 }
 
-/// What a map has at a key.
+/// Value of a map at a key; `None` if absent.
 fn there<V>(found: Result<V, MapError>) -> Result<Option<V>, MapError> {
     match found {
         Ok(value) => Ok(Some(value)),
@@ -112,7 +112,7 @@ fn shape(name: &str) -> (u32, u32) {
     }
 }
 
-/// Whether all maps are pinned, in the shape that our programs have them in.
+/// Whether all maps are pinned, in the shape that our programs use.
 pub(super) fn pinned_in_our_shape(pins: &Pins) -> bool {
     PINNED.iter().all(|name| {
         let info = MapInfo::from_pin(pins.path(name));
@@ -125,7 +125,7 @@ pub(super) fn pinned_in_our_shape(pins: &Pins) -> bool {
 }
 
 impl Tables {
-    /// Opens the pinned maps and reads what is in them.
+    /// Opens the pinned maps and reads their content.
     pub fn open(pins: &Pins) -> Result<Self, GatewayError> {
         let map = |name: &'static str| {
             MapData::from_pin(pins.path(name)).map_err(|error| GatewayError::map(name, error))
@@ -178,13 +178,13 @@ impl Tables {
         Ok(())
     }
 
-    /// Whether reading all of them costs little.
+    /// Whether reading all entries is cheap.
     pub fn are_few(&self) -> bool {
         self.steering.len() <= STEERING_AT_ONCE
     }
 
-    /// Reads everything anew. The first thing that is not what was written, for people; then the next [`Self::apply`]
-    /// repairs it.
+    /// Reads everything again. Returns the first entry that differs from what was written, as text for people; then the
+    /// next [`Self::apply`] repairs it.
     pub fn reread(&mut self) -> Result<Option<String>, GatewayError> {
         let config = self.config;
         let steering = std::mem::take(&mut self.steering);
@@ -199,13 +199,13 @@ impl Tables {
         let next_hops = first_changed(&next_hops, &self.next_hops, |network| {
             format!("next hop of network {network}")
         });
-        // What the programs are told about this node is no part of the state: it is put back here.
+        // The configuration is not part of the state, so it is restored here.
         let told = self.restore(config)?;
         Ok(steering.or(workers).or(owners).or(next_hops).or(told))
     }
 
-    /// The same for the configuration and the next few entries of each map, so that a call costs little however many
-    /// there are, and every entry has its turn. Entries that are too many are found by [`Self::reread`] alone.
+    /// [`Self::reread`] for the configuration and the next few entries of each map: a call stays cheap for any number
+    /// of entries, and every entry gets its turn. Surplus entries are found by [`Self::reread`] alone.
     pub fn reread_some(&mut self) -> Result<Option<String>, GatewayError> {
         let config = self.config;
         self.config = self
@@ -246,19 +246,19 @@ impl Tables {
         Ok(changed.into_iter().next())
     }
 
-    /// Writes the configuration again if the one that was just read is another.
+    /// Writes the configuration again if the one just read differs.
     fn restore(&mut self, config: Config) -> Result<Option<String>, GatewayError> {
         let is_same = self.config == config;
         self.set_config(config)?;
         Ok((!is_same).then(|| "config was changed".to_owned()))
     }
 
-    /// What the programs are told about this node.
+    /// Configuration of the programs.
     pub fn config(&self) -> &Config {
         &self.config
     }
 
-    /// Tells the programs about this node.
+    /// Writes the configuration of the programs.
     pub fn set_config(&mut self, config: Config) -> Result<(), GatewayError> {
         if config != self.config {
             self.config_map
@@ -269,7 +269,7 @@ impl Tables {
         Ok(())
     }
 
-    /// The addresses in the steering table.
+    /// Addresses in the steering table.
     pub fn addresses(&self) -> BTreeSet<IpAddr> {
         self.steering
             .keys()
@@ -277,7 +277,7 @@ impl Tables {
             .collect()
     }
 
-    /// Those of them that are answered for.
+    /// Addresses that the gateway answers ARP and ND for.
     pub fn announcing(&self) -> BTreeSet<IpAddr> {
         let announced = self
             .steering
@@ -286,9 +286,9 @@ impl Tables {
         announced.map(|(address, _)| abi::ip(*address)).collect()
     }
 
-    /// Brings the tables to `state`, so that at no moment a packet is steered by half of it: workers before the blocks
-    /// that name them, owners before the blocks that they prove, removals in the opposite order, the version last.
-    /// Returns the addresses that are announced now and were not before.
+    /// Brings the tables to `state` without steering a packet by half of it: workers before the blocks that name them,
+    /// owners before the blocks that they prove, removals in the opposite order, the version last. Returns the
+    /// addresses that are announced now and were not before.
     pub fn apply(
         &mut self,
         state: &GatewayState,
@@ -366,7 +366,7 @@ impl Tables {
         Ok(announced)
     }
 
-    /// Those that are gone first: a number may mean another one now.
+    /// Removes obsolete entries first: a number may have another meaning now.
     fn put_next_hops(&mut self, wanted: &BTreeMap<u32, u8>) -> Result<(), GatewayError> {
         let wrong = |error| GatewayError::map("next_hops", error);
         let wanted: BTreeMap<u32, u32> = wanted.iter().map(|(id, n)| (*id, (*n).into())).collect();
@@ -427,7 +427,7 @@ impl Tables {
         Ok(())
     }
 
-    /// What was carried and dropped, by egress address.
+    /// Traffic and drops by egress address.
     pub fn traffic(&self) -> Result<BTreeMap<IpAddr, Carried>, GatewayError> {
         self.traffic.read()
     }
@@ -443,7 +443,7 @@ impl Tables {
     }
 }
 
-/// An element that is gone already is as good as removed.
+/// Counts an element that is already absent as removed.
 pub(super) fn absent(error: MapError) -> Result<(), MapError> {
     match error {
         MapError::KeyNotFound => Ok(()),

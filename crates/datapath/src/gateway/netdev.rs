@@ -1,11 +1,11 @@
 //! The fallback of a gateway without BPF: nftables rules of family `netdev` on the external device and on `egret0`.
 //!
-//! Like the eBPF programs it keeps no connection: no conntrack, no NAT, no stack. Inward, (address, port range) gives a
-//! worker's chain, which writes the tunnel's MAC addresses, sets the tunnel key and redirects to `egret0`. Outward, the
-//! sender's tunnel MAC address must have the source port, and the packet goes to a neighbour of the external device. ARP
-//! and neighbour solicitations are rewritten into their answers in place. The rules stay when the agent goes.
+//! Like the eBPF programs it stores no connection: no conntrack, no NAT, no stack. Inward, (address, port range) gives
+//! a worker's chain, which writes the tunnel's MAC addresses, sets the tunnel key and redirects to `egret0`. Outward,
+//! the sender's tunnel MAC address must own the source port, and the packet goes to a neighbour of the external device.
+//! ARP requests and neighbour solicitations are rewritten into their answers in place. The rules outlive the agent.
 //!
-//! [`LIMITATIONS`] says what it does not do.
+//! [`LIMITATIONS`] lists what it lacks.
 
 mod answers;
 mod matches;
@@ -24,23 +24,24 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use thiserror::Error;
 
-/// What is missing compared with eBPF, for the condition `Degraded`.
+/// Limitations compared with eBPF, for the condition `Degraded`.
 pub const LIMITATIONS: &str = "who sends is taken from the tunnel MAC address alone, which a node can forge; later fragments \
     and packets whose ICMP error quotes options, extension headers or fragments are dropped; too big is not answered but \
     fragmented around the tunnel; the gateway is not seen by traceroute; no defence against duplicate address detection; \
     probes are answered by the agent; packets for the next hop of a policy, or for the \
     gateway itself, are not taken";
 
-/// Why the fallback could not be set up or changed.
+/// Error of setting up or changing the fallback.
 #[derive(Debug, Error)]
 pub enum NetdevError {
-    /// There is no device of that index.
+    /// No device has this index.
     #[error("there is no network device with index {ifindex}")]
     NoDevice {
         /// The index.
         ifindex: u32,
     },
-    /// The kernel refused the table. Without `NF_TABLES_NETDEV`, `NFT_FWD_NETDEV` and `NFT_TUNNEL` it has no fallback.
+    /// The kernel refused the table. Without `NF_TABLES_NETDEV`, `NFT_FWD_NETDEV` and `NFT_TUNNEL` there is no
+    /// fallback.
     #[error("the gateway's nftables fallback")]
     Nft(#[from] NftError),
     /// Routes could not be read.
@@ -60,7 +61,7 @@ pub struct NetdevGateway {
 }
 
 impl NetdevGateway {
-    /// Opens the way to the kernel; what a previous run left stays until [`Self::apply`] replaces it, without a gap.
+    /// Opens netlink. The table of a previous run stays until [`Self::apply`] replaces it, without a gap.
     ///
     /// # Errors
     /// [`NetdevError`]: a missing device, or no netlink.
@@ -76,11 +77,11 @@ impl NetdevGateway {
         })
     }
 
-    /// Brings the table to the desired state and to the routes that the external device has now; the version counts
-    /// once everything is there. Returns the addresses that are announced from now on and were not before.
+    /// Brings the table to the desired state and to the current routes of the external device; the version counts once
+    /// everything is applied. Returns the addresses that are announced now and were not before.
     ///
     /// # Errors
-    /// [`NetdevError`]; the next call goes on from there.
+    /// [`NetdevError`]; the next call continues from there.
     pub fn apply(
         &mut self,
         state: &GatewayState,
@@ -97,7 +98,7 @@ impl NetdevGateway {
         };
         let table = rules::table(&site, state);
         if !self.nft.is_intact()? {
-            tracing::debug!("the whole netdev table is laid");
+            tracing::debug!("the whole netdev table was replaced");
         }
         self.nft.apply(&table)?;
         let announced = |(address, steering): (&IpAddr, &egret_core::node::Steering)| {
@@ -110,12 +111,12 @@ impl NetdevGateway {
         Ok(new)
     }
 
-    /// The steering version that the agent's answers to probes carry; 0 before [`Self::apply`].
+    /// Steering version in the agent's answers to probes; 0 before [`Self::apply`].
     pub fn version(&self) -> u64 {
         self.version
     }
 
-    /// The addresses in the kernel's table; after [`Self::open`] those that a previous run left.
+    /// Addresses in the kernel's table; after [`Self::open`] those of a previous run.
     ///
     /// # Errors
     /// [`NetdevError::Nft`].
@@ -123,7 +124,7 @@ impl NetdevGateway {
         steered(&mut self.nft)
     }
 
-    /// What of the table is not as it was applied, for people; `deep` reads elements too. The next [`Self::apply`] repairs
+    /// The first drift of the table, as text for people; `deep` reads elements too. The next [`Self::apply`] repairs
     /// it.
     ///
     /// # Errors
@@ -139,7 +140,7 @@ impl NetdevGateway {
         })
     }
 
-    /// Packets by what became of them, by the names of [`COUNTERS`].
+    /// Packets by outcome, by the names of [`COUNTERS`].
     ///
     /// # Errors
     /// [`NetdevError::Nft`].
@@ -152,7 +153,7 @@ impl NetdevGateway {
             .collect())
     }
 
-    /// What was carried, by egress address; what was dropped is not counted by address.
+    /// Traffic by egress address; drops are not counted by address.
     ///
     /// # Errors
     /// [`NetdevError::Nft`].

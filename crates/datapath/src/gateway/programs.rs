@@ -1,8 +1,8 @@
 //! Loading, attaching and replacing the two programs.
 //!
-//! From kernel 6.6 they are tcx links, pinned: they stay when the agent goes, and `BPF_LINK_UPDATE` replaces a program
-//! between two packets. Before, they are clsact filters with a fixed priority and handle, which stay by themselves and
-//! are replaced by one netlink message.
+//! From kernel 6.6 on they are pinned tcx links: they outlive the agent, and `BPF_LINK_UPDATE` replaces a program
+//! between two packets. Before 6.6 they are clsact filters with a fixed priority and handle, which stay without pins
+//! and are replaced by one netlink message.
 
 use super::abi::Config;
 use super::{GatewayConfig, GatewayError, Pins};
@@ -26,16 +26,16 @@ use std::path::Path;
 /// The compiled programs.
 pub static OBJECT: &[u8] = include_bytes_aligned!(concat!(env!("OUT_DIR"), "/gateway.bpf.o"));
 
-/// Priority of our clsact filters: before everybody else's.
+/// Priority of our clsact filters: before all others.
 const FILTER_PRIORITY: u16 = 1;
-/// Handle of the gateway's clsact filters, "eg" in ASCII: what a filter of ours is known by.
+/// Handle of the gateway's clsact filters, "eg" in ASCII; it identifies a filter of ours.
 const GATEWAY_HANDLE: u16 = 0x6567;
 /// Handle of an uplink's clsact filters.
 pub(crate) const UPLINK_HANDLE: u16 = 0x6568;
-/// Added to a handle of ours: the filter that takes the place of another one of ours, before that one goes.
+/// Added to a handle of ours for the filter that replaces another one of ours before that one is removed.
 const SECOND: u16 = 0x8000;
 
-/// How programs are attached.
+/// Kind of attachment of the programs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Attachment {
     /// tcx links (kernel 6.6 and later).
@@ -44,12 +44,12 @@ pub enum Attachment {
     Clsact = 1,
 }
 
-/// One of the two programs, and where it belongs.
+/// One of the two programs, and its place.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Place {
     /// Function name in `bpf/`.
     pub program: &'static str,
-    /// Which packets of the device it sees.
+    /// Direction of the packets that it sees.
     pub direction: TcAttachType,
     /// Handle of the program where it is a clsact filter.
     pub handle: u16,
@@ -59,7 +59,7 @@ pub(crate) struct Place {
     pub ifindex: u32,
 }
 
-/// Both places. The external side is attached last: until then nothing comes in for which there is no way out.
+/// Both places. The external side is attached last: no packet comes in before packets can leave.
 pub(super) fn places(tunnel_ifindex: u32, external_ifindex: u32) -> [Place; 2] {
     [
         Place {
@@ -89,7 +89,7 @@ pub fn object_hash() -> u64 {
 /// Creates or adopts the pinned maps, and loads the programs over them.
 pub(super) fn load(pins: &Pins) -> Result<Ebpf, GatewayError> {
     let mut loader = EbpfLoader::new();
-    // Nothing in the programs is relocated by the kernel's own types, which take long to read.
+    // The programs need no relocation by kernel types (BTF), which take long to read.
     loader.btf(None);
     for name in super::maps::PINNED {
         loader.map_pin_path(name, pins.path(name));
@@ -102,7 +102,7 @@ pub(super) fn load(pins: &Pins) -> Result<Ebpf, GatewayError> {
     Ok(object)
 }
 
-/// The kind of attachment that this kernel has.
+/// Kind of attachment that this kernel supports.
 pub(crate) fn supported() -> Attachment {
     let (major, minor) = TCX;
     match KernelVersion::current() {
@@ -111,12 +111,12 @@ pub(crate) fn supported() -> Attachment {
     }
 }
 
-/// Whether the pinned links (or the filters) exist and are on the right devices, so that nothing has to be touched.
+/// Whether the pinned links (or the filters) exist and are on the right devices, so that nothing need be changed.
 pub(super) fn attached(pins: &Pins, config: &GatewayConfig, attachment: u8) -> bool {
     detached(pins, config, attachment).is_none()
 }
 
-/// The first program whose link (or filter) does not exist, is elsewhere or behind others'.
+/// The first program whose link (or filter) does not exist, is elsewhere or comes after others'.
 pub(super) fn detached(
     pins: &Pins,
     config: &GatewayConfig,
@@ -143,7 +143,7 @@ pub(crate) fn is_filtered(place: &Place) -> bool {
     filters.is_ok_and(|filters| filter_in_place(&filters, place).is_some())
 }
 
-/// The filter of ours before which only others of ours are. Inside one priority the newest filter runs first, and one that
+/// Our filter that is preceded by filters of ours only. Within one priority the newest filter runs first, and one that
 /// returns `TC_ACT_OK` ends the chain.
 fn filter_in_place(filters: &[clsact::Filter], place: &Place) -> Option<clsact::Filter> {
     let ours = |filter: &&clsact::Filter| {
@@ -156,12 +156,12 @@ fn filter_in_place(filters: &[clsact::Filter], place: &Place) -> Option<clsact::
     found.copied()
 }
 
-/// The handles that a filter of ours may have.
+/// The handles that our filter may have.
 fn handles(handle: u16) -> [u16; 2] {
     [handle, handle | SECOND]
 }
 
-/// Attaches the loaded programs, or puts them in the place of those that are attached.
+/// Attaches the loaded programs, or replaces those that are attached.
 pub(super) fn attach(
     object: &mut Ebpf,
     pins: &Pins,
@@ -181,7 +181,7 @@ pub(super) fn attach(
     Ok(())
 }
 
-/// Attaches a program before everybody else's, or puts it in the place of the one that is there.
+/// Attaches a program before all others, or replaces the attached one.
 pub(crate) fn attach_link(
     program: &mut SchedClassifier,
     pin: &Path,
@@ -194,7 +194,7 @@ pub(crate) fn attach_link(
             path: pin.to_owned(),
         })?;
         let id = program.attach_to_link(link).map_err(error)?;
-        // The link lives by its pin; this only closes our descriptor of it.
+        // The pin holds the link; this only closes our descriptor of it.
         drop(program.take_link(id).map_err(error)?);
         return Ok(());
     }
@@ -207,7 +207,7 @@ pub(crate) fn attach_link(
         .map_err(error)?
         .try_into()
         .expect("made as a tcx link just now");
-    // A link that was on another device, or behind others, goes only now that the new one is in place.
+    // A link on another device, or after others', is removed only now that the new one is in place.
     detach_link(pin).map_err(|source| GatewayError::Pin {
         path: pin.to_owned(),
         source,
@@ -221,8 +221,8 @@ fn pinned(pin: &Path) -> Option<FdLink> {
     PinnedLink::from_pin(pin).ok().map(FdLink::from)
 }
 
-/// Whether the link's program is on the device (a link outlives its device, attached to nothing), and before everybody
-/// else's: another program before it may keep packets from it, rewrite or redirect them.
+/// Whether the link's program is on the device (a link outlives its device, attached to nothing), and before all
+/// others: another program before it may drop, rewrite or redirect packets.
 fn is_in_place(link: &FdLink, pin: &Path, place: &Place) -> bool {
     let Ok(info) = link.info() else { return false };
     let Ok(ids) = tcx::program_ids(place.ifindex, place.direction) else {
@@ -237,7 +237,7 @@ fn is_in_place(link: &FdLink, pin: &Path, place: &Place) -> bool {
     }
 }
 
-/// Programs of ours that may be on a device: those of all links that are pinned beside this one, whatever their role.
+/// Programs of ours that may be on a device: those of all links pinned beside this one, whatever their role.
 fn own_programs(pin: &Path, ifindex: u32) -> BTreeSet<u32> {
     let rooms = pin.parent().and_then(Path::parent);
     let links = ["gateway/external_in_link".to_owned()].into_iter();
@@ -251,14 +251,14 @@ fn own_programs(pin: &Path, ifindex: u32) -> BTreeSet<u32> {
         .collect()
 }
 
-/// Attaches a program as a clsact filter before everybody else's, or puts it in the place of the one that is there.
+/// Attaches a program as a clsact filter before all others, or replaces the attached one.
 pub(crate) fn attach_filter(
     program: &mut SchedClassifier,
     place: Place,
 ) -> Result<(), GatewayError> {
     let name = device(place.ifindex)?;
     let error = |error: ProgramError| GatewayError::attach(place.program, &name, error);
-    // Fails where the qdisc is there already; whether it is shows in the next call.
+    // Fails where the qdisc exists already; the next call shows whether it does.
     let _exists = qdisc_add_clsact(&name);
     let there = clsact::filters(place.ifindex, place.direction).unwrap_or_default();
     let is_there = |handle: u16| there.iter().any(|filter| filter.has(handle));
@@ -267,7 +267,7 @@ pub(crate) fn attach_filter(
     let handle = match in_place {
         Some(filter) if filter.has(second) => second,
         Some(_) => first,
-        // The newest is before all others; what is behind them stays until it is there.
+        // The newest filter precedes all others; the old one stays until the new one is there.
         None if is_there(first) => second,
         None => first,
     };
@@ -305,7 +305,7 @@ fn remove_filter(name: &str, place: &Place, handle: u16) -> bool {
     matches!(filter(name, place, handle).map(Link::detach), Ok(Ok(())))
 }
 
-/// Takes our filter off its device. Whether there was one; a device that is gone took its filter along.
+/// Removes our filter from its device. Returns whether there was one; a removed device took its filter along.
 pub(crate) fn detach_filter(place: &Place) -> bool {
     let Ok(name) = device(place.ifindex) else {
         return false;
@@ -314,7 +314,7 @@ pub(crate) fn detach_filter(place: &Place) -> bool {
     removed.contains(&true)
 }
 
-/// Takes both programs off their devices. Whether anything was there.
+/// Detaches both programs from their devices. Returns whether anything was there.
 pub(super) fn detach(pins: &Pins, config: &Config) -> Result<bool, GatewayError> {
     let mut found = false;
     for place in places(config.tunnel_ifindex, config.external_ifindex) {
@@ -332,7 +332,7 @@ pub(super) fn detach(pins: &Pins, config: &Config) -> Result<bool, GatewayError>
     Ok(found)
 }
 
-/// Detaches a pinned link and removes its pin. Whether there was one.
+/// Detaches a pinned link and removes its pin. Returns whether there was one.
 ///
 /// Removing the pin alone would detach it too, but later, by a kernel thread.
 pub(crate) fn detach_link(path: &Path) -> std::io::Result<bool> {

@@ -1,4 +1,4 @@
-//! What each egress address has sent and got back through this gateway: the Rust side of `bpf/include/traffic.h`.
+//! Traffic of each egress address through this gateway, in both directions: the Rust side of `bpf/include/traffic.h`.
 
 use super::abi::{self, Address};
 use super::{GatewayError, Pins};
@@ -6,7 +6,7 @@ use aya::maps::{Map, MapData, MapError, PerCpuHashMap, PerCpuValues};
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
-/// One direction of an address.
+/// Traffic of an address in one direction.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Flow {
     /// Packets carried.
@@ -17,12 +17,12 @@ pub struct Flow {
     pub dropped: Option<u64>,
 }
 
-/// Both directions of an address.
+/// Traffic of an address in both directions.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Carried {
     /// To the network outside.
     pub out: Flow,
-    /// From it.
+    /// From the network outside.
     pub back: Flow,
 }
 
@@ -49,7 +49,7 @@ impl TrafficTable {
         })
     }
 
-    /// Counts for these addresses: new ones from zero, the others on.
+    /// Counts traffic of these addresses: new ones start at zero, the others continue.
     pub(super) fn set(&mut self, addresses: &BTreeSet<Address>) -> Result<(), GatewayError> {
         let wrong = |error| GatewayError::map(NAME, error);
         if self.addresses == *addresses {
@@ -75,7 +75,7 @@ impl TrafficTable {
         Ok(())
     }
 
-    /// The sums over all CPUs.
+    /// Sums over all CPUs, by address.
     pub(super) fn read(&self) -> Result<BTreeMap<IpAddr, Carried>, GatewayError> {
         let mut all = BTreeMap::new();
         for address in &self.addresses {

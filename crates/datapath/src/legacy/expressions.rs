@@ -1,4 +1,4 @@
-//! Expressions of nftables as `iptables-nft` writes them, back into a rule of iptables.
+//! Converts the nftables expressions of `iptables-nft` back into a rule of iptables.
 
 use super::sets::Names;
 use super::{extension, host_u32, text};
@@ -10,7 +10,7 @@ use std::net::Ipv4Addr;
 
 type Values<'a> = BTreeMap<u16, &'a [u8]>;
 
-/// What the register holds that the next comparison looks at.
+/// Content of the register for the next comparison.
 #[derive(Clone, Debug, PartialEq)]
 enum Loaded {
     Nothing,
@@ -23,7 +23,7 @@ enum Loaded {
     Other,
 }
 
-/// Reads the list of expressions into the rule.
+/// Parses the list of expressions into the rule.
 pub(super) fn read(list: &[u8], sets: &Names, rule: &mut Rule) {
     let mut reader = Reader {
         loaded: Loaded::Nothing,
@@ -128,7 +128,7 @@ impl Reader<'_> {
     }
 }
 
-/// Sets what was not set before.
+/// Sets a value that was not set before. Returns whether it could.
 fn set_once<T>(place: &mut Option<T>, found: Option<T>) -> bool {
     let good = place.is_none() && found.is_some();
     if good {
@@ -147,7 +147,7 @@ fn meta(key: u32) -> Loaded {
     }
 }
 
-/// Fields of the IPv4 header; an address may be loaded in part.
+/// Parses a load from the IPv4 header; an address may be loaded partially.
 fn payload(data: &Values<'_>) -> Loaded {
     const NETWORK_HEADER: u32 = 1;
     let (base, offset, length) = (be32(data, 2), be32(data, 3), be32(data, 4));
@@ -170,7 +170,7 @@ fn net(bytes: &[u8], mask: Option<&[u8]>) -> Option<Ipv4Net> {
     Ipv4Net::with_netmask(Ipv4Addr::from(address), Ipv4Addr::from(whole)).ok()
 }
 
-/// A name that ends in zero is whole; the beginning of one is written with `+`.
+/// A name that ends in zero is complete; a prefix is written with `+`.
 fn device(bytes: &[u8]) -> String {
     match bytes.contains(&0) || bytes.len() == 16 {
         true => text(bytes),

@@ -1,11 +1,11 @@
-//! Matches and targets of xtables: the same bytes in both backends (`linux/netfilter/xt_*.h`).
+//! Matches and targets of xtables, which have the same bytes in both backends (`linux/netfilter/xt_*.h`).
 
 use super::sets::Names;
 use super::{host_u32, text};
 use egret_core::earlier::{Match, Target};
 use std::net::Ipv4Addr;
 
-/// A match by its name, revision and data.
+/// Parses a match by its name, revision and data.
 pub(super) fn matched(name: &str, revision: u8, data: &[u8], sets: &Names) -> Match {
     let known = match (name, revision) {
         ("mark", 1) => mark(data),
@@ -39,7 +39,7 @@ fn set(data: &[u8], sets: &Names) -> Option<Match> {
     Some(Match::Set(sets.get(&index)?.clone(), directions.join(",")))
 }
 
-/// A target by its name, revision and data.
+/// Parses a target by its name, revision and data.
 pub(super) fn target(name: &str, revision: u8, data: &[u8]) -> Target {
     let known = match (name, revision) {
         ("MARK", 2) => host_u32(data)

@@ -1,5 +1,5 @@
-//! Tables of `iptables-nft`: nftables of family ip with iptables' names. Tables of any other name or family are not
-//! looked at.
+//! Tables of `iptables-nft`: nftables of family ip with iptables' names. Tables of any other name or family are
+//! ignored.
 
 use super::sets::Names;
 use super::{LegacyError, dump, expressions, text};
@@ -50,7 +50,7 @@ pub(super) fn read(
     Ok(())
 }
 
-/// All of it happens, or nothing: a chain that something else still leads to keeps everything as it is.
+/// Applies all actions or none: a chain that is still jumped to prevents all of them.
 pub(super) fn remove(socket: &mut NetlinkSocket, actions: &[&Action]) -> Result<(), LegacyError> {
     let deletion = |action: &&Action| match action {
         Action::Rule(_, table, id) => {
@@ -68,7 +68,7 @@ pub(super) fn remove(socket: &mut NetlinkSocket, actions: &[&Action]) -> Result<
         }
         _ => None,
     };
-    // NLM_F_NONREC: a chain with rules in it is refused, not emptied.
+    // NLM_F_NONREC: the kernel refuses to delete a chain with rules instead of emptying it.
     let mut requests: Vec<Request> = actions.iter().filter_map(deletion).collect();
     for request in &mut requests {
         if request.kind == SUBSYSTEM | DELCHAIN {

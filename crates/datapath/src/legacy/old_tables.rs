@@ -1,6 +1,6 @@
 //! Tables of the old ip_tables, which `iptables-legacy` reads and writes by socket options
-//! (`linux/netfilter_ipv4/ip_tables.h`). The kernel knows only whole tables: one is read, and written again without the
-//! entries that go, counters kept.
+//! (`linux/netfilter_ipv4/ip_tables.h`). The kernel only exchanges whole tables: one is read, and written again without
+//! the removed entries, with its counters.
 
 use super::sets::Names;
 use super::{extension, host_u32, text};
@@ -13,7 +13,7 @@ use std::net::Ipv4Addr;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 use std::path::Path;
 
-/// Lists the tables that exist; asking for one that does not would make it.
+/// File that lists the existing tables; a request for any other table would create it.
 const NAMES: &str = "/proc/thread-self/net/ip_tables_names";
 /// `IPT_SO_GET_INFO` and `IPT_SO_SET_REPLACE`; `IPT_SO_GET_ENTRIES` and `IPT_SO_SET_ADD_COUNTERS`.
 const INFO_OR_REPLACE: libc::c_int = 64;
@@ -34,23 +34,23 @@ const COUNTER_BYTES: usize = 16;
 /// Names of the built-in chains, by the number of their hook.
 const BUILT_IN: [&str; HOOKS] = ["PREROUTING", "INPUT", "FORWARD", "OUTPUT", "POSTROUTING"];
 
-/// Why a table cannot be read or written.
+/// Error of reading or writing a table.
 #[derive(Debug, thiserror::Error)]
 pub enum OldTableError {
     /// The kernel refused it.
     #[error("{what}")]
     Io {
-        /// What was tried.
+        /// Operation that was attempted.
         what: String,
-        /// The kernel's answer.
+        /// Error of the kernel.
         #[source]
         source: io::Error,
     },
-    /// What the kernel says makes no sense.
+    /// The kernel's data is inconsistent.
     #[error("table {0} of iptables-legacy cannot be read")]
     Malformed(String),
-    /// Somebody else changed it meanwhile.
-    #[error("table {0} of iptables-legacy was changed meanwhile: look again")]
+    /// Another program changed the table meanwhile.
+    #[error("table {0} of iptables-legacy was changed meanwhile: try again")]
     Changed(String),
 }
 
@@ -61,7 +61,7 @@ fn failed(what: &str) -> OldTableError {
     }
 }
 
-/// A table as the kernel gave it out.
+/// A table as the kernel returned it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct OldTable {
     valid_hooks: u32,
@@ -77,22 +77,22 @@ struct Entry {
     chain: String,
     part: Part,
     counters: [u64; 2],
-    /// The entry as it is, its counters zero.
+    /// Bytes of the entry, with zero counters.
     bytes: Vec<u8>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Part {
-    /// Head of a chain that a user made.
+    /// Head of a user-defined chain.
     Head,
     Rule,
-    /// Policy, or the return at the end of a user's chain.
+    /// Policy, or the return at the end of a user-defined chain.
     End,
-    /// Behind the last chain.
+    /// End of the table, after the last chain.
     Last,
 }
 
-/// Keeps out other programs that write old tables, until the file is dropped.
+/// Excludes other programs that write old tables, until the file is dropped.
 pub(super) fn lock(path: &Path) -> Result<Option<File>, OldTableError> {
     let open = File::options()
         .create(true)
@@ -100,7 +100,7 @@ pub(super) fn lock(path: &Path) -> Result<Option<File>, OldTableError> {
         .write(true)
         .open(path);
     let Ok(file) = open else {
-        // Without the directory nobody else here takes it either.
+        // Without the directory no other program here takes the lock either.
         return Ok(None);
     };
     file.lock().map_err(|source| OldTableError::Io {
@@ -110,11 +110,11 @@ pub(super) fn lock(path: &Path) -> Result<Option<File>, OldTableError> {
     Ok(Some(file))
 }
 
-/// All tables that exist.
+/// Reads all existing tables.
 pub(super) fn read_all() -> Result<BTreeMap<String, OldTable>, OldTableError> {
     let names = match std::fs::read_to_string(NAMES) {
         Ok(names) => names,
-        // A kernel without them.
+        // The kernel has no old ip_tables.
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(BTreeMap::new()),
         Err(source) => {
             let what = format!("reading {NAMES}");
@@ -135,7 +135,7 @@ fn socket() -> Result<OwnedFd, OldTableError> {
     if fd < 0 {
         return Err(failed("opening a raw socket"));
     }
-    // SAFETY: the descriptor was just made and belongs to nobody else.
+    // SAFETY: the descriptor was just made and has no other owner.
     Ok(unsafe { OwnedFd::from_raw_fd(fd) })
 }
 
@@ -158,7 +158,7 @@ fn get(socket: &OwnedFd, option: libc::c_int, buffer: &mut [u8]) -> Result<(), O
 
 fn set(socket: &OwnedFd, option: libc::c_int, buffer: &[u8]) -> Result<(), OldTableError> {
     // SAFETY: the descriptor is open, and the kernel reads `buffer.len()` bytes of the buffer; a pointer inside it (to
-    // counters) leads to memory that its owner keeps through the call.
+    // counters) points to memory that its owner holds through the call.
     let result = unsafe {
         libc::setsockopt(
             socket.as_raw_fd(),
@@ -262,7 +262,7 @@ impl OldTable {
         Some(())
     }
 
-    /// The last entry of a user's chain is its end: the kernel's tables have one there always.
+    /// Marks the last entry of each user-defined chain as its end: the kernel's tables always have one there.
     fn mark_ends(&mut self) {
         for at in 1..self.entries.len() {
             let starts = matches!(self.entries[at].part, Part::Head | Part::Last);
@@ -282,7 +282,7 @@ impl OldTable {
         (head.part == Part::Head).then_some(head.chain.as_str())
     }
 
-    /// Puts chains and rules into what was read.
+    /// Adds the chains and rules of this table to the node.
     pub(super) fn describe(&self, table: &str, sets: &Names, node: &mut Node) {
         for (position, entry) in self.entries.iter().enumerate() {
             match entry.part {
@@ -343,7 +343,7 @@ impl OldTable {
         Some(())
     }
 
-    /// A verdict, or an offset to go on at.
+    /// Parses a standard target: a verdict, or the offset to jump to.
     fn standard(&self, entry: &Entry, verdict: i32) -> Target {
         let next = entry.offset as i32 + entry.bytes.len() as i32;
         match verdict {
@@ -358,7 +358,7 @@ impl OldTable {
         }
     }
 
-    /// Writes the table without what the actions name, if it still is as it was read.
+    /// Writes the table without the actions' objects, if it has not changed since it was read.
     pub(super) fn remove(&self, table: &str, actions: &[&Action]) -> Result<(), OldTableError> {
         let mut gone: BTreeSet<usize> = BTreeSet::new();
         for action in actions {
@@ -390,7 +390,7 @@ impl OldTable {
                 .iter()
                 .zip(&self.entries)
                 .all(|(now, then)| now.bytes == then.bytes);
-        // A rule left in a chain that goes would belong to nobody.
+        // A rule that remains in a removed chain would belong to no chain.
         let stranded = self.entries.iter().enumerate().any(|(position, entry)| {
             let headless = |head: &usize| {
                 let head = &self.entries[*head];
@@ -406,7 +406,7 @@ impl OldTable {
 
     fn write_without(&self, table: &str, gone: &BTreeSet<usize>) -> Result<(), OldTableError> {
         let malformed = || OldTableError::Malformed(table.to_owned());
-        // Where each entry comes to lie; what is gone leads to what follows it.
+        // New offset of each entry; the offset of a removed entry is that of its successor.
         let (mut places, mut length) = (BTreeMap::new(), 0);
         for (position, entry) in self.entries.iter().enumerate() {
             places.insert(entry.offset, length);
@@ -450,7 +450,7 @@ impl OldTable {
         request.extend(list);
         let socket = socket()?;
         set(&socket, INFO_OR_REPLACE, &request)?;
-        // The kernel has put the old counters there.
+        // The kernel has returned the old counters in this buffer.
         let counters: Vec<u64> = old
             .chunks(2)
             .enumerate()
@@ -471,7 +471,7 @@ fn target_of(entry: &[u8]) -> Option<&[u8]> {
     (target.len() >= HEAD_BYTES + 4).then_some(target)
 }
 
-/// A device's name; one whose mask does not reach its terminating zero is the beginning of one.
+/// A device's name; one whose mask does not cover its terminating zero is a prefix.
 fn device(name: &[u8], mask: &[u8]) -> Option<String> {
     let looked_at = mask.iter().take_while(|byte| **byte != 0).count();
     if looked_at == 0 {

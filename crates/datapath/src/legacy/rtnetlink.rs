@@ -1,5 +1,5 @@
-//! Links, addresses, routes and rules. Bodies of messages are kept: a deletion must name nearly everything, and what the
-//! kernel said names it best.
+//! Links, addresses, routes and rules. The bodies of messages are stored: a deletion must contain nearly all
+//! attributes, and the kernel's own message is the most exact.
 
 use super::{LegacyError, dump, host_u32, text};
 use crate::netlink::{NetlinkSocket, Request, attributes};
@@ -46,7 +46,7 @@ pub(super) fn read(socket: &mut NetlinkSocket, node: &mut Node) -> Result<(), Le
     Ok(())
 }
 
-/// Body of a deletion, after a look whether it still is that device.
+/// Body of a deletion, after checking that it is still the same device.
 pub(super) fn deletion_of_device(
     socket: &mut NetlinkSocket,
     index: u32,
@@ -178,7 +178,7 @@ fn policy_rule(body: &[u8]) -> Option<PolicyRule> {
     const INVERT: u32 = 2;
     let mut found = PolicyRule {
         table: u32::from(*body.get(4)?),
-        // No prefixes, no type of service, a look-up, and the other way round neither.
+        // No prefixes, no type of service, action `lookup`, not inverted.
         is_plain: body.get(1..4)? == [0; 3]
             && *body.get(7)? == TO_TABLE
             && host_u32(body.get(8..)?)? & INVERT == 0,
@@ -204,7 +204,7 @@ mod tests {
     use super::*;
     use crate::netlink::Attrs;
 
-    /// What the kernel says of `ip link add tun1921681221 type gre remote 192.168.122.1 local 192.168.122.11`.
+    /// The kernel's link message after `ip link add tun1921681221 type gre remote 192.168.122.1 local 192.168.122.11`.
     #[test]
     fn a_gre_device_tells_both_its_ends() {
         let mut header = [0; LINK_HEADER];

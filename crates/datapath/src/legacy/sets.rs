@@ -1,4 +1,4 @@
-//! ipset, by its own netlink (`linux/netfilter/ipset/ip_set.h`).
+//! ipset, by its own netlink protocol (`linux/netfilter/ipset/ip_set.h`).
 
 use super::{LegacyError, dump, text};
 use crate::netlink::{Attrs, NetlinkSocket, Request, attributes};
@@ -10,7 +10,7 @@ const SUBSYSTEM: u16 = 6 << 8;
 const DESTROY: u16 = 3;
 const LIST: u16 = 7;
 const GET_BY_NAME: u16 = 14;
-/// `IPSET_PROTOCOL`; 6 is what kernels before 4.20 know.
+/// `IPSET_PROTOCOL`; kernels before 4.20 support 6 only.
 const PROTOCOL: u8 = 7;
 const PROTOCOL_BEFORE: u8 = 6;
 /// `IPSET_FLAG_LIST_HEADER`: sets without their elements.
@@ -26,13 +26,13 @@ const ATTR_INDEX: u16 = 11;
 const DATA_ELEMENTS: u16 = 24;
 const DATA_REFERENCES: u16 = 25;
 
-/// `IPSET_ERR_BUSY`: something refers to the set.
+/// `IPSET_ERR_BUSY`: the set is still referenced.
 const BUSY: i32 = 4100;
-/// How often, and at which distance, a set is tried that something refers to: two seconds in all.
+/// Attempts to destroy a set that is still referenced, and the pause between them: two seconds in all.
 const BUSY_TRIES: u32 = 100;
 const BUSY_WAIT: Duration = Duration::from_millis(20);
 
-/// Names of sets by the number by which rules refer to them.
+/// Names of sets by the number that rules refer to them with.
 pub(super) type Names = BTreeMap<u16, String>;
 
 /// Reads all sets and returns their names by number. A kernel without ipset has none.
@@ -54,7 +54,7 @@ pub(super) fn read(
     });
     let found = match found {
         Ok(found) => found,
-        // Nobody has loaded ipset: nfnetlink knows no such subsystem.
+        // ipset is not loaded: nfnetlink has no such subsystem.
         Err(error) if error.errno() == Some(libc::EINVAL) => return Ok(Names::new()),
         Err(error) => return Err(error.into()),
     };
@@ -74,8 +74,8 @@ pub(super) fn read(
     Ok(names)
 }
 
-/// Destroys a set; one that is gone already is fine. The kernel takes rules of nftables apart after it has said that
-/// they are gone, and until then they hold the set.
+/// Destroys a set; one that is already gone is no error. The kernel releases deleted nftables rules only some time
+/// after acknowledging the deletion, and until then they reference the set.
 pub(super) fn destroy(socket: &mut NetlinkSocket, name: &str) -> Result<(), LegacyError> {
     let attrs = Attrs::default().u8(ATTR_PROTOCOL, PROTOCOL_BEFORE);
     let attrs = attrs.text(ATTR_NAME, name);

@@ -1,4 +1,4 @@
-//! Turns the wanted table into one transaction, and sends it.
+//! Turns the wanted table into transactions, and sends them.
 
 use super::attributes::{named, number, text};
 use super::error::NftError;
@@ -17,21 +17,21 @@ pub struct Nftables {
     family: TableFamily,
     flags: u32,
     pub(super) applied: Option<Table>,
-    /// The kernel's generation when the table was applied or last looked at.
+    /// The kernel's generation when the table was last applied or verified.
     pub(super) generation: u32,
-    /// Chains and rules as the kernel showed them when they were applied.
+    /// Chains and rules as the kernel returned them after they were applied.
     pub(super) shown: Option<Shown>,
-    /// The generation at the last comparison of elements.
+    /// The kernel's generation at the last comparison of elements.
     pub(super) compared: Option<u32>,
 }
 
 impl Nftables {
-    /// Opens the socket; nothing is changed yet.
+    /// Opens the socket; changes nothing yet.
     pub fn open(name: &str) -> Result<Self, NftError> {
         Self::open_family(name, TableFamily::Inet)
     }
 
-    /// The same for a table of another family.
+    /// [`Self::open`] for a table of another family.
     pub fn open_family(name: &str, family: TableFamily) -> Result<Self, NftError> {
         let socket = NetlinkSocket::open(libc::NETLINK_NETFILTER);
         let socket = socket.map_err(|source| NftError::Netlink {
@@ -51,7 +51,7 @@ impl Nftables {
         })
     }
 
-    /// A table that other processes may change, as on kernels before 6.9.
+    /// Makes a table that other processes may change, as on kernels before 6.9.
     pub fn without_owner(mut self) -> Self {
         self.flags = 0;
         self
@@ -79,27 +79,27 @@ impl Nftables {
         self.socket.dump(&request)
     }
 
-    /// The request for our family, the first byte of every nfnetlink message.
+    /// The request with our family, the first byte of every nfnetlink message.
     fn addressed(&self, request: &Request) -> Request {
         let mut request = request.clone();
         request.body[0] = self.family as u8;
         request
     }
 
-    /// Whether the kernel keeps other processes from changing our table.
+    /// Whether the kernel prevents other processes from changing our table.
     pub fn owned(&self) -> bool {
         self.flags != 0
     }
 
     /// Makes the kernel's table equal to `wanted`; every packet meets the old rules or the new ones. The first call
-    /// replaces what an earlier process left, later ones send the difference only. Content of run-time sets lives
-    /// through later calls.
+    /// replaces an earlier process's table, later ones send only the difference. Content of run-time sets survives
+    /// later calls.
     ///
     /// One transaction does not suffice: the kernel switches rules at once, but shows the content of maps of ranges
-    /// (pipapo) only at the end of the commit, and a packet in between finds them empty. So what is new is made first,
-    /// where no packet comes by, and a whole table is replaced under the cover of a second one with the same rules.
+    /// (pipapo) only at the end of the commit, and a packet in between finds them empty. So new objects are made first,
+    /// where no packet meets them, and a whole table is replaced under the cover of a second one with the same rules.
     ///
-    /// Returns whether the whole table is a new one, with empty run-time sets.
+    /// Returns whether the whole table is new, with empty run-time sets.
     pub fn apply(&mut self, wanted: &Table) -> Result<bool, NftError> {
         let before = self.applied.take();
         let is_new = before.is_none();
@@ -121,7 +121,7 @@ impl Nftables {
             None => self.replace(wanted)?,
         }
         self.applied = Some(wanted.clone());
-        // Nobody else changes a table that has an owner.
+        // A table with an owner cannot be changed by others.
         if !self.owned() && !same_rules {
             self.shown = Some(self.show()?);
         }
@@ -129,10 +129,9 @@ impl Nftables {
         Ok(is_new)
     }
 
-    /// Adds elements to a run-time set, as many as fit; those that are there already keep their timeout. Returns how many
-    /// did not fit.
+    /// Adds elements to a run-time set, as many as fit; existing ones keep their timeout. Returns how many did not fit.
     pub fn remember(&mut self, set: &str, elements: &[Element]) -> Result<usize, NftError> {
-        /// Elements of one transaction: what does not fit is refused with all others of its transaction.
+        /// Elements of one transaction: if one does not fit, the kernel refuses its whole transaction.
         const AT_ONCE: usize = 1024;
         let Some(shape) = self
             .applied
@@ -156,8 +155,8 @@ impl Nftables {
         Ok(missing)
     }
 
-    /// Makes a run-time set hold these elements and no others, each with its whole timeout from now on, in one
-    /// transaction. A table that is not there yet has none: nothing is done.
+    /// Replaces the content of a run-time set by these elements, each with its full timeout from now on, in one
+    /// transaction. Does nothing if the table does not exist yet.
     pub fn hold(&mut self, set: &str, elements: &[Element]) -> Result<(), NftError> {
         let Some(shape) = self.applied.as_ref().and_then(|table| table.sets.get(set)) else {
             return Ok(());
@@ -173,14 +172,14 @@ impl Nftables {
         Ok(())
     }
 
-    /// Removes the table, if it is there.
+    /// Removes the table, if it exists. Returns whether it did.
     pub fn remove(&mut self) -> Result<bool, NftError> {
         self.applied = None;
         self.take_away(&self.cover())?;
         self.take_away(&self.name.clone())
     }
 
-    /// Name of the table that stands in while ours is replaced.
+    /// Name of the table that covers for ours during its replacement.
     fn cover(&self) -> String {
         format!("{}_cover", self.name)
     }
@@ -189,26 +188,27 @@ impl Nftables {
         let (name, cover) = (self.name.clone(), self.cover());
         let is_there = self.owner_of(&name)?.is_some();
         if is_there {
-            // Adopted before anything is made: it may be another's. Kernels without owners refuse the flags only.
+            // Adopted before anything is made: the table may belong to another process. Kernels without owners refuse
+            // only the flags.
             match self.batch(&[m::new_table(&name, self.flags)]) {
                 Err(error) if error.errno() == Some(libc::EPERM) => self.error(Err(error))?,
                 _ => {}
             }
             self.lay(&cover, wanted, &Counts::new())?;
         }
-        // Taken over at the last moment: what passes until the new table counts is not counted.
+        // Read at the last moment: packets until the new table counts are not counted.
         let counts = match is_there && !wanted.traffic.is_empty() {
-            // A dump that a change of any table interrupts is asked for again; no count is worth having no table.
+            // Repeats a dump that a change of any table interrupts. A table without old counts is better than none.
             true => (0..5).find_map(|_| self.counts().ok()).unwrap_or_default(),
             false => Counts::new(),
         };
         self.lay(&name, wanted, &counts)?;
-        // Also what an agent left that died in between.
+        // Also removes the cover of an agent that was killed in between.
         self.take_away(&cover)?;
         Ok(())
     }
 
-    /// Makes a whole table in place of one that may be there: complete first, then its hooks. Traffic is counted on from
+    /// Makes a whole table, replacing an existing one: first complete, then its hooks. Traffic counters start at
     /// `counts`.
     fn lay(&mut self, table: &str, wanted: &Table, counts: &Counts) -> Result<(), NftError> {
         self.take_away(table)?;
@@ -231,7 +231,7 @@ impl Nftables {
         self.error(result)
     }
 
-    /// Removes a table, if it is there: first what brings packets to it, so that none finds half of it.
+    /// Removes a table, if it exists: first the base chains, so that no packet meets half of it.
     fn take_away(&mut self, table: &str) -> Result<bool, NftError> {
         if self.owner_of(table)?.is_none() {
             return Ok(false);
@@ -242,7 +242,7 @@ impl Nftables {
             .filter(|chain| text(chain, 1) == table && chain.contains_key(&4))
             .map(|chain| m::delete_chain(table, &text(chain, 3)))
             .collect();
-        // Adopted, when its owner is dead.
+        // Adopts the table, if its owner is dead.
         let adopted = [vec![m::new_table(table, self.flags)], hooks.clone()].concat();
         let result = self.batch(&adopted);
         let result = result.or_else(|_| self.batch(&hooks));
@@ -251,7 +251,7 @@ impl Nftables {
         Ok(true)
     }
 
-    /// The owner of a table; `None`: there is no such table.
+    /// Owner of a table; `None`: there is no such table.
     fn owner_of(&mut self, name: &str) -> Result<Option<u32>, NftError> {
         let attrs = Attrs::default().text(1, name);
         let request = m::request(m::GETTABLE, 0, attrs, format!("table {name}"));
@@ -262,7 +262,8 @@ impl Nftables {
         }
     }
 
-    /// A number that changes with every change of anybody's ruleset (`NFT_MSG_GETGEN`); those of the old tables do not count.
+    /// Generation of the ruleset, which changes with every change of any nftables table (`NFT_MSG_GETGEN`); changes of
+    /// the old ip_tables do not count.
     pub fn ruleset_generation(&mut self) -> Result<u32, NftError> {
         self.read_generation()
     }
@@ -310,17 +311,17 @@ impl Nftables {
     }
 }
 
-/// How one table becomes another.
+/// Requests that turn one table into another, in three steps.
 struct Change {
-    /// What is new and no packet comes by yet.
+    /// New objects that no packet meets yet.
     prepare: Vec<Request>,
-    /// What brings packets there.
+    /// Rules that direct packets to the new objects.
     switch: Vec<Request>,
-    /// What is old and no packet comes by any more.
+    /// Old objects that no packet meets any more.
     retire: Vec<Request>,
 }
 
-/// The requests that turn `old` into `new`: what others refer to is made first and removed last.
+/// The requests that turn `old` into `new`: objects that others refer to are made first and removed last.
 fn difference(table: &str, old: &Table, new: &Table, counts: &Counts) -> Change {
     let mut prepare = Vec::new();
     let counters = new.counters.iter();

@@ -3,7 +3,7 @@
 use crate::netlink::attributes;
 use std::collections::BTreeMap;
 
-/// Attributes of an nfnetlink message by type; of several with one type the last.
+/// Attributes of an nfnetlink message by type; of several of one type the last.
 pub(super) fn named(body: &[u8]) -> BTreeMap<u16, Vec<u8>> {
     attributes(body.get(4..).unwrap_or(&[]))
         .map(|(kind, value)| (kind, value.to_vec()))
@@ -17,7 +17,7 @@ pub(super) fn trimmed(value: &[u8]) -> String {
         .to_string()
 }
 
-/// The string attribute of this type; empty where there is none.
+/// The string attribute of this type; empty if absent.
 pub(super) fn text(object: &BTreeMap<u16, Vec<u8>>, kind: u16) -> String {
     object
         .get(&kind)
@@ -25,7 +25,7 @@ pub(super) fn text(object: &BTreeMap<u16, Vec<u8>>, kind: u16) -> String {
         .unwrap_or_default()
 }
 
-/// The 32-bit attribute of this type in network byte order; 0 where there is none.
+/// The 32-bit attribute of this type in network byte order; 0 if absent.
 pub(super) fn number(object: &BTreeMap<u16, Vec<u8>>, kind: u16) -> u32 {
     let bytes = object
         .get(&kind)

@@ -2,15 +2,15 @@
 
 use crate::netlink::NetlinkError;
 
-/// Why the table is not as it should be.
+/// Error of programming or reading the table.
 #[derive(Debug, thiserror::Error)]
 pub enum NftError {
-    /// The kernel refused something.
+    /// The kernel refused a request.
     #[error("programming nftables table {table}")]
     Netlink {
         /// Name of the table.
         table: String,
-        /// Why.
+        /// Cause.
         #[source]
         source: NetlinkError,
     },

@@ -1,17 +1,17 @@
-//! Expressions of nftables rules (`include/uapi/linux/netfilter/nf_tables.h`), as far as we use them.
+//! Expressions of nftables rules (`include/uapi/linux/netfilter/nf_tables.h`), limited to those that we use.
 
 use crate::netlink::Attrs;
 use std::net::IpAddr;
 
-/// A 32-bit register, 0..=15. A key that is longer takes the following ones too.
+/// A 32-bit register, 0..=15. A longer key occupies the following registers too.
 pub type Register = u32;
 
-/// Where [`Expression::Verdict`] and verdict maps put their verdict.
+/// Register for the verdict of [`Expression::Verdict`] and verdict maps.
 pub const VERDICT: u32 = 0;
 
 const NFT_REG32_00: u32 = 8;
 
-/// What `meta` reads or sets (`enum nft_meta_keys`).
+/// Key of `meta` (`enum nft_meta_keys`).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[allow(missing_docs)]
 #[repr(u32)]
@@ -26,7 +26,7 @@ pub enum MetaKey {
     IifKind = 26,
 }
 
-/// What `ct` reads (`enum nft_ct_keys`).
+/// Key of `ct` (`enum nft_ct_keys`).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[allow(missing_docs)]
 #[repr(u32)]
@@ -40,7 +40,7 @@ pub enum Key {
     DestinationV6 = 22,
 }
 
-/// What `fib` answers (`enum nft_fib_result`).
+/// Result of `fib` (`enum nft_fib_result`).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u32)]
 pub enum FibResult {
@@ -50,7 +50,7 @@ pub enum FibResult {
     AddressType = 3,
 }
 
-/// Where an offset counts from (`enum nft_payload_bases`).
+/// Header that an offset counts from (`enum nft_payload_bases`).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[allow(missing_docs)]
 #[repr(u32)]
@@ -60,14 +60,14 @@ pub enum Base {
     Transport = 2,
 }
 
-/// What else changes with the bytes that [`Expression::Store`] writes.
+/// Checksum that changes with the bytes that [`Expression::Store`] writes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Checksum {
     /// Nothing.
     None,
     /// The Internet checksum at this offset of the same header.
     At(u32),
-    /// The transport's checksum, of whose pseudo header the bytes are part.
+    /// The transport's checksum, whose pseudo header contains the bytes.
     Pseudo,
 }
 
@@ -108,13 +108,13 @@ pub enum Expression {
         length: u32,
         /// Source.
         register: Register,
-        /// Checksum to keep right.
+        /// Checksum to update.
         checksum: Checksum,
     },
-    /// Family `netdev`: out by the device whose index is in the register, with the Ethernet header as it is.
+    /// Family `netdev`: sends by the device whose index is in the register, with an unchanged Ethernet header.
     Redirect(Register),
-    /// Family `netdev`: out by a device, to a neighbour that the kernel resolves; the hop limit is lowered, and what is
-    /// at its end is dropped.
+    /// Family `netdev`: sends by a device to a neighbour that the kernel resolves. Lowers the hop limit and drops
+    /// packets whose hop limit is used up.
     Forward {
         /// Register of the device's index.
         device: Register,
@@ -123,9 +123,9 @@ pub enum Expression {
         /// `NFPROTO_IPV4` or `NFPROTO_IPV6`; packets of another family do not match.
         family: u32,
     },
-    /// Family `netdev`: the packet gets the tunnel key of this object.
+    /// Family `netdev`: gives the packet the tunnel key of this object.
     Tunnel(String),
-    /// Goes on only if the register equals (or, negated, differs from) the bytes.
+    /// Continues only if the register equals (or, negated, differs from) the bytes.
     Compare {
         /// Register.
         register: Register,
@@ -143,7 +143,7 @@ pub enum Expression {
         /// Xor.
         xor: Vec<u8>,
     },
-    /// Goes on only if the key is in the set (not in it: negated).
+    /// Continues only if the key is in the set (not in it: negated).
     InSet {
         /// Name of the set.
         set: String,
@@ -152,42 +152,42 @@ pub enum Expression {
         /// Must not be in the set.
         negated: bool,
     },
-    /// Takes the verdict that the map holds for the key, if any.
+    /// Takes the verdict of the key in the map, if any.
     VerdictMap {
         /// Name of the map.
         set: String,
         /// Register of the key.
         register: Register,
     },
-    /// Adds the key to a run-time set, or prolongs its stay; goes on only if there is room.
+    /// Adds the key to a run-time set, or renews its timeout; continues only if there is room.
     Remember {
         /// Name of the set.
         set: String,
         /// Register of the key.
         register: Register,
-        /// Seconds that it stays.
+        /// Timeout in seconds.
         secs: u64,
     },
     /// Loads constant bytes.
     Load(Register, Vec<u8>),
     /// Ends the rule: accept (1), drop (0), return (-5), jump (-3) and goto (-4) to a chain.
     Verdict(i32, Option<String>),
-    /// Loads what conntrack knows; the flag asks for the reply direction of tuple keys (`None`: no direction).
+    /// Loads a value from conntrack; the flag selects the reply direction of tuple keys (`None`: no direction).
     Conntrack(Key, Option<bool>, Register),
     /// Counts packets and bytes in the named counter.
     Count(String),
-    /// Counts packets and bytes in the counter that the map holds for the key; goes on only if it holds one.
+    /// Counts packets and bytes in the key's counter in the map; continues only if there is one.
     CountBy {
         /// Name of the map.
         set: String,
         /// Register of the key.
         register: Register,
     },
-    /// Refuses towards the sender: TCP reset, or administratively prohibited.
+    /// Refuses towards the sender, by a TCP reset.
     RejectReset,
-    /// See [`Expression::RejectReset`].
+    /// Refuses towards the sender, by ICMP administratively prohibited.
     RejectProhibited,
-    /// The packet is not tracked.
+    /// Disables tracking of the packet.
     Notrack,
     /// Source translation to one address.
     Snat {
@@ -195,22 +195,22 @@ pub enum Expression {
         family: u32,
         /// Register of the address.
         address: Register,
-        /// Registers of the first and last port; without, the port stays as it is where that is possible.
+        /// Registers of the first and last port; without them the port stays the same where possible.
         ports: Option<(Register, Register)>,
     },
-    /// Loads the address of the neighbour that the packet goes to (`NFPROTO_IPV4`, `NFPROTO_IPV6`).
+    /// Loads the address of the packet's next hop (`NFPROTO_IPV4`, `NFPROTO_IPV6`).
     NextHop(u32, Register),
     /// Lowers the MSS option of TCP to the 16 bits in the register.
     ClampMss(Register),
-    /// A random number below the modulus.
+    /// Loads a random number below the modulus.
     Random(u32, Register),
-    /// Looks the packet's addresses up in the routing table.
+    /// Looks up the packet's addresses in the routing table.
     Fib {
         /// `NFTA_FIB_F_*`: 1 source, 2 destination, 8 input device.
         flags: u32,
-        /// What to answer; with `present`, 0 or 1 only.
+        /// Result of the lookup; with `present`, 0 or 1 only.
         result: FibResult,
-        /// Only whether there is an answer.
+        /// Load only whether there is a result.
         present: bool,
         /// Destination.
         register: Register,
@@ -221,7 +221,7 @@ pub enum Expression {
 pub type Rule = Vec<Expression>;
 
 impl Expression {
-    /// Loads `address` bytes.
+    /// Loads an address as constant bytes.
     pub fn load_address(register: Register, address: IpAddr) -> Self {
         Expression::Load(register, address_bytes(address))
     }
@@ -402,7 +402,7 @@ pub(super) fn value(bytes: &[u8]) -> Attrs {
     Attrs::default().bytes(1, bytes)
 }
 
-/// Inside of `NFTA_DATA_VERDICT`.
+/// Content of `NFTA_DATA_VERDICT`.
 pub(super) fn verdict(code: i32, chain: Option<&str>) -> Attrs {
     let attrs = Attrs::default().be32(1, code as u32);
     match chain {

@@ -1,10 +1,11 @@
-//! Foreign forward chains that refuse what nobody has accepted, by their policy or by a last rule that refuses everything:
-//! one accept of ours per way, behind everybody's rules and before that refusal, so that whatever the CNI's own rules
-//! refuse stays refused, and the tunnel device is not lost only because it came later than those rules.
+//! Accept rules in foreign forward chains that refuse all packets no rule accepts, by their policy or by a last rule
+//! that refuses everything. One rule of ours per device and direction comes after all foreign rules and before that
+//! refusal. So packets that the CNI's own rules refuse stay refused, and the tunnel device also works where it came
+//! later than those rules.
 //!
 //! An accept in our own table could not undo another chain's drop. Rules carry our name as comment; nothing else in a
-//! foreign table is ever touched. What cannot be opened (the old ip_tables, a table with an owner, a refusal in a chain
-//! that is jumped to) is left as it is: [`crate::obstacle`] tells of it.
+//! foreign table is ever changed. Chains that cannot be opened (the old ip_tables, a table with an owner, a refusal in
+//! a chain that is jumped to) stay as they are, and [`crate::obstacle`] reports them.
 
 use super::attributes::{named, number, text};
 use super::error::NftError;
@@ -26,7 +27,7 @@ const USERDATA_COMMENT: u8 = 0;
 /// Families that have a forward hook for IP: inet, ip, ip6.
 const FAMILIES: [u8; 3] = [1, 2, 10];
 
-/// A chain of somebody else.
+/// A foreign chain.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 struct Place {
     family: u8,
@@ -45,33 +46,33 @@ impl Place {
     }
 }
 
-/// Which rules of ours foreign forward chains need.
+/// Set of our rules that foreign forward chains need.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Wanted {
     None,
-    /// Into the tunnel and out of it.
+    /// Packets into the tunnel and out of it.
     Tunnel,
-    /// The same, and what is lifted into the stack.
+    /// `Tunnel`, and packets reinjected into the stack.
     TunnelAndLift,
 }
 
-/// What refuses what nobody has accepted.
+/// Refusal of the packets that no rule of a chain accepts.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum End {
-    /// The policy.
+    /// The chain's policy.
     Policy,
-    /// The last rule of others, by its handle.
+    /// The last foreign rule, by its handle.
     Rule(u64),
 }
 
-/// What is in a foreign chain.
+/// Content of a foreign chain.
 #[derive(Clone, Debug, PartialEq, Eq)]
 struct Content {
     /// Handles of our rules.
     ours: Vec<u64>,
-    /// Where ours belong; `None`: nowhere.
+    /// Position of our rules; `None`: they do not belong into this chain.
     end: Option<End>,
-    /// Ours are behind every rule that could refuse something, but for the end.
+    /// Our rules come after every rule that could refuse packets, except the end.
     is_last: bool,
 }
 
@@ -82,7 +83,7 @@ impl Content {
         let first = others.iter().position(|one| one.rule.refuses_all());
         let end = match first {
             Some(at) if at + 1 == others.len() => Some(End::Rule(others[at].rule.handle)),
-            // What comes after it is never reached: whoever wrote that, or this, is to put it right.
+            // Rules after it are unreachable, so the chain is misconfigured; its owner must correct it.
             Some(_) => None,
             None => drops.then_some(End::Policy),
         };
@@ -103,7 +104,7 @@ impl Content {
         }
     }
 
-    /// `count`: how many rules of ours the end of a chain needs.
+    /// Whether our rules are as wanted; `count`: how many the end of a chain needs.
     fn is_as_wanted(&self, count: usize) -> bool {
         match self.end {
             None => self.ours.is_empty(),
@@ -115,26 +116,26 @@ impl Content {
 /// Our rules in foreign forward chains.
 pub struct Forwarding {
     socket: NetlinkSocket,
-    /// What the last edit was for, and when: `None` before the first.
+    /// State and time of the last edit; `None` before the first.
     done: Option<Done>,
 }
 
 struct Done {
     wanted: Wanted,
     generation: u32,
-    /// Chains that their owner does not let us edit.
+    /// Chains whose owner does not let us edit them.
     refused: BTreeSet<Place>,
 }
 
 impl Forwarding {
-    /// Opens the socket; nothing is changed yet.
+    /// Opens the socket; changes nothing yet.
     pub fn open() -> Result<Self, NftError> {
         let socket = NetlinkSocket::open(libc::NETLINK_NETFILTER).map_err(error)?;
         Ok(Forwarding { socket, done: None })
     }
 
-    /// Puts our rules into every chain that refuses what nobody accepts and lacks them, and takes them out of all
-    /// others. `lift`: also for packets that are lifted into the stack.
+    /// Adds our rules to every chain that refuses unaccepted packets and lacks them, and removes them from all others.
+    /// `lift`: also for packets reinjected into the stack.
     pub fn ensure(&mut self, lift: bool) -> Result<(), NftError> {
         let wanted = match lift {
             true => Wanted::TunnelAndLift,
@@ -143,7 +144,7 @@ impl Forwarding {
         self.edit(wanted).map_err(error)
     }
 
-    /// Whether every chain still is as the last edit left it. Costs one small message while nobody changed any table.
+    /// Whether every chain is as the last edit left it. Costs one small message while nobody changes any table.
     pub fn verify(&mut self) -> Result<bool, NftError> {
         let generation = self.read_generation().map_err(error)?;
         let Some(mut done) = self.done.take() else {
@@ -163,7 +164,7 @@ impl Forwarding {
         Ok(true)
     }
 
-    /// Takes our rules out of every foreign chain.
+    /// Removes our rules from every foreign chain.
     pub fn remove(&mut self) -> Result<(), NftError> {
         self.edit(Wanted::None).map_err(error)
     }
@@ -207,7 +208,7 @@ impl Forwarding {
         Ok(())
     }
 
-    /// Base chains of the forward hook of everybody but us, and whether their policy is drop.
+    /// Foreign base chains of the forward hook, and whether their policy is drop.
     fn chains(&mut self) -> Result<BTreeMap<Place, bool>, NetlinkError> {
         let mut places = BTreeMap::new();
         for family in FAMILIES {
@@ -260,7 +261,8 @@ fn comment() -> Vec<u8> {
     bytes
 }
 
-/// Who may use the tunnel is decided by our own table, and nothing is lifted that was not on its way out already.
+/// Accepts by device only: our own table decides who may use the tunnel, and only packets that were leaving are
+/// reinjected.
 fn rules(wanted: Wanted) -> Vec<Rule> {
     let tunnel = [
         (MetaKey::IifName, TUNNEL_DEVICE),
@@ -287,7 +289,7 @@ fn rules(wanted: Wanted) -> Vec<Rule> {
     ways.into_iter().map(accept).collect()
 }
 
-/// The rule at the end that others' rules leave.
+/// Request that adds the rule at the end of a chain.
 fn add(place: &Place, rule: &Rule, end: End) -> Option<Request> {
     const POSITION: u16 = 6;
     let list = rule.iter().fold(Attrs::default(), |list, expression| {
@@ -300,7 +302,7 @@ fn add(place: &Place, rule: &Rule, end: End) -> Option<Request> {
         .bytes(7, &comment());
     let how = match end {
         End::Policy => flags::CREATE | flags::APPEND,
-        // Without the flag a rule comes before the one at the position.
+        // Without APPEND a rule goes before the one at the position.
         End::Rule(handle) => {
             attrs = attrs.be64(POSITION, handle);
             flags::CREATE
@@ -331,7 +333,7 @@ mod tests {
     use super::*;
     use egret_core::obstacle::firewall::{Action, Rule as Judged, Test};
 
-    /// Rules in their order: ours (`o`), a jump (`j`), an accept (`a`), one that refuses all (`r`) or something (`d`).
+    /// Chain from letters: our rule (`o`), a jump (`j`), an accept (`a`), a rule that refuses all (`r`) or some (`d`).
     fn content(rules: &str, drops: bool) -> Content {
         let found = |(handle, letter): (usize, char)| Found {
             rule: Judged {

@@ -44,9 +44,9 @@ const SET_OBJECT: u32 = 0x40;
 const SET_CONCAT: u32 = 0x80;
 const ELEMENT_INTERVAL_END: u32 = 1;
 const DATA_VERDICT: u32 = 0xffff_ff00;
-/// User data by which the `nft` program knows that the key is in host order (type, length, `BYTEORDER_HOST_ENDIAN`).
+/// User data that marks the key as host order for the `nft` program (type, length, `BYTEORDER_HOST_ENDIAN`).
 const USERDATA_HOST_ORDER: [u8; 6] = [0, 4, 1, 0, 0, 0];
-/// Attributes are at most 64 KiB, so elements go in groups.
+/// Most elements of one message: an attribute is at most 64 KiB.
 const ELEMENTS_PER_MESSAGE: usize = 400;
 
 pub(super) fn request(kind: u16, flags: u16, attrs: Attrs, what: String) -> Request {
@@ -81,7 +81,7 @@ pub(super) fn delete_table(table: &str) -> Request {
     )
 }
 
-/// A named counter, which begins at `from`.
+/// Creates a named counter that starts at `from`.
 pub(super) fn new_counter(table: &str, name: &str, from: Count) -> Request {
     let attrs = Attrs::default().text(1, table).text(2, name);
     let count = match from {
@@ -170,7 +170,7 @@ pub(super) fn delete_chain(table: &str, name: &str) -> Request {
     )
 }
 
-/// Deletes every rule of the chain.
+/// Deletes all rules of the chain.
 pub(super) fn flush_chain(table: &str, name: &str) -> Request {
     let attrs = Attrs::default().text(1, table).text(2, name);
     request(DELRULE, 0, attrs, format!("flush of nftables chain {name}"))
@@ -258,7 +258,7 @@ pub(super) fn delete_set(table: &str, name: &str) -> Request {
     request(DELSET, 0, attrs, format!("deletion of nftables set {name}"))
 }
 
-/// Deletes every element of the set.
+/// Deletes all elements of the set.
 pub(super) fn flush_set(table: &str, name: &str) -> Request {
     let attrs = Attrs::default().text(1, table).text(2, name);
     request(
@@ -269,7 +269,7 @@ pub(super) fn flush_set(table: &str, name: &str) -> Request {
     )
 }
 
-/// Messages that add elements (or delete them).
+/// Messages that add (or delete) elements.
 pub(super) fn elements<'a>(
     table: &str,
     name: &str,
@@ -313,7 +313,7 @@ fn encode_element(
     into: &mut Vec<Attrs>,
 ) {
     let length = set.key[0].bytes() as usize;
-    // Sets of one field are trees of half-open intervals: a start, and an end that is one past the last.
+    // The kernel stores sets of one field as half-open intervals: a start, and an end that is one past the last.
     let tree = set.interval && set.key.len() == 1;
     let first = if set.key.len() == 1 {
         &key.first[..length]
@@ -344,7 +344,7 @@ fn encode_element(
     }
 }
 
-/// The next number, or `None` after the last.
+/// The next number in network byte order; `None` after the last.
 pub(super) fn successor(bytes: &[u8]) -> Option<Vec<u8>> {
     let mut next = bytes.to_vec();
     for byte in next.iter_mut().rev() {

@@ -1,4 +1,4 @@
-//! Reads what a table in the kernel holds, for those who adopt or remove what an earlier process left.
+//! Reads a table in the kernel, for callers that adopt or remove an earlier process's table.
 
 use super::apply::Nftables;
 use super::attributes::{text, trimmed};
@@ -13,13 +13,13 @@ use std::net::IpAddr;
 const GETSETELEM: u16 = 13;
 
 impl Nftables {
-    /// Packets counted by each named counter.
+    /// Packets of each named counter.
     pub fn counters(&mut self) -> Result<BTreeMap<String, u64>, NftError> {
         let counts = self.counts()?.into_iter();
         Ok(counts.map(|(name, count)| (name, count.packets)).collect())
     }
 
-    /// Each named counter: one dump, whatever their number.
+    /// Each named counter, by one dump whatever their number.
     ///
     /// # Errors
     /// [`NftError::Netlink`].
@@ -53,7 +53,7 @@ impl Nftables {
         Ok(counts)
     }
 
-    /// The addresses in a set of addresses; none without table or set.
+    /// Addresses in a set of addresses; none without table or set.
     ///
     /// # Errors
     /// [`NftError::Netlink`].
@@ -62,7 +62,7 @@ impl Nftables {
         Ok(keys.iter().filter_map(|key| address(key)).collect())
     }
 
-    /// The keys in a set, as bytes of fields that are padded to 32 bits each; none without table or set.
+    /// Keys in a set, as bytes of fields that are padded to 32 bits each; none without table or set.
     ///
     /// # Errors
     /// [`NftError::Netlink`].
@@ -83,7 +83,7 @@ impl Nftables {
         Ok(all)
     }
 
-    /// Name of the device that a chain of ours hooks into, if there is that chain.
+    /// Device that a chain of ours hooks into; `None` without that chain.
     ///
     /// # Errors
     /// [`NftError::Netlink`].
@@ -102,7 +102,7 @@ impl Nftables {
     }
 }
 
-/// The value of a named counter (`NFTA_COUNTER_*`).
+/// Parses a named counter (`NFTA_COUNTER_*`).
 fn count(data: &[u8]) -> Option<Count> {
     let number = |wanted: u16| {
         let (_, value) = attributes(data).find(|(kind, _)| *kind == wanted)?;
@@ -114,14 +114,14 @@ fn count(data: &[u8]) -> Option<Count> {
     })
 }
 
-/// The key of one element.
+/// Key of one element.
 fn key(element: &[u8]) -> Option<Vec<u8>> {
     const KEY: u16 = 1;
     let value = attributes(element).find(|(kind, _)| *kind == KEY)?.1;
     Some(attributes(value).next()?.1.to_vec())
 }
 
-/// The address that these bytes are.
+/// Parses an address of 4 or 16 bytes.
 pub(crate) fn address(bytes: &[u8]) -> Option<IpAddr> {
     match bytes.len() {
         4 => <[u8; 4]>::try_from(bytes).ok().map(IpAddr::from),

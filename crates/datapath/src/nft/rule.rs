@@ -1,4 +1,4 @@
-//! A rule, built match by match in the order in which the kernel evaluates it.
+//! Builder of a rule, match by match in the order in which the kernel evaluates it.
 
 use super::expression::address_bytes;
 use super::{Expression, FibResult, Key, MetaKey, Rule, SetType};
@@ -50,12 +50,12 @@ impl Family {
         }
     }
 
-    /// The name of one of two sets or chains that differ in the family only.
+    /// Name of one of two sets or chains that differ only in the family.
     pub(crate) fn named(self, name: &str) -> String {
         format!("{name}{}", self.digit())
     }
 
-    /// Type of an address in the key of a set.
+    /// Type of this family's addresses in the key of a set.
     pub(crate) fn address_type(self) -> SetType {
         match self {
             Family::V4 => SetType::Ipv4,
@@ -64,14 +64,14 @@ impl Family {
     }
 }
 
-/// Which device a packet came by or leaves by.
+/// Input or output device of a packet.
 #[derive(Clone, Copy)]
 pub(crate) enum Interface {
     In,
     Out,
 }
 
-/// Which end of a packet.
+/// Source or destination of a packet.
 #[derive(Clone, Copy)]
 pub(crate) enum End {
     Source,
@@ -127,7 +127,7 @@ impl Builder {
         }
     }
 
-    /// The packet came by a bridge. Devices without a kind break the rule off.
+    /// Matches packets that came by a bridge. Input devices without a kind do not match.
     pub(crate) fn comes_by_bridge(self) -> Self {
         let mut kind = [0u8; 16];
         kind[..6].copy_from_slice(b"bridge");
@@ -135,25 +135,25 @@ impl Builder {
             .equals(0, &kind)
     }
 
-    /// The packet came by a device that is not in the set.
+    /// Matches packets whose input device is not in the set.
     pub(crate) fn comes_by_none_of(self, set: &str) -> Self {
         self.push(Expression::Meta(MetaKey::IifName, 0))
             .in_set(set, 0, true)
     }
 
-    /// The packet leaves by a device that is not in the set.
+    /// Matches packets whose output device is not in the set.
     pub(crate) fn leaves_by_other_than(self, set: &str) -> Self {
         self.push(Expression::Meta(MetaKey::OifName, 0))
             .in_set(set, 0, true)
     }
 
-    /// The packet leaves by a device that is in the set.
+    /// Matches packets whose output device is in the set.
     pub(crate) fn leaves_by(self, set: &str) -> Self {
         self.push(Expression::Meta(MetaKey::OifName, 0))
             .in_set(set, 0, false)
     }
 
-    /// The packet was forwarded (`true`) or made by this node.
+    /// Matches packets that were forwarded (`true`) or made by this node.
     pub(crate) fn forwarded(self, forwarded: bool) -> Self {
         let this = self.push(Expression::Meta(MetaKey::Iif, 0));
         if forwarded {
@@ -209,7 +209,7 @@ impl Builder {
         }
     }
 
-    /// The address is inside a prefix whose first `bytes` are these.
+    /// Matches an address inside a prefix whose first bytes are `bytes`.
     pub(crate) fn address_starts(self, family: Family, end: End, bytes: &[u8]) -> Self {
         let offset = match (family, end) {
             (Family::V4, End::Source) => 12,
@@ -254,7 +254,7 @@ impl Builder {
         })
     }
 
-    /// These bytes stand at this offset behind the beginning of the transport header.
+    /// Matches these bytes at this offset after the start of the transport header.
     pub(crate) fn payload_is(self, offset: u32, bytes: &[u8]) -> Self {
         let length = bytes.len() as u32;
         let load = Expression::Payload {
@@ -266,7 +266,7 @@ impl Builder {
         self.push(load).equals(0, bytes)
     }
 
-    /// The TCP flags under the mask are (or are not) these.
+    /// Matches if the TCP flags under the mask are (or are not) these.
     pub(crate) fn tcp_flags(self, mask: u8, flags: u8, are: bool) -> Self {
         let load = Expression::Payload {
             transport: true,
@@ -286,12 +286,12 @@ impl Builder {
         }
     }
 
-    /// TCP, and no first packet of a connection.
+    /// Matches TCP packets other than the first of a connection.
     pub(crate) fn tcp_not_first(self) -> Self {
         self.tcp_flags(TCP_FIN_SYN_RST_ACK, TCP_SYN, false)
     }
 
-    /// Conntrack's state is one of the bits.
+    /// Matches if conntrack's state is one of the bits.
     pub(crate) fn state(self, bits: u32) -> Self {
         self.push(Expression::Conntrack(Key::State, None, 0))
             .push(Expression::Bitwise {
@@ -302,13 +302,13 @@ impl Builder {
             .differs(0, &[0; 4])
     }
 
-    /// The packet goes in its flow's reply (`true`) or original direction. Untracked packets match neither.
+    /// Matches packets in their flow's reply (`true`) or original direction. Untracked packets match neither.
     pub(crate) fn direction(self, reply: bool) -> Self {
         self.push(Expression::Conntrack(Key::Direction, None, 0))
             .equals(0, &[u8::from(reply)])
     }
 
-    /// The source that the flow has after translation is (is not) this address.
+    /// Matches if the flow's source after translation is (is not) this address.
     pub(crate) fn translated_source_is(self, address: IpAddr, is: bool) -> Self {
         let family = Family::of(address);
         let this = self.translated_source(family);
@@ -324,12 +324,12 @@ impl Builder {
         self.translated_source(family).in_set(set, 0, false)
     }
 
-    /// The source that the flow has after translation decides.
+    /// Takes the verdict of the flow's source after translation.
     pub(crate) fn by_translated_source(self, family: Family, map: String) -> Rule {
         self.translated_source(family).map(map)
     }
 
-    /// An ICMP error about a tracked flow.
+    /// Matches an ICMP error about a tracked flow.
     pub(crate) fn icmp_error(self, family: Family) -> Self {
         let protocol = match family {
             Family::V4 => ICMP,
@@ -338,7 +338,7 @@ impl Builder {
         self.family(family).protocol(protocol).state(STATE_RELATED)
     }
 
-    /// What the other end answers to: the reply tuple's destination.
+    /// Loads the flow's source after translation: the reply tuple's destination.
     fn translated_source(self, family: Family) -> Self {
         let key = match family {
             Family::V4 => Key::DestinationV4,
@@ -348,12 +348,12 @@ impl Builder {
             .push(Expression::Conntrack(key, Some(true), 0))
     }
 
-    /// The packet's source address decides.
+    /// Takes the verdict of the packet's source address.
     pub(crate) fn by_source(self, family: Family, map: String) -> Rule {
         self.family(family).address(family, End::Source, 0).map(map)
     }
 
-    /// The flow's original source address decides.
+    /// Takes the verdict of the flow's original source address.
     pub(crate) fn by_original_source(self, family: Family, map: String) -> Rule {
         let key = match family {
             Family::V4 => Key::SourceV4,
@@ -364,7 +364,7 @@ impl Builder {
             .map(map)
     }
 
-    /// Destination, protocol and destination port decide.
+    /// Takes the verdict of destination, protocol and destination port.
     pub(crate) fn by_box(self, family: Family, map: String) -> Rule {
         let next = if family == Family::V4 { 1 } else { 4 };
         self.family(family)
@@ -374,7 +374,7 @@ impl Builder {
             .map(map)
     }
 
-    /// The packet did not come by the device that this set has beside its source.
+    /// Matches if source and input device together are not in the set.
     pub(crate) fn comes_by_other_than(self, family: Family, set: &str) -> Self {
         let next = if family == Family::V4 { 1 } else { 4 };
         self.address(family, End::Source, 0)
@@ -382,14 +382,14 @@ impl Builder {
             .in_set(set, 0, true)
     }
 
-    /// Destination alone decides.
+    /// Takes the verdict of the destination alone.
     pub(crate) fn by_destination(self, family: Family, map: String) -> Rule {
         self.family(family)
             .address(family, End::Destination, 0)
             .map(map)
     }
 
-    /// The whole tuple is in a run-time set.
+    /// Matches if the whole tuple is in a run-time set.
     pub(crate) fn tuple_in(self, family: Family, set: &str) -> Self {
         let width = if family == Family::V4 { 1 } else { 4 };
         self.family(family)
@@ -401,7 +401,7 @@ impl Builder {
             .in_set(set, 0, false)
     }
 
-    /// Puts source, destination and protocol into a run-time set that packets fill.
+    /// Adds source, destination and protocol to a run-time set that packets fill.
     pub(crate) fn remember(self, family: Family, set: String, secs: u64) -> Rule {
         let width = if family == Family::V4 { 1 } else { 4 };
         self.family(family)
@@ -416,7 +416,8 @@ impl Builder {
             .0
     }
 
-    /// This egress address with the packet's destination, protocol and destination port is in a run-time set.
+    /// Matches if this egress address with the packet's destination, protocol and destination port is in a run-time
+    /// set.
     pub(crate) fn destination_in(self, egress: IpAddr, set: &str) -> Self {
         let family = Family::of(egress);
         let width = if family == Family::V4 { 1 } else { 4 };
@@ -427,13 +428,13 @@ impl Builder {
             .in_set(set, 0, false)
     }
 
-    /// What the routing table says of an address: `fib daddr type local`.
+    /// Matches packets to an address of this node: `fib daddr type local`.
     pub(crate) fn destination_is_local(self) -> Self {
         self.destination_type()
             .equals(0, &u32::from(libc::RTN_LOCAL).to_ne_bytes())
     }
 
-    /// The packet is not for this node itself.
+    /// Matches packets that are not for this node itself.
     pub(crate) fn destination_is_elsewhere(self) -> Self {
         self.destination_type()
             .differs(0, &u32::from(libc::RTN_LOCAL).to_ne_bytes())
@@ -450,7 +451,7 @@ impl Builder {
         })
     }
 
-    /// The route back to the source does not lead to the device that the packet came by.
+    /// Matches if the route to the source does not use the input device.
     pub(crate) fn source_is_implausible(self) -> Self {
         const SOURCE_AND_INPUT: u32 = 1 | 8;
         let result = FibResult::Oif;
@@ -463,7 +464,7 @@ impl Builder {
         .equals(0, &[0; 4])
     }
 
-    /// One of `modulus` new flows, at random.
+    /// Matches one in `modulus` new flows, at random.
     pub(crate) fn one_of(self, modulus: u32) -> Self {
         self.push(Expression::Random(modulus, 0)).equals(0, &[0; 4])
     }
@@ -476,7 +477,7 @@ impl Builder {
         self.push(Expression::VerdictMap { set, register: 0 }).0
     }
 
-    /// These bits of the mark are exactly so.
+    /// Matches if these bits of the mark have this value.
     pub(crate) fn mark_is(self, mask: u32, mark: u32) -> Self {
         self.push(Expression::Meta(MetaKey::Mark, 0))
             .push(Expression::Bitwise {
@@ -487,7 +488,7 @@ impl Builder {
             .equals(0, &mark.to_ne_bytes())
     }
 
-    /// These bits of the mark are in the set.
+    /// Matches if these bits of the mark are in the set.
     pub(crate) fn mark_in(self, mask: u32, set: &str) -> Self {
         self.push(Expression::Meta(MetaKey::Mark, 0))
             .push(Expression::Bitwise {
@@ -495,7 +496,7 @@ impl Builder {
                 mask: mask.to_ne_bytes().to_vec(),
                 xor: vec![0; 4],
             })
-            // Nearly every packet has none of them, and needs no look-up.
+            // Nearly every packet has none of these bits and needs no lookup.
             .differs(0, &[0; 4])
             .in_set(set, 0, false)
     }
@@ -529,13 +530,13 @@ impl Builder {
             .0
     }
 
-    /// Source translation that keeps the port where it is free.
+    /// Translates the source, with the same port where it is free.
     pub(crate) fn snat_to(self, address: IpAddr) -> Rule {
         self.push(Expression::load_address(0, address))
             .snat_to_register(Family::of(address))
     }
 
-    /// Source translation to the packet's own source: nobody after us translates it any more.
+    /// Translates the source to the packet's own source, so that no later rule translates it.
     pub(crate) fn snat_to_itself(self, family: Family) -> Rule {
         self.address(family, End::Source, 0)
             .snat_to_register(family)
@@ -550,7 +551,7 @@ impl Builder {
         self.push(snat).0
     }
 
-    /// The packet goes to this neighbour next.
+    /// Matches packets whose next hop is this neighbour.
     pub(crate) fn next_hop_is(self, address: IpAddr) -> Self {
         let family = Family::of(address);
         let this = self.family(family);
@@ -558,21 +559,21 @@ impl Builder {
             .equals(0, &address_bytes(address))
     }
 
-    /// The flow's source is (is not) translated to another.
+    /// Matches if the flow's source is (is not) translated to another.
     pub(crate) fn source_is_translated(self, is: bool) -> Self {
         /// `IPS_SRC_NAT`, which a translation to the same source does not set.
         const SOURCE_TRANSLATED: u32 = 1 << 4;
         self.status(SOURCE_TRANSLATED, is)
     }
 
-    /// The flow's destination is translated to another. Untracked packets do not match.
+    /// Matches if the flow's destination is translated to another. Untracked packets do not match.
     pub(crate) fn destination_is_translated(self) -> Self {
         /// `IPS_DST_NAT`.
         const DESTINATION_TRANSLATED: u32 = 1 << 5;
         self.status(DESTINATION_TRANSLATED, true)
     }
 
-    /// A bit of the flow's status is (is not) set.
+    /// Matches if a bit of the flow's status is (is not) set.
     fn status(self, bit: u32, is: bool) -> Self {
         let this =
             self.push(Expression::Conntrack(Key::Status, None, 0))
@@ -616,7 +617,7 @@ impl Builder {
         self.push(Expression::Verdict(-4, Some(chain.into()))).0
     }
 
-    /// A rule that only does what was pushed.
+    /// Finishes a rule without a further statement.
     pub(crate) fn done(self) -> Rule {
         self.0
     }

@@ -1,4 +1,4 @@
-//! The table as a value.
+//! An nftables table as a value.
 
 use super::expression::{Rule, address_bytes};
 use egret_core::hash::StableHash;
@@ -6,7 +6,7 @@ use egret_core::node::{PodMap, ProfileId};
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
-/// Type numbers by which the `nft` program prints sets (its `enum datatypes`); the kernel does not look at them.
+/// Type numbers by which the `nft` program prints sets (its `enum datatypes`); the kernel ignores them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[allow(missing_docs)]
 #[repr(u32)]
@@ -22,7 +22,7 @@ pub enum SetType {
 }
 
 impl SetType {
-    /// Bytes of a value, before padding to 32 bits.
+    /// Size of a value in bytes, before padding to 32 bits.
     pub fn bytes(self) -> u32 {
         match self {
             SetType::Ipv4 | SetType::InterfaceIndex | SetType::Mark => 4,
@@ -40,12 +40,12 @@ impl SetType {
 pub struct ElementKey {
     /// First (or only) key.
     pub first: Vec<u8>,
-    /// Last key, inclusive; the same as `first` in sets without intervals.
+    /// Last key, inclusive; equals `first` in sets without intervals.
     pub last: Vec<u8>,
 }
 
 impl ElementKey {
-    /// A single key out of its fields.
+    /// A single key from its fields.
     pub fn single(fields: &[&[u8]]) -> Self {
         let key = padded(fields);
         ElementKey {
@@ -67,7 +67,7 @@ impl ElementKey {
         Self::single(&[&address_bytes(address)])
     }
 
-    /// A range of addresses, both ends in it.
+    /// A range of addresses, both ends included.
     pub fn addresses(first: IpAddr, last: IpAddr) -> Self {
         Self::range(&[&address_bytes(first)], &[&address_bytes(last)])
     }
@@ -89,10 +89,10 @@ fn padded(fields: &[&[u8]]) -> Vec<u8> {
     key
 }
 
-/// What an element holds.
+/// Value of an element.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Value {
-    /// Nothing: it is in the set.
+    /// No value: a member of a set.
     Member,
     /// A verdict (see [`super::Expression::Verdict`]).
     Verdict(i32, Option<String>),
@@ -100,12 +100,12 @@ pub enum Value {
     Counter(String),
 }
 
-/// One element, for sets that packets or flows fill while the table lives.
+/// One element of a set that packets or flows fill while the table exists.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Element {
     /// Key.
     pub key: ElementKey,
-    /// Seconds after which the kernel forgets it.
+    /// Seconds after which the kernel removes it.
     pub timeout_secs: u64,
 }
 
@@ -120,23 +120,23 @@ pub struct Set {
     pub verdicts: bool,
     /// Elements hold named counters.
     pub counters: bool,
-    /// Elements are added at run time with a timeout, at most this many. `None`: fixed content.
+    /// Maximum number of elements added at run time with a timeout. `None`: fixed content.
     pub runtime_max: Option<u32>,
-    /// Packets add them ([`super::Expression::Remember`]), not this process.
+    /// Packets add the elements ([`super::Expression::Remember`]), not this process.
     pub by_packets: bool,
-    /// Content (empty for run-time sets, and where there is `by_address`).
+    /// Content; empty for run-time sets and with `by_address`.
     pub elements: BTreeMap<ElementKey, Value>,
-    /// Content that is a verdict for each of many addresses, of which few change at a time.
+    /// Content with a verdict for each of many addresses, few of which change at a time.
     pub by_address: Option<ByAddress>,
 }
 
-/// A jump for each address whose profile has a verdict. Maps of several stages and of one state and the next share the
+/// A jump for each address whose profile has a verdict. Maps of several stages and of consecutive states share the
 /// addresses: a node has as many elements as pods, and one pod comes or goes at a time.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ByAddress {
-    /// Which of the chains.
+    /// Profile of each address.
     pub addresses: PodMap,
-    /// Verdict of each.
+    /// Verdict of each profile.
     pub verdicts: BTreeMap<ProfileId, Value>,
 }
 
@@ -146,7 +146,7 @@ impl ByAddress {
         Some((ElementKey::address(address), value.clone()))
     }
 
-    /// Elements that are in one and not in the other, or hold something else: (gone, added).
+    /// Elements that are in one only, or have another value: (removed, added).
     fn changed(old: Option<&Self>, new: &Self) -> [Vec<(ElementKey, Value)>; 2] {
         let nothing = ByAddress {
             addresses: PodMap::default(),
@@ -158,7 +158,7 @@ impl ByAddress {
             gone.extend(old.element(change.address, change.before));
             added.extend(new.element(change.address, change.after));
         }
-        // Chains are named after their profile, so this is none in practice.
+        // Chains are named after their profile, so in practice there are none.
         let other = |(id, value): &(&ProfileId, &Value)| {
             let now = new.verdicts.get(*id);
             now.is_some_and(|now| now != *value)
@@ -179,8 +179,9 @@ impl ByAddress {
 }
 
 impl Set {
-    /// Maps of ranges never change their content: other content has another name. A packet then meets the old map or the
-    /// new one, whole, while the kernel shows changes of such a map only some time after it has switched the rules.
+    /// Name of a map of ranges, derived from its content: other content has another name. A packet meets the whole old
+    /// map or the whole new one. A changed map would show its changes only some time after the kernel has switched the
+    /// rules.
     pub(crate) fn named_by_content(&self, name: &str) -> String {
         let mut hash = StableHash::new("map").number(self.elements.len() as u64);
         for (key, value) in &self.elements {
@@ -210,7 +211,7 @@ impl Set {
         }
     }
 
-    /// Elements to delete and to add on the way from `old` (`None`: an empty set) to this one.
+    /// Elements to delete and to add to turn `old` (`None`: an empty set) into this one.
     pub(super) fn changed(&self, old: Option<&Set>) -> [Vec<(ElementKey, Value)>; 2] {
         if let Some(by_address) = &self.by_address {
             return ByAddress::changed(old.and_then(|old| old.by_address.as_ref()), by_address);
@@ -231,7 +232,7 @@ impl Set {
         ]
     }
 
-    /// The same set, without its content: what cannot change while it lives.
+    /// Whether the sets are equal except for their content: properties that cannot change while a set exists.
     pub(super) fn same_shape(&self, other: &Set) -> bool {
         let shape = |set: &Set| (set.interval, set.verdicts, set.counters, set.runtime_max);
         self.key == other.key && shape(self) == shape(other)
@@ -248,7 +249,7 @@ pub enum TableFamily {
     Netdev = 5,
 }
 
-/// Where a base chain hooks in.
+/// Hook of a base chain.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Hook {
     /// `NF_INET_*` (of a device: 0 ingress): 0 prerouting, 1 input, 2 forward, 3 output, 4 postrouting.
@@ -275,9 +276,9 @@ pub struct Chain {
 pub struct Table {
     /// Named counters.
     pub counters: Vec<&'static str>,
-    /// Named counters that come and go, whose counts go over into a table that replaces this one.
+    /// Named counters that come and go; a table that replaces this one takes over their counts.
     pub traffic: BTreeSet<String>,
-    /// Tunnel objects by name: the other end of the tunnel.
+    /// Tunnel objects: the underlay address of the other end, by name.
     pub tunnels: BTreeMap<String, IpAddr>,
     /// Sets and maps by name.
     pub sets: BTreeMap<String, Set>,
@@ -285,10 +286,10 @@ pub struct Table {
     pub chains: BTreeMap<String, Chain>,
 }
 
-/// What a counter says.
+/// Value of a counter.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Count {
-    /// Packets; what the kernel has merged counts as one.
+    /// Packets; merged ones (GRO) count as one.
     pub packets: u64,
     /// Their bytes, from the IP header on.
     pub bytes: u64,
@@ -297,6 +298,6 @@ pub struct Count {
 /// Named counters.
 pub(super) type Counts = BTreeMap<String, Count>;
 
-/// Of each chain: what its hook is, and what its rules say, in their order. The kernel shows expressions in another form
-/// than it takes them, so it is compared with itself.
+/// Hook and rules of each chain, in order, as the kernel returned them. The kernel returns expressions in another form
+/// than it accepts, so its answers are compared with each other.
 pub(super) type Shown = BTreeMap<String, Vec<u64>>;

@@ -1,11 +1,11 @@
 //! Compares our table in the kernel with what was applied.
 //!
 //! ```text
-//! verify_quick  names of chains and sets, number of rules; without an owner what each rule and hook says too
-//! verify_full   elements of every set whose content is ours, where others can change them
+//! verify_quick  names of chains and sets, number of rules; without an owner also each rule and hook
+//! verify_full   elements of every set with fixed content, where others can change them
 //! ```
 //!
-//! A table with an owner (Linux 6.9) is changed by nobody else: there, names are looked at only because it is cheap.
+//! Nobody else can change a table with an owner (Linux 6.9): there, names are compared only because it is cheap.
 
 use super::apply::Nftables;
 use super::attributes::{named, number, text};
@@ -20,7 +20,7 @@ use std::collections::{BTreeMap, BTreeSet};
 const GETSETELEM: u16 = 13;
 
 impl Nftables {
-    /// Whether the table still is what was applied: [`Self::verify_quick`] without the words.
+    /// Whether the table equals what was applied: [`Self::verify_quick`] without the text.
     pub fn is_intact(&mut self) -> Result<bool, NftError> {
         if self.applied.is_none() {
             return Ok(false);
@@ -28,8 +28,8 @@ impl Nftables {
         Ok(self.verify_quick()?.is_none())
     }
 
-    /// The first chain, rule or set that is not as it was applied; drift forgets the table, so that the next
-    /// [`Self::apply`] replaces everything. Costs one small message while nobody changed any table of the namespace.
+    /// The first chain, rule or set that drifted. Drift forgets the table, so that the next [`Self::apply`] replaces
+    /// everything. Costs one small message while nobody changes any table of the namespace.
     pub fn verify_quick(&mut self) -> Result<Option<String>, NftError> {
         let Some(applied) = self.applied.take() else {
             return Ok(Some(format!("table {} is not applied", self.name())));
@@ -38,8 +38,8 @@ impl Nftables {
         self.forget_drifted(applied, drift)
     }
 
-    /// The first set whose elements are not those that were applied; drift forgets the table. Reads every element, if
-    /// anybody changed anything since the last time; nothing where the table has an owner.
+    /// The first set whose elements drifted. Drift forgets the table. Reads every element if anything changed since the
+    /// last call; reads nothing where the table has an owner.
     pub fn verify_full(&mut self) -> Result<Option<String>, NftError> {
         if self.owned() {
             return Ok(None);
@@ -51,7 +51,7 @@ impl Nftables {
         self.forget_drifted(applied, drift)
     }
 
-    /// What could not be read is no drift: others who change their tables just now interrupt a dump of ours.
+    /// Forgets a drifted table. A failed read is no drift: others' changes of their tables interrupt a dump of ours.
     fn forget_drifted(
         &mut self,
         applied: Table,
@@ -84,7 +84,7 @@ impl Nftables {
         Ok(None)
     }
 
-    /// Chains and their rules as the kernel shows them now.
+    /// Chains and their rules as the kernel returns them now.
     pub(super) fn show(&mut self) -> Result<Shown, NftError> {
         /// Hook, policy, type, flags (`NFTA_CHAIN_*`).
         const CHAIN: [u16; 4] = [4, 5, 7, 10];
@@ -171,7 +171,7 @@ impl Nftables {
     }
 }
 
-/// Whether this process alone decides what is in it.
+/// Whether only this process changes the set's content.
 fn is_fixed(set: &Set) -> bool {
     set.runtime_max.is_none() && !set.by_packets
 }
@@ -185,8 +185,8 @@ fn hash(object: &BTreeMap<u16, Vec<u8>>, kinds: &[u16]) -> u64 {
     hash.finish()
 }
 
-/// An element as one string of bytes: first key, last key, whether it is an end, verdict and where that leads, or the name
-/// of its counter.
+/// An element as one string of bytes: first key, last key, whether it is an end, verdict and its chain, or the name of
+/// its counter.
 fn line(first: &[u8], last: &[u8], is_end: bool, code: i32, chain: &str) -> Vec<u8> {
     let mut line = first.to_vec();
     line.extend(last);
@@ -196,7 +196,7 @@ fn line(first: &[u8], last: &[u8], is_end: bool, code: i32, chain: &str) -> Vec<
     line
 }
 
-/// An element as the kernel shows it (`NFTA_SET_ELEM_*`).
+/// An element as the kernel returns it (`NFTA_SET_ELEM_*`).
 fn content(element: &[u8]) -> Vec<u8> {
     const KEY: u16 = 1;
     const DATA: u16 = 2;
@@ -214,7 +214,7 @@ fn content(element: &[u8]) -> Vec<u8> {
         .is_some_and(|flags| flags.last() == Some(&1));
     let verdict = attrs.get(&DATA).and_then(|data| {
         let verdict = attributes(data).find(|(kind, _)| *kind == VERDICT)?;
-        // As `named` wants it: behind the header of a message.
+        // `named` expects the header of a message first.
         Some(named(&[&[0; 4], verdict.1].concat()))
     });
     let counter = attrs.get(&COUNTER).map(|name| {
@@ -228,7 +228,7 @@ fn content(element: &[u8]) -> Vec<u8> {
     line(inner(KEY), inner(KEY_END), is_end, code, &chain)
 }
 
-/// The elements that were sent for one of ours.
+/// The elements in the kernel's form that one of ours was sent as.
 fn sent(set: &Set, key: &ElementKey, value: &Value) -> Vec<Vec<u8>> {
     let (code, chain) = match value {
         Value::Member => (0, ""),

@@ -5,7 +5,7 @@ use crate::gateway::BackendError;
 use crate::uplink::UplinkError;
 use crate::worker::driver::DatapathError;
 
-/// Why [`super::NodeDatapath`] could not do something: which part failed, and why.
+/// Error of [`super::NodeDatapath`], by the part that failed.
 #[derive(Debug, thiserror::Error)]
 pub enum NodeDatapathError {
     /// The worker: links, routes, nftables, connection tracking, settings.

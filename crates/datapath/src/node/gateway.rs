@@ -22,12 +22,12 @@ pub struct ExternalInterface {
     pub v6: Option<Ipv6Addr>,
 }
 
-/// A backend that was opened just now.
+/// A backend that the current call opened.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct GatewayOpened {
     /// It was open before; only devices have changed.
     pub again: bool,
-    /// It goes on forwarding what an earlier agent left, so that others count on it.
+    /// It still forwards with the tables of an earlier agent, so that other nodes rely on it.
     pub forwards: bool,
 }
 
@@ -36,23 +36,23 @@ struct Attached {
     config: GatewayConfig,
     backend: GatewayBackend,
     presences: Presences,
-    /// Its tables hold what this agent wanted, not only what an earlier one left.
+    /// Its tables hold this agent's state, not only an earlier agent's.
     loaded: bool,
 }
 
-/// The gateway part of one node's data path. What it cannot do is logged, kept for the node's condition
-/// ([`NodeGateway::last_error`]) and tried again by the next call: the worker part does not wait for it.
+/// The gateway part of one node's data path. An error is logged, stored for the node's condition
+/// ([`NodeGateway::last_error`]) and retried by the next call; the worker part does not wait for it.
 pub struct NodeGateway {
     pin_directory: PathBuf,
     choice: BackendChoice,
     attached: Option<Attached>,
-    /// Nothing of a gateway is left here: this node is none.
+    /// This node is no gateway, and nothing of one is left to remove.
     clean: bool,
     last_error: Option<String>,
 }
 
 impl NodeGateway {
-    /// Nothing is opened yet.
+    /// Creates the part without opening anything.
     pub(super) fn new(pin_directory: &Path, choice: BackendChoice) -> Self {
         NodeGateway {
             pin_directory: pin_directory.into(),
@@ -63,8 +63,8 @@ impl NodeGateway {
         }
     }
 
-    /// Opens the backend, or adopts what an earlier agent left; a change of devices opens it anew. Tables are not touched.
-    /// What was opened, if anything was.
+    /// Opens the backend, or adopts an earlier agent's; a change of devices opens it anew. Tables are not touched.
+    /// Returns the backend that was opened, if any.
     pub(super) fn attach(
         &mut self,
         tunnel: &Tunnel,
@@ -113,7 +113,7 @@ impl NodeGateway {
         }
     }
 
-    /// Brings tables and presence to the state. Where the backend is another than before, what the other kind left goes
+    /// Applies the state to tables and presence. After a change of backend, the objects of the other kind are removed
     /// once this one forwards.
     pub(super) fn load(&mut self, state: &GatewayState, own: TunnelIndex) {
         let Some(attached) = &mut self.attached else {
@@ -144,7 +144,7 @@ impl NodeGateway {
         }
     }
 
-    /// This node is no gateway (any more): nothing of it stays.
+    /// Removes everything of a gateway: this node is none (any more).
     pub(super) fn detach(&mut self) {
         if self.clean {
             return;
@@ -162,12 +162,12 @@ impl NodeGateway {
         }
     }
 
-    /// Has [`Self::detach`] look for leftovers once more.
+    /// Makes the next [`Self::detach`] search for leftovers again.
     pub(super) fn look_again(&mut self) {
         self.clean = false;
     }
 
-    /// What others have changed; the next [`Self::attach`] and [`Self::load`] repair it. `deep` compares large tables too.
+    /// Detects drift; the next [`Self::attach`] and [`Self::load`] repair it. `deep` compares large tables too.
     pub(super) fn verify(&mut self, deep: bool) -> DriftReport {
         let Some(attached) = &mut self.attached else {
             return DriftReport::new();
@@ -180,7 +180,8 @@ impl NodeGateway {
         drift
     }
 
-    /// Carries a command of the gateway role out, in the way of its address. Does nothing while no backend is open.
+    /// Carries out a command of the gateway role by its address's kind of presence. Does nothing while no backend is
+    /// open.
     pub fn carry_out(&self, command: &GatewayCommand) {
         let Some(attached) = &self.attached else {
             return;
@@ -189,14 +190,14 @@ impl NodeGateway {
             let (address, error) = (command.address(), with_causes(&error));
             match command {
                 GatewayCommand::Probe(_) => {
-                    tracing::debug!(%address, error, "the segment cannot be asked")
+                    tracing::debug!(%address, error, "cannot send an address probe")
                 }
                 _ => tracing::warn!(%address, error, "the take-over could not be announced"),
             }
         }
     }
 
-    /// Why the gateway does not forward as wanted, for the node's condition.
+    /// Last error of the gateway, for the node's condition.
     pub fn last_error(&self) -> Option<&str> {
         self.last_error.as_deref()
     }
@@ -206,13 +207,13 @@ impl NodeGateway {
         self.attached.is_some()
     }
 
-    /// Its tables hold what this process wanted, now or at some time since it was opened.
+    /// The tables have held this process's state at some time since the backend was opened.
     pub fn has_loaded(&self) -> bool {
         let attached = self.attached.as_ref();
         attached.is_some_and(|attached| attached.loaded)
     }
 
-    /// Its tables hold what this process wanted last.
+    /// The tables hold the state that this process applied last.
     pub fn is_loaded(&self) -> bool {
         self.last_error.is_none() && self.has_loaded()
     }
@@ -232,20 +233,20 @@ impl NodeGateway {
         Some(&mut self.attached.as_mut()?.backend)
     }
 
-    /// Whether packets from the tunnel for a next hop go up the stack: only the eBPF programs know them. While no backend is
-    /// open, eBPF is what will be tried first.
+    /// Whether the gateway sends packets from the tunnel for a next hop up the stack: only the eBPF programs recognise
+    /// them. While no backend is open, the answer is for eBPF, which is tried first.
     pub fn carries_next_hops(&self) -> bool {
         let backend = self.backend();
         backend.is_none_or(|backend| matches!(backend, GatewayBackend::Ebpf(_)))
     }
 
-    /// The steering version to answer probes with, where the agent has to: the eBPF programs do it by themselves.
+    /// Steering version for the agent's answers to probes; `None` where the eBPF programs answer.
     pub fn probe_version(&self) -> Option<u64> {
         let backend = self.backend()?;
         matches!(backend, GatewayBackend::Nftables { .. }).then(|| backend.version())
     }
 
-    /// Where the pinned counters are, if there are any.
+    /// Directory of the pinned counters, if there are any.
     pub fn pins(&self) -> Option<&Path> {
         let backend = self.backend()?;
         matches!(backend, GatewayBackend::Ebpf(_)).then_some(self.pin_directory.as_path())
@@ -269,7 +270,7 @@ fn config(tunnel: &Tunnel, device: &Device, external: &ExternalInterface) -> Gat
     }
 }
 
-/// Removes both kinds of backend, each whatever became of the other. For each whether there was anything.
+/// Removes both kinds of backend, each regardless of the other's result. Returns for each whether there was anything.
 pub(super) fn remove(pins: &Path) -> [(&'static str, Result<bool, BackendError>); 2] {
     let programs = GatewayDriver::remove(pins).map_err(BackendError::from);
     let tables = NetdevGateway::remove().map_err(BackendError::from);

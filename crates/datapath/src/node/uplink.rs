@@ -1,4 +1,4 @@
-//! The uplink programs of one node, and what the kernel shows of how its pods' packets leave.
+//! The uplink programs of one node, and facts from the kernel about how its pods' packets leave.
 
 use crate::drift::DriftReport;
 use crate::gateway::Attachment;
@@ -11,9 +11,9 @@ use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-/// Poll interval for programs of others, and for retries after a refusal: the kernel notifies neither.
+/// Poll interval for others' programs, and for retries after a refusal: the kernel notifies neither.
 const LOOK_AT_PROGRAMS: Duration = Duration::from_secs(5);
-/// More new pods than this are not asked for one by one: everything is looked at.
+/// Most new pods that are looked up one by one; with more, everything is read.
 const ASKED_MAX: usize = 64;
 
 /// The uplink part of one node's data path.
@@ -22,18 +22,18 @@ pub struct NodeUplink {
     /// Attach by filters also where the kernel has tcx.
     filters: bool,
     looker: Option<Looker>,
-    /// What was seen, where the pods were, and when programs were looked for.
+    /// Last observed facts, the pods they were observed for, and when programs were last read.
     seen: PathFacts,
     delivered: Delivered,
     looked: Option<Instant>,
     refusal: ProgramRefusal,
     driver: Option<UplinkDriver>,
-    /// Nothing of an earlier agent is left.
+    /// Nothing of an earlier agent is left to remove.
     clean: bool,
 }
 
 impl NodeUplink {
-    /// Nothing is opened yet.
+    /// Creates the part without opening anything.
     pub(super) fn new(pin_directory: &Path, filters: bool) -> Self {
         NodeUplink {
             pin_directory: pin_directory.into(),
@@ -48,13 +48,13 @@ impl NodeUplink {
         }
     }
 
-    /// Devices, addresses or routes have changed: the next [`Self::look`] looks at everything.
+    /// Marks devices, addresses or routes as changed: the next [`Self::look`] reads everything.
     pub fn invalidate(&mut self) {
         self.looked = None;
     }
 
-    /// What the kernel shows of the ways of pods' packets, and whether it refuses our programs. `pods` are the addresses of
-    /// this node's pods. Looks where anything may have changed. The choice of the operator is left as it is by default.
+    /// Observes how pods' packets leave, and whether the kernel refuses our programs. `pods` are the addresses of this
+    /// node's pods. Reads only what may have changed. The operator's choice stays at its default in the result.
     ///
     /// # Errors
     /// [`LookError`].
@@ -66,7 +66,7 @@ impl NodeUplink {
             (self.seen, self.delivered) = self.looker()?.look(pods)?;
             self.looked = Some(Instant::now());
         } else if !new.is_empty() {
-            // A new pod's device may be the first with a program; where the others are is known.
+            // A new pod's device may be the first with a program; the other pods' devices are known.
             let found = self.looker()?.look_towards(&new)?;
             self.delivered.extend(found.delivered);
             for (device, programmed) in found.devices {
@@ -91,8 +91,9 @@ impl NodeUplink {
         Ok(self.looker.as_mut().expect("just opened"))
     }
 
-    /// Whether others have attached or removed programs since the last look, or the kernel takes ours again after a refusal:
-    /// then the facts of [`Self::look`] are other ones. Looks at most every 5 seconds, and never before [`Self::look`].
+    /// Whether others attached or removed programs since the last look, or the kernel accepts ours again after a
+    /// refusal; then [`Self::look`] returns other facts. Reads at most every 5 seconds, and never before
+    /// [`Self::look`].
     pub fn programs_changed(&mut self) -> bool {
         let due = self
             .looked
@@ -112,13 +113,13 @@ impl NodeUplink {
                 true
             }
             Err(error) => {
-                tracing::warn!(error = %with_causes(&error), "looking for programs of others");
+                tracing::warn!(error = %with_causes(&error), "cannot read programs of others");
                 false
             }
         }
     }
 
-    /// Does what must be done before the ruleset changes.
+    /// Applies the tables and programs that must be there before the ruleset changes.
     pub(super) fn prepare(&mut self, worker: &WorkerState) -> Result<(), UplinkError> {
         if !worker.lift.is_empty() {
             self.clean = false;
@@ -127,14 +128,14 @@ impl NodeUplink {
         if !self.clean && !worker.keep_uplinks {
             self.driver = None;
             if UplinkDriver::remove(&self.pin_directory)? {
-                tracing::info!("uplink programs removed: pods' packets pass the stack");
+                tracing::info!("uplink programs removed: pods' packets take the host stack");
             }
             self.clean = true;
         }
         Ok(())
     }
 
-    /// Does what must follow the change of the ruleset.
+    /// Applies the tables and programs that must follow the change of the ruleset.
     pub(super) fn settle(&mut self, worker: &WorkerState) -> Result<(), UplinkError> {
         if worker.lift.is_empty() {
             return Ok(());
@@ -149,7 +150,7 @@ impl NodeUplink {
         }
     }
 
-    /// After an error the driver is opened anew.
+    /// Runs one step; after an error the driver is opened anew.
     fn attempt(
         &mut self,
         work: impl FnOnce(&mut UplinkDriver) -> Result<(), UplinkError>,
@@ -170,14 +171,14 @@ impl NodeUplink {
             }
             Err(error) => {
                 let text = with_causes(&error);
-                tracing::error!(error = text, "pods' packets cannot be taken back");
+                tracing::error!(error = text, "cannot reinject pods' packets");
                 self.refusal.failed(&text);
                 Err(error)
             }
         }
     }
 
-    /// What others have changed; drift is repaired by the next [`Self::prepare`]. `deep` compares the tables.
+    /// Detects drift; the next [`Self::prepare`] repairs it. `deep` compares the tables.
     pub(super) fn verify(&mut self, deep: bool) -> DriftReport {
         let mut drift = DriftReport::new();
         let Some(driver) = &mut self.driver else {
@@ -185,7 +186,7 @@ impl NodeUplink {
         };
         match driver.verify(deep) {
             Ok(found) => drift.extend(found),
-            Err(error) => tracing::warn!(error = %with_causes(&error), "looking the uplinks over"),
+            Err(error) => tracing::warn!(error = %with_causes(&error), "cannot verify the uplinks"),
         }
         if !drift.is_empty() {
             self.driver = None;
@@ -193,7 +194,7 @@ impl NodeUplink {
         drift
     }
 
-    /// Packets by what became of them; none without programs.
+    /// Packets by outcome; empty without programs.
     pub(super) fn counters(&self) -> BTreeMap<&'static str, u64> {
         let counters = self.driver.as_ref().map(UplinkDriver::counters);
         counters.and_then(Result::ok).unwrap_or_default()

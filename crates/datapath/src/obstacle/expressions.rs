@@ -1,4 +1,4 @@
-//! Expressions of nftables, back into conditions and an action (`linux/netfilter/nf_tables.h`).
+//! Parses expressions of nftables into conditions and an action (`linux/netfilter/nf_tables.h`).
 
 use super::nft::{IP, IP6, Values, be32, string, values};
 use super::xtables;
@@ -9,7 +9,7 @@ use ipnet::IpNet;
 use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
-/// What a register holds.
+/// Content of a register.
 #[derive(Clone, Debug, PartialEq)]
 enum Loaded {
     Input,
@@ -26,19 +26,19 @@ enum Loaded {
     },
     Port,
     State,
-    /// Of a connection: translated at its destination, and so on.
+    /// Status bits of a connection: translated at its destination, and so on.
     Status,
     Mark,
-    /// A route back to the source, by any device or by the one that the packet came by.
+    /// The route to the source, by any device or by the input device.
     Route {
         loose: bool,
-        /// Only whether there is one is told, as 0 or 1.
+        /// The register contains only whether there is a route, as 0 or 1.
         is_flag: bool,
     },
     Other(String),
 }
 
-/// A mask, and the bits that are turned over after it.
+/// A mask, and the bits that are inverted after it.
 type Bits = (Vec<u8>, Vec<u8>);
 
 struct Reader {
@@ -47,7 +47,7 @@ struct Reader {
     action: Action,
 }
 
-/// A rule from its list of expressions.
+/// Parses a rule from its list of expressions.
 pub(super) fn read(list: &[u8], handle: u64) -> Rule {
     let mut reader = Reader {
         registers: BTreeMap::new(),
@@ -74,7 +74,7 @@ impl Reader {
             .push(Test::Other(format!("[{what}]")).into());
     }
 
-    /// One expression; `None`: it is not understood and may end the rule.
+    /// Parses one expression; `None`: it is not understood and may end the rule.
     fn take(&mut self, name: &str, data: &Values<'_>) -> Option<()> {
         match name {
             "meta" => self.meta(data)?,
@@ -89,7 +89,7 @@ impl Reader {
                 let what = loaded.map_or("?".into(), |(loaded, _)| format!("{loaded:?}"));
                 let set = string(data, 1);
                 match data.contains_key(&3) {
-                    // A map of verdicts, or of something else.
+                    // A verdict map, or a map of other values.
                     true if be32(data, 3) == Some(0) => {
                         self.action = Action::Other(format!("vmap @{set}"))
                     }
@@ -103,7 +103,7 @@ impl Reader {
             },
             "reject" => self.action = Action::Reject,
             "queue" | "tproxy" | "synproxy" | "fwd" => self.action = Action::Other(name.into()),
-            // They go on, whatever they do.
+            // The rule continues after these, whatever they do.
             "counter" | "log" | "objref" | "notrack" | "payload" | "ct" | "dynset" | "last"
             | "flow_offload" | "dup" => {}
             "exthdr" if !data.contains_key(&1) => {}
@@ -118,7 +118,7 @@ impl Reader {
                 let info = data.get(&3).copied().unwrap_or(&[]);
                 self.action = xtables::target(&what, revision, info);
             }
-            // What loads something else; comparing it is a condition that is not understood.
+            // These load other values; comparing one is a condition that is not understood.
             "rt" | "exthdr" | "hash" | "numgen" | "socket" | "osf" | "tunnel" | "xfrm"
             | "inner" => {
                 self.load(data, 1, Loaded::Other(name.into()))?;
@@ -151,7 +151,7 @@ impl Reader {
             return self.load(data, 1, what);
         }
         if key == MARK {
-            // mark = (mark & mask) ^ bits, or something else.
+            // mark = (mark & mask) ^ bits, or another operation.
             let from = self.registers.get(&register(be32(data, 3)?));
             let bits = match from {
                 Some((Loaded::Mark, Some((mask, xor)))) => host_u32(mask)
@@ -249,7 +249,7 @@ fn verdict(data: &Values<'_>) -> Option<Action> {
     })
 }
 
-/// Fields of the network and transport headers; an address may be loaded in part.
+/// Parses a load from the network and transport headers; an address may be loaded partially.
 fn payload(data: &Values<'_>) -> Loaded {
     const NETWORK: u32 = 1;
     const TRANSPORT: u32 = 2;
@@ -273,7 +273,7 @@ fn conntrack(data: &Values<'_>) -> Loaded {
     }
 }
 
-/// `enum nft_fib_flags`: which address is looked up, and what else counts.
+/// `enum nft_fib_flags`: address of the lookup, and its further keys.
 fn route(data: &Values<'_>) -> Loaded {
     const SOURCE: u32 = 1;
     const MARK: u32 = 4;
@@ -292,7 +292,7 @@ fn route(data: &Values<'_>) -> Loaded {
     }
 }
 
-/// What comparing for (in)equality asks for; `None`: not understood.
+/// Condition of an (in)equality comparison; `None`: not understood.
 fn test(loaded: &Loaded, bytes: &[u8], mask: Option<&[u8]>, negated: bool) -> Option<Condition> {
     /// `IPS_DST_NAT`.
     const TRANSLATED: u32 = 1 << 5;
@@ -362,7 +362,7 @@ fn test(loaded: &Loaded, bytes: &[u8], mask: Option<&[u8]>, negated: bool) -> Op
     }
 }
 
-/// A port that is smaller or greater.
+/// Condition that a port is smaller or greater.
 fn bound(operation: u32, bytes: &[u8]) -> Option<Condition> {
     let port = be16(bytes)?;
     let (first, last) = match operation {
@@ -375,7 +375,7 @@ fn bound(operation: u32, bytes: &[u8]) -> Option<Condition> {
     Some(Test::DestinationPort(first, last).into())
 }
 
-/// A name that ends in zero is whole.
+/// A name that ends in zero is complete; otherwise it is a prefix.
 fn device(bytes: &[u8]) -> String {
     match bytes.contains(&0) || bytes.len() == 16 {
         true => text(bytes),

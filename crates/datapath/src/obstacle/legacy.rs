@@ -1,5 +1,5 @@
 //! Tables of the old ip_tables, read by the socket options that `iptables-legacy` uses
-//! (`linux/netfilter_ipv4/ip_tables.h`, `linux/netfilter_ipv6/ip6_tables.h`). The kernel tells nobody when they change.
+//! (`linux/netfilter_ipv4/ip_tables.h`, `linux/netfilter_ipv6/ip6_tables.h`). The kernel does not notify their changes.
 
 use super::xtables;
 use crate::legacy::text;
@@ -17,7 +17,7 @@ const GET_ENTRIES: libc::c_int = 65;
 const NAME_BYTES: usize = 32;
 const HOOKS: usize = 5;
 const HOOK_NAMES: [&str; HOOKS] = ["PREROUTING", "INPUT", "FORWARD", "OUTPUT", "POSTROUTING"];
-/// Largest table that is read; longer ones are not judged.
+/// Largest table that is read; larger ones are not evaluated.
 const ENTRIES_MAX: usize = 64 << 20;
 /// Offset of the entries in `struct ipt_get_entries`: name, size, alignment to eight.
 const ENTRIES_OFFSET: usize = 40;
@@ -28,13 +28,13 @@ const DROP: i32 = -1;
 const ACCEPT: i32 = -2;
 const RETURN: i32 = -5;
 
-/// Tables that may stand in the way, with their priority.
+/// Tables that may block our packets, with their priority.
 const TABLES: [(&str, i32); 3] = [("raw", -300), ("mangle", -150), ("filter", 0)];
 
-/// Where things are in `struct ipt_entry` and `struct ip6t_entry`, bytes.
+/// Offsets in `struct ipt_entry` and `struct ip6t_entry`, bytes.
 struct Layout {
     is_v4: bool,
-    /// Lists the tables that exist; asking for one that does not would make it.
+    /// File that lists the existing tables; a request for any other table would create it.
     names: &'static str,
     domain: libc::c_int,
     level: libc::c_int,
@@ -42,9 +42,9 @@ struct Layout {
     address: usize,
     protocol: usize,
     flags: usize,
-    /// Bit that makes a jump one for good (`IPT_F_GOTO`, `IP6T_F_GOTO`).
+    /// Flag of a jump without return (`IPT_F_GOTO`, `IP6T_F_GOTO`).
     goto: u8,
-    /// Flags that ask for something else.
+    /// Flags with a meaning that is not evaluated.
     unknown: u8,
     target: usize,
     matches: usize,
@@ -79,10 +79,10 @@ const LAYOUTS: [Layout; 2] = [
     },
 ];
 
-/// Number and bytes of the entries of each table that is there: what tells cheaply that it was changed.
+/// Number and bytes of the entries of each existing table: a cheap indicator of changes.
 pub(super) type Sizes = BTreeMap<(bool, &'static str), (u32, u32)>;
 
-/// Looks whether there are tables, and how large.
+/// Reads which tables exist, and their sizes.
 pub(super) fn sizes() -> Sizes {
     let mut sizes = Sizes::new();
     for layout in &LAYOUTS {
@@ -94,7 +94,7 @@ pub(super) fn sizes() -> Sizes {
     sizes
 }
 
-/// Every table that can be read, with all its rules.
+/// Reads all tables that can be read, with all their rules.
 pub(super) fn tables() -> Vec<Table> {
     let mut tables = Vec::new();
     for layout in &LAYOUTS {
@@ -115,7 +115,7 @@ fn socket(layout: &Layout) -> Option<OwnedFd> {
     let kind = libc::SOCK_RAW | libc::SOCK_CLOEXEC;
     // SAFETY: no pointers are passed.
     let fd = unsafe { libc::socket(layout.domain, kind, libc::IPPROTO_RAW) };
-    // SAFETY: the descriptor was just made and belongs to nobody else.
+    // SAFETY: the descriptor was just made and has no other owner.
     (fd >= 0).then(|| unsafe { OwnedFd::from_raw_fd(fd) })
 }
 
@@ -198,7 +198,7 @@ fn table(layout: &Layout, name: &str, priority: i32) -> Option<Table> {
     })
 }
 
-/// The chains of a table, and which of them the kernel starts with.
+/// Splits a table into its chains, and the base chains among them.
 fn take_apart(
     layout: &Layout,
     info: &Info,
@@ -243,7 +243,7 @@ fn take_apart(
             target.is_some_and(is_head)
         });
         let rules = chains.entry(chain.clone()).or_default();
-        // The kernel's tables have a return at the end of each chain of a user.
+        // The kernel's tables have a return at the end of each user-defined chain.
         if !ends_chain {
             rules.push(rule(layout, entry, at + entry.len(), &names)?);
         }
@@ -251,7 +251,7 @@ fn take_apart(
     Some((chains, bases))
 }
 
-/// Each entry, with its offset.
+/// Splits the list into entries, with their offsets.
 fn split<'a>(layout: &Layout, list: &'a [u8]) -> Option<Vec<(usize, &'a [u8])>> {
     let (mut entries, mut at) = (Vec::new(), 0);
     while at < list.len() {
@@ -265,7 +265,7 @@ fn split<'a>(layout: &Layout, list: &'a [u8]) -> Option<Vec<(usize, &'a [u8])>> 
     Some(entries)
 }
 
-/// Name of the chain that begins at an offset.
+/// Names of chains, by the offset at which they begin.
 fn names_of(layout: &Layout, entries: &[(usize, &[u8])]) -> Option<BTreeMap<usize, String>> {
     let mut names = BTreeMap::new();
     for (at, entry) in entries {
@@ -277,7 +277,8 @@ fn names_of(layout: &Layout, entries: &[(usize, &[u8])]) -> Option<BTreeMap<usiz
     Some(names)
 }
 
-/// Chains of users begin with an entry that only says their name; so ends the table.
+/// Whether the entry is an error target: user-defined chains begin with one that contains their name, and the table
+/// ends with one.
 fn is_head(target: &[u8]) -> bool {
     target.get(2..HEAD_BYTES - 1).map(xtables::name).as_deref() == Some("ERROR")
 }
@@ -326,7 +327,7 @@ fn rule(
     })
 }
 
-/// What an entry asks for by itself: addresses, devices, protocol.
+/// Conditions of an entry itself: addresses, devices, protocol.
 fn head(layout: &Layout, entry: &[u8]) -> Option<Vec<Condition>> {
     const INPUT: u8 = 1;
     const OUTPUT: u8 = 2;
@@ -387,7 +388,7 @@ fn address(bytes: &[u8]) -> Option<IpAddr> {
     }
 }
 
-/// A device's name; one whose mask does not reach its terminating zero is the beginning of one.
+/// A device's name; one whose mask does not cover its terminating zero is a prefix.
 fn device(name: &[u8], mask: &[u8]) -> Option<String> {
     let looked_at = mask.iter().take_while(|byte| **byte != 0).count();
     if looked_at == 0 {

@@ -1,4 +1,4 @@
-//! Tables of nftables, read by dumps: base chains of all, rules of the chains that are asked for.
+//! Reads nftables by dumps: base chains of all tables, and the rules of requested chains.
 
 use super::expressions::read;
 use crate::legacy::text;
@@ -16,9 +16,9 @@ const GETGEN: u16 = 16;
 const INET: u8 = 1;
 pub(super) const IP: u8 = 2;
 pub(super) const IP6: u8 = 10;
-/// How often a dump is begun again that somebody else's change interrupted.
+/// Attempts at a dump that others' changes interrupt.
 const TRIES: usize = 10;
-/// Tables that `iptables-nft` makes.
+/// Names of the tables of `iptables-nft`.
 const OF_IPTABLES: [&str; 5] = ["raw", "mangle", "nat", "filter", "security"];
 
 pub(super) type Values<'a> = BTreeMap<u16, &'a [u8]>;
@@ -58,13 +58,13 @@ pub(super) fn string(values: &Values<'_>, kind: u16) -> String {
         .unwrap_or_default()
 }
 
-/// Number of the last change of any table.
+/// Generation of the ruleset, which changes with every change of any table.
 pub(super) fn generation(socket: &mut NetlinkSocket) -> Result<u32, NetlinkError> {
     let reply = socket.query(&request(GETGEN, 0, Attrs::default(), "generation"))?;
     Ok(be32(&values(reply.body.get(4..).unwrap_or(&[])), 1).unwrap_or(0))
 }
 
-/// Every table of others that hooks in where our packets pass, without rules yet, and its family.
+/// Foreign tables with a base chain at a hook that our packets pass, without rules yet, and their families.
 pub(super) fn tables(socket: &mut NetlinkSocket) -> Result<Vec<(u8, Table)>, NetlinkError> {
     const OWNER: u16 = 7;
     let mut owned = BTreeSet::new();
@@ -105,7 +105,7 @@ pub(super) fn tables(socket: &mut NetlinkSocket) -> Result<Vec<(u8, Table)>, Net
     Ok(found.into_iter().map(table).collect())
 }
 
-/// A chain that filters at one of the hooks.
+/// Parses a base chain of type filter at one of the hooks.
 fn base(chain: &Values<'_>) -> Option<Base> {
     const NAME: u16 = 3;
     const HOOK: u16 = 4;
@@ -119,7 +119,7 @@ fn base(chain: &Values<'_>) -> Option<Base> {
         2 => Hook::Forward,
         _ => return None,
     };
-    // Chains that translate see the first packet of a connection only.
+    // Chains of type nat see only the first packet of a connection.
     (string(chain, TYPE) == "filter").then(|| Base {
         chain: string(chain, NAME),
         hook: at,
@@ -132,11 +132,11 @@ fn base(chain: &Values<'_>) -> Option<Base> {
 pub(crate) struct Found {
     /// The rule.
     pub(crate) rule: Rule,
-    /// What its tool has written beside it.
+    /// User data, written by the tool that made the rule.
     pub(crate) user_data: Vec<u8>,
 }
 
-/// The rules of one chain.
+/// Reads the rules of one chain.
 pub(crate) fn rules(
     socket: &mut NetlinkSocket,
     family: u8,

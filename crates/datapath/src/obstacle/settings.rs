@@ -1,4 +1,4 @@
-//! Settings, policy routing and sizes, as `egret_core::obstacle` wants them.
+//! Settings, policy routing and sizes, in the form of `egret_core::obstacle`.
 
 use crate::legacy::host_u32;
 use crate::netlink::{NetlinkSocket, Request, attributes};
@@ -15,7 +15,7 @@ use std::path::Path;
 const RTM_GETRULE: u16 = 34;
 const RULE_HEADER: usize = 12;
 
-/// Reads them. `root` is where the node's files are; what cannot be read is left out.
+/// Reads the settings. `root` is the directory of the node's files; unreadable values are left out.
 ///
 /// # Errors
 /// Links or rules cannot be read.
@@ -58,7 +58,7 @@ fn bridge(device: &Device) -> Option<(String, bool, bool)> {
     (is_bridge && (v4 || v6)).then(|| (device.name.clone(), v4, v6))
 }
 
-/// The tunnel is taken to leave by the device of the default route, over IPv4.
+/// MTUs of the tunnel and its underlay device, assumed to be the default route's, and the overhead over IPv4.
 fn mtu(devices: &[Device], default: Option<Device>) -> Option<(u32, String, u32, u32)> {
     let tunnel = devices
         .iter()
@@ -72,7 +72,7 @@ fn mtu(devices: &[Device], default: Option<Device>) -> Option<(u32, String, u32,
     ))
 }
 
-/// Rules of others that look at no mark, before the kernel's own for the main table.
+/// Rules of others without a mark, before the kernel's own rule for the main table.
 fn rules(socket: &mut NetlinkSocket) -> Result<Vec<RoutingRule>, RouteError> {
     let mut found = BTreeSet::new();
     for family in [libc::AF_INET as u8, libc::AF_INET6 as u8] {
@@ -108,7 +108,7 @@ fn rule(body: &[u8]) -> Option<RoutingRule> {
             PRIORITY => priority = host_u32(value)?,
             TABLE => table = host_u32(value)?,
             MARK if host_u32(value)? != 0 => return None,
-            // Devices of a VRF only.
+            // Only devices of a VRF.
             L3MDEV => return None,
             PROTOCOL
                 if [[ROUTE_PROTOCOL], [CLASSIC_ROUTE_PROTOCOL]]
@@ -130,7 +130,7 @@ fn rule(body: &[u8]) -> Option<RoutingRule> {
     })
 }
 
-/// Options that the file beside the kernel says are off; none where there is no such file.
+/// Missing options, from the configuration file beside the kernel; none where there is no such file.
 fn missing_options(root: &Path) -> Vec<String> {
     let Ok(release) = std::fs::read_to_string("/proc/sys/kernel/osrelease") else {
         return Vec::new();

@@ -1,4 +1,4 @@
-//! Matches and targets of xtables as conditions and actions: the same bytes in old tables and in nftables
+//! Parses matches and targets of xtables into conditions and actions; old tables and nftables have the same bytes
 //! (`linux/netfilter/xt_*.h`).
 
 use crate::legacy::{host_u32, text};
@@ -14,7 +14,7 @@ fn condition(test: Test, negated: bool) -> Vec<Condition> {
     vec![Condition { test, negated }]
 }
 
-/// What a match asks for.
+/// Conditions of a match.
 pub(super) fn matched(name: &str, revision: u8, data: &[u8]) -> Vec<Condition> {
     let known = match (name, revision) {
         ("comment", _) => Some(Vec::new()),
@@ -40,13 +40,13 @@ fn rpfilter(data: &[u8]) -> Option<Vec<Condition>> {
     Some(condition(test, flags & INVERT != 0))
 }
 
-/// `struct xt_conntrack_mtinfo1` to `3`: eight addresses and masks, two times, a protocol, four ports, and what of them
-/// counts.
+/// `struct xt_conntrack_mtinfo1` to `3`: eight addresses and masks, two times, a protocol, four ports, and which of
+/// them are matched.
 fn conntrack(revision: u8, data: &[u8]) -> Option<Vec<Condition>> {
     const STATE: u16 = 1;
-    /// It was written as `-m state` (`XT_CONNTRACK_STATE_ALIAS`).
+    /// The rule was written as `-m state` (`XT_CONNTRACK_STATE_ALIAS`).
     const ALIAS: u16 = 1 << 13;
-    /// `XT_CONNTRACK_STATE_UNTRACKED`; below it bits of translation.
+    /// `XT_CONNTRACK_STATE_UNTRACKED`; the bits below include those of translation.
     const UNTRACKED: u16 = 1 << 8;
     const PLAIN: u16 = 0x1f;
     let word = |at: usize| {
@@ -74,7 +74,7 @@ fn mark(data: &[u8]) -> Option<Vec<Condition>> {
     Some(condition(Test::Mark { value, mask }, *data.get(8)? != 0))
 }
 
-/// `struct xt_udp` and `struct xt_tcp`: first and last source and destination port, more tests, and what is inverted.
+/// `struct xt_udp` and `struct xt_tcp`: first and last source and destination port, further tests, and inversion flags.
 fn ports(data: &[u8], inverted_at: usize, more: &[usize]) -> Option<Vec<Condition>> {
     const DESTINATION: u8 = 2;
     let word = |at: usize| {
@@ -96,7 +96,7 @@ fn ports(data: &[u8], inverted_at: usize, more: &[usize]) -> Option<Vec<Conditio
     Some(found)
 }
 
-/// What a target does.
+/// Action of a target.
 pub(super) fn target(name: &str, revision: u8, data: &[u8]) -> Action {
     const GO_ON: [&str; 18] = [
         "LOG",

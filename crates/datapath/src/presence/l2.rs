@@ -1,7 +1,7 @@
 //! Presence on the external segment: one gateway at a time answers ARP and neighbour discovery for an address.
 //!
-//! The answers themselves are given by the gateway's tables (`announce` of the state), without the agent. Here are the
-//! unsolicited messages of a take-over, and the groups without which questions do not arrive.
+//! The gateway's tables give the answers themselves (`announce` of the state), without the agent. This module sends the
+//! unsolicited messages of a takeover, and joins the groups without which requests do not arrive.
 
 pub mod ask;
 mod claims;
@@ -21,7 +21,7 @@ use std::collections::BTreeSet;
 use std::net::{IpAddr, Ipv6Addr};
 use thiserror::Error;
 
-/// Why an announcement failed.
+/// Error of an announcement.
 #[derive(Debug, Error)]
 pub enum AnnounceError {
     /// A packet socket could not be made or used.
@@ -31,7 +31,7 @@ pub enum AnnounceError {
         address: IpAddr,
         /// The device.
         ifindex: u32,
-        /// What the kernel said.
+        /// Error of the kernel.
         #[source]
         source: std::io::Error,
     },
@@ -42,7 +42,7 @@ pub enum AnnounceError {
         group: Ipv6Addr,
         /// The device.
         ifindex: u32,
-        /// What the kernel said.
+        /// Error of the kernel.
         #[source]
         source: std::io::Error,
     },
@@ -57,7 +57,7 @@ pub struct Segment {
 }
 
 impl Segment {
-    /// Nothing is announced or joined yet.
+    /// Starts without announcements and groups.
     pub fn new(device: &ExternalDevice) -> Self {
         Self {
             ifindex: device.index,
@@ -66,12 +66,12 @@ impl Segment {
         }
     }
 
-    /// Takes over what a previous run left for these addresses.
+    /// Takes over the groups of a previous run for these addresses.
     pub fn adopt(&mut self, addresses: &BTreeSet<IpAddr>) {
         self.groups.adopt(addresses);
     }
 
-    /// Lets questions about exactly these addresses arrive.
+    /// Joins groups so that requests for exactly these addresses arrive.
     ///
     /// # Errors
     /// Every [`AnnounceError::Group`] that could not be joined or left.
@@ -79,7 +79,7 @@ impl Segment {
         self.groups.set(addresses)
     }
 
-    /// Carries one command out. Answers begin and end with the gateway's tables, so only messages are left to send.
+    /// Carries out one command. The gateway's tables start and stop answers, so only messages are left to send.
     ///
     /// # Errors
     /// [`AnnounceError::Send`].

@@ -1,4 +1,4 @@
-//! Devices that live by router advertisements (RFC 4861 section 4.2), for whoever turns forwarding on.
+//! Devices that depend on router advertisements (RFC 4861 section 4.2), for callers that turn forwarding on.
 
 use super::error::RouteError;
 use super::wire;
@@ -13,17 +13,18 @@ use std::collections::{BTreeMap, BTreeSet};
 
 const RTM_GETLINK: u16 = 18;
 
-/// Devices that a router may have told, or may still tell, of the way out.
+/// Devices that have got a route or address from a router advertisement, or may still get one.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Advertised {
     /// Names of devices with a route or an address that a router advertised.
     pub heard: BTreeSet<String>,
-    /// Names of devices that lead to a network of the node's own and have none yet: network cards, bonds, teams and VLANs. Devices of
-    /// pods and bridges are none of them, since a pod that advertises itself as a router must not be believed.
+    /// Names of devices that lead to a network of the node's own, whether or not they have one yet: network cards,
+    /// bonds, teams and VLANs. Devices of pods and bridges are excluded, since a pod that advertises itself as a router
+    /// must not be believed.
     pub uplinks: BTreeSet<String>,
 }
 
-/// Looks now.
+/// Reads the devices from the kernel.
 pub(super) fn look(socket: &mut NetlinkSocket) -> Result<Advertised, RouteError> {
     let names = links(socket)?;
     let mut heard = BTreeSet::new();
@@ -47,7 +48,7 @@ pub(super) fn look(socket: &mut NetlinkSocket) -> Result<Advertised, RouteError>
     })
 }
 
-/// See [`Advertised::uplinks`], whatever they have heard.
+/// See [`Advertised::uplinks`]; includes devices that have accepted no advertisement.
 pub(super) fn uplinks(socket: &mut NetlinkSocket) -> Result<BTreeSet<String>, RouteError> {
     let devices = links(socket)?.into_values();
     let uplinks = devices.filter(|(_, is_uplink)| *is_uplink);
@@ -115,7 +116,7 @@ fn devices_of(route: &RouteMessage) -> Vec<u32> {
     devices
 }
 
-/// A global IPv6 address that ends: made from an advertised prefix, as long as the device takes advertisements at all.
+/// Whether this is a global IPv6 address with a lifetime: it comes from an advertised prefix if the device accepts any.
 fn is_temporary(message: &AddressMessage) -> bool {
     let flags = message
         .attributes

@@ -1,4 +1,4 @@
-//! What a node's state asks of rtnetlink, as values that can be compared with what is there.
+//! The rtnetlink objects of a node state, as values that can be compared with the kernel's.
 
 use crate::drift::{Drift, first_changed, first_other};
 use egret_core::node::{
@@ -14,34 +14,34 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::net::{IpAddr, Ipv6Addr};
 
-/// One next hop object: a gateway, through the tunnel.
+/// A next hop object: a gateway, through the tunnel.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct NextHop {
     /// Link-local address inside the tunnel.
     pub via: Ipv6Addr,
-    /// Where the tunnel leads.
+    /// Underlay address of the gateway.
     pub underlay: IpAddr,
-    /// Own underlay address: the gateway's ownership check goes by it.
+    /// Own underlay address, which the gateway's ownership check uses.
     pub source: IpAddr,
-    /// VXLAN network identifier: the tunnel's own, or that of a router that the gateway is to send to.
+    /// VXLAN network identifier: the tunnel's own, or that of a next hop that the gateway sends to.
     pub network_identifier: u32,
 }
 
-/// What a route of ours does.
+/// Kind of a route of ours.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum RouteKind {
-    /// To this next hop group.
+    /// Sends to this next hop group.
     Group(u32),
-    /// To this neighbour on the device with this index, whatever its addresses are.
+    /// Sends to this neighbour on the device with this index, whatever the device's addresses are.
     Neighbour {
         /// The neighbour.
         address: IpAddr,
         /// Index of the device.
         device: u32,
     },
-    /// Back to the tables of lower precedence.
+    /// Continues the lookup with the rules of lower precedence (`RTN_THROW`).
     Throw,
-    /// The sender is told that the destination is unreachable.
+    /// Rejects packets; the sender gets destination unreachable (`RTN_UNREACHABLE`).
     Unreachable,
 }
 
@@ -54,7 +54,7 @@ pub struct RouteEntry {
     pub to: IpNet,
     /// Metric.
     pub metric: u32,
-    /// What it does.
+    /// Kind of the route.
     pub kind: RouteKind,
 }
 
@@ -75,18 +75,17 @@ impl fmt::Display for RouteEntry {
     }
 }
 
-/// What a policy routing rule of ours does. Rules are added in this order and removed in the reverse one, so that a
-/// rule of the kind `Marked` never stands without the two that keep the node's own packets from it.
+/// Kind of a policy routing rule of ours. Rules are added in this order and removed in the reverse one, so that a
+/// `Marked` rule never exists without the two that exempt the node's own packets from it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum RuleKind {
-    /// Behind our rules, and nothing else: where `OwnPackets` leads to.
+    /// Position after our rules, the target of `OwnPackets`.
     End,
-    /// Packets that the node itself makes (those of tunnels of others among them) go on behind our rules, whatever
-    /// their mark is.
+    /// Packets of the node itself (including those of other tunnels) skip our rules, whatever their mark is.
     OwnPackets,
     /// Answers to canaries from this address, which come out of the tunnel, use the table.
     Canary {
-        /// Where canaries come from.
+        /// Source address of canaries.
         source: IpAddr,
         /// Table.
         table: u32,
@@ -103,14 +102,14 @@ pub enum RuleKind {
 /// One policy routing rule of ours.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct RuleEntry {
-    /// What it does.
+    /// Kind of the rule.
     pub kind: RuleKind,
     /// IPv6 instead of IPv4.
     pub v6: bool,
 }
 
 impl RuleEntry {
-    /// The rule that leads packets with the mark to the table, and those that stand beside it.
+    /// The rule that sends packets with the mark to the table, and the two rules that accompany it.
     pub(crate) fn marked(v6: bool, mark: u32, table: u32) -> [RuleEntry; 3] {
         let marked = RuleKind::Marked { mark, table };
         [RuleKind::End, RuleKind::OwnPackets, marked].map(|kind| RuleEntry { kind, v6 })
@@ -135,7 +134,7 @@ impl fmt::Display for RuleEntry {
     }
 }
 
-/// Everything beside the device itself.
+/// All objects besides the device itself.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Desired {
     /// Permanent neighbours on the tunnel device.
@@ -150,7 +149,7 @@ pub struct Desired {
     pub rules: BTreeSet<RuleEntry>,
 }
 
-/// Metric of the route behind the group: highest number, so lowest precedence.
+/// Metric of the route after the group's: highest number, so lowest precedence.
 pub(crate) const METRIC_LAST: u32 = u32::MAX;
 /// Metric of routes to groups: the kernel's own default for IPv6.
 pub(crate) const METRIC_GROUP: u32 = 1024;
@@ -159,7 +158,7 @@ const ANY_V4: &str = "0.0.0.0/0";
 const ANY_V6: &str = "::/0";
 
 impl Desired {
-    /// What of it is not as wanted, by kind, each with the first thing.
+    /// First difference of each kind from the desired state.
     pub(super) fn differences(&self, found: &Desired) -> impl Iterator<Item = (Drift, String)> {
         let hex = |what: &str, id: &u32| format!("{what} {id:#010x}");
         let hops = first_changed(&self.hops, &found.hops, |id| hex("next hop", id));
@@ -177,7 +176,7 @@ impl Desired {
         told.filter_map(|(kind, what)| Some((kind, what?)))
     }
 
-    /// What this state asks for.
+    /// Objects that this state needs.
     pub fn of(state: &NodeState) -> Self {
         let mut wanted = Desired::default();
         let gateways = state.peers.iter().filter(|(_, peer)| peer.gateway);
@@ -202,7 +201,7 @@ impl Desired {
         wanted
     }
 
-    /// Answers to canaries go to their device; nothing else ever takes this way, whoever has the address.
+    /// Adds the route of canaries' answers to their device; no other packet uses it, whoever has the address.
     fn canary(&mut self, canary: &CanaryState) {
         let table = ROUTE_TABLE_BASE;
         for source in canary.sources.iter().copied() {
@@ -222,7 +221,7 @@ impl Desired {
         }
     }
 
-    /// To a gateway, under an id out of those that begin with `base`.
+    /// Adds the next hop of a gateway, with an id counted from `base`.
     fn hop(&mut self, base: u32, index: TunnelIndex, identifier: u32, state: &NodeState) {
         let peer = state.peers.get(&index);
         let Some(peer) = peer.filter(|peer| peer.gateway) else {
@@ -237,7 +236,7 @@ impl Desired {
         self.hops.insert(base + u32::from(index), hop);
     }
 
-    /// The way to a neighbour of gateways: through the tunnel with its identifier, or by this node's own device.
+    /// Adds the route to a next hop of policies: through the tunnel with its identifier, or by this node's own device.
     fn next_hop(&mut self, number: u8, next_hop: &Neighbour, state: &NodeState) {
         let base = NEXTHOP_BASE + NEXT_HOP_OBJECTS * (u32::from(number) + 1);
         match &next_hop.way {

@@ -10,7 +10,7 @@ use netlink_packet_route::link::{LinkInfo, LinkMessage};
 
 const RTM_GETLINK: u16 = 18;
 
-/// A network device, as far as we look at it.
+/// A network device, reduced to the properties that are used.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Device {
     /// Index.
@@ -25,7 +25,7 @@ pub struct Device {
     pub up: bool,
     /// Up and with carrier.
     pub running: bool,
-    /// It is a VXLAN device on our port that takes its way from the packet.
+    /// It is a VXLAN device on our port in collect-metadata mode.
     pub ours: bool,
 }
 
@@ -66,7 +66,7 @@ fn is_our_tunnel(info: &[LinkInfo]) -> bool {
     })
 }
 
-/// Every device of the namespace.
+/// All devices of the namespace.
 pub(super) fn devices(socket: &mut NetlinkSocket) -> Result<Vec<Device>, RouteError> {
     let message = Message::GetLink(LinkMessage::default());
     let found = wire::dump(socket, RTM_GETLINK, message, "the devices")?;

@@ -3,28 +3,28 @@
 use crate::netlink::NetlinkError;
 use crate::sysctl::SysctlError;
 
-/// Why links and routes are not as they should be.
+/// Error of links, routes and rules.
 #[derive(Debug, thiserror::Error)]
 pub enum RouteError {
-    /// The kernel refused something.
+    /// The kernel refused a message.
     #[error(transparent)]
     Netlink(#[from] NetlinkError),
     /// The tunnel device cannot have IPv6.
     #[error(transparent)]
     Sysctl(#[from] SysctlError),
-    /// There is a device of our name that is not ours; it is left alone.
+    /// A device of our name is not ours; it is left alone.
     #[error("device {device} exists and is not a tunnel of Egret: rename or remove it")]
     NotOurs {
         /// Name.
         device: String,
     },
-    /// There is no device of the name that was asked for.
+    /// No device has this name.
     #[error("there is no network device {device}")]
     NoDevice {
         /// Name.
         device: String,
     },
-    /// The device went away while it was worked on.
+    /// The device was removed during its setup.
     #[error("device {device} was removed while it was set up")]
     Vanished {
         /// Name.

@@ -1,4 +1,4 @@
-//! Observes, compares and applies.
+//! Observes, compares and applies links, routes and rules.
 
 use super::advertised::{self, Advertised};
 use super::desired::{Desired, NextHop, RouteEntry};
@@ -24,7 +24,7 @@ pub struct Routing {
 }
 
 impl Routing {
-    /// Opens the socket; nothing is changed yet.
+    /// Opens the socket; changes nothing yet.
     pub fn open() -> Result<Self, RouteError> {
         Ok(Routing {
             socket: NetlinkSocket::open(libc::NETLINK_ROUTE)?,
@@ -33,12 +33,12 @@ impl Routing {
         })
     }
 
-    /// The port of the socket that everything is done through: the kernel's messages name it (`nlmsg_pid`).
+    /// Port of the socket of all changes: the kernel's notifications contain it (`nlmsg_pid`).
     pub fn port(&self) -> Result<u32, RouteError> {
         Ok(self.socket.port()?)
     }
 
-    /// Every network device.
+    /// All network devices.
     pub fn devices(&mut self) -> Result<Vec<Device>, RouteError> {
         device::devices(&mut self.socket)
     }
@@ -55,7 +55,7 @@ impl Routing {
                         let length = message.header.prefix_len;
                         let network = IpNet::new(*address, length);
                         let known = addresses.entry(message.header.index).or_default();
-                        // The kernel has no longer prefixes than addresses have bits.
+                        // The kernel's prefix lengths never exceed the address length.
                         known.extend(network.ok());
                     }
                     _ => {}
@@ -74,23 +74,23 @@ impl Routing {
             .find(|device| Some(device.index) == index))
     }
 
-    /// How the kernel sends out of a device to other networks, for IPv6 or IPv4.
+    /// Next hops by which the kernel sends out of a device to other networks, for IPv6 or IPv4.
     pub fn way_out(&mut self, device: u32, v6: bool) -> Result<WayOut, RouteError> {
         way_out::way_out(&mut self.socket, device, v6)
     }
 
-    /// Index of the device and source address by which the kernel sends to `address`; `None` where that is no neighbour
-    /// on a network of this node: its own address, an address behind a router, or one without a way.
+    /// Index of the device and source address by which the kernel sends to `address`. `None` where that is no neighbour
+    /// on a network of this node: its own address, an address behind a router, or one without a route.
     pub fn neighbour_way(&mut self, address: IpAddr) -> Result<Option<(u32, IpAddr)>, RouteError> {
         neighbour::way(&mut self.socket, address)
     }
 
-    /// Index of the device by which the kernel sends to `address`, over a router or not; `None` without a way.
+    /// Index of the device by which the kernel sends to `address`, over a router or not; `None` without a route.
     pub fn device_to(&mut self, address: IpAddr) -> Result<Option<u32>, RouteError> {
         neighbour::device_to(&mut self.socket, address)
     }
 
-    /// Next hops of everybody's routes, and neighbours that have said that they are routers; link-local ones too.
+    /// Next hops of all owners' routes, and neighbours that advertised themselves as routers; link-local ones too.
     pub fn routers(&mut self) -> Result<BTreeSet<IpAddr>, RouteError> {
         routers::routers(&mut self.socket)
     }
@@ -100,12 +100,12 @@ impl Routing {
         wire::foreign_multipath(&mut self.socket)
     }
 
-    /// The unicast routes of the main table but for default routes.
+    /// Unicast routes of the main table except default routes.
     pub fn main_routes(&mut self) -> Result<Vec<MainRoute>, RouteError> {
         wire::main_routes(&mut self.socket)
     }
 
-    /// Devices that live by router advertisements, or may do so.
+    /// Devices that depend on router advertisements, or may do so.
     pub fn advertised(&mut self) -> Result<Advertised, RouteError> {
         advertised::look(&mut self.socket)
     }
@@ -115,19 +115,19 @@ impl Routing {
         advertised::uplinks(&mut self.socket)
     }
 
-    /// Policy routing rules of others that look at bits of our mark.
+    /// Policy routing rules of others that match bits of our mark.
     pub fn foreign_marks(&mut self) -> Result<BTreeSet<ForeignMark>, RouteError> {
         policy::foreign_marks(&mut self.socket)
     }
 
-    /// Makes the tunnel device alone what it should be: probes need it before anything else is decided.
+    /// Creates or corrects the tunnel device alone: probes need it before anything else is decided.
     pub fn ensure_tunnel(&mut self, tunnel: &Tunnel) -> Result<Device, RouteError> {
         tunnel::ensure(&mut self.socket, tunnel)
     }
 
-    /// Adds what the state asks for and is not there yet, from the bottom up, so that no rule ever leads nowhere.
-    /// What did not change since the last call costs nothing; the first call compares with what is there (adopting
-    /// what an earlier process left). [`Self::settle`] then removes what is not asked for any more.
+    /// Adds the state's missing objects from the bottom up, so that no rule ever leads nowhere. Unchanged objects cost
+    /// nothing after the first call, which compares with the kernel and adopts an earlier process's objects.
+    /// [`Self::settle`] then removes obsolete objects.
     pub fn prepare(&mut self, state: &NodeState) -> Result<Device, RouteError> {
         let wanted = Desired::of(state);
         let (device, before) = match self.applied.take() {
@@ -144,7 +144,7 @@ impl Routing {
         Ok(device)
     }
 
-    /// Removes what the last [`Self::prepare`] found and did not want, from the top down.
+    /// Removes the obsolete objects that the last [`Self::prepare`] found, from the top down.
     pub fn settle(&mut self) -> Result<(), RouteError> {
         match (self.stale.take(), self.applied.clone()) {
             (Some(before), Some((_, device, wanted))) => self.shrink(&device, &before, &wanted),
@@ -152,8 +152,8 @@ impl Routing {
         }
     }
 
-    /// Which of the things applied are not as they were any more; any drift forgets them, so that the next
-    /// [`Self::prepare`] repairs them. Nothing where nothing is applied.
+    /// Detects drift of the objects applied. Drift forgets them, so that the next [`Self::prepare`] repairs them. Empty
+    /// if nothing is applied.
     pub fn verify(&mut self) -> Result<DriftReport, RouteError> {
         let Some((tunnel, device, wanted)) = self.applied.take() else {
             return Ok(DriftReport::new());
@@ -170,7 +170,7 @@ impl Routing {
         Ok(drift)
     }
 
-    /// Removes rules, routes, next hops and the device; whether there was anything.
+    /// Removes rules, routes, next hops and the device. Returns whether there was anything.
     pub fn remove(&mut self) -> Result<bool, RouteError> {
         self.applied = None;
         let device = tunnel::find(&mut self.socket)?.filter(|device| device.ours);
@@ -256,7 +256,7 @@ impl Routing {
             policy::delete_rule(&mut self.socket, Owner::LEASED, rule)?;
         }
         for route in old.routes.difference(&new.routes) {
-            // A replaced route (same table, prefix and metric) is gone already.
+            // A route replaced by another (same table, prefix and metric) is already gone.
             let same = |new: &&RouteEntry| {
                 (new.table, new.to, new.metric) == (route.table, route.to, route.metric)
             };

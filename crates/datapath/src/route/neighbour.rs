@@ -1,4 +1,4 @@
-//! How the kernel itself reaches an address.
+//! The kernel's own route lookup for an address.
 
 use super::error::RouteError;
 use crate::netlink::{Attrs, NetlinkError, NetlinkSocket, Request, attributes};
@@ -12,8 +12,8 @@ const RTA_GATEWAY: u16 = 5;
 const RTA_PREFSRC: u16 = 7;
 const RTA_VIA: u16 = 18;
 
-/// Index of the device and source address by which the kernel sends to `address`; `None` where that is no neighbour on a
-/// network of this node: its own address, an address behind a router, or one without a way.
+/// Index of the device and source address by which the kernel sends to `address`. `None` where that is no neighbour on
+/// a network of this node: its own address, an address behind a router, or one without a route.
 pub(super) fn way(
     socket: &mut NetlinkSocket,
     address: IpAddr,
@@ -38,7 +38,7 @@ pub(super) fn way(
     Ok(device.zip(source))
 }
 
-/// Index of the device by which the kernel sends to `address`, over a router or not; `None` without a way.
+/// Index of the device by which the kernel sends to `address`, over a router or not; `None` without a route.
 pub(super) fn device_to(
     socket: &mut NetlinkSocket,
     address: IpAddr,
@@ -49,7 +49,7 @@ pub(super) fn device_to(
     Ok(device.and_then(|(_, value)| value.try_into().ok().map(u32::from_ne_bytes)))
 }
 
-/// What the kernel says of the way to a unicast address: `struct rtmsg` and attributes.
+/// The kernel's route lookup for a unicast address: `struct rtmsg` and attributes.
 fn ask(socket: &mut NetlinkSocket, address: IpAddr) -> Result<Option<Vec<u8>>, RouteError> {
     let mut header = [0u8; ROUTE_BYTES];
     let octets = match address {
@@ -70,7 +70,7 @@ fn ask(socket: &mut NetlinkSocket, address: IpAddr) -> Result<Option<Vec<u8>>, R
     };
     let reply = match socket.query(&request) {
         Ok(reply) => reply,
-        // No way at all.
+        // There is no route.
         Err(NetlinkError::Refused { .. }) => return Ok(None),
         Err(error) => return Err(error.into()),
     };

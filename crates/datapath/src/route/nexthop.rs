@@ -19,12 +19,12 @@ const NHA_ENCAP_TYPE: u16 = 7;
 const NHA_ENCAP: u16 = 8;
 const LWTUNNEL_ENCAP_IP: u16 = 2;
 const LWTUNNEL_ENCAP_IP6: u16 = 4;
-// The same numbers in both enumerations (linux/lwtunnel.h).
+// Both enumerations have the same numbers (linux/lwtunnel.h).
 const LWTUNNEL_IP_ID: u16 = 1;
 const LWTUNNEL_IP_DST: u16 = 2;
 const LWTUNNEL_IP_SRC: u16 = 3;
 
-/// Ids of ours: those of gateways, of groups, and of gateways for each next hop of policies.
+/// Our ids: those of gateways, of groups, and of gateways for each next hop of policies.
 const OURS: std::ops::Range<u32> =
     NEXTHOP_BASE..NEXTHOP_BASE + NEXT_HOP_OBJECTS * (GROUPS_MAX as u32 + 2);
 
@@ -117,7 +117,7 @@ pub(super) fn delete_nexthop(id: u32) -> Request {
     }
 }
 
-/// Our next hops (with `None` where one is not in the form that we write) and groups.
+/// Our next hops (`None` for one that is not in the form that we write) and groups.
 pub(super) struct NextHops {
     pub(super) hops: BTreeMap<u32, Option<NextHop>>,
     pub(super) groups: BTreeMap<u32, BTreeSet<u32>>,

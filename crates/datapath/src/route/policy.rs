@@ -1,4 +1,4 @@
-//! Routes and policy routing rules of one owner: read, added, deleted.
+//! Routes and policy routing rules of one owner: reading, adding, deleting.
 
 use super::desired::{RouteEntry, RouteKind, RuleEntry, RuleKind};
 use super::error::RouteError;
@@ -23,10 +23,10 @@ const RTM_NEWRULE: u16 = 32;
 const RTM_DELRULE: u16 = 33;
 const RTM_GETRULE: u16 = 34;
 
-/// What the kernel names as input device of a packet that the node makes itself (fib_rules.c, `LOOPBACK_IFINDEX`).
+/// Input device of packets that the node makes itself (fib_rules.c, `LOOPBACK_IFINDEX`).
 const LOOPBACK: &str = "lo";
 
-/// What tells our routes and rules from those of others, and those of one driver from those of the other.
+/// Identity of one driver's routes and rules, which distinguishes them from others' and the other driver's.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Owner {
     /// Route protocol number.
@@ -227,8 +227,8 @@ fn kind(message: &RuleMessage) -> RuleKind {
     }
 }
 
-/// Rules of others whose mark overlaps ours: their packets may take our ways, and ours theirs. A rule without a mask of
-/// its own and without our bits asks for packets that we never touch.
+/// Rules of others whose mark overlaps ours: their packets may take our routes, and ours theirs. A rule without a mask
+/// and without our bits matches packets that we never touch.
 pub(super) fn foreign_marks(
     socket: &mut NetlinkSocket,
 ) -> Result<BTreeSet<ForeignMark>, RouteError> {

@@ -1,4 +1,4 @@
-//! Routers around a node, as its kernel knows them.
+//! Routers in a node's neighbourhood, as its kernel knows them.
 
 use super::error::RouteError;
 use super::wire::{neighbour_address, neighbour_entries, next_hop, routes};
@@ -9,8 +9,8 @@ use netlink_packet_route::route::{RouteAttribute, RouteMessage, RouteProtocol};
 use std::collections::BTreeSet;
 use std::net::IpAddr;
 
-/// Next hops of everybody's routes in any table, those of router advertisements among them, and neighbours that have said
-/// that they are routers (`NTF_ROUTER` of `linux/neighbour.h`); link-local ones too.
+/// Next hops of all owners' routes in any table, including those of router advertisements, and neighbours that
+/// advertised themselves as routers (`NTF_ROUTER` of `linux/neighbour.h`). Includes link-local addresses.
 pub(super) fn routers(socket: &mut NetlinkSocket) -> Result<BTreeSet<IpAddr>, RouteError> {
     let ours = [ROUTE_PROTOCOL, CLASSIC_ROUTE_PROTOCOL].map(RouteProtocol::from);
     let mut found = BTreeSet::new();

@@ -20,7 +20,7 @@ const RTM_NEWLINK: u16 = 16;
 const RTM_DELLINK: u16 = 17;
 const RTM_SETLINK: u16 = 19;
 
-/// Makes the tunnel device what it should be; a device of that name which is not ours is an error.
+/// Creates or corrects the tunnel device; a device of that name which is not ours is an error.
 pub(super) fn ensure(socket: &mut NetlinkSocket, tunnel: &Tunnel) -> Result<Device, RouteError> {
     let mac = tunnel_mac(tunnel.index);
     let mut device = find(socket)?;
@@ -31,7 +31,7 @@ pub(super) fn ensure(socket: &mut NetlinkSocket, tunnel: &Tunnel) -> Result<Devi
             });
         }
         if found.mac != mac {
-            // Another node's number once: its neighbours would not take our packets.
+            // The device was made for another tunnel index: neighbours would drop our packets.
             delete(socket)?;
             device = None;
         }
@@ -152,7 +152,7 @@ fn addresses(
     Ok(())
 }
 
-/// What is wrong with the tunnel device, of which `before` was the last that was known; for people.
+/// First drift of the tunnel device, of which `before` was the last known state, as text for people.
 pub(super) fn drift(
     socket: &mut NetlinkSocket,
     before: &Device,
@@ -180,7 +180,7 @@ pub(super) fn drift(
     Ok(Some(format!("{TUNNEL_DEVICE} {what}")))
 }
 
-/// Deletes the device, and with it all that hangs on it.
+/// Deletes the device, and with it all routes and neighbours on it.
 pub(super) fn delete(socket: &mut NetlinkSocket) -> Result<bool, RouteError> {
     match find(socket)? {
         Some(device) if device.ours => {
@@ -198,7 +198,7 @@ pub(super) fn delete(socket: &mut NetlinkSocket) -> Result<bool, RouteError> {
     }
 }
 
-/// The number that a tunnel address of a neighbour stands for.
+/// Whether the address is a neighbour's tunnel address.
 pub(super) fn is_tunnel_address(address: Ipv6Addr) -> bool {
     address.segments()[..7] == [0xfe80, 0, 0, 0, 0, 0, 0]
 }

@@ -1,4 +1,4 @@
-//! How the kernel sends out of one device: by which next hops.
+//! Next hops by which the kernel sends out of one device.
 
 use super::error::RouteError;
 use super::wire::{main_unicast_routes, neighbour_address, neighbour_entries, next_hop};
@@ -8,10 +8,10 @@ use netlink_packet_route::route::{RouteAttribute, RouteMessage};
 use std::collections::BTreeSet;
 use std::net::IpAddr;
 
-/// The way out of a device, for one family.
+/// Next hops of a device towards other networks, for one family.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub enum WayOut {
-    /// By no next hop that could be asked: only to neighbours, or nobody has said how.
+    /// No next hop to probe: destinations are neighbours, or a next hop needs no resolution, or there is no route.
     #[default]
     Direct,
     /// By these next hops: those of the default route, or where there is none, of all routes.
@@ -20,7 +20,7 @@ pub enum WayOut {
     Elsewhere,
 }
 
-/// One route of the main table, as far as it concerns the device.
+/// One route of the main table, reduced to its next hops on the device.
 #[derive(Debug)]
 struct Found {
     /// Length of its prefix and its metric.
@@ -28,7 +28,7 @@ struct Found {
     next_hops: BTreeSet<IpAddr>,
 }
 
-/// Reads the main table. Next hops with a permanent neighbour entry are left out: nobody asks for them.
+/// Reads the main table. A next hop with a permanent neighbour entry makes it [`WayOut::Direct`]: it is never resolved.
 pub(super) fn way_out(
     socket: &mut NetlinkSocket,
     device: u32,
@@ -65,7 +65,7 @@ fn judge(mut routes: Vec<Found>, elsewhere: bool, fixed: &BTreeSet<IpAddr>) -> W
     }
 }
 
-/// The route's next hops on the device; `None`: it does not lead there.
+/// Next hops of the route on the device; `None`: the route does not use it.
 fn by_device(message: &RouteMessage, device: u32) -> Option<Found> {
     let (mut metric, mut leads) = (0, false);
     let mut next_hops = BTreeSet::new();
@@ -91,7 +91,7 @@ fn by_device(message: &RouteMessage, device: u32) -> Option<Found> {
     })
 }
 
-/// Neighbours of a device that somebody has written down for good, or that need no resolving.
+/// Neighbours of a device with a permanent entry, or without need for resolution.
 fn permanent(
     socket: &mut NetlinkSocket,
     device: u32,

@@ -57,7 +57,7 @@ pub(super) fn dump(
     for reply in replies {
         let mut header = NetlinkHeader::default();
         header.message_type = reply.kind;
-        // What the crate cannot read is none of ours: we write only what it knows.
+        // A message that the crate cannot parse is not ours: we write only messages that it knows.
         if let Ok(message) = Message::deserialize(&header, &reply.body) {
             messages.push(message);
         }
@@ -184,7 +184,7 @@ pub(super) fn neighbour_entries(
     Ok(found.into_iter().filter_map(entry).collect())
 }
 
-/// The IP address of a neighbour entry.
+/// IP address of a neighbour entry.
 pub(super) fn neighbour_address(entry: &NeighbourMessage) -> Option<IpAddr> {
     entry
         .attributes
@@ -244,7 +244,7 @@ pub(super) fn default_device(socket: &mut NetlinkSocket) -> Result<Option<u32>, 
     Ok(None)
 }
 
-/// The unicast routes of the main table, for IPv6 or IPv4.
+/// Unicast routes of the main table, for IPv6 or IPv4.
 pub(super) fn main_unicast_routes(
     socket: &mut NetlinkSocket,
     v6: bool,
@@ -263,7 +263,7 @@ pub(super) fn main_unicast_routes(
     Ok(routes)
 }
 
-/// The next hop that an attribute of a route names.
+/// Next hop in an attribute of a route.
 pub(super) fn next_hop(attribute: &RouteAttribute) -> Option<IpAddr> {
     match attribute {
         RouteAttribute::Gateway(gateway) => route_address(gateway),
@@ -296,7 +296,7 @@ pub(super) fn main_routes(socket: &mut NetlinkSocket) -> Result<Vec<MainRoute>, 
     Ok(found)
 }
 
-/// The legs of one route; none if it is by a next hop object or to a destination that cannot be read.
+/// Next hops of one route, as routes of their own; none for a route by next hop object or to an unreadable destination.
 fn legs(route: &RouteMessage) -> Vec<MainRoute> {
     let leg = |attributes: &[RouteAttribute]| {
         let device = attributes.iter().find_map(|attribute| match attribute {
@@ -335,7 +335,7 @@ fn legs(route: &RouteMessage) -> Vec<MainRoute> {
     .collect()
 }
 
-/// Everybody's routes of both families.
+/// Routes of all owners, of both families.
 pub(super) fn routes(socket: &mut NetlinkSocket) -> Result<Vec<RouteMessage>, RouteError> {
     let mut routes = Vec::new();
     for v6 in [false, true] {
@@ -351,7 +351,7 @@ pub(super) fn routes(socket: &mut NetlinkSocket) -> Result<Vec<RouteMessage>, Ro
     Ok(routes)
 }
 
-/// Whether anybody else's route spreads over several next hops: hash policies are node-wide and would move its flows.
+/// Whether a foreign route spreads over several next hops: hash policies are node-wide and would move its flows.
 pub(super) fn foreign_multipath(socket: &mut NetlinkSocket) -> Result<bool, RouteError> {
     let spreads = |attribute: &RouteAttribute| {
         matches!(

@@ -1,43 +1,43 @@
-//! Router advertisements on a node that forwards. With `accept_ra` 1 a device hears routers only while it does not
-//! forward: turning forwarding on deletes the default route that a router advertised, and ignores the next one
+//! Router advertisements on a node that forwards. With `accept_ra` 1 a device accepts advertisements only while it does
+//! not forward: turning forwarding on deletes the default route that a router advertised, and ignores the next one
 //! (`addrconf_fixup_forwarding` of net/ipv6/addrconf.c, Documentation/networking/ip-sysctl.rst).
 
 use super::{SysctlError, Sysctls, read};
 use crate::route::Advertised;
 
-/// Forwarding of every device; setting it sets that of each.
+/// Forwarding of all devices; setting it sets each device's.
 const FORWARDING: &str = "net.ipv6.conf.all.forwarding";
 const OFF: &str = "0";
-/// `accept_ra`: advertisements are heard unless the device forwards.
+/// `accept_ra` 1: advertisements are accepted unless the device forwards.
 const AS_A_HOST: &str = "1";
-/// The same, whether or not it forwards.
+/// `accept_ra` 2: advertisements are accepted whether or not the device forwards.
 pub(super) const EVEN_FORWARDING: &str = "2";
 const DEVICES: &str = "net.ipv6.conf.";
 const ACCEPTANCE: &str = ".accept_ra";
 
-/// Whether a setting is the one that this file changes.
+/// Whether a setting is one that this file changes.
 pub(super) fn is_acceptance(name: &str) -> bool {
     name.starts_with(DEVICES) && name.ends_with(ACCEPTANCE)
 }
 
-/// Name of a device's setting; as sysctl(8) has it, a dot in the name of a device is a slash.
+/// Name of a device's setting; as in sysctl(8), a dot in a device's name becomes a slash.
 fn of(device: &str, setting: &str) -> String {
     format!("{DEVICES}{}{setting}", device.replace('.', "/"))
 }
 
 impl Sysctls {
-    /// Whether this node is a host for IPv6, so that turning forwarding on would make its devices deaf to routers.
+    /// Whether this node is an IPv6 host, so that after turning forwarding on its devices would ignore advertisements.
     pub fn is_host(&self) -> Result<bool, SysctlError> {
         Ok(read(FORWARDING)?.as_deref() == Some(OFF))
     }
 
-    /// Whether it was one before us, so that devices that come now would hear routers if we were not there.
+    /// Whether the node was a host before us, so that new devices would accept advertisements without us.
     pub fn was_host(&self) -> Result<bool, SysctlError> {
         let record = self.read_record()?;
         Ok(record.get(FORWARDING).is_some_and(|before| before == OFF))
     }
 
-    /// Of these devices, those that hear routers only while they do not forward.
+    /// Those of these devices that accept advertisements only while they do not forward.
     pub fn hear_as_hosts(&self, advertised: &Advertised) -> Result<Vec<String>, SysctlError> {
         let mut found = Vec::new();
         for device in advertised.heard.iter().chain(&advertised.uplinks) {
@@ -48,7 +48,8 @@ impl Sysctls {
         Ok(found)
     }
 
-    /// Makes these devices hear routers even while they forward. Returns the names of the settings that were changed.
+    /// Makes these devices accept advertisements also while they forward. Returns the names of the settings that were
+    /// changed.
     pub fn hear_forwarding(&self, devices: &[String]) -> Result<Vec<String>, SysctlError> {
         let mut changed = Vec::new();
         for device in devices {
@@ -58,7 +59,7 @@ impl Sysctls {
         Ok(changed)
     }
 
-    /// Devices that hear routers only as a host again, though we had changed that.
+    /// Devices that accept advertisements only as a host again, though we had changed that.
     pub fn deaf(&self) -> Result<Vec<String>, SysctlError> {
         let record = self.read_record()?;
         let mut deaf = Vec::new();

@@ -1,13 +1,13 @@
-//! What the uplink programs and their loader agree on: the Rust side of `bpf/include/uplink.h`.
+//! Formats that the uplink programs and their loader share: the Rust side of `bpf/include/uplink.h`.
 
 use crate::gateway::abi::address;
 use egret_core::node::ProfileId;
 use egret_core::numbers::{GROUP_LEFT_ALONE, MARK_MASK, MARK_SHIFT};
 use ipnet::IpNet;
 
-/// Bits of an IPv4 prefix that its form as an IPv6 address has in front.
+/// Leading bits of an IPv4 prefix in its form as an IPv6 address.
 const MAPPED_BITS: u32 = 96;
-/// Bits of the family, which comes before the address and always counts in full.
+/// Bits of the family, which comes before the address and always counts fully.
 const FAMILY_BITS: u32 = 32;
 /// Bits of the profile, which comes before the family.
 const PROFILE_BITS: u32 = 64;
@@ -16,15 +16,15 @@ const PROFILE_BITS: u32 = 64;
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Config {
-    /// Index of the device at whose ingress lifted packets appear.
+    /// Index of the device at whose ingress reinjected packets appear.
     pub lift_ifindex: u32,
     /// Our bits of a packet's mark.
     pub mark_mask: u32,
-    /// What is there when the ruleset has left a lifted packet alone.
+    /// Mark of a reinjected packet that the ruleset has left alone.
     pub mark_left: u32,
     /// MAC address of that device.
     pub lift_mac: [u8; 6],
-    /// The loader's own note: 0 tcx links, 1 clsact filters.
+    /// Note of the loader: 0 tcx links, 1 clsact filters.
     pub attachment: u8,
     /// Zero.
     pub reserved: [u8; 5],
@@ -43,7 +43,7 @@ pub type Profile = [u8; 8];
 unsafe impl aya::Pod for Config {}
 
 impl Config {
-    /// What the programs are told about the lift device; notes of the loader are kept.
+    /// Configuration of the programs for the reinject device; notes of the loader stay.
     pub fn of(ifindex: u32, mac: [u8; 6], old: &Config) -> Self {
         Config {
             lift_ifindex: ifindex,
@@ -55,12 +55,12 @@ impl Config {
     }
 }
 
-/// The form in which the programs have a profile's name.
+/// Converts a profile's name to the programs' format.
 pub fn profile(id: ProfileId) -> Profile {
     id.0.to_ne_bytes()
 }
 
-/// The form in which the programs have a prefix: how many bits count, and family and address.
+/// Converts a prefix to the programs' format: number of bits that count, and family and address.
 pub fn prefix(prefix: IpNet) -> (u32, Prefix) {
     let (front, version) = match prefix {
         IpNet::V4(_) => (MAPPED_BITS, 4u32),
@@ -72,7 +72,7 @@ pub fn prefix(prefix: IpNet) -> (u32, Prefix) {
     (FAMILY_BITS + front + u32::from(prefix.prefix_len()), key)
 }
 
-/// The form in which the programs have a destination of a profile; `None`: all of both families.
+/// Converts a profile's destination to the programs' format; `None`: all destinations of both families.
 pub fn destination(id: ProfileId, to: Option<IpNet>) -> (u32, Destination) {
     let (bits, rest) = to.map_or((0, [0; 20]), prefix);
     let mut key = [0; 28];

@@ -3,7 +3,7 @@
 use crate::gateway::Counter;
 use crate::gateway::counters::{dropped, served};
 
-/// All of them; the place is the index in the map.
+/// All counters; the position is the index in the map.
 pub const COUNTERS: &[Counter] = &[
     served(
         "lifted",

@@ -1,7 +1,7 @@
-//! How pods' packets may leave this node, as far as the kernel shows it: devices and their routes, programs of others,
-//! and where the routes to the node's own pods lead.
+//! Observes how pods' packets may leave this node: devices and their routes, programs of others, and the devices of the
+//! routes to the node's own pods.
 //!
-//! Names of plugins are not asked: whoever takes packets past the stack needs a program where pods' packets arrive.
+//! Plugins' names do not matter: a plugin that sends packets past the stack needs a program where pods' packets arrive.
 
 use super::routes::{DESTINATION, ROUTE_BYTES, RTA_OIF, Routes};
 use crate::netlink::{Attrs, NetlinkError, NetlinkSocket, Reply, Request, attributes};
@@ -20,16 +20,16 @@ const RTM_GETROUTE: u16 = 26;
 const RTM_GETRULE: u16 = 34;
 const RTM_GETQDISC: u16 = 38;
 const RTM_GETTFILTER: u16 = 46;
-/// `TC_H_MAKE(TC_H_CLSACT, TC_H_MIN_INGRESS)`, which is also the parent of the older `ingress` qdisc's filters.
+/// `TC_H_MAKE(TC_H_CLSACT, TC_H_MIN_INGRESS)`, which is also the parent of filters of the older `ingress` qdisc.
 const INGRESS: u32 = 0xffff_fff2;
 const TC_H_INGRESS: u32 = 0xffff_fff1;
 /// Sizes of `struct ifinfomsg` and `struct tcmsg`.
 const LINK_BYTES: usize = 16;
 const TC_BYTES: usize = 20;
 
-/// Why the node cannot be looked at.
+/// Error of observing the node.
 #[derive(Debug, Error)]
-#[error("looking at devices, routes and programs")]
+#[error("reading devices, routes and programs")]
 pub struct LookError(#[from] NetlinkError);
 
 struct Link {
@@ -49,26 +49,26 @@ impl Link {
     }
 
     fn has_tcx_program(&self) -> bool {
-        // A netkit device exists for the sake of its programs alone.
+        // A netkit device exists only to carry programs.
         self.kind == "netkit"
             || tcx::program_ids(self.index, TcAttachType::Ingress)
                 .is_ok_and(|programs| !programs.is_empty())
     }
 }
 
-/// Device that the node's routes lead to by pod's address; `None`: no way at all, or a device of our own.
+/// Device of the node's route to each pod's address; `None`: no route, or a device of our own.
 pub type Delivered = BTreeMap<IpAddr, Option<String>>;
 
-/// Where packets for some pods go.
+/// Routes to some of the pods.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Towards {
-    /// The device of each.
+    /// Device of each pod's address.
     pub delivered: Delivered,
-    /// Those devices, and whether others' programs look at what arrives by them.
+    /// Those devices, and whether others' programs see packets that arrive by them.
     pub devices: BTreeMap<String, bool>,
 }
 
-/// Looks at the network namespace of the thread that opened it.
+/// Observer of the network namespace of the thread that opened it.
 pub struct Looker {
     socket: NetlinkSocket,
 }
@@ -83,8 +83,8 @@ impl Looker {
         Ok(Self { socket })
     }
 
-    /// Looks now. `pods` are the addresses of this node's pods. Choice, refusal and where pods are delivered are left
-    /// as they are by default in the facts.
+    /// Reads devices, routes and programs. `pods` are the addresses of this node's pods. Choice, refusal and pods'
+    /// devices stay at their defaults in the facts.
     ///
     /// # Errors
     /// [`LookError`].
@@ -116,8 +116,8 @@ impl Looker {
         Ok((facts, delivered))
     }
 
-    /// Where the routes lead for these addresses alone, and whether others' programs look at packets there. A device that
-    /// has gone meanwhile has no name.
+    /// Routes to these addresses alone, and whether others' programs see packets there. A device that was removed
+    /// meanwhile has no name.
     ///
     /// # Errors
     /// [`LookError`].
@@ -142,7 +142,7 @@ impl Looker {
         Ok(found)
     }
 
-    /// As asking for each of them would say, with as few questions as routes and rules allow.
+    /// Devices of all addresses, with as few kernel lookups as routes and rules allow.
     fn delivered(
         &mut self,
         links: &BTreeMap<u32, &Link>,
@@ -163,7 +163,7 @@ impl Looker {
         Ok(delivered)
     }
 
-    /// The programs alone: nobody tells when one is attached.
+    /// Reads the programs alone: the kernel notifies no attachment.
     ///
     /// # Errors
     /// [`LookError`].
@@ -172,7 +172,7 @@ impl Looker {
         self.programs(&links)
     }
 
-    /// Devices at whose ingress others' programs look at packets.
+    /// Devices at whose ingress others' programs see packets.
     fn programs(&mut self, links: &[Link]) -> Result<BTreeSet<String>, LookError> {
         let filtered = self.filtered()?;
         let has_program = |link: &&Link| filtered.contains(&link.index) || link.has_tcx_program();
@@ -180,7 +180,7 @@ impl Looker {
         Ok(chosen.map(|link| link.name.clone()).collect())
     }
 
-    /// The same for one device.
+    /// Whether others' programs see packets at the ingress of one device.
     fn is_programmed(&mut self, link: &Link) -> bool {
         link.has_tcx_program() || self.is_filtered(link.index)
     }
@@ -191,7 +191,7 @@ impl Looker {
         Ok(links.filter(Link::is_of_others).collect())
     }
 
-    /// One device of others, if it is there.
+    /// A device of others, if it exists.
     fn link(&mut self, index: u32) -> Result<Option<Link>, LookError> {
         let mut body = vec![0; LINK_BYTES];
         body[4..8].copy_from_slice(&index.to_ne_bytes());
@@ -208,7 +208,7 @@ impl Looker {
         }
     }
 
-    /// Devices with a clsact filter for arriving packets, whatever it does.
+    /// Devices with a clsact filter at ingress, whatever it does.
     fn filtered(&mut self) -> Result<BTreeSet<u32>, LookError> {
         let qdiscs = self.dump(RTM_GETQDISC, vec![0; TC_BYTES], "queueing disciplines")?;
         let number = |reply: &Reply, at: usize| {
@@ -234,13 +234,13 @@ impl Looker {
             .any(|parent| {
                 let fields = [0, index, 0, parent, 0];
                 let body = fields.into_iter().flat_map(u32::to_ne_bytes).collect();
-                // A device may go at any moment.
+                // A device may be removed at any moment.
                 let filters = self.dump(RTM_GETTFILTER, body, "filters of a device");
                 filters.is_ok_and(|filters| !filters.is_empty())
             })
     }
 
-    /// Everybody's routes and rules of both families.
+    /// Routes and rules of all owners, of both families.
     fn routes(&mut self) -> Result<Routes, LookError> {
         let mut routes = Routes::default();
         for family in [libc::AF_INET, libc::AF_INET6] {
@@ -256,7 +256,7 @@ impl Looker {
         Ok(routes)
     }
 
-    /// Where the kernel sends a packet for the address.
+    /// Device by which the kernel sends to the address.
     fn device_towards(&mut self, address: IpAddr) -> Result<Option<u32>, LookError> {
         let (family, bits, octets) = match address {
             IpAddr::V4(v4) => (libc::AF_INET, 32, v4.octets().to_vec()),
@@ -272,7 +272,7 @@ impl Looker {
         };
         let reply = match self.socket.query(&request) {
             Ok(reply) => reply,
-            // No way at all.
+            // There is no route.
             Err(NetlinkError::Refused { .. }) => return Ok(None),
             Err(error) => return Err(error.into()),
         };
@@ -290,7 +290,7 @@ impl Looker {
             what: what.into(),
         };
         match self.socket.dump(&request) {
-            // Something changed meanwhile: once more is enough for a look.
+            // Something changed meanwhile: one retry is enough.
             Err(NetlinkError::Interrupted) => self.socket.dump(&request),
             result => result,
         }

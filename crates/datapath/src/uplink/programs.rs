@@ -13,7 +13,7 @@ use std::collections::BTreeSet;
 /// The compiled programs.
 pub static OBJECT: &[u8] = include_bytes_aligned!(concat!(env!("OUT_DIR"), "/uplink.bpf.o"));
 
-/// First letters of the pins of links; the index of the device follows.
+/// Prefixes of the names of links' pins; the index of the device follows.
 const LINKS: [(&str, &str, TcAttachType); 2] = [
     ("uplink_in", "in_", TcAttachType::Ingress),
     ("uplink_out", "out_", TcAttachType::Egress),
@@ -26,7 +26,7 @@ pub(super) fn object_hash() -> u64 {
         .expect("build.rs writes a decimal number")
 }
 
-/// Both programs at a device: what remembers flows before what judges them.
+/// Both programs at a device: the one that remembers flows before the one that judges them.
 fn places(ifindex: u32) -> [(Place, String); 2] {
     LINKS.map(|(program, prefix, direction)| {
         let place = Place {
@@ -43,7 +43,7 @@ fn places(ifindex: u32) -> [(Place, String); 2] {
 /// Creates or adopts the pinned maps, and loads the programs over them.
 pub(super) fn load(pins: &Pins) -> Result<Ebpf, GatewayError> {
     let mut loader = EbpfLoader::new();
-    // Nothing in the programs is relocated by the kernel's own types, which take long to read.
+    // The programs need no relocation by kernel types (BTF), which take long to read.
     loader.btf(None);
     for (name, ..) in PINNED {
         loader.map_pin_path(name, pins.path(name));
@@ -56,7 +56,7 @@ pub(super) fn load(pins: &Pins) -> Result<Ebpf, GatewayError> {
     Ok(object)
 }
 
-/// Whether both programs are at the device, before everybody else's.
+/// Whether both programs are at the device, before all others.
 pub(super) fn attached(pins: &Pins, ifindex: u32, attachment: u8) -> bool {
     places(ifindex).iter().all(|(place, pin)| {
         if attachment == Attachment::Clsact as u8 {
@@ -67,13 +67,13 @@ pub(super) fn attached(pins: &Pins, ifindex: u32, attachment: u8) -> bool {
     })
 }
 
-/// Attaches freshly loaded programs to a device, or puts them in the place of those that are there.
+/// Attaches freshly loaded programs to a device, or replaces the attached ones.
 pub(super) fn attach(
     pins: &Pins,
     ifindex: u32,
     attachment: Attachment,
 ) -> Result<(), GatewayError> {
-    // A program can be at a device only once, also while one link takes over from another: so it is loaded anew.
+    // A program can be at a device only once, also while one link replaces another: so it is loaded again.
     let mut object = load(pins)?;
     for (place, pin) in places(ifindex) {
         let program = object
@@ -91,7 +91,7 @@ pub(super) fn attach(
     Ok(())
 }
 
-/// Takes both programs off a device. Whether anything was there.
+/// Detaches both programs from a device. Returns whether anything was there.
 pub(super) fn detach(pins: &Pins, ifindex: u32, attachment: u8) -> Result<bool, GatewayError> {
     let mut found = false;
     for (place, pin) in places(ifindex) {
@@ -110,7 +110,7 @@ pub(super) fn detach(pins: &Pins, ifindex: u32, attachment: u8) -> Result<bool, 
     Ok(found)
 }
 
-/// Filters have no pins: an empty directory says on which devices they are.
+/// Filters have no pins: an empty directory per device records them.
 const MARK: &str = "filter_";
 
 fn mark(pins: &Pins, ifindex: u32) -> Result<(), GatewayError> {
@@ -118,7 +118,7 @@ fn mark(pins: &Pins, ifindex: u32) -> Result<(), GatewayError> {
     std::fs::create_dir_all(&path).map_err(|source| GatewayError::Pin { path, source })
 }
 
-/// The devices that programs of ours were attached to, by index; some may be gone.
+/// Indexes of the devices that our programs were attached to; some may be gone.
 pub(super) fn devices(pins: &Pins) -> BTreeSet<u32> {
     let names = std::fs::read_dir(&pins.0).into_iter().flatten().flatten();
     let prefixes = || LINKS.iter().map(|(_, prefix, _)| *prefix).chain([MARK]);

@@ -1,7 +1,7 @@
-//! Routes and rules of everybody, as far as they tell destinations apart.
+//! Routes and rules of all owners, reduced to how they divide destinations.
 //!
-//! A node may have more pods than it is wise to ask the kernel about one by one. Addresses that no route and no rule
-//! tells apart go the same way, so one question is enough for all of them.
+//! A node may have too many pods for one kernel lookup each. Addresses that no route and no rule distinguishes take the
+//! same route, so one lookup is enough for all of them.
 
 use crate::netlink::attributes;
 use egret_core::numbers::ROUTE_PROTOCOL;
@@ -18,20 +18,20 @@ const RTA_MULTIPATH: u16 = 9;
 
 #[derive(Default)]
 pub(super) struct Routes {
-    /// Unicast routes of all tables but the local one, by device, without those of our own.
+    /// Unicast routes of all tables except the local one, by device, without our own.
     pub(super) ways: BTreeSet<(u32, IpNet)>,
-    /// Addresses with a route of their own in the main table; `None`: more than one device is named.
+    /// Devices of addresses with a host route in the main table; `None`: more than one device.
     hosts: BTreeMap<IpAddr, Option<u32>>,
-    /// Destinations of all routes and rules but our own.
+    /// Destinations of all routes and rules except our own.
     destinations: BTreeSet<IpNet>,
-    /// Lengths of those, for each family.
+    /// Prefix lengths of those destinations, for each family.
     lengths: BTreeMap<bool, BTreeSet<u8>>,
 }
 
 impl Routes {
-    /// Takes up a message of a route.
+    /// Adds a route message.
     pub(super) fn add_route(&mut self, body: &[u8]) {
-        // Ours are for marked packets alone, and may be one for each pod.
+        // Our routes are for marked packets only, and may be one per pod.
         let header = body.get(..ROUTE_BYTES);
         let Some(header) = header.filter(|header| header[5] != ROUTE_PROTOCOL) else {
             return;
@@ -60,7 +60,7 @@ impl Routes {
         }
     }
 
-    /// Takes up a message of a route or of a rule, and gives its destination.
+    /// Adds the destination of a route or rule message and returns it.
     pub(super) fn add_destination(&mut self, body: &[u8]) -> Option<IpNet> {
         let header = body.get(..ROUTE_BYTES)?;
         let mut to: IpAddr = match i32::from(header[0]) {
@@ -82,12 +82,12 @@ impl Routes {
         Some(to)
     }
 
-    /// Where the main table's route for this address alone leads: how plugins without a bridge lead to a pod.
+    /// Device of the main table's host route to this address: plugins without a bridge route to a pod like this.
     pub(super) fn straight(&self, address: IpAddr) -> Option<u32> {
         *self.hosts.get(&address)?
     }
 
-    /// Stands for all addresses that every route and every rule covers just as this one.
+    /// Prefix that represents all addresses covered by the same routes and rules as this one.
     pub(super) fn kin(&self, address: IpAddr) -> Option<IpNet> {
         let lengths = self.lengths.get(&address.is_ipv4())?.iter().rev();
         let mut covering =
@@ -96,7 +96,7 @@ impl Routes {
     }
 }
 
-/// Devices of `struct rtnexthop` after `struct rtnexthop`.
+/// Device indexes of a sequence of `struct rtnexthop`.
 fn hops(mut bytes: &[u8]) -> impl Iterator<Item = u32> {
     std::iter::from_fn(move || {
         let length = usize::from(u16::from_ne_bytes(bytes.get(..2)?.try_into().ok()?));
@@ -113,7 +113,7 @@ mod tests {
     use super::*;
     use crate::netlink::Attrs;
 
-    /// A route that throws, of this protocol.
+    /// A throw route of this protocol.
     fn thrown(protocol: u8, to: [u8; 4]) -> Vec<u8> {
         let header = [2, 32, 0, 0, 252, protocol, 0, 9, 0, 0, 0, 0];
         Attrs::after(&header).bytes(DESTINATION, &to).finish()

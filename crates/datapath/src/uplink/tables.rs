@@ -1,4 +1,4 @@
-//! The tables of the uplink programs: what they must hold for a worker's state, and bringing them there.
+//! The tables of the uplink programs: their content for a worker's state, and bringing them to it.
 
 use super::abi::{self, Config, Destination, Prefix, Profile};
 use super::counters::COUNTERS;
@@ -12,7 +12,7 @@ use ipnet::{IpNet, Ipv4Subnets, Ipv6Subnets};
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
-/// The maps, by name in `bpf/include/uplink.h`, with the bytes of key and value.
+/// Pinned maps, by name in `bpf/include/uplink.h`, with sizes of key and value in bytes.
 pub(super) const PINNED: &[(&str, u32, u32)] = &[
     ("uplink_config", 4, size_of::<Config>() as u32),
     ("uplink_pods", 16, 8),
@@ -26,13 +26,13 @@ pub(super) const PINNED: &[(&str, u32, u32)] = &[
     ("uplink_counters", 4, 8),
 ];
 
-/// Prefixes of one profile, at most: with more, everything of its pods is lifted, and the ruleset leaves alone what it
-/// does not select.
+/// Most prefixes of one profile. With more, all packets of its pods are reinjected, and the ruleset leaves those alone
+/// that it does not select.
 const PROFILE_PREFIXES_MAX: usize = 16_384;
-/// Profiles whose prefixes are written out, at most: their sum fits into the map.
+/// Most profiles whose prefixes are written out: their sum fits into the map.
 const PROFILES_MAX: usize = 15;
 
-/// What the tables hold.
+/// Desired content of the tables.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(super) struct Desired {
     pods: BTreeMap<Address, Profile>,
@@ -42,7 +42,7 @@ pub(super) struct Desired {
 }
 
 impl Desired {
-    /// Of a worker's state.
+    /// Content for a worker's state.
     pub fn of(worker: &WorkerState) -> Self {
         let pods = worker.pods.iter();
         let prefixes = |all: &BTreeSet<IpNet>| all.iter().copied().map(abi::prefix).collect();
@@ -71,7 +71,7 @@ fn chosen(worker: &WorkerState) -> BTreeSet<(u32, Destination)> {
     all
 }
 
-/// Every address that the profile says anything about, as prefixes.
+/// All addresses that the profile has a verdict for, as prefixes.
 fn prefixes(profile: &Destinations) -> Vec<IpNet> {
     let boxes = profile.ranges.iter().map(|one| (one.first, one.last));
     let ranges = boxes.chain(profile.portless.iter().copied());
@@ -90,7 +90,7 @@ fn prefixes(profile: &Destinations) -> Vec<IpNet> {
     IpNet::aggregate(&all.into_iter().collect())
 }
 
-/// The pinned maps, and what is in them.
+/// The pinned maps and their content.
 pub(super) struct Tables {
     config_map: Array<MapData, Config>,
     pods_map: HashMap<MapData, Address, Profile>,
@@ -102,7 +102,7 @@ pub(super) struct Tables {
     held: Desired,
 }
 
-/// Whether all maps are pinned, in the shape that our programs have them in.
+/// Whether all maps are pinned, in the shape that our programs use.
 pub(super) fn pinned_in_our_shape(pins: &Pins) -> bool {
     PINNED.iter().all(|(name, key, value)| {
         let counters = COUNTERS.len() as u32;
@@ -114,7 +114,7 @@ pub(super) fn pinned_in_our_shape(pins: &Pins) -> bool {
 }
 
 impl Tables {
-    /// Opens the pinned maps and reads what is in them.
+    /// Opens the pinned maps and reads their content.
     pub fn open(pins: &Pins) -> Result<Self, GatewayError> {
         let map = |name: &'static str| {
             MapData::from_pin(pins.path(name)).map_err(|error| GatewayError::map(name, error))
@@ -152,7 +152,7 @@ impl Tables {
         Ok(())
     }
 
-    /// Reads everything anew. Whether it is what was written; otherwise the next [`Self::grow`] repairs it.
+    /// Reads everything again. Returns whether it is what was written; otherwise the next [`Self::grow`] repairs it.
     pub fn reread(&mut self) -> Result<bool, GatewayError> {
         let (config, held) = (self.config, std::mem::take(&mut self.held));
         self.read()?;
@@ -174,7 +174,7 @@ impl Tables {
         Ok(())
     }
 
-    /// Adds what is asked for and not there. What is never egress traffic comes first, what is lifted last.
+    /// Adds missing entries. Never-destinations come first, entries that reinject last.
     pub fn grow(&mut self, wanted: &Desired) -> Result<(), GatewayError> {
         let wrong = |name| move |error: MapError| GatewayError::map(name, error);
         let held = &mut self.held;
@@ -192,7 +192,7 @@ impl Tables {
         Ok(())
     }
 
-    /// Removes what is not asked for, in the opposite order.
+    /// Removes obsolete entries, in the opposite order.
     pub fn shrink(&mut self, wanted: &Desired) -> Result<(), GatewayError> {
         let wrong = |name| move |error: MapError| GatewayError::map(name, error);
         let held = &mut self.held;
@@ -252,7 +252,7 @@ fn take<K: Pod + Ord>(
     Ok(())
 }
 
-/// An element that is gone already is as good as removed.
+/// Counts an element that is already absent as removed.
 fn absent_is_fine(done: Result<(), MapError>) -> Result<(), MapError> {
     match done {
         Err(MapError::KeyNotFound) => Ok(()),

@@ -1,4 +1,4 @@
-//! The sets and chains that every node's table has, whatever its policies.
+//! Sets and chains of every node's table, whatever its policies.
 
 use super::counters as c;
 use super::mss::clamp_mss;
@@ -19,13 +19,13 @@ use egret_core::numbers::{
 use ipnet::IpNet;
 use std::net::IpAddr;
 
-/// Own devices: the tunnel, and the external device of a node that is its own gateway.
+/// Set of own devices: the tunnel, and the external device of a node that is its own gateway.
 const DEVICES: &str = "devices";
-/// Devices that peers' packets may come by whatever the routes say.
+/// Set of devices that peers' packets may come by, regardless of routes.
 const UNDERLAY_DEVICES: &str = "underlay_devices";
-/// Egress address -> classification of ICMP errors about its flows.
+/// Map: egress address -> classification of ICMP errors about its flows.
 const ERRORS: &str = "errors";
-/// Where pods have their addresses, and those that known pods have; only where unknown ones are dropped.
+/// Sets of pod CIDRs and of known pods' addresses; present only where packets of unknown pods are dropped.
 const POD_CIDRS: &str = "pod_cidrs";
 const KNOWN_PODS: &str = "known_pods";
 /// Bytes of the link-local prefix that the tunnel uses: fe80::/64.
@@ -105,7 +105,7 @@ pub(super) fn sets(state: &NodeState, table: &mut Table) {
     table.sets.insert(UNDERLAY_DEVICES.into(), underlay);
 }
 
-/// Numbers that routing rules ask for.
+/// Group numbers that routing rules match.
 fn group_numbers(state: &NodeState) -> impl Iterator<Item = u8> {
     let groups = state.worker.groups.iter();
     let routed = groups.filter(|(_, group)| !matches!(group, Group::Local { .. }));
@@ -216,7 +216,7 @@ pub(super) fn chains(state: &NodeState, table: &mut Table) {
     base("raw_out", OUTPUT, -300, raw_out(state));
     base("tunnel_in", INPUT, -150, tunnel_in(state));
     base("clamp", FORWARD, -150, clamp(state));
-    // The very last before routing and the very first behind it: nobody else ever sees our mark.
+    // The last chain before routing and the first one after it: no foreign rule sees our mark.
     base("classify", PREROUTING, i32::MAX, classify(state));
     base("routed", FORWARD, i32::MIN, routed(state));
     base("routed_in", INPUT, i32::MIN, marks::restore());
@@ -224,8 +224,8 @@ pub(super) fn chains(state: &NodeState, table: &mut Table) {
     nat.extend(next_hops::translate(state));
     base("nat", POSTROUTING, 90, nat);
     base("guard", POSTROUTING, 300, guard(state));
-    // The tunnel looks its own way up with the packet's mark. What others have set is not about the outer packet; they
-    // find it as they set it up to here.
+    // The tunnel routes its outer packet by the packet's mark. Marks of others are not about the outer packet; foreign
+    // rules see them up to here.
     let into_tunnel = rule().device(Interface::Out, TUNNEL_DEVICE, true);
     let unmark = vec![into_tunnel.set_mark(u32::MAX, 0).done()];
     base("into_tunnel", POSTROUTING, i32::MAX, unmark);
@@ -237,12 +237,12 @@ pub(super) fn chains(state: &NodeState, table: &mut Table) {
     plain("from_tunnel", from_tunnel(state));
     plain("refuse_ended", refuse(c::ENDED));
     plain("refuse_full", refuse(c::FULL));
-    // No TCP reset: it would come from the egress address, and the guard lets nothing like that out.
+    // No TCP reset: it would come from the egress address, and the guard drops that.
     plain("refuse_hairpin", vec![rule().count(c::HAIRPIN).prohibit()]);
     for (reason, counter) in [("family", c::FAMILY), ("unavailable", c::UNAVAILABLE)] {
         let classified = match reason {
-            // TCP by a reset: an ICMP error that answers a SYN finds the pod's socket still locked by connect(), which
-            // is on this same kernel, and only the retransmission a second later would fail.
+            // TCP by a reset: an ICMP error in answer to a SYN finds the pod's socket still locked by connect(), as it
+            // is on this same kernel; only the retransmission a second later would fail.
             "family" => refuse(counter),
             _ => vec![rule().count(counter).drop()],
         };
@@ -261,7 +261,7 @@ pub(super) fn chains(state: &NodeState, table: &mut Table) {
     );
 }
 
-/// The very first of the forward hook.
+/// Rules of the first chain of the forward hook.
 fn routed(state: &NodeState) -> Vec<Rule> {
     let mut rules: Vec<Rule> = canary::outward_at(state, CanaryHook::Routed)
         .into_iter()
@@ -283,8 +283,8 @@ fn raw_in(state: &NodeState) -> Vec<Rule> {
             .address_is(End::Destination, state.tunnel.underlay, true)
     };
     vec![
-        // A pod that borrows a peer's address: the way back to that address is not the pod's device. Looked at here, since
-        // kernels before 5.18 do not tell the way back in the input hook.
+        // Drops packets of a pod that borrows a peer's address: the reverse route of that address is not the pod's
+        // device. Checked here, since kernels before 5.18 do not offer reverse-path lookups in the input hook.
         from_peer()
             .source_is_implausible()
             .comes_by_none_of(UNDERLAY_DEVICES)
@@ -304,7 +304,7 @@ fn raw_out(state: &NodeState) -> Vec<Rule> {
     ]
 }
 
-/// The tunnel device takes what is for any address of the node; only its underlay address is meant.
+/// The tunnel device accepts packets to any address of the node; only its underlay address is valid.
 fn tunnel_in(state: &NodeState) -> Vec<Rule> {
     let family = Family::of(state.tunnel.underlay);
     let mut rules: Vec<Rule> = FAMILIES
@@ -321,7 +321,7 @@ fn tunnel_in(state: &NodeState) -> Vec<Rule> {
             .address_is(End::Destination, state.tunnel.underlay, false)
             .count(c::STRANGER)
             .drop(),
-        // What was translated to the underlay address was sent to another.
+        // Drops packets that were sent to another address and translated to the underlay address.
         tunnel_packet()
             .destination_is_translated()
             .count(c::STRANGER)
@@ -366,15 +366,15 @@ fn classify(state: &NodeState) -> Vec<Rule> {
     ];
     rules.extend(canary::outward_at(state, CanaryHook::Classified));
     for family in FAMILIES {
-        // Only what comes by the way that leads back to an egress address is from there: whatever a pod sends with
-        // such a source is forged, since translation comes later.
+        // Only packets that come by the reverse route of an egress address are really from it. A pod's packet with such
+        // a source is forged, since translation comes later.
         let forged = rule().address_in(family, End::Source, &family.named("egress"));
         let forged = forged.destination_is_elsewhere().source_is_implausible();
         rules.push(forged.count(c::FORGED).drop());
     }
     for family in FAMILIES {
-        // The other end of a flow that ended here: neither the pod nor this node's stack may answer it. A flow that
-        // has got the same port since is established and passes.
+        // Packet from the other end of an ended flow: neither the pod nor this node's stack may answer it. A newer flow
+        // with the same port is established and passes.
         let late = rule().state(STATE_NEW | STATE_INVALID | STATE_UNTRACKED);
         rules.push(
             late.tuple_in(family, LATE_SETS[family as usize])
@@ -383,31 +383,32 @@ fn classify(state: &NodeState) -> Vec<Rule> {
         );
     }
     if let Some(gateway) = &state.gateway {
-        // The way back of a node that is its own gateway: what conntrack did not translate back belongs to no flow.
+        // Return packets of a node that is its own gateway: those that conntrack did not translate back belong to no
+        // flow.
         for family in FAMILIES {
             let back = || to_egress_address(gateway, family);
-            // With bridge-nf-call-iptables a bridge's frames come by here before the gateway's program sees them, and
-            // not afterwards. The guard drops what is left of them.
+            // With bridge-nf-call-iptables a bridge's frames pass here before the gateway's program sees them, and not
+            // afterwards. The guard drops the rest of them.
             rules.push(back().comes_by_bridge().accept());
             rules.push(back().count(c::UNSOLICITED).drop());
         }
     }
     rules.push(rule().direction(true).accept());
     for family in FAMILIES {
-        // A pod's error about its flow goes the flow's way, whatever its policy says of ICMP.
+        // A pod's ICMP error about its flow takes the flow's route, whatever its policy's verdict on ICMP.
         let error = rule().icmp_error(family);
         rules.push(error.by_translated_source(family, family.named(ERRORS)));
     }
     rules.extend(by_pod(Stage::Classify));
     for family in FAMILIES {
-        // Not selected any more, but its flow still has an egress address: a policy ended.
+        // No longer selected, but its flow still has an egress address: a policy was removed.
         let was_ours = rule().state(STATE_ESTABLISHED).source_is_translated(true);
         rules.push(
             was_ours
                 .translated_source_in(family, &family.named("egress"))
                 .goto("refuse_ended"),
         );
-        // A new flow of the same ports is established by the time it sends anything but its first packet.
+        // A new flow of the same ports is established before it sends its second packet.
         let ended = rule().state(STATE_NEW | STATE_INVALID | STATE_UNTRACKED);
         let ended = ended.tuple_in(family, ENDED_SETS[family as usize]);
         rules.push(ended.tcp_not_first().goto("refuse_ended"));
@@ -418,14 +419,14 @@ fn classify(state: &NodeState) -> Vec<Rule> {
     rules
 }
 
-/// What comes from outside to an egress address.
+/// Matches packets from outside to an egress address.
 fn to_egress_address(gateway: &GatewayState, family: Family) -> rule::Builder {
     rule()
         .device(Interface::In, &gateway.external_device, true)
         .address_in(family, End::Destination, &family.named("egress"))
 }
 
-/// A pod that nobody has told of yet: whether a policy selects it is not known, so its new flows stay inside.
+/// Drops new flows of a pod that is not in the state yet: whether a policy selects it is unknown.
 fn unknown_pod(family: Family) -> Rule {
     rule()
         .state(STATE_NEW | STATE_INVALID | STATE_UNTRACKED)
@@ -446,7 +447,7 @@ fn by_pod(stage: Stage) -> Vec<Rule> {
 fn from_tunnel(state: &NodeState) -> Vec<Rule> {
     let mut rules = Vec::new();
     if state.gateway.is_some() {
-        // Probes, which come as far as this where no eBPF program answers them.
+        // Probes; they get here only where no eBPF program answers them.
         let probe = rule()
             .address_starts(Family::V6, End::Source, &TUNNEL_PREFIX)
             .address_starts(Family::V6, End::Destination, &TUNNEL_PREFIX)
@@ -475,7 +476,8 @@ fn from_tunnel(state: &NodeState) -> Vec<Rule> {
     rules.push(known().accept());
     rules.extend(next_hops::from_tunnel(state));
     if state.gateway.is_some() {
-        // From a pod's egress address to an address of this gateway: its program has proven whose the port is.
+        // From a pod's egress address to an address of this gateway: the gateway's program has verified who owns the
+        // port.
         for family in FAMILIES {
             let from_pod = rule().address_in(family, End::Source, &family.named("egress"));
             rules.push(from_pod.destination_is_local().accept());
@@ -493,13 +495,13 @@ fn refuse(counter: &str) -> Vec<Rule> {
     ]
 }
 
-/// Trusts no mark: foreign rules clear marks, and the kernel's own MLD reports carry garbage ones.
+/// Relies on no mark: foreign rules clear marks, and the kernel's own MLD reports carry arbitrary ones.
 fn guard(state: &NodeState) -> Vec<Rule> {
     let mut rules = Vec::new();
     rules.extend(canary::outward_at(state, CanaryHook::Guarded));
     rules.extend(next_hops::look_at_tunnel(state));
     if let Some(gateway) = &state.gateway {
-        // Frames that a bridge only passes on name no device that they came by.
+        // Frames that a bridge only forwards have no input device here.
         for family in FAMILIES {
             let back = to_egress_address(gateway, family);
             rules.push(back.count(c::UNSOLICITED).drop());
@@ -529,7 +531,7 @@ fn guard(state: &NodeState) -> Vec<Rule> {
                 .address_in(family, End::Source, &family.named("egress"))
                 .leaves_by_other_than(DEVICES)
         };
-        // What came in with such a source, by the way that leads there, is somebody's connection to this node's pods.
+        // Packets that arrived with such a source by its reverse route are somebody's connection to this node's pods.
         for ours in [
             elsewhere().forwarded(false),
             elsewhere().source_is_translated(true),
@@ -537,14 +539,14 @@ fn guard(state: &NodeState) -> Vec<Rule> {
             rules.push(ours.count(c::GUARD_EGRESS).drop());
         }
     }
-    // Nothing that this node makes itself belongs into the tunnel (its own multicast reports among it).
+    // Drops packets of this node itself into the tunnel, among them its own multicast reports.
     rules.push(
         rule()
             .device(Interface::Out, TUNNEL_DEVICE, true)
             .forwarded(false)
             .drop(),
     );
-    // The kernel's MLD reports name the tunnel as the device that they came by, as if they were forwarded.
+    // The kernel's MLD reports have the tunnel as their input device, as if they were forwarded.
     rules.push(
         rule()
             .device(Interface::Out, TUNNEL_DEVICE, true)
@@ -563,8 +565,8 @@ fn guard(state: &NodeState) -> Vec<Rule> {
     rules.extend(canary::outward_at(state, CanaryHook::Sent));
     rules.extend(canary::end_here(state));
     if !state.worker.lift.is_empty() {
-        // Says that this ruleset has looked at it and let it be. Without this the uplink program lets nothing of a
-        // selected pod out.
+        // Tells the uplink program that this ruleset saw the packet and left it alone. Without this mark the uplink
+        // program drops packets of a selected pod.
         let left = u32::from(GROUP_LEFT_ALONE) << MARK_SHIFT;
         let lifted = rule().device(Interface::In, LIFT_DEVICE, true);
         rules.push(lifted.set_mark(MARK_MASK, left).done());

@@ -1,5 +1,5 @@
-//! Counters along the way of canaries, so that a hook of others that drops them can be named. Each base chain of its own
-//! stands at the very edge of its hook.
+//! Counters along the path of canaries, so that a foreign hook that drops them can be named. Each base chain of its own
+//! is the first or the last one of its hook.
 
 use crate::nft::rule::{Builder, End, FAMILIES, Family, Interface, UDP, rule};
 use crate::nft::{Chain, Hook, Rule, Table};
@@ -20,13 +20,13 @@ fn prefix(family: Family) -> Vec<u8> {
     }
 }
 
-/// A canary on its way out.
+/// Matches an outgoing canary.
 fn outward(state: &NodeState) -> Option<Builder> {
     state.worker.canary.as_ref()?;
     Some(rule().device(Interface::In, CANARY_DEVICE, true))
 }
 
-/// An answer behind the tunnel.
+/// Matches a canary's answer from the tunnel.
 fn answer(family: Family) -> Builder {
     rule()
         .device(Interface::In, TUNNEL_DEVICE, true)
@@ -37,12 +37,12 @@ fn count(packet: Builder, hook: CanaryHook) -> Rule {
     packet.count(hook.counter()).done()
 }
 
-/// Counts in a chain that is there anyway: `hook` for what goes out, where there is something to count.
+/// Counts outgoing canaries in an existing chain at `hook`, if canaries are sent.
 pub(super) fn outward_at(state: &NodeState, hook: CanaryHook) -> Option<Rule> {
     outward(state).map(|packet| count(packet, hook))
 }
 
-/// The same for answers.
+/// Counts canaries' answers in an existing chain at `hook`.
 pub(super) fn answers_at(state: &NodeState, hook: CanaryHook) -> Vec<Rule> {
     match state.worker.canary {
         None => Vec::new(),
@@ -50,13 +50,13 @@ pub(super) fn answers_at(state: &NodeState, hook: CanaryHook) -> Vec<Rule> {
     }
 }
 
-/// Counts what connection tracking knows as an answer to a canary.
+/// Counts packets that connection tracking knows as answers to a canary.
 pub(super) fn answered(known: Builder, family: Family) -> Rule {
     let answer = known.address_starts(family, End::Source, &prefix(family));
     count(answer, CanaryHook::Answered)
 }
 
-/// A tunnel packet of a peer with an answer in it: VXLAN (RFC 7348) without options, Ethernet, IP.
+/// Matches a peer's tunnel packet with an answer in it: VXLAN (RFC 7348) without options, Ethernet, IP.
 fn arrived(outer: Family, inner: Family) -> Rule {
     const UDP_VXLAN_ETHERNET_BYTES: u32 = 8 + 8 + 14;
     const SOURCE_V4: u32 = 12;
@@ -74,7 +74,7 @@ fn arrived(outer: Family, inner: Family) -> Rule {
     count(packet, CanaryHook::Arrived)
 }
 
-/// Takes out what nobody turns round. By another device than the tunnel none ever leaves, whatever its destination.
+/// Drops canaries that no gateway will return. A canary leaves by the tunnel only, whatever its destination.
 pub(super) fn end_here(state: &NodeState) -> Vec<Rule> {
     let Some(canary) = &state.worker.canary else {
         return Vec::new();
@@ -92,12 +92,12 @@ pub(super) fn end_here(state: &NodeState) -> Vec<Rule> {
     ended.chain(elsewhere).collect()
 }
 
-/// Chains and counters.
+/// Adds the chains and counters of canaries.
 pub(super) fn chains(state: &NodeState, table: &mut Table) {
     if state.worker.canary.is_none() {
         return;
     }
-    // With those of traffic, because they go when there is nothing to measure any more.
+    // Among the traffic counters, because they are removed when nothing is measured any more.
     let counters = CanaryHook::ALL.iter();
     table
         .traffic

@@ -1,6 +1,6 @@
-//! Why packets are dropped or refused at a worker, one named counter each.
+//! Reasons why a worker drops or refuses packets, one named counter each.
 
-/// One counter: its name in the kernel and in metrics, and what it means.
+/// A counter of the worker's table: name in the kernel and in metrics, and meaning.
 #[derive(Clone, Copy, Debug)]
 pub struct Counter {
     /// Name.

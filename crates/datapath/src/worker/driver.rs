@@ -1,4 +1,4 @@
-//! The worker's part of one node's data path: applies a state in the order that leaves no gap, verifies it, removes it.
+//! The worker's part of one node's data path: applies a state without a gap, verifies it, removes it.
 
 mod drain_next_hops;
 mod flow_cleanup;
@@ -28,7 +28,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::path::Path;
 
-/// Why the data path is not as it should be.
+/// Error of the worker driver, by subsystem.
 #[derive(Debug, thiserror::Error)]
 pub enum DatapathError {
     /// Links, routes, rules.
@@ -41,14 +41,14 @@ pub enum DatapathError {
     #[error("connection tracking")]
     Conntrack(#[source] NetlinkError),
     /// Firewalls of others.
-    #[error("reading everybody's firewalls")]
+    #[error("reading all firewall rules")]
     Firewalls(#[source] NetlinkError),
     /// Node-wide settings.
     #[error(transparent)]
     Sysctl(#[from] SysctlError),
 }
 
-/// What one [`WorkerDriver::apply`] did.
+/// Result of one [`WorkerDriver::apply`].
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Applied {
     /// Flows that the change ended.
@@ -57,7 +57,7 @@ pub struct Applied {
     pub sysctls: Vec<String>,
 }
 
-/// Packets by reason, and traffic by account.
+/// Packets by reason, and traffic by traffic key.
 pub type Counted = (BTreeMap<String, u64>, BTreeMap<TrafficKeyId, Traffic>);
 
 /// The worker of the network namespace of the thread that opened it.
@@ -68,20 +68,20 @@ pub struct WorkerDriver {
     routing: Routing,
     conntrack: Conntrack,
     sysctls: Sysctls,
-    /// Devices may have come that hear no router advertisements.
+    /// Devices that ignore router advertisements may have come.
     come: bool,
-    /// The settings for several gateways are as we want them, and stay so.
+    /// The settings for several gateways were verified; nothing resets them.
     hashes: bool,
     applied: Option<NodeState>,
-    /// A change was begun and has failed: the kernel has something between `applied` and what was asked for.
+    /// A change has failed halfway: the kernel's state is between `applied` and the requested one.
     unfinished: bool,
     cleanup: FlowCleanup,
-    /// Destinations that are refused now.
+    /// Destinations that are refused now because a lease is used up.
     full: BTreeSet<Destination>,
 }
 
 impl WorkerDriver {
-    /// Opens the sockets; nothing is changed yet. `state_directory` keeps what must outlive the process.
+    /// Opens the sockets; changes nothing yet. `state_directory` holds the state that must outlive the process.
     pub fn open(state_directory: &Path) -> Result<Self, DatapathError> {
         Ok(WorkerDriver {
             nft: Nftables::open(NFT_TABLE)?,
@@ -99,14 +99,14 @@ impl WorkerDriver {
         })
     }
 
-    /// Links and routes, for what the agent wants to know about its node.
+    /// Links and routes, for the agent's facts about its node.
     pub fn routing(&mut self) -> &mut Routing {
         &mut self.routing
     }
 
-    /// Makes the kernel equal to the state: ways first, then the ruleset in one transaction, then what is left over.
-    /// Flows that the change takes away from their source are ended cleanly; where only addresses of pods come or go that
-    /// do not run (`idle`), the caller has them ended afterwards ([`Self::pending_flow_cleanup`]).
+    /// Makes the kernel equal to the state: routes first, then the ruleset in one transaction, then removals. Flows
+    /// that the change takes from their source are ended cleanly. Where only addresses of pods come or go that do not
+    /// run (`idle`), the caller has the flows ended afterwards ([`Self::pending_flow_cleanup`]).
     pub fn apply(&mut self, state: &NodeState, idle: &Idle) -> Result<Applied, DatapathError> {
         let failed_before = std::mem::replace(&mut self.unfinished, true);
         if !failed_before {
@@ -151,7 +151,7 @@ impl WorkerDriver {
         })
     }
 
-    /// What of the things applied others have changed or removed; the next [`Self::apply`] repairs it.
+    /// Detects drift of everything applied; the next [`Self::apply`] repairs it.
     pub fn verify(&mut self) -> Result<DriftReport, DatapathError> {
         let mut drift = self.routing.verify()?;
         drift.extend(self.verify_quick()?);
@@ -163,7 +163,7 @@ impl WorkerDriver {
         Ok(drift)
     }
 
-    /// The same, and the content of the ruleset's sets where others may have changed it.
+    /// [`Self::verify`], and the content of the ruleset's sets where others may have changed it.
     pub fn verify_full(&mut self) -> Result<DriftReport, DatapathError> {
         let elements = self.nft.verify_full()?;
         let mut drift = self.verify()?;
@@ -171,8 +171,8 @@ impl WorkerDriver {
         Ok(drift)
     }
 
-    /// The same without what the kernel tells by itself when it changes (links, routes, rules, next hops, neighbours):
-    /// a few small reads while nobody changed anything.
+    /// [`Self::verify`] without the state that the kernel notifies changes of (links, routes, rules, next hops,
+    /// neighbours): a few small reads while nobody changed anything.
     pub fn verify_quick(&mut self) -> Result<DriftReport, DatapathError> {
         if self.applied.is_none() {
             return Ok(DriftReport::new());
@@ -204,7 +204,7 @@ impl WorkerDriver {
         };
         let egress = &state.worker.egress_addresses;
         for flow in self.conntrack.flows().map_err(DatapathError::Conntrack)? {
-            // Canaries end with the lease that they measure; they must not keep it.
+            // Canaries end with the lease that they measure; they must not keep it in use.
             if egress.contains(&flow.reply.destination)
                 && flow.reply.destination != flow.original.source
                 && !is_canary_destination(flow.original.destination)
@@ -234,7 +234,7 @@ impl WorkerDriver {
         Ok(super::parted(self.nft.counts()?))
     }
 
-    /// Removes everything of ours and puts settings back. Goes on after errors and returns them all.
+    /// Removes everything of ours and restores settings. Continues after errors and returns them all.
     pub fn remove(&mut self) -> Vec<DatapathError> {
         self.applied = None;
         self.cleanup = FlowCleanup::default();
@@ -246,8 +246,8 @@ impl WorkerDriver {
         errors
     }
 
-    /// Opens others' forward chains to the tunnel, which only a worker that sends through it needs. What cannot be
-    /// opened is among [`Self::obstacles`].
+    /// Opens others' forward chains to the tunnel, which only a worker that sends through it needs. Chains that cannot
+    /// be opened appear in [`Self::obstacles`].
     pub fn open_forwarding(&mut self, state: &NodeState) -> Result<(), DatapathError> {
         match state.worker.targets.is_empty() && state.worker.next_hops.is_empty() {
             true => self.forwarding.remove()?,
@@ -256,14 +256,15 @@ impl WorkerDriver {
         Ok(())
     }
 
-    /// What of everybody's firewalls refuses what this state sends through the tunnel; a few small messages while nobody
-    /// changes them.
+    /// Firewall rules of all owners that refuse packets of this state through the tunnel. Costs a few small messages
+    /// while nobody changes firewalls.
     pub fn obstacles(&mut self, state: &NodeState) -> Result<&[Obstacle], DatapathError> {
         let found = self.lookout.look(&Samples::of(state));
         found.map_err(DatapathError::Firewalls)
     }
 
-    /// Egress addresses of the state before, of this one, and of those whose flows are still to be ended: flows of all are ours.
+    /// Egress addresses of the state before, of this one, and of flows that are still to be ended: flows of all are
+    /// ours.
     fn known_addresses(&self, state: &NodeState) -> BTreeSet<IpAddr> {
         let mut known = state.worker.egress_addresses.clone();
         known.extend(&self.cleanup.known);

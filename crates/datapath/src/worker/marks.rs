@@ -1,9 +1,9 @@
-//! Our mark lives from classification, the last thing before routing, to the first thing behind it: nobody else sees it.
-//! Marks of others come through unchanged, and whatever their bits are, they lead into none of our routing tables.
+//! Lifetime of our mark: from classification, the last chain before routing, to the first chain after it. No foreign
+//! rule sees it. Marks of others come through unchanged, and none of their values leads into our routing tables.
 //!
-//! A packet that arrives with one of our group numbers in somebody else's mark gets one bit more that no group number
-//! has. Classification then overwrites the bits of what it selects, routing looks, and behind it our numbers are cleared
-//! and that bit is taken off.
+//! A packet that arrives with one of our group numbers in a foreign mark gets one more bit, which no group number has.
+//! Classification then overwrites the bits of selected packets. After routing our numbers are cleared and that bit is
+//! removed.
 
 use super::names::GROUP_SETS;
 use crate::nft::rule::rule;
@@ -12,7 +12,7 @@ use crate::nft::{ElementKey, Rule, Set, SetType, Table, Value};
 use egret_core::numbers::GROUPS_MAX;
 use egret_core::numbers::{FOREIGN_MARK_BIT, MARK_MASK, MARK_SHIFT};
 
-/// The sets of the marks that our routing rules ask for, and of those that stand for them in marks of others.
+/// Adds the sets of the marks that our routing rules match, and of the values that stand for them in foreign marks.
 pub(crate) fn sets(numbers: impl Iterator<Item = u8>, table: &mut Table) {
     let marks: Vec<u32> = numbers
         .map(|number| u32::from(number) << MARK_SHIFT)
@@ -32,7 +32,7 @@ pub(crate) fn sets(numbers: impl Iterator<Item = u8>, table: &mut Table) {
     }
 }
 
-/// Before classification: a number of ours in somebody else's mark.
+/// Before classification: sets aside a foreign mark that contains one of our numbers.
 pub(crate) fn set_aside() -> Rule {
     let [groups, _] = GROUP_SETS;
     rule()
@@ -41,7 +41,7 @@ pub(crate) fn set_aside() -> Rule {
         .done()
 }
 
-/// Behind routing: our numbers are cleared, and what was set aside is as it was.
+/// After routing: clears our numbers and restores foreign marks that were set aside.
 pub(crate) fn restore() -> Vec<Rule> {
     let [groups, foreign] = GROUP_SETS;
     vec![
@@ -62,7 +62,7 @@ mod tests {
     use crate::nft::{Expression, MetaKey};
     use std::collections::BTreeSet;
 
-    /// Carries out the few expressions of these rules as the kernel does (nft_meta, nft_bitwise, nft_cmp, nft_lookup).
+    /// Evaluates the few expressions of these rules as the kernel does (nft_meta, nft_bitwise, nft_cmp, nft_lookup).
     fn carry_out(rules: &[Rule], table: &Table, mut mark: u32) -> u32 {
         'rules: for rule in rules {
             let mut register = 0u32;
@@ -105,7 +105,7 @@ mod tests {
             .collect()
     }
 
-    /// Every value of our bits, with others around them.
+    /// All values of our bits, with foreign bits around them.
     fn marks() -> impl Iterator<Item = u32> {
         let around = [0, 0x4000, 0x0f00, 0xff00_ffff, 0xab00_4e00, 1];
         (0..=0xff_u32).flat_map(move |bits| around.map(|rest| bits << MARK_SHIFT | rest))
@@ -133,7 +133,8 @@ mod tests {
                 );
                 let arrived = carry_out(&restore(), &table, routed);
                 let in_use = asked.contains(&(mark & MARK_MASK & !FOREIGN_MARK_BIT));
-                // A number in use with the bit beside it cannot be told from what was set aside (decision 103).
+                // A number in use together with the extra bit is indistinguishable from a mark set aside (decision
+                // 103).
                 let is_twin = in_use && mark & FOREIGN_MARK_BIT != 0;
                 let expected = if is_twin {
                     mark & !FOREIGN_MARK_BIT

@@ -1,4 +1,4 @@
-//! TCP's largest segment through the tunnel.
+//! TCP maximum segment size (MSS) through the tunnel.
 
 use crate::nft::Rule;
 use crate::nft::rule::{Builder, Family, TCP_SYN};

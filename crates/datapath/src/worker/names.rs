@@ -1,4 +1,4 @@
-//! Names of sets and chains. Those of profiles and targets carry the id, so that an edit keeps the names of the rest.
+//! Names of sets and chains. Names of profiles and targets contain the id, so that an edit leaves the others' names.
 
 use crate::nft::rule::Family;
 use egret_core::node::{GroupNumber, ProfileId, TargetId, TrafficKeyId};
@@ -8,15 +8,15 @@ pub const LATE_SETS: [&str; 2] = ["late4", "late6"];
 /// Run-time sets of pods' tuples whose further packets are reset, for IPv4 and IPv6.
 pub const ENDED_SETS: [&str; 2] = ["ended4", "ended6"];
 
-/// Run-time sets of destinations towards which a lease is used up (egress address, destination, protocol, port), for IPv4
-/// and IPv6.
+/// Run-time sets of destinations towards which a lease is used up (egress address, destination, protocol, port), for
+/// IPv4 and IPv6.
 pub const FULL_SETS: [&str; 2] = ["full4", "full6"];
 
-/// Run-time sets of what was refused because its protocol has no ports (source, destination, protocol), for IPv4 and
+/// Run-time sets of packets refused because their protocol has no ports (source, destination, protocol), for IPv4 and
 /// IPv6; packets fill them.
 pub const PORTLESS_SETS: [&str; 2] = ["refused4", "refused6"];
 
-/// Sets of our group numbers, as marks, and of what stands for them in marks of others.
+/// Sets of our group numbers, as marks, and of the values that stand for them in foreign marks.
 pub(crate) const GROUP_SETS: [&str; 2] = ["groups", "groups_foreign"];
 
 /// Sets of addresses of pods that have a device of their own, and of such an address with the device's index.
@@ -27,7 +27,7 @@ pub(super) const TRANSPORT: &str = "transport";
 /// Verdict `goto` (`NFT_GOTO` of linux/netfilter/nf_tables.h).
 pub(super) const GOTO: i32 = -4;
 
-/// The three places that look a packet up.
+/// The three chains that look up a packet's profile and target.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Stage {
     Classify,
@@ -55,7 +55,7 @@ impl Stage {
         format!("{}{}_{:016x}", self.word(), family.digit(), id.0)
     }
 
-    /// Map: destination box -> target chain.
+    /// Map: destination range -> target chain.
     pub(super) fn boxes(self, family: Family, id: ProfileId) -> String {
         format!("{}{}_to_{:016x}", self.word(), family.digit(), id.0)
     }
@@ -73,18 +73,18 @@ impl Stage {
         format!("{}_next_hop_{number}", self.word())
     }
 
-    /// Chain that refuses for a reason that no target has.
+    /// Chain that refuses packets for a reason unrelated to a target.
     pub(super) fn refusal(self, reason: &str) -> String {
         format!("{}_{reason}", self.word())
     }
 }
 
-/// Counter of what leaves for an account.
+/// Counter of packets that leave for a traffic key.
 pub(super) fn sent(account: TrafficKeyId) -> String {
     format!("{SENT}{:016x}", account.0)
 }
 
-/// Counter of connections that an account opens.
+/// Counter of connections that a traffic key opens.
 pub(super) fn opened(account: TrafficKeyId) -> String {
     format!("{OPENED}{:016x}", account.0)
 }

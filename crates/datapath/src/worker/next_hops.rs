@@ -1,5 +1,5 @@
-//! What becomes of packets to a neighbour of gateways: at the pods' node they go through the tunnel as they are, at the
-//! gateway they get the source that its kernel selects for reaching that neighbour.
+//! Rules for packets to a next hop. The pods' node sends them through the tunnel unchanged; the gateway translates them
+//! to the source that its kernel selects for reaching that next hop.
 
 use super::counters as c;
 use super::names::Stage;
@@ -10,7 +10,7 @@ use crate::nft::{Chain, Rule, Table};
 use egret_core::node::{Attachment, GroupNumber, NextHop, NextHopWay, NodeState};
 use egret_core::numbers::{MARK_MASK, MARK_SHIFT, TUNNEL_DEVICE};
 
-/// Chain that looks at what leaves after it has come through the tunnel.
+/// Chain that checks packets that leave this node after they came through the tunnel.
 const GUARD_FROM_TUNNEL: &str = "guard_from_tunnel";
 
 pub(super) fn chains(state: &NodeState, table: &mut Table) {
@@ -42,15 +42,15 @@ fn attached(state: &NodeState) -> impl Iterator<Item = (GroupNumber, &NextHop, &
     })
 }
 
-/// Packets of the tunnel that the gateway's program has marked with the number of a neighbour. No mark but that of our
-/// own program comes with a packet of our own device.
+/// Packets of the tunnel that the gateway's program has marked with the group number of a next hop. A packet of our own
+/// device carries no mark but our own program's.
 fn marked(number: GroupNumber, next_hop: &NextHop) -> Builder {
     rule()
         .family(Family::of(next_hop.address))
         .mark_is(MARK_MASK, u32::from(number) << MARK_SHIFT)
 }
 
-/// What comes through the tunnel and is no answer.
+/// Accepts packets to next hops that come through the tunnel and are no answers.
 pub(super) fn from_tunnel(state: &NodeState) -> Vec<Rule> {
     let mut rules = Vec::new();
     for (number, next_hop, _) in attached(state) {
@@ -63,7 +63,7 @@ pub(super) fn from_tunnel(state: &NodeState) -> Vec<Rule> {
     rules
 }
 
-/// Translation of what comes through the tunnel.
+/// Translates the source of packets that come through the tunnel.
 pub(super) fn translate(state: &NodeState) -> Vec<Rule> {
     let one = |(number, next_hop, here): (GroupNumber, &NextHop, &Attachment)| {
         rule()
@@ -75,8 +75,8 @@ pub(super) fn translate(state: &NodeState) -> Vec<Rule> {
     attached(state).map(one).collect()
 }
 
-/// What comes through the tunnel and leaves again leaves to one of the neighbours, by its device and with its source,
-/// whatever has become of the mark, and though somebody kept it from being tracked.
+/// Packets that came through the tunnel may leave only to one of the next hops, by its device and with its source.
+/// Holds also if the mark was changed or a foreign rule disabled tracking.
 pub(super) fn look_at_tunnel(state: &NodeState) -> Vec<Rule> {
     if attached(state).next().is_none() {
         return Vec::new();
@@ -84,7 +84,7 @@ pub(super) fn look_at_tunnel(state: &NodeState) -> Vec<Rule> {
     let from_tunnel = || rule().device(Interface::In, TUNNEL_DEVICE, true);
     let mut rules = vec![from_tunnel().direction(false).goto(GUARD_FROM_TUNNEL)];
     for family in FAMILIES {
-        // The kernel names the tunnel as the device that its own outer packets came by, and those are not tracked.
+        // The tunnel's own outer packets have the tunnel as their input device, and they are untracked.
         let inner = from_tunnel().state(STATE_INVALID | STATE_UNTRACKED);
         let inner = inner.address_not_in(family, End::Destination, &family.named("peers"));
         rules.push(inner.goto(GUARD_FROM_TUNNEL));
@@ -94,7 +94,7 @@ pub(super) fn look_at_tunnel(state: &NodeState) -> Vec<Rule> {
 
 fn classify(number: GroupNumber, next_hop: &NextHop) -> Vec<Rule> {
     let family = Family::of(next_hop.address);
-    // A flow with another source than it would get now, from before this policy or by another way: it ends here.
+    // A flow with another source than it would get now, from before this policy or by another route, ends here.
     let old = || match &next_hop.way {
         NextHopWay::Attached(here) => rule()
             .state(STATE_ESTABLISHED)
@@ -112,7 +112,7 @@ fn classify(number: GroupNumber, next_hop: &NextHop) -> Vec<Rule> {
 fn nat(next_hop: &NextHop) -> Rule {
     match &next_hop.way {
         NextHopWay::Attached(here) => rule().snat_to(here.source),
-        // Nobody after us translates it: the gateway does.
+        // Identity translation, so that no later rule translates it: the gateway does.
         NextHopWay::Tunnel(_) => rule().snat_to_itself(Family::of(next_hop.address)),
         NextHopWay::Nowhere => rule().drop(),
     }

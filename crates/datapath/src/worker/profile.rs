@@ -1,4 +1,4 @@
-//! Profiles (pod -> destinations) and targets (what selected traffic becomes), once for each of the three stages.
+//! Profiles (pod -> destinations) and targets (what happens to selected traffic), once for each of the three stages.
 
 use super::counters as c;
 use super::mss::clamp_mss;
@@ -61,8 +61,8 @@ fn classify(target: &Target, group: &Group) -> Vec<Rule> {
     rules
 }
 
-/// What is selected and goes nowhere, whatever its way would be. `old`: a flow from before this policy, which has another
-/// source and ends here.
+/// Refuses selected packets that have no route to leave by. `old`: matches a flow from before this policy, which has
+/// another source and ends here.
 pub(super) fn refused(family: Family, old: impl Fn() -> Builder) -> Vec<Rule> {
     vec![
         by_other_device(family),
@@ -74,7 +74,7 @@ pub(super) fn refused(family: Family, old: impl Fn() -> Builder) -> Vec<Rule> {
             .tcp_not_first()
             .count(c::MIDSTREAM)
             .reset(),
-        // Egress addresses answer to flows of pods and to nothing else: nobody is there.
+        // Egress addresses answer to flows of pods only: packets to them have no receiver.
         rule()
             .state(STATE_NEW)
             .address_in(family, End::Destination, &family.named("egress"))
@@ -82,7 +82,8 @@ pub(super) fn refused(family: Family, old: impl Fn() -> Builder) -> Vec<Rule> {
     ]
 }
 
-/// The pod is gone with its device, or somebody's packet pretends to be its. What was lifted comes by our own device.
+/// Matches a packet whose pod is gone with its device, or whose source another pod forged. A reinjected packet comes by
+/// our own device.
 fn by_other_device(family: Family) -> Rule {
     rule()
         .device(Interface::In, LIFT_DEVICE, false)
@@ -92,11 +93,11 @@ fn by_other_device(family: Family) -> Rule {
         .drop()
 }
 
-/// Equal ranges, taken with equal probability: one in n, else one in n-1, ...
+/// Spreads flows over equal port ranges with equal probability: one in n, else one in n-1, ...
 fn nat(target: &Target) -> Vec<Rule> {
     let mut rules = Vec::new();
     if !target.ranges.is_empty() {
-        // Only the first packet of a connection comes by.
+        // Only the first packet of a connection passes here.
         let opened = opened(target.traffic_key);
         rules.push(rule().protocol_in(TRANSPORT, true).count(&opened).done());
     }
@@ -118,7 +119,7 @@ fn guard(target: &Target, group: &Group, state: &NodeState) -> Vec<Rule> {
     };
     let mut rules = Vec::new();
     if matches!(group, Group::Local { .. }) {
-        // Out by the own device, but the answers may come through another gateway and its tunnel.
+        // The packet leaves by the own device, but answers may come through another gateway and its tunnel.
         let family = Family::of(target.address);
         rules.push(clamp_mss(rule(), family, state));
     }

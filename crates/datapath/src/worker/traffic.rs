@@ -1,14 +1,14 @@
-//! Traffic of accounts: two named counters each, which live as long as the account, whatever its targets are.
+//! Traffic by traffic key: two named counters each, which live as long as the key, whatever its targets are.
 
 use super::names::{OPENED, SENT, opened, sent};
 use crate::nft::{Count, Table};
 use egret_core::node::{NodeState, TrafficKeyId};
 use std::collections::BTreeMap;
 
-/// What one account has sent and opened.
+/// Traffic of one traffic key.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Traffic {
-    /// What left with the egress address.
+    /// Packets and bytes that left with the egress address.
     pub sent: Count,
     /// Connections that were given a source port.
     pub connections: u64,
@@ -21,10 +21,10 @@ pub(super) fn counters(state: &NodeState, table: &mut Table) {
     }
 }
 
-/// Beginning of the names of counters along the way of canaries (`egret_core::canary`), which are no reasons of drops.
+/// Name prefix of the counters along the path of canaries (`egret_core::canary`), which are no drop reasons.
 const CANARY: &str = "canary_";
 
-/// Parts the counters of the table: packets by reason, and traffic by account.
+/// Splits the counters of the table: packets by reason, and traffic by traffic key.
 pub(crate) fn parted(
     counts: BTreeMap<String, Count>,
 ) -> (BTreeMap<String, u64>, BTreeMap<TrafficKeyId, Traffic>) {

@@ -1,4 +1,4 @@
-//! What external_in answers by itself, by BPF_PROG_TEST_RUN: ICMP errors, ARP, neighbour solicitations.
+//! Answers that external_in makes by itself, by BPF_PROG_TEST_RUN: ICMP errors, ARP, neighbour solicitations.
 
 use crate::packets::{dont_fragment, frame, icmp, seen, udp};
 use crate::programs::{
@@ -67,7 +67,7 @@ fn what_is_larger_than_the_tunnel_is_answered_with_its_mtu() {
         assert_eq!(u32::from_be_bytes(seen.word), MTU as u32);
         assert_eq!(seen.payload[..], packet(MTU + 1)[..128]);
     }
-    // without DF it is the tunnel's to fragment
+    // without DF the tunnel fragments it
     Programs::new().steered(&udp((REMOTE[0], 53), (EGRESS[0], 1024), 60, &[9; 1450]));
 }
 
@@ -118,7 +118,7 @@ fn errors_are_limited_per_second() {
     for _ in 0..3000 {
         made += usize::from(programs.inward(&packet).0 == REDIRECT);
     }
-    // as many as there may be in so many seconds on so many CPUs
+    // the limit for this many seconds on this many CPUs
     let windows = start.elapsed().as_secs() as usize + 1;
     let cpus = std::thread::available_parallelism().unwrap().get();
     assert!(
@@ -183,7 +183,7 @@ fn arp_is_answered_for_announced_addresses_alone() {
     }
 }
 
-/// A neighbour solicitation, with the asker's own MAC address as an option or without.
+/// A neighbour solicitation, with the sender's own MAC address as an option or without.
 fn solicitation(from: &str, target: &str, hops: u8, option: bool) -> Vec<u8> {
     let IpAddr::V6(asked) = ip(target) else {
         panic!()

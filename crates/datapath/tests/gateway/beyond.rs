@@ -1,4 +1,5 @@
-//! What else IP does, one packet at a time: SCTP, extension headers, disorder and floods of fragments, merged packets.
+//! Further cases of IP, one packet at a time: SCTP, extension headers, disorder and floods of fragments, merged
+//! packets.
 
 use crate::packets::{dont_fragment, fragments, frame, seen, udp};
 use crate::programs::{DROP, EGRESS, HOST, MTU, Programs, REDIRECT, REMOTE, SENDER};
@@ -7,7 +8,7 @@ use aya::maps::HashMap;
 /// `EGRET_FRAGMENTS_MAX`.
 const FRAGMENTS_MAX: usize = 16_384;
 
-/// A packet whose transport header is not UDP's but `protocol`'s, with the same bytes.
+/// A packet of `protocol` instead of UDP, with the same bytes.
 fn of_protocol(family: usize, protocol: u8, ports: (u16, u16)) -> Vec<u8> {
     let from = (REMOTE[family], ports.0);
     let mut packet = udp(from, (EGRESS[family], ports.1), 60, b"0123456789abcdef");
@@ -87,7 +88,7 @@ fn extension_headers_of_every_kind_are_walked() {
         assert_eq!(verdict, REDIRECT, "{kinds:?}: {:?}", programs.counted());
         assert_eq!(out[14 + 8..], packet[8..], "{kinds:?}");
     }
-    // no next header, and one that says it is longer than the packet
+    // no next header, and one whose length exceeds the packet
     Programs::new().dropped(&with_headers(&plain, &[0, 59]), "in_unserved");
     let mut long = with_headers(&plain, &[0]);
     long[41] = 255;
@@ -107,7 +108,7 @@ fn fragments_that_come_before_their_first_are_dropped_and_those_that_come_twice_
         }
         let reversed = [("in_forwarded", 1), ("in_fragment_unknown", 2)];
         assert_eq!(programs.counted(), reversed);
-        // sent again, as whoever missed them does: now all are known, and each copy is carried
+        // repeated, as after a loss: now all are known, and each copy is forwarded
         for part in parts.iter().chain(&parts) {
             assert_eq!(programs.inward(part).0, REDIRECT);
         }
@@ -116,8 +117,8 @@ fn fragments_that_come_before_their_first_are_dropped_and_those_that_come_twice_
     }
 }
 
-/// A second first fragment of the same datagram that names another's port: it goes by its own port, and so never to a
-/// worker that has not got that port; what comes later follows the newest. The receiver refuses overlaps (RFC 5722).
+/// A second first fragment of the same datagram with another worker's port: it goes by its own port, and so never to a
+/// worker without that port; later fragments follow the newest. The receiver refuses overlaps (RFC 5722).
 #[test]
 fn an_overlapping_first_fragment_goes_by_its_own_port() {
     for family in [0, 1] {
@@ -128,7 +129,7 @@ fn an_overlapping_first_fragment_goes_by_its_own_port() {
         let programs = Programs::new();
         assert_eq!(programs.inward(&of(1024)[0]).0, REDIRECT);
         assert_eq!(programs.inward(&of(40000)[0]).0, DROP);
-        // which changed nothing for the first
+        // the first datagram is not affected
         assert_eq!(programs.inward(&of(1024)[1]).0, REDIRECT);
         assert_eq!(
             programs.counted(),
@@ -149,7 +150,7 @@ fn a_flood_of_first_fragments_fills_no_more_than_its_table() {
         remembered <= FRAGMENTS_MAX && remembered > 0,
         "{remembered} are remembered"
     );
-    // the newest datagram is among them; the oldest's rest is refused and counted
+    // the newest datagram is among them; later fragments of the oldest are dropped and counted
     let last = FRAGMENTS_MAX as u16 + 4095;
     assert_eq!(
         programs.inward(&fragments(&whole, 104, last)[1]).0,
@@ -159,7 +160,7 @@ fn a_flood_of_first_fragments_fills_no_more_than_its_table() {
     assert_eq!(programs.counted()[1], ("in_fragment_unknown", 1));
 }
 
-/// What a device merged is judged by its pieces: a sender that already keeps to the path MTU is told nothing.
+/// A merged packet is judged by its segments: a sender that already respects the path MTU gets no error.
 #[test]
 fn merged_packets_are_too_big_only_where_their_pieces_are() {
     for family in [0, 1] {
@@ -176,7 +177,7 @@ fn merged_packets_are_too_big_only_where_their_pieces_are() {
             (REDIRECT, vec![("in_forwarded", 1)])
         );
         assert_eq!(out.len(), bytes.len());
-        // SCTP's pieces differ in size, which the kernel says by a number of its own
+        // SCTP's segments differ in size; the kernel marks them with GSO_BY_FRAGS
         let mut sctp = bytes.clone();
         sctp[14 + [9, 6][family]] = 132;
         let programs = Programs::new();

@@ -12,7 +12,7 @@ use std::net::{IpAddr, Ipv6Addr};
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-/// Each takes the verifier about half a second.
+/// Replacements under traffic; the verifier takes about half a second for each.
 const REPLACEMENTS: usize = 8;
 
 fn programs() -> Vec<u32> {
@@ -96,7 +96,7 @@ fn replacing_the_programs_under_traffic_loses_no_packet() {
     let (sent, got) = std::thread::scope(|scope| {
         let sender = scope.spawn(|| {
             let mut sent = 0u64;
-            // one packet at a time: the next goes when the last has arrived
+            // one packet at a time: the next is sent after the last has arrived
             while !done.load(Ordering::Relaxed) || sent < 1000 {
                 let packet = udp(
                     (EGRESS[0], 1024),
@@ -181,11 +181,11 @@ fn tables_follow_the_state_and_the_version_comes_with_them() {
     assert_eq!(site.driver.apply(&state(false), OWN).unwrap(), [v6]);
 }
 
-/// Each look reads a few entries only; what others did is found all the same, as soon as its turn has come.
+/// Each partial verification reads a few entries only, and finds drift when its entry has its turn.
 #[test]
 fn with_many_addresses_damage_is_found_by_a_few_small_looks() {
     const ADDRESSES: u8 = 200;
-    // Of 200 addresses 64 have their turn at once.
+    // Of 200 addresses each call reads 64.
     const LOOKS: usize = 4;
     let mut site = Site::new();
     let mut many = state(false);
@@ -287,7 +287,7 @@ fn solicitations_get_through_also_without_an_agent() {
         .chain(["203.0.113.100".parse().unwrap()])
         .collect();
     let (joined, entries) = (groups("igmp6").len(), groups("dev_mcast").len());
-    // the kernel says on the link which groups it wants (MLD)
+    // the kernel reports its groups on the link (MLD)
     let wire = site.outside.run(|| Wire::open("oe"));
     let mut nodes = l2::SolicitedNodes::new(site.config.external_ifindex, "ge");
     nodes.set(&addresses).unwrap();

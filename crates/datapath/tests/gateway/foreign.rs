@@ -1,4 +1,4 @@
-//! Programs of somebody else, a few instructions each: loaded by hand, and attached before ours.
+//! Foreign programs, a few instructions each: loaded by hand, and attached before ours.
 
 use aya::programs::links::FdLink;
 use aya::programs::tc::TcAttachOptions;
@@ -18,12 +18,12 @@ const fn set(register: u8, value: i32) -> Instruction {
 
 const EXIT: Instruction = (0x95, 0, 0, 0);
 
-/// Ends with a verdict: 0, that is `TC_ACT_OK` or `TCX_PASS`, lets nobody behind it see the packet.
+/// Ends with a verdict: after 0, that is `TC_ACT_OK` or `TCX_PASS`, no later program sees the packet.
 pub fn verdict(value: i32) -> Vec<Instruction> {
     vec![set(0, value), EXIT]
 }
 
-/// Puts a VLAN tag with this control information on the packet, and leaves it to the next.
+/// Adds a VLAN tag with this control information to the packet, and leaves it to the next program.
 pub fn tagging(tag: u16) -> Vec<Instruction> {
     const SKB_VLAN_PUSH: i32 = 18;
     let protocol = i32::from(0x8100_u16.to_be());
@@ -41,7 +41,7 @@ pub fn pin(instructions: &[Instruction], path: &Path) {
     const BPF_PROG_LOAD: libc::c_long = 5;
     const BPF_OBJ_PIN: libc::c_long = 6;
     const BPF_PROG_TYPE_SCHED_CLS: u32 = 3;
-    /// The part of `union bpf_attr` that either command reads.
+    /// Part of `union bpf_attr` that either command reads.
     #[repr(C)]
     #[derive(Default)]
     struct Load {
@@ -78,7 +78,7 @@ pub fn pin(instructions: &[Instruction], path: &Path) {
         ..Load::default()
     };
     let size = std::mem::size_of::<Load>();
-    // SAFETY: the attribute and what it points to live through the call.
+    // SAFETY: the attribute and the memory that it points to live through the call.
     let program = unsafe { libc::syscall(libc::SYS_bpf, BPF_PROG_LOAD, &raw const load, size) };
     assert!(program >= 0, "{}", std::io::Error::last_os_error());
     let name = CString::new(path.as_os_str().as_bytes()).unwrap();
@@ -97,7 +97,7 @@ pub fn pin(instructions: &[Instruction], path: &Path) {
     assert!(done >= 0, "{}", std::io::Error::last_os_error());
 }
 
-/// Attaches a pinned program before all others of the device. It goes with the value.
+/// Attaches a pinned program before all others of the device. It is detached with the value.
 pub fn before_all(path: &Path, device: &str, direction: TcAttachType) -> FdLink {
     let mut program = SchedClassifier::from_pin(path).unwrap();
     let first = TcAttachOptions::TcxOrder(LinkOrder::first());
@@ -107,7 +107,7 @@ pub fn before_all(path: &Path, device: &str, direction: TcAttachType) -> FdLink 
     program.take_link(id).unwrap().try_into().unwrap()
 }
 
-/// The same as a clsact filter of the highest priority, as network plugins do it before kernel 6.6. It stays.
+/// [`before_all`] as a clsact filter of the highest priority, as network plugins do it before kernel 6.6. It stays.
 pub fn filter_before_all(path: &Path, device: &str, way: &str, handle: u32) {
     crate::namespaces::command(&format!(
         "tc filter add dev {device} {way} protocol all priority 1 handle {handle} bpf direct-action object-pinned {}",

@@ -78,7 +78,7 @@ fn the_same_attached_by_clsact_as_before_kernel_6_6() {
     ));
 }
 
-/// Another worker's port, a port that nobody has, and a worker that is not known: nothing gets out.
+/// Another worker's port, a port without owner, and an unknown worker: no packet leaves.
 #[test]
 fn what_the_sender_does_not_own_is_dropped_and_counted() {
     let site = Site::new();
@@ -95,7 +95,7 @@ fn what_the_sender_does_not_own_is_dropped_and_counted() {
     send(14, 1024);
     send(11, 1152); // this node's own block does not come out of the tunnel
     site.wait_counter("out_spoofed", 6);
-    // and what claims to be worker 11 but is 12
+    // and a packet that claims to be from worker 11 but is from 12
     site.worker(12)
         .send_to(&tunnelled(11, OWN, &packet(1024)), site.tunnel())
         .unwrap();
@@ -140,7 +140,7 @@ fn ping_errors_and_unserved_protocols_from_a_worker() {
         assert_eq!((seen.ports, seen.word), ((reply, 0), [4, 1, 0, 1]));
         assert_eq!(seen.payload, b"ping");
 
-        // an echo id of somebody else's block
+        // an echo id of another worker's block
         let echo = icmp(
             EGRESS[family],
             OUTSIDE[family],
@@ -154,7 +154,7 @@ fn ping_errors_and_unserved_protocols_from_a_worker() {
             .unwrap();
         site.wait_counter("out_spoofed", 1 + 2 * family as u64);
 
-        // an error about a packet that was for us, and one that was not
+        // an error about a packet of ours, and one about another packet
         let (kind, code) = [(3, 3), (1, 4)][family];
         let got = udp((OUTSIDE[family], 9), (EGRESS[family], 1024), 60, b"lost");
         let error = icmp(EGRESS[family], OUTSIDE[family], kind, code, [0; 4], &got);
@@ -175,7 +175,7 @@ fn ping_errors_and_unserved_protocols_from_a_worker() {
             .unwrap();
         site.wait_counter("out_spoofed", 2 + 2 * family as u64);
     }
-    // a reply that nobody asked for has no id of ours, GRE has none at all
+    // an unrequested reply has no id of ours, GRE has none at all
     let reply = icmp(EGRESS[0], OUTSIDE[0], 0, 0, [4, 0, 0, 1], b"ping");
     site.worker(11)
         .send_to(&tunnelled(11, OWN, &reply), site.tunnel())
@@ -203,7 +203,7 @@ fn fragments_follow_their_first_one_both_ways() {
         let (bytes, from) = receive(&server);
         assert_eq!((bytes, from.port()), (payload.clone(), 1030));
 
-        // IPv6 hosts cut to the path MTU only after being told; the outside has it from its route
+        // IPv6 hosts fragment to the path MTU only after an ICMP error; the outside has the MTU from its route
         if family == 1 {
             let route = format!("route add {} dev oe mtu 1400", EGRESS[1]);
             site.outside.ip(&format!("-6 {route}"));
@@ -227,7 +227,7 @@ fn fragments_follow_their_first_one_both_ways() {
         .send_to(&tunnelled(13, OWN, &parts[1]), site.tunnel())
         .unwrap();
     site.wait_counter("out_spoofed", 1);
-    // and a later fragment from outside, of which nobody saw the first
+    // and a later fragment from outside, whose first fragment did not pass
     let answer = udp((OUTSIDE[0], 9000), (EGRESS[0], 1030), 64, &[0; 2000]);
     let wire = site.outside.run(|| Wire::open("oe"));
     wire.send(&crate::packets::frame(
@@ -368,8 +368,8 @@ fn probes_are_answered_with_the_steering_version_and_only_to_known_nodes() {
     assert_eq!(site.counter("probe_received"), 1);
 }
 
-/// The gateway is a worker too: what belongs to its own blocks is left to its stack, from outside and from another
-/// gateway, and what belongs to other blocks does not come by the tunnel.
+/// The gateway is a worker too: packets of its own blocks are left to its stack, from outside and from another gateway,
+/// and packets of other blocks are not accepted from the tunnel.
 #[test]
 fn own_blocks_are_left_to_the_stack() {
     let site = Site::new();
@@ -391,7 +391,7 @@ fn own_blocks_are_left_to_the_stack() {
     site.wait_counter("out_unknown_peer", 1);
 }
 
-/// The node's own traffic on the same device, which has nothing to do with egress addresses.
+/// The node's own traffic on the same device, unrelated to egress addresses.
 #[test]
 fn foreign_traffic_is_left_alone() {
     let site = Site::new();
@@ -436,6 +436,6 @@ fn only_the_announcer_answers_for_the_address() {
         let counters = site.driver.counters().unwrap();
         (counters["in_arp_answered"] >= 1 && counters["in_nd_answered"] >= 1).then_some(())
     });
-    // those of the first round may have waited for a neighbour until now
+    // those of the first round may have waited for neighbour resolution until now
     assert!(site.counter("in_echo_request") >= 2);
 }

@@ -1,4 +1,4 @@
-//! Network namespaces made by threads of the test: they go when the test goes, also when it fails.
+//! Network namespaces made by threads of the test: they end with the test, also when it fails.
 
 use std::fs::File;
 use std::os::fd::AsRawFd;
@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use std::process::Command;
 use std::time::{Duration, Instant};
 
-/// How long a test waits for anything: far more than it takes, since the machine may be busy.
+/// Timeout of every wait in a test: far more than needed, since the machine may be busy.
 pub const PATIENCE: Duration = Duration::from_secs(20);
 
 /// A network namespace that lives as long as this value.
@@ -15,7 +15,7 @@ pub struct Net {
 }
 
 impl Net {
-    /// A new one, loopback up, without duplicate address detection.
+    /// Creates one, loopback up, without duplicate address detection.
     pub fn new() -> Self {
         let make = || {
             nix::sched::unshare(nix::sched::CloneFlags::CLONE_NEWNET).expect("tests run as root");
@@ -29,7 +29,7 @@ impl Net {
         net
     }
 
-    /// Runs something with this namespace as the current one.
+    /// Runs `work` in this namespace.
     pub fn run<T: Send>(&self, work: impl FnOnce() -> T + Send) -> T {
         let enter = || {
             nix::sched::setns(&self.file, nix::sched::CloneFlags::CLONE_NEWNET).unwrap();
@@ -71,7 +71,7 @@ pub fn command(line: &str) {
     );
 }
 
-/// A BPF file system of this thread's own, in a mount namespace that goes with the thread.
+/// A BPF file system of this thread's own, in a mount namespace that ends with the thread.
 pub fn own_bpffs() -> PathBuf {
     use nix::mount::{MsFlags, mount};
     nix::sched::unshare(nix::sched::CloneFlags::CLONE_NEWNS).expect("tests run as root");
@@ -83,7 +83,7 @@ pub fn own_bpffs() -> PathBuf {
     PathBuf::from("/mnt/bpf/egret")
 }
 
-/// Waits until `done` gives something.
+/// Waits until `done` returns a value.
 pub fn wait<T>(what: &str, mut done: impl FnMut() -> Option<T>) -> T {
     let start = Instant::now();
     loop {

@@ -1,4 +1,4 @@
-//! Real packets through the nftables fallback, on the same site as the eBPF programs, which are taken away first.
+//! Real packets through the nftables fallback, on the same site as the eBPF programs, which are removed first.
 
 use crate::namespaces::wait;
 use crate::packets::{fragments, icmp, tunnelled, udp, untunnelled};
@@ -90,7 +90,7 @@ fn without_bpf_the_same_over_an_ipv6_underlay() {
     out_and_back(Fallback::new(true));
 }
 
-/// By the tunnel's MAC address, and no more: a node that forges it gets through, which is what `Degraded` says.
+/// Checks the tunnel's MAC address only: a node that forges it gets through, as `Degraded` states.
 #[test]
 fn without_bpf_ports_of_others_are_still_dropped() {
     let mut it = Fallback::new(false);
@@ -139,14 +139,14 @@ fn without_bpf_echoes_and_errors_find_their_worker() {
             .unwrap();
         let seen = untunnelled(&receive(&worker).0);
         assert_eq!((seen.ports, seen.word), ((reply, 0), [4, 1, 0, 1]));
-        // nobody listens: the outside sends an error that quotes the packet
+        // no socket listens: the outside sends an error that quotes the packet
         let lost = udp((EGRESS[family], 1030), (OUTSIDE[family], 9), 64, b"lost");
         worker
             .send_to(&tunnelled(11, OWN, &lost), it.site.tunnel())
             .unwrap();
         let seen = untunnelled(&receive(&worker).0);
         assert_eq!(seen.ports, [(3, 3), (1, 4)][family]);
-        // an error of the pod's, about what was for it and about what was not
+        // errors of the pod, about a packet for it and about another one
         let (kind, code) = [(3, 3), (1, 4)][family];
         let before = it.counter("out_forwarded");
         for (port, counter, value) in [
@@ -239,12 +239,12 @@ fn without_bpf_foreign_traffic_is_left_alone_and_probes_go_up() {
 #[test]
 fn without_bpf_a_damaged_table_is_laid_anew_and_removal_leaves_nothing() {
     let mut it = Fallback::new(false);
-    // Where the kernel keeps owners (6.9) nobody else gets at it; before, the driver mends it.
+    // Where the kernel supports owners (6.9) no other process can change the table; before, the driver repairs it.
     let damaged = NetdevGateway::remove().is_ok();
     assert!(damaged || matches!(NetdevGateway::remove(), Err(NetdevError::Nft(_))));
     it.gateway.apply(&state(false), OWN).unwrap();
     out_and_back_once(&mut it);
-    // The next agent's table takes the place of this one's.
+    // The next agent's table replaces this one's.
     let Fallback { site, gateway } = it;
     drop(gateway);
     let gateway = NetdevGateway::open(&site.config).unwrap();

@@ -1,4 +1,4 @@
-//! Packets of the tunnel that are for a neighbour of the gateway: up the stack with its number, and nothing else is.
+//! Packets of the tunnel to a next hop: they go up the stack with its number, and no other packet does.
 
 use crate::packets::{tunnelled, udp};
 use crate::site::{EGRESS, OUTSIDE, OWN, Site, state};
@@ -18,7 +18,7 @@ fn site() -> Site {
     let mut with = state(false);
     with.next_hops = [(IDENTIFIER, NUMBER)].into();
     site.driver.apply(&with, OWN).unwrap();
-    // What others set on the outer packet means nothing.
+    // Others' marks on the outer packet have no effect.
     sh(
         "nft add table inet t; nft add counter inet t right; nft add counter inet t wrong; \
         nft add chain inet t in '{ type filter hook prerouting priority -300; }'; \
@@ -65,7 +65,7 @@ fn what_is_for_no_neighbour_or_from_nobody_known_is_dropped_and_counted() {
     };
     send(11, of(11, POD[0], IDENTIFIER + 1));
     site.wait_counter("out_next_hop_unknown", 1);
-    // 12 says that it is 11, and 14 is in no table.
+    // 12 claims to be 11, and 14 is in no table.
     send(12, of(11, POD[0], IDENTIFIER));
     send(14, of(14, POD[0], IDENTIFIER));
     site.wait_counter("out_unknown_peer", 2);
@@ -73,7 +73,7 @@ fn what_is_for_no_neighbour_or_from_nobody_known_is_dropped_and_counted() {
     site.wait_counter("out_spoofed", 1);
     send(11, of(11, POD[0], IDENTIFIER & 0x7f_ffff));
     site.wait_counter("out_foreign_tunnel", 1);
-    // The tunnel's own identifier leads to no neighbour.
+    // The tunnel's own identifier leads to no next hop.
     send(11, tunnelled(11, OWN, &packet(POD[0])));
     site.wait_counter("out_not_ours", 1);
     assert_eq!(site.counter("out_next_hop"), 0);

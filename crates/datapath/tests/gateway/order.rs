@@ -1,4 +1,4 @@
-//! Others' programs at the same place: one before ours that lets a packet pass keeps it from ours.
+//! Foreign programs at the same hook: one before ours that passes a packet withholds it from ours.
 
 use crate::foreign::{before_all, filter_before_all, pin, verdict};
 use crate::packets::{tunnelled, udp, untunnelled};
@@ -9,7 +9,7 @@ use egret_datapath::gateway::{Attachment, GatewayDriver};
 use egret_datapath::uplink::UplinkDriver;
 use std::path::PathBuf;
 
-/// A packet of a worker gets out, and its answer back.
+/// A packet of a worker leaves, and its answer comes back.
 fn there_and_back(site: &Site) {
     let (worker, server) = (site.worker(11), site.server(0, 9000));
     let question = udp((EGRESS[0], 1024), (OUTSIDE[0], 9000), 64, b"question");
@@ -22,7 +22,7 @@ fn there_and_back(site: &Site) {
     assert_eq!(untunnelled(&receive(&worker).0).payload, b"answer");
 }
 
-/// A pinned program of somebody else that ends the chain with "pass".
+/// A pinned foreign program that ends the chain with "pass".
 fn passes(site: &Site) -> PathBuf {
     let path = site.pins.parent().unwrap().join("theirs");
     pin(&verdict(0), &path);
@@ -89,7 +89,7 @@ fn the_same_with_filters_as_before_kernel_6_6() {
     assert_eq!(filters("ge"), 3);
 }
 
-/// A node may be gateway and worker, with one device for both: neither of our programs takes the other for a stranger.
+/// A node may be gateway and worker, with one device for both: neither program treats the other as foreign.
 #[test]
 fn programs_of_both_roles_share_a_device() {
     for attachment in [Attachment::Tcx, Attachment::Clsact] {
@@ -106,7 +106,7 @@ fn programs_of_both_roles_share_a_device() {
             for _ in 0..2 {
                 assert_eq!(site.driver.detached(&site.pins, &site.config), None);
                 assert!(uplink.verify(true).unwrap().is_empty());
-                // Whoever is attached anew is first.
+                // A newly attached program is first.
                 GatewayDriver::remove(&site.pins).unwrap();
                 let again = GatewayDriver::open_with(&site.pins, &site.config, attachment);
                 site.driver = again.unwrap();

@@ -1,5 +1,5 @@
-//! The programs together with the node's own ruleset: what is for the gateway itself, and flows of the gateway's own pods,
-//! by a plain external device and by a bridge whose frames netfilter sees.
+//! The programs together with the node's own ruleset: packets for the gateway itself, and flows of the gateway's own
+//! pods, by a plain external device and by a bridge whose frames netfilter sees.
 //!
 //! ```text
 //!  pod 10.244.2.5 --pp/pg-- [gateway: ruleset, programs] ge 203.0.113.2 (or: br0, of which ge is a port) -- outside
@@ -17,7 +17,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, SocketAddr, UdpSocket};
 
 const POD: [&str; 2] = ["10.244.2.5", "fd00:244:2::5"];
-/// Addresses of the gateway that are not those of its external device: of a loopback, as keepalived and others use them.
+/// Addresses of the gateway on another device than the external one: on a loopback, as keepalived and others use them.
 const FURTHER: [&str; 2] = ["198.51.100.77", "2001:db8:77::77"];
 
 fn ip(text: &str) -> IpAddr {
@@ -140,7 +140,7 @@ impl Node {
     }
 }
 
-/// The external device becomes a port of a bridge that has its addresses, and netfilter sees what the bridge carries.
+/// Makes the external device a port of a bridge that has its addresses, and netfilter sees the bridge's frames.
 fn under_a_bridge(site: &mut Site) {
     let gateway = &site.gateway;
     gateway.ip("link add br0 address 02:00:00:00:ee:02 type bridge");
@@ -160,7 +160,7 @@ fn under_a_bridge(site: &mut Site) {
     site.driver.apply(&state(false), OWN).unwrap();
 }
 
-/// Of another node's pods, and of the gateway's own.
+/// Flows of another node's pods, and of the gateway's own.
 fn all_flows_go_there_and_back(bridge: bool) {
     let node = Node::new(bridge);
     let site = &node.site;
@@ -201,7 +201,7 @@ fn flows_of_every_node_come_back_by_a_bridge_that_netfilter_sees() {
     all_flows_go_there_and_back(true);
 }
 
-/// For a block of the gateway's own, but of no flow of its pods: it goes no further.
+/// Packets for a block of the gateway's own that belong to no flow of its pods are dropped.
 fn what_belongs_to_no_flow_is_dropped(bridge: bool) {
     let mut node = Node::new(bridge);
     for family in [0, 1] {
@@ -237,7 +237,7 @@ fn what_is_for_the_gateway_itself_goes_to_its_stack() {
     ] {
         let server = node.socket(&node.site.gateway, SocketAddr::new(ip(address), 9000));
         let worker = node.site.worker(11);
-        // At the end of its hops: it is not forwarded.
+        // With hop limit 1 it is not forwarded.
         let question = udp((EGRESS[family], 1024), (address, 9000), 1, b"question");
         let tunnel = node.site.tunnel();
         worker
@@ -251,7 +251,7 @@ fn what_is_for_the_gateway_itself_goes_to_its_stack() {
         times += 1;
         assert_eq!(node.site.counter("out_local"), times);
 
-        // Only with a port of its own.
+        // Only with a port of its own block.
         let forged = udp((EGRESS[family], 1088), (address, 9000), 64, b"forged");
         worker
             .send_to(&tunnelled(11, OWN, &forged), tunnel)
@@ -272,7 +272,7 @@ fn packets_to_a_neighbour_that_nobody_is_are_told_of() {
         site.worker(11).send_to(&lost, site.tunnel()).unwrap();
         site.wait_counter("out_unresolved", 1 + family as u64);
     }
-    // Where the neighbour is known nothing is told.
+    // Where the neighbour is known no ICMP error is sent.
     let server = site.server(0, 9000);
     let before = |site: &Site| site.counter("out_unresolved");
     let send = |bytes: &[u8]| {

@@ -1,4 +1,4 @@
-//! Packets made and read by etherparse, apart from the code under test.
+//! Packets made and parsed by etherparse, independent of the code under test.
 
 use etherparse::{
     IpNumber, Ipv4Header, Ipv6FragmentHeader, Ipv6Header, NetSlice, PacketBuilder, SlicedPacket,
@@ -27,7 +27,7 @@ pub fn udp(from: (&str, u16), to: (&str, u16), hops: u8, payload: &[u8]) -> Vec<
     }
 }
 
-/// The same, DF set (IPv4).
+/// Sets DF in such a packet (IPv4).
 pub fn dont_fragment(packet: Vec<u8>) -> Vec<u8> {
     with_df(packet, true)
 }
@@ -112,7 +112,7 @@ pub fn tunnelled(from: u16, to: u16, packet: &[u8]) -> Vec<u8> {
     [&[8, 0, 0, 0, 0, 0x39, 0xc6, 0][..], &macs].concat()
 }
 
-/// What a packet is, with every checksum in it verified.
+/// Content of a packet, with every checksum in it verified.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Seen {
     pub macs: ([u8; 6], [u8; 6]),

@@ -1,4 +1,4 @@
-//! How addresses are made known outside: each in the way that the state names.
+//! Presence of addresses outside, each of the kind that the state names.
 
 use crate::driver::groups;
 use crate::site::{EXTERNAL_MAC, Site, Wire, state};

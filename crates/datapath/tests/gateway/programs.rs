@@ -1,7 +1,7 @@
 //! One packet at a time through the programs by BPF_PROG_TEST_RUN: verdict, counter and every byte.
 //!
-//! The kernel gives such packets no tunnel, so that of egress_in only the refusal of them can be seen here; the rest of
-//! it is in `lan.rs`.
+//! The kernel gives such packets no tunnel key, so for egress_in only the drop of them is tested here; `lan.rs` tests
+//! the rest.
 
 use crate::packets::{Seen, fragments, frame, icmp, seen, udp};
 use aya::maps::{Array, HashMap, PerCpuArray, PerCpuValues};
@@ -21,7 +21,7 @@ pub const EGRESS: [&str; 2] = ["203.0.113.100", "2001:db8:e::100"];
 pub const REMOTE: [&str; 2] = ["198.51.100.9", "2001:db8:f::9"];
 pub const ROUTER: [&str; 2] = ["192.0.2.77", "2001:db8:77::1"];
 pub const GATEWAY: [&str; 2] = ["203.0.113.2", "2001:db8:e::2"];
-/// That of the loopback device, on which test runs arrive: the packet is for this host.
+/// MAC address of the loopback device, on which test runs arrive: the packet is for this host.
 pub const HOST: [u8; 6] = [0; 6];
 pub const SENDER: [u8; 6] = [2, 0, 0, 0, 0, 1];
 pub const EXTERNAL_MAC: [u8; 6] = [2, 0, 0, 0, 0xee, 2];
@@ -29,11 +29,11 @@ const OWN: u16 = 2;
 pub const MTU: usize = 1430;
 
 thread_local! {
-    /// Loaded programs for the next use in this test: the verifier takes its time.
+    /// Loaded programs for the next use in this test: verification is slow.
     static LOADED: RefCell<Vec<Ebpf>> = const { RefCell::new(Vec::new()) };
 }
 
-/// The programs with empty counters and no fragment remembered.
+/// The programs with empty counters and no remembered fragment.
 pub struct Programs {
     object: Option<Ebpf>,
 }
@@ -123,7 +123,7 @@ impl Programs {
 
     /// Verdict, and the frame afterwards.
     pub fn run(&self, name: &str, frame: &[u8], gso_size: u32) -> (i32, Vec<u8>) {
-        /// Size of `struct __sk_buff`, and place of its gso_size.
+        /// Size of `struct __sk_buff`, and offset of its gso_size.
         const CONTEXT: (usize, usize) = (192, 176);
         let mut context = [0; CONTEXT.0];
         context[CONTEXT.1..CONTEXT.1 + 4].copy_from_slice(&gso_size.to_ne_bytes());
@@ -353,7 +353,7 @@ fn fragments_follow_the_first_and_so_do_errors_about_them() {
             assert_eq!(programs.inward(part).0, REDIRECT, "fragment {at}");
         }
         assert_eq!(programs.counted(), [("in_forwarded", 3)]);
-        // another datagram's, another sender's
+        // of another datagram, of another sender
         let other = fragments(
             &udp((REMOTE[family], 53), (EGRESS[family], 1024), 60, &[7; 2000]),
             800,

@@ -5,7 +5,7 @@
 //!         wu 10.0.0.11/24 --veth-- gu 10.0.0.2 [egret0 fe80::2] ge 203.0.113.2 --veth-- oe 203.0.113.1
 //! ```
 //!
-//! Workers are plain UDP sockets that speak VXLAN by hand: every byte into and out of the tunnel is the test's. The
+//! Workers are plain UDP sockets that speak VXLAN by hand: the test makes and sees every byte of the tunnel. The
 //! outside is a real kernel: it resolves neighbours, checks checksums, reassembles and learns path MTUs.
 
 use crate::namespaces::{Net, own_bpffs, wait};
@@ -17,13 +17,13 @@ use std::net::{IpAddr, SocketAddr, UdpSocket};
 use std::os::fd::AsRawFd;
 use std::path::PathBuf;
 
-/// `linux/udp.h`: take packets without checksum, as VXLAN sends them (RFC 6935).
+/// `linux/udp.h`: accept packets without checksum, as VXLAN sends them (RFC 6935).
 const UDP_NO_CHECK6_RX: i32 = 102;
 /// The tunnel's port.
 pub const TUNNEL: u16 = 14789;
 /// The egress addresses.
 pub const EGRESS: [&str; 2] = ["203.0.113.100", "2001:db8:e::100"];
-/// The outside.
+/// Addresses of the outside.
 pub const OUTSIDE: [&str; 2] = ["203.0.113.1", "2001:db8:e::1"];
 /// The gateway's own external addresses.
 pub const GATEWAY: [&str; 2] = ["203.0.113.2", "2001:db8:e::2"];
@@ -34,7 +34,7 @@ pub const EXTERNAL_MAC: [u8; 6] = [2, 0, 0, 0, 0xee, 2];
 /// MTU inside the tunnel.
 pub const MTU: u32 = 1430;
 
-/// Everything that a test needs.
+/// The site of a test.
 pub struct Site {
     pub workers: Net,
     pub gateway: Net,
@@ -46,7 +46,7 @@ pub struct Site {
 }
 
 /// Worker 11 has ports 1024..1088, worker 12 has 1088..1152, the gateway itself 1152..1216; worker 13 has none. Node 14
-/// is not known.
+/// is unknown.
 pub fn state(underlay_v6: bool) -> GatewayState {
     let steering = Steering {
         blocks: [(16, 11), (17, 12), (18, OWN)].into(),
@@ -123,7 +123,7 @@ impl Site {
             external_v4: Some(GATEWAY[0].parse().unwrap()),
             external_v6: Some(GATEWAY[1].parse().unwrap()),
         };
-        // checksums are filled in by the kernel and not left to a device that is not there
+        // the kernel fills in checksums instead of leaving them to hardware that does not exist
         outside.run(|| without_checksum_offload("oe"));
         for (net, device) in [
             (&gateway, "gu"),
@@ -131,10 +131,10 @@ impl Site {
             (&workers, "wu"),
             (&outside, "oe"),
         ] {
-            // packets that wait for a neighbour are thrown away when the carrier comes late
+            // packets that wait for a neighbour are dropped when the carrier comes late
             wait("carrier", || net.run(|| is_up(device)).then_some(()));
         }
-        // this thread itself lives in the gateway from here on: it is the one with the BPF file system
+        // this thread itself runs in the gateway from here on: it is the one with the BPF file system
         enter(&gateway);
         let mut driver = GatewayDriver::open_with(&pins, &config, attachment).unwrap();
         driver.apply(&state(underlay_v6), OWN).unwrap();
@@ -155,7 +155,7 @@ impl Site {
         self.workers.run(|| socket(address))
     }
 
-    /// Where workers send tunnel packets.
+    /// Destination of workers' tunnel packets.
     pub fn tunnel(&self) -> SocketAddr {
         SocketAddr::new(underlay(self.underlay_v6, OWN), TUNNEL)
     }
@@ -191,7 +191,7 @@ impl Site {
 }
 
 impl Drop for Site {
-    /// What the programs counted is what tells why a test failed.
+    /// Prints the programs' counters, which explain a failure.
     fn drop(&mut self) {
         if std::thread::panicking() {
             let all = self.driver.counters().unwrap_or_default();
@@ -203,14 +203,14 @@ impl Drop for Site {
     }
 }
 
-/// Makes a namespace that of this thread.
+/// Enters a namespace with this thread.
 pub fn enter(net: &Net) {
     let file = std::fs::File::open(net.path()).unwrap();
     nix::sched::setns(file, nix::sched::CloneFlags::CLONE_NEWNET).unwrap();
 }
 
 fn socket(address: SocketAddr) -> UdpSocket {
-    // addresses without duplicate address detection are there at once, but the device's carrier may not be
+    // addresses without duplicate address detection are usable at once, but the device's carrier may be missing
     let socket = wait("a socket address", || UdpSocket::bind(address).ok());
     if address.port() == TUNNEL && address.is_ipv6() {
         let on: i32 = 1;
@@ -262,7 +262,7 @@ pub fn ping(net: &Net, arguments: &str) -> bool {
     })
 }
 
-/// Sets DF, or its IPv6 sense: never fragment, learn the path MTU.
+/// Sets DF, or its IPv6 equivalent: never fragment, learn the path MTU.
 pub fn discover_mtu(socket: &UdpSocket, family: usize) {
     let (level, option) = [
         (libc::IPPROTO_IP, libc::IP_MTU_DISCOVER),
@@ -282,7 +282,7 @@ pub fn discover_mtu(socket: &UdpSocket, family: usize) {
     assert_eq!(done, 0);
 }
 
-/// What a connected socket knows as its path MTU.
+/// Path MTU of a connected socket.
 pub fn path_mtu(socket: &UdpSocket, family: usize) -> i32 {
     let (level, option) = [
         (libc::IPPROTO_IP, libc::IP_MTU),
@@ -298,14 +298,14 @@ pub fn path_mtu(socket: &UdpSocket, family: usize) -> i32 {
     value
 }
 
-/// A device's raw frames.
+/// Raw frames of a device.
 pub struct Wire {
     socket: socket2::Socket,
     address: socket2::SockAddr,
 }
 
 impl Wire {
-    /// Of a device of the current namespace.
+    /// Opens a device of the current namespace.
     pub fn open(device: &str) -> Self {
         let all = (libc::ETH_P_ALL as u16).to_be();
         let socket =

@@ -1,4 +1,4 @@
-//! Priority tags (IEEE 802.1p: VLAN 0), which the stack takes for none, and tags of VLANs.
+//! Priority tags (IEEE 802.1p: VLAN 0), which the stack treats as untagged, and tags of VLANs.
 
 use crate::namespaces::wait;
 use crate::packets::{frame, udp, untunnelled};
@@ -28,7 +28,7 @@ fn a_priority_tag_is_no_vlan() {
         let answer = frame(EXTERNAL_MAC, SENDER, &answer);
         wire.send(&tagged(&answer, VLAN));
         wire.send(&tagged(&answer, PRIORITY));
-        // Read as a whole: nothing of the tag is left in the tunnel.
+        // Parsed completely: the tag is not in the tunnel packet.
         let seen = untunnelled(&receive(&worker).0);
         assert_eq!((&seen.payload[..], seen.hops), (&b"answer"[..], 59));
         nothing_waits(&worker);

@@ -1,13 +1,13 @@
-//! What it takes the kernel's verifier to accept the programs.
+//! The effort of the kernel's verifier to accept the programs.
 
 use aya::programs::SchedClassifier;
 use aya::{Ebpf, EbpfLoader};
 use nix::libc;
 use std::io::Write;
 
-/// Instructions that the verifier may go through, a program. A kernel refuses at a million; this one gives up ways that
-/// it has been at, which kernels before 6.3 do less: there one function that is gone through anew for each of its calls
-/// has made a million of 32,000.
+/// Most instructions that the verifier may process per program. A kernel refuses at a million. This one prunes paths
+/// that it has already verified, which kernels before 6.3 do less: there, one function that was verified anew for each
+/// of its calls turned 32,000 into a million.
 const VERIFIED_MAX: u32 = 10_000;
 
 const OBJECTS: [(&str, &[u8]); 2] = [
@@ -29,7 +29,7 @@ fn the_verifier_goes_through_few_instructions() {
     for (name, object) in OBJECTS {
         for (program, loaded) in load(object).programs() {
             let count = loaded.info().unwrap().verified_instruction_count();
-            // Not by println: what a passing test prints is not shown.
+            // println output of a passing test is not shown.
             let line = format!("\n{name} {program}: processed {count:?} insns");
             let _ = writeln!(std::io::stdout(), "{line}");
             assert!(count.is_none_or(|count| count <= VERIFIED_MAX), "{line}");
@@ -37,8 +37,8 @@ fn the_verifier_goes_through_few_instructions() {
     }
 }
 
-/// Takes from this thread the capabilities for which the verifier lets programs read what they have not written, as no
-/// kernel before 6.3 lets any: what stands in for such a kernel.
+/// Drops this thread's capabilities for which the verifier lets programs read memory that they have not written. No
+/// kernel before 6.3 allows that, so this stands in for such a kernel.
 fn like_an_older_verifier() {
     const CAP_SYS_ADMIN: u32 = 21;
     const CAP_PERFMON: u32 = 38;

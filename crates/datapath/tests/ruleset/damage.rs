@@ -1,4 +1,4 @@
-//! What others do to the table, or beside it.
+//! Changes by others of the table, or beside it.
 
 use super::*;
 
@@ -13,7 +13,7 @@ fn a_foreign_flush_leaves_the_table_and_a_restart_adopts_it() {
             let since = aya::util::KernelVersion::new(major, minor, 0);
             let here = aya::util::KernelVersion::current().expect("a version");
             assert!(here < since, "a kernel like this one has owners");
-            // Not by println: what a passing test prints is not shown.
+            // println output of a passing test is not shown.
             let why = "this kernel has no table owners that persist (Linux 6.9)";
             let test = "a_foreign_flush_leaves_the_table_and_a_restart_adopts_it";
             let _ = writeln!(std::io::stdout(), "\nskipped: {test}: {why}");
@@ -77,8 +77,8 @@ fn a_foreign_table_is_none_of_our_business() {
     });
 }
 
-/// A dump that others' changes interrupt says nothing of ours: forgetting the table then would mean a new one, and all that
-/// flows have left in it lost.
+/// A dump that others' changes interrupt is no drift: forgetting the table then would mean a new one, and the loss of
+/// all its run-time sets.
 #[test]
 fn a_look_that_others_interrupt_forgets_nothing() {
     in_new_namespace(|| {
@@ -106,19 +106,19 @@ fn a_look_that_others_interrupt_forgets_nothing() {
     });
 }
 
-/// What others do to a table without an owner (kernels before 6.9), and a word of what is said about it.
+/// Changes of a table without an owner (kernels before 6.9), and a word of the drift's text.
 const DAMAGE: [(&str, &str); 10] = [
     ("nft delete table inet egret", "is gone"),
     ("nft flush ruleset", "is gone"),
     ("nft flush chain inet egret guard", "chain guard"),
     ("nft add rule inet egret guard counter", "chain guard"),
-    // As many rules as before, of which one says something else.
+    // As many rules as before, one of which differs.
     (
         "nft replace rule inet egret guard handle $(nft -a list chain inet egret guard | \
          sed -n 's/.*# handle //p' | sed -n 2p) counter accept",
         "chain guard",
     ),
-    // The same rules with another end.
+    // The same rules with another policy.
     (
         "nft add chain inet egret guard '{ policy drop; }'",
         "chain guard",
@@ -163,7 +163,7 @@ fn damage_is_seen_and_mended() {
     });
 }
 
-/// What is compared is the table after the last change of it, not after the first one.
+/// The comparison is with the table after its last change, not after the first one.
 #[test]
 fn a_change_of_ours_is_no_damage() {
     in_new_namespace(|| {
@@ -173,7 +173,7 @@ fn a_change_of_ours_is_no_damage() {
         let mut other = state();
         let target = other.worker.targets.get_mut(&TargetId(1)).expect("there");
         target.ranges.pop();
-        // Neighbours, and the last of all: how the kernel keeps ends of ranges.
+        // Neighbouring ranges, and the very last address: the edge cases of range ends in the kernel.
         let never = [
             "10.245.0.0/16",
             "10.246.0.0/16",

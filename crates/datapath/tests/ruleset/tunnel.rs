@@ -1,5 +1,5 @@
-//! Which tunnel packets a node takes: frames by hand into its devices, and a socket on the tunnel's port in place of the
-//! tunnel device, which takes what comes to any address.
+//! Tunnel packets that a node accepts: frames by hand into its devices, and a socket on the tunnel's port in place of
+//! the tunnel device, which receives packets to any address.
 
 use super::*;
 use egret_core::numbers::TUNNEL_PORT;
@@ -13,7 +13,8 @@ const UNDERLAY: &str = "192.168.122.11";
 const PEER: &str = "192.168.122.21";
 const MAC: [u8; 6] = [2, 0, 0, 0, 0, 0x11];
 
-/// Two devices in the nodes' network, one of a pod; the other ends are in this namespace too, without addresses.
+/// Makes two devices in the nodes' network and one of a pod; the other ends are in this namespace too, without
+/// addresses.
 fn devices() {
     for line in [
         "ip link set lo up",
@@ -42,7 +43,7 @@ fn devices() {
     }
 }
 
-/// A UDP packet to the tunnel's port, by the far end of a device.
+/// Sends a UDP packet to the tunnel's port, by the far end of a device.
 fn send(device: &str, from: &str, to: &str) {
     let mut frame = Vec::new();
     let ethernet = PacketBuilder::ethernet2([2, 0, 0, 0, 0, 1], MAC);
@@ -57,7 +58,7 @@ fn send(device: &str, from: &str, to: &str) {
         .write(&mut frame, payload.as_bytes())
         .expect("a frame");
     let index = nix::net::if_::if_nametoindex(device).expect("a device");
-    // SAFETY: the descriptor is new and this value's alone; the address is written in full and lives through the call.
+    // SAFETY: the descriptor is new and owned by this value; the address is written in full and lives through the call.
     unsafe {
         let socket = libc::socket(libc::AF_PACKET, libc::SOCK_RAW, 0);
         assert!(socket >= 0, "root");
@@ -83,7 +84,7 @@ fn tunnel_packets_count_for_the_underlay_address_and_by_the_devices_of_its_netwo
         devices();
         let mut nft = Nftables::open("egret").expect("open");
         nft.apply(&worker::table(&state())).expect("apply");
-        // Sent to another address, whoever it belongs to, and translated to this one on the way in.
+        // Sent to another address, whoever owns it, and translated to this one on the way in.
         run("nft 'add table ip foreign; \
             add chain ip foreign in { type nat hook prerouting priority dstnat; }; \
             add rule ip foreign in ip daddr 203.0.113.200 dnat to 192.168.122.11'");
@@ -97,7 +98,7 @@ fn tunnel_packets_count_for_the_underlay_address_and_by_the_devices_of_its_netwo
             assert_eq!(before, strangers);
             send(device, from, to);
             strangers += u64::from(!taken);
-            // One that is taken tells that what was sent before has been seen to.
+            // An accepted packet shows that the earlier ones have been processed.
             let last = match taken {
                 true => format!("{from} to {to} by {device}"),
                 false => {
@@ -122,14 +123,14 @@ fn tunnel_packets_count_for_the_underlay_address_and_by_the_devices_of_its_netwo
         expect("far0", PEER, "192.168.122.200", false);
         expect("far0", PEER, "203.0.113.200", false);
         expect("far0", "fd00:122::21", "fd00:122::11", false);
-        // Others than peers, and a pod that borrows a peer's address.
+        // From other senders than peers, and from a pod that borrows a peer's address.
         expect("far0", "192.168.122.99", UNDERLAY, false);
         expect("in0", "10.244.1.5", UNDERLAY, false);
         expect("in0", PEER, UNDERLAY, false);
     });
 }
 
-/// The way back to a source is told in prerouting alone by kernels before 5.18, which refuse the whole table otherwise.
+/// Kernels before 5.18 offer reverse-path lookups in prerouting alone, and refuse the whole table otherwise.
 #[test]
 fn the_way_back_is_asked_for_in_prerouting_alone() {
     in_new_namespace(|| {

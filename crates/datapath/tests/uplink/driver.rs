@@ -17,7 +17,7 @@ use std::path::PathBuf;
 
 pub const UPLINKS: [&str; 2] = ["up0", "up1"];
 
-/// This thread in a namespace of its own, with uplinks and a pod's device.
+/// Moves this thread into a namespace of its own, with uplinks and a pod's device.
 pub fn node() -> (Net, PathBuf) {
     let pins = own_bpffs();
     let net = Net::new();
@@ -43,7 +43,7 @@ pub fn worker(uplinks: &[&str]) -> WorkerState {
     }
 }
 
-/// The kinds of what was found, each of which must say what.
+/// Kinds of the drift found, each of which must have a text.
 fn kinds(found: &DriftReport) -> BTreeSet<Drift> {
     assert!(found.values().all(|what| !what.is_empty()), "{found:?}");
     found.keys().copied().collect()
@@ -60,7 +60,7 @@ fn all_programs() -> Vec<Vec<u32>> {
     UPLINKS.into_iter().flat_map(on).collect()
 }
 
-/// A program of somebody else that comes before all others.
+/// A foreign program before all others.
 fn intruder(device: &str, direction: TcAttachType) -> Ebpf {
     let first = TcAttachOptions::TcxOrder(LinkOrder::first());
     attached(device, direction, first)
@@ -160,7 +160,7 @@ fn another_build_is_replaced_and_other_tables_are_set_aside_until_then() {
             .all(|(b, a)| a.len() == 1 && a != b)
     );
 
-    // A table that has gone is a table of another shape.
+    // A removed table counts as a table of another shape.
     std::fs::remove_file(pins.join("uplink/uplink_chosen")).unwrap();
     let mut driver = UplinkDriver::open(&pins).unwrap();
     assert_eq!(all_programs(), after, "still attached until ours are");
@@ -295,7 +295,7 @@ fn the_kernel_shows_ways_programs_and_where_pods_are() {
     let seen = looker.look_at_programs().unwrap();
     assert_eq!(seen, ["pod0", "up1"].map(str::to_owned).into());
 
-    // Asked for one pod, it looks at that pod's device alone, and finds the same there.
+    // Asked for one pod, it reads that pod's device alone, with the same result.
     command("ip route add 10.244.1.12 via 203.0.113.9 dev up1 onlink");
     for (pod, device, programmed) in [
         ("10.244.1.10", "pod0", true),
@@ -314,7 +314,7 @@ fn the_kernel_shows_ways_programs_and_where_pods_are() {
     assert!(towards.devices.is_empty());
 }
 
-/// Few questions, the same answers: whatever tells addresses apart is asked for apart.
+/// Few lookups, the same answers: addresses with different routes are looked up separately.
 #[test]
 fn pods_that_are_asked_for_together_are_where_they_would_be_alone() {
     let (_net, _pins) = node();

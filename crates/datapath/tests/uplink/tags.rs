@@ -1,4 +1,4 @@
-//! Priority tags (IEEE 802.1p: VLAN 0) at the uplinks, which the stack takes for none.
+//! Priority tags (IEEE 802.1p: VLAN 0) at the uplinks, which the stack treats as untagged.
 
 use crate::driver::{UPLINKS, node, up, worker};
 use crate::foreign::{before_all, pin, tagging};
@@ -19,7 +19,7 @@ const VLAN: u16 = 0xa005;
 /// Sends a frame out of a device.
 fn send(device: &str, frame: &[u8]) {
     let index = nix::net::if_::if_nametoindex(device).unwrap();
-    // SAFETY: the descriptor is new and this value's alone; the address is written in full and lives through the call.
+    // SAFETY: the descriptor is new and owned by this value; the address is written in full and lives through the call.
     unsafe {
         let socket = libc::socket(libc::AF_PACKET, libc::SOCK_RAW, 0);
         assert!(socket >= 0);
@@ -107,7 +107,7 @@ fn what_comes_with_a_priority_tag_is_remembered() {
         &question[12..],
     ]
     .concat();
-    // The other end's frame may be seen a moment after it was sent.
+    // The other end's frame may be processed a moment after it was sent.
     wait("the answer to be known as one", || {
         send("far0", &tagged);
         send("up0", &answer);

@@ -1,4 +1,4 @@
-//! One packet at a time through the programs by BPF_PROG_TEST_RUN: verdict, counter, and what was changed.
+//! One packet at a time through the programs by BPF_PROG_TEST_RUN: verdict, counter, and changes of the packet.
 
 use crate::packets::{fragments, frame, icmp, udp};
 use aya::maps::lpm_trie::{Key, LpmTrie};
@@ -25,10 +25,10 @@ const ELSEWHERE: [&str; 2] = ["198.51.100.9", "2001:db8:f::9"];
 /// In a selected prefix, and never egress traffic.
 const NEVER: [&str; 2] = ["203.0.113.99", "2001:db8:1::99"];
 
-/// The loopback device, on which test runs are.
+/// Index of the loopback device, on which test runs arrive.
 const LIFT: u32 = 1;
 const LIFT_MAC: [u8; 6] = [2, 0, 0, 0, 0xee, 9];
-/// That of the loopback device: the packet is for this host.
+/// MAC address of the loopback device: the packet is for this host.
 const HOST: [u8; 6] = [0; 6];
 const ROUTER: [u8; 6] = [2, 0, 0, 0, 0, 1];
 
@@ -90,7 +90,7 @@ impl Uplink {
 
     /// Verdict, and the frame afterwards.
     fn run(&self, name: &str, frame: &[u8], (mark, came_by): (u32, u32)) -> (i32, Vec<u8>) {
-        /// Size of `struct __sk_buff`, and places of its mark and ingress_ifindex.
+        /// Size of `struct __sk_buff`, and offsets of its mark and ingress_ifindex.
         const CONTEXT: (usize, usize, usize) = (192, 8, 36);
         let mut context = [0; CONTEXT.0];
         context[CONTEXT.1..CONTEXT.1 + 4].copy_from_slice(&mark.to_ne_bytes());
@@ -106,7 +106,7 @@ impl Uplink {
         (result.return_value as i32, out)
     }
 
-    /// What becomes of a packet that leaves, and by which counter.
+    /// Verdict on a packet that leaves, and its counter.
     fn leaves(&self, packet: &[u8]) -> (i32, Option<&'static str>) {
         self.leaves_with(packet, (0, 5))
     }
@@ -125,7 +125,7 @@ impl Uplink {
         (verdict, changed.map(|index| COUNTERS[index].name))
     }
 
-    /// A packet from outside; nothing is ever done to it.
+    /// A packet from outside; it always passes unchanged.
     fn comes(&self, packet: &[u8]) {
         let sent = frame(HOST, ROUTER, packet);
         assert_eq!(self.run("uplink_in", &sent, (0, 0)), (PASS, sent));
@@ -211,7 +211,7 @@ fn nobody_else_and_no_other_destination_is_touched() {
 #[test]
 fn a_prefix_of_one_family_says_nothing_of_the_other() {
     let mut uplink = Uplink::new();
-    // All of IPv6 holds no IPv4 address, however the tables write it.
+    // `::/0` of IPv6 contains no IPv4 address, whatever the tables' format.
     prefixes(&mut uplink.0, "uplink_never", &["::/0"]);
     assert_eq!(uplink.leaves(&out(0, 1000, 53)), LIFTED);
     assert_eq!(uplink.leaves(&out(1, 1000, 53)), UNTOUCHED);
@@ -252,7 +252,7 @@ fn a_packet_is_lifted_once_and_goes_only_by_the_rulesets_word() {
             let verdict = uplink.leaves_with(&packet, (wrong, LIFT));
             assert_eq!(verdict, (DROP, Some("no_ruleset")), "{wrong:#x}");
         }
-        // The word of the ruleset counts only for what was lifted.
+        // The ruleset's mark counts only for reinjected packets.
         assert_eq!(uplink.leaves_with(&packet, (left, 5)), LIFTED);
     }
 }
@@ -276,7 +276,7 @@ fn who_sends_the_first_datagram_opens_the_flow() {
         }
         assert_eq!(uplink.leaves(&out(family, 1000, 9001)), LIFTED);
         assert_eq!(uplink.leaves(&out(family, 1001, 9000)), LIFTED);
-        // The pod's own flow stays so, whatever comes in it.
+        // The pod's own flow stays its own, whatever packets come in it.
         uplink.comes(&back(family, 9001, 1000));
         assert_eq!(uplink.leaves(&out(family, 1000, 9001)), LIFTED);
     }
@@ -288,7 +288,7 @@ fn a_tcp_flow_is_others_from_the_answer_to_their_syn_until_the_pods_own() {
     for family in [0, 1] {
         let (pod, other) = ((POD[family], 80), (SERVER[family], 40_000));
         assert_eq!(uplink.leaves(&tcp(pod, other, SYN | ACK)), LIFTED);
-        // A load balancer of this node has it next: it is not for the pod yet.
+        // A load balancer of this node gets it next: it is not for the pod yet.
         uplink.comes(&tcp(other, (NODE[family], 30_080), SYN));
         assert_eq!(uplink.leaves(&tcp(pod, other, ACK)), LIFTED);
         assert_eq!(uplink.leaves(&tcp(pod, other, SYN | ACK)), ANSWERED);
@@ -298,7 +298,7 @@ fn a_tcp_flow_is_others_from_the_answer_to_their_syn_until_the_pods_own() {
         assert_eq!(uplink.leaves(&tcp(pod, third, SYN | ACK)), LIFTED);
         assert_eq!(uplink.leaves(&tcp(pod, other, SYN)), LIFTED);
         assert_eq!(uplink.leaves(&tcp(pod, other, ACK)), LIFTED);
-        // What comes in the pod's own flow is no knock.
+        // A packet of the pod's own flow opens nothing.
         uplink.comes(&tcp(third, pod, SYN | ACK));
         assert_eq!(uplink.leaves(&tcp(pod, third, ACK | RST)), LIFTED);
     }
@@ -324,7 +324,7 @@ fn replies_and_errors_belong_to_the_flow_that_they_answer() {
         assert_eq!(uplink.leaves(&answer), LIFTED);
         uplink.comes(&icmp(server, pod, request, 0, [0, 7, 0, 1], b""));
         assert_eq!(uplink.leaves(&answer), ANSWERED);
-        // A request is the pod's, also with the same id.
+        // A request belongs to the pod, also with the same id.
         let own = icmp(pod, server, request, 0, [0, 7, 0, 2], b"");
         assert_eq!(uplink.leaves(&own), LIFTED);
 

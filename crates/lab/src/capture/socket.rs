@@ -7,10 +7,10 @@ use std::io::{Error, Result};
 use std::os::fd::{AsFd, AsRawFd};
 use std::time::Duration;
 
-/// Room for packets that were not read yet: several seconds of small ones.
+/// Receive buffer, bytes: several seconds of small packets.
 const RECEIVE_BUFFER_BYTES: usize = 128 * 1024 * 1024;
 
-/// A packet socket that receives everything which passes one device, both ways.
+/// A packet socket that receives all packets of one device, in both directions.
 #[derive(Debug)]
 pub(super) struct PacketSocket(Socket);
 
@@ -22,7 +22,7 @@ impl PacketSocket {
 
     fn with_buffer(device: &str, buffer_bytes: usize) -> Result<Self> {
         let index = nix::net::if_::if_nametoindex(device)?;
-        // Protocol zero receives nothing: the socket must not see other devices before it is bound.
+        // Protocol zero receives nothing: the socket must not receive from other devices before it is bound.
         let socket = Socket::new(Domain::PACKET, Type::RAW, None)?;
         socket.set_nonblocking(true)?;
         setsockopt(&socket, sockopt::RcvBufForce, &buffer_bytes)?;
@@ -40,7 +40,7 @@ impl PacketSocket {
         Ok(Self(socket))
     }
 
-    /// Waits until there is something to receive, at most this long.
+    /// Waits until a packet arrives, at most this long.
     pub(super) fn wait(&self, timeout: Duration) -> Result<()> {
         let timeout = PollTimeout::try_from(timeout).map_err(Error::other)?;
         match poll(
@@ -52,14 +52,14 @@ impl PacketSocket {
         }
     }
 
-    /// The next packet's first bytes, how many there are, and whether it was sent by this machine; nothing if none waits.
+    /// The next packet's first bytes, their number, and whether this machine sent it; `None` if none waits.
     pub(super) fn receive(&self, buffer: &mut [u8]) -> Result<Option<(usize, bool)>> {
         match recvfrom::<LinkAddr>(self.0.as_raw_fd(), buffer) {
             Ok((length, from)) => {
                 let kind = from.map(|from| from.pkttype());
                 Ok(Some((length, kind == Some(libc::PACKET_OUTGOING))))
             }
-            // ENETDOWN: the device went down; it may come back, and what was queued is still there.
+            // ENETDOWN: the device went down; it may come up again, and queued packets are still there.
             Err(nix::Error::EAGAIN | nix::Error::EINTR | nix::Error::ENETDOWN) => Ok(None),
             Err(errno) => Err(errno.into()),
         }
@@ -106,7 +106,7 @@ mod tests {
             received += 1;
         }
         let dropped = socket.dropped().unwrap();
-        // Each packet passes the loopback device twice; other tests may use it at the same time.
+        // Each packet passes the loopback device twice; other tests may use the device at the same time.
         assert!(
             dropped > 0 && dropped + received >= 200,
             "{dropped} dropped, {received} received"

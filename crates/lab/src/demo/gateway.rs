@@ -1,4 +1,4 @@
-//! Traffic that watches itself while a gateway goes and comes.
+//! Monitored traffic during the loss and the return of a gateway.
 
 use super::screen::{Screen, time};
 use crate::capture::{Capture, CaptureReport, Direction};
@@ -9,19 +9,19 @@ use std::collections::BTreeSet;
 use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
-/// Speed of each transfer in bytes per second: always packets in flight, and little work for a small machine.
+/// Rate of each transfer, bytes per second: always packets in flight, and little work for a small machine.
 const PACE: u64 = 1_000_000;
-/// Transfers.
+/// Number of transfers.
 const BUSY: usize = 6;
-/// What all transfers carry together while they are watched: three seconds at full speed.
+/// Bytes that all transfers together carry while they are observed: three seconds at full rate.
 const WATCHED_BYTES: u64 = BUSY as u64 * PACE * 3;
-/// Longest wait for that.
+/// Longest wait for these bytes.
 const TIMEOUT: Duration = Duration::from_secs(30);
-/// Longest silence that a lost gateway may cause. The promise is 300 ms; on a busy machine the programs themselves
+/// Longest gap that the loss of a gateway may cause. The promise is 300 ms; on a busy machine the programs themselves
 /// may wait longer than that for a processor.
 const OUTAGE_MAX: Duration = Duration::from_millis(1000);
-/// Longest standstill of a TCP transfer: the silence, and TCP's own waiting before it tries again (RFC 6298), which
-/// doubles with each attempt.
+/// Longest stall of a TCP transfer: the gap, and TCP's retransmission timeout (RFC 6298), which doubles with each
+/// attempt.
 const STALL_MAX: Duration = Duration::from_millis(2500);
 
 /// Flows of both families from selected pods of all workers.
@@ -32,7 +32,7 @@ pub(super) struct Traffic {
     capture: Capture,
 }
 
-/// How they fared.
+/// Results of the flows.
 pub(super) struct Report {
     idle: Vec<IdleReport>,
     busy: Vec<BusyReport>,
@@ -41,8 +41,8 @@ pub(super) struct Report {
 }
 
 impl Traffic {
-    /// Opens everything. Until the end, packets towards the servers that have none of the sources `expected` are
-    /// collected at the router.
+    /// Opens all flows. Until the end, packets towards the servers from other sources than `expected` are captured at
+    /// the router.
     pub(super) fn start(
         lab: &Lab,
         servers: [IpAddr; 2],
@@ -80,7 +80,7 @@ impl Traffic {
         })
     }
 
-    /// Waits until the transfers have carried some seconds' worth of data more, or `is_enough`.
+    /// Waits until the transfers have carried [`WATCHED_BYTES`] more, or `is_enough`.
     pub(super) fn watch(&self, is_enough: impl Fn() -> bool) -> Result<(), LabError> {
         let carried = || self.busy.iter().map(BusyFlows::bytes).sum::<u64>();
         let wanted = carried() + WATCHED_BYTES;
@@ -90,7 +90,7 @@ impl Traffic {
         })
     }
 
-    /// Ends everything; each idle connection exchanges a last line before.
+    /// Ends all flows; each idle connection exchanges one more line before.
     pub(super) fn stop(self) -> Result<Report, LabError> {
         // Probes wait for late answers, all at the same time.
         let probes = std::thread::scope(|scope| {
@@ -111,7 +111,7 @@ impl Traffic {
 }
 
 impl Report {
-    /// Shows and checks everything. With `may_pause` a short outage is right, else no packet may be lost.
+    /// Shows and checks everything. With `may_pause` a short outage is allowed, otherwise no packet may be lost.
     pub(super) fn show(&self, screen: &mut Screen, may_pause: bool) {
         self.show_tcp(screen);
         for (family, probe) in &self.probes {
@@ -186,7 +186,7 @@ impl Report {
     }
 }
 
-/// Lines below a line.
+/// Items, one per line, below a line.
 fn listed<T: std::fmt::Display>(lines: impl Iterator<Item = T>) -> String {
     lines.map(|line| format!("\n  {line}")).collect()
 }

@@ -1,4 +1,4 @@
-//! Is anything left behind: on nodes after their policies, on the machine after the lab?
+//! Checks for leftovers: on nodes after their policies, on the machine after the lab.
 
 use crate::process::run;
 use crate::{Lab, LabError, Snapshot};
@@ -35,7 +35,7 @@ impl Nodes {
         })
     }
 
-    /// What is gone and what is new on a node.
+    /// Removed and new lines of a node.
     pub(super) fn diff(&self, after: &Self, node: &str) -> Vec<String> {
         match (self.0.get(node), after.0.get(node)) {
             (Some(before), Some(after)) => before.diff(after),
@@ -44,8 +44,8 @@ impl Nodes {
     }
 }
 
-/// A listing of nftables without the elements of sets whose elements expire by themselves (`flags timeout`): Egret
-/// remembers in them for some minutes which connections it has ended.
+/// A listing of nftables without the elements of sets whose elements expire (`flags timeout`): in such sets Egret
+/// remembers for some minutes which connections it has ended.
 fn without_expiring(lines: &[String]) -> Vec<String> {
     let (mut kept, mut expires, mut skips) = (Vec::new(), false, false);
     for line in lines {
@@ -63,7 +63,7 @@ fn without_expiring(lines: &[String]) -> Vec<String> {
     kept
 }
 
-/// What the lab must not touch: devices, addresses, routes, mounts, BPF pins and nftables of the machine itself.
+/// State of the machine that the lab must not touch: devices, addresses, routes, mounts, BPF pins and nftables.
 #[derive(PartialEq, Eq)]
 pub(super) struct Machine(BTreeSet<String>);
 
@@ -82,7 +82,7 @@ impl Machine {
             ("nftables", &["nft", "-s", "list", "ruleset"]),
         ] {
             for line in run(Command::new(command[0]).args(&command[1..]), "")?.lines() {
-                // Addresses and routes that a router gave count down.
+                // The lifetimes of addresses and routes from a router count down.
                 let line = line.split(" expires ").next().unwrap_or_default();
                 let line = line.split("valid_lft").next().unwrap_or_default();
                 add(what, line.trim_end_matches('\\'));
@@ -102,7 +102,7 @@ impl Machine {
         Ok(Self(state))
     }
 
-    /// What is gone and what is new.
+    /// Removed and new lines.
     pub(super) fn diff(&self, after: &Self) -> Vec<String> {
         let gone = self.0.difference(&after.0).map(|line| format!("- {line}"));
         let new = after.0.difference(&self.0).map(|line| format!("+ {line}"));

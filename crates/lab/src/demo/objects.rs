@@ -1,16 +1,16 @@
-//! What controller and agents have written about the objects, read as anybody could.
+//! Status that controller and agents have written, read from the source directory.
 
 use crate::{Lab, LabError};
 use serde_json::Value;
 use std::net::IpAddr;
 
-/// The file of an object below `status/`, or `Null` as long as there is none.
+/// The file of an object below `status/`, or `Null` if it does not exist.
 fn read(lab: &Lab, kind: &str, name: &str) -> Value {
     let path = lab
         .dir()
         .objects()
         .join(format!("status/{kind}/{name}.yaml"));
-    // Files are replaced by rename, so one that is there is whole.
+    // Files are replaced by rename, so an existing one is complete.
     let text = std::fs::read_to_string(path).unwrap_or_default();
     serde_saphyr::from_str(&text).unwrap_or(Value::Null)
 }
@@ -54,14 +54,14 @@ impl Policy {
             && status["addresses"] == serde_json::json!(wanted)
     }
 
-    /// What a true condition says.
+    /// Message of a true condition.
     pub(super) fn says(&self, kind: &str) -> Option<String> {
         let condition = condition(&self.0, kind)?;
         condition["message"].as_str().map(str::to_owned)
     }
 }
 
-/// Whether the agents of all these nodes say that their kernel is as wanted.
+/// Whether the agents of all these nodes report that their kernel has the planned state.
 pub(super) fn are_programmed(lab: &Lab, nodes: &[String]) -> bool {
     nodes
         .iter()
@@ -83,7 +83,7 @@ pub(super) fn live_gateways(lab: &Lab) -> Vec<(String, i64)> {
         .collect()
 }
 
-/// The gateway that answers for an address.
+/// The gateway that announces an address.
 pub(super) fn announcer(lab: &Lab, address: IpAddr) -> Option<String> {
     let name = match address {
         IpAddr::V4(address) => format!("v4-{}", address.to_string().replace('.', "-")),
@@ -96,7 +96,7 @@ pub(super) fn announcer(lab: &Lab, address: IpAddr) -> Option<String> {
     object["status"]["announcer"].as_str().map(str::to_owned)
 }
 
-/// Whether nothing is left of any policy in the objects: no address, no grant, nothing programmed.
+/// Whether the objects contain nothing of any policy: no address, no grant, no programmed pod.
 pub(super) fn are_forgotten(lab: &Lab, nodes: &[String]) -> Result<bool, LabError> {
     let is_empty = |value: &Value| value.as_array().is_none_or(Vec::is_empty);
     let node_is_bare = |node: &String| {

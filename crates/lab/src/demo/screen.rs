@@ -1,4 +1,4 @@
-//! What the demo prints: chapters, and lines that are as they should be or not.
+//! Output of the demo: chapters, and checked lines with their result.
 
 use nix::sys::signal::{SigSet, Signal};
 use std::io::{IsTerminal, Write};
@@ -7,15 +7,15 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-/// What shells give a program that Ctrl-C ended.
+/// Exit code that shells give a program ended by Ctrl-C.
 const EXIT_INTERRUPTED: i32 = 130;
 
-/// Somebody pressed Ctrl-C.
+/// The user pressed Ctrl-C.
 #[derive(Debug, thiserror::Error)]
 #[error("interrupted")]
 pub(super) struct Interrupted;
 
-/// Standard output, and how many lines were not as they should be.
+/// Standard output, and the number of failed checks.
 #[derive(Debug)]
 pub(super) struct Screen {
     is_coloured: bool,
@@ -26,7 +26,7 @@ pub(super) struct Screen {
     interrupted: Arc<AtomicBool>,
 }
 
-/// How a piece of text looks on a terminal (ECMA-48, select graphic rendition).
+/// Rendition of a text on a terminal (ECMA-48, select graphic rendition).
 #[derive(Debug, Clone, Copy)]
 enum Look {
     Bold,
@@ -36,7 +36,7 @@ enum Look {
 }
 
 impl Screen {
-    /// Colours are for terminals whose user has not asked for none (<https://no-color.org>).
+    /// Uses colours on terminals, unless the user disabled them (<https://no-color.org>).
     pub(super) fn new() -> std::io::Result<Self> {
         let wants_none = std::env::var_os("NO_COLOR").is_some_and(|value| !value.is_empty());
         Ok(Self {
@@ -49,7 +49,7 @@ impl Screen {
         })
     }
 
-    /// Fails once somebody has pressed Ctrl-C, so that the lab is taken down on the way out.
+    /// Fails after Ctrl-C, so that the lab is taken down while the error propagates.
     pub(super) fn go_on(&self) -> Result<(), Interrupted> {
         match self.is_interrupted() {
             true => Err(Interrupted),
@@ -74,7 +74,7 @@ impl Screen {
         }
     }
 
-    /// A reader that has seen enough, like `head`, must not stop the cleaning up.
+    /// A closed pipe, as after `head`, must not stop the cleanup.
     fn line(text: &str) {
         let _ = writeln!(std::io::stdout(), "{}", text.trim_end());
     }
@@ -93,14 +93,14 @@ impl Screen {
         Self::line(&format!("\n{}", self.paint(Look::Bold, &text)));
     }
 
-    /// Said beside the checks: nothing that could be wrong.
+    /// A line without a check.
     pub(super) fn note(&self, text: &str) {
         for line in text.lines() {
             Self::line(&self.paint(Look::Faint, &format!("        {line}")));
         }
     }
 
-    /// One line that is as it should be, or not.
+    /// One checked line.
     pub(super) fn check(&mut self, is_right: bool, text: &str) {
         self.checks += 1;
         let mark = match is_right {
@@ -131,10 +131,10 @@ impl Screen {
     }
 }
 
-/// A flag that Ctrl-C and SIGTERM raise. At the second time the program ends at once and leaves the lab up.
+/// A flag that Ctrl-C and SIGTERM set. The second signal ends the program at once and leaves the lab up.
 fn at_interrupt() -> std::io::Result<Arc<AtomicBool>> {
     let signals: SigSet = [Signal::SIGINT, Signal::SIGTERM].into_iter().collect();
-    // Programs that are started later do not inherit this: the standard library gives them an empty mask.
+    // Programs that are started later do not inherit the mask: the standard library gives them an empty one.
     signals.thread_block()?;
     let flag = Arc::new(AtomicBool::new(false));
     let raised = Arc::clone(&flag);
@@ -150,7 +150,7 @@ fn at_interrupt() -> std::io::Result<Arc<AtomicBool>> {
     Ok(flag)
 }
 
-/// Time as people read it.
+/// Time in readable units.
 pub(super) fn time(duration: Duration) -> String {
     match duration.as_millis() {
         0 => "under 1 ms".to_owned(),

@@ -1,4 +1,4 @@
-//! Which source address the server sees from the pods of every worker.
+//! Source addresses that the server receives from the pods of every worker.
 
 use super::screen::{Screen, time};
 use crate::layout::{HostLayout, PodLayout};
@@ -8,22 +8,22 @@ use crate::{Lab, LabError, Place};
 use std::net::{IpAddr, SocketAddr};
 use std::time::{Duration, Instant};
 
-/// A refusal that takes longer is none: programs would have waited for it. A TCP connection whose first SYN met no
-/// answer would take one second (RFC 6298).
+/// Longest time for a refusal to count as immediate: programs would wait for a later one. A TCP connection whose first
+/// SYN got no answer would take one second (RFC 6298).
 const AT_ONCE: Duration = Duration::from_millis(700);
 
-/// What the server should see of a pod in one address family.
+/// Expected result of a pod in one address family.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Wanted {
     /// The address of the pod's node.
     Node,
     /// An egress address.
     Address(IpAddr),
-    /// Nothing: the pod is told soon that this is prohibited.
+    /// No answer: the pod gets an error "prohibited" at once.
     Refused,
 }
 
-/// What the server did see.
+/// Actual result.
 #[derive(Debug, Clone, PartialEq, Eq)]
 enum Seen {
     Source(IpAddr),
@@ -39,7 +39,7 @@ struct Row<'a> {
     wanted: [Wanted; 2],
 }
 
-/// Asks the servers, one of each family, by TCP, UDP and ping from every pod for which `wanted` has an answer, and
+/// Asks the servers, one of each family, by TCP, UDP and ping from every pod for which `wanted` has an expectation, and
 /// shows and checks one line per pod.
 pub(super) fn show(
     screen: &mut Screen,
@@ -119,8 +119,8 @@ fn timed(ask: impl FnOnce() -> Result<IpAddr, TrafficError>) -> Seen {
     }
 }
 
-/// Whether an error is the refusal of a policy: for TCP a reset, for the rest "communication administratively
-/// prohibited" (RFC 1812 section 5.2.7.1: Linux says `EHOSTUNREACH` to sockets; RFC 4443 section 3.1: `EACCES`).
+/// Whether an error is the refusal of a policy: for TCP a reset, otherwise "communication administratively prohibited"
+/// (RFC 1812 section 5.2.7.1: Linux returns `EHOSTUNREACH` to sockets; RFC 4443 section 3.1: `EACCES`).
 fn is_prohibited(error: &TrafficError) -> bool {
     match error {
         TrafficError::Ping(PingError::Icmp { kind, code, .. }) => {
@@ -136,7 +136,7 @@ fn is_prohibited(error: &TrafficError) -> bool {
     }
 }
 
-/// Whether all answers of a pod are as they should be, and a cell of text for each family.
+/// Whether all answers of a pod are as expected, and a cell of text for each family.
 fn judge(row: &Row<'_>, seen: &[[Seen; 3]; 2]) -> (bool, [String; 2]) {
     let nodes: Vec<IpAddr> = row.host.node_addresses().collect();
     let is_right = |seen: &Seen, wanted: Wanted, is_v4: bool| match (seen, wanted) {

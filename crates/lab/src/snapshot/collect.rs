@@ -1,4 +1,4 @@
-//! Gathering the sections of a snapshot.
+//! Collects the sections of a snapshot.
 
 use super::tcx;
 use crate::LabError;
@@ -11,7 +11,7 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-/// Keys of `ip -json` that change by themselves.
+/// Keys of `ip -json` that change without a cause.
 const VOLATILE_KEYS: &[&str] = &[
     "ifindex",
     "link_index",
@@ -24,9 +24,9 @@ const VOLATILE_KEYS: &[&str] = &[
     "topology_change_timer",
     "gc_timer",
 ];
-/// Kernel settings that are counters, or change by themselves.
+/// Kernel settings that are counters, or change without a cause.
 const VOLATILE_SYSCTLS: &[&str] = &["nf_conntrack_count"];
-/// What the lab itself and its firewall programs put below /run.
+/// Files that the lab itself and its firewall programs have below /run.
 const LAB_FILES: &[&str] = &[
     "/run/egret-lab",
     "/run/netns",
@@ -108,7 +108,7 @@ fn canonical(name: &str, text: &str) -> Result<Vec<String>, LabError> {
                     .map_err(|error| io(format!("reading the list of {name}"))(error.into()))?;
             Ok(json_lines(name, value))
         }
-        // Order and nesting carry meaning.
+        // Order and nesting matter.
         "nft" => Ok(text.lines().map(str::to_owned).collect()),
         "iptables-legacy" | "ip6tables-legacy" => {
             let rules = text.lines().filter(|line| !line.starts_with('#'));
@@ -122,7 +122,7 @@ fn canonical(name: &str, text: &str) -> Result<Vec<String>, LabError> {
     }
 }
 
-/// Learned routes say how long they still live.
+/// Learned routes show their remaining lifetime.
 fn without_expiry(line: &str) -> String {
     let mut words = line.split(' ');
     let mut kept = Vec::new();
@@ -198,7 +198,7 @@ fn traffic_control(netns: &Path) -> Result<Vec<String>, LabError> {
     Ok(result)
 }
 
-/// What `bpftool net` knows: programs at XDP, tc and netfilter, without their ids.
+/// Output of `bpftool net`: programs at XDP, tc and netfilter, without their ids.
 fn bpf_attached(netns: &Path) -> Result<Vec<String>, LabError> {
     let text = list(netns, &["bpftool", "net"])?;
     let is_id = |word: &&str| word.parse::<u32>().is_err();
@@ -253,7 +253,7 @@ fn files(init: Process, folder: &str, except: &[&str]) -> Vec<String> {
         let inside = root.join(folder.strip_prefix("/").unwrap_or(&folder));
         for entry in std::fs::read_dir(inside).into_iter().flatten().flatten() {
             let path = folder.join(entry.file_name());
-            // The kernel itself puts these two into every bpffs.
+            // The kernel itself creates these two in every bpffs.
             let is_debug = path.ends_with("maps.debug") || path.ends_with("progs.debug");
             if is_debug || except.iter().any(|except| path == Path::new(except)) {
                 continue;
@@ -273,7 +273,7 @@ fn sysctls(folder: &Path) -> std::io::Result<Vec<String>> {
     let mut result = Vec::new();
     let mut folders = vec![folder.to_owned()];
     while let Some(folder) = folders.pop() {
-        // Folders of devices come and go.
+        // Folders of devices may vanish concurrently.
         let Ok(entries) = std::fs::read_dir(&folder) else {
             continue;
         };
@@ -282,7 +282,7 @@ fn sysctls(folder: &Path) -> std::io::Result<Vec<String>> {
             if path.is_dir() {
                 folders.push(path);
             } else if !VOLATILE_SYSCTLS.iter().any(|name| path.ends_with(name)) {
-                // Some settings can only be written.
+                // Some settings are write-only.
                 if let Ok(value) = std::fs::read_to_string(&path) {
                     result.push(format!("{} = {}", path.display(), value.trim()));
                 }

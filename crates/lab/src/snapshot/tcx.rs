@@ -7,7 +7,7 @@ const PROG_QUERY: libc::c_int = 16;
 /// `BPF_TCX_INGRESS` and `BPF_TCX_EGRESS` of `enum bpf_attach_type`.
 const HOOKS: [(&str, u32); 2] = [("ingress", 46), ("egress", 47)];
 
-/// The first fields of `union bpf_attr` for `BPF_PROG_QUERY`; the kernel takes fields that are missing as zero.
+/// The first fields of `union bpf_attr` for `BPF_PROG_QUERY`; the kernel treats missing fields as zero.
 #[repr(C)]
 #[derive(Debug, Default)]
 struct Query {
@@ -20,7 +20,8 @@ struct Query {
     padding: u32,
 }
 
-/// How many programs each hook of each device of the calling thread's network namespace has; hooks without are left out.
+/// Number of programs at each hook of each device of the calling thread's network namespace; hooks without programs are
+/// left out.
 pub(super) fn programs() -> Result<Vec<String>> {
     let mut found = Vec::new();
     for interface in nix::net::if_::if_nameindex()?.iter() {
@@ -53,7 +54,7 @@ fn count(ifindex: u32, attach_type: u32) -> Result<u32> {
     };
     match result {
         0 => Ok(query.prog_count),
-        // A kernel without tcx (before 6.6) has nothing there; a device without any program says "not found".
+        // A kernel without tcx (before 6.6) has no hooks; a device without any program returns "not found".
         _ => match Error::last_os_error() {
             error if matches!(error.raw_os_error(), Some(libc::EINVAL | libc::ENOENT)) => Ok(0),
             error => Err(error),

@@ -1,4 +1,4 @@
-//! What a topology must satisfy, with an error that names the place.
+//! Validation of a topology; errors name the place.
 
 use super::{Host, Pod, Role, Topology};
 use crate::layout::pod_numbers;
@@ -8,14 +8,14 @@ use std::path::PathBuf;
 
 /// Most hosts of one lab: their automatic numbers are written as two decimal digits.
 const HOSTS_MAX: usize = 60;
-/// Smallest room of a prefix, in bits.
+/// Least number of host bits of a prefix.
 const HOST_BITS_MIN: u8 = 8;
 /// Most pods of one host: pod addresses count from 10 and stay below 250.
 const PODS_MAX: usize = 200;
 /// Longest host or segment name: device names of the lab add up to three characters to it, and Linux allows 15.
 const NAME_MAX: usize = 12;
 
-/// Why a topology cannot be built.
+/// Error of an invalid topology.
 #[derive(Debug, thiserror::Error)]
 pub enum TopologyError {
     /// The file cannot be read.
@@ -23,27 +23,27 @@ pub enum TopologyError {
     Read {
         /// The file.
         path: PathBuf,
-        /// What the system said.
+        /// The system's error.
         #[source]
         source: std::io::Error,
     },
     /// The text is not a topology.
     #[error("the topology is not of the documented form: {0}")]
     Yaml(String),
-    /// A name is empty, too long, reserved or has other characters than lower-case letters, digits and `-`.
+    /// A name is empty, too long or reserved, or contains other characters than lower-case letters, digits and `-`.
     #[error(
         "{what} name {name:?}: 1 to {NAME_MAX} lower-case letters, digits or '-' are allowed, not `control`"
     )]
     Name {
-        /// What is named.
+        /// Kind of the named thing.
         what: &'static str,
         /// The name.
         name: String,
     },
-    /// Two things have one name.
+    /// Two things have the same name.
     #[error("{what} {name:?} is there twice")]
     Twice {
-        /// What is named.
+        /// Kind of the named things.
         what: &'static str,
         /// The name.
         name: String,
@@ -56,7 +56,7 @@ pub enum TopologyError {
         /// The missing segment.
         segment: String,
     },
-    /// Two prefixes of one family where one is allowed.
+    /// Two prefixes of one family where only one is allowed.
     #[error("{place}: more than one {family} prefix")]
     Family {
         /// The segment or host.
@@ -69,14 +69,14 @@ pub enum TopologyError {
     Overlap {
         /// First prefix.
         first: IpNet,
-        /// Where it is.
+        /// Its place.
         first_place: String,
         /// Second prefix.
         second: IpNet,
-        /// Where it is.
+        /// Its place.
         second_place: String,
     },
-    /// A segment without room for the automatic addresses.
+    /// A segment too small for the automatic addresses.
     #[error("segment {segment:?}: {cidr} has fewer than 256 addresses")]
     Small {
         /// The segment.
@@ -84,12 +84,12 @@ pub enum TopologyError {
         /// Its prefix.
         cidr: IpNet,
     },
-    /// Anything else that is wrong with a host.
+    /// Any other fault of a host.
     #[error("host {host:?}: {problem}")]
     Host {
         /// The host.
         host: String,
-        /// What is wrong and what would be right.
+        /// The fault and its remedy.
         problem: String,
     },
     /// Too many hosts.
@@ -101,7 +101,7 @@ impl Topology {
     /// Checks names, references and prefixes.
     ///
     /// # Errors
-    /// The first thing found that cannot be built.
+    /// The first fault.
     pub fn validate(&self) -> Result<(), TopologyError> {
         if self.hosts.len() > HOSTS_MAX {
             return Err(TopologyError::TooManyHosts(self.hosts.len()));

@@ -1,4 +1,4 @@
-//! TCP connections that carry data without pause: how much, and how long do they stand still?
+//! TCP connections that carry data without pause; measures bytes and stalls.
 
 use crate::namespace::Place;
 use crate::traffic::idle::chain;
@@ -14,11 +14,11 @@ use std::time::{Duration, Instant};
 
 /// Bytes of one read or write.
 const CHUNK: usize = 16 * 1024;
-/// Small buffers, so that a standstill of the network shows as one of the program.
+/// Small socket buffers, bytes, so that a stall of the network becomes one of the program.
 const SOCKET_BUFFER: usize = 64 * 1024;
-/// A connection that stands still for longer counts as broken.
+/// A connection with a longer stall counts as broken.
 const PATIENCE: Duration = Duration::from_secs(30);
-/// Default speed of one connection: enough to keep packets in flight at all times, little enough for a small machine.
+/// Default rate of one connection: enough to have packets in flight at all times, little enough for a small machine.
 pub const PACE_BYTES_PER_SECOND: u64 = 4_000_000;
 
 /// Transfers that run until they are stopped.
@@ -29,7 +29,7 @@ pub struct BusyFlows {
     flows: Vec<(TcpStream, JoinHandle<BusyReport>)>,
 }
 
-/// How transfers fared.
+/// Results of transfers.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct BusyReport {
     /// Connections.
@@ -38,9 +38,9 @@ pub struct BusyReport {
     pub uploaded: u64,
     /// Bytes received.
     pub downloaded: u64,
-    /// Longest time that any connection stood still.
+    /// Longest stall of any connection.
     pub longest_stall: Duration,
-    /// Why connections broke, one entry each.
+    /// Errors of broken connections, one entry each.
     pub broken: Vec<String>,
 }
 
@@ -48,7 +48,7 @@ impl BusyFlows {
     /// Opens uploads and downloads to the lab's server, each at [`PACE_BYTES_PER_SECOND`].
     ///
     /// # Errors
-    /// Any of them cannot be opened.
+    /// One of them cannot be opened.
     pub fn start(
         place: &Place,
         server: IpAddr,
@@ -64,7 +64,7 @@ impl BusyFlows {
         )
     }
 
-    /// As [`BusyFlows::start`] with another speed of each connection in bytes per second, or as fast as it goes.
+    /// As [`BusyFlows::start`] with another rate of each connection in bytes per second, or without a limit.
     ///
     /// # Errors
     /// As [`BusyFlows::start`].
@@ -115,7 +115,7 @@ impl BusyFlows {
         self.stop.set();
         let mut report = BusyReport::default();
         for (stream, thread) in self.flows {
-            // Wakes a thread that waits for the network; fails where the connection is broken already.
+            // Wakes a thread that waits for the network; fails if the connection is broken already.
             let _ = stream.shutdown(Shutdown::Both);
             let one = match thread.join() {
                 Ok(one) => one,
@@ -170,14 +170,14 @@ fn carry(
     let mut buffer = vec![0; CHUNK];
     let mut due = Instant::now();
     while !stop.is_set() {
-        // Waiting for the pace is no standstill, so only the transfer itself is timed.
+        // Waiting for the next write by rate is no stall, so only the transfer itself is timed.
         let started = Instant::now();
         let moved = match direction {
             Direction::Up => stream.write(&buffer),
             Direction::Down => stream.read(&mut buffer),
         };
         let moved = match moved {
-            // The shutdown of `stop` ends what was under way; how long it stood still still counts.
+            // The shutdown of `stop` ends the transfer under way; its stall still counts.
             _ if stop.is_set() => Ok(0),
             Ok(0) => Err(std::io::ErrorKind::UnexpectedEof.into()),
             result => result,
@@ -193,7 +193,7 @@ fn carry(
                 }
                 if let Some(pace) = pace {
                     due += Duration::from_nanos(moved * 1_000_000_000 / pace.max(1));
-                    // What a standstill kept back is not made up for in a burst.
+                    // After a stall there is no catching up in a burst.
                     due = due.max(Instant::now() - Duration::from_millis(100));
                     stop.wait_until(due);
                 }

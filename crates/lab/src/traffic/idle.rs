@@ -1,4 +1,4 @@
-//! TCP connections that exchange a line now and then: does any of them break?
+//! TCP connections that periodically exchange a line; reports broken ones.
 
 use crate::namespace::Place;
 use crate::traffic::source::{address_in, connect, read_line};
@@ -10,11 +10,11 @@ use std::net::{SocketAddr, TcpStream};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-/// Time between exchanges of one connection.
+/// Interval of exchanges of one connection.
 const INTERVAL: Duration = Duration::from_millis(200);
-/// An exchange that takes longer counts as a broken connection. TCP's own patience is longer; a user's is not.
+/// A longer exchange counts as a broken connection. TCP itself would wait longer; a user would not.
 const PATIENCE: Duration = Duration::from_secs(20);
-/// Silence after which a connection that keeps itself alive asks whether the other end is there, and how often.
+/// Idle time before a connection with keepalives sends the first probe, and interval of the following ones.
 const KEEPALIVE: Duration = Duration::from_secs(1);
 
 /// Connections that stay until they are stopped.
@@ -24,7 +24,7 @@ pub struct IdleFlows {
     threads: Vec<JoinHandle<IdleReport>>,
 }
 
-/// How connections fared.
+/// Results of connections.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct IdleReport {
     /// Connections.
@@ -33,9 +33,9 @@ pub struct IdleReport {
     pub exchanges: usize,
     /// Longest exchange.
     pub slowest: Duration,
-    /// Why connections broke, one entry each.
+    /// Errors of broken connections, one entry each.
     pub broken: Vec<String>,
-    /// Source addresses and ports that the server saw when they began.
+    /// Source addresses and ports that the server saw at their start.
     pub sources: BTreeSet<SocketAddr>,
 }
 
@@ -43,12 +43,12 @@ impl IdleFlows {
     /// Opens `count` connections to the lab's server at `target` (an echo port).
     ///
     /// # Errors
-    /// Any of them cannot be opened.
+    /// One of them cannot be opened.
     pub fn start(place: &Place, target: SocketAddr, count: usize) -> Result<Self, TrafficError> {
         Self::open(place, target, count, false)
     }
 
-    /// The same with TCP keepalives: such a connection sends also while it waits for an answer.
+    /// As [`Self::start`], with TCP keepalives: such a connection also sends while it waits for an answer.
     ///
     /// # Errors
     /// As [`Self::start`].
@@ -87,7 +87,7 @@ impl IdleFlows {
             .enumerate()
             .map(|(index, (stream, source))| {
                 let stop = stop.clone();
-                // Connections do not speak all at the same moment.
+                // Connections do not send all at the same moment.
                 let first = Instant::now() + INTERVAL * index as u32 / count as u32;
                 std::thread::spawn(move || talk(&stream, target, source, first, &stop))
             });

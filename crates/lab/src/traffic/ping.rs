@@ -9,14 +9,14 @@ use std::time::{Duration, Instant};
 
 /// Size of the ICMP header of echo and of all errors (RFC 792, RFC 4443).
 const HEADER_BYTES: usize = 8;
-/// Smallest payload: the nonce that tells our echoes apart.
+/// Smallest payload, bytes: the nonce that identifies our echoes.
 pub const PAYLOAD_BYTES_MIN: usize = 8;
 
-/// Without an answer the request is repeated, as ping(8) does. The kernel's own ICMP messages may be lost: each CPU has one
-/// socket for those of all namespaces, and where that cannot send, it counts (`Icmp6OutErrors`) and goes on.
+/// Interval after which an unanswered request is repeated, as ping(8) does. The kernel's own ICMP messages may be lost:
+/// each CPU has one socket for those of all namespaces, and where that cannot send, it only counts (`Icmp6OutErrors`).
 const AGAIN: Duration = Duration::from_secs(1);
 
-/// How to ping.
+/// Options of an echo request.
 #[derive(Debug, Clone)]
 pub struct PingOptions {
     /// Bytes after the ICMP header; at least [`PAYLOAD_BYTES_MIN`] are sent.
@@ -40,22 +40,22 @@ impl Default for PingOptions {
 /// An answered echo.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Echo {
-    /// Time from the last question to the answer.
+    /// Time from the last request to the answer.
     pub rtt: Duration,
-    /// What the question carried in its first eight payload bytes; the server remembers it.
+    /// Nonce in the request's first eight payload bytes; the server remembers it.
     pub nonce: u64,
 }
 
-/// Why there was no answer.
+/// Error of an echo request.
 #[derive(Debug, thiserror::Error)]
 pub enum PingError {
-    /// Nothing came.
+    /// No answer arrived.
     #[error("no answer from {0} within {1:?}")]
     Timeout(IpAddr, Duration),
-    /// Somebody sent an ICMP error about the question.
+    /// An ICMP error about the request arrived.
     #[error("{from} answered with ICMP type {kind} code {code} (rest of header {rest})")]
     Icmp {
-        /// Who sent it.
+        /// Its sender.
         from: IpAddr,
         /// ICMP or ICMPv6 type.
         kind: u8,
@@ -88,7 +88,8 @@ pub fn ping(place: &Place, target: IpAddr, options: &PingOptions) -> Result<Echo
 /// # Errors
 /// As [`ping`].
 pub fn ping_here(target: IpAddr, options: &PingOptions) -> Result<Echo, PingError> {
-    // ICMP ids are shared by all pings of a namespace, so they must differ within the process and mostly between.
+    // ICMP ids are shared by all pings of a namespace, so they must differ within the process, and mostly between
+    // processes.
     static NEXT: AtomicU16 = AtomicU16::new(0);
     let turn = NEXT.fetch_add(1, Ordering::Relaxed);
     let id = (std::process::id() as u16)
@@ -164,14 +165,15 @@ fn request(is_v4: bool, id: u16, nonce: u64, payload_bytes: usize) -> Vec<u8> {
     packet.extend(nonce.to_be_bytes());
     packet.resize(HEADER_BYTES + payload_bytes.max(PAYLOAD_BYTES_MIN), b'e');
     if is_v4 {
-        // For ICMPv6 the kernel computes it, because it covers addresses that are not known yet (RFC 3542 3.1).
+        // For ICMPv6 the kernel computes the checksum, because it covers addresses that are not known yet (RFC 3542
+        // 3.1).
         let sum = checksum(&packet);
         packet[2..4].copy_from_slice(&sum.to_be_bytes());
     }
     packet
 }
 
-/// RFC 1071.
+/// Checksum of RFC 1071.
 fn checksum(bytes: &[u8]) -> u16 {
     let words = bytes
         .chunks(2)
@@ -193,7 +195,7 @@ fn icmp_part(packet: &[u8], is_v4: bool) -> &[u8] {
     packet.get(header..).unwrap_or_default()
 }
 
-/// Nonce of an echo request as a raw socket delivers it; none if it is something else.
+/// Nonce of an echo request as a raw socket delivers it; `None` for other packets.
 pub(crate) fn nonce_of_request(packet: &[u8], is_v4: bool) -> Option<u64> {
     let icmp = icmp_part(packet, is_v4);
     let is_request = *icmp.first()? == if is_v4 { 8 } else { 128 };
@@ -206,7 +208,7 @@ enum About {
     Error { kind: u8, code: u8, rest: u32 },
 }
 
-/// Whether an ICMP message answers our question or reports an error about it.
+/// Whether an ICMP message answers our request or reports an error about it.
 fn about_us(icmp: &[u8], is_v4: bool, id: u16, nonce: u64) -> Option<About> {
     let (&kind, &code) = (icmp.first()?, icmp.get(1)?);
     let rest = u32::from_be_bytes(icmp.get(4..8)?.try_into().ok()?);
@@ -215,7 +217,7 @@ fn about_us(icmp: &[u8], is_v4: bool, id: u16, nonce: u64) -> Option<About> {
         let echoed = u64::from_be_bytes(icmp.get(8..16)?.try_into().ok()?);
         return ((rest >> 16) as u16 == id && echoed == nonce).then_some(About::Reply);
     }
-    // Errors embed the packet that they are about: destination unreachable, time exceeded, parameter problem, too big.
+    // Errors embed the packet that caused them: destination unreachable, time exceeded, parameter problem, too big.
     let is_error = if is_v4 {
         matches!(kind, 3 | 11 | 12)
     } else {

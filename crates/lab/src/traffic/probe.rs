@@ -1,4 +1,4 @@
-//! A UDP packet every few milliseconds: how many get no answer, and how long it is silent.
+//! A UDP packet every few milliseconds; counts unanswered ones and measures the longest gap.
 
 use crate::namespace::Place;
 use crate::traffic::{Stop, TIMEOUT, TrafficError};
@@ -24,7 +24,7 @@ pub struct UdpProbe {
     thread: JoinHandle<ProbeReport>,
 }
 
-/// What a probe saw.
+/// Result of a probe.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct ProbeReport {
     /// Packets sent, or refused by the system while sending.
@@ -49,8 +49,8 @@ impl ProbeReport {
 }
 
 impl UdpProbe {
-    /// Starts probing the lab's server at `target` (a port of [`crate::traffic::server::ECHO_PORTS`]), a packet each
-    /// [`INTERVAL`], and waits for the first answer.
+    /// Starts probing the lab's server at `target` (a port of [`crate::traffic::server::ECHO_PORTS`]), with one packet
+    /// per [`INTERVAL`], and waits for the first answer.
     ///
     /// # Errors
     /// No answer within [`TIMEOUT`].
@@ -74,7 +74,7 @@ impl UdpProbe {
         let socket = place
             .run(|| socket(target))?
             .map_err(failed("opening a UDP socket for"))?;
-        // A socket stays in the namespace where it was made, so the thread needs none of its own.
+        // A socket stays in the namespace in which it was created, so the thread needs none of its own.
         let thread = std::thread::spawn(move || {
             let mut probe = Probe::new(socket, first);
             probe.run(interval, &inner);
@@ -147,7 +147,7 @@ impl Probe {
             if let Err(error) = self.socket.send(&sequence.to_be_bytes()) {
                 self.report.errors.insert(error.to_string());
             }
-            // After a pause of the whole machine the missed packets are not made up for in a burst.
+            // After a pause of the whole machine there is no catching up in a burst.
             due = (due + interval).max(self.last_sent);
             self.receive_until(due);
         }
@@ -164,7 +164,7 @@ impl Probe {
             let wait = PollTimeout::try_from(left + Duration::from_micros(999))
                 .unwrap_or(PollTimeout::ZERO);
             let mut fds = [PollFd::new(self.socket.as_fd(), PollFlags::POLLIN)];
-            // An interrupted wait is a wait without result.
+            // An interrupted wait only ends sooner.
             let _ = poll(&mut fds, wait);
             self.receive();
             if left.is_zero() || Instant::now() >= due {
@@ -204,7 +204,7 @@ impl Probe {
         if let Some(last) = self.last_answer.replace(now) {
             self.report.longest_gap = self.report.longest_gap.max(now - last);
         } else {
-            // The starter may have given up waiting.
+            // The starter may have stopped waiting.
             let _ = self.first.try_send(());
         }
     }

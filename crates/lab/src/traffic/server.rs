@@ -1,4 +1,4 @@
-//! The answering server: tells every client by which address it is seen.
+//! The answering server: returns to every client the source address that it sees.
 
 use crate::LabError;
 use crate::error::io;
@@ -16,19 +16,19 @@ use std::time::Duration;
 
 /// TCP and UDP ports that answer with the client's address and port, then echo.
 pub const ECHO_PORTS: [u16; 5] = [80, 5000, 5001, 5002, 5003];
-/// TCP port that sends without end.
+/// TCP port that sends endlessly.
 pub const DOWNLOAD_PORT: u16 = 5100;
-/// TCP port that swallows without end.
+/// TCP port that reads and discards endlessly.
 pub const UPLOAD_PORT: u16 = 5101;
-/// TCP port that tells the source of an echo request by its nonce: a line in, a line out.
+/// TCP port that returns the source of an echo request by its nonce: a line in, a line out.
 pub const ASK_PORT: u16 = 5102;
-/// Connections at once; more are closed when they come.
+/// Most simultaneous connections; further ones are closed at once.
 const CONNECTIONS_MAX: usize = 1024;
 /// Echo requests that are remembered; older ones are forgotten first.
 const ECHOES_MAX: usize = 4096;
 /// Connections whose source is remembered; older ones are forgotten first.
 const ACCEPTED_MAX: usize = 65536;
-/// How often a thread looks whether it should end.
+/// Poll interval of a thread's stop flag, milliseconds.
 const POLL_MS: u16 = 20;
 
 /// A server that runs until it is dropped.
@@ -66,7 +66,7 @@ impl Server {
             .into_iter()
             .chain([DOWNLOAD_PORT, UPLOAD_PORT, ASK_PORT])
         {
-            // IPv6 sockets of Linux take IPv4 connections as well.
+            // IPv6 sockets of Linux also accept IPv4 connections.
             let listener = TcpListener::bind((Ipv6Addr::UNSPECIFIED, port));
             let listener = listener.map_err(io(format!("listening on TCP port {port}")))?;
             listener
@@ -113,7 +113,7 @@ impl Drop for Server {
     fn drop(&mut self) {
         self.shared.stop.set();
         for stream in lock(&self.shared.connections).values() {
-            // Wakes its thread; fails where the connection is dead already.
+            // Wakes its thread; fails if the connection is broken already.
             let _ = stream.shutdown(std::net::Shutdown::Both);
         }
         for thread in self.threads.drain(..) {
@@ -151,7 +151,7 @@ fn spawn(shared: &Arc<Shared>, work: impl FnOnce(&Arc<Shared>) + Send + 'static)
     std::thread::spawn(move || work(&shared))
 }
 
-/// One socket per address: a socket on all of them would answer by whichever address the kernel prefers.
+/// One socket per address: a wildcard socket would answer from the address that the kernel prefers.
 fn udp_sockets() -> Result<Vec<UdpSocket>, LabError> {
     let interfaces =
         nix::ifaddrs::getifaddrs().map_err(|errno| io("listing addresses")(errno.into()))?;
@@ -174,13 +174,13 @@ fn udp_sockets() -> Result<Vec<UdpSocket>, LabError> {
     Ok(sockets)
 }
 
-/// Waits a moment for any of the sockets and says which have something.
+/// Waits shortly for any of the sockets; returns which are readable.
 fn readable<S: AsFd>(sockets: &[S]) -> Vec<bool> {
     let mut fds: Vec<PollFd<'_>> = sockets
         .iter()
         .map(|socket| PollFd::new(socket.as_fd(), PollFlags::POLLIN))
         .collect();
-    // An interrupted wait is a wait without result.
+    // An interrupted wait only ends sooner.
     let _ = poll(&mut fds, PollTimeout::from(POLL_MS));
     fds.iter().map(|fd| fd.any().unwrap_or_default()).collect()
 }
@@ -204,7 +204,7 @@ fn accept(shared: &Arc<Shared>, listeners: &[(u16, TcpListener)]) {
                 connections.insert(next, clone);
                 let (shared, port, id) = (Arc::clone(shared), *port, next);
                 std::thread::spawn(move || {
-                    // A broken connection is the client's to report.
+                    // The client reports a broken connection.
                     let _ = serve(&shared, port, stream, peer);
                     lock(&shared.connections).remove(&id);
                 });
@@ -221,7 +221,7 @@ fn serve(
 ) -> std::io::Result<()> {
     stream.set_nonblocking(false)?;
     stream.set_nodelay(true)?;
-    // So that the connection of a client that vanished does not stay for ever.
+    // So that the connection of a client that vanished does not stay forever.
     socket2::SockRef::from(&stream).set_tcp_user_timeout(Some(Duration::from_secs(120)))?;
     let mut buffer = vec![0; 65536];
     match port {
@@ -257,11 +257,11 @@ fn answer_udp(shared: &Arc<Shared>, sockets: &[UdpSocket]) {
     while !shared.stop.is_set() {
         let ready = readable(sockets);
         for (socket, _) in sockets.iter().zip(ready).filter(|(_, ready)| *ready) {
-            // An error is one of an earlier answer (port unreachable); the next receive works.
+            // An error belongs to an earlier answer (port unreachable); the next receive works.
             while let Ok((length, peer)) = socket.recv_from(&mut buffer) {
                 let mut answer = format!("{peer}\n").into_bytes();
                 answer.extend(&buffer[..length]);
-                // Lost answers are the client's to report.
+                // The client reports a lost answer.
                 let _ = socket.send_to(&answer, peer);
             }
         }

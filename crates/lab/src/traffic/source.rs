@@ -1,4 +1,4 @@
-//! Asking the lab's server by which source address it sees a place.
+//! Asks the lab's server for the source address of a place.
 
 use crate::namespace::Place;
 use crate::traffic::ping::{PingError, PingOptions, ping_here};
@@ -8,7 +8,7 @@ use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, Shutdown, SocketAddr, TcpStream, UdpSocket};
 use std::time::{Duration, Instant};
 
-/// Questions by UDP and ping are repeated after this long, as TCP does: these functions ask for the source, and
+/// Interval after which requests by UDP and ping are repeated, as TCP does: these functions ask for the source, and
 /// [`crate::traffic::UdpProbe`] for losses.
 const RESEND: Duration = Duration::from_secs(1);
 
@@ -81,7 +81,7 @@ pub fn udp_echo(
                 .map_err(failed("setting a deadline for"))?;
             match socket.recv(&mut buffer) {
                 Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => {}
-                // The network has told its path MTU; the next packet heeds it.
+                // The kernel has learned the path MTU; the next packet observes it.
                 Err(error) if error.raw_os_error() == Some(libc::EMSGSIZE) => {}
                 result => break result.map_err(failed("waiting for UDP from"))?,
             }
@@ -102,11 +102,11 @@ pub fn udp_echo(
     })?
 }
 
-/// Source address that the server at `target` sees of an echo request from `place`. The server is asked from `place`
-/// too, by TCP.
+/// Source address that the server at `target` sees of an echo request from `place`. The server's answer is also fetched
+/// from `place`, by TCP.
 ///
 /// # Errors
-/// No answer to the echo or to the question within [`TIMEOUT`].
+/// No answer to the echo or to the request within [`TIMEOUT`].
 pub fn ping_source(place: &Place, target: IpAddr) -> Result<IpAddr, TrafficError> {
     place.run(|| {
         let options = PingOptions {
@@ -152,8 +152,8 @@ pub(crate) fn connect(target: SocketAddr, timeout: Duration) -> Result<TcpStream
     Ok(stream)
 }
 
-/// Ends a connection and waits for the server's end of it, so that nothing of this connection is on its way when a
-/// capture begins that would count it. A server that does not end it has [`RESEND`].
+/// Ends a connection and waits for the server's end of it, so that no packet of it is under way when a capture begins
+/// that would count it. The wait is at most [`RESEND`].
 fn finish(mut stream: TcpStream) {
     let ended = stream
         .shutdown(Shutdown::Write)
@@ -188,7 +188,7 @@ mod tests {
     use std::net::TcpListener;
     use std::sync::atomic::{AtomicBool, Ordering};
 
-    /// A capture once began between the end of a question and the last acknowledgement of it.
+    /// A capture once began between the end of a request and its last acknowledgement.
     #[test]
     fn a_question_is_over_when_the_server_has_ended_it_too() {
         let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();

@@ -23,12 +23,12 @@ const MIRROR_ANNOTATION: &str = "kubernetes.io/config.mirror";
 /// Label that names the Service of an EndpointSlice.
 const SERVICE_NAME_LABEL: &str = "kubernetes.io/service-name";
 
-/// The endpoints that one EndpointSlice adds to a Service.
+/// Endpoints that one EndpointSlice adds to a Service.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Slice {
-    /// Its namespace.
+    /// Namespace of the slice.
     pub namespace: String,
-    /// The Service, if any.
+    /// Name of the Service, if any.
     pub service: Option<String>,
     /// Endpoint addresses, ready or not: an endpoint that is not ready sends packets too.
     pub addresses: BTreeSet<IpAddr>,
@@ -123,7 +123,7 @@ pub fn pod(object: &core::Pod) -> Result<Option<Pod>, Vec<Finding>> {
     check.finish(Some(pod))
 }
 
-/// The uid that the pod's node knows it by: a static pod has one before its object is made, which has another.
+/// The uid by which the pod's node knows it: a static pod has one before its mirror object exists, whose uid differs.
 fn pod_uid(metadata: &ObjectMeta) -> String {
     let annotations = metadata.annotations.as_ref();
     let mirrored = annotations.and_then(|all| all.get(MIRROR_ANNOTATION));
@@ -133,7 +133,7 @@ fn pod_uid(metadata: &ObjectMeta) -> String {
         .unwrap_or_default()
 }
 
-/// The owner that decides about the pod.
+/// The controlling owner of the pod.
 fn owner(object: &core::Pod) -> Option<Owner> {
     let owners = object.metadata.owner_references.iter().flatten();
     let mut deciding = owners.filter(|owner| owner.controller == Some(true));
@@ -209,7 +209,7 @@ pub fn endpoint_slice(object: &EndpointSlice) -> Result<Slice, Vec<Finding>> {
     check.finish(Some(slice))
 }
 
-/// Gives endpoints to their Services, which must be there already, and to the list of API servers.
+/// Adds endpoints to their Services, which must be in the snapshot already, and to the list of API servers.
 pub(crate) fn add_endpoints(snapshot: &mut Snapshot, slices: Vec<Slice>) {
     for slice in slices {
         let Some(service) = slice.service else {
@@ -225,7 +225,7 @@ pub(crate) fn add_endpoints(snapshot: &mut Snapshot, slices: Vec<Slice>) {
     }
 }
 
-/// The ranges of a ServiceCIDR. The API server has checked them; one that cannot be read is left out.
+/// The ranges of a ServiceCIDR. The API server has validated them; an unreadable one is left out.
 pub fn service_cidrs(object: &ServiceCIDR) -> Vec<IpNet> {
     let texts = object.spec.as_ref().and_then(|spec| spec.cidrs.as_deref());
     texts

@@ -1,4 +1,4 @@
-//! Parsers of single fields. Errors are remedies: sentences that say what would be right.
+//! Parsers of single fields. Errors are remedies: sentences with the correct form.
 
 use super::Check;
 use egret_core::model::{LabelSelector, Labels, PortRange, Requirement};
@@ -11,7 +11,7 @@ use std::net::IpAddr;
 /// Longest name of an object (RFC 1123 subdomain).
 const NAME_MAX: usize = 253;
 
-/// Whether an object can have this name: also what makes it safe as part of a file name.
+/// Whether this is a valid object name; a valid one is also safe as part of a file name.
 pub(crate) fn is_object_name(text: &str) -> bool {
     let edge = |b: Option<&u8>| b.is_some_and(u8::is_ascii_alphanumeric);
     let bytes = text.as_bytes();
@@ -23,7 +23,7 @@ pub(crate) fn is_object_name(text: &str) -> bool {
             .all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || *b == b'-' || *b == b'.')
 }
 
-/// An address in its usual spelling.
+/// An address in canonical notation.
 pub(super) fn address(text: &str) -> Result<IpAddr, String> {
     let parsed: IpAddr = text.parse().map_err(|_| {
         if text.contains('/') {
@@ -43,7 +43,7 @@ pub(super) fn address(text: &str) -> Result<IpAddr, String> {
     }
 }
 
-/// An address that packets can come from on a network.
+/// A unicast address that is usable as a packet's source on a network.
 pub(crate) fn egress_address(text: &str) -> Result<IpAddr, String> {
     let parsed = address(text)?;
     let what = match parsed {
@@ -73,7 +73,7 @@ pub(crate) fn prefix(text: &str) -> Result<IpNet, String> {
     {
         return Err("write the prefix as IPv4, not as IPv4-mapped IPv6".to_owned());
     }
-    // The parser of prefixes takes 010 for 10; others read it as octal.
+    // The prefix parser reads 010 as 10; others read it as octal.
     let canonical = text.split_once('/').is_some_and(|(address, length)| {
         address.parse::<IpAddr>().is_ok() && length == parsed.prefix_len().to_string()
     });
@@ -111,7 +111,7 @@ pub(super) fn port_range(text: &str) -> Result<PortRange, String> {
     Ok(PortRange { first, last })
 }
 
-/// Ranges that are sorted and disjoint.
+/// Parses ranges; the result is sorted and disjoint.
 pub(super) fn port_ranges(
     check: &mut Check,
     field: &str,
@@ -133,7 +133,7 @@ pub(super) fn port_ranges(
     Some(ranges)
 }
 
-/// A number of the API in the model's type.
+/// A number of the API, converted to the model's type.
 pub(super) fn number<T: TryFrom<i64>>(
     check: &mut Check,
     field: &str,
@@ -197,7 +197,7 @@ pub(super) fn selector(
     good.then_some(all)
 }
 
-/// One expression, or the field of it that is wrong, what it says and a remedy.
+/// One expression, or its invalid field with value and remedy.
 fn requirement(
     expression: &meta::LabelSelectorRequirement,
 ) -> Result<Requirement, (&'static str, String, &'static str)> {

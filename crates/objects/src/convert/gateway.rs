@@ -78,7 +78,7 @@ fn parse(
     })
 }
 
-/// An optional field that was given and bad makes the object bad.
+/// `None` if the optional field was given and invalid: the object is then invalid.
 fn transpose<T>(given: Option<Option<T>>) -> Option<Option<T>> {
     match given {
         None => Some(None),

@@ -1,4 +1,4 @@
-//! `EgressAddress` and `EgressNode`, both ways: what Egret itself wrote down.
+//! `EgressAddress` and `EgressNode`, both directions: records that Egret itself writes.
 
 use super::field::{address, egress_address, number, port_ranges};
 use super::{Check, Gaps, Reading, resource_version};
@@ -15,16 +15,16 @@ use k8s_openapi::jiff::Timestamp;
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
-/// What a person should do about a bad part that only a node's agent writes.
+/// Remedy for an unreadable part that only a node's agent writes.
 const OURS: &str =
     "the node's agent writes this anew; if it stays, run one version of Egret everywhere";
 
-/// What a person should do about an address's record that only the controller writes.
+/// Remedy for an unreadable part of an address's record that only the controller writes.
 const KEEP: &str = "put the field back as it was, and do not delete the object: its ports would be given to others while \
                     connections use them";
 
-/// An `EgressAddress`, as far as it can be read: those of its leases that can. It has no record where its name is not that
-/// of an address, for Egret never makes such an object.
+/// Reads an `EgressAddress` as far as possible, with its readable leases. Without a valid address as its name there is
+/// no record, since Egret never creates such an object.
 pub fn address_record(object: &api::EgressAddress) -> Reading<AddressRecord> {
     let mut check = Check::new(Kind::EgressAddress, &object.metadata);
     let spec = &object.spec;
@@ -92,7 +92,7 @@ fn epoch(check: &mut Check, field: &str, value: i64) -> Option<u64> {
     number(check, field, value, 0, i64::MAX)
 }
 
-/// The spec that says what the record says.
+/// The spec that represents the record.
 pub fn address_spec(record: &AddressRecord) -> api::EgressAddressSpec {
     api::EgressAddressSpec {
         address: record.address.to_string(),
@@ -117,8 +117,8 @@ pub fn address_spec(record: &AddressRecord) -> api::EgressAddressSpec {
     }
 }
 
-/// An `EgressNode`, as far as it can be read. What its agent reports and cannot be read counts as not said; it has no
-/// record where its tunnel index cannot be read.
+/// Reads an `EgressNode` as far as possible. Unreadable parts of the agent's report count as absent; without a readable
+/// tunnel index there is no record.
 pub fn node_record(object: &api::EgressNode) -> Reading<NodeRecord> {
     let mut check = Check::new(Kind::EgressNode, &object.metadata);
     let index: Option<u16> = number(
@@ -173,7 +173,7 @@ pub fn node_record(object: &api::EgressNode) -> Reading<NodeRecord> {
                     let address = check.take(format!("{field}.address"), text, address(text));
                     demand_gap |= address.is_none();
                     let ports = number(check, &format!("{field}.ports"), demand.ports, 0, 1 << 31);
-                    // An address that is listed is in use, by however many.
+                    // A listed address is in use, whatever the number of ports.
                     Some((address?, ports.unwrap_or(0)))
                 })
                 .collect(),
@@ -211,7 +211,7 @@ pub fn node_record(object: &api::EgressNode) -> Reading<NodeRecord> {
     }
 }
 
-/// What a person should do about the controller's part of a node's record.
+/// Remedy for the controller's part of a node's record.
 const RESTORE: &str =
     "put the field back as it was: until then the node keeps what it has and gets nothing new";
 
@@ -262,7 +262,7 @@ fn grant(check: &mut Check, field: &str, grant: &api::NodeGrant) -> Option<Grant
     })
 }
 
-/// Those of a list that can be read.
+/// The readable addresses of a list.
 fn addresses(check: &mut Check, field: &str, texts: &[String]) -> Option<Vec<IpAddr>> {
     let texts = texts.iter().enumerate();
     let read = texts.filter_map(|(index, text)| {
@@ -272,7 +272,7 @@ fn addresses(check: &mut Check, field: &str, texts: &[String]) -> Option<Vec<IpA
     Some(read.collect())
 }
 
-/// Those of a list that can be read.
+/// The readable prefixes of a list.
 fn networks(check: &mut Check, field: &str, texts: &[String]) -> Option<BTreeSet<IpNet>> {
     let network = |text: &String| text.parse::<IpNet>().map_err(|_| OURS.to_owned());
     let texts = texts.iter().enumerate();
@@ -304,7 +304,7 @@ pub fn policy_text(policy: &ObjectRef) -> String {
     }
 }
 
-/// The other way.
+/// Inverse of [`policy_text`].
 fn policy_ref(text: &str) -> Option<ObjectRef> {
     let parts: Vec<&str> = text.split('/').collect();
     let (kind, namespace, name) = match parts[..] {
@@ -342,7 +342,7 @@ pub fn node_spec(record: &NodeRecord) -> api::EgressNodeSpec {
     }
 }
 
-/// The agent's part of an `EgressNode`, as far as the record has it.
+/// The agent's part of an `EgressNode`, as far as the record contains it.
 pub fn node_status(record: &NodeRecord) -> api::NodeStatus {
     api::NodeStatus {
         underlay_addresses: record
@@ -398,7 +398,7 @@ pub fn node_status(record: &NodeRecord) -> api::NodeStatus {
     }
 }
 
-/// What a node's kernel and agent can do; agents of the release before say it in `abilities`.
+/// Capabilities of a node's kernel and agent; agents of the previous release report them in `abilities`.
 pub(super) fn capabilities(status: &api::NodeStatus) -> &[String] {
     match status.capabilities.is_empty() {
         true => &status.abilities,
@@ -425,12 +425,12 @@ fn range_texts(ranges: &[PortRange]) -> Vec<String> {
     ranges.iter().map(PortRange::to_string).collect()
 }
 
-/// Kubernetes has signed numbers only; epochs never come near the end of them.
+/// Kubernetes has signed numbers only; epochs never get near their limit.
 pub(super) fn api_number(value: u64) -> i64 {
     i64::try_from(value).unwrap_or(i64::MAX)
 }
 
-/// Seconds since the epoch as the API's time.
+/// Seconds since the Unix epoch, as the API's time.
 pub(super) fn time(secs: i64) -> Time {
     Time(Timestamp::from_second(secs).unwrap_or(Timestamp::UNIX_EPOCH))
 }

@@ -107,7 +107,7 @@ fn pods(
     }
 }
 
-/// Notes it unless exactly one of these fields is given.
+/// Records a finding unless exactly one of these fields is given.
 fn exactly_one(check: &mut Check, given: &[Option<&str>], remedy: &str) -> Option<()> {
     let names: Vec<&str> = given.iter().flatten().copied().collect();
     if names.len() == 1 {
@@ -125,7 +125,8 @@ fn exactly_one(check: &mut Check, given: &[Option<&str>], remedy: &str) -> Optio
     None
 }
 
-/// What both kinds have. All fields are looked at before giving up, so that a person sees every mistake at once.
+/// Fields common to both kinds. All fields are checked before an error is returned, so that a person sees all findings
+/// at once.
 fn policy(
     check: &mut Check,
     metadata: &meta::ObjectMeta,

@@ -80,7 +80,7 @@ fn ranges(check: &mut Check, spec: &api::EgressPoolSpec) -> Vec<(IpAddr, IpAddr)
     merge(all)
 }
 
-/// Sorted, and joined where they overlap, so that no address counts twice.
+/// Sorts the ranges and merges overlapping ones, so that no address counts twice.
 fn merge(mut ranges: Vec<(IpAddr, IpAddr)>) -> Vec<(IpAddr, IpAddr)> {
     ranges.sort();
     let mut merged: Vec<(IpAddr, IpAddr)> = Vec::with_capacity(ranges.len());

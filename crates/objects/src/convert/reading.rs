@@ -1,29 +1,29 @@
-//! Records that only Egret writes, as far as they can be read: one that is there is never as good as none.
+//! Tolerant reading of records that only Egret writes: an existing unreadable record must not count as absent.
 
 use egret_core::model::{Finding, NodeName, NodeRecord, Unreadable};
 use std::net::IpAddr;
 
-/// A record, and what of it cannot be read.
+/// A record, and its unreadable parts.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Reading<T> {
-    /// What can be read; none if that is not even what the record is there for.
+    /// The readable part; `None` if its essential fields are unreadable.
     pub record: Option<T>,
-    /// What cannot.
+    /// The unreadable parts.
     pub gaps: Gaps,
-    /// What is wrong with it.
+    /// Findings about the record.
     pub findings: Vec<Finding>,
 }
 
 /// Parts of a record that cannot be read.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Gaps {
-    /// Some of what the controller wrote: it must not be overwritten, nor counted as free.
+    /// Part of what the controller wrote: it must not be overwritten, and its ports must not count as free.
     pub spec: bool,
-    /// Which addresses an agent has ports in use of.
+    /// The addresses whose ports an agent has in use.
     pub demand: bool,
 }
 
-/// Notes what of an address's record cannot be read now.
+/// Records unreadable parts of an address's record.
 pub(crate) fn note_address(unreadable: &mut Unreadable, address: IpAddr, gaps: Gaps) {
     match gaps.spec {
         true => unreadable.addresses.insert(address),
@@ -31,7 +31,7 @@ pub(crate) fn note_address(unreadable: &mut Unreadable, address: IpAddr, gaps: G
     };
 }
 
-/// The same of a node's record.
+/// Records unreadable parts of a node's record.
 pub(crate) fn note_node(unreadable: &mut Unreadable, node: &NodeName, gaps: Gaps) {
     match gaps.spec {
         true => unreadable.nodes.insert(node.clone()),
@@ -43,7 +43,7 @@ pub(crate) fn note_node(unreadable: &mut Unreadable, node: &NodeName, gaps: Gaps
     };
 }
 
-/// A node's record with the controller's part as it was before, where that cannot be read any more.
+/// A node's record with the controller's part of the previous one, if the new one is unreadable.
 pub(crate) fn with_spec_of(now: &NodeRecord, before: &NodeRecord) -> NodeRecord {
     NodeRecord {
         tunnel_index: before.tunnel_index,

@@ -1,4 +1,4 @@
-//! Status, both ways. Reading is lenient: what cannot be read counts as not said, since only Egret writes it.
+//! Status, both directions. Reading is tolerant: unreadable parts count as absent, since only Egret writes them.
 
 use super::lease::{api_number, capabilities, datapath_name, datapath_text, time};
 use crate::status::{
@@ -27,7 +27,7 @@ pub fn conditions(all: &[meta::Condition]) -> Vec<Condition> {
         .collect()
 }
 
-/// Conditions for the API; `generation` is what they were seen at, 0 if that is not known.
+/// Conditions for the API; `generation` is the generation that they apply to, 0 if unknown.
 pub fn api_conditions(all: &[Condition], generation: i64) -> Vec<meta::Condition> {
     all.iter()
         .map(|one| meta::Condition {
@@ -167,7 +167,7 @@ pub fn api_address_status(status: &AddressStatus) -> api::AddressStatus {
     }
 }
 
-/// What an agent reports beside its record.
+/// The part of an agent's report that is not in its record.
 pub fn node_report(status: &api::NodeStatus) -> NodeReport {
     NodeReport {
         tunnel_mac: status.tunnel_mac.clone(),

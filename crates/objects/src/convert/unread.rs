@@ -1,4 +1,4 @@
-//! Records of which the API's own type cannot be made: what of them can be read all the same.
+//! Records that do not deserialize into the API's type: reads their usable parts.
 
 use super::lease;
 use super::reading::{Gaps, Reading};
@@ -11,7 +11,7 @@ use serde_json::Value;
 /// An `EgressAddress` of which only the name can be read.
 ///
 /// # Errors
-/// That is not the name of an address; the findings.
+/// The name is not an address; the findings.
 pub(crate) fn unread_address(
     object: &ObjectRef,
     findings: Vec<Finding>,
@@ -36,8 +36,8 @@ pub(crate) fn unread_address(
     })
 }
 
-/// An `EgressNode` that is not what the API says, with why. Spec and status are by different writers: the one is read
-/// without the other.
+/// An `EgressNode` that does not match the API's type, with the error. Spec and status have different writers: each is
+/// read without the other.
 pub(crate) fn unread_node(
     object: &ObjectRef,
     value: &Value,

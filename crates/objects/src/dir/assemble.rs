@@ -1,4 +1,4 @@
-//! The view that readers get, out of the objects in force.
+//! Builds the view from the objects in force.
 
 use super::effective::{Effective, Merged};
 use super::object::Converted;
@@ -40,7 +40,7 @@ fn node_uids(merged: &Merged) -> BTreeMap<NodeName, String> {
         .collect()
 }
 
-/// The object's status, if it has one that can be read.
+/// The object's status, if it has a readable one.
 fn status<T: DeserializeOwned>(effective: &Effective) -> Option<T> {
     let status = effective.whole.get("status")?;
     T::deserialize(status).ok()
@@ -109,7 +109,7 @@ fn add(view: &mut View, key: &ObjectRef, effective: &Effective, slices: &mut Vec
             let key = (service.namespace.clone(), service.name.clone());
             snapshot.services.insert(key, service.clone());
         }
-        // Translated when everything else is there.
+        // Translated after everything else.
         Converted::Foreign => {}
         Converted::PodPrefixes(prefixes) => snapshot.pod_prefixes.extend(prefixes),
         Converted::Slice(slice) => slices.push(slice.clone()),

@@ -1,4 +1,4 @@
-//! One file: its documents, its objects, and where in it things stand.
+//! One file: its documents, its objects, and their lines.
 
 use super::locate::Places;
 use super::object::{self, Class, Converted, Outcome};
@@ -6,20 +6,20 @@ use egret_core::model::{Finding, Kind, ObjectRef};
 use serde_json::Value;
 use std::sync::Arc;
 
-/// One document of a file. Kept as it is while its text stays the same.
+/// One document of a file. Reused while its text is unchanged.
 #[derive(Clone)]
 pub(super) struct Document {
-    /// Line of the file that the document's text begins on, from 1.
+    /// First line of the document in the file, from 1.
     pub start: usize,
     text: String,
-    /// Its objects: several where it is a List.
+    /// Objects of the document: several in a List.
     pub items: Arc<Vec<Item>>,
-    /// Lines, once somebody asks.
+    /// Lines of fields, computed on first use.
     places: Arc<Places>,
 }
 
 impl Document {
-    /// The line of one of its objects in the file.
+    /// Line of one of its objects in the file.
     pub fn line_of(&self, entry: &Entry) -> usize {
         let line = match entry.prefix.as_str() {
             "" => first_line(&self.text),
@@ -29,22 +29,22 @@ impl Document {
     }
 }
 
-/// One object of a document, or what stands in its place.
+/// One object of a document, or a problem.
 pub(super) enum Item {
     /// A manifest of a kind that is read.
     Object(Box<Entry>),
-    /// Something that names no object.
+    /// A document that names no object.
     Bad(Problem),
 }
 
 /// A manifest.
 pub(super) struct Entry {
     pub key: ObjectRef,
-    /// The manifest, without our status where the kind is ours.
+    /// The manifest; without the status for our own kinds.
     pub value: Arc<Value>,
     pub result: Result<Arc<Converted>, Vec<Problem>>,
     pub unknown: Vec<Problem>,
-    /// Path of the object in the document, as of its fields: empty unless it is an item of a List.
+    /// Path of the object in the document: empty unless it is an item of a List.
     prefix: String,
 }
 
@@ -56,7 +56,7 @@ pub(super) struct Problem {
 }
 
 impl Problem {
-    /// The finding with its place in the file.
+    /// The finding with its file and line.
     pub fn at(&self, file: &str, document_start: usize) -> Finding {
         let line = document_start + self.line - 1;
         let remedy = format!("{} ({file} line {line})", self.finding.remedy);
@@ -67,7 +67,7 @@ impl Problem {
     }
 }
 
-/// Reads a file's text; documents whose text was there before are not parsed again.
+/// Parses a file's text; documents with unchanged text are reused.
 pub(super) fn parse(file: &str, text: &str, previous: &[Document]) -> Vec<Document> {
     let known: std::collections::HashMap<&str, &Document> = previous
         .iter()
@@ -98,8 +98,8 @@ pub(super) fn parse(file: &str, text: &str, previous: &[Document]) -> Vec<Docume
         .collect()
 }
 
-/// The documents of a YAML stream, each with its first line. `---` at the start of a line cannot be anything else
-/// inside a manifest, since every other line of one is indented or a key.
+/// Splits a YAML stream into documents with their first lines. Inside a manifest no line starts with `---`: every other
+/// line is indented or a key.
 fn split(text: &str) -> Vec<(usize, &str)> {
     let mut parts = Vec::new();
     let (mut begin, mut begin_line, mut offset) = (0, 1, 0);
@@ -115,10 +115,10 @@ fn split(text: &str) -> Vec<(usize, &str)> {
     parts
 }
 
-/// Every manifest of a text, Lists taken apart; JSON where it begins like it.
+/// All manifests of a text, with Lists expanded; read as JSON if it starts like JSON.
 ///
 /// # Errors
-/// Line and message of the first document that cannot be read.
+/// Line and message of the first unreadable document.
 pub(crate) fn read_documents(text: &str) -> Result<Vec<Value>, String> {
     let json = text.trim_start().starts_with('{');
     let parts = if json { vec![(1, text)] } else { split(text) };
@@ -135,7 +135,7 @@ pub(crate) fn read_documents(text: &str) -> Result<Vec<Value>, String> {
     Ok(all)
 }
 
-/// Whether a line says anything.
+/// Whether a line has content beside comments.
 fn has_content(line: &str) -> bool {
     let line = line.trim();
     !(line.is_empty() || line.starts_with(['#', '%']) || line == "---" || line == "...")
@@ -151,12 +151,12 @@ fn file_finding(file: &str, field: &str, value: String, remedy: String) -> Findi
     }
 }
 
-/// A YAML or JSON text as a value, or the line and what is wrong there.
+/// Parses a YAML or JSON text; on error the line and the message.
 pub(super) fn read_value(json: bool, text: &str) -> Result<Value, (usize, String)> {
     if json {
         return serde_json::from_str(text).map_err(|e| (e.line().max(1), e.to_string()));
     }
-    // The default budget is made for configuration files; a List of ten thousand pods is larger.
+    // The default budget is meant for configuration files; a List of ten thousand pods is larger.
     let options = serde_saphyr::options! {
         budget: serde_saphyr::budget! { max_events: 50_000_000, max_nodes: 25_000_000 },
         strict_booleans: true, // YAML 1.2: a node may be called n, and a label may say yes
@@ -165,7 +165,7 @@ pub(super) fn read_value(json: bool, text: &str) -> Result<Value, (usize, String
     serde_saphyr::from_str_with_options(text, options).map_err(|error| {
         let line = error.location().map_or(1, |location| location.line());
         let text = error.without_snippet().to_string();
-        // The line is told for the whole file, not for this document of it.
+        // The message's own line is relative to the document; the file's line is reported instead.
         let message = text.lines().next().unwrap_or_default();
         let message = message
             .split(" at line ")
@@ -211,7 +211,7 @@ fn collect(
         (kind.strip_suffix("List"), value.get_mut("items"))
     {
         for (index, mut item) in std::mem::take(list).into_iter().enumerate() {
-            // Items of a typed list (`PodList`) do not repeat what they are.
+            // Items of a typed list (`PodList`) have no `apiVersion` and `kind`.
             if let (Value::Object(fields), false) = (&mut item, item_kind.is_empty()) {
                 fields.entry("kind").or_insert_with(|| item_kind.into());
                 fields
@@ -249,7 +249,7 @@ fn collect(
                 file,
                 kind,
                 api_version,
-                "object of another kind passed over"
+                "ignoring an object of another kind"
             );
             return;
         }
@@ -305,7 +305,7 @@ fn entry((text, places): (&str, &Places), key: ObjectRef, mut value: Value, pref
     }
 }
 
-/// The first line that says anything.
+/// The first line with content.
 fn first_line(text: &str) -> usize {
     text.lines()
         .position(has_content)

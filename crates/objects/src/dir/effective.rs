@@ -1,4 +1,4 @@
-//! The outcome of a merge: objects in force, and what is to be written.
+//! Result of a merge: objects in force, and copies to write.
 
 use super::object::Converted;
 use egret_core::model::{Finding, ObjectRef};
@@ -9,11 +9,11 @@ use std::sync::Arc;
 /// An object in force.
 pub(super) struct Effective {
     pub converted: Arc<Converted>,
-    /// The whole object, with metadata and status as our copy has them.
+    /// The whole object, with metadata and status of our copy.
     pub whole: Arc<Value>,
 }
 
-/// What is in force, and what is to be written.
+/// Objects in force, and copies to write.
 #[derive(Default)]
 pub(super) struct Merged {
     pub objects: BTreeMap<ObjectRef, Effective>,

@@ -1,5 +1,5 @@
-//! The line of a field, found by reading the text once more. Only done where there is something to report, and once per
-//! document: an object has as many findings as its author likes.
+//! Finds the line of a field by parsing the text again. Done only for findings, and once per document: an object's
+//! author can cause any number of findings.
 
 use super::object::segments;
 use serde::de::{Deserialize, Deserializer, MapAccess, SeqAccess, Visitor};
@@ -7,7 +7,7 @@ use serde_saphyr::Spanned;
 use std::fmt;
 use std::sync::OnceLock;
 
-/// Where things stand in one document.
+/// Lines of the nodes of one document.
 #[derive(Default)]
 pub(super) struct Places(OnceLock<Option<Placed>>);
 
@@ -24,8 +24,8 @@ enum Node {
 }
 
 impl Places {
-    /// Line of a field (`spec.destinations[0].cidr`) in the document of this text, from 1; the nearest enclosing field that
-    /// is there if it is missing. JSON is read as the YAML that it is.
+    /// Line of a field (`spec.destinations[0].cidr`) in the document of this text, from 1; that of the nearest existing
+    /// enclosing field if it is missing. JSON is parsed as YAML.
     pub fn line_of(&self, text: &str, field: &str) -> usize {
         let root = self.0.get_or_init(|| serde_saphyr::from_str(text).ok());
         root.as_ref().map_or(1, |root| line_of(root, field))

@@ -1,5 +1,5 @@
-//! `PATH/status/.lock`: shared by scans, exclusive for writes. It also holds the highest version ever given, so that
-//! a version never comes back, not even after its object was deleted.
+//! `PATH/status/.lock`: shared by scans, exclusive for writes. It also contains the highest version ever assigned, so
+//! that no version is reused, even after its object was deleted.
 
 use super::tree::io_error;
 use crate::SourceError;
@@ -10,19 +10,19 @@ use std::path::{Path, PathBuf};
 use std::thread;
 use std::time::{Duration, Instant};
 
-/// How long to wait for the lock: a process that was stopped while it held it must not stop the others' reading.
+/// Longest wait for the lock: a process that was stopped while holding it must not stop the others' reading.
 const PATIENCE: Duration = Duration::from_secs(5);
 /// Longest pause between two tries.
 const PAUSE_MAX: Duration = Duration::from_millis(10);
 
-/// A held lock; given back when dropped.
+/// A held lock; released on drop.
 #[derive(Debug)]
 pub(super) struct Lock {
     file: File,
     path: PathBuf,
 }
 
-/// Waits for the shared lock. `None` where there is nothing to lock, because nothing was ever written.
+/// Waits for the shared lock. `None` if there is no status directory yet.
 pub(super) fn shared(directory: &Path) -> Result<Option<Lock>, SourceError> {
     let path = directory.join(".lock");
     let open = || match File::open(&path) {
@@ -33,7 +33,7 @@ pub(super) fn shared(directory: &Path) -> Result<Option<Lock>, SourceError> {
     take(&path, open, File::try_lock_shared)
 }
 
-/// Waits for the exclusive lock; makes directory and file where they are missing.
+/// Waits for the exclusive lock; creates missing directory and file.
 pub(super) fn exclusive(directory: &Path) -> Result<Lock, SourceError> {
     let path = directory.join(".lock");
     let open = || {
@@ -80,7 +80,7 @@ fn take(
     }
 }
 
-/// Whether there is no such file; also where something else is in the way of its directory.
+/// Whether the error means that the file does not exist, or that its parent is no directory.
 pub(super) fn is_absent(error: &io::Error) -> bool {
     matches!(
         error.kind(),
@@ -88,7 +88,7 @@ pub(super) fn is_absent(error: &io::Error) -> bool {
     )
 }
 
-/// Whether the path still leads to this file.
+/// Whether the path still refers to this file.
 fn is_still(path: &Path, file: &File) -> bool {
     let (Ok(there), Ok(here)) = (fs::metadata(path), file.metadata()) else {
         return false;
@@ -97,7 +97,7 @@ fn is_still(path: &Path, file: &File) -> bool {
 }
 
 impl Lock {
-    /// The next version, above every one that was given before and above `floor`. Needs the exclusive lock.
+    /// The next version: above every version assigned before, and above `floor`. Needs the exclusive lock.
     pub fn next_version(&mut self, floor: u64) -> Result<u64, SourceError> {
         self.advance(floor)
             .map_err(|e| io_error("counting versions in", &self.path, e))
@@ -106,7 +106,7 @@ impl Lock {
     fn advance(&mut self, floor: u64) -> io::Result<u64> {
         let mut text = String::new();
         self.file.rewind()?;
-        // Foreign bytes in the file are no reason to stop: the floor is what the objects themselves say.
+        // Invalid content is no error: `floor`, from the objects themselves, is sufficient.
         let last = match self.file.read_to_string(&mut text) {
             Ok(_) => text.trim().parse().unwrap_or(0),
             Err(error) if error.kind() == io::ErrorKind::InvalidData => 0,

@@ -1,4 +1,4 @@
-//! The user's files and our copies together: what is in force, and what our copies should say.
+//! Merges the user's files and our copies: objects in force, and the required content of our copies.
 
 use super::document::{self, Item};
 use super::effective::{Effective, Merged};
@@ -14,14 +14,14 @@ use serde_json::{Map, Value, json};
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
-/// A manifest and where it stands.
+/// A manifest with its file and line.
 struct Candidate<'a> {
     file: &'a str,
     document: &'a document::Document,
     entry: &'a document::Entry,
 }
 
-/// `now_secs` becomes the creation time of objects seen for the first time.
+/// Merges. `now_secs` becomes the creation time of objects seen for the first time.
 pub(super) fn merge(
     tree: &Tree,
     store: &mut Store,
@@ -95,7 +95,7 @@ fn candidates<'a>(
     all
 }
 
-/// What a copy says, if that is good.
+/// The content of a copy, if it is valid.
 fn good(copy: &Copy) -> Option<Effective> {
     let converted = Arc::clone(copy.result.as_ref().ok()?);
     Some(Effective {
@@ -104,7 +104,7 @@ fn good(copy: &Copy) -> Option<Effective> {
     })
 }
 
-/// Puts one manifest in force, or the last good one of its object.
+/// Puts one manifest in force, or the last good version of its object.
 fn settle(
     key: &ObjectRef,
     candidate: &Candidate<'_>,
@@ -167,7 +167,7 @@ fn settle(
         .insert(key.clone(), Effective { converted, whole });
 }
 
-/// Keeps the objects that came from files which now say something that names no object; returns them.
+/// Retains the objects of files that now contain a document without a named object; returns them.
 fn keep(
     tree: &Tree,
     store: &Store,
@@ -230,7 +230,7 @@ fn keep(
     kept
 }
 
-/// Whether a file says something that names no object, so that nobody knows which objects it still means.
+/// Whether a file contains a document without a named object, so that its set of objects is unknown.
 fn is_unclear(found: &tree::Entry) -> bool {
     let bad = |item: &Item| matches!(item, Item::Bad(_));
     found.empty
@@ -241,7 +241,7 @@ fn is_unclear(found: &tree::Entry) -> bool {
             .any(|document| document.items.iter().any(bad))
 }
 
-/// Our copy of a manifest: the whole object, with the metadata that an API server would add, and our status.
+/// Our copy of a manifest: the whole object, with the metadata that an API server would add, and its status.
 fn compose(
     key: &ObjectRef,
     manifest: &Value,
@@ -295,7 +295,7 @@ fn compose(
     whole
 }
 
-/// What generation counts changes of: everything but metadata and status.
+/// The part whose changes raise the generation: everything except metadata and status.
 fn body(value: &Value) -> Map<String, Value> {
     let mut fields = value.as_object().cloned().unwrap_or_default();
     fields.remove("metadata");
@@ -303,7 +303,7 @@ fn body(value: &Value) -> Map<String, Value> {
     fields
 }
 
-/// A uid that every reader finds by itself: FNV-1a of kind, namespace and name, twice.
+/// A uid that every reader computes by itself: FNV-1a of kind, namespace and name, twice.
 fn stable_uid(key: &ObjectRef) -> String {
     let text = format!("{:?}/{}/{}", key.kind, key.namespace, key.name);
     let hash = |basis: u64| {

@@ -1,4 +1,4 @@
-//! What a manifest is: its kind, its name, and the model value it becomes.
+//! Identification of a manifest: its kind, its name, and its model value.
 
 use crate::convert::field::is_object_name;
 use crate::convert::{self, Reading, cluster, unread};
@@ -20,7 +20,7 @@ const NAMESPACE_MAX: usize = 63;
 /// Longest value that a finding shows, in characters.
 const SHOWN_MAX: usize = 100;
 
-/// Kinds that are read beside those of front-ends, and whether they are namespaced.
+/// Kinds that are read in addition to those of front-ends, and whether they are namespaced.
 const OWN_KINDS: [(Kind, &str, bool); 11] = [
     (Kind::ClusterEgress, egret_api::API_VERSION, false),
     (Kind::Egress, egret_api::API_VERSION, true),
@@ -35,7 +35,7 @@ const OWN_KINDS: [(Kind, &str, bool); 11] = [
     (Kind::EndpointSlice, "discovery.k8s.io/v1", true),
 ];
 
-/// Every kind that can be stored, and whether it is namespaced.
+/// All kinds that can be stored, and whether they are namespaced.
 pub(super) fn kinds() -> impl Iterator<Item = (Kind, bool)> {
     let own = OWN_KINDS
         .iter()
@@ -48,12 +48,12 @@ pub(super) fn kinds() -> impl Iterator<Item = (Kind, bool)> {
         )
 }
 
-/// Whether objects of this kind live in namespaces.
+/// Whether objects of this kind are namespaced.
 pub(super) fn is_namespaced(kind: Kind) -> bool {
     kinds().any(|(known, namespaced)| known == kind && namespaced)
 }
 
-/// What `kind` says in manifests of this kind.
+/// Value of `kind` in manifests of this kind.
 pub(super) fn manifest_kind(kind: Kind) -> String {
     let front_end = front_end::foreign_kind(kind).map(|known| known.name);
     let plugin = || plugin::plugin_kind(kind).map(|known| known.name);
@@ -62,26 +62,26 @@ pub(super) fn manifest_kind(kind: Kind) -> String {
         .map_or_else(|| format!("{kind:?}"), str::to_owned)
 }
 
-/// Whether Egret writes the status of such objects: our own kinds, and those of front-ends.
+/// Whether Egret writes the status of this kind: our own kinds, and those of front-ends.
 pub(super) fn has_our_status(kind: Kind) -> bool {
     is_ours(kind) || front_end::foreign_kind(kind).is_some()
 }
 
-/// Whether people write the spec and Egret the status.
+/// Whether people write the spec and Egret writes the status.
 pub(super) fn is_ours(kind: Kind) -> bool {
     OWN_KINDS
         .iter()
         .any(|(known, version, _)| *known == kind && *version == egret_api::API_VERSION)
 }
 
-/// What `apiVersion` and `kind` of a manifest mean to us.
+/// Classification of a manifest by `apiVersion` and `kind`.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Class {
     /// A kind that is read.
     Known(Kind),
-    /// Something of somebody else.
+    /// A kind that Egret does not read.
     Foreign,
-    /// Meant for us but not a kind that exists; with a remedy.
+    /// A kind in our group that does not exist; with a remedy.
     Mistaken(String),
 }
 
@@ -121,7 +121,7 @@ fn is_namespace_name(text: &str) -> bool {
     is_object_name(text) && text.len() <= NAMESPACE_MAX && !text.contains('.')
 }
 
-/// Kind, namespace and name of a manifest of a known kind, or the field that is wrong and a remedy.
+/// Kind, namespace and name of a manifest of a known kind, or the invalid field and its remedy.
 pub(super) fn identify(kind: Kind, value: &Value) -> Result<ObjectRef, (&'static str, String)> {
     let metadata = &value["metadata"];
     let name = metadata["name"]
@@ -149,7 +149,7 @@ pub(super) fn identify(kind: Kind, value: &Value) -> Result<ObjectRef, (&'static
     })
 }
 
-/// What is said against a manifest of a kind of ours when it is read.
+/// Findings that reading a manifest of one of our kinds would give.
 pub(crate) fn objections(manifest: &Value) -> Vec<Finding> {
     let text = |field: &str| manifest[field].as_str().unwrap_or_default();
     let nameless = |field: &str, remedy: String| {
@@ -175,7 +175,7 @@ pub(crate) fn objections(manifest: &Value) -> Vec<Finding> {
     all
 }
 
-/// A manifest as the model has it.
+/// A manifest as a model value.
 #[derive(Clone, Debug, PartialEq)]
 pub(super) enum Converted {
     Policy(Policy),
@@ -190,9 +190,9 @@ pub(super) enum Converted {
     /// A record that only Egret writes, as far as it can be read.
     Address(Reading<AddressRecord>),
     NodeRecord(Reading<NodeRecord>),
-    /// An object of a front-end: translated when everything else is read.
+    /// An object of a front-end: translated after everything else.
     Foreign,
-    /// What an object of a network plugin publishes.
+    /// Prefixes that an object of a network plugin publishes.
     PodPrefixes(BTreeSet<IpNet>),
 }
 
@@ -201,7 +201,7 @@ pub(super) fn is_record(kind: Kind) -> bool {
     matches!(kind, Kind::EgressAddress | Kind::EgressNode)
 }
 
-/// Whether the controller's part of a record can be read.
+/// Whether the controller's part of a record is readable.
 pub(super) fn is_whole(converted: &Converted) -> bool {
     match converted {
         Converted::Address(reading) => !reading.gaps.spec,
@@ -210,7 +210,7 @@ pub(super) fn is_whole(converted: &Converted) -> bool {
     }
 }
 
-/// What became of a manifest: the value or what is wrong, and what was overlooked (unknown fields).
+/// Result of a conversion: the value or its findings, and warnings about unknown fields.
 pub(super) struct Outcome {
     pub result: Result<Converted, Vec<Finding>>,
     pub unknown: Vec<Finding>,
@@ -330,7 +330,7 @@ fn wrong_type(object: &ObjectRef, value: &Value, path: &str, error: &serde_json:
     }
 }
 
-/// `invalid type: integer `1`, expected a string` and its like, as advice.
+/// Remedy for messages such as `invalid type: integer `1`, expected a string`.
 fn type_remedy(message: &str) -> String {
     let Some((found, wanted)) = message.rsplit_once(", expected ") else {
         return format!("mend the value: {message}");
@@ -352,7 +352,7 @@ fn type_remedy(message: &str) -> String {
     format!("write {wanted} here")
 }
 
-/// Findings about the first fields that nobody knows, with a count of the others.
+/// Findings about the first unknown fields, with the number of the others.
 fn unknown_fields(object: &ObjectRef, value: &Value, ignored: &[String]) -> Vec<Finding> {
     let told = ignored.iter().take(FINDINGS_PER_OBJECT_MAX);
     let mut all: Vec<Finding> = told
@@ -401,7 +401,7 @@ fn bracket_indexes(raw: &str) -> String {
         })
 }
 
-/// The field that a person may have meant, out of the kind's schema.
+/// The field of the kind's schema whose name is closest to the unknown one.
 fn near_field(kind: Kind, field: &str, name: &str) -> Option<String> {
     static SCHEMAS: OnceLock<BTreeMap<String, Value>> = OnceLock::new();
     let schemas = SCHEMAS.get_or_init(|| {
@@ -434,7 +434,7 @@ fn near_field(kind: Kind, field: &str, name: &str) -> Option<String> {
         .map(|(_, key)| key.clone())
 }
 
-/// Edits that make one word out of the other (Levenshtein).
+/// Number of edits that turn one word into the other (Levenshtein).
 fn distance(a: &str, b: &str) -> usize {
     let mut row: Vec<usize> = (0..=b.len()).collect();
     for (i, x) in a.bytes().enumerate() {
@@ -449,7 +449,7 @@ fn distance(a: &str, b: &str) -> usize {
     row[b.len()]
 }
 
-/// What a field says, short enough for a line.
+/// Value of a field, shortened to fit on a line.
 pub(super) fn shown(value: &Value, field: &str) -> String {
     let mut node = value;
     for part in segments(field) {
@@ -472,7 +472,7 @@ pub(super) fn shown(value: &Value, field: &str) -> String {
     }
 }
 
-/// The parts of `spec.destinations[0].cidr`.
+/// Segments of a path such as `spec.destinations[0].cidr`.
 pub(super) fn segments(field: &str) -> Vec<String> {
     field
         .split(['.', '[', ']'])

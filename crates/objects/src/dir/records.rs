@@ -1,5 +1,5 @@
-//! `EgressAddress` and `EgressNode` under `PATH/status`: what only Egret writes, and what becomes of it where that cannot be
-//! read. Such a record stays in the view, as far as it is known; its file is never overwritten.
+//! `EgressAddress` and `EgressNode` under `PATH/status`, which only Egret writes. An unreadable record stays in the
+//! view as far as it is known; its file is never overwritten.
 
 use super::effective::{Effective, Merged};
 use super::object::{Converted, is_record, is_whole};
@@ -9,7 +9,7 @@ use egret_core::model::{Finding, Kind, NodeRecord, ObjectRef};
 use serde_json::Value;
 use std::sync::Arc;
 
-/// Adds every record, with what is wrong with it.
+/// Adds all records, with their findings.
 pub(super) fn add(store: &Store, merged: &mut Merged) {
     let copies = store.copies.iter().filter(|(key, _)| is_record(key.kind));
     for (key, copy) in copies {
@@ -53,7 +53,7 @@ fn findings(converted: &Converted) -> &[Finding] {
     }
 }
 
-/// A record of whose file nothing can be read; none if its name is nobody's.
+/// An empty record for an unreadable file; `None` if its name is not valid.
 fn blank(key: &ObjectRef) -> Option<Converted> {
     match key.kind {
         Kind::EgressAddress => {
@@ -71,7 +71,7 @@ fn blank(key: &ObjectRef) -> Option<Converted> {
     }
 }
 
-/// What a record said before, with the gaps that it has now: kernels go on with what they have.
+/// The last good content of a record, with the gaps of the present one: kernels continue with it.
 fn kept_of(good: &Converted, now: &Converted) -> Converted {
     match (good, now) {
         (Converted::Address(good), Converted::Address(now)) => Converted::Address(Reading {

@@ -1,6 +1,6 @@
-//! `PATH/status`: our copies of the user's objects with generation and status, and the objects that only Egret
-//! writes. Every write is a temporary file and a rename under the exclusive lock; every scan holds the shared lock,
-//! so that a scan sees each write together with all that were made before it.
+//! `PATH/status`: our copies of the user's objects with generation and status, and the objects that only Egret writes.
+//! Every write is a temporary file and a rename under the exclusive lock. Every scan holds the shared lock, so that it
+//! sees each write together with all earlier ones.
 
 use super::document::read_value;
 use super::lock::{self, Lock};
@@ -22,14 +22,14 @@ pub(super) struct Copy {
     signature: Signature,
     racy: bool,
     pub value: Arc<Value>,
-    /// What it means, or what is wrong with it.
+    /// The converted value, or the error.
     pub result: Result<Arc<Converted>, String>,
-    /// The manifest that this copy was last found equal to: spares comparing again.
+    /// The manifest that this copy was last found equal to: avoids another comparison.
     pub in_sync_with: Option<Arc<Value>>,
 }
 
 impl Copy {
-    /// The file that it was read from, below the source's directory.
+    /// The file that it was read from, relative to the source's directory.
     pub fn source_file(&self) -> Option<&str> {
         self.value["metadata"]["annotations"][SOURCE_FILE_ANNOTATION].as_str()
     }
@@ -39,14 +39,14 @@ impl Copy {
 pub(super) struct Store {
     pub directory: PathBuf,
     pub copies: BTreeMap<ObjectRef, Copy>,
-    /// Files that are there and cannot be read as what they should be.
+    /// Files that exist but have no readable object.
     pub broken: BTreeMap<ObjectRef, String>,
-    /// Copies of the user's objects whose file somebody removed since the last scan: written again if the object is
-    /// still in force.
+    /// Copies of the user's objects whose file was removed since the last scan: written again if the object is still in
+    /// force.
     pub lost: BTreeMap<ObjectRef, Copy>,
-    /// What records said when they could last be read.
+    /// Last readable content of records.
     pub last_good: BTreeMap<ObjectRef, Arc<Converted>>,
-    /// The highest version of any object ever seen.
+    /// The highest version of any object so far.
     highest_version: u64,
 }
 
@@ -62,12 +62,12 @@ impl Store {
         }
     }
 
-    /// Keeps writers out while scanning. `None` where there is no status directory yet.
+    /// Excludes writers during a scan. `None` if there is no status directory yet.
     pub fn lock_shared(&self) -> Result<Option<Lock>, SourceError> {
         lock::shared(&self.directory)
     }
 
-    /// Keeps everybody else out; makes the directory.
+    /// Excludes all others; creates the directory.
     pub fn lock_exclusive(&self) -> Result<Lock, SourceError> {
         lock::exclusive(&self.directory)
     }
@@ -76,7 +76,7 @@ impl Store {
         self.directory.join(format!("{kind:?}"))
     }
 
-    /// Where an object is stored. Names were checked, so they stay inside.
+    /// Path of an object. Names are validated, so the path stays inside the directory.
     pub fn path(&self, key: &ObjectRef) -> PathBuf {
         let file = match key.namespace.as_str() {
             "" => format!("{}.yaml", key.name),
@@ -85,7 +85,7 @@ impl Store {
         self.kind_directory(key.kind).join(file)
     }
 
-    /// Every stored object with its signature. `enter` is called before a directory is read.
+    /// All stored objects with their signatures. `enter` is called before a directory is read.
     pub fn list(
         &self,
         enter: &mut dyn FnMut(&Path),
@@ -116,7 +116,7 @@ impl Store {
         Ok(found)
     }
 
-    /// Whether anything differs from what was read.
+    /// Whether the listing differs from the last read.
     pub fn differs(&self, listing: &BTreeMap<ObjectRef, Signature>) -> bool {
         let good = listing
             .iter()
@@ -124,12 +124,12 @@ impl Store {
         !good.eq(self.copies.iter().map(|(key, copy)| (key, &copy.signature)))
     }
 
-    /// Whether a file may have changed without showing it.
+    /// Whether a file may have changed with the same signature.
     pub fn is_racy(&self) -> bool {
         self.copies.values().any(|copy| copy.racy)
     }
 
-    /// Reads what changed. The caller holds a lock.
+    /// Reads the changed files. The caller holds a lock.
     pub fn read(&mut self, listing: BTreeMap<ObjectRef, Signature>) {
         let gone = self
             .copies
@@ -191,7 +191,7 @@ impl Store {
         self.copies.insert(key, copy);
     }
 
-    /// The stored object as it is on disk now; `None` if there is none; what is wrong if it cannot be read.
+    /// The stored object as it is on disk now; `None` if it does not exist; an error if it is unreadable.
     fn load(&self, key: &ObjectRef) -> Result<Option<Value>, String> {
         let text = match fs::read_to_string(self.path(key)) {
             Ok(text) => text,
@@ -207,7 +207,7 @@ impl Store {
         }
     }
 
-    /// The same, for a caller that wants to change it and holds the exclusive lock.
+    /// Like [`Self::load`], for a caller that changes the object and holds the exclusive lock.
     pub fn current(&self, key: &ObjectRef) -> Result<Option<Value>, SourceError> {
         self.load(key).map_err(|why| SourceError::Unreadable {
             object: key.to_string(),
@@ -227,7 +227,7 @@ impl Store {
         let path = self.path(key);
         let directory = self.kind_directory(key.kind);
         fs::create_dir_all(&directory).map_err(|e| io_error("making", &directory, e))?;
-        // What is lost with the power is made again, but for leases and tunnel indexes.
+        // After a power cut everything is created again, except leases and tunnel indexes.
         let durable = object::is_record(key.kind);
         replace(&path, &encode(&value), durable).map_err(|e| io_error("writing", &path, e))?;
         let metadata = fs::metadata(&path).map_err(|e| io_error("reading", &path, e))?;
@@ -259,7 +259,7 @@ pub(super) fn version_of(value: &Value) -> u64 {
         .unwrap_or(0)
 }
 
-/// The object that a file name stands for. A namespace has no dot, so the first one ends it.
+/// The object of a file name. A namespace contains no dot, so the first one ends it.
 fn key_of(kind: Kind, namespaced: bool, file: &str) -> Option<ObjectRef> {
     let stem = file
         .strip_suffix(".yaml")
@@ -276,7 +276,7 @@ fn key_of(kind: Kind, namespaced: bool, file: &str) -> Option<ObjectRef> {
     })
 }
 
-/// The object as YAML; as JSON, which YAML includes, where YAML would not say the same again.
+/// The object as YAML; as JSON, a subset of YAML, where the YAML would not read back as the same value.
 fn encode(value: &Value) -> String {
     if let Ok(yaml) = serde_saphyr::to_string(value)
         && decode(&yaml).is_ok_and(|again| again == *value)
@@ -290,7 +290,7 @@ fn decode(text: &str) -> Result<Value, String> {
     read_value(text.starts_with('{'), text).map_err(|(line, why)| format!("line {line}: {why}"))
 }
 
-/// Puts a file in place of another in one step.
+/// Replaces a file atomically.
 fn replace(path: &Path, text: &str, durable: bool) -> io::Result<()> {
     let name = path
         .file_name()

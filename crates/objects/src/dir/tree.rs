@@ -1,4 +1,4 @@
-//! The user's files: which are there, what is in them, which changed.
+//! The user's files: list, content, changes.
 
 use super::document::{self, Document};
 use crate::SourceError;
@@ -10,15 +10,15 @@ use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
-/// Largest file that is read, bytes: a List of ten thousand pods with everything in it has about a third of this.
+/// Largest file that is read, bytes: a complete List of ten thousand pods has about a third of this.
 const FILE_MAX_BYTES: u64 = 256 << 20;
 /// Deepest directory below the source's own.
 const DEPTH_MAX: usize = 16;
-/// A file that changed less than this before it was read may change again without showing it: time stamps have the
-/// grain of the kernel's tick, and inode numbers come back.
+/// A file that changed less than this before it was read may change again with the same signature: time stamps have the
+/// granularity of the kernel's tick, and inode numbers are reused.
 const RACY: Duration = Duration::from_millis(50);
 
-/// What changes when a file does.
+/// Metadata that changes with a file's content.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Signature {
     device: u64,
@@ -39,7 +39,7 @@ impl Signature {
         }
     }
 
-    /// How long ago the file was last touched; zero if that is in the future.
+    /// Time since the file was last modified; zero if that is in the future.
     pub fn age(&self, now: SystemTime) -> Duration {
         let (secs, nanos) = self.modified.max(self.changed);
         let touched = Duration::new(
@@ -52,19 +52,19 @@ impl Signature {
         now.saturating_sub(touched)
     }
 
-    /// Whether a further change could look the same as this.
+    /// Whether a further change could have the same signature.
     pub fn is_racy(&self, now: SystemTime) -> bool {
         self.age(now) < RACY
     }
 }
 
-/// A file and what it says.
+/// A file and its content.
 pub(super) struct Entry {
     signature: Signature,
     racy: bool,
-    /// It has no byte: most likely somebody is about to write it.
+    /// The file has no byte: most likely a write is under way.
     pub empty: bool,
-    /// Why it could not be read.
+    /// Finding, if the file could not be read.
     pub unreadable: Option<Finding>,
     pub documents: Vec<Document>,
 }
@@ -72,18 +72,18 @@ pub(super) struct Entry {
 /// The user's files.
 pub(super) struct Tree {
     root: PathBuf,
-    /// By path below the root, in byte order.
+    /// Files by path below the root, in byte order.
     pub files: BTreeMap<String, Entry>,
-    /// Directories that could not be read, with what to do; the objects that came from there are kept.
+    /// Directories that could not be read, with the findings; their objects are retained.
     pub closed: BTreeMap<String, Finding>,
 }
 
-/// What a walk found.
+/// Result of a directory walk.
 #[derive(Default)]
 pub(super) struct Listing {
     files: BTreeMap<String, (PathBuf, Signature)>,
     closed: BTreeMap<String, Finding>,
-    /// Every directory that was read.
+    /// All directories that were read.
     pub directories: Vec<PathBuf>,
 }
 
@@ -106,7 +106,7 @@ impl Tree {
         }
     }
 
-    /// What is there now. `enter` is called before a directory is read.
+    /// Walks the directory. `enter` is called before a directory is read.
     pub fn list(&self, enter: &mut dyn FnMut(&Path)) -> Result<Listing, SourceError> {
         let mut listing = Listing::default();
         enter(&self.root);
@@ -117,7 +117,7 @@ impl Tree {
         Ok(listing)
     }
 
-    /// Whether anything differs from what was read.
+    /// Whether the listing differs from the last read.
     pub fn differs(&self, listing: &Listing) -> bool {
         let listed = listing
             .files
@@ -130,12 +130,12 @@ impl Tree {
         !listed.eq(read) || !listing.closed.keys().eq(self.closed.keys())
     }
 
-    /// Whether a file may have changed without showing it.
+    /// Whether a file may have changed with the same signature.
     pub fn is_racy(&self) -> bool {
         self.files.values().any(|entry| entry.racy)
     }
 
-    /// Reads what changed. Returns how long ago the newest change was.
+    /// Reads the changed files. Returns the time since the newest change.
     pub fn read(&mut self, listing: Listing) -> Option<Duration> {
         let now = SystemTime::now();
         let youngest = listing.youngest(now);
@@ -149,7 +149,7 @@ impl Tree {
             let previous = known.map_or(&[][..], |entry| &entry.documents);
             match read_file(&name, &path, previous) {
                 Ok(entry) => drop(self.files.insert(name, entry)),
-                // Gone since the walk: the next one sees it.
+                // Removed since the walk: the next walk notices.
                 Err(error) if error.kind() == io::ErrorKind::NotFound => {
                     drop(self.files.remove(&name))
                 }
@@ -225,7 +225,7 @@ fn read_file(name: &str, path: &Path, previous: &[Document]) -> io::Result<Entry
     })
 }
 
-/// Whether a name in the tree is never input.
+/// Whether files of this name are never input.
 fn is_hidden(name: &str) -> bool {
     name.starts_with('.') || name.ends_with('~') || name.ends_with(".tmp")
 }

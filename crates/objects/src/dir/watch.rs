@@ -1,5 +1,5 @@
-//! Being woken by changes: inotify on every directory, and a look at signatures now and then for what it misses
-//! (files behind symbolic links, a full queue, file systems of other machines).
+//! Wake-up by changes: inotify on every directory, and periodic comparison of signatures for changes that it misses
+//! (files behind symbolic links, a full queue, network file systems).
 
 use crate::SourceError;
 use inotify::{EventMask, Inotify, WatchDescriptor, WatchMask};
@@ -10,13 +10,13 @@ use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-/// Room for events of one read: each is 16 bytes and a name of at most 256.
+/// Buffer for the events of one read, bytes: an event has 16 bytes and a name of at most 256.
 const EVENTS_BYTES: usize = 16 * 1024;
 
-/// Watched directories. Without inotify (limits, odd file systems) only the signatures are looked at.
+/// Watched directories. Without inotify (limits, unusual file systems) only signatures are compared.
 pub(super) struct Watch {
     inotify: Option<Inotify>,
-    /// Directory by path: whether it is ours (below `status/`), and its watch.
+    /// By path: whether the directory is ours (below `status/`), and its watch.
     directories: BTreeMap<PathBuf, (bool, WatchDescriptor)>,
 }
 
@@ -31,8 +31,8 @@ impl Watch {
         }
     }
 
-    /// Watches a directory from now on; to be called before it is read, so that no change falls between. Missing
-    /// directories are watched once they are there.
+    /// Watches a directory from now on; call it before the directory is read, so that no change is missed. A missing
+    /// directory is watched once it exists.
     pub fn add(&mut self, directory: &Path, ours: bool) {
         let Some(inotify) = &self.inotify else { return };
         let mask = WatchMask::CREATE
@@ -57,7 +57,7 @@ impl Watch {
         }
     }
 
-    /// Waits until something happens or the time is over. `true`: something that concerns the source.
+    /// Waits until an event arrives or the timeout expires. `true`: an event that concerns the source.
     pub fn wait(&mut self, timeout: Duration) -> Result<bool, SourceError> {
         let deadline = Instant::now() + timeout;
         loop {
@@ -71,7 +71,7 @@ impl Watch {
         }
     }
 
-    /// Whether events are there within the time.
+    /// Whether events arrive within the timeout.
     fn poll(&self, timeout: Duration) -> Result<bool, SourceError> {
         // Rounded up, or the last millisecond would be spent spinning.
         let millis = timeout.as_micros().div_ceil(1000).min(i32::MAX as u128);
@@ -93,14 +93,14 @@ impl Watch {
         }
     }
 
-    /// Takes the events that are there. `true` if one of them concerns the source.
+    /// Reads the pending events. `true` if one of them concerns the source.
     fn drain(&mut self) -> bool {
         let Some(inotify) = &mut self.inotify else {
             return false;
         };
         let mut buffer = vec![0; EVENTS_BYTES];
         let mut relevant = false;
-        // Ends at WouldBlock; any other error means that events were lost, so a look is due.
+        // Ends at WouldBlock; any other error means that events were lost, so it counts as a change.
         loop {
             let events = match inotify.read_events(&mut buffer) {
                 Ok(events) => events,
@@ -111,7 +111,7 @@ impl Watch {
                     .directories
                     .values()
                     .any(|(ours, watch)| *ours && *watch == event.wd);
-                // The lock and files being written say nothing yet; hidden names of the user's do: `..data`.
+                // The lock file and temporary files are ignored; hidden names of the user's are not: `..data`.
                 let hidden = event
                     .name
                     .is_some_and(|name| name.as_encoded_bytes().first() == Some(&b'.'));
@@ -120,7 +120,7 @@ impl Watch {
         }
     }
 
-    /// Waits until it has been quiet for a while, but not longer than ten times that.
+    /// Waits until there has been no event for a while, at most ten times that long.
     pub fn settle(&mut self, quiet: Duration) -> Result<(), SourceError> {
         let deadline = Instant::now() + quiet * 10;
         while Instant::now() < deadline && self.poll(quiet)? {

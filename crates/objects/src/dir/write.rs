@@ -1,4 +1,4 @@
-//! Writing: status of the user's objects, and the objects that are ours alone.
+//! Writes: status of the user's objects, and the objects that only Egret writes.
 
 use super::DirSource;
 use super::store::version_of;
@@ -177,15 +177,15 @@ impl DirSource {
         }
     }
 
-    /// Puts a new status on an object; whether that changed anything.
+    /// Sets the status of an object; returns whether that changed anything.
     fn write_status<T: DeserializeOwned + Serialize>(
         &mut self,
         key: &ObjectRef,
         make: impl FnOnce(Option<T>) -> T,
     ) -> Result<bool, SourceError> {
         let mut lock = self.writing()?;
-        // Somebody removed our copy while its object is in force: it is made again from what we read. What only
-        // Egret writes is not made again here: whoever removed an address meant it.
+        // Our copy was removed while its object is in force: it is created again. Records are not created again here:
+        // removing an address may be intended.
         let ours_alone = matches!(key.kind, Kind::EgressAddress | Kind::EgressNode);
         let remembered = || {
             let copy = self.store.copies.get(key).filter(|_| !ours_alone)?;
@@ -235,7 +235,7 @@ fn same_version(
     })
 }
 
-/// An object of ours that is written for the first time.
+/// A record that is written for the first time.
 fn fresh(key: &ObjectRef) -> Value {
     json!({
         "apiVersion": api::API_VERSION,
@@ -248,7 +248,7 @@ fn to_value(part: &impl Serialize) -> Value {
     serde_json::to_value(part).expect("API types have string keys and finite numbers only")
 }
 
-/// Whether that changed anything; raises the generation if so.
+/// Sets the spec and raises the generation; returns whether that changed anything.
 fn set_spec(value: &mut Value, spec: Value) -> bool {
     if value.get("spec") == Some(&spec) {
         return false;
@@ -263,7 +263,7 @@ fn from_status<T: DeserializeOwned>(value: &Value) -> Option<T> {
     T::deserialize(value.get("status")?).ok()
 }
 
-/// Whether that changed anything.
+/// Sets the status; returns whether that changed anything.
 fn set_status(value: &mut Value, status: &impl Serialize) -> bool {
     let status = to_value(status);
     if value.get("status") == Some(&status) {

@@ -1,8 +1,9 @@
 //! `Egress`, `Vip` and `EgressMapper` of `egress.mapper.com`.
 //!
-//! A `Vip` is a policy that selects nobody: its address is served from its creation, as it was there. An `Egress` whose
-//! address no `Vip` has is refused, and its pods' traffic dropped: with a source that nobody asked for, it would be
-//! wrong. Only the family of the address is meant, as it was there: the other one leaves as without Egret. The `EgressMapper` started programs there; what of it still means something here are its networks and device.
+//! A `Vip` is a policy that selects no pod: its address is served from its creation, as in egress-mapper. An `Egress`
+//! whose address no `Vip` has is refused, and its pods' traffic dropped: any other source would be wrong. Only the
+//! family of the address is affected, as in egress-mapper; the other one leaves as without Egret. The `EgressMapper`
+//! started programs of that system; only its networks and its device have an effect here.
 
 use super::gateway::Choice;
 use super::{Foreign, Object, Problem, Settings, Translation, field};
@@ -17,14 +18,14 @@ use std::net::IpAddr;
 
 /// Numbers that kube-egress could use as mark and table.
 const ROUTE_IDS: std::ops::RangeInclusive<i64> = 1..=252;
-/// Fields of an `EgressMapper` that started programs of that system and mean nothing here.
+/// Fields of an `EgressMapper` that configured programs of that system and have no effect here.
 const WITHOUT_EFFECT: [&str; 4] = [
     "KeepalivedVIPImage",
     "KubeEgressImage",
     "NeedMountDev",
     "UpdateInterval",
 ];
-/// Other names of kinds, as kubectl and the original have them.
+/// Aliases of kinds, as in kubectl and egress-mapper.
 const SHORT_KINDS: [(&str, WorkloadKind); 7] = [
     ("po", WorkloadKind::Pod),
     ("deploy", WorkloadKind::Deployment),
@@ -35,18 +36,18 @@ const SHORT_KINDS: [(&str, WorkloadKind); 7] = [
     ("job", WorkloadKind::Job),
 ];
 
-/// What the objects of this system become.
+/// Result of translating this system's objects.
 pub(super) struct Mapped {
     pub objects: Vec<(ObjectRef, Translation)>,
-    /// Addresses of pods, which are never egress destinations.
+    /// Pod networks, which are never egress destinations.
     pub pods: Vec<IpNet>,
-    /// Addresses of Services.
+    /// Service networks.
     pub services: Vec<IpNet>,
     /// Device of the egress addresses.
     pub interface: Option<String>,
 }
 
-/// `taken` is sorted, older first.
+/// Translates. `taken` is sorted, older first.
 pub(super) fn translate(taken: &[Foreign], settings: &Settings, choice: &Choice) -> Mapped {
     let mut mapped = Mapped {
         objects: Vec::new(),
@@ -72,7 +73,7 @@ pub(super) fn translate(taken: &[Foreign], settings: &Settings, choice: &Choice)
     mapped
 }
 
-/// The `Vip`s that count, by address and by number.
+/// The effective `Vip`s, by address and by number.
 #[derive(Default)]
 struct Vips<'a> {
     by_address: BTreeMap<IpAddr, &'a ObjectRef>,
@@ -108,7 +109,7 @@ impl<'a> Vips<'a> {
         translation(foreign, problems, vec![policy])
     }
 
-    /// Whether an `Egress` of this namespace finds a `Vip` with this address.
+    /// Whether a `Vip` with this address serves an `Egress` of this namespace.
     fn serve(&self, address: IpAddr, namespace: &str, settings: &Settings) -> bool {
         self.by_address.get(&address).is_some_and(|vip| {
             vip.namespace == namespace || settings.admin_namespaces.contains(&vip.namespace)
@@ -204,7 +205,7 @@ fn egress(foreign: &Foreign, vips: &Vips<'_>, settings: &Settings, choice: &Choi
     translation(foreign, problems, vec![policy])
 }
 
-/// Every address of a family.
+/// The prefix of all addresses of a family.
 fn everywhere(address: IpAddr) -> IpNet {
     match address {
         IpAddr::V4(_) => IpNet::V4(Ipv4Net::default()),
@@ -212,7 +213,7 @@ fn everywhere(address: IpAddr) -> IpNet {
     }
 }
 
-/// Takes what the oldest `EgressMapper` of an administrating namespace says into `mapped`.
+/// Reads the oldest `EgressMapper` of an administrating namespace into `mapped`.
 fn mapper<'a>(
     foreign: &'a Foreign,
     settings: &Settings,
@@ -264,7 +265,7 @@ fn mapper<'a>(
     result
 }
 
-/// A field of the spec, or a problem.
+/// Reads a field of the spec, or records a problem.
 fn take<'a, T>(
     foreign: &'a Foreign,
     problems: &mut Vec<Problem>,
@@ -280,7 +281,7 @@ fn take<'a, T>(
         .ok()
 }
 
-/// A policy of the object's own name; address and gateway are the caller's.
+/// A policy with the object's own name; the caller adds address and gateway.
 fn policy(foreign: &Foreign, selection: Selection) -> Policy {
     let addresses = AddressRequest::Fixed(Vec::new());
     Policy {

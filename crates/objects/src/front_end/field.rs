@@ -1,11 +1,11 @@
-//! Fields of foreign objects, read leniently: earlier systems had no schema, so that a number may be a string.
+//! Fields of foreign objects, read tolerantly: earlier systems had no schema, so a number may be a string.
 
 use crate::convert::field as strict;
 use ipnet::IpNet;
 use serde_json::Value;
 use std::net::IpAddr;
 
-/// What a field says, for people.
+/// Value of a field, for people.
 pub(super) fn shown(value: &Value) -> String {
     match value {
         Value::Null => String::new(),
@@ -14,7 +14,7 @@ pub(super) fn shown(value: &Value) -> String {
     }
 }
 
-/// A text that is not empty; `Ok(None)`: the field is absent, null or empty.
+/// A non-empty text; `Ok(None)`: the field is absent, null or empty.
 pub(super) fn text(value: &Value) -> Result<Option<&str>, String> {
     match value {
         Value::Null => Ok(None),
@@ -24,7 +24,7 @@ pub(super) fn text(value: &Value) -> Result<Option<&str>, String> {
     }
 }
 
-/// A text that must be there.
+/// A required text.
 pub(super) fn required<'v>(value: &'v Value, example: &str) -> Result<&'v str, String> {
     text(value)?.ok_or_else(|| format!("add this field, for example {example}"))
 }
@@ -34,8 +34,8 @@ pub(super) fn egress_address(value: &Value) -> Result<IpAddr, String> {
     strict::egress_address(required(value, "192.168.122.222")?)
 }
 
-/// Prefixes as iptables takes them: one, or several with commas between; one address is a prefix too, and a length may be
-/// a netmask.
+/// Prefixes as iptables accepts them: one, or several separated by commas. A single address is a prefix, too, and a
+/// length may be a netmask.
 pub(super) fn prefixes(value: &Value) -> Result<Vec<IpNet>, String> {
     let text = required(value, "203.0.113.0/24")?;
     text.split(',').map(|one| prefix(one.trim())).collect()
@@ -65,7 +65,7 @@ pub(super) fn object_name(value: &Value, example: &str) -> Result<String, String
     strict::object_name(required(value, example)?)
 }
 
-/// A number, also where it is written as a string; `Ok(None)`: absent.
+/// A number, possibly written as a string; `Ok(None)`: absent.
 pub(super) fn number(value: &Value) -> Result<Option<i64>, String> {
     let bad = || "write a whole number".to_owned();
     match value {

@@ -1,27 +1,27 @@
-//! Gateways for objects whose systems chose them by themselves.
+//! Gateways for objects whose systems selected gateways themselves.
 //!
-//! Where the cluster has an `EgressGateway`, that serves (the default one, or the only one). Where it has none, every
-//! node that is no control plane is a gateway, as those systems had it; and a node label names its own group.
+//! If the cluster has an `EgressGateway`, it serves them (the default one, or the only one). If not, every node without
+//! a control plane is a gateway, as in those systems; a node label makes a group of its own.
 
 use super::Translation;
 use egret_core::model::{Gateway, GatewayName, LabelSelector, ObjectRef, Requirement, Snapshot};
 use std::collections::{BTreeMap, BTreeSet};
 
-/// Labels of nodes that run the control plane; the first is the older.
+/// Labels of control plane nodes; the first is the older one.
 const CONTROL_PLANE_LABELS: [&str; 2] = [
     "node-role.kubernetes.io/master",
     "node-role.kubernetes.io/control-plane",
 ];
-/// Name of the group that stands in where there is no `EgressGateway`.
+/// Name of the group that is generated if there is no `EgressGateway`.
 const STAND_IN: &str = "front-end";
-/// First part of the name of a group that a node label makes.
+/// Name prefix of a group that is generated from a node label.
 const BY_LABEL: &str = "front-end-label-";
 
-/// What to use in this cluster.
+/// Selection of gateways in this cluster.
 pub(super) struct Choice {
     /// There is no `EgressGateway`.
     none: bool,
-    /// Not one node is without a control plane's label.
+    /// All nodes have a control plane label.
     control_plane_only: bool,
 }
 
@@ -46,7 +46,7 @@ impl Choice {
         }
     }
 
-    /// Adds the groups that these translations use.
+    /// Adds the generated groups that these translations use.
     pub(super) fn add_to(
         &self,
         snapshot: &mut Snapshot,
@@ -79,14 +79,15 @@ impl Choice {
 fn stand_in(name: &str, nodes: LabelSelector, interface: Option<&str>) -> Gateway {
     Gateway {
         generation: 1,
-        // The one that stands in is there only where people wrote none: it is the only one.
+        // The generated group exists only without an `EgressGateway`, so it is the only one.
         by_name_only: name != STAND_IN,
         external_interface: interface.map(str::to_owned),
         ..Gateway::new(GatewayName(name.to_owned()), nodes)
     }
 }
 
-/// A label key as part of a name; everything but lower case letters and digits by its number, so that no two keys meet.
+/// A label key as part of a name. Characters other than lower case letters and digits become their numbers, so that the
+/// result is unique.
 fn name_of_label(label: &str) -> String {
     let encoded = label.bytes().map(|byte| match byte {
         b'a'..=b'z' | b'0'..=b'9' => char::from(byte).to_string(),

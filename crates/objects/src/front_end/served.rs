@@ -1,4 +1,4 @@
-//! What objects of earlier systems became, as a view has it.
+//! Results of translating objects of earlier systems, in a view.
 
 use egret_core::condition::Reason;
 use egret_core::model::{Finding, NodeName, ObjectRef};
@@ -6,16 +6,16 @@ use serde_json::Value;
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
-/// Something that is wrong with an object, for its conditions and as a finding.
+/// A fault of an object, reported in its conditions and as a finding.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Problem {
-    /// One word.
+    /// Reason of the condition.
     pub reason: Reason,
     /// Path of the field.
     pub field: String,
-    /// What it says.
+    /// Value of the field.
     pub value: String,
-    /// What would be right.
+    /// Instruction that repairs it.
     pub remedy: String,
 }
 
@@ -43,31 +43,31 @@ impl Problem {
     }
 }
 
-/// What an object became.
+/// Translation of one object.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Object {
-    /// The generation that it was read at.
+    /// Generation that was translated.
     pub generation: i64,
-    /// Its policies, by name.
+    /// Names of its policies.
     pub policies: BTreeSet<ObjectRef>,
-    /// What is wrong with it. What is right of it is carried out.
+    /// Faults. The valid parts of the object are applied.
     pub problems: Vec<Problem>,
     /// Services that it names and that do not exist.
     pub missing_services: BTreeSet<String>,
-    /// Addresses that it stands for: those of its policies, or the `Vip`'s own.
+    /// Its addresses: those of its policies, or the `Vip`'s own.
     pub addresses: Vec<IpAddr>,
-    /// What it says without effect, as one sentence for its `Accepted` condition; empty: nothing.
+    /// Fields without effect, as one sentence for the `Accepted` condition; may be empty.
     pub note: String,
-    /// The status that it has.
+    /// Current status of the object.
     pub status: Value,
 }
 
 /// The objects of front-ends in a view.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct FrontEnds {
-    /// Those that are taken, by name.
+    /// Adopted objects, by name.
     pub objects: BTreeMap<ObjectRef, Object>,
-    /// Which object a policy came from.
+    /// Origin of each translated policy.
     pub origins: BTreeMap<ObjectRef, ObjectRef>,
     /// `metadata.uid` of nodes: earlier systems name nodes by it. Empty while no front-end serves.
     pub node_uids: BTreeMap<NodeName, String>,

@@ -1,10 +1,10 @@
 //! `StaticEgressIP`, of `staticegressips.nirmata.io` and of the fork's group `staticegressips.io`.
 //!
-//! Rules with one Service and one address are one policy, named by both and not by their place in the list, so that
-//! rules may be reordered. A bad rule is reported and the good ones are carried out.
+//! Rules with the same Service and address form one policy. Its name is derived from both and not from the rules'
+//! positions, so that rules may be reordered. An invalid rule is reported and the valid ones are applied.
 //!
-//! The fork's rules that name a routing table mean something else: `egressip` is then a neighbour of the gateways that
-//! packets go to, and no address of ours. What the table is called means nothing here.
+//! The fork's rules that name a routing table differ: `egressip` is then a next hop, a neighbour of the gateways, and
+//! no egress address. The table's name has no effect here.
 
 use super::gateway::Choice;
 use super::{Foreign, Object, Problem, Translation, field};
@@ -17,10 +17,10 @@ use serde_json::Value;
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
-/// Longest list of rules that is read: more are a mistake, and each costs every agent.
+/// Longest list of rules that is read: longer ones are a mistake, and each rule costs every agent.
 const RULES_MAX: usize = 1000;
 
-/// What makes rules one policy.
+/// Rules with the same key form one policy.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 struct Key {
     service: String,
@@ -116,7 +116,7 @@ fn policy(foreign: &Foreign, key: &Key, cidrs: &[IpNet]) -> Policy {
     }
 }
 
-/// The good rules, each pair of Service and address once, with their destinations.
+/// The valid rules: each pair of Service and address once, with its destinations.
 fn rules(foreign: &Foreign, problems: &mut Vec<Problem>) -> BTreeMap<Key, Vec<IpNet>> {
     let spec = &foreign.spec["rules"];
     let list = spec.as_array().map(Vec::as_slice).unwrap_or_default();
@@ -129,7 +129,7 @@ fn rules(foreign: &Foreign, problems: &mut Vec<Problem>) -> BTreeMap<Key, Vec<Ip
         return BTreeMap::new();
     }
     let mut good: BTreeMap<Key, Vec<IpNet>> = BTreeMap::new();
-    // Which rule has a destination of a Service first: the same again by another address cannot be meant.
+    // The first rule with each destination of a Service: a second one with another address is a mistake.
     let mut first: BTreeMap<(String, IpNet), (usize, IpAddr)> = BTreeMap::new();
     for (index, value) in list.iter().enumerate() {
         let place = format!("spec.rules[{index}]");
@@ -158,12 +158,12 @@ fn rules(foreign: &Foreign, problems: &mut Vec<Problem>) -> BTreeMap<Key, Vec<Ip
             }
         }
     }
-    // The order of rules means nothing.
+    // The order of rules has no effect.
     good.values_mut().for_each(|cidrs| cidrs.sort());
     good
 }
 
-/// One rule, or everything that is wrong with it.
+/// One rule, or all its faults.
 fn rule(
     kind: Kind,
     place: &str,

@@ -1,7 +1,7 @@
-//! Status of foreign objects: their own fields, and our conditions beside them.
+//! Status of foreign objects: their own fields, and Egret's conditions in addition.
 //!
-//! `StaticEgressIP`: `gateway-node` (the **uid** of a Node) and `gateway-ip` name the gateway that answers for the first
-//! address, `gateways[]` every gateway. All kinds: `policies[]` says what became of each rule.
+//! `StaticEgressIP`: `gateway-node` (the **uid** of a Node) and `gateway-ip` name the gateway that announces the first
+//! address, `gateways[]` every gateway. All kinds: `policies[]` has the result of each rule.
 
 use super::{FrontEnds, Object, Said};
 use crate::convert;
@@ -14,13 +14,13 @@ use serde_json::{Map, Value, json};
 use std::collections::BTreeMap;
 use std::net::IpAddr;
 
-/// What the plan says, as far as status needs it.
+/// Inputs from the plan.
 pub struct Told<'a> {
     /// Status of a policy.
     pub policy: &'a dyn Fn(&ObjectRef) -> Option<PolicyStatus>,
-    /// The gateway that answers for an address.
+    /// The gateway that announces an address.
     pub announcer: &'a dyn Fn(IpAddr) -> Option<NodeName>,
-    /// Whether a worker has ports of an address. Gateways answer for an address from then on.
+    /// Whether a worker has ports of an address. Gateways announce an address from then on.
     pub in_use: &'a dyn Fn(IpAddr) -> bool,
     /// Gateways of a policy whose agents run, by name.
     pub gateways: &'a dyn Fn(&ObjectRef) -> Vec<NodeName>,
@@ -28,7 +28,7 @@ pub struct Told<'a> {
     pub nodes: &'a SharedMap<NodeName, Node>,
 }
 
-/// The status that an object must have; `None`: it is not one of a front-end, or not taken.
+/// The required status of an object; `None`: it is not one of a front-end, or not adopted.
 pub fn status(
     front_ends: &FrontEnds,
     name: &ObjectRef,
@@ -112,7 +112,7 @@ fn line(policy: &ObjectRef, said: &PolicyStatus) -> Value {
     })
 }
 
-/// The conditions that a status has; a time that it lacks is none.
+/// The conditions in a status, without their times.
 pub(crate) fn conditions_of(status: &Value) -> Vec<Condition> {
     let conditions = status["conditions"].as_array();
     let conditions = conditions.into_iter().flatten().map(|condition| {
@@ -132,7 +132,7 @@ pub(crate) fn conditions_of(status: &Value) -> Vec<Condition> {
     conditions.collect()
 }
 
-/// The other way: a policy's status out of that of its object.
+/// Inverse of [`line`]: a policy's status from that of its object.
 pub(super) fn said_of(status: &Value, policy: &ObjectRef) -> Option<Said> {
     let lines = status["policies"].as_array()?;
     let line = lines.iter().find(|line| line["name"] == policy.name)?;
@@ -159,7 +159,8 @@ pub(super) fn said_of(status: &Value, policy: &ObjectRef) -> Option<Said> {
     })
 }
 
-/// Conditions of the whole object: a thing holds if it holds for every policy, trouble shows if one policy has it.
+/// Conditions of the whole object: positive conditions hold if they hold for every policy, negative ones if they hold
+/// for one.
 fn conditions(object: &Object, policies: &[(&ObjectRef, PolicyStatus)]) -> Vec<Core> {
     let mut all = vec![accepted(object, policies), ready(object, policies)];
     for kind in ConditionType::ALL {
@@ -172,7 +173,7 @@ fn conditions(object: &Object, policies: &[(&ObjectRef, PolicyStatus)]) -> Vec<C
     all
 }
 
-/// The first policy whose condition has this status, named where there are several.
+/// The first policy whose condition has this status; named if there are several policies.
 fn worst(
     policies: &[(&ObjectRef, PolicyStatus)],
     kind: ConditionType,
@@ -223,7 +224,7 @@ fn ready(object: &Object, policies: &[(&ObjectRef, PolicyStatus)]) -> Core {
         let text = "not all of it is accepted; Accepted says why";
         return Core::new(kind, false, Reason::NotAccepted, text);
     }
-    // Before what the cluster lacks: it is the object's own.
+    // Takes precedence over faults of the cluster: it is the object's own.
     if !object.missing_services.is_empty() {
         let names = object.missing_services.iter().cloned().collect::<Vec<_>>();
         let text = format!("there is no Service {}", names.join(", "));
@@ -246,7 +247,7 @@ fn ready(object: &Object, policies: &[(&ObjectRef, PolicyStatus)]) -> Core {
     Core::new(kind, true, Reason::Programmed, lines.join("; "))
 }
 
-/// A `Vip` is ready when a gateway answers for it, or would as soon as an `Egress` with pods names it.
+/// A `Vip` is ready when a gateway announces it, or would as soon as an `Egress` with pods names it.
 fn answered(conditions: &mut [Core], announcer: Option<&NodeName>, in_use: bool) {
     let ready = conditions
         .iter_mut()
@@ -270,22 +271,22 @@ fn answered(conditions: &mut [Core], announcer: Option<&NodeName>, in_use: bool)
     };
 }
 
-/// Statuses that were written, and what the objects had afterwards. A definition of the original may drop fields that it
-/// does not know: that is no reason to write them again and again.
+/// Statuses that were written, and the objects' statuses afterwards. The earlier system's CRD may drop unknown fields:
+/// that must not cause endless writes.
 #[derive(Debug, Default)]
 pub struct Written {
-    /// What was written, without times, and what was there when it was looked at again.
+    /// Written status without times, and the status at the next read.
     by_object: BTreeMap<ObjectRef, (Value, Option<Value>)>,
 }
 
 impl Written {
-    /// Forgets objects that are gone.
+    /// Forgets objects that no longer exist.
     pub fn keep(&mut self, there: &FrontEnds) {
         self.by_object
             .retain(|name, _| there.objects.contains_key(name));
     }
 
-    /// Whether a status has to be written over the one that is there.
+    /// Whether a status must be written over the current one.
     pub fn is_due(&mut self, name: &ObjectRef, there: &Value, wanted: &Value) -> bool {
         if there == wanted {
             let known = (timeless(wanted), Some(there.clone()));
@@ -300,12 +301,12 @@ impl Written {
         }
     }
 
-    /// What was written last, without times.
+    /// The last written status, without times.
     pub fn last(&self, name: &ObjectRef) -> Option<&Value> {
         self.by_object.get(name).map(|(written, _)| written)
     }
 
-    /// A status was written.
+    /// Records a written status.
     pub fn wrote(&mut self, name: &ObjectRef, status: &Value) {
         let known = (timeless(status), None);
         self.by_object.insert(name.clone(), known);
@@ -338,7 +339,7 @@ mod tests {
         let mut written = Written::default();
         assert!(written.is_due(&name, &Value::Null, &status("1")));
         written.wrote(&name, &status("1"));
-        // The definition knows no conditions.
+        // The CRD drops conditions.
         assert!(!written.is_due(&name, &cut, &status("2")));
         assert!(!written.is_due(&name, &cut, &status("3")));
         assert!(

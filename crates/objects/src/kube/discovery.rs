@@ -1,7 +1,7 @@
-//! Which of the network plugins' kinds the API server serves, by API discovery
+//! Kinds of network plugins that the API server serves, by API discovery
 //! (<https://kubernetes.io/docs/concepts/overview/kubernetes-api/#discovery-api>). A kind that is not served is never
-//! listed: a list is refused over and over where Egret has no right to it, and answers 404 over and over where it has.
-//! Discovery itself is open to everybody who is known to the API server (ClusterRole `system:discovery`).
+//! listed: each list would fail with 403 without the right to it, and with 404 with it. Discovery itself is open to
+//! every authenticated client (ClusterRole `system:discovery`).
 
 use super::store::Store;
 use super::watch::Watch;
@@ -14,31 +14,32 @@ use std::collections::BTreeSet;
 use std::time::Duration;
 use tokio::sync::{OnceCell, watch};
 
-/// Time between two looks: a plugin that is installed later is noticed so late, and its pods are told one by one until then.
+/// Discovery interval: a plugin that is installed later is detected so late, and its pods are listed one by one until
+/// then.
 const INTERVAL: Duration = Duration::from_secs(30);
-/// The same while the API server does not answer.
+/// Discovery interval while the API server does not answer.
 const RETRY: Duration = Duration::from_secs(5);
 
-/// What is known of served kinds.
+/// Result of discovery.
 #[derive(Clone, Debug, Default)]
 enum Served {
-    /// Nobody has answered yet.
+    /// No answer yet.
     #[default]
     Unknown,
-    /// Nobody answers: why.
+    /// No answer, with the error.
     NoAnswer(String),
     /// These are served.
     Kinds(BTreeSet<Kind>),
 }
 
-/// One task that asks, shared by all who wait. It starts with the first of them, so that agents never ask.
+/// Discovery task, shared by all waiting watches. It starts with the first of them, so that agents never discover.
 #[derive(Debug, Default)]
 pub(super) struct Discovery {
     served: OnceCell<watch::Receiver<Served>>,
 }
 
 impl Discovery {
-    /// Waits until a kind is served. Tells the store as long as it is not, or as long as that is unknown.
+    /// Waits until a kind is served. Reports to the store while it is not, or while that is unknown.
     pub(super) async fn until_served(
         &self,
         client: &Client,
@@ -71,7 +72,7 @@ fn begin(client: Client) -> watch::Receiver<Served> {
             let (now, pause) = match ask(&client).await {
                 Ok(kinds) => (Served::Kinds(kinds), INTERVAL),
                 Err(kube::Error::Api(status)) if status.code == 403 => {
-                    tracing::warn!("API discovery is forbidden: pods are told one by one");
+                    tracing::warn!("API discovery is forbidden: pods are listed one by one");
                     (Served::Kinds(BTreeSet::new()), INTERVAL)
                 }
                 Err(error) => (Served::NoAnswer(with_causes(&error)), RETRY),
@@ -83,7 +84,7 @@ fn begin(client: Client) -> watch::Receiver<Served> {
     served
 }
 
-/// One request for the groups, and one for each group and version that a plugin's kinds are of.
+/// One request for the groups, and one for each group and version of a plugin's kind.
 async fn ask(client: &Client) -> kube::Result<BTreeSet<Kind>> {
     let groups = client.list_api_groups().await?.groups;
     let versions: BTreeSet<&str> = groups
@@ -99,7 +100,7 @@ async fn ask(client: &Client) -> kube::Result<BTreeSet<Kind>> {
     for version in known.intersection(&versions) {
         let resources = match client.list_api_group_resources(version).await {
             Ok(list) => list.resources,
-            // Gone since the first request.
+            // Removed since the first request.
             Err(kube::Error::Api(status)) if status.code == 404 => continue,
             Err(error) => return Err(error),
         };

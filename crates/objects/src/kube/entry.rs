@@ -1,5 +1,5 @@
-//! One object of the API server, as far as Egret looks at it: the model's value and, of our own kinds, the status.
-//! What is not looked at is dropped here, so that ten thousand pods stay small and a heartbeat is no change.
+//! One object of the API server, reduced to what Egret reads: the model's value and, for our own kinds, the status. The
+//! rest is dropped here, so that ten thousand pods stay small and a heartbeat is no change.
 
 use crate::convert::{self, Gaps, Reading, cluster, reading, unread};
 use crate::front_end::Foreign;
@@ -18,7 +18,7 @@ use kube::core::{DynamicObject, PartialObjectMeta};
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
-/// What an object means, with its status where Egret writes that.
+/// Value of an object, with its status where Egret writes that.
 #[derive(Clone, Debug, PartialEq)]
 pub(super) enum Value {
     Policy(Arc<Policy>),
@@ -32,15 +32,15 @@ pub(super) enum Value {
     Service(Box<Service>),
     Slice(cluster::Slice),
     ServiceCidrs(Vec<IpNet>),
-    /// An object of a front-end, translated when everything else is there.
+    /// An object of a front-end, translated after everything else.
     Foreign(Box<Foreign>),
-    /// What an object of a network plugin publishes.
+    /// Prefixes that an object of a network plugin publishes.
     PodPrefixes(BTreeSet<IpNet>),
-    /// Nothing yet: a pod without a node. Or nothing good: the findings say why.
+    /// No value: a pod without a node, or an invalid object with its findings.
     Nothing,
 }
 
-/// A value of this kind, to be shared.
+/// Wraps a value of this kind in an `Arc`.
 macro_rules! of_kind {
     ($($name:ident: $value:ident, $of:ty;)+) => {
         impl Value {$(
@@ -63,7 +63,7 @@ of_kind! {
     pod: Pod, Pod;
 }
 
-/// The status of an object of ours.
+/// Status of one of our objects.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub(super) enum Status {
     #[default]
@@ -84,20 +84,20 @@ pub(super) struct Entry {
     pub uid: String,
     /// `metadata.generation`.
     pub generation: i64,
-    /// Labels and annotations of records, which are replaced whole and must keep those of others.
+    /// Labels and annotations of records: a record is replaced as a whole and must retain those of others.
     pub kept: Option<Box<ObjectMeta>>,
-    /// What it means.
+    /// The model's value.
     pub value: Value,
-    /// What Egret said about it.
+    /// The status that Egret wrote.
     pub status: Status,
-    /// What is wrong with it.
+    /// Findings about the object.
     pub findings: Vec<Finding>,
-    /// What of a record cannot be read.
+    /// Unreadable parts of a record.
     pub gaps: Gaps,
 }
 
 impl Entry {
-    /// Whether nothing that anybody looks at differs.
+    /// Whether both entries are equal in everything that is read.
     pub fn says_the_same(&self, other: &Self) -> bool {
         let labels = |entry: &Self| entry.kept.as_ref().and_then(|kept| kept.labels.clone());
         (&self.value, &self.status, &self.findings, &self.uid)
@@ -106,22 +106,22 @@ impl Entry {
             && labels(self) == labels(other)
     }
 
-    /// Takes the value of the entry that it replaces, where both mean the same: who has that shares it.
+    /// Takes over the value of the replaced entry if both are equal, so that views keep sharing it.
     pub fn share(&mut self, before: &mut Self) {
         if self.value == before.value {
             std::mem::swap(&mut self.value, &mut before.value);
         }
     }
 
-    /// Keeps what the object meant before, if what it says now cannot be understood. An object of the same name that was
-    /// made anew has no past.
+    /// Retains the last good value if the new one is invalid. An object that was recreated under the same name has no
+    /// last good value.
     pub fn keep_last_good(&mut self, before: &Self) {
         let lost = matches!(self.value, Value::Nothing) || self.gaps.spec;
         if !lost || self.findings.is_empty() || before.uid != self.uid {
             return;
         }
         self.value = match (&self.value, &before.value) {
-            // The agent's part is another writer's.
+            // The agent's part has another writer, so the new one is used.
             (Value::Record(now), Value::Record(before)) => {
                 Value::Record(Arc::new(reading::with_spec_of(now, before)))
             }
@@ -148,7 +148,7 @@ impl Entry {
         }
     }
 
-    /// A record that only Egret writes, as far as it can be read.
+    /// Entry of a record that only Egret writes, as far as it is readable.
     fn record<T>(
         metadata: ObjectMeta,
         reading: Reading<T>,
@@ -165,7 +165,7 @@ impl Entry {
         entry.keeping(metadata)
     }
 
-    /// Writes are compared with the version that a record has, whatever of it can be read.
+    /// Sets the version that writes are compared with, however little of the record is readable.
     fn set_version(&mut self) {
         match &mut self.value {
             Value::Address(record) => Arc::make_mut(record).resource_version = self.version,
@@ -186,7 +186,7 @@ impl Entry {
     }
 }
 
-/// An object of a front-end. Its status is part of it: who else writes it, Egret does not know.
+/// Entry of a front-end's object. Its status is included: others may write it, too.
 pub(super) fn foreign(kind: Kind, object: DynamicObject) -> (ObjectRef, Entry) {
     let name = convert::object_ref(kind, &object.metadata);
     let metadata = object.metadata.clone();
@@ -196,7 +196,7 @@ pub(super) fn foreign(kind: Kind, object: DynamicObject) -> (ObjectRef, Entry) {
     (name, Entry::new(&metadata, Ok(value), Status::None))
 }
 
-/// An object of a network plugin.
+/// Entry of a network plugin's object.
 pub(super) fn of_plugin(kind: Kind, object: DynamicObject) -> (ObjectRef, Entry) {
     let name = convert::object_ref(kind, &object.metadata);
     let metadata = object.metadata.clone();
@@ -208,10 +208,10 @@ pub(super) fn of_plugin(kind: Kind, object: DynamicObject) -> (ObjectRef, Entry)
 
 /// A kind that is watched.
 pub(super) trait Observed {
-    /// Its kind, where findings can name it.
+    /// Its kind, as findings name it.
     const KIND: Kind;
 
-    /// Its name and what it means.
+    /// Its name and its entry.
     fn observe(self) -> (ObjectRef, Entry);
 }
 
@@ -257,7 +257,7 @@ impl Observed for api::ClusterEgress {
     }
 }
 
-/// Kinds whose value is one conversion and whose status is ours.
+/// Implements [`Observed`] for kinds with one conversion and a status of ours.
 macro_rules! ours {
     ($($kind:ident, $convert:path, $value:ident, $status:ident;)+) => {$(
         impl Observed for api::$kind {
@@ -304,7 +304,8 @@ impl Observed for api::EgressNode {
     }
 }
 
-/// An object of a kind of ours that is not what the API says, with why: of another version of Egret, perhaps.
+/// Entry of an object of our kinds that does not match the API's type, with the error; it may be from another version
+/// of Egret.
 pub(super) fn unread(
     kind: Kind,
     metadata: ObjectMeta,
@@ -349,7 +350,7 @@ impl Observed for PartialObjectMeta<core::Namespace> {
     }
 }
 
-/// Kinds of the cluster whose value is one conversion.
+/// Implements [`Observed`] for kinds of the cluster with one conversion.
 macro_rules! theirs {
     ($($kind:ty, $name:ident, $convert:expr;)+) => {$(
         impl Observed for $kind {
@@ -369,6 +370,7 @@ theirs! {
     core::Pod, Pod, |o| cluster::pod(o).map(|pod| pod.map_or(Value::Nothing, |pod| Value::Pod(Arc::new(pod))));
     core::Service, Service, |o| cluster::service(o).map(|service| Value::Service(Box::new(service)));
     EndpointSlice, EndpointSlice, |o| cluster::endpoint_slice(o).map(Value::Slice);
-    // Nobody mends a ServiceCIDR for us, so it never has findings; its name is told from Services by its watch.
+    // A ServiceCIDR never has findings, since nobody would repair it for us; its watch distinguishes its name from a
+    // Service's.
     ServiceCIDR, Service, |o| Ok(Value::ServiceCidrs(cluster::service_cidrs(o)));
 }

@@ -1,7 +1,7 @@
-//! Events: a condition of an object that a person wrote became bad, or good again.
+//! Events: a condition of a user's object became bad, or good again.
 //!
-//! Bounded twice, so that no cluster-wide trouble becomes a storm: a few per object, refilled slowly, and a few per
-//! second in all. What is left out is still in the object's status.
+//! Limited twice, so that a fault of the whole cluster causes no storm: a few per object, refilled slowly, and a few
+//! per second in all. The object's status also has what is dropped here.
 
 use crate::front_end::foreign_kind;
 use crate::status::{Condition, ConditionStatus};
@@ -20,24 +20,24 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 use tokio::runtime::Runtime;
 
-/// Who reports.
+/// Reporting controller.
 const REPORTER: &str = "egret.dev/controller";
-/// Events of one object at once; one more every [`OBJECT_REFILL`].
+/// Burst of events per object; one more every [`OBJECT_REFILL`].
 const OBJECT_BURST: u32 = 6;
-/// How often an object may have one more.
+/// Refill interval per object.
 const OBJECT_REFILL: Duration = Duration::from_secs(120);
-/// Events of all objects at once; one more every [`ALL_REFILL`].
+/// Burst of events of all objects; one more every [`ALL_REFILL`].
 const ALL_BURST: u32 = 50;
-/// How often one more may be sent.
+/// Refill interval of all objects.
 const ALL_REFILL: Duration = Duration::from_millis(500);
-/// Objects whose budget is remembered; with more, those with a full budget are forgotten, then all.
+/// Objects with a stored budget; beyond that, those with a full budget are dropped, then all.
 const OBJECTS_MAX: usize = 4096;
 /// Longest note of an event, in bytes (events.k8s.io/v1).
 const NOTE_MAX: usize = 1024;
 /// Longest wait for an answer.
 const ANSWER: Duration = Duration::from_secs(5);
 
-/// One event to tell.
+/// One event to send.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Note {
     warning: bool,
@@ -45,7 +45,7 @@ pub(super) struct Note {
     text: String,
 }
 
-/// What became bad or good between two lists of conditions. A bad one is told again only when its reason is another.
+/// Conditions that became bad or good between two lists. A bad one is reported again only with another reason.
 pub(super) fn notes(before: &[Condition], now: &[Condition]) -> Vec<Note> {
     let old = |kind: &str| before.iter().find(|c| c.kind == kind);
     let mut notes = Vec::new();
@@ -72,8 +72,8 @@ fn note(warning: bool, condition: &Condition) -> Note {
     }
 }
 
-/// Accepted, Allocated and Ready are bad when they do not hold, all others when they do. Ready that waits for pods
-/// being programmed is the way of things.
+/// Accepted, Allocated and Ready are bad when False, all others when True. Ready that only waits for pods to be
+/// programmed is not bad.
 fn is_bad(condition: &Condition) -> bool {
     let good = [
         ConditionType::Accepted,
@@ -87,7 +87,7 @@ fn is_bad(condition: &Condition) -> bool {
     }
 }
 
-/// A number of tokens that comes back with time.
+/// A token bucket.
 #[derive(Clone, Copy, Debug)]
 struct Bucket {
     left: u32,
@@ -112,7 +112,7 @@ impl Bucket {
     }
 }
 
-/// How many events may still be sent.
+/// Remaining events.
 #[derive(Debug)]
 struct Budget {
     all: Bucket,
@@ -165,7 +165,7 @@ impl Events {
         }
     }
 
-    /// Tells what became of an object.
+    /// Sends events about an object.
     pub fn tell(&self, runtime: &Runtime, object: &ObjectRef, uid: &str, notes: Vec<Note>) {
         for note in notes {
             let now = Instant::now();
@@ -191,12 +191,12 @@ impl Events {
 }
 
 fn event(object: &ObjectRef, uid: &str, note: &Note) -> Event {
-    // Events of objects without a namespace live in `default`, as those of nodes do.
+    // Events of cluster-scoped objects go into `default`, like those of nodes.
     let namespace = match object.namespace.as_str() {
         "" => "default",
         namespace => namespace,
     };
-    // Objects of front-ends are looked for by the names that their systems gave them.
+    // Users look for events of front-ends' objects under the names of their own systems.
     let (api_version, kind) = match foreign_kind(object.kind) {
         Some(known) => (known.api_version, known.name.to_owned()),
         None => (api::API_VERSION, format!("{:?}", object.kind)),

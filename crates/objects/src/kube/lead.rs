@@ -1,8 +1,8 @@
-//! Who of several controllers leads: a Lease of coordination.k8s.io, held by renewing it.
+//! Leader election of controllers: a Lease of coordination.k8s.io, held by renewing it.
 //!
-//! Nobody trusts another's clock: a Lease counts as given up once it has not changed for its duration while we looked
-//! at it. The holder stops writing [`HELD`] after it *sent* its last good renewal, which is well before anybody else
-//! may take over.
+//! No controller relies on another's clock: a Lease counts as expired once it has not changed for its duration while
+//! this controller observed it. The holder stops writing [`HELD`] after it *sent* its last successful renewal, which is
+//! well before another one may take over.
 
 use egret_core::error::with_causes;
 use k8s_openapi::api::coordination::v1::{Lease, LeaseSpec};
@@ -17,17 +17,17 @@ use std::time::{Duration, Instant};
 
 /// Name of the Lease.
 pub const LEASE_NAME: &str = "egret-controller";
-/// Others take over when the Lease has not changed for this long.
+/// Time without a change after which others take the Lease over.
 const DURATION: Duration = Duration::from_secs(15);
-/// The holder writes for this long after a renewal: a write that is under way at the end has the rest of
-/// [`DURATION`] to arrive.
+/// Time after a renewal in which the holder writes: a write that is under way at the end has the rest of [`DURATION`]
+/// to arrive.
 const HELD: Duration = Duration::from_secs(10);
-/// How often the Lease is looked at and renewed.
+/// Interval at which the Lease is read and renewed.
 const EVERY: Duration = Duration::from_secs(2);
 /// Longest wait for an answer.
 const ANSWER: Duration = Duration::from_secs(3);
 
-/// A Lease as it was last seen.
+/// A Lease as last read.
 #[derive(Clone, Debug, PartialEq, Eq)]
 struct Seen {
     holder: String,
@@ -35,24 +35,24 @@ struct Seen {
     duration: Duration,
 }
 
-/// What to do with the Lease.
+/// Next step of the election.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Step {
-    /// There is none: make it ours.
+    /// There is no Lease: create it.
     Create,
-    /// It is ours: say that we live.
+    /// This controller holds it: renew it.
     Renew,
-    /// It has been given up: make it ours.
+    /// It has expired or was released: take it over.
     TakeOver,
-    /// Somebody else holds it.
+    /// Another controller holds it.
     Wait,
 }
 
-/// Decides by what was seen and when. No IO.
+/// Decides from observed Leases and their times. No IO.
 #[derive(Debug)]
 struct Election {
     me: String,
-    /// The Lease and when it was first seen like this.
+    /// The Lease, and when this version was first observed.
     seen: Option<(Seen, Instant)>,
     held_until: Option<Instant>,
 }
@@ -88,7 +88,7 @@ impl Election {
         if given_up { Step::TakeOver } else { Step::Wait }
     }
 
-    /// A request that was sent at `sent` made or kept the Lease ours.
+    /// A successful request that was sent at `sent` acquired or renewed the Lease.
     fn held(&mut self, sent: Instant) {
         self.held_until = Some(sent + HELD);
     }
@@ -105,7 +105,7 @@ impl Leadership {
     /// In the client's own namespace.
     pub fn new(client: Client) -> Self {
         let host = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
-        // Seeded by the system: two controllers of one host differ.
+        // The system seeds it: two controllers on one host differ.
         let salt = RandomState::new().build_hasher().finish();
         let me = format!("{}_{:08x}", host.trim(), salt & 0xffff_ffff);
         Self {
@@ -114,7 +114,7 @@ impl Leadership {
         }
     }
 
-    /// Until when this controller may write, if it may.
+    /// Time until which this controller may write, if it leads.
     pub fn held_until(&self) -> Option<Instant> {
         let held = self.lock().held_until;
         held.filter(|until| Instant::now() < *until)
@@ -124,7 +124,7 @@ impl Leadership {
         self.election.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Takes part for ever; `changed` is called whenever this controller begins or ceases to lead.
+    /// Runs the election forever; calls `changed` whenever this controller starts or stops leading.
     pub async fn run(&self, changed: impl Fn()) {
         let mut led = false;
         loop {
@@ -173,7 +173,7 @@ impl Leadership {
         Ok(())
     }
 
-    /// Gives the Lease back, so that another need not wait. For the end of the process; tries for a moment only.
+    /// Releases the Lease, so that another one need not wait. Called at the end of the process; tries only briefly.
     pub async fn release(&self) {
         let held = self.lock().held_until.take().is_some();
         if held
@@ -181,7 +181,7 @@ impl Leadership {
                 .await
                 .is_err()
         {
-            tracing::debug!("the Lease was not given back in time: it runs out by itself");
+            tracing::debug!("the Lease was not released in time: it will expire");
         }
     }
 
@@ -200,7 +200,7 @@ impl Leadership {
         lease.metadata.managed_fields = None;
         let parameters = PostParams::default();
         if let Err(error) = self.leases.replace(LEASE_NAME, &parameters, &lease).await {
-            tracing::debug!(error = %with_causes(&error), "the Lease was not given back");
+            tracing::debug!(error = %with_causes(&error), "the Lease was not released");
         }
     }
 }
@@ -215,7 +215,7 @@ fn seen(lease: &Lease) -> Seen {
     }
 }
 
-/// The spec of a Lease that is ours from now on.
+/// The spec of a Lease that this controller acquires or renews.
 fn ours(before: Option<&LeaseSpec>, me: &str) -> LeaseSpec {
     let before = before.cloned().unwrap_or_default();
     let now = MicroTime(Timestamp::now());

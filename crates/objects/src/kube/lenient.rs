@@ -1,5 +1,5 @@
-//! Objects of our kinds, one by one: what the API server stores may be of another version of Egret, with a field or a word
-//! that this one does not know. A list must not fail because of one of them.
+//! Deserializes objects of our kinds one by one: stored ones may be of another version of Egret, with unknown fields or
+//! values. A list must not fail because of one of them.
 
 use super::entry::{self, Entry, Observed};
 use egret_core::model::{Kind, ObjectRef};
@@ -10,7 +10,7 @@ use serde::de::{DeserializeOwned, Deserializer, Error};
 use serde_json::Value;
 use std::borrow::Cow;
 
-/// An object, or what stands in its place and why it is none.
+/// An object, or its raw value and the error.
 #[derive(Clone, Debug)]
 pub(super) struct Lenient<K> {
     metadata: ObjectMeta,
@@ -34,7 +34,8 @@ impl<K: Observed + DeserializeOwned> Observed for Lenient<K> {
             Ok(object) => return object.observe(),
             Err(unread) => unread,
         };
-        // What we said of it is not what it says. An agent's word is: nobody knows what it was.
+        // An unreadable status that the controller writes may be dropped. An agent's may not: its content would be
+        // unknown.
         let mut spec_only = whole.clone();
         if let (Value::Object(fields), true) = (&mut spec_only, K::KIND != Kind::EgressNode) {
             fields.remove("status");

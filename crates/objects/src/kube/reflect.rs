@@ -1,4 +1,4 @@
-//! One task per watch: lists, watches with bookmarks, begins again where it ended, and backs off after errors.
+//! One task per watch: lists, watches with bookmarks, resumes where the watch ended, and backs off after errors.
 
 use super::discovery::Discovery;
 use super::entry::{Entry, Observed, Value};
@@ -25,8 +25,8 @@ use std::fmt::Debug;
 use std::pin::pin;
 use std::sync::Arc;
 
-/// Seconds of one watch request. A connection that died without a word is noticed 5 s later; each restart is one
-/// cheap request that goes on from the last bookmark.
+/// Duration of one watch request, seconds. A connection that died silently is detected 5 s later; each restart is one
+/// cheap request that resumes from the last bookmark.
 const WATCH_SECS: u32 = 180;
 /// Label that names the Service of an EndpointSlice.
 const SERVICE_NAME_LABEL: &str = "kubernetes.io/service-name";
@@ -55,7 +55,7 @@ pub(super) async fn reflect(
         Watch::Nodes => every::<core::Node>(client, config, store, &watch).await,
         Watch::ServiceCidrs => every::<ServiceCIDR>(client, config, store, &watch).await,
         Watch::Namespaces => {
-            // Metadata only: the API of this type asks for nothing else.
+            // Metadata only: an API of this type requests nothing else.
             type Meta = PartialObjectMeta<core::Namespace>;
             every::<Meta>(client, config, store, &watch).await;
         }
@@ -84,7 +84,7 @@ pub(super) async fn reflect(
             dynamic(client, config, *kind, observe, store, &watch).await;
         }
         Watch::Balancers => {
-            // No selector tells them; the others are dropped as they arrive.
+            // No selector matches them; other Services are dropped on arrival.
             let events = watching(Api::<core::Service>::all(client), config);
             let observe = core::Service::observe;
             follow_by(events, observe, is_outside, store, &watch).await;
@@ -104,7 +104,7 @@ pub(super) async fn reflect(
     }
 }
 
-/// Objects of all namespaces.
+/// Watches objects of all namespaces.
 async fn every<K>(client: Client, config: watcher::Config, store: &Store, watch: &Watch)
 where
     K: Observed + Resource<DynamicType = ()> + Clone + DeserializeOwned + Debug + Send + 'static,
@@ -112,7 +112,7 @@ where
     follow(watching(Api::<K>::all(client), config), store, watch).await;
 }
 
-/// How the API names a kind of a front-end or of a network plugin.
+/// API names of a kind of a front-end or of a network plugin.
 pub(super) fn resource(kind: Kind) -> ApiResource {
     let front_end = front_end::foreign_kind(kind);
     let front_end = front_end.map(|known| (known.api_version, known.name, known.plural));
@@ -125,7 +125,7 @@ pub(super) fn resource(kind: Kind) -> ApiResource {
     ApiResource::from_gvk_with_plural(&kind, plural)
 }
 
-/// Objects of a kind of others, in all namespaces.
+/// Watches objects of a foreign kind, in all namespaces.
 async fn dynamic(
     client: Client,
     config: watcher::Config,
@@ -138,7 +138,7 @@ async fn dynamic(
     follow_by(watching(api, config), observe, |_| true, store, watch).await;
 }
 
-/// Objects of one Service, or all of them.
+/// Watches objects of one Service, or all of them.
 async fn some<K>(
     client: Client,
     config: watcher::Config,
@@ -172,7 +172,7 @@ async fn follow<K: Observed>(
     follow_by(events, K::observe, |_| true, store, watch).await;
 }
 
-/// Whether a Service has addresses outside, or may have some that cannot be read.
+/// Whether a Service has external addresses, or may have unreadable ones.
 fn is_outside(entry: &Entry) -> bool {
     match &entry.value {
         Value::Service(service) => !service.balancer_addresses.is_empty(),
@@ -180,7 +180,7 @@ fn is_outside(entry: &Entry) -> bool {
     }
 }
 
-/// Follows events; objects that do not concern this watch count as gone.
+/// Processes watch events; objects that do not match the filter count as deleted.
 async fn follow_by<K>(
     events: impl Stream<Item = watcher::Result<Event<K>>> + Send,
     observe: impl Fn(K) -> (ObjectRef, Entry),
@@ -188,12 +188,12 @@ async fn follow_by<K>(
     store: &Store,
     watch: &Watch,
 ) {
-    // Between 0.8 and 30 s with jitter, so that many agents do not come back in one moment.
+    // Between 0.8 and 30 s with jitter, so that many agents do not reconnect at the same moment.
     let mut events = pin!(events.default_backoff());
     let mut failing = false;
     while let Some(event) = events.next().await {
         if failing && matches!(event, Ok(ref event) if !matches!(event, Event::Init)) {
-            tracing::info!(?watch, "the watch goes on");
+            tracing::info!(?watch, "watch resumed");
             failing = false;
         }
         let news = match event {
@@ -226,7 +226,7 @@ async fn follow_by<K>(
     }
 }
 
-/// What an error of a watch means. Told once for as long as it lasts.
+/// Converts an error of a watch. Logged once for as long as it lasts.
 fn trouble(watch: &Watch, error: &watcher::Error, first: bool) -> News {
     let code = match error {
         watcher::Error::InitialListFailed(kube::Error::Api(status))
@@ -245,7 +245,7 @@ fn trouble(watch: &Watch, error: &watcher::Error, first: bool) -> News {
         return News::Absent;
     }
     let why = with_causes(error);
-    let told = "a watch ended: it goes on after a pause";
+    let told = "watch failed, resuming after a pause";
     if first {
         tracing::warn!(?watch, error = why, "{told}");
     } else {

@@ -1,4 +1,4 @@
-//! Single requests that write: by whom, until when, and what a refusal means.
+//! Single write requests: field manager, deadline, and classification of refusals.
 
 use super::entry::{Entry, Observed, Status, Value};
 use super::reflect::resource;
@@ -26,12 +26,12 @@ pub(super) const CONTROLLER: &str = "egret-controller";
 pub(super) const AGENT: &str = "egret-agent";
 /// Longest wait for the answer to one request.
 const ANSWER: Duration = Duration::from_secs(10);
-/// Times that a node's spec is tried again because its agent wrote status meanwhile.
+/// Attempts to write a node's spec while its agent changes the status concurrently.
 const TRIES: usize = 4;
 
-/// Why one request failed.
+/// Failure of one request.
 pub(super) enum Failure {
-    /// 409: the version is another, or the object is there already.
+    /// 409: the version differs, or the object exists already.
     Conflict(ObjectRef),
     /// 404.
     Missing(ObjectRef),
@@ -55,8 +55,8 @@ impl From<Failure> for SourceError {
     }
 }
 
-/// Whether an error says something of one object, so that others may be written: an answer that refuses it, or one that
-/// cannot be read. The others speak of the API server or of the way to it.
+/// Whether an error concerns one object only, so that others may be written: it is refused, or the answer is
+/// unreadable. Other errors concern the API server or the connection.
 fn is_about_the_object(error: &kube::Error) -> bool {
     match error {
         // Unauthorized, too many requests, unavailable.
@@ -67,7 +67,7 @@ fn is_about_the_object(error: &kube::Error) -> bool {
 }
 
 impl Shared {
-    /// Until when a write that begins now may take.
+    /// Deadline of a write that starts now.
     fn may_write_until(&self) -> Result<Instant, SourceError> {
         let until = Instant::now() + ANSWER;
         match (&self.settings.role, &self.leadership) {
@@ -111,7 +111,7 @@ impl Shared {
         }
     }
 
-    /// After a conflict: reads what is there, so that the next plan is made from that.
+    /// After a conflict: reads the object into the store, so that the next plan is based on it.
     pub(super) fn conflict<K>(
         &self,
         kind: &Api<K>,
@@ -143,15 +143,15 @@ impl Shared {
         }
     }
 
-    /// Takes the answer to a write into the store; its version.
+    /// Puts the answer to a write into the store; returns its version.
     pub(super) fn wrote<K: Observed>(&self, watches: &[Watch], written: K) -> u64 {
         let (object, entry) = written.observe();
         self.store.wrote(watches, &object, Some(&entry));
         entry.version
     }
 
-    /// The version that a policy's status may be written over alone, if that gives it other addresses than it has. It is
-    /// refused if the caller has `seen` other ones: what a policy has is nowhere else, and another may have led since.
+    /// The version that a write of a policy's status must match if it changes the addresses. Refused if the caller has
+    /// `seen` others: assigned addresses are stored nowhere else, and another controller may have led since.
     pub(super) fn may_give(
         &self,
         watch: &Watch,
@@ -175,7 +175,7 @@ impl Shared {
         Ok(Some(known.version))
     }
 
-    /// `None`: the object is gone. With a version, it is written over that alone.
+    /// Applies a status. `None`: the object does not exist. With a version, only that one is overwritten.
     pub(super) fn apply_status<K, S>(
         &self,
         kind: &Api<K>,
@@ -206,8 +206,8 @@ impl Shared {
         }
     }
 
-    /// The status of an object of a front-end; where its definition is the original's, without a status of its own, as a
-    /// field like any other. Whether the object is there.
+    /// Writes the status of a front-end's object; as an ordinary field where its CRD has no status subresource. Returns
+    /// whether the object exists.
     pub(super) fn apply_foreign_status(
         &self,
         object: &ObjectRef,
@@ -227,7 +227,7 @@ impl Shared {
         let applying = objects.patch_status(&object.name, &parameters, &patch);
         let written = match self.request(doing, object, applying) {
             Err(Failure::Missing(_)) => {
-                // Never an apply, which would make an object that is gone.
+                // Not an apply, which would create a deleted object.
                 let patch = Patch::Merge(json!({ "status": status }));
                 let parameters = PatchParams::default();
                 let merging = objects.patch(&object.name, &parameters, &patch);
@@ -247,8 +247,8 @@ impl Shared {
         }
     }
 
-    /// Applies the spec and the label of an `EgressNode`, making it if it is not there. Only over the spec that the
-    /// caller has `seen`: that its agent wrote status meanwhile does not matter.
+    /// Applies the spec and the label of an `EgressNode`, and creates it if necessary. It overwrites only the spec that
+    /// the caller has `seen`; status that its agent wrote meanwhile does not matter.
     pub(super) fn apply_node(
         &self,
         record: &NodeRecord,
@@ -315,7 +315,7 @@ impl Shared {
     }
 }
 
-/// The spec that a known `EgressNode` has.
+/// The spec of a known `EgressNode`.
 fn node_spec(entry: &Entry) -> Option<egret::EgressNodeSpec> {
     match &entry.value {
         Value::Record(record) => Some(lease::node_spec(record)),
@@ -340,7 +340,7 @@ pub(super) fn manager(name: &str) -> PostParams {
     }
 }
 
-/// The `EgressNode` of a node.
+/// Reference of a node's `EgressNode`.
 pub(super) fn node_object(node: &NodeName) -> ObjectRef {
     ObjectRef::of_cluster(Kind::EgressNode, &node.0)
 }

@@ -1,4 +1,4 @@
-//! What the watches have told so far, behind a lock, and the view that it makes.
+//! State of all watches, behind a lock, and the view made from it.
 
 use super::entry::Entry;
 use super::view_cache::ViewCache;
@@ -10,23 +10,23 @@ use egret_core::model::{ObjectRef, Settings};
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-/// Every watch, behind a lock.
+/// State of all watches.
 #[derive(Debug, Default)]
 pub(super) struct State {
-    /// By what they watch.
+    /// By watched objects.
     pub watches: Watches,
-    /// Raised whenever a view would differ.
+    /// Incremented whenever a view would differ.
     pub version: u64,
-    /// Front-ends that serve: which watches are needed depends on what their objects become.
+    /// Enabled front-ends: required watches depend on the translation of their objects.
     pub front_ends: front_end::Settings,
-    /// The newest view.
+    /// The latest view.
     pub cache: ViewCache,
-    /// What was known when it was last looked at which watches are needed.
+    /// Version at which the required watches were last computed.
     pub rewatched: Option<u64>,
 }
 
 impl State {
-    /// A view would differ by this object, or by anything.
+    /// Records that a view would differ in this object, or in anything.
     fn touch(&mut self, object: Option<ObjectRef>) {
         self.version += 1;
         match object {
@@ -35,8 +35,8 @@ impl State {
         }
     }
 
-    /// What a view says of the object of the news, or that it may be about many, where more than one watch has the kind:
-    /// what a watch tells again may be newer than what another one has told since.
+    /// Content of a view about the news' object, or that many objects may differ, if more than one watch has the kind:
+    /// a repeated event of one watch may be newer than a later one of another.
     fn between_watches(&self, watch: &Watch, news: &News) -> Between {
         let kind = watch.kind();
         let several = self.watches.keys().filter(|one| one.kind() == kind).count() > 1;
@@ -47,7 +47,7 @@ impl State {
         }
     }
 
-    /// Whether a view says something else now than [`State::between_watches`] found.
+    /// Whether a view now differs from the result of [`State::between_watches`].
     fn differs(&self, before: Between, object: Option<&ObjectRef>) -> bool {
         match (before, object) {
             (Between::Nothing, _) => false,
@@ -59,19 +59,19 @@ impl State {
         }
     }
 
-    /// The view of what the watches have.
+    /// The view of the current state.
     pub fn view(&mut self, settings: &Settings) -> View {
         self.cache.view(&self.watches, settings, &self.front_ends)
     }
 }
 
-/// What a view said before the news of one of several watches of a kind.
+/// Content of a view before news from one of several watches of a kind.
 enum Between {
-    /// There is one watch of the kind: it knows by itself.
+    /// There is one watch of the kind, so its own comparison is enough.
     Nothing,
-    /// This of the object.
+    /// The entry of this object.
     One(Option<Entry>),
-    /// Many objects may be concerned.
+    /// Many objects may differ.
     Many,
 }
 
@@ -83,13 +83,13 @@ pub(super) struct Store {
 }
 
 impl Store {
-    /// The state, for a short look.
+    /// Locks the state; hold it only briefly.
     pub fn lock(&self) -> MutexGuard<'_, State> {
-        // Every change is whole before anything can panic.
+        // A poisoned lock is harmless: every change is complete before anything can panic.
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Takes news of a watch; those of a watch that is not wanted any more are dropped.
+    /// Processes news of a watch; ignores those of a watch that has been ended.
     pub fn take(&self, watch: &Watch, news: News) {
         let mut state = self.lock();
         let object = news.object().cloned();
@@ -104,7 +104,7 @@ impl Store {
         }
     }
 
-    /// Takes what the API server answered to a write, so that the next view has it although no watch has told it yet.
+    /// Stores the API server's answer to a write, so that the next view has it before a watch event arrives.
     pub fn wrote(&self, watches: &[Watch], object: &ObjectRef, entry: Option<&Entry>) {
         let mut state = self.lock();
         let mut changed = false;
@@ -125,13 +125,13 @@ impl Store {
         }
     }
 
-    /// Wakes whoever waits, although no object changed.
+    /// Wakes all waiting threads, although no object changed.
     pub fn touch(&self) {
         self.lock().version += 1;
         self.changed.notify_all();
     }
 
-    /// The newest entry of an object that any of the watches has.
+    /// The newest entry of an object among these watches.
     pub fn get(&self, watches: &[Watch], object: &ObjectRef) -> Option<Entry> {
         let state = self.lock();
         let found = watches
@@ -140,7 +140,8 @@ impl Store {
         found.max_by_key(|entry| entry.version).cloned()
     }
 
-    /// Waits until the version is another than `seen`, and a little longer until it rests. Whether it is another.
+    /// Waits until the version differs from `seen`, and then until it has been stable for `quiet`. Returns whether it
+    /// differs.
     pub fn wait(&self, seen: Option<u64>, timeout: Duration, quiet: Duration) -> bool {
         let deadline = Instant::now() + timeout;
         let mut state = self.lock();

@@ -1,5 +1,5 @@
-//! Uninstalling from every node: the pods of the agents' DaemonSet become pods that clean up and then wait. A pod of that
-//! kind that is ready proves that its node is clean, for cleaning up is what its init container does.
+//! Uninstalls from every node: the pods of the agents' DaemonSet are replaced by pods that clean up and then wait. A
+//! ready pod of that kind proves that its node is clean, since its init container does the cleanup.
 
 use super::{api, connect};
 use crate::SourceError;
@@ -13,11 +13,11 @@ use std::collections::BTreeMap;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-/// On pods that clean up instead of serving.
+/// Annotation of pods that clean up instead of serving.
 const CLEANING: &str = "egret.dev/cleanup";
-/// Container of the agent, by which the chart and this agree.
+/// Name of the agent's container, as the chart has it.
 const AGENT: &str = "agent";
-/// Flags of an agent that cleaning up needs as well.
+/// Flags of an agent that the cleanup needs, too.
 const KEPT: [&str; 9] = [
     "--log-format",
     "--sysctl-directory",
@@ -29,40 +29,40 @@ const KEPT: [&str; 9] = [
     "--cni-bin-directory",
     "--cni-plugin",
 ];
-/// How often the API server is asked how far it is.
+/// Poll interval of the API server.
 const EVERY: Duration = Duration::from_secs(1);
 /// Longest wait for one answer.
 const ANSWER: Duration = Duration::from_secs(10);
 
-/// How uninstalling ended.
+/// Result of an uninstallation.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Uninstalled {
-    /// There is no such DaemonSet, so no agents that could be told.
+    /// The DaemonSet does not exist, so there are no agents to replace.
     NoAgents,
-    /// So many nodes are clean, and no others had an agent.
+    /// Number of clean nodes; no other node had an agent.
     Clean(usize),
-    /// Time is up.
+    /// The timeout has expired.
     Left(Left),
 }
 
-/// What is not clean yet.
+/// Remaining work.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Left {
-    /// Nodes that are clean.
+    /// Number of clean nodes.
     pub clean: usize,
-    /// Nodes that are not, with what is known about each, by name.
+    /// Nodes that are not clean, with their state, by name.
     pub nodes: BTreeMap<String, String>,
-    /// Further nodes that should have a pod and have none.
+    /// Number of further nodes that should have a pod and have none.
     pub without_pod: usize,
-    /// Why the API server could not be asked at last.
+    /// Last error of the API server.
     pub trouble: Option<String>,
 }
 
-/// Has the agents of this DaemonSet replaced by pods that remove what they made from their nodes' kernels, and waits for
-/// all of them. Started again, it goes on where it was. `told` gets every change of what is left.
+/// Replaces the agents of this DaemonSet by pods that remove Egret from their nodes' kernels, and waits for all of
+/// them. A second call resumes. `told` receives every change of the remaining work.
 ///
 /// # Errors
-/// There is no good configuration of a client, or the DaemonSet has no agents in it.
+/// There is no valid client configuration, or the DaemonSet contains no agent.
 pub fn uninstall(
     kubeconfig: Option<&Path>,
     namespace: &str,
@@ -101,7 +101,7 @@ pub fn uninstall(
 }
 
 impl Left {
-    /// The same, but the API server could not be asked.
+    /// The same, after an error of the API server.
     fn but(&self, trouble: String) -> Self {
         Self {
             trouble: Some(trouble),
@@ -137,9 +137,9 @@ enum Round {
 }
 
 enum Trouble {
-    /// It will not get better.
+    /// A permanent error.
     Wrong(SourceError),
-    /// It may.
+    /// A temporary error.
     Api(kube::Error),
 }
 
@@ -195,7 +195,7 @@ fn is_cleaning(set: &DaemonSet) -> bool {
     })
 }
 
-/// Makes pods that clean up of pods that serve, on all nodes at once. An agent's rights on its node stay those of the pods.
+/// Patch that turns serving pods into cleanup pods, on all nodes at once. The rights of the agents' pods stay.
 fn patch(set: &DaemonSet) -> Option<serde_json::Value> {
     let pod = set.spec.template.spec.as_ref()?;
     let agent = pod
@@ -227,7 +227,7 @@ fn patch(set: &DaemonSet) -> Option<serde_json::Value> {
     }}))
 }
 
-/// The flags of [`KEPT`], whether their values are in the same word or in the next one.
+/// The flags of [`KEPT`], with their values in the same word or in the next one.
 fn kept(args: &[String]) -> Vec<String> {
     let mut kept = Vec::new();
     let mut words = args.iter();
@@ -243,7 +243,7 @@ fn kept(args: &[String]) -> Vec<String> {
     kept
 }
 
-/// What is not clean, by the pods of the DaemonSet.
+/// Remaining work, from the pods of the DaemonSet.
 fn left(set: &DaemonSet, pods: &[Pod]) -> Left {
     let mut clean = std::collections::BTreeSet::new();
     let mut nodes = BTreeMap::new();
@@ -257,7 +257,7 @@ fn left(set: &DaemonSet, pods: &[Pod]) -> Left {
             Some(why) => drop(nodes.insert(node, why)),
         }
     }
-    // An old pod that is still ending is what counts: the new one has not begun.
+    // An old pod that is still terminating takes precedence: the new one has not started.
     clean.retain(|node| !nodes.contains_key(node));
     let status = set.status.as_ref();
     let desired = status.map_or(0, |status| status.desired_number_scheduled);
@@ -270,7 +270,7 @@ fn left(set: &DaemonSet, pods: &[Pod]) -> Left {
     }
 }
 
-/// Why the node of a pod is not clean, if it is not.
+/// Why the node of a pod is not clean; `None` if it is.
 fn state(pod: &Pod) -> Option<String> {
     let annotations = pod.metadata.annotations.iter().flatten();
     if !annotations.into_iter().any(|(key, _)| key == CLEANING) {
@@ -395,7 +395,7 @@ mod tests {
             pod("a", true, "True"),
             pod("b", true, "False"),
             pod("c", false, "True"),
-            // Both of them for a moment: the old one ends.
+            // Both exist for a moment: the old one terminates.
             pod("d", true, "True"),
             pod("d", false, "True"),
         ];

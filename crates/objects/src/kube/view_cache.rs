@@ -1,6 +1,5 @@
-//! The view that readers get, cached between reads: what the watches have told since the last one is worked out again, and
-//! nothing else. Copies of it share what is the same, so that neither a copy nor a comparison costs what the cluster
-//! has (P10).
+//! Cache of the readers' view: only objects that changed since the last read are computed again. Copies share unchanged
+//! parts, so that the cost of copies and comparisons does not depend on the cluster's size (P10).
 
 use super::entry::{Entry, Status, Value};
 use super::watch::Watch;
@@ -17,35 +16,35 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::sync::Arc;
 
-/// The newest view without what front-ends make of it, and what is not in it yet.
+/// The latest view without the translation of front-ends, and the changes that it lacks.
 #[derive(Debug, Default)]
 pub(super) struct ViewCache {
-    /// None: it is made from nothing.
+    /// `None`: compute everything.
     view: Option<View>,
-    /// What has changed since.
+    /// Objects changed since.
     touched: BTreeSet<ObjectRef>,
-    /// Policies, in the order that the view lists them in.
+    /// Policies, in the order of the view.
     policies: BTreeMap<ObjectRef, Arc<Policy>>,
-    /// What is wrong with objects.
+    /// Findings, by object.
     findings: BTreeMap<ObjectRef, Vec<Finding>>,
-    /// Addresses by their objects.
+    /// Addresses, by object.
     addresses: BTreeMap<ObjectRef, IpAddr>,
-    /// What was touched when.
+    /// Versions of the last changes.
     pub touches: Touches,
 }
 
-/// Versions of the store at which objects of a kind were last touched.
+/// Versions of the store at which objects of a kind last changed.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) struct Touches {
     /// Pods.
     pub pods: u64,
     /// `EgressNode`s.
     pub records: u64,
-    /// Every other kind, without `EgressAddress`.
+    /// All other kinds, except `EgressAddress`.
     pub others: u64,
 }
 
-/// Parts of a view that are made whole again.
+/// Parts of a view that are recomputed as a whole.
 #[derive(Default)]
 struct Due {
     policies: bool,
@@ -54,7 +53,7 @@ struct Due {
 }
 
 impl ViewCache {
-    /// An object has changed; this is the store's version since.
+    /// Records a change of an object; `version` is the store's version since.
     pub fn touch(&mut self, object: ObjectRef, version: u64) {
         match object.kind {
             Kind::Pod => self.touches.pods = version,
@@ -67,7 +66,7 @@ impl ViewCache {
         }
     }
 
-    /// Anything may have changed.
+    /// Records that anything may have changed.
     pub fn touch_all(&mut self, version: u64) {
         self.touches = Touches {
             pods: version,
@@ -80,7 +79,7 @@ impl ViewCache {
         };
     }
 
-    /// The view of what the watches have.
+    /// The view of the current state.
     pub fn view(
         &mut self,
         watches: &Watches,
@@ -125,7 +124,7 @@ impl ViewCache {
         view
     }
 
-    /// Brings one object up to date.
+    /// Updates one object.
     fn fold(&mut self, view: &mut View, watches: &Watches, object: &ObjectRef, due: &mut Due) {
         let entry = newest(watches, object);
         match entry.map(|entry| entry.findings.as_slice()) {
@@ -179,7 +178,7 @@ impl ViewCache {
             Kind::EgressPool => fold_pool(view, PoolName(name()), value, status),
             Kind::Service | Kind::EndpointSlice => due.services = true,
             kind if plugin::plugin_kind(kind).is_some() => due.pod_prefixes = true,
-            // Objects of front-ends are translated when everything else is there.
+            // Objects of front-ends are translated after everything else.
             _ => {}
         }
     }
@@ -237,7 +236,7 @@ fn fold_pool(view: &mut View, name: PoolName, value: &Value, status: &Status) {
     }
 }
 
-/// What the map should have of this key. What is the same already stays shared.
+/// Sets or removes the value of this key. An equal value stays shared.
 fn put<K: Ord + Clone, V: PartialEq>(map: &mut SharedMap<K, V>, key: K, value: Option<&Arc<V>>) {
     match (map.get_shared(&key), value) {
         (None, None) => {}
@@ -247,7 +246,7 @@ fn put<K: Ord + Clone, V: PartialEq>(map: &mut SharedMap<K, V>, key: K, value: O
     }
 }
 
-/// Services with their endpoints, the API servers, and the ranges of Services: few, and each is of several objects.
+/// Services with their endpoints, the API servers, and the Service ranges: few, and each depends on several objects.
 fn services(view: &mut View, watches: &Watches, settings: &Settings) {
     let snapshot = &mut view.snapshot;
     snapshot.services.clear();
@@ -281,7 +280,7 @@ fn services(view: &mut View, watches: &Watches, settings: &Settings) {
     cluster::add_endpoints(&mut view.snapshot, slices);
 }
 
-/// What network plugins publish.
+/// Prefixes that network plugins publish.
 fn pod_prefixes(watches: &Watches) -> BTreeSet<IpNet> {
     let entries = watches
         .values()

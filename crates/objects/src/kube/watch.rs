@@ -1,18 +1,18 @@
-//! What one watch watches.
+//! Target of one watch.
 
 use egret_core::model::Kind;
 
 /// Label of the `EgressNode`s of gateways, so that workers need not watch those of other workers.
 pub const GATEWAY_LABEL: &str = "egret.dev/gateway";
 
-/// Which pods.
+/// Selection of pods.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) enum Pods {
     All,
     OfNode(String),
 }
 
-/// Which `EgressNode`s.
+/// Selection of `EgressNode`s.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) enum Records {
     All,
@@ -20,7 +20,7 @@ pub(super) enum Records {
     OfGateways,
 }
 
-/// Which Services and EndpointSlices.
+/// Selection of Services and EndpointSlices.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) enum Which {
     All,
@@ -42,7 +42,7 @@ pub(super) enum Watch {
     Records(Records),
     Addresses,
     Services(Which),
-    /// Services with addresses outside, of load balancers or `externalIPs`: those are no egress addresses.
+    /// Services with external addresses, of load balancers or `externalIPs`: those are no egress addresses.
     Balancers,
     Slices(Which),
     /// Objects of a kind of a front-end.
@@ -52,7 +52,7 @@ pub(super) enum Watch {
 }
 
 impl Watch {
-    /// The kind of its objects, as they are named here.
+    /// Kind of the watched objects.
     pub fn kind(&self) -> Kind {
         match self {
             Watch::Egresses => Kind::Egress,
@@ -70,12 +70,12 @@ impl Watch {
         }
     }
 
-    /// Whether the API server may lack it: ServiceCIDRs came with 1.33, and kinds of front-ends are those whose systems were
-    /// never there. `code` is that of the answer.
+    /// Whether this answer means that the API server does not have the kind: ServiceCIDRs came with 1.33, and kinds of
+    /// front-ends exist only where their systems were installed. `code` is the HTTP status.
     pub fn may_be_absent(&self, code: u16) -> bool {
         match self {
             Watch::ServiceCidrs | Watch::Foreign(_) => code == 404,
-            // Nor need Egret be allowed to read what others made for themselves.
+            // Egret may also lack the right to read kinds of others.
             Watch::Plugin(_) => matches!(code, 403 | 404),
             _ => false,
         }

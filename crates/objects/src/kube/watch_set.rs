@@ -1,4 +1,4 @@
-//! Which watches a component needs, by what it knows so far. Pure, so that "narrow" can be tested.
+//! Required watches of a component, from the known objects. Pure, so that their scope can be tested.
 
 use super::entry::Value;
 use super::store::State;
@@ -10,21 +10,21 @@ use egret_core::model::{
 };
 use std::collections::{BTreeMap, BTreeSet};
 
-/// Services that are watched one by one; with more, all are watched at once.
+/// Services that are watched one by one; beyond that, all are watched at once.
 const SERVICES_MAX: usize = 50;
 
-/// Who asks.
+/// Role of the reader.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Role {
-    /// The controller: everything, and writes as long as it leads.
+    /// The controller: everything, and writes while it leads.
     Controller,
-    /// The agent of this node: what concerns the node, and its own status.
+    /// The agent of this node: objects that concern the node, and its own status.
     Agent(NodeName),
-    /// Questions of the command line: everything, no writes.
+    /// The command line: everything, no writes.
     Reader,
 }
 
-/// The watches that a component needs, by what is known. Grows once more is known: a gateway is told by its node's labels.
+/// Required watches, from the known objects. More may follow: a gateway is identified by its node's labels.
 pub(super) fn needed(role: &Role, state: &State) -> BTreeSet<Watch> {
     let mut all = BTreeSet::from([
         Watch::Egresses,
@@ -51,7 +51,8 @@ pub(super) fn needed(role: &Role, state: &State) -> BTreeSet<Watch> {
                 Watch::Addresses,
                 Watch::Balancers,
             ]);
-            // Others are told what comes of these: a plugin's object of every node is nothing for every agent to follow.
+            // Agents get the result from the controller: following a plugin's object of every node would cost each
+            // agent too much.
             if *role == Role::Controller {
                 all.extend(plugin::KINDS.iter().map(|known| Watch::Plugin(known.kind)));
             }
@@ -86,7 +87,7 @@ fn values<'a>(state: &'a State, watch: &Watch) -> impl Iterator<Item = &'a Value
         .flat_map(|objects| objects.values().map(|entry| &entry.value))
 }
 
-/// What objects of front-ends become: policies, and gateways where nobody named any. Nothing while none serves.
+/// Translation of the front-ends' objects: policies, and generated gateways. Empty while no front-end is enabled.
 fn translated(state: &State) -> Snapshot {
     let installation = Settings {
         unpooled_addresses: UnpooledAddresses::Allow,
@@ -126,7 +127,7 @@ fn gateways<'a>(state: &'a State, translated: &'a Snapshot) -> impl Iterator<Ite
     own.chain(translated.gateways.values())
 }
 
-/// Labels of the nodes.
+/// Labels of all nodes.
 fn labels(state: &State) -> BTreeMap<&NodeName, &Labels> {
     values(state, &Watch::Nodes)
         .filter_map(|value| match value {
@@ -144,7 +145,7 @@ fn is_gateway(state: &State, translated: &Snapshot, node: &NodeName) -> bool {
     })
 }
 
-/// Every node that a gateway selects.
+/// All nodes that a gateway selects.
 pub(super) fn gateway_nodes(state: &State) -> BTreeSet<NodeName> {
     let translated = translated(state);
     let gateways: Vec<&Gateway> = gateways(state, &translated).collect();
@@ -156,7 +157,7 @@ pub(super) fn gateway_nodes(state: &State) -> BTreeSet<NodeName> {
         .collect()
 }
 
-/// Services that a policy names; for an agent those in namespaces of its own pods, since a Service's pods are of its
+/// Services that a policy names; for an agent those in namespaces of its own pods, since a Service's pods are in its
 /// namespace.
 fn services<'a>(
     role: &Role,

@@ -1,4 +1,4 @@
-//! The objects of one watch as model values, and whether it has listed everything yet.
+//! Objects of one watch as model values, and whether its first list is complete.
 
 use super::entry::Entry;
 use super::watch::Watch;
@@ -6,52 +6,52 @@ use egret_core::model::ObjectRef;
 use std::collections::BTreeMap;
 use tokio::task::AbortHandle;
 
-/// Objects that went and are remembered: a late answer comes within seconds.
+/// Deleted objects that are remembered: a late answer to a write arrives within seconds.
 const GONE_MAX: usize = 1024;
 
 /// Objects by name.
 pub(super) type Objects = BTreeMap<ObjectRef, Entry>;
 
-/// One watch.
+/// State of one watch.
 #[derive(Debug, Default)]
 pub(super) struct Watched {
-    /// It has listed everything once.
+    /// Whether a list has completed.
     pub synced: bool,
-    /// Why it does not get on, as long as it does not.
+    /// Error, as long as the watch fails.
     pub error: Option<String>,
     /// Its objects.
     pub objects: Objects,
-    /// A list that has begun and not ended.
+    /// Objects of a list that is under way.
     listing: Option<Objects>,
-    /// Versions at which objects went, so that a late answer to a write does not bring one back.
+    /// Versions at which objects were deleted, so that a late answer to a write does not restore one.
     gone: BTreeMap<ObjectRef, u64>,
-    /// Ends its task.
+    /// Handle that aborts its task.
     pub task: Option<AbortHandle>,
 }
 
-/// Every watch, by what it watches.
+/// All watches, by target.
 pub(super) type Watches = BTreeMap<Watch, Watched>;
 
-/// What a watch tells.
+/// News from a watch.
 pub(super) enum News {
-    /// A list begins.
+    /// A list starts.
     Begin,
-    /// One object of the list that has begun.
+    /// One object of the list.
     Listed(ObjectRef, Entry),
-    /// The list is complete: what it does not have is gone.
+    /// The list is complete: objects that it lacks are deleted.
     End,
-    /// An object is there or has changed.
+    /// An object was added or changed.
     Put(ObjectRef, Entry),
-    /// An object is gone, since this version.
+    /// An object was deleted, at this version.
     Gone(ObjectRef, u64),
-    /// The watch does not get on.
+    /// The watch failed.
     Trouble(String),
-    /// The API server does not have the kind, and that is as good as none of it.
+    /// The API server does not have the kind, which counts as no objects.
     Absent,
 }
 
 impl News {
-    /// The one object that it is about; none if it is about many.
+    /// The object of the news; `None` if it concerns many.
     pub fn object(&self) -> Option<&ObjectRef> {
         match self {
             News::Put(object, _) | News::Gone(object, _) => Some(object),
@@ -61,7 +61,7 @@ impl News {
 }
 
 impl Watched {
-    /// A watch that has told nothing yet.
+    /// A watch without news so far.
     pub fn by(task: AbortHandle) -> Self {
         Self {
             task: Some(task),
@@ -69,7 +69,7 @@ impl Watched {
         }
     }
 
-    /// Takes news of it; whether a view would differ.
+    /// Processes news; returns whether a view would differ.
     pub fn take(&mut self, news: News) -> bool {
         match news {
             News::Begin => {
@@ -107,7 +107,7 @@ impl Watched {
             entry.keep_last_good(&known);
             same &= known.says_the_same(entry);
             entry.share(&mut known);
-            // A write of our own may be newer than the list; the watch goes on from the list and tells the rest.
+            // A write of our own may be newer than the list; the watch resumes from the list and reports the rest.
             if known.version > entry.version {
                 *entry = known;
             }
@@ -122,7 +122,7 @@ impl Watched {
     fn remove(&mut self, object: ObjectRef, version: u64) -> bool {
         self.error = None;
         match self.objects.get(&object) {
-            // Told late: we made it again since.
+            // Late: it was created again since.
             Some(known) if known.version > version => return false,
             _ => {}
         }
@@ -137,13 +137,13 @@ impl Watched {
     fn put(&mut self, object: ObjectRef, mut entry: Entry) -> bool {
         self.error = None;
         match self.gone.get(&object) {
-            // Told late: it went since.
+            // Late: it was deleted since.
             Some(gone) if *gone >= entry.version => return false,
             _ => {}
         }
         self.gone.remove(&object);
         match self.objects.get_mut(&object) {
-            // Told late: we wrote since.
+            // Late: it was written since.
             Some(known) if known.version > entry.version => false,
             Some(known) => {
                 entry.keep_last_good(known);
@@ -160,7 +160,7 @@ impl Watched {
     }
 }
 
-/// The newest entry of an object: two watches may have it while one takes over from the other.
+/// The newest entry of an object: two watches may have it while one replaces the other.
 pub(super) fn newest<'a>(watches: &'a Watches, object: &ObjectRef) -> Option<&'a Entry> {
     let watches = watches
         .iter()
@@ -242,7 +242,7 @@ mod tests {
         watched.take(News::Listed(object("a"), good.clone()));
         watched.take(News::Listed(object("b"), meaning(1, None)));
         watched.take(News::End);
-        // By a watch, and by a list after the watch was interrupted.
+        // By a watch event, and by a list after the watch was interrupted.
         assert!(watched.take(News::Put(object("a"), meaning(2, None))));
         let bad = watched.objects[&object("a")].clone();
         assert_eq!((&bad.value, bad.findings.len()), (&good.value, 1));
@@ -250,7 +250,8 @@ mod tests {
         watched.take(News::Listed(object("a"), meaning(3, None)));
         watched.take(News::End);
         assert_eq!(watched.objects[&object("a")].value, good.value);
-        // What was never good has no last good version, and neither has what was made anew by the same name.
+        // An object that was never valid has no last good value, and neither has one that was recreated under the same
+        // name.
         assert_eq!(meaning(1, None).value, Value::Nothing);
         let mut anew = meaning(4, None);
         anew.uid = "another".to_owned();

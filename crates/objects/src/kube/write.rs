@@ -1,8 +1,8 @@
-//! Writing: what is the same already is not written; what the API server answers is known at once.
+//! Writes: an unchanged object is not written; answers of the API server are in the store at once.
 //!
-//! `EgressAddress` is created and replaced with its version, so that nobody overwrites what he has not seen. The spec
-//! of `EgressNode` is applied by the controller, its status by the agent, statuses of the users' objects by the
-//! controller, each with its own field manager.
+//! `EgressAddress` is created and replaced with its version, so that no writer overwrites a version that it has not
+//! read. The spec of `EgressNode` is applied by the controller, its status by the agent, statuses of the users' objects
+//! by the controller, each with its own field manager.
 
 use super::entry::{Entry, Observed, Status, Value};
 use super::event::{Note, notes};
@@ -32,7 +32,7 @@ use std::fmt::Debug;
 use std::net::IpAddr;
 use std::time::Duration;
 
-/// Labels of `EgressNode`s that one view mends; the next does the rest.
+/// Labels of `EgressNode`s that are corrected per view; the next view does the rest.
 const LABELS_PER_VIEW: usize = 64;
 
 impl Source for KubeSource {
@@ -290,7 +290,7 @@ impl Source for KubeSource {
             for condition in &mut made.conditions {
                 condition.observed_generation = Some(known.generation);
             }
-            // Nobody wrote this object: what is wrong with an address is told on its policies.
+            // No events: no user wrote this object, and its faults are reported on its policies.
             (Status::Address(Box::new(made.clone())), made, Vec::new())
         })
     }
@@ -314,7 +314,7 @@ impl Source for KubeSource {
 }
 
 impl KubeSource {
-    /// Nodes that are gateways, found again when anything may have changed that.
+    /// Nodes that are gateways, computed again when they may have changed.
     fn gateway_nodes(&mut self) -> &BTreeSet<NodeName> {
         let state = self.shared.store.lock();
         let others = state.cache.touches.others;
@@ -324,8 +324,8 @@ impl KubeSource {
         &self.gateways.1
     }
 
-    /// Writes the status of an object if it is there and says something else, with a version over that alone; whether that
-    /// changed anything.
+    /// Writes the status of an object if it exists and its status differs, with a version only over that one; returns
+    /// whether that changed anything.
     fn write_status<K, S>(
         &mut self,
         kind: &Api<K>,
@@ -356,7 +356,7 @@ impl KubeSource {
         Ok(true)
     }
 
-    /// Objects of people that cannot be understood.
+    /// Users' objects that are invalid.
     fn invalid_objects(&self) -> impl Iterator<Item = ObjectRef> + use<> {
         let watches = [
             Watch::Egresses,
@@ -374,8 +374,8 @@ impl KubeSource {
         bad.into_iter()
     }
 
-    /// Says on an object what is wrong with it. Where the last good version stays in force, the rest of its status is as it
-    /// was; of others only the addresses stay, to be asked for again.
+    /// Writes an object's findings into its status. Where the last good version stays in force, the rest of the status
+    /// stays; otherwise only the addresses stay, to be requested again.
     fn tell_findings(&mut self, object: &ObjectRef, now_secs: i64) -> Result<bool, SourceError> {
         let watch = match object.kind {
             Kind::EgressGateway => Watch::Gateways,
@@ -420,11 +420,11 @@ impl KubeSource {
         }
     }
 
-    /// `EgressNode`s that lack the label of gateways, and those that have it and should not. A record that cannot be read is
-    /// not written, so it keeps its label.
+    /// `EgressNode`s that lack the gateway label, and those that have it and should not. An unreadable record is not
+    /// written, so it retains its label.
     fn wrong_labels(&mut self) -> Vec<Notice> {
         let touches = self.shared.store.lock().cache.touches;
-        // A pod changes no label.
+        // Changes of pods do not affect labels.
         let labelled = self.labelled.replace(touches);
         if labelled.is_some_and(|l| (l.records, l.others) == (touches.records, touches.others)) {
             return Vec::new();
@@ -443,14 +443,14 @@ impl KubeSource {
             .take(LABELS_PER_VIEW)
             .collect();
         if !wrong.is_empty() {
-            // Whatever comes of it is looked at again.
+            // Checked again after the write, whatever its result.
             self.labelled = None;
         }
         wrong
     }
 }
 
-/// What is said of an object that cannot be understood.
+/// Condition of an invalid object.
 fn invalid(findings: &[Finding]) -> Condition {
     let line =
         |finding: &Finding| format!("{} {}: {}", finding.field, finding.value, finding.remedy);
@@ -466,8 +466,8 @@ fn invalid(findings: &[Finding]) -> Condition {
     Condition::from(&Said::new(kind, false, reason, message.join("; ")))
 }
 
-/// What is said of an object: as planned, and that its newest version is not what the plan is made from, if that cannot
-/// be understood and the last good one is carried out instead.
+/// Generation and conditions of an object: as planned, and if its newest version is invalid, that the last good one is
+/// in force.
 fn understood(known: &Entry, generation: i64, planned: &[Condition]) -> (i64, Vec<Condition>) {
     if known.findings.is_empty() {
         return (generation, planned.to_vec());
@@ -480,7 +480,7 @@ fn understood(known: &Entry, generation: i64, planned: &[Condition]) -> (i64, Ve
     (known.generation, others.chain([why.clone()]).collect())
 }
 
-/// The generation of a node's record that an agent reports about: the newest, unless it has not seen that yet.
+/// Generation of a node's record that an agent reports about: the newest, unless the agent has not read it yet.
 fn observed(known: &Entry, reported: &NodeRecord) -> i64 {
     let spec = |record: &NodeRecord| lease::node_spec(record);
     match &known.value {
@@ -497,7 +497,7 @@ fn address_object(address: IpAddr) -> ObjectRef {
     ObjectRef::of_cluster(Kind::EgressAddress, egret::address_object_name(address))
 }
 
-/// Watches that may have a node's record; the last only if it is a gateway's.
+/// Watches that may contain a node's record; the last only if it is a gateway's.
 fn node_watches(node: &NodeName) -> [Watch; 3] {
     [
         Watch::Records(Records::All),

@@ -5,7 +5,7 @@ use super::{Context, selector};
 use ipnet::IpNet;
 use serde_json::{Map, Value, json};
 
-/// A `ClusterEgress`. A pool's own object is converted beside it.
+/// To a `ClusterEgress`. The pool is a separate object and is converted separately.
 pub(super) fn egress(sheet: &mut Sheet<'_>, _: &Context<'_>) {
     sheet.without_equal(
         "bandwidth",
@@ -33,7 +33,7 @@ pub(super) fn egress(sheet: &mut Sheet<'_>, _: &Context<'_>) {
         Some(address) => {
             spec.insert("ip".to_owned(), json!(address));
             if let Some(pool) = pool {
-                // The pool's gateway is that of its addresses.
+                // A pool and its gateway have the same name.
                 spec.insert("gateway".to_owned(), json!(pool));
             } else {
                 let why = "without a pool the node that has the address was its gateway; an address of a node is refused \
@@ -47,7 +47,7 @@ pub(super) fn egress(sheet: &mut Sheet<'_>, _: &Context<'_>) {
     sheet.make("ClusterEgress", None, name, spec);
 }
 
-/// A pool and its gateway nodes.
+/// To a pool and its gateway.
 pub(super) fn pool(sheet: &mut Sheet<'_>, _: &Context<'_>) {
     sheet.without_equal(
         "subnetInfo",
@@ -84,7 +84,7 @@ pub(super) fn pool(sheet: &mut Sheet<'_>, _: &Context<'_>) {
     sheet.make("EgressPool", None, name, spec);
 }
 
-/// Antrea leaves out the first address of a prefix, and of an IPv4 prefix the last.
+/// The usable addresses: Antrea leaves out the first of a prefix, and the last of an IPv4 prefix.
 fn usable(text: &str) -> Option<Value> {
     let (start, end) = match text.parse::<IpNet>().ok()? {
         IpNet::V4(net) if net.prefix_len() < 31 => {

@@ -48,7 +48,8 @@ pub(super) fn policy(sheet: &mut Sheet<'_>, _: &Context<'_>) {
     }
 }
 
-/// Destinations and what is excluded of them. What would mean something else here is left out, by name.
+/// Destinations, and the prefixes excluded from them. Entries with another meaning here are left out and listed as
+/// losses.
 fn wanted(sheet: &mut Sheet<'_>, addresses: &[String]) -> (Vec<String>, Vec<String>) {
     let parse = |text: &str| text.parse::<IpNet>().ok();
     let mut cidrs = sheet.prefixes("destinationCIDRs");
@@ -138,7 +139,7 @@ fn addresses(
     given
 }
 
-/// The pods of one entry. Labels of a Cilium identity may stand for the namespace or its labels.
+/// Selectors for the pods of one entry. Labels of a Cilium identity may stand for the namespace or its labels.
 fn pods(sheet: &mut Sheet<'_>, place: &str, spec: &mut Map<String, Value>) {
     let pods = sheet.take(&format!("{place}.podSelector"));
     let mut namespaces =
@@ -186,7 +187,7 @@ fn pods(sheet: &mut Sheet<'_>, place: &str, spec: &mut Map<String, Value>) {
     }
 }
 
-/// Labels may be written with the source that Cilium has them from.
+/// A label key without Cilium's source prefix.
 fn plain(key: &str) -> String {
     let key = key.strip_prefix("k8s:").unwrap_or(key);
     key.strip_prefix("any:").unwrap_or(key).to_owned()

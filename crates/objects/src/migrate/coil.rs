@@ -4,11 +4,11 @@ use super::sheet::Sheet;
 use super::{Context, destinations};
 use serde_json::{Map, json};
 
-/// Longest name of a label behind its prefix.
+/// Longest name of a label after its prefix.
 const LABEL_MAX: usize = 63;
 
-/// A `ClusterEgress`: pods of any namespace opted in by an annotation, and must have a label here. The annotation lists
-/// several objects of one namespace; a label has one value, so that each object has a label of its own.
+/// To a `ClusterEgress`: pods of any namespace opted in by an annotation, and must have a label here. The annotation
+/// lists several objects of one namespace; a label has one value, so each object has its own label.
 pub(super) fn egress(sheet: &mut Sheet<'_>, context: &Context<'_>) {
     let (namespace, name) = (sheet.namespace(), sheet.name());
     let own = format!("{namespace}.{name}");

@@ -6,7 +6,7 @@ use serde_json::{Map, Value, json};
 use std::collections::BTreeMap;
 use std::net::IpAddr;
 
-/// Keys cannot have colons: an IPv6 address is written with dashes.
+/// Parses an address. Keys cannot contain colons: an IPv6 address is written with dashes.
 fn address(text: &str) -> Option<IpAddr> {
     let text = text.trim();
     text.parse()
@@ -14,7 +14,7 @@ fn address(text: &str) -> Option<IpAddr> {
         .ok()
 }
 
-/// Entries of a ConfigMap whose keys are all addresses; other ConfigMaps are somebody else's.
+/// Entries of a ConfigMap whose keys are all addresses; `None` for other ConfigMaps.
 fn entries(object: &Value) -> Option<Vec<(&str, IpAddr, &str)>> {
     let data = object["data"].as_object()?;
     let entries = data.iter().map(|(key, value)| {
@@ -31,8 +31,8 @@ pub(super) fn is_mapping(object: &Value) -> bool {
     object["kind"] == "ConfigMap" && entries(object).is_some()
 }
 
-/// A pool for each address that has a number, a `ClusterEgress` for each address that pods are mapped to. The pods were
-/// named by their addresses, which change: ours are selected by a label that they must be given.
+/// To a pool for each address with a number, and a `ClusterEgress` for each address that pods are mapped to. The input
+/// names pods by their addresses, which change: here they are selected by a label that they must be given.
 pub(super) fn mapping(sheet: &mut Sheet<'_>, context: &Context<'_>) {
     let mut pods: BTreeMap<IpAddr, Vec<(&str, IpAddr)>> = BTreeMap::new();
     for (key, named, value) in entries(sheet.object()).unwrap_or_default() {
@@ -74,7 +74,7 @@ pub(super) fn mapping(sheet: &mut Sheet<'_>, context: &Context<'_>) {
     }
 }
 
-/// Good as the name of an object and as the value of a label.
+/// The address in a form that is valid as an object's name and as a label's value.
 fn name_of(vip: IpAddr) -> String {
     let family = if vip.is_ipv4() { "v4" } else { "v6" };
     format!("{family}-{}-vip", vip.to_string().replace(['.', ':'], "-"))

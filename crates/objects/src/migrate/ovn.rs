@@ -4,12 +4,12 @@ use super::sheet::Sheet;
 use super::{Context, selector};
 use serde_json::{Map, json};
 
-/// Label of the nodes that serve; one group for every `EgressIP`.
+/// Label of the gateway nodes; one group for all `EgressIP`s.
 const GATEWAY_LABEL: &str = "k8s.ovn.org/egress-assignable";
-/// The group's name here.
+/// Name of the group.
 const GATEWAY: &str = "egress-assignable";
 
-/// A `ClusterEgress` without destinations: everything outside the cluster, as there.
+/// To a `ClusterEgress` without destinations: everything outside the cluster, as in OVN-Kubernetes.
 pub(super) fn egress_ip(sheet: &mut Sheet<'_>, _: &Context<'_>) {
     let nodes = json!({"matchExpressions": [{"key": GATEWAY_LABEL, "operator": "Exists"}]});
     let gateway = Map::from_iter([("nodeSelector".to_owned(), nodes)]);

@@ -5,7 +5,7 @@ use super::{Context, POD_LABEL, as_prefix, as_prefixes, destinations};
 use serde_json::{Map, Value, json};
 use std::collections::BTreeMap;
 
-/// The KEP's `Egress`: the same fields in another group. An object of ours stays as it is.
+/// The KEP's `Egress`: the same fields in another group. An object in our group stays unchanged.
 pub(super) fn kep(sheet: &mut Sheet<'_>, _: &Context<'_>) {
     sheet.is_same_object();
     let fields = sheet.peek("").as_object().cloned().unwrap_or_default();
@@ -21,7 +21,7 @@ pub(super) fn kep(sheet: &mut Sheet<'_>, _: &Context<'_>) {
     sheet.make("Egress", Some(namespace), name, spec);
 }
 
-/// One `Egress` for each pair of Service and address.
+/// To one `Egress` for each pair of Service and address.
 pub(super) fn static_egress_ip(sheet: &mut Sheet<'_>, _: &Context<'_>) {
     let (namespace, name) = (sheet.namespace(), sheet.name());
     let gateway = sheet.text("gateway-label").map(|label| {
@@ -82,7 +82,7 @@ pub(super) fn static_egress_ip(sheet: &mut Sheet<'_>, _: &Context<'_>) {
     }
 }
 
-/// The selector of the workload where the input has it; else a label that the pods must be given.
+/// The selector of the workload if the input contains it; otherwise a label that the pods must be given.
 pub(super) fn mapper_egress(sheet: &mut Sheet<'_>, context: &Context<'_>) {
     let name = sheet.name();
     let own = sheet.namespace();
@@ -103,7 +103,7 @@ pub(super) fn mapper_egress(sheet: &mut Sheet<'_>, context: &Context<'_>) {
     let known = workload.map(|found| &found["spec"]["selector"]);
     let known = known.filter(|selector| long != "Pod" && selector.is_object());
     let selector = match known {
-        // The oldest of them selects by a plain map.
+        // ReplicationControllers select by a plain map.
         Some(labels) if long == "ReplicationController" => json!({"matchLabels": labels}),
         Some(selector) => selector.clone(),
         None => {
@@ -120,7 +120,7 @@ pub(super) fn mapper_egress(sheet: &mut Sheet<'_>, context: &Context<'_>) {
         ("podSelector".to_owned(), selector),
         ("ip".to_owned(), address.clone()),
     ]);
-    // It spoke of one family only, and left the other as it was.
+    // The original affects one family only.
     let everywhere = match address.as_str().is_some_and(|text| text.contains(':')) {
         true => "::/0",
         false => "0.0.0.0/0",
@@ -129,7 +129,7 @@ pub(super) fn mapper_egress(sheet: &mut Sheet<'_>, context: &Context<'_>) {
     sheet.make("Egress", Some(namespace), name, spec);
 }
 
-/// A pool of one address, for every namespace.
+/// To a pool of one address, for all namespaces.
 pub(super) fn vip(sheet: &mut Sheet<'_>, _: &Context<'_>) {
     sheet.without_equal("routeid", "Egret needs no number for an address; drop it");
     let address = sheet.text("ip").unwrap_or_default();
@@ -141,7 +141,7 @@ pub(super) fn vip(sheet: &mut Sheet<'_>, _: &Context<'_>) {
     sheet.make("EgressPool", None, name, spec);
 }
 
-/// Nothing of it is an object here.
+/// No field has an equivalent.
 pub(super) fn mapper(sheet: &mut Sheet<'_>, _: &Context<'_>) {
     let network = "a setting of controller and agents: --never-destination";
     for (field, why) in [
@@ -161,6 +161,6 @@ pub(super) fn mapper(sheet: &mut Sheet<'_>, _: &Context<'_>) {
     ] {
         sheet.without_equal(field, why);
     }
-    // `InterfaceName` alone would make an EgressGateway whose nodes nobody named.
+    // `InterfaceName` alone would make an EgressGateway without nodes.
     let _: &Value = sheet.peek("InterfaceName");
 }

@@ -1,4 +1,4 @@
-//! One object under conversion: what was taken of its spec, what was made of it, and what was lost.
+//! One object under conversion: fields taken from its spec, objects made from it, and losses.
 
 use super::{Loss, ours};
 use ipnet::IpNet;
@@ -12,15 +12,15 @@ const SHOWN_MAX: usize = 120;
 pub(super) struct Sheet<'v> {
     object: &'v Value,
     taken: BTreeSet<String>,
-    /// Why fields have no equal, by path; others get a sentence that fits all.
+    /// Reasons for losses by path; other losses get a general sentence.
     reasons: BTreeMap<String, String>,
     made: Vec<Value>,
     losses: Vec<Loss>,
-    /// What is made is the same object under another name: labels and annotations go with it.
+    /// The output is the same object under another name: it inherits labels and annotations.
     same: bool,
 }
 
-/// Annotations that mean nothing but to the tool that wrote them, or to us, for the old object.
+/// Annotations that matter only to the tool that wrote them, or to Egret for the old object.
 const MEANINGLESS: [&str; 2] = [
     "kubectl.kubernetes.io/last-applied-configuration",
     crate::front_end::ADOPT_ANNOTATION,
@@ -38,7 +38,7 @@ impl<'v> Sheet<'v> {
         }
     }
 
-    /// What is made keeps this object's labels and annotations.
+    /// Lets the output inherit this object's labels and annotations.
     pub fn is_same_object(&mut self) {
         self.same = true;
     }
@@ -62,7 +62,7 @@ impl<'v> Sheet<'v> {
         self.object["apiVersion"].as_str().unwrap_or_default()
     }
 
-    /// A field of the spec without taking it: `a.b[0].c`.
+    /// Reads a field of the spec without taking it: `a.b[0].c`.
     pub fn peek(&self, path: &str) -> &'v Value {
         let mut node = &self.object["spec"];
         for part in path.split(['.', '[', ']']).filter(|part| !part.is_empty()) {
@@ -74,18 +74,18 @@ impl<'v> Sheet<'v> {
         node
     }
 
-    /// A field whose meaning is in the output, with everything below it.
+    /// Takes a field, with everything below it: its meaning is in the output.
     pub fn take(&mut self, path: &str) -> &'v Value {
         self.taken.insert(path.to_owned());
         self.peek(path)
     }
 
-    /// A text that is not empty.
+    /// Takes a non-empty text.
     pub fn text(&mut self, path: &str) -> Option<&'v str> {
         self.take(path).as_str().filter(|text| !text.is_empty())
     }
 
-    /// The texts of a list, each once. What is none is named and left out.
+    /// Takes the distinct texts of a list. Other entries become losses.
     pub fn texts(&mut self, path: &str) -> Vec<String> {
         let mut all: Vec<String> = Vec::new();
         for (index, one) in self.take(path).as_array().into_iter().flatten().enumerate() {
@@ -101,13 +101,13 @@ impl<'v> Sheet<'v> {
         all
     }
 
-    /// The prefixes of a list, as [`Sheet::prefixes_of`] reads them.
+    /// Takes the prefixes of a list, as [`Sheet::prefixes_of`] reads them.
     pub fn prefixes(&mut self, path: &str) -> Vec<String> {
         let texts = self.texts(path);
         self.prefixes_of(path, &texts)
     }
 
-    /// Prefixes, each once, without host bits: these systems ignore those. What is no prefix is named and left out.
+    /// Distinct prefixes without host bits, since these systems ignore those. Other texts become losses.
     pub fn prefixes_of(&mut self, path: &str, texts: &[String]) -> Vec<String> {
         let mut all = Vec::new();
         for text in texts {
@@ -124,12 +124,12 @@ impl<'v> Sheet<'v> {
         all
     }
 
-    /// Why this field has no equal, in case it is there.
+    /// Sets the reason why this field has no equivalent, if it is present.
     pub fn without_equal(&mut self, path: &str, why: &str) {
         self.reasons.insert(path.to_owned(), why.to_owned());
     }
 
-    /// Something that the output lacks although no field says it.
+    /// Adds a loss that no field of the spec causes.
     pub fn lose(&mut self, field: &str, value: &Value, why: impl Into<String>) {
         self.losses.push(Loss {
             object: self.label(),
@@ -139,7 +139,7 @@ impl<'v> Sheet<'v> {
         });
     }
 
-    /// An object of ours.
+    /// Adds an object of ours.
     pub fn make(
         &mut self,
         kind: &str,
@@ -156,7 +156,7 @@ impl<'v> Sheet<'v> {
         self.made.push(made);
     }
 
-    /// Labels and annotations that say something.
+    /// Labels and annotations that matter.
     fn named(&self) -> Vec<(&'static str, &'v str, &'v Value)> {
         let metadata = &self.object["metadata"];
         let of = |field: &'static str| {
@@ -168,8 +168,8 @@ impl<'v> Sheet<'v> {
             .collect()
     }
 
-    /// Who owns the old object by its labels, annotations or owners (Helm, Argo CD, a controller) would own the new one too
-    /// if they were taken over.
+    /// Adds ownership metadata to the losses: an owner by labels, annotations or owner references (Helm, Argo CD, a
+    /// controller) would own the new object, too, if it were copied.
     fn lose_metadata(&mut self) {
         if !self.same {
             for (field, key, value) in self.named() {
@@ -186,7 +186,7 @@ impl<'v> Sheet<'v> {
         }
     }
 
-    /// The object, for people.
+    /// Kind and name of the object, for people.
     pub fn label(&self) -> String {
         let kind = self.object["kind"].as_str().unwrap_or_default();
         match self.object["metadata"]["namespace"].as_str() {
@@ -195,7 +195,7 @@ impl<'v> Sheet<'v> {
         }
     }
 
-    /// What was made, and what was lost: also every field that was not taken.
+    /// The objects made, and the losses, with every field that was not taken.
     pub fn finish(mut self) -> (Vec<Value>, Vec<Loss>) {
         self.lose_metadata();
         let mut left = Vec::new();
@@ -208,7 +208,7 @@ impl<'v> Sheet<'v> {
         (self.made, self.losses)
     }
 
-    /// Fields that were not taken: the highest ones that nothing below was taken of.
+    /// Collects fields that were not taken: the topmost ones without a taken field below.
     fn walk(&self, value: &Value, path: &str, left: &mut Vec<(String, Value)>) {
         if self.taken.contains(path) || is_nothing(value) {
             return;
@@ -220,7 +220,7 @@ impl<'v> Sheet<'v> {
         };
         let named = self.reasons.contains_key(&without_indexes(path));
         if !path.is_empty() && (named || !self.taken.iter().any(inside)) {
-            // A reason given for a field below is worth more than one for the whole.
+            // A reason for a field below takes precedence over one for the whole.
             let below = |known: &String| known.starts_with(&format!("{}.", without_indexes(path)));
             if named || !self.reasons.keys().any(below) {
                 left.push((path.to_owned(), value.clone()));
@@ -244,7 +244,7 @@ impl<'v> Sheet<'v> {
     }
 }
 
-/// A prefix without host bits; one address is a prefix of full length.
+/// A prefix without host bits; an address becomes a prefix of full length.
 fn network(text: &str) -> Option<String> {
     let net = match text.parse::<IpAddr>() {
         Ok(address) => IpNet::from(address),
@@ -253,7 +253,7 @@ fn network(text: &str) -> Option<String> {
     Some(net.trunc().to_string())
 }
 
-/// Whether a field says nothing, as if it were absent.
+/// Whether a value is equivalent to an absent field.
 fn is_nothing(value: &Value) -> bool {
     match value {
         Value::Null => true,
@@ -265,7 +265,7 @@ fn is_nothing(value: &Value) -> bool {
     }
 }
 
-/// `a[0].b` as `a.b`: reasons hold for every entry of a list.
+/// `a[0].b` as `a.b`: reasons apply to every entry of a list.
 fn without_indexes(path: &str) -> String {
     let mut text = String::new();
     let mut inside = false;

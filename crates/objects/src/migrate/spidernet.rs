@@ -4,7 +4,7 @@ use super::sheet::Sheet;
 use super::{Context, POD_LABEL, destinations, selector};
 use serde_json::{Map, Value, json};
 
-/// The gateway nodes, and a pool of the gateway's name for its addresses.
+/// To a gateway, and a pool of the same name for its addresses.
 pub(super) fn gateway(sheet: &mut Sheet<'_>, _: &Context<'_>) {
     let name = sheet.name();
     let nodes = selector(sheet.take("nodeSelector.selector")).unwrap_or_else(|| json!({}));
@@ -50,14 +50,14 @@ pub(super) fn gateway(sheet: &mut Sheet<'_>, _: &Context<'_>) {
     sheet.make("EgressPool", None, name, spec);
 }
 
-/// Pods of one namespace.
+/// A policy for pods of one namespace.
 pub(super) fn policy(sheet: &mut Sheet<'_>, _: &Context<'_>) {
     let Some(spec) = common(sheet) else { return };
     let (namespace, name) = (sheet.namespace(), sheet.name());
     sheet.make("Egress", Some(namespace), name, spec);
 }
 
-/// Pods of several namespaces.
+/// A policy for pods of several namespaces.
 pub(super) fn cluster_policy(sheet: &mut Sheet<'_>, _: &Context<'_>) {
     let Some(mut spec) = common(sheet) else {
         return;
@@ -89,7 +89,7 @@ fn common(sheet: &mut Sheet<'_>) -> Option<Map<String, Value>> {
     );
     let mut spec = Map::new();
     let pods = selector(sheet.take("appliedTo.podSelector"));
-    // Never all pods where some were meant.
+    // A missing selector must not become all pods.
     let pods = pods.unwrap_or_else(|| json!({"matchLabels": {POD_LABEL: sheet.name()}}));
     spec.insert("podSelector".to_owned(), pods);
     let gateway = sheet.text("egressGatewayName");

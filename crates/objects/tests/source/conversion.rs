@@ -1,4 +1,4 @@
-//! Bad fields of policies: the finding names the field, shows the value and says what would be right.
+//! Invalid fields of policies: the finding names the field, shows the value and has a remedy.
 
 use crate::scratch::{Ask, Scratch};
 use egret_core::model::{AddressRequest, GatewayName, PortMatch, Protocol, WhenUnavailable};
@@ -257,7 +257,7 @@ fn egress_destinations_are_prefixes_with_ports() {
         "http",
         "whole number",
     );
-    // Both mistakes at once are told at once.
+    // Both mistakes are reported at once.
     let two = view(&manifest(
         "Egress",
         "selector: {}\nip: x\ndestinations: [{cidr: y}]",
@@ -349,7 +349,7 @@ fn unknown_fields_are_told_and_the_object_is_carried_out() {
         "spec.serviceName",
         "use an Egress",
     );
-    // A dumped manifest carries a status; it is not ours and not a mistake.
+    // A dumped manifest contains a status; it is not ours and not a mistake.
     let dumped = format!(
         "{}status: {{addresses: 7, x: y}}\n",
         manifest("Egress", base)

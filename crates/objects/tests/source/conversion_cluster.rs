@@ -1,4 +1,4 @@
-//! Gateways, pools and what Kubernetes says about the cluster: bad fields and good ones.
+//! Gateways, pools and Kubernetes' own objects: invalid fields and valid ones.
 
 use crate::conversion::{manifest, refused, view};
 use crate::scratch::Ask;

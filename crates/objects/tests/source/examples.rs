@@ -1,4 +1,4 @@
-//! `deploy/examples` is what people copy: every file means something and nothing is wrong with any.
+//! `deploy/examples` is what people copy: every file contains objects, and none has a finding.
 
 use crate::scratch::{Ask, Scratch};
 use egret_core::model::{AddressRequest, Namespaces, Selection};
@@ -45,7 +45,7 @@ fn the_proposals_own_manifest_means_what_it_says() {
     };
     assert_eq!(policy.selection, expected);
 
-    // With the proposal's own apiVersion it is told what to write, not silently passed over.
+    // With the proposal's own apiVersion there is a finding with a remedy; the file is not ignored silently.
     scratch.put("a.yaml", &text.replace("egret.dev/v1alpha1", "v1"));
     let view = scratch.view();
     assert!(

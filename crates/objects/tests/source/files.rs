@@ -238,7 +238,7 @@ fn waiting_wakes_for_new_files_new_directories_and_files_behind_links() {
     eventually(&mut source, "a linked file", |view| {
         view.names() == ["a", "b", "c"]
     });
-    // No directory of ours tells about this one: the look at signatures does.
+    // inotify reports nothing about this directory; the comparison of signatures does.
     elsewhere.put("c.yaml", &egress("d", "192.0.2.3"));
     eventually(&mut source, "a file behind a link", |view| {
         view.names() == ["a", "b", "d"]
@@ -252,7 +252,7 @@ fn waiting_ends_in_quiet_when_nothing_changes() {
     let mut source = scratch.open();
     let mut other = scratch.open();
     source.snapshot().unwrap();
-    // Own copies and young files may wake us a few times, but readers must not keep waking each other.
+    // Own copies and young files may cause a few wake-ups, but readers must not wake each other forever.
     let mut woken = 0;
     while source.wait(Duration::from_millis(150)).unwrap() {
         source.snapshot().unwrap();

@@ -1,4 +1,4 @@
-//! Objects of earlier systems in a directory: what they become, and what is said about them.
+//! Objects of earlier systems in a directory: their translations, statuses and findings.
 
 use crate::scratch::{Scratch, settings};
 use egret_core::model::{AddressRequest, Policy, Selection, Translation, WorkloadKind};
@@ -61,7 +61,7 @@ fn nothing_is_read_while_no_front_end_serves() {
     let view = view_with(&text, settings());
     assert!(view.snapshot.policies.is_empty() && view.findings.is_empty());
     assert!(view.front_ends.objects.is_empty());
-    // Nor is one of another front-end.
+    // Nor is an object of another front-end.
     let only = serving(|front_ends| front_ends.enabled = [FrontEnd::EgressMapper].into());
     let view = view_with(&text, only);
     assert!(view.snapshot.policies.is_empty() && view.findings.is_empty());
@@ -92,7 +92,7 @@ fn the_same_name_in_three_systems_is_three_objects() {
     );
 }
 
-/// The original told rules by the sum of namespace, name and index without a separator.
+/// The original identified rules by the concatenation of namespace, name and index, without a separator.
 #[test]
 fn names_that_the_original_confused_are_different_policies() {
     let spec = format!("{{rules: [{RULE}]}}");
@@ -247,10 +247,10 @@ fn gateways_choose_themselves_where_nobody_named_any() {
     );
     let found = view(&(nodes.concat() + &labelled));
     assert_eq!(chosen(&found, name), ["w2"]);
-    // A cluster of one node, which is a control plane too.
+    // A cluster of one node, which is also the control plane.
     let found = view(&(nodes[0].clone() + &plain));
     assert_eq!(chosen(&found, name), ["cp-new"]);
-    // An EgressGateway of the cluster counts, and none is added.
+    // An EgressGateway of the cluster is used, and none is generated.
     let own = "---\napiVersion: egret.dev/v1alpha1\nkind: EgressGateway\nmetadata: {name: own}\nspec: {nodeSelector: {}}\n";
     let found = view(&(nodes.concat() + &plain + own));
     assert_eq!(policy(&found, name).gateway, None);
@@ -307,13 +307,13 @@ fn only_administrators_speak_for_other_namespaces() {
         );
         assert_eq!(names(&view).len(), 1 + usize::from(taken));
     }
-    // A Vip of a namespace is for that namespace.
+    // A Vip of a namespace serves only that namespace.
     let theirs = vip.replace("metadata: {", "metadata: {namespace: shop, ");
     let found = view(&(theirs.clone() + &of("shop", "shop")));
     assert!(found.findings.is_empty());
     let found = view(&(theirs + &of("default", "default")));
     assert_eq!(found.findings[0].field, "spec.ip");
-    // Refused and not forgotten: its pods must not leave with another address.
+    // Refused, but its pods must not leave with another address.
     assert_eq!(
         policy(&found, "e").addresses,
         AddressRequest::Fixed(Vec::new())
@@ -343,7 +343,7 @@ fn the_older_of_two_mappers_counts_and_others_are_told() {
     assert_eq!(never, ["10.244.0.0/16", "10.248.0.0/16"]);
     assert_eq!(found.findings.len(), 1);
     assert_eq!(found.findings[0].object.name, "a");
-    // Of a namespace that is no administrator's, not even the only one.
+    // Of a namespace that is not administrating, not even if it is the only one.
     let theirs = older.replace("metadata: {", "metadata: {namespace: shop, ");
     let found = view(&theirs);
     assert!(found.snapshot.settings.never_destinations.is_empty());

@@ -1,4 +1,4 @@
-//! A bad edit never takes an object out of force, also not over a restart, and is told with file, line and field.
+//! An invalid edit never takes an object out of force, even over a restart, and is reported with file, line and field.
 
 use crate::scratch::{Ask, Scratch, egress, pod, policy_ref};
 use egret_core::model::Kind;
@@ -6,7 +6,7 @@ use egret_objects::{Source, View};
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
 
-/// Both the reader that saw the good one and one that starts now.
+/// Checks both the reader that read the valid version and one that starts now.
 fn both(scratch: &Scratch, source: &mut impl Source, check: impl Fn(&View)) {
     check(&source.snapshot().unwrap());
     check(&scratch.view());
@@ -93,7 +93,7 @@ fn broken_yaml_keeps_the_objects_of_its_file_and_carries_out_its_neighbours() {
             view.findings[0].remedy
         );
     });
-    // The document is taken out for good: nothing unclear is left, so the object goes.
+    // The document is removed for good: no unclear one is left, so the object is removed.
     scratch.put("a.yaml", &one);
     both(&scratch, &mut source, |view| {
         view.assert_clean();
@@ -109,8 +109,8 @@ fn every_torn_prefix_of_a_file_keeps_every_policy() {
         egress("one", "192.0.2.1"),
         egress("two", "192.0.2.2")
     );
-    // Cut inside the second document's head, where nothing says yet which object it is; and the empty file that
-    // `command > file` leaves while the command runs.
+    // Cut inside the second document's head, where it does not name its object yet; and the empty file that `command >
+    // file` leaves while the command runs.
     let second = text.find("---").unwrap() + 4;
     let cuts = [
         0,

@@ -1,4 +1,4 @@
-//! Many random edits: a reader that followed them all knows exactly what one that starts afterwards knows.
+//! Many random edits: a reader that followed all of them has the same view as one that starts afterwards.
 
 use crate::scratch::{Ask, Scratch, egress, pod};
 use egret_objects::Source;
@@ -54,7 +54,7 @@ fn a_reader_that_followed_every_edit_agrees_with_a_fresh_one() {
         let (mut one, mut two) = (scratch.open(), scratch.open());
         for step in 0..60 {
             edit(&scratch, &mut random);
-            // Either of the two may be the one that writes the copies.
+            // Either of the two may write the copies.
             let mut views = BTreeMap::new();
             if random.below(2) == 0 {
                 views.insert("two", two.snapshot().unwrap());

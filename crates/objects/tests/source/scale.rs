@@ -1,4 +1,4 @@
-//! The cost of a change does not grow with what is beside it (P10).
+//! The cost of a change does not grow with the number of other objects (P10).
 
 use crate::scratch::{Scratch, pod};
 use egret_objects::Source;
@@ -11,8 +11,8 @@ fn timed<T>(work: impl FnOnce() -> T) -> (T, Duration) {
     (work(), start.elapsed())
 }
 
-/// One change of one pod must cost much less than reading everything did. The bound is coarse, so that a busy machine
-/// does not fail it; parsing everything again would.
+/// One change of one pod must cost much less than reading everything. The limit is coarse, so that a busy machine does
+/// not exceed it; parsing everything again would.
 fn one_change_is_cheap(files: impl Fn(usize) -> Vec<(String, String)>) {
     let scratch = Scratch::new();
     for (name, text) in files(1) {
@@ -21,7 +21,7 @@ fn one_change_is_cheap(files: impl Fn(usize) -> Vec<(String, String)>) {
     let mut source = scratch.open();
     let (view, first) = timed(|| source.snapshot().unwrap());
     assert_eq!(view.snapshot.pods.len(), PODS);
-    // Files that are too young to be trusted are read twice; from then on it is quiet.
+    // Files that changed just before are read twice; afterwards nothing changes.
     while source.wait(Duration::from_millis(100)).unwrap() {
         source.snapshot().unwrap();
     }

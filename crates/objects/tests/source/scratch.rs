@@ -1,4 +1,4 @@
-//! A directory of manifests that is gone after the test, and short ways to ask a view.
+//! A temporary directory of manifests, and short queries of a view.
 
 use egret_core::model::{Finding, Kind, ObjectRef, Policy};
 use egret_objects::dir::{DirSource, Settings};
@@ -13,7 +13,7 @@ pub struct Scratch {
 
 impl Scratch {
     pub fn new() -> Self {
-        // In memory where that is to be had: thousands of small files are slow on a busy disk.
+        // In memory where available: thousands of small files are slow on a busy disk.
         let folder = tempfile::tempdir_in("/dev/shm").or_else(|_| tempfile::tempdir());
         Self {
             folder: folder.unwrap(),
@@ -24,7 +24,7 @@ impl Scratch {
         self.folder.path().join(name)
     }
 
-    /// Writes a file the way an editor does: whole, by rename.
+    /// Writes a file like an editor does: as a whole, by rename.
     pub fn put(&self, name: &str, text: &str) {
         let path = self.path(name);
         fs::create_dir_all(path.parent().unwrap()).unwrap();
@@ -49,7 +49,7 @@ impl Scratch {
         DirSource::open(self.folder.path(), settings).unwrap()
     }
 
-    /// What a reader that starts now sees.
+    /// View of a reader that starts now.
     pub fn view(&self) -> View {
         self.open().snapshot().unwrap()
     }
@@ -123,7 +123,7 @@ impl Ask for View {
     }
 }
 
-/// Waits until the source sees what is looked for.
+/// Waits until the source's view satisfies the predicate.
 pub fn eventually(source: &mut DirSource, what: &str, good: impl Fn(&View) -> bool) -> View {
     let deadline = std::time::Instant::now() + Duration::from_secs(10);
     loop {

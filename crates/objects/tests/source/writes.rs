@@ -152,7 +152,7 @@ fn of_two_writers_with_one_version_one_fails() {
         b.write_address(&record(3, second)),
         Err(SourceError::Conflict { found: 0, .. })
     ));
-    // A version never comes back, so nobody takes the new object for the old one.
+    // A version is never reused, so no writer mistakes the new object for the old one.
     let third = b.write_address(&record(4, 0)).unwrap();
     assert!(third > second, "{third} after {second}");
 }
@@ -161,8 +161,8 @@ fn of_two_writers_with_one_version_one_fails() {
 fn many_writers_lose_no_update_and_no_view_lacks_an_older_write() {
     let scratch = Scratch::new();
     let addresses: Vec<IpAddr> = (1..=4).map(|n| IpAddr::from([192, 0, 2, n])).collect();
-    // Each writer raises the epoch of the two addresses in turn: a view with the second one newer than the first one
-    // by more than its own round has missed an older write.
+    // Each writer increments the epoch of the two addresses in turn: in a view where the second one is newer than the
+    // first one by more than its own round, an older write is missing.
     std::thread::scope(|scope| {
         let writers: Vec<_> = addresses
             .chunks(2)
@@ -226,7 +226,7 @@ fn controller_and_agent_write_their_own_halves_of_a_node() {
         ..node_record()
     };
     controller.write_node_spec(&blank).unwrap();
-    // The agent's idea of the grants and the controller's idea of the status do not matter.
+    // The grants in the agent's record and the status in the controller's are ignored.
     agent
         .write_node_status(
             &NodeRecord {
@@ -256,7 +256,7 @@ fn controller_and_agent_write_their_own_halves_of_a_node() {
         Some("02:00:00:00:00:07")
     );
     assert_eq!(view.nodes[&name].conditions[0].since_secs, 100);
-    // Nothing new is no write.
+    // An unchanged record is not written.
     assert_eq!(controller.write_node_spec(&record).unwrap(), version);
     assert_eq!(
         agent.write_node_status(&record, &report, 200).unwrap(),
@@ -338,7 +338,7 @@ fn status_keeps_its_times_and_is_written_only_when_it_changes() {
     let view = seen(400);
     status.conditions[0].since_secs = 400;
     assert_eq!(view.policies[&policy_ref("p")], status);
-    // The user's edit leaves the status, and the status of the object's namesake is not taken over.
+    // The user's edit leaves the status, and the status of another object of the same name is not taken over.
     scratch.put("a.yaml", &egress("p", "192.0.2.7"));
     assert_eq!(scratch.view().policies[&policy_ref("p")], status);
     assert!(
@@ -431,7 +431,7 @@ fn an_unreadable_address_is_reported_and_never_overwritten() {
     let path = scratch.path("status/EgressAddress/v4-192-168-122-222.yaml");
     fs::write(&path, "kind: [").unwrap();
     let view = source.snapshot().unwrap();
-    // Who has read it before goes on with that; nobody takes it for free.
+    // A reader that has read it before continues with that; no reader treats it as free.
     assert!(view.snapshot.unreadable.addresses.contains(&address()));
     assert_eq!(
         view.snapshot.addresses[&address()].leases,

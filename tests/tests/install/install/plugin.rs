@@ -1,4 +1,4 @@
-//! The CNI plugin, with the runtime that calls it in earnest: the first act of a pod's first process is a connection.
+//! The CNI plugin, called by a real runtime: the first action of a pod's first process is a connection.
 //!
 //! Steps of `install.rs`, in its order:
 //! - [`an_upgrade_brought_the_plugin_to_every_node`]
@@ -19,22 +19,22 @@ use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
 use std::time::{Duration, Instant};
 
-/// Values that an upgrade brings the plugin with. A node without the label has no agent.
+/// Values of the upgrade that installs the plugin. A node without the label has no agent.
 pub const VALUES: [&str; 2] = ["cni.enabled=true", "agent.nodeSelector.test/agents=here"];
-/// Where the runtime of the test's nodes has its configuration.
+/// The runtime's configuration file on the test's nodes.
 const CONFIGURATION: &str = "etc/cni/net.d/10-pods.conflist";
-/// What the agent was told by the plugin.
+/// The agent's file of announcements.
 const ANNOUNCED: &str = "var/lib/egret/cni/announced.json";
-/// Pods that are started, and with `./dev test --full`.
+/// Number of pods that are started, and with `./dev test --full`.
 const STARTS: [usize; 2] = [40, 200];
 /// Pods that start at once.
 const BATCH: usize = 20;
 /// Nodes that they start on.
 const WORKERS: [&str; 2] = ["worker1", "worker2"];
-/// A first connection that takes longer has failed.
+/// A first connection that takes longer counts as failed.
 const PATIENCE: Duration = Duration::from_secs(5);
 
-/// A pod that connects, writes down which source the server saw, and ends or stays.
+/// A pod that connects, writes down the source that the server saw, and ends or stays.
 fn first_act(name: &str, namespace: &str, app: &str, node: &str, server: IpAddr) -> String {
     format!(
         "apiVersion: v1\nkind: Pod\nmetadata: {{name: {name}, namespace: {namespace}, labels: {{app: {app}, first: act}}}}\n\
@@ -45,7 +45,7 @@ fn first_act(name: &str, namespace: &str, app: &str, node: &str, server: IpAddr)
     )
 }
 
-/// Which source the server saw of every such pod that has ended, by its name.
+/// The source that the server saw for every such pod that has ended, by the pod's name.
 fn answers(scene: &Scene) -> anyhow::Result<BTreeMap<String, Option<IpAddr>>> {
     let form = "jsonpath={range .items[*]}{.metadata.name}{\" \"}\
                 {.status.containerStatuses[0].state.terminated.message}{\"\\n\"}{end}";
@@ -88,7 +88,7 @@ pub fn an_upgrade_brought_the_plugin_to_every_node(scene: &Scene) -> Outcome {
     Ok(())
 }
 
-/// At the server, in its log, at the router, and by what the pods themselves were told.
+/// Checked at the server, in its log, at the router, and by the answers to the pods.
 pub fn the_first_connection_of_every_start_has_the_egress_address(scene: &Scene) -> Outcome {
     let installed = &scene.installed;
     let starts = STARTS[usize::from(is_full())];
@@ -100,7 +100,7 @@ pub fn the_first_connection_of_every_start_has_the_egress_address(scene: &Scene)
             .clone()
             .map(|number| {
                 let name = format!("start{number}");
-                // Workers in turn, and families in turn on each of them.
+                // Workers alternate, and families alternate on each of them.
                 let server = ip(SERVERS[number / WORKERS.len() % SERVERS.len()]);
                 let node = WORKERS[number % WORKERS.len()];
                 first_act(&name, "default", "fixed", node, server)
@@ -162,7 +162,7 @@ fn agents_on(scene: &Scene, node: &str) -> anyhow::Result<String> {
     Ok(scene.installed.kubectl.run(&[&get[..], &agents].concat())?)
 }
 
-/// And start by themselves, with the right source, when the agent is back.
+/// And they start automatically, with the right source, when the agent is back.
 pub fn without_an_agent_only_pods_that_may_be_selected_wait(scene: &Scene) -> Outcome {
     let installed = &scene.installed;
     let kubectl = &installed.kubectl;
@@ -209,7 +209,7 @@ pub fn without_an_agent_only_pods_that_may_be_selected_wait(scene: &Scene) -> Ou
     installed.rolled_out()
 }
 
-/// What the kubelet says about attempts to start a pod's sandbox that failed.
+/// Events of the kubelet about failed attempts to start a pod's sandbox.
 fn refusals(scene: &Scene, namespace: &str, pod: &str) -> anyhow::Result<String> {
     let which = format!("--field-selector=involvedObject.name={pod},reason=FailedCreatePodSandBox");
     let form = "jsonpath={range .items[*]}{.message}{\"\\n\"}{end}";
@@ -217,7 +217,7 @@ fn refusals(scene: &Scene, namespace: &str, pod: &str) -> anyhow::Result<String>
     Ok(scene.installed.kubectl.run(&get)?)
 }
 
-/// The runtime starts pods with what is left.
+/// The runtime starts pods with the remaining plugins.
 pub fn pods_start_after_uninstalling(scene: &Scene) -> Outcome {
     let installed = &scene.installed;
     let lab = installed.cluster.lab();

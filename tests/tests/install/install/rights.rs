@@ -1,4 +1,4 @@
-//! Least privilege, by what the API server has logged of everything before.
+//! Least privilege, checked in the API server's audit log of all steps before.
 
 use super::Scene;
 use anyhow::ensure;
@@ -17,7 +17,8 @@ fn requests(scene: &Scene, account: &str) -> anyhow::Result<Vec<Value>> {
     Ok(requests)
 }
 
-/// That they use every right they have is `kube_source`'s to tell. Once uninstalling begins they may outlive their roles.
+/// `kube_source` checks that they use every right they have. Once the uninstallation begins they may outlive their
+/// roles.
 pub fn no_request_of_controller_and_agents_was_refused(scene: &Scene) -> Outcome {
     for account in ["egret-controller", "egret-agent"] {
         for request in requests(scene, account)? {
@@ -31,7 +32,7 @@ pub fn the_uninstalling_hook_used_all_that_it_may(scene: &Scene) -> Outcome {
     let mut used = BTreeSet::new();
     for request in requests(scene, "egret-uninstall")? {
         ensure!(request["responseStatus"]["code"] != 403, "{request}");
-        // What every client may ask about the server itself is nobody's right.
+        // Requests about the server itself, which every client may send, need no right.
         if request["objectRef"]["resource"].is_string() {
             let (group, resource, verb) = right_of(&request);
             used.insert(format!("{group:?} {resource} {verb}"));

@@ -1,4 +1,4 @@
-//! The stories of the proposal (KEP), and pods as they live: each pod leaves with the address of its policy.
+//! The user stories of the proposal (KEP), and the life cycle of pods: each pod leaves with the address of its policy.
 //!
 //! Steps of `install.rs`, in its order:
 //! - [`stories_of_the_proposal`]
@@ -13,7 +13,7 @@ use egret_lab::traffic::source::tcp_source_within;
 use egret_tests::Outcome;
 use egret_tests::watch::{Leaving, expect_source};
 
-/// Ports for the pods of the proposal's stories only, each with its policy's addresses.
+/// Ports used only by the pods of the proposal's stories, each with its policy's addresses.
 const STORIES: [(u16, [&str; 2]); 2] = [
     (ECHO_PORTS[0], ["192.168.122.223", "fd00:122::223"]),
     (ECHO_PORTS[2], ["192.168.122.224", "fd00:122::224"]),

@@ -1,5 +1,5 @@
-//! What the READMEs of the earlier systems have their readers do, on a cluster: objects and commands with the same fields,
-//! and the source address that they promise, seen by the server.
+//! The instructions in the READMEs of the earlier systems, on a cluster: objects and commands with the same fields, and
+//! the promised source address, checked at the server.
 //!
 //! Steps of `install.rs`, after the upgrade that enables the front-ends:
 //! - [`a_walk_with_static_egress_ips`]
@@ -14,7 +14,7 @@ use egret_tests::Outcome;
 use egret_tests::installed::TIMEOUT;
 use egret_tests::watch::wait_source;
 
-/// Values that serve their objects as they are.
+/// Values that serve their objects without changes.
 pub const VALUES: [&str; 2] = [
     "frontEnds.enabled={staticegressip,egressmapper}",
     "frontEnds.adoptAll=true",
@@ -24,8 +24,8 @@ const FRONTEND: &str = "192.168.122.225";
 const BACKEND: &str = "192.168.122.226";
 const SHOP: &str = "192.168.122.227";
 const KEEPALIVED: &str = "192.168.122.228";
-/// A Service, and an object that names it; the fork says which nodes are gateways. Without cluster addresses, because
-/// kube-proxy leaves chains of Services that are gone until another one changes.
+/// A Service, and an object that names it; the fork's field selects the gateway nodes. Without cluster addresses,
+/// because kube-proxy leaves chains of deleted Services until another one changes.
 const STATIC_EGRESS_IPS: &str = r#"
 apiVersion: v1
 kind: Service
@@ -147,8 +147,8 @@ pub fn a_walk_with_static_egress_ips(scene: &Scene) -> Outcome {
 }
 
 /// Cases: M1, M2, M3, M4, M6, M10.
-/// What is installed is there, an address is active on one node, and the pods of a Deployment leave with it, also the next
-/// ones.
+/// The installed objects exist, an address is active on one node, and the pods of a Deployment leave with it, including
+/// later ones.
 pub fn a_walk_with_a_mapper(scene: &Scene) -> Outcome {
     let installed = &scene.installed;
     installed.rolled_out()?;
@@ -189,8 +189,8 @@ pub fn a_walk_with_a_mapper(scene: &Scene) -> Outcome {
     Ok(())
 }
 
-/// The DaemonSet of that project with the image exchanged and nothing else (its arguments alone, its limits and its grace),
-/// and its two mappings.
+/// The DaemonSet of that project with only the image replaced (its arguments, its limits and its grace period), and its
+/// two mappings.
 fn kube_egress(pod: &str) -> String {
     let version = env!("CARGO_PKG_VERSION");
     format!(
@@ -268,7 +268,7 @@ pub fn a_walk_with_kube_egress(scene: &Scene) -> Outcome {
         .run(&[&rollout[..], &["-n", "kube-system"]].concat());
     rolled.with_context(|| installed.logs())?;
     leaves_as(&pod, KEEPALIVED).with_context(|| installed.logs())?;
-    // As keepalived moves it: away, there, and everybody is told.
+    // As keepalived moves it: removed there, added here, and announced.
     hold("worker2", "del")?;
     hold("worker1", "add")?;
     for node in ["router", "worker2"] {

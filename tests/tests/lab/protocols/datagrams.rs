@@ -1,4 +1,4 @@
-//! UDP in forms that few programs use: without checksum, behind options, at the end of its hops, merged.
+//! UDP in forms that few programs use: without checksum, after options, with an expiring hop limit, merged.
 
 use super::{PATIENCE, families, raw, wrong};
 use anyhow::{Context, ensure};
@@ -11,7 +11,7 @@ use egret_tests::{Cluster, Outcome, Step, steps};
 use std::net::{IpAddr, SocketAddr, UdpSocket};
 use std::time::Duration;
 
-/// In their order.
+/// The steps, in order.
 pub fn steps() -> Vec<Step<Cluster>> {
     steps![
         udp_without_checksum_goes_out_and_comes_back,
@@ -28,8 +28,8 @@ fn header_bytes(is_v4: bool) -> usize {
     if is_v4 { 20 } else { 40 }
 }
 
-/// Sends a datagram of a pod to a socket of the server and one back, both as `shape` makes them; both must arrive, and
-/// both must still be as `is_kept` says, seen where they arrive.
+/// Sends a datagram of a pod to a socket of the server and one back, both as `shape` makes them. Both must arrive, and
+/// both must satisfy `is_kept` on arrival.
 fn out_and_back(
     cluster: &Cluster,
     (server, egress): (IpAddr, IpAddr),
@@ -70,7 +70,7 @@ fn out_and_back(
     let (length, seen) = mine.recv_from(&mut buffer).context("back")?;
     ensure!(seen == ends[1] && &buffer[..length] == b"back", "{seen}");
     for (way, capture) in [("out", out), ("back", back)] {
-        // What a socket has received has been captured, but perhaps not been counted yet.
+        // A packet that a socket has received has been captured, but perhaps not been counted yet.
         let what = format!("the packet {way} as it was sent, to {server}");
         wait_for(&what, DEADLINE, || capture.so_far().offending_count > 0)?;
     }
@@ -94,7 +94,7 @@ fn udp_without_checksum_goes_out_and_comes_back(cluster: &Cluster) -> Outcome {
     watch.clean()
 }
 
-/// Destination options (RFC 8200 section 4.6) that say nothing: padding.
+/// Destination options (RFC 8200 section 4.6) without meaning: padding.
 fn options_of_ipv6_go_out_and_come_back(cluster: &Cluster) -> Outcome {
     const OPTIONS: u8 = 60;
     let watch = wrong(cluster)?;
@@ -109,7 +109,7 @@ fn options_of_ipv6_go_out_and_come_back(cluster: &Cluster) -> Outcome {
     watch.clean()
 }
 
-/// As traceroute does without options: every hop names itself and quotes what the pod sent, the server last.
+/// Like traceroute without options: every hop sends an error that quotes the pod's packet, the server last.
 fn each_hop_of_a_traceroute_by_udp_answers(cluster: &Cluster) -> Outcome {
     let watch = wrong(cluster)?;
     let layout = cluster.lab().layout()?;
@@ -117,7 +117,7 @@ fn each_hop_of_a_traceroute_by_udp_answers(cluster: &Cluster) -> Outcome {
     for (family, (server, _)) in families().into_iter().enumerate() {
         let pod = cluster.pod("a1")?;
         let own = cluster.pod_address("a1", server)?;
-        // Only received from, which is the same for all sockets of datagrams.
+        // Used only for receiving, which is the same for all datagram sockets.
         let errors = UdpSocket::from(raw(&pod, server, [1, 58][family])?);
         errors.set_read_timeout(Some(Duration::from_millis(100)))?;
         for (number, hop) in (1u16..).zip(hops) {
@@ -126,7 +126,7 @@ fn each_hop_of_a_traceroute_by_udp_answers(cluster: &Cluster) -> Outcome {
                 .iter()
                 .filter(|host| host.name.starts_with(hop));
             let addresses: Vec<IpAddr> = hosts.flat_map(|host| host.addresses()).collect();
-            // Time exceeded, and from the server that nobody listens there.
+            // Time exceeded, and port unreachable from the server.
             let kind = match (hop, family) {
                 ("server", 0) => (3, 3),
                 ("server", _) => (1, 4),
@@ -137,7 +137,7 @@ fn each_hop_of_a_traceroute_by_udp_answers(cluster: &Cluster) -> Outcome {
             let probe = pod.run(|| probe(SocketAddr::new(own, 0), number))??;
             let from = probe.local_addr()?;
             wait_for(&format!("{hop} to answer {from}"), DEADLINE, || {
-                // Refused by an earlier answer: the next one is sent all the same.
+                // A send may fail with the error of an earlier packet: the next one is sent anyway.
                 let _ = probe.send_to(b"trace", target);
                 let heard = hear(&errors, server.is_ipv4());
                 heard.is_some_and(|(who, found, quoted)| {
@@ -160,12 +160,12 @@ fn probe(from: SocketAddr, hops: u16) -> std::io::Result<UdpSocket> {
 
 type Error = (IpAddr, (u8, u8), (SocketAddr, SocketAddr));
 
-/// The next ICMP error: who sent it, type and code, and source and destination of the datagram that it quotes.
+/// The next ICMP error: its sender, type and code, and source and destination of the quoted datagram.
 fn hear(socket: &UdpSocket, is_v4: bool) -> Option<Error> {
     let mut buffer = [0; 2048];
     let (length, from) = socket.recv_from(&mut buffer).ok()?;
     let bytes = &buffer[..length];
-    // Raw sockets of IPv4 show the header.
+    // Raw IPv4 sockets include the header.
     let icmp = bytes.get(if is_v4 { 20 } else { 0 }..)?;
     let quoted = icmp.get(8..)?;
     let address = |at: usize| -> Option<IpAddr> {
@@ -190,8 +190,8 @@ fn hear(socket: &UdpSocket, is_v4: bool) -> Option<Error> {
     ))
 }
 
-/// One send of many datagrams stays one packet for as long as nothing on the way must cut it, and the kernel may merge
-/// what arrives (udp(7): `UDP_SEGMENT`, `UDP_GRO`). All of it arrives, both ways, with the right source.
+/// One send of many datagrams stays one packet until it must be segmented on the path, and the kernel may merge
+/// arriving ones (udp(7): `UDP_SEGMENT`, `UDP_GRO`). All of them arrive, both ways, with the right source.
 fn merged_datagrams_go_out_and_come_back(cluster: &Cluster) -> Outcome {
     const PIECE: usize = 1000;
     const PIECES: usize = 20;
@@ -249,7 +249,7 @@ fn is_merged(packet: &Packet) -> bool {
     is_udp && length.is_some_and(|bytes| u16::from_be_bytes([bytes[0], bytes[1]]) > 1500)
 }
 
-/// Everything, in its order; who sent it.
+/// Receives everything, in order; returns the sender.
 fn receive_all(socket: &UdpSocket, wanted: &[u8]) -> anyhow::Result<SocketAddr> {
     let mut all: Vec<u8> = Vec::new();
     let mut buffer = vec![0; 65536];

@@ -260,12 +260,12 @@ fn while_nothing_can_be_programmed_only_pods_that_may_be_selected_wait() {
         flows_ended: true,
     });
     assert_eq!(answer(&plugin), Some(Answer::Done {}));
-    // The address is still another's in the kernel.
+    // The kernel still has the address as another pod's.
     free.addresses = vec![ADDRESS.parse().unwrap()];
     let plugin = scene.call(Call::Add(free), None);
     scene.round(&objects, None);
     assert_eq!(answer(&plugin), None);
-    // The end of a pod never waits for the kernel longer than one round.
+    // DEL waits for the kernel at most one round.
     let mut ended = attachment("elsewhere", "b", None);
     let plugin = scene.call(Call::Del(ended.clone()), None);
     assert_eq!(answer(&plugin), None);

@@ -14,7 +14,7 @@ fn ip(text: &str) -> IpAddr {
     text.parse().unwrap()
 }
 
-/// A node of which nothing is known but what a test adds.
+/// A node with only the facts that a test adds.
 struct Scene {
     record: NodeRecord,
     snapshot: Snapshot,

@@ -6,14 +6,14 @@ use crate::nft::{Base, Checksum, Expression as E, Rule};
 
 const ARP_REPLY: [u8; 2] = [0, 2];
 
-/// An ARP request for an announced address becomes its answer.
+/// Rewrites an ARP request for an announced address into its answer.
 pub(super) fn arp(site: &Site<'_>) -> Vec<Rule> {
     const ETHERNET_IPV4_REQUEST: [u8; 8] = [0, 1, 8, 0, 6, 4, 0, 1];
     let write =
         |offset, length, register| store(Base::Network, offset, length, register, Checksum::None);
     let (operation, mac, device) = (8, 9, 11);
     vec![
-        // Gratuitous: another gateway announces.
+        // Gratuitous ARP: another gateway announces.
         vec![
             network(14, 4, 0),
             inside(V4.named("announce"), 0),
@@ -42,7 +42,7 @@ pub(super) fn arp(site: &Site<'_>) -> Vec<Rule> {
     ]
 }
 
-/// A neighbour solicitation for an announced address becomes an advertisement: solicited, override.
+/// Rewrites a neighbour solicitation for an announced address into an advertisement: solicited, override.
 pub(super) fn solicitation(site: &Site<'_>) -> Vec<Rule> {
     const ICMP_AND_ITS_LIMIT: [u8; 2] = [58, 255];
     const SOLICITATION: [u8; 2] = [135, 0];
@@ -63,7 +63,7 @@ pub(super) fn solicitation(site: &Site<'_>) -> Vec<Rule> {
             equals(0, &ICMP_AND_ITS_LIMIT),
             transport(0, 2, 0),
             equals(0, &SOLICITATION),
-            // Duplicate address detection asks from nowhere.
+            // Duplicate address detection has the unspecified source address.
             network(8, 16, 4),
             differs(4, &[0; 16]),
             transport(8, 16, 0),

@@ -1,4 +1,4 @@
-//! Matches and statements that rules are made of, and what differs between the families.
+//! Matches and statements of rules, and the differences between the families.
 
 use crate::nft::{Base, Checksum, Expression as E, MetaKey, Rule, SetType};
 use nix::libc;
@@ -8,7 +8,7 @@ pub(super) const ACCEPT: i32 = 1;
 pub(super) const DROP: i32 = 0;
 pub(super) const GOTO: i32 = -4;
 
-/// What differs between the families. Offsets in bytes; those of quotes count from the ICMP header.
+/// Differences between the families. Offsets in bytes; those of quotes count from the ICMP header.
 pub(super) struct Family {
     pub suffix: char,
     pub ethertype: [u8; 2],
@@ -71,7 +71,7 @@ impl Family {
         address.is_ipv4() == (self.suffix == '4')
     }
 
-    /// Registers that an address takes.
+    /// Number of registers that an address occupies.
     pub fn width(&self) -> u32 {
         self.length / 4
     }
@@ -160,7 +160,7 @@ pub(super) fn goes(mut rule: Rule, chain: &str) -> Rule {
     rule
 }
 
-/// The frame's own type; frames of other VLANs have that of their tag.
+/// Matches the frame's own type; frames of other VLANs have that of their tag.
 pub(super) fn ethertype(bytes: &[u8; 2]) -> Rule {
     vec![link(12, 2, 0), equals(0, bytes)]
 }
@@ -176,7 +176,7 @@ pub(super) fn has_ports(family: &Family) -> Rule {
     ]
 }
 
-/// A fragment that is not its datagram's first; in IPv6 only where the fragment header comes first.
+/// Matches a fragment that is not its datagram's first; in IPv6 only where the fragment header comes first.
 pub(super) fn later_fragment(family: &Family) -> Rule {
     match family.suffix {
         '4' => vec![
@@ -194,7 +194,7 @@ pub(super) fn later_fragment(family: &Family) -> Rule {
     }
 }
 
-/// The ICMP error quotes a packet of a protocol of `set`, without options, and its first fragment.
+/// Matches an ICMP error that quotes the first fragment of a packet without options, of a protocol in `set`.
 pub(super) fn quote(family: &Family, mut rule: Rule, set: &str) -> Rule {
     rule.extend(unfragmented_quote(family));
     rule.extend([
@@ -224,7 +224,7 @@ pub(super) fn unfragmented_quote(family: &Family) -> Rule {
             masked(0, &[0x1f, 0xff]),
             equals(0, &[0, 0]),
         ],
-        // An extension header is another protocol, which is not in the sets.
+        // An extension header is another protocol number, which is not in the sets.
         _ => vec![],
     }
 }

@@ -1,4 +1,4 @@
-//! The table as a value.
+//! The fallback's nftables table as a value.
 
 use super::super::GatewayConfig;
 use super::super::external_routes::ExternalRoute;
@@ -14,7 +14,7 @@ use egret_core::numbers::BLOCK_PORTS;
 use nix::libc;
 use std::net::IpAddr;
 
-/// What the rules must know about their node.
+/// Facts about the node that the rules need.
 pub(super) struct Site<'a> {
     pub config: &'a GatewayConfig,
     pub external: &'a str,
@@ -75,7 +75,7 @@ pub(super) fn table(site: &Site<'_>, state: &GatewayState) -> Table {
     table
 }
 
-/// Chains of workers are for both families.
+/// Counts in both families, since the workers' chains serve both.
 fn traffic_back() -> Vec<Rule> {
     [&V4, &V6].map(traffic::back).into()
 }
@@ -136,7 +136,7 @@ fn address_sets(table: &mut Table, family: &Family, site: &Site<'_>, state: &Gat
         for (first, last, index) in ranges(steering) {
             let chain = match index {
                 own if own == site.own => "self".to_owned(),
-                // A worker that is not in the table has no way.
+                // A worker that is not in the table is unreachable.
                 other if !state.workers.contains_key(&other) => continue,
                 other => worker_chain(other),
             };
@@ -165,7 +165,7 @@ fn address_sets(table: &mut Table, family: &Family, site: &Site<'_>, state: &Gat
     }
 }
 
-/// First port, last port and worker of every run of blocks.
+/// First port, last port and worker of each run of consecutive blocks with the same worker.
 fn ranges(steering: &Steering) -> Vec<(u16, u16, TunnelIndex)> {
     let mut ranges: Vec<(u16, u16, TunnelIndex)> = Vec::new();
     for (block, index) in &steering.blocks {
@@ -223,7 +223,7 @@ fn inward(family: &Family) -> Vec<Rule> {
     let mut unknown = has_ports(family);
     unknown.push(transport(0, 4, 0));
     let mut rules = vec![
-        // Not for this host: a switch that floods.
+        // Not for this host: frames that a switch floods.
         vec![
             E::Meta(MetaKey::PacketType, 0),
             differs(0, &[libc::PACKET_HOST]),
@@ -256,7 +256,7 @@ fn inward(family: &Family) -> Vec<Rule> {
     rules
 }
 
-/// The packet is on its way: MAC addresses, tunnel key, out by the tunnel device.
+/// Sends the packet to its worker: MAC addresses, tunnel key, redirect to the tunnel device.
 fn into_tunnel(site: &Site<'_>, index: TunnelIndex, tunnel: &str) -> Rule {
     let macs = [egret_wire::tunnel_mac(index), site.tunnel_mac].concat();
     let device = site.config.tunnel_ifindex.to_ne_bytes().to_vec();
@@ -280,7 +280,7 @@ fn egress_in() -> Vec<Rule> {
         "out_foreign_tunnel",
         DROP,
     )];
-    // Probes and their answers go up: the agent knows who may send them.
+    // Probes and their answers go up: the agent checks who may send them.
     let mut probe = ethertype(&V6.ethertype);
     for offset in [V6.source, V6.destination] {
         probe.extend([network(offset, 8, 0), equals(0, &LINK_LOCAL)]);
@@ -293,7 +293,7 @@ fn egress_in() -> Vec<Rule> {
             rule.extend([family.load(offset, 0), inside(family.named("egress"), 0)]);
             rules.push(match to {
                 Some(chain) => goes(rule, &family.named(chain)),
-                // For this node as a worker, whose connection tracking decides.
+                // For this node as a worker; its connection tracking decides.
                 None => ends(rule, "out_self", ACCEPT),
             });
         }
@@ -341,7 +341,7 @@ fn outward(family: &Family) -> Vec<Rule> {
     ]
 }
 
-/// To the neighbour that the longest prefix of the destination says; without a route nothing leaves.
+/// Sends to the neighbour of the destination's longest prefix; without a route the packet does not leave.
 fn way(family: &Family, site: &Site<'_>) -> Vec<Rule> {
     let mut rules = vec![traffic::out(family)];
     let device = site.config.external_ifindex.to_ne_bytes().to_vec();

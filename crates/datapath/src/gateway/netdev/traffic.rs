@@ -1,5 +1,5 @@
-//! Packets and bytes by egress address: a map of addresses to counters for each direction and family, in which one rule
-//! looks every carried packet up.
+//! Packets and bytes by egress address: a map from addresses to counters for each direction and family. One rule looks
+//! up every carried packet in it.
 
 use super::super::{Carried, Flow};
 use super::matches::*;

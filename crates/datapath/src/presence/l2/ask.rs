@@ -1,7 +1,7 @@
-//! Asks, by ARP and neighbour discovery, whether somebody on the external network has an address, and hears who says so.
+//! Requests by ARP and neighbour discovery for addresses on the external network, and their answers.
 //!
-//! The kernel's own neighbour table is neither read nor changed: it notices a silent neighbour only after half a minute, and
-//! egress addresses are in it on no gateway.
+//! Does not use the kernel's own neighbour table: that notices a silent neighbour only after half a minute, and
+//! contains egress addresses on no gateway.
 
 use super::claims::{Claim, claim, is_answer};
 use super::frames::{ETHERTYPE_ARP, ETHERTYPE_IPV6, question, send};
@@ -11,10 +11,10 @@ use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::os::fd::{AsFd, BorrowedFd};
 
-/// Messages read at once.
+/// Most messages read in one call.
 const BURST_MAX: usize = 256;
 
-/// The device that questions leave by, and as whom.
+/// Device that sends requests, with the addresses that it sends them from.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Device {
     /// Its index; an Ethernet device.
@@ -23,32 +23,32 @@ pub struct Device {
     pub mac: [u8; 6],
     /// Its IPv4 address.
     pub v4: Option<Ipv4Addr>,
-    /// An IPv6 address of it, link-local where there is one.
+    /// An IPv6 address of it, link-local if there is one.
     pub v6: Option<Ipv6Addr>,
 }
 
-/// What is asked.
+/// Kind of a request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Who {
-    /// A neighbour, as the kernel would ask: at this MAC address where it is known (RFC 1122 section 2.3.2.1).
+    /// To a neighbour, as the kernel does it: at this MAC address where it is known (RFC 1122 section 2.3.2.1).
     IsThere(Option<[u8; 6]>),
-    /// Whoever has the address, without claiming any (RFC 5227 section 2.1.1, RFC 4862 section 5.4.2): nobody learns
-    /// anything from such a question.
+    /// To the owner of the address, without a claim of our own (RFC 5227 section 2.1.1, RFC 4862 section 5.4.2):
+    /// receivers learn nothing from it.
     HasIt,
 }
 
-/// Somebody has said that an address is its own.
+/// A neighbour's claim of an address.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Statement {
     /// The address.
     pub address: IpAddr,
-    /// The MAC address that goes with it.
+    /// The MAC address in the claim.
     pub mac: [u8; 6],
-    /// It was said to this device alone, in answer to a question: both directions work.
+    /// It was sent to this device alone, as the answer to a request: both directions work.
     pub is_answer: bool,
 }
 
-/// Sockets on one device.
+/// Sockets for requests and answers on one device.
 #[derive(Debug)]
 pub struct Asker {
     device: Device,
@@ -57,10 +57,10 @@ pub struct Asker {
 }
 
 impl Asker {
-    /// Opens them. Needs CAP_NET_RAW.
+    /// Opens the sockets. Needs CAP_NET_RAW.
     ///
     /// # Errors
-    /// The kernel's.
+    /// The kernel's error.
     pub fn open(device: Device) -> io::Result<Self> {
         Ok(Self {
             arp: open(device.ifindex, ETHERTYPE_ARP, &arp_replies())?,
@@ -69,21 +69,21 @@ impl Asker {
         })
     }
 
-    /// The device that it was opened for.
+    /// Device that the sockets were opened for.
     pub fn device(&self) -> Device {
         self.device
     }
 
-    /// Sends one question.
+    /// Sends one request.
     ///
     /// # Errors
-    /// The kernel's: the device is down or gone.
+    /// The kernel's error: the device is down or gone.
     pub fn ask(&self, address: IpAddr, who: Who) -> io::Result<()> {
         let frame = frame(&self.device, address, who);
         send(&self.arp, self.device.ifindex, &frame)
     }
 
-    /// What others have said since the last call.
+    /// Claims of others since the last call.
     pub fn heard(&self) -> Vec<Statement> {
         let mut all = Vec::new();
         for socket in [&self.arp, &self.nd] {
@@ -97,7 +97,7 @@ impl Asker {
         all
     }
 
-    /// Readable where something was heard.
+    /// Sockets that become readable when a frame arrives.
     pub fn sockets(&self) -> [BorrowedFd<'_>; 2] {
         [self.arp.as_fd(), self.nd.as_fd()]
     }
@@ -114,7 +114,7 @@ fn frame(device: &Device, address: IpAddr, who: Who) -> Vec<u8> {
     }
 }
 
-/// What somebody else than this device says.
+/// Claim of another device in a frame.
 fn statement(frame: &[u8], own: [u8; 6]) -> Option<Statement> {
     let Claim { address, mac } = claim(frame).filter(|claim| claim.mac != own)?;
     Some(Statement {

@@ -1,24 +1,24 @@
-//! Who says by ARP or neighbour discovery that it has an address (RFC 826, RFC 4861).
+//! Claims of addresses by ARP or neighbour discovery (RFC 826, RFC 4861).
 
 use super::frames::{ADVERTISEMENT, ETHERTYPE_ARP, ETHERTYPE_IPV6, SOLICITATION};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
-/// Where ICMPv6 begins in a frame, behind Ethernet and IPv6.
+/// Offset of ICMPv6 in a frame, after Ethernet and IPv6.
 pub(super) const ICMPV6: usize = 54;
 /// Offset of the operation in an ARP frame; 2 is a reply.
 const ARP_OPERATION: usize = 20;
 
-/// Somebody says that it has an address.
+/// Claim of a neighbour that it has an address.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Claim {
     /// The address.
     pub address: IpAddr,
-    /// The hardware address that belongs to it by what was said.
+    /// The hardware address in the claim.
     pub mac: [u8; 6],
 }
 
-/// What a frame says, if it says that somebody has an address: ARP with a sender, a neighbour advertisement, a neighbour
-/// solicitation with a source. Questions from nobody say nothing.
+/// The claim in a frame: ARP with a sender, a neighbour advertisement, a neighbour solicitation with a source. Probes
+/// with an unspecified sender claim nothing.
 pub(super) fn claim(frame: &[u8]) -> Option<Claim> {
     let ethertype = u16::from_be_bytes([*frame.get(12)?, *frame.get(13)?]);
     match ethertype {
@@ -46,7 +46,7 @@ fn arp_claim(frame: &[u8]) -> Option<Claim> {
 fn nd_claim(frame: &[u8]) -> Option<Claim> {
     let [next_header, hop_limit] = bytes(frame, 20)?;
     let [kind, code] = bytes(frame, ICMPV6)?;
-    // RFC 4861 sections 7.1.1 and 7.1.2: whoever is beyond a router is not heard.
+    // RFC 4861 sections 7.1.1 and 7.1.2: messages from beyond a router are ignored.
     if (next_header, hop_limit, code) != (58, 255, 0) {
         return None;
     }
@@ -71,14 +71,15 @@ fn link_address(frame: &[u8], wanted: u8) -> Option<[u8; 6]> {
         if (kind, units) == (wanted, 1) {
             return bytes(frame, at + 2);
         }
-        // An option without length would never end (RFC 4861 section 4.6).
+        // Parsing an option of length zero would never end (RFC 4861 section 4.6).
         at += usize::from(units)
             .checked_mul(8)
             .filter(|bytes| *bytes > 0)?;
     }
 }
 
-/// Whether a frame with a claim was sent to this device alone, in answer to a question: an ARP reply or an advertisement.
+/// Whether a frame with a claim was sent to this device alone, as the answer to a request: an ARP reply or an
+/// advertisement.
 pub(super) fn is_answer(frame: &[u8], own: [u8; 6]) -> bool {
     let is_reply = match bytes::<2>(frame, 12).map(u16::from_be_bytes) {
         Some(ETHERTYPE_ARP) => bytes(frame, ARP_OPERATION) == Some([0, 2]),
@@ -106,7 +107,7 @@ mod tests {
             for frame in announcement(MAC, address) {
                 assert_eq!(claim(&frame), Some(Claim { address, mac: MAC }));
                 for end in 0..frame.len().min(ICMPV6) {
-                    // What ends early says nothing, and hurts nobody.
+                    // A truncated frame claims nothing and does no harm.
                     assert!(end > 31 || claim(&frame[..end]).is_none());
                 }
             }

@@ -1,4 +1,4 @@
-//! Asking a segment who has an address, and hearing who says that it has one (RFC 5227, RFC 4861, RFC 4862).
+//! Detection of address conflicts on a segment: probes, and claims of others (RFC 5227, RFC 4861, RFC 4862).
 
 use super::AnnounceError;
 pub use super::claims::Claim;
@@ -12,8 +12,8 @@ use std::net::IpAddr;
 use std::os::fd::AsRawFd;
 use std::time::Duration;
 
-/// Asks who has an address without saying that anybody here does: an ARP probe (RFC 5227 section 2.1.1), or a neighbour
-/// solicitation from nobody (RFC 4862 section 5.4.2). Whoever has it answers to all.
+/// Probes for the owner of an address without claiming it: an ARP probe (RFC 5227 section 2.1.1), or a neighbour
+/// solicitation with an unspecified source (RFC 4862 section 5.4.2). An owner answers to all nodes.
 ///
 /// # Errors
 /// [`AnnounceError::Send`]: needs CAP_NET_RAW and a device that is up.
@@ -27,20 +27,20 @@ pub fn probe(ifindex: u32, mac: [u8; 6], address: IpAddr) -> Result<(), Announce
     send(&socket, ifindex, &question(mac, None, address, None)).map_err(error)
 }
 
-/// Hears ARP and neighbour discovery on one device, without what this node itself sends.
+/// Listens to ARP and neighbour discovery on one device, without frames of this node itself.
 ///
-/// Sockets of one protocol each see only what is left after programs at the device's ingress have taken theirs: a gateway's
-/// traffic never comes by here.
+/// The sockets, one per protocol, see only frames that programs at the device's ingress have left: a gateway's traffic
+/// never arrives here.
 #[derive(Debug)]
 pub struct Listener {
     sockets: [Socket; 2],
 }
 
 impl Listener {
-    /// Begins to listen.
+    /// Opens the sockets.
     ///
     /// # Errors
-    /// The kernel's: needs CAP_NET_RAW and the device.
+    /// The kernel's error: needs CAP_NET_RAW and the device.
     pub fn open(ifindex: u32) -> io::Result<Self> {
         let arp = socket::open(ifindex, ETHERTYPE_ARP, &[])?;
         let filter = solicitations_and_advertisements();
@@ -48,10 +48,10 @@ impl Listener {
         Ok(Self { sockets: [arp, nd] })
     }
 
-    /// Waits for something to hear, at most so long, and says what there is.
+    /// Waits for claims, at most `timeout`, and returns them.
     ///
     /// # Errors
-    /// The kernel's, for example when the device goes away or down.
+    /// The kernel's error, for example when the device is removed or goes down.
     pub fn hear(&mut self, timeout: Duration) -> io::Result<Vec<Claim>> {
         let of = |socket: &Socket| libc::pollfd {
             fd: socket.as_raw_fd(),

@@ -23,9 +23,10 @@ pub(crate) fn announcement(mac: [u8; 6], address: IpAddr) -> Vec<Vec<u8>> {
     }
 }
 
-/// A question who has an address: an ARP request, or a neighbour solicitation (RFC 4861 section 4.3). `at`: the hardware
-/// address of who is asked alone (RFC 1122 section 2.3.2.1); `None`: everybody is. `sender`: the address that the device
-/// says to have; `None`: it claims none and nobody learns anything (RFC 5227 section 2.1.1, RFC 4862 section 5.4.2).
+/// Request for the owner of an address: an ARP request, or a neighbour solicitation (RFC 4861 section 4.3). `at`:
+/// hardware address of the only recipient (RFC 1122 section 2.3.2.1); `None`: all. `sender`: the address that the
+/// device claims to have; `None`: it claims none, and receivers learn nothing (RFC 5227 section 2.1.1, RFC 4862 section
+/// 5.4.2).
 pub(crate) fn question(
     mac: [u8; 6],
     sender: Option<IpAddr>,
@@ -101,8 +102,8 @@ fn advertisement(mac: [u8; 6], address: Ipv6Addr) -> Vec<u8> {
     icmpv6_frame((ALL_NODES_MAC, mac), address, ALL_NODES, message)
 }
 
-/// A message of neighbour discovery, shorter than 256 bytes, with its checksum, in a frame to the first hardware address from
-/// the second.
+/// A message of neighbour discovery, shorter than 256 bytes, with its checksum, in a frame to the first hardware
+/// address from the second.
 fn icmpv6_frame(
     (to, from): ([u8; 6], [u8; 6]),
     source: Ipv6Addr,
@@ -119,7 +120,7 @@ fn icmpv6_frame(
     frame
 }
 
-/// Of an ICMPv6 message of even length whose own checksum is zero (RFC 4443 section 2.3).
+/// Checksum of an ICMPv6 message of even length whose own checksum is zero (RFC 4443 section 2.3).
 fn checksum(from: Ipv6Addr, to: Ipv6Addr, message: &[u8]) -> u16 {
     let addresses = [from.octets(), to.octets()].concat();
     let length = (message.len() as u32).to_be_bytes();

@@ -1,7 +1,7 @@
 //! Multicast groups to which neighbour solicitations for egress addresses go.
 //!
-//! Switches with MLD snooping and NICs with a filter drop solicitations otherwise. No stack owns an egress address, so
-//! nobody else joins.
+//! Otherwise switches with MLD snooping and NICs with a filter drop solicitations. No stack owns an egress address, so
+//! no other socket joins.
 
 use super::AnnounceError;
 use super::frames::solicited_node;
@@ -12,29 +12,30 @@ use std::mem::zeroed;
 use std::net::{IpAddr, Ipv6Addr};
 use std::os::fd::AsRawFd;
 
-/// Memberships of one socket: far below what `net.core.optmem_max` (20 KiB and more) has room for.
+/// Most memberships of one socket: far below the limit of `net.core.optmem_max` (20 KiB and more).
 const GROUPS_PER_SOCKET: usize = 64;
 /// `linux/sockios.h`
 const SIOCADDMULTI: libc::c_ulong = 0x8931;
 /// `linux/sockios.h`
 const SIOCDELMULTI: libc::c_ulong = 0x8932;
 
-/// The solicited-node groups of the IPv6 egress addresses that this node may have to answer for, on one device.
+/// Solicited-node groups of the IPv6 egress addresses that this node may have to answer for, on one device.
 ///
 /// A group is joined twice: by a socket, so that the kernel reports it (MLD) for as long as this value lives; and as a
-/// static link-layer entry, so that the NIC goes on letting solicitations through when the agent is gone. The entries
-/// go by [`SolicitedNodes::set`] with fewer addresses, and those of a previous run by [`SolicitedNodes::adopt`] first.
+/// static link-layer entry, so that the NIC still passes solicitations after the agent has ended.
+/// [`SolicitedNodes::set`] with fewer addresses removes entries; those of a previous run need [`SolicitedNodes::adopt`]
+/// first.
 #[derive(Debug)]
 pub struct SolicitedNodes {
     ifindex: u32,
     device: String,
     sockets: Vec<(Socket, usize)>,
-    /// Group to the socket that holds it; `None` for one that was only adopted.
+    /// Index of the socket that holds each group; `None` for a group that was only adopted.
     groups: BTreeMap<Ipv6Addr, Option<usize>>,
 }
 
 impl SolicitedNodes {
-    /// No groups yet. `device` is the name of the device with index `ifindex`.
+    /// Starts without groups. `device` is the name of the device with index `ifindex`.
     pub fn new(ifindex: u32, device: &str) -> Self {
         Self {
             ifindex,
@@ -52,11 +53,11 @@ impl SolicitedNodes {
         }
     }
 
-    /// Joins the groups of exactly these addresses. All groups are tried.
+    /// Joins the groups of exactly these addresses. Tries all groups, also after an error.
     ///
     /// # Errors
-    /// Every [`AnnounceError::Group`]: IPv6 is off on the device, or there are too many groups. Groups that could not
-    /// be joined are tried again by the next call.
+    /// Every [`AnnounceError::Group`]: IPv6 is off on the device, or there are too many groups. The next call retries
+    /// groups that could not be joined.
     pub fn set(&mut self, addresses: &BTreeSet<IpAddr>) -> Result<(), Vec<AnnounceError>> {
         let wanted = groups_of(addresses);
         let mut errors = Vec::new();
@@ -133,7 +134,7 @@ fn groups_of(addresses: &BTreeSet<IpAddr>) -> BTreeSet<Ipv6Addr> {
     v6.collect()
 }
 
-/// Adds or deletes the group's MAC address on the device. One that is there, or gone, already is no error.
+/// Adds or deletes the group's MAC address on the device. An address already present, or already absent, is no error.
 fn static_entry(
     socket: &Socket,
     device: &str,

@@ -1,4 +1,4 @@
-//! Sockets that hear one protocol on one device (packet(7)).
+//! Sockets that receive one protocol on one device (packet(7)).
 
 use super::claims::ICMPV6;
 use super::frames::{ADVERTISEMENT, SOLICITATION};
@@ -8,19 +8,19 @@ use std::io::{self, ErrorKind, Read};
 use std::mem::{size_of, zeroed};
 use std::os::fd::AsRawFd;
 
-/// Longest frame that is looked at, bytes: ARP, or neighbour discovery with a few options.
+/// Bytes read of a frame: ARP, or neighbour discovery with a few options.
 const FRAME_BYTES: usize = 256;
 const ICMPV6_PROTOCOL: u8 = 58;
 /// Offsets of IPv6's next header and hop limit in a frame.
 const NEXT_HEADER: u32 = 20;
 const HOP_LIMIT: u32 = 21;
 
-/// Opens a socket for frames of one EtherType that the filter accepts. Reading it never waits.
+/// Opens a non-blocking socket for frames of one EtherType that the filter accepts.
 ///
 /// # Errors
-/// The kernel's: needs CAP_NET_RAW and the device.
+/// The kernel's error: needs CAP_NET_RAW and the device.
 pub(super) fn open(ifindex: u32, ethertype: u16, filter: &[SockFilter]) -> io::Result<Socket> {
-    // Without a protocol nothing arrives before the filter is there.
+    // Without a protocol no frame arrives before the filter is attached.
     let socket = Socket::new(Domain::PACKET, Type::RAW, None)?;
     socket.set_nonblocking(true)?;
     if !filter.is_empty() {
@@ -45,10 +45,10 @@ pub(super) fn open(ifindex: u32, ethertype: u16, filter: &[SockFilter]) -> io::R
     }
 }
 
-/// The next frame, cut to the bytes that are looked at; `None`: there is none now.
+/// The next frame, cut to the bytes that are read; `None`: there is none now.
 ///
 /// # Errors
-/// The kernel's, for example when the device goes away or down.
+/// The kernel's error, for example when the device is removed or goes down.
 pub(super) fn next_frame(mut socket: &Socket) -> io::Result<Option<Vec<u8>>> {
     let mut frame = [0; FRAME_BYTES];
     loop {
@@ -67,11 +67,11 @@ const JUMP_AT_LEAST: u16 = (libc::BPF_JMP | libc::BPF_JGE | libc::BPF_K) as u16;
 const JUMP_GREATER: u16 = (libc::BPF_JMP | libc::BPF_JGT | libc::BPF_K) as u16;
 const RETURN: u16 = (libc::BPF_RET | libc::BPF_K) as u16;
 
-/// Accepts frames in which these bytes have these values: classic BPF (`linux/filter.h`).
+/// Accepts frames with these values at these offsets: classic BPF (`linux/filter.h`).
 fn bytes_are(bytes: &[(u32, u8)]) -> Vec<SockFilter> {
     let mut program = Vec::new();
     for (number, (offset, value)) in bytes.iter().enumerate() {
-        // Past the rest of the comparisons and the acceptance.
+        // Jumps over the remaining comparisons and the acceptance.
         let miss = (bytes.len() - number - 1) * 2 + 1;
         program.push(SockFilter::new(LOAD_BYTE, 0, 0, *offset));
         let value = u32::from(*value);
@@ -82,7 +82,7 @@ fn bytes_are(bytes: &[(u32, u8)]) -> Vec<SockFilter> {
     program
 }
 
-/// ARP replies alone, for IPv4 over Ethernet: requests of everybody else on the segment wake nobody.
+/// Accepts ARP replies only, for IPv4 over Ethernet: others' requests on the segment wake no thread.
 pub(super) fn arp_replies() -> Vec<SockFilter> {
     bytes_are(&[
         (15, 1),
@@ -95,7 +95,7 @@ pub(super) fn arp_replies() -> Vec<SockFilter> {
     ])
 }
 
-/// Neighbour advertisements with hop limit 255 (RFC 4861 section 7.1.2), never behind extension headers (RFC 6980).
+/// Accepts neighbour advertisements with hop limit 255 (RFC 4861 section 7.1.2), without extension headers (RFC 6980).
 pub(super) fn advertisements() -> Vec<SockFilter> {
     bytes_are(&[
         (NEXT_HEADER, ICMPV6_PROTOCOL),
@@ -104,7 +104,7 @@ pub(super) fn advertisements() -> Vec<SockFilter> {
     ])
 }
 
-/// Neighbour solicitations and advertisements, never behind extension headers.
+/// Accepts neighbour solicitations and advertisements, without extension headers.
 pub(super) fn solicitations_and_advertisements() -> Vec<SockFilter> {
     let protocol = u32::from(ICMPV6_PROTOCOL);
     vec![

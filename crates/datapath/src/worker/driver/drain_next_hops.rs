@@ -1,6 +1,6 @@
-//! The end of flows to next hops. Such a flow has the pod's own source or that of one of the node's devices, so no rule
-//! tells a packet of it from others once its policy is gone: it would go on, by the main routes. So what ends is dropped
-//! first, then its flows are deleted, and only then does the new ruleset come.
+//! Ending flows to next hops. Such a flow has the pod's own source or that of one of the node's devices, so no rule
+//! tells its packets from others once its policy is gone: it would continue by the main routes. So its packets are
+//! dropped first, then the flows are deleted, and only then the new ruleset is applied.
 
 use egret_core::node::{
     GroupNumber, NextHopWay, NodeState, Profile, ProfileId, Verdict, WorkerState,
@@ -8,7 +8,7 @@ use egret_core::node::{
 use std::collections::BTreeMap;
 use std::net::IpAddr;
 
-/// What a number stands for, as far as flows notice.
+/// Next hop and source that a group number stands for: a change of either ends flows.
 fn meaning(worker: &WorkerState, number: GroupNumber) -> Option<(IpAddr, Option<IpAddr>)> {
     let next_hop = worker.next_hops.get(&number)?;
     let source = match &next_hop.way {
@@ -25,8 +25,7 @@ fn numbers(profile: &Profile) -> impl Iterator<Item = GroupNumber> {
     })
 }
 
-/// The state before, in which pods that will have another way than their next hop have none; `None`: there are no such
-/// pods.
+/// The state before, in which pods that will leave their next hop have no route; `None`: there are no such pods.
 pub(super) fn intermediate_state(before: &NodeState, after: &NodeState) -> Option<NodeState> {
     let (old, new) = (&before.worker, &after.worker);
     if old.next_hops.is_empty() {
@@ -57,7 +56,7 @@ pub(super) fn intermediate_state(before: &NodeState, after: &NodeState) -> Optio
     }
     let mut state = before.clone();
     for (address, id) in leaving {
-        // A name that no profile has: they are hashes, and another bit is another one.
+        // A name that no profile has: they are hashes, and an inverted hash is another one.
         let closed = ProfileId(!id.0);
         let mut profile = old.profiles[&id].clone();
         for one in &mut profile.ranges {
@@ -151,7 +150,7 @@ mod tests {
         };
         let before = state(tunnel(7));
         let both = [ip("10.244.1.5"), ip("10.244.1.6")];
-        // Another gateway, or none for now: flows wait or go on.
+        // Another gateway, or none for now: flows wait or continue.
         for way in [tunnel(8), NextHopWay::Nowhere] {
             assert!(closed(&before, &state(way)).is_empty());
         }

@@ -1,12 +1,12 @@
-//! The clean end of flows that a policy change takes away from their source (design section 4).
+//! Clean end of flows that a policy change takes from their source (design section 4).
 //!
-//! The pod is told (the ruleset refuses such flows by itself, see `worker`), and what the other end still sends is
-//! dropped by its tuple, so that neither the pod nor the node's stack answers it from a wrong address. Only then are the
+//! The ruleset refuses the pod's packets of such flows by itself (see `worker`). Later packets of the other end are
+//! dropped by their tuple, so that neither the pod nor the node's stack answers from a wrong address. Only then are the
 //! entries deleted: a pod's long-lived UDP socket gets a new flow at once.
 //!
-//! Reading the flows takes 13 ms where the kernel has 262,144 buckets for them, whatever is in them. Where only pods that
-//! do not run are concerned, nobody waits for that: the change is in force, the guard keeps in what has another source,
-//! and the flows are ended once a reader of its own has brought them (decision 99).
+//! A dump of the flows takes 13 ms where the kernel has 262,144 buckets for them, whatever is in them. Where only pods
+//! that do not run are concerned, nothing waits for it: the change is in force, the guard drops packets with another
+//! source, and the flows are ended after a separate reader has dumped them (decision 99).
 
 use super::{DatapathError, WorkerDriver};
 use crate::conntrack::{Flow, Tuple};
@@ -24,13 +24,13 @@ const SCTP: u8 = 132;
 /// Flows that are still to be ended, once they have been read.
 #[derive(Debug, Default)]
 pub(super) struct FlowCleanup {
-    /// How many changes have left flows to be ended so far; the number of the last one.
+    /// Number of changes so far that left flows to be ended; also the number of the last one.
     requested: u64,
-    /// Up to this change all flows have ended.
+    /// Number of the last change whose flows have all ended.
     finished: u64,
     /// Egress addresses of the states before and after the changes that are not finished.
     pub(super) known: BTreeSet<IpAddr>,
-    /// Addresses that those changes took from their pods.
+    /// Addresses that those changes removed from their pods.
     released: BTreeSet<IpAddr>,
 }
 
@@ -45,7 +45,7 @@ impl FlowCleanup {
 }
 
 impl WorkerDriver {
-    /// The last change whose flows have not ended yet. Whoever reads all flows from now on hands them to
+    /// The last change whose flows have not ended yet. A caller that dumps all flows from now on hands them to
     /// [`Self::finish_flow_cleanup`] with this number.
     pub fn pending_flow_cleanup(&self) -> Option<u64> {
         let FlowCleanup {
@@ -56,8 +56,9 @@ impl WorkerDriver {
         (finished < requested).then_some(requested)
     }
 
-    /// Ends the flows that are still to be ended: `flows` are all flows, read after [`Self::pending_flow_cleanup`] had named this change. Returns how many ended.
-    /// While a change has failed nothing is ended: what is right is known once it has been carried out.
+    /// Ends the flows that are still to be ended. `flows` are all flows, read after [`Self::pending_flow_cleanup`] had
+    /// returned this change. Returns how many ended. Ends nothing while a change has failed, because the valid state is
+    /// known only once it is applied.
     pub fn finish_flow_cleanup(
         &mut self,
         change: u64,
@@ -69,13 +70,13 @@ impl WorkerDriver {
         }
     }
 
-    /// Ends of these flows what the state in force ends.
+    /// Ends those of these flows that the state in force ends.
     fn end_read(&mut self, change: u64, flows: Vec<Flow>) -> Result<usize, DatapathError> {
         let Some(state) = self.applied.clone() else {
             return Ok(0);
         };
         let known = self.known_addresses(&state);
-        // The flows of who leaves a next hop never wait: the driver ends them with the change.
+        // Flows of pods that leave a next hop are never deferred: the driver ends them with the change.
         let flows = self.remember(flows, (None, &state), &known)?;
         let ended = self.delete(&flows)?;
         self.cleanup.finish(change);
@@ -95,8 +96,8 @@ impl WorkerDriver {
         self.cleanup.requested += 1;
     }
 
-    /// An address whose last pod's flows are still to be ended goes to another pod: they end first. Afterwards they could not be told
-    /// from the new one's, where both have the same egress address.
+    /// Ends pending flows of an address before another pod gets it. Afterwards they would be indistinguishable from the
+    /// new pod's where both have the same egress address.
     pub(super) fn flush_before_address_reuse(
         &mut self,
         worker: &WorkerState,
@@ -138,7 +139,7 @@ impl WorkerDriver {
                 .map(|flow| element(&flow.reply))
                 .take(ENDED_FLOWS_MAX as usize)
                 .collect();
-            // A flow that stays selected meets the reset of mid-stream packets, but only for as long as its pod does.
+            // A flow that stays selected gets the reset for mid-stream packets, but only while its pod lives.
             let ended: Vec<Element> = family()
                 .filter(|flow| flow.original.protocol == TCP)
                 .map(|flow| {
@@ -155,14 +156,14 @@ impl WorkerDriver {
             let missing = self.nft.remember(LATE_SETS[number], &late)?
                 + self.nft.remember(ENDED_SETS[number], &ended)?;
             if missing > 0 {
-                // The guard still keeps their packets from leaving with a wrong source.
+                // The guard still drops their packets with a wrong source.
                 tracing::warn!(missing, "too many ended flows to remember them all");
             }
         }
         Ok(flows)
     }
 
-    /// Remembers once more, now that no new flow can take the old way, and deletes the entries.
+    /// Remembers the flows again, now that no new flow can take the old route, and deletes the entries.
     pub(super) fn end_flows(
         &mut self,
         state: &NodeState,
@@ -184,7 +185,7 @@ impl WorkerDriver {
     }
 }
 
-/// What the state makes of a flow's destination after translation, which is where its answers come from.
+/// Fate of a flow in this state, by its destination after translation, which is where its answers come from.
 fn fate(flow: &Flow, state: &NodeState) -> Fate {
     let (destination, port) = (flow.reply.source, flow.reply.source_port);
     state.worker.fate(
@@ -203,8 +204,8 @@ fn ends(
 ) -> bool {
     let source = flow.reply.destination;
     let now = fate(flow, state);
-    // A flow to a next hop has the pod's own source, or the node's: only what was wanted of it tells it from others. Left
-    // as it is, it would go on untranslated, or be translated by a gateway that knows nothing of it.
+    // A flow to a next hop has the pod's own source, or the node's: only its intended route distinguishes it. If it
+    // stayed, it would continue untranslated, or be translated by a gateway that does not know it.
     let was = before.map(|before| fate(flow, before));
     if matches!(was, Some(Fate::NextHop { .. })) && was != Some(now) {
         return true;

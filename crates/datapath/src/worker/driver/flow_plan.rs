@@ -1,23 +1,23 @@
-//! How a change of state ends flows, decided before anything is changed.
+//! Plan of how a change of state ends flows, made before anything changes.
 
 use super::drain_next_hops::intermediate_state;
 use egret_core::node::{Ending, Idle, NodeState};
 
-/// What one change does to flows.
+/// Flows' part of one change.
 #[derive(Debug)]
 pub(super) struct FlowPlan {
-    /// A state to pass through first, in which pods that leave a next hop have no route: their flows end in it.
+    /// Intermediate state in which pods that leave a next hop have no route, so that their flows end in it.
     pub(super) intermediate: Option<NodeState>,
-    /// Flows that the change ends are put into the run-time sets before the ruleset changes, so that their packets are
+    /// Put flows that the change ends into the run-time sets before the ruleset changes, so that their packets are
     /// refused from the first moment on.
     pub(super) mark_first: bool,
-    /// When flows end that the change takes away from their source.
+    /// When to end flows that the change takes from their source.
     pub(super) ending: Ending,
 }
 
 impl FlowPlan {
-    /// From the state that was applied last. `unfinished`: a change after it was begun and has failed, so that nobody knows
-    /// which flows there are.
+    /// Plans from the state applied last. `unfinished`: a later change failed halfway, so that the existing flows are
+    /// unknown.
     pub(super) fn of(
         applied: Option<&NodeState>,
         state: &NodeState,
@@ -51,7 +51,7 @@ mod tests {
         text.parse().expect("an address")
     }
 
-    /// One pod, whose packets for everywhere have this fate.
+    /// One pod; its packets to all destinations get this verdict.
     fn state(verdict: Verdict) -> NodeState {
         let everything = DestinationRange {
             first: ip("0.0.0.0"),

@@ -11,7 +11,7 @@ use std::collections::BTreeSet;
 const WITH_PORTS: [u8; 3] = [6, 17, 132];
 
 impl WorkerDriver {
-    /// Refuses new flows to these destinations, and to no others, for [`FULL_DESTINATION_SECS`] from now on: to be
+    /// Refuses new flows to these destinations, and to no others, for [`FULL_DESTINATION_SECS`] from now on. To be
     /// called again before they have passed.
     pub fn refuse_full(&mut self, full: &BTreeSet<Destination>) -> Result<(), DatapathError> {
         self.full = full.clone();
@@ -45,7 +45,7 @@ fn element(full: &Destination) -> Element {
     }
 }
 
-/// The destination and the source port that a flow uses up, if its source was translated and its protocol has ports.
+/// The destination and the source port of a flow, if its source was translated and its protocol has ports.
 pub fn port_of(flow: &Flow) -> Option<(Destination, u16)> {
     let outside = &flow.reply;
     let translated = outside.destination != flow.original.source;

@@ -1,4 +1,4 @@
-//! What pods tried by protocols without ports, and were refused.
+//! Pods' packets that were refused because their protocol has no ports.
 
 use super::{DatapathError, WorkerDriver};
 use crate::nft::read::address;
@@ -11,14 +11,14 @@ use std::net::IpAddr;
 pub struct RefusedProtocol {
     /// Address of the pod.
     pub pod: IpAddr,
-    /// Where to.
+    /// Destination address.
     pub destination: IpAddr,
     /// IP protocol number.
     pub protocol: u8,
 }
 
 impl WorkerDriver {
-    /// What was refused lately (`egret_core::numbers::REFUSED_PROTOCOL_SECS`).
+    /// Packets refused in the last `egret_core::numbers::REFUSED_PROTOCOL_SECS` seconds.
     pub fn refused_protocols(&mut self) -> Result<BTreeSet<RefusedProtocol>, DatapathError> {
         let mut all = BTreeSet::new();
         for set in PORTLESS_SETS {
@@ -29,7 +29,7 @@ impl WorkerDriver {
     }
 }
 
-/// Two addresses, and the protocol in the first byte of the last 32 bits.
+/// Parses two addresses, and the protocol in the first byte of the last 32 bits.
 fn refused(key: &[u8]) -> Option<RefusedProtocol> {
     let width = key.len().checked_sub(4)? / 2;
     Some(RefusedProtocol {

@@ -1,10 +1,10 @@
-//! Node-wide settings: forwarding, and what goes with it.
+//! Node-wide settings: forwarding and the settings that depend on it.
 
 use super::DatapathError;
 use crate::route::{Advertised, Routing};
 use crate::sysctl::{NODE_SETTINGS, Sysctls};
 
-/// Turns forwarding on, after devices that live by router advertisements were told to go on hearing them. `come`:
+/// Turns forwarding on, after setting devices that depend on router advertisements to accept them still. `come`:
 /// devices may have come since. Returns the names of the settings that were changed.
 pub(crate) fn forward(
     sysctls: &Sysctls,
@@ -12,7 +12,7 @@ pub(crate) fn forward(
     come: bool,
 ) -> Result<Vec<String>, DatapathError> {
     let mut devices = Vec::new();
-    // Reading everything is for the few nodes where it is we who turn forwarding on.
+    // The full read is only for the few nodes where we turn forwarding on.
     if sysctls.is_host()? {
         devices = sysctls.hear_as_hosts(&routing.advertised()?)?;
     } else if come {
@@ -24,7 +24,7 @@ pub(crate) fn forward(
     Ok(changed)
 }
 
-/// Devices that have come since we turned forwarding on, and hear no router.
+/// Devices that came after we turned forwarding on and accept no router advertisements.
 fn deaf(sysctls: &Sysctls, routing: &mut Routing) -> Result<Vec<String>, DatapathError> {
     if !sysctls.was_host()? {
         return Ok(Vec::new());
@@ -36,7 +36,7 @@ fn deaf(sysctls: &Sysctls, routing: &mut Routing) -> Result<Vec<String>, Datapat
     Ok(sysctls.hear_as_hosts(&come)?)
 }
 
-/// The first setting that others have changed, for people.
+/// The first setting that others have changed, as text for people.
 pub(crate) fn changed(sysctls: &Sysctls) -> Result<Option<String>, DatapathError> {
     if let Some(found) = sysctls.first_other(NODE_SETTINGS)? {
         return Ok(Some(found));
@@ -45,7 +45,7 @@ pub(crate) fn changed(sysctls: &Sysctls) -> Result<Option<String>, DatapathError
     Ok(deaf.map(|device| format!("{device} hears router advertisements no more")))
 }
 
-/// The first device that has come since and hears no router, for people.
+/// The first device that came since and accepts no router advertisements, as text for people.
 pub(crate) fn come(
     sysctls: &Sysctls,
     routing: &mut Routing,

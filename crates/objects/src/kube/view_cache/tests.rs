@@ -1,5 +1,5 @@
-//! What is kept is what a look at everything would give, whatever the watches tell. The look at everything is written
-//! down here a second time, without anything that is kept.
+//! The cache gives the same view as a computation of everything, whatever the watches report. That computation is
+//! written here a second time, without a cache.
 
 use super::*;
 use crate::convert::cluster::Slice;
@@ -21,10 +21,10 @@ const KINDS: u8 = 13;
 
 #[derive(Clone, Debug)]
 enum Step {
-    /// An object of this kind and name, with this content.
+    /// Put an object of this kind and number, with this content.
     Put(u8, u8, u8),
     Gone(u8, u8),
-    /// The watch lists anew: objects with these numbers, of this content.
+    /// The watch lists again: objects with these numbers, with this content.
     List(u8, Vec<u8>, u8),
     Look,
 }
@@ -72,7 +72,7 @@ fn manifest(
     let mut object = json!({
         "metadata": {"name": name, "namespace": namespace, "labels": labels, "uid": name},
     });
-    // Those of the cluster know what they are.
+    // Objects of the cluster's kinds have their types already.
     if !kind.is_empty() {
         object["apiVersion"] = json!(api::API_VERSION);
         object["kind"] = json!(kind);
@@ -83,7 +83,7 @@ fn manifest(
     object
 }
 
-/// An object of a kind of the cluster.
+/// An object of one of the cluster's kinds.
 fn of_cluster(kind: u8, number: u8, content: u8) -> Json {
     let some = Some("default");
     let labels = json!({"app": content.to_string()});
@@ -128,7 +128,7 @@ fn of_cluster(kind: u8, number: u8, content: u8) -> Json {
     }
 }
 
-/// An object of a kind of ours. One in four has no status yet.
+/// An object of one of our kinds. One in four has no status yet.
 fn of_ours(kind: u8, number: u8, content: u8) -> Json {
     let named = |letter: &str| format!("{letter}{number}");
     let labels = json!({"app": content.to_string()});
@@ -232,7 +232,7 @@ fn settings() -> Settings {
     }
 }
 
-/// The view, from everything.
+/// The view, computed from everything.
 fn whole(state: &State) -> View {
     let mut view = View::empty(&settings());
     let mut slices: Vec<Slice> = Vec::new();
@@ -368,7 +368,7 @@ proptest! {
     }
 }
 
-/// A watch tells again what it had told before another one told something else.
+/// A watch repeats an event after another watch has reported another one.
 #[test]
 fn what_one_watch_tells_again_counts_if_it_is_newer_than_what_another_told() {
     let store = Store::default();
@@ -403,7 +403,7 @@ fn a_view_shares_with_the_one_before_what_did_not_change() {
     };
     put(0, 0, 1, 1);
     let before = put(2, 0, 1, 2);
-    // A heartbeat, and a policy of which only the status is new.
+    // A heartbeat, and a policy of which only the status changed.
     put(0, 0, 1, 3);
     let after = put(2, 0, 3, 4);
     let key = ("default".to_owned(), "p0".to_owned());
