@@ -226,9 +226,21 @@ impl Cluster {
             last.as_ref().is_ok_and(all_ready)
         });
         if waited.is_err() {
+            self.print_logs();
             bail!("policies are not ready in time: {:#}", last?);
         }
         Ok(())
+    }
+
+    /// Prints the last lines of everybody's log, for failed tests.
+    pub fn print_logs(&self) {
+        let entries = std::fs::read_dir(self.lab.dir().log()).into_iter();
+        for entry in entries.flatten().flatten() {
+            let text = std::fs::read_to_string(entry.path()).unwrap_or_default();
+            let lines: Vec<&str> = text.lines().collect();
+            let last = lines[lines.len().saturating_sub(15)..].join("\n");
+            eprintln!("-- {}\n{last}", entry.file_name().to_string_lossy());
+        }
     }
 
     /// Waits until a policy is ready with this number of pods.

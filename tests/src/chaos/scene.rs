@@ -319,13 +319,7 @@ impl Drop for Scene {
 impl Scene {
     /// Prints the ends of all logs, for a test that failed.
     pub fn print_logs(&self) {
-        let entries = std::fs::read_dir(self.cluster.lab().dir().log()).into_iter();
-        for entry in entries.flatten().flatten() {
-            let text = std::fs::read_to_string(entry.path()).unwrap_or_default();
-            let lines: Vec<&str> = text.lines().collect();
-            let last = lines[lines.len().saturating_sub(15)..].join("\n");
-            eprintln!("-- {}\n{last}", entry.file_name().to_string_lossy());
-        }
+        self.cluster.print_logs();
     }
 }
 
