@@ -99,6 +99,7 @@ impl Conflicts {
             // The machine has turned out to be a gateway.
             let is_foreign = |heard: &Heard| !inputs.gateways.contains(&heard.mac);
             watched.heard = watched.heard.filter(is_foreign);
+            watched.decide(now_ms);
         }
         self.inputs = inputs;
         self.handle_deadline(now_ms);
@@ -135,19 +136,12 @@ impl Conflicts {
         before.is_none_or(|before| before.mac != mac)
     }
 
-    /// Sends due probes, and makes due decisions.
+    /// Sends due probes. Decisions wait for [`Self::update`]: what is decided here would be announced by nobody.
     pub fn handle_deadline(&mut self, now_ms: u64) {
         for (address, watched) in &mut self.watched {
             let Some(chosen_ms) = watched.chosen_ms else {
                 continue;
             };
-            let gone = |heard: &Heard| now_ms >= heard.last_ms.saturating_add(CONFLICT_FORGET_MS);
-            if watched.heard.as_ref().is_some_and(gone) {
-                watched.heard = None;
-            }
-            if watched.heard.is_none() && now_ms >= decided_at(chosen_ms) {
-                watched.usable = true;
-            }
             if now_ms < watched.next_probe_ms {
                 continue;
             }
@@ -209,6 +203,18 @@ impl Conflicts {
     /// Addresses for which claims by other machines matter.
     pub fn served(&self) -> &BTreeSet<IpAddr> {
         &self.inputs.served
+    }
+}
+
+impl Watched {
+    /// Forgets a machine that has been silent, and permits what nobody has claimed in time.
+    fn decide(&mut self, now_ms: u64) {
+        let gone = |heard: &Heard| now_ms >= heard.last_ms.saturating_add(CONFLICT_FORGET_MS);
+        if self.heard.as_ref().is_some_and(gone) {
+            self.heard = None;
+        }
+        let decided = self.chosen_ms.is_some_and(|at| now_ms >= decided_at(at));
+        self.usable |= self.heard.is_none() && decided;
     }
 }
 

@@ -173,3 +173,23 @@ fn what_is_not_served_is_nobodys_business() {
     assert_eq!(machine.next_deadline(), None);
     assert_eq!(machine.decision_at(), None);
 }
+
+/// Under load a probe is sent late, when the decision is due too. A decision that nobody is asked for stays due.
+#[test]
+fn a_late_deadline_takes_no_decision_away() {
+    let mut machine = Conflicts::default();
+    machine.update(inputs(), 1_000);
+    let late = 1_000 + CONFLICT_DECIDED_MS + 50;
+    machine.handle_deadline(late);
+    assert_eq!(machine.decision_at(), Some(1_000 + CONFLICT_DECIDED_MS));
+    machine.update(inputs(), late);
+    assert!(machine.may_announce(&address()));
+
+    assert!(machine.heard(address(), FOREIGN, late));
+    let gone = late + CONFLICT_FORGET_MS;
+    machine.handle_deadline(gone + 50);
+    assert_eq!(machine.decision_at(), Some(gone));
+    assert_eq!(machine.conflicts(), [(address(), FOREIGN)].into());
+    machine.update(inputs(), gone + 50);
+    assert_eq!(machine.conflicts(), BTreeMap::new());
+}
