@@ -53,11 +53,15 @@ pub fn worker(name: &str, number: usize, pods: &[(&str, &str)]) -> String {
         .iter()
         .map(|(pod, app)| format!("{{name: {pod}, labels: {{app: {app}}}}}"))
         .collect();
-    // Pods that exist only as objects have addresses of 10.200.0.0/15, all on the first worker.
-    let many = if number == 1 { ", 10.200.0.0/15" } else { "" };
+    // Pods that exist only as objects have addresses of 10.200.0.0/15, all on the first worker. A host has one prefix
+    // per family.
+    let v4 = match number {
+        1 => "10.192.0.0/11".to_owned(),
+        _ => format!("10.244.{number}.0/24"),
+    };
     format!(
         "- {{name: {name}, roles: [worker], cni: none, links: [{{segment: nodes}}], \
-         podCidrs: [10.244.{number}.0/24, 'fd00:244:{number}::/64'{many}], pods: [{}]}}",
+         podCidrs: [{v4}, 'fd00:244:{number}::/64'], pods: [{}]}}",
         pods.join(", ")
     )
 }
