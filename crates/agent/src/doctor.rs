@@ -1,16 +1,14 @@
 //! `egret doctor`: obstacles on this node, leftovers of earlier egress systems, and their removal.
 //!
-//! Reads kernel and files, has `core::obstacle` find obstacles to our packets and `core::earlier` the owner of each
-//! leftover, removes the requested ones, and reads everything again.
+//! `core::obstacle` finds obstacles to our packets, `egret_migrate` what earlier systems left.
 
-mod files;
 mod obstacles;
 
 use crate::report::{CLI_API_VERSION, PathView, Question, ask};
-use egret_core::earlier::{Action, Finding, Kind, System, find};
-use egret_core::error::with_causes;
 use egret_core::obstacle::Obstacle;
-use egret_datapath::legacy::{Kernel, LegacyError};
+use egret_migrate::Leftovers;
+use egret_migrate::earlier::{Finding, Kind, System};
+use egret_migrate::legacy::LegacyError;
 use serde::Serialize;
 use std::collections::BTreeSet;
 use std::path::Path;
@@ -101,8 +99,7 @@ impl Doctor {
 /// # Errors
 /// The kernel cannot be read.
 pub fn look(root: &Path, socket: &Path) -> Result<Doctor, LegacyError> {
-    let mut kernel = open(root)?;
-    let (found, mut unseen) = findings(&mut kernel, root)?;
+    let (found, mut unseen) = Leftovers::open(root)?.find()?;
     let obstacles = obstacles::read(root, &mut unseen);
     let paths = paths(socket, &mut unseen);
     Ok(Doctor {
@@ -131,47 +128,18 @@ fn paths(socket: &Path, unseen: &mut Vec<String>) -> Vec<PathView> {
 /// # Errors
 /// The kernel cannot be read. Objects that cannot be removed are no error; the answer lists them.
 pub fn clean(root: &Path, systems: &BTreeSet<System>) -> Result<Doctor, LegacyError> {
-    let mut kernel = open(root)?;
-    let (before, _) = findings(&mut kernel, root)?;
-    let asked: Vec<&Finding> = before
-        .iter()
-        .filter(|one| systems.contains(&one.system) && one.is_removable())
-        .collect();
-    let actions: Vec<&Action> = asked.iter().map(|finding| &finding.action).collect();
-    let mut failed: Vec<(Action, String)> = kernel
-        .remove(&actions)
-        .into_iter()
-        .map(|(action, error)| (action, with_causes(&error)))
-        .collect();
-    for action in actions {
-        if let Err(error) = files::remove(action) {
-            failed.push((action.clone(), error.to_string()));
-        }
-    }
-    let (after, unseen) = findings(&mut kernel, root)?;
-    let mut answer = answer(&after, unseen);
-    let is_there = |one: &Finding| after.iter().any(|left| left.object == one.object);
-    let gone = asked.iter().filter(|one| !is_there(one));
-    answer.removed = gone.map(|one| LegacyFinding::of(one)).collect();
-    answer.failed = failed
-        .into_iter()
-        .map(|(action, why)| {
-            let of = asked.iter().find(|finding| finding.action == action);
-            let object = of.map_or_else(String::new, |finding| finding.object.clone());
-            Failure { object, why }
-        })
-        .collect();
-    Ok(answer)
-}
-
-fn open(root: &Path) -> Result<Kernel, LegacyError> {
-    Kernel::open(root.join("run/xtables.lock"))
-}
-
-fn findings(kernel: &mut Kernel, root: &Path) -> Result<(Vec<Finding>, Vec<String>), LegacyError> {
-    let (mut node, mut unseen) = kernel.read()?;
-    files::read(root, &mut node, &mut unseen);
-    Ok((find(&node), unseen))
+    let removal = Leftovers::open(root)?.remove(systems)?;
+    let failed = removal.failed.into_iter();
+    Ok(Doctor {
+        removed: removal.removed.iter().map(LegacyFinding::of).collect(),
+        failed: failed
+            .map(|one| Failure {
+                object: one.object,
+                why: one.why,
+            })
+            .collect(),
+        ..answer(&removal.left, removal.unseen)
+    })
 }
 
 fn answer(found: &[Finding], unseen: Vec<String>) -> Doctor {

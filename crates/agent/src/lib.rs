@@ -24,7 +24,6 @@
 //! answer.
 
 mod apply;
-mod classic;
 mod clock;
 mod cni;
 mod config;
@@ -36,7 +35,6 @@ pub mod report;
 mod threads;
 mod unix_socket;
 
-pub use classic::{ClassicConfig, ReadWanted, cleanup_classic, run_classic};
 pub use cni::{CniConfig, InstallConfig};
 pub use config::Config;
 pub use error::AgentError;
@@ -84,7 +82,7 @@ pub fn run(
     let probes = probe::start(heard.clone(), Event::notify(&events, Event::Gateways))?;
     let neighbours = neighbours::start(Event::notify(&events, Event::Neighbours))?;
     let changed = events.clone();
-    links::watch(Some(own), move || changed.send(Event::Links).is_ok())?;
+    links::watch(own, move || changed.send(Event::Links).is_ok())?;
     let ranges = port_use::start(Event::notify(&events, Event::Full))?;
     let flows = flows::start(Event::notify(&events, Event::Flows))?;
     let (canaries, canary_device) = canary::start(Event::notify(&events, Event::Canaries))?;

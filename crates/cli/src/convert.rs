@@ -2,7 +2,7 @@
 
 use crate::args::{ConvertArguments, EXIT_NOT_GOOD};
 use anyhow::{Context, anyhow};
-use egret_objects::migrate;
+use egret_migrate::convert::convert;
 use std::io::Write;
 use std::process::ExitCode;
 
@@ -16,11 +16,11 @@ pub fn run(arguments: &ConvertArguments) -> anyhow::Result<ExitCode> {
         };
         let read = read.with_context(|| format!("reading {}", path.display()))?;
         // Each file is also checked alone, so that the line in a message is the file's.
-        let checked = migrate::convert(&read);
+        let checked = convert(&read);
         checked.map_err(|why| anyhow!("{} {why}", path.display()))?;
         text.push_str(&documents_of(&read)?);
     }
-    let output = migrate::convert(&text).map_err(|why| anyhow!(why))?;
+    let output = convert(&text).map_err(|why| anyhow!(why))?;
     std::io::stdout().write_all(output.text.as_bytes())?;
     for object in &output.passed_over {
         eprintln!("passed over: {object}: it belongs to no system that convert knows");

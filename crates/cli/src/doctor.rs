@@ -3,8 +3,8 @@
 use crate::args::{DoctorArguments, EXIT_NOT_GOOD, EXIT_UNREACHABLE, LegacySystem, Output};
 use crate::show::{paths, table};
 use egret_agent::doctor::{self, Doctor, LegacyFinding};
-use egret_core::earlier::System;
 use egret_core::obstacle::Obstacle;
+use egret_migrate::earlier::System;
 use serde_json::Value;
 use std::collections::BTreeSet;
 use std::process::ExitCode;

@@ -2,10 +2,9 @@
 
 use crate::args::{EXIT_NOT_GOOD, EXIT_USAGE, KubeEgressArguments};
 use anyhow::{Context, bail};
-use egret_agent::{ClassicConfig, ReadWanted, cleanup_classic, run_classic};
+use egret_classic::kube_egress::{KubeEgress, Mapping, PODIP_VIP_MAPPINGS, VIP_ROUTEID_MAPPINGS};
+use egret_classic::{ClassicConfig, cleanup_classic, run_classic};
 use egret_core::numbers::CLASSIC_NUMBER_MAX;
-use egret_objects::kube_egress::{KubeEgress, Mapping, PODIP_VIP_MAPPINGS, VIP_ROUTEID_MAPPINGS};
-use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::Arc;
@@ -43,7 +42,7 @@ pub fn run(
     {
         config.watched = vec![vip_routeid.clone(), podip_vip.clone()];
     }
-    run_classic(&config, reader(flags), &stop()?)?;
+    run_classic(&config, flags.reader(), &stop()?)?;
     Ok(ExitCode::SUCCESS)
 }
 
@@ -70,30 +69,6 @@ fn delete(config: &ClassicConfig) -> ExitCode {
     } else {
         ExitCode::from(EXIT_NOT_GOOD)
     }
-}
-
-/// Reads the wanted mappings; a fault is logged once, for as long as it lasts.
-fn reader(flags: KubeEgress) -> ReadWanted {
-    let mut told = BTreeSet::new();
-    let mut before = None;
-    Box::new(move || match flags.wanted(before.as_ref()) {
-        Ok((wanted, bad)) => {
-            let lines: BTreeSet<String> = bad.iter().map(ToString::to_string).collect();
-            for line in lines.difference(&told) {
-                tracing::warn!("{line}");
-            }
-            told = lines;
-            before = Some(wanted.clone());
-            Some(wanted)
-        }
-        Err(error) => {
-            let line = format!("{:#}", anyhow::Error::from(error));
-            if told.insert(line.clone()) {
-                tracing::warn!("{line}: the mapping stays as it was");
-            }
-            None
-        }
-    })
 }
 
 fn mapping(arguments: &KubeEgressArguments) -> anyhow::Result<Mapping> {

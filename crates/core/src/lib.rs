@@ -16,10 +16,8 @@
 pub mod announced;
 pub mod canary;
 pub mod check;
-pub mod classic;
 mod compile;
 pub mod condition;
-pub mod earlier;
 pub mod error;
 pub mod explain;
 pub mod hash;

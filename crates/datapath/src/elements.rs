@@ -10,7 +10,7 @@ use std::net::IpAddr;
 /// Name of a map of ranges, derived from its content: other content has another name. A packet meets the whole old
 /// map or the whole new one. A changed map would show its changes only some time after the kernel has switched the
 /// rules.
-pub(crate) fn named_by_content(set: &Set, name: &str) -> String {
+pub fn named_by_content(set: &Set, name: &str) -> String {
     let mut hash = StableHash::new("map").number(set.elements.len() as u64);
     for (key, value) in &set.elements {
         hash = hash.raw(&key.first).raw(&key.last);

@@ -8,16 +8,13 @@
 //!               \--> uplink ---> eBPF programs where pods' packets leave
 //! ```
 //!
-//! Every kernel object carries our mark (`egret_core::numbers`), and only marked objects are deleted. The exception is
-//! [`legacy`], which removes what earlier systems left, at an operator's request.
+//! Every kernel object carries our mark (`egret_core::numbers`), and only marked objects are deleted.
 
 pub mod canary;
-pub mod classic;
 pub mod drift;
-mod elements;
+pub mod elements;
 mod forward;
 pub mod gateway;
-pub mod legacy;
 pub mod node;
 pub mod obstacle;
 pub mod presence;

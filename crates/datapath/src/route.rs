@@ -2,13 +2,13 @@
 //!
 //! Every object carries our route protocol number or belongs to our device, and only those are deleted.
 
-pub(crate) mod desired;
+mod desired;
 mod error;
 mod kernel;
-pub(crate) mod policy;
+pub mod policy;
 mod tunnel;
 
-pub use desired::{Desired, RouteEntry, RouteKind, RuleEntry, RuleKind};
+pub use desired::{Desired, METRIC_GROUP, METRIC_LAST, RouteEntry, RouteKind, RuleEntry, RuleKind};
 pub use egret_kernel::route::{Advertised, Device, NextHop, WayOut};
 pub use error::RouteError;
 pub use kernel::Routing;

@@ -17,7 +17,7 @@ mod base;
 mod canary;
 mod counters;
 pub mod driver;
-pub(crate) mod marks;
+pub mod marks;
 mod mss;
 mod names;
 mod next_hops;

@@ -5,11 +5,10 @@ mod damage;
 #[path = "ruleset/tunnel.rs"]
 mod tunnel;
 
-use egret_core::classic::{ClassicWanted, classic_state};
 use egret_core::model::{PortRange, Protocol};
 use egret_core::node::*;
 use egret_datapath::requirements::TABLE_OWNERS;
-use egret_datapath::{classic, worker};
+use egret_datapath::worker;
 use egret_kernel::nft::{Count, Nftables};
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::Write;
@@ -253,39 +252,6 @@ fn the_kernel_holds_the_rules_of_next_hops_that_the_golden_files_show() {
     };
     expect_test::expect_file!["golden/next_hops_worker.nft"].assert_eq(&listed(false));
     expect_test::expect_file!["golden/next_hops_gateway.nft"].assert_eq(&listed(true));
-}
-
-#[test]
-fn the_kernel_holds_the_classic_ruleset_that_the_golden_file_shows() {
-    let wanted = ClassicWanted {
-        device: "eth0".into(),
-        never: BTreeSet::from(["10.96.0.0/12".parse().expect("a prefix")]),
-        addresses: BTreeMap::from([
-            (ip("192.168.122.222"), 64),
-            (ip("192.168.122.223"), 65),
-            (ip("fd00:122::222"), 66),
-        ]),
-        pods: BTreeMap::from([
-            (ip("10.244.1.5"), ip("192.168.122.222")),
-            (ip("fd00:244:1::5"), ip("fd00:122::222")),
-        ]),
-        ranges: BTreeMap::from([(
-            "10.32.0.0/12".parse().expect("a prefix"),
-            ip("192.168.122.223"),
-        )]),
-        refused: BTreeSet::from([ip("10.244.1.6")]),
-    };
-    let held = BTreeSet::from([ip("192.168.122.222")]);
-    let state = classic_state(&wanted, &held);
-    let listed = in_new_namespace(|| {
-        let mut nft = Nftables::open("egret_classic").expect("open");
-        nft.apply(&classic::table(&state)).expect("apply");
-        assert!(nft.is_intact().expect("verify"));
-        let listed = run("nft list table inet egret_classic");
-        let lines = listed.lines().skip(2).map(|line| format!("{line}\n"));
-        lines.collect::<String>()
-    });
-    expect_test::expect_file!["golden/classic.nft"].assert_eq(&listed);
 }
 
 #[test]

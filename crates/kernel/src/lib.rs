@@ -11,6 +11,7 @@
 //! tcx, clsact  order of the eBPF programs of a device
 //! ```
 
+pub mod bytes;
 pub mod clsact;
 pub mod conntrack;
 pub mod difference;

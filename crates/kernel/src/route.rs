@@ -1,6 +1,7 @@
 //! Devices, routes, next hops and neighbours (rtnetlink(7)).
 
 pub mod advertised;
+pub mod changes;
 pub mod device;
 pub mod lookup;
 pub mod nexthop;

@@ -23,8 +23,8 @@ mod tree;
 mod watch;
 mod write;
 
-pub(crate) use document::read_documents;
-pub(crate) use object::objections;
+pub use document::read_documents;
+pub use object::objections;
 
 use crate::{SourceError, View, front_end};
 use effective::Merged;

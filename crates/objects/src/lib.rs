@@ -18,8 +18,6 @@ pub mod convert;
 pub mod dir;
 pub mod front_end;
 pub mod kube;
-pub mod kube_egress;
-pub mod migrate;
 pub mod plugin;
 mod source;
 mod status;

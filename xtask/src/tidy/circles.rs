@@ -11,6 +11,7 @@ const FOLDERS: &[&str] = &[
     "crates/agent/src/main_loop",
     "crates/agent/src/observe",
     "crates/agent/src/report",
+    "crates/classic/src",
     "crates/core/src/check",
     "crates/core/src/machines",
     "crates/core/src/model",
@@ -18,8 +19,6 @@ const FOLDERS: &[&str] = &[
     "crates/core/src/plan",
     "crates/core/src/plan/planner",
     "crates/core/src/resolve",
-    "crates/datapath/src/classic",
-    "crates/datapath/src/legacy",
     "crates/datapath/src/node",
     "crates/datapath/src/presence/l2",
     "crates/datapath/src/route",
@@ -28,6 +27,9 @@ const FOLDERS: &[&str] = &[
     "crates/kernel/src",
     "crates/kernel/src/nft",
     "crates/kernel/src/route",
+    "crates/migrate/src",
+    "crates/migrate/src/convert",
+    "crates/migrate/src/legacy",
     "crates/objects/src/convert",
     "crates/objects/src/dir",
     "crates/objects/src/front_end",
@@ -70,15 +72,22 @@ fn imports(tree: &Tree, folder: &str) -> Imports {
         .iter()
         .map(|(path, _)| (module(path), BTreeSet::new()))
         .collect();
-    let parent = code(tree.get(&format!("{folder}.rs")).unwrap_or_default());
+    // The parent of a crate's top modules is its root.
+    let parent = match folder.ends_with("/src") {
+        true => format!("{folder}/lib.rs"),
+        false => format!("{folder}.rs"),
+    };
+    let parent = code(tree.get(&parent).unwrap_or_default());
     let mut origin: BTreeMap<&str, String> = BTreeMap::new();
     for name in imports.keys() {
         for item in names_after(&parent, &format!("use {name}::")) {
             origin.insert(item, name.clone());
         }
     }
-    let absolute = folder.split_once("/src/").map_or("", |(_, path)| path);
-    let absolute = format!("crate::{}::", absolute.replace('/', "::"));
+    let absolute = match folder.split_once("/src/") {
+        Some((_, path)) => format!("crate::{}::", path.replace('/', "::")),
+        None => "crate::".to_owned(),
+    };
     for (path, text) in &files {
         let own = module(path);
         let relative = "super::".repeat(path.split('/').count());
@@ -213,6 +222,13 @@ mod tests {
             ("crates/x/src/a/c.rs", "use super::b::B;"),
         ];
         assert_eq!(found(&nested), circle);
+        let top = [
+            ("crates/y/src/lib.rs", "mod b;\nmod c;\npub use c::C;"),
+            ("crates/y/src/b.rs", "use crate::C;"),
+            ("crates/y/src/c.rs", "use crate::b::B;"),
+        ];
+        let top = super::circle(&imports(&Tree::of(&top), "crates/y/src"));
+        assert_eq!(top.map(|path| path.join(" -> ")), circle);
     }
 
     #[test]

@@ -16,7 +16,12 @@ const ARROWS: &[(&str, &[&str])] = &[
     ("kernel", &[]),
     ("datapath", &["core", "kernel", "wire"]),
     ("controller", &["core", "objects"]),
-    ("agent", &["core", "objects", "wire", "kernel", "datapath"]),
+    (
+        "agent",
+        &["core", "objects", "wire", "kernel", "datapath", "migrate"],
+    ),
+    ("migrate", &["api", "core", "kernel", "objects"]),
+    ("classic", &["core", "kernel", "datapath"]),
     ("cni", &["wire"]),
     ("lab", &[]),
     ("cluster", &["lab"]),

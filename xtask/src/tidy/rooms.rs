@@ -26,7 +26,6 @@ const ROOMS: &[Rooms] = &[(
             &["clock", "error", "observe", "threads", "unix_socket"],
         ),
         ("doctor", &["error", "report"]),
-        ("classic", &["error", "observe"]),
         ("config", &["cni"]),
         (
             "main_loop",

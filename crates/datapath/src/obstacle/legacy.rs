@@ -2,9 +2,9 @@
 //! (`linux/netfilter_ipv4/ip_tables.h`, `linux/netfilter_ipv6/ip6_tables.h`). The kernel does not notify their changes.
 
 use super::xtables;
-use crate::legacy::text;
 use egret_core::obstacle::firewall::{Action, Chains, Condition, Rule, Test};
 use egret_core::obstacle::{Base, Hook, Table, Tool};
+use egret_kernel::bytes::text;
 use ipnet::IpNet;
 use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};

@@ -1,10 +1,10 @@
 //! Reads nftables by dumps: base chains of all tables, and the rules of requested chains.
 
 use super::expressions::read;
-use crate::legacy::text;
 use egret_core::numbers::{CLASSIC_NFT_TABLE, NFT_TABLE};
 use egret_core::obstacle::firewall::Rule;
 use egret_core::obstacle::{Base, Hook, Table, Tool};
+use egret_kernel::bytes::text;
 use egret_kernel::netlink::{Attrs, NetlinkError, NetlinkSocket, Reply, Request, attributes};
 use std::collections::{BTreeMap, BTreeSet};
 

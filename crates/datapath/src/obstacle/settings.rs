@@ -1,12 +1,12 @@
 //! Settings, policy routing and sizes, in the form of `egret_core::obstacle`.
 
-use crate::legacy::host_u32;
 use crate::requirements::OPTIONS;
 use crate::route::{Device, RouteError, Routing};
 use egret_core::numbers::{
     CLASSIC_ROUTE_PROTOCOL, ROUTE_PROTOCOL, TUNNEL_DEVICE, TUNNEL_OVERHEAD_V4_BYTES, TUNNEL_PORT,
 };
 use egret_core::obstacle::{RoutingRule, Settings};
+use egret_kernel::bytes::host_u32;
 use egret_kernel::netlink::{NetlinkSocket, Request, attributes};
 use egret_kernel::sysctl;
 use std::collections::BTreeSet;

@@ -1,8 +1,8 @@
 //! Parses matches and targets of xtables into conditions and actions; old tables and nftables have the same bytes
 //! (`linux/netfilter/xt_*.h`).
 
-use crate::legacy::{host_u32, text};
 use egret_core::obstacle::firewall::{Action, Condition, Test, state};
+use egret_kernel::bytes::{host_u32, text};
 
 const ANY_PORT: (u16, u16) = (0, u16::MAX);
 

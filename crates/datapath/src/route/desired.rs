@@ -99,7 +99,7 @@ pub struct RuleEntry {
 
 impl RuleEntry {
     /// The rule that sends packets with the mark to the table, and the two rules that accompany it.
-    pub(crate) fn marked(v6: bool, mark: u32, table: u32) -> [RuleEntry; 3] {
+    pub fn marked(v6: bool, mark: u32, table: u32) -> [RuleEntry; 3] {
         let marked = RuleKind::Marked { mark, table };
         [RuleKind::End, RuleKind::OwnPackets, marked].map(|kind| RuleEntry { kind, v6 })
     }
@@ -139,9 +139,9 @@ pub struct Desired {
 }
 
 /// Metric of the route after the group's: highest number, so lowest precedence.
-pub(crate) const METRIC_LAST: u32 = u32::MAX;
+pub const METRIC_LAST: u32 = u32::MAX;
 /// Metric of routes to groups: the kernel's own default for IPv6.
-pub(crate) const METRIC_GROUP: u32 = 1024;
+pub const METRIC_GROUP: u32 = 1024;
 
 const ANY_V4: &str = "0.0.0.0/0";
 const ANY_V6: &str = "::/0";

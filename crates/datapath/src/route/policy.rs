@@ -28,7 +28,7 @@ const LOOPBACK: &str = "lo";
 
 /// Identity of one driver's routes and rules, which distinguishes them from others' and the other driver's.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Owner {
+pub struct Owner {
     /// Route protocol number.
     protocol: u8,
     /// Priority of rules.
@@ -36,11 +36,13 @@ pub(crate) struct Owner {
 }
 
 impl Owner {
-    pub(crate) const LEASED: Owner = Owner {
+    /// The first driver.
+    pub const LEASED: Owner = Owner {
         protocol: ROUTE_PROTOCOL,
         priority: RULE_PRIORITY,
     };
-    pub(crate) const CLASSIC: Owner = Owner {
+    /// The second driver, `classic`.
+    pub const CLASSIC: Owner = Owner {
         protocol: CLASSIC_ROUTE_PROTOCOL,
         priority: CLASSIC_RULE_PRIORITY,
     };
@@ -86,7 +88,11 @@ fn route(owner: Owner, entry: &RouteEntry) -> RouteMessage {
     message
 }
 
-pub(crate) fn routes(
+/// Reads the owner's routes from the kernel.
+///
+/// # Errors
+/// [`RouteError::Netlink`].
+pub fn routes(
     socket: &mut NetlinkSocket,
     owner: Owner,
 ) -> Result<BTreeSet<RouteEntry>, RouteError> {
@@ -180,10 +186,11 @@ fn rule(owner: Owner, entry: &RuleEntry) -> RuleMessage {
     message
 }
 
-pub(crate) fn rules(
-    socket: &mut NetlinkSocket,
-    owner: Owner,
-) -> Result<BTreeSet<RuleEntry>, RouteError> {
+/// Reads the owner's rules from the kernel.
+///
+/// # Errors
+/// [`RouteError::Netlink`].
+pub fn rules(socket: &mut NetlinkSocket, owner: Owner) -> Result<BTreeSet<RuleEntry>, RouteError> {
     let mut rules = BTreeSet::new();
     for v6 in [false, true] {
         let mut message = RuleMessage::default();
@@ -268,7 +275,11 @@ pub(super) fn foreign_marks(
     Ok(found)
 }
 
-pub(crate) fn add_route(
+/// Adds a route, or replaces that of the same table, prefix and metric.
+///
+/// # Errors
+/// [`RouteError::Netlink`].
+pub fn add_route(
     socket: &mut NetlinkSocket,
     owner: Owner,
     entry: &RouteEntry,
@@ -284,7 +295,11 @@ pub(crate) fn add_route(
     )?)
 }
 
-pub(crate) fn delete_route(
+/// Deletes a route; an absent one is no error.
+///
+/// # Errors
+/// [`RouteError::Netlink`].
+pub fn delete_route(
     socket: &mut NetlinkSocket,
     owner: Owner,
     entry: &RouteEntry,
@@ -294,7 +309,11 @@ pub(crate) fn delete_route(
     absent_is_fine(execute(socket, RTM_DELROUTE, 0, message, &what))
 }
 
-pub(crate) fn add_rule(
+/// Adds a rule.
+///
+/// # Errors
+/// [`RouteError::Netlink`].
+pub fn add_rule(
     socket: &mut NetlinkSocket,
     owner: Owner,
     entry: &RuleEntry,
@@ -310,7 +329,11 @@ pub(crate) fn add_rule(
     )?)
 }
 
-pub(crate) fn delete_rule(
+/// Deletes a rule; an absent one is no error.
+///
+/// # Errors
+/// [`RouteError::Netlink`].
+pub fn delete_rule(
     socket: &mut NetlinkSocket,
     owner: Owner,
     entry: &RuleEntry,

@@ -5,7 +5,7 @@ mod flow_cleanup;
 mod flow_plan;
 mod full;
 mod refused;
-pub(crate) mod settings;
+pub mod settings;
 
 pub use full::port_of;
 pub use refused::RefusedProtocol;

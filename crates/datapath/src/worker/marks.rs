@@ -13,7 +13,7 @@ use egret_kernel::nft::rule::rule;
 use egret_kernel::nft::{ElementKey, Rule, Set, SetType, Table, Value};
 
 /// Adds the sets of the marks that our routing rules match, and of the values that stand for them in foreign marks.
-pub(crate) fn sets(numbers: impl Iterator<Item = u8>, table: &mut Table) {
+pub fn sets(numbers: impl Iterator<Item = u8>, table: &mut Table) {
     let marks: Vec<u32> = numbers
         .map(|number| u32::from(number) << MARK_SHIFT)
         .collect();
@@ -33,7 +33,7 @@ pub(crate) fn sets(numbers: impl Iterator<Item = u8>, table: &mut Table) {
 }
 
 /// Before classification: sets aside a foreign mark that contains one of our numbers.
-pub(crate) fn set_aside() -> Rule {
+pub fn set_aside() -> Rule {
     let [groups, _] = GROUP_SETS;
     rule()
         .mark_in(MARK_MASK, groups)
@@ -42,7 +42,7 @@ pub(crate) fn set_aside() -> Rule {
 }
 
 /// After routing: clears our numbers and restores foreign marks that were set aside.
-pub(crate) fn restore() -> Vec<Rule> {
+pub fn restore() -> Vec<Rule> {
     let [groups, foreign] = GROUP_SETS;
     vec![
         rule()

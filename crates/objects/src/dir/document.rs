@@ -119,7 +119,7 @@ fn split(text: &str) -> Vec<(usize, &str)> {
 ///
 /// # Errors
 /// Line and message of the first unreadable document.
-pub(crate) fn read_documents(text: &str) -> Result<Vec<Value>, String> {
+pub fn read_documents(text: &str) -> Result<Vec<Value>, String> {
     let json = text.trim_start().starts_with('{');
     let parts = if json { vec![(1, text)] } else { split(text) };
     let mut all = Vec::new();

@@ -150,7 +150,7 @@ pub(super) fn identify(kind: Kind, value: &Value) -> Result<ObjectRef, (&'static
 }
 
 /// Findings that reading a manifest of one of our kinds would give.
-pub(crate) fn objections(manifest: &Value) -> Vec<Finding> {
+pub fn objections(manifest: &Value) -> Vec<Finding> {
     let text = |field: &str| manifest[field].as_str().unwrap_or_default();
     let nameless = |field: &str, remedy: String| {
         vec![Finding {

@@ -6,7 +6,7 @@ use egret_kernel::sysctl::{NODE_SETTINGS, Sysctls};
 
 /// Turns forwarding on, after setting devices that depend on router advertisements to accept them still. `come`:
 /// devices may have come since. Returns the names of the settings that were changed.
-pub(crate) fn forward(
+pub fn forward(
     sysctls: &Sysctls,
     routing: &mut Routing,
     come: bool,
@@ -37,7 +37,7 @@ fn deaf(sysctls: &Sysctls, routing: &mut Routing) -> Result<Vec<String>, Datapat
 }
 
 /// The first setting that others have changed, as text for people.
-pub(crate) fn changed(sysctls: &Sysctls) -> Result<Option<String>, DatapathError> {
+pub fn changed(sysctls: &Sysctls) -> Result<Option<String>, DatapathError> {
     if let Some(found) = sysctls.first_other(NODE_SETTINGS)? {
         return Ok(Some(found));
     }

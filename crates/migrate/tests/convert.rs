@@ -1,9 +1,9 @@
 //! `egret convert` on samples of every system: the output in the tree beside the input equals the converter's, and is
 //! valid for Egret. `EGRET_BLESS=1` rewrites the outputs.
 
+use egret_migrate::convert;
 use egret_objects::Source;
 use egret_objects::dir::{DirSource, Settings};
-use egret_objects::migrate;
 use proptest::prelude::*;
 use serde_json::{Value as Json, json};
 use std::path::{Path, PathBuf};
@@ -24,7 +24,7 @@ fn inputs() -> Vec<PathBuf> {
     inputs
 }
 
-fn said(output: &migrate::Output) -> String {
+fn said(output: &convert::Output) -> String {
     let lost: String = output
         .losses
         .iter()
@@ -43,7 +43,7 @@ fn samples_convert_to_what_is_in_the_tree() {
     let bless = std::env::var_os("EGRET_BLESS").is_some();
     assert!(inputs().len() >= 8, "{:?}", inputs());
     for path in inputs() {
-        let output = migrate::convert(&std::fs::read_to_string(&path).unwrap()).unwrap();
+        let output = convert::convert(&std::fs::read_to_string(&path).unwrap()).unwrap();
         for (suffix, text) in [
             ("out.yaml", output.text.clone()),
             ("lost.txt", said(&output)),
@@ -62,7 +62,7 @@ fn samples_convert_to_what_is_in_the_tree() {
 #[test]
 fn what_samples_convert_to_is_good() {
     for path in inputs() {
-        let output = migrate::convert(&std::fs::read_to_string(&path).unwrap()).unwrap();
+        let output = convert::convert(&std::fs::read_to_string(&path).unwrap()).unwrap();
         let folder = tempfile::tempdir().unwrap();
         std::fs::write(folder.path().join("all.yaml"), &output.text).unwrap();
         let settings = Settings {
@@ -86,7 +86,7 @@ fn what_samples_convert_to_is_good() {
 
 #[test]
 fn a_field_that_nobody_knows_is_named_with_its_place() {
-    let output = migrate::convert(
+    let output = convert::convert(
         "apiVersion: k8s.ovn.org/v1\nkind: EgressIP\nmetadata: {name: e}\n\
          spec: {egressIPs: [192.0.2.1], namespaceSelector: {}, trafficSelector: {matchLabels: {a: b}}}\n",
     )
@@ -108,7 +108,7 @@ fn a_field_that_nobody_knows_is_named_with_its_place() {
 #[test]
 fn nothing_is_lost_where_everything_has_an_equal() {
     let text = std::fs::read_to_string(samples().join("kep.yaml")).unwrap();
-    let output = migrate::convert(&text).unwrap();
+    let output = convert::convert(&text).unwrap();
     assert!(output.losses.is_empty(), "{:?}", output.losses);
     let only = output.text.replace("---\n", "");
     assert!(
@@ -117,12 +117,12 @@ fn nothing_is_lost_where_everything_has_an_equal() {
     );
 }
 
-fn lost(output: &migrate::Output) -> Vec<String> {
+fn lost(output: &convert::Output) -> Vec<String> {
     output.losses.iter().map(ToString::to_string).collect()
 }
 
 /// Whether one of the losses is about this field and contains these words.
-fn names(output: &migrate::Output, field: &str, words: &str) -> bool {
+fn names(output: &convert::Output, field: &str, words: &str) -> bool {
     let mut losses = output.losses.iter();
     losses.any(|loss| loss.field == field && loss.to_string().contains(words))
 }
@@ -135,7 +135,7 @@ fn host_bits_are_taken_as_the_network_and_what_is_no_prefix_is_named() {
              spec: {{rules: [{{egressip: 192.0.2.1, service-name: web, {cidr}}}]}}\n"
         )
     };
-    let output = migrate::convert(&rule("cidr: 172.30.1.103/24")).unwrap();
+    let output = convert::convert(&rule("cidr: 172.30.1.103/24")).unwrap();
     assert!(
         output.text.contains("cidr: 172.30.1.0/24"),
         "{}",
@@ -143,7 +143,7 @@ fn host_bits_are_taken_as_the_network_and_what_is_no_prefix_is_named() {
     );
     assert_eq!(lost(&output), [] as [&str; 0]);
     for without in ["cidr: ''", "cidr: 172.30.1", "other: 1"] {
-        let output = migrate::convert(&rule(without)).unwrap();
+        let output = convert::convert(&rule(without)).unwrap();
         assert!(!output.text.contains("kind: Egress\n"), "{}", output.text);
         assert!(
             names(&output, "spec.rules[0].cidr", "left out"),
@@ -166,7 +166,7 @@ fn nothing_is_made_of_a_policy_whose_destinations_say_nothing() {
         "destinations: ['']",
         "destinations: [x]",
     ] {
-        let output = migrate::convert(&coil(none)).unwrap();
+        let output = convert::convert(&coil(none)).unwrap();
         assert!(
             !output.text.contains("kind: ClusterEgress"),
             "{}",
@@ -177,7 +177,7 @@ fn nothing_is_made_of_a_policy_whose_destinations_say_nothing() {
             "{none}"
         );
     }
-    let output = migrate::convert(&coil("destinations: ['', 10.1.2.3/8]")).unwrap();
+    let output = convert::convert(&coil("destinations: ['', 10.1.2.3/8]")).unwrap();
     assert!(output.text.contains("cidr: 10.0.0.0/8"), "{}", output.text);
     assert!(names(&output, "spec.destinations[0]", "left out"));
 }
@@ -185,7 +185,7 @@ fn nothing_is_made_of_a_policy_whose_destinations_say_nothing() {
 /// coil's annotation lists several of its objects; a label has one value.
 #[test]
 fn a_pod_can_have_the_labels_of_two_objects_of_coil() {
-    let output = migrate::convert(
+    let output = convert::convert(
         "apiVersion: coil.cybozu.com/v2\nkind: Egress\nmetadata: {name: one, namespace: nat}\n\
          spec: {destinations: [198.51.100.0/24]}\n---\n\
          apiVersion: coil.cybozu.com/v2\nkind: Egress\nmetadata: {name: two, namespace: nat}\n\
@@ -221,7 +221,7 @@ fn kinds_that_are_not_converted_are_named_as_such() {
         ("projectcalico.org/v3", "EgressGatewayPolicy"),
     ] {
         let text = format!("apiVersion: {version}\nkind: {kind}\nmetadata: {{name: x}}\n");
-        let output = migrate::convert(&text).unwrap();
+        let output = convert::convert(&text).unwrap();
         assert!(
             names(&output, "kind", "this kind is not converted"),
             "{:?}",
@@ -374,7 +374,7 @@ proptest! {
     #[test]
     fn what_is_printed_is_taken(objects in prop::collection::vec(object(), 1..4)) {
         let input = json!({"apiVersion": "v1", "kind": "List", "items": objects}).to_string();
-        let output = migrate::convert(&input).unwrap();
+        let output = convert::convert(&input).unwrap();
         let folder = tempfile::tempdir().unwrap();
         std::fs::write(folder.path().join("all.yaml"), &output.text).unwrap();
         let settings = Settings { record: false, ..Settings::default() };
@@ -388,8 +388,8 @@ proptest! {
 
 #[test]
 fn rubbish_is_an_error_with_its_line() {
-    let error = migrate::convert("apiVersion: v1\nkind: [\n").unwrap_err();
+    let error = convert::convert("apiVersion: v1\nkind: [\n").unwrap_err();
     assert!(error.starts_with("line "), "{error}");
-    let output = migrate::convert("apiVersion: v1\nkind: Secret\nmetadata: {name: s}\n").unwrap();
+    let output = convert::convert("apiVersion: v1\nkind: Secret\nmetadata: {name: s}\n").unwrap();
     assert_eq!(output.passed_over, ["v1 Secret s"]);
 }

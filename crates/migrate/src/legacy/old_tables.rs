@@ -2,9 +2,10 @@
 //! (`linux/netfilter_ipv4/ip_tables.h`). The kernel only exchanges whole tables: one is read, and written again without
 //! the removed entries, with its counters.
 
+use super::extension;
 use super::sets::Names;
-use super::{extension, host_u32, text};
-use egret_core::earlier::{Action, Backend, Chain, Node, Rule, Target};
+use crate::earlier::{Action, Backend, Chain, Node, Rule, Target};
+use egret_kernel::bytes::{host_u32, text};
 use ipnet::Ipv4Net;
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::File;
@@ -322,7 +323,7 @@ impl OldTable {
         let (flags, inverted) = (head[82], head[83]);
         if flags & 1 != 0 || inverted != 0 {
             let text = "[fragment or inverted]".to_owned();
-            rule.matches.push(egret_core::earlier::Match::Other(text));
+            rule.matches.push(crate::earlier::Match::Other(text));
         }
         let end = usize::from(u16::from_ne_bytes(bytes.get(88..90)?.try_into().ok()?));
         let mut at = MATCHES_OFFSET;

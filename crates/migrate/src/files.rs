@@ -1,6 +1,6 @@
 //! Files of a node: names of routing tables, CNI configuration and plugins, named network namespaces, settings.
 
-use egret_core::earlier::{Action, CniFile, FileLine, Node};
+use crate::earlier::{Action, CniFile, FileLine, Node};
 use nix::mount::{MntFlags, umount2};
 use serde_json::Value;
 use std::collections::BTreeMap;

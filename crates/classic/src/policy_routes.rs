@@ -1,10 +1,10 @@
 //! Routes and rules towards the holder of an address.
 
-use crate::route::desired::{METRIC_GROUP, METRIC_LAST};
-use crate::route::policy::{self, Owner};
-use crate::route::{RouteEntry, RouteError, RouteKind, RuleEntry};
-use egret_core::classic::ClassicState;
+use crate::state::ClassicState;
 use egret_core::numbers::MARK_SHIFT;
+use egret_datapath::route::policy::{self, Owner};
+use egret_datapath::route::{METRIC_GROUP, METRIC_LAST};
+use egret_datapath::route::{RouteEntry, RouteError, RouteKind, RuleEntry};
 use egret_kernel::netlink::NetlinkSocket;
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use std::collections::BTreeSet;

@@ -1,7 +1,8 @@
 //! ipset, by its own netlink protocol (`linux/netfilter/ipset/ip_set.h`).
 
-use super::{LegacyError, dump, text};
-use egret_core::earlier::{IpSet, Node};
+use super::{LegacyError, dump};
+use crate::earlier::{IpSet, Node};
+use egret_kernel::bytes::text;
 use egret_kernel::netlink::{Attrs, NetlinkSocket, Request, attributes};
 use std::collections::BTreeMap;
 use std::time::Duration;

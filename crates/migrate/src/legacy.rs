@@ -1,4 +1,4 @@
-//! Reads a node's kernel in the form of `core::earlier`, and carries out the removals that it names.
+//! Reads a node's kernel in the form of [`crate::earlier`], and carries out the removals that it names.
 //!
 //! Netlink and, for the old ip_tables, the socket options that `iptables-legacy` uses; no program is started. IPv4 only,
 //! as the earlier systems are.
@@ -10,7 +10,7 @@ mod old_tables;
 mod rtnetlink;
 mod sets;
 
-use egret_core::earlier::{Action, Backend, Node};
+use crate::earlier::{Action, Backend, Node};
 use egret_kernel::netlink::{NetlinkError, NetlinkSocket, Request};
 use old_tables::{OldTable, OldTableError};
 use std::collections::BTreeMap;
@@ -162,14 +162,4 @@ fn dump(
         }
     }
     socket.dump(request)
-}
-
-/// Parses a number in host byte order at the start of these bytes.
-pub(crate) fn host_u32(bytes: &[u8]) -> Option<u32> {
-    Some(u32::from_ne_bytes(bytes.get(..4)?.try_into().ok()?))
-}
-
-pub(crate) fn text(bytes: &[u8]) -> String {
-    let end = bytes.iter().position(|byte| *byte == 0);
-    String::from_utf8_lossy(&bytes[..end.unwrap_or(bytes.len())]).into_owned()
 }

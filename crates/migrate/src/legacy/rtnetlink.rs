@@ -1,8 +1,9 @@
 //! Links, addresses, routes and rules. The bodies of messages are stored: a deletion must contain nearly all
 //! attributes, and the kernel's own message is the most exact.
 
-use super::{LegacyError, dump, host_u32, text};
-use egret_core::earlier::{Address, Device, Node, PolicyRule, Route};
+use super::{LegacyError, dump};
+use crate::earlier::{Address, Device, Node, PolicyRule, Route};
+use egret_kernel::bytes::{host_u32, text};
 use egret_kernel::netlink::{NetlinkSocket, Request, attributes};
 use ipnet::Ipv4Net;
 use std::net::Ipv4Addr;

@@ -18,7 +18,7 @@ mod seeds;
 mod sheet;
 mod spidernet;
 
-use crate::dir::{objections, read_documents};
+use egret_objects::dir::{objections, read_documents};
 use serde_json::{Map, Value, json};
 use sheet::Sheet;
 use std::collections::BTreeMap;

@@ -1,9 +1,11 @@
-//! Front-end of kube-egress: its flags and mapping directories, without any Kubernetes API, as [`ClassicWanted`].
+//! Flags and mapping directories of kube-egress, without any Kubernetes API, as [`ClassicWanted`].
 //!
 //! A mapping directory is a mounted ConfigMap: each file's name is a key and its content the value (`<pod address>` ->
 //! `<egress address>`, `<egress address>` -> `<route id>`). Files whose names begin with a dot belong to the mount.
 
-use egret_core::classic::ClassicWanted;
+use crate::run::ReadWanted;
+use crate::state::ClassicWanted;
+use egret_core::error::with_causes;
 use egret_core::numbers::CLASSIC_NUMBER_MAX;
 use ipnet::IpNet;
 use std::collections::{BTreeMap, BTreeSet};
@@ -74,6 +76,30 @@ pub struct Unreadable {
 }
 
 impl KubeEgress {
+    /// Reads the wanted mappings again and again; an invalid entry is logged once, for as long as it is.
+    pub fn reader(self) -> ReadWanted {
+        let mut told = BTreeSet::new();
+        let mut before = None;
+        Box::new(move || match self.wanted(before.as_ref()) {
+            Ok((wanted, bad)) => {
+                let lines: BTreeSet<String> = bad.iter().map(ToString::to_string).collect();
+                for line in lines.difference(&told) {
+                    tracing::warn!("{line}");
+                }
+                told = lines;
+                before = Some(wanted.clone());
+                Some(wanted)
+            }
+            Err(error) => {
+                let line = with_causes(&error);
+                if told.insert(line.clone()) {
+                    tracing::warn!("{line}: the mapping stays as it was");
+                }
+                None
+            }
+        })
+    }
+
     /// Reads the wanted mappings; `before` are the previous ones. A pod with an invalid entry leaves by its previous
     /// address, or not at all if it had none: the two mappings are written one after the other, and a mapped pod must
     /// never leave by its node's address.

@@ -1,8 +1,9 @@
 //! Converts the nftables expressions of `iptables-nft` back into a rule of iptables.
 
+use super::extension;
 use super::sets::Names;
-use super::{extension, host_u32, text};
-use egret_core::earlier::{Match, Rule, Target};
+use crate::earlier::{Match, Rule, Target};
+use egret_kernel::bytes::{host_u32, text};
 use egret_kernel::netlink::attributes;
 use ipnet::Ipv4Net;
 use std::collections::BTreeMap;

@@ -23,7 +23,7 @@ pub(super) struct Sheet<'v> {
 /// Annotations that matter only to the tool that wrote them, or to Egret for the old object.
 const MEANINGLESS: [&str; 2] = [
     "kubectl.kubernetes.io/last-applied-configuration",
-    crate::front_end::ADOPT_ANNOTATION,
+    egret_objects::front_end::ADOPT_ANNOTATION,
 ];
 
 impl<'v> Sheet<'v> {

@@ -10,11 +10,11 @@
 //! postrouting 300 guard       packets that would leave with a wrong source, or not by the holder, dropped
 //! ```
 
-use crate::elements::{ByAddress, named_by_content};
-use crate::worker::{Counter, marks};
-use egret_core::classic::{ClassicAddress, ClassicState};
+use crate::state::{ClassicAddress, ClassicState};
 use egret_core::node::{PodMap, ProfileId};
 use egret_core::numbers::{MARK_MASK, MARK_SHIFT};
+use egret_datapath::elements::{ByAddress, named_by_content};
+use egret_datapath::worker::{Counter, marks};
 use egret_kernel::nft::rule::{
     Builder, End, FAMILIES, Family, STATE_ESTABLISHED, STATE_INVALID, STATE_NEW,
 };

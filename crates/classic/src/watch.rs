@@ -9,13 +9,13 @@ use std::path::{Path, PathBuf};
 const EVENTS_BYTES: usize = 16 * 1024;
 
 /// The directories of mappings.
-pub(super) struct Mappings {
+pub(crate) struct Mappings {
     inotify: Option<Inotify>,
     directories: Vec<(PathBuf, Option<WatchDescriptor>)>,
 }
 
 impl Mappings {
-    pub(super) fn watch(directories: &[PathBuf]) -> Self {
+    pub(crate) fn watch(directories: &[PathBuf]) -> Self {
         let inotify = Inotify::init().inspect_err(|error| {
             tracing::warn!(%error, "no inotify: mappings are read after every interval only");
         });
@@ -27,7 +27,7 @@ impl Mappings {
     }
 
     /// Whether anything changed since the last call. A directory that was recreated or replaced counts.
-    pub(super) fn changed(&mut self) -> bool {
+    pub(crate) fn changed(&mut self) -> bool {
         let Some(inotify) = &mut self.inotify else {
             return false;
         };

@@ -1,8 +1,8 @@
 //! Matches and targets of xtables, which have the same bytes in both backends (`linux/netfilter/xt_*.h`).
 
 use super::sets::Names;
-use super::{host_u32, text};
-use egret_core::earlier::{Match, Target};
+use crate::earlier::{Match, Target};
+use egret_kernel::bytes::{host_u32, text};
 use std::net::Ipv4Addr;
 
 /// Parses a match by its name, revision and data.

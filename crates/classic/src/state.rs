@@ -5,7 +5,7 @@
 //! no tunnel and no controller: each node decides alone, by the addresses that its kernel has. `docs/classic.md` lists
 //! what this driver cannot promise.
 
-use crate::node::never_anywhere;
+use egret_core::node::never_anywhere;
 use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet};

@@ -1,20 +1,16 @@
-//! The second driver, `classic`: carries out a [`ClassicState`] (design section 4; limits: `docs/classic.md`).
+//! Carries out a [`ClassicState`] (design section 4; limits: `docs/classic.md`).
 
-mod policy_routes;
-mod table;
-
-pub use table::{COUNTERS, table};
-
-use crate::drift::{Drift, DriftReport};
-use crate::route::{RouteError, Routing};
-use crate::worker::driver::{DatapathError, settings};
-use egret_core::classic::{ClassicFate, ClassicState};
+use crate::policy_routes::PolicyRoutes;
+use crate::state::{ClassicFate, ClassicState};
+use crate::table::table;
 use egret_core::numbers::CLASSIC_NFT_TABLE;
+use egret_datapath::drift::{Drift, DriftReport};
+use egret_datapath::route::{RouteError, Routing};
+use egret_datapath::worker::driver::{DatapathError, settings};
 use egret_kernel::conntrack::{Conntrack, Flow};
 use egret_kernel::netlink::NetlinkSocket;
 use egret_kernel::nft::Nftables;
 use egret_kernel::sysctl::Sysctls;
-use policy_routes::PolicyRoutes;
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::path::Path;

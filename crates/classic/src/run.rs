@@ -1,14 +1,12 @@
 //! Runs the driver `classic` on one node: wanted mappings + the node's addresses -> [`classic_state`] -> kernel.
 
-mod mappings;
-
-use crate::error::AgentError;
-use crate::observe::links;
-use egret_core::classic::{ClassicState, ClassicWanted, classic_state};
+use crate::datapath::ClassicDatapath;
+use crate::state::{ClassicState, ClassicWanted, classic_state};
+use crate::watch::Mappings;
 use egret_core::error::with_causes;
-use egret_datapath::classic::ClassicDatapath;
+use egret_core::numbers::TUNNEL_DEVICE;
 use egret_datapath::worker::driver::DatapathError;
-use mappings::Mappings;
+use egret_kernel::route::changes::Changes;
 use std::net::IpAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -20,6 +18,23 @@ use std::{fs, io};
 /// Poll interval of the stop flag.
 const LOOK_UP: Duration = Duration::from_millis(200);
 const STATE_FILE: &str = "state.json";
+
+/// Error that prevents the driver from running.
+#[derive(Debug, thiserror::Error)]
+pub enum ClassicError {
+    /// The kernel's interfaces cannot be opened, or what is wanted cannot be applied once.
+    #[error("opening the data path")]
+    Datapath(#[from] DatapathError),
+    /// A thread or socket cannot be created.
+    #[error("{doing}")]
+    Io {
+        /// The operation that failed.
+        doing: &'static str,
+        /// The system's error.
+        #[source]
+        source: io::Error,
+    },
+}
 
 /// Configuration of the driver.
 pub struct ClassicConfig {
@@ -40,14 +55,14 @@ pub fn run_classic(
     config: &ClassicConfig,
     mut read: ReadWanted,
     stop: &Arc<AtomicBool>,
-) -> Result<(), AgentError> {
+) -> Result<(), ClassicError> {
     let mut driver = Driver::open(config)?;
     let Some(interval) = config.interval else {
         let wanted = read().unwrap_or_default();
         return Ok(driver.apply(&wanted)?);
     };
     let (changed, changes) = mpsc::channel();
-    links::watch(None, move || changed.send(()).is_ok())?;
+    watch_links(move || changed.send(()).is_ok())?;
     let mut mappings = Mappings::watch(&config.watched);
     let mut wanted = None;
     let mut read_at: Option<Instant> = None;
@@ -82,6 +97,15 @@ pub fn cleanup_classic(config: &ClassicConfig) -> Vec<String> {
     }
 }
 
+/// Reports changes of links, addresses, routes and rules, on a thread of its own.
+fn watch_links(tell: impl FnMut() -> bool + Send + 'static) -> Result<(), ClassicError> {
+    let error = |doing| move |source| ClassicError::Io { doing, source };
+    let changes = Changes::open().map_err(error("watching links and routes"))?;
+    let builder = std::thread::Builder::new().name("links".into());
+    let spawned = builder.spawn(move || changes.watch(None, TUNNEL_DEVICE, tell));
+    spawned.map(drop).map_err(error("starting a thread"))
+}
+
 struct Driver {
     datapath: ClassicDatapath,
     directory: PathBuf,
@@ -93,7 +117,7 @@ struct Driver {
 }
 
 impl Driver {
-    fn open(config: &ClassicConfig) -> Result<Self, AgentError> {
+    fn open(config: &ClassicConfig) -> Result<Self, ClassicError> {
         let file = fs::read(config.state_directory.join(STATE_FILE)).ok();
         Ok(Driver {
             datapath: ClassicDatapath::open(&config.state_directory)?,

@@ -2,8 +2,9 @@
 //! ignored.
 
 use super::sets::Names;
-use super::{LegacyError, dump, expressions, text};
-use egret_core::earlier::{Action, Backend, Chain, Node, Rule};
+use super::{LegacyError, dump, expressions};
+use crate::earlier::{Action, Backend, Chain, Node, Rule};
+use egret_kernel::bytes::text;
 use egret_kernel::netlink::{Attrs, NetlinkSocket, Reply, Request, attributes, flags};
 use std::collections::BTreeMap;
 
