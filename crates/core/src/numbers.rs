@@ -147,7 +147,10 @@ pub const FULL_DESTINATIONS_MAX: usize = 4096;
 /// Prefixes and addresses of pods that no Node names and that the controller tells every node, at most. While there are
 /// more, policies that could take traffic to the rest are not Ready: name their prefixes by `--never-destination`.
 pub const POD_PREFIXES_MAX: usize = 4096;
-/// `EgressNode`s of gateway nodes that carry them: every agent reads those of gateways, and with two the list stays where
+/// Addresses of nodes' devices that no Node names and that the controller tells every node, at most. While there are
+/// more, a finding names the first of the rest: name their networks by `--never-destination`.
+pub const DEVICE_ADDRESSES_MAX: usize = 4096;
+/// `EgressNode`s of gateway nodes that carry both: every agent reads those of gateways, and with two the list stays where
 /// one node is no gateway any more.
 pub const POD_PREFIX_RECORDS: usize = 2;
 /// Prefixes that a node takes out of its own routing table as those of pods, at most.
