@@ -195,6 +195,9 @@ pub const CONDITION_MESSAGE_MAX_BYTES: usize = 32_768;
 pub const STATUS_USERS_MAX: usize = 500;
 /// Nodes that the status of an `EgressGateway` names, at most: the first by name.
 pub const STATUS_GATEWAYS_MAX: usize = 1000;
+/// Policies that a node reports as programmed, at most, one per namespace in turns. A policy with pods on a node that does
+/// not report it is not Ready.
+pub const STATUS_PROGRAMMED_MAX: usize = 1000;
 /// Milliseconds until the controller tries a refused write of an object again; doubled with each further refusal.
 pub const WRITE_RETRY_FIRST_MS: u64 = 500;
 /// Seconds between two tries of a refused write, at most.
