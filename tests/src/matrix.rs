@@ -5,6 +5,7 @@
 //! cells    the factors of this product's environment, and impossible combinations with their reasons
 //! labs     cells -> labs: one lab serves all cells that differ only in their node or pod
 //! marks    stand-ins for the marks of other components, and counters of their preservation
+//! paths    what the agents' canaries found during the life of a lab
 //! scene    a running lab of the matrix: its policies, expected sources, and operations
 //! ```
 
@@ -14,6 +15,7 @@ pub mod cells;
 pub mod labs;
 pub mod marks;
 pub mod pairs;
+pub mod paths;
 pub mod scene;
 
 /// Whether the full cross is requested instead of the pairs: `EGRET_FULL=1`, set by `./dev test --full`.

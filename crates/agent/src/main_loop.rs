@@ -213,11 +213,7 @@ impl MainLoop {
                 self.schedule
                     .request_round_if(self.cni.take(call, snapshot));
             }
-            Event::Canaries(canary::Report::Shown(shown)) => {
-                self.schedule
-                    .request_round_if(shown.broken != self.inputs.canaries.broken);
-                self.inputs.canaries = shown;
-            }
+            Event::Canaries(canary::Report::Shown(shown)) => self.take_up_canaries(shown),
             Event::Canaries(canary::Report::Device(index)) => {
                 self.inputs.canary_device = Some(index);
                 self.schedule.request_round();

@@ -57,6 +57,9 @@ pub struct EgressNodeSpec {
     /// every node to read.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub pod_prefixes: Vec<String>,
+    /// Addresses on devices of all nodes that no Node names; in the same objects, for every node to read.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub device_addresses: Vec<String>,
 }
 
 /// Source ports of one address that a node may use.

@@ -120,6 +120,7 @@ fn write_down(snapshot: &mut Snapshot, plan: &ClusterPlan) {
             tunnel_index: spec.tunnel_index,
             grants: spec.grants.clone(),
             pod_prefixes: spec.pod_prefixes.clone(),
+            device_addresses: spec.device_addresses.clone(),
             underlay_addresses: snapshot.nodes[node].addresses.clone(),
             steering_version: u64::MAX,
             datapath: Some("ebpf".into()),

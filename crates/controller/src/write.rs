@@ -455,6 +455,7 @@ fn merged(
         tunnel_index: spec.tunnel_index,
         grants,
         pod_prefixes: spec.pod_prefixes.clone(),
+        device_addresses: spec.device_addresses.clone(),
         ..known
             .cloned()
             .unwrap_or_else(|| NodeRecord::new(node.clone()))

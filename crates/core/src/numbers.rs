@@ -147,7 +147,10 @@ pub const FULL_DESTINATIONS_MAX: usize = 4096;
 /// Prefixes and addresses of pods that no Node names and that the controller tells every node, at most. While there are
 /// more, policies that could take traffic to the rest are not Ready: name their prefixes by `--never-destination`.
 pub const POD_PREFIXES_MAX: usize = 4096;
-/// `EgressNode`s of gateway nodes that carry them: every agent reads those of gateways, and with two the list stays where
+/// Addresses of nodes' devices that no Node names and that the controller tells every node, at most. While there are
+/// more, a finding names the first of the rest: name their networks by `--never-destination`.
+pub const DEVICE_ADDRESSES_MAX: usize = 4096;
+/// `EgressNode`s of gateway nodes that carry both: every agent reads those of gateways, and with two the list stays where
 /// one node is no gateway any more.
 pub const POD_PREFIX_RECORDS: usize = 2;
 /// Prefixes that a node takes out of its own routing table as those of pods, at most.
@@ -192,6 +195,9 @@ pub const CONDITION_MESSAGE_MAX_BYTES: usize = 32_768;
 pub const STATUS_USERS_MAX: usize = 500;
 /// Nodes that the status of an `EgressGateway` names, at most: the first by name.
 pub const STATUS_GATEWAYS_MAX: usize = 1000;
+/// Policies that a node reports as programmed, at most, one per namespace in turns. A policy with pods on a node that does
+/// not report it is not Ready.
+pub const STATUS_PROGRAMMED_MAX: usize = 1000;
 /// Milliseconds until the controller tries a refused write of an object again; doubled with each further refusal.
 pub const WRITE_RETRY_FIRST_MS: u64 = 500;
 /// Seconds between two tries of a refused write, at most.

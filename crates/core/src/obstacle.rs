@@ -186,7 +186,8 @@ pub fn discount(outcome: &mut NodeOutcome, obstacles: &[Obstacle]) {
     let worker = &outcome.state.worker;
     let is_stopped = |target: &&Target| {
         let is_v4 = target.address.is_ipv4();
-        matches!(worker.groups.get(&target.group), Some(Group::Tunnel(_)))
+        !target.is_of_canaries()
+            && matches!(worker.groups.get(&target.group), Some(Group::Tunnel(_)))
             && obstacles.iter().any(|obstacle| obstacle.stops(is_v4))
     };
     let stopped = worker.targets.values().filter(is_stopped);

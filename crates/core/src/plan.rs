@@ -6,6 +6,7 @@
 mod allocate;
 mod conditions;
 mod demand;
+mod device_addresses;
 mod lease;
 mod nodes;
 pub mod planner;
@@ -188,6 +189,9 @@ pub struct NodeRecordSpec {
     /// See [`NodeRecord::pod_prefixes`].
     #[cfg_attr(feature = "schema", schemars(with = "BTreeSet<String>"))]
     pub pod_prefixes: BTreeSet<IpNet>,
+    /// See [`NodeRecord::device_addresses`].
+    #[cfg_attr(feature = "schema", schemars(with = "BTreeSet<String>"))]
+    pub device_addresses: BTreeSet<IpNet>,
 }
 
 /// Plans the cluster. `now_secs`: seconds since the Unix epoch.
@@ -201,7 +205,11 @@ pub fn plan(snapshot: &Snapshot, now_secs: i64) -> ClusterPlan {
     let leases = lease::plan_leases(snapshot, &demand, now_secs, &mut reasons, &mut findings);
     let told = pod_prefixes::Told::of(snapshot, &pod_prefixes::uncovered(snapshot));
     let mut nodes = nodes::plan_nodes(snapshot, &leases.records, &mut reasons, &mut findings);
-    let left_out = nodes.carry(snapshot, &told);
+    let device_addresses = device_addresses::all(snapshot);
+    let devices = device_addresses::Told::of(snapshot, device_addresses.iter());
+    let carriers = nodes.carry(snapshot, &told, &devices);
+    findings.extend(devices.finding(&carriers));
+    let left_out = told.missing(!carriers.is_empty());
     let address_status = status::addresses(snapshot, &demand, &leases);
     let gateways = status::gateways(snapshot);
     let overlaps = demand::overlaps(&resolved, &selected);

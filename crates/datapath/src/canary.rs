@@ -10,6 +10,7 @@
 
 use egret_core::canary::{CanaryCounts, CanaryKind};
 use egret_core::numbers::{CANARY_ADDRESS, CANARY_DEVICE, CANARY_PEER, CANARY_PORT, NFT_TABLE};
+use egret_kernel::conntrack::{Conntrack, Tuple};
 use egret_kernel::netlink::{Attrs, NetlinkError, NetlinkSocket, Request, flags};
 use egret_kernel::nft::{NftError, Nftables};
 use egret_kernel::veth::{VethEnd, VethError, VethPair};
@@ -70,9 +71,22 @@ pub struct Canary {
     pub port: u16,
 }
 
+impl Canary {
+    /// IP protocol number.
+    fn protocol(&self) -> u8 {
+        match (self.kind, self.source) {
+            (CanaryKind::Tcp, _) => 6,
+            (CanaryKind::Udp | CanaryKind::FullSize, _) => 17,
+            (CanaryKind::Echo, IpAddr::V4(_)) => 1,
+            (CanaryKind::Echo, IpAddr::V6(_)) => 58,
+        }
+    }
+}
+
 /// End of the pair at which canaries are sent and received, and the counters.
 pub struct CanaryPort {
     netlink: NetlinkSocket,
+    flows: Conntrack,
     counters: Nftables,
     /// Index and MAC address of the canary device; the socket is bound to its peer.
     device: Option<(u32, [u8; 6])>,
@@ -87,6 +101,7 @@ impl CanaryPort {
     pub fn open() -> Result<Self, CanaryError> {
         Ok(CanaryPort {
             netlink: NetlinkSocket::open(libc::NETLINK_ROUTE)?,
+            flows: Conntrack::open()?,
             counters: Nftables::open(NFT_TABLE)?,
             device: None,
             socket: packet_socket()?,
@@ -219,15 +234,47 @@ impl CanaryPort {
         self.socket.as_fd()
     }
 
-    /// Counters of the hooks so far.
+    /// Deletes what connection tracking knows of a canary. Its source port, one of few, is free from then on; an answer
+    /// that comes later counts as unsolicited.
     ///
     /// # Errors
-    /// [`CanaryError`]: there is no ruleset.
+    /// [`CanaryError`].
+    pub fn forget(&mut self, canary: &Canary) -> Result<(), CanaryError> {
+        let protocol = canary.protocol();
+        let original = Tuple {
+            source: canary.source,
+            destination: canary.destination,
+            protocol,
+            source_port: canary.port,
+            destination_port: CANARY_PORT,
+        };
+        Ok(self.flows.delete_by_tuple(&original)?)
+    }
+
+    /// Counters of the hooks so far. All zero without a ruleset. The kernel does not read them at one moment: they are
+    /// read until two readings agree, so that a packet which passes meanwhile is counted by every hook or by none.
+    ///
+    /// # Errors
+    /// [`CanaryError`]: they cannot be read, or rules or counters change all the time.
     pub fn counts(&mut self) -> Result<CanaryCounts, CanaryError> {
-        let counts = self.counters.counts()?;
-        Ok(CanaryCounts::new(|name| {
-            counts.get(name).map(|count| count.packets)
-        }))
+        /// Readings before the counters count as unreadable.
+        const READINGS_MAX: usize = 10;
+        let mut last: Result<_, CanaryError> = Err(NetlinkError::Interrupted.into());
+        for _ in 0..READINGS_MAX {
+            let now = match self.counters.counts() {
+                Ok(counts) => Ok(CanaryCounts::new(|name| {
+                    counts.get(name).map(|count| count.packets)
+                })),
+                Err(error) => Err(error.into()),
+            };
+            if let (Ok(before), Ok(now)) = (&last, &now)
+                && before == now
+            {
+                return Ok(*now);
+            }
+            last = now;
+        }
+        last.and(Err(NetlinkError::Interrupted.into()))
     }
 }
 
@@ -358,13 +405,8 @@ fn echo_id(bytes: [u8; 4]) -> u16 {
 impl Answer {
     /// Whether it answers this canary.
     pub fn is_to(&self, canary: &Canary) -> bool {
-        let protocol = match (canary.kind, canary.source) {
-            (CanaryKind::Tcp, _) => 6,
-            (CanaryKind::Udp | CanaryKind::FullSize, _) => 17,
-            (CanaryKind::Echo, IpAddr::V4(_)) => 1,
-            (CanaryKind::Echo, IpAddr::V6(_)) => 58,
-        };
-        (self.destination, self.protocol, self.port) == (canary.destination, protocol, canary.port)
+        let asked = (canary.destination, canary.protocol(), canary.port);
+        (self.destination, self.protocol, self.port) == asked
     }
 }
 

@@ -96,27 +96,43 @@ impl Conntrack {
         Ok(replies.iter().filter_map(|reply| of_cpu(&reply.body)).sum())
     }
 
+    /// Deletes the flow whose original direction has this tuple, if there is one. An ICMP tuple is that of an echo
+    /// request.
+    pub fn delete_by_tuple(&mut self, original: &Tuple) -> Result<(), NetlinkError> {
+        self.delete_flow(original, &encoded(original), Attrs::default())
+    }
+
     /// Deletes exactly this flow; one that has ended meanwhile is no error.
     pub fn delete(&mut self, flow: &Flow) -> Result<(), NetlinkError> {
-        const CTA_TUPLE_ORIG: u16 = 1;
         const CTA_ID: u16 = 12;
         const CTA_ZONE: u16 = 18;
-        let family = match flow.original.source {
+        let mut identity = Attrs::default().bytes(CTA_ID, &flow.id);
+        if let Some(zone) = flow.zone {
+            identity = identity.bytes(CTA_ZONE, &zone.to_be_bytes());
+        }
+        self.delete_flow(&flow.original, &flow.raw_original, identity)
+    }
+
+    /// `encoded`: the original tuple as the kernel's attributes; `identity`: what else the flow must have.
+    fn delete_flow(
+        &mut self,
+        original: &Tuple,
+        encoded: &[u8],
+        identity: Attrs,
+    ) -> Result<(), NetlinkError> {
+        const CTA_TUPLE_ORIG: u16 = 1;
+        let family = match original.source {
             IpAddr::V4(_) => libc::AF_INET,
             IpAddr::V6(_) => libc::AF_INET6,
         };
-        let nested = Attrs::after(&flow.raw_original);
-        let mut attrs = Attrs::after(&[family as u8, 0, 0, 0]).nest(CTA_TUPLE_ORIG, nested);
-        attrs = attrs.bytes(CTA_ID, &flow.id);
-        if let Some(zone) = flow.zone {
-            attrs = attrs.bytes(CTA_ZONE, &zone.to_be_bytes());
-        }
-        let what = format!("deletion of flow {:?}", flow.original);
+        let attrs = Attrs::after(&[family as u8, 0, 0, 0])
+            .nest(CTA_TUPLE_ORIG, Attrs::after(encoded))
+            .extend(identity);
         let request = Request {
             kind: SUBSYSTEM | DELETE,
             flags: 0,
             body: attrs.finish(),
-            what,
+            what: format!("deletion of flow {original:?}"),
         };
         match self.socket.execute(&request) {
             Err(error) if error.errno() == Some(libc::ENOENT) => Ok(()),
@@ -140,19 +156,64 @@ fn flow(body: &[u8]) -> Option<Flow> {
     })
 }
 
+// Attributes of a tuple, `enum ctattr_ip` and `enum ctattr_l4proto` of `linux/netfilter/nfnetlink_conntrack.h`.
+const CTA_TUPLE_IP: u16 = 1;
+const CTA_TUPLE_PROTO: u16 = 2;
+const V4_SOURCE: u16 = 1;
+const V4_DESTINATION: u16 = 2;
+const V6_SOURCE: u16 = 3;
+const V6_DESTINATION: u16 = 4;
+const NUMBER: u16 = 1;
+const SOURCE_PORT: u16 = 2;
+const DESTINATION_PORT: u16 = 3;
+const ICMP_ID: u16 = 4;
+const ICMP_TYPE: u16 = 5;
+const ICMP_CODE: u16 = 6;
+const ICMPV6_ID: u16 = 7;
+const ICMPV6_TYPE: u16 = 8;
+const ICMPV6_CODE: u16 = 9;
+
+/// A tuple as attributes. Of ICMP only echo requests.
+fn encoded(tuple: &Tuple) -> Vec<u8> {
+    const ICMP: u8 = 1;
+    const ICMPV6: u8 = 58;
+    const ECHO_REQUEST: u8 = 8;
+    const ECHO_REQUEST_V6: u8 = 128;
+    let mut addresses = Attrs::default();
+    for (address, v4, v6) in [
+        (tuple.source, V4_SOURCE, V6_SOURCE),
+        (tuple.destination, V4_DESTINATION, V6_DESTINATION),
+    ] {
+        addresses = match address {
+            IpAddr::V4(address) => addresses.bytes(v4, &address.octets()),
+            IpAddr::V6(address) => addresses.bytes(v6, &address.octets()),
+        };
+    }
+    let source_port = tuple.source_port.to_be_bytes();
+    let protocol = Attrs::default().u8(NUMBER, tuple.protocol);
+    let protocol = match tuple.protocol {
+        ICMP => protocol
+            .bytes(ICMP_ID, &source_port)
+            .u8(ICMP_TYPE, ECHO_REQUEST)
+            .u8(ICMP_CODE, 0),
+        ICMPV6 => protocol
+            .bytes(ICMPV6_ID, &source_port)
+            .u8(ICMPV6_TYPE, ECHO_REQUEST_V6)
+            .u8(ICMPV6_CODE, 0),
+        _ => protocol
+            .bytes(SOURCE_PORT, &source_port)
+            .bytes(DESTINATION_PORT, &tuple.destination_port.to_be_bytes()),
+    };
+    Attrs::default()
+        .nest(CTA_TUPLE_IP, addresses)
+        .nest(CTA_TUPLE_PROTO, protocol)
+        .finish()
+}
+
 fn tuple(bytes: &[u8]) -> Option<Tuple> {
-    const V4_SOURCE: u16 = 1;
-    const V4_DESTINATION: u16 = 2;
-    const V6_SOURCE: u16 = 3;
-    const V6_DESTINATION: u16 = 4;
-    const NUMBER: u16 = 1;
-    const SOURCE_PORT: u16 = 2;
-    const DESTINATION_PORT: u16 = 3;
-    const ICMP_ID: u16 = 4;
-    const ICMPV6_ID: u16 = 7;
     let parts: BTreeMap<u16, &[u8]> = attributes(bytes).collect();
-    let addresses: BTreeMap<u16, &[u8]> = attributes(parts.get(&1)?).collect();
-    let protocol: BTreeMap<u16, &[u8]> = attributes(parts.get(&2)?).collect();
+    let addresses: BTreeMap<u16, &[u8]> = attributes(parts.get(&CTA_TUPLE_IP)?).collect();
+    let protocol: BTreeMap<u16, &[u8]> = attributes(parts.get(&CTA_TUPLE_PROTO)?).collect();
     let v4 = |kind| {
         let bytes: [u8; 4] = (*addresses.get(&kind)?).try_into().ok()?;
         Some(IpAddr::from(bytes))

@@ -3,6 +3,7 @@
 use super::cells::{Nodes, Policy};
 use super::labs::{LabPlan, NodePlan, PodPlan, servers};
 use super::marks;
+use super::paths::{PathLog, wait_whole};
 use crate::Cluster;
 use crate::chaos::{Kind, Noise};
 use crate::cluster::{DEADLINE, echo, egress};
@@ -12,6 +13,7 @@ use egret_lab::process::wait_for;
 use egret_lab::topology::Cni;
 use egret_lab::{Hurt, Place};
 use serde_json::Value;
+use std::cell::RefCell;
 use std::collections::BTreeSet;
 use std::net::IpAddr;
 
@@ -24,6 +26,7 @@ pub struct Scene {
     pub cluster: Cluster,
     /// Its plan.
     pub plan: LabPlan,
+    path_log: RefCell<PathLog>,
 }
 
 fn name(policy: Policy) -> String {
@@ -43,7 +46,11 @@ impl Scene {
     /// The lab does not come up, or a policy does not become ready.
     pub fn up(test: &str, plan: LabPlan) -> anyhow::Result<Self> {
         let cluster = Cluster::up(test, &plan.topology())?;
-        let scene = Self { cluster, plan };
+        let scene = Self {
+            cluster,
+            plan,
+            path_log: RefCell::default(),
+        };
         for node in &scene.plan.nodes {
             scene.shell(
                 &node.name,
@@ -60,6 +67,48 @@ impl Scene {
     /// Whether only the operator can let a node's pods into the tunnel. A single node sends nothing through it.
     pub fn is_closed(&self, node: &NodePlan) -> bool {
         node.node.is_blocked() && self.plan.ground.nodes == Nodes::Many
+    }
+
+    /// Fails if a canary of any node was lost since the last call, or since the lab came up. `broken`: nodes whose path
+    /// the lab itself has broken meanwhile.
+    ///
+    /// # Errors
+    /// The lab, the node and what its agent said.
+    pub fn paths_stayed_whole(&self, broken: &[&NodePlan]) -> anyhow::Result<()> {
+        let agents = self.plan.agents();
+        let lost = self.path_log.borrow_mut().lost(&self.cluster, &agents)?;
+        let is_excused = |line: &String| {
+            let mut excused = broken.iter();
+            excused.any(|node| line.starts_with(&format!("{}: ", node.name)))
+        };
+        let lost: Vec<String> = lost.into_iter().filter(|one| !is_excused(one)).collect();
+        let lab = self.plan.name();
+        ensure!(lost.is_empty(), "{lab}: PathBroken on {}", lost.join("\n"));
+        Ok(())
+    }
+
+    /// Breaks something on purpose and waits until it is whole again; paths must be so before and afterwards.
+    ///
+    /// # Errors
+    /// `fault` fails, or a path stays broken.
+    pub fn with_broken_paths(
+        &self,
+        fault: impl FnOnce() -> anyhow::Result<()>,
+    ) -> anyhow::Result<()> {
+        self.paths_stayed_whole(&[])?;
+        fault()?;
+        self.wait_whole()
+    }
+
+    /// Waits until every path is whole after a fault; what was lost until then no longer counts.
+    ///
+    /// # Errors
+    /// A path stays broken.
+    pub fn wait_whole(&self) -> anyhow::Result<()> {
+        let agents = self.plan.agents();
+        wait_whole(&self.cluster, &agents)?;
+        self.path_log.borrow_mut().lost(&self.cluster, &agents)?;
+        Ok(())
     }
 
     fn manifests(&self, edited: bool) -> Vec<String> {

@@ -11,7 +11,8 @@ use egret_tests::tests;
 pub fn groups() -> Vec<Group> {
     tests![
         records_that_cannot_be_read_stay_and_all_others_are_written,
-        statuses_that_are_refused_or_too_large_stop_nothing
+        statuses_that_are_refused_or_too_large_stop_nothing,
+        a_policy_in_a_namespace_that_terminates_stops_nothing
     ]
 }
 
@@ -200,5 +201,56 @@ fn statuses_that_are_refused_or_too_large_stop_nothing() {
         .unwrap();
     wait_for(kubectl, &["egress", "a", "-n", "shop"], ACCEPTED, "True");
     wait_for(kubectl, &given, ".spec.gateway", "main");
+    daemon.end().unwrap();
+}
+
+/// A policy whose namespace terminates and does not end, as one with a finalizer of others does not: the API server
+/// refuses every new object in it, events among them, also while the controller starts.
+fn a_policy_in_a_namespace_that_terminates_stops_nothing() {
+    if skipped("a_policy_in_a_namespace_that_terminates_stops_nothing") {
+        return;
+    }
+    let server = start(&[("Controller", "controller")]);
+    let kubectl = server.kubectl();
+    let tenant = "apiVersion: v1\nkind: Namespace\nmetadata: {name: leaving}\n---\n\
+                  apiVersion: egret.dev/v1alpha1\nkind: Egress\nmetadata: {name: a, namespace: leaving}\n\
+                  spec: {selector: {app: a}, pool: partners}\n";
+    kubectl.apply(tenant).unwrap();
+    // There is no controller of namespaces here that would end it.
+    kubectl
+        .run(&["delete", "namespace", "leaving", "--wait=false"])
+        .unwrap();
+    wait_for(
+        kubectl,
+        &["namespace", "leaving"],
+        ".status.phase",
+        "Terminating",
+    );
+
+    let own = server.kubectl_as("controller").unwrap();
+    let mut daemon = controller(&server, "controller", own.kubeconfig());
+    wait_for(kubectl, &["egress", "fixed"], ".status.pods.selected", "2");
+    wait_for(kubectl, &["egress", "pooled"], ".status.pods.selected", "1");
+    wait_for(kubectl, &["egraddr", ADDRESS], ".spec.gateway", "main");
+    let refused = |all: &[serde_json::Value]| -> Vec<String> {
+        let refused = all.iter().filter(|r| r["responseStatus"]["code"] == 403);
+        let refused = refused.filter(|r| r["objectRef"]["namespace"] == "leaving");
+        refused.map(|r| r["requestURI"].to_string()).collect()
+    };
+    let requested = || requests(&server.audit_log(), "controller", 0).unwrap().0;
+    until(
+        "the API server has refused something there",
+        TIMEOUT,
+        || Ok(!refused(&requested()).is_empty()),
+    )
+    .unwrap();
+
+    // Others go on: a new pod, on a node that has no lease of this address yet.
+    pod(kubectl, "w2", "worker2", "web", "10.244.2.6");
+    wait_for(kubectl, &["egress", "pooled"], ".status.pods.selected", "2");
+    let granted = ".spec.grants[?(@.gateway==\"main\")].gateway";
+    wait_for(kubectl, &["egrnode", "worker2"], granted, "main main");
+    let refused = refused(&requested());
+    assert!(refused.len() <= 8, "again and again: {refused:?}");
     daemon.end().unwrap();
 }

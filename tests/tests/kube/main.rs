@@ -2,6 +2,7 @@
 
 mod kube_away;
 mod kube_cluster;
+mod kube_devices;
 mod kube_front_ends;
 mod kube_one_object;
 mod kube_plugins;
@@ -16,6 +17,7 @@ use std::process::ExitCode;
 fn main() -> ExitCode {
     egret_tests::run(modules![
         kube_cluster,
+        kube_devices,
         kube_scale,
         kube_away,
         kube_front_ends,

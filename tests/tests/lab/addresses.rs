@@ -28,6 +28,7 @@ pub fn groups() -> Vec<Group> {
             segment,
             steps![
                 a_vip_of_another_node_is_reached_as_without_a_policy,
+                a_vip_of_another_worker_is_reached_and_is_no_egress_address,
                 the_routers_own_address_is_refused_and_others_go_on,
                 a_pool_of_the_whole_segment_skips_what_is_somebodys,
                 what_another_machine_has_is_not_announced_until_it_is_gone,
@@ -118,6 +119,58 @@ fn a_vip_of_another_node_is_reached_as_without_a_policy(cluster: &Cluster) -> Ou
     for (server, address) in SERVERS.iter().zip(EGRESS) {
         expect_source(&cluster.pod("a1")?, ip(server), ip(address))?;
     }
+    Ok(())
+}
+
+/// Issue 13, case 19: keepalived or kube-vip may run on workers. The agents of this lab read a directory, hence every
+/// record; what they know from the Kubernetes API is tested in `kube_devices`.
+fn a_vip_of_another_worker_is_reached_and_is_no_egress_address(cluster: &Cluster) -> Outcome {
+    let place = cluster.host("worker2")?;
+    let vip = "203.0.113.66";
+    let words = ["ip", "address", "add", "203.0.113.66/32", "dev", "eth0"];
+    cluster.exec(&place, &words)?;
+    // The router is asked first, as for any address that is on no network of the node.
+    let route = ["ip", "route", "add", vip, "via"];
+    let worker2 = cluster.node_address("worker2", ip(vip))?.to_string();
+    cluster.exec(
+        &cluster.host("router")?,
+        &[&route[..], &[worker2.as_str()]].concat(),
+    )?;
+    ensure!(
+        pings(cluster, "other1", vip)?,
+        "the lab's network is at fault"
+    );
+    let what = format!("every flow of selected pods of worker1 to reach {vip} of worker2");
+    wait_for(&what, DEADLINE, || {
+        ["a1", "b1"]
+            .iter()
+            .cycle()
+            .take(8)
+            .all(|pod| pings(cluster, pod, vip).unwrap_or(false))
+    })?;
+    let told = cluster.object("EgressNode", None, "gateway1");
+    let told = told.map_or(Value::Null, |one| one["spec"]["deviceAddresses"].clone());
+    let list = told.as_array().context("no list")?;
+    ensure!(list.contains(&json!("203.0.113.66/32")), "{told}");
+    let seen = cluster.worker_counters("worker1")?;
+    let thief = egress("thief", "Other", &[vip], "");
+    put(cluster, std::slice::from_ref(&thief))?;
+    let refused = wait_policy(cluster, "thief", |status| {
+        condition(status, "Accepted") == "False/AddressInCluster"
+    })?;
+    let said = message(&refused, "Accepted");
+    ensure!(
+        said.contains("Node worker2 has this address on a device"),
+        "{said}"
+    );
+    ensure!(
+        cluster.worker_counters("worker1")? == seen,
+        "packets were dropped: {seen:?}"
+    );
+    cluster.delete(&[thief])?;
+    wait_for("the policy to be gone", DEADLINE, || {
+        status(cluster, "Egress", "thief").is_null()
+    })?;
     Ok(())
 }
 

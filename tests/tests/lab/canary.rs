@@ -24,6 +24,8 @@ pub fn groups() -> Vec<Group> {
                 a_firewall_that_lets_only_small_packets_through_is_found,
                 what_is_broken_is_not_ready_and_nobody_says_that_it_leaves,
                 a_canary_device_that_is_removed_comes_back,
+                canaries_in_quick_succession_do_not_use_up_their_ports,
+                canaries_take_no_ports_from_the_lease_that_pods_are_judged_by,
                 nothing_of_a_canary_is_seen_outside,
             ],
         ),
@@ -315,6 +317,64 @@ fn a_canary_device_that_is_removed_comes_back(cluster: &Cluster) -> Outcome {
         turned(cluster).is_ok_and(|now| now > before + 8) && broken(cluster, "worker1").is_none()
     })?;
     Ok(())
+}
+
+/// Every round opens new flows, and a canary has 16 source ports: more rounds than that within the 30 seconds that the
+/// kernel remembers a UDP flow.
+fn canaries_in_quick_succession_do_not_use_up_their_ports(cluster: &Cluster) -> Outcome {
+    const ROUNDS: usize = 20;
+    const CANARIES_OF_A_ROUND: u64 = 8;
+    let place = cluster.host("worker1")?;
+    for round in 0..ROUNDS {
+        let before = sent(cluster, "worker1")?;
+        // Any change of anybody's rules asks for a round.
+        let word = if round % 2 == 0 { "add" } else { "delete" };
+        cluster.exec(&place, &["nft", &format!("{word} table inet harmless")])?;
+        wait_for("another round", DEADLINE, || {
+            sent(cluster, "worker1").is_ok_and(|now| now >= before + CANARIES_OF_A_ROUND)
+        })?;
+        let found = broken(cluster, "worker1");
+        ensure!(found.is_none(), "after {round} rounds: {found:?}");
+    }
+    paths_are_whole(cluster, "worker1")
+}
+
+fn canaries_take_no_ports_from_the_lease_that_pods_are_judged_by(cluster: &Cluster) -> Outcome {
+    for address in EGRESS {
+        let leased = leased(cluster, address, "worker1")?;
+        let line = format!("egret_agent_ports_leased{{address=\"{address}\"}} {leased}");
+        let metrics = cluster.metrics("worker1")?;
+        let mut shown = metrics.lines().filter(|one| one.contains("ports_leased{"));
+        ensure!(
+            shown.any(|one| one == line),
+            "no {line:?} in {:?}",
+            metrics
+                .lines()
+                .filter(|one| one.contains("ports_leased"))
+                .collect::<Vec<_>>()
+        );
+    }
+    Ok(())
+}
+
+/// Number of ports of an egress address that a node has leased.
+fn leased(cluster: &Cluster, address: &str, node: &str) -> anyhow::Result<u32> {
+    let object = cluster.object("EgressNode", None, node);
+    let object = object.context("no EgressNode")?;
+    let grants = object["spec"]["grants"].as_array().context("no grants")?;
+    let grant = grants.iter().find(|one| one["address"] == address);
+    let ranges = grant.context("no grant")?["ranges"]
+        .as_array()
+        .context("no ranges")?;
+    let mut all = 0;
+    for range in ranges {
+        let (first, last) = range
+            .as_str()
+            .and_then(|text| text.split_once('-'))
+            .context("a range")?;
+        all += last.parse::<u32>()? - first.parse::<u32>()? + 1;
+    }
+    Ok(all)
 }
 
 fn is_canary(packet: &Packet) -> bool {

@@ -7,6 +7,7 @@ use egret_lab::process::wait_for;
 use egret_lab::traffic::source::udp_echo;
 use egret_lab::traffic::tcp_source;
 use egret_tests::cluster::{DEADLINE, echo};
+use egret_tests::matrix::paths::wait_whole;
 use egret_tests::matrix::scene::{Scene, Traffic, condition, policy_name};
 use egret_tests::matrix::{cells, is_full, labs, marks};
 use egret_tests::steps::Group;
@@ -40,6 +41,7 @@ pub fn groups() -> Vec<Group> {
                 a_family_without_address_is_refused_with_a_condition,
                 marks_of_others_are_kept,
                 nothing_leaves_wrong_whatever_happens,
+                nobody_has_said_that_a_path_is_broken,
             ],
         )
     });
@@ -62,8 +64,13 @@ fn what_only_the_operator_can_open_is_reported_and_leaks_nothing(scene: &Scene) 
         }
     }
     ensure!(watch.count()? == 0, "a packet left with another source");
+    // Also nodes whose chains are closed are whole from here on.
+    scene.paths_stayed_whole(&closed)?;
     for node in &closed {
         scene.unblock(&node.name)?;
+    }
+    if !closed.is_empty() {
+        scene.wait_whole()?;
     }
     for node in open {
         let said = scene.blocked(&node.name);
@@ -180,14 +187,14 @@ fn nothing_leaves_wrong_whatever_happens(scene: &Scene) -> Outcome {
     answered("the death of the agents")?;
     scene.flush()?;
     answered("a foreign flush")?;
-    scene.clear_marks(&traffic)?;
+    scene.with_broken_paths(|| scene.clear_marks(&traffic))?;
     answered("a foreign rule that clears the mark")?;
     let gateways = scene.plan.gateways();
     if scene.has_spare() {
         scene.lose(&gateways[..1], &traffic)?;
         answered("the loss of a gateway")?;
     }
-    scene.lose(&gateways, &traffic)?;
+    scene.with_broken_paths(|| scene.lose(&gateways, &traffic))?;
     answered("the loss of all gateways")?;
     let watch = edit_addresses(scene, &traffic, watch)?;
     answered("other addresses")?;
@@ -201,6 +208,13 @@ fn nothing_leaves_wrong_whatever_happens(scene: &Scene) -> Outcome {
     traffic.stop()?;
     watch.clean()?;
     every_pod_leaves_with_the_address_of_its_policy(scene)
+}
+
+/// From the start of the lab, except while it had broken one on purpose.
+fn nobody_has_said_that_a_path_is_broken(scene: &Scene) -> Outcome {
+    // Two whole rounds more, which judge the last changes.
+    wait_whole(&scene.cluster, &scene.plan.agents())?;
+    scene.paths_stayed_whole(&[])
 }
 
 /// Gives every policy other addresses under its live flows. During the change both are allowed; from then on only the

@@ -2,13 +2,14 @@
 //! chains.
 
 use super::MainLoop;
-use crate::observe::port_use::Ranges;
-use crate::report::ByKind;
+use crate::observe::canary::Shown;
+use crate::report::{ByKind, gauges};
 use egret_core::error::with_causes;
 use egret_core::machines::Turn;
-use egret_core::node::NodeOutcome;
+use egret_core::node::{BrokenPath, NodeOutcome};
 use egret_core::obstacle::Obstacle;
 use egret_datapath::node::Depth;
+use std::collections::BTreeSet;
 use std::time::Instant;
 
 impl MainLoop {
@@ -141,11 +142,32 @@ impl MainLoop {
         Ok(())
     }
 
-    pub(super) fn follow_flows(&mut self, outcome: &NodeOutcome) {
-        let mut ranges = Ranges::new();
-        for target in outcome.state.worker.targets.values() {
-            ranges.insert(target.address, target.ranges.clone());
+    /// Takes the result of a round of canaries, and logs and counts the paths that it found broken or whole again.
+    pub(super) fn take_up_canaries(&mut self, shown: Shown) {
+        let before = &self.inputs.canaries.broken;
+        let is_in = |all: &BTreeSet<BrokenPath>, one: &BrokenPath| {
+            all.iter()
+                .any(|other| (&other.group, other.v6) == (&one.group, one.v6))
+        };
+        for one in shown.broken.difference(before) {
+            tracing::warn!(gateway = one.group.gateway.0, path = %one, "canaries of a path are lost");
         }
+        for one in before.iter().filter(|one| !is_in(&shown.broken, one)) {
+            tracing::info!(gateway = one.group.gateway.0, path = %one, "canaries of a path are no longer lost");
+        }
+        if shown.at.is_some() {
+            let found = shown.broken.iter();
+            let new: Vec<_> = found.filter(|one| !is_in(before, one)).collect();
+            self.reports
+                .health
+                .with(|metrics| gauges::canary_round(metrics, &new));
+        }
+        self.schedule.request_round_if(shown.broken != *before);
+        self.inputs.canaries = shown;
+    }
+
+    pub(super) fn follow_flows(&mut self, outcome: &NodeOutcome) {
+        let ranges = outcome.state.worker.leased_ports();
         if ranges != self.last_sent.ranges && self.channels.ranges.send(ranges.clone()).is_ok() {
             self.last_sent.ranges = ranges;
         }

@@ -3,7 +3,7 @@
 
 use crate::error::AgentError;
 use crate::threads::{Notify, spawn};
-use egret_core::canary::{CanaryKind, Lost};
+use egret_core::canary::{CanaryCounts, CanaryKind, Lost};
 use egret_core::error::with_causes;
 use egret_core::node::{BrokenPath, CanaryEnd, CanaryPath};
 use egret_core::numbers::{
@@ -77,6 +77,7 @@ pub(crate) fn start(notify: Notify<Report>) -> Result<(Sender<Order>, Option<u32
                 measured: Measured::default(),
                 next: None,
                 round: 0,
+                previous: Vec::new(),
                 generation: None,
             };
             spawn("canaries", move || thread.run())?;
@@ -100,6 +101,8 @@ struct Canaries {
     /// When the next round begins; `None`: there is nothing to measure.
     next: Option<Instant>,
     round: u16,
+    /// Canaries of the last round: connection tracking still knows them.
+    previous: Vec<Canary>,
     /// Generation of the whole nftables ruleset at the last check.
     generation: Option<u32>,
 }
@@ -187,6 +190,7 @@ impl Canaries {
     fn look(&mut self) -> Shown {
         self.round = self.round.wrapping_add(1);
         let paths = self.measured.paths.clone();
+        self.forget_previous(&paths);
         let mut waiting: BTreeMap<Canary, &CanaryPath> = BTreeMap::new();
         let of = |end: CanaryEnd| paths.iter().filter(move |path| path.end == end);
         for path in of(CanaryEnd::Gateway) {
@@ -214,6 +218,20 @@ impl Canaries {
             paths,
             broken,
             at: Some(Instant::now()),
+        }
+    }
+
+    /// Frees the source ports of the last round: the kernel would keep them for half a minute, and rounds that follow
+    /// each other quickly would find none. Only now, so that late answers of the last round are still known as answers.
+    fn forget_previous(&mut self, paths: &[CanaryPath]) {
+        let round = self.round;
+        let canaries = paths
+            .iter()
+            .flat_map(|path| CanaryKind::ALL.map(|kind| canary(path, kind, round)));
+        for one in std::mem::replace(&mut self.previous, canaries.collect()) {
+            if let Err(error) = self.port.forget(&one) {
+                tracing::debug!(error = %with_causes(&error), "the flow of a canary is not deleted");
+            }
         }
     }
 
@@ -278,7 +296,7 @@ impl Canaries {
                         place = Some(lost);
                         break;
                     }
-                    // This time it came back.
+                    // This time it came back, or nothing is known about it.
                     None => kinds.remove(&canary.kind),
                 };
             }
@@ -319,11 +337,11 @@ impl Canaries {
 
     /// Sends one and waits until the guard has counted it; returns where it is lost otherwise.
     fn passes(&mut self, canary: &Canary) -> Option<Lost> {
-        let before = self.port.counts().unwrap_or_default();
+        let before = self.counts()?;
         self.send(canary);
         let end = Instant::now() + Duration::from_millis(CANARY_ANSWER_MS);
         loop {
-            let after = self.port.counts().unwrap_or_default();
+            let after = self.counts()?;
             let lost = Lost::before_the_guard(&before, &after)?;
             if is_past(end) {
                 return Some(lost);
@@ -333,15 +351,25 @@ impl Canaries {
         }
     }
 
+    /// Counters of the hooks. `None`: they cannot be read, so that no place can be named in this round.
+    fn counts(&mut self) -> Option<CanaryCounts> {
+        let counts = self.port.counts();
+        counts
+            .inspect_err(|error| {
+                tracing::warn!(error = %with_causes(error), "cannot read the counters of canaries");
+            })
+            .ok()
+    }
+
     fn trace(&mut self, canary: &Canary, path: &CanaryPath) -> Option<Lost> {
-        let before = self.port.counts().unwrap_or_default();
+        let before = self.counts()?;
         self.send(canary);
         let mut waiting = BTreeMap::from([(*canary, path)]);
         self.wait(&mut waiting);
         if waiting.is_empty() {
             return None;
         }
-        let after = self.port.counts().unwrap_or_default();
+        let after = self.counts()?;
         Some(Lost::between(&before, &after))
     }
 }

@@ -5,7 +5,7 @@ use super::status_inputs::StatusInputs;
 use egret_core::condition::{Condition as Said, ConditionType, Reason};
 use egret_core::machines::Destination;
 use egret_core::node::{ForeignMark, PodsPath, ReportKind};
-use egret_core::numbers::MARK_MASK;
+use egret_core::numbers::{MARK_MASK, STATUS_PROGRAMMED_MAX};
 use egret_core::obstacle::Obstacle;
 use egret_datapath::worker::driver::RefusedProtocol;
 use egret_objects::Condition;
@@ -75,8 +75,38 @@ fn path_broken<'a>(
     Some(Condition::from(&said))
 }
 
-/// All conditions that hold on this node. `left_out`: device addresses and routers that are not reported.
-pub(super) fn conditions(inputs: &StatusInputs<'_>, left_out: usize) -> Vec<Condition> {
+/// Numbers of entries that the status does not name, beyond the limits of its lists.
+pub(super) struct LeftOut {
+    /// Device addresses and routers.
+    pub(super) addresses: usize,
+    /// Programmed policies.
+    pub(super) policies: usize,
+}
+
+impl LeftOut {
+    fn text(&self) -> Option<String> {
+        let LeftOut {
+            addresses,
+            policies,
+        } = self;
+        let addresses = (*addresses > 0).then(|| {
+            format!(
+                "{addresses} addresses of devices and routers are not reported, beyond the limits"
+            )
+        });
+        let policies = (*policies > 0).then(|| {
+            format!(
+                "{policies} policies with pods here are not reported, beyond {STATUS_PROGRAMMED_MAX}: they are in the \
+                 kernel and do not become Ready; select pods by fewer policies"
+            )
+        });
+        let texts: Vec<String> = addresses.into_iter().chain(policies).collect();
+        (!texts.is_empty()).then(|| texts.join("; "))
+    }
+}
+
+/// All conditions that hold on this node.
+pub(super) fn conditions(inputs: &StatusInputs<'_>, left_out: LeftOut) -> Vec<Condition> {
     let StatusInputs {
         outcome,
         gateway,
@@ -124,10 +154,7 @@ pub(super) fn conditions(inputs: &StatusInputs<'_>, left_out: usize) -> Vec<Cond
     for (reason, text) in &gateway.degraded {
         by_reason.entry(*reason).or_default().push(text.clone());
     }
-    if left_out > 0 {
-        let text = format!(
-            "{left_out} addresses of devices and routers are not reported, beyond the limits"
-        );
+    if let Some(text) = left_out.text() {
         by_reason.entry(Reason::Limit).or_default().push(text);
     }
     if !findings.refused.is_empty() {

@@ -5,7 +5,8 @@ use super::gateway_report::GatewayReport;
 use super::metrics::{ByAddress, ByGateway, ByGatewayAndFamily, ByReason, Metrics};
 use crate::observe::canary::Shown;
 use egret_core::machines::{Destination, GatewayLiveness};
-use egret_core::node::NodeOutcome;
+use egret_core::model::GroupKey;
+use egret_core::node::{BrokenPath, NodeOutcome};
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
@@ -68,12 +69,11 @@ pub(crate) fn worker(metrics: &mut Metrics, figures: &Figures<'_>) {
     metrics.selected_pods.set(selected_pods(outcome) as i64);
     metrics.findings.set(outcome.findings.len() as i64);
     metrics.ports_leased.clear();
-    for target in outcome.state.worker.targets.values() {
+    for (address, ranges) in outcome.state.worker.leased_ports() {
         let label = ByAddress {
-            address: target.address.to_string(),
+            address: address.to_string(),
         };
-        let ports = target
-            .ranges
+        let ports = ranges
             .iter()
             .map(|r| i64::from(r.last) - i64::from(r.first) + 1);
         metrics.ports_leased.get_or_create(&label).set(ports.sum());
@@ -102,15 +102,28 @@ pub(crate) fn gateway(
     metrics.steering_version.set(gateway.version);
 }
 
+fn path_label(group: &GroupKey, v6: bool) -> ByGatewayAndFamily {
+    ByGatewayAndFamily {
+        gateway: group.gateway.0.clone(),
+        family: if v6 { "IPv6" } else { "IPv4" }.into(),
+    }
+}
+
+/// Counts a round of canaries, and the paths that it found broken and the round before did not.
+pub(crate) fn canary_round(metrics: &Metrics, new: &[&BrokenPath]) {
+    metrics.canary_rounds.inc();
+    for one in new {
+        let label = path_label(&one.group, one.v6);
+        metrics.path_breaks.get_or_create(&label).inc();
+    }
+}
+
 /// Sets one gauge for each path that canaries have measured.
 pub(crate) fn canaries(metrics: &mut Metrics, shown: &Shown) {
     metrics.path_broken.clear();
     for path in &shown.paths {
         let v6 = path.egress.is_ipv6();
-        let label = ByGatewayAndFamily {
-            gateway: path.group.gateway.0.clone(),
-            family: if v6 { "IPv6" } else { "IPv4" }.into(),
-        };
+        let label = path_label(&path.group, v6);
         let mut broken = shown.broken.iter();
         let broken = broken.any(|one| one.group == path.group && one.v6 == v6);
         let gauge = metrics.path_broken.get_or_create(&label);

@@ -95,6 +95,10 @@ pub struct Metrics {
     pub gateway_live: Family<ByGateway, Gauge>,
     /// Whether canaries of a path are lost.
     pub path_broken: Family<ByGatewayAndFamily, Gauge>,
+    /// Times that canaries of a path began to be lost.
+    pub path_breaks: Family<ByGatewayAndFamily, Counter>,
+    /// Rounds of canaries.
+    pub canary_rounds: Counter,
     /// Gateways that stopped answering.
     pub gateway_losses: Counter,
     /// States applied.
@@ -145,6 +149,8 @@ impl Default for Metrics {
             takeovers: Family::default(),
             gateway_live: Family::default(),
             path_broken: Family::default(),
+            path_breaks: Family::default(),
+            canary_rounds: Counter::default(),
             gateway_losses: Counter::default(),
             applies: Counter::default(),
             apply_errors: Counter::default(),
@@ -187,6 +193,10 @@ impl Metrics {
         r.register("gateway_live", live, self.gateway_live.clone());
         let broken = "Whether canaries of a gateway group are lost (1) or come back (0)";
         r.register("path_broken", broken, self.path_broken.clone());
+        let breaks = "Times that canaries of a gateway group began to be lost";
+        r.register("path_breaks", breaks, self.path_breaks.clone());
+        let rounds = "Rounds in which canaries were sent along every path of the node";
+        r.register("canary_rounds", rounds, self.canary_rounds.clone());
         r.register(
             "gateway_losses",
             "Gateways that stopped answering probes",
@@ -283,6 +293,8 @@ impl Metrics {
             takeovers,
             gateway_live,
             path_broken,
+            path_breaks,
+            canary_rounds: _,
             gateway_losses: _,
             applies: _,
             apply_errors: _,
@@ -324,9 +336,9 @@ impl Metrics {
         takeovers.get_or_create(&ByAddress::default()).inc_by(0);
         repairs.get_or_create(&ByKind::default()).inc_by(0);
         gateway_live.get_or_create(&ByGateway::default()).set(0);
-        path_broken
-            .get_or_create(&ByGatewayAndFamily::default())
-            .set(0);
+        let path = ByGatewayAndFamily::default();
+        path_broken.get_or_create(&path).set(0);
+        path_breaks.get_or_create(&path).inc_by(0);
         metrics
     }
 

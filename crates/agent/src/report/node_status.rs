@@ -1,13 +1,14 @@
 //! The status of this node in its `EgressNode`.
 
-use super::conditions::conditions;
+use super::conditions::{LeftOut, conditions};
 use super::full_destinations;
 use super::gateway_report::GatewayReport;
 use super::status_inputs::StatusInputs;
 use super::status_writer::NodeStatus;
 use crate::observe::surroundings::Surroundings;
 use egret_core::model::NodeRecord;
-use egret_core::node::{CANARY_CAPABILITY, NodeOutcome, PodsPath};
+use egret_core::node::{CANARY_CAPABILITY, NodeOutcome, PodsPath, bounded_programmed};
+use egret_core::numbers::STATUS_PROGRAMMED_MAX;
 use egret_objects::NodeReport;
 use std::collections::BTreeSet;
 use std::net::IpAddr;
@@ -34,6 +35,8 @@ pub(crate) fn node_status(inputs: &StatusInputs<'_>) -> NodeStatus {
     let can = capabilities(outcome, gateway);
     let addresses = links.map(|links| &links.device_addresses);
     let around = Surroundings::of(record, snapshot, outcome, addresses, routers);
+    let all = outcome.map_or(&[][..], |outcome| &outcome.programmed);
+    let (programmed, policies) = bounded_programmed(all, STATUS_PROGRAMMED_MAX);
     let record = NodeRecord {
         capabilities: can.iter().cloned().collect(),
         underlay_addresses: node.map(|node| node.addresses.clone()).unwrap_or_default(),
@@ -55,9 +58,7 @@ pub(crate) fn node_status(inputs: &StatusInputs<'_>) -> NodeStatus {
             record.demand.clone()
         },
         full_destinations: full_destinations(full),
-        programmed: outcome
-            .map(|outcome| outcome.programmed.clone())
-            .unwrap_or_default(),
+        programmed,
         datapath: gateway.datapath.clone().filter(|_| is_gateway),
         node_addresses: around.node_addresses,
         routers: around.routers,
@@ -74,7 +75,13 @@ pub(crate) fn node_status(inputs: &StatusInputs<'_>) -> NodeStatus {
             .and_then(|links| links.external.as_ref())
             .map(|(device, ..)| device.name.clone()),
         capabilities: can,
-        conditions: conditions(inputs, around.left_out),
+        conditions: conditions(
+            inputs,
+            LeftOut {
+                addresses: around.left_out,
+                policies,
+            },
+        ),
     };
     NodeStatus { record, report }
 }

@@ -114,8 +114,9 @@ fn writes(snapshot: &Snapshot, plan: &ClusterPlan, found: &mut Found) {
     );
     let differs = |(name, spec): &(&NodeName, &crate::plan::NodeRecordSpec)| {
         snapshot.node_records.get(*name).is_none_or(|known| {
-            let known = (known.tunnel_index, &known.grants, &known.pod_prefixes);
-            known != (spec.tunnel_index, &spec.grants, &spec.pod_prefixes)
+            (known.tunnel_index, &known.grants) != (spec.tunnel_index, &spec.grants)
+                || known.pod_prefixes != spec.pod_prefixes
+                || known.device_addresses != spec.device_addresses
         })
     };
     let nodes: Vec<&NodeName> = plan

@@ -267,6 +267,10 @@ fn never(snapshot: &Snapshot, state: &NodeState, found: &mut Found) {
             .flat_map(|record| &record.node_addresses)
             .for_each(|a| check("address of a node's device", IpNet::from(a.addr())));
     }
+    let records = snapshot.node_records.values();
+    records
+        .flat_map(|record| &record.device_addresses)
+        .for_each(|net| check("address of another node's device", *net));
     let services = snapshot
         .services
         .values()

@@ -115,6 +115,9 @@ pub struct NodeRecord {
     /// `POD_PREFIX_RECORDS` gateway nodes.
     #[serde(default)]
     pub pod_prefixes: BTreeSet<IpNet>,
+    /// Addresses of devices of all nodes that no Node names. The controller writes them into the same records.
+    #[serde(default)]
+    pub device_addresses: BTreeSet<IpNet>,
     /// Underlay addresses that the agent found; empty before its first report.
     pub underlay_addresses: Vec<IpAddr>,
     /// Addresses of the external device with their prefix, on gateways; not link-local ones.
@@ -166,6 +169,7 @@ impl NodeRecord {
             tunnel_index: 0,
             grants: Vec::new(),
             pod_prefixes: BTreeSet::new(),
+            device_addresses: BTreeSet::new(),
             underlay_addresses: Vec::new(),
             external_addresses: BTreeSet::new(),
             next_hops: BTreeSet::new(),

@@ -167,6 +167,9 @@ pub(super) fn never<'a>(
         let unnamed = addresses.filter(|address| !node.addresses.contains(address));
         all.extend(unnamed.map(host));
     }
+    // The same of workers whose records this node does not read.
+    let records = snapshot.node_records.values();
+    all.extend(records.flat_map(|record| &record.device_addresses));
     all.extend(facts.local_addresses.iter().copied().map(host));
     IpNet::aggregate(&all).into_iter().collect()
 }

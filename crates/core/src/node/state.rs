@@ -135,6 +135,27 @@ pub struct Target {
     pub traffic_key: TrafficKeyId,
 }
 
+impl Target {
+    /// Whether canaries use it and no policy does: its ports are some of those of another target.
+    pub fn is_of_canaries(&self) -> bool {
+        self.traffic_key == TrafficKeyId::CANARY
+    }
+}
+
+impl WorkerState {
+    /// Source ports that new flows of pods may use, by egress address.
+    pub fn leased_ports(&self) -> BTreeMap<IpAddr, Vec<PortRange>> {
+        let mut ports: BTreeMap<IpAddr, BTreeSet<PortRange>> = BTreeMap::new();
+        for target in self.targets.values().filter(|one| !one.is_of_canaries()) {
+            let of_address = ports.entry(target.address).or_default();
+            of_address.extend(target.ranges.iter().copied());
+        }
+        let listed = ports.into_iter();
+        let listed = listed.map(|(address, ranges)| (address, ranges.into_iter().collect()));
+        listed.collect()
+    }
+}
+
 /// A next hop, and how selected traffic reaches it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct NextHop {

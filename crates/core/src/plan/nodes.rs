@@ -1,7 +1,7 @@
 //! Node records: a tunnel index for every node, and the grants of its leases.
 
 use super::pod_prefixes::{Told, carriers};
-use super::{NodeRecordSpec, PlanReason, unreadable};
+use super::{NodeRecordSpec, PlanReason, device_addresses, unreadable};
 use crate::model::*;
 use crate::numbers::TUNNEL_INDEX_MAX;
 use crate::resolve::gateway_nodes;
@@ -39,6 +39,7 @@ pub(super) fn plan_nodes(
             tunnel_index,
             grants,
             pod_prefixes: BTreeSet::new(),
+            device_addresses: BTreeSet::new(),
         };
         (name, spec)
     });
@@ -49,9 +50,14 @@ pub(super) fn plan_nodes(
 }
 
 impl PlannedNodes {
-    /// Writes the reported pod addresses into the records that carry them; returns an address that some node does not
-    /// get.
-    pub(super) fn carry(&mut self, snapshot: &Snapshot, told: &Told) -> Option<IpAddr> {
+    /// Writes the reported addresses of pods and devices into the records that carry them; returns the nodes of these
+    /// records.
+    pub(super) fn carry(
+        &mut self,
+        snapshot: &Snapshot,
+        pods: &Told,
+        devices: &device_addresses::Told,
+    ) -> BTreeSet<NodeName> {
         let gateways = snapshot.gateways.values();
         let nodes = gateways.flat_map(|gateway| gateway_nodes(gateway, &snapshot.nodes));
         let writable = |name: &NodeName| {
@@ -59,13 +65,13 @@ impl PlannedNodes {
         };
         let carriers = carriers(nodes, writable);
         for (name, spec) in &mut self.records {
-            let told = match carriers.contains(name) {
-                true => told.prefixes.clone(),
-                false => BTreeSet::new(),
+            let (pods, devices) = match carriers.contains(name) {
+                true => (pods.prefixes.clone(), devices.addresses.clone()),
+                false => (BTreeSet::new(), BTreeSet::new()),
             };
-            spec.pod_prefixes = unreadable::pod_prefixes(snapshot, name, told);
+            unreadable::carry(snapshot, name, spec, (pods, devices));
         }
-        told.missing(!carriers.is_empty())
+        carriers
     }
 }
 
@@ -163,6 +169,7 @@ pub(super) fn differs(known: Option<&NodeRecord>, spec: &NodeRecordSpec) -> bool
         known.tunnel_index != spec.tunnel_index
             || known.grants != spec.grants
             || known.pod_prefixes != spec.pod_prefixes
+            || known.device_addresses != spec.device_addresses
     })
 }
 

@@ -15,6 +15,7 @@
 //! Changes of unbounded reach (settings, gateways, pools) are planned from nothing.
 
 mod change;
+mod device_addresses;
 mod gateways;
 mod keys;
 mod leases;
@@ -28,6 +29,7 @@ pub use change::{Change, changes};
 
 use super::{ClusterPlan, PolicyPlan, status};
 use crate::model::*;
+use device_addresses::DeviceAddresses;
 use keys::{PodRef, PolicyRef};
 use leases::Leases;
 use messages::MessagesBySource;
@@ -46,6 +48,9 @@ pub struct Planner {
     plan: ClusterPlan,
     pods: Pods,
     pod_prefixes: PodPrefixes,
+    device_addresses: DeviceAddresses,
+    /// Nodes whose records carry the addresses of pods and devices.
+    carriers: BTreeSet<NodeName>,
     policies: Policies,
     leases: Leases,
     names: Names,
@@ -89,6 +94,8 @@ struct Dirty {
     gateways: BTreeSet<GatewayName>,
     /// Pod addresses that no Node names.
     pod_prefixes: bool,
+    /// Addresses of nodes' devices that no Node names.
+    device_addresses: bool,
     /// The set of node records.
     numbers: bool,
     /// Contents of node records.
@@ -107,6 +114,8 @@ impl Planner {
             snapshot,
             now_secs,
             plan: empty(),
+            device_addresses: DeviceAddresses::default(),
+            carriers: BTreeSet::new(),
             pods: Pods::default(),
             policies: Policies::default(),
             leases: Leases::default(),
@@ -127,6 +136,9 @@ impl Planner {
         for record in planner.snapshot.node_records.values() {
             planner.names.add(record);
             planner.leases.add_node(record);
+        }
+        for name in planner.snapshot.nodes.keys().cloned().collect::<Vec<_>>() {
+            planner.look_at_devices(&name, &mut dirty);
         }
         for record in planner.snapshot.addresses.values() {
             planner.leases.add_record(record);

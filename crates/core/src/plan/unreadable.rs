@@ -1,5 +1,6 @@
 //! Records that exist and cannot be read: they are not changed, and their addresses and indexes count as taken.
 
+use super::NodeRecordSpec;
 use crate::model::*;
 use ipnet::IpNet;
 use std::collections::BTreeSet;
@@ -36,15 +37,21 @@ pub(super) fn grants(snapshot: &Snapshot, node: &NodeName, mut planned: Vec<Gran
     planned
 }
 
-/// Pod prefixes in a node's record: `planned`, or the present ones if the record cannot be read.
-pub(super) fn pod_prefixes(
+/// Sets the addresses of pods and of devices in a node's record, or leaves them as they are if the record cannot be
+/// read.
+pub(super) fn carry(
     snapshot: &Snapshot,
     node: &NodeName,
-    planned: BTreeSet<IpNet>,
-) -> BTreeSet<IpNet> {
-    if !snapshot.unreadable.nodes.contains(node) {
-        return planned;
-    }
-    let record = snapshot.node_records.get(node);
-    record.map_or_else(BTreeSet::new, |record| record.pod_prefixes.clone())
+    spec: &mut NodeRecordSpec,
+    (pods, devices): (BTreeSet<IpNet>, BTreeSet<IpNet>),
+) {
+    let known = match snapshot.unreadable.nodes.contains(node) {
+        true => snapshot.node_records.get(node),
+        false => None,
+    };
+    let known = known.map(|record| (&record.pod_prefixes, &record.device_addresses));
+    (spec.pod_prefixes, spec.device_addresses) = match known {
+        Some((pods, devices)) => (pods.clone(), devices.clone()),
+        None => (pods, devices),
+    };
 }

@@ -84,6 +84,13 @@ fn canaries_measure_each_group_and_family_by_a_few_ports_of_a_lease() {
     let ranges = &target.expect("its target").ranges;
     assert_eq!(ranges.len(), 1);
     assert_eq!(u32::from(ranges[0].last - ranges[0].first) + 1, 16);
+    let leased = worker.leased_ports();
+    let granted = &leased[&path.egress];
+    let ports: u32 = granted
+        .iter()
+        .map(|range| u32::from(range.last - range.first) + 1)
+        .sum();
+    assert_eq!(ports, 1024, "pods may use the whole lease: {granted:?}");
     assert_eq!(whole.programmed[0].pods, 1);
     let broken = outcome(&scene, true);
     assert_eq!(

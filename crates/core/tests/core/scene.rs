@@ -228,6 +228,7 @@ impl Scene {
         record.tunnel_index = spec.tunnel_index;
         record.grants = spec.grants.clone();
         record.pod_prefixes = spec.pod_prefixes.clone();
+        record.device_addresses = spec.device_addresses.clone();
         record.resource_version += 1;
     }
 

@@ -7,7 +7,8 @@ use egret_core::check::{check_node, check_plan};
 use egret_core::condition::{Condition, ConditionType, Reason};
 use egret_core::machines::answering_nodes;
 use egret_core::model::*;
-use egret_core::node::Presence;
+use egret_core::node::{Fate, Presence, node_state};
+use egret_core::numbers::DEVICE_ADDRESSES_MAX;
 use egret_core::plan::PolicyPlan;
 use std::collections::BTreeSet;
 
@@ -277,4 +278,96 @@ fn nobody_answers_for_what_routers_lead_to() {
         (ready.kind, ready.status, ready.reason),
         (ConditionType::Ready, true, Reason::Routed)
     );
+}
+
+/// What the agent of worker1 reads: its own record and those of gateways.
+fn seen_by_worker1(scene: &Scene) -> Scene {
+    let mut seen = scene.clone();
+    let gateways = scene.gateway_nodes();
+    let records = &mut seen.snapshot.node_records;
+    records.retain(|name, _| name.0 == "worker1" || gateways.contains(name));
+    seen
+}
+
+fn fate(scene: &Scene, to: &str) -> Fate {
+    let worker = scene.outcome("worker1").state.worker;
+    worker.fate(ip("10.244.1.10"), ip(to), 6, 443)
+}
+
+#[test]
+fn a_device_of_a_worker_is_no_egress_on_workers_that_do_not_read_its_record() {
+    let mut scene = kep_scene();
+    scene.settle();
+    let vips = ["203.0.113.66/24", "2001:db8::66/64"].map(|text| text.parse().unwrap());
+    record(&mut scene, "worker2").node_addresses = vips.into();
+    scene.settle();
+    let seen = seen_by_worker1(&scene);
+    assert!(matches!(fate(&seen, "203.0.113.65"), Fate::Egress(_)));
+    assert_eq!(fate(&seen, "203.0.113.66"), Fate::Untouched);
+    let facts = seen.facts(&node_name("worker1"));
+    let outcome = node_state(&seen.snapshot, &facts, &node_name("worker1")).unwrap();
+    let violations = check_node(&seen.snapshot, &facts, &node_name("worker1"), &outcome);
+    assert_eq!(violations, []);
+
+    record(&mut scene, "worker2").node_addresses.clear();
+    scene.settle();
+    let seen = seen_by_worker1(&scene);
+    assert!(matches!(fate(&seen, "203.0.113.66"), Fate::Egress(_)));
+}
+
+#[test]
+fn only_addresses_of_devices_that_no_node_names_are_told_to_all_nodes() {
+    let mut scene = kep_scene();
+    scene.settle();
+    let own = scene.snapshot.nodes[&node_name("worker2")].addresses[0];
+    let found = ["203.0.113.66/24".parse().unwrap(), own.into()];
+    record(&mut scene, "worker2").node_addresses = found.into();
+    record(&mut scene, "worker3").node_addresses = ["203.0.113.66/24".parse().unwrap()].into();
+    let carrying = |scene: &Scene| -> Vec<(String, Vec<String>)> {
+        let records = scene.snapshot.node_records.values();
+        let carrying = records.filter(|record| !record.device_addresses.is_empty());
+        let told = carrying.map(|record| {
+            let addresses = record.device_addresses.iter().map(ToString::to_string);
+            (record.node.0.clone(), addresses.collect())
+        });
+        told.collect()
+    };
+    scene.settle();
+    let told = vec!["203.0.113.66/32".to_owned()];
+    let both = [("gateway1".into(), told.clone()), ("gateway2".into(), told)];
+    assert_eq!(carrying(&scene), both);
+    // The other node still has it.
+    record(&mut scene, "worker2").node_addresses.clear();
+    scene.settle();
+    assert_eq!(carrying(&scene), both);
+    scene.snapshot.nodes.remove(&node_name("worker3"));
+    scene.settle();
+    assert_eq!(carrying(&scene), []);
+}
+
+#[test]
+fn more_addresses_of_devices_than_are_told_are_a_finding() {
+    let mut scene = kep_scene();
+    scene.settle();
+    // Every other address, so that nothing aggregates.
+    let start = u32::from(std::net::Ipv4Addr::new(10, 64, 0, 0));
+    let number = u32::try_from(DEVICE_ADDRESSES_MAX).unwrap();
+    let many = (0..=number).map(|n| std::net::Ipv4Addr::from(start + 2 * n));
+    let many: BTreeSet<ipnet::IpNet> = many.map(|a| std::net::IpAddr::from(a).into()).collect();
+    record(&mut scene, "worker2").node_addresses = many.clone();
+    let plan = scene.settle();
+    let found = |plan: &egret_core::plan::ClusterPlan| {
+        let mut findings = plan.findings.iter();
+        findings
+            .find(|one| one.field == "spec.deviceAddresses")
+            .map(|one| (one.object.name.clone(), one.value.clone()))
+    };
+    let last = many.last().unwrap().addr().to_string();
+    assert_eq!(found(&plan), Some(("gateway1".into(), last)));
+    let told = &scene.snapshot.node_records[&node_name("gateway1")].device_addresses;
+    assert_eq!(told.len(), DEVICE_ADDRESSES_MAX);
+    assert_eq!(check_plan(&scene.snapshot, &plan, scene.now), []);
+
+    scene.snapshot.settings.never_destinations = vec!["10.64.0.0/16".parse().unwrap()];
+    assert_eq!(found(&scene.settle()), None);
 }

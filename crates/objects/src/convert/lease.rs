@@ -144,6 +144,11 @@ pub fn node_record(object: &api::EgressNode) -> Reading<NodeRecord> {
             tunnel_index: index?,
             grants,
             pod_prefixes: networks(check, "spec.podPrefixes", &object.spec.pod_prefixes)?,
+            device_addresses: networks(
+                check,
+                "spec.deviceAddresses",
+                &object.spec.device_addresses,
+            )?,
             underlay_addresses: addresses(
                 check,
                 "status.underlayAddresses",
@@ -339,6 +344,11 @@ pub fn node_spec(record: &NodeRecord) -> api::EgressNodeSpec {
             })
             .collect(),
         pod_prefixes: record.pod_prefixes.iter().map(IpNet::to_string).collect(),
+        device_addresses: record
+            .device_addresses
+            .iter()
+            .map(IpNet::to_string)
+            .collect(),
     }
 }
 

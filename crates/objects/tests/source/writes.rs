@@ -75,6 +75,7 @@ fn node_record() -> NodeRecord {
         full_destinations: BTreeMap::from([(address(), 2)]),
         programmed: vec![programmed],
         pod_prefixes: BTreeSet::new(),
+        device_addresses: BTreeSet::from(["172.16.0.7/32".parse().unwrap()]),
         capabilities: BTreeSet::from(["tcx".to_owned()]),
         datapath: Some("ebpf".into()),
         node_addresses: BTreeSet::from(["192.168.122.2/24".parse().unwrap()]),

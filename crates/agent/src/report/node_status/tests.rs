@@ -4,9 +4,10 @@ use crate::report::LocalFindings;
 use egret_core::condition::Reason;
 use egret_core::machines::Destination;
 use egret_core::model::{
-    AddressClaim, MacAddress, NodeName, Settings, Snapshot, UnpooledAddresses,
+    AddressClaim, Kind, MacAddress, Node, NodeName, ObjectRef, Programmed, Settings, Snapshot,
+    UnpooledAddresses,
 };
-use egret_core::node::ForeignMark;
+use egret_core::node::{ForeignMark, NodeFacts, node_state};
 use egret_objects::{Condition, ConditionStatus};
 use std::collections::BTreeMap;
 
@@ -24,6 +25,7 @@ struct Scene {
     full: BTreeSet<Destination>,
     findings: LocalFindings,
     last_error: Option<String>,
+    outcome: Option<NodeOutcome>,
 }
 
 impl Scene {
@@ -43,6 +45,7 @@ impl Scene {
             full: BTreeSet::new(),
             findings: LocalFindings::default(),
             last_error: None,
+            outcome: None,
         }
     }
 
@@ -50,7 +53,7 @@ impl Scene {
         node_status(&StatusInputs {
             record: &self.record,
             snapshot: &self.snapshot,
-            outcome: None,
+            outcome: self.outcome.as_ref(),
             gateway: &self.gateway,
             links: None,
             routers: &self.routers,
@@ -170,4 +173,56 @@ fn lists_in_messages_are_cut_after_a_few() {
     let exhausted = scene.condition("PortsExhausted").unwrap();
     assert!(exhausted.message.contains("TCP 203.0.113.7:5 by 192.0.2.1"));
     assert!(exhausted.message.ends_with(" and 2 more"));
+}
+
+/// The policies with pods here decide the size of the list, and tenants make policies.
+#[test]
+fn the_list_of_programmed_policies_is_bounded_and_the_rest_counted() {
+    let mut scene = Scene::new();
+    let snapshot = &scene.snapshot;
+    let name = scene.record.node.clone();
+    let mut outcome = outcome_of_nothing(snapshot, &name);
+    let policy = |number: usize| Programmed {
+        policy: ObjectRef {
+            kind: Kind::Egress,
+            namespace: "tenant".into(),
+            name: format!("p{number:04}"),
+        },
+        generation: 1,
+        pods: 1,
+    };
+    outcome.programmed = (0..STATUS_PROGRAMMED_MAX).map(policy).collect();
+    scene.outcome = Some(outcome);
+    let status = scene.status();
+    assert_eq!(status.record.programmed.len(), STATUS_PROGRAMMED_MAX);
+    assert_eq!(scene.condition("Degraded"), None);
+
+    let outcome = scene.outcome.as_mut().unwrap();
+    outcome.programmed.extend((9000..9003).map(policy));
+    let status = scene.status();
+    assert_eq!(status.record.programmed.len(), STATUS_PROGRAMMED_MAX);
+    let degraded = scene.condition("Degraded").unwrap();
+    assert_eq!(degraded.reason, "Limit");
+    assert!(degraded.message.starts_with("3 policies with pods here"));
+}
+
+/// Outcome of a node in an otherwise empty cluster.
+fn outcome_of_nothing(snapshot: &Snapshot, name: &NodeName) -> NodeOutcome {
+    let mut snapshot = snapshot.clone();
+    let node = Node {
+        name: name.clone(),
+        labels: Default::default(),
+        addresses: vec![ip("192.168.122.11")],
+        pod_cidrs: Vec::new(),
+    };
+    snapshot.nodes.insert(name.clone(), node);
+    let mut record = NodeRecord::new(name.clone());
+    record.tunnel_index = 1;
+    snapshot.node_records.insert(name.clone(), record);
+    let facts = NodeFacts {
+        underlay_mtu: 1500,
+        settled: true,
+        ..NodeFacts::default()
+    };
+    node_state(&snapshot, &facts, name).unwrap()
 }

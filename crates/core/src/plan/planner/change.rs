@@ -228,6 +228,7 @@ impl Planner {
         let cidrs = |node: Option<&Node>| node.map_or(Vec::new(), |node| node.pod_cidrs.clone());
         let (before, after) = (cidrs(old.as_deref()), cidrs(self.snapshot.nodes.get(&name)));
         self.take_pod_cidrs(&before, &after, dirty);
+        self.look_at_devices(&name, dirty);
         for pod in pods {
             self.unbind(&pod, dirty);
             dirty.pods.insert(pod);

@@ -77,6 +77,10 @@ impl Planner {
             self.names.add(new);
             self.leases.add_node(new);
         }
+        if old.as_deref().map(|r| &r.node_addresses) != new.map(|r| &r.node_addresses) {
+            self.look_at_devices(&name, dirty);
+        }
+        let new = self.snapshot.node_records.get(&name);
         let (was, is) = (old.as_deref(), new);
         if was.map(|r| &r.announcing) != is.map(|r| &r.announcing) {
             let both = was.into_iter().chain(is);
@@ -177,6 +181,7 @@ impl Planner {
                         tunnel_index,
                         grants: Vec::new(),
                         pod_prefixes: BTreeSet::new(),
+                        device_addresses: BTreeSet::new(),
                     };
                     self.plan.node_records.insert(name.clone(), spec);
                     dirty.nodes.insert(name);
@@ -184,18 +189,24 @@ impl Planner {
             }
         }
         self.tell_pod_prefixes(dirty);
+        self.tell_device_addresses(dirty);
         let mut writes: BTreeSet<NodeName> = std::mem::take(&mut self.plan.node_writes)
             .into_iter()
             .collect();
         for name in &dirty.nodes {
             let grants = self.leases.grants(name, &self.plan.addresses);
             let grants = unreadable::grants(&self.snapshot, name, grants);
-            let carried = self.pod_prefixes.carried_by(name);
-            let carried = unreadable::pod_prefixes(&self.snapshot, name, carried);
+            let carried = match self.carriers.contains(name) {
+                true => (
+                    self.pod_prefixes.told().clone(),
+                    self.device_addresses.told().clone(),
+                ),
+                false => (BTreeSet::new(), BTreeSet::new()),
+            };
             let known = self.snapshot.node_records.get(name);
             let differs = self.plan.node_records.get_mut(name).is_some_and(|spec| {
                 spec.grants = grants;
-                spec.pod_prefixes = carried;
+                unreadable::carry(&self.snapshot, name, spec, carried);
                 nodes::differs(known, spec)
             });
             match differs {

@@ -16,6 +16,8 @@ pub(super) enum MessageSource {
     Leases(IpAddr),
     /// Tunnel indexes of nodes.
     Numbers,
+    /// Addresses of nodes' devices beyond the limit.
+    DeviceAddresses,
     /// The conditions of one policy.
     Policy(PolicyRef),
 }

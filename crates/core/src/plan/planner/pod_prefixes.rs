@@ -13,7 +13,6 @@ pub(super) struct PodPrefixes {
     coverage: Coverage,
     uncovered: BTreeSet<IpAddr>,
     told: Told,
-    carriers: BTreeSet<NodeName>,
 }
 
 impl PodPrefixes {
@@ -23,21 +22,12 @@ impl PodPrefixes {
             coverage: Coverage::of(snapshot),
             told: Told::of(snapshot, &uncovered),
             uncovered,
-            carriers: BTreeSet::new(),
         }
     }
 
-    /// A pod address that some node does not get.
-    pub(super) fn missing(&self) -> Option<IpAddr> {
-        self.told.missing(!self.carriers.is_empty())
-    }
-
-    /// Pod prefixes in this node's record.
-    pub(super) fn carried_by(&self, node: &NodeName) -> BTreeSet<IpNet> {
-        match self.carriers.contains(node) {
-            true => self.told.prefixes.clone(),
-            false => BTreeSet::new(),
-        }
+    /// Pod prefixes in the record of a node that carries them.
+    pub(super) fn told(&self) -> &BTreeSet<IpNet> {
+        &self.told.prefixes
     }
 }
 
@@ -70,17 +60,20 @@ impl Planner {
         }
     }
 
-    /// Updates the reported prefixes, and marks the records that carry them.
+    /// A pod address that some node does not get.
+    pub(super) fn untold_pod(&self) -> Option<IpAddr> {
+        self.pod_prefixes.told.missing(!self.carriers.is_empty())
+    }
+
+    /// Updates the reported prefixes and the nodes whose records carry them, and marks these records.
     pub(super) fn tell_pod_prefixes(&mut self, dirty: &mut Dirty) {
-        let missing = self.pod_prefixes.missing();
+        let missing = self.untold_pod();
         if dirty.pod_prefixes {
             let told = Told::of(&self.snapshot, &self.pod_prefixes.uncovered);
             let before = std::mem::replace(&mut self.pod_prefixes.told, told);
             let told = &self.pod_prefixes.told;
             if before.prefixes != told.prefixes {
-                dirty
-                    .nodes
-                    .extend(self.pod_prefixes.carriers.iter().cloned());
+                dirty.nodes.extend(self.carriers.iter().cloned());
             }
         }
         if dirty.roles || dirty.numbers {
@@ -90,13 +83,11 @@ impl Planner {
             let writable =
                 |name: &NodeName| records.contains_key(name) && !unreadable.contains(name);
             let carriers = pod_prefixes::carriers(nodes, writable);
-            let before = std::mem::replace(&mut self.pod_prefixes.carriers, carriers);
-            let after = &self.pod_prefixes.carriers;
-            dirty
-                .nodes
-                .extend(before.symmetric_difference(after).cloned());
+            let before = std::mem::replace(&mut self.carriers, carriers);
+            let changed = before.symmetric_difference(&self.carriers);
+            dirty.nodes.extend(changed.cloned());
         }
-        if self.pod_prefixes.missing() != missing {
+        if self.untold_pod() != missing {
             dirty.policies.extend(self.policies.all());
         }
     }

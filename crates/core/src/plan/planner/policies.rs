@@ -355,7 +355,7 @@ impl Planner {
             records: &self.snapshot.node_records,
             full: self.names.full(),
             namespaces: &self.snapshot.namespaces,
-            left_out: self.pod_prefixes.missing(),
+            left_out: self.untold_pod(),
         };
         let plan = self.plan.policies.get_mut(&**reference);
         let plan = plan.expect("every policy that is resolved has a plan");
