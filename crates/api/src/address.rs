@@ -45,6 +45,14 @@ pub struct EgressAddressSpec {
     /// The highest epoch that any lease of it ever had.
     #[schemars(range(min = 0))]
     pub epoch: i64,
+    /// Term of the leader that counts the times of the leases.
+    #[serde(default, skip_serializing_if = "crate::is_zero_i64")]
+    #[schemars(range(min = 0))]
+    pub term: i64,
+    /// Set while nothing is granted because the store was restored from a backup: the first epoch after that.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 0))]
+    pub restored_epoch: Option<i64>,
     /// Who may use which ports.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub leases: Vec<AddressLease>,
@@ -77,6 +85,10 @@ pub enum LeaseStateName {
     Active,
     /// The worker must stop using it; flows that exist end.
     Draining,
+    /// The worker's Node is gone, lately; its flows go on in case that it comes back.
+    Vanished,
+    /// The worker's Node stays gone; gateways take the ports out of their tables.
+    Fenced,
     /// Nobody's; rests until another worker may have it.
     HoldDown,
 }

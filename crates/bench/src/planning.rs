@@ -5,7 +5,7 @@ use crate::state;
 use egret_core::model::{NodeName, NodeRecord, Snapshot};
 use egret_core::node::{NodeFacts, node_state};
 use egret_core::plan::planner::{Change, Planner, changes};
-use egret_core::plan::{ClusterPlan, plan};
+use egret_core::plan::{ClusterPlan, PlanTime, plan};
 use std::collections::BTreeSet;
 use std::time::Instant;
 
@@ -13,7 +13,10 @@ const PART: &str = "planning";
 const NODES: usize = 1_000;
 const PODS_PER_NODE: usize = 100;
 const POLICIES: usize = 1_000;
-const NOW_SECS: i64 = 1_000;
+const NOW: PlanTime = PlanTime {
+    now_secs: 1_000,
+    term: 1,
+};
 /// Pods that come and go one by one.
 const SINGLE_PODS: usize = 1_000;
 
@@ -21,11 +24,9 @@ const SINGLE_PODS: usize = 1_000;
 pub fn measure(report: &mut Report, rounds: usize) {
     for _ in 0..rounds {
         let mut snapshot = state::cluster(NODES, PODS_PER_NODE, POLICIES);
-        let first = timed(report, "cluster, from nothing", || {
-            plan(&snapshot, NOW_SECS)
-        });
+        let first = timed(report, "cluster, from nothing", || plan(&snapshot, NOW));
         write_down(&mut snapshot, &first);
-        let second = timed(report, "cluster, again", || plan(&snapshot, NOW_SECS));
+        let second = timed(report, "cluster, again", || plan(&snapshot, NOW));
         // Every gateway has reported every lease now: nothing is left to write.
         write_down(&mut snapshot, &second);
 
@@ -39,9 +40,7 @@ pub fn measure(report: &mut Report, rounds: usize) {
         let key = (new.namespace.clone(), new.name.clone());
         let before = snapshot.clone();
         snapshot.pods.insert(key, new);
-        timed(report, "cluster, one pod more", || {
-            plan(&snapshot, NOW_SECS)
-        });
+        timed(report, "cluster, one pod more", || plan(&snapshot, NOW));
         kept(report, before, &snapshot);
         // An agent reads its own node's pods only.
         snapshot.pods.retain(|_, pod| pod.node == node);
@@ -54,13 +53,13 @@ pub fn measure(report: &mut Report, rounds: usize) {
 /// Measures the same with the incremental planner.
 fn kept(report: &mut Report, before: Snapshot, after: &Snapshot) {
     let mut planner = timed(report, "kept planner, from nothing", || {
-        Planner::new(before, NOW_SECS)
+        Planner::new(before, NOW)
     });
     let found = timed(report, "kept planner, finding what changed", || {
         changes(planner.snapshot(), after)
     });
     timed(report, "kept planner, one pod more", || {
-        planner.update(found, NOW_SECS)
+        planner.update(found, NOW)
     });
     // Pods that come and go, for some of which the policy has a lease already and for others not.
     let mut singles = Vec::new();
@@ -72,7 +71,7 @@ fn kept(report: &mut Report, before: Snapshot, after: &Snapshot) {
         for pod in [Some(pod), None] {
             let change = [Change::Pod(key.clone(), pod)];
             let start = Instant::now();
-            planner.update(change, NOW_SECS);
+            planner.update(change, NOW);
             singles.push(start.elapsed().as_secs_f64() * 1e3);
         }
     }
@@ -93,13 +92,13 @@ fn kept(report: &mut Report, before: Snapshot, after: &Snapshot) {
         .map(|grant| (grant.address, 7))
         .collect();
     timed(report, "kept planner, an agent's report", || {
-        planner.update([Change::NodeRecord(name, Some(record))], NOW_SECS)
+        planner.update([Change::NodeRecord(name, Some(record))], NOW)
     });
     let mut policies = after.policies.clone();
     policies[0].priority += 1;
     policies[0].generation += 1;
     timed(report, "kept planner, one policy of 1,000 changed", || {
-        planner.update([Change::Policies(policies)], NOW_SECS)
+        planner.update([Change::Policies(policies)], NOW)
     });
 }
 

@@ -131,6 +131,10 @@ pub const LEASE_RANGES_MAX: usize = 4;
 pub const LEASE_PORTS_FIRST_MAX: u16 = 1024;
 /// Seconds that a released range rests before another worker may have it (RFC 6888 REQ-8).
 pub const LEASE_HOLD_DOWN_SECS: u64 = 120;
+/// Seconds for which the flows of a node go on whose Node object is gone: kubelets register again within less.
+pub const NODE_GONE_SECS: i64 = 60;
+/// Ports that every worker with a selected pod gets before others get more.
+pub const LEASE_FLOOR_PORTS: u32 = 64;
 /// Milliseconds between probes of one gateway.
 pub const PROBE_INTERVAL_MS: u64 = 50;
 /// Probes without answer after which a gateway counts as dead.

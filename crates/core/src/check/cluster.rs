@@ -4,12 +4,12 @@ use super::leases::{check_change, check_record, steering};
 use super::unreadable::check_unreadable;
 use super::{Found, Rule, Violation, pod_addresses};
 use crate::model::*;
-use crate::plan::{ClusterPlan, PolicyPlan};
+use crate::plan::{ClusterPlan, PlanTime, PolicyPlan};
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
 /// Checks a plan against the snapshot that it was made from and the time.
-pub fn check_plan(snapshot: &Snapshot, plan: &ClusterPlan, now_secs: i64) -> Vec<Violation> {
+pub fn check_plan(snapshot: &Snapshot, plan: &ClusterPlan, time: PlanTime) -> Vec<Violation> {
     let mut found = Found::default();
     let kept = &snapshot.unreadable.addresses;
     let planned = plan.addresses.values();
@@ -28,7 +28,7 @@ pub fn check_plan(snapshot: &Snapshot, plan: &ClusterPlan, now_secs: i64) -> Vec
                 snapshot,
                 before,
                 plan.addresses.get(address),
-                now_secs,
+                time,
                 &mut found,
             );
         }

@@ -2,6 +2,7 @@
 
 use super::{Found, Rule};
 use crate::model::*;
+use crate::plan::PlanTime;
 use std::collections::{BTreeMap, BTreeSet};
 
 const BLOCK: u16 = 64;
@@ -78,14 +79,14 @@ pub(super) fn check_change(
     snapshot: &Snapshot,
     before: &AddressRecord,
     after: Option<&AddressRecord>,
-    now_secs: i64,
+    time: PlanTime,
     found: &mut Found,
 ) {
     let none = BTreeMap::new();
     let new_owners = after.map_or(none, owners);
     for (block, (node, old)) in owners(before) {
         let new = new_owners.get(&block).copied();
-        check_block(snapshot, before, (block, node, old), new, now_secs, found);
+        check_block(snapshot, before, (block, node, old), new, time, found);
     }
     let Some(after) = after else { return };
     let subject = before.address;
@@ -135,13 +136,13 @@ fn check_block(
     record: &AddressRecord,
     (block, node, old): (u16, &NodeName, &Lease),
     new: Option<(&NodeName, &Lease)>,
-    now_secs: i64,
+    time: PlanTime,
     found: &mut Found,
 ) {
     let rested = old
         .since_secs
         .saturating_add(snapshot.settings.hold_down_secs as i64)
-        <= now_secs;
+        <= time.now_secs;
     let unreadable = &snapshot.unreadable;
     let drained = snapshot.nodes.contains_key(node)
         && !unreadable.demand.contains(node)

@@ -14,7 +14,7 @@ mod blocks;
 mod sanity;
 
 use super::demand::{Demand, DemandByAddress};
-use super::{PlanReason, unreadable};
+use super::{PlanReason, PlanTime, unreadable};
 use crate::model::*;
 use crate::resolve::gateway_nodes;
 use blocks::Blocks;
@@ -31,7 +31,7 @@ pub(super) struct PlannedLeases {
 /// Inputs that all addresses share.
 pub(super) struct Cluster<'a> {
     pub snapshot: &'a Snapshot,
-    pub now_secs: i64,
+    pub time: PlanTime,
     /// Highest epoch of the cluster.
     pub epoch: u64,
     /// Per gateway group: the epoch that every gateway of the group has reached.
@@ -110,14 +110,14 @@ const EPOCH_BELIEVED_MAX: u64 = u64::MAX / 2;
 pub(super) fn plan_leases(
     snapshot: &Snapshot,
     demand: &DemandByAddress<'_>,
-    now_secs: i64,
+    time: PlanTime,
     reasons: &mut Vec<PlanReason>,
     findings: &mut BTreeSet<Finding>,
 ) -> PlannedLeases {
     let reported = reported_epochs(snapshot);
     let mut cluster = Cluster {
         snapshot,
-        now_secs,
+        time,
         epoch: highest_epoch(snapshot),
         reported: &reported,
     };
@@ -202,13 +202,10 @@ impl AddressWork {
         let known = cluster.snapshot.addresses.get(&address);
         let mut work = Self {
             steering_changed: known.is_none(),
-            record: known.cloned().unwrap_or_else(|| AddressRecord {
-                address,
+            record: known.cloned().unwrap_or_else(|| {
                 // Only addresses in demand have no record yet.
-                gateway: demand.map_or(GatewayName(String::new()), |w| w.gateway.name.clone()),
-                epoch: 0,
-                leases: Vec::new(),
-                resource_version: 0,
+                let gateway = demand.map(|demand| demand.gateway.name.clone());
+                AddressRecord::new(address, gateway.unwrap_or(GatewayName(String::new())))
             }),
             renumber: BTreeSet::new(),
             exhausted: BTreeSet::new(),
@@ -229,7 +226,7 @@ impl AddressWork {
             for (i, lease) in work.record.leases.iter_mut().enumerate() {
                 if lease.state == LeaseState::Active {
                     lease.state = LeaseState::Granted;
-                    lease.since_secs = cluster.now_secs;
+                    lease.since_secs = cluster.time.now_secs;
                 }
                 if lease.state != LeaseState::HoldDown {
                     work.renumber.insert(i);
@@ -251,7 +248,7 @@ impl AddressWork {
         let before = self.record.leases.len();
         let rests = |lease: &Lease| {
             lease.state != LeaseState::HoldDown
-                || cluster.now_secs < lease.since_secs.saturating_add(cluster.hold_down_secs())
+                || cluster.time.now_secs < lease.since_secs.saturating_add(cluster.hold_down_secs())
         };
         // Removing leases shifts positions, which is safe only before renumbering; leases in hold-down are never
         // renumbered.
@@ -274,7 +271,7 @@ impl AddressWork {
             let lease = &mut self.record.leases[i];
             if let Some((state, why)) = state {
                 lease.state = state;
-                lease.since_secs = cluster.now_secs;
+                lease.since_secs = cluster.time.now_secs;
                 let text = format!("lease of {} is {state:?}: {why}", lease.node);
                 if state == LeaseState::HoldDown {
                     self.steering_changed = true;
@@ -321,7 +318,7 @@ impl AddressWork {
                 drained(cluster.snapshot, &node, self.record.address)
                     .then_some((LeaseState::HoldDown, "its last connection has ended"))
             }
-            (LeaseState::Granted | LeaseState::Active, true) | (LeaseState::HoldDown, _) => None,
+            _ => None,
         }
     }
 
@@ -365,7 +362,7 @@ impl AddressWork {
                 ranges,
                 epoch: 0,
                 state: LeaseState::Granted,
-                since_secs: cluster.now_secs,
+                since_secs: cluster.time.now_secs,
             });
         }
     }

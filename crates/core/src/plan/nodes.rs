@@ -19,25 +19,28 @@ pub(super) fn plan_nodes(
     reasons: &mut Vec<PlanReason>,
     findings: &mut BTreeSet<Finding>,
 ) -> PlannedNodes {
-    let mut grants: BTreeMap<&NodeName, Vec<Grant>> = BTreeMap::new();
+    let mut grants: BTreeMap<&NodeName, NodeGrants> = BTreeMap::new();
     let mut holders: BTreeSet<&NodeName> = BTreeSet::new();
     for record in addresses.values() {
         for lease in &record.leases {
             holders.insert(&lease.node);
-            if let Some(grant) = grant(record, lease) {
-                grants.entry(&lease.node).or_default().push(grant);
-            }
+            grants.entry(&lease.node).or_default().add(record, lease);
         }
     }
+    let restored = addresses.values().filter_map(|record| record.restored);
+    let restored = restored.max().unwrap_or(0);
     let numbers = number(snapshot, &|name| holders.contains(name));
     reasons.extend(numbers.reasons);
     findings.extend(numbers.findings);
     let records = numbers.indexes.into_iter().map(|(name, tunnel_index)| {
         let grants = grants.remove(&name).unwrap_or_default();
+        let grants = grants.since(restored).sorted();
         let grants = unreadable::grants(snapshot, &name, grants);
         let spec = NodeRecordSpec {
             tunnel_index,
-            grants,
+            grants: grants.usable,
+            draining: grants.draining,
+            grants_epoch: grants.epoch,
             pod_prefixes: BTreeSet::new(),
         };
         (name, spec)
@@ -147,14 +150,61 @@ fn number_new(snapshot: &Snapshot, used: &BTreeSet<u16>, numbers: &mut Numbers) 
     }
 }
 
-/// The grant that the worker gets for this lease; `None` in states in which it may not use the ports.
-pub(super) fn grant(record: &AddressRecord, lease: &Lease) -> Option<Grant> {
-    matches!(lease.state, LeaseState::Granted | LeaseState::Active).then(|| Grant {
-        address: record.address,
-        gateway: record.gateway.clone(),
-        ranges: lease.ranges.clone(),
-        epoch: lease.epoch,
-    })
+/// What a worker is told of its leases.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(super) struct NodeGrants {
+    /// Ranges in which it may open flows.
+    pub usable: Vec<Grant>,
+    /// Ranges in which its flows may go on.
+    pub draining: Vec<Grant>,
+    /// Highest epoch of these, withdrawals included.
+    pub epoch: u64,
+}
+
+impl NodeGrants {
+    /// What the node's record contains.
+    pub(super) fn of_record(record: &NodeRecord) -> Self {
+        NodeGrants {
+            usable: record.grants.clone(),
+            draining: record.draining.clone(),
+            epoch: record.grants_epoch,
+        }
+    }
+
+    /// Adds a lease of the node. A node that is gone is told nothing: when it comes back, it keeps only what it is told
+    /// then.
+    pub(super) fn add(&mut self, record: &AddressRecord, lease: &Lease) {
+        let list = match lease.state {
+            LeaseState::Granted | LeaseState::Active => &mut self.usable,
+            LeaseState::Draining => &mut self.draining,
+            LeaseState::Vanished | LeaseState::Fenced | LeaseState::HoldDown => return,
+        };
+        list.push(Grant {
+            address: record.address,
+            gateway: record.gateway.clone(),
+            ranges: lease.ranges.clone(),
+            epoch: lease.epoch,
+        });
+        self.epoch = self.epoch.max(lease.epoch);
+    }
+
+    /// With an epoch that is at least this one, in which the store was restored.
+    pub(super) fn since(mut self, restored: u64) -> Self {
+        self.epoch = self.epoch.max(restored);
+        self
+    }
+
+    /// In the order of records.
+    pub(super) fn sorted(mut self) -> Self {
+        sort(&mut self.usable);
+        sort(&mut self.draining);
+        self
+    }
+}
+
+/// Sorts by address and ranges.
+pub(super) fn sort(grants: &mut [Grant]) {
+    grants.sort_by(|a, b| (a.address, &a.ranges).cmp(&(b.address, &b.ranges)));
 }
 
 /// Whether the record must be written.
@@ -162,6 +212,8 @@ pub(super) fn differs(known: Option<&NodeRecord>, spec: &NodeRecordSpec) -> bool
     known.is_none_or(|known| {
         known.tunnel_index != spec.tunnel_index
             || known.grants != spec.grants
+            || known.draining != spec.draining
+            || known.grants_epoch != spec.grants_epoch
             || known.pod_prefixes != spec.pod_prefixes
     })
 }

@@ -73,8 +73,6 @@ mod tests {
     #[test]
     fn of_two_leases_of_one_block_the_newer_goes() {
         let mut record = AddressRecord {
-            address: [192, 0, 2, 1].into(),
-            gateway: GatewayName("g".into()),
             epoch: 3,
             leases: vec![
                 lease("new", 1024, 1151, 3),
@@ -82,7 +80,7 @@ mod tests {
                 lease("crooked", 2000, 2063, 1),
                 lease("low", 0, 63, 1),
             ],
-            resource_version: 1,
+            ..AddressRecord::new([192, 0, 2, 1].into(), GatewayName("g".into()))
         };
         let mut findings = BTreeSet::new();
         assert!(mend(&mut record, &mut findings));

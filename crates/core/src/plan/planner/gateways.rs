@@ -176,6 +176,8 @@ impl Planner {
                     let spec = NodeRecordSpec {
                         tunnel_index,
                         grants: Vec::new(),
+                        draining: Vec::new(),
+                        grants_epoch: 0,
                         pod_prefixes: BTreeSet::new(),
                     };
                     self.plan.node_records.insert(name.clone(), spec);
@@ -194,7 +196,9 @@ impl Planner {
             let carried = unreadable::pod_prefixes(&self.snapshot, name, carried);
             let known = self.snapshot.node_records.get(name);
             let differs = self.plan.node_records.get_mut(name).is_some_and(|spec| {
-                spec.grants = grants;
+                spec.grants = grants.usable;
+                spec.draining = grants.draining;
+                spec.grants_epoch = grants.epoch;
                 spec.pod_prefixes = carried;
                 nodes::differs(known, spec)
             });

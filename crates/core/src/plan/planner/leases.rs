@@ -5,7 +5,8 @@ use super::{Dirty, Planner};
 use crate::model::*;
 use crate::plan::demand::Demand;
 use crate::plan::lease::{self, Cluster, PlannedAddress};
-use crate::plan::{nodes, status};
+use crate::plan::nodes::NodeGrants;
+use crate::plan::status;
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
@@ -28,6 +29,8 @@ pub(super) struct Leases {
     unwritten: BTreeSet<IpAddr>,
     /// Times at which time alone changes an address.
     dues: BTreeSet<(i64, IpAddr)>,
+    /// Epochs at which planned records were restored.
+    restored: Counted<u64>,
     /// Records without leases and without demand, whether still in the plan or not.
     unused: BTreeMap<IpAddr, AddressRecord>,
     /// Addresses with a lease of each node.
@@ -205,17 +208,19 @@ impl Leases {
         &self,
         node: &NodeName,
         records: &BTreeMap<IpAddr, AddressRecord>,
-    ) -> Vec<Grant> {
+    ) -> NodeGrants {
+        let mut grants = NodeGrants::default();
         let held = self.held.get(node).into_iter().flatten();
-        let records = held.filter_map(|address| records.get(address));
-        let grants = records.flat_map(|record| {
+        for record in held.filter_map(|address| records.get(address)) {
             // Sorted by node.
             let first = record.leases.partition_point(|lease| lease.node < *node);
             let mine = record.leases[first..].iter();
-            mine.take_while(|lease| lease.node == *node)
-                .filter_map(|lease| nodes::grant(record, lease))
-        });
-        grants.collect()
+            for lease in mine.take_while(|lease| lease.node == *node) {
+                grants.add(record, lease);
+            }
+        }
+        let restored = self.restored.highest().unwrap_or(0);
+        grants.since(restored).sorted()
     }
 
     /// Updates the indexes for a planned record; `None`: the record is removed.
@@ -310,11 +315,11 @@ impl Planner {
     pub(super) fn plan_leases(&mut self, dirty: &mut Dirty) {
         dirty.addresses.extend(&self.leases.unwritten);
         let due = self.leases.dues.iter();
-        let due = due.take_while(|(at, _)| *at <= self.now_secs);
+        let due = due.take_while(|(at, _)| *at <= self.time.now_secs);
         dirty.addresses.extend(due.map(|(_, address)| *address));
         let mut cluster = Cluster {
             snapshot: &self.snapshot,
-            now_secs: self.now_secs,
+            time: self.time,
             epoch: self.leases.epochs.highest().unwrap_or(0),
             reported: &self.leases.reported,
         };
