@@ -2,9 +2,9 @@
 
 use egret_core::model::PortRange;
 use egret_core::node::*;
-use egret_datapath::conntrack::Conntrack;
-use egret_datapath::netlink::{Attrs, NetlinkSocket, Request, flags};
 use egret_datapath::worker::driver::WorkerDriver;
+use egret_kernel::conntrack::Conntrack;
+use egret_kernel::netlink::{Attrs, NetlinkSocket, Request, flags};
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv4Addr};
 use std::process::Command;
