@@ -130,6 +130,7 @@ mod tests {
             node: name("a"),
             ranges: grant(1).ranges,
             epoch: 1,
+            withdrawn: None,
             state: LeaseState::Granted,
             since_secs: 10,
         };

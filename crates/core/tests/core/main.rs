@@ -12,6 +12,7 @@ mod gateway_role;
 mod histories;
 mod incremental;
 mod lagging;
+mod lease_life;
 mod leases;
 mod next_hops;
 mod nodes;
