@@ -45,9 +45,27 @@ pub struct EgressAddressSpec {
     /// The highest epoch that any lease of it ever had.
     #[schemars(range(min = 0))]
     pub epoch: i64,
+    /// Term of the leader that counts the times of the leases.
+    #[serde(default, skip_serializing_if = "crate::is_zero_i64")]
+    #[schemars(range(min = 0))]
+    pub term: i64,
+    /// Set while nothing is granted because the store was restored from a backup.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub restored: Option<AddressRestored>,
     /// Who may use which ports.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub leases: Vec<AddressLease>,
+}
+
+/// A store that was restored from a backup.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct AddressRestored {
+    /// The first epoch after that. Nodes that acknowledge it have said which ports they hold.
+    #[schemars(range(min = 0))]
+    pub epoch: i64,
+    /// When the controller noticed it.
+    pub since: Time,
 }
 
 /// What one worker may use of an address.
@@ -62,6 +80,10 @@ pub struct AddressLease {
     /// The steering version that a gateway must have before these ports may be used.
     #[schemars(range(min = 0))]
     pub epoch: i64,
+    /// Epoch at which it was withdrawn from the worker, while it drains.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 0))]
+    pub withdrawn_epoch: Option<i64>,
     /// Where the lease is in its life.
     pub state: LeaseStateName,
     /// When it came into this state.
@@ -77,6 +99,10 @@ pub enum LeaseStateName {
     Active,
     /// The worker must stop using it; flows that exist end.
     Draining,
+    /// The worker's Node is gone, lately; its flows go on in case that it comes back.
+    Vanished,
+    /// The worker's Node stays gone; gateways take the ports out of their tables.
+    Fenced,
     /// Nobody's; rests until another worker may have it.
     HoldDown,
 }

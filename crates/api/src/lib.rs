@@ -57,6 +57,11 @@ fn is_zero(value: &i32) -> bool {
     *value == 0
 }
 
+/// The same for numbers of 64 bits.
+fn is_zero_i64(value: &i64) -> bool {
+    *value == 0
+}
+
 /// Serde default for switches that are off unless asked for.
 fn is_false(value: &bool) -> bool {
     !*value

@@ -53,6 +53,14 @@ pub struct EgressNodeSpec {
     /// What this node's pods may use.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub grants: Vec<NodeGrant>,
+    /// Withdrawn source ports: this node opens no flow in them, and the flows that it has go on. It ends flows in all others
+    /// that it does not have.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub draining: Vec<NodeGrant>,
+    /// Epoch of both lists: the agent acknowledges it once its kernel has them, withdrawals included.
+    #[serde(default, skip_serializing_if = "crate::is_zero_i64")]
+    #[schemars(range(min = 0))]
+    pub grants_epoch: i64,
     /// Prefixes and addresses of pods of the whole cluster that no Node names; in the objects of some gateway nodes, for
     /// every node to read.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
@@ -135,7 +143,15 @@ pub struct NodeStatus {
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(inner(length(min = 2, max = 45), regex(pattern = crate::ADDRESS)))]
     pub announcing: Vec<String>,
-    /// Source ports in use; an address stays listed until its last flow here has ended.
+    /// The highest spec.grantsEpoch that this node's kernel has. A withdrawn range is drained once this reaches the epoch of
+    /// its withdrawal and held no longer contains it.
+    #[serde(default, skip_serializing_if = "crate::is_zero_i64")]
+    #[schemars(range(min = 0))]
+    pub acknowledged_epoch: i64,
+    /// Source ports in which this node may open flows, or still has some.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub held: Vec<HeldPorts>,
+    /// Source ports in use and wanted.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub demand: Vec<PortDemand>,
     /// What is programmed here.
@@ -159,6 +175,18 @@ pub struct AddressConflict {
     pub since: Time,
 }
 
+/// Source ports of one address that a node holds.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct HeldPorts {
+    /// The egress address.
+    #[schemars(length(min = 2, max = 45), regex(pattern = crate::ADDRESS))]
+    pub address: String,
+    /// Source ports, inclusive, for example "1024-1279"; whole blocks of 64.
+    #[schemars(inner(regex(pattern = crate::PORTS)))]
+    pub ranges: Vec<String>,
+}
+
 /// Source ports of one address in use on a node.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
@@ -166,9 +194,13 @@ pub struct PortDemand {
     /// The egress address.
     #[schemars(length(min = 2, max = 45), regex(pattern = crate::ADDRESS))]
     pub address: String,
-    /// Source ports in use.
+    /// Source ports in use, rounded up to whole blocks of 64.
     #[schemars(range(min = 0))]
     pub ports: i64,
+    /// Source ports that the node wants, where it has measured its demand.
+    #[serde(default, skip_serializing_if = "crate::is_zero")]
+    #[schemars(range(min = 0, max = 64512))]
+    pub wanted_ports: i32,
     /// Destinations towards which every leased port is in use: new flows to them are refused.
     #[serde(default, skip_serializing_if = "crate::is_zero")]
     pub full_destinations: i32,

@@ -2,18 +2,22 @@
 
 use crate::figure::Report;
 use crate::state;
-use egret_core::model::{NodeName, NodeRecord, Snapshot};
+use egret_core::model::{AddressPorts, Grant, NodeName, NodeRecord, PortRange, Snapshot};
 use egret_core::node::{NodeFacts, node_state};
 use egret_core::plan::planner::{Change, Planner, changes};
-use egret_core::plan::{ClusterPlan, plan};
-use std::collections::BTreeSet;
+use egret_core::plan::{ClusterPlan, PlanTime, plan};
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
 use std::time::Instant;
 
 const PART: &str = "planning";
 const NODES: usize = 1_000;
 const PODS_PER_NODE: usize = 100;
 const POLICIES: usize = 1_000;
-const NOW_SECS: i64 = 1_000;
+const NOW: PlanTime = PlanTime {
+    now_secs: 1_000,
+    term: 1,
+};
 /// Pods that come and go one by one.
 const SINGLE_PODS: usize = 1_000;
 
@@ -21,11 +25,9 @@ const SINGLE_PODS: usize = 1_000;
 pub fn measure(report: &mut Report, rounds: usize) {
     for _ in 0..rounds {
         let mut snapshot = state::cluster(NODES, PODS_PER_NODE, POLICIES);
-        let first = timed(report, "cluster, from nothing", || {
-            plan(&snapshot, NOW_SECS)
-        });
+        let first = timed(report, "cluster, from nothing", || plan(&snapshot, NOW));
         write_down(&mut snapshot, &first);
-        let second = timed(report, "cluster, again", || plan(&snapshot, NOW_SECS));
+        let second = timed(report, "cluster, again", || plan(&snapshot, NOW));
         // Every gateway has reported every lease now: nothing is left to write.
         write_down(&mut snapshot, &second);
 
@@ -39,9 +41,7 @@ pub fn measure(report: &mut Report, rounds: usize) {
         let key = (new.namespace.clone(), new.name.clone());
         let before = snapshot.clone();
         snapshot.pods.insert(key, new);
-        timed(report, "cluster, one pod more", || {
-            plan(&snapshot, NOW_SECS)
-        });
+        timed(report, "cluster, one pod more", || plan(&snapshot, NOW));
         kept(report, before, &snapshot);
         // An agent reads its own node's pods only.
         snapshot.pods.retain(|_, pod| pod.node == node);
@@ -54,13 +54,13 @@ pub fn measure(report: &mut Report, rounds: usize) {
 /// Measures the same with the incremental planner.
 fn kept(report: &mut Report, before: Snapshot, after: &Snapshot) {
     let mut planner = timed(report, "kept planner, from nothing", || {
-        Planner::new(before, NOW_SECS)
+        Planner::new(before, NOW)
     });
     let found = timed(report, "kept planner, finding what changed", || {
         changes(planner.snapshot(), after)
     });
     timed(report, "kept planner, one pod more", || {
-        planner.update(found, NOW_SECS)
+        planner.update(found, NOW)
     });
     // Pods that come and go, for some of which the policy has a lease already and for others not.
     let mut singles = Vec::new();
@@ -72,7 +72,7 @@ fn kept(report: &mut Report, before: Snapshot, after: &Snapshot) {
         for pod in [Some(pod), None] {
             let change = [Change::Pod(key.clone(), pod)];
             let start = Instant::now();
-            planner.update(change, NOW_SECS);
+            planner.update(change, NOW);
             singles.push(start.elapsed().as_secs_f64() * 1e3);
         }
     }
@@ -93,13 +93,13 @@ fn kept(report: &mut Report, before: Snapshot, after: &Snapshot) {
         .map(|grant| (grant.address, 7))
         .collect();
     timed(report, "kept planner, an agent's report", || {
-        planner.update([Change::NodeRecord(name, Some(record))], NOW_SECS)
+        planner.update([Change::NodeRecord(name, Some(record))], NOW)
     });
     let mut policies = after.policies.clone();
     policies[0].priority += 1;
     policies[0].generation += 1;
     timed(report, "kept planner, one policy of 1,000 changed", || {
-        planner.update([Change::Policies(policies)], NOW_SECS)
+        planner.update([Change::Policies(policies)], NOW)
     });
 }
 
@@ -111,18 +111,24 @@ fn timed<T>(report: &mut Report, name: &str, work: impl FnOnce() -> T) -> T {
     result
 }
 
-/// Applies the controller's writes to the snapshot.
+/// Applies the controller's writes to the snapshot, and what agents report once they have applied them.
 fn write_down(snapshot: &mut Snapshot, plan: &ClusterPlan) {
+    let epochs = plan.addresses.values().map(|record| record.epoch);
+    let version = epochs.max().unwrap_or(0);
     snapshot.addresses = plan.addresses.clone().into_iter().collect();
     for (node, spec) in &plan.node_records {
         let record = NodeRecord {
             node: node.clone(),
             tunnel_index: spec.tunnel_index,
             grants: spec.grants.clone(),
+            draining: spec.draining.clone(),
+            grants_epoch: spec.grants_epoch,
+            acknowledged: spec.grants_epoch,
+            held: held(spec.grants.iter().chain(&spec.draining)),
             pod_prefixes: spec.pod_prefixes.clone(),
             device_addresses: spec.device_addresses.clone(),
             underlay_addresses: snapshot.nodes[node].addresses.clone(),
-            steering_version: u64::MAX,
+            steering_version: version,
             datapath: Some("ebpf".into()),
             resource_version: 1,
             ..NodeRecord::new(node.clone())
@@ -134,6 +140,11 @@ fn write_down(snapshot: &mut Snapshot, plan: &ClusterPlan) {
             policy.assigned = planned.addresses.clone();
         }
     }
+}
+
+fn held<'a>(grants: impl Iterator<Item = &'a Grant>) -> BTreeMap<IpAddr, Vec<PortRange>> {
+    let grants = grants.map(|grant| (grant.address, grant.ranges.as_slice()));
+    grants.collect::<AddressPorts>().ranges()
 }
 
 fn facts(snapshot: &Snapshot) -> NodeFacts {

@@ -6,6 +6,7 @@ mod doctor;
 mod http;
 mod invocation;
 mod kube_egress;
+mod panics;
 mod run;
 mod show;
 mod uninstall;
@@ -13,6 +14,7 @@ mod uninstall;
 use std::process::ExitCode;
 
 fn main() -> ExitCode {
+    panics::end_the_process();
     let arguments = invocation::arguments();
     logging(&arguments);
     if arguments.verb.only_prints() {

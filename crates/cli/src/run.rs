@@ -10,6 +10,7 @@ use egret_agent::report::Status;
 use egret_agent::{CniConfig, InstallConfig, OpenSource, Question};
 use egret_core::model::{NodeName, Settings, UnpooledAddresses};
 use egret_core::numbers::TUNNEL_INDEX_MAX;
+use egret_core::plan::PlanTime;
 use egret_objects::dir::{self, DirSource};
 use egret_objects::kube::{self, KubeSource, Role};
 use egret_objects::{Source, SourceError, View, front_end};
@@ -303,7 +304,7 @@ fn ask(
 fn plan(arguments: &PlanArguments) -> anyhow::Result<ExitCode> {
     let view = view(&arguments.source, &arguments.settings)?;
     let now = SystemTime::now().duration_since(UNIX_EPOCH)?.as_secs();
-    let cluster = egret_core::plan::plan(&view.snapshot, i64::try_from(now)?);
+    let cluster = egret_core::plan::plan(&view.snapshot, PlanTime::of_no_term(i64::try_from(now)?));
     let findings: Vec<_> = view
         .findings
         .iter()

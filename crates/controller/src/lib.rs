@@ -16,6 +16,7 @@ mod backoff;
 mod health;
 mod metrics;
 mod status;
+mod term;
 mod write;
 
 pub use health::Health;
@@ -29,6 +30,7 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use term::Term;
 use write::{Round, Writer, Written};
 
 /// Maximum interval between two checks for changes: hold-downs end by time alone.
@@ -57,7 +59,8 @@ pub fn run(mut source: Box<dyn Source>, health: &Arc<Health>, stop: &AtomicBool)
                 retry,
             }) => {
                 conflicts = 0;
-                rest(source.as_mut(), health, (next_change_secs, retry), stop);
+                let timers = (next_change_secs, retry);
+                rest(source.as_mut(), health, &work.term, timers, stop);
             }
             Ok(Written::Unfinished) => {
                 conflicts = 0;
@@ -86,6 +89,7 @@ pub fn run(mut source: Box<dyn Source>, health: &Arc<Health>, stop: &AtomicBool)
 /// State of the loop from round to round.
 #[derive(Default)]
 struct Work {
+    term: Term,
     planner: Option<Planner>,
     writer: Writer,
     /// Findings that were logged.
@@ -112,13 +116,13 @@ fn round(
 ) -> Result<Written, SourceError> {
     let began = Instant::now();
     let mut view = source.snapshot()?;
-    let now_secs = now_secs();
+    let (time, now_secs) = (work.term.now(), now_secs());
     let started = Instant::now();
     let nothing = Snapshot::empty(view.snapshot.settings.clone());
     let snapshot = std::mem::replace(&mut view.snapshot, nothing);
     let (planner, touched) = match work.planner.take() {
         Some(mut planner) => {
-            let touched = planner.follow(snapshot, now_secs);
+            let touched = planner.follow(snapshot, time);
             (planner, touched)
         }
         None => {
@@ -126,7 +130,7 @@ fn round(
                 all: true,
                 ..Touched::default()
             };
-            (Planner::new(snapshot, now_secs), touched)
+            (Planner::new(snapshot, time), touched)
         }
     };
     let planner = work.planner.insert(planner);
@@ -168,6 +172,7 @@ fn tell(view: &View, cluster: &egret_core::plan::ClusterPlan, told: &mut BTreeSe
 fn rest(
     source: &mut dyn Source,
     health: &Health,
+    term: &Term,
     (next_change_secs, retry): (Option<i64>, Option<Instant>),
     stop: &AtomicBool,
 ) {
@@ -175,7 +180,7 @@ fn rest(
     loop {
         health.round(None);
         let until_change = next_change_secs.map_or(PAUSE_MAX, |at| {
-            Duration::from_secs(u64::try_from(at - now_secs()).unwrap_or(0))
+            Duration::from_secs(u64::try_from(at - term.now().now_secs).unwrap_or(0))
         });
         let until_retry =
             retry.map_or(PAUSE_MAX, |at| at.saturating_duration_since(Instant::now()));
@@ -190,7 +195,7 @@ fn rest(
                 return;
             }
         }
-        let due = next_change_secs.is_some_and(|at| at <= now_secs())
+        let due = next_change_secs.is_some_and(|at| at <= term.now().now_secs)
             || retry.is_some_and(|at| at <= Instant::now());
         let stopped = stop.load(Ordering::Relaxed);
         if due || stopped || !source.leads() || began.elapsed() >= LOOK_ANYWAY {

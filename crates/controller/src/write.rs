@@ -443,17 +443,22 @@ fn merged(
     waiting: &BTreeSet<IpAddr>,
 ) -> Option<NodeRecord> {
     let known = snapshot.node_records.get(node);
-    let mut grants = spec.grants.clone();
-    if !waiting.is_empty() {
+    let merge = |planned: &[Grant], before: &[Grant]| {
         let waits = |grant: &&Grant| waiting.contains(&grant.address);
-        grants.retain(|grant| !waits(&grant));
-        let before = known.map_or(&[][..], |record| &record.grants);
-        grants.extend(before.iter().filter(waits).cloned());
-        grants.sort_by_key(|grant| grant.address);
-    }
+        let planned = planned.iter().filter(|grant| !waits(grant));
+        let before = before.iter().filter(waits);
+        let mut grants: Vec<Grant> = planned.chain(before).cloned().collect();
+        grants.sort_by(|a, b| (a.address, &a.ranges).cmp(&(b.address, &b.ranges)));
+        grants
+    };
+    let none = (&[][..], &[][..]);
+    let (grants, draining) =
+        known.map_or(none, |record| (&record.grants[..], &record.draining[..]));
     let record = NodeRecord {
         tunnel_index: spec.tunnel_index,
-        grants,
+        grants: merge(&spec.grants, grants),
+        draining: merge(&spec.draining, draining),
+        grants_epoch: spec.grants_epoch,
         pod_prefixes: spec.pod_prefixes.clone(),
         device_addresses: spec.device_addresses.clone(),
         ..known

@@ -5,6 +5,7 @@
 
 mod allocate;
 mod conditions;
+mod counted;
 mod demand;
 mod device_addresses;
 mod lease;
@@ -184,8 +185,12 @@ pub struct AddressSummary {
 pub struct NodeRecordSpec {
     /// Number of the node in the tunnel; never changed.
     pub tunnel_index: u16,
-    /// Grants, sorted by address.
+    /// Grants, sorted by address and ranges.
     pub grants: Vec<Grant>,
+    /// See [`NodeRecord::draining`]; sorted likewise.
+    pub draining: Vec<Grant>,
+    /// See [`NodeRecord::grants_epoch`]; never lower than before.
+    pub grants_epoch: u64,
     /// See [`NodeRecord::pod_prefixes`].
     #[cfg_attr(feature = "schema", schemars(with = "BTreeSet<String>"))]
     pub pod_prefixes: BTreeSet<IpNet>,
@@ -194,17 +199,41 @@ pub struct NodeRecordSpec {
     pub device_addresses: BTreeSet<IpNet>,
 }
 
-/// Plans the cluster. `now_secs`: seconds since the Unix epoch.
-pub fn plan(snapshot: &Snapshot, now_secs: i64) -> ClusterPlan {
+/// Time of planning, as the leader counts it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct PlanTime {
+    /// Seconds since the Unix epoch at the start of the term, plus the seconds that have passed since by a monotonic clock:
+    /// steps of the wall clock do not shorten or lengthen hold-downs.
+    pub now_secs: i64,
+    /// The leader's term; another number for each leader and each of its terms. Times that another term counted are
+    /// counted anew.
+    pub term: u64,
+}
+
+impl PlanTime {
+    /// The time of a plan that nobody leads, for example of `egret plan`.
+    pub fn of_no_term(now_secs: i64) -> Self {
+        PlanTime { now_secs, term: 0 }
+    }
+}
+
+/// Plans the cluster.
+pub fn plan(snapshot: &Snapshot, time: PlanTime) -> ClusterPlan {
     let mut reasons: Vec<PlanReason> = Vec::new();
     let allocation = allocate::allocate(snapshot, &snapshot.pods, &mut reasons);
     let (resolved, mut findings) = resolve(snapshot, &allocation.assigned, &snapshot.pods);
     findings.extend(allocation.findings);
     let selected = select(snapshot, &resolved, snapshot.pods.values());
     let demand = demand::demand(snapshot, &resolved, &selected);
-    let leases = lease::plan_leases(snapshot, &demand, now_secs, &mut reasons, &mut findings);
+    let leases = lease::plan_leases(snapshot, &demand, time, &mut reasons, &mut findings);
     let told = pod_prefixes::Told::of(snapshot, &pod_prefixes::uncovered(snapshot));
-    let mut nodes = nodes::plan_nodes(snapshot, &leases.records, &mut reasons, &mut findings);
+    let mut nodes = nodes::plan_nodes(
+        snapshot,
+        &leases.records,
+        leases.believed_max,
+        &mut reasons,
+        &mut findings,
+    );
     let device_addresses = device_addresses::all(snapshot);
     let devices = device_addresses::Told::of(snapshot, device_addresses.iter());
     let carriers = nodes.carry(snapshot, &told, &devices);

@@ -1,20 +1,22 @@
 //! Rules for plans.
 
-use super::leases::{check_change, check_record, steering};
+use super::leases::{check_change, check_claims, check_record, steering};
 use super::unreadable::check_unreadable;
 use super::{Found, Rule, Violation, pod_addresses};
 use crate::model::*;
-use crate::plan::{ClusterPlan, PolicyPlan};
+use crate::plan::{ClusterPlan, PlanTime, PolicyPlan};
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
 /// Checks a plan against the snapshot that it was made from and the time.
-pub fn check_plan(snapshot: &Snapshot, plan: &ClusterPlan, now_secs: i64) -> Vec<Violation> {
+pub fn check_plan(snapshot: &Snapshot, plan: &ClusterPlan, time: PlanTime) -> Vec<Violation> {
     let mut found = Found::default();
     let kept = &snapshot.unreadable.addresses;
     let planned = plan.addresses.values();
     for record in planned.filter(|record| !kept.contains(&record.address)) {
         check_record(record, &mut found);
+        let before = snapshot.addresses.get(&record.address);
+        check_claims(snapshot, before, record, &mut found);
     }
     for (address, before) in &snapshot.addresses {
         if kept.contains(address) {
@@ -28,7 +30,7 @@ pub fn check_plan(snapshot: &Snapshot, plan: &ClusterPlan, now_secs: i64) -> Vec
                 snapshot,
                 before,
                 plan.addresses.get(address),
-                now_secs,
+                time,
                 &mut found,
             );
         }
@@ -114,9 +116,11 @@ fn writes(snapshot: &Snapshot, plan: &ClusterPlan, found: &mut Found) {
     );
     let differs = |(name, spec): &(&NodeName, &crate::plan::NodeRecordSpec)| {
         snapshot.node_records.get(*name).is_none_or(|known| {
-            (known.tunnel_index, &known.grants) != (spec.tunnel_index, &spec.grants)
+            let grants = (&known.grants, &known.draining, known.grants_epoch);
+            known.tunnel_index != spec.tunnel_index
                 || known.pod_prefixes != spec.pod_prefixes
                 || known.device_addresses != spec.device_addresses
+                || grants != (&spec.grants, &spec.draining, spec.grants_epoch)
         })
     };
     let nodes: Vec<&NodeName> = plan
@@ -200,14 +204,20 @@ fn acknowledged(snapshot: &Snapshot, epoch: u64) -> bool {
 }
 
 fn nodes(snapshot: &Snapshot, plan: &ClusterPlan, found: &mut Found) {
-    let mut leased: BTreeMap<&NodeName, Vec<Grant>> = BTreeMap::new();
+    let mut leased: BTreeMap<(&NodeName, bool), Vec<Grant>> = BTreeMap::new();
     let unreadable = &snapshot.unreadable;
     let records = plan.addresses.values();
     let readable = records.filter(|record| !unreadable.addresses.contains(&record.address));
     for record in readable {
         for lease in &record.leases {
-            if matches!(lease.state, LeaseState::Granted | LeaseState::Active) {
-                leased.entry(&lease.node).or_default().push(Grant {
+            let usable = match lease.state {
+                LeaseState::Granted | LeaseState::Active => Some(true),
+                LeaseState::Draining | LeaseState::Vanished => Some(false),
+                LeaseState::Fenced | LeaseState::HoldDown => None,
+            };
+            if let Some(usable) = usable {
+                let of_node = leased.entry((&lease.node, usable)).or_default();
+                of_node.push(Grant {
                     address: record.address,
                     gateway: record.gateway.clone(),
                     ranges: lease.ranges.clone(),
@@ -228,13 +238,24 @@ fn nodes(snapshot: &Snapshot, plan: &ClusterPlan, found: &mut Found) {
                 format!("{} is that of {other} too", spec.tunnel_index),
             );
         }
-        let leased = leased.remove(name).unwrap_or_default();
+        let usable = leased.remove(&(name, true)).unwrap_or_default();
+        let draining = leased.remove(&(name, false)).unwrap_or_default();
+        let withdrawn = draining.iter().map(|grant| grant.epoch).max();
         let of_readable = |grant: &&Grant| !unreadable.addresses.contains(&grant.address);
         found.expect(
-            spec.grants.iter().filter(of_readable).eq(&leased),
+            spec.grants.iter().filter(of_readable).eq(&usable)
+                && spec.draining.iter().filter(of_readable).eq(&draining),
             Rule::GrantsDiffer,
             name,
             "grants are not its leases",
+        );
+        let before = snapshot.node_records.get(name);
+        let before = before.map_or(0, |record| record.grants_epoch);
+        found.expect(
+            spec.grants_epoch >= before && Some(spec.grants_epoch) >= withdrawn,
+            Rule::EpochOrder,
+            name,
+            "the epoch of its grants goes back, or misses a withdrawal",
         );
     }
     let nodes = snapshot.nodes.keys();

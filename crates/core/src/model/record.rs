@@ -39,13 +39,31 @@ pub enum LeaseState {
     Granted,
     /// Every live gateway has it.
     Active,
-    /// The worker must stop using it; existing flows end.
+    /// The worker must open no new flow in it; existing flows end. It ends when the worker says so about this epoch.
     Draining,
+    /// The worker's Node object is gone, for less than `NODE_GONE_SECS`: its flows go on, in case that it comes back.
+    Vanished,
+    /// The worker's Node object stays gone: gateways take the ranges out of their steering tables, which fences the
+    /// worker. It ends when every gateway that can carry traffic has this epoch.
+    Fenced,
     /// Used by no worker; leased again after `since` plus hold-down.
     HoldDown,
 }
 
-/// Ports of one address that one worker may use.
+impl LeaseState {
+    /// The worker may open flows in the ranges.
+    pub fn is_usable(self) -> bool {
+        matches!(self, LeaseState::Granted | LeaseState::Active)
+    }
+
+    /// Gateways steer the ranges to the worker: it may have flows in them.
+    pub fn is_steered(self) -> bool {
+        self.is_usable() || matches!(self, LeaseState::Draining | LeaseState::Vanished)
+    }
+}
+
+/// Ports of one address that one worker may use. A worker may have several leases of one address. Ranges of leases of one
+/// address are disjoint, whatever their states.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct Lease {
@@ -55,9 +73,13 @@ pub struct Lease {
     pub ranges: Vec<PortRange>,
     /// Incremented with every change of any lease in the cluster: the first steering version that includes this lease.
     pub epoch: u64,
+    /// Epoch at which it was withdrawn from its worker, while it drains: the worker's statement about an earlier one does
+    /// not concern it.
+    #[serde(default)]
+    pub withdrawn: Option<u64>,
     /// State in its life cycle.
     pub state: LeaseState,
-    /// Seconds since the epoch at which it entered this state.
+    /// Seconds since the epoch at which the leader of [`AddressRecord::term`] first saw it in this state.
     pub since_secs: i64,
 }
 
@@ -71,10 +93,43 @@ pub struct AddressRecord {
     pub gateway: GatewayName,
     /// Highest epoch that its leases ever had.
     pub epoch: u64,
-    /// The leases, at most one that is Granted or Active per worker.
+    /// Term of the leader that counts the times of this record. Another leader counts them from its own start: clocks of
+    /// two machines are never compared.
+    #[serde(default)]
+    pub term: u64,
+    /// The store has gone back to an older state, for example because a backup was restored. Nothing is granted until every
+    /// node has said what it holds, or the hold-down has passed.
+    #[serde(default)]
+    pub restored: Option<Restored>,
+    /// The leases, sorted by worker and ranges.
     pub leases: Vec<Lease>,
     /// Version of the object in the store, for compare-and-swap.
     pub resource_version: u64,
+}
+
+/// A store that has gone back, as one record was told of it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
+pub struct Restored {
+    /// First epoch after that. Nodes that acknowledge it have said what they hold.
+    pub epoch: u64,
+    /// Seconds since the epoch at which the leader of [`AddressRecord::term`] noticed it.
+    pub since_secs: i64,
+}
+
+impl AddressRecord {
+    /// A record without leases that is not in the store yet.
+    pub fn new(address: IpAddr, gateway: GatewayName) -> Self {
+        Self {
+            address,
+            gateway,
+            epoch: 0,
+            term: 0,
+            restored: None,
+            leases: Vec::new(),
+            resource_version: 0,
+        }
+    }
 }
 
 /// A lease, as the worker sees it.
@@ -109,8 +164,15 @@ pub struct NodeRecord {
     pub node: NodeName,
     /// Number of the node in the tunnel: 1..=`TUNNEL_INDEX_MAX`, unique, never changed.
     pub tunnel_index: u16,
-    /// Grants, written by the controller.
+    /// Grants, written by the controller; several per address where the worker needed more.
     pub grants: Vec<Grant>,
+    /// Withdrawn ranges in which this node may still have flows, and open none. It ends flows in ranges of egress
+    /// addresses that are neither here nor in `grants`.
+    #[serde(default)]
+    pub draining: Vec<Grant>,
+    /// Epoch of `grants` and `draining`: the highest epoch of any grant or withdrawal in them. The agent acknowledges it.
+    #[serde(default)]
+    pub grants_epoch: u64,
     /// Pod addresses of the whole cluster that no Node names. The controller writes them into the records of
     /// `POD_PREFIX_RECORDS` gateway nodes.
     #[serde(default)]
@@ -133,8 +195,19 @@ pub struct NodeRecord {
     pub steering_version: u64,
     /// Addresses that this node announces.
     pub announcing: BTreeSet<IpAddr>,
-    /// Source ports in use by address; an address stays listed until the worker has drained it.
+    /// The highest `grants_epoch` that the agent has applied to its kernel; 0 before its first report. Only with it does
+    /// the absence of ranges in `held` mean anything.
+    #[serde(default)]
+    pub acknowledged: u64,
+    /// Ranges, by address, in which this node's kernel may open flows or has flows; sorted, disjoint.
+    #[serde(default)]
+    pub held: BTreeMap<IpAddr, Vec<PortRange>>,
+    /// Source ports in use by address, rounded up so that small changes are not reported.
     pub demand: BTreeMap<IpAddr, u32>,
+    /// Source ports that this node wants of each address, where its demand has been measured; never fewer than it needs
+    /// for its flows of the last minutes.
+    #[serde(default)]
+    pub wanted_ports: BTreeMap<IpAddr, u32>,
     /// Number of destinations towards which every leased port is in use, by address; complete.
     pub full_destinations: BTreeMap<IpAddr, u32>,
     /// Policies that the agent has programmed.
@@ -168,6 +241,8 @@ impl NodeRecord {
             node,
             tunnel_index: 0,
             grants: Vec::new(),
+            draining: Vec::new(),
+            grants_epoch: 0,
             pod_prefixes: BTreeSet::new(),
             device_addresses: BTreeSet::new(),
             underlay_addresses: Vec::new(),
@@ -176,7 +251,10 @@ impl NodeRecord {
             uplink_lost: false,
             steering_version: 0,
             announcing: BTreeSet::new(),
+            acknowledged: 0,
+            held: BTreeMap::new(),
             demand: BTreeMap::new(),
+            wanted_ports: BTreeMap::new(),
             full_destinations: BTreeMap::new(),
             programmed: Vec::new(),
             datapath: None,

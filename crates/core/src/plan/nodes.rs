@@ -16,28 +16,32 @@ pub(super) struct PlannedNodes {
 pub(super) fn plan_nodes(
     snapshot: &Snapshot,
     addresses: &BTreeMap<IpAddr, AddressRecord>,
+    believed_max: u64,
     reasons: &mut Vec<PlanReason>,
     findings: &mut BTreeSet<Finding>,
 ) -> PlannedNodes {
-    let mut grants: BTreeMap<&NodeName, Vec<Grant>> = BTreeMap::new();
+    let mut grants: BTreeMap<&NodeName, NodeGrants> = BTreeMap::new();
     let mut holders: BTreeSet<&NodeName> = BTreeSet::new();
     for record in addresses.values() {
         for lease in &record.leases {
             holders.insert(&lease.node);
-            if let Some(grant) = grant(record, lease) {
-                grants.entry(&lease.node).or_default().push(grant);
-            }
+            grants.entry(&lease.node).or_default().add(record, lease);
         }
     }
+    let restored = addresses.values().filter_map(|record| record.restored);
+    let restored = restored.map(|restored| restored.epoch).max().unwrap_or(0);
     let numbers = number(snapshot, &|name| holders.contains(name));
     reasons.extend(numbers.reasons);
     findings.extend(numbers.findings);
     let records = numbers.indexes.into_iter().map(|(name, tunnel_index)| {
         let grants = grants.remove(&name).unwrap_or_default();
-        let grants = unreadable::grants(snapshot, &name, grants);
+        let grants = grants.since(restored).sorted();
+        let grants = unreadable::grants(snapshot, &name, grants, believed_max);
         let spec = NodeRecordSpec {
             tunnel_index,
-            grants,
+            grants: grants.usable,
+            draining: grants.draining,
+            grants_epoch: grants.epoch,
             pod_prefixes: BTreeSet::new(),
             device_addresses: BTreeSet::new(),
         };
@@ -153,14 +157,62 @@ fn number_new(snapshot: &Snapshot, used: &BTreeSet<u16>, numbers: &mut Numbers) 
     }
 }
 
-/// The grant that the worker gets for this lease; `None` in states in which it may not use the ports.
-pub(super) fn grant(record: &AddressRecord, lease: &Lease) -> Option<Grant> {
-    matches!(lease.state, LeaseState::Granted | LeaseState::Active).then(|| Grant {
-        address: record.address,
-        gateway: record.gateway.clone(),
-        ranges: lease.ranges.clone(),
-        epoch: lease.epoch,
-    })
+/// What a worker is told of its leases.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(super) struct NodeGrants {
+    /// Ranges in which it may open flows.
+    pub usable: Vec<Grant>,
+    /// Ranges in which its flows may go on.
+    pub draining: Vec<Grant>,
+    /// Highest epoch of these, withdrawals included.
+    pub epoch: u64,
+}
+
+impl NodeGrants {
+    /// What the node's record contains.
+    pub(super) fn of_record(record: &NodeRecord) -> Self {
+        NodeGrants {
+            usable: record.grants.clone(),
+            draining: record.draining.clone(),
+            epoch: record.grants_epoch,
+        }
+    }
+
+    /// Adds a lease of the node. The flows of a node that is gone go on for a while, in case that it comes back; what it
+    /// finds fenced then is no longer its own.
+    pub(super) fn add(&mut self, record: &AddressRecord, lease: &Lease) {
+        let list = match lease.state {
+            LeaseState::Granted | LeaseState::Active => &mut self.usable,
+            LeaseState::Draining | LeaseState::Vanished => &mut self.draining,
+            LeaseState::Fenced | LeaseState::HoldDown => return,
+        };
+        list.push(Grant {
+            address: record.address,
+            gateway: record.gateway.clone(),
+            ranges: lease.ranges.clone(),
+            epoch: lease.epoch,
+        });
+        let withdrawn = lease.withdrawn.unwrap_or(0);
+        self.epoch = self.epoch.max(lease.epoch).max(withdrawn);
+    }
+
+    /// With an epoch that is at least this one.
+    pub(super) fn since(mut self, epoch: u64) -> Self {
+        self.epoch = self.epoch.max(epoch);
+        self
+    }
+
+    /// In the order of records.
+    pub(super) fn sorted(mut self) -> Self {
+        sort(&mut self.usable);
+        sort(&mut self.draining);
+        self
+    }
+}
+
+/// Sorts by address and ranges.
+pub(super) fn sort(grants: &mut [Grant]) {
+    grants.sort_by(|a, b| (a.address, &a.ranges).cmp(&(b.address, &b.ranges)));
 }
 
 /// Whether the record must be written.
@@ -168,6 +220,8 @@ pub(super) fn differs(known: Option<&NodeRecord>, spec: &NodeRecordSpec) -> bool
     known.is_none_or(|known| {
         known.tunnel_index != spec.tunnel_index
             || known.grants != spec.grants
+            || known.draining != spec.draining
+            || known.grants_epoch != spec.grants_epoch
             || known.pod_prefixes != spec.pod_prefixes
             || known.device_addresses != spec.device_addresses
     })

@@ -27,7 +27,7 @@ mod policies;
 
 pub use change::{Change, changes};
 
-use super::{ClusterPlan, PolicyPlan, status};
+use super::{ClusterPlan, PlanTime, PolicyPlan, status};
 use crate::model::*;
 use device_addresses::DeviceAddresses;
 use keys::{PodRef, PolicyRef};
@@ -44,7 +44,7 @@ use std::net::IpAddr;
 #[derive(Debug)]
 pub struct Planner {
     snapshot: Snapshot,
-    now_secs: i64,
+    time: PlanTime,
     plan: ClusterPlan,
     pods: Pods,
     pod_prefixes: PodPrefixes,
@@ -108,11 +108,11 @@ struct Dirty {
 
 impl Planner {
     /// Plans from nothing.
-    pub fn new(snapshot: Snapshot, now_secs: i64) -> Self {
+    pub fn new(snapshot: Snapshot, time: PlanTime) -> Self {
         let mut planner = Self {
             pod_prefixes: PodPrefixes::of(&snapshot),
             snapshot,
-            now_secs,
+            time,
             plan: empty(),
             device_addresses: DeviceAddresses::default(),
             carriers: BTreeSet::new(),
@@ -160,8 +160,8 @@ impl Planner {
 
     /// Applies these changes and plans again, also if only time has passed. Returns the objects whose status may
     /// differ.
-    pub fn update(&mut self, changes: impl IntoIterator<Item = Change>, now_secs: i64) -> Touched {
-        self.now_secs = now_secs;
+    pub fn update(&mut self, changes: impl IntoIterator<Item = Change>, time: PlanTime) -> Touched {
+        self.time = time;
         let mut dirty = Dirty::default();
         let mut from_nothing = false;
         for change in changes {
@@ -169,7 +169,7 @@ impl Planner {
         }
         if from_nothing {
             let nothing = Snapshot::empty(self.snapshot.settings.clone());
-            *self = Self::new(std::mem::replace(&mut self.snapshot, nothing), now_secs);
+            *self = Self::new(std::mem::replace(&mut self.snapshot, nothing), time);
             return Touched {
                 all: true,
                 ..Touched::default()
@@ -180,9 +180,9 @@ impl Planner {
 
     /// Plans again for a newer snapshot and stores it: parts that it shares with the next snapshot are not compared
     /// again.
-    pub fn follow(&mut self, newer: Snapshot, now_secs: i64) -> Touched {
+    pub fn follow(&mut self, newer: Snapshot, time: PlanTime) -> Touched {
         let changes = changes(&self.snapshot, &newer);
-        let touched = self.update(changes, now_secs);
+        let touched = self.update(changes, time);
         // Equal values, but shared with the source's copy.
         self.snapshot = newer;
         touched

@@ -1,6 +1,7 @@
 //! Records that exist and cannot be read: they are not changed, and their addresses and indexes count as taken.
 
-use super::NodeRecordSpec;
+use super::nodes::{self, NodeGrants};
+use super::{NodeRecordSpec, lease};
 use crate::model::*;
 use ipnet::IpNet;
 use std::collections::BTreeSet;
@@ -20,21 +21,35 @@ pub(super) fn demand_is_unknown(snapshot: &Snapshot, node: &NodeName) -> bool {
 
 /// The grants of a node, from `planned` leases. Grants of addresses with an unreadable record stay as they are in the
 /// node's record. All grants stay if the node's own record cannot be read.
-pub(super) fn grants(snapshot: &Snapshot, node: &NodeName, mut planned: Vec<Grant>) -> Vec<Grant> {
+pub(super) fn grants(
+    snapshot: &Snapshot,
+    node: &NodeName,
+    planned: NodeGrants,
+    believed_max: u64,
+) -> NodeGrants {
     let unreadable = &snapshot.unreadable;
-    if unreadable.addresses.is_empty() && unreadable.nodes.is_empty() {
-        return planned;
-    }
     let record = snapshot.node_records.get(node);
-    let known = record.map_or(&[][..], |record| &record.grants);
+    let known = record.map(|record| NodeGrants::of_record(record));
+    let known = known.unwrap_or_default();
+    let epoch = lease::grants_epoch(record, planned.epoch, believed_max);
     if unreadable.nodes.contains(node) {
-        return known.to_vec();
+        return known;
     }
-    let stays = |grant: &&Grant| unreadable.addresses.contains(&grant.address);
-    planned.retain(|grant| !stays(&grant));
-    planned.extend(known.iter().filter(stays).cloned());
-    planned.sort_by_key(|grant| grant.address);
-    planned
+    if unreadable.addresses.is_empty() {
+        return NodeGrants { epoch, ..planned };
+    }
+    let merge = |mut planned: Vec<Grant>, known: Vec<Grant>| {
+        let stays = |grant: &Grant| unreadable.addresses.contains(&grant.address);
+        planned.retain(|grant| !stays(grant));
+        planned.extend(known.into_iter().filter(stays));
+        nodes::sort(&mut planned);
+        planned
+    };
+    NodeGrants {
+        usable: merge(planned.usable, known.usable),
+        draining: merge(planned.draining, known.draining),
+        epoch,
+    }
 }
 
 /// Sets the addresses of pods and of devices in a node's record, or leaves them as they are if the record cannot be

@@ -6,7 +6,7 @@ use crate::front_end;
 use egret_api as api;
 use egret_core::model::{
     AddressClaim, AddressRecord, GatewayName, Grant, Kind, Lease, LeaseState, MacAddress,
-    NoMacAddress, NodeName, NodeRecord, ObjectRef, PortRange, Programmed,
+    NoMacAddress, NodeName, NodeRecord, ObjectRef, PortRange, Programmed, Restored,
 };
 use egret_core::numbers::TUNNEL_INDEX_MAX;
 use ipnet::IpNet;
@@ -54,6 +54,13 @@ pub fn address_record(object: &api::EgressAddress) -> Reading<AddressRecord> {
         gateway: GatewayName(spec.gateway.clone()),
         leases: leases.collect(),
         epoch: epoch.unwrap_or(0),
+        term: self::epoch(&mut check, "spec.term", spec.term).unwrap_or(0),
+        restored: spec.restored.as_ref().and_then(|restored| {
+            Some(Restored {
+                epoch: self::epoch(&mut check, "spec.restored.epoch", restored.epoch)?,
+                since_secs: restored.since.0.as_second(),
+            })
+        }),
         resource_version: resource_version(&object.metadata),
     };
     let mut findings = check.into_findings();
@@ -78,10 +85,16 @@ fn lease(check: &mut Check, field: &str, lease: &api::AddressLease) -> Option<Le
         node: NodeName(lease.node.clone()),
         ranges: port_ranges(check, &format!("{field}.ranges"), &lease.ranges)?,
         epoch: epoch(check, &format!("{field}.epoch"), lease.epoch)?,
+        withdrawn: match lease.withdrawn_epoch {
+            Some(withdrawn) => Some(epoch(check, &format!("{field}.withdrawnEpoch"), withdrawn)?),
+            None => None,
+        },
         state: match lease.state {
             api::LeaseStateName::Granted => LeaseState::Granted,
             api::LeaseStateName::Active => LeaseState::Active,
             api::LeaseStateName::Draining => LeaseState::Draining,
+            api::LeaseStateName::Vanished => LeaseState::Vanished,
+            api::LeaseStateName::Fenced => LeaseState::Fenced,
             api::LeaseStateName::HoldDown => LeaseState::HoldDown,
         },
         since_secs: lease.since.0.as_second(),
@@ -98,6 +111,11 @@ pub fn address_spec(record: &AddressRecord) -> api::EgressAddressSpec {
         address: record.address.to_string(),
         gateway: record.gateway.0.clone(),
         epoch: api_number(record.epoch),
+        term: api_number(record.term),
+        restored: record.restored.map(|restored| api::AddressRestored {
+            epoch: api_number(restored.epoch),
+            since: time(restored.since_secs),
+        }),
         leases: record
             .leases
             .iter()
@@ -105,10 +123,13 @@ pub fn address_spec(record: &AddressRecord) -> api::EgressAddressSpec {
                 node: lease.node.0.clone(),
                 ranges: range_texts(&lease.ranges),
                 epoch: api_number(lease.epoch),
+                withdrawn_epoch: lease.withdrawn.map(api_number),
                 state: match lease.state {
                     LeaseState::Granted => api::LeaseStateName::Granted,
                     LeaseState::Active => api::LeaseStateName::Active,
                     LeaseState::Draining => api::LeaseStateName::Draining,
+                    LeaseState::Vanished => api::LeaseStateName::Vanished,
+                    LeaseState::Fenced => api::LeaseStateName::Fenced,
                     LeaseState::HoldDown => api::LeaseStateName::HoldDown,
                 },
                 since: time(lease.since_secs),
@@ -134,6 +155,13 @@ pub fn node_record(object: &api::EgressNode) -> Reading<NodeRecord> {
             self::grant(&mut check, &format!("spec.grants[{index}]"), grant)
         })
         .collect();
+    let draining = object.spec.draining.iter().enumerate();
+    let draining: Vec<Grant> = draining
+        .filter_map(|(index, grant)| {
+            self::grant(&mut check, &format!("spec.draining[{index}]"), grant)
+        })
+        .collect();
+    let grants_epoch = epoch(&mut check, "spec.grantsEpoch", object.spec.grants_epoch);
     let mut reported = Check::new(Kind::EgressNode, &object.metadata);
     let mut demand_gap = false;
     let status = object.status.clone().unwrap_or_default();
@@ -143,6 +171,8 @@ pub fn node_record(object: &api::EgressNode) -> Reading<NodeRecord> {
             node: NodeName(check.object.name.clone()),
             tunnel_index: index?,
             grants,
+            draining,
+            grants_epoch: grants_epoch.unwrap_or(0),
             pod_prefixes: networks(check, "spec.podPrefixes", &object.spec.pod_prefixes)?,
             device_addresses: networks(
                 check,
@@ -168,6 +198,10 @@ pub fn node_record(object: &api::EgressNode) -> Reading<NodeRecord> {
             announcing: addresses(check, "status.announcing", &status.announcing)?
                 .into_iter()
                 .collect(),
+            acknowledged: epoch(check, "status.acknowledgedEpoch", status.acknowledged_epoch)
+                .unwrap_or(0),
+            held: held(check, &status.held, &mut demand_gap),
+            wanted_ports: wanted_ports(check, &status.demand),
             demand: status
                 .demand
                 .iter()
@@ -175,11 +209,9 @@ pub fn node_record(object: &api::EgressNode) -> Reading<NodeRecord> {
                 .filter_map(|(index, demand)| {
                     let field = format!("status.demand[{index}]");
                     let text = &demand.address;
-                    let address = check.take(format!("{field}.address"), text, address(text));
-                    demand_gap |= address.is_none();
+                    let address = check.take(format!("{field}.address"), text, address(text))?;
                     let ports = number(check, &format!("{field}.ports"), demand.ports, 0, 1 << 31);
-                    // A listed address is in use, whatever the number of ports.
-                    Some((address?, ports.unwrap_or(0)))
+                    Some((address, ports.unwrap_or(0)))
                 })
                 .collect(),
             full_destinations: full_destinations(check, &status.demand)?,
@@ -239,6 +271,39 @@ fn conflicts(check: &mut Check, all: &[api::AddressConflict]) -> BTreeMap<IpAddr
             Some((address, AddressClaim { mac, since_secs }))
         })
         .collect()
+}
+
+/// Held ranges by address. `gap`: set if some cannot be read, so that it is unknown what the node holds.
+fn held(
+    check: &mut Check,
+    all: &[api::HeldPorts],
+    gap: &mut bool,
+) -> BTreeMap<IpAddr, Vec<PortRange>> {
+    let mut held = BTreeMap::new();
+    for (index, one) in all.iter().enumerate() {
+        let field = format!("status.held[{index}]");
+        let text = &one.address;
+        let address = check.take(format!("{field}.address"), text, address(text));
+        let ranges = port_ranges(check, &format!("{field}.ranges"), &one.ranges);
+        match (address, ranges) {
+            (Some(address), Some(ranges)) => drop(held.insert(address, ranges)),
+            _ => *gap = true,
+        }
+    }
+    held
+}
+
+fn wanted_ports(check: &mut Check, demand: &[api::PortDemand]) -> BTreeMap<IpAddr, u32> {
+    let mut all = BTreeMap::new();
+    for (index, one) in demand.iter().enumerate() {
+        let field = format!("status.demand[{index}].wantedPorts");
+        let wanted: Option<u32> = number(check, &field, one.wanted_ports.into(), 0, 64_512);
+        let wanted = wanted.unwrap_or(0);
+        if let (true, Ok(address)) = (wanted > 0, one.address.parse()) {
+            all.insert(address, wanted);
+        }
+    }
+    all
 }
 
 fn full_destinations(
@@ -333,16 +398,9 @@ fn policy_ref(text: &str) -> Option<ObjectRef> {
 pub fn node_spec(record: &NodeRecord) -> api::EgressNodeSpec {
     api::EgressNodeSpec {
         tunnel_index: record.tunnel_index.into(),
-        grants: record
-            .grants
-            .iter()
-            .map(|grant| api::NodeGrant {
-                address: grant.address.to_string(),
-                gateway: grant.gateway.0.clone(),
-                ranges: range_texts(&grant.ranges),
-                epoch: api_number(grant.epoch),
-            })
-            .collect(),
+        grants: node_grants(&record.grants),
+        draining: node_grants(&record.draining),
+        grants_epoch: api_number(record.grants_epoch),
         pod_prefixes: record.pod_prefixes.iter().map(IpNet::to_string).collect(),
         device_addresses: record
             .device_addresses
@@ -350,6 +408,16 @@ pub fn node_spec(record: &NodeRecord) -> api::EgressNodeSpec {
             .map(IpNet::to_string)
             .collect(),
     }
+}
+
+fn node_grants(grants: &[Grant]) -> Vec<api::NodeGrant> {
+    let grants = grants.iter().map(|grant| api::NodeGrant {
+        address: grant.address.to_string(),
+        gateway: grant.gateway.0.clone(),
+        ranges: range_texts(&grant.ranges),
+        epoch: api_number(grant.epoch),
+    });
+    grants.collect()
 }
 
 /// The agent's part of an `EgressNode`, as far as the record contains it.
@@ -381,12 +449,25 @@ pub fn node_status(record: &NodeRecord) -> api::NodeStatus {
         uplink_lost: record.uplink_lost,
         steering_version: api_number(record.steering_version),
         announcing: record.announcing.iter().map(IpAddr::to_string).collect(),
+        acknowledged_epoch: api_number(record.acknowledged),
+        held: record
+            .held
+            .iter()
+            .map(|(address, ranges)| api::HeldPorts {
+                address: address.to_string(),
+                ranges: range_texts(ranges),
+            })
+            .collect(),
         demand: record
             .demand
             .iter()
             .map(|(address, ports)| api::PortDemand {
                 address: address.to_string(),
                 ports: (*ports).into(),
+                wanted_ports: record
+                    .wanted_ports
+                    .get(address)
+                    .map_or(0, |wanted| i32::try_from(*wanted).unwrap_or(i32::MAX)),
                 full_destinations: record
                     .full_destinations
                     .get(address)

@@ -19,13 +19,7 @@ pub(crate) fn unread_address(
     let Some(address) = api::address_of_object_name(&object.name) else {
         return Err(findings);
     };
-    let record = AddressRecord {
-        address,
-        gateway: GatewayName(String::new()),
-        epoch: 0,
-        leases: Vec::new(),
-        resource_version: 0,
-    };
+    let record = AddressRecord::new(address, GatewayName(String::new()));
     Ok(Reading {
         record: Some(record),
         gaps: Gaps {

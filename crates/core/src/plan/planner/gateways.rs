@@ -112,7 +112,10 @@ impl Planner {
         if was.map(|r| r.tunnel_index) != is.map(|r| r.tunnel_index) {
             dirty.numbers = true;
         }
-        dirty.addresses.extend(self.drained_otherwise(&name, was));
+        dirty.addresses.extend(self.leases_otherwise(&name, was));
+        if self.leases.is_restored() {
+            dirty.addresses.extend(self.leases.restored());
+        }
         if status::gateway_node(&name, was) != status::gateway_node(&name, is) {
             dirty.gateways.extend(self.leases.gateways_of(&name));
         }
@@ -134,25 +137,26 @@ impl Planner {
         others.any(|(address, _)| self.matters(address))
     }
 
-    /// Addresses for which the node's report of being drained changed.
-    fn drained_otherwise(&self, name: &NodeName, was: Option<&NodeRecord>) -> BTreeSet<IpAddr> {
+    /// Addresses whose leases depend on what changed in the node's record.
+    fn leases_otherwise(&self, name: &NodeName, was: Option<&NodeRecord>) -> BTreeSet<IpAddr> {
         let is = self.snapshot.node_records.get(name);
-        let (Some(was), Some(is)) = (was, is) else {
-            return self.leases.of_node(name).into_iter().collect();
+        let concerns = |record: Option<&NodeRecord>| record.map(lease::Concerns::of);
+        let (was, is) = (concerns(was), concerns(is));
+        let (Some(was), Some(is)) = (&was, &is) else {
+            let both = was.iter().chain(&is);
+            let claimed = both.flat_map(|record| record.addresses().copied());
+            return self
+                .leases
+                .of_node(name)
+                .into_iter()
+                .chain(claimed)
+                .collect();
         };
-        let mut candidates: BTreeSet<IpAddr> = BTreeSet::new();
-        if !was.demand.keys().eq(is.demand.keys()) {
-            candidates.extend(was.demand.keys().filter(|a| !is.demand.contains_key(a)));
-            candidates.extend(is.demand.keys().filter(|a| !was.demand.contains_key(a)));
+        let mut changed: BTreeSet<IpAddr> = was.differing(is);
+        if was.epochs != is.epochs {
+            changed.extend(self.leases.of_node(name));
         }
-        let granted = |r: &NodeRecord| -> BTreeSet<IpAddr> {
-            r.grants.iter().map(|grant| grant.address).collect()
-        };
-        if was.grants != is.grants {
-            candidates.extend(granted(was).symmetric_difference(&granted(is)));
-        }
-        candidates.retain(|a| lease::is_drained(was, *a) != lease::is_drained(is, *a));
-        candidates
+        changed
     }
 
     /// Numbers nodes if the set of records may have changed, and updates grants.
@@ -180,6 +184,8 @@ impl Planner {
                     let spec = NodeRecordSpec {
                         tunnel_index,
                         grants: Vec::new(),
+                        draining: Vec::new(),
+                        grants_epoch: 0,
                         pod_prefixes: BTreeSet::new(),
                         device_addresses: BTreeSet::new(),
                     };
@@ -193,9 +199,10 @@ impl Planner {
         let mut writes: BTreeSet<NodeName> = std::mem::take(&mut self.plan.node_writes)
             .into_iter()
             .collect();
+        let believed_max = self.leases.believed_max();
         for name in &dirty.nodes {
             let grants = self.leases.grants(name, &self.plan.addresses);
-            let grants = unreadable::grants(&self.snapshot, name, grants);
+            let grants = unreadable::grants(&self.snapshot, name, grants, believed_max);
             let carried = match self.carriers.contains(name) {
                 true => (
                     self.pod_prefixes.told().clone(),
@@ -205,7 +212,9 @@ impl Planner {
             };
             let known = self.snapshot.node_records.get(name);
             let differs = self.plan.node_records.get_mut(name).is_some_and(|spec| {
-                spec.grants = grants;
+                spec.grants = grants.usable;
+                spec.draining = grants.draining;
+                spec.grants_epoch = grants.epoch;
                 unreadable::carry(&self.snapshot, name, spec, carried);
                 nodes::differs(known, spec)
             });
