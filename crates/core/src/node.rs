@@ -17,6 +17,7 @@ mod path;
 mod pod_addresses;
 mod pod_routes;
 mod podmap;
+mod policies;
 mod probe_targets;
 mod profiles;
 mod report;
@@ -30,11 +31,11 @@ pub use facts::*;
 pub(crate) use groups::OPEN_TUNNEL;
 pub use ids::*;
 pub use lookup::Fate;
-pub use next_hops::wanted_next_hops;
 pub use outcome::NodeOutcome;
 pub use path::{CniPath, PathFacts, PodsPath, Way};
 pub use pod_routes::{MainRoute, pod_routes};
 pub use podmap::{PodChange, PodMap};
+pub use policies::Policies;
 pub use probe_targets::{ProbeTarget, probe_targets};
 pub use report::{NodeReport, ReportKind};
 pub use state::Presence;
@@ -42,37 +43,44 @@ pub use state::*;
 pub use traffic_keys::TrafficKey;
 
 use crate::model::*;
-use crate::resolve::{Resolved, assigned, resolve, select};
+use crate::resolve::{Resolved, select};
 use groups::Groups;
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
-/// Computes what this node's kernel must contain. The gateway's part must be applied before the worker's: the worker
-/// uses its own ranges as soon as the node's own steering table contains them.
+/// [`Policies::node_state`] where the node's facts do not depend on its policies.
 pub fn node_state(
     snapshot: &Snapshot,
+    facts: &NodeFacts,
+    node: &NodeName,
+) -> Result<NodeOutcome, NotYet> {
+    Policies::of(snapshot).node_state(facts, node)
+}
+
+fn state_of(
+    snapshot: &Snapshot,
+    resolved: &[Resolved<'_>],
     facts: &NodeFacts,
     node: &NodeName,
 ) -> Result<NodeOutcome, NotYet> {
     let me = cluster::Me::find(snapshot, node)?;
     let mut reports = Vec::new();
     let mut findings: BTreeSet<Finding> = BTreeSet::new();
-    let (resolved, _) = resolve(snapshot, &assigned(snapshot), &snapshot.pods);
     let own_pods = snapshot.pods.values().filter(|pod| pod.node == *node);
     let mut gateway = gateway::state(snapshot, facts, &me, &mut reports);
     let version = gateway.as_ref().map_or(0, |g| g.version);
     let mut groups = Groups::new(snapshot, facts, &me, version);
-    let selected = select(snapshot, &resolved, own_pods.clone());
+    let selected = select(snapshot, resolved, own_pods.clone());
     let built = profiles::build(
         snapshot,
-        &resolved,
+        resolved,
         &selected,
         (&me, facts),
         &mut groups,
         &mut findings,
     );
     if let Some(gateway) = &mut gateway {
-        next_hops::serve(snapshot, &resolved, &me, &mut groups, gateway);
+        next_hops::serve(snapshot, resolved, &me, &mut groups, gateway);
     }
     reports.append(&mut groups.reports);
     reports.extend(built.reports);
@@ -82,9 +90,9 @@ pub fn node_state(
     let (pods_path, lift) = path::decide(&facts.path, [&never, &throw], &built.profiles);
     let (mut profiles, mut programmed) = (built.profiles, built.programmed);
     let uncovered = pod_addresses::uncovered(snapshot, own_pods.clone());
-    let exposed = pod_addresses::refuse(facts, &uncovered, &resolved, &mut programmed);
+    let exposed = pod_addresses::refuse(facts, &uncovered, resolved, &mut programmed);
     reports.extend(exposed);
-    let refused = refuse(&pods_path, &resolved, &mut profiles, &mut programmed);
+    let refused = refuse(&pods_path, resolved, &mut profiles, &mut programmed);
     reports.extend(refused);
     let mut worker = WorkerState {
         never,
@@ -95,7 +103,7 @@ pub fn node_state(
         profiles,
         pods: built.pods,
         devices: built.devices,
-        egress_addresses: egress_addresses(snapshot, &resolved, &me),
+        egress_addresses: egress_addresses(snapshot, resolved, &me),
         lift,
         keep_uplinks: matches!(pods_path, PodsPath::Unsupported(_)),
         unknown: cluster::unknown(&me, facts, own_pods.clone(), &mut reports),

@@ -4,7 +4,7 @@ use super::surroundings::device_addresses;
 use egret_core::machines::{ExternalLink, OutboundRoute};
 use egret_core::model::{NodeName, Snapshot};
 use egret_core::node::{
-    Attachment, Candidate, External, ExternalChoice, ForeignMark, external_choice, wanted_next_hops,
+    Attachment, Candidate, External, ExternalChoice, ForeignMark, Policies, external_choice,
 };
 use egret_core::numbers::{
     CANARY_DESTINATION_V4, CANARY_DESTINATION_V6, EXTERNAL_ADDRESSES_MAX, TUNNEL_DEVICE,
@@ -26,12 +26,12 @@ pub(crate) struct Wanted {
 }
 
 impl Wanted {
-    pub(crate) fn of(snapshot: &Snapshot, node: &NodeName) -> Self {
+    pub(crate) fn of(snapshot: &Snapshot, policies: &Policies<'_>, node: &NodeName) -> Self {
         let own = snapshot.nodes.get(node);
         Wanted {
             underlay: own.and_then(|node| node.addresses.first()).copied(),
             external: external_choice(snapshot, node),
-            next_hops: wanted_next_hops(snapshot, node),
+            next_hops: policies.next_hops(node),
         }
     }
 }

@@ -54,7 +54,7 @@ pub struct NodeFacts {
     pub last_group_members: BTreeMap<GroupKey, BTreeSet<TunnelIndex>>,
     /// Addresses of every device of the node: never egress destinations.
     pub local_addresses: BTreeSet<IpAddr>,
-    /// Addresses of [`super::wanted_next_hops`] that this node's kernel reaches without a router between, and that its
+    /// Addresses of [`super::Policies::next_hops`] that this node's kernel reaches without a router between, and that its
     /// gateway can send tunnel packets to.
     #[serde(default)]
     pub attached: BTreeMap<IpAddr, Attachment>,

@@ -4,21 +4,9 @@ use super::cluster::Me;
 use super::groups::Groups;
 use super::{GatewayState, NextHopWay, NodeReport, ReportKind};
 use crate::model::*;
-use crate::resolve::{Resolved, resolve_next_hops, usable_gateway};
+use crate::resolve::{Resolved, usable_gateway};
 use std::collections::BTreeSet;
 use std::net::IpAddr;
-
-/// Next hops that this node must find among its neighbours: those of the policies of its gateways. Resolves only
-/// policies with a next hop, and nothing if there are none. All policies are resolved once, for the node's state.
-pub fn wanted_next_hops(snapshot: &Snapshot, node: &NodeName) -> BTreeSet<IpAddr> {
-    if snapshot.policies.iter().all(|p| p.next_hop().is_none()) {
-        return BTreeSet::new();
-    }
-    let resolved = resolve_next_hops(snapshot);
-    of_gateway(snapshot, &resolved, node)
-        .map(|(_, next_hop)| next_hop)
-        .collect()
-}
 
 /// Next hops of policies of this node's gateways, each once per gateway.
 pub(super) fn of_gateway<'r>(
