@@ -309,7 +309,9 @@ impl MainLoop {
             uncovered: self.inputs.uncovered.lasting(Instant::now()),
             ..self.facts(&links)
         };
-        let mut outcome = policies.node_state(&facts, &node).map_err(|e| with_causes(&e))?;
+        let mut outcome = policies
+            .node_state(&facts, &node)
+            .map_err(|e| with_causes(&e))?;
         self.inputs
             .uncovered
             .follow(&outcome.uncovered, Instant::now());

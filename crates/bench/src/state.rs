@@ -68,7 +68,7 @@ pub fn worker(pods: usize) -> NodeState {
             profiles: BTreeMap::from([(ProfileId(1), profile)]),
             pods: (0..pods).map(|n| (pod_address(n), ProfileId(1))).collect(),
             egress_addresses: BTreeSet::from([ip("192.168.122.222")]),
-            lift: BTreeSet::new(),
+            reinject: BTreeSet::new(),
             keep_uplinks: false,
             devices: BTreeMap::new(),
             unknown: None,

@@ -10,17 +10,17 @@ mod facts;
 mod gateway;
 mod groups;
 mod ids;
+mod issue;
 mod lookup;
 mod next_hops;
 mod outcome;
-mod path;
 mod pod_addresses;
+mod pod_forwarding;
 mod pod_routes;
 mod podmap;
 mod policies;
 mod probe_targets;
 mod profiles;
-mod report;
 mod state;
 mod traffic_keys;
 
@@ -30,14 +30,14 @@ pub use ending::{Ending, Idle};
 pub use facts::*;
 pub(crate) use groups::OPEN_TUNNEL;
 pub use ids::*;
+pub use issue::{IssueKind, NodeIssue};
 pub use lookup::Fate;
 pub use outcome::NodeOutcome;
-pub use path::{CniPath, PathFacts, PodsPath, Way};
+pub use pod_forwarding::{CniPath, PathFacts, PodForwarding, UplinkRoute};
 pub use pod_routes::{MainRoute, pod_routes};
 pub use podmap::{PodChange, PodMap};
 pub use policies::Policies;
 pub use probe_targets::{ProbeTarget, probe_targets};
-pub use report::{NodeReport, ReportKind};
 pub use state::Presence;
 pub use state::*;
 pub use traffic_keys::TrafficKey;
@@ -64,10 +64,10 @@ fn state_of(
     node: &NodeName,
 ) -> Result<NodeOutcome, NotYet> {
     let me = cluster::Me::find(snapshot, node)?;
-    let mut reports = Vec::new();
+    let mut issues = Vec::new();
     let mut findings: BTreeSet<Finding> = BTreeSet::new();
     let own_pods = snapshot.pods.values().filter(|pod| pod.node == *node);
-    let mut gateway = gateway::state(snapshot, facts, &me, &mut reports);
+    let mut gateway = gateway::state(snapshot, facts, &me, &mut issues);
     let version = gateway.as_ref().map_or(0, |g| g.version);
     let mut groups = Groups::new(snapshot, facts, &me, version);
     let selected = select(snapshot, resolved, own_pods.clone());
@@ -82,18 +82,19 @@ fn state_of(
     if let Some(gateway) = &mut gateway {
         next_hops::serve(snapshot, resolved, &me, &mut groups, gateway);
     }
-    reports.append(&mut groups.reports);
-    reports.extend(built.reports);
+    issues.append(&mut groups.issues);
+    issues.extend(built.issues);
     let traffic_keys = traffic_keys::assign(&mut groups.targets, &groups.policies);
     let never = cluster::never(snapshot, facts, own_pods.clone());
     let throw = cluster::throw(me.node, own_pods.clone());
-    let (pods_path, lift) = path::decide(&facts.path, [&never, &throw], &built.profiles);
+    let (pod_forwarding, reinject) =
+        pod_forwarding::decide(&facts.path, [&never, &throw], &built.profiles);
     let (mut profiles, mut programmed) = (built.profiles, built.programmed);
     let uncovered = pod_addresses::uncovered(snapshot, own_pods.clone());
     let exposed = pod_addresses::refuse(facts, &uncovered, resolved, &mut programmed);
-    reports.extend(exposed);
-    let refused = refuse(&pods_path, resolved, &mut profiles, &mut programmed);
-    reports.extend(refused);
+    issues.extend(exposed);
+    let refused = refuse(&pod_forwarding, resolved, &mut profiles, &mut programmed);
+    issues.extend(refused);
     let mut worker = WorkerState {
         never,
         throw,
@@ -104,15 +105,15 @@ fn state_of(
         pods: built.pods,
         devices: built.devices,
         egress_addresses: egress_addresses(snapshot, resolved, &me),
-        lift,
-        keep_uplinks: matches!(pods_path, PodsPath::Unsupported(_)),
-        unknown: cluster::unknown(&me, facts, own_pods.clone(), &mut reports),
+        reinject,
+        keep_uplinks: matches!(pod_forwarding, PodForwarding::Unsupported(_)),
+        unknown: cluster::unknown(&me, facts, own_pods.clone(), &mut issues),
         canary: None,
     };
     let mut target_groups = groups.keys;
-    let canaries = match pods_path {
-        PodsPath::Unsupported(_) => Vec::new(),
-        PodsPath::Netfilter | PodsPath::Bpf => canary::add(
+    let canaries = match pod_forwarding {
+        PodForwarding::Unsupported(_) => Vec::new(),
+        PodForwarding::Netfilter | PodForwarding::Bpf => canary::add(
             snapshot,
             (&me, facts),
             own_pods,
@@ -120,9 +121,9 @@ fn state_of(
             &mut target_groups,
         ),
     };
-    reports.extend(facts.broken_paths.iter().map(BrokenPath::report));
-    reports.sort();
-    reports.dedup();
+    issues.extend(facts.broken_paths.iter().map(BrokenPath::issue));
+    issues.sort();
+    issues.dedup();
     Ok(NodeOutcome {
         state: NodeState {
             tunnel: Tunnel {
@@ -144,8 +145,8 @@ fn state_of(
         silent: silent(snapshot, facts, node),
         findings: findings.into_iter().collect(),
         programmed,
-        pods_path,
-        reports,
+        pod_forwarding,
+        issues,
         groups: groups.numbers,
         group_members: groups.members,
         target_groups,
@@ -160,20 +161,20 @@ fn state_of(
 /// Refuses egress traffic of pods whose packets do not, or may not, pass the stack in both directions, and reports
 /// nothing of it as programmed.
 fn refuse(
-    pods_path: &PodsPath,
+    pod_forwarding: &PodForwarding,
     resolved: &[Resolved<'_>],
     profiles: &mut BTreeMap<ProfileId, Profile>,
     programmed: &mut [Programmed],
-) -> Option<NodeReport> {
-    match pods_path {
-        PodsPath::Netfilter => None,
-        PodsPath::Unsupported(_) => {
-            path::refuse(profiles);
+) -> Option<NodeIssue> {
+    match pod_forwarding {
+        PodForwarding::Netfilter => None,
+        PodForwarding::Unsupported(_) => {
+            pod_forwarding::refuse(profiles);
             programmed.iter_mut().for_each(|one| one.pods = 0);
             None
         }
-        PodsPath::Bpf => {
-            let refused = path::refuse_next_hops(profiles);
+        PodForwarding::Bpf => {
+            let refused = pod_forwarding::refuse_next_hops(profiles);
             let counted = programmed.iter_mut();
             counted
                 .filter(|one| is_to_next_hop(resolved, &one.policy))

@@ -20,4 +20,4 @@ pub use desired::{Desired, NextHop, RouteEntry, RouteKind, RuleEntry, RuleKind};
 pub use device::Device;
 pub use error::RouteError;
 pub use kernel::Routing;
-pub use way_out::WayOut;
+pub use way_out::OutboundNextHops;

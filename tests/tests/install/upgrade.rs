@@ -75,8 +75,7 @@ pub fn groups() -> Vec<Group> {
         nodes_report_under_the_names_of_this_version,
         nothing_wrong_was_seen_meanwhile,
     ];
-    let is_omitted =
-        || left_to_full("upgrade") || egret_cluster::programs::skipped("upgrade");
+    let is_omitted = || left_to_full("upgrade") || egret_cluster::programs::skipped("upgrade");
     vec![Group::new("upgrade", up, all).unless(is_omitted)]
 }
 
@@ -287,7 +286,10 @@ fn an_upgrade_under_load_loses_nothing(scene: &Scene) -> Outcome {
         FLOWS * load.idle.len() + 2 * load.busy.len(),
         load.router.wrong(),
     );
-    ensure!(opened > load.selected.len() && failed.is_empty(), "{failed:?}");
+    ensure!(
+        opened > load.selected.len() && failed.is_empty(),
+        "{failed:?}"
+    );
     ensure!(sent > 1000 && lost == 0 && errors.is_empty(), "{errors:?}");
     ensure!(broken == 0, "{broken} connections broke");
     // Adopted, and not made anew.

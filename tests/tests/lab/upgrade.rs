@@ -54,9 +54,9 @@ pub fn groups() -> Vec<Group> {
 /// One worker and two gateways, with the pods of the record.
 fn cluster() -> anyhow::Result<Cluster> {
     let mut topology = Topology::built_in();
-    topology.hosts.retain(|host| {
-        !host.is_node() || NODES.contains(&host.name.as_str())
-    });
+    topology
+        .hosts
+        .retain(|host| !host.is_node() || NODES.contains(&host.name.as_str()));
     let cluster = Cluster::up("upgrade", &topology)?;
     let lab = cluster.lab();
     lab.add_pod("worker1", pod("second", "Second"))?;
@@ -96,6 +96,18 @@ fn copy(from: &Path, to: &Path) -> Outcome {
     Ok(())
 }
 
+/// Empties a folder that is mounted elsewhere too.
+fn empty(folder: &Path) -> Outcome {
+    for entry in std::fs::read_dir(folder)? {
+        let path = entry?.path();
+        match path.is_dir() {
+            true => std::fs::remove_dir_all(&path)?,
+            false => std::fs::remove_file(&path)?,
+        }
+    }
+    Ok(())
+}
+
 /// Runs the previous version and records what it wrote.
 fn record() -> Outcome {
     let folder = PathBuf::from(std::env::var_os(RECORD).context("the folder")?);
@@ -127,7 +139,7 @@ fn up() -> anyhow::Result<Cluster> {
     let cluster = cluster()?;
     end(&cluster)?;
     let (fixtures, objects) = (Path::new(FIXTURES), cluster.lab().dir().objects());
-    std::fs::remove_dir_all(&objects)?;
+    empty(&objects)?;
     copy(&fixtures.join(OBJECTS), &objects)?;
     for node in NODES {
         let state = state(&cluster, node)?;
@@ -139,6 +151,14 @@ fn up() -> anyhow::Result<Cluster> {
     std::fs::write(file, announced.to_string())?;
     for host in [CONTROL].into_iter().chain(NODES) {
         cluster.lab().start(host)?;
+    }
+    // The recorded statuses are those of ready policies.
+    for node in NODES {
+        let applied = wait_for(node, DEADLINE, || cluster.agent_ready(node));
+        if applied.is_err() {
+            cluster.print_logs();
+        }
+        applied?;
     }
     cluster.wait_ready()?;
     Ok(cluster)
@@ -153,9 +173,9 @@ fn recorded(path: &str) -> anyhow::Result<Value> {
 
 fn leases_and_group_numbers_of_the_previous_version_stay(cluster: &Cluster) -> Outcome {
     let mut leases = 0;
-    for entry in std::fs::read_dir(Path::new(FIXTURES).join("objects/status/egressaddress"))? {
+    for entry in std::fs::read_dir(Path::new(FIXTURES).join("objects/status/EgressAddress"))? {
         let file = entry?.file_name().to_string_lossy().into_owned();
-        let before = recorded(&format!("objects/status/egressaddress/{file}"))?;
+        let before = recorded(&format!("objects/status/EgressAddress/{file}"))?;
         let name = file.trim_end_matches(".yaml");
         let after = cluster.object("EgressAddress", None, name);
         let after = after.with_context(|| format!("{name} is gone"))?;
@@ -192,7 +212,7 @@ fn announcements_of_the_previous_version_stay(cluster: &Cluster) -> Outcome {
 
 fn nodes_report_under_the_names_of_this_version(cluster: &Cluster) -> Outcome {
     for node in NODES {
-        let before = recorded(&format!("objects/status/egressnode/{node}.yaml"))?;
+        let before = recorded(&format!("objects/status/EgressNode/{node}.yaml"))?;
         let before = &before["status"]["abilities"];
         ensure!(before.is_array(), "{node} recorded no abilities");
         let mut last = None;

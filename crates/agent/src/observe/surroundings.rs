@@ -4,7 +4,7 @@ use egret_core::error::with_causes;
 use egret_core::model::{NodeRecord, Snapshot};
 use egret_core::node::{NodeOutcome, never_anywhere};
 use egret_core::numbers::{
-    CANARY_DEVICE, CANARY_PEER, LIFT_DEVICE, LIFT_PEER, NODE_ADDRESSES_MAX, ROUTERS_MAX,
+    CANARY_DEVICE, CANARY_PEER, NODE_ADDRESSES_MAX, REINJECT_DEVICE, REINJECT_PEER, ROUTERS_MAX,
     ROUTERS_REFRESH_SECS, TUNNEL_DEVICE,
 };
 use egret_datapath::route::{Device, Routing};
@@ -23,8 +23,8 @@ pub(crate) fn device_addresses(
 ) -> BTreeSet<IpNet> {
     let ours = [
         TUNNEL_DEVICE,
-        LIFT_DEVICE,
-        LIFT_PEER,
+        REINJECT_DEVICE,
+        REINJECT_PEER,
         CANARY_DEVICE,
         CANARY_PEER,
     ];

@@ -1,7 +1,7 @@
 //! Facts about the rest of the cluster that a node's state depends on.
 
 use super::pod_addresses;
-use super::{NodeFacts, NodeReport, NotYet, Peer, ReportKind, TunnelIndex};
+use super::{IssueKind, NodeFacts, NodeIssue, NotYet, Peer, TunnelIndex};
 use super::{UnknownPods, UnknownPodsPolicy};
 use crate::model::*;
 use crate::numbers::{TUNNEL_OVERHEAD_V4_BYTES, TUNNEL_OVERHEAD_V6_BYTES};
@@ -176,15 +176,15 @@ pub(super) fn unknown<'a>(
     me: &Me<'_>,
     facts: &NodeFacts,
     pods: impl Iterator<Item = &'a Pod>,
-    reports: &mut Vec<NodeReport>,
+    issues: &mut Vec<NodeIssue>,
 ) -> Option<UnknownPods> {
     if facts.unknown_pods == UnknownPodsPolicy::Pass {
         return None;
     }
     let cidrs: BTreeSet<IpNet> = me.node.pod_cidrs.iter().copied().collect();
     if cidrs.is_empty() {
-        reports.push(NodeReport {
-            kind: ReportKind::NoPodCidr,
+        issues.push(NodeIssue {
+            kind: IssueKind::NoPodCidr,
             subject: me.name.0.clone(),
             text: "--unknown-pods=drop needs spec.podCIDRs of the Node, and there are none: packets of pods that the API \
                    has not shown yet leave as the network plugin has it"

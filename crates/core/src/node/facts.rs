@@ -1,8 +1,8 @@
 //! Facts that only the node itself can observe.
 
 use super::ids::{GroupNumber, TunnelIndex};
-use super::path::PathFacts;
-use super::report::{NodeReport, ReportKind};
+use super::issue::{IssueKind, NodeIssue};
+use super::pod_forwarding::PathFacts;
 use super::state::Attachment;
 use crate::canary::{CanaryKind, Lost};
 use crate::model::*;
@@ -99,9 +99,9 @@ pub struct BrokenPath {
 }
 
 impl BrokenPath {
-    pub(super) fn report(&self) -> NodeReport {
-        NodeReport {
-            kind: ReportKind::PathBroken(self.lost),
+    pub(super) fn issue(&self) -> NodeIssue {
+        NodeIssue {
+            kind: IssueKind::PathBroken(self.lost),
             subject: self.group.gateway.0.clone(),
             text: self.to_string(),
         }

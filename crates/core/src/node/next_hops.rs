@@ -2,7 +2,7 @@
 
 use super::cluster::Me;
 use super::groups::Groups;
-use super::{GatewayState, NextHopWay, NodeReport, ReportKind};
+use super::{GatewayState, IssueKind, NextHopRoute, NodeIssue};
 use crate::model::*;
 use crate::resolve::{Resolved, usable_gateway};
 use std::collections::BTreeSet;
@@ -42,8 +42,8 @@ pub(super) fn serve(
 ) {
     for (gateway, next_hop) in of_gateway(snapshot, resolved, me.name) {
         if !groups.has(next_hop) {
-            groups.reports.push(NodeReport {
-                kind: ReportKind::NextHopNotAttached,
+            groups.issues.push(NodeIssue {
+                kind: IssueKind::NextHopNotAttached,
                 subject: gateway.name.0.clone(),
                 text: format!(
                     "the next hop {next_hop} is on no network of this gateway node, or its data path carries none: give it an \
@@ -56,7 +56,7 @@ pub(super) fn serve(
             continue;
         };
         let known = &groups.next_hops[&number];
-        if matches!(known.way, NextHopWay::Attached(_)) {
+        if matches!(known.route, NextHopRoute::Attached(_)) {
             // Two gateways of this node with one next hop: either number means the same.
             let identifier = known.network_identifier;
             state.next_hops.entry(identifier).or_insert(number);

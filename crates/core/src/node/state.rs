@@ -73,9 +73,9 @@ pub struct WorkerState {
     /// Every egress address of the cluster: guard (b) drops them on any other device.
     pub egress_addresses: BTreeSet<IpAddr>,
     /// Uplinks at which packets of selected pods that bypass the stack are reinjected; empty: none.
-    pub lift: BTreeSet<String>,
+    pub reinject: BTreeSet<String>,
     /// It is unknown how pods' packets leave. Attached uplink programs stay and drop the packets that they match,
-    /// although `lift` is empty.
+    /// although `reinject` is empty.
     #[serde(default)]
     pub keep_uplinks: bool,
     /// New flows to outside from addresses of unknown pods are dropped; `None`: they leave as the network plugin routes
@@ -143,19 +143,19 @@ pub struct NextHop {
     /// VXLAN network identifier that identifies the next hop at gateways.
     pub network_identifier: u32,
     /// Route to the next hop.
-    pub way: NextHopWay,
+    pub route: NextHopRoute,
 }
 
 impl NextHop {
     /// Whether the next hop can be reached now.
     pub fn is_reachable(&self) -> bool {
-        self.way != NextHopWay::Nowhere
+        self.route != NextHopRoute::Nowhere
     }
 }
 
 /// Route to a next hop.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub enum NextHopWay {
+pub enum NextHopRoute {
     /// Through the tunnel, over these gateways (never empty, never this node), with the pod's own source.
     Tunnel(BTreeSet<TunnelIndex>),
     /// This node is a gateway and is attached to the next hop's network: with the node's source, for own pods and for

@@ -3,7 +3,7 @@
 use super::error::RouteError;
 use super::wire;
 use crate::netlink::NetlinkSocket;
-use egret_core::numbers::{LIFT_DEVICE, LIFT_PEER, TUNNEL_DEVICE};
+use egret_core::numbers::{REINJECT_DEVICE, REINJECT_PEER, TUNNEL_DEVICE};
 use netlink_packet_route::RouteNetlinkMessage as Message;
 use netlink_packet_route::address::{AddressAttribute, AddressFlags, AddressHeaderFlags};
 use netlink_packet_route::address::{AddressMessage, AddressScope};
@@ -71,7 +71,7 @@ fn links(socket: &mut NetlinkSocket) -> Result<BTreeMap<u32, (String, bool)>, Ro
                 _ => None,
             });
         let Some(name) =
-            name.filter(|name| ![TUNNEL_DEVICE, LIFT_DEVICE, LIFT_PEER].contains(&&**name))
+            name.filter(|name| ![TUNNEL_DEVICE, REINJECT_DEVICE, REINJECT_PEER].contains(&&**name))
         else {
             continue;
         };

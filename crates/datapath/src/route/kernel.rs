@@ -6,7 +6,7 @@ use super::device::{self, Device};
 use super::error::RouteError;
 use super::policy::{self, Owner, absent_is_fine};
 use super::tunnel;
-use super::way_out::{self, WayOut};
+use super::way_out::{self, OutboundNextHops};
 use super::{neighbour, nexthop, routers, wire};
 use crate::drift::{Drift, DriftReport};
 use crate::netlink::{NetlinkSocket, Request, flags};
@@ -75,8 +75,12 @@ impl Routing {
     }
 
     /// Next hops by which the kernel sends out of a device to other networks, for IPv6 or IPv4.
-    pub fn way_out(&mut self, device: u32, v6: bool) -> Result<WayOut, RouteError> {
-        way_out::way_out(&mut self.socket, device, v6)
+    pub fn outbound_next_hops(
+        &mut self,
+        device: u32,
+        v6: bool,
+    ) -> Result<OutboundNextHops, RouteError> {
+        way_out::outbound_next_hops(&mut self.socket, device, v6)
     }
 
     /// Index of the device and source address by which the kernel sends to `address`. `None` where that is no neighbour

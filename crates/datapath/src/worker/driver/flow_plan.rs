@@ -43,7 +43,7 @@ impl FlowPlan {
 mod tests {
     use super::*;
     use egret_core::node::{DestinationRange, Tunnel};
-    use egret_core::node::{NextHop, NextHopWay, Profile, ProfileId, Verdict, WorkerState};
+    use egret_core::node::{NextHop, NextHopRoute, Profile, ProfileId, Verdict, WorkerState};
     use std::collections::BTreeMap;
     use std::net::IpAddr;
 
@@ -68,7 +68,7 @@ mod tests {
         let next_hop = NextHop {
             address: ip("10.9.0.1"),
             network_identifier: 0x80_0001,
-            way: NextHopWay::Nowhere,
+            route: NextHopRoute::Nowhere,
         };
         let id = ProfileId(match verdict {
             Verdict::NextHop(_) => 1,
