@@ -112,6 +112,6 @@ fn steering(
     Steering {
         blocks,
         presence,
-        announce: presence == Presence::L2 && facts.announcing.contains(&record.address),
+        announce: presence.is_announced() && facts.announcing.contains(&record.address),
     }
 }

@@ -267,6 +267,14 @@ impl Presence {
     /// Every value.
     pub const ALL: [Presence; 2] = [Presence::L2, Presence::Routed];
 
+    /// Whether one gateway at a time announces the address, as `core::machines::GatewayRole` decides.
+    pub fn is_announced(self) -> bool {
+        match self {
+            Presence::L2 => true,
+            Presence::Routed => false,
+        }
+    }
+
     /// The value that an `announce.mode` asks for.
     pub fn of(mode: AnnounceMode) -> Self {
         match mode {

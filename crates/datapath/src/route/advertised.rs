@@ -3,7 +3,7 @@
 use super::error::RouteError;
 use super::wire;
 use crate::netlink::NetlinkSocket;
-use egret_core::numbers::{REINJECT_DEVICE, REINJECT_PEER, TUNNEL_DEVICE};
+use egret_core::numbers::OWN_DEVICES;
 use netlink_packet_route::RouteNetlinkMessage as Message;
 use netlink_packet_route::address::{AddressAttribute, AddressFlags, AddressHeaderFlags};
 use netlink_packet_route::address::{AddressMessage, AddressScope};
@@ -70,9 +70,7 @@ fn links(socket: &mut NetlinkSocket) -> Result<BTreeMap<u32, (String, bool)>, Ro
                 LinkAttribute::IfName(name) => Some(name.clone()),
                 _ => None,
             });
-        let Some(name) =
-            name.filter(|name| ![TUNNEL_DEVICE, REINJECT_DEVICE, REINJECT_PEER].contains(&&**name))
-        else {
+        let Some(name) = name.filter(|name| !OWN_DEVICES.contains(&&**name)) else {
             continue;
         };
         names.insert(link.header.index, (name, is_uplink(&link)));

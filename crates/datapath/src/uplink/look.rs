@@ -8,7 +8,7 @@ use crate::netlink::{Attrs, NetlinkError, NetlinkSocket, Reply, Request, attribu
 use crate::tcx;
 use aya::programs::TcAttachType;
 use egret_core::node::{PathFacts, UplinkRoute};
-use egret_core::numbers::{REINJECT_DEVICE, REINJECT_PEER, TUNNEL_DEVICE};
+use egret_core::numbers::OWN_DEVICES;
 use ipnet::IpNet;
 use std::collections::btree_map::Entry;
 use std::collections::{BTreeMap, BTreeSet};
@@ -44,8 +44,8 @@ struct Link {
 
 impl Link {
     fn is_of_others(&self) -> bool {
-        let ours = [TUNNEL_DEVICE, REINJECT_DEVICE, REINJECT_PEER, "lo"];
-        !ours.contains(&self.name.as_str())
+        let name = self.name.as_str();
+        name != "lo" && !OWN_DEVICES.contains(&name)
     }
 
     fn has_tcx_program(&self) -> bool {
