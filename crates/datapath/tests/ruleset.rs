@@ -91,17 +91,14 @@ fn state() -> NodeState {
     ];
     NodeState {
         tunnel: Tunnel {
-            index: 1,
-            underlay: ip("192.168.122.11"),
-            mtu: 1450,
             devices: BTreeSet::from(["eth0".to_owned(), "eth1".to_owned()]),
+            ..Tunnel::new(1, ip("192.168.122.11"), 1450)
         },
         peers: BTreeMap::from([(
             7,
             Peer {
-                node: "gateway1".into(),
-                underlay: ip("192.168.122.21"),
                 gateway: true,
+                ..Peer::new("gateway1", ip("192.168.122.21"))
             },
         )]),
         node_addresses: BTreeSet::from([

@@ -38,6 +38,18 @@ pub struct Tunnel {
     pub devices: BTreeSet<String>,
 }
 
+impl Tunnel {
+    /// A tunnel whose packets arrive by the devices of the routes to peers alone.
+    pub fn new(index: TunnelIndex, underlay: IpAddr, mtu: u32) -> Self {
+        Self {
+            index,
+            underlay,
+            mtu,
+            devices: BTreeSet::new(),
+        }
+    }
+}
+
 /// Another node of the tunnel.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Peer {
@@ -47,6 +59,17 @@ pub struct Peer {
     pub underlay: IpAddr,
     /// The node is a gateway, so a next hop may lead to it.
     pub gateway: bool,
+}
+
+impl Peer {
+    /// A peer that is no gateway.
+    pub fn new(node: impl Into<String>, underlay: IpAddr) -> Self {
+        Self {
+            node: node.into(),
+            underlay,
+            gateway: false,
+        }
+    }
 }
 
 /// State of the worker role.

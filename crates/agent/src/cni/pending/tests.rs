@@ -107,12 +107,7 @@ fn kernel(selected: Option<bool>) -> NodeOutcome {
     NodeOutcome {
         uncovered: BTreeSet::new(),
         state: NodeState {
-            tunnel: Tunnel {
-                index: 1,
-                underlay: "192.168.122.1".parse().unwrap(),
-                mtu: 1450,
-                devices: BTreeSet::new(),
-            },
+            tunnel: Tunnel::new(1, "192.168.122.1".parse().unwrap(), 1450),
             peers: BTreeMap::new(),
             node_addresses: BTreeSet::new(),
             worker,

@@ -75,12 +75,7 @@ mod tests {
             _ => 2,
         });
         NodeState {
-            tunnel: Tunnel {
-                index: 1,
-                underlay: ip("192.168.122.11"),
-                mtu: 1450,
-                devices: Default::default(),
-            },
+            tunnel: Tunnel::new(1, ip("192.168.122.11"), 1450),
             peers: BTreeMap::new(),
             node_addresses: Default::default(),
             worker: WorkerState {
