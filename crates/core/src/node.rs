@@ -126,12 +126,7 @@ fn state_of(
     issues.dedup();
     Ok(NodeOutcome {
         state: NodeState {
-            tunnel: Tunnel {
-                index: me.record.tunnel_index,
-                underlay: me.underlay,
-                mtu: cluster::tunnel_mtu(snapshot, facts, me.underlay),
-                devices: facts.underlay_devices.clone(),
-            },
+            tunnel: cluster::tunnel(snapshot, facts, &me),
             peers: cluster::peers(snapshot, &me, gateway.is_some()),
             node_addresses: snapshot
                 .nodes

@@ -1,7 +1,7 @@
 //! Facts about the rest of the cluster that a node's state depends on.
 
 use super::pod_addresses;
-use super::{IssueKind, NodeFacts, NodeIssue, NotYet, Peer, TunnelIndex};
+use super::{IssueKind, NodeFacts, NodeIssue, NotYet, Peer, Tunnel, TunnelIndex};
 use super::{UnknownPods, UnknownPodsPolicy};
 use crate::model::*;
 use crate::numbers::{TUNNEL_OVERHEAD_V4_BYTES, TUNNEL_OVERHEAD_V6_BYTES};
@@ -96,8 +96,17 @@ pub(super) fn peers(
         .collect()
 }
 
+/// The tunnel device of this node.
+pub(super) fn tunnel(snapshot: &Snapshot, facts: &NodeFacts, me: &Me<'_>) -> Tunnel {
+    let mtu = mtu(snapshot, facts, me.underlay);
+    Tunnel {
+        devices: facts.underlay_devices.clone(),
+        ..Tunnel::new(me.record.tunnel_index, me.underlay, mtu)
+    }
+}
+
 /// MTU inside the tunnel: what the underlay leaves, at most the smallest limit of the gateways.
-pub(super) fn tunnel_mtu(snapshot: &Snapshot, facts: &NodeFacts, underlay: IpAddr) -> u32 {
+fn mtu(snapshot: &Snapshot, facts: &NodeFacts, underlay: IpAddr) -> u32 {
     let overhead = if underlay.is_ipv4() {
         TUNNEL_OVERHEAD_V4_BYTES
     } else {
