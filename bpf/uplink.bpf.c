@@ -136,7 +136,7 @@ static __always_inline int judge_tcp(const struct egret_flow *flow, __u8 flags)
 	/* The answer to a SYN, or its refusal. Only the other end is compared: a load balancer may have translated the
 	 * destination after the SYN was seen here. */
 	seen = bpf_map_lookup_elem(&uplink_knocks, &knock);
-	if (!seen || now - *seen > EGRET_LIFT_KNOCK_NS)
+	if (!seen || now - *seen > EGRET_UPLINK_KNOCK_NS)
 		return OPENED_BY_POD;
 	if (flags & TCP_SYN)
 		bpf_map_update_elem(&uplink_inbound, flow, &now, BPF_ANY);
@@ -149,7 +149,7 @@ static __always_inline __u32 opener_of(const struct egret_flow *flow, __u32 open
 	struct egret_opened *known = bpf_map_lookup_elem(&uplink_flows, flow);
 	struct egret_opened fresh = { .seen_ns = bpf_ktime_get_ns(), .opener = opener };
 
-	if (known && fresh.seen_ns - known->seen_ns <= EGRET_LIFT_FLOW_NS) {
+	if (known && fresh.seen_ns - known->seen_ns <= EGRET_UPLINK_FLOW_NS) {
 		known->seen_ns = fresh.seen_ns;
 		return known->opener;
 	}
@@ -166,7 +166,7 @@ static __always_inline int is_opened_by_remote(const struct egret_flow *flow)
 		return bpf_map_lookup_elem(&uplink_inbound, flow) != 0;
 	known = bpf_map_lookup_elem(&uplink_flows, flow);
 	return known && known->opener == EGRET_BY_REMOTE &&
-	       bpf_ktime_get_ns() - known->seen_ns <= EGRET_LIFT_FLOW_NS;
+	       bpf_ktime_get_ns() - known->seen_ns <= EGRET_UPLINK_FLOW_NS;
 }
 
 /* A pod's ICMP error belongs to the flow of the packet that it quotes, which went to the pod. */
@@ -232,28 +232,28 @@ static __noinline int judge(struct __sk_buff *skb, const struct egret_packet *pa
 }
 
 /* Redirects to the ingress of the reinject device, as a packet for this host. If it is down, the packet is dropped. */
-static __always_inline int lift(struct __sk_buff *skb, const struct egret_lift_config *settings)
+static __always_inline int reinject(struct __sk_buff *skb, const struct egret_uplink_config *settings)
 {
 	__u8 mac[6];
 
-	__builtin_memcpy(mac, settings->lift_mac, sizeof(mac));
-	if (!settings->lift_ifindex || untag(skb) < 0 || bpf_skb_store_bytes(skb, 0, mac, sizeof(mac), 0) < 0) {
-		tally(EGRET_LIFT_FAILED);
+	__builtin_memcpy(mac, settings->reinject_mac, sizeof(mac));
+	if (!settings->reinject_ifindex || untag(skb) < 0 || bpf_skb_store_bytes(skb, 0, mac, sizeof(mac), 0) < 0) {
+		tally(EGRET_UPLINK_FAILED);
 		return TC_ACT_SHOT;
 	}
-	tally(EGRET_LIFT_LIFTED);
-	return bpf_redirect(settings->lift_ifindex, BPF_F_INGRESS);
+	tally(EGRET_UPLINK_REINJECTED);
+	return bpf_redirect(settings->reinject_ifindex, BPF_F_INGRESS);
 }
 
 /* A selected pod's packet that was reinjected already: only the ruleset's mark lets it pass. */
-static __always_inline int let_go(struct __sk_buff *skb, const struct egret_lift_config *settings)
+static __always_inline int let_go(struct __sk_buff *skb, const struct egret_uplink_config *settings)
 {
 	if ((skb->mark & settings->mark_mask) != settings->mark_left) {
-		tally(EGRET_LIFT_NO_RULESET);
+		tally(EGRET_UPLINK_NO_RULESET);
 		return TC_ACT_SHOT;
 	}
 	skb->mark &= ~settings->mark_mask;
-	tally(EGRET_LIFT_LEFT_ALONE);
+	tally(EGRET_UPLINK_LEFT_ALONE);
 	return EGRET_PASS;
 }
 
@@ -279,7 +279,7 @@ static __always_inline int is_ip(struct __sk_buff *skb)
 SEC("classifier")
 int uplink_out(struct __sk_buff *skb)
 {
-	struct egret_lift_config *settings;
+	struct egret_uplink_config *settings;
 	struct egret_packet packet = {};
 	struct egret_profile *profile;
 	__u32 zero = 0;
@@ -298,13 +298,13 @@ int uplink_out(struct __sk_buff *skb)
 			judge(skb, &packet);
 		return EGRET_PASS;
 	}
-	if (settings->lift_ifindex && skb->ingress_ifindex == settings->lift_ifindex)
+	if (settings->reinject_ifindex && skb->ingress_ifindex == settings->reinject_ifindex)
 		return let_go(skb, settings);
 	if (parsed == 0 && judge(skb, &packet) == AN_ANSWER) {
-		tally(EGRET_LIFT_ANSWERED);
+		tally(EGRET_UPLINK_ANSWERED);
 		return EGRET_PASS;
 	}
-	return lift(skb, settings);
+	return reinject(skb, settings);
 }
 
 /* Ingress of an uplink: remembers who opens flows towards pods. */

@@ -13,26 +13,26 @@
 #include "abi.h"
 
 /* Most addresses of selected pods of this node. */
-#define EGRET_LIFT_PODS_MAX 16384
+#define EGRET_UPLINK_PODS_MAX 16384
 /* Most prefixes of selected destinations of all profiles; a profile with too many is reinjected as a whole. */
-#define EGRET_LIFT_DESTINATIONS_MAX 262144
+#define EGRET_UPLINK_DESTINATIONS_MAX 262144
 /* Most never-destination prefixes, and most prefixes of this node's pods. */
-#define EGRET_LIFT_PREFIXES_MAX 65536
+#define EGRET_UPLINK_PREFIXES_MAX 65536
 /* Most flows, ends of flows and datagrams remembered at once, per map; the least recently used is removed first. */
-#define EGRET_LIFT_FLOWS_MAX 65536
-#define EGRET_LIFT_DATAGRAMS_MAX 16384
+#define EGRET_UPLINK_FLOWS_MAX 65536
+#define EGRET_UPLINK_DATAGRAMS_MAX 16384
 /* Lifetime of the opener of a flow without handshake after its last packet, as in conntrack
  * (nf_conntrack_udp_timeout_stream). */
-#define EGRET_LIFT_FLOW_NS 120000000000ull
+#define EGRET_UPLINK_FLOW_NS 120000000000ull
 /* Lifetime of a SYN from outside: tcp_synack_retries take 63 s. */
-#define EGRET_LIFT_KNOCK_NS 70000000000ull
+#define EGRET_UPLINK_KNOCK_NS 70000000000ull
 
 /* uplink_config[0] */
-struct egret_lift_config {
-	__u32 lift_ifindex; /* the device at whose ingress lifted packets appear; 0: nothing is lifted */
+struct egret_uplink_config {
+	__u32 reinject_ifindex; /* the device at whose ingress reinjected packets appear; 0: nothing is reinjected */
 	__u32 mark_mask; /* our bits of a packet's mark */
-	__u32 mark_left; /* what the ruleset puts there when it has looked at a lifted packet and left it alone */
-	__u8 lift_mac[6];
+	__u32 mark_left; /* what the ruleset puts there when it has looked at a reinjected packet and left it alone */
+	__u8 reinject_mac[6];
 	__u8 attachment; /* the loader's own note: how the programs are attached */
 	__u8 reserved[5];
 	__u64 object_hash; /* of the object that the programs came from */
@@ -85,26 +85,26 @@ struct egret_knock {
 
 /* Outcomes of a packet in the programs, one counter each; crates/datapath/src/uplink/counters.rs has the same
  * table. Append only. */
-enum egret_lift_counter {
-	EGRET_LIFT_LIFTED = 0,
-	EGRET_LIFT_LEFT_ALONE = 1,
-	EGRET_LIFT_ANSWERED = 2,
-	EGRET_LIFT_NO_RULESET = 3,
-	EGRET_LIFT_FAILED = 4,
-	EGRET_LIFT_COUNTERS = 5
+enum egret_uplink_counter {
+	EGRET_UPLINK_REINJECTED = 0,
+	EGRET_UPLINK_LEFT_ALONE = 1,
+	EGRET_UPLINK_ANSWERED = 2,
+	EGRET_UPLINK_NO_RULESET = 3,
+	EGRET_UPLINK_FAILED = 4,
+	EGRET_UPLINK_COUNTERS = 5
 };
 
 struct {
 	__uint(type, BPF_MAP_TYPE_ARRAY);
 	__uint(max_entries, 1);
 	__type(key, __u32);
-	__type(value, struct egret_lift_config);
+	__type(value, struct egret_uplink_config);
 } uplink_config SEC(".maps");
 
 struct {
 	__uint(type, BPF_MAP_TYPE_HASH);
 	__uint(map_flags, BPF_F_NO_PREALLOC);
-	__uint(max_entries, EGRET_LIFT_PODS_MAX);
+	__uint(max_entries, EGRET_UPLINK_PODS_MAX);
 	__type(key, struct egret_address);
 	__type(value, struct egret_profile);
 } uplink_pods SEC(".maps");
@@ -112,7 +112,7 @@ struct {
 struct {
 	__uint(type, BPF_MAP_TYPE_LPM_TRIE);
 	__uint(map_flags, BPF_F_NO_PREALLOC);
-	__uint(max_entries, EGRET_LIFT_DESTINATIONS_MAX);
+	__uint(max_entries, EGRET_UPLINK_DESTINATIONS_MAX);
 	__type(key, struct egret_destination);
 	__type(value, __u32);
 } uplink_chosen SEC(".maps");
@@ -120,7 +120,7 @@ struct {
 struct {
 	__uint(type, BPF_MAP_TYPE_LPM_TRIE);
 	__uint(map_flags, BPF_F_NO_PREALLOC);
-	__uint(max_entries, EGRET_LIFT_PREFIXES_MAX);
+	__uint(max_entries, EGRET_UPLINK_PREFIXES_MAX);
 	__type(key, struct egret_prefix);
 	__type(value, __u32);
 } uplink_never SEC(".maps");
@@ -128,7 +128,7 @@ struct {
 struct {
 	__uint(type, BPF_MAP_TYPE_LPM_TRIE);
 	__uint(map_flags, BPF_F_NO_PREALLOC);
-	__uint(max_entries, EGRET_LIFT_PREFIXES_MAX);
+	__uint(max_entries, EGRET_UPLINK_PREFIXES_MAX);
 	__type(key, struct egret_prefix);
 	__type(value, __u32);
 } uplink_local SEC(".maps");
@@ -136,7 +136,7 @@ struct {
 /* TCP: ends outside that have sent a SYN recently. */
 struct {
 	__uint(type, BPF_MAP_TYPE_LRU_HASH);
-	__uint(max_entries, EGRET_LIFT_FLOWS_MAX);
+	__uint(max_entries, EGRET_UPLINK_FLOWS_MAX);
 	__type(key, struct egret_knock);
 	__type(value, __u64);
 } uplink_knocks SEC(".maps");
@@ -144,7 +144,7 @@ struct {
 /* TCP: flows opened towards pods, until the pod opens one with the same ports. */
 struct {
 	__uint(type, BPF_MAP_TYPE_LRU_HASH);
-	__uint(max_entries, EGRET_LIFT_FLOWS_MAX);
+	__uint(max_entries, EGRET_UPLINK_FLOWS_MAX);
 	__type(key, struct egret_flow);
 	__type(value, __u64);
 } uplink_inbound SEC(".maps");
@@ -152,7 +152,7 @@ struct {
 /* All other protocols: who sent the first packet. */
 struct {
 	__uint(type, BPF_MAP_TYPE_LRU_HASH);
-	__uint(max_entries, EGRET_LIFT_FLOWS_MAX);
+	__uint(max_entries, EGRET_UPLINK_FLOWS_MAX);
 	__type(key, struct egret_flow);
 	__type(value, struct egret_opened);
 } uplink_flows SEC(".maps");
@@ -160,14 +160,14 @@ struct {
 /* Datagrams whose first fragment was an answer. */
 struct {
 	__uint(type, BPF_MAP_TYPE_LRU_HASH);
-	__uint(max_entries, EGRET_LIFT_DATAGRAMS_MAX);
+	__uint(max_entries, EGRET_UPLINK_DATAGRAMS_MAX);
 	__type(key, struct egret_datagram);
 	__type(value, __u64);
 } uplink_datagrams SEC(".maps");
 
 struct {
 	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
-	__uint(max_entries, EGRET_LIFT_COUNTERS);
+	__uint(max_entries, EGRET_UPLINK_COUNTERS);
 	__type(key, __u32);
 	__type(value, __u64);
 } uplink_counters SEC(".maps");

@@ -2,16 +2,16 @@
 //!
 //! ```text
 //! scene   a lab with agents, controller and server; policies applied, removed and awaited; agents restarted
-//! noise   selected pods that open connections, send datagrams, ping and hold long flows, both families
+//! load    selected pods that open connections, send datagrams, ping and hold long flows, both families
 //! watch   captures on both sides of the router: a packet to the server has an allowed source, or is recorded
 //! ```
 
-mod noise;
+mod load;
 mod scene;
 mod watch;
 
 pub use crate::cluster::ip;
-pub use noise::{Kind, Noise};
+pub use load::{Kind, Load};
 pub use scene::{DEADLINE, Scene, egress, program, wait, without_memory};
 pub use watch::{Phase, Verdict, Watch};
 

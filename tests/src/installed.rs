@@ -2,6 +2,7 @@
 
 use crate::chart::{CHART, NAMESPACE};
 use crate::kubernetes::until;
+use crate::previous::Previous;
 use anyhow::{Context, ensure};
 use egret_cluster::topology::topology;
 use egret_cluster::{Cluster, Kubectl, OwnedCluster};
@@ -25,6 +26,8 @@ const COMPLAINTS: usize = 10;
 const IMAGE: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/kubernetes/image");
 /// An archive as `./dev image` writes it, to be installed instead of the program under test.
 const OWN_IMAGE: &str = "EGRET_IMAGE";
+/// Tag of the previous version's image: the chart's own tag may be the same for both versions.
+const PREVIOUS_TAG: &str = "previous";
 /// Label of nodes; where a test sets it in `agent.nodeSelector`, nodes without it lose their agent.
 pub const AGENTS: &str = "test/agents";
 /// Values of every installation of the tests. Agents must not need kube-proxy.
@@ -43,7 +46,7 @@ pub struct Installed {
     pub kubectl: Kubectl,
     /// Initial snapshot of each node, before the installation.
     pub before: BTreeMap<&'static str, Snapshot>,
-    /// Archive of the image.
+    /// Archive of the image that was installed.
     pub image: PathBuf,
     /// The server outside.
     pub server: Server,
@@ -58,6 +61,29 @@ impl Installed {
     pub fn up(name: &str) -> anyhow::Result<Self> {
         let folder = tempfile::tempdir()?;
         let image = image(folder.path())?;
+        Self::up_from(name, folder, image, Path::new(CHART), &[])
+    }
+
+    /// As [`Self::up`], with chart and programs of the previous version.
+    ///
+    /// # Errors
+    /// As [`Self::up`].
+    pub fn up_previous(name: &str, previous: &Previous, values: &[&str]) -> anyhow::Result<Self> {
+        let folder = tempfile::tempdir()?;
+        let programs = [previous.program("egret"), previous.program("egret-cni")];
+        let image = image_of(folder.path(), PREVIOUS_TAG, &programs)?;
+        let tag = format!("image.tag={PREVIOUS_TAG}");
+        let values = [&[tag.as_str()], values].concat();
+        Self::up_from(name, folder, image, &previous.chart(), &values)
+    }
+
+    fn up_from(
+        name: &str,
+        folder: tempfile::TempDir,
+        image: PathBuf,
+        chart: &Path,
+        values: &[&str],
+    ) -> anyhow::Result<Self> {
         let cluster = Cluster::up(name, &topology(2, 2), None)?.owned();
         cluster.load_image(&image)?;
         let server = Server::start(&cluster.lab().place("server")?)?;
@@ -73,9 +99,19 @@ impl Installed {
         let nodes = ["label", "nodes", "--all", &label];
         installed.kubectl.run(&nodes)?;
         installed.before = installed.snapshots()?;
-        installed.helm(&["install"], &[])?;
+        installed.helm_of(chart, &["install"], values)?;
         installed.rolled_out()?;
         Ok(installed)
+    }
+
+    /// Brings the image of the program under test to every node.
+    ///
+    /// # Errors
+    /// It cannot be made or loaded.
+    pub fn load_current_image(&self) -> anyhow::Result<()> {
+        let folder = tempfile::tempdir()?;
+        let image = image(folder.path())?;
+        Ok(self.cluster.load_image(&image)?)
     }
 
     /// Snapshots of all nodes, without the state that Kubernetes itself writes.
@@ -100,8 +136,13 @@ impl Installed {
     /// # Errors
     /// helm fails.
     pub fn helm(&self, verb: &[&str], values: &[&str]) -> anyhow::Result<String> {
+        self.helm_of(Path::new(CHART), verb, values)
+    }
+
+    fn helm_of(&self, chart: &Path, verb: &[&str], values: &[&str]) -> anyhow::Result<String> {
+        let chart = chart.to_str().context("a path of text")?;
         let mut words = verb.to_vec();
-        words.extend(["egret", CHART, "--create-namespace"]);
+        words.extend(["egret", chart, "--create-namespace"]);
         for value in VALUES.iter().chain(values) {
             words.extend(["--set", value]);
         }
@@ -257,29 +298,31 @@ fn is_kubernetes(line: &str) -> bool {
     .any(|folder| line.starts_with(folder))
 }
 
-/// An image with the program under test and the libraries that it is linked to dynamically.
+/// An image with the program under test.
 fn image(folder: &Path) -> anyhow::Result<PathBuf> {
-    if let Some(own) = std::env::var_os(OWN_IMAGE) {
-        return Ok(own.into());
+    match std::env::var_os(OWN_IMAGE) {
+        Some(own) => Ok(own.into()),
+        None => {
+            let programs = [crate::egret()?, crate::runtime::plugin()?];
+            image_of(folder, env!("CARGO_PKG_VERSION"), &programs)
+        }
     }
+}
+
+/// An image with egret and plugin, and the libraries that egret is linked to dynamically.
+fn image_of(folder: &Path, tag: &str, built: &[PathBuf; 2]) -> anyhow::Result<PathBuf> {
     let archive = folder.join("egret.tar");
     let mut programs = Vec::new();
-    for (name, built) in [
-        ("egret", crate::egret()?),
-        ("egret-cni", crate::runtime::plugin()?),
-    ] {
+    for (name, built) in ["egret", "egret-cni"].into_iter().zip(built) {
         // Four nodes have it in memory.
         let program = folder.join(name);
-        run(
-            Command::new("strip").arg("-o").arg(&program).arg(&built),
-            "",
-        )?;
+        run(Command::new("strip").arg("-o").arg(&program).arg(built), "")?;
         programs.push(format!("{}=/{name}", program.display()));
     }
     // The plugin runs on the node, which has its libraries.
     let libraries = run(Command::new("ldd").arg(folder.join("egret")), "")?;
     let mut command = Command::new(IMAGE);
-    command.arg(format!("egret.dev/egret:{}", env!("CARGO_PKG_VERSION")));
+    command.arg(format!("egret.dev/egret:{tag}"));
     command.arg(&archive).args(["--run", "/egret"]);
     command.args(programs);
     for line in libraries.lines() {

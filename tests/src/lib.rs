@@ -5,6 +5,7 @@
 //! steps     named behaviours that share one lab, run one after the other (the `main` of every program in tests/)
 //! chart     installation on Kubernetes: helm, and the granted rights
 //! installed a real cluster with the chart installed
+//! previous  the version before this one, built from the repository's history
 //! matrix    environments of users: factors, pairs of them, labs for all pairs
 //! foreign   objects of earlier systems
 //! classic   the driver `classic`: `egret kube-egress` on every node
@@ -32,6 +33,7 @@ pub mod keepalived;
 pub mod kubernetes;
 pub mod matrix;
 pub mod packet;
+pub mod previous;
 pub mod runtime;
 pub mod scale;
 pub mod seccomp;

@@ -25,7 +25,7 @@ use egret_core::error::with_causes;
 use egret_core::machines::{GatewayLag, NodeLeases, Schedule, SteeringMemory};
 use egret_core::model::Snapshot;
 use egret_core::node::{CniPath, GatewayState, TunnelIndex, concerns};
-use egret_core::node::{External, NodeFacts, NodeOutcome, PathFacts, node_state};
+use egret_core::node::{External, NodeFacts, NodeOutcome, PathFacts, Policies};
 use egret_core::obstacle;
 use egret_datapath::node::{ExternalInterface, NodeDatapath, NodeDatapathError};
 use egret_datapath::route::RouteError;
@@ -299,7 +299,9 @@ impl MainLoop {
 
     fn carry_out(&mut self, snapshot: &Snapshot) -> Result<(), String> {
         let node = self.config.node.clone();
-        let links = self.look(snapshot).map_err(|e| with_causes(&e))?;
+        let policies = Policies::of(snapshot);
+        let wanted = Wanted::of(snapshot, &policies, &node);
+        let links = self.look(wanted).map_err(|e| with_causes(&e))?;
         self.reports.findings.foreign_marks = links.foreign_marks.clone();
         self.inputs.routers.look(self.datapath.worker().routing());
         let path = self.path_facts(snapshot).map_err(|e| with_causes(&e))?;
@@ -320,7 +322,9 @@ impl MainLoop {
             grants,
             ..self.facts(&links)
         };
-        let mut outcome = node_state(snapshot, &facts, &node).map_err(|e| with_causes(&e))?;
+        let mut outcome = policies
+            .node_state(&facts, &node)
+            .map_err(|e| with_causes(&e))?;
         self.inputs
             .uncovered
             .follow(&outcome.uncovered, Instant::now());
@@ -458,8 +462,7 @@ impl MainLoop {
     }
 
     /// Facts about links; read again after a notification that they may have changed.
-    fn look(&mut self, snapshot: &Snapshot) -> Result<Links, RouteError> {
-        let wanted = Wanted::of(snapshot, &self.config.node);
+    fn look(&mut self, wanted: Wanted) -> Result<Links, RouteError> {
         match &self.inputs.links {
             Some(links) if !self.inputs.links_stale && links.wanted == wanted => Ok(links.clone()),
             _ => {

@@ -6,8 +6,9 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 
-/// Defines the spec of a kind of policy: the kind's own fields, then those that every kind of policy has. The fields are
-/// in the struct itself, so that definitions, validation rules and reports of unknown fields know no second level.
+/// Defines the spec of a kind of policy: the columns of `kubectl get`, the kind's own fields, then those that every kind
+/// of policy has. The fields are in the struct itself, so that definitions, validation rules and reports of unknown
+/// fields know no second level.
 macro_rules! policy_spec {
     (
         $(#[$($attribute:tt)*])*
@@ -16,6 +17,36 @@ macro_rules! policy_spec {
         }
     ) => {
         $(#[$($attribute)*])*
+        #[kube(
+            printcolumn(
+                name = "Ready",
+                type_ = "string",
+                json_path = ".status.conditions[?(@.type==\"Ready\")].status"
+            ),
+            printcolumn(name = "Addresses", type_ = "string", json_path = ".status.addresses"),
+            printcolumn(name = "Pods", type_ = "integer", json_path = ".status.pods.selected"),
+            printcolumn(
+                name = "Programmed",
+                type_ = "integer",
+                json_path = ".status.pods.programmed"
+            ),
+            printcolumn(
+                name = "Reason",
+                type_ = "string",
+                json_path = ".status.conditions[?(@.type==\"Ready\")].reason"
+            ),
+            printcolumn(
+                name = "Gateway",
+                type_ = "string",
+                json_path = ".spec.gateway",
+                priority = 1
+            ),
+            printcolumn(
+                name = "Age",
+                type_ = "date",
+                json_path = ".metadata.creationTimestamp"
+            )
+        )]
         pub struct $name {
             $($own)*
             /// Pods by a label selector with expressions.
@@ -103,34 +134,6 @@ policy_spec! {
         status = "PolicyStatus",
         derive = "PartialEq",
         doc = "Pods of this namespace that leave the cluster with a fixed source address.",
-        printcolumn(
-            name = "Ready",
-            type_ = "string",
-            json_path = ".status.conditions[?(@.type==\"Ready\")].status"
-        ),
-        printcolumn(name = "Addresses", type_ = "string", json_path = ".status.addresses"),
-        printcolumn(name = "Pods", type_ = "integer", json_path = ".status.pods.selected"),
-        printcolumn(
-            name = "Programmed",
-            type_ = "integer",
-            json_path = ".status.pods.programmed"
-        ),
-        printcolumn(
-            name = "Reason",
-            type_ = "string",
-            json_path = ".status.conditions[?(@.type==\"Ready\")].reason"
-        ),
-        printcolumn(
-            name = "Gateway",
-            type_ = "string",
-            json_path = ".spec.gateway",
-            priority = 1
-        ),
-        printcolumn(
-            name = "Age",
-            type_ = "date",
-            json_path = ".metadata.creationTimestamp"
-        )
     )]
     #[serde(rename_all = "camelCase")]
     #[x_kube(validation = Rule::new("[has(self.selector), has(self.podSelector), has(self.serviceName)].exists_one(x, x)")
@@ -163,34 +166,6 @@ policy_spec! {
         status = "PolicyStatus",
         derive = "PartialEq",
         doc = "Pods of many namespaces that leave the cluster with a fixed source address. Comes before every Egress unless `overridable`.",
-        printcolumn(
-            name = "Ready",
-            type_ = "string",
-            json_path = ".status.conditions[?(@.type==\"Ready\")].status"
-        ),
-        printcolumn(name = "Addresses", type_ = "string", json_path = ".status.addresses"),
-        printcolumn(name = "Pods", type_ = "integer", json_path = ".status.pods.selected"),
-        printcolumn(
-            name = "Programmed",
-            type_ = "integer",
-            json_path = ".status.pods.programmed"
-        ),
-        printcolumn(
-            name = "Reason",
-            type_ = "string",
-            json_path = ".status.conditions[?(@.type==\"Ready\")].reason"
-        ),
-        printcolumn(
-            name = "Gateway",
-            type_ = "string",
-            json_path = ".spec.gateway",
-            priority = 1
-        ),
-        printcolumn(
-            name = "Age",
-            type_ = "date",
-            json_path = ".metadata.creationTimestamp"
-        )
     )]
     #[serde(rename_all = "camelCase")]
     #[x_kube(validation = Rule::new("[has(self.selector), has(self.podSelector)].exists_one(x, x)")

@@ -184,7 +184,7 @@ fn udp(server: IpAddr) -> Result<UdpSocket> {
 
 /// Direction of the data.
 #[derive(Clone, Copy, PartialEq, Eq)]
-pub enum Way {
+pub enum Direction {
     /// From the pod.
     Up,
     /// To the pod.
@@ -196,10 +196,14 @@ pub fn gigabits(
     place: &Place,
     server: IpAddr,
     streams: usize,
-    way: Way,
+    direction: Direction,
     time: Duration,
 ) -> Result<f64> {
-    let port = if way == Way::Up { SINK } else { SOURCE };
+    let port = if direction == Direction::Up {
+        SINK
+    } else {
+        SOURCE
+    };
     let target = SocketAddr::new(server, port);
     let threads = (0..streams).map(|_| {
         place.spawn(move || -> Result<u64> {
@@ -210,9 +214,9 @@ pub fn gigabits(
             let mut buffer = vec![0u8; CHUNK_BYTES];
             let (start, mut bytes) = (Instant::now(), 0u64);
             while start.elapsed() < time {
-                bytes += match way {
-                    Way::Up => stream.write(&buffer)?,
-                    Way::Down => stream.read(&mut buffer)?,
+                bytes += match direction {
+                    Direction::Up => stream.write(&buffer)?,
+                    Direction::Down => stream.read(&mut buffer)?,
                 } as u64;
             }
             Ok(bytes)

@@ -13,7 +13,7 @@ const PART: &str = "failover";
 const GATEWAYS: [&str; 3] = ["g1", "g2", "g3"];
 /// Cause of a gateway's outage.
 #[derive(Clone, Copy)]
-enum Way {
+enum Outage {
     /// Fault of the machine or its agent.
     Hurt(Hurt),
     /// Regular end of its agent.
@@ -24,21 +24,24 @@ enum Way {
     ExternalLink,
 }
 
-impl Way {
+impl Outage {
     /// Whether the others must take over, which costs packets; otherwise forwarding continues without the agent.
     fn is_costly(self) -> bool {
-        !matches!(self, Way::Hurt(Hurt::Agent | Hurt::Freeze) | Way::Term)
+        !matches!(
+            self,
+            Outage::Hurt(Hurt::Agent | Hurt::Freeze) | Outage::Term
+        )
     }
 }
 
 /// Causes for gateways on the nodes' segment.
-const WAYS: [(Way, &str); 6] = [
-    (Way::Hurt(Hurt::Links), "links down"),
-    (Way::Hurt(Hurt::Power), "power cut"),
-    (Way::Unselected, "label removed"),
-    (Way::Hurt(Hurt::Agent), "agent killed"),
-    (Way::Hurt(Hurt::Freeze), "agent frozen"),
-    (Way::Term, "agent ended by SIGTERM"),
+const WAYS: [(Outage, &str); 6] = [
+    (Outage::Hurt(Hurt::Links), "links down"),
+    (Outage::Hurt(Hurt::Power), "power cut"),
+    (Outage::Unselected, "label removed"),
+    (Outage::Hurt(Hurt::Agent), "agent killed"),
+    (Outage::Hurt(Hurt::Freeze), "agent frozen"),
+    (Outage::Term, "agent ended by SIGTERM"),
 ];
 /// Time before and after, so that the outage is measured completely.
 const AROUND: Duration = Duration::from_millis(300);
@@ -51,53 +54,53 @@ pub fn measure(report: &mut Report, rounds: usize) -> Result<()> {
     measure_in(&scene, &WAYS, report, rounds)?;
     drop(scene);
     let scene = cluster::up_with_edge("bench-failover-edge", "w1", &GATEWAYS)?;
-    let ways = [(Way::ExternalLink, "external link down")];
-    measure_in(&scene, &ways, report, rounds)
+    let causes = [(Outage::ExternalLink, "external link down")];
+    measure_in(&scene, &causes, report, rounds)
 }
 
 fn measure_in(
     scene: &Scene,
-    ways: &[(Way, &str)],
+    causes: &[(Outage, &str)],
     report: &mut Report,
     rounds: usize,
 ) -> Result<()> {
     cluster::start_policy(scene, &GATEWAYS)?;
     for round in 0..rounds * 3 {
-        for (way, name) in ways {
-            if !way.is_costly() && round >= rounds {
+        for (cause, name) in causes {
+            if !cause.is_costly() && round >= rounds {
                 continue;
             }
             let gateway = GATEWAYS[round % GATEWAYS.len()];
-            let ms = outage(scene, gateway, *way)?;
+            let ms = outage(scene, gateway, *cause)?;
             report.add(PART, name, "ours", "ms", ms);
         }
     }
     Ok(())
 }
 
-fn outage(scene: &Scene, gateway: &str, way: Way) -> Result<f64> {
+fn outage(scene: &Scene, gateway: &str, cause: Outage) -> Result<f64> {
     let pod = scene.pod("a1")?;
     let probe = UdpProbe::start(&pod, SocketAddr::new(ip(cluster::SERVER), 5001))?;
     std::thread::park_timeout(AROUND);
-    match way {
-        Way::Hurt(how) => scene.lab().kill(gateway, how)?,
-        Way::Term => scene.end_agent(gateway)?,
-        Way::Unselected => scene.select_gateway(gateway, false)?,
-        Way::ExternalLink => scene.plug_external(gateway, false)?,
+    match cause {
+        Outage::Hurt(how) => scene.lab().kill(gateway, how)?,
+        Outage::Term => scene.end_agent(gateway)?,
+        Outage::Unselected => scene.select_gateway(gateway, false)?,
+        Outage::ExternalLink => scene.plug_external(gateway, false)?,
     }
     let others: Vec<&str> = GATEWAYS
         .into_iter()
         .filter(|name| *name != gateway)
         .collect();
-    if way.is_costly() {
+    if cause.is_costly() {
         scene.wait_live("w1", &others)?;
     }
     std::thread::park_timeout(AROUND);
     let gap = probe.stop().longest_gap;
-    match way {
-        Way::Hurt(_) | Way::Term => scene.lab().start(gateway)?,
-        Way::Unselected => scene.select_gateway(gateway, true)?,
-        Way::ExternalLink => scene.plug_external(gateway, true)?,
+    match cause {
+        Outage::Hurt(_) | Outage::Term => scene.lab().start(gateway)?,
+        Outage::Unselected => scene.select_gateway(gateway, true)?,
+        Outage::ExternalLink => scene.plug_external(gateway, true)?,
     }
     scene.wait_agents(&[gateway])?;
     // The next one needs a settled cluster: gateways that failed just now are trusted later.

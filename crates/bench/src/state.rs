@@ -41,18 +41,12 @@ pub fn worker(pods: usize) -> NodeState {
         traffic_key: TrafficKeyId(1),
     };
     NodeState {
-        tunnel: Tunnel {
-            index: 1,
-            underlay: ip("192.168.122.11"),
-            mtu: 1450,
-            devices: BTreeSet::new(),
-        },
+        tunnel: Tunnel::new(1, ip("192.168.122.11"), 1450),
         peers: BTreeMap::from([(
             7,
             Peer {
-                node: "gateway1".into(),
-                underlay: ip("192.168.122.21"),
                 gateway: true,
+                ..Peer::new("gateway1", ip("192.168.122.21"))
             },
         )]),
         node_addresses: BTreeSet::from([ip("192.168.122.11"), ip("192.168.122.21")]),
@@ -68,7 +62,7 @@ pub fn worker(pods: usize) -> NodeState {
             profiles: BTreeMap::from([(ProfileId(1), profile)]),
             pods: (0..pods).map(|n| (pod_address(n), ProfileId(1))).collect(),
             egress_addresses: BTreeSet::from([ip("192.168.122.222")]),
-            lift: BTreeSet::new(),
+            reinject: BTreeSet::new(),
             keep_uplinks: false,
             devices: BTreeMap::new(),
             unknown: None,

@@ -1,7 +1,7 @@
 //! Performance of a pod's traffic by each path to a fixed source address ([`crate::ways`]), in runs that alternate.
 
 use crate::cluster::{self, SERVER};
-use crate::endpoints::{self, Endpoints, Way};
+use crate::endpoints::{self, Direction, Endpoints};
 use crate::figure::Report;
 use crate::idle;
 use crate::ways::{GATEWAY, classic, plain, tunnel_at_gateway};
@@ -128,10 +128,10 @@ fn run(report: &mut Report, way: &Variant) -> Result<()> {
     let rate = endpoints::packets_per_second(pod, server, TIME)?;
     add("packets", "k/s", rate / 1e3);
     for (streams, direction, name) in [
-        (1, Way::Up, "1 stream up"),
-        (1, Way::Down, "1 stream down"),
-        (8, Way::Up, "8 streams up"),
-        (8, Way::Down, "8 streams down"),
+        (1, Direction::Up, "1 stream up"),
+        (1, Direction::Down, "1 stream down"),
+        (8, Direction::Up, "8 streams up"),
+        (8, Direction::Down, "8 streams down"),
     ] {
         let rate = endpoints::gigabits(pod, server, streams, direction, TIME)?;
         add(name, "Gbit/s", rate);

@@ -3,10 +3,12 @@
 //! fact, it computes it again, in the simplest form.
 
 mod cluster;
+mod gateway;
 mod leases;
 mod next_hops;
 mod node;
 mod pod_addresses;
+mod pods;
 mod ranges;
 mod traffic_keys;
 mod unreadable;

@@ -7,7 +7,7 @@ mod doubt;
 use crate::compile::{Claim, compile};
 use crate::model::*;
 use crate::node::{
-    BrokenPath, Group, GroupNumber, NextHopWay, NodeOutcome, OPEN_TUNNEL, Profile, TargetId,
+    BrokenPath, Group, GroupNumber, NextHopRoute, NodeOutcome, OPEN_TUNNEL, Profile, TargetId,
     Verdict,
 };
 use crate::resolve::{
@@ -516,22 +516,22 @@ fn next_hop_line(
         return (None, "its next hop is missing".to_owned());
     };
     let address = next_hop.address;
-    match &next_hop.way {
-        NextHopWay::Tunnel(members) => {
+    match &next_hop.route {
+        NextHopRoute::Tunnel(members) => {
             let names = names(snapshot, members);
             let text = format!(
                 "goes to the next hop {address} by {names}, with the source that it has there"
             );
             (Some(address), text)
         }
-        NextHopWay::Attached(here) => {
+        NextHopRoute::Attached(here) => {
             let text = format!(
                 "goes to the next hop {address} by this node's {}, from {}",
                 here.device, here.source
             );
             (Some(address), text)
         }
-        NextHopWay::Nowhere => {
+        NextHopRoute::Nowhere => {
             let text = format!("dropped: no gateway that has the next hop {address} answers");
             (None, text)
         }

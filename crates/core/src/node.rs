@@ -12,17 +12,18 @@ mod gateway;
 mod grants;
 mod groups;
 mod ids;
+mod issue;
 mod lookup;
 mod next_hops;
 mod outcome;
-mod path;
 mod pod_addresses;
+mod pod_forwarding;
 mod pod_routes;
 mod podmap;
+mod policies;
 mod probe_targets;
 mod profiles;
 mod programmed;
-mod report;
 mod state;
 mod traffic_keys;
 
@@ -35,66 +36,74 @@ pub use grants::NodeGrants;
 pub(crate) use grants::ports_of;
 pub(crate) use groups::OPEN_TUNNEL;
 pub use ids::*;
+pub use issue::{IssueKind, NodeIssue};
 pub use lookup::Fate;
-pub use next_hops::wanted_next_hops;
 pub use outcome::NodeOutcome;
-pub use path::{CniPath, PathFacts, PodsPath, Way};
+pub use pod_forwarding::{CniPath, PathFacts, PodForwarding, UplinkRoute};
 pub use pod_routes::{MainRoute, pod_routes};
 pub use podmap::{PodChange, PodMap};
+pub use policies::Policies;
 pub use probe_targets::{ProbeTarget, probe_targets};
 pub use programmed::bounded_programmed;
-pub use report::{NodeReport, ReportKind};
 pub use state::Presence;
 pub use state::*;
 pub use traffic_keys::TrafficKey;
 
 use crate::model::*;
-use crate::resolve::{Resolved, assigned, resolve, select};
+use crate::resolve::{Resolved, select};
 use groups::Groups;
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
-/// Computes what this node's kernel must contain. The gateway's part must be applied before the worker's: the worker
-/// uses its own ranges as soon as the node's own steering table contains them.
+/// [`Policies::node_state`] where the node's facts do not depend on its policies.
 pub fn node_state(
     snapshot: &Snapshot,
     facts: &NodeFacts,
     node: &NodeName,
 ) -> Result<NodeOutcome, NotYet> {
+    Policies::of(snapshot).node_state(facts, node)
+}
+
+fn state_of(
+    snapshot: &Snapshot,
+    resolved: &[Resolved<'_>],
+    facts: &NodeFacts,
+    node: &NodeName,
+) -> Result<NodeOutcome, NotYet> {
     let me = cluster::Me::find(snapshot, node)?;
-    let mut reports = Vec::new();
+    let mut issues = Vec::new();
     let mut findings: BTreeSet<Finding> = BTreeSet::new();
-    let (resolved, _) = resolve(snapshot, &assigned(snapshot), &snapshot.pods);
     let own_pods = snapshot.pods.values().filter(|pod| pod.node == *node);
-    let mut gateway = gateway::state(snapshot, facts, &me, &mut reports);
+    let mut gateway = gateway::state(snapshot, facts, &me, &mut issues);
     let version = gateway.as_ref().map_or(0, |g| g.version);
     let grants = facts.grants.clone();
     let grants = grants.unwrap_or_else(|| NodeGrants::of(me.record));
     let mut groups = Groups::new(snapshot, facts, (&me, version), &grants.usable);
-    let selected = select(snapshot, &resolved, own_pods.clone());
+    let selected = select(snapshot, resolved, own_pods.clone());
     let built = profiles::build(
         snapshot,
-        &resolved,
+        resolved,
         &selected,
         (&me, facts),
         &mut groups,
         &mut findings,
     );
     if let Some(gateway) = &mut gateway {
-        next_hops::serve(snapshot, &resolved, &me, &mut groups, gateway);
+        next_hops::serve(snapshot, resolved, &me, &mut groups, gateway);
     }
-    reports.append(&mut groups.reports);
-    reports.extend(built.reports);
+    issues.append(&mut groups.issues);
+    issues.extend(built.issues);
     let traffic_keys = traffic_keys::assign(&mut groups.targets, &groups.policies);
     let never = cluster::never(snapshot, facts, own_pods.clone());
     let throw = cluster::throw(me.node, own_pods.clone());
-    let (pods_path, lift) = path::decide(&facts.path, [&never, &throw], &built.profiles);
+    let (pod_forwarding, reinject) =
+        pod_forwarding::decide(&facts.path, [&never, &throw], &built.profiles);
     let (mut profiles, mut programmed) = (built.profiles, built.programmed);
     let uncovered = pod_addresses::uncovered(snapshot, own_pods.clone());
-    let exposed = pod_addresses::refuse(facts, &uncovered, &resolved, &mut programmed);
-    reports.extend(exposed);
-    let refused = refuse(&pods_path, &resolved, &mut profiles, &mut programmed);
-    reports.extend(refused);
+    let exposed = pod_addresses::refuse(facts, &uncovered, resolved, &mut programmed);
+    issues.extend(exposed);
+    let refused = refuse(&pod_forwarding, resolved, &mut profiles, &mut programmed);
+    issues.extend(refused);
     let mut worker = WorkerState {
         never,
         throw,
@@ -104,17 +113,17 @@ pub fn node_state(
         profiles,
         pods: built.pods,
         devices: built.devices,
-        egress_addresses: egress_addresses(snapshot, &resolved, &me),
-        lift,
-        keep_uplinks: matches!(pods_path, PodsPath::Unsupported(_)),
-        unknown: cluster::unknown(&me, facts, own_pods.clone(), &mut reports),
+        egress_addresses: egress_addresses(snapshot, resolved, &me),
+        reinject,
+        keep_uplinks: matches!(pod_forwarding, PodForwarding::Unsupported(_)),
+        unknown: cluster::unknown(&me, facts, own_pods.clone(), &mut issues),
         flow_ports: grants.flows,
         canary: None,
     };
     let mut target_groups = groups.keys;
-    let canaries = match pods_path {
-        PodsPath::Unsupported(_) => Vec::new(),
-        PodsPath::Netfilter | PodsPath::Bpf => canary::add(
+    let canaries = match pod_forwarding {
+        PodForwarding::Unsupported(_) => Vec::new(),
+        PodForwarding::Netfilter | PodForwarding::Bpf => canary::add(
             snapshot,
             (&me, facts),
             own_pods,
@@ -122,17 +131,12 @@ pub fn node_state(
             &mut target_groups,
         ),
     };
-    reports.extend(facts.broken_paths.iter().map(BrokenPath::report));
-    reports.sort();
-    reports.dedup();
+    issues.extend(facts.broken_paths.iter().map(BrokenPath::issue));
+    issues.sort();
+    issues.dedup();
     Ok(NodeOutcome {
         state: NodeState {
-            tunnel: Tunnel {
-                index: me.record.tunnel_index,
-                underlay: me.underlay,
-                mtu: cluster::tunnel_mtu(snapshot, facts, me.underlay),
-                devices: facts.underlay_devices.clone(),
-            },
+            tunnel: cluster::tunnel(snapshot, facts, &me),
             peers: cluster::peers(snapshot, &me, gateway.is_some()),
             node_addresses: snapshot
                 .nodes
@@ -146,8 +150,8 @@ pub fn node_state(
         silent: silent(snapshot, facts, node),
         findings: findings.into_iter().collect(),
         programmed,
-        pods_path,
-        reports,
+        pod_forwarding,
+        issues,
         groups: groups.numbers,
         group_members: groups.members,
         target_groups,
@@ -162,20 +166,20 @@ pub fn node_state(
 /// Refuses egress traffic of pods whose packets do not, or may not, pass the stack in both directions, and reports
 /// nothing of it as programmed.
 fn refuse(
-    pods_path: &PodsPath,
+    pod_forwarding: &PodForwarding,
     resolved: &[Resolved<'_>],
     profiles: &mut BTreeMap<ProfileId, Profile>,
     programmed: &mut [Programmed],
-) -> Option<NodeReport> {
-    match pods_path {
-        PodsPath::Netfilter => None,
-        PodsPath::Unsupported(_) => {
-            path::refuse(profiles);
+) -> Option<NodeIssue> {
+    match pod_forwarding {
+        PodForwarding::Netfilter => None,
+        PodForwarding::Unsupported(_) => {
+            pod_forwarding::refuse(profiles);
             programmed.iter_mut().for_each(|one| one.pods = 0);
             None
         }
-        PodsPath::Bpf => {
-            let refused = path::refuse_next_hops(profiles);
+        PodForwarding::Bpf => {
+            let refused = pod_forwarding::refuse_next_hops(profiles);
             let counted = programmed.iter_mut();
             counted
                 .filter(|one| is_to_next_hop(resolved, &one.policy))

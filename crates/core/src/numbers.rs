@@ -31,18 +31,26 @@ pub const GROUPS_MAX: u8 = 120;
 /// Set from classification to routing in a mark of another component that has one of our group numbers in our bits, and
 /// taken off after routing: no group number has this bit, so such a packet meets none of our routing rules.
 pub const FOREIGN_MARK_BIT: u32 = 0x0080_0000;
-/// Group number that means "lifted into the stack and left alone by it"; no target has it.
+/// Group number that means "reinjected into the stack and left alone by it"; no target has it.
 pub const GROUP_LEFT_ALONE: u8 = 252;
 /// Name of the device at whose ingress the packets appear that pods send past the stack.
-pub const LIFT_DEVICE: &str = "egret-lift";
+pub const REINJECT_DEVICE: &str = "egret-lift";
 /// Name of its other end, which carries nothing.
-pub const LIFT_PEER: &str = "egret-lift-end";
-/// Address of the lift device: without one, loose reverse-path filtering drops what it receives.
-pub const LIFT_ADDRESS: std::net::Ipv4Addr = std::net::Ipv4Addr::new(169, 254, 77, 2);
+pub const REINJECT_PEER: &str = "egret-lift-end";
+/// Address of the reinject device: without one, loose reverse-path filtering drops what it receives.
+pub const REINJECT_ADDRESS: std::net::Ipv4Addr = std::net::Ipv4Addr::new(169, 254, 77, 2);
 /// Name of the device at whose ingress canaries appear, as if from a pod.
 pub const CANARY_DEVICE: &str = "egret-canary";
 /// Name of its other end, where the agent sends and receives them.
 pub const CANARY_PEER: &str = "egret-canary-in";
+/// Every device of Egret's: none of them is a node's own device, uplink or external device.
+pub const OWN_DEVICES: [&str; 5] = [
+    TUNNEL_DEVICE,
+    REINJECT_DEVICE,
+    REINJECT_PEER,
+    CANARY_DEVICE,
+    CANARY_PEER,
+];
 /// Address of the canary device: without one, loose reverse-path filtering drops what it receives.
 pub const CANARY_ADDRESS: std::net::Ipv4Addr = std::net::Ipv4Addr::new(169, 254, 77, 3);
 /// Source of IPv4 canaries where the Node has no IPv4 pod CIDR.

@@ -16,7 +16,7 @@ pub use settings::{RoutingRule, Settings, of_settings};
 
 use crate::model::ObjectRef;
 use crate::node::{Group, NodeOutcome, Target};
-use crate::numbers::{LIFT_DEVICE, TUNNEL_DEVICE, TUNNEL_PORT};
+use crate::numbers::{REINJECT_DEVICE, TUNNEL_DEVICE, TUNNEL_PORT};
 use firewall::{Chains, Device, Fate, Packet, Refusal, state, walk};
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet};
@@ -157,7 +157,7 @@ pub struct Sample {
     /// Destination port that it is selected for.
     pub port: Option<u16>,
     /// Packets of the pod are reinjected, so they arrive by the device `egret-lift`.
-    pub lifted: bool,
+    pub reinjected: bool,
     /// Its packets leave by the node's own device; only answers that another gateway received arrive by the tunnel.
     pub leaves_here: bool,
 }
@@ -238,8 +238,8 @@ impl Sample {
         let outside = Some(self.outside.unwrap_or(samples::nobody(is_v4)));
         let out = Packet {
             is_v4,
-            input: match self.lifted {
-                true => Device::Named(LIFT_DEVICE),
+            input: match self.reinjected {
+                true => Device::Named(REINJECT_DEVICE),
                 false => Device::Other,
             },
             output: Device::Named(TUNNEL_DEVICE),
@@ -305,10 +305,10 @@ pub fn of_firewalls(tables: &[Table], samples: &Samples) -> Result<Vec<Obstacle>
         let sample = if is_v4 { &samples.v4 } else { &samples.v6 };
         let mut probes = sample.as_ref().map_or_else(Vec::new, |s| s.probes(is_v4));
         probes.extend(samples.tunnel.then(|| tunnel_probe(is_v4)));
-        let lifted = sample.as_ref().is_some_and(|sample| sample.lifted);
+        let reinjected = sample.as_ref().is_some_and(|sample| sample.reinjected);
         for probe in probes {
             for (table, base, refusal) in refused(tables, &probe)? {
-                let mut obstacle = remedy::obstacle(table, base, &refusal, (is_v4, lifted));
+                let mut obstacle = remedy::obstacle(table, base, &refusal, (is_v4, reinjected));
                 if probe.hook == Hook::Input {
                     // Rules of the input hook match by addresses, and those of peers are not known here: a rule that
                     // may accept them counts, and no result is certain.

@@ -112,18 +112,6 @@ pub(crate) fn resolve<'a>(
     (resolved, findings)
 }
 
-/// Resolves the policies with a next hop, as [`resolve`] would. They have no addresses, so they conflict with no other
-/// policy, pool or address of the cluster.
-pub(crate) fn resolve_next_hops(snapshot: &Snapshot) -> Vec<Resolved<'_>> {
-    let policies = distinct(&snapshot.policies).map(|(_, policy)| policy);
-    let policies = policies.filter(|policy| policy.next_hop().is_some());
-    let (index, mut findings) = (address::ClusterAddresses::none(), BTreeSet::new());
-    let resolved = policies.map(|policy| one(snapshot, policy, &[], &index, &mut findings));
-    let mut resolved: Vec<Resolved<'_>> = resolved.collect();
-    next_hop::settle(&mut resolved, &mut findings);
-    resolved
-}
-
 /// Policies sorted by object, with their positions; of two with one name the older.
 pub(crate) fn distinct(policies: &[Policy]) -> impl Iterator<Item = (usize, &Policy)> {
     let mut by_object: BTreeMap<&ObjectRef, (usize, &Policy)> = BTreeMap::new();

@@ -8,7 +8,7 @@
 //! a chain that is jumped to) stay as they are, and [`crate::obstacle`] reports them.
 
 use crate::obstacle::nft::{self, Found};
-use egret_core::numbers::{LIFT_DEVICE, NFT_TABLE, TUNNEL_DEVICE};
+use egret_core::numbers::{NFT_TABLE, REINJECT_DEVICE, TUNNEL_DEVICE};
 use egret_kernel::netlink::{Attrs, NetlinkError, NetlinkSocket, Request, attributes, flags};
 use egret_kernel::nft::attributes::{named, number, text};
 use egret_kernel::nft::message as m;
@@ -52,7 +52,7 @@ enum Wanted {
     /// Packets into the tunnel and out of it.
     Tunnel,
     /// `Tunnel`, and packets reinjected into the stack.
-    TunnelAndLift,
+    TunnelAndReinject,
 }
 
 /// Refusal of the packets that no rule of a chain accepts.
@@ -134,10 +134,10 @@ impl Forwarding {
     }
 
     /// Adds our rules to every chain that refuses unaccepted packets and lacks them, and removes them from all others.
-    /// `lift`: also for packets reinjected into the stack.
-    pub fn ensure(&mut self, lift: bool) -> Result<(), NftError> {
-        let wanted = match lift {
-            true => Wanted::TunnelAndLift,
+    /// `reinject`: also for packets reinjected into the stack.
+    pub fn ensure(&mut self, reinject: bool) -> Result<(), NftError> {
+        let wanted = match reinject {
+            true => Wanted::TunnelAndReinject,
             false => Wanted::Tunnel,
         };
         self.edit(wanted).map_err(error)
@@ -270,7 +270,7 @@ fn rules(wanted: Wanted) -> Vec<Rule> {
     let ways = match wanted {
         Wanted::None => Vec::new(),
         Wanted::Tunnel => tunnel.to_vec(),
-        Wanted::TunnelAndLift => [&tunnel[..], &[(MetaKey::IifName, LIFT_DEVICE)]].concat(),
+        Wanted::TunnelAndReinject => [&tunnel[..], &[(MetaKey::IifName, REINJECT_DEVICE)]].concat(),
     };
     let accept = |(key, device): (MetaKey, &str)| {
         let mut name = [0; 16];

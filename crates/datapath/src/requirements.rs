@@ -28,4 +28,4 @@ pub const OPTIONS: &[&str] = &[
 /// Further options where eBPF programs run.
 pub const BPF_OPTIONS: &[&str] = &["BPF_SYSCALL", "BPF_JIT", "NET_SCH_INGRESS", "NET_CLS_BPF"];
 /// Further options where packets are reinjected into the stack.
-pub const LIFT_OPTIONS: &[&str] = &["VETH"];
+pub const REINJECT_OPTIONS: &[&str] = &["VETH"];

@@ -9,6 +9,6 @@ pub mod policy;
 mod tunnel;
 
 pub use desired::{Desired, METRIC_GROUP, METRIC_LAST, RouteEntry, RouteKind, RuleEntry, RuleKind};
-pub use egret_kernel::route::{Advertised, Device, NextHop, WayOut};
+pub use egret_kernel::route::{Advertised, Device, NextHop, OutboundNextHops};
 pub use error::RouteError;
 pub use kernel::Routing;

@@ -6,7 +6,7 @@
 //!  outside ----------------> uplink --uplink_in---> (only remembers who opens flows towards pods)
 //! ```
 //!
-//! It decides nothing: `egret_core::node::WorkerState::lift` names the devices. `bpf/uplink.bpf.c` and
+//! It decides nothing: `egret_core::node::WorkerState::reinject` names the devices. `bpf/uplink.bpf.c` and
 //! `docs/datapath.md` say what each program does.
 
 pub mod abi;
@@ -24,7 +24,7 @@ use crate::drift::{Drift, DriftReport};
 use crate::gateway::programs::supported;
 use crate::gateway::{Attachment, GatewayError, Pins};
 use egret_core::node::WorkerState;
-use egret_core::numbers::{LIFT_ADDRESS, LIFT_DEVICE, LIFT_PEER};
+use egret_core::numbers::{REINJECT_ADDRESS, REINJECT_DEVICE, REINJECT_PEER};
 use egret_kernel::netlink::{NetlinkError, NetlinkSocket};
 use egret_kernel::veth::{VethEnd, VethError, VethPair};
 use std::collections::{BTreeMap, BTreeSet};
@@ -33,11 +33,11 @@ use tables::{Desired, Tables};
 use thiserror::Error;
 
 /// The reinject device and its peer, which carries nothing.
-const LIFT: VethPair = VethPair {
-    name: LIFT_DEVICE,
-    peer: LIFT_PEER,
+const REINJECT: VethPair = VethPair {
+    name: REINJECT_DEVICE,
+    peer: REINJECT_PEER,
     alias: "egret: what pods send past the stack comes in here",
-    address: LIFT_ADDRESS,
+    address: REINJECT_ADDRESS,
     macs: None,
 };
 
@@ -88,7 +88,7 @@ impl UplinkDriver {
             programs::load(&pins)?;
         }
         let mut socket = NetlinkSocket::open(libc::NETLINK_ROUTE)?;
-        let device = LIFT.ensure(&mut socket)?;
+        let device = REINJECT.ensure(&mut socket)?;
         let mut tables = Tables::open(&pins)?;
         tables.set_config(abi::Config::of(device.index, device.mac, tables.config()))?;
         let uplinks = programs::devices(&pins);
@@ -122,7 +122,7 @@ impl UplinkDriver {
     /// [`UplinkError`]; the next call continues from there.
     pub fn settle(&mut self, worker: &WorkerState) -> Result<(), UplinkError> {
         let index = |name: &String| nix::net::if_::if_nametoindex(name.as_str()).ok();
-        let wanted: BTreeSet<u32> = worker.lift.iter().filter_map(index).collect();
+        let wanted: BTreeSet<u32> = worker.reinject.iter().filter_map(index).collect();
         let same_object = self.tables.config().object_hash == programs::object_hash();
         for ifindex in &wanted {
             let noted = self.tables.config().attachment;
@@ -169,8 +169,8 @@ impl UplinkDriver {
     /// [`UplinkError`].
     pub fn verify(&mut self, deep: bool) -> Result<DriftReport, UplinkError> {
         let mut drift = DriftReport::new();
-        if !LIFT.is_intact(&mut self.socket, &self.device)? {
-            let what = format!("{LIFT_DEVICE} is gone or was changed");
+        if !REINJECT.is_intact(&mut self.socket, &self.device)? {
+            let what = format!("{REINJECT_DEVICE} is gone or was changed");
             drift.insert(Drift::Device, what);
         }
         let noted = self.tables.config().attachment;
@@ -209,7 +209,7 @@ impl UplinkDriver {
         let found = remove_programs(pin_dir)?;
         // Without programs nothing is reinjected, so the device is removed last.
         let mut socket = NetlinkSocket::open(libc::NETLINK_ROUTE)?;
-        Ok(LIFT.delete(&mut socket)? || found)
+        Ok(REINJECT.delete(&mut socket)? || found)
     }
 }
 

@@ -71,12 +71,7 @@ fn state(pods: &[(&str, usize)]) -> NodeState {
         worker.targets.insert(target, target_of_policy);
     }
     NodeState {
-        tunnel: Tunnel {
-            index: 1,
-            underlay: ip(NODE),
-            mtu: 1450,
-            devices: BTreeSet::new(),
-        },
+        tunnel: Tunnel::new(1, ip(NODE), 1450),
         peers: BTreeMap::new(),
         node_addresses: BTreeSet::from([ip(NODE)]),
         worker,

@@ -90,17 +90,14 @@ fn state() -> NodeState {
     ];
     NodeState {
         tunnel: Tunnel {
-            index: 1,
-            underlay: ip("192.168.122.11"),
-            mtu: 1450,
             devices: BTreeSet::from(["eth0".to_owned(), "eth1".to_owned()]),
+            ..Tunnel::new(1, ip("192.168.122.11"), 1450)
         },
         peers: BTreeMap::from([(
             7,
             Peer {
-                node: "gateway1".into(),
-                underlay: ip("192.168.122.21"),
                 gateway: true,
+                ..Peer::new("gateway1", ip("192.168.122.21"))
             },
         )]),
         node_addresses: BTreeSet::from([
@@ -156,7 +153,7 @@ fn state() -> NodeState {
             devices: BTreeMap::from([(ip("10.244.1.5"), 5), (ip("fd00:244:1::5"), 5)]),
             egress_addresses: BTreeSet::from([ip("192.168.122.222"), ip("fd00:122::222")]),
             keep_uplinks: false,
-            lift: BTreeSet::new(),
+            reinject: BTreeSet::new(),
         },
         gateway: None,
     }
@@ -187,20 +184,20 @@ fn with_next_hops(attached: bool) -> NodeState {
         index: 4,
         source: ip("10.9.0.21"),
     };
-    let tunnel = NextHopWay::Tunnel([7].into());
-    let next_hop = |address, network_identifier, way| NextHop {
+    let tunnel = NextHopRoute::Tunnel([7].into());
+    let next_hop = |address, network_identifier, route| NextHop {
         address: ip(address),
         network_identifier,
-        way,
+        route,
     };
     let near = match attached {
-        true => NextHopWay::Attached(here),
+        true => NextHopRoute::Attached(here),
         false => tunnel.clone(),
     };
     state.worker.next_hops = BTreeMap::from([
         (2, next_hop("10.9.0.1", 0x80_0001, near)),
         (3, next_hop("fd00:9::1", 0x80_0002, tunnel)),
-        (4, next_hop("10.66.0.1", 0x80_0003, NextHopWay::Nowhere)),
+        (4, next_hop("10.66.0.1", 0x80_0003, NextHopRoute::Nowhere)),
     ]);
     let profile = state.worker.profiles.get_mut(&ProfileId(9));
     let boxes = &mut profile.expect("there").ranges;

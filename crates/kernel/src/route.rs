@@ -12,4 +12,4 @@ pub mod wire;
 pub use advertised::Advertised;
 pub use device::Device;
 pub use nexthop::NextHop;
-pub use way_out::WayOut;
+pub use way_out::OutboundNextHops;

@@ -329,18 +329,6 @@ impl Lab {
         })
     }
 
-    /// Runs `work` on a fresh thread inside the network namespace of a host or pod.
-    ///
-    /// # Errors
-    /// The host is off, or its namespace cannot be entered.
-    pub fn in_netns<T: Send>(
-        &self,
-        place: &Place,
-        work: impl FnOnce() -> T + Send,
-    ) -> Result<T, LabError> {
-        place.run(work)
-    }
-
     /// A command that runs a program inside a host or pod; the caller sets its arguments and streams.
     ///
     /// # Errors

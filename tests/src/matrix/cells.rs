@@ -14,7 +14,7 @@ pub enum Nodes {
 
 /// Network to which gateways send.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Way {
+pub enum ExternalLink {
     /// The segment of the nodes.
     NodeSegment,
     /// A segment of their own, by a second interface.
@@ -60,7 +60,7 @@ pub struct Ground {
     /// How many nodes.
     pub nodes: Nodes,
     /// Network to which gateways send.
-    pub way: Way,
+    pub external: ExternalLink,
     /// Families of the underlay.
     pub underlay: Underlay,
     /// Whether segments filter IPv6 multicast (RFC 4541), with a querier.
@@ -101,7 +101,7 @@ pub struct Cell {
 }
 
 const NODES: [Nodes; 2] = [Nodes::Many, Nodes::One];
-const WAYS: [Way; 2] = [Way::NodeSegment, Way::OwnInterface];
+const EXTERNAL_LINKS: [ExternalLink; 2] = [ExternalLink::NodeSegment, ExternalLink::OwnInterface];
 const UNDERLAYS: [Underlay; 2] = [Underlay::Dual, Underlay::Ipv6];
 const CNIS: [Cni; 4] = [Cni::IptablesNft, Cni::Nft, Cni::IptablesLegacy, Cni::None];
 const FORWARDS: [Forward; 2] = [Forward::Accept, Forward::Drop];
@@ -117,7 +117,7 @@ fn cell(row: &[usize]) -> Cell {
     Cell {
         ground: Ground {
             nodes: NODES[row[0]],
-            way: WAYS[row[1]],
+            external: EXTERNAL_LINKS[row[1]],
             underlay: UNDERLAYS[row[2]],
             mld_snooping: row[3] == 1,
         },
@@ -136,14 +136,14 @@ fn cell(row: &[usize]) -> Cell {
 pub fn impossible(cell: &Cell) -> Option<&'static str> {
     let Ground {
         nodes,
-        way,
+        external,
         underlay,
         ..
     } = cell.ground;
     if underlay == Underlay::Dual || cell.policy == Policy::Ipv6 {
         return None;
     }
-    if way == Way::NodeSegment {
+    if external == ExternalLink::NodeSegment {
         return Some(
             "gateways on a segment without IPv4 have no neighbour that could be told of an IPv4 egress address",
         );
@@ -165,11 +165,11 @@ pub fn all() -> Vec<Cell> {
 fn is_needed(cell: &Cell) -> bool {
     let Ground {
         nodes,
-        way,
+        external,
         underlay,
         mld_snooping,
     } = cell.ground;
-    (nodes, way, underlay) == (Nodes::Many, Way::NodeSegment, Underlay::Dual)
+    (nodes, external, underlay) == (Nodes::Many, ExternalLink::NodeSegment, Underlay::Dual)
         && mld_snooping
         && cell.policy == Policy::Dual
 }
@@ -226,7 +226,7 @@ mod tests {
             .filter(|row| impossible(&cell(row)).is_some())
             .count();
         assert_eq!(all().len(), count - without);
-        // Snooping, four settings of the node and marks are free, one underlay, two policies of three; and both ways
+        // Snooping, four settings of the node and marks are free, one underlay, two policies of three; and both externals
         // where there are many nodes, one where there is one.
         assert_eq!(without, 3 * 2 * (4 * 2 * 2 * 2) * 4 * 2);
     }

@@ -1,6 +1,6 @@
 //! Groups cells into labs: nodes of different settings share a lab, pods of different policies and marks share a node.
 
-use super::cells::{Cell, Ground, Marks, Node, Nodes, Policy, Underlay, Way};
+use super::cells::{Cell, ExternalLink, Ground, Marks, Node, Nodes, Policy, Underlay};
 use crate::cluster::pod;
 use egret_lab::topology::{Host, Link, Role, Segment};
 use egret_lab::{Topology, layout::POD_DEVICE_PREFIX};
@@ -123,7 +123,7 @@ impl LabPlan {
     pub fn name(&self) -> String {
         let Ground {
             nodes,
-            way,
+            external,
             underlay,
             mld_snooping,
         } = self.ground;
@@ -131,16 +131,16 @@ impl LabPlan {
             Nodes::Many => "many",
             Nodes::One => "one",
         };
-        let way = match way {
-            Way::NodeSegment => "node_segment",
-            Way::OwnInterface => "own_interface",
+        let external = match external {
+            ExternalLink::NodeSegment => "node_segment",
+            ExternalLink::OwnInterface => "own_interface",
         };
         let underlay = match underlay {
             Underlay::Dual => "dual",
             Underlay::Ipv6 => "ipv6",
         };
         let snooping = if mld_snooping { "snooping" } else { "flooding" };
-        format!("{nodes}_{way}_{underlay}_{snooping}_{}", self.number)
+        format!("{nodes}_{external}_{underlay}_{snooping}_{}", self.number)
     }
 
     /// One line for each cell.
@@ -187,9 +187,9 @@ impl LabPlan {
 
     /// Egress addresses of a policy; with `edited` other ones, for a policy that is changed.
     pub fn addresses(&self, policy: Policy, edited: bool) -> Vec<IpAddr> {
-        let networks = match self.ground.way {
-            Way::NodeSegment => ["192.168.122.", "fd00:122::"],
-            Way::OwnInterface => ["198.51.100.", "2001:db8:2::"],
+        let networks = match self.ground.external {
+            ExternalLink::NodeSegment => ["192.168.122.", "fd00:122::"],
+            ExternalLink::OwnInterface => ["198.51.100.", "2001:db8:2::"],
         };
         let (families, number): (&[usize], u8) = match policy {
             Policy::Dual => (&[0, 1], 222),
@@ -233,7 +233,7 @@ impl LabPlan {
                 hosts.push(configured(name, Role::Gateway, node));
             }
         }
-        if self.ground.way == Way::OwnInterface {
+        if self.ground.external == ExternalLink::OwnInterface {
             for host in hosts.iter_mut().filter(|host| host.has(Role::Gateway)) {
                 host.links.push(Link {
                     external: true,
@@ -270,7 +270,7 @@ impl LabPlan {
             segment("nodes", nodes, snooping),
             segment("outside", &["203.0.113.0/24", "2001:db8:1::/64"], false),
         ];
-        if self.ground.way == Way::OwnInterface {
+        if self.ground.external == ExternalLink::OwnInterface {
             let edge = ["198.51.100.0/24", "2001:db8:2::/64"];
             segments.push(segment("edge", &edge, snooping));
         }

@@ -5,7 +5,7 @@ use super::labs::{LabPlan, NodePlan, PodPlan, servers};
 use super::marks;
 use super::paths::{PathLog, wait_whole};
 use crate::Cluster;
-use crate::chaos::{Kind, Noise};
+use crate::chaos::{Kind, Load};
 use crate::cluster::{DEADLINE, echo, egress};
 use crate::watch::Leaving;
 use anyhow::{Context, ensure};
@@ -300,7 +300,7 @@ impl Scene {
     ///
     /// # Errors
     /// An agent does not end, or does not come back.
-    pub fn restart_agents(&self, noise: &Traffic, in_order: bool) -> anyhow::Result<()> {
+    pub fn restart_agents(&self, load: &Traffic, in_order: bool) -> anyhow::Result<()> {
         let agents = self.plan.agents();
         for agent in &agents {
             match in_order {
@@ -308,7 +308,7 @@ impl Scene {
                 false => self.cluster.lab().kill(agent, Hurt::Agent)?,
             }
         }
-        noise.wait_turns()?;
+        load.wait_turns()?;
         for agent in &agents {
             self.cluster.lab().start(agent)?;
         }
@@ -343,11 +343,11 @@ impl Scene {
     ///
     /// # Errors
     /// They do not come back.
-    pub fn lose(&self, gateways: &[String], noise: &Traffic) -> anyhow::Result<()> {
+    pub fn lose(&self, gateways: &[String], load: &Traffic) -> anyhow::Result<()> {
         for gateway in gateways {
             self.cluster.lab().kill(gateway, Hurt::Links)?;
         }
-        noise.wait_turns()?;
+        load.wait_turns()?;
         for gateway in gateways {
             self.cluster.lab().start(gateway)?;
         }
@@ -358,7 +358,7 @@ impl Scene {
     ///
     /// # Errors
     /// A rule is rejected.
-    pub fn clear_marks(&self, noise: &Traffic) -> anyhow::Result<()> {
+    pub fn clear_marks(&self, load: &Traffic) -> anyhow::Result<()> {
         let rules = "chain c { type filter hook prerouting priority -50; \
                      meta mark set meta mark & 0xff00ffff; }";
         let each = |line: &str| -> anyhow::Result<()> {
@@ -368,7 +368,7 @@ impl Scene {
             Ok(())
         };
         each(&format!("nft 'table inet foreign {{ {rules}; }}'"))?;
-        noise.wait_turns()?;
+        load.wait_turns()?;
         each("nft delete table inet foreign")
     }
 
@@ -389,10 +389,10 @@ impl Scene {
                 let place = [self.cluster.pod(&pod.name)?];
                 let covered = self.covered(pod).into_iter();
                 let servers: Vec<IpAddr> = covered.map(|(server, _)| server).collect();
-                let covered = Noise::start_kinds(&place, &servers, kinds)?;
+                let covered = Load::start_kinds(&place, &servers, kinds)?;
                 traffic.covered.push(covered);
                 let missing = self.uncovered(pod);
-                let uncovered = Noise::start_kinds(&place, &missing, refused)?;
+                let uncovered = Load::start_kinds(&place, &missing, refused)?;
                 traffic.uncovered.push(uncovered);
             }
         }
@@ -453,8 +453,8 @@ pub fn condition(object: &Value, kind: &str) -> Option<Value> {
 /// Traffic that must be answered, and traffic that must be refused.
 #[derive(Default)]
 pub struct Traffic {
-    covered: Vec<Noise>,
-    uncovered: Vec<Noise>,
+    covered: Vec<Load>,
+    uncovered: Vec<Load>,
 }
 
 impl Traffic {
@@ -463,7 +463,7 @@ impl Traffic {
     /// # Errors
     /// The traffic stalls.
     pub fn wait_turns(&self) -> anyhow::Result<()> {
-        self.covered.iter().try_for_each(Noise::wait_turns)
+        self.covered.iter().try_for_each(Load::wait_turns)
     }
 
     /// Waits until every kind of traffic is answered again.
@@ -471,7 +471,7 @@ impl Traffic {
     /// # Errors
     /// One gets no answer.
     pub fn wait_answers(&self) -> anyhow::Result<()> {
-        self.covered.iter().try_for_each(Noise::wait_answers)
+        self.covered.iter().try_for_each(Load::wait_answers)
     }
 
     /// Ends all traffic.
@@ -481,7 +481,7 @@ impl Traffic {
     pub fn stop(self) -> anyhow::Result<()> {
         ensure!(!self.covered.is_empty(), "there was no traffic");
         let all = self.covered.into_iter().chain(self.uncovered);
-        all.for_each(Noise::stop);
+        all.for_each(Load::stop);
         Ok(())
     }
 }

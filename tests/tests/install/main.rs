@@ -3,10 +3,11 @@
 mod chart;
 mod chart_front_ends;
 mod install;
+mod upgrade;
 
 use egret_tests::modules;
 use std::process::ExitCode;
 
 fn main() -> ExitCode {
-    egret_tests::run(modules![chart, chart_front_ends, install,])
+    egret_tests::run(modules![chart, chart_front_ends, install, upgrade])
 }

@@ -28,6 +28,7 @@ mod static_egress_ip;
 mod traffic_metrics;
 mod unchanged;
 mod unknown_pods;
+mod upgrade;
 mod uplink;
 
 use egret_tests::modules;
@@ -57,7 +58,8 @@ fn main() -> ExitCode {
         sources,
         traffic_metrics,
         unchanged,
-        unknown_pods
+        unknown_pods,
+        upgrade
     ];
     // Modules that bound or measure times.
     let timed = modules![

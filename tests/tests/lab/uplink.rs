@@ -345,18 +345,18 @@ fn what_others_remove_comes_back(cluster: &Cluster) -> Outcome {
         wait_for("the programs' pins", DEADLINE, || {
             shell(cluster, WORKER, &format!("ls {pins}/out_*")).is_ok()
         })?;
-        let watch = wait_lifting(cluster).with_context(|| line.clone())?;
+        let watch = wait_reinjecting(cluster).with_context(|| line.clone())?;
         watch.clean().with_context(|| line.clone())?;
     }
     Ok(())
 }
 
 /// Waits until the pod leaves with its egress address again; returns a capture from then on.
-fn wait_lifting(cluster: &Cluster) -> anyhow::Result<Leaving> {
+fn wait_reinjecting(cluster: &Cluster) -> anyhow::Result<Leaving> {
     let server = ip(SERVERS[0]);
     let pod = cluster.pod("a1")?;
     let patience = Duration::from_secs(1);
-    wait_for("the pod to be lifted again", DEADLINE, || {
+    wait_for("the pod to be reinjected again", DEADLINE, || {
         let seen = egret_lab::traffic::source::udp_echo(&pod, echo(server), 8, patience);
         seen.is_ok_and(|source| source.ip() == ip(EGRESS[0]))
     })?;
@@ -412,7 +412,7 @@ fn without_the_ruleset_nothing_leaves(cluster: &Cluster) -> Outcome {
     watch.clean()?;
     cluster.lab().start(WORKER)?;
     cluster.wait_ready()?;
-    wait_lifting(cluster)?.clean()
+    wait_reinjecting(cluster)?.clean()
 }
 
 /// Whether a tcx program or a filter is attached at the uplink's egress.

@@ -4,7 +4,7 @@
 
 use anyhow::Result;
 use egret_lab::{Hurt, Place, Topology};
-use egret_tests::chaos::{Kind, Noise, Phase, Scene, Watch, egress, ip, repetitions, wait};
+use egret_tests::chaos::{Kind, Load, Phase, Scene, Watch, egress, ip, repetitions, wait};
 use egret_tests::standin::Standin;
 use egret_tests::steps::Group;
 use egret_tests::tests;
@@ -73,7 +73,7 @@ fn up(test: &str) -> Result<(Scene, Standin)> {
 /// A policy for all destinations, continuous traffic, and captures that allow E1 only.
 struct Calm {
     // In the order in which they must end.
-    noise: Noise,
+    load: Load,
     watch: Watch,
     scene: Scene,
     _standin: Standin,
@@ -85,10 +85,10 @@ fn calm(test: &str) -> Result<Calm> {
     scene.wait_live("w1", &["g1", "wg1"])?;
     let watch = Watch::start(&scene, &[ips(E1), ips(E2)].concat())?;
     watch.phase(Phase::only(ips(E1)))?;
-    let noise = Noise::start(&pods(&scene)?, &ips(SERVERS))?;
-    noise.wait_answers()?;
+    let load = Load::start(&pods(&scene)?, &ips(SERVERS))?;
+    load.wait_answers()?;
     Ok(Calm {
-        noise,
+        load,
         watch,
         scene,
         _standin: standin,
@@ -97,9 +97,9 @@ fn calm(test: &str) -> Result<Calm> {
 
 /// Every source was seen all the time, and no other.
 fn finish(calm: Calm, right: &[IpAddr]) -> Result<()> {
-    calm.noise.wait_answers()?;
+    calm.load.wait_answers()?;
     let verdict = calm.watch.stop()?;
-    calm.noise.stop();
+    calm.load.stop();
     verdict.assert_clean(right);
     let count = verdict.from_any(right);
     println!("{count} packets with the right source, 0 with a wrong one, 0 lost by the captures");
@@ -115,7 +115,7 @@ fn past_the_stack_agents_start_again_and_again() -> Result<()> {
     for turn in 0..times() {
         // Killed, and stopped in order.
         calm.scene.restart_agents(&NODES, turn % 2 == 0)?;
-        calm.noise.wait_turns()?;
+        calm.load.wait_turns()?;
     }
     finish(calm, &ips(E1))
 }
@@ -127,14 +127,14 @@ fn past_the_stack_policies_are_edited() -> Result<()> {
         &["203.0.113.0/28", "198.51.100.0/24", "2001:db8::/32"],
         &[],
     ];
-    let before = calm.noise.opened(Kind::LongTcp);
+    let before = calm.load.opened(Kind::LongTcp);
     for turn in 0..times() {
         let list = lists[turn % lists.len()];
         calm.scene
             .put_ready("main", &egress("main", &ips(E1), list))?;
-        calm.noise.wait_turns()?;
+        calm.load.wait_turns()?;
     }
-    let opened = calm.noise.opened(Kind::LongTcp);
+    let opened = calm.load.opened(Kind::LongTcp);
     assert_eq!(opened, before, "flows that stay selected live on");
     let both = || Phase::only([ips(E1), ips(E2)].concat());
     for turn in 0..times() {
@@ -143,7 +143,7 @@ fn past_the_stack_policies_are_edited() -> Result<()> {
         calm.scene
             .put_ready("main", &egress("main", &ips(to), &[]))?;
         calm.watch.phase(Phase::only(ips(to)))?;
-        calm.noise.wait_turns()?;
+        calm.load.wait_turns()?;
     }
     finish(calm, &[ips(E1), ips(E2)].concat())
 }
@@ -160,13 +160,13 @@ fn past_the_stack_policies_start_and_end() -> Result<()> {
     let anything = || Phase::only([own.clone(), ips(E1)].concat());
     let manifest = egress("main", &ips(E1), &[]);
     watch.phase(anything())?;
-    let noise = Noise::start(&pods(&scene)?, &ips(SERVERS))?;
+    let load = Load::start(&pods(&scene)?, &ips(SERVERS))?;
     let mut on = Vec::new();
     for _ in 0..times() {
-        noise.wait_answers()?;
+        load.wait_answers()?;
         scene.put_ready("main", &manifest)?;
         on.push(watch.phase(Phase::only(ips(E1)))?);
-        noise.wait_turns()?;
+        load.wait_turns()?;
         watch.phase(anything())?;
         scene.take(&manifest)?;
         let counts = |watch: &Watch| -> Vec<u64> {
@@ -181,7 +181,7 @@ fn past_the_stack_policies_start_and_end() -> Result<()> {
         })?;
     }
     let verdict = watch.stop()?;
-    noise.stop();
+    load.stop();
     verdict.assert_clean(&ips(E1));
     let seen = verdict.by_phase.iter();
     let seen = seen.filter(|((phase, source), _)| on.contains(phase) && ips(E1).contains(source));
@@ -204,9 +204,9 @@ fn past_the_stack_all_gateways_go_and_the_device_with_them() -> Result<()> {
         for node in NODES {
             calm.scene.shell(node, "ip link delete egret-lift")?;
         }
-        calm.noise.wait_turns()?;
+        calm.load.wait_turns()?;
         calm.scene.lab().start("g1")?;
-        calm.noise.wait_answers()?;
+        calm.load.wait_answers()?;
     }
     finish(calm, &ips(E1))
 }

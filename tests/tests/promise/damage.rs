@@ -3,7 +3,7 @@
 
 use anyhow::{Result, ensure};
 use egret_lab::{Snapshot, Topology};
-use egret_tests::chaos::{DEADLINE, Noise, Phase, Scene, Watch, egress, ip, wait, without_memory};
+use egret_tests::chaos::{DEADLINE, Load, Phase, Scene, Watch, egress, ip, wait, without_memory};
 use egret_tests::steps::Group;
 use egret_tests::tests;
 use std::net::IpAddr;
@@ -311,8 +311,8 @@ fn damage_is_mended_and_nothing_leaves_wrong_meanwhile() -> Result<()> {
     let egress = EGRESS.map(ip);
     let watch = Watch::start(&scene, &egress)?;
     watch.phase(Phase::only(egress))?;
-    let noise = Noise::start(&[scene.pod("a1")?, scene.pod("a2")?], &SERVERS.map(ip))?;
-    noise.wait_answers()?;
+    let load = Load::start(&[scene.pod("a1")?, scene.pod("a2")?], &SERVERS.map(ip))?;
+    load.wait_answers()?;
     for host in ["w1", "wg1"] {
         let before = snapshot(&scene, host)?;
         // A node that is a gateway itself has no group of others while its own link is up, and only its plugin drops.
@@ -323,11 +323,11 @@ fn damage_is_mended_and_nothing_leaves_wrong_meanwhile() -> Result<()> {
         for damage in DAMAGE.iter().filter(|damage| has(damage)) {
             mended_in_time(&scene, host, damage)?;
             wait_same(&scene, host, &before)?;
-            noise.wait_answers()?;
+            load.wait_answers()?;
         }
     }
     let verdict = watch.stop()?;
-    noise.stop();
+    load.stop();
     verdict.assert_clean(&egress);
     Ok(())
 }
@@ -347,8 +347,8 @@ fn damage_at_a_gateway_is_mended_and_nothing_leaves_wrong_meanwhile() -> Result<
     let egress = EGRESS.map(ip);
     let watch = Watch::start(&scene, &egress)?;
     watch.phase(Phase::only(egress))?;
-    let noise = Noise::start(&[scene.pod("a1")?, scene.pod("a2")?], &SERVERS.map(ip))?;
-    noise.wait_answers()?;
+    let load = Load::start(&[scene.pod("a1")?, scene.pod("a2")?], &SERVERS.map(ip))?;
+    load.wait_answers()?;
     for host in ["g1", "wg1"] {
         for damage in &GATEWAY_DAMAGE {
             scene.wait_live("w1", &["g1", "wg1"])?;
@@ -357,11 +357,11 @@ fn damage_at_a_gateway_is_mended_and_nothing_leaves_wrong_meanwhile() -> Result<
                 state.matches("a program").count() == 2 && state.matches("key").count() == 2;
             ensure!(complete, "not as it should be: {state}");
             mended_in_time(&scene, host, damage)?;
-            noise.wait_answers()?;
+            load.wait_answers()?;
         }
     }
     let verdict = watch.stop()?;
-    noise.stop();
+    load.stop();
     verdict.assert_clean(&egress);
     Ok(())
 }

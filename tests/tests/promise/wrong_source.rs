@@ -6,7 +6,7 @@
 
 use anyhow::Result;
 use egret_lab::{Hurt, Place, Topology};
-use egret_tests::chaos::{Kind, Noise, Phase, Scene, Watch, egress, ip, repetitions};
+use egret_tests::chaos::{Kind, Load, Phase, Scene, Watch, egress, ip, repetitions};
 use egret_tests::steps::Group;
 use egret_tests::tests;
 use std::net::IpAddr;
@@ -80,7 +80,7 @@ fn node_addresses(scene: &Scene) -> Result<Vec<IpAddr>> {
 /// A policy for all destinations, continuous traffic, and captures that allow E1 only.
 struct Calm {
     // In the order in which they must end.
-    noise: Noise,
+    load: Load,
     watch: Watch,
     scene: Scene,
 }
@@ -91,20 +91,16 @@ fn calm(test: &str) -> Result<Calm> {
     scene.wait_live("w1", &["g1", "wg1"])?;
     let watch = Watch::start(&scene, &[ips(E1), ips(E2)].concat())?;
     watch.phase(Phase::only(ips(E1)))?;
-    let noise = Noise::start(&pods(&scene)?, &ips(SERVERS))?;
-    noise.wait_answers()?;
-    Ok(Calm {
-        noise,
-        watch,
-        scene,
-    })
+    let load = Load::start(&pods(&scene)?, &ips(SERVERS))?;
+    load.wait_answers()?;
+    Ok(Calm { load, watch, scene })
 }
 
 /// Every source was seen all the time, and no other.
-fn finish(Calm { noise, watch, .. }: Calm, right: &[IpAddr]) -> Result<()> {
-    noise.wait_answers()?;
+fn finish(Calm { load, watch, .. }: Calm, right: &[IpAddr]) -> Result<()> {
+    load.wait_answers()?;
     let verdict = watch.stop()?;
-    noise.stop();
+    load.stop();
     verdict.assert_clean(right);
     let (count, times) = (verdict.from_any(right), repetitions());
     println!(
@@ -146,7 +142,7 @@ fn foreign_flush() -> Result<()> {
             let line = format!("nft flush ruleset; nft '{masquerade}'");
             calm.scene.shell(node, &line)?;
         }
-        calm.noise.wait_turns()?;
+        calm.load.wait_turns()?;
     }
     finish(calm, &ips(E1))
 }
@@ -182,7 +178,7 @@ fn address_edited_with_live_flows() -> Result<()> {
         calm.scene
             .put_ready("main", &egress("main", &ips(to), &[]))?;
         calm.watch.phase(Phase::only(ips(to)))?;
-        calm.noise.wait_turns()?;
+        calm.load.wait_turns()?;
     }
     finish(calm, &[ips(E1), ips(E2)].concat())
 }
@@ -195,15 +191,15 @@ fn destinations_edited_with_live_flows() -> Result<()> {
         &["203.0.113.0/28", "198.51.100.0/24", "2001:db8::/32"],
         &[],
     ];
-    let before = calm.noise.opened(Kind::LongTcp);
+    let before = calm.load.opened(Kind::LongTcp);
     for turn in 0..repetitions() {
         let list = lists[turn % lists.len()];
         calm.scene
             .put_ready("main", &egress("main", &ips(E1), list))?;
-        calm.noise.wait_turns()?;
+        calm.load.wait_turns()?;
     }
     assert_eq!(
-        calm.noise.opened(Kind::LongTcp),
+        calm.load.opened(Kind::LongTcp),
         before,
         "flows that stay selected live on"
     );
@@ -224,20 +220,20 @@ fn policy_started_with_live_flows() -> Result<()> {
     };
     let manifest = egress("main", &ips(E1), &[]);
     watch.phase(anything())?;
-    let noise = Noise::start(&pods(&scene)?, &ips(SERVERS))?;
+    let load = Load::start(&pods(&scene)?, &ips(SERVERS))?;
     let (mut on, mut between) = (Vec::new(), Vec::new());
     for _ in 0..repetitions() {
-        noise.wait_answers()?;
+        load.wait_answers()?;
         between.push(watch.phase(start.clone())?);
         scene.put_ready("main", &manifest)?;
         on.push(watch.phase(Phase::only(ips(E1)))?);
-        noise.wait_turns()?;
+        load.wait_turns()?;
         watch.phase(anything())?;
         scene.take(&manifest)?;
         wait_unselected(&scene, &watch)?;
     }
     let verdict = watch.stop()?;
-    noise.stop();
+    load.stop();
     verdict.assert_clean(&ips(E1));
     let count = |phases: &[usize], sources: &[IpAddr]| -> u64 {
         let seen = verdict.by_phase.iter();
@@ -292,31 +288,24 @@ fn all_gateways_down() -> Result<()> {
     scene.wait_live("w1", &["g1"])?;
     let watch = Watch::start(&scene, &ips(E1))?;
     watch.phase(Phase::only(ips(E1)))?;
-    let noise = Noise::start(&pods(&scene)?, &ips(SERVERS))?;
-    noise.wait_answers()?;
+    let load = Load::start(&pods(&scene)?, &ips(SERVERS))?;
+    load.wait_answers()?;
     for turn in 0..repetitions() {
         scene.lab().kill("g1", Hurt::Links)?;
-        noise.wait_turns()?;
+        load.wait_turns()?;
         if turn % 10 == 9 {
             // Also after the death was detected, and once with agents that start during it.
             scene.wait_live("w1", &[])?;
-            noise.wait_turns()?;
+            load.wait_turns()?;
         }
         scene.lab().start("g1")?;
         if turn % 10 == 9 {
             scene.wait_live("w1", &["g1"])?;
-            noise.wait_answers()?;
+            load.wait_answers()?;
         }
     }
     scene.wait_live("w1", &["g1"])?;
-    finish(
-        Calm {
-            noise,
-            watch,
-            scene,
-        },
-        &ips(E1),
-    )
+    finish(Calm { load, watch, scene }, &ips(E1))
 }
 
 /// Foreign rules that break our marking, in the node's own ruleset.
@@ -342,12 +331,12 @@ fn foreign_rules_clear_the_mark() -> Result<()> {
             calm.scene
                 .shell(node, &format!("nft 'table inet foreign {{ {rules}; }}'"))?;
         }
-        calm.noise.wait_turns()?;
+        calm.load.wait_turns()?;
         for node in NODES {
             calm.scene.shell(node, "nft delete table inet foreign")?;
         }
         if turn % 10 == 9 {
-            calm.noise.wait_answers()?;
+            calm.load.wait_answers()?;
         }
     }
     finish(calm, &ips(E1))

@@ -3,7 +3,7 @@
 use super::Tree;
 use super::tables::section;
 use egret_datapath::requirements::{
-    BPF_OPTIONS, FLOOR, LIFT_OPTIONS, MAPS_AT_ONCE, OPTIONS, TABLE_OWNERS, TCX,
+    BPF_OPTIONS, FLOOR, MAPS_AT_ONCE, OPTIONS, REINJECT_OPTIONS, TABLE_OWNERS, TCX,
 };
 use std::collections::BTreeSet;
 
@@ -16,7 +16,7 @@ pub fn check(tree: &Tree) -> Vec<String> {
     let docs = section(tree.need(REQUIREMENTS, &mut problems), TITLE);
     let versions = [FLOOR, TCX, TABLE_OWNERS, MAPS_AT_ONCE];
     let versions = versions.map(|(major, minor)| format!("{major}.{minor}"));
-    let options = OPTIONS.iter().chain(BPF_OPTIONS).chain(LIFT_OPTIONS);
+    let options = OPTIONS.iter().chain(BPF_OPTIONS).chain(REINJECT_OPTIONS);
     let options = options.map(|option| (*option).to_owned());
     problems.extend(compare(versions.into(), rows(docs)));
     problems.extend(compare(options.collect(), spans(docs)));

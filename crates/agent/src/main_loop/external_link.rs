@@ -6,7 +6,7 @@ use crate::observe::neighbours::{Heard, Order, Watch};
 use egret_core::model::Snapshot;
 use egret_core::numbers::UPLINK_NEXT_HOPS_MAX;
 use egret_datapath::presence::l2::ask::Device;
-use egret_datapath::route::WayOut;
+use egret_datapath::route::OutboundNextHops;
 use std::net::IpAddr;
 
 impl MainLoop {
@@ -37,8 +37,8 @@ impl MainLoop {
                 v4: *v4,
                 v6: links.external_link_local.or(*v6),
             });
-            for way in &links.ways_out {
-                if let WayOut::By(hops) = way {
+            for outbound in &links.outbound {
+                if let OutboundNextHops::Via(hops) = outbound {
                     let some = hops.iter().take(UPLINK_NEXT_HOPS_MAX);
                     watch.next_hops.extend(some.copied());
                 }

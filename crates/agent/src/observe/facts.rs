@@ -4,12 +4,12 @@ use super::surroundings::device_addresses;
 use egret_core::machines::{ExternalLink, OutboundRoute};
 use egret_core::model::{NodeName, Snapshot};
 use egret_core::node::{
-    Attachment, Candidate, External, ExternalChoice, ForeignMark, external_choice, wanted_next_hops,
+    Attachment, Candidate, External, ExternalChoice, ForeignMark, Policies, external_choice,
 };
 use egret_core::numbers::{
     CANARY_DESTINATION_V4, CANARY_DESTINATION_V6, EXTERNAL_ADDRESSES_MAX, TUNNEL_DEVICE,
 };
-use egret_datapath::route::{Device, RouteError, Routing, WayOut};
+use egret_datapath::route::{Device, OutboundNextHops, RouteError, Routing};
 use ipnet::IpNet;
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
@@ -26,12 +26,12 @@ pub(crate) struct Wanted {
 }
 
 impl Wanted {
-    pub(crate) fn of(snapshot: &Snapshot, node: &NodeName) -> Self {
+    pub(crate) fn of(snapshot: &Snapshot, policies: &Policies<'_>, node: &NodeName) -> Self {
         let own = snapshot.nodes.get(node);
         Wanted {
             underlay: own.and_then(|node| node.addresses.first()).copied(),
             external: external_choice(snapshot, node),
-            next_hops: wanted_next_hops(snapshot, node),
+            next_hops: policies.next_hops(node),
         }
     }
 }
@@ -53,7 +53,7 @@ pub(crate) struct Links {
     /// Addresses of the external device with their prefix, without link-local ones.
     pub(crate) external_addresses: BTreeSet<IpNet>,
     /// Routes from that device to other networks: IPv4, IPv6.
-    pub(crate) ways_out: [WayOut; 2],
+    pub(crate) outbound: [OutboundNextHops; 2],
     /// Whether the kernel routes packets to the network outside by it: IPv4, IPv6.
     pub(crate) leads_out: [bool; 2],
     /// Its IPv6 link-local address.
@@ -88,10 +88,10 @@ impl Links {
             }
         };
         let attached = attached(routing, &devices, &wanted.next_hops)?;
-        let ways_out = match &external {
+        let outbound = match &external {
             Some(device) => [
-                routing.way_out(device.index, false)?,
-                routing.way_out(device.index, true)?,
+                routing.outbound_next_hops(device.index, false)?,
+                routing.outbound_next_hops(device.index, true)?,
             ],
             None => Default::default(),
         };
@@ -99,7 +99,7 @@ impl Links {
         let mut links = Links {
             wanted,
             external: None,
-            ways_out,
+            outbound,
             leads_out,
             external_link_local: None,
             external_addresses: BTreeSet::new(),
@@ -151,16 +151,16 @@ impl Links {
         ExternalLink {
             device: device.map(|device| device.name.clone()),
             carrier: device.is_some_and(|device| device.running),
-            routes: self.ways_out.each_ref().map(outbound),
+            routes: self.outbound.each_ref().map(outbound_route),
         }
     }
 }
 
-fn outbound(way: &WayOut) -> OutboundRoute {
-    match way {
-        WayOut::Direct => OutboundRoute::Direct,
-        WayOut::By(hops) => OutboundRoute::Via(hops.clone()),
-        WayOut::Elsewhere => OutboundRoute::OtherDevice,
+fn outbound_route(next_hops: &OutboundNextHops) -> OutboundRoute {
+    match next_hops {
+        OutboundNextHops::Direct => OutboundRoute::Direct,
+        OutboundNextHops::Via(hops) => OutboundRoute::Via(hops.clone()),
+        OutboundNextHops::OtherDevice => OutboundRoute::OtherDevice,
     }
 }
 

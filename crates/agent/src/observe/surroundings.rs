@@ -3,10 +3,7 @@
 use egret_core::error::with_causes;
 use egret_core::model::{NodeRecord, Snapshot};
 use egret_core::node::{NodeOutcome, never_anywhere};
-use egret_core::numbers::{
-    CANARY_DEVICE, CANARY_PEER, LIFT_DEVICE, LIFT_PEER, NODE_ADDRESSES_MAX, ROUTERS_MAX,
-    ROUTERS_REFRESH_SECS, TUNNEL_DEVICE,
-};
+use egret_core::numbers::{NODE_ADDRESSES_MAX, OWN_DEVICES, ROUTERS_MAX, ROUTERS_REFRESH_SECS};
 use egret_datapath::route::{Device, Routing};
 use ipnet::IpNet;
 use std::collections::{BTreeMap, BTreeSet};
@@ -21,16 +18,9 @@ pub(crate) fn device_addresses(
     devices: &[Device],
     by_device: &BTreeMap<u32, Vec<IpNet>>,
 ) -> BTreeSet<IpNet> {
-    let ours = [
-        TUNNEL_DEVICE,
-        LIFT_DEVICE,
-        LIFT_PEER,
-        CANARY_DEVICE,
-        CANARY_PEER,
-    ];
     let others = devices
         .iter()
-        .filter(|device| !ours.contains(&device.name.as_str()));
+        .filter(|device| !OWN_DEVICES.contains(&device.name.as_str()));
     let all = others.filter_map(|device| by_device.get(&device.index));
     all.flatten().copied().collect()
 }

@@ -5,7 +5,7 @@ use super::path_view::PathView;
 use egret_core::condition::Reason;
 use egret_core::machines::GatewayLiveness;
 use egret_core::model::{Finding, NodeName, NodeRecord, PortBlocks};
-use egret_core::node::{NodeOutcome, ReportKind};
+use egret_core::node::{IssueKind, NodeOutcome};
 use egret_core::rendezvous::announcer;
 use egret_objects::{ConditionStatus, View};
 use serde::Serialize;
@@ -182,7 +182,7 @@ impl Status {
                 .findings
                 .iter()
                 .map(FindingView::of)
-                .chain(without_way_out(view, by_node.keys()))
+                .chain(without_uplink(view, by_node.keys()))
                 .collect(),
             gateways: by_node.into_values().collect(),
             paths: Vec::new(),
@@ -267,7 +267,7 @@ fn policies(view: &View) -> Vec<PolicyView> {
 }
 
 /// Gateway nodes that report that nothing behind their external link answers.
-fn without_way_out<'a>(
+fn without_uplink<'a>(
     view: &'a View,
     nodes: impl Iterator<Item = &'a String>,
 ) -> impl Iterator<Item = FindingView> {
@@ -283,14 +283,14 @@ fn without_way_out<'a>(
 
 /// Gateway groups of which no node answers this one.
 fn unreached(outcome: &NodeOutcome) -> impl Iterator<Item = FindingView> {
-    let kinds = [ReportKind::FailStatic, ReportKind::NoGateway];
-    let reports = outcome.reports.iter();
-    let all = reports.filter(move |report| kinds.contains(&report.kind));
-    all.map(|report| FindingView {
-        object: format!("EgressGateway/{}", report.subject),
+    let kinds = [IssueKind::FailStatic, IssueKind::NoGateway];
+    let issues = outcome.issues.iter();
+    let all = issues.filter(move |issue| kinds.contains(&issue.kind));
+    all.map(|issue| FindingView {
+        object: format!("EgressGateway/{}", issue.subject),
         field: "spec.nodeSelector".into(),
         value: "no node of it answers this node's probes".into(),
-        remedy: report.text.clone(),
+        remedy: issue.text.clone(),
     })
 }
 

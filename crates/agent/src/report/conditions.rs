@@ -4,7 +4,7 @@ use super::obstacles;
 use super::status_inputs::StatusInputs;
 use egret_core::condition::{Condition as Said, ConditionType, Reason};
 use egret_core::machines::Destination;
-use egret_core::node::{ForeignMark, PodsPath, ReportKind};
+use egret_core::node::{ForeignMark, IssueKind, NodeIssue, PodForwarding};
 use egret_core::numbers::{MARK_MASK, STATUS_PROGRAMMED_MAX};
 use egret_core::obstacle::Obstacle;
 use egret_datapath::worker::driver::RefusedProtocol;
@@ -57,16 +57,16 @@ fn full_text(full: &BTreeSet<Destination>) -> String {
 
 /// Condition for paths whose canaries do not come back, with the reason of the first.
 fn path_broken<'a>(
-    reports: impl Iterator<Item = &'a egret_core::node::NodeReport>,
+    issues: impl Iterator<Item = &'a NodeIssue>,
     obstacles: &[Obstacle],
 ) -> Option<Condition> {
-    let broken: Vec<_> = reports
-        .filter(|report| matches!(report.kind, ReportKind::PathBroken(_)))
+    let broken: Vec<_> = issues
+        .filter(|issue| matches!(issue.kind, IssueKind::PathBroken(_)))
         .collect();
     let reason = broken.first()?.kind.reason();
     let lines = broken
         .iter()
-        .map(|report| format!("{}: {}", report.subject, report.text));
+        .map(|issue| format!("{}: {}", issue.subject, issue.text));
     // Known obstacles on this node: their text contains the remedy.
     let known = obstacles.iter().filter(|obstacle| obstacle.certain);
     let known = known.map(|obstacle| format!("known here: {}", obstacle.told()));
@@ -143,7 +143,7 @@ pub(super) fn conditions(inputs: &StatusInputs<'_>, left_out: LeftOut) -> Vec<Co
         conditions.push(holds(kind, reason, machines.join("; ")));
     }
     conditions.extend(obstacles::condition(obstacles));
-    if let Some(PodsPath::Unsupported(text)) = outcome.map(|outcome| &outcome.pods_path) {
+    if let Some(PodForwarding::Unsupported(text)) = outcome.map(|outcome| &outcome.pod_forwarding) {
         let (kind, reason) = (ConditionType::Unsupported, Reason::UnknownPath);
         conditions.push(holds(kind, reason, text.clone()));
     }
@@ -172,16 +172,12 @@ pub(super) fn conditions(inputs: &StatusInputs<'_>, left_out: LeftOut) -> Vec<Co
         );
         by_reason.entry(Reason::MarkOverlap).or_default().push(text);
     }
-    let reports = || outcome.into_iter().flat_map(|outcome| &outcome.reports);
-    conditions.extend(path_broken(reports(), obstacles));
-    let is_path =
-        |report: &&egret_core::node::NodeReport| matches!(report.kind, ReportKind::PathBroken(_));
-    for report in reports().filter(|report| !is_path(report)) {
-        let line = format!("{}: {}", report.subject, report.text);
-        by_reason
-            .entry(report.kind.reason())
-            .or_default()
-            .push(line);
+    let issues = || outcome.into_iter().flat_map(|outcome| &outcome.issues);
+    conditions.extend(path_broken(issues(), obstacles));
+    let is_path = |issue: &&NodeIssue| matches!(issue.kind, IssueKind::PathBroken(_));
+    for issue in issues().filter(|issue| !is_path(issue)) {
+        let line = format!("{}: {}", issue.subject, issue.text);
+        by_reason.entry(issue.kind.reason()).or_default().push(line);
     }
     if let Some(reason) = by_reason.keys().next().copied() {
         let text: Vec<String> = by_reason.into_values().flatten().collect();

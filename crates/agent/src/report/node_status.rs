@@ -7,7 +7,7 @@ use super::status_inputs::StatusInputs;
 use super::status_writer::NodeStatus;
 use crate::observe::surroundings::Surroundings;
 use egret_core::model::NodeRecord;
-use egret_core::node::{CANARY_CAPABILITY, NodeOutcome, PodsPath, bounded_programmed};
+use egret_core::node::{CANARY_CAPABILITY, NodeOutcome, PodForwarding, bounded_programmed};
 use egret_core::numbers::STATUS_PROGRAMMED_MAX;
 use egret_objects::NodeReport;
 use std::collections::BTreeSet;
@@ -96,10 +96,10 @@ fn carried(outcome: &NodeOutcome) -> BTreeSet<IpAddr> {
 /// Data path of the gateway role, and path of pods' packets: through netfilter, or reinjected at the uplinks.
 fn capabilities(outcome: Option<&NodeOutcome>, gateway: &GatewayReport) -> Vec<String> {
     let ebpf = gateway.limitations.is_none().then_some("ebpf");
-    let path = outcome.and_then(|outcome| match outcome.pods_path {
-        PodsPath::Netfilter => Some("cni-path-netfilter"),
-        PodsPath::Bpf => Some("cni-path-bpf"),
-        PodsPath::Unsupported(_) => None,
+    let path = outcome.and_then(|outcome| match outcome.pod_forwarding {
+        PodForwarding::Netfilter => Some("cni-path-netfilter"),
+        PodForwarding::Bpf => Some("cni-path-bpf"),
+        PodForwarding::Unsupported(_) => None,
     });
     // The nftables fallback does not return canaries.
     let canary = ebpf.filter(|_| gateway.loaded).map(|_| CANARY_CAPABILITY);

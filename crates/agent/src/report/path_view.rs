@@ -1,7 +1,7 @@
 //! Measured paths, as `egret status` and `egret doctor` show them.
 
 use crate::observe::canary::Shown;
-use egret_core::node::{CanaryEnd, CanaryPath};
+use egret_core::node::{BrokenPath, CanaryEnd, CanaryPath};
 use serde::{Deserialize, Serialize};
 use std::net::IpAddr;
 
@@ -22,25 +22,41 @@ pub struct PathView {
     pub measured_secs_ago: u64,
 }
 
-/// All paths of the last round; empty before the first.
-pub(crate) fn paths(canaries: &Shown) -> Vec<PathView> {
-    let Some(at) = canaries.at else {
-        return Vec::new();
-    };
-    let one = |path: &CanaryPath| {
+/// A path with its last measurement.
+pub(super) struct Measured<'a> {
+    pub(super) path: &'a CanaryPath,
+    /// What is lost on it.
+    pub(super) broken: Option<&'a BrokenPath>,
+    /// Age of the measurement.
+    pub(super) secs_ago: u64,
+}
+
+/// All paths of the last round; none before the first.
+pub(super) fn measured(canaries: &Shown) -> impl Iterator<Item = Measured<'_>> {
+    let secs_ago = canaries.at.map(|at| at.elapsed().as_secs());
+    let paths = secs_ago.map_or(&[][..], |_| &canaries.paths[..]);
+    paths.iter().map(move |path| {
         let v6 = path.egress.is_ipv6();
         let mut broken = canaries.broken.iter();
-        let broken = broken.find(|one| one.group == path.group && one.v6 == v6);
-        PathView {
-            gateway: path.group.gateway.0.clone(),
-            address: path.egress,
-            measured_to: match path.end {
-                CanaryEnd::Gateway => "gateway".into(),
-                CanaryEnd::Guard => "guard".into(),
-            },
-            broken: broken.map(ToString::to_string),
-            measured_secs_ago: at.elapsed().as_secs(),
+        Measured {
+            path,
+            broken: broken.find(|one| one.group == path.group && one.v6 == v6),
+            secs_ago: secs_ago.unwrap_or_default(),
         }
+    })
+}
+
+/// All paths of the last round, for the command line.
+pub(crate) fn paths(canaries: &Shown) -> Vec<PathView> {
+    let one = |one: Measured<'_>| PathView {
+        gateway: one.path.group.gateway.0.clone(),
+        address: one.path.egress,
+        measured_to: match one.path.end {
+            CanaryEnd::Gateway => "gateway".into(),
+            CanaryEnd::Guard => "guard".into(),
+        },
+        broken: one.broken.map(ToString::to_string),
+        measured_secs_ago: one.secs_ago,
     };
-    canaries.paths.iter().map(one).collect()
+    measured(canaries).map(one).collect()
 }

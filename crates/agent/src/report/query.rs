@@ -1,7 +1,7 @@
 //! Questions of the command line to the agent of the same node: one line of JSON each way. They change nothing.
 
 use super::cli_status::Status;
-use super::path_view::paths;
+use super::path_view::{measured, paths};
 use crate::error::AgentError;
 use crate::observe::canary::Shown;
 use crate::threads::{Notify, spawn};
@@ -76,7 +76,7 @@ impl Query {
                     (namespace, pod),
                     *to,
                 );
-                measured(&mut explained, outcome.as_ref(), canaries);
+                add_measured(&mut explained, outcome.as_ref(), canaries);
                 to_json(&explained)
             }
         };
@@ -86,43 +86,35 @@ impl Query {
 }
 
 /// Adds to the paths of an explanation when they were last measured.
-fn measured(explained: &mut Explanation, outcome: Option<&NodeOutcome>, canaries: &Shown) {
-    let (Some(outcome), Some(at)) = (outcome, canaries.at) else {
-        return;
-    };
-    let Leaves::From(addresses) = &explained.leaves else {
+fn add_measured(explained: &mut Explanation, outcome: Option<&NodeOutcome>, canaries: &Shown) {
+    let (Some(outcome), Leaves::From(addresses)) = (outcome, &explained.leaves) else {
         return;
     };
     let targets = outcome.state.worker.targets.iter();
-    let ways: BTreeSet<_> = targets
+    let groups: BTreeSet<_> = targets
         .filter(|(_, target)| addresses.contains(&target.address))
         .filter_map(|(id, target)| Some((outcome.target_groups.get(id)?, target.address.is_ipv6())))
         .collect();
     let verdict = explained.steps.len().saturating_sub(1);
-    for path in &canaries.paths {
-        let v6 = path.egress.is_ipv6();
-        if !ways.contains(&(&path.group, v6)) {
+    for one in measured(canaries) {
+        let (group, v6) = (&one.path.group, one.path.egress.is_ipv6());
+        if !groups.contains(&(group, v6)) {
             continue;
         }
-        let mut broken = canaries.broken.iter();
-        let broken = broken.find(|one| one.group == path.group && one.v6 == v6);
-        let said = match broken {
-            None => match path.end {
-                CanaryEnd::Gateway => "packets of our own came back from it".to_owned(),
-                CanaryEnd::Guard => {
-                    "packets of our own passed every hook of this node, and were not sent further"
-                        .to_owned()
-                }
-            },
-            Some(broken) => format!("packets of our own do not come back from it: {broken}"),
+        let result = match (one.broken, one.path.end) {
+            (None, CanaryEnd::Gateway) => "packets of our own came back from it".to_owned(),
+            (None, CanaryEnd::Guard) => {
+                "packets of our own passed every hook of this node, and were not sent further"
+                    .to_owned()
+            }
+            (Some(broken), _) => format!("packets of our own do not come back from it: {broken}"),
         };
         let family = if v6 { "IPv6" } else { "IPv4" };
-        let (name, ago) = (&path.group.gateway.0, at.elapsed().as_secs());
-        let text = format!("EgressGateway {name}, {family}: {said}, measured {ago} s ago");
+        let (name, ago) = (&group.gateway.0, one.secs_ago);
         let step = Step {
             stage: Stage::Gateway,
-            ok: broken.is_none(),
-            text,
+            ok: one.broken.is_none(),
+            text: format!("EgressGateway {name}, {family}: {result}, measured {ago} s ago"),
         };
         explained.steps.insert(verdict, step);
     }

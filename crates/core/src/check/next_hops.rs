@@ -2,7 +2,7 @@
 
 use super::{Found, Rule};
 use crate::model::*;
-use crate::node::{NextHop, NextHopWay, NodeFacts, NodeState, Verdict};
+use crate::node::{NextHop, NextHopRoute, NodeFacts, NodeState, Verdict};
 use std::collections::BTreeMap;
 use std::net::IpAddr;
 
@@ -40,12 +40,12 @@ pub(super) fn next_hops(
         let alone = *known == next_hop.address;
         let text = "its identifier is out of range, or another's too";
         found.expect(range && alone, Rule::SteeringWrong, &subject, text);
-        way(snapshot, facts, own, state, next_hop, found);
+        route(snapshot, facts, own, state, next_hop, found);
     }
     served(state, found);
 }
 
-fn way(
+fn route(
     snapshot: &Snapshot,
     facts: &NodeFacts,
     own: &Node,
@@ -58,8 +58,8 @@ fn way(
         let mut gateways = snapshot.gateways.values();
         gateways.any(|gateway| gateway.nodes.matches(&node.labels))
     };
-    match &next_hop.way {
-        NextHopWay::Attached(attachment) => {
+    match &next_hop.route {
+        NextHopRoute::Attached(attachment) => {
             let seen = facts.attached.get(&subject) == Some(attachment);
             found.expect(
                 seen && is_gateway(own),
@@ -68,7 +68,7 @@ fn way(
                 "attached, and the kernel does not say so or the node is no gateway",
             );
         }
-        NextHopWay::Tunnel(members) => {
+        NextHopRoute::Tunnel(members) => {
             let leads = |record: &&NodeRecord| {
                 let node = snapshot.nodes.get(&record.node);
                 record.next_hops.contains(&subject)
@@ -86,7 +86,7 @@ fn way(
                 "leads to nobody, to itself, or to a node that is no live gateway with it",
             );
         }
-        NextHopWay::Nowhere => {}
+        NextHopRoute::Nowhere => {}
     }
 }
 
@@ -97,7 +97,7 @@ fn served(state: &NodeState, found: &mut Found) {
     for (identifier, number) in served.into_iter().flatten() {
         let right = worker.next_hops.get(number).is_some_and(|next_hop| {
             next_hop.network_identifier == *identifier
-                && matches!(next_hop.way, NextHopWay::Attached(_))
+                && matches!(next_hop.route, NextHopRoute::Attached(_))
         });
         let text = "it is another's, or not attached";
         found.expect(
@@ -108,7 +108,7 @@ fn served(state: &NodeState, found: &mut Found) {
         );
     }
     for next_hop in worker.next_hops.values() {
-        let attached = matches!(next_hop.way, NextHopWay::Attached(_));
+        let attached = matches!(next_hop.route, NextHopRoute::Attached(_));
         let there = served.is_none_or(|all| all.contains_key(&next_hop.network_identifier));
         let text = "attached, and not served to other nodes";
         found.expect(

@@ -2,7 +2,7 @@
 //! no longer answer are ignored.
 
 use crate::model::{AnnounceMode, Gateway, NodeName, NodeRecord, Snapshot};
-use crate::node::{NodeOutcome, OPEN_TUNNEL, ReportKind, TargetId, TunnelIndex};
+use crate::node::{IssueKind, NodeOutcome, OPEN_TUNNEL, TargetId, TunnelIndex};
 use std::collections::BTreeSet;
 use std::net::IpAddr;
 
@@ -69,8 +69,8 @@ fn announcers(
 /// Whether no gateway of the target answers, so that its group is the last known one (fail static).
 pub(super) fn is_kept(outcome: &NodeOutcome, target: TargetId) -> bool {
     outcome.target_groups.get(&target).is_some_and(|key| {
-        let mut reports = outcome.reports.iter();
-        reports.any(|one| one.kind == ReportKind::FailStatic && one.subject == key.gateway.0)
+        let mut issues = outcome.issues.iter();
+        issues.any(|one| one.kind == IssueKind::FailStatic && one.subject == key.gateway.0)
     })
 }
 

@@ -20,7 +20,7 @@ use super::{
     ExternalLink, GatewayFitness, GatewayLiveness, GroupNodes, answering_nodes,
 };
 use crate::model::{AddressClaim, MacAddress, NodeName, NodeRecord, Snapshot};
-use crate::node::{GatewayState, Presence};
+use crate::node::GatewayState;
 use crate::numbers::CONFLICTS_MAX;
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
@@ -169,10 +169,9 @@ impl GatewayRole {
             join.update(fit, others, now_ms);
         }
         let joined = self.has_joined();
-        // Where routers lead to the gateways, nobody answers ARP and ND.
         addresses.retain(|address, _| {
             let steering = planned.addresses.get(address);
-            steering.is_some_and(|steering| steering.presence == Presence::L2)
+            steering.is_some_and(|steering| steering.presence.is_announced())
         });
         let served = addresses.keys().copied().collect();
         let seen = (liveness.alone, liveness.reached);

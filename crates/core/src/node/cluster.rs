@@ -1,7 +1,7 @@
 //! Facts about the rest of the cluster that a node's state depends on.
 
 use super::pod_addresses;
-use super::{NodeFacts, NodeReport, NotYet, Peer, ReportKind, TunnelIndex};
+use super::{IssueKind, NodeFacts, NodeIssue, NotYet, Peer, Tunnel, TunnelIndex};
 use super::{UnknownPods, UnknownPodsPolicy};
 use crate::model::*;
 use crate::numbers::{TUNNEL_OVERHEAD_V4_BYTES, TUNNEL_OVERHEAD_V6_BYTES};
@@ -96,8 +96,17 @@ pub(super) fn peers(
         .collect()
 }
 
+/// The tunnel device of this node.
+pub(super) fn tunnel(snapshot: &Snapshot, facts: &NodeFacts, me: &Me<'_>) -> Tunnel {
+    let mtu = mtu(snapshot, facts, me.underlay);
+    Tunnel {
+        devices: facts.underlay_devices.clone(),
+        ..Tunnel::new(me.record.tunnel_index, me.underlay, mtu)
+    }
+}
+
 /// MTU inside the tunnel: what the underlay leaves, at most the smallest limit of the gateways.
-pub(super) fn tunnel_mtu(snapshot: &Snapshot, facts: &NodeFacts, underlay: IpAddr) -> u32 {
+fn mtu(snapshot: &Snapshot, facts: &NodeFacts, underlay: IpAddr) -> u32 {
     let overhead = if underlay.is_ipv4() {
         TUNNEL_OVERHEAD_V4_BYTES
     } else {
@@ -179,15 +188,15 @@ pub(super) fn unknown<'a>(
     me: &Me<'_>,
     facts: &NodeFacts,
     pods: impl Iterator<Item = &'a Pod>,
-    reports: &mut Vec<NodeReport>,
+    issues: &mut Vec<NodeIssue>,
 ) -> Option<UnknownPods> {
     if facts.unknown_pods == UnknownPodsPolicy::Pass {
         return None;
     }
     let cidrs: BTreeSet<IpNet> = me.node.pod_cidrs.iter().copied().collect();
     if cidrs.is_empty() {
-        reports.push(NodeReport {
-            kind: ReportKind::NoPodCidr,
+        issues.push(NodeIssue {
+            kind: IssueKind::NoPodCidr,
             subject: me.name.0.clone(),
             text: "--unknown-pods=drop needs spec.podCIDRs of the Node, and there are none: packets of pods that the API \
                    has not shown yet leave as the network plugin has it"

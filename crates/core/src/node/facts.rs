@@ -2,8 +2,8 @@
 
 use super::grants::NodeGrants;
 use super::ids::{GroupNumber, TunnelIndex};
-use super::path::PathFacts;
-use super::report::{NodeReport, ReportKind};
+use super::issue::{IssueKind, NodeIssue};
+use super::pod_forwarding::PathFacts;
 use super::state::Attachment;
 use crate::canary::{CanaryKind, Lost};
 use crate::model::*;
@@ -64,7 +64,7 @@ pub struct NodeFacts {
     pub last_group_members: BTreeMap<GroupKey, BTreeSet<TunnelIndex>>,
     /// Addresses of every device of the node: never egress destinations.
     pub local_addresses: BTreeSet<IpAddr>,
-    /// Addresses of [`super::wanted_next_hops`] that this node's kernel reaches without a router between, and that its
+    /// Addresses of [`super::Policies::next_hops`] that this node's kernel reaches without a router between, and that its
     /// gateway can send tunnel packets to.
     #[serde(default)]
     pub attached: BTreeMap<IpAddr, Attachment>,
@@ -109,9 +109,9 @@ pub struct BrokenPath {
 }
 
 impl BrokenPath {
-    pub(super) fn report(&self) -> NodeReport {
-        NodeReport {
-            kind: ReportKind::PathBroken(self.lost),
+    pub(super) fn issue(&self) -> NodeIssue {
+        NodeIssue {
+            kind: IssueKind::PathBroken(self.lost),
             subject: self.group.gateway.0.clone(),
             text: self.to_string(),
         }

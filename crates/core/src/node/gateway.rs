@@ -1,7 +1,7 @@
 //! The gateway's part of a node state: steering tables.
 
 use super::cluster::{Me, tunnel_nodes};
-use super::{GatewayState, NodeFacts, NodeReport, Presence, ReportKind, Steering, TunnelIndex};
+use super::{GatewayState, IssueKind, NodeFacts, NodeIssue, Presence, Steering, TunnelIndex};
 use crate::model::*;
 use crate::numbers::BLOCK_PORTS;
 use crate::resolve::usable_gateway;
@@ -13,7 +13,7 @@ pub(super) fn state(
     snapshot: &Snapshot,
     facts: &NodeFacts,
     me: &Me<'_>,
-    reports: &mut Vec<NodeReport>,
+    issues: &mut Vec<NodeIssue>,
 ) -> Option<GatewayState> {
     let mine: Vec<&Gateway> = snapshot
         .gateways
@@ -25,8 +25,8 @@ pub(super) fn state(
         .iter()
         .any(|g| g.external_interface != first.external_interface)
     {
-        reports.push(NodeReport {
-            kind: ReportKind::ExternalDeviceConflict,
+        issues.push(NodeIssue {
+            kind: IssueKind::ExternalDeviceConflict,
             subject: me.name.to_string(),
             text: format!(
                 "its gateways name different external devices; that of {} is used for all",
@@ -35,8 +35,8 @@ pub(super) fn state(
         });
     }
     let Some(external) = &facts.external else {
-        reports.push(NodeReport {
-            kind: ReportKind::NoExternalDevice,
+        issues.push(NodeIssue {
+            kind: IssueKind::NoExternalDevice,
             subject: me.name.to_string(),
             text: "it is selected as a gateway and has no external device".into(),
         });
@@ -112,6 +112,6 @@ fn steering(
     Steering {
         blocks,
         presence,
-        announce: presence == Presence::L2 && facts.announcing.contains(&record.address),
+        announce: presence.is_announced() && facts.announcing.contains(&record.address),
     }
 }

@@ -1,8 +1,8 @@
 //! Gateway groups of one node and the targets that use them.
 
 use super::cluster::Me;
-use super::{Group, GroupNumber, NextHop, NextHopWay, NodeFacts, NodeReport, TrafficKeyId};
-use super::{ReportKind, Target, TargetId, TunnelIndex};
+use super::{Group, GroupNumber, NextHop, NextHopRoute, NodeFacts, NodeIssue, TrafficKeyId};
+use super::{IssueKind, Target, TargetId, TunnelIndex};
 use crate::hash::StableHash;
 use crate::model::*;
 use crate::numbers::GROUPS_MAX;
@@ -49,7 +49,7 @@ pub(super) struct Groups<'a> {
     pub members: BTreeMap<GroupKey, BTreeSet<TunnelIndex>>,
     pub keys: BTreeMap<TargetId, GroupKey>,
     pub policies: BTreeMap<TargetId, ObjectRef>,
-    pub reports: Vec<NodeReport>,
+    pub issues: Vec<NodeIssue>,
     known: BTreeMap<(GatewayName, IpAddr, ObjectRef), Reach>,
     /// Gateway nodes by gateway, cached: finding them reads every node of the cluster.
     roles: BTreeMap<GatewayName, Rc<BTreeSet<&'a NodeName>>>,
@@ -75,7 +75,7 @@ impl<'a> Groups<'a> {
             members: BTreeMap::new(),
             keys: BTreeMap::new(),
             policies: BTreeMap::new(),
-            reports: Vec::new(),
+            issues: Vec::new(),
             known: BTreeMap::new(),
             roles: BTreeMap::new(),
         }
@@ -148,8 +148,8 @@ impl<'a> Groups<'a> {
             .filter(|grant| grant.address == address && grant.gateway == gateway.name)
             .collect();
         for grant in mine.iter().filter(|grant| grant.epoch > version) {
-            self.reports.push(NodeReport {
-                kind: ReportKind::AwaitingGateways,
+            self.issues.push(NodeIssue {
+                kind: IssueKind::AwaitingGateways,
                 subject: address.to_string(),
                 text: format!(
                     "ranges of epoch {} are not used yet: gateways of {} are at {version}",
@@ -200,22 +200,22 @@ impl<'a> Groups<'a> {
             record.is_some_and(|record| record.next_hops.contains(&address))
         };
         let attached = self.facts.attached.get(&address);
-        let way = match attached.filter(|_| nodes.contains(self.me.name)) {
-            Some(attachment) => NextHopWay::Attached(attachment.clone()),
+        let route = match attached.filter(|_| nodes.contains(self.me.name)) {
+            Some(attachment) => NextHopRoute::Attached(attachment.clone()),
             None => {
                 let others = nodes.iter().filter(|n| **n != self.me.name);
                 let live = others.filter(|n| self.facts.live.contains(**n) && has(n));
                 let members: BTreeSet<TunnelIndex> =
                     live.filter_map(|node| self.index(node)).collect();
                 match members.is_empty() {
-                    true => NextHopWay::Nowhere,
-                    false => NextHopWay::Tunnel(members),
+                    true => NextHopRoute::Nowhere,
+                    false => NextHopRoute::Tunnel(members),
                 }
             }
         };
-        if way == NextHopWay::Nowhere && self.facts.settled {
-            self.reports.push(NodeReport {
-                kind: ReportKind::NoGateway,
+        if route == NextHopRoute::Nowhere && self.facts.settled {
+            self.issues.push(NodeIssue {
+                kind: IssueKind::NoGateway,
                 subject: key.gateway.0.clone(),
                 text: format!("no gateway of it that has the next hop {address} answers"),
             });
@@ -223,7 +223,7 @@ impl<'a> Groups<'a> {
         let next_hop = NextHop {
             address,
             network_identifier: network_identifier(address),
-            way,
+            route,
         };
         let reachable = next_hop.is_reachable();
         self.next_hops.insert(number, next_hop);
@@ -296,8 +296,8 @@ impl<'a> Groups<'a> {
         let (behind, current): (BTreeSet<&NodeName>, BTreeSet<&NodeName>) =
             live.iter().copied().partition(|n| lagging.contains(*n));
         for node in behind {
-            self.reports.push(NodeReport {
-                kind: ReportKind::AwaitingGateways,
+            self.issues.push(NodeIssue {
+                kind: IssueKind::AwaitingGateways,
                 subject: group.0.clone(),
                 text: format!(
                     "{node} answers, and its steering tables stay behind those of its group: it is left out until they \
@@ -356,15 +356,15 @@ impl<'a> Groups<'a> {
             return;
         }
         let (kind, text) = match &route.group {
-            Group::Nowhere => (ReportKind::NoGateway, "no gateway of it has ever answered"),
+            Group::Nowhere => (IssueKind::NoGateway, "no gateway of it has ever answered"),
             _ => (
-                ReportKind::FailStatic,
+                IssueKind::FailStatic,
                 "no gateway of it answers: the last ones are kept",
             ),
         };
         let text = format!("{text}; {OPEN_TUNNEL}");
         let subject = route.key.gateway.0.clone();
-        self.reports.push(NodeReport {
+        self.issues.push(NodeIssue {
             kind,
             subject,
             text,
@@ -422,8 +422,8 @@ impl<'a> Groups<'a> {
             Some(number) => {
                 self.numbers.insert(key.clone(), number);
             }
-            None => self.reports.push(NodeReport {
-                kind: ReportKind::Limit,
+            None => self.issues.push(NodeIssue {
+                kind: IssueKind::Limit,
                 subject: key.gateway.0.clone(),
                 text: format!("more than {GROUPS_MAX} gateway groups: its traffic is dropped here"),
             }),

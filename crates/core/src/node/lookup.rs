@@ -1,6 +1,6 @@
 //! Evaluation of a node state for one existing flow, with the same result as the kernel's maps.
 
-use super::state::{Group, NextHop, NextHopWay, Verdict, WorkerState};
+use super::state::{Group, NextHop, NextHopRoute, Verdict, WorkerState};
 use crate::model::Protocol;
 use std::net::IpAddr;
 
@@ -93,9 +93,9 @@ impl WorkerState {
                     return Fate::Refused;
                 };
                 // While no gateway answers, flows through the tunnel wait for one.
-                let source = match &next_hop.way {
-                    NextHopWay::Tunnel(_) | NextHopWay::Nowhere => pod,
-                    NextHopWay::Attached(attachment) => attachment.source,
+                let source = match &next_hop.route {
+                    NextHopRoute::Tunnel(_) | NextHopRoute::Nowhere => pod,
+                    NextHopRoute::Attached(attachment) => attachment.source,
                 };
                 let address = next_hop.address;
                 Fate::NextHop { address, source }

@@ -2,23 +2,11 @@
 
 use super::cluster::Me;
 use super::groups::Groups;
-use super::{GatewayState, NextHopWay, NodeReport, ReportKind};
+use super::{GatewayState, IssueKind, NextHopRoute, NodeIssue};
 use crate::model::*;
-use crate::resolve::{Resolved, resolve_next_hops, usable_gateway};
+use crate::resolve::{Resolved, usable_gateway};
 use std::collections::BTreeSet;
 use std::net::IpAddr;
-
-/// Next hops that this node must find among its neighbours: those of the policies of its gateways. Resolves only
-/// policies with a next hop, and nothing if there are none. All policies are resolved once, for the node's state.
-pub fn wanted_next_hops(snapshot: &Snapshot, node: &NodeName) -> BTreeSet<IpAddr> {
-    if snapshot.policies.iter().all(|p| p.next_hop().is_none()) {
-        return BTreeSet::new();
-    }
-    let resolved = resolve_next_hops(snapshot);
-    of_gateway(snapshot, &resolved, node)
-        .map(|(_, next_hop)| next_hop)
-        .collect()
-}
 
 /// Next hops of policies of this node's gateways, each once per gateway.
 pub(super) fn of_gateway<'r>(
@@ -54,8 +42,8 @@ pub(super) fn serve(
 ) {
     for (gateway, next_hop) in of_gateway(snapshot, resolved, me.name) {
         if !groups.has(next_hop) {
-            groups.reports.push(NodeReport {
-                kind: ReportKind::NextHopNotAttached,
+            groups.issues.push(NodeIssue {
+                kind: IssueKind::NextHopNotAttached,
                 subject: gateway.name.0.clone(),
                 text: format!(
                     "the next hop {next_hop} is on no network of this gateway node, or its data path carries none: give it an \
@@ -68,7 +56,7 @@ pub(super) fn serve(
             continue;
         };
         let known = &groups.next_hops[&number];
-        if matches!(known.way, NextHopWay::Attached(_)) {
+        if matches!(known.route, NextHopRoute::Attached(_)) {
             // Two gateways of this node with one next hop: either number means the same.
             let identifier = known.network_identifier;
             state.next_hops.entry(identifier).or_insert(number);

@@ -1,10 +1,10 @@
-//! The outcome for one node: its state, and its reports.
+//! The outcome for one node: its state, and its issues.
 
 use super::canary::CanaryPath;
 use super::facts::BrokenPath;
 use super::ids::{GroupNumber, TargetId, TrafficKeyId, TunnelIndex};
-use super::path::PodsPath;
-use super::report::NodeReport;
+use super::issue::NodeIssue;
+use super::pod_forwarding::PodForwarding;
 use super::state::NodeState;
 use super::traffic_keys::TrafficKey;
 use crate::model::*;
@@ -24,9 +24,9 @@ pub struct NodeOutcome {
     /// Pods per policy to report as programmed once the state is applied.
     pub programmed: Vec<Programmed>,
     /// How packets of the node's pods leave it.
-    pub pods_path: PodsPath,
+    pub pod_forwarding: PodForwarding,
     /// Lines for the conditions of the node.
-    pub reports: Vec<NodeReport>,
+    pub issues: Vec<NodeIssue>,
     /// Numbers of the groups: the next `NodeFacts::previous_groups`.
     #[serde(with = "crate::pairs")]
     pub groups: BTreeMap<GroupKey, GroupNumber>,

@@ -1,6 +1,6 @@
 //! Pod addresses that every node knows, and pods of this node whose addresses other nodes do not know.
 
-use super::{NodeFacts, NodeReport, Programmed, ReportKind};
+use super::{IssueKind, NodeFacts, NodeIssue, Programmed};
 use crate::model::*;
 use crate::resolve::Resolved;
 use ipnet::IpNet;
@@ -44,7 +44,7 @@ pub(super) fn refuse(
     uncovered: &BTreeSet<IpAddr>,
     resolved: &[Resolved<'_>],
     programmed: &mut [Programmed],
-) -> Option<NodeReport> {
+) -> Option<NodeIssue> {
     let lasting: BTreeSet<IpAddr> = uncovered.intersection(&facts.uncovered).copied().collect();
     let first = lasting.first()?;
     for one in programmed {
@@ -59,8 +59,8 @@ pub(super) fn refuse(
             one.pods = 0;
         }
     }
-    Some(NodeReport {
-        kind: ReportKind::NoPodCidr,
+    Some(NodeIssue {
+        kind: IssueKind::NoPodCidr,
         subject: first.to_string(),
         text: "this address of a pod, or one of several, is in no spec.podCIDRs, in no prefix that a network plugin \
                publishes, and not told by the controller: policies of other nodes may take traffic to it to a gateway; \

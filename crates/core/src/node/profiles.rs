@@ -5,7 +5,7 @@ mod shared;
 use super::cluster::Me;
 use super::groups::{Groups, Reach};
 use super::{
-    DestinationRange, NodeFacts, NodeReport, PodMap, Profile, ProfileId, ReportKind, Verdict,
+    DestinationRange, IssueKind, NodeFacts, NodeIssue, PodMap, Profile, ProfileId, Verdict,
 };
 use crate::compile::{Claim, Compiled, compile};
 use crate::hash::StableHash;
@@ -22,7 +22,7 @@ pub(super) struct Built {
     pub pods: PodMap,
     pub devices: BTreeMap<IpAddr, u32>,
     pub programmed: Vec<Programmed>,
-    pub reports: Vec<NodeReport>,
+    pub issues: Vec<NodeIssue>,
 }
 
 /// A policy of a profile: its position, and the address that the pods are paired to.
@@ -66,7 +66,7 @@ pub(super) fn build(
             pods: PodMap::default(),
             devices: BTreeMap::new(),
             programmed: Vec::new(),
-            reports: Vec::new(),
+            issues: Vec::new(),
         },
         left_out: BTreeSet::new(),
         outlooks: BTreeMap::new(),
@@ -146,8 +146,8 @@ impl Builder<'_, '_> {
             };
             if let Some(why) = taken {
                 own = false;
-                self.built.reports.push(NodeReport {
-                    kind: ReportKind::PodAddressConflict,
+                self.built.issues.push(NodeIssue {
+                    kind: IssueKind::PodAddressConflict,
                     subject: format!("Pod {}/{}", pod.namespace, pod.name),
                     text: format!("{address} is not served for it: {why}"),
                 });
@@ -303,8 +303,8 @@ impl Builder<'_, '_> {
             outlook.usable[family] = usable;
             outlook.verdicts[family] = (!to_node).then_some(verdict);
             if to_node {
-                self.built.reports.push(NodeReport {
-                    kind: ReportKind::NodeAddress,
+                self.built.issues.push(NodeIssue {
+                    kind: IssueKind::NodeAddress,
                     subject: one.policy.object.to_string(),
                     text: format!(
                         "{} traffic of its pods leaves by the node's address",

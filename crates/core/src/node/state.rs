@@ -38,6 +38,18 @@ pub struct Tunnel {
     pub devices: BTreeSet<String>,
 }
 
+impl Tunnel {
+    /// A tunnel whose packets arrive by the devices of the routes to peers alone.
+    pub fn new(index: TunnelIndex, underlay: IpAddr, mtu: u32) -> Self {
+        Self {
+            index,
+            underlay,
+            mtu,
+            devices: BTreeSet::new(),
+        }
+    }
+}
+
 /// Another node of the tunnel.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Peer {
@@ -47,6 +59,17 @@ pub struct Peer {
     pub underlay: IpAddr,
     /// The node is a gateway, so a next hop may lead to it.
     pub gateway: bool,
+}
+
+impl Peer {
+    /// A peer that is no gateway.
+    pub fn new(node: impl Into<String>, underlay: IpAddr) -> Self {
+        Self {
+            node: node.into(),
+            underlay,
+            gateway: false,
+        }
+    }
 }
 
 /// State of the worker role.
@@ -73,9 +96,9 @@ pub struct WorkerState {
     /// Every egress address of the cluster: guard (b) drops them on any other device.
     pub egress_addresses: BTreeSet<IpAddr>,
     /// Uplinks at which packets of selected pods that bypass the stack are reinjected; empty: none.
-    pub lift: BTreeSet<String>,
+    pub reinject: BTreeSet<String>,
     /// It is unknown how pods' packets leave. Attached uplink programs stay and drop the packets that they match,
-    /// although `lift` is empty.
+    /// although `reinject` is empty.
     #[serde(default)]
     pub keep_uplinks: bool,
     /// New flows to outside from addresses of unknown pods are dropped; `None`: they leave as the network plugin routes
@@ -167,19 +190,19 @@ pub struct NextHop {
     /// VXLAN network identifier that identifies the next hop at gateways.
     pub network_identifier: u32,
     /// Route to the next hop.
-    pub way: NextHopWay,
+    pub route: NextHopRoute,
 }
 
 impl NextHop {
     /// Whether the next hop can be reached now.
     pub fn is_reachable(&self) -> bool {
-        self.way != NextHopWay::Nowhere
+        self.route != NextHopRoute::Nowhere
     }
 }
 
 /// Route to a next hop.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub enum NextHopWay {
+pub enum NextHopRoute {
     /// Through the tunnel, over these gateways (never empty, never this node), with the pod's own source.
     Tunnel(BTreeSet<TunnelIndex>),
     /// This node is a gateway and is attached to the next hop's network: with the node's source, for own pods and for
@@ -290,6 +313,14 @@ pub enum Presence {
 impl Presence {
     /// Every value.
     pub const ALL: [Presence; 2] = [Presence::L2, Presence::Routed];
+
+    /// Whether one gateway at a time announces the address, as `core::machines::GatewayRole` decides.
+    pub fn is_announced(self) -> bool {
+        match self {
+            Presence::L2 => true,
+            Presence::Routed => false,
+        }
+    }
 
     /// The value that an `announce.mode` asks for.
     pub fn of(mode: AnnounceMode) -> Self {

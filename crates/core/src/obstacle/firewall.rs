@@ -236,8 +236,8 @@ impl Device {
 }
 
 fn is_known(device: &str) -> bool {
-    use crate::numbers::{LIFT_DEVICE, TUNNEL_DEVICE};
-    [TUNNEL_DEVICE, LIFT_DEVICE, "lo"].contains(&device)
+    use crate::numbers::{REINJECT_DEVICE, TUNNEL_DEVICE};
+    [TUNNEL_DEVICE, REINJECT_DEVICE, "lo"].contains(&device)
 }
 
 /// Rule or policy that refuses a packet.

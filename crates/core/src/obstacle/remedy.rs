@@ -2,13 +2,13 @@
 
 use super::firewall::{Action, Condition, Refusal, Rule, Test};
 use super::{Base, Hook, Obstacle, ObstacleKind, Table, Tool};
-use crate::numbers::{LIFT_DEVICE, TUNNEL_DEVICE, TUNNEL_PORT};
+use crate::numbers::{REINJECT_DEVICE, TUNNEL_DEVICE, TUNNEL_PORT};
 
 pub(super) fn obstacle(
     table: &Table,
     base: &Base,
     refusal: &Refusal,
-    (is_v4, lifted): (bool, bool),
+    (is_v4, reinjected): (bool, bool),
 ) -> Obstacle {
     let rule = refusal
         .rule
@@ -44,7 +44,7 @@ pub(super) fn obstacle(
     };
     let remedy = match base.hook {
         Hook::Input => input(table, refusal, is_v4),
-        _ => ways(table, refusal, rule, (kind, is_v4, lifted)),
+        _ => ways(table, refusal, rule, (kind, is_v4, reinjected)),
     };
     Obstacle {
         kind,
@@ -97,7 +97,7 @@ fn ways(
     table: &Table,
     refusal: &Refusal,
     rule: Option<&Rule>,
-    (kind, is_v4, lifted): (ObstacleKind, bool, bool),
+    (kind, is_v4, reinjected): (ObstacleKind, bool, bool),
 ) -> String {
     if let Some(text) = by_owner(table, refusal, kind) {
         return text;
@@ -115,8 +115,8 @@ fn ways(
     if forwards {
         ways.push(("-o", TUNNEL_DEVICE));
     }
-    if forwards && lifted {
-        ways.push(("-i", LIFT_DEVICE));
+    if forwards && reinjected {
+        ways.push(("-i", REINJECT_DEVICE));
     }
     let chain = &refusal.chain;
     let commands = ways.into_iter().map(|(way, device)| match table.tool {

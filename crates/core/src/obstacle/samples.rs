@@ -3,7 +3,7 @@
 
 use super::{Sample, Samples};
 use crate::model::Protocol;
-use crate::node::{DestinationRange, Group, NextHopWay, NodeState, Target, Verdict, WorkerState};
+use crate::node::{DestinationRange, Group, NextHopRoute, NodeState, Target, Verdict, WorkerState};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 /// Documentation addresses, used by nobody (RFC 5737, RFC 3849).
@@ -54,7 +54,7 @@ fn sample(worker: &WorkerState, is_v4: bool, leaves_here: bool) -> Option<Sample
                 outside: Some(if has_nobody { nobody } else { one.first }),
                 protocol: one.protocol.map(number),
                 port: Some(if https { 443 } else { one.port_first }),
-                lifted: !worker.lift.is_empty(),
+                reinjected: !worker.reinject.is_empty(),
                 leaves_here,
             });
         }
@@ -79,8 +79,8 @@ fn sent<'a>(
             is_so.then_some(Some(target))
         }
         Verdict::NextHop(number) => {
-            let way = &worker.next_hops.get(&number)?.way;
-            (!leaves_here && matches!(way, NextHopWay::Tunnel(_))).then_some(None)
+            let route = &worker.next_hops.get(&number)?.route;
+            (!leaves_here && matches!(route, NextHopRoute::Tunnel(_))).then_some(None)
         }
         Verdict::FamilyNotCovered | Verdict::Unavailable => None,
     }

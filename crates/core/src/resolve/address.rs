@@ -159,15 +159,6 @@ impl<'a> ClusterAddresses<'a> {
         }
     }
 
-    /// For policies without addresses.
-    pub(super) fn none() -> Self {
-        Self {
-            hosts: BTreeMap::new(),
-            prefixes: Prefixes::of([]),
-            occupied: Occupied::default(),
-        }
-    }
-
     /// Occupant of the address, if agents have found one that excludes policies.
     pub(super) fn occupant(&self, address: IpAddr) -> Option<&Occupant<'a>> {
         let occupant = self.occupied.get(&address);

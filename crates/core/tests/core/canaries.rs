@@ -5,7 +5,7 @@ use egret_core::canary::{CanaryKind, Lost};
 use egret_core::check::check_node;
 use egret_core::model::*;
 use egret_core::node::{
-    BrokenPath, CANARY_CAPABILITY, CanaryEnd, NodeOutcome, ReportKind, TrafficKeyId,
+    BrokenPath, CANARY_CAPABILITY, CanaryEnd, IssueKind, NodeOutcome, TrafficKeyId,
     is_canary_destination, node_state,
 };
 use std::collections::BTreeSet;
@@ -99,9 +99,9 @@ fn canaries_measure_each_group_and_family_by_a_few_ports_of_a_lease() {
     );
     assert!(
         broken
-            .reports
+            .issues
             .iter()
-            .any(|r| matches!(r.kind, ReportKind::PathBroken(_)))
+            .any(|r| matches!(r.kind, IssueKind::PathBroken(_)))
     );
 }
 

@@ -438,17 +438,17 @@ fn next_hops_that_must_not_be_are_seen() {
     });
     node(Rule::GroupWrong, "worker1", |o, n| {
         let own = o.state.tunnel.index;
-        first(o, n).way = NextHopWay::Tunnel([own].into());
+        first(o, n).route = NextHopRoute::Tunnel([own].into());
     });
     node(Rule::GroupWrong, "worker1", |o, n| {
-        first(o, n).way = NextHopWay::Tunnel(BTreeSet::new())
+        first(o, n).route = NextHopRoute::Tunnel(BTreeSet::new())
     });
     node(Rule::GroupWrong, "worker1", |o, n| {
         let group = Group::Nowhere;
         o.state.worker.groups.insert(n, group);
     });
     node(Rule::GroupWrong, "gateway1", |o, n| {
-        if let NextHopWay::Attached(here) = &mut first(o, n).way {
+        if let NextHopRoute::Attached(here) = &mut first(o, n).route {
             here.source = ip("192.168.122.101");
         }
     });

@@ -36,10 +36,10 @@ pub fn scene() -> Scene {
     scene
 }
 
-fn way(outcome: &NodeOutcome) -> &NextHopWay {
+fn route(outcome: &NodeOutcome) -> &NextHopRoute {
     let mut all = outcome.state.worker.next_hops.values();
     let found = all.find(|next_hop| next_hop.address == ip(ROUTER));
-    &found.unwrap().way
+    &found.unwrap().route
 }
 
 fn policy<'p>(plan: &'p ClusterPlan, name: &str) -> &'p PolicyPlan {
@@ -69,16 +69,16 @@ fn traffic_goes_by_the_live_gateways_that_have_the_router_and_takes_no_address_a
     assert_eq!(addresses, [ip("192.168.122.222")]);
     let both: BTreeSet<_> = ["gateway1", "gateway2"].map(|g| index(&scene, g)).into();
     let outcome = scene.outcome("worker1");
-    assert_eq!(way(&outcome), &NextHopWay::Tunnel(both));
+    assert_eq!(route(&outcome), &NextHopRoute::Tunnel(both));
     let fate = outcome.state.worker.fate(pod(1), ip(SERVER), 6, 443);
     let (address, source) = (ip(ROUTER), pod(1));
     assert_eq!(fate, Fate::NextHop { address, source });
     scene.dead.insert(node_name("gateway1"));
     let one = BTreeSet::from([index(&scene, "gateway2")]);
-    assert_eq!(way(&scene.outcome("worker1")), &NextHopWay::Tunnel(one));
+    assert_eq!(route(&scene.outcome("worker1")), &NextHopRoute::Tunnel(one));
     scene.dead.insert(node_name("gateway2"));
     let none = scene.outcome("worker1");
-    assert_eq!(way(&none), &NextHopWay::Nowhere);
+    assert_eq!(route(&none), &NextHopRoute::Nowhere);
     let near = none.programmed.iter().find(|p| p.policy.name == "near");
     assert_eq!(near.unwrap().pods, 0, "and it says so");
 }
@@ -87,8 +87,8 @@ fn traffic_goes_by_the_live_gateways_that_have_the_router_and_takes_no_address_a
 fn a_gateway_with_the_router_sends_itself_with_its_own_source_and_serves_others() {
     let mut scene = scene();
     let outcome = scene.outcome("gateway1");
-    let NextHopWay::Attached(here) = way(&outcome) else {
-        panic!("{:?}", way(&outcome))
+    let NextHopRoute::Attached(here) = route(&outcome) else {
+        panic!("{:?}", route(&outcome))
     };
     assert_eq!(
         (here.device.as_str(), here.source),
@@ -111,7 +111,10 @@ fn a_gateway_with_the_router_sends_itself_with_its_own_source_and_serves_others(
     scene.settle();
     let one = BTreeSet::from([index(&scene, "gateway2")]);
     for node in ["worker1", "gateway1"] {
-        assert_eq!(way(&scene.outcome(node)), &NextHopWay::Tunnel(one.clone()));
+        assert_eq!(
+            route(&scene.outcome(node)),
+            &NextHopRoute::Tunnel(one.clone())
+        );
     }
     let state = scene.outcome("gateway1").state.gateway.unwrap();
     assert!(state.next_hops.is_empty());
@@ -138,12 +141,12 @@ fn a_router_that_no_gateway_has_is_said_and_its_traffic_goes_nowhere() {
         panic!("{:?}", verdict("198.51.100.1"))
     };
     let next_hops = &outcome.state.worker.next_hops;
-    assert_eq!(next_hops[&number].way, NextHopWay::Nowhere);
+    assert_eq!(next_hops[&number].route, NextHopRoute::Nowhere);
     assert!(matches!(verdict("192.0.2.1"), Verdict::Target(_)));
     assert!(!outcome.state.worker.is_usable(pod(1)));
     let gateway = scene.outcome("gateway1");
-    let kinds: BTreeSet<ReportKind> = gateway.reports.iter().map(|r| r.kind).collect();
-    assert!(kinds.contains(&ReportKind::NextHopNotAttached), "{kinds:?}");
+    let kinds: BTreeSet<IssueKind> = gateway.issues.iter().map(|r| r.kind).collect();
+    assert!(kinds.contains(&IssueKind::NextHopNotAttached), "{kinds:?}");
 }
 
 /// Two addresses with the same network identifier.
@@ -204,10 +207,7 @@ fn where_no_number_is_left_traffic_is_dropped_and_it_is_said() {
         outcome.state.worker.next_hops.len(),
         usize::from(GROUPS_MAX)
     );
-    let limits = outcome
-        .reports
-        .iter()
-        .filter(|r| r.kind == ReportKind::Limit);
+    let limits = outcome.issues.iter().filter(|r| r.kind == IssueKind::Limit);
     assert_eq!(limits.count(), 1, "alike, so said once");
     let refused = |number: &u32| {
         let to = ip(&format!("203.0.{}.{}", number / 200, number % 200 + 1));
@@ -225,14 +225,14 @@ fn where_programs_take_answers_past_the_stack_such_traffic_is_dropped_and_said()
     let node = node_name("worker1");
     let mut facts = scene.facts(&node);
     facts.path.choice = CniPath::Bpf;
-    facts.path.ways = [Way {
+    facts.path.routes = [UplinkRoute {
         device: "eth0".into(),
         ethernet: true,
         to: "0.0.0.0/0".parse().unwrap(),
     }]
     .into();
     let outcome = node_state(&scene.snapshot, &facts, &node).unwrap();
-    assert_eq!(outcome.pods_path, PodsPath::Bpf);
+    assert_eq!(outcome.pod_forwarding, PodForwarding::Bpf);
     let boxes = outcome
         .state
         .worker
@@ -244,9 +244,9 @@ fn where_programs_take_answers_past_the_stack_such_traffic_is_dropped_and_said()
     assert!(!verdicts.iter().any(|v| matches!(v, Verdict::NextHop(_))));
     assert!(
         outcome
-            .reports
+            .issues
             .iter()
-            .any(|r| r.kind == ReportKind::NextHopPath)
+            .any(|r| r.kind == IssueKind::NextHopPath)
     );
     let near = outcome.programmed.iter().find(|p| p.policy.name == "near");
     assert_eq!(near.unwrap().pods, 0);

@@ -5,7 +5,7 @@ use egret_core::check::check_node;
 use egret_core::machines::answering_nodes;
 use egret_core::model::*;
 use egret_core::node::{
-    DestinationRange, External, Group, NodeFacts, NodeOutcome, NotYet, ReportKind, Target, Verdict,
+    DestinationRange, External, Group, IssueKind, NodeFacts, NodeOutcome, NotYet, Target, Verdict,
     node_state,
 };
 use std::collections::BTreeSet;
@@ -29,8 +29,8 @@ fn members(outcome: &NodeOutcome) -> usize {
     }
 }
 
-fn reports(outcome: &NodeOutcome) -> BTreeSet<ReportKind> {
-    outcome.reports.iter().map(|r| r.kind).collect()
+fn issues(outcome: &NodeOutcome) -> BTreeSet<IssueKind> {
+    outcome.issues.iter().map(|r| r.kind).collect()
 }
 
 #[test]
@@ -126,7 +126,7 @@ fn a_dead_gateway_leaves_the_group_and_with_the_last_one_nothing_changes() {
         .extend([node_name("gateway2"), node_name("gateway3")]);
     let after = scene.outcome("worker1");
     assert_eq!(after.state, before.state, "fail static");
-    assert_eq!(reports(&after), [ReportKind::FailStatic].into());
+    assert_eq!(issues(&after), [IssueKind::FailStatic].into());
     assert_eq!(after.programmed[0].pods, 0);
     // Once more, as after several rounds.
     scene.run_agents();
@@ -170,7 +170,7 @@ fn with_consent_the_node_address_is_used_while_every_gateway_is_dead() {
         boxes(&to_node).iter().all(|b| b.first.is_ipv6()),
         "IPv6 is rejected as before"
     );
-    assert!(reports(&to_node).contains(&ReportKind::NodeAddress));
+    assert!(issues(&to_node).contains(&IssueKind::NodeAddress));
 
     // Right after the start, missing answers mean nothing.
     let mut facts = scene.facts(&node_name("worker1"));
@@ -190,7 +190,7 @@ fn ranges_wait_for_the_last_live_gateway() {
     let outcome = scene.outcome("worker3");
     assert!(target(&outcome).0.ranges.is_empty());
     assert_eq!(outcome.programmed[0].pods, 0);
-    assert_eq!(reports(&outcome), [ReportKind::AwaitingGateways].into());
+    assert_eq!(issues(&outcome), [IssueKind::AwaitingGateways].into());
     let mut without = scene.clone();
     without.dead.insert(node_name("gateway3"));
     assert_eq!(

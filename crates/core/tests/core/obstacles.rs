@@ -32,7 +32,7 @@ fn the_packets_to_look_for_are_those_of_a_selected_pod() {
     let v4 = samples.v4.expect("the policy has an IPv4 address");
     assert_eq!(v4.pod, Some(ip("10.244.1.10")));
     assert_eq!(v4.egress, Some(ip("192.168.122.222")));
-    assert!(v4.outside.is_some() && v4.port.is_some() && !v4.lifted && !v4.leaves_here);
+    assert!(v4.outside.is_some() && v4.port.is_some() && !v4.reinjected && !v4.leaves_here);
     assert_eq!(samples.v6, None, "nothing of IPv6 leaves");
     assert!(samples.tunnel);
     let mut scene = kep_scene();

@@ -1,11 +1,11 @@
 //! How pods' packets leave a node, derived from what the kernel shows.
 
 use crate::scene::*;
-use egret_core::node::{CniPath, NodeOutcome, PathFacts, PodsPath, Verdict, Way};
+use egret_core::node::{CniPath, NodeOutcome, PathFacts, PodForwarding, UplinkRoute, Verdict};
 use std::collections::BTreeSet;
 
-fn way(device: &str, to: &str) -> Way {
-    Way {
+fn route(device: &str, to: &str) -> UplinkRoute {
+    UplinkRoute {
         device: device.into(),
         ethernet: device != "tun0",
         to: to.parse().unwrap(),
@@ -18,7 +18,7 @@ fn names(devices: &[&str]) -> BTreeSet<String> {
 
 /// A node with two uplinks, the pod's device and a bridge for other pods.
 fn plain() -> PathFacts {
-    let ways = [
+    let routes = [
         ("eth0", "0.0.0.0/0"),
         ("eth0", "192.168.122.0/24"),
         ("eth1", "198.51.100.0/24"),
@@ -27,7 +27,7 @@ fn plain() -> PathFacts {
         ("cni0", "10.244.1.0/24"),
     ];
     PathFacts {
-        ways: ways.map(|(device, to)| way(device, to)).into(),
+        routes: routes.map(|(device, to)| route(device, to)).into(),
         delivered: [Some("veth1".to_owned())].into(),
         ..PathFacts::default()
     }
@@ -45,12 +45,12 @@ fn programmed(outcome: &NodeOutcome) -> u32 {
 }
 
 fn is_refused(outcome: &NodeOutcome, because: &str) {
-    let PodsPath::Unsupported(text) = &outcome.pods_path else {
-        panic!("{because}: {:?}", outcome.pods_path);
+    let PodForwarding::Unsupported(text) = &outcome.pod_forwarding else {
+        panic!("{because}: {:?}", outcome.pod_forwarding);
     };
     assert!(text.contains(because), "{text}");
     let worker = &outcome.state.worker;
-    assert!(worker.lift.is_empty());
+    assert!(worker.reinject.is_empty());
     assert!(worker.keep_uplinks, "what is attached drops what it sees");
     assert!(!outcome.programmed.is_empty(), "a policy is reported");
     assert_eq!(programmed(outcome), 0);
@@ -77,9 +77,9 @@ fn without_programs_at_pods_devices_packets_pass_the_stack() {
         },
     ] {
         let outcome = outcome(path);
-        assert_eq!(outcome.pods_path, PodsPath::Netfilter);
+        assert_eq!(outcome.pod_forwarding, PodForwarding::Netfilter);
         let worker = &outcome.state.worker;
-        assert!(worker.lift.is_empty() && !worker.keep_uplinks);
+        assert!(worker.reinject.is_empty() && !worker.keep_uplinks);
         assert!(programmed(&outcome) > 0);
     }
 }
@@ -91,8 +91,8 @@ fn a_program_at_any_other_device_has_all_uplinks_watched() {
             programs: names(&[device, "eth0"]),
             ..plain()
         });
-        assert_eq!(outcome.pods_path, PodsPath::Bpf, "{device}");
-        assert_eq!(outcome.state.worker.lift, names(&["eth0", "eth1"]));
+        assert_eq!(outcome.pod_forwarding, PodForwarding::Bpf, "{device}");
+        assert_eq!(outcome.state.worker.reinject, names(&["eth0", "eth1"]));
         assert!(programmed(&outcome) > 0);
     }
 }
@@ -105,14 +105,14 @@ fn what_the_agent_was_told_overrules_what_it_sees() {
         ..plain()
     };
     let forced = outcome(told(CniPath::Bpf, &[]));
-    assert_eq!(forced.pods_path, PodsPath::Bpf);
-    assert_eq!(forced.state.worker.lift, names(&["eth0", "eth1"]));
+    assert_eq!(forced.pod_forwarding, PodForwarding::Bpf);
+    assert_eq!(forced.state.worker.reinject, names(&["eth0", "eth1"]));
     let calm = outcome(PathFacts {
         express: names(&["veth1"]),
         ..told(CniPath::Netfilter, &["veth1"])
     });
-    assert_eq!(calm.pods_path, PodsPath::Netfilter);
-    assert!(calm.state.worker.lift.is_empty());
+    assert_eq!(calm.pod_forwarding, PodForwarding::Netfilter);
+    assert!(calm.state.worker.reinject.is_empty());
 }
 
 #[test]
@@ -137,7 +137,7 @@ fn a_way_that_cannot_be_followed_is_refused_as_a_whole() {
     };
     is_refused(&outcome(refused), "no BPF file system");
     let mut headless = bpf;
-    headless.ways.insert(way("tun0", "203.0.113.0/24"));
+    headless.routes.insert(route("tun0", "203.0.113.0/24"));
     is_refused(&outcome(headless), "tun0");
     for away in [Some("eth0".to_owned()), None] {
         let apart = PathFacts {
@@ -157,9 +157,9 @@ fn what_concerns_no_selected_destination_or_not_every_pod_refuses_nothing() {
         ..plain()
     };
     // Somebody else's tunnel, inside the cluster.
-    path.ways.insert(way("tun0", "10.244.2.0/24"));
+    path.routes.insert(route("tun0", "10.244.2.0/24"));
     path.delivered.insert(Some("eth0".to_owned()));
     let outcome = outcome(path);
-    assert_eq!(outcome.pods_path, PodsPath::Bpf);
-    assert_eq!(outcome.state.worker.lift, names(&["eth0", "eth1"]));
+    assert_eq!(outcome.pod_forwarding, PodForwarding::Bpf);
+    assert_eq!(outcome.state.worker.reinject, names(&["eth0", "eth1"]));
 }

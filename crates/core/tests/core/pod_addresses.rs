@@ -7,7 +7,7 @@ use egret_core::condition::{ConditionType, Reason};
 use egret_core::explain::{Leaves, Step, explain};
 use egret_core::model::*;
 use egret_core::node::{
-    Fate, MainRoute, NodeFacts, NodeOutcome, ReportKind, Verdict, node_state, pod_routes,
+    Fate, IssueKind, MainRoute, NodeFacts, NodeOutcome, Verdict, node_state, pod_routes,
 };
 use egret_core::numbers::POD_PREFIXES_MAX;
 use egret_core::plan::ClusterPlan;
@@ -97,8 +97,8 @@ fn checked(scene: &Scene, node: &str, facts: &NodeFacts) -> NodeOutcome {
     outcome
 }
 
-fn told(outcome: &NodeOutcome, kind: ReportKind) -> Vec<&str> {
-    let all = outcome.reports.iter().filter(|report| report.kind == kind);
+fn told(outcome: &NodeOutcome, kind: IssueKind) -> Vec<&str> {
+    let all = outcome.issues.iter().filter(|report| report.kind == kind);
     all.map(|report| report.subject.as_str()).collect()
 }
 
@@ -113,7 +113,7 @@ fn a_pod_that_nothing_covers_is_told_once_it_lasts_and_its_node_counts_no_pod() 
     let fresh = checked(&scene, "worker1", &facts);
     let addresses = ["10.244.1.77", "fd00:244:1::77"].map(ip);
     assert_eq!(fresh.uncovered, addresses.into());
-    assert_eq!(told(&fresh, ReportKind::NoPodCidr), [""; 0]);
+    assert_eq!(told(&fresh, IssueKind::NoPodCidr), [""; 0]);
     assert_eq!(fresh.programmed[0].pods, 1);
     assert!(
         fresh
@@ -127,11 +127,11 @@ fn a_pod_that_nothing_covers_is_told_once_it_lasts_and_its_node_counts_no_pod() 
 
     facts.uncovered = fresh.uncovered;
     let lasting = checked(&scene, "worker1", &facts);
-    assert_eq!(told(&lasting, ReportKind::NoPodCidr), ["10.244.1.77"]);
+    assert_eq!(told(&lasting, IssueKind::NoPodCidr), ["10.244.1.77"]);
     assert_eq!(lasting.programmed[0].pods, 0);
     scene.snapshot.settings.never_destinations = vec![net("10.244.0.0/16"), net("fd00:244::/32")];
     let listed = checked(&scene, "worker1", &facts);
-    assert_eq!(told(&listed, ReportKind::NoPodCidr), [""; 0]);
+    assert_eq!(told(&listed, IssueKind::NoPodCidr), [""; 0]);
     assert_eq!(listed.programmed[0].pods, 1);
 }
 
@@ -397,7 +397,7 @@ fn an_address_that_two_pods_have_is_refused_for_both_and_both_are_told() {
     assert_eq!(fate("203.0.113.10"), Fate::Refused);
     assert_eq!(fate("10.244.2.10"), Fate::Untouched);
     let both = ["Pod default/a1", "Pod default/b1"];
-    assert_eq!(told(&outcome, ReportKind::PodAddressConflict), both);
+    assert_eq!(told(&outcome, IssueKind::PodAddressConflict), both);
     assert_eq!(outcome.programmed[0].pods, 0);
     for pod in ["a1", "b1"] {
         let to = Some(ip("203.0.113.10"));
@@ -436,5 +436,5 @@ fn an_address_that_two_pods_have_is_refused_for_both_and_both_are_told() {
         .worker
         .fate(ip("10.244.1.10"), ip("203.0.113.10"), 6, 443);
     assert_eq!(fate, Fate::Egress(ip(EGRESS)));
-    assert_eq!(told(&outcome, ReportKind::PodAddressConflict), [""; 0]);
+    assert_eq!(told(&outcome, IssueKind::PodAddressConflict), [""; 0]);
 }

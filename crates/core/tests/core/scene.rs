@@ -2,7 +2,7 @@
 
 use egret_core::model::*;
 use egret_core::node::{Attachment, External, NodeFacts, NodeOutcome, UnknownPodsPolicy};
-use egret_core::node::{node_state, wanted_next_hops};
+use egret_core::node::{Policies, node_state};
 use egret_core::plan::{ClusterPlan, NodeRecordSpec, PlanTime, PolicyPlan, plan};
 use proptest::prelude::ProptestConfig;
 use std::collections::{BTreeMap, BTreeSet};
@@ -293,7 +293,7 @@ impl Scene {
             };
             (router, attachment)
         };
-        let wanted = wanted_next_hops(&self.snapshot, node).into_iter();
+        let wanted = Policies::of(&self.snapshot).next_hops(node).into_iter();
         wanted.filter(has).map(attachment).collect()
     }
 

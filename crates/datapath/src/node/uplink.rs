@@ -121,7 +121,7 @@ impl NodeUplink {
 
     /// Applies the tables and programs that must be there before the ruleset changes.
     pub(super) fn prepare(&mut self, worker: &WorkerState) -> Result<(), UplinkError> {
-        if !worker.lift.is_empty() {
+        if !worker.reinject.is_empty() {
             self.clean = false;
             return self.attempt(|driver| driver.prepare(worker));
         }
@@ -137,7 +137,7 @@ impl NodeUplink {
 
     /// Applies the tables and programs that must follow the change of the ruleset.
     pub(super) fn settle(&mut self, worker: &WorkerState) -> Result<(), UplinkError> {
-        if worker.lift.is_empty() {
+        if worker.reinject.is_empty() {
             return Ok(());
         }
         self.attempt(|driver| driver.settle(worker))

@@ -2,7 +2,7 @@
 
 use crate::drift::Drift;
 use egret_core::node::{
-    CanaryState, Group, NextHop as Neighbour, NextHopWay, NodeState, TunnelIndex,
+    CanaryState, Group, NextHop as Neighbour, NextHopRoute, NodeState, TunnelIndex,
 };
 use egret_core::numbers::{
     MARK_SHIFT, NEXT_HOP_OBJECTS, NEXTHOP_BASE, NEXTHOP_GROUP_OFFSET, ROUTE_TABLE_BASE,
@@ -228,14 +228,14 @@ impl Desired {
     /// Adds the route to a next hop of policies: through the tunnel with its identifier, or by this node's own device.
     fn next_hop(&mut self, number: u8, next_hop: &Neighbour, state: &NodeState) {
         let base = NEXTHOP_BASE + NEXT_HOP_OBJECTS * (u32::from(number) + 1);
-        match &next_hop.way {
-            NextHopWay::Tunnel(members) => {
+        match &next_hop.route {
+            NextHopRoute::Tunnel(members) => {
                 for index in members {
                     self.hop(base, *index, next_hop.network_identifier, state);
                 }
                 self.group(number, base, members, state);
             }
-            NextHopWay::Attached(attachment) => {
+            NextHopRoute::Attached(attachment) => {
                 self.table(number, None, state);
                 let address = next_hop.address;
                 let default = if address.is_ipv6() { ANY_V6 } else { ANY_V4 };
@@ -248,7 +248,7 @@ impl Desired {
                     kind: RouteKind::Neighbour { address, device },
                 });
             }
-            NextHopWay::Nowhere => self.table(number, None, state),
+            NextHopRoute::Nowhere => self.table(number, None, state),
         }
     }
 

@@ -7,14 +7,14 @@ use super::tunnel;
 use crate::drift::{Drift, DriftReport};
 use egret_core::node::{ForeignMark, MainRoute, NodeState, Tunnel};
 use egret_core::numbers::{
-    CLASSIC_ROUTE_PROTOCOL, GROUPS_MAX, LIFT_DEVICE, LIFT_PEER, NEXTHOP_BASE,
+    CLASSIC_ROUTE_PROTOCOL, GROUPS_MAX, NEXTHOP_BASE, OWN_DEVICES,
 };
 use egret_core::numbers::{NEXT_HOP_OBJECTS, ROUTE_PROTOCOL, TUNNEL_DEVICE};
 use egret_kernel::netlink::{NetlinkError, NetlinkSocket, Request, flags};
 use egret_kernel::route::advertised::{self, Advertised};
 use egret_kernel::route::device::{self, Device};
 use egret_kernel::route::nexthop::{self, NextHop};
-use egret_kernel::route::way_out::{self, WayOut};
+use egret_kernel::route::way_out::{self, OutboundNextHops};
 use egret_kernel::route::{lookup, routers, wire};
 use ipnet::IpNet;
 use netlink_packet_route::RouteNetlinkMessage as Message;
@@ -22,7 +22,6 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::ops::Range;
 
-const OUR_DEVICES: [&str; 3] = [TUNNEL_DEVICE, LIFT_DEVICE, LIFT_PEER];
 
 /// Protocol and ids of our next hop objects: gateways, groups, and gateways for each next hop of policies.
 const OUR_NEXT_HOPS: (u8, Range<u32>) = (
@@ -89,8 +88,12 @@ impl Routing {
     }
 
     /// Next hops by which the kernel sends out of a device to other networks, for IPv6 or IPv4.
-    pub fn way_out(&mut self, device: u32, v6: bool) -> Result<WayOut, RouteError> {
-        Ok(way_out::way_out(&mut self.socket, device, v6)?)
+    pub fn outbound_next_hops(
+        &mut self,
+        device: u32,
+        v6: bool,
+    ) -> Result<OutboundNextHops, RouteError> {
+        Ok(way_out::outbound_next_hops(&mut self.socket, device, v6)?)
     }
 
     /// Index of the device and source address by which the kernel sends to `address`. `None` where that is no neighbour
@@ -129,12 +132,12 @@ impl Routing {
 
     /// Devices that depend on router advertisements, or may do so.
     pub fn advertised(&mut self) -> Result<Advertised, RouteError> {
-        Ok(advertised::look(&mut self.socket, &OUR_DEVICES)?)
+        Ok(advertised::look(&mut self.socket, &OWN_DEVICES)?)
     }
 
     /// Devices that lead to a network of the node's own, by their kind: network cards, bonds, teams and VLANs.
     pub fn uplinks(&mut self) -> Result<BTreeSet<String>, RouteError> {
-        Ok(advertised::uplinks(&mut self.socket, &OUR_DEVICES)?)
+        Ok(advertised::uplinks(&mut self.socket, &OWN_DEVICES)?)
     }
 
     /// Policy routing rules of others that match bits of our mark.

@@ -12,18 +12,18 @@ const FAMILY_BITS: u32 = 32;
 /// Bits of the profile, which comes before the family.
 const PROFILE_BITS: u32 = 64;
 
-/// `struct egret_lift_config`.
+/// `struct egret_uplink_config`.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Config {
     /// Index of the device at whose ingress reinjected packets appear.
-    pub lift_ifindex: u32,
+    pub reinject_ifindex: u32,
     /// Our bits of a packet's mark.
     pub mark_mask: u32,
     /// Mark of a reinjected packet that the ruleset has left alone.
     pub mark_left: u32,
     /// MAC address of that device.
-    pub lift_mac: [u8; 6],
+    pub reinject_mac: [u8; 6],
     /// Note of the loader: 0 tcx links, 1 clsact filters.
     pub attachment: u8,
     /// Zero.
@@ -46,10 +46,10 @@ impl Config {
     /// Configuration of the programs for the reinject device; notes of the loader stay.
     pub fn of(ifindex: u32, mac: [u8; 6], old: &Config) -> Self {
         Config {
-            lift_ifindex: ifindex,
+            reinject_ifindex: ifindex,
             mark_mask: MARK_MASK,
             mark_left: u32::from(GROUP_LEFT_ALONE) << MARK_SHIFT,
-            lift_mac: mac,
+            reinject_mac: mac,
             ..*old
         }
     }

@@ -1,4 +1,4 @@
-//! The counters of the uplink programs: the Rust side of `enum egret_lift_counter`.
+//! The counters of the uplink programs: the Rust side of `enum egret_uplink_counter`.
 
 use crate::gateway::Counter;
 use crate::gateway::counters::{dropped, served};
@@ -6,12 +6,12 @@ use crate::gateway::counters::{dropped, served};
 /// All counters; the position is the index in the map.
 pub const COUNTERS: &[Counter] = &[
     served(
-        "lifted",
-        "of selected pods, past the stack, taken into it, whose guard decides",
+        "reinjected",
+        "of selected pods, bypassing the host stack: taken back into it, whose guard decides",
     ),
     served(
         "left_alone",
-        "lifted, and selected by no policy after all, for its port: sent on as they were",
+        "reinjected, and selected by no policy after all, for its port: sent on as they were",
     ),
     served(
         "answered",
@@ -19,9 +19,9 @@ pub const COUNTERS: &[Counter] = &[
     ),
     dropped(
         "no_ruleset",
-        "lifted, and no ruleset of Egret has looked at them",
+        "reinjected, and no ruleset of Egret has looked at them",
     ),
-    dropped("failed", "to be lifted, without a device to lift them to"),
+    dropped("failed", "to be reinjected, without a device for it"),
 ];
 
 #[cfg(test)]
@@ -33,7 +33,7 @@ mod tests {
         let header = include_str!("../../../../bpf/include/uplink.h");
         let lines = header
             .lines()
-            .filter_map(|line| line.trim().strip_prefix("EGRET_LIFT_"));
+            .filter_map(|line| line.trim().strip_prefix("EGRET_UPLINK_"));
         let pairs = lines.filter_map(|line| line.trim_end_matches(',').split_once(" = "));
         let mut c: Vec<(String, String)> = pairs
             .map(|(name, index)| (name.to_lowercase(), index.to_owned()))

@@ -5,8 +5,8 @@
 
 use super::routes::{DESTINATION, ROUTE_BYTES, RTA_OIF, Routes};
 use aya::programs::TcAttachType;
-use egret_core::node::{PathFacts, Way};
-use egret_core::numbers::{LIFT_DEVICE, LIFT_PEER, TUNNEL_DEVICE};
+use egret_core::node::{PathFacts, UplinkRoute};
+use egret_core::numbers::OWN_DEVICES;
 use egret_kernel::netlink::{Attrs, NetlinkError, NetlinkSocket, Reply, Request, attributes};
 use egret_kernel::tcx;
 use ipnet::IpNet;
@@ -44,8 +44,8 @@ struct Link {
 
 impl Link {
     fn is_of_others(&self) -> bool {
-        let ours = [TUNNEL_DEVICE, LIFT_DEVICE, LIFT_PEER, "lo"];
-        !ours.contains(&self.name.as_str())
+        let name = self.name.as_str();
+        name != "lo" && !OWN_DEVICES.contains(&name)
     }
 
     fn has_tcx_program(&self) -> bool {
@@ -92,22 +92,22 @@ impl Looker {
         let links = self.links()?;
         let by_index: BTreeMap<u32, &Link> = links.iter().map(|link| (link.index, link)).collect();
         let routes = self.routes()?;
-        let way = |(index, to): &(u32, IpNet)| {
+        let named_route = |(index, to): &(u32, IpNet)| {
             let link = by_index.get(index)?;
-            Some(Way {
+            Some(UplinkRoute {
                 device: link.name.clone(),
                 ethernet: link.ethernet,
                 to: *to,
             })
         };
-        let ways = routes.ways.iter().filter_map(way).collect();
+        let uplink_routes = routes.by_device.iter().filter_map(named_route).collect();
         let delivered = self.delivered(&by_index, &routes, pods)?;
         let named = |is: &dyn Fn(&Link) -> bool| -> BTreeSet<String> {
             let chosen = links.iter().filter(|link| is(link));
             chosen.map(|link| link.name.clone()).collect()
         };
         let facts = PathFacts {
-            ways,
+            routes: uplink_routes,
             programs: self.programs(&links)?,
             express: named(&|link| link.express),
             switched: named(&|link| link.kind == "openvswitch" || link.port_of == "openvswitch"),

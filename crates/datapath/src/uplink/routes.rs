@@ -19,7 +19,7 @@ const RTA_MULTIPATH: u16 = 9;
 #[derive(Default)]
 pub(super) struct Routes {
     /// Unicast routes of all tables except the local one, by device, without our own.
-    pub(super) ways: BTreeSet<(u32, IpNet)>,
+    pub(super) by_device: BTreeSet<(u32, IpNet)>,
     /// Devices of addresses with a host route in the main table; `None`: more than one device.
     hosts: BTreeMap<IpAddr, Option<u32>>,
     /// Destinations of all routes and rules except our own.
@@ -52,7 +52,7 @@ impl Routes {
             }
         }
         for device in devices {
-            self.ways.insert((device, to));
+            self.by_device.insert((device, to));
             if table == libc::RT_TABLE_MAIN && to.prefix_len() == to.max_prefix_len() {
                 let known = self.hosts.entry(to.addr()).or_insert(Some(device));
                 *known = known.filter(|one| *one == device);

@@ -8,8 +8,8 @@ use super::{canary, marks, next_hops};
 use egret_core::canary::CanaryHook;
 use egret_core::node::{GatewayState, Group, NodeState};
 use egret_core::numbers::{
-    ENDED_FLOWS_MAX, FULL_DESTINATIONS_MAX, GROUP_LEFT_ALONE, LIFT_DEVICE, MARK_MASK, MARK_SHIFT,
-    PROBE_PORT, REFUSED_PROTOCOL_SECS, REFUSED_PROTOCOLS_MAX, TUNNEL_DEVICE, TUNNEL_PORT,
+    ENDED_FLOWS_MAX, FULL_DESTINATIONS_MAX, GROUP_LEFT_ALONE, MARK_MASK, MARK_SHIFT, PROBE_PORT,
+    REFUSED_PROTOCOL_SECS, REFUSED_PROTOCOLS_MAX, REINJECT_DEVICE, TUNNEL_DEVICE, TUNNEL_PORT,
 };
 use egret_kernel::nft::rule::{self, FAMILIES, Family};
 use egret_kernel::nft::rule::{End, STATE_ESTABLISHED, STATE_INVALID, STATE_NEW, STATE_RELATED};
@@ -564,12 +564,12 @@ fn guard(state: &NodeState) -> Vec<Rule> {
     }
     rules.extend(canary::outward_at(state, CanaryHook::Sent));
     rules.extend(canary::end_here(state));
-    if !state.worker.lift.is_empty() {
+    if !state.worker.reinject.is_empty() {
         // Tells the uplink program that this ruleset saw the packet and left it alone. Without this mark the uplink
         // program drops packets of a selected pod.
         let left = u32::from(GROUP_LEFT_ALONE) << MARK_SHIFT;
-        let lifted = rule().device(Interface::In, LIFT_DEVICE, true);
-        rules.push(lifted.set_mark(MARK_MASK, left).done());
+        let reinjected = rule().device(Interface::In, REINJECT_DEVICE, true);
+        rules.push(reinjected.set_mark(MARK_MASK, left).done());
     }
     rules
 }

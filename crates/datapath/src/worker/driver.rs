@@ -17,7 +17,9 @@ use crate::obstacle::Lookout;
 use crate::route::{RouteError, Routing};
 use egret_core::machines::Destination;
 use egret_core::model::{AddressPorts, PortBlocks};
-use egret_core::node::{Ending, Idle, NextHopWay, NodeState, TrafficKeyId, is_canary_destination};
+use egret_core::node::{
+    Ending, Idle, NextHopRoute, NodeState, TrafficKeyId, is_canary_destination,
+};
 use egret_core::numbers::NFT_TABLE;
 use egret_core::obstacle::{Obstacle, Samples};
 use egret_kernel::conntrack::Conntrack;
@@ -131,7 +133,7 @@ impl WorkerDriver {
         }
         self.hashes = !self.sysctls.differ(HASH_SETTINGS)?;
         for next_hop in state.worker.next_hops.values() {
-            if let NextHopWay::Attached(here) = &next_hop.way {
+            if let NextHopRoute::Attached(here) = &next_hop.route {
                 sysctls.extend(self.sysctls.loosen(&here.device)?);
             }
         }
@@ -268,7 +270,7 @@ impl WorkerDriver {
     pub fn open_forwarding(&mut self, state: &NodeState) -> Result<(), DatapathError> {
         match state.worker.targets.is_empty() && state.worker.next_hops.is_empty() {
             true => self.forwarding.remove()?,
-            false => self.forwarding.ensure(!state.worker.lift.is_empty())?,
+            false => self.forwarding.ensure(!state.worker.reinject.is_empty())?,
         }
         Ok(())
     }

@@ -4,7 +4,7 @@
 use super::counters as c;
 use super::names::Stage;
 use super::profile::refused;
-use egret_core::node::{Attachment, GroupNumber, NextHop, NextHopWay, NodeState};
+use egret_core::node::{Attachment, GroupNumber, NextHop, NextHopRoute, NodeState};
 use egret_core::numbers::{MARK_MASK, MARK_SHIFT, TUNNEL_DEVICE};
 use egret_kernel::nft::rule::{Builder, End, FAMILIES, Family};
 use egret_kernel::nft::rule::{Interface, STATE_ESTABLISHED, STATE_INVALID, STATE_UNTRACKED, rule};
@@ -36,9 +36,9 @@ pub(super) fn chains(state: &NodeState, table: &mut Table) {
 
 fn attached(state: &NodeState) -> impl Iterator<Item = (GroupNumber, &NextHop, &Attachment)> {
     let all = state.worker.next_hops.iter();
-    all.filter_map(|(number, next_hop)| match &next_hop.way {
-        NextHopWay::Attached(here) => Some((*number, next_hop, here)),
-        NextHopWay::Tunnel(_) | NextHopWay::Nowhere => None,
+    all.filter_map(|(number, next_hop)| match &next_hop.route {
+        NextHopRoute::Attached(here) => Some((*number, next_hop, here)),
+        NextHopRoute::Tunnel(_) | NextHopRoute::Nowhere => None,
     })
 }
 
@@ -95,11 +95,11 @@ pub(super) fn look_at_tunnel(state: &NodeState) -> Vec<Rule> {
 fn classify(number: GroupNumber, next_hop: &NextHop) -> Vec<Rule> {
     let family = Family::of(next_hop.address);
     // A flow with another source than it would get now, from before this policy or by another route, ends here.
-    let old = || match &next_hop.way {
-        NextHopWay::Attached(here) => rule()
+    let old = || match &next_hop.route {
+        NextHopRoute::Attached(here) => rule()
             .state(STATE_ESTABLISHED)
             .translated_source_is(here.source, false),
-        NextHopWay::Tunnel(_) | NextHopWay::Nowhere => {
+        NextHopRoute::Tunnel(_) | NextHopRoute::Nowhere => {
             rule().state(STATE_ESTABLISHED).source_is_translated(true)
         }
     };
@@ -110,27 +110,27 @@ fn classify(number: GroupNumber, next_hop: &NextHop) -> Vec<Rule> {
 }
 
 fn nat(next_hop: &NextHop) -> Rule {
-    match &next_hop.way {
-        NextHopWay::Attached(here) => rule().snat_to(here.source),
+    match &next_hop.route {
+        NextHopRoute::Attached(here) => rule().snat_to(here.source),
         // Identity translation, so that no later rule translates it: the gateway does.
-        NextHopWay::Tunnel(_) => rule().snat_to_itself(Family::of(next_hop.address)),
-        NextHopWay::Nowhere => rule().drop(),
+        NextHopRoute::Tunnel(_) => rule().snat_to_itself(Family::of(next_hop.address)),
+        NextHopRoute::Nowhere => rule().drop(),
     }
 }
 
 fn guard(next_hop: &NextHop) -> Vec<Rule> {
-    let way = match &next_hop.way {
-        NextHopWay::Attached(here) => Some(passes(next_hop, here)),
-        NextHopWay::Tunnel(_) => Some(
+    let route = match &next_hop.route {
+        NextHopRoute::Attached(here) => Some(passes(next_hop, here)),
+        NextHopRoute::Tunnel(_) => Some(
             rule()
                 .family(Family::of(next_hop.address))
                 .device(Interface::Out, TUNNEL_DEVICE, true)
                 .source_is_translated(false)
                 .accept(),
         ),
-        NextHopWay::Nowhere => None,
+        NextHopRoute::Nowhere => None,
     };
-    way.into_iter().chain([dropped()]).collect()
+    route.into_iter().chain([dropped()]).collect()
 }
 
 fn passes(next_hop: &NextHop, here: &Attachment) -> Rule {

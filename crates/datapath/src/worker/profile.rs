@@ -9,7 +9,7 @@ use egret_core::model::{PortRange, Protocol};
 use egret_core::node::{
     DestinationRange, Group, NodeState, PodMap, Profile, ProfileId, Target, Verdict,
 };
-use egret_core::numbers::{LIFT_DEVICE, MARK_MASK, MARK_SHIFT, TUNNEL_DEVICE};
+use egret_core::numbers::{MARK_MASK, MARK_SHIFT, REINJECT_DEVICE, TUNNEL_DEVICE};
 use egret_kernel::nft::rule::{self, FAMILIES, Family};
 use egret_kernel::nft::rule::{
     Builder, End, Interface, STATE_ESTABLISHED, STATE_INVALID, STATE_NEW, STATE_UNTRACKED, rule,
@@ -87,7 +87,7 @@ pub(super) fn refused(family: Family, old: impl Fn() -> Builder) -> Vec<Rule> {
 /// our own device.
 fn by_other_device(family: Family) -> Rule {
     rule()
-        .device(Interface::In, LIFT_DEVICE, false)
+        .device(Interface::In, REINJECT_DEVICE, false)
         .address_in(family, End::Source, &family.named(BOUND))
         .comes_by_other_than(family, &family.named(BOUND_DEVICES))
         .count(c::OTHER_DEVICE)

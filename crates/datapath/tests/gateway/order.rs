@@ -96,7 +96,7 @@ fn programs_of_both_roles_share_a_device() {
         std::thread::spawn(move || {
             let mut site = Site::with(false, attachment);
             let mut worker = WorkerState {
-                lift: ["ge".to_owned()].into(),
+                reinject: ["ge".to_owned()].into(),
                 ..WorkerState::default()
             };
             worker.pods = PodMap::default();

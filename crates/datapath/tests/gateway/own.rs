@@ -48,22 +48,13 @@ fn ruleset(device: &str) -> NodeState {
         portless: Vec::new(),
     };
     let peers = [11, 12, 13].map(|index| {
-        let peer = Peer {
-            node: format!("worker{index}"),
-            underlay: underlay(false, index),
-            gateway: false,
-        };
+        let peer = Peer::new(format!("worker{index}"), underlay(false, index));
         (index, peer)
     });
     let mut gateway = state(false);
     gateway.external_device = device.to_owned();
     NodeState {
-        tunnel: Tunnel {
-            index: OWN,
-            underlay: underlay(false, OWN),
-            mtu: crate::site::MTU,
-            devices: BTreeSet::new(),
-        },
+        tunnel: Tunnel::new(OWN, underlay(false, OWN), crate::site::MTU),
         peers: BTreeMap::from(peers),
         node_addresses: BTreeSet::from([underlay(false, OWN)]),
         worker: WorkerState {

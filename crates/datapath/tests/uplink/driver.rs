@@ -35,7 +35,7 @@ pub fn worker(uplinks: &[&str]) -> WorkerState {
     let mut pods = PodMap::default();
     pods.insert("10.244.1.10".parse().unwrap(), ProfileId(7));
     WorkerState {
-        lift: uplinks.iter().map(|name| (*name).to_owned()).collect(),
+        reinject: uplinks.iter().map(|name| (*name).to_owned()).collect(),
         throw: BTreeSet::from(["10.244.1.0/24".parse().unwrap()]),
         pods,
         profiles: [(ProfileId(7), Profile::default())].into(),
@@ -264,11 +264,11 @@ fn the_kernel_shows_ways_programs_and_where_pods_are() {
     let pods = pods.map(|pod| pod.parse().unwrap());
     let mut looker = Looker::open().unwrap();
     let (seen, delivered) = looker.look(&pods.into()).unwrap();
-    let ways: BTreeSet<(String, String)> = seen
-        .ways
+    let routes: BTreeSet<(String, String)> = seen
+        .routes
         .iter()
-        .filter(|way| way.to.addr().is_ipv4() && way.ethernet)
-        .map(|way| (way.device.clone(), way.to.to_string()))
+        .filter(|route| route.to.addr().is_ipv4() && route.ethernet)
+        .map(|route| (route.device.clone(), route.to.to_string()))
         .collect();
     let expected = [
         ("pod0", "10.244.1.10/32"),
@@ -279,7 +279,7 @@ fn the_kernel_shows_ways_programs_and_where_pods_are() {
         ("up1", "203.0.113.0/24"),
     ];
     let expected = expected.map(|(device, to)| (device.to_owned(), to.to_owned()));
-    assert_eq!(ways, expected.into());
+    assert_eq!(routes, expected.into());
     let delivered: Vec<Option<String>> = delivered.into_values().collect();
     assert_eq!(
         delivered,

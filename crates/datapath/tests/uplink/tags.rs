@@ -76,19 +76,19 @@ fn counted(driver: &UplinkDriver, name: &str) -> u64 {
 }
 
 #[test]
-fn what_leaves_with_a_priority_tag_is_lifted() {
+fn what_leaves_with_a_priority_tag_is_reinjected() {
     let (_net, pins) = node();
     let driver = up(&pins, &all_selected());
     let packet = udp((POD, 1000), (SERVER, 53), 64, b"question");
     let packet = frame(mac("far0"), mac("up0"), &packet);
     send("up0", &packet);
-    assert_eq!(counted(&driver, "lifted"), 1);
-    for (tag, lifted) in [(VLAN, 1), (PRIORITY, 2)] {
+    assert_eq!(counted(&driver, "reinjected"), 1);
+    for (tag, reinjected) in [(VLAN, 1), (PRIORITY, 2)] {
         let path = pins.parent().unwrap().join(format!("tagging{tag}"));
         pin(&tagging(tag), &path);
         let _tagging = before_all(&path, "up0", TcAttachType::Egress);
         send("up0", &packet);
-        assert_eq!(counted(&driver, "lifted"), lifted, "{tag:#x}");
+        assert_eq!(counted(&driver, "reinjected"), reinjected, "{tag:#x}");
     }
 }
 

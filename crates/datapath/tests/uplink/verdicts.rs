@@ -26,8 +26,8 @@ const ELSEWHERE: [&str; 2] = ["198.51.100.9", "2001:db8:f::9"];
 const NEVER: [&str; 2] = ["203.0.113.99", "2001:db8:1::99"];
 
 /// Index of the loopback device, on which test runs arrive.
-const LIFT: u32 = 1;
-const LIFT_MAC: [u8; 6] = [2, 0, 0, 0, 0xee, 9];
+const REINJECT: u32 = 1;
+const REINJECT_MAC: [u8; 6] = [2, 0, 0, 0, 0xee, 9];
 /// MAC address of the loopback device: the packet is for this host.
 const HOST: [u8; 6] = [0; 6];
 const ROUTER: [u8; 6] = [2, 0, 0, 0, 0, 1];
@@ -48,16 +48,16 @@ fn prefixes(object: &mut Ebpf, map: &str, all: &[&str]) {
 
 impl Uplink {
     fn new() -> Self {
-        Self::lifting_to(LIFT)
+        Self::reinjecting_to(REINJECT)
     }
 
-    fn lifting_to(ifindex: u32) -> Self {
+    fn reinjecting_to(ifindex: u32) -> Self {
         let mut object = EbpfLoader::new().btf(None).load(OBJECT).unwrap();
         for (_, program) in object.programs_mut() {
             let program: &mut SchedClassifier = program.try_into().unwrap();
             program.load().unwrap();
         }
-        let config = Config::of(ifindex, LIFT_MAC, &Config::default());
+        let config = Config::of(ifindex, REINJECT_MAC, &Config::default());
         let map = object.map_mut("uplink_config").unwrap();
         let mut map: Array<_, Config> = map.try_into().unwrap();
         map.set(0, config, 0).unwrap();
@@ -116,7 +116,7 @@ impl Uplink {
         let sent = frame(ROUTER, HOST, packet);
         let (verdict, out) = self.run("uplink_out", &sent, context);
         let expected = match verdict {
-            REDIRECT => frame(LIFT_MAC, HOST, packet),
+            REDIRECT => frame(REINJECT_MAC, HOST, packet),
             _ => sent,
         };
         assert_eq!(out, expected, "only the destination MAC address may differ");
@@ -139,7 +139,7 @@ impl Uplink {
     }
 }
 
-const LIFTED: (i32, Option<&str>) = (REDIRECT, Some("lifted"));
+const REINJECTED: (i32, Option<&str>) = (REDIRECT, Some("reinjected"));
 const ANSWERED: (i32, Option<&str>) = (PASS, Some("answered"));
 const UNTOUCHED: (i32, Option<&str>) = (PASS, None);
 
@@ -176,16 +176,20 @@ fn back(family: usize, from: u16, port: u16) -> Vec<u8> {
 const ICMP: [[u8; 3]; 2] = [[8, 0, 3], [128, 129, 1]];
 
 #[test]
-fn what_a_selected_pod_opens_is_lifted() {
+fn what_a_selected_pod_opens_is_reinjected() {
     let uplink = Uplink::new();
     for family in [0, 1] {
-        assert_eq!(uplink.leaves(&out(family, 1000, 53)), LIFTED);
+        assert_eq!(uplink.leaves(&out(family, 1000, 53)), REINJECTED);
         let (pod, server) = ((POD[family], 1000), (SERVER[family], 80));
         for flags in [SYN, ACK, ACK | RST] {
-            assert_eq!(uplink.leaves(&tcp(pod, server, flags)), LIFTED, "{flags}");
+            assert_eq!(
+                uplink.leaves(&tcp(pod, server, flags)),
+                REINJECTED,
+                "{flags}"
+            );
         }
         let ping = icmp(pod.0, server.0, ICMP[family][0], 0, [0, 7, 0, 1], b"");
-        assert_eq!(uplink.leaves(&ping), LIFTED);
+        assert_eq!(uplink.leaves(&ping), REINJECTED);
     }
 }
 
@@ -213,7 +217,7 @@ fn a_prefix_of_one_family_says_nothing_of_the_other() {
     let mut uplink = Uplink::new();
     // `::/0` of IPv6 contains no IPv4 address, whatever the tables' format.
     prefixes(&mut uplink.0, "uplink_never", &["::/0"]);
-    assert_eq!(uplink.leaves(&out(0, 1000, 53)), LIFTED);
+    assert_eq!(uplink.leaves(&out(0, 1000, 53)), REINJECTED);
     assert_eq!(uplink.leaves(&out(1, 1000, 53)), UNTOUCHED);
 
     let mut uplink = Uplink::new();
@@ -223,7 +227,7 @@ fn a_prefix_of_one_family_says_nothing_of_the_other() {
     map.insert(&Key::new(bits, key), 1, 0).unwrap();
     let elsewhere = |family| udp((POD[family], 1000), (ELSEWHERE[family], 53), 64, b"x");
     assert_eq!(uplink.leaves(&elsewhere(0)), UNTOUCHED);
-    assert_eq!(uplink.leaves(&elsewhere(1)), LIFTED);
+    assert_eq!(uplink.leaves(&elsewhere(1)), REINJECTED);
 
     let mut uplink = Uplink::new();
     let map = uplink.0.map_mut("uplink_chosen").unwrap();
@@ -231,35 +235,35 @@ fn a_prefix_of_one_family_says_nothing_of_the_other() {
     let (bits, key) = abi::destination(ProfileId(7), None);
     map.insert(&Key::new(bits, key), 1, 0).unwrap();
     for family in [0, 1] {
-        assert_eq!(uplink.leaves(&elsewhere(family)), LIFTED);
+        assert_eq!(uplink.leaves(&elsewhere(family)), REINJECTED);
     }
 }
 
 #[test]
-fn a_packet_is_lifted_once_and_goes_only_by_the_rulesets_word() {
+fn a_packet_is_reinjected_once_and_goes_only_by_the_rulesets_word() {
     let uplink = Uplink::new();
     let mark = |group: u8| u32::from(group) << MARK_SHIFT;
     for family in [0, 1] {
         let packet = out(family, 1000, 53);
         let left = mark(GROUP_LEFT_ALONE);
         let goes = (PASS, Some("left_alone"));
-        assert_eq!(uplink.leaves_with(&packet, (left, LIFT)), goes);
+        assert_eq!(uplink.leaves_with(&packet, (left, REINJECT)), goes);
         assert_eq!(
-            uplink.leaves_with(&packet, (left | 0xff00_ffff, LIFT)),
+            uplink.leaves_with(&packet, (left | 0xff00_ffff, REINJECT)),
             goes
         );
         for wrong in [0, mark(1), mark(254), 0xff00_ffff] {
-            let verdict = uplink.leaves_with(&packet, (wrong, LIFT));
+            let verdict = uplink.leaves_with(&packet, (wrong, REINJECT));
             assert_eq!(verdict, (DROP, Some("no_ruleset")), "{wrong:#x}");
         }
         // The ruleset's mark counts only for reinjected packets.
-        assert_eq!(uplink.leaves_with(&packet, (left, 5)), LIFTED);
+        assert_eq!(uplink.leaves_with(&packet, (left, 5)), REINJECTED);
     }
 }
 
 #[test]
-fn without_a_device_to_lift_to_nothing_leaves() {
-    let uplink = Uplink::lifting_to(0);
+fn without_a_device_to_reinject_to_nothing_leaves() {
+    let uplink = Uplink::reinjecting_to(0);
     for came_by in [0, 5] {
         let verdict = uplink.leaves_with(&out(0, 1000, 53), (0, came_by));
         assert_eq!(verdict, (DROP, Some("failed")));
@@ -274,11 +278,11 @@ fn who_sends_the_first_datagram_opens_the_flow() {
         for _ in 0..2 {
             assert_eq!(uplink.leaves(&out(family, 1000, 9000)), ANSWERED);
         }
-        assert_eq!(uplink.leaves(&out(family, 1000, 9001)), LIFTED);
-        assert_eq!(uplink.leaves(&out(family, 1001, 9000)), LIFTED);
+        assert_eq!(uplink.leaves(&out(family, 1000, 9001)), REINJECTED);
+        assert_eq!(uplink.leaves(&out(family, 1001, 9000)), REINJECTED);
         // The pod's own flow stays its own, whatever packets come in it.
         uplink.comes(&back(family, 9001, 1000));
-        assert_eq!(uplink.leaves(&out(family, 1000, 9001)), LIFTED);
+        assert_eq!(uplink.leaves(&out(family, 1000, 9001)), REINJECTED);
     }
 }
 
@@ -287,20 +291,20 @@ fn a_tcp_flow_is_others_from_the_answer_to_their_syn_until_the_pods_own() {
     let uplink = Uplink::new();
     for family in [0, 1] {
         let (pod, other) = ((POD[family], 80), (SERVER[family], 40_000));
-        assert_eq!(uplink.leaves(&tcp(pod, other, SYN | ACK)), LIFTED);
+        assert_eq!(uplink.leaves(&tcp(pod, other, SYN | ACK)), REINJECTED);
         // A load balancer of this node gets it next: it is not for the pod yet.
         uplink.comes(&tcp(other, (NODE[family], 30_080), SYN));
-        assert_eq!(uplink.leaves(&tcp(pod, other, ACK)), LIFTED);
+        assert_eq!(uplink.leaves(&tcp(pod, other, ACK)), REINJECTED);
         assert_eq!(uplink.leaves(&tcp(pod, other, SYN | ACK)), ANSWERED);
         assert_eq!(uplink.leaves(&tcp(pod, other, ACK)), ANSWERED);
         assert_eq!(uplink.leaves(&tcp(pod, other, ACK | RST)), ANSWERED);
         let third = (SERVER[family], 40_001);
-        assert_eq!(uplink.leaves(&tcp(pod, third, SYN | ACK)), LIFTED);
-        assert_eq!(uplink.leaves(&tcp(pod, other, SYN)), LIFTED);
-        assert_eq!(uplink.leaves(&tcp(pod, other, ACK)), LIFTED);
+        assert_eq!(uplink.leaves(&tcp(pod, third, SYN | ACK)), REINJECTED);
+        assert_eq!(uplink.leaves(&tcp(pod, other, SYN)), REINJECTED);
+        assert_eq!(uplink.leaves(&tcp(pod, other, ACK)), REINJECTED);
         // A packet of the pod's own flow opens nothing.
         uplink.comes(&tcp(third, pod, SYN | ACK));
-        assert_eq!(uplink.leaves(&tcp(pod, third, ACK | RST)), LIFTED);
+        assert_eq!(uplink.leaves(&tcp(pod, third, ACK | RST)), REINJECTED);
     }
 }
 
@@ -321,22 +325,22 @@ fn replies_and_errors_belong_to_the_flow_that_they_answer() {
         let [request, reply, error] = ICMP[family];
         let (pod, server) = (POD[family], SERVER[family]);
         let answer = icmp(pod, server, reply, 0, [0, 7, 0, 1], b"");
-        assert_eq!(uplink.leaves(&answer), LIFTED);
+        assert_eq!(uplink.leaves(&answer), REINJECTED);
         uplink.comes(&icmp(server, pod, request, 0, [0, 7, 0, 1], b""));
         assert_eq!(uplink.leaves(&answer), ANSWERED);
         // A request belongs to the pod, also with the same id.
         let own = icmp(pod, server, request, 0, [0, 7, 0, 2], b"");
-        assert_eq!(uplink.leaves(&own), LIFTED);
+        assert_eq!(uplink.leaves(&own), REINJECTED);
 
         let quoted = back(family, 9000, 2000);
         let unreachable = icmp(pod, server, error, 3, [0; 4], &quoted);
-        assert_eq!(uplink.leaves(&unreachable), LIFTED);
+        assert_eq!(uplink.leaves(&unreachable), REINJECTED);
         uplink.comes(&quoted);
         assert_eq!(uplink.leaves(&unreachable), ANSWERED);
         let foreign = udp((server, 9000), (UNSELECTED[family], 2000), 64, b"x");
         uplink.comes(&foreign);
         let unreachable = icmp(pod, server, error, 3, [0; 4], &foreign);
-        assert_eq!(uplink.leaves(&unreachable), LIFTED);
+        assert_eq!(uplink.leaves(&unreachable), REINJECTED);
     }
 }
 
@@ -350,14 +354,14 @@ fn later_fragments_follow_their_first() {
         let pieces = fragments(&answer, 40, 77);
         assert_eq!(
             uplink.leaves(&pieces[1]),
-            LIFTED,
+            REINJECTED,
             "its first is not known yet"
         );
         for piece in &pieces {
             assert_eq!(uplink.leaves(piece), ANSWERED);
         }
         for piece in fragments(&own, 40, 78) {
-            assert_eq!(uplink.leaves(&piece), LIFTED);
+            assert_eq!(uplink.leaves(&piece), REINJECTED);
         }
     }
 }
@@ -380,12 +384,16 @@ fn a_policy_that_starts_finds_the_flows_of_its_pods_known() {
         assert_eq!(uplink.leaves(&data), ANSWERED);
         let answer = udp((pod, 1000), (server, 9000), 64, b"x");
         assert_eq!(uplink.leaves(&answer), ANSWERED);
-        assert_eq!(uplink.leaves(&own), LIFTED, "an answer to it came before");
+        assert_eq!(
+            uplink.leaves(&own),
+            REINJECTED,
+            "an answer to it came before"
+        );
     }
 }
 
 #[test]
-fn what_cannot_be_read_is_lifted() {
+fn what_cannot_be_read_is_reinjected() {
     let uplink = Uplink::new();
     for family in [0, 1] {
         let packet = out(family, 1000, 53);
@@ -396,6 +404,6 @@ fn what_cannot_be_read_is_lifted() {
         } else {
             cut[5] = 0;
         }
-        assert_eq!(uplink.leaves(&cut), LIFTED);
+        assert_eq!(uplink.leaves(&cut), REINJECTED);
     }
 }

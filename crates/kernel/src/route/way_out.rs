@@ -9,14 +9,14 @@ use std::net::IpAddr;
 
 /// Next hops of a device towards other networks, for one family.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub enum WayOut {
+pub enum OutboundNextHops {
     /// No next hop to probe: destinations are neighbours, or a next hop needs no resolution, or there is no route.
     #[default]
     Direct,
     /// By these next hops: those of the default route, or where there is none, of all routes.
-    By(BTreeSet<IpAddr>),
+    Via(BTreeSet<IpAddr>),
     /// The device has no route but to its own networks, and the default route leads to another one.
-    Elsewhere,
+    OtherDevice,
 }
 
 /// One route of the main table, reduced to its next hops on the device.
@@ -27,21 +27,26 @@ struct Found {
     next_hops: BTreeSet<IpAddr>,
 }
 
-/// Reads the main table. A next hop with a permanent neighbour entry makes it [`WayOut::Direct`]: it is never resolved.
-pub fn way_out(socket: &mut NetlinkSocket, device: u32, v6: bool) -> Result<WayOut, NetlinkError> {
+/// Reads the main table. A next hop with a permanent neighbour entry makes it [`OutboundNextHops::Direct`]: it is never
+/// resolved.
+pub fn outbound_next_hops(
+    socket: &mut NetlinkSocket,
+    device: u32,
+    v6: bool,
+) -> Result<OutboundNextHops, NetlinkError> {
     let mut routes = Vec::new();
-    let mut elsewhere = false;
+    let mut other_device = false;
     for message in main_unicast_routes(socket, v6)? {
         match by_device(&message, device) {
             Some(found) => routes.push(found),
-            None => elsewhere |= message.header.destination_prefix_length == 0,
+            None => other_device |= message.header.destination_prefix_length == 0,
         }
     }
     let fixed = permanent(socket, device, v6)?;
-    Ok(judge(routes, elsewhere, &fixed))
+    Ok(judge(routes, other_device, &fixed))
 }
 
-fn judge(mut routes: Vec<Found>, elsewhere: bool, fixed: &BTreeSet<IpAddr>) -> WayOut {
+fn judge(mut routes: Vec<Found>, other_device: bool, fixed: &BTreeSet<IpAddr>) -> OutboundNextHops {
     let default = routes
         .iter()
         .map(|route| route.rank)
@@ -52,11 +57,11 @@ fn judge(mut routes: Vec<Found>, elsewhere: bool, fixed: &BTreeSet<IpAddr>) -> W
     }
     let straight = default.is_some() && routes.iter().any(|route| route.next_hops.is_empty());
     let next_hops: BTreeSet<IpAddr> = routes.into_iter().flat_map(|r| r.next_hops).collect();
-    match (next_hops.is_empty(), default.is_none() && elsewhere) {
-        (true, true) => WayOut::Elsewhere,
-        (true, false) => WayOut::Direct,
-        (false, _) if straight || !next_hops.is_disjoint(fixed) => WayOut::Direct,
-        (false, _) => WayOut::By(next_hops),
+    match (next_hops.is_empty(), default.is_none() && other_device) {
+        (true, true) => OutboundNextHops::OtherDevice,
+        (true, false) => OutboundNextHops::Direct,
+        (false, _) if straight || !next_hops.is_disjoint(fixed) => OutboundNextHops::Direct,
+        (false, _) => OutboundNextHops::Via(next_hops),
     }
 }
 
@@ -113,8 +118,8 @@ mod tests {
         }
     }
 
-    fn by(hops: &[[u8; 4]]) -> WayOut {
-        WayOut::By(hops.iter().map(|hop| IpAddr::from(*hop)).collect())
+    fn by(hops: &[[u8; 4]]) -> OutboundNextHops {
+        OutboundNextHops::Via(hops.iter().map(|hop| IpAddr::from(*hop)).collect())
     }
 
     #[test]
@@ -132,9 +137,12 @@ mod tests {
     fn neighbours_alone_are_good_unless_the_default_route_leads_elsewhere() {
         let none = BTreeSet::new();
         let link = || vec![route(24, 0, &[])];
-        assert_eq!(judge(link(), false, &none), WayOut::Direct);
-        assert_eq!(judge(link(), true, &none), WayOut::Elsewhere);
-        assert_eq!(judge(vec![route(0, 0, &[])], true, &none), WayOut::Direct);
+        assert_eq!(judge(link(), false, &none), OutboundNextHops::Direct);
+        assert_eq!(judge(link(), true, &none), OutboundNextHops::OtherDevice);
+        assert_eq!(
+            judge(vec![route(0, 0, &[])], true, &none),
+            OutboundNextHops::Direct
+        );
     }
 
     #[test]
@@ -142,7 +150,7 @@ mod tests {
         let fixed = BTreeSet::from([IpAddr::from(A)]);
         assert_eq!(
             judge(vec![route(0, 0, &[A])], false, &fixed),
-            WayOut::Direct
+            OutboundNextHops::Direct
         );
     }
 }

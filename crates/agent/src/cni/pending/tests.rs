@@ -107,12 +107,7 @@ fn kernel(selected: Option<bool>) -> NodeOutcome {
     NodeOutcome {
         uncovered: BTreeSet::new(),
         state: NodeState {
-            tunnel: Tunnel {
-                index: 1,
-                underlay: "192.168.122.1".parse().unwrap(),
-                mtu: 1450,
-                devices: BTreeSet::new(),
-            },
+            tunnel: Tunnel::new(1, "192.168.122.1".parse().unwrap(), 1450),
             peers: BTreeMap::new(),
             node_addresses: BTreeSet::new(),
             worker,
@@ -121,8 +116,8 @@ fn kernel(selected: Option<bool>) -> NodeOutcome {
         silent: Default::default(),
         findings: Vec::new(),
         programmed: Vec::new(),
-        pods_path: egret_core::node::PodsPath::Netfilter,
-        reports: Vec::new(),
+        pod_forwarding: egret_core::node::PodForwarding::Netfilter,
+        issues: Vec::new(),
         groups: BTreeMap::new(),
         group_members: BTreeMap::new(),
         target_groups: BTreeMap::new(),

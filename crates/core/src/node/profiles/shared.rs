@@ -4,7 +4,7 @@
 
 use super::{Builder, Groups, Me, Member, Selected, is_detached};
 use crate::model::*;
-use crate::node::{NodeFacts, NodeReport, ProfileId, ReportKind};
+use crate::node::{IssueKind, NodeFacts, NodeIssue, ProfileId};
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
@@ -74,8 +74,8 @@ impl Builder<'_, '_> {
             for pod in &one.pods {
                 let others: Vec<&str> = one.pods.iter().map(String::as_str).collect();
                 let others: Vec<&str> = others.into_iter().filter(|other| other != pod).collect();
-                self.built.reports.push(NodeReport {
-                    kind: ReportKind::PodAddressConflict,
+                self.built.issues.push(NodeIssue {
+                    kind: IssueKind::PodAddressConflict,
                     subject: pod.clone(),
                     text: format!(
                         "{address} is not served: {} has it too, with other policies, and their packets cannot be told \

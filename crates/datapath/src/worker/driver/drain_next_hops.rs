@@ -3,7 +3,7 @@
 //! dropped first, then the flows are deleted, and only then the new ruleset is applied.
 
 use egret_core::node::{
-    GroupNumber, NextHopWay, NodeState, Profile, ProfileId, Verdict, WorkerState,
+    GroupNumber, NextHopRoute, NodeState, Profile, ProfileId, Verdict, WorkerState,
 };
 use std::collections::BTreeMap;
 use std::net::IpAddr;
@@ -11,9 +11,9 @@ use std::net::IpAddr;
 /// Next hop and source that a group number stands for: a change of either ends flows.
 fn meaning(worker: &WorkerState, number: GroupNumber) -> Option<(IpAddr, Option<IpAddr>)> {
     let next_hop = worker.next_hops.get(&number)?;
-    let source = match &next_hop.way {
-        NextHopWay::Attached(here) => Some(here.source),
-        NextHopWay::Tunnel(_) | NextHopWay::Nowhere => None,
+    let source = match &next_hop.route {
+        NextHopRoute::Attached(here) => Some(here.source),
+        NextHopRoute::Tunnel(_) | NextHopRoute::Nowhere => None,
     };
     Some((next_hop.address, source))
 }
@@ -79,7 +79,7 @@ mod tests {
         text.parse().expect("an address")
     }
 
-    fn state(way: NextHopWay) -> NodeState {
+    fn state(route: NextHopRoute) -> NodeState {
         let one = |first: &str, last: &str, verdict| DestinationRange {
             first: ip(first),
             last: ip(last),
@@ -99,15 +99,10 @@ mod tests {
         let next_hop = NextHop {
             address: ip("10.9.0.1"),
             network_identifier: 0x80_0001,
-            way,
+            route,
         };
         NodeState {
-            tunnel: Tunnel {
-                index: 1,
-                underlay: ip("192.168.122.11"),
-                mtu: 1450,
-                devices: Default::default(),
-            },
+            tunnel: Tunnel::new(1, ip("192.168.122.11"), 1450),
             peers: BTreeMap::new(),
             node_addresses: Default::default(),
             worker: WorkerState {
@@ -140,9 +135,9 @@ mod tests {
 
     #[test]
     fn only_pods_whose_next_hop_ends_are_closed_and_only_towards_it() {
-        let tunnel = |index| NextHopWay::Tunnel([index].into());
+        let tunnel = |index| NextHopRoute::Tunnel([index].into());
         let attached = |source| {
-            NextHopWay::Attached(Attachment {
+            NextHopRoute::Attached(Attachment {
                 device: "eth1".into(),
                 index: 3,
                 source: ip(source),
@@ -151,8 +146,8 @@ mod tests {
         let before = state(tunnel(7));
         let both = [ip("10.244.1.5"), ip("10.244.1.6")];
         // Another gateway, or none for now: flows wait or continue.
-        for way in [tunnel(8), NextHopWay::Nowhere] {
-            assert!(closed(&before, &state(way)).is_empty());
+        for route in [tunnel(8), NextHopRoute::Nowhere] {
+            assert!(closed(&before, &state(route)).is_empty());
         }
         assert_eq!(closed(&before, &state(attached("10.9.0.21"))), both);
         let other = closed(&state(attached("10.9.0.21")), &state(attached("10.9.0.22")));

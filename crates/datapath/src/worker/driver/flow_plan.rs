@@ -43,7 +43,7 @@ impl FlowPlan {
 mod tests {
     use super::*;
     use egret_core::node::{DestinationRange, Tunnel};
-    use egret_core::node::{NextHop, NextHopWay, Profile, ProfileId, Verdict, WorkerState};
+    use egret_core::node::{NextHop, NextHopRoute, Profile, ProfileId, Verdict, WorkerState};
     use std::collections::BTreeMap;
     use std::net::IpAddr;
 
@@ -68,19 +68,14 @@ mod tests {
         let next_hop = NextHop {
             address: ip("10.9.0.1"),
             network_identifier: 0x80_0001,
-            way: NextHopWay::Nowhere,
+            route: NextHopRoute::Nowhere,
         };
         let id = ProfileId(match verdict {
             Verdict::NextHop(_) => 1,
             _ => 2,
         });
         NodeState {
-            tunnel: Tunnel {
-                index: 1,
-                underlay: ip("192.168.122.11"),
-                mtu: 1450,
-                devices: Default::default(),
-            },
+            tunnel: Tunnel::new(1, ip("192.168.122.11"), 1450),
             peers: BTreeMap::new(),
             node_addresses: Default::default(),
             worker: WorkerState {

@@ -1,12 +1,12 @@
-//! Reports of a node about itself: lines of its conditions.
+//! Issues that a node has: lines of its conditions.
 
 use crate::canary::Lost;
 use crate::condition::Reason;
 use serde::{Deserialize, Serialize};
 
-/// Kinds of lines of a node's conditions.
+/// Kinds of issues.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
-pub enum ReportKind {
+pub enum IssueKind {
     /// No gateway of a group answers: the last members stay, and nothing leaves by another route.
     FailStatic,
     /// No gateway of a group has ever answered.
@@ -33,31 +33,31 @@ pub enum ReportKind {
     PathBroken(Lost),
 }
 
-impl ReportKind {
+impl IssueKind {
     /// Reason of the node's condition for this kind.
     pub fn reason(self) -> Reason {
         match self {
-            ReportKind::FailStatic => Reason::FailStatic,
-            ReportKind::NoGateway => Reason::NoGateway,
-            ReportKind::NodeAddress => Reason::NodeAddress,
-            ReportKind::AwaitingGateways => Reason::AwaitingGateways,
-            ReportKind::NoExternalDevice => Reason::NoExternalDevice,
-            ReportKind::NextHopNotAttached => Reason::NextHopNotAttached,
-            ReportKind::NextHopPath => Reason::NextHopPath,
-            ReportKind::ExternalDeviceConflict => Reason::ExternalDeviceConflict,
-            ReportKind::Limit => Reason::Limit,
-            ReportKind::PodAddressConflict => Reason::PodAddressConflict,
-            ReportKind::NoPodCidr => Reason::NoPodCidr,
-            ReportKind::PathBroken(lost) => lost.reason(),
+            IssueKind::FailStatic => Reason::FailStatic,
+            IssueKind::NoGateway => Reason::NoGateway,
+            IssueKind::NodeAddress => Reason::NodeAddress,
+            IssueKind::AwaitingGateways => Reason::AwaitingGateways,
+            IssueKind::NoExternalDevice => Reason::NoExternalDevice,
+            IssueKind::NextHopNotAttached => Reason::NextHopNotAttached,
+            IssueKind::NextHopPath => Reason::NextHopPath,
+            IssueKind::ExternalDeviceConflict => Reason::ExternalDeviceConflict,
+            IssueKind::Limit => Reason::Limit,
+            IssueKind::PodAddressConflict => Reason::PodAddressConflict,
+            IssueKind::NoPodCidr => Reason::NoPodCidr,
+            IssueKind::PathBroken(lost) => lost.reason(),
         }
     }
 }
 
-/// One line of a node's condition.
+/// An issue of a node: one line of a condition.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
-pub struct NodeReport {
-    /// Kind of the line.
-    pub kind: ReportKind,
+pub struct NodeIssue {
+    /// Its kind.
+    pub kind: IssueKind,
     /// Subject: a gateway, a policy, an address.
     pub subject: String,
     /// A sentence.

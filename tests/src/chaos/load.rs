@@ -97,13 +97,13 @@ impl Stop {
 }
 
 /// Traffic that runs until it is stopped or dropped.
-pub struct Noise {
+pub struct Load {
     stop: Arc<Stop>,
     threads: Vec<JoinHandle<()>>,
     counts: Vec<(String, Kind, Arc<Counts>)>,
 }
 
-impl Noise {
+impl Load {
     /// Starts every [`Kind`] from every pod to every server address.
     ///
     /// # Errors
@@ -117,7 +117,7 @@ impl Noise {
     /// # Errors
     /// A pod cannot be entered.
     pub fn start_kinds(pods: &[Place], servers: &[IpAddr], kinds: &[Kind]) -> anyhow::Result<Self> {
-        let mut noise = Self {
+        let mut load = Self {
             stop: Arc::default(),
             threads: Vec::new(),
             counts: Vec::new(),
@@ -126,16 +126,16 @@ impl Noise {
             for server in servers {
                 for kind in kinds.iter().copied() {
                     let counts = Arc::new(Counts::default());
-                    let (stop, inner) = (Arc::clone(&noise.stop), Arc::clone(&counts));
+                    let (stop, inner) = (Arc::clone(&load.stop), Arc::clone(&counts));
                     let server = *server;
                     let thread = pod.spawn(move || work(kind, server, &inner, &stop))?;
-                    noise.threads.push(thread);
+                    load.threads.push(thread);
                     let name = format!("{} {kind:?} to {server}", pod.name());
-                    noise.counts.push((name, kind, counts));
+                    load.counts.push((name, kind, counts));
                 }
             }
         }
-        Ok(noise)
+        Ok(load)
     }
 
     /// Waits until every thread that never blocks for long has made two more turns: at least one complete one.
@@ -204,7 +204,7 @@ impl Noise {
     }
 }
 
-impl Drop for Noise {
+impl Drop for Load {
     fn drop(&mut self) {
         self.end();
     }

@@ -5,7 +5,7 @@
 //! harmless for packets that did pass the stack.
 
 use super::ids::ProfileId;
-use super::report::{NodeReport, ReportKind};
+use super::issue::{IssueKind, NodeIssue};
 use super::state::{Profile, Verdict};
 use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
@@ -25,7 +25,7 @@ pub enum CniPath {
 
 /// A route by which packets can leave the node.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
-pub struct Way {
+pub struct UplinkRoute {
     /// Name of the device.
     pub device: String,
     /// Its frames have Ethernet headers.
@@ -42,7 +42,7 @@ pub struct PathFacts {
     /// Why the uplink programs cannot be used here; `None`: no reason is known.
     pub refused: Option<String>,
     /// Unicast routes of others.
-    pub ways: BTreeSet<Way>,
+    pub routes: BTreeSet<UplinkRoute>,
     /// Devices with tc or tcx programs of others at their ingress.
     pub programs: BTreeSet<String>,
     /// Devices with an XDP program.
@@ -55,7 +55,7 @@ pub struct PathFacts {
 
 /// How pods' packets leave a node.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub enum PodsPath {
+pub enum PodForwarding {
     /// Through the stack.
     Netfilter,
     /// Possibly past the stack, and then by one of the uplinks in the state.
@@ -70,24 +70,24 @@ pub(super) fn decide(
     path: &PathFacts,
     inside: [&BTreeSet<IpNet>; 2],
     profiles: &BTreeMap<ProfileId, Profile>,
-) -> (PodsPath, BTreeSet<String>) {
+) -> (PodForwarding, BTreeSet<String>) {
     if path.choice == CniPath::Netfilter {
-        return (PodsPath::Netfilter, BTreeSet::new());
+        return (PodForwarding::Netfilter, BTreeSet::new());
     }
     let inside: Vec<&IpNet> = inside.into_iter().flatten().collect();
-    let leads_out = |way: &&Way| !inside.iter().any(|never| never.contains(&way.to));
-    let ways: Vec<&Way> = path.ways.iter().filter(leads_out).collect();
-    let uplinks: BTreeSet<&String> = ways.iter().map(|way| &way.device).collect();
+    let leads_out = |route: &&UplinkRoute| !inside.iter().any(|never| never.contains(&route.to));
+    let routes: Vec<&UplinkRoute> = path.routes.iter().filter(leads_out).collect();
+    let uplinks: BTreeSet<&String> = routes.iter().map(|route| &route.device).collect();
     let beside = |devices: &BTreeSet<String>| -> Vec<String> {
         let others = devices.iter().filter(|device| !uplinks.contains(device));
         others.cloned().collect()
     };
     if let Some(text) = strange(path, &uplinks, &beside) {
-        return (PodsPath::Unsupported(text), BTreeSet::new());
+        return (PodForwarding::Unsupported(text), BTreeSet::new());
     }
     let programs = beside(&path.programs);
     if path.choice == CniPath::Auto && programs.is_empty() {
-        return (PodsPath::Netfilter, BTreeSet::new());
+        return (PodForwarding::Netfilter, BTreeSet::new());
     }
     let why = match programs.as_slice() {
         [] => "--cni-path says that programs take pods' packets past the stack".to_owned(),
@@ -98,19 +98,19 @@ pub(super) fn decide(
     };
     if let Some(refused) = &path.refused {
         let text = format!("{why}, and they cannot be taken back: {refused}");
-        return (PodsPath::Unsupported(text), BTreeSet::new());
+        return (PodForwarding::Unsupported(text), BTreeSet::new());
     }
-    let headless = |way: &&&Way| !way.ethernet && selects(profiles, way.to);
-    if let Some(way) = ways.iter().find(headless) {
+    let headless = |route: &&&UplinkRoute| !route.ethernet && selects(profiles, route.to);
+    if let Some(route) = routes.iter().find(headless) {
         let text = format!(
             "{why}, and {}, by which selected destinations are reached, is no Ethernet device",
-            way.device
+            route.device
         );
-        return (PodsPath::Unsupported(text), BTreeSet::new());
+        return (PodForwarding::Unsupported(text), BTreeSet::new());
     }
-    let ethernet = ways.iter().filter(|way| way.ethernet);
-    let lift = ethernet.map(|way| way.device.clone()).collect();
-    (PodsPath::Bpf, lift)
+    let ethernet = routes.iter().filter(|route| route.ethernet);
+    let reinject = ethernet.map(|route| route.device.clone()).collect();
+    (PodForwarding::Bpf, reinject)
 }
 
 /// Reason why packets neither pass the stack nor can be reinjected at the uplinks.
@@ -163,7 +163,7 @@ pub(super) fn refuse(profiles: &mut BTreeMap<ProfileId, Profile>) {
 
 /// Refuses traffic to next hops. Answers of a next hop arrive like any packet, and programs deliver them to the pod
 /// past the stack, so connection tracking would see one half of every flow.
-pub(super) fn refuse_next_hops(profiles: &mut BTreeMap<ProfileId, Profile>) -> Option<NodeReport> {
+pub(super) fn refuse_next_hops(profiles: &mut BTreeMap<ProfileId, Profile>) -> Option<NodeIssue> {
     let mut refused = false;
     for one in profiles
         .values_mut()
@@ -173,8 +173,8 @@ pub(super) fn refuse_next_hops(profiles: &mut BTreeMap<ProfileId, Profile>) -> O
         one.verdict = Verdict::Unavailable;
         refused = true;
     }
-    refused.then(|| NodeReport {
-        kind: ReportKind::NextHopPath,
+    refused.then(|| NodeIssue {
+        kind: IssueKind::NextHopPath,
         subject: "next hops".into(),
         text: "programs of the network plugin may take pods' packets past this node's stack, and answers of a next hop \
                with them: traffic of its pods to next hops is dropped"
