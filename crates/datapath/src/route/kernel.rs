@@ -6,10 +6,8 @@ use super::policy::{self, Owner, absent_is_fine};
 use super::tunnel;
 use crate::drift::{Drift, DriftReport};
 use egret_core::node::{ForeignMark, MainRoute, NodeState, Tunnel};
-use egret_core::numbers::{
-    CLASSIC_ROUTE_PROTOCOL, GROUPS_MAX, NEXTHOP_BASE, OWN_DEVICES,
-};
-use egret_core::numbers::{NEXT_HOP_OBJECTS, ROUTE_PROTOCOL, TUNNEL_DEVICE};
+use egret_core::numbers::{CLASSIC_ROUTE_PROTOCOL, GROUPS_MAX, NEXTHOP_BASE, OWN_DEVICES};
+use egret_core::numbers::{NEXT_HOP_OBJECTS, ROUTE_PROTOCOL};
 use egret_kernel::netlink::{NetlinkError, NetlinkSocket, Request, flags};
 use egret_kernel::route::advertised::{self, Advertised};
 use egret_kernel::route::device::{self, Device};
@@ -21,7 +19,6 @@ use netlink_packet_route::RouteNetlinkMessage as Message;
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::ops::Range;
-
 
 /// Protocol and ids of our next hop objects: gateways, groups, and gateways for each next hop of policies.
 const OUR_NEXT_HOPS: (u8, Range<u32>) = (
