@@ -34,7 +34,11 @@ pub fn take_the_rest(scene: &Scene, addresses: &[IpAddr]) -> Result<()> {
     let mut source = DirSource::open(objects, Settings::default())?;
     wait("leases of the nodes that are there", || {
         let snapshot = source.snapshot().map(|view| view.snapshot);
-        snapshot.is_ok_and(|snapshot| addresses.iter().all(|address| leased(&snapshot, *address) > 0))
+        snapshot.is_ok_and(|snapshot| {
+            addresses
+                .iter()
+                .all(|address| leased(&snapshot, *address) > 0)
+        })
     })?;
     scene.put(OBJECTS)?;
     let name = NodeName(NODE.into());
@@ -50,7 +54,8 @@ pub fn take_the_rest(scene: &Scene, addresses: &[IpAddr]) -> Result<()> {
         if !addresses.iter().all(|address| granted(*address)) {
             return false;
         }
-        written = source.write_node_status(&wanting_all(record, addresses), &NodeReport::default(), 0);
+        written =
+            source.write_node_status(&wanting_all(record, addresses), &NodeReport::default(), 0);
         true
     })?;
     written.context("the other node's report")?;

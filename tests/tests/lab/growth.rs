@@ -152,7 +152,10 @@ fn all_are_accepted(test: &str, count: usize) -> Result<Scene> {
         "{} of {count} failed: {:?} ...; {}",
         opened.failed.len(),
         &opened.failed[..opened.failed.len().min(5)],
-        scene.shell("w1", "nft list counters table inet egret | grep -B1 -A1 'packets [1-9]'")?
+        scene.shell(
+            "w1",
+            "nft list counters table inet egret | grep -B1 -A1 'packets [1-9]'"
+        )?
     );
     wait("twice the ports that are in use", || {
         let (granted, wanted) = ports(&scene);
