@@ -40,6 +40,7 @@ pub use config::Config;
 pub use error::AgentError;
 pub use observe::source::OpenSource;
 pub use report::{Health, Metrics, Question, ask};
+pub use threads::abort_on_panic;
 
 pub use egret_datapath::gateway::BackendChoice;
 pub use egret_kernel::sysctl::{

@@ -6,7 +6,6 @@ mod doctor;
 mod http;
 mod invocation;
 mod kube_egress;
-mod panics;
 mod run;
 mod show;
 mod uninstall;
@@ -14,7 +13,7 @@ mod uninstall;
 use std::process::ExitCode;
 
 fn main() -> ExitCode {
-    panics::end_the_process();
+    egret_agent::abort_on_panic();
     let arguments = invocation::arguments();
     logging(&arguments);
     if arguments.verb.only_prints() {

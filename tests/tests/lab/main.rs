@@ -15,6 +15,7 @@ mod errors;
 mod families;
 mod foreign_rules;
 mod fragments;
+mod growth;
 mod host_firewalls;
 mod hostile;
 mod keepalived;
@@ -36,6 +37,9 @@ use egret_tests::steps::Module;
 use std::process::ExitCode;
 
 fn main() -> ExitCode {
+    if growth::run_as_opener() {
+        return ExitCode::SUCCESS;
+    }
     if let Some(subject) = runner::subject() {
         return egret_tests::run(subject);
     }
@@ -67,6 +71,7 @@ fn main() -> ExitCode {
         classic,
         cni,
         datapaths,
+        growth,
         keepalived,
         migrating,
         pod_addresses,

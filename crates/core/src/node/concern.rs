@@ -70,6 +70,7 @@ fn used(record: &NodeRecord, own: bool) -> NodeRecord {
 fn steered(record: &AddressRecord) -> AddressRecord {
     let leases = record.leases.iter().map(|lease| Lease {
         since_secs: 0,
+        withdrawn: None,
         state: match lease.state {
             LeaseState::Granted => LeaseState::Active,
             state => state,
