@@ -3,7 +3,7 @@
 use super::error::RouteError;
 use super::wire;
 use crate::netlink::NetlinkSocket;
-use egret_core::numbers::OWN_DEVICES;
+use egret_core::numbers::is_own_device;
 use netlink_packet_route::RouteNetlinkMessage as Message;
 use netlink_packet_route::address::{AddressAttribute, AddressFlags, AddressHeaderFlags};
 use netlink_packet_route::address::{AddressMessage, AddressScope};
@@ -70,7 +70,7 @@ fn links(socket: &mut NetlinkSocket) -> Result<BTreeMap<u32, (String, bool)>, Ro
                 LinkAttribute::IfName(name) => Some(name.clone()),
                 _ => None,
             });
-        let Some(name) = name.filter(|name| !OWN_DEVICES.contains(&&**name)) else {
+        let Some(name) = name.filter(|name| !is_own_device(name)) else {
             continue;
         };
         names.insert(link.header.index, (name, is_uplink(&link)));

@@ -8,7 +8,7 @@ use crate::netlink::{Attrs, NetlinkError, NetlinkSocket, Reply, Request, attribu
 use crate::tcx;
 use aya::programs::TcAttachType;
 use egret_core::node::{PathFacts, UplinkRoute};
-use egret_core::numbers::OWN_DEVICES;
+use egret_core::numbers::is_own_device;
 use ipnet::IpNet;
 use std::collections::btree_map::Entry;
 use std::collections::{BTreeMap, BTreeSet};
@@ -44,8 +44,7 @@ struct Link {
 
 impl Link {
     fn is_of_others(&self) -> bool {
-        let name = self.name.as_str();
-        name != "lo" && !OWN_DEVICES.contains(&name)
+        self.name != "lo" && !is_own_device(&self.name)
     }
 
     fn has_tcx_program(&self) -> bool {
