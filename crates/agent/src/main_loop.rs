@@ -16,7 +16,7 @@ use crate::cni::{PendingCalls, Round};
 use crate::config::Config;
 use crate::observe::canary::{self, Order};
 use crate::observe::conflicts::SegmentListener;
-use crate::observe::facts::{Links, Wanted, pod_addresses};
+use crate::observe::facts::{LinkQuery, Links, pod_addresses};
 use crate::observe::neighbours::Orders;
 use crate::observe::port_use::Ranges;
 use crate::observe::probe::{HeardSlot, Targets};
@@ -278,8 +278,8 @@ impl MainLoop {
     fn carry_out(&mut self, snapshot: &Snapshot) -> Result<(), String> {
         let node = self.config.node.clone();
         let policies = Policies::of(snapshot);
-        let wanted = Wanted::of(snapshot, &policies, &node);
-        let links = self.look(wanted).map_err(|e| with_causes(&e))?;
+        let query = LinkQuery::of(snapshot, &policies, &node);
+        let links = self.look(query).map_err(|e| with_causes(&e))?;
         self.reports.findings.foreign_marks = links.foreign_marks.clone();
         self.inputs.routers.look(self.datapath.worker().routing());
         let path = self.path_facts(snapshot).map_err(|e| with_causes(&e))?;
@@ -440,13 +440,13 @@ impl MainLoop {
     }
 
     /// Facts about links; read again after a notification that they may have changed.
-    fn look(&mut self, wanted: Wanted) -> Result<Links, RouteError> {
+    fn look(&mut self, query: LinkQuery) -> Result<Links, RouteError> {
         match &self.inputs.links {
-            Some(links) if !self.inputs.links_stale && links.wanted == wanted => Ok(links.clone()),
+            Some(links) if !self.inputs.links_stale && links.query == query => Ok(links.clone()),
             _ => {
                 // Cleared before the read: a change during the read sets it again.
                 self.inputs.links_stale = false;
-                let looked = Links::look(self.datapath.worker().routing(), wanted);
+                let looked = Links::look(self.datapath.worker().routing(), query);
                 self.inputs.links_stale = looked.is_err();
                 looked
             }

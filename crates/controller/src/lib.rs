@@ -159,7 +159,7 @@ fn tell(view: &View, cluster: &egret_core::plan::ClusterPlan, told: &mut BTreeSe
                 field = finding.field,
                 value = finding.value,
                 remedy = finding.remedy,
-                "an object needs mending"
+                "invalid object"
             );
         }
         now.insert(line);

@@ -43,14 +43,6 @@ pub const REINJECT_ADDRESS: std::net::Ipv4Addr = std::net::Ipv4Addr::new(169, 25
 pub const CANARY_DEVICE: &str = "egret-canary";
 /// Name of its other end, where the agent sends and receives them.
 pub const CANARY_PEER: &str = "egret-canary-in";
-/// Every device of Egret's: none of them is a node's own device, uplink or external device.
-pub const OWN_DEVICES: [&str; 5] = [
-    TUNNEL_DEVICE,
-    REINJECT_DEVICE,
-    REINJECT_PEER,
-    CANARY_DEVICE,
-    CANARY_PEER,
-];
 /// Address of the canary device: without one, loose reverse-path filtering drops what it receives.
 pub const CANARY_ADDRESS: std::net::Ipv4Addr = std::net::Ipv4Addr::new(169, 254, 77, 3);
 /// Source of IPv4 canaries where the Node has no IPv4 pod CIDR.
@@ -291,3 +283,15 @@ pub const CONFLICT_AGAIN_MS: u64 = 3_000;
 pub const CONFLICT_FORGET_MS: u64 = 10_000;
 /// Milliseconds between two defences of an address, at least (DEFEND_INTERVAL of RFC 5227 section 1.1).
 pub const CONFLICT_DEFEND_MS: u64 = 10_000;
+
+/// Whether a device of this name is Egret's: then it is no device of the node's own, no uplink and no external device.
+pub fn is_own_device(name: &str) -> bool {
+    [
+        TUNNEL_DEVICE,
+        REINJECT_DEVICE,
+        REINJECT_PEER,
+        CANARY_DEVICE,
+        CANARY_PEER,
+    ]
+    .contains(&name)
+}

@@ -19,16 +19,16 @@ const ETHERNET_MTU: u32 = 1500;
 
 /// Queries about the node's devices, derived from the objects.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct Wanted {
+pub(crate) struct LinkQuery {
     underlay: Option<IpAddr>,
     external: Option<ExternalChoice>,
     next_hops: BTreeSet<IpAddr>,
 }
 
-impl Wanted {
+impl LinkQuery {
     pub(crate) fn of(snapshot: &Snapshot, policies: &Policies<'_>, node: &NodeName) -> Self {
         let own = snapshot.nodes.get(node);
-        Wanted {
+        LinkQuery {
             underlay: own.and_then(|node| node.addresses.first()).copied(),
             external: external_choice(snapshot, node),
             next_hops: policies.next_hops(node),
@@ -47,7 +47,7 @@ pub(crate) fn pod_addresses(snapshot: &Snapshot, node: &NodeName) -> BTreeSet<Ip
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Links {
     /// The queries that this state answers.
-    pub(crate) wanted: Wanted,
+    pub(crate) query: LinkQuery,
     /// The external device, on gateways that have one.
     pub(crate) external: Option<(Device, Option<Ipv4Addr>, Option<Ipv6Addr>)>,
     /// Addresses of the external device with their prefix, without link-local ones.
@@ -76,18 +76,18 @@ pub(crate) struct Links {
 
 impl Links {
     /// Reads the devices now.
-    pub(crate) fn look(routing: &mut Routing, wanted: Wanted) -> Result<Self, RouteError> {
+    pub(crate) fn look(routing: &mut Routing, query: LinkQuery) -> Result<Self, RouteError> {
         let devices = routing.devices()?;
-        let underlay = wanted.underlay;
+        let underlay = query.underlay;
         let by_device = routing.addresses()?;
-        let external = match &wanted.external {
+        let external = match &query.external {
             None => None,
             Some(choice) => {
                 let default = routing.default_device()?;
                 external(choice, &devices, default.as_ref(), &by_device)
             }
         };
-        let attached = attached(routing, &devices, &wanted.next_hops)?;
+        let attached = attached(routing, &devices, &query.next_hops)?;
         let outbound = match &external {
             Some(device) => [
                 routing.outbound_next_hops(device.index, false)?,
@@ -97,7 +97,7 @@ impl Links {
         };
         let leads_out = leads_out(routing, external.as_ref())?;
         let mut links = Links {
-            wanted,
+            query,
             external: None,
             outbound,
             leads_out,

@@ -3,7 +3,7 @@
 use egret_core::error::with_causes;
 use egret_core::model::{NodeRecord, Snapshot};
 use egret_core::node::{NodeOutcome, never_anywhere};
-use egret_core::numbers::{NODE_ADDRESSES_MAX, OWN_DEVICES, ROUTERS_MAX, ROUTERS_REFRESH_SECS};
+use egret_core::numbers::{NODE_ADDRESSES_MAX, ROUTERS_MAX, ROUTERS_REFRESH_SECS, is_own_device};
 use egret_datapath::route::{Device, Routing};
 use ipnet::IpNet;
 use std::collections::{BTreeMap, BTreeSet};
@@ -18,9 +18,7 @@ pub(crate) fn device_addresses(
     devices: &[Device],
     by_device: &BTreeMap<u32, Vec<IpNet>>,
 ) -> BTreeSet<IpNet> {
-    let others = devices
-        .iter()
-        .filter(|device| !OWN_DEVICES.contains(&device.name.as_str()));
+    let others = devices.iter().filter(|device| !is_own_device(&device.name));
     let all = others.filter_map(|device| by_device.get(&device.index));
     all.flatten().copied().collect()
 }

@@ -6,7 +6,7 @@ use super::policy::{self, Owner, absent_is_fine};
 use super::tunnel;
 use crate::drift::{Drift, DriftReport};
 use egret_core::node::{ForeignMark, MainRoute, NodeState, Tunnel};
-use egret_core::numbers::{CLASSIC_ROUTE_PROTOCOL, GROUPS_MAX, NEXTHOP_BASE, OWN_DEVICES};
+use egret_core::numbers::{CLASSIC_ROUTE_PROTOCOL, GROUPS_MAX, NEXTHOP_BASE, is_own_device};
 use egret_core::numbers::{NEXT_HOP_OBJECTS, ROUTE_PROTOCOL};
 use egret_kernel::netlink::{NetlinkError, NetlinkSocket, Request, flags};
 use egret_kernel::route::advertised::{self, Advertised};
@@ -129,12 +129,12 @@ impl Routing {
 
     /// Devices that depend on router advertisements, or may do so.
     pub fn advertised(&mut self) -> Result<Advertised, RouteError> {
-        Ok(advertised::look(&mut self.socket, &OWN_DEVICES)?)
+        Ok(advertised::look(&mut self.socket, is_own_device)?)
     }
 
     /// Devices that lead to a network of the node's own, by their kind: network cards, bonds, teams and VLANs.
     pub fn uplinks(&mut self) -> Result<BTreeSet<String>, RouteError> {
-        Ok(advertised::uplinks(&mut self.socket, &OWN_DEVICES)?)
+        Ok(advertised::uplinks(&mut self.socket, is_own_device)?)
     }
 
     /// Policy routing rules of others that match bits of our mark.

@@ -6,7 +6,7 @@
 use super::routes::{DESTINATION, ROUTE_BYTES, RTA_OIF, Routes};
 use aya::programs::TcAttachType;
 use egret_core::node::{PathFacts, UplinkRoute};
-use egret_core::numbers::OWN_DEVICES;
+use egret_core::numbers::is_own_device;
 use egret_kernel::netlink::{Attrs, NetlinkError, NetlinkSocket, Reply, Request, attributes};
 use egret_kernel::tcx;
 use ipnet::IpNet;
@@ -44,8 +44,7 @@ struct Link {
 
 impl Link {
     fn is_of_others(&self) -> bool {
-        let name = self.name.as_str();
-        name != "lo" && !OWN_DEVICES.contains(&name)
+        self.name != "lo" && !is_own_device(&self.name)
     }
 
     fn has_tcx_program(&self) -> bool {

@@ -22,9 +22,12 @@ pub struct Advertised {
     pub uplinks: BTreeSet<String>,
 }
 
-/// Reads the devices from the kernel, except those of these names.
-pub fn look(socket: &mut NetlinkSocket, except: &[&str]) -> Result<Advertised, NetlinkError> {
-    let names = links(socket, except)?;
+/// Reads the devices from the kernel, except those whose name `is_left_out`.
+pub fn look(
+    socket: &mut NetlinkSocket,
+    is_left_out: fn(&str) -> bool,
+) -> Result<Advertised, NetlinkError> {
+    let names = links(socket, is_left_out)?;
     let mut heard = BTreeSet::new();
     for route in wire::routes(socket)? {
         if route.header.protocol == RouteProtocol::Ra {
@@ -49,9 +52,9 @@ pub fn look(socket: &mut NetlinkSocket, except: &[&str]) -> Result<Advertised, N
 /// See [`Advertised::uplinks`]; includes devices that have accepted no advertisement.
 pub fn uplinks(
     socket: &mut NetlinkSocket,
-    except: &[&str],
+    is_left_out: fn(&str) -> bool,
 ) -> Result<BTreeSet<String>, NetlinkError> {
-    let devices = links(socket, except)?.into_values();
+    let devices = links(socket, is_left_out)?.into_values();
     let uplinks = devices.filter(|(_, is_uplink)| *is_uplink);
     Ok(uplinks.map(|(name, _)| name).collect())
 }
@@ -59,7 +62,7 @@ pub fn uplinks(
 /// Name of each device by its index, and whether it leads to a network of the node's own.
 fn links(
     socket: &mut NetlinkSocket,
-    except: &[&str],
+    is_left_out: fn(&str) -> bool,
 ) -> Result<BTreeMap<u32, (String, bool)>, NetlinkError> {
     let message = Message::GetLink(LinkMessage::default());
     let mut names = BTreeMap::new();
@@ -74,7 +77,7 @@ fn links(
                 LinkAttribute::IfName(name) => Some(name.clone()),
                 _ => None,
             });
-        let Some(name) = name.filter(|name| !except.contains(&&**name)) else {
+        let Some(name) = name.filter(|name| !is_left_out(name)) else {
             continue;
         };
         names.insert(link.header.index, (name, is_uplink(&link)));

@@ -65,6 +65,25 @@ fn node_record() -> NodeRecord {
             }],
             epoch: 4,
         }],
+        draining: vec![Grant {
+            address: address(),
+            gateway: GatewayName("default".into()),
+            ranges: vec![PortRange {
+                first: 2048,
+                last: 2111,
+            }],
+            epoch: 3,
+        }],
+        grants_epoch: 5,
+        acknowledged: 5,
+        held: BTreeMap::from([(
+            address(),
+            vec![PortRange {
+                first: 1024,
+                last: 1279,
+            }],
+        )]),
+        wanted_ports: BTreeMap::from([(address(), 2048)]),
         underlay_addresses: vec!["192.168.122.11".parse().unwrap()],
         next_hops: Default::default(),
         uplink_lost: true,
