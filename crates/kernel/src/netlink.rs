@@ -505,12 +505,12 @@ mod tests {
     #[test]
     fn attributes_come_back_as_they_were_written() {
         let body = Attrs::default()
-            .text(3, "egret0")
+            .text(3, "vxlan0")
             .u8(7, 9)
             .nest(5, Attrs::default().be32(1, 2));
         let bytes = body.finish();
         let read: Vec<_> = attributes(&bytes).collect();
-        assert_eq!(read[0], (3, &b"egret0\0"[..]));
+        assert_eq!(read[0], (3, &b"vxlan0\0"[..]));
         assert_eq!(read[1], (7, &[9u8][..]));
         assert_eq!(
             attributes(read[2].1).collect::<Vec<_>>(),
