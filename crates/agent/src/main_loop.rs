@@ -27,6 +27,7 @@ use egret_core::machines::{GatewayLag, NodeLeases, Schedule, SteeringMemory};
 use egret_core::model::Snapshot;
 use egret_core::node::{CniPath, GatewayState, TunnelIndex};
 use egret_core::node::{External, NodeFacts, NodeOutcome, PathFacts, Policies};
+use egret_core::numbers::OLDER_RECORDS_MS;
 use egret_core::obstacle;
 use egret_datapath::node::{ExternalInterface, NodeDatapath, NodeDatapathError};
 use egret_datapath::route::RouteError;
@@ -110,7 +111,10 @@ impl MainLoop {
             gateway: Gateway::new(&config.node, heard, listener),
             leases: NodeLeases::new(remembered.grants.clone()),
             lag: GatewayLag::default(),
-            tables: SteeringMemory::new(remembered.steering_version),
+            tables: SteeringMemory::new(
+                remembered.steering_version,
+                remembered.steering_epochs.clone(),
+            ),
             outcome: None,
             last_error: Some("no objects read yet".into()),
             remembered,
@@ -315,6 +319,7 @@ impl MainLoop {
         }
         match outcome.state.gateway.take() {
             Some(mut planned) => {
+                self.keep_unknown_tables(snapshot)?;
                 let records = snapshot.addresses.values();
                 let kept = self.tables.keep_newer(&mut planned, records);
                 if !kept.is_empty() {
@@ -362,6 +367,21 @@ impl MainLoop {
         obstacle::discount(&mut outcome, &self.reports.obstacles);
         self.outcome = Some(outcome);
         Ok(())
+    }
+
+    /// Leaves the kernel's tables alone while records are older than what the agent before this one loaded, for as long
+    /// as a released range rests.
+    fn keep_unknown_tables(&mut self, snapshot: &Snapshot) -> Result<(), String> {
+        match self.tables.waits_for(snapshot.addresses.values()) {
+            Some(address) if self.now_ms() < OLDER_RECORDS_MS => Err(format!(
+                "the record of {address} is older than this gateway's table: waiting for a newer one"
+            )),
+            Some(_) => {
+                self.tables.forget_unknown();
+                Ok(())
+            }
+            None => Ok(()),
+        }
     }
 
     /// Creates the tunnel device and attaches the gateway's programs: probes need them before anything else is decided.
@@ -464,6 +484,7 @@ impl MainLoop {
             versions: self.inputs.gateways.versions.clone(),
             lagging: self.lag.lagging().clone(),
             steering_version: self.tables.version(),
+            steering_epochs: self.tables.epochs(),
             grants: None,
             announcing: self.gateway.announcing(),
             previous_groups: self.remembered.groups.clone(),
@@ -491,6 +512,7 @@ impl MainLoop {
             members: outcome.group_members.clone(),
             grants: self.leases.memory().clone(),
             steering_version: self.tables.version(),
+            steering_epochs: self.tables.epochs(),
         };
         if now != self.remembered {
             if let Err(error) = now.save(&self.config.state_directory) {

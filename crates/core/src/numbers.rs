@@ -131,6 +131,9 @@ pub const LEASE_RANGES_MAX: usize = 4;
 pub const LEASE_PORTS_FIRST_MAX: u16 = 1024;
 /// Seconds that a released range rests before another worker may have it (RFC 6888 REQ-8).
 pub const LEASE_HOLD_DOWN_SECS: u64 = 120;
+/// Milliseconds for which a gateway's agent, once restarted, waits for records that are as new as the kernel's tables: as
+/// long as a released range rests.
+pub const OLDER_RECORDS_MS: u64 = 120_000;
 /// Seconds for which the flows of a node go on whose Node object is gone: kubelets register again within less.
 pub const NODE_GONE_SECS: i64 = 60;
 /// Seconds during which fewer ports of an address must have sufficed until a node wants fewer.

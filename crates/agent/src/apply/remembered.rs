@@ -6,6 +6,7 @@ use egret_core::model::GroupKey;
 use egret_core::node::{GroupNumber, TunnelIndex};
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
 use std::path::Path;
 use std::{fs, io};
 
@@ -20,6 +21,8 @@ pub(crate) struct Remembered {
     pub(crate) grants: GrantMemory,
     /// The highest steering version of the node's own tables.
     pub(crate) steering_version: u64,
+    /// Epochs of the node's own tables.
+    pub(crate) steering_epochs: BTreeMap<IpAddr, u64>,
 }
 
 /// The form on disk: JSON has no maps with structured keys.
@@ -31,6 +34,8 @@ struct OnDisk {
     grants: GrantMemory,
     #[serde(default)]
     steering_version: u64,
+    #[serde(default)]
+    steering_epochs: BTreeMap<IpAddr, u64>,
 }
 
 impl Remembered {
@@ -45,6 +50,7 @@ impl Remembered {
             members: on_disk.members.into_iter().collect(),
             grants: on_disk.grants,
             steering_version: on_disk.steering_version,
+            steering_epochs: on_disk.steering_epochs,
         }
     }
 
@@ -66,6 +72,7 @@ impl Remembered {
                 .collect(),
             grants: self.grants.clone(),
             steering_version: self.steering_version,
+            steering_epochs: self.steering_epochs.clone(),
         };
         fs::create_dir_all(directory)?;
         let temporary = directory.join("groups.tmp");

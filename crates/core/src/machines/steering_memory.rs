@@ -3,6 +3,9 @@
 //! A record whose epoch is lower than that of the loaded table is from a backup: its ranges may belong to others
 //! meanwhile. The table stays until the record has an epoch that is at least as high. The version never goes back either:
 //! workers and the controller compare it with epochs of grants and withdrawals.
+//!
+//! An agent that has restarted knows the epochs of the tables that its predecessor loaded, not the tables. While a record
+//! is older than such a table (a list from a cache that lags, a backup), the kernel keeps what it has.
 
 use crate::model::AddressRecord;
 use crate::node::{GatewayState, Steering};
@@ -12,17 +15,47 @@ use std::net::IpAddr;
 /// Tables that were loaded, by address, with the epoch of their record.
 #[derive(Clone, Debug, Default)]
 pub struct SteeringMemory {
-    tables: BTreeMap<IpAddr, (u64, Steering)>,
+    /// `None`: loaded by an agent before this one.
+    tables: BTreeMap<IpAddr, (u64, Option<Steering>)>,
     version: u64,
 }
 
 impl SteeringMemory {
-    /// `version`: the highest steering version that this node ever had.
-    pub fn new(version: u64) -> Self {
+    /// `version`: the highest steering version that this node ever had; `epochs`: those of the tables in the kernel.
+    pub fn new(version: u64, epochs: BTreeMap<IpAddr, u64>) -> Self {
+        let tables = epochs.into_iter();
         Self {
-            tables: BTreeMap::new(),
+            tables: tables
+                .map(|(address, epoch)| (address, (epoch, None)))
+                .collect(),
             version,
         }
+    }
+
+    /// Epochs of the loaded tables, for the next agent.
+    pub fn epochs(&self) -> BTreeMap<IpAddr, u64> {
+        let tables = self.tables.iter();
+        tables
+            .map(|(address, (epoch, _))| (*address, *epoch))
+            .collect()
+    }
+
+    /// An address whose record is older than the table that an agent before this one loaded: the tables must not be
+    /// replaced.
+    pub fn waits_for<'a>(
+        &self,
+        mut records: impl Iterator<Item = &'a AddressRecord>,
+    ) -> Option<IpAddr> {
+        let is_older = |record: &&AddressRecord| {
+            let known = self.tables.get(&record.address);
+            known.is_some_and(|(epoch, table)| table.is_none() && record.epoch < *epoch)
+        };
+        records.find(is_older).map(|record| record.address)
+    }
+
+    /// Gives up waiting: whatever the records say replaces tables that are not known.
+    pub fn forget_unknown(&mut self) {
+        self.tables.retain(|_, (_, table)| table.is_some());
     }
 
     /// Replaces tables of the planned state that are older than the loaded ones, and its version. `records`: the records
@@ -34,7 +67,7 @@ impl SteeringMemory {
     ) -> Vec<IpAddr> {
         let mut kept = Vec::new();
         for record in records {
-            let Some((epoch, table)) = self.tables.get(&record.address) else {
+            let Some((epoch, Some(table))) = self.tables.get(&record.address) else {
                 continue;
             };
             if record.epoch >= *epoch {
@@ -61,7 +94,7 @@ impl SteeringMemory {
             let before = self.tables.remove(&record.address);
             let known = before.as_ref().map_or(0, |(epoch, _)| *epoch);
             let entry = match state.addresses.get(&record.address) {
-                Some(table) if record.epoch >= known => Some((record.epoch, table.clone())),
+                Some(table) if record.epoch >= known => Some((record.epoch, Some(table.clone()))),
                 _ => before,
             };
             if let Some(entry) = entry {
@@ -133,7 +166,13 @@ mod tests {
         let mut memory = SteeringMemory::default();
         step(&mut memory, 10, Some(1));
         assert_eq!(memory.version(), 10);
-        let mut again = SteeringMemory::new(memory.version());
+        let mut again = SteeringMemory::new(memory.version(), memory.epochs());
+        let (_, older) = state(4, Some(2));
+        assert_eq!(again.waits_for(std::iter::once(&older)), Some(address()));
+        let (_, same) = state(10, Some(1));
+        assert_eq!(again.waits_for(std::iter::once(&same)), None);
+        again.forget_unknown();
+        assert_eq!(again.waits_for(std::iter::once(&older)), None);
         assert_eq!(step(&mut again, 4, Some(2)), (Some(2), 10));
         let (mut empty, _) = state(0, None);
         empty.addresses.clear();
