@@ -25,8 +25,8 @@ const EGRESS: &str = "192.168.122.222";
 const PORT: u16 = 7100;
 /// Ports of the first grant.
 const FIRST: usize = 1024;
-/// Longest wait for one connection: TCP tries again after 1 s and 3 s (RFC 6298).
-const PATIENCE: Duration = Duration::from_secs(15);
+/// Longest wait for one connection: TCP tries again after 1, 3, 7 and 15 s (RFC 6298).
+const PATIENCE: Duration = Duration::from_secs(30);
 /// Processes that open connections.
 const OPENERS: usize = 4;
 /// Threads of each, so that one which waits for its second SYN holds up no other.
@@ -81,7 +81,7 @@ impl Opener {
     fn failed(&mut self) -> Result<Vec<String>> {
         let mut line = String::new();
         self.said.read_line(&mut line)?;
-        let failed = line.trim_end().strip_prefix(DONE);
+        let failed = line.trim_end_matches('\n').strip_prefix(DONE);
         let failed = failed.with_context(|| format!("it said {line:?}"))?;
         Ok(failed.split_terminator(',').map(str::to_owned).collect())
     }
@@ -159,6 +159,17 @@ fn ports(scene: &Scene) -> (usize, usize) {
     )
 }
 
+/// TCP segments that a pod has sent again (RFC 1213 tcpRetransSegs).
+fn repeated_segments(pod: &Place) -> Result<u64> {
+    let text = pod.run(|| std::fs::read_to_string("/proc/thread-self/net/snmp"))??;
+    let mut lines = text.lines().filter_map(|line| line.strip_prefix("Tcp: "));
+    let (names, values) = (lines.next(), lines.next());
+    let (names, values) = names.zip(values).context("two lines of TCP")?;
+    let mut both = names.split(' ').zip(values.split(' '));
+    let found = both.find(|(name, _)| *name == "RetransSegs");
+    Ok(found.context("the number")?.1.parse()?)
+}
+
 fn all_are_accepted(test: &str, count: usize) -> Result<()> {
     let scene = up(test)?;
     wait("the first grant", || ports(&scene) == (FIRST, 0))?;
@@ -171,8 +182,9 @@ fn all_are_accepted(test: &str, count: usize) -> Result<()> {
         failed.append(&mut opener.failed()?);
     }
     let took = started.elapsed();
+    let repeated = repeated_segments(&scene.pod("a1")?)?;
     println!(
-        "{count} connections in {took:?}, ports granted and wanted: {:?}",
+        "{count} connections in {took:?}, {repeated} SYNs repeated, ports granted and wanted: {:?}",
         ports(&scene)
     );
     let reasons = "nft list counters table inet egret | grep -B1 'packets [1-9]'";
