@@ -44,7 +44,7 @@ pub use observe::source::OpenSource;
 pub use report::{Health, Metrics, Question, ask};
 
 pub use egret_datapath::gateway::BackendChoice;
-pub use egret_datapath::sysctl::{
+pub use egret_kernel::sysctl::{
     DIRECTORY as SYSCTL_DIRECTORY, use_directory as use_sysctl_directory,
 };
 

@@ -49,13 +49,23 @@ pub struct EgressAddressSpec {
     #[serde(default, skip_serializing_if = "crate::is_zero_i64")]
     #[schemars(range(min = 0))]
     pub term: i64,
-    /// Set while nothing is granted because the store was restored from a backup: the first epoch after that.
+    /// Set while nothing is granted because the store was restored from a backup.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[schemars(range(min = 0))]
-    pub restored_epoch: Option<i64>,
+    pub restored: Option<AddressRestored>,
     /// Who may use which ports.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub leases: Vec<AddressLease>,
+}
+
+/// A store that was restored from a backup.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct AddressRestored {
+    /// The first epoch after that. Nodes that acknowledge it have said which ports they hold.
+    #[schemars(range(min = 0))]
+    pub epoch: i64,
+    /// When the controller noticed it.
+    pub since: Time,
 }
 
 /// What one worker may use of an address.

@@ -5,6 +5,7 @@
 
 mod allocate;
 mod conditions;
+mod counted;
 mod demand;
 mod lease;
 mod nodes;
@@ -222,7 +223,13 @@ pub fn plan(snapshot: &Snapshot, time: PlanTime) -> ClusterPlan {
     let demand = demand::demand(snapshot, &resolved, &selected);
     let leases = lease::plan_leases(snapshot, &demand, time, &mut reasons, &mut findings);
     let told = pod_prefixes::Told::of(snapshot, &pod_prefixes::uncovered(snapshot));
-    let mut nodes = nodes::plan_nodes(snapshot, &leases.records, &mut reasons, &mut findings);
+    let mut nodes = nodes::plan_nodes(
+        snapshot,
+        &leases.records,
+        leases.believed_max,
+        &mut reasons,
+        &mut findings,
+    );
     let left_out = nodes.carry(snapshot, &told);
     let address_status = status::addresses(snapshot, &demand, &leases);
     let gateways = status::gateways(snapshot);

@@ -8,11 +8,11 @@
 //! Both ends are in the node's own namespace. The agent writes and reads at one end by packet(7); at the other the
 //! stack sees frames like those of a pod.
 
-use crate::netlink::{Attrs, NetlinkError, NetlinkSocket, Request, flags};
-use crate::nft::{NftError, Nftables};
-use crate::veth::{VethEnd, VethError, VethPair};
 use egret_core::canary::{CanaryCounts, CanaryKind};
 use egret_core::numbers::{CANARY_ADDRESS, CANARY_DEVICE, CANARY_PEER, CANARY_PORT, NFT_TABLE};
+use egret_kernel::netlink::{Attrs, NetlinkError, NetlinkSocket, Request, flags};
+use egret_kernel::nft::{NftError, Nftables};
+use egret_kernel::veth::{VethEnd, VethError, VethPair};
 use etherparse::{NetSlice, PacketBuilder, SlicedPacket, TransportSlice};
 use nix::libc;
 use socket2::{Domain, Socket, Type};

@@ -5,16 +5,15 @@ mod table;
 
 pub use table::{COUNTERS, table};
 
-use crate::conntrack::{Conntrack, Flow};
 use crate::drift::{Drift, DriftReport};
-
-use crate::netlink::NetlinkSocket;
-use crate::nft::Nftables;
 use crate::route::{RouteError, Routing};
-use crate::sysctl::Sysctls;
 use crate::worker::driver::{DatapathError, settings};
 use egret_core::classic::{ClassicFate, ClassicState};
 use egret_core::numbers::CLASSIC_NFT_TABLE;
+use egret_kernel::conntrack::{Conntrack, Flow};
+use egret_kernel::netlink::NetlinkSocket;
+use egret_kernel::nft::Nftables;
+use egret_kernel::sysctl::Sysctls;
 use policy_routes::PolicyRoutes;
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;

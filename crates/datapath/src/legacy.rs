@@ -10,8 +10,8 @@ mod old_tables;
 mod rtnetlink;
 mod sets;
 
-use crate::netlink::{NetlinkError, NetlinkSocket, Request};
 use egret_core::earlier::{Action, Backend, Node};
+use egret_kernel::netlink::{NetlinkError, NetlinkSocket, Request};
 use old_tables::{OldTable, OldTableError};
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -154,7 +154,7 @@ fn absent_is_fine(result: Result<(), NetlinkError>) -> Result<(), LegacyError> {
 fn dump(
     socket: &mut NetlinkSocket,
     request: &Request,
-) -> Result<Vec<crate::netlink::Reply>, NetlinkError> {
+) -> Result<Vec<egret_kernel::netlink::Reply>, NetlinkError> {
     for _ in 1..TRIES {
         match socket.dump(request) {
             Err(NetlinkError::Interrupted) => {}

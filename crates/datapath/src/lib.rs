@@ -13,22 +13,15 @@
 
 pub mod canary;
 pub mod classic;
-mod clsact;
-pub mod conntrack;
 pub mod drift;
+mod elements;
+mod forward;
 pub mod gateway;
 pub mod legacy;
-mod link;
-pub mod netlink;
-pub mod nft;
 pub mod node;
 pub mod obstacle;
 pub mod presence;
 pub mod requirements;
 pub mod route;
-pub mod sysctl;
-mod tcx;
 pub mod uplink;
-mod veth;
-pub use veth::VethError;
 pub mod worker;

@@ -10,10 +10,10 @@ mod xtables;
 
 pub use settings::read as read_settings;
 
-use crate::netlink::{NetlinkError, NetlinkSocket};
 use egret_core::numbers::{FIREWALL_RULES_MAX, OBSTACLES_AGAIN_SECS, OBSTACLES_SECS};
 use egret_core::obstacle::firewall::{Action, Rule};
 use egret_core::obstacle::{Obstacle, Samples, Table, of_firewalls};
+use egret_kernel::netlink::{NetlinkError, NetlinkSocket};
 use std::time::{Duration, Instant};
 
 /// Reader of all owners' firewalls, which limits how often it reads them.

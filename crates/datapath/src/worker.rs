@@ -29,8 +29,8 @@ pub use names::{ENDED_SETS, FULL_SETS, LATE_SETS, PORTLESS_SETS};
 pub use traffic::Traffic;
 pub(crate) use traffic::parted;
 
-use crate::nft::Table;
 use egret_core::node::NodeState;
+use egret_kernel::nft::Table;
 
 /// Builds the whole table of one node. A pure function: equal states make equal tables.
 pub fn table(state: &NodeState) -> Table {

@@ -1,9 +1,9 @@
 //! End of flows when pods come and go, in a real kernel: the flows are put into its table by hand.
 
 use egret_core::node::*;
-use egret_datapath::conntrack::Conntrack;
-use egret_datapath::netlink::{Attrs, NetlinkSocket, Request, flags};
 use egret_datapath::worker::driver::WorkerDriver;
+use egret_kernel::conntrack::Conntrack;
+use egret_kernel::netlink::{Attrs, NetlinkSocket, Request, flags};
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv4Addr};
 use std::process::Command;

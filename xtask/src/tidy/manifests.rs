@@ -13,9 +13,10 @@ const ARROWS: &[(&str, &[&str])] = &[
     ("core", &[]),
     ("wire", &[]),
     ("objects", &["api", "core"]),
-    ("datapath", &["core", "wire"]),
+    ("kernel", &[]),
+    ("datapath", &["core", "kernel", "wire"]),
     ("controller", &["core", "objects"]),
-    ("agent", &["core", "objects", "wire", "datapath"]),
+    ("agent", &["core", "objects", "wire", "kernel", "datapath"]),
     ("cni", &["wire"]),
     ("lab", &[]),
     ("cluster", &["lab"]),
@@ -227,6 +228,7 @@ mod tests {
         assert_none(&arrows(&[optional]));
         assert_one(&arrows(&[edge("egret-lab", "egret-core")]), &["egret-lab"]);
         assert_one(&arrows(&[edge("egret-objects", "egret-wire")]), &["wire"]);
+        assert_one(&arrows(&[edge("egret-kernel", "egret-core")]), &["kernel"]);
         assert_one(&arrows(&[edge("egret-new", "libc")]), &["no arrows"]);
         assert_none(&arrows(&[edge("egret-agent", "egret-wire")]));
         assert_none(&arrows(&[edge("egret-cli", "egret-lab")]));

@@ -2,7 +2,7 @@
 //! written by hand.
 
 use super::Tree;
-use egret_datapath::sysctl::{HASH_SETTINGS, NODE_SETTINGS};
+use egret_kernel::sysctl::{HASH_SETTINGS, NODE_SETTINGS};
 use std::collections::BTreeMap;
 
 const NUMBERS: &str = "crates/core/src/numbers.rs";

@@ -3,8 +3,8 @@
 use egret_core::error::with_causes;
 use egret_core::numbers::{NFT_TABLE, TUNNEL_DEVICE};
 use egret_core::obstacle::{Obstacle, Sample, Samples, of_settings};
-use egret_datapath::nft::{NftError, Nftables};
 use egret_datapath::obstacle::{Lookout, read_settings};
+use egret_kernel::nft::{NftError, Nftables};
 use std::net::IpAddr;
 use std::path::Path;
 

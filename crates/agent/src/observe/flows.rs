@@ -4,7 +4,7 @@
 use crate::error::AgentError;
 use crate::threads::{Notify, spawn};
 use egret_core::error::with_causes;
-use egret_datapath::conntrack::{Conntrack, Flow};
+use egret_kernel::conntrack::{Conntrack, Flow};
 use std::sync::mpsc::{self, Sender};
 
 /// All flows, and the number of the change that requested them.

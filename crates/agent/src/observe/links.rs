@@ -92,7 +92,7 @@ fn concerns_us(message: &[u8]) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use egret_datapath::netlink::{Attrs, NetlinkSocket, Request, flags};
+    use egret_kernel::netlink::{Attrs, NetlinkSocket, Request, flags};
 
     /// Adds or deletes a device (`RTM_NEWLINK`, `RTM_DELLINK`, `linux/if_link.h`).
     fn device(name: &str, is_new: bool) {

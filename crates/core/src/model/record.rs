@@ -93,14 +93,24 @@ pub struct AddressRecord {
     /// two machines are never compared.
     #[serde(default)]
     pub term: u64,
-    /// The store has gone back to an older state, for example a backup was restored: set to the first epoch after that,
-    /// until no worker can hold ranges that the record does not know. Meanwhile nothing is granted.
+    /// The store has gone back to an older state, for example because a backup was restored. Nothing is granted until every
+    /// node has said what it holds, or the hold-down has passed.
     #[serde(default)]
-    pub restored: Option<u64>,
+    pub restored: Option<Restored>,
     /// The leases, sorted by worker and ranges.
     pub leases: Vec<Lease>,
     /// Version of the object in the store, for compare-and-swap.
     pub resource_version: u64,
+}
+
+/// A store that has gone back, as one record was told of it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
+pub struct Restored {
+    /// First epoch after that. Nodes that acknowledge it have said what they hold.
+    pub epoch: u64,
+    /// Seconds since the epoch at which the leader of [`AddressRecord::term`] noticed it.
+    pub since_secs: i64,
 }
 
 impl AddressRecord {

@@ -2,22 +2,35 @@
 //!
 //! ```text
 //!   (pod bound) -> Granted -> Active -> Draining -> HoldDown -> (gone)
-//!                     ^          ^         |
-//!                     +----------+---------+  a pod is back
+//!                     ^                  |   |          ^
+//!                     +-- a pod is back -+   |          |
+//!                     |                      v          |
+//!        Node is back +--------------- Vanished -> Fenced
 //! ```
 //!
-//! Steering tables contain Granted, Active and Draining leases: exactly the blocks that a worker may have connections
-//! in. Every change of a steering table gets a new epoch from one counter for the whole cluster, one per record and
-//! plan.
+//! - `aging` moves leases along these arrows;
+//! - `claims` finds blocks that nodes have and the record does not know: they count as taken;
+//! - `sizing` grants first and further leases, and withdraws what is idle or scarce.
+//!
+//! Steering tables contain Granted, Active, Draining and Vanished leases: exactly the blocks that a worker may have
+//! connections in. Every grant, withdrawal and change of a steering table gets a new epoch from one counter for the whole
+//! cluster, one per record and plan.
 
+mod aging;
 mod blocks;
+mod claims;
+mod epochs;
+mod restore;
 mod sanity;
+mod sizing;
+
+pub(super) use claims::{Claims, Concerns};
+pub(super) use epochs::{Epochs, grants_epoch, reported_epoch};
 
 use super::demand::{Demand, DemandByAddress};
-use super::{PlanReason, PlanTime, unreadable};
+use super::{PlanReason, PlanTime};
 use crate::model::*;
-use crate::resolve::gateway_nodes;
-use blocks::Blocks;
+use crate::numbers::NODE_GONE_SECS;
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
@@ -26,6 +39,8 @@ pub(super) struct PlannedLeases {
     pub deletions: Vec<IpAddr>,
     pub exhausted: BTreeMap<IpAddr, BTreeSet<NodeName>>,
     pub next_change_secs: Option<i64>,
+    /// Highest epoch that nodes may report.
+    pub believed_max: u64,
 }
 
 /// Inputs that all addresses share.
@@ -34,6 +49,10 @@ pub(super) struct Cluster<'a> {
     pub time: PlanTime,
     /// Highest epoch of the cluster.
     pub epoch: u64,
+    /// Nodes whose record has gone back.
+    pub ahead: &'a [NodeName],
+    /// What nodes have.
+    pub claims: &'a Claims,
     /// Per gateway group: the epoch that every gateway of the group has reached.
     pub reported: &'a BTreeMap<GatewayName, u64>,
 }
@@ -70,8 +89,10 @@ pub(super) fn plan_address(
     }
     let mut findings = BTreeSet::new();
     let mut work = AddressWork::start(cluster, address, demand, &mut findings);
+    work.adopt(cluster, &mut findings);
+    work.notice_restore(cluster);
     work.age(cluster, demand);
-    work.grant(cluster, demand);
+    work.size(cluster, demand);
     work.number(cluster);
     PlannedAddress {
         record: work.record,
@@ -103,10 +124,6 @@ fn unreadable_address(snapshot: &Snapshot, address: IpAddr) -> Option<PlannedAdd
     })
 }
 
-/// Highest epoch that is accepted from a node's report. Higher ones would exhaust the counter, and no correct agent
-/// reports them.
-const EPOCH_BELIEVED_MAX: u64 = u64::MAX / 2;
-
 pub(super) fn plan_leases(
     snapshot: &Snapshot,
     demand: &DemandByAddress<'_>,
@@ -114,11 +131,16 @@ pub(super) fn plan_leases(
     reasons: &mut Vec<PlanReason>,
     findings: &mut BTreeSet<Finding>,
 ) -> PlannedLeases {
-    let reported = reported_epochs(snapshot);
+    let reported = epochs::reported_epochs(snapshot);
+    let (epochs, claims) = (Epochs::of(snapshot), Claims::of(snapshot));
+    let ahead: Vec<NodeName> = epochs.ahead().cloned().collect();
+    findings.extend(epochs.unbelieved(snapshot));
     let mut cluster = Cluster {
         snapshot,
         time,
-        epoch: highest_epoch(snapshot),
+        epoch: epochs.highest(),
+        ahead: &ahead,
+        claims: &claims,
         reported: &reported,
     };
     let mut result = PlannedLeases {
@@ -126,6 +148,7 @@ pub(super) fn plan_leases(
         deletions: Vec::new(),
         exhausted: BTreeMap::new(),
         next_change_secs: None,
+        believed_max: epochs.believed_max(),
     };
     let addresses: BTreeSet<IpAddr> = snapshot
         .addresses
@@ -148,28 +171,6 @@ pub(super) fn plan_leases(
     result
 }
 
-/// Highest epoch that occurs anywhere: in records, in grants that may outlive their record, and in gateways' reports.
-fn highest_epoch(snapshot: &Snapshot) -> u64 {
-    let records = snapshot.addresses.values().map(record_epoch);
-    let nodes = snapshot.node_records.values().map(node_epoch);
-    records.chain(nodes).max().unwrap_or(0)
-}
-
-/// Highest epoch in an address record.
-pub(super) fn record_epoch(record: &AddressRecord) -> u64 {
-    let leases = record.leases.iter().map(|lease| lease.epoch);
-    leases.fold(record.epoch, u64::max)
-}
-
-/// Highest accepted epoch in a node record.
-pub(super) fn node_epoch(record: &NodeRecord) -> u64 {
-    let grants = record.grants.iter().map(|grant| grant.epoch);
-    let all = grants.chain(std::iter::once(record.steering_version));
-    all.filter(|epoch| *epoch <= EPOCH_BELIEVED_MAX)
-        .max()
-        .unwrap_or(0)
-}
-
 /// Changed records in the order of their epochs. Records in which only the state of a lease changed keep their epoch
 /// and may be written at any time: they come first.
 pub(super) fn write_order(snapshot: &Snapshot, leases: &PlannedLeases) -> Vec<IpAddr> {
@@ -184,12 +185,22 @@ pub(super) fn write_order(snapshot: &Snapshot, leases: &PlannedLeases) -> Vec<Ip
 
 /// One address while it is planned.
 struct AddressWork {
+    /// The record; its leases are in `leases`.
     record: AddressRecord,
-    /// The steering table changes; the leases at these positions get the new epoch.
+    leases: Vec<LeaseWork>,
+    /// Time at which leases that change their state now enter it.
+    now_secs: i64,
+    /// The steering table changes.
     steering_changed: bool,
-    renumber: BTreeSet<usize>,
     exhausted: BTreeSet<NodeName>,
     reasons: Vec<PlanReason>,
+}
+
+/// One lease while it is planned.
+struct LeaseWork {
+    lease: Lease,
+    /// It gets the plan's epoch.
+    renumber: bool,
 }
 
 impl AddressWork {
@@ -200,40 +211,67 @@ impl AddressWork {
         findings: &mut BTreeSet<Finding>,
     ) -> Self {
         let known = cluster.snapshot.addresses.get(&address);
+        let mut record = known.cloned().unwrap_or_else(|| {
+            // Only addresses in demand have no record yet.
+            let gateway = demand.map(|demand| demand.gateway.name.clone());
+            AddressRecord::new(address, gateway.unwrap_or(GatewayName(String::new())))
+        });
+        let mended = sanity::mend(&mut record, findings);
+        let leases = std::mem::take(&mut record.leases);
         let mut work = Self {
-            steering_changed: known.is_none(),
-            record: known.cloned().unwrap_or_else(|| {
-                // Only addresses in demand have no record yet.
-                let gateway = demand.map(|demand| demand.gateway.name.clone());
-                AddressRecord::new(address, gateway.unwrap_or(GatewayName(String::new())))
-            }),
-            renumber: BTreeSet::new(),
+            record,
+            leases: leases
+                .into_iter()
+                .map(|lease| LeaseWork {
+                    lease,
+                    renumber: false,
+                })
+                .collect(),
+            now_secs: cluster.time.now_secs,
+            steering_changed: known.is_none() || mended,
             exhausted: BTreeSet::new(),
             reasons: Vec::new(),
         };
-        if sanity::mend(&mut work.record, findings) {
-            work.steering_changed = true;
-        }
+        work.count_anew(cluster.time);
         if let Some(demand) = demand
             && work.record.gateway != demand.gateway.name
         {
-            work.say(format!(
-                "gateway changes from {} to {}",
-                work.record.gateway.0, demand.gateway.name.0
-            ));
-            work.record.gateway = demand.gateway.name.clone();
-            work.steering_changed = true;
-            for (i, lease) in work.record.leases.iter_mut().enumerate() {
-                if lease.state == LeaseState::Active {
-                    lease.state = LeaseState::Granted;
-                    lease.since_secs = cluster.time.now_secs;
-                }
-                if lease.state != LeaseState::HoldDown {
-                    work.renumber.insert(i);
-                }
-            }
+            work.change_gateway(&demand.gateway.name);
         }
         work
+    }
+
+    /// Counts the times of another term's leases from now on.
+    fn count_anew(&mut self, time: PlanTime) {
+        let timed = |work: &&mut LeaseWork| is_timed(work.lease.state);
+        if self.record.term == time.term {
+            return;
+        }
+        if let Some(restored) = &mut self.record.restored {
+            restored.since_secs = time.now_secs;
+            self.record.term = time.term;
+        }
+        for work in self.leases.iter_mut().filter(timed) {
+            work.lease.since_secs = time.now_secs;
+            self.record.term = time.term;
+        }
+    }
+
+    fn change_gateway(&mut self, gateway: &GatewayName) {
+        self.say(format!(
+            "gateway changes from {} to {}",
+            self.record.gateway.0, gateway.0
+        ));
+        self.record.gateway = gateway.clone();
+        self.steering_changed = true;
+        for work in &mut self.leases {
+            if work.lease.state == LeaseState::Active {
+                work.lease.state = LeaseState::Granted;
+                work.lease.since_secs = self.now_secs;
+            }
+            // Gateways of the new group do not have the ranges yet, and those of the old one may still have them.
+            work.renumber |= work.lease.state != LeaseState::HoldDown;
+        }
     }
 
     fn say(&mut self, text: String) {
@@ -243,184 +281,44 @@ impl AddressWork {
         });
     }
 
-    /// Advances the existing leases through their life cycle.
-    fn age(&mut self, cluster: &Cluster<'_>, demand: Option<&Demand<'_>>) {
-        let before = self.record.leases.len();
-        let rests = |lease: &Lease| {
-            lease.state != LeaseState::HoldDown
-                || cluster.time.now_secs < lease.since_secs.saturating_add(cluster.hold_down_secs())
-        };
-        // Removing leases shifts positions, which is safe only before renumbering; leases in hold-down are never
-        // renumbered.
-        let kept: Vec<(bool, Lease)> = std::mem::take(&mut self.record.leases)
-            .into_iter()
-            .enumerate()
-            .filter(|(_, lease)| rests(lease))
-            .map(|(i, lease)| (self.renumber.contains(&i), lease))
-            .collect();
-        if kept.len() != before {
-            self.say("ranges that have rested long enough are free again".to_owned());
-        }
-        self.renumber.clear();
-        for (i, (renumber, lease)) in kept.into_iter().enumerate() {
-            if renumber {
-                self.renumber.insert(i);
-            }
-            self.record.leases.push(lease);
-            let state = self.next_state(cluster, demand, i);
-            let lease = &mut self.record.leases[i];
-            if let Some((state, why)) = state {
-                lease.state = state;
-                lease.since_secs = cluster.time.now_secs;
-                let text = format!("lease of {} is {state:?}: {why}", lease.node);
-                if state == LeaseState::HoldDown {
-                    self.steering_changed = true;
-                    self.renumber.insert(i);
-                }
-                self.say(text);
-            }
-        }
-    }
-
-    /// Next state of a lease, if it changes.
-    fn next_state(
-        &mut self,
-        cluster: &Cluster<'_>,
-        demand: Option<&Demand<'_>>,
-        position: usize,
-    ) -> Option<(LeaseState, &'static str)> {
-        let lease = &self.record.leases[position];
-        let needed = demand.is_some_and(|w| w.workers.contains(&lease.node));
-        let known = !self.renumber.contains(&position)
-            && cluster
-                .reported
-                .get(&self.record.gateway)
-                .is_some_and(|known| *known >= lease.epoch);
-        match (lease.state, needed) {
-            (LeaseState::Granted, true) if known => {
-                Some((LeaseState::Active, "every gateway has it"))
-            }
-            (LeaseState::Draining, true) if known => {
-                Some((LeaseState::Active, "a selected pod is back"))
-            }
-            (LeaseState::Draining, true) => Some((LeaseState::Granted, "a selected pod is back")),
-            (LeaseState::Granted | LeaseState::Active, false) => {
-                Some((LeaseState::Draining, "no selected pod is left on the node"))
-            }
-            (LeaseState::Draining, false) => {
-                let node = lease.node.clone();
-                if !cluster.snapshot.nodes.contains_key(&node) {
-                    self.say(format!(
-                        "lease of {node} stays Draining: the node is gone, and it cannot say that it uses the ports no more"
-                    ));
-                    return None;
-                }
-                drained(cluster.snapshot, &node, self.record.address)
-                    .then_some((LeaseState::HoldDown, "its last connection has ended"))
-            }
-            _ => None,
-        }
-    }
-
-    /// Grants a first lease to each worker that needs one.
-    fn grant(&mut self, cluster: &Cluster<'_>, demand: Option<&Demand<'_>>) {
-        let Some(demand) = demand else { return };
-        let holders: BTreeSet<NodeName> = self
-            .record
-            .leases
-            .iter()
-            .filter(|lease| lease.state != LeaseState::HoldDown)
-            .map(|lease| lease.node.clone())
-            .collect();
-        let missing: Vec<&NodeName> = demand
-            .workers
-            .iter()
-            .copied()
-            .filter(|node| !holders.contains(*node))
-            .collect();
-        if missing.is_empty() {
-            return;
-        }
-        let mut blocks = Blocks::without(self.record.leases.iter().flat_map(|l| &l.ranges));
-        let workers = u32::try_from(cluster.snapshot.nodes.len()).unwrap_or(u32::MAX);
-        let expected = demand.gateway.expected_workers.unwrap_or(workers);
-        let size = blocks::first_grant(demand.gateway.initial_ports, expected);
-        for node in missing {
-            let Some(ranges) = blocks.take(self.record.address, node, size) else {
-                self.say(format!("no block is free for {node}"));
-                self.exhausted.insert(node.clone());
-                continue;
-            };
-            let ports: u32 = ranges.iter().map(|r| u32::from(r.last - r.first) + 1).sum();
-            self.say(format!(
-                "{ports} ports granted to {node}: a selected pod is bound to it"
-            ));
-            self.steering_changed = true;
-            self.renumber.insert(self.record.leases.len());
-            self.record.leases.push(Lease {
-                node: node.clone(),
-                ranges,
-                epoch: 0,
-                state: LeaseState::Granted,
-                since_secs: cluster.time.now_secs,
-            });
-        }
-    }
-
-    /// Takes the next epoch if the steering table changed.
+    /// Takes the next epoch if a lease or the steering table changed.
     fn number(&mut self, cluster: &mut Cluster<'_>) {
-        if self.steering_changed {
+        let renumber = self.leases.iter().any(|work| work.renumber);
+        if self.steering_changed || renumber {
+            self.steering_changed = true;
             cluster.epoch = cluster.epoch.saturating_add(1);
             self.record.epoch = cluster.epoch;
-            for i in std::mem::take(&mut self.renumber) {
-                self.record.leases[i].epoch = cluster.epoch;
+            if let Some(restored) = &mut self.record.restored
+                && restored.epoch == 0
+            {
+                restored.epoch = cluster.epoch;
             }
         }
+        let epoch = self.record.epoch;
+        let leases = std::mem::take(&mut self.leases).into_iter().map(|work| {
+            let renumbered = if work.renumber {
+                epoch
+            } else {
+                work.lease.epoch
+            };
+            Lease {
+                epoch: renumbered,
+                ..work.lease
+            }
+        });
+        self.record.leases = leases.collect();
         self.record
             .leases
             .sort_by(|a, b| (&a.node, &a.ranges).cmp(&(&b.node, &b.ranges)));
+        if cluster.snapshot.addresses.get(&self.record.address) != Some(&self.record) {
+            self.record.term = cluster.time.term;
+        }
     }
 }
 
-/// The epoch that every gateway of each group reports; no entry where no agent runs. The controller does not probe, so
-/// a gateway counts from its agent's first report until its Node is removed. Workers do probe, and decide themselves
-/// which ranges they may use.
-fn reported_epochs(snapshot: &Snapshot) -> BTreeMap<GatewayName, u64> {
-    let all = snapshot.gateways.values();
-    all.filter_map(|gateway| {
-        let nodes = gateway_nodes(gateway, &snapshot.nodes);
-        let epoch = reported_epoch(nodes, &snapshot.node_records)?;
-        Some((gateway.name.clone(), epoch))
-    })
-    .collect()
-}
-
-/// The epoch that all these gateways of one group have reached.
-pub(super) fn reported_epoch<'n>(
-    nodes: impl IntoIterator<Item = &'n NodeName>,
-    records: &SharedMap<NodeName, NodeRecord>,
-) -> Option<u64> {
-    nodes
-        .into_iter()
-        .filter_map(|node| records.get(node))
-        .filter(|record| !record.underlay_addresses.is_empty())
-        .map(|record| record.steering_version)
-        .min()
-}
-
-/// Whether the worker has seen that its grant was withdrawn and has no connection left in it.
-fn drained(snapshot: &Snapshot, node: &NodeName, address: IpAddr) -> bool {
-    if unreadable::demand_is_unknown(snapshot, node) {
-        return false;
-    }
-    let record = snapshot.node_records.get(node);
-    record.is_some_and(|record| is_drained(record, address))
-}
-
-/// The same as [`drained`], from the worker's record.
-pub(super) fn is_drained(record: &NodeRecord, address: IpAddr) -> bool {
-    !record.demand.contains_key(&address)
-        && record.grants.iter().all(|grant| grant.address != address)
+/// Whether a lease leaves this state by time.
+fn is_timed(state: LeaseState) -> bool {
+    matches!(state, LeaseState::Vanished | LeaseState::HoldDown)
 }
 
 /// Deletes records without demand and without leases. The record with the highest epoch stays until another has a
@@ -459,9 +357,16 @@ pub(super) fn due(snapshot: &Snapshot, record: &AddressRecord) -> Option<i64> {
         return None;
     }
     let settings = &snapshot.settings;
-    let leases = record.leases.iter();
-    leases
-        .filter(|lease| lease.state == LeaseState::HoldDown)
-        .map(|lease| lease.since_secs.saturating_add(hold_down_secs(settings)))
-        .min()
+    let ends = record.leases.iter().filter_map(|lease| {
+        let lasts = match lease.state {
+            LeaseState::HoldDown => hold_down_secs(settings),
+            LeaseState::Vanished => NODE_GONE_SECS,
+            _ => return None,
+        };
+        Some(lease.since_secs.saturating_add(lasts))
+    });
+    let restored = record.restored;
+    let restored =
+        restored.map(|restored| restored.since_secs.saturating_add(hold_down_secs(settings)));
+    ends.chain(restored).min()
 }

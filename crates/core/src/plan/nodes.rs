@@ -16,6 +16,7 @@ pub(super) struct PlannedNodes {
 pub(super) fn plan_nodes(
     snapshot: &Snapshot,
     addresses: &BTreeMap<IpAddr, AddressRecord>,
+    believed_max: u64,
     reasons: &mut Vec<PlanReason>,
     findings: &mut BTreeSet<Finding>,
 ) -> PlannedNodes {
@@ -28,14 +29,14 @@ pub(super) fn plan_nodes(
         }
     }
     let restored = addresses.values().filter_map(|record| record.restored);
-    let restored = restored.max().unwrap_or(0);
+    let restored = restored.map(|restored| restored.epoch).max().unwrap_or(0);
     let numbers = number(snapshot, &|name| holders.contains(name));
     reasons.extend(numbers.reasons);
     findings.extend(numbers.findings);
     let records = numbers.indexes.into_iter().map(|(name, tunnel_index)| {
         let grants = grants.remove(&name).unwrap_or_default();
         let grants = grants.since(restored).sorted();
-        let grants = unreadable::grants(snapshot, &name, grants);
+        let grants = unreadable::grants(snapshot, &name, grants, believed_max);
         let spec = NodeRecordSpec {
             tunnel_index,
             grants: grants.usable,
@@ -171,13 +172,13 @@ impl NodeGrants {
         }
     }
 
-    /// Adds a lease of the node. A node that is gone is told nothing: when it comes back, it keeps only what it is told
-    /// then.
+    /// Adds a lease of the node. The flows of a node that is gone go on for a while, in case that it comes back; what it
+    /// finds fenced then is no longer its own.
     pub(super) fn add(&mut self, record: &AddressRecord, lease: &Lease) {
         let list = match lease.state {
             LeaseState::Granted | LeaseState::Active => &mut self.usable,
-            LeaseState::Draining => &mut self.draining,
-            LeaseState::Vanished | LeaseState::Fenced | LeaseState::HoldDown => return,
+            LeaseState::Draining | LeaseState::Vanished => &mut self.draining,
+            LeaseState::Fenced | LeaseState::HoldDown => return,
         };
         list.push(Grant {
             address: record.address,
@@ -188,9 +189,9 @@ impl NodeGrants {
         self.epoch = self.epoch.max(lease.epoch);
     }
 
-    /// With an epoch that is at least this one, in which the store was restored.
-    pub(super) fn since(mut self, restored: u64) -> Self {
-        self.epoch = self.epoch.max(restored);
+    /// With an epoch that is at least this one.
+    pub(super) fn since(mut self, epoch: u64) -> Self {
+        self.epoch = self.epoch.max(epoch);
         self
     }
 

@@ -1,5 +1,6 @@
 //! Records that exist and cannot be read: they are not changed, and their addresses and indexes count as taken.
 
+use super::lease;
 use super::nodes::{self, NodeGrants};
 use crate::model::*;
 use ipnet::IpNet;
@@ -20,12 +21,17 @@ pub(super) fn demand_is_unknown(snapshot: &Snapshot, node: &NodeName) -> bool {
 
 /// The grants of a node, from `planned` leases. Grants of addresses with an unreadable record stay as they are in the
 /// node's record. All grants stay if the node's own record cannot be read.
-pub(super) fn grants(snapshot: &Snapshot, node: &NodeName, planned: NodeGrants) -> NodeGrants {
+pub(super) fn grants(
+    snapshot: &Snapshot,
+    node: &NodeName,
+    planned: NodeGrants,
+    believed_max: u64,
+) -> NodeGrants {
     let unreadable = &snapshot.unreadable;
     let record = snapshot.node_records.get(node);
     let known = record.map(|record| NodeGrants::of_record(record));
     let known = known.unwrap_or_default();
-    let epoch = planned.epoch.max(known.epoch);
+    let epoch = lease::grants_epoch(record, planned.epoch, believed_max);
     if unreadable.nodes.contains(node) {
         return known;
     }

@@ -1,11 +1,11 @@
 //! Routes and rules towards the holder of an address.
 
-use crate::netlink::NetlinkSocket;
 use crate::route::desired::{METRIC_GROUP, METRIC_LAST};
 use crate::route::policy::{self, Owner};
 use crate::route::{RouteEntry, RouteError, RouteKind, RuleEntry};
 use egret_core::classic::ClassicState;
 use egret_core::numbers::MARK_SHIFT;
+use egret_kernel::netlink::NetlinkSocket;
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use std::collections::BTreeSet;
 

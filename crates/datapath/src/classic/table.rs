@@ -10,15 +10,16 @@
 //! postrouting 300 guard       packets that would leave with a wrong source, or not by the holder, dropped
 //! ```
 
-use crate::nft::rule::{
-    Builder, End, FAMILIES, Family, STATE_ESTABLISHED, STATE_INVALID, STATE_NEW,
-};
-use crate::nft::rule::{Interface, STATE_UNTRACKED, TCP, rule};
-use crate::nft::{ByAddress, Chain, ElementKey, Hook, Rule, Set, Table, Value};
+use crate::elements::{ByAddress, named_by_content};
 use crate::worker::{Counter, marks};
 use egret_core::classic::{ClassicAddress, ClassicState};
 use egret_core::node::{PodMap, ProfileId};
 use egret_core::numbers::{MARK_MASK, MARK_SHIFT};
+use egret_kernel::nft::rule::{
+    Builder, End, FAMILIES, Family, STATE_ESTABLISHED, STATE_INVALID, STATE_NEW,
+};
+use egret_kernel::nft::rule::{Interface, STATE_UNTRACKED, TCP, rule};
+use egret_kernel::nft::{Chain, ElementKey, Hook, Rule, Set, SharedElements, Table, Value};
 use std::collections::BTreeMap;
 use std::net::IpAddr;
 
@@ -128,7 +129,7 @@ pub fn table(state: &ClassicState) -> Table {
         pods(state, family, &mut table);
         for stage in STAGES {
             let map = range_map(state, stage, family);
-            let name = map.named_by_content(&stage.ranges(family));
+            let name = named_by_content(&map, &stage.ranges(family));
             ranges.insert((stage.word(), family.digit()), name.clone());
             table.sets.insert(name, map);
         }
@@ -211,10 +212,10 @@ fn pods(state: &ClassicState, family: Family, table: &mut Table) {
         if !state.refused.is_empty() && stage != Stage::Nat {
             verdicts.insert(NOBODYS, Value::Verdict(GOTO, Some(stage.refused())));
         }
-        map.by_address = Some(ByAddress {
+        map.shared = Some(SharedElements::new(ByAddress {
             addresses: addresses.clone(),
             verdicts,
-        });
+        }));
         table.sets.insert(stage.pods(family), map);
     }
 }

@@ -1,6 +1,6 @@
 //! Routes of packets out of the external device: the main table's routes over it.
 
-use crate::netlink::{NetlinkError, NetlinkSocket, Request, attributes};
+use egret_kernel::netlink::{NetlinkError, NetlinkSocket, Request, attributes};
 use ipnet::IpNet;
 use nix::libc;
 use std::net::IpAddr;

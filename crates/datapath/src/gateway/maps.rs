@@ -4,9 +4,9 @@ use super::abi::{self, Address, Config, FRAGMENT_BYTES, Owner, SteeringValue, Wo
 use super::counters::COUNTERS;
 use super::traffic::{Carried, Sums, TrafficTable};
 use super::{GatewayError, Pins};
-use crate::drift::first_changed;
 use aya::maps::{Array, HashMap, Map, MapData, MapError, MapInfo, PerCpuArray};
 use egret_core::node::{GatewayState, TunnelIndex};
+use egret_kernel::difference::first_changed;
 use std::collections::{BTreeMap, BTreeSet};
 use std::mem::size_of;
 use std::net::IpAddr;

@@ -6,9 +6,7 @@
 
 use super::abi::Config;
 use super::{GatewayConfig, GatewayError, Pins};
-use crate::clsact;
 use crate::requirements::TCX;
-use crate::tcx;
 use aya::programs::links::{FdLink, PinnedLink};
 use aya::programs::tc::{
     NlOptions, SchedClassifierLink, TcAttachOptions, TcError, TcHandle, qdisc_add_clsact,
@@ -16,6 +14,8 @@ use aya::programs::tc::{
 use aya::programs::{Link, LinkOrder, ProgramError, SchedClassifier, TcAttachType};
 use aya::util::KernelVersion;
 use aya::{Ebpf, EbpfLoader, include_bytes_aligned};
+use egret_kernel::clsact;
+use egret_kernel::tcx;
 use nix::libc;
 use std::collections::BTreeSet;
 use std::ffi::CString;

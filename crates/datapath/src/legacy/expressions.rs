@@ -2,8 +2,8 @@
 
 use super::sets::Names;
 use super::{extension, host_u32, text};
-use crate::netlink::attributes;
 use egret_core::earlier::{Match, Rule, Target};
+use egret_kernel::netlink::attributes;
 use ipnet::Ipv4Net;
 use std::collections::BTreeMap;
 use std::net::Ipv4Addr;

@@ -3,8 +3,8 @@
 
 use super::sets::Names;
 use super::{LegacyError, dump, expressions, text};
-use crate::netlink::{Attrs, NetlinkSocket, Reply, Request, attributes, flags};
 use egret_core::earlier::{Action, Backend, Chain, Node, Rule};
+use egret_kernel::netlink::{Attrs, NetlinkSocket, Reply, Request, attributes, flags};
 use std::collections::BTreeMap;
 
 const SUBSYSTEM: u16 = 10 << 8;

@@ -2,8 +2,8 @@
 //! attributes, and the kernel's own message is the most exact.
 
 use super::{LegacyError, dump, host_u32, text};
-use crate::netlink::{NetlinkSocket, Request, attributes};
 use egret_core::earlier::{Address, Device, Node, PolicyRule, Route};
+use egret_kernel::netlink::{NetlinkSocket, Request, attributes};
 use ipnet::Ipv4Net;
 use std::net::Ipv4Addr;
 
@@ -202,7 +202,7 @@ fn policy_rule(body: &[u8]) -> Option<PolicyRule> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::netlink::Attrs;
+    use egret_kernel::netlink::Attrs;
 
     /// The kernel's link message after `ip link add tun1921681221 type gre remote 192.168.122.1 local 192.168.122.11`.
     #[test]

@@ -1,8 +1,8 @@
 //! ipset, by its own netlink protocol (`linux/netfilter/ipset/ip_set.h`).
 
 use super::{LegacyError, dump, text};
-use crate::netlink::{Attrs, NetlinkSocket, Request, attributes};
 use egret_core::earlier::{IpSet, Node};
+use egret_kernel::netlink::{Attrs, NetlinkSocket, Request, attributes};
 use std::collections::BTreeMap;
 use std::time::Duration;
 

@@ -3,8 +3,8 @@
 use super::nft::{IP, IP6, Values, be32, string, values};
 use super::xtables;
 use crate::legacy::{host_u32, text};
-use crate::netlink::attributes;
 use egret_core::obstacle::firewall::{Action, Condition, Rule, Test};
+use egret_kernel::netlink::attributes;
 use ipnet::IpNet;
 use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};

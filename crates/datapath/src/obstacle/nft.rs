@@ -2,10 +2,10 @@
 
 use super::expressions::read;
 use crate::legacy::text;
-use crate::netlink::{Attrs, NetlinkError, NetlinkSocket, Reply, Request, attributes};
 use egret_core::numbers::{CLASSIC_NFT_TABLE, NFT_TABLE};
 use egret_core::obstacle::firewall::Rule;
 use egret_core::obstacle::{Base, Hook, Table, Tool};
+use egret_kernel::netlink::{Attrs, NetlinkError, NetlinkSocket, Reply, Request, attributes};
 use std::collections::{BTreeMap, BTreeSet};
 
 const SUBSYSTEM: u16 = 10 << 8;

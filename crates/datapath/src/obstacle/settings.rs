@@ -1,14 +1,14 @@
 //! Settings, policy routing and sizes, in the form of `egret_core::obstacle`.
 
 use crate::legacy::host_u32;
-use crate::netlink::{NetlinkSocket, Request, attributes};
 use crate::requirements::OPTIONS;
 use crate::route::{Device, RouteError, Routing};
-use crate::sysctl;
 use egret_core::numbers::{
-    CLASSIC_ROUTE_PROTOCOL, ROUTE_PROTOCOL, TUNNEL_DEVICE, TUNNEL_OVERHEAD_V4_BYTES,
+    CLASSIC_ROUTE_PROTOCOL, ROUTE_PROTOCOL, TUNNEL_DEVICE, TUNNEL_OVERHEAD_V4_BYTES, TUNNEL_PORT,
 };
 use egret_core::obstacle::{RoutingRule, Settings};
+use egret_kernel::netlink::{NetlinkSocket, Request, attributes};
+use egret_kernel::sysctl;
 use std::collections::BTreeSet;
 use std::path::Path;
 
@@ -60,9 +60,9 @@ fn bridge(device: &Device) -> Option<(String, bool, bool)> {
 
 /// MTUs of the tunnel and its underlay device, assumed to be the default route's, and the overhead over IPv4.
 fn mtu(devices: &[Device], default: Option<Device>) -> Option<(u32, String, u32, u32)> {
-    let tunnel = devices
-        .iter()
-        .find(|device| device.name == TUNNEL_DEVICE && device.ours)?;
+    let tunnel = devices.iter().find(|device| {
+        device.name == TUNNEL_DEVICE && device.metadata_vxlan == Some(TUNNEL_PORT)
+    })?;
     let default = default?;
     Some((
         tunnel.mtu,

@@ -1,6 +1,6 @@
 //! The rtnetlink objects of a node state, as values that can be compared with the kernel's.
 
-use crate::drift::{Drift, first_changed, first_other};
+use crate::drift::Drift;
 use egret_core::node::{
     CanaryState, Group, NextHop as Neighbour, NextHopWay, NodeState, TunnelIndex,
 };
@@ -8,24 +8,13 @@ use egret_core::numbers::{
     MARK_SHIFT, NEXT_HOP_OBJECTS, NEXTHOP_BASE, NEXTHOP_GROUP_OFFSET, ROUTE_TABLE_BASE,
     RULE_PRIORITY_END, RULE_PRIORITY_OWN_PACKETS, TUNNEL_VNI,
 };
+use egret_kernel::difference::{first_changed, first_other};
+use egret_kernel::route::NextHop;
 use egret_wire::{link_local, tunnel_mac};
 use ipnet::IpNet;
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::net::{IpAddr, Ipv6Addr};
-
-/// A next hop object: a gateway, through the tunnel.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct NextHop {
-    /// Link-local address inside the tunnel.
-    pub via: Ipv6Addr,
-    /// Underlay address of the gateway.
-    pub underlay: IpAddr,
-    /// Own underlay address, which the gateway's ownership check uses.
-    pub source: IpAddr,
-    /// VXLAN network identifier: the tunnel's own, or that of a next hop that the gateway sends to.
-    pub network_identifier: u32,
-}
 
 /// Kind of a route of ours.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]

@@ -1,7 +1,7 @@
 //! Errors of links, routes and rules.
 
-use crate::netlink::NetlinkError;
-use crate::sysctl::SysctlError;
+use egret_kernel::netlink::NetlinkError;
+use egret_kernel::sysctl::SysctlError;
 
 /// Error of links, routes and rules.
 #[derive(Debug, thiserror::Error)]

@@ -1,20 +1,34 @@
 //! Observes, compares and applies links, routes and rules.
 
-use super::advertised::{self, Advertised};
-use super::desired::{Desired, NextHop, RouteEntry};
-use super::device::{self, Device};
+use super::desired::{Desired, RouteEntry};
 use super::error::RouteError;
 use super::policy::{self, Owner, absent_is_fine};
 use super::tunnel;
-use super::way_out::{self, WayOut};
-use super::{neighbour, nexthop, routers, wire};
 use crate::drift::{Drift, DriftReport};
-use crate::netlink::{NetlinkSocket, Request, flags};
 use egret_core::node::{ForeignMark, MainRoute, NodeState, Tunnel};
+use egret_core::numbers::{
+    CLASSIC_ROUTE_PROTOCOL, GROUPS_MAX, LIFT_DEVICE, LIFT_PEER, NEXTHOP_BASE,
+};
+use egret_core::numbers::{NEXT_HOP_OBJECTS, ROUTE_PROTOCOL, TUNNEL_DEVICE};
+use egret_kernel::netlink::{NetlinkError, NetlinkSocket, Request, flags};
+use egret_kernel::route::advertised::{self, Advertised};
+use egret_kernel::route::device::{self, Device};
+use egret_kernel::route::nexthop::{self, NextHop};
+use egret_kernel::route::way_out::{self, WayOut};
+use egret_kernel::route::{lookup, routers, wire};
 use ipnet::IpNet;
 use netlink_packet_route::RouteNetlinkMessage as Message;
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
+use std::ops::Range;
+
+const OUR_DEVICES: [&str; 3] = [TUNNEL_DEVICE, LIFT_DEVICE, LIFT_PEER];
+
+/// Protocol and ids of our next hop objects: gateways, groups, and gateways for each next hop of policies.
+const OUR_NEXT_HOPS: (u8, Range<u32>) = (
+    ROUTE_PROTOCOL,
+    NEXTHOP_BASE..NEXTHOP_BASE + NEXT_HOP_OBJECTS * (GROUPS_MAX as u32 + 2),
+);
 
 /// Links and routes of the namespace of the thread that opened it.
 pub struct Routing {
@@ -40,7 +54,7 @@ impl Routing {
 
     /// All network devices.
     pub fn devices(&mut self) -> Result<Vec<Device>, RouteError> {
-        device::devices(&mut self.socket)
+        Ok(device::devices(&mut self.socket)?)
     }
 
     /// Addresses of every device with their prefix length, by its index.
@@ -76,43 +90,51 @@ impl Routing {
 
     /// Next hops by which the kernel sends out of a device to other networks, for IPv6 or IPv4.
     pub fn way_out(&mut self, device: u32, v6: bool) -> Result<WayOut, RouteError> {
-        way_out::way_out(&mut self.socket, device, v6)
+        Ok(way_out::way_out(&mut self.socket, device, v6)?)
     }
 
     /// Index of the device and source address by which the kernel sends to `address`. `None` where that is no neighbour
     /// on a network of this node: its own address, an address behind a router, or one without a route.
     pub fn neighbour_way(&mut self, address: IpAddr) -> Result<Option<(u32, IpAddr)>, RouteError> {
-        neighbour::way(&mut self.socket, address)
+        Ok(lookup::way(&mut self.socket, address)?)
     }
 
     /// Index of the device by which the kernel sends to `address`, over a router or not; `None` without a route.
     pub fn device_to(&mut self, address: IpAddr) -> Result<Option<u32>, RouteError> {
-        neighbour::device_to(&mut self.socket, address)
+        Ok(lookup::device_to(&mut self.socket, address)?)
     }
 
     /// Next hops of all owners' routes, and neighbours that advertised themselves as routers; link-local ones too.
     pub fn routers(&mut self) -> Result<BTreeSet<IpAddr>, RouteError> {
-        routers::routers(&mut self.socket)
+        let ours = [ROUTE_PROTOCOL, CLASSIC_ROUTE_PROTOCOL];
+        Ok(routers::routers(&mut self.socket, &ours)?)
     }
 
-    /// Whether a route of others spreads over several next hops.
+    /// Whether a route of others spreads over several next hops: hash policies are node-wide and would move its flows.
     pub fn foreign_multipath(&mut self) -> Result<bool, RouteError> {
-        wire::foreign_multipath(&mut self.socket)
+        Ok(wire::foreign_multipath(&mut self.socket, ROUTE_PROTOCOL)?)
     }
 
     /// Unicast routes of the main table except default routes.
     pub fn main_routes(&mut self) -> Result<Vec<MainRoute>, RouteError> {
-        wire::main_routes(&mut self.socket)
+        let legs = wire::main_routes(&mut self.socket)?.into_iter();
+        let routes = legs.map(|leg| MainRoute {
+            to: leg.to,
+            device: leg.device,
+            next_hop: leg.next_hop,
+            protocol: leg.protocol,
+        });
+        Ok(routes.collect())
     }
 
     /// Devices that depend on router advertisements, or may do so.
     pub fn advertised(&mut self) -> Result<Advertised, RouteError> {
-        advertised::look(&mut self.socket)
+        Ok(advertised::look(&mut self.socket, &OUR_DEVICES)?)
     }
 
     /// Devices that lead to a network of the node's own, by their kind: network cards, bonds, teams and VLANs.
     pub fn uplinks(&mut self) -> Result<BTreeSet<String>, RouteError> {
-        advertised::uplinks(&mut self.socket)
+        Ok(advertised::uplinks(&mut self.socket, &OUR_DEVICES)?)
     }
 
     /// Policy routing rules of others that match bits of our mark.
@@ -173,11 +195,16 @@ impl Routing {
     /// Removes rules, routes, next hops and the device. Returns whether there was anything.
     pub fn remove(&mut self) -> Result<bool, RouteError> {
         self.applied = None;
-        let device = tunnel::find(&mut self.socket)?.filter(|device| device.ours);
+        let device = tunnel::find(&mut self.socket)?.filter(tunnel::is_ours);
         let index = device.as_ref().map_or(0, |device| device.index);
         let rules = policy::rules(&mut self.socket, Owner::LEASED)?;
         let routes = policy::routes(&mut self.socket, Owner::LEASED)?;
-        let hops = nexthop::nexthops(&mut self.socket, index, IpAddr::from([0, 0, 0, 0]))?;
+        let hops = nexthop::nexthops(
+            &mut self.socket,
+            OUR_NEXT_HOPS,
+            index,
+            IpAddr::from([0, 0, 0, 0]),
+        )?;
         for rule in rules.iter().rev() {
             policy::delete_rule(&mut self.socket, Owner::LEASED, rule)?;
         }
@@ -193,7 +220,7 @@ impl Routing {
     }
 
     fn observe(&mut self, device: &Device, source: IpAddr) -> Result<Desired, RouteError> {
-        let hops = nexthop::nexthops(&mut self.socket, device.index, source)?;
+        let hops = nexthop::nexthops(&mut self.socket, OUR_NEXT_HOPS, device.index, source)?;
         let mut neighbours = wire::neighbours(&mut self.socket, device.index)?;
         neighbours.retain(|address, _| tunnel::is_tunnel_address(*address));
         let unusable = |id: &u32| NextHop {
@@ -233,12 +260,13 @@ impl Routing {
         for (id, hop) in &new.hops {
             if old.hops.get(id) != Some(hop) {
                 self.socket
-                    .execute(&nexthop::new_hop(device.index, *id, hop))?;
+                    .execute(&nexthop::new_hop(ROUTE_PROTOCOL, device.index, *id, hop))?;
             }
         }
         for (id, members) in &new.groups {
             if old.groups.get(id) != Some(members) {
-                self.socket.execute(&nexthop::new_group(*id, members))?;
+                self.socket
+                    .execute(&nexthop::new_group(ROUTE_PROTOCOL, *id, members))?;
             }
         }
         for route in new.routes.difference(&old.routes) {
@@ -289,12 +317,11 @@ impl Routing {
         how: u16,
         message: Message,
         what: &str,
-    ) -> Result<(), RouteError> {
+    ) -> Result<(), NetlinkError> {
         wire::execute(&mut self.socket, kind, how, message, what)
     }
 
     fn gone(&mut self, request: Request) -> Result<(), RouteError> {
-        let result = self.socket.execute(&request).map_err(RouteError::from);
-        absent_is_fine(result)
+        absent_is_fine(self.socket.execute(&request))
     }
 }

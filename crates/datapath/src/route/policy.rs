@@ -2,13 +2,13 @@
 
 use super::desired::{RouteEntry, RouteKind, RuleEntry, RuleKind};
 use super::error::RouteError;
-use super::wire::{RTM_GETROUTE, dump, execute, family};
-use crate::netlink::{NetlinkSocket, flags};
 use egret_core::node::ForeignMark;
 use egret_core::numbers::{
     CLASSIC_ROUTE_PROTOCOL, CLASSIC_RULE_PRIORITY, MARK_MASK, ROUTE_PROTOCOL, RULE_PRIORITY,
     RULE_PRIORITY_CANARY, RULE_PRIORITY_END, RULE_PRIORITY_OWN_PACKETS, TUNNEL_DEVICE,
 };
+use egret_kernel::netlink::{NetlinkError, NetlinkSocket, flags};
+use egret_kernel::route::wire::{RTM_GETROUTE, dump, execute, family};
 use ipnet::IpNet;
 use netlink_packet_route::RouteNetlinkMessage as Message;
 use netlink_packet_route::route::{RouteAddress, RouteAttribute, RouteFlags};
@@ -275,13 +275,13 @@ pub(crate) fn add_route(
 ) -> Result<(), RouteError> {
     let message = Message::NewRoute(route(owner, entry));
     let how = flags::CREATE | flags::REPLACE;
-    execute(
+    Ok(execute(
         socket,
         RTM_NEWROUTE,
         how,
         message,
         &format!("route {entry:?}"),
-    )
+    )?)
 }
 
 pub(crate) fn delete_route(
@@ -301,13 +301,13 @@ pub(crate) fn add_rule(
 ) -> Result<(), RouteError> {
     let message = Message::NewRule(rule(owner, entry));
     let how = flags::CREATE | flags::EXCL;
-    execute(
+    Ok(execute(
         socket,
         RTM_NEWRULE,
         how,
         message,
         &format!("rule {entry:?}"),
-    )
+    )?)
 }
 
 pub(crate) fn delete_rule(
@@ -320,16 +320,10 @@ pub(crate) fn delete_rule(
     absent_is_fine(execute(socket, RTM_DELRULE, 0, message, &what))
 }
 
-pub(super) fn absent_is_fine(result: Result<(), RouteError>) -> Result<(), RouteError> {
+pub(super) fn absent_is_fine(result: Result<(), NetlinkError>) -> Result<(), RouteError> {
+    const ABSENT: [i32; 3] = [libc::ENOENT, libc::ESRCH, libc::ENODEV];
     match result {
-        Err(RouteError::Netlink(error))
-            if matches!(
-                error.errno(),
-                Some(libc::ENOENT | libc::ESRCH | libc::ENODEV)
-            ) =>
-        {
-            Ok(())
-        }
-        result => result,
+        Err(error) if error.errno().is_some_and(|errno| ABSENT.contains(&errno)) => Ok(()),
+        result => Ok(result?),
     }
 }

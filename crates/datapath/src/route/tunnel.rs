@@ -1,13 +1,13 @@
 //! The tunnel device: VXLAN in collect-metadata mode, so that one device leads to every node.
 
-use super::device::{Device, devices};
 use super::error::RouteError;
-use super::wire;
-use crate::link::{IFLA_AF_SPEC, bare_and_loose, header};
-use crate::netlink::{Attrs, NetlinkSocket, Request, flags};
-use crate::sysctl::enable_ipv6;
 use egret_core::node::{Tunnel, TunnelIndex};
 use egret_core::numbers::{TUNNEL_ADDRESS, TUNNEL_DEVICE, TUNNEL_PORT};
+use egret_kernel::link::{IFLA_AF_SPEC, bare_and_loose, header};
+use egret_kernel::netlink::{Attrs, NetlinkSocket, Request, flags};
+use egret_kernel::route::device::{Device, devices};
+use egret_kernel::route::wire;
+use egret_kernel::sysctl::enable_ipv6;
 use egret_wire::{link_local, tunnel_mac};
 use netlink_packet_route::RouteNetlinkMessage as Message;
 use netlink_packet_route::address::AddressAttribute;
@@ -25,7 +25,7 @@ pub(super) fn ensure(socket: &mut NetlinkSocket, tunnel: &Tunnel) -> Result<Devi
     let mac = tunnel_mac(tunnel.index);
     let mut device = find(socket)?;
     if let Some(found) = &device {
-        if !found.ours {
+        if !is_ours(found) {
             return Err(RouteError::NotOurs {
                 device: TUNNEL_DEVICE.into(),
             });
@@ -48,6 +48,11 @@ pub(super) fn ensure(socket: &mut NetlinkSocket, tunnel: &Tunnel) -> Result<Devi
     find(socket)?.ok_or(RouteError::Vanished {
         device: TUNNEL_DEVICE.into(),
     })
+}
+
+/// Whether it is a tunnel device of Egret.
+pub(super) fn is_ours(device: &Device) -> bool {
+    device.metadata_vxlan == Some(TUNNEL_PORT)
 }
 
 pub(super) fn find(socket: &mut NetlinkSocket) -> Result<Option<Device>, RouteError> {
@@ -160,7 +165,7 @@ pub(super) fn drift(
 ) -> Result<Option<String>, RouteError> {
     let what = match find(socket)? {
         None => "is gone".to_owned(),
-        Some(now) if !now.ours => "is a device of another kind".to_owned(),
+        Some(now) if !is_ours(&now) => "is a device of another kind".to_owned(),
         Some(now) if now.index != before.index => "is another device".to_owned(),
         Some(now) if now.mtu != tunnel.mtu => {
             format!("has MTU {}, not {}", now.mtu, tunnel.mtu)
@@ -183,7 +188,7 @@ pub(super) fn drift(
 /// Deletes the device, and with it all routes and neighbours on it.
 pub(super) fn delete(socket: &mut NetlinkSocket) -> Result<bool, RouteError> {
     match find(socket)? {
-        Some(device) if device.ours => {
+        Some(device) if is_ours(&device) => {
             let body = header(device.index, false);
             let what = "deletion of the tunnel device".to_string();
             socket.execute(&Request {

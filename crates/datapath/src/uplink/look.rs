@@ -4,11 +4,11 @@
 //! Plugins' names do not matter: a plugin that sends packets past the stack needs a program where pods' packets arrive.
 
 use super::routes::{DESTINATION, ROUTE_BYTES, RTA_OIF, Routes};
-use crate::netlink::{Attrs, NetlinkError, NetlinkSocket, Reply, Request, attributes};
-use crate::tcx;
 use aya::programs::TcAttachType;
 use egret_core::node::{PathFacts, Way};
 use egret_core::numbers::{LIFT_DEVICE, LIFT_PEER, TUNNEL_DEVICE};
+use egret_kernel::netlink::{Attrs, NetlinkError, NetlinkSocket, Reply, Request, attributes};
+use egret_kernel::tcx;
 use ipnet::IpNet;
 use std::collections::btree_map::Entry;
 use std::collections::{BTreeMap, BTreeSet};

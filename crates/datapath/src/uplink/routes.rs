@@ -3,8 +3,8 @@
 //! A node may have too many pods for one kernel lookup each. Addresses that no route and no rule distinguishes take the
 //! same route, so one lookup is enough for all of them.
 
-use crate::netlink::attributes;
 use egret_core::numbers::ROUTE_PROTOCOL;
+use egret_kernel::netlink::attributes;
 use ipnet::IpNet;
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
@@ -111,7 +111,7 @@ fn hops(mut bytes: &[u8]) -> impl Iterator<Item = u32> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::netlink::Attrs;
+    use egret_kernel::netlink::Attrs;
 
     /// A throw route of this protocol.
     fn thrown(protocol: u8, to: [u8; 4]) -> Vec<u8> {

@@ -5,17 +5,17 @@ use super::mss::clamp_mss;
 use super::names::{BOUND, BOUND_DEVICES, TRANSPORT};
 use super::names::{ENDED_SETS, FULL_SETS, GOTO, LATE_SETS, PORTLESS_SETS, Stage};
 use super::{canary, marks, next_hops};
-use crate::nft::rule::{self, FAMILIES, Family};
-use crate::nft::rule::{End, STATE_ESTABLISHED, STATE_INVALID, STATE_NEW, STATE_RELATED};
-use crate::nft::rule::{Interface, rule};
-use crate::nft::rule::{STATE_UNTRACKED, UDP};
-use crate::nft::{Chain, ElementKey, Hook, Rule, Set, SetType, Table, Value};
 use egret_core::canary::CanaryHook;
 use egret_core::node::{GatewayState, Group, NodeState};
 use egret_core::numbers::{
     ENDED_FLOWS_MAX, FULL_DESTINATIONS_MAX, GROUP_LEFT_ALONE, LIFT_DEVICE, MARK_MASK, MARK_SHIFT,
     PROBE_PORT, REFUSED_PROTOCOL_SECS, REFUSED_PROTOCOLS_MAX, TUNNEL_DEVICE, TUNNEL_PORT,
 };
+use egret_kernel::nft::rule::{self, FAMILIES, Family};
+use egret_kernel::nft::rule::{End, STATE_ESTABLISHED, STATE_INVALID, STATE_NEW, STATE_RELATED};
+use egret_kernel::nft::rule::{Interface, rule};
+use egret_kernel::nft::rule::{STATE_UNTRACKED, UDP};
+use egret_kernel::nft::{Chain, ElementKey, Hook, Rule, Set, SetType, Table, Value};
 use ipnet::IpNet;
 use std::net::IpAddr;
 

@@ -1,13 +1,13 @@
 //! Counters along the path of canaries, so that a foreign hook that drops them can be named. Each base chain of its own
 //! is the first or the last one of its hook.
 
-use crate::nft::rule::{Builder, End, FAMILIES, Family, Interface, UDP, rule};
-use crate::nft::{Chain, Hook, Rule, Table};
 use egret_core::canary::CanaryHook;
 use egret_core::node::NodeState;
 use egret_core::numbers::{
     CANARY_DESTINATION_V4, CANARY_DESTINATION_V6, CANARY_DEVICE, TUNNEL_DEVICE, TUNNEL_PORT,
 };
+use egret_kernel::nft::rule::{Builder, End, FAMILIES, Family, Interface, UDP, rule};
+use egret_kernel::nft::{Chain, Hook, Rule, Table};
 
 /// Bytes of the canary destinations that all groups share.
 const PREFIX_V4: usize = 3;

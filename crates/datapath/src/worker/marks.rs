@@ -6,11 +6,11 @@
 //! removed.
 
 use super::names::GROUP_SETS;
-use crate::nft::rule::rule;
-use crate::nft::{ElementKey, Rule, Set, SetType, Table, Value};
 #[cfg(test)]
 use egret_core::numbers::GROUPS_MAX;
 use egret_core::numbers::{FOREIGN_MARK_BIT, MARK_MASK, MARK_SHIFT};
+use egret_kernel::nft::rule::rule;
+use egret_kernel::nft::{ElementKey, Rule, Set, SetType, Table, Value};
 
 /// Adds the sets of the marks that our routing rules match, and of the values that stand for them in foreign marks.
 pub(crate) fn sets(numbers: impl Iterator<Item = u8>, table: &mut Table) {
@@ -59,7 +59,7 @@ pub(crate) fn restore() -> Vec<Rule> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::nft::{Expression, MetaKey};
+    use egret_kernel::nft::{Expression, MetaKey};
     use std::collections::BTreeSet;
 
     /// Evaluates the few expressions of these rules as the kernel does (nft_meta, nft_bitwise, nft_cmp, nft_lookup).

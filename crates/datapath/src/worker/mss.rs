@@ -1,8 +1,8 @@
 //! TCP maximum segment size (MSS) through the tunnel.
 
-use crate::nft::Rule;
-use crate::nft::rule::{Builder, Family, TCP_SYN};
 use egret_core::node::NodeState;
+use egret_kernel::nft::Rule;
+use egret_kernel::nft::rule::{Builder, Family, TCP_SYN};
 
 const TCP_SYN_RST: u8 = 0x06;
 

@@ -1,7 +1,7 @@
 //! Names of sets and chains. Names of profiles and targets contain the id, so that an edit leaves the others' names.
 
-use crate::nft::rule::Family;
 use egret_core::node::{GroupNumber, ProfileId, TargetId, TrafficKeyId};
+use egret_kernel::nft::rule::Family;
 
 /// Run-time sets of outer tuples whose late packets are dropped, for IPv4 and IPv6.
 pub const LATE_SETS: [&str; 2] = ["late4", "late6"];

@@ -4,11 +4,11 @@
 use super::counters as c;
 use super::names::Stage;
 use super::profile::refused;
-use crate::nft::rule::{Builder, End, FAMILIES, Family};
-use crate::nft::rule::{Interface, STATE_ESTABLISHED, STATE_INVALID, STATE_UNTRACKED, rule};
-use crate::nft::{Chain, Rule, Table};
 use egret_core::node::{Attachment, GroupNumber, NextHop, NextHopWay, NodeState};
 use egret_core::numbers::{MARK_MASK, MARK_SHIFT, TUNNEL_DEVICE};
+use egret_kernel::nft::rule::{Builder, End, FAMILIES, Family};
+use egret_kernel::nft::rule::{Interface, STATE_ESTABLISHED, STATE_INVALID, STATE_UNTRACKED, rule};
+use egret_kernel::nft::{Chain, Rule, Table};
 
 /// Chain that checks packets that leave this node after they came through the tunnel.
 const GUARD_FROM_TUNNEL: &str = "guard_from_tunnel";

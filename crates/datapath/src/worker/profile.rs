@@ -4,16 +4,17 @@ use super::counters as c;
 use super::mss::clamp_mss;
 use super::names::{BOUND, BOUND_DEVICES, FULL_SETS, GOTO, STAGES, Stage, TRANSPORT};
 use super::names::{opened, sent};
-use crate::nft::rule::{self, FAMILIES, Family};
-use crate::nft::rule::{
-    Builder, End, Interface, STATE_ESTABLISHED, STATE_INVALID, STATE_NEW, STATE_UNTRACKED, rule,
-};
-use crate::nft::{ByAddress, Chain, ElementKey, Rule, Set, SetType, Table, Value};
+use crate::elements::{ByAddress, named_by_content};
 use egret_core::model::Protocol;
 use egret_core::node::{
     DestinationRange, Group, NodeState, PodMap, Profile, ProfileId, Target, Verdict,
 };
 use egret_core::numbers::{LIFT_DEVICE, MARK_MASK, MARK_SHIFT, TUNNEL_DEVICE};
+use egret_kernel::nft::rule::{self, FAMILIES, Family};
+use egret_kernel::nft::rule::{
+    Builder, End, Interface, STATE_ESTABLISHED, STATE_INVALID, STATE_NEW, STATE_UNTRACKED, rule,
+};
+use egret_kernel::nft::{Chain, ElementKey, Rule, Set, SetType, SharedElements, Table, Value};
 use std::net::IpAddr;
 
 const JUMP: i32 = -3;
@@ -152,10 +153,10 @@ fn pods(state: &NodeState, table: &mut Table, stage: Stage, family: Family, addr
     map.verdicts = true;
     let jump = |id: &ProfileId| Value::Verdict(JUMP, Some(stage.profile(family, *id)));
     let profiles = state.worker.profiles.keys();
-    map.by_address = Some(ByAddress {
+    map.shared = Some(SharedElements::new(ByAddress {
         addresses: addresses.clone(),
         verdicts: profiles.map(|id| (*id, jump(id))).collect(),
-    });
+    }));
     table.sets.insert(stage.pods(family), map);
 }
 
@@ -164,8 +165,8 @@ fn one(table: &mut Table, stage: Stage, family: Family, id: ProfileId, profile: 
         boxes(stage, family, profile),
         portless(stage, family, profile),
     );
-    let boxes_name = boxes.named_by_content(&stage.boxes(family, id));
-    let portless_name = portless.named_by_content(&stage.portless(family, id));
+    let boxes_name = named_by_content(&boxes, &stage.boxes(family, id));
+    let portless_name = named_by_content(&portless, &stage.portless(family, id));
     let mut rules = vec![
         rule()
             .address_in(family, End::Destination, &family.named("never"))

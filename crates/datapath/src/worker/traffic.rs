@@ -1,8 +1,8 @@
 //! Traffic by traffic key: two named counters each, which live as long as the key, whatever its targets are.
 
 use super::names::{OPENED, SENT, opened, sent};
-use crate::nft::{Count, Table};
 use egret_core::node::{NodeState, TrafficKeyId};
+use egret_kernel::nft::{Count, Table};
 use std::collections::BTreeMap;
 
 /// Traffic of one traffic key.

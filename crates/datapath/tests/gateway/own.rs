@@ -11,8 +11,8 @@ use crate::site::{EGRESS, GATEWAY, OUTSIDE, OWN, Site, receive, state, underlay}
 use egret_core::model::PortRange;
 use egret_core::node::*;
 use egret_datapath::gateway::GatewayDriver;
-use egret_datapath::nft::Nftables;
 use egret_datapath::worker;
+use egret_kernel::nft::Nftables;
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, SocketAddr, UdpSocket};
 

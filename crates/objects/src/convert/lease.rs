@@ -6,7 +6,7 @@ use crate::front_end;
 use egret_api as api;
 use egret_core::model::{
     AddressClaim, AddressRecord, GatewayName, Grant, Kind, Lease, LeaseState, MacAddress,
-    NoMacAddress, NodeName, NodeRecord, ObjectRef, PortRange, Programmed,
+    NoMacAddress, NodeName, NodeRecord, ObjectRef, PortRange, Programmed, Restored,
 };
 use egret_core::numbers::TUNNEL_INDEX_MAX;
 use ipnet::IpNet;
@@ -55,9 +55,12 @@ pub fn address_record(object: &api::EgressAddress) -> Reading<AddressRecord> {
         leases: leases.collect(),
         epoch: epoch.unwrap_or(0),
         term: self::epoch(&mut check, "spec.term", spec.term).unwrap_or(0),
-        restored: spec
-            .restored_epoch
-            .and_then(|epoch| self::epoch(&mut check, "spec.restoredEpoch", epoch)),
+        restored: spec.restored.as_ref().and_then(|restored| {
+            Some(Restored {
+                epoch: self::epoch(&mut check, "spec.restored.epoch", restored.epoch)?,
+                since_secs: restored.since.0.as_second(),
+            })
+        }),
         resource_version: resource_version(&object.metadata),
     };
     let mut findings = check.into_findings();
@@ -105,7 +108,10 @@ pub fn address_spec(record: &AddressRecord) -> api::EgressAddressSpec {
         gateway: record.gateway.0.clone(),
         epoch: api_number(record.epoch),
         term: api_number(record.term),
-        restored_epoch: record.restored.map(api_number),
+        restored: record.restored.map(|restored| api::AddressRestored {
+            epoch: api_number(restored.epoch),
+            since: time(restored.since_secs),
+        }),
         leases: record
             .leases
             .iter()

@@ -6,11 +6,51 @@ use crate::numbers::{BLOCK_PORTS, LEASE_PORT_FIRST, LEASE_RANGES_MAX};
 use std::collections::BTreeSet;
 use std::net::IpAddr;
 
-const BLOCK_FIRST: usize = (LEASE_PORT_FIRST / BLOCK_PORTS) as usize;
-const BLOCKS_END: usize = 65_536 / BLOCK_PORTS as usize;
+/// First block that may be leased.
+pub(super) const BLOCK_FIRST: usize = (LEASE_PORT_FIRST / BLOCK_PORTS) as usize;
+/// Number of the first block behind the last one.
+pub(super) const BLOCKS_END: usize = 65_536 / BLOCK_PORTS as usize;
 
 /// Number of hashed positions that are tried before all positions are searched.
 const SCATTER_ATTEMPTS: u64 = 16;
+
+/// The blocks of a range.
+pub(super) fn blocks_of(range: &PortRange) -> impl Iterator<Item = usize> + use<> {
+    usize::from(range.first / BLOCK_PORTS)..=usize::from(range.last / BLOCK_PORTS)
+}
+
+/// Number of blocks of these ranges.
+pub(super) fn blocks_in(ranges: &[PortRange]) -> usize {
+    ranges.iter().map(|range| blocks_of(range).count()).sum()
+}
+
+/// Blocks that this many ports fill.
+pub(super) fn in_blocks(ports: u32) -> usize {
+    usize::try_from(ports.div_ceil(BLOCK_PORTS.into())).unwrap_or(usize::MAX)
+}
+
+/// The ranges that these blocks make, neighbours together.
+pub(super) fn ranges_of(blocks: &BTreeSet<usize>) -> Vec<PortRange> {
+    let mut ranges: Vec<PortRange> = Vec::new();
+    for block in blocks {
+        let (first, last) = ports_of(*block, 1);
+        match ranges.last_mut() {
+            Some(range) if range.last.checked_add(1) == Some(first) => range.last = last,
+            _ => ranges.push(PortRange { first, last }),
+        }
+    }
+    ranges
+}
+
+/// First and last port of this many blocks.
+fn ports_of(block: usize, count: usize) -> (u16, u16) {
+    let port = |block: usize| u16::try_from(block * usize::from(BLOCK_PORTS));
+    let last = port(block + count - 1).expect("blocks end with the ports");
+    (
+        port(block).expect("blocks end with the ports"),
+        last + (BLOCK_PORTS - 1),
+    )
+}
 
 /// Size of a first grant in blocks, a power of two: at most `initial_ports`, and at most half of an equal share, so
 /// that each expected worker can have twice as much.
@@ -35,6 +75,11 @@ impl Blocks {
             free[usize::from(first)..=usize::from(last)].fill(false);
         }
         Self(free)
+    }
+
+    /// Number of free blocks.
+    pub(super) fn count(&self) -> usize {
+        self.0.iter().filter(|free| **free).count()
     }
 
     /// Takes a grant of `size` blocks, or the largest smaller power of two that is free; `None` if nothing is free.
@@ -90,12 +135,8 @@ impl Blocks {
         }
         let range = |start: usize| {
             self.0[start..start + length].fill(false);
-            let port = |block: usize| u16::try_from(block * usize::from(BLOCK_PORTS));
-            PortRange {
-                first: port(start).expect("blocks end with the ports"),
-                last: port(start + length - 1).expect("blocks end with the ports")
-                    + (BLOCK_PORTS - 1),
-            }
+            let (first, last) = ports_of(start, length);
+            PortRange { first, last }
         };
         Some(starts.into_iter().map(range).collect())
     }

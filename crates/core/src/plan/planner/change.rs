@@ -2,6 +2,7 @@
 
 use super::{Dirty, Planner};
 use crate::model::*;
+use crate::plan::lease::Concerns;
 use crate::resolve::{distinct, in_namespaces, in_pool};
 use std::collections::BTreeMap;
 use std::net::IpAddr;
@@ -236,6 +237,12 @@ impl Planner {
         dirty.roles = true;
         dirty.numbers = true;
         dirty.addresses.extend(self.leases.of_node(&name));
+        if let Some(record) = self.snapshot.node_records.get(&name) {
+            dirty.addresses.extend(Concerns::of(record).addresses());
+        }
+        if self.leases.is_restored() {
+            dirty.addresses.extend(self.leases.restored());
+        }
     }
 
     fn take_policies(&mut self, policies: List<Policy>, dirty: &mut Dirty) {

@@ -108,7 +108,10 @@ impl Planner {
         if was.map(|r| r.tunnel_index) != is.map(|r| r.tunnel_index) {
             dirty.numbers = true;
         }
-        dirty.addresses.extend(self.drained_otherwise(&name, was));
+        dirty.addresses.extend(self.leases_otherwise(&name, was));
+        if self.leases.is_restored() {
+            dirty.addresses.extend(self.leases.restored());
+        }
         if status::gateway_node(&name, was) != status::gateway_node(&name, is) {
             dirty.gateways.extend(self.leases.gateways_of(&name));
         }
@@ -130,25 +133,26 @@ impl Planner {
         others.any(|(address, _)| self.matters(address))
     }
 
-    /// Addresses for which the node's report of being drained changed.
-    fn drained_otherwise(&self, name: &NodeName, was: Option<&NodeRecord>) -> BTreeSet<IpAddr> {
+    /// Addresses whose leases depend on what changed in the node's record.
+    fn leases_otherwise(&self, name: &NodeName, was: Option<&NodeRecord>) -> BTreeSet<IpAddr> {
         let is = self.snapshot.node_records.get(name);
-        let (Some(was), Some(is)) = (was, is) else {
-            return self.leases.of_node(name).into_iter().collect();
+        let concerns = |record: Option<&NodeRecord>| record.map(lease::Concerns::of);
+        let (was, is) = (concerns(was), concerns(is));
+        let (Some(was), Some(is)) = (&was, &is) else {
+            let both = was.iter().chain(&is);
+            let claimed = both.flat_map(|record| record.addresses().copied());
+            return self
+                .leases
+                .of_node(name)
+                .into_iter()
+                .chain(claimed)
+                .collect();
         };
-        let mut candidates: BTreeSet<IpAddr> = BTreeSet::new();
-        if !was.demand.keys().eq(is.demand.keys()) {
-            candidates.extend(was.demand.keys().filter(|a| !is.demand.contains_key(a)));
-            candidates.extend(is.demand.keys().filter(|a| !was.demand.contains_key(a)));
+        let mut changed: BTreeSet<IpAddr> = was.differing(is);
+        if was.epochs != is.epochs {
+            changed.extend(self.leases.of_node(name));
         }
-        let granted = |r: &NodeRecord| -> BTreeSet<IpAddr> {
-            r.grants.iter().map(|grant| grant.address).collect()
-        };
-        if was.grants != is.grants {
-            candidates.extend(granted(was).symmetric_difference(&granted(is)));
-        }
-        candidates.retain(|a| lease::is_drained(was, *a) != lease::is_drained(is, *a));
-        candidates
+        changed
     }
 
     /// Numbers nodes if the set of records may have changed, and updates grants.
@@ -189,9 +193,10 @@ impl Planner {
         let mut writes: BTreeSet<NodeName> = std::mem::take(&mut self.plan.node_writes)
             .into_iter()
             .collect();
+        let believed_max = self.leases.believed_max();
         for name in &dirty.nodes {
             let grants = self.leases.grants(name, &self.plan.addresses);
-            let grants = unreadable::grants(&self.snapshot, name, grants);
+            let grants = unreadable::grants(&self.snapshot, name, grants, believed_max);
             let carried = self.pod_prefixes.carried_by(name);
             let carried = unreadable::pod_prefixes(&self.snapshot, name, carried);
             let known = self.snapshot.node_records.get(name);

@@ -3,8 +3,9 @@
 use super::messages::MessageSource;
 use super::{Dirty, Planner};
 use crate::model::*;
+use crate::plan::counted::Counted;
 use crate::plan::demand::Demand;
-use crate::plan::lease::{self, Cluster, PlannedAddress};
+use crate::plan::lease::{self, Claims, Cluster, Epochs, PlannedAddress};
 use crate::plan::nodes::NodeGrants;
 use crate::plan::status;
 use std::collections::{BTreeMap, BTreeSet};
@@ -15,7 +16,11 @@ use std::net::IpAddr;
 pub(super) struct Leases {
     needs: BTreeMap<IpAddr, Need>,
     /// Epochs in address and node records.
-    epochs: Counted<u64>,
+    epochs: Epochs,
+    /// Ranges that nodes have.
+    claims: Claims,
+    /// Nodes whose record had gone back at the last plan.
+    ahead_before: Vec<NodeName>,
     /// Nodes of each gateway.
     pub roles: BTreeMap<GatewayName, BTreeSet<NodeName>>,
     /// The epoch that every node of each gateway has reached.
@@ -52,52 +57,58 @@ struct Planned {
     epoch: u64,
     due: Option<i64>,
     waits_for: Option<GatewayName>,
+    restored: Option<u64>,
     exhausted: BTreeSet<NodeName>,
-}
-
-/// Multiset of values: number of occurrences of each.
-#[derive(Debug)]
-struct Counted<T>(BTreeMap<T, u32>);
-
-impl<T> Default for Counted<T> {
-    fn default() -> Self {
-        Counted(BTreeMap::new())
-    }
-}
-
-impl<T: Ord + Copy> Counted<T> {
-    fn add(&mut self, value: T) {
-        *self.0.entry(value).or_default() += 1;
-    }
-
-    fn remove(&mut self, value: T) {
-        if let Some(count) = self.0.get_mut(&value) {
-            *count -= 1;
-            if *count == 0 {
-                self.0.remove(&value);
-            }
-        }
-    }
-
-    fn highest(&self) -> Option<T> {
-        self.0.last_key_value().map(|(value, _)| *value)
-    }
 }
 
 impl Leases {
     /// Adds a node record.
     pub(super) fn add_node(&mut self, record: &NodeRecord) {
-        self.epochs.add(lease::node_epoch(record));
+        self.epochs.add_node(record);
+        self.claims.add(record);
     }
 
     /// Removes a node record.
     pub(super) fn remove_node(&mut self, record: &NodeRecord) {
-        self.epochs.remove(lease::node_epoch(record));
+        self.epochs.remove_node(record);
+        self.claims.remove(record);
+    }
+
+    /// Nodes whose record has gone back.
+    pub(super) fn ahead(&self) -> Vec<NodeName> {
+        self.epochs.ahead().cloned().collect()
+    }
+
+    /// Highest epoch that nodes may report.
+    pub(super) fn believed_max(&self) -> u64 {
+        self.epochs.believed_max()
+    }
+
+    /// Findings about epochs that nodes report.
+    pub(super) fn unbelieved(&self, snapshot: &Snapshot) -> BTreeSet<Finding> {
+        self.epochs.unbelieved(snapshot)
+    }
+
+    /// All addresses with a plan or a demand.
+    pub(super) fn addresses(&self) -> impl Iterator<Item = IpAddr> {
+        self.planned.keys().chain(self.needs.keys()).copied()
+    }
+
+    /// Addresses whose plan waits for nodes to say what they hold.
+    pub(super) fn restored(&self) -> impl Iterator<Item = IpAddr> {
+        let planned = self.planned.iter();
+        let restored = planned.filter(|(_, planned)| planned.restored.is_some());
+        restored.map(|(address, _)| *address)
+    }
+
+    /// Whether some plan waits for that.
+    pub(super) fn is_restored(&self) -> bool {
+        self.restored.highest().is_some()
     }
 
     /// Adds an address record.
     pub(super) fn add_record(&mut self, record: &AddressRecord) {
-        self.epochs.add(lease::record_epoch(record));
+        self.epochs.add_record(record);
     }
 
     /// Counts one more pod of the node for the address; returns whether it is the first.
@@ -227,6 +238,9 @@ impl Leases {
     fn note(&mut self, address: IpAddr, planned: Option<Planned>) {
         if let Some(old) = self.planned.remove(&address) {
             self.planned_epochs.remove(old.epoch);
+            if let Some(epoch) = old.restored {
+                self.restored.remove(epoch);
+            }
             if let Some(due) = old.due {
                 self.dues.remove(&(due, address));
             }
@@ -236,6 +250,9 @@ impl Leases {
         }
         let Some(new) = planned else { return };
         self.planned_epochs.add(new.epoch);
+        if let Some(epoch) = new.restored {
+            self.restored.add(epoch);
+        }
         if let Some(due) = new.due {
             self.dues.insert((due, address));
         }
@@ -304,7 +321,7 @@ impl Planner {
             None => records.remove(&address),
         };
         if let Some(old) = &old {
-            self.leases.epochs.remove(lease::record_epoch(old));
+            self.leases.epochs.remove_record(old);
         }
         // A policy that searches for a free address may find another one.
         dirty.resolve |= self.policies.searched && is_there != old.is_some();
@@ -317,10 +334,25 @@ impl Planner {
         let due = self.leases.dues.iter();
         let due = due.take_while(|(at, _)| *at <= self.time.now_secs);
         dirty.addresses.extend(due.map(|(_, address)| *address));
+        let ahead = self.leases.ahead();
+        if ahead != self.leases.ahead_before {
+            // Few nodes, and seldom: their word concerns every address.
+            dirty.addresses.extend(self.leases.addresses());
+            self.leases.ahead_before.clone_from(&ahead);
+        }
+        let unbelieved = self.leases.unbelieved(&self.snapshot);
+        self.messages.put(
+            &mut self.plan,
+            MessageSource::Epochs,
+            Vec::new(),
+            unbelieved,
+        );
         let mut cluster = Cluster {
             snapshot: &self.snapshot,
             time: self.time,
-            epoch: self.leases.epochs.highest().unwrap_or(0),
+            epoch: self.leases.epochs.highest(),
+            ahead: &ahead,
+            claims: &self.leases.claims,
             reported: &self.leases.reported,
         };
         let mut all: Vec<(IpAddr, Option<PlannedAddress>)> = Vec::new();
@@ -338,8 +370,13 @@ impl Planner {
                 exists.then(|| lease::plan_address(&mut cluster, *address, demand.as_ref()));
             all.push((*address, planned));
         }
+        let restored = self.leases.restored.highest();
         for (address, planned) in all {
             self.install(address, planned, dirty);
+        }
+        if restored != self.leases.restored.highest() {
+            // Every node is asked what it holds.
+            dirty.nodes.extend(self.plan.node_records.keys().cloned());
         }
         self.sweep(dirty);
         let unwritten = self.leases.unwritten.iter();
@@ -400,8 +437,7 @@ impl Planner {
             let users = users.filter_map(|policy| self.policies.reference(policy));
             dirty.policies.extend(users);
         }
-        let waits =
-            |lease: &Lease| matches!(lease.state, LeaseState::Granted | LeaseState::Draining);
+        let waits = |lease: &Lease| matches!(lease.state, LeaseState::Granted | LeaseState::Fenced);
         let note = Planned {
             epoch: record.epoch,
             due: lease::due(&self.snapshot, &record),
@@ -410,6 +446,7 @@ impl Planner {
                 .iter()
                 .any(waits)
                 .then(|| record.gateway.clone()),
+            restored: record.restored.map(|restored| restored.epoch),
             exhausted: planned.exhausted,
         };
         self.leases.note(address, Some(note));

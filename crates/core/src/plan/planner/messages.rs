@@ -14,6 +14,8 @@ pub(super) enum MessageSource {
     Resolve,
     /// The leases of one address.
     Leases(IpAddr),
+    /// Epochs that nodes report.
+    Epochs,
     /// Tunnel indexes of nodes.
     Numbers,
     /// The conditions of one policy.

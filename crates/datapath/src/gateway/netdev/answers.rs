@@ -2,7 +2,7 @@
 
 use super::matches::*;
 use super::rules::Site;
-use crate::nft::{Base, Checksum, Expression as E, Rule};
+use egret_kernel::nft::{Base, Checksum, Expression as E, Rule};
 
 const ARP_REPLY: [u8; 2] = [0, 2];
 

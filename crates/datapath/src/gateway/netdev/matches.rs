@@ -1,6 +1,6 @@
 //! Matches and statements of rules, and the differences between the families.
 
-use crate::nft::{Base, Checksum, Expression as E, MetaKey, Rule, SetType};
+use egret_kernel::nft::{Base, Checksum, Expression as E, MetaKey, Rule, SetType};
 use nix::libc;
 use std::net::IpAddr;
 

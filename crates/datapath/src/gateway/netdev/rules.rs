@@ -5,12 +5,12 @@ use super::super::external_routes::ExternalRoute;
 use super::answers::{arp, solicitation};
 use super::matches::*;
 use super::traffic;
-use crate::nft::{
-    Base, Chain, Checksum, ElementKey, Expression as E, Hook, MetaKey, Rule, Set, SetType, Table,
-    Value,
-};
 use egret_core::node::{GatewayState, Steering, TunnelIndex};
-use egret_core::numbers::BLOCK_PORTS;
+use egret_core::numbers::{BLOCK_PORTS, TUNNEL_VNI};
+use egret_kernel::nft::{
+    Base, Chain, Checksum, ElementKey, Expression as E, Hook, MetaKey, Rule, Set, SetType, Table,
+    TunnelKey, Value,
+};
 use nix::libc;
 use std::net::IpAddr;
 
@@ -68,7 +68,11 @@ pub(super) fn table(site: &Site<'_>, state: &GatewayState) -> Table {
         let mut rules = traffic_back();
         rules.push(into_tunnel(site, *index, &tunnel));
         plain(&mut table, &worker_chain(*index), rules);
-        table.tunnels.insert(tunnel, *underlay);
+        let key = TunnelKey {
+            network_identifier: TUNNEL_VNI,
+            to: *underlay,
+        };
+        table.tunnels.insert(tunnel, key);
     }
     base(&mut table, EXTERNAL_IN, site.external, external_in());
     base(&mut table, "egress_in", site.tunnel, egress_in());

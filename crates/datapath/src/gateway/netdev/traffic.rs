@@ -3,8 +3,8 @@
 
 use super::super::{Carried, Flow};
 use super::matches::*;
-use crate::nft::{Count, ElementKey, Expression as E, Rule, Set, Table, Value};
 use egret_core::node::GatewayState;
+use egret_kernel::nft::{Count, ElementKey, Expression as E, Rule, Set, Table, Value};
 use std::collections::BTreeMap;
 use std::net::IpAddr;
 

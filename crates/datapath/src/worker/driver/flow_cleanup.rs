@@ -9,11 +9,11 @@
 //! source, and the flows are ended after a separate reader has dumped them (decision 99).
 
 use super::{DatapathError, WorkerDriver};
-use crate::conntrack::{Flow, Tuple};
-use crate::nft::{Element, ElementKey};
 use crate::worker::names::{ENDED_SETS, LATE_SETS};
 use egret_core::node::{Fate, NodeState, WorkerState};
 use egret_core::numbers::{ENDED_FLOW_SECS, ENDED_FLOWS_MAX};
+use egret_kernel::conntrack::{Flow, Tuple};
+use egret_kernel::nft::{Element, ElementKey};
 use std::collections::BTreeSet;
 use std::net::IpAddr;
 

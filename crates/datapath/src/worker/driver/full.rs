@@ -1,11 +1,11 @@
 //! Destinations towards which a lease is used up: new flows to them are refused visibly (design section 7).
 
 use super::{DatapathError, WorkerDriver};
-use crate::conntrack::Flow;
-use crate::nft::{Element, ElementKey};
 use crate::worker::names::FULL_SETS;
 use egret_core::machines::Destination;
 use egret_core::numbers::FULL_DESTINATION_SECS;
+use egret_kernel::conntrack::Flow;
+use egret_kernel::nft::{Element, ElementKey};
 use std::collections::BTreeSet;
 
 const WITH_PORTS: [u8; 3] = [6, 17, 132];

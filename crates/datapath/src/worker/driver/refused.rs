@@ -1,8 +1,8 @@
 //! Pods' packets that were refused because their protocol has no ports.
 
 use super::{DatapathError, WorkerDriver};
-use crate::nft::read::address;
 use crate::worker::names::PORTLESS_SETS;
+use egret_kernel::nft::read::address;
 use std::collections::BTreeSet;
 use std::net::IpAddr;
 

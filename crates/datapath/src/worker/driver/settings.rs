@@ -2,7 +2,7 @@
 
 use super::DatapathError;
 use crate::route::{Advertised, Routing};
-use crate::sysctl::{NODE_SETTINGS, Sysctls};
+use egret_kernel::sysctl::{NODE_SETTINGS, Sysctls};
 
 /// Turns forwarding on, after setting devices that depend on router advertisements to accept them still. `come`:
 /// devices may have come since. Returns the names of the settings that were changed.

@@ -1,8 +1,7 @@
 //! Next hops by which the kernel sends out of one device.
 
-use super::error::RouteError;
 use super::wire::{main_unicast_routes, neighbour_address, neighbour_entries, next_hop};
-use crate::netlink::NetlinkSocket;
+use crate::netlink::{NetlinkError, NetlinkSocket};
 use netlink_packet_route::neighbour::NeighbourState;
 use netlink_packet_route::route::{RouteAttribute, RouteMessage};
 use std::collections::BTreeSet;
@@ -29,11 +28,7 @@ struct Found {
 }
 
 /// Reads the main table. A next hop with a permanent neighbour entry makes it [`WayOut::Direct`]: it is never resolved.
-pub(super) fn way_out(
-    socket: &mut NetlinkSocket,
-    device: u32,
-    v6: bool,
-) -> Result<WayOut, RouteError> {
+pub fn way_out(socket: &mut NetlinkSocket, device: u32, v6: bool) -> Result<WayOut, NetlinkError> {
     let mut routes = Vec::new();
     let mut elsewhere = false;
     for message in main_unicast_routes(socket, v6)? {
@@ -96,7 +91,7 @@ fn permanent(
     socket: &mut NetlinkSocket,
     device: u32,
     v6: bool,
-) -> Result<BTreeSet<IpAddr>, RouteError> {
+) -> Result<BTreeSet<IpAddr>, NetlinkError> {
     let mut entries = neighbour_entries(socket, Some(device), v6)?;
     entries.retain(|entry| {
         [NeighbourState::Permanent, NeighbourState::Noarp].contains(&entry.header.state)

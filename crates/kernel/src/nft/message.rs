@@ -1,9 +1,8 @@
 //! nfnetlink messages of the nf_tables subsystem.
 
 use super::expression::{Rule, value, verdict};
-use super::table::{Chain, Count, ElementKey, Set, SetType, Value};
+use super::table::{Chain, Count, ElementKey, Set, SetType, TunnelKey, Value};
 use crate::netlink::{Attrs, Request, flags};
-use egret_core::numbers::TUNNEL_VNI;
 use std::net::IpAddr;
 
 const SUBSYSTEM: u16 = 10 << 8;
@@ -28,7 +27,8 @@ const OBJECT_COUNTER: u32 = 1;
 const OBJECT_TUNNEL: u32 = 6;
 
 pub(super) const GETTABLE: u16 = 1;
-pub(super) const GETCHAIN: u16 = 4;
+/// `NFT_MSG_GETCHAIN`.
+pub const GETCHAIN: u16 = 4;
 pub(super) const GETRULE: u16 = 7;
 pub(super) const GETSET: u16 = 10;
 pub(super) const GETOBJ: u16 = 19;
@@ -49,7 +49,8 @@ const USERDATA_HOST_ORDER: [u8; 6] = [0, 4, 1, 0, 0, 0];
 /// Most elements of one message: an attribute is at most 64 KiB.
 const ELEMENTS_PER_MESSAGE: usize = 400;
 
-pub(super) fn request(kind: u16, flags: u16, attrs: Attrs, what: String) -> Request {
+/// A request of the subsystem; its first byte is the family, `NFPROTO_INET`.
+pub fn request(kind: u16, flags: u16, attrs: Attrs, what: String) -> Request {
     let body = Attrs::after(&[NFPROTO_INET, 0, 0, 0])
         .extend(attrs)
         .finish();
@@ -97,16 +98,16 @@ pub(super) fn new_counter(table: &str, name: &str, from: Count) -> Request {
     )
 }
 
-/// A tunnel key with our network identifier that leads to `to` (`NFTA_TUNNEL_KEY_*`).
-pub(super) fn new_tunnel(table: &str, name: &str, to: IpAddr) -> Request {
+/// A tunnel key (`NFTA_TUNNEL_KEY_*`).
+pub(super) fn new_tunnel(table: &str, name: &str, tunnel: TunnelKey) -> Request {
     const ZERO_CHECKSUM: u32 = 1;
     const TTL: u8 = 64;
-    let end = match to {
+    let end = match tunnel.to {
         IpAddr::V4(to) => Attrs::default().nest(2, Attrs::default().bytes(2, &to.octets())),
         IpAddr::V6(to) => Attrs::default().nest(3, Attrs::default().bytes(2, &to.octets())),
     };
     let key = Attrs::default()
-        .be32(1, TUNNEL_VNI)
+        .be32(1, tunnel.network_identifier)
         .extend(end)
         .be32(4, ZERO_CHECKSUM)
         .u8(6, TTL);

@@ -226,7 +226,8 @@ impl Expression {
         Expression::Load(register, address_bytes(address))
     }
 
-    pub(super) fn encode(&self) -> Attrs {
+    /// The expression as an attribute of a rule (`NFTA_RULE_EXPRESSIONS`).
+    pub fn encode(&self) -> Attrs {
         let (name, data) = self.data();
         let element = Attrs::default().text(1, name).nest(2, data);
         Attrs::default().nest(1, element)
@@ -390,7 +391,7 @@ impl Expression {
 }
 
 /// Bytes of an address in network order.
-pub(crate) fn address_bytes(address: IpAddr) -> Vec<u8> {
+pub fn address_bytes(address: IpAddr) -> Vec<u8> {
     match address {
         IpAddr::V4(address) => address.octets().to_vec(),
         IpAddr::V6(address) => address.octets().to_vec(),

@@ -14,7 +14,7 @@ const EGRESS: u32 = 0xffff_fff3;
 
 /// One filter.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Filter {
+pub struct Filter {
     /// Priority; lower ones run first.
     pub priority: u16,
     handle: u32,
@@ -31,7 +31,7 @@ impl Filter {
 ///
 /// # Errors
 /// The kernel's error: no such device, or no clsact qdisc there.
-pub(crate) fn filters(ifindex: u32, direction: TcAttachType) -> Result<Vec<Filter>, NetlinkError> {
+pub fn filters(ifindex: u32, direction: TcAttachType) -> Result<Vec<Filter>, NetlinkError> {
     let parent = match direction {
         TcAttachType::Ingress => INGRESS,
         TcAttachType::Egress => EGRESS,

@@ -1,7 +1,7 @@
 //! Ids of the tcx programs of a device.
 //!
 //! The kernel returns ids to callers with `CAP_NET_ADMIN` (`BPF_PROG_QUERY`), but opens a program by its id only with
-//! `CAP_SYS_ADMIN` (`bpf_prog_get_fd_by_id`). Agents lack that capability, and need only ids.
+//! `CAP_SYS_ADMIN` (`bpf_prog_get_fd_by_id`). Callers need only ids, and not that capability.
 
 use aya::programs::TcAttachType;
 use nix::libc;
@@ -36,7 +36,7 @@ struct Query {
 ///
 /// # Errors
 /// The kernel's error: no such device, no `CAP_NET_ADMIN`, or a kernel without tcx (`EINVAL`).
-pub(crate) fn program_ids(ifindex: u32, direction: TcAttachType) -> io::Result<Vec<u32>> {
+pub fn program_ids(ifindex: u32, direction: TcAttachType) -> io::Result<Vec<u32>> {
     let attach_type = match direction {
         TcAttachType::Ingress => BPF_TCX_INGRESS,
         TcAttachType::Egress => BPF_TCX_EGRESS,

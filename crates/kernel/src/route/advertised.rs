@@ -1,9 +1,7 @@
 //! Devices that depend on router advertisements (RFC 4861 section 4.2), for callers that turn forwarding on.
 
-use super::error::RouteError;
 use super::wire;
-use crate::netlink::NetlinkSocket;
-use egret_core::numbers::{LIFT_DEVICE, LIFT_PEER, TUNNEL_DEVICE};
+use crate::netlink::{NetlinkError, NetlinkSocket};
 use netlink_packet_route::RouteNetlinkMessage as Message;
 use netlink_packet_route::address::{AddressAttribute, AddressFlags, AddressHeaderFlags};
 use netlink_packet_route::address::{AddressMessage, AddressScope};
@@ -24,9 +22,9 @@ pub struct Advertised {
     pub uplinks: BTreeSet<String>,
 }
 
-/// Reads the devices from the kernel.
-pub(super) fn look(socket: &mut NetlinkSocket) -> Result<Advertised, RouteError> {
-    let names = links(socket)?;
+/// Reads the devices from the kernel, except those of these names.
+pub fn look(socket: &mut NetlinkSocket, except: &[&str]) -> Result<Advertised, NetlinkError> {
+    let names = links(socket, except)?;
     let mut heard = BTreeSet::new();
     for route in wire::routes(socket)? {
         if route.header.protocol == RouteProtocol::Ra {
@@ -49,14 +47,20 @@ pub(super) fn look(socket: &mut NetlinkSocket) -> Result<Advertised, RouteError>
 }
 
 /// See [`Advertised::uplinks`]; includes devices that have accepted no advertisement.
-pub(super) fn uplinks(socket: &mut NetlinkSocket) -> Result<BTreeSet<String>, RouteError> {
-    let devices = links(socket)?.into_values();
+pub fn uplinks(
+    socket: &mut NetlinkSocket,
+    except: &[&str],
+) -> Result<BTreeSet<String>, NetlinkError> {
+    let devices = links(socket, except)?.into_values();
     let uplinks = devices.filter(|(_, is_uplink)| *is_uplink);
     Ok(uplinks.map(|(name, _)| name).collect())
 }
 
 /// Name of each device by its index, and whether it leads to a network of the node's own.
-fn links(socket: &mut NetlinkSocket) -> Result<BTreeMap<u32, (String, bool)>, RouteError> {
+fn links(
+    socket: &mut NetlinkSocket,
+    except: &[&str],
+) -> Result<BTreeMap<u32, (String, bool)>, NetlinkError> {
     let message = Message::GetLink(LinkMessage::default());
     let mut names = BTreeMap::new();
     for message in wire::dump(socket, RTM_GETLINK, message, "the devices")? {
@@ -70,9 +74,7 @@ fn links(socket: &mut NetlinkSocket) -> Result<BTreeMap<u32, (String, bool)>, Ro
                 LinkAttribute::IfName(name) => Some(name.clone()),
                 _ => None,
             });
-        let Some(name) =
-            name.filter(|name| ![TUNNEL_DEVICE, LIFT_DEVICE, LIFT_PEER].contains(&&**name))
-        else {
+        let Some(name) = name.filter(|name| !except.contains(&&**name)) else {
             continue;
         };
         names.insert(link.header.index, (name, is_uplink(&link)));

@@ -1,21 +1,21 @@
 //! Routers in a node's neighbourhood, as its kernel knows them.
 
-use super::error::RouteError;
 use super::wire::{neighbour_address, neighbour_entries, next_hop, routes};
-use crate::netlink::NetlinkSocket;
-use egret_core::numbers::{CLASSIC_ROUTE_PROTOCOL, ROUTE_PROTOCOL};
+use crate::netlink::{NetlinkError, NetlinkSocket};
 use netlink_packet_route::neighbour::NeighbourFlags;
-use netlink_packet_route::route::{RouteAttribute, RouteMessage, RouteProtocol};
+use netlink_packet_route::route::{RouteAttribute, RouteMessage};
 use std::collections::BTreeSet;
 use std::net::IpAddr;
 
-/// Next hops of all owners' routes in any table, including those of router advertisements, and neighbours that
+/// Next hops of routes in any table except those of these protocols, including those of router advertisements, and neighbours that
 /// advertised themselves as routers (`NTF_ROUTER` of `linux/neighbour.h`). Includes link-local addresses.
-pub(super) fn routers(socket: &mut NetlinkSocket) -> Result<BTreeSet<IpAddr>, RouteError> {
-    let ours = [ROUTE_PROTOCOL, CLASSIC_ROUTE_PROTOCOL].map(RouteProtocol::from);
+pub fn routers(
+    socket: &mut NetlinkSocket,
+    except: &[u8],
+) -> Result<BTreeSet<IpAddr>, NetlinkError> {
     let mut found = BTreeSet::new();
     for route in routes(socket)? {
-        if !ours.contains(&route.header.protocol) {
+        if !except.contains(&u8::from(route.header.protocol)) {
             next_hops(&route, &mut found);
         }
     }

@@ -1,4 +1,4 @@
-//! Node-wide settings that forwarding needs. Earlier values are recorded and restored at `--cleanup`.
+//! Node-wide settings that forwarding needs. Earlier values are recorded and restored on request.
 
 mod advertisements;
 
@@ -210,7 +210,7 @@ fn path(name: &str) -> PathBuf {
 }
 
 /// The value, as text for people; `None` where it cannot be read.
-pub(crate) fn value(name: &str) -> Option<String> {
+pub fn value(name: &str) -> Option<String> {
     read(name).ok().flatten()
 }
 

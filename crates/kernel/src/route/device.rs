@@ -1,9 +1,7 @@
 //! Network devices (rtnetlink(7)).
 
-use super::error::RouteError;
 use super::wire;
-use crate::netlink::NetlinkSocket;
-use egret_core::numbers::TUNNEL_PORT;
+use crate::netlink::{NetlinkError, NetlinkSocket};
 use netlink_packet_route::RouteNetlinkMessage as Message;
 use netlink_packet_route::link::{InfoData, InfoVxlan, LinkAttribute, LinkFlags};
 use netlink_packet_route::link::{LinkInfo, LinkMessage};
@@ -25,8 +23,8 @@ pub struct Device {
     pub up: bool,
     /// Up and with carrier.
     pub running: bool,
-    /// It is a VXLAN device on our port in collect-metadata mode.
-    pub ours: bool,
+    /// UDP port, if it is a VXLAN device in collect-metadata mode.
+    pub metadata_vxlan: Option<u16>,
 }
 
 impl Device {
@@ -41,14 +39,14 @@ impl Device {
                 .header
                 .flags
                 .contains(LinkFlags::Up | LinkFlags::LowerUp),
-            ours: false,
+            metadata_vxlan: None,
         };
         for attribute in &message.attributes {
             match attribute {
                 LinkAttribute::IfName(name) => device.name.clone_from(name),
                 LinkAttribute::Address(mac) => device.mac.clone_from(mac),
                 LinkAttribute::Mtu(mtu) => device.mtu = *mtu,
-                LinkAttribute::LinkInfo(info) => device.ours = is_our_tunnel(info),
+                LinkAttribute::LinkInfo(info) => device.metadata_vxlan = metadata_vxlan(info),
                 _ => {}
             }
         }
@@ -56,18 +54,20 @@ impl Device {
     }
 }
 
-fn is_our_tunnel(info: &[LinkInfo]) -> bool {
-    info.iter().any(|info| match info {
-        LinkInfo::Data(InfoData::Vxlan(data)) => {
-            data.contains(&InfoVxlan::Port(TUNNEL_PORT))
-                && data.contains(&InfoVxlan::CollectMetadata(true))
-        }
-        _ => false,
+fn metadata_vxlan(info: &[LinkInfo]) -> Option<u16> {
+    let mut data = info.iter().filter_map(|info| match info {
+        LinkInfo::Data(InfoData::Vxlan(data)) => Some(data),
+        _ => None,
+    });
+    let data = data.find(|data| data.contains(&InfoVxlan::CollectMetadata(true)))?;
+    data.iter().find_map(|one| match one {
+        InfoVxlan::Port(port) => Some(*port),
+        _ => None,
     })
 }
 
 /// All devices of the namespace.
-pub(super) fn devices(socket: &mut NetlinkSocket) -> Result<Vec<Device>, RouteError> {
+pub fn devices(socket: &mut NetlinkSocket) -> Result<Vec<Device>, NetlinkError> {
     let message = Message::GetLink(LinkMessage::default());
     let found = wire::dump(socket, RTM_GETLINK, message, "the devices")?;
     let link = |message| match message {

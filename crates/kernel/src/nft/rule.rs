@@ -4,30 +4,41 @@ use super::expression::address_bytes;
 use super::{Expression, FibResult, Key, MetaKey, Rule, SetType};
 use std::net::IpAddr;
 
-pub(crate) const TCP: u8 = 6;
-pub(crate) const UDP: u8 = 17;
+/// Protocol number.
+pub const TCP: u8 = 6;
+/// Protocol number.
+pub const UDP: u8 = 17;
 const ICMP: u8 = 1;
 const ICMP_V6: u8 = 58;
 const TCP_FIN_SYN_RST_ACK: u8 = 0x17;
-pub(crate) const TCP_SYN: u8 = 0x02;
-/// Bits of `ct state` (`NF_CT_STATE_BIT`).
-pub(crate) const STATE_INVALID: u32 = 1;
-pub(crate) const STATE_ESTABLISHED: u32 = 2;
-pub(crate) const STATE_RELATED: u32 = 4;
-pub(crate) const STATE_NEW: u32 = 8;
-pub(crate) const STATE_UNTRACKED: u32 = 64;
+/// Bit of the TCP flags.
+pub const TCP_SYN: u8 = 0x02;
+/// `invalid`, a bit of `ct state` (`NF_CT_STATE_BIT`), like the following.
+pub const STATE_INVALID: u32 = 1;
+/// `established`.
+pub const STATE_ESTABLISHED: u32 = 2;
+/// `related`.
+pub const STATE_RELATED: u32 = 4;
+/// `new`.
+pub const STATE_NEW: u32 = 8;
+/// `untracked`.
+pub const STATE_UNTRACKED: u32 = 64;
 
 /// Address family.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Family {
+pub enum Family {
+    /// IPv4.
     V4,
+    /// IPv6.
     V6,
 }
 
-pub(crate) const FAMILIES: [Family; 2] = [Family::V4, Family::V6];
+/// Both families.
+pub const FAMILIES: [Family; 2] = [Family::V4, Family::V6];
 
 impl Family {
-    pub(crate) fn of(address: IpAddr) -> Self {
+    /// Family of an address.
+    pub fn of(address: IpAddr) -> Self {
         if address.is_ipv4() {
             Family::V4
         } else {
@@ -35,7 +46,8 @@ impl Family {
         }
     }
 
-    pub(crate) fn digit(self) -> char {
+    /// `'4'` or `'6'`.
+    pub fn digit(self) -> char {
         match self {
             Family::V4 => '4',
             Family::V6 => '6',
@@ -43,7 +55,7 @@ impl Family {
     }
 
     /// `NFPROTO_*`.
-    pub(crate) fn number(self) -> u32 {
+    pub fn number(self) -> u32 {
         match self {
             Family::V4 => libc::NFPROTO_IPV4 as u32,
             Family::V6 => libc::NFPROTO_IPV6 as u32,
@@ -51,12 +63,12 @@ impl Family {
     }
 
     /// Name of one of two sets or chains that differ only in the family.
-    pub(crate) fn named(self, name: &str) -> String {
+    pub fn named(self, name: &str) -> String {
         format!("{name}{}", self.digit())
     }
 
     /// Type of this family's addresses in the key of a set.
-    pub(crate) fn address_type(self) -> SetType {
+    pub fn address_type(self) -> SetType {
         match self {
             Family::V4 => SetType::Ipv4,
             Family::V6 => SetType::Ipv6,
@@ -66,22 +78,28 @@ impl Family {
 
 /// Input or output device of a packet.
 #[derive(Clone, Copy)]
-pub(crate) enum Interface {
+pub enum Interface {
+    /// Input device.
     In,
+    /// Output device.
     Out,
 }
 
 /// Source or destination of a packet.
 #[derive(Clone, Copy)]
-pub(crate) enum End {
+pub enum End {
+    /// Source.
     Source,
+    /// Destination.
     Destination,
 }
 
 #[derive(Default)]
-pub(crate) struct Builder(Rule);
+/// A rule under construction: matches in the order of the calls, then one statement that ends it.
+pub struct Builder(Rule);
 
-pub(crate) fn rule() -> Builder {
+/// Starts a rule.
+pub fn rule() -> Builder {
     Builder::default()
 }
 
@@ -107,12 +125,14 @@ impl Builder {
         })
     }
 
-    pub(crate) fn family(self, family: Family) -> Self {
+    /// Matches packets of this family.
+    pub fn family(self, family: Family) -> Self {
         self.push(Expression::Meta(MetaKey::NfProto, 0))
             .equals(0, &[family.number() as u8])
     }
 
-    pub(crate) fn device(self, interface: Interface, name: &str, is: bool) -> Self {
+    /// Matches packets whose device has (has not) this name, at most 15 bytes.
+    pub fn device(self, interface: Interface, name: &str, is: bool) -> Self {
         let key = match interface {
             Interface::In => MetaKey::IifName,
             Interface::Out => MetaKey::OifName,
@@ -128,7 +148,7 @@ impl Builder {
     }
 
     /// Matches packets that came by a bridge. Input devices without a kind do not match.
-    pub(crate) fn comes_by_bridge(self) -> Self {
+    pub fn comes_by_bridge(self) -> Self {
         let mut kind = [0u8; 16];
         kind[..6].copy_from_slice(b"bridge");
         self.push(Expression::Meta(MetaKey::IifKind, 0))
@@ -136,25 +156,25 @@ impl Builder {
     }
 
     /// Matches packets whose input device is not in the set.
-    pub(crate) fn comes_by_none_of(self, set: &str) -> Self {
+    pub fn comes_by_none_of(self, set: &str) -> Self {
         self.push(Expression::Meta(MetaKey::IifName, 0))
             .in_set(set, 0, true)
     }
 
     /// Matches packets whose output device is not in the set.
-    pub(crate) fn leaves_by_other_than(self, set: &str) -> Self {
+    pub fn leaves_by_other_than(self, set: &str) -> Self {
         self.push(Expression::Meta(MetaKey::OifName, 0))
             .in_set(set, 0, true)
     }
 
     /// Matches packets whose output device is in the set.
-    pub(crate) fn leaves_by(self, set: &str) -> Self {
+    pub fn leaves_by(self, set: &str) -> Self {
         self.push(Expression::Meta(MetaKey::OifName, 0))
             .in_set(set, 0, false)
     }
 
     /// Matches packets that were forwarded (`true`) or made by this node.
-    pub(crate) fn forwarded(self, forwarded: bool) -> Self {
+    pub fn forwarded(self, forwarded: bool) -> Self {
         let this = self.push(Expression::Meta(MetaKey::Iif, 0));
         if forwarded {
             this.differs(0, &[0; 4])
@@ -186,19 +206,22 @@ impl Builder {
         })
     }
 
-    pub(crate) fn address_in(self, family: Family, end: End, set: &str) -> Self {
+    /// Matches packets of this family whose address is in the set.
+    pub fn address_in(self, family: Family, end: End, set: &str) -> Self {
         self.family(family)
             .address(family, end, 0)
             .in_set(set, 0, false)
     }
 
-    pub(crate) fn address_not_in(self, family: Family, end: End, set: &str) -> Self {
+    /// Matches packets of this family whose address is not in the set.
+    pub fn address_not_in(self, family: Family, end: End, set: &str) -> Self {
         self.family(family)
             .address(family, end, 0)
             .in_set(set, 0, true)
     }
 
-    pub(crate) fn address_is(self, end: End, address: IpAddr, is: bool) -> Self {
+    /// Matches packets of this address's family that have (do not have) it.
+    pub fn address_is(self, end: End, address: IpAddr, is: bool) -> Self {
         let family = Family::of(address);
         let bytes = address_bytes(address);
         let this = self.family(family).address(family, end, 0);
@@ -210,7 +233,7 @@ impl Builder {
     }
 
     /// Matches an address inside a prefix whose first bytes are `bytes`.
-    pub(crate) fn address_starts(self, family: Family, end: End, bytes: &[u8]) -> Self {
+    pub fn address_starts(self, family: Family, end: End, bytes: &[u8]) -> Self {
         let offset = match (family, end) {
             (Family::V4, End::Source) => 12,
             (Family::V4, End::Destination) => 16,
@@ -227,17 +250,20 @@ impl Builder {
         self.family(family).push(load).equals(0, bytes)
     }
 
-    pub(crate) fn protocol(self, number: u8) -> Self {
+    /// Matches packets of this transport protocol.
+    pub fn protocol(self, number: u8) -> Self {
         self.push(Expression::Meta(MetaKey::L4Proto, 0))
             .equals(0, &[number])
     }
 
-    pub(crate) fn protocol_in(self, set: &str, inside: bool) -> Self {
+    /// Matches packets whose transport protocol is (is not) in the set.
+    pub fn protocol_in(self, set: &str, inside: bool) -> Self {
         self.push(Expression::Meta(MetaKey::L4Proto, 0))
             .in_set(set, 0, !inside)
     }
 
-    pub(crate) fn port(self, end: End, port: u16) -> Self {
+    /// Matches this port; the protocol must have ports.
+    pub fn port(self, end: End, port: u16) -> Self {
         self.load_port(end, 0).equals(0, &port.to_be_bytes())
     }
 
@@ -255,7 +281,7 @@ impl Builder {
     }
 
     /// Matches these bytes at this offset after the start of the transport header.
-    pub(crate) fn payload_is(self, offset: u32, bytes: &[u8]) -> Self {
+    pub fn payload_is(self, offset: u32, bytes: &[u8]) -> Self {
         let length = bytes.len() as u32;
         let load = Expression::Payload {
             transport: true,
@@ -267,7 +293,7 @@ impl Builder {
     }
 
     /// Matches if the TCP flags under the mask are (or are not) these.
-    pub(crate) fn tcp_flags(self, mask: u8, flags: u8, are: bool) -> Self {
+    pub fn tcp_flags(self, mask: u8, flags: u8, are: bool) -> Self {
         let load = Expression::Payload {
             transport: true,
             offset: 13,
@@ -287,12 +313,12 @@ impl Builder {
     }
 
     /// Matches TCP packets other than the first of a connection.
-    pub(crate) fn tcp_not_first(self) -> Self {
+    pub fn tcp_not_first(self) -> Self {
         self.tcp_flags(TCP_FIN_SYN_RST_ACK, TCP_SYN, false)
     }
 
     /// Matches if conntrack's state is one of the bits.
-    pub(crate) fn state(self, bits: u32) -> Self {
+    pub fn state(self, bits: u32) -> Self {
         self.push(Expression::Conntrack(Key::State, None, 0))
             .push(Expression::Bitwise {
                 register: 0,
@@ -303,13 +329,13 @@ impl Builder {
     }
 
     /// Matches packets in their flow's reply (`true`) or original direction. Untracked packets match neither.
-    pub(crate) fn direction(self, reply: bool) -> Self {
+    pub fn direction(self, reply: bool) -> Self {
         self.push(Expression::Conntrack(Key::Direction, None, 0))
             .equals(0, &[u8::from(reply)])
     }
 
     /// Matches if the flow's source after translation is (is not) this address.
-    pub(crate) fn translated_source_is(self, address: IpAddr, is: bool) -> Self {
+    pub fn translated_source_is(self, address: IpAddr, is: bool) -> Self {
         let family = Family::of(address);
         let this = self.translated_source(family);
         let bytes = address_bytes(address);
@@ -320,17 +346,18 @@ impl Builder {
         }
     }
 
-    pub(crate) fn translated_source_in(self, family: Family, set: &str) -> Self {
+    /// Matches if the flow's source after translation is in the set.
+    pub fn translated_source_in(self, family: Family, set: &str) -> Self {
         self.translated_source(family).in_set(set, 0, false)
     }
 
     /// Takes the verdict of the flow's source after translation.
-    pub(crate) fn by_translated_source(self, family: Family, map: String) -> Rule {
+    pub fn by_translated_source(self, family: Family, map: String) -> Rule {
         self.translated_source(family).map(map)
     }
 
     /// Matches an ICMP error about a tracked flow.
-    pub(crate) fn icmp_error(self, family: Family) -> Self {
+    pub fn icmp_error(self, family: Family) -> Self {
         let protocol = match family {
             Family::V4 => ICMP,
             Family::V6 => ICMP_V6,
@@ -349,12 +376,12 @@ impl Builder {
     }
 
     /// Takes the verdict of the packet's source address.
-    pub(crate) fn by_source(self, family: Family, map: String) -> Rule {
+    pub fn by_source(self, family: Family, map: String) -> Rule {
         self.family(family).address(family, End::Source, 0).map(map)
     }
 
     /// Takes the verdict of the flow's original source address.
-    pub(crate) fn by_original_source(self, family: Family, map: String) -> Rule {
+    pub fn by_original_source(self, family: Family, map: String) -> Rule {
         let key = match family {
             Family::V4 => Key::SourceV4,
             Family::V6 => Key::SourceV6,
@@ -365,7 +392,7 @@ impl Builder {
     }
 
     /// Takes the verdict of destination, protocol and destination port.
-    pub(crate) fn by_box(self, family: Family, map: String) -> Rule {
+    pub fn by_box(self, family: Family, map: String) -> Rule {
         let next = if family == Family::V4 { 1 } else { 4 };
         self.family(family)
             .address(family, End::Destination, 0)
@@ -375,7 +402,7 @@ impl Builder {
     }
 
     /// Matches if source and input device together are not in the set.
-    pub(crate) fn comes_by_other_than(self, family: Family, set: &str) -> Self {
+    pub fn comes_by_other_than(self, family: Family, set: &str) -> Self {
         let next = if family == Family::V4 { 1 } else { 4 };
         self.address(family, End::Source, 0)
             .push(Expression::Meta(MetaKey::Iif, next))
@@ -383,14 +410,14 @@ impl Builder {
     }
 
     /// Takes the verdict of the destination alone.
-    pub(crate) fn by_destination(self, family: Family, map: String) -> Rule {
+    pub fn by_destination(self, family: Family, map: String) -> Rule {
         self.family(family)
             .address(family, End::Destination, 0)
             .map(map)
     }
 
     /// Matches if the whole tuple is in a run-time set.
-    pub(crate) fn tuple_in(self, family: Family, set: &str) -> Self {
+    pub fn tuple_in(self, family: Family, set: &str) -> Self {
         let width = if family == Family::V4 { 1 } else { 4 };
         self.family(family)
             .address(family, End::Source, 0)
@@ -402,7 +429,7 @@ impl Builder {
     }
 
     /// Adds source, destination and protocol to a run-time set that packets fill.
-    pub(crate) fn remember(self, family: Family, set: String, secs: u64) -> Rule {
+    pub fn remember(self, family: Family, set: String, secs: u64) -> Rule {
         let width = if family == Family::V4 { 1 } else { 4 };
         self.family(family)
             .address(family, End::Source, 0)
@@ -418,7 +445,7 @@ impl Builder {
 
     /// Matches if this egress address with the packet's destination, protocol and destination port is in a run-time
     /// set.
-    pub(crate) fn destination_in(self, egress: IpAddr, set: &str) -> Self {
+    pub fn destination_in(self, egress: IpAddr, set: &str) -> Self {
         let family = Family::of(egress);
         let width = if family == Family::V4 { 1 } else { 4 };
         self.push(Expression::load_address(0, egress))
@@ -429,13 +456,13 @@ impl Builder {
     }
 
     /// Matches packets to an address of this node: `fib daddr type local`.
-    pub(crate) fn destination_is_local(self) -> Self {
+    pub fn destination_is_local(self) -> Self {
         self.destination_type()
             .equals(0, &u32::from(libc::RTN_LOCAL).to_ne_bytes())
     }
 
     /// Matches packets that are not for this node itself.
-    pub(crate) fn destination_is_elsewhere(self) -> Self {
+    pub fn destination_is_elsewhere(self) -> Self {
         self.destination_type()
             .differs(0, &u32::from(libc::RTN_LOCAL).to_ne_bytes())
     }
@@ -452,7 +479,7 @@ impl Builder {
     }
 
     /// Matches if the route to the source does not use the input device.
-    pub(crate) fn source_is_implausible(self) -> Self {
+    pub fn source_is_implausible(self) -> Self {
         const SOURCE_AND_INPUT: u32 = 1 | 8;
         let result = FibResult::Oif;
         self.push(Expression::Fib {
@@ -465,11 +492,12 @@ impl Builder {
     }
 
     /// Matches one in `modulus` new flows, at random.
-    pub(crate) fn one_of(self, modulus: u32) -> Self {
+    pub fn one_of(self, modulus: u32) -> Self {
         self.push(Expression::Random(modulus, 0)).equals(0, &[0; 4])
     }
 
-    pub(crate) fn count(self, counter: &str) -> Self {
+    /// Adds to a named counter.
+    pub fn count(self, counter: &str) -> Self {
         self.push(Expression::Count(counter.into()))
     }
 
@@ -478,7 +506,7 @@ impl Builder {
     }
 
     /// Matches if these bits of the mark have this value.
-    pub(crate) fn mark_is(self, mask: u32, mark: u32) -> Self {
+    pub fn mark_is(self, mask: u32, mark: u32) -> Self {
         self.push(Expression::Meta(MetaKey::Mark, 0))
             .push(Expression::Bitwise {
                 register: 0,
@@ -489,7 +517,7 @@ impl Builder {
     }
 
     /// Matches if these bits of the mark are in the set.
-    pub(crate) fn mark_in(self, mask: u32, set: &str) -> Self {
+    pub fn mark_in(self, mask: u32, set: &str) -> Self {
         self.push(Expression::Meta(MetaKey::Mark, 0))
             .push(Expression::Bitwise {
                 register: 0,
@@ -501,7 +529,8 @@ impl Builder {
             .in_set(set, 0, false)
     }
 
-    pub(crate) fn set_mark(self, mask: u32, mark: u32) -> Self {
+    /// Sets the bits of the mark under the mask.
+    pub fn set_mark(self, mask: u32, mark: u32) -> Self {
         self.push(Expression::Meta(MetaKey::Mark, 0))
             .push(Expression::Bitwise {
                 register: 0,
@@ -511,13 +540,15 @@ impl Builder {
             .push(Expression::SetMark(0))
     }
 
-    pub(crate) fn mss_at_most(self, bytes: u16) -> Rule {
+    /// Lowers the maximum segment size of a TCP SYN to this many bytes.
+    pub fn mss_at_most(self, bytes: u16) -> Rule {
         self.push(Expression::Load(0, bytes.to_be_bytes().to_vec()))
             .push(Expression::ClampMss(0))
             .0
     }
 
-    pub(crate) fn snat(self, address: IpAddr, first: u16, last: u16) -> Rule {
+    /// Translates the source to this address and a port of the range.
+    pub fn snat(self, address: IpAddr, first: u16, last: u16) -> Rule {
         let next = 4;
         self.push(Expression::load_address(0, address))
             .push(Expression::Load(next, first.to_be_bytes().to_vec()))
@@ -531,13 +562,13 @@ impl Builder {
     }
 
     /// Translates the source, with the same port where it is free.
-    pub(crate) fn snat_to(self, address: IpAddr) -> Rule {
+    pub fn snat_to(self, address: IpAddr) -> Rule {
         self.push(Expression::load_address(0, address))
             .snat_to_register(Family::of(address))
     }
 
     /// Translates the source to the packet's own source, so that no later rule translates it.
-    pub(crate) fn snat_to_itself(self, family: Family) -> Rule {
+    pub fn snat_to_itself(self, family: Family) -> Rule {
         self.address(family, End::Source, 0)
             .snat_to_register(family)
     }
@@ -552,7 +583,7 @@ impl Builder {
     }
 
     /// Matches packets whose next hop is this neighbour.
-    pub(crate) fn next_hop_is(self, address: IpAddr) -> Self {
+    pub fn next_hop_is(self, address: IpAddr) -> Self {
         let family = Family::of(address);
         let this = self.family(family);
         this.push(Expression::NextHop(family.number(), 0))
@@ -560,14 +591,14 @@ impl Builder {
     }
 
     /// Matches if the flow's source is (is not) translated to another.
-    pub(crate) fn source_is_translated(self, is: bool) -> Self {
+    pub fn source_is_translated(self, is: bool) -> Self {
         /// `IPS_SRC_NAT`, which a translation to the same source does not set.
         const SOURCE_TRANSLATED: u32 = 1 << 4;
         self.status(SOURCE_TRANSLATED, is)
     }
 
     /// Matches if the flow's destination is translated to another. Untracked packets do not match.
-    pub(crate) fn destination_is_translated(self) -> Self {
+    pub fn destination_is_translated(self) -> Self {
         /// `IPS_DST_NAT`.
         const DESTINATION_TRANSLATED: u32 = 1 << 5;
         self.status(DESTINATION_TRANSLATED, true)
@@ -589,36 +620,43 @@ impl Builder {
         }
     }
 
-    pub(crate) fn notrack(self) -> Rule {
+    /// Ends with `notrack`.
+    pub fn notrack(self) -> Rule {
         self.push(Expression::Notrack).0
     }
 
-    pub(crate) fn reset(self) -> Rule {
+    /// Rejects with a TCP reset.
+    pub fn reset(self) -> Rule {
         self.push(Expression::RejectReset).0
     }
 
-    pub(crate) fn prohibit(self) -> Rule {
+    /// Rejects with ICMP(v6) administratively prohibited.
+    pub fn prohibit(self) -> Rule {
         self.push(Expression::RejectProhibited).0
     }
 
-    pub(crate) fn drop(self) -> Rule {
+    /// Ends with `drop`.
+    pub fn drop(self) -> Rule {
         self.push(Expression::Verdict(0, None)).0
     }
 
-    pub(crate) fn accept(self) -> Rule {
+    /// Ends with `accept`.
+    pub fn accept(self) -> Rule {
         self.push(Expression::Verdict(1, None)).0
     }
 
-    pub(crate) fn give_back(self) -> Rule {
+    /// Ends with `return`.
+    pub fn give_back(self) -> Rule {
         self.push(Expression::Verdict(-5, None)).0
     }
 
-    pub(crate) fn goto(self, chain: &str) -> Rule {
+    /// Ends with `goto`.
+    pub fn goto(self, chain: &str) -> Rule {
         self.push(Expression::Verdict(-4, Some(chain.into()))).0
     }
 
     /// Finishes a rule without a further statement.
-    pub(crate) fn done(self) -> Rule {
+    pub fn done(self) -> Rule {
         self.0
     }
 }

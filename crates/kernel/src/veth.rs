@@ -1,4 +1,4 @@
-//! Pairs of Ethernet devices of our own (veth(4)), at one end of which packets appear to the stack.
+//! Pairs of Ethernet devices (veth(4)), at one end of which packets appear to the stack.
 
 use crate::link::{IFLA_AF_SPEC, bare_and_loose, header};
 use crate::netlink::{Attrs, NetlinkError, NetlinkSocket, Reply, Request, attributes, flags};
@@ -31,7 +31,7 @@ pub enum VethError {
     #[error(transparent)]
     Sysctl(#[from] SysctlError),
     /// A device of our name is not ours; it is left alone.
-    #[error("device {0} exists and is none of Egret's: rename or remove it")]
+    #[error("device {0} exists and was made by others: rename or remove it")]
     NotOurs(&'static str),
     /// The device was removed during its setup.
     #[error("device {0} was removed while it was set up")]
@@ -40,7 +40,7 @@ pub enum VethError {
 
 /// A pair of devices, by its names.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct VethPair {
+pub struct VethPair {
     /// The end at which packets appear to the stack.
     pub name: &'static str,
     /// The other end.
@@ -55,8 +55,10 @@ pub(crate) struct VethPair {
 
 /// One end of a pair.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct VethEnd {
+pub struct VethEnd {
+    /// Index.
     pub index: u32,
+    /// Hardware address.
     pub mac: [u8; 6],
 }
 
@@ -68,7 +70,7 @@ struct Found {
 
 impl VethPair {
     /// Creates or corrects the pair. Returns the end at which packets appear.
-    pub(crate) fn ensure(&self, socket: &mut NetlinkSocket) -> Result<VethEnd, VethError> {
+    pub fn ensure(&self, socket: &mut NetlinkSocket) -> Result<VethEnd, VethError> {
         let found = match self.find(socket)? {
             Some(found) if !found.ours => return Err(VethError::NotOurs(self.name)),
             Some(found) => found,
@@ -88,7 +90,7 @@ impl VethPair {
     }
 
     /// Whether the pair exists, is up and is the same as before.
-    pub(crate) fn is_intact(
+    pub fn is_intact(
         &self,
         socket: &mut NetlinkSocket,
         device: &VethEnd,
@@ -98,7 +100,7 @@ impl VethPair {
     }
 
     /// Deletes the pair, if it is ours. Returns whether it was there.
-    pub(crate) fn delete(&self, socket: &mut NetlinkSocket) -> Result<bool, VethError> {
+    pub fn delete(&self, socket: &mut NetlinkSocket) -> Result<bool, VethError> {
         let Some(found) = self.find(socket)?.filter(|found| found.ours) else {
             return Ok(false);
         };

@@ -1,10 +1,11 @@
 //! An nftables table as a value.
 
 use super::expression::{Rule, address_bytes};
-use egret_core::hash::StableHash;
-use egret_core::node::{PodMap, ProfileId};
+use std::any::Any;
 use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
 use std::net::IpAddr;
+use std::sync::Arc;
 
 /// Type numbers by which the `nft` program prints sets (its `enum datatypes`); the kernel ignores them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -124,79 +125,44 @@ pub struct Set {
     pub runtime_max: Option<u32>,
     /// Packets add the elements ([`super::Expression::Remember`]), not this process.
     pub by_packets: bool,
-    /// Content; empty for run-time sets and with `by_address`.
+    /// Content; empty for run-time sets and with `shared`.
     pub elements: BTreeMap<ElementKey, Value>,
-    /// Content with a verdict for each of many addresses, few of which change at a time.
-    pub by_address: Option<ByAddress>,
+    /// Content of which few elements change at a time, in place of `elements`.
+    pub shared: Option<SharedElements>,
 }
 
-/// A jump for each address whose profile has a verdict. Maps of several stages and of consecutive states share the
-/// addresses: a node has as many elements as pods, and one pod comes or goes at a time.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct ByAddress {
-    /// Profile of each address.
-    pub addresses: PodMap,
-    /// Verdict of each profile.
-    pub verdicts: BTreeMap<ProfileId, Value>,
+/// Elements of a set of many, few of which change at a time: their owner knows what differs between two of its values,
+/// so that a change costs what it changes.
+pub trait Elements: Any + fmt::Debug + Send + Sync {
+    /// Elements that are in one only, or have another value: (removed, added). Without `old` all are added.
+    ///
+    /// Both are of one type: a set of one name is made by one owner.
+    fn changed(&self, old: Option<&dyn Elements>) -> [Vec<(ElementKey, Value)>; 2];
+
+    /// Whether both have the same elements.
+    fn is_same(&self, other: &dyn Elements) -> bool;
 }
 
-impl ByAddress {
-    fn element(&self, address: IpAddr, profile: Option<ProfileId>) -> Option<(ElementKey, Value)> {
-        let value = self.verdicts.get(&profile?)?;
-        Some((ElementKey::address(address), value.clone()))
-    }
+/// [`Elements`] that copies of a table share.
+#[derive(Clone, Debug)]
+pub struct SharedElements(Arc<dyn Elements>);
 
-    /// Elements that are in one only, or have another value: (removed, added).
-    fn changed(old: Option<&Self>, new: &Self) -> [Vec<(ElementKey, Value)>; 2] {
-        let nothing = ByAddress {
-            addresses: PodMap::default(),
-            verdicts: BTreeMap::new(),
-        };
-        let old = old.unwrap_or(&nothing);
-        let (mut gone, mut added) = (Vec::new(), Vec::new());
-        for change in new.addresses.changes_since(&old.addresses) {
-            gone.extend(old.element(change.address, change.before));
-            added.extend(new.element(change.address, change.after));
-        }
-        // Chains are named after their profile, so in practice there are none.
-        let other = |(id, value): &(&ProfileId, &Value)| {
-            let now = new.verdicts.get(*id);
-            now.is_some_and(|now| now != *value)
-        };
-        let others = old.verdicts.iter().filter(other).map(|(id, _)| *id);
-        let others: BTreeSet<ProfileId> = others.collect();
-        if !others.is_empty() {
-            let stays = |(address, id): &(&IpAddr, &ProfileId)| {
-                others.contains(*id) && old.addresses.get(address) == Some(*id)
-            };
-            for (address, id) in new.addresses.iter().filter(stays) {
-                gone.extend(old.element(*address, Some(*id)));
-                added.extend(new.element(*address, Some(*id)));
-            }
-        }
-        [gone, added]
+impl SharedElements {
+    /// Shares these elements.
+    pub fn new(elements: impl Elements) -> Self {
+        SharedElements(Arc::new(elements))
     }
 }
+
+impl PartialEq for SharedElements {
+    fn eq(&self, other: &Self) -> bool {
+        Arc::ptr_eq(&self.0, &other.0) || self.0.is_same(&*other.0)
+    }
+}
+
+impl Eq for SharedElements {}
 
 impl Set {
-    /// Name of a map of ranges, derived from its content: other content has another name. A packet meets the whole old
-    /// map or the whole new one. A changed map would show its changes only some time after the kernel has switched the
-    /// rules.
-    pub(crate) fn named_by_content(&self, name: &str) -> String {
-        let mut hash = StableHash::new("map").number(self.elements.len() as u64);
-        for (key, value) in &self.elements {
-            hash = hash.raw(&key.first).raw(&key.last);
-            hash = match value {
-                Value::Member => hash.number(0),
-                Value::Verdict(code, chain) => hash
-                    .number(i64::from(*code) as u64)
-                    .text(chain.as_deref().unwrap_or_default()),
-                Value::Counter(name) => hash.number(1).text(name),
-            };
-        }
-        format!("{name}_{:016x}", hash.finish())
-    }
-
     /// An empty set.
     pub fn new(key: &[SetType]) -> Self {
         Set {
@@ -207,14 +173,15 @@ impl Set {
             runtime_max: None,
             by_packets: false,
             elements: BTreeMap::new(),
-            by_address: None,
+            shared: None,
         }
     }
 
     /// Elements to delete and to add to turn `old` (`None`: an empty set) into this one.
     pub(super) fn changed(&self, old: Option<&Set>) -> [Vec<(ElementKey, Value)>; 2] {
-        if let Some(by_address) = &self.by_address {
-            return ByAddress::changed(old.and_then(|old| old.by_address.as_ref()), by_address);
+        if let Some(shared) = &self.shared {
+            let old = old.and_then(|old| old.shared.as_ref());
+            return shared.0.changed(old.map(|old| &*old.0));
         }
         let nothing = BTreeMap::new();
         let before = old.map_or(&nothing, |set| &set.elements);
@@ -271,6 +238,15 @@ pub struct Chain {
     pub rules: Vec<Rule>,
 }
 
+/// Metadata that a rule gives to packets for a tunnel device in collect-metadata mode.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct TunnelKey {
+    /// VXLAN network identifier, 24 bits.
+    pub network_identifier: u32,
+    /// Underlay address of the other end.
+    pub to: IpAddr,
+}
+
 /// The whole table.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Table {
@@ -278,8 +254,8 @@ pub struct Table {
     pub counters: Vec<&'static str>,
     /// Named counters that come and go; a table that replaces this one takes over their counts.
     pub traffic: BTreeSet<String>,
-    /// Tunnel objects: the underlay address of the other end, by name.
-    pub tunnels: BTreeMap<String, IpAddr>,
+    /// Tunnel objects by name.
+    pub tunnels: BTreeMap<String, TunnelKey>,
     /// Sets and maps by name.
     pub sets: BTreeMap<String, Set>,
     /// Chains by name.

@@ -7,13 +7,12 @@
 //! foreign table is ever changed. Chains that cannot be opened (the old ip_tables, a table with an owner, a refusal in
 //! a chain that is jumped to) stay as they are, and [`crate::obstacle`] reports them.
 
-use super::attributes::{named, number, text};
-use super::error::NftError;
-use super::expression::{Expression, MetaKey, Rule};
-use super::message as m;
-use crate::netlink::{Attrs, NetlinkError, NetlinkSocket, Request, attributes, flags};
 use crate::obstacle::nft::{self, Found};
 use egret_core::numbers::{LIFT_DEVICE, NFT_TABLE, TUNNEL_DEVICE};
+use egret_kernel::netlink::{Attrs, NetlinkError, NetlinkSocket, Request, attributes, flags};
+use egret_kernel::nft::attributes::{named, number, text};
+use egret_kernel::nft::message as m;
+use egret_kernel::nft::{Expression, MetaKey, NftError, Rule};
 use std::collections::{BTreeMap, BTreeSet};
 
 const NEWRULE: u16 = 6;

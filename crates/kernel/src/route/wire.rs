@@ -1,9 +1,6 @@
 //! rtnetlink messages, in the types of `netlink-packet-route`.
 
-use super::error::RouteError;
-use crate::netlink::{NetlinkSocket, Request, flags};
-use egret_core::node::MainRoute;
-use egret_core::numbers::ROUTE_PROTOCOL;
+use crate::netlink::{NetlinkError, NetlinkSocket, Request, flags};
 use ipnet::IpNet;
 use netlink_packet_core::{NetlinkDeserializable, NetlinkHeader, NetlinkSerializable};
 use netlink_packet_route::address::{AddressAttribute, AddressFlags, AddressHeaderFlags};
@@ -16,36 +13,44 @@ use netlink_packet_route::{AddressFamily, RouteNetlinkMessage as Message};
 use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv6Addr};
 
-pub(super) const RTM_NEWADDR: u16 = 20;
-pub(super) const RTM_DELADDR: u16 = 21;
+const RTM_NEWADDR: u16 = 20;
+const RTM_DELADDR: u16 = 21;
 const RTM_GETADDR: u16 = 22;
-pub(super) const RTM_GETROUTE: u16 = 26;
-pub(super) const RTM_NEWNEIGH: u16 = 28;
-pub(super) const RTM_DELNEIGH: u16 = 29;
+/// Reads routes.
+pub const RTM_GETROUTE: u16 = 26;
+/// Adds a neighbour.
+pub const RTM_NEWNEIGH: u16 = 28;
+/// Deletes a neighbour.
+pub const RTM_DELNEIGH: u16 = 29;
 const RTM_GETNEIGH: u16 = 30;
 
-pub(super) fn execute(
+/// Sends one request; `what` is its text for errors.
+///
+/// # Errors
+/// The kernel refused it, or the socket failed; so for all functions here.
+pub fn execute(
     socket: &mut NetlinkSocket,
     kind: u16,
     flags: u16,
     message: Message,
     what: &str,
-) -> Result<(), RouteError> {
+) -> Result<(), NetlinkError> {
     let request = Request {
         kind,
         flags,
         body: serialized(&message),
         what: what.into(),
     };
-    Ok(socket.execute(&request)?)
+    socket.execute(&request)
 }
 
-pub(super) fn dump(
+/// Reads all objects that the request asks for. A message that the crate cannot parse is left out.
+pub fn dump(
     socket: &mut NetlinkSocket,
     kind: u16,
     message: Message,
     what: &str,
-) -> Result<Vec<Message>, RouteError> {
+) -> Result<Vec<Message>, NetlinkError> {
     let request = Request {
         kind,
         flags: 0,
@@ -71,7 +76,8 @@ fn serialized(message: &Message) -> Vec<u8> {
     body
 }
 
-pub(super) fn family(v6: bool) -> AddressFamily {
+/// IPv6 or IPv4.
+pub fn family(v6: bool) -> AddressFamily {
     if v6 {
         AddressFamily::Inet6
     } else {
@@ -80,10 +86,10 @@ pub(super) fn family(v6: bool) -> AddressFamily {
 }
 
 /// Addresses of one device, or of all.
-pub(super) fn addresses(
+pub fn addresses(
     socket: &mut NetlinkSocket,
     device: Option<u32>,
-) -> Result<Vec<AddressMessage>, RouteError> {
+) -> Result<Vec<AddressMessage>, NetlinkError> {
     let mut message = AddressMessage::default();
     message.header.index = device.unwrap_or(0);
     let found = dump(
@@ -115,14 +121,15 @@ fn address_message(device: u32, address: IpAddr, prefix_length: u8) -> AddressMe
     message
 }
 
-pub(super) fn add_address(
+/// Gives a device a link-local address without duplicate address detection.
+pub fn add_address(
     socket: &mut NetlinkSocket,
     device: u32,
     address: IpAddr,
     prefix_length: u8,
-) -> Result<(), RouteError> {
+) -> Result<(), NetlinkError> {
     let message = Message::NewAddress(address_message(device, address, prefix_length));
-    let what = format!("address {address} of the tunnel device");
+    let what = format!("address {address} of device {device}");
     execute(
         socket,
         RTM_NEWADDR,
@@ -132,18 +139,20 @@ pub(super) fn add_address(
     )
 }
 
-pub(super) fn delete_address(
+/// Takes an address from a device.
+pub fn delete_address(
     socket: &mut NetlinkSocket,
     device: u32,
     address: IpAddr,
     prefix_length: u8,
-) -> Result<(), RouteError> {
+) -> Result<(), NetlinkError> {
     let message = Message::DelAddress(address_message(device, address, prefix_length));
-    let what = format!("deletion of address {address} of the tunnel device");
+    let what = format!("deletion of address {address} of device {device}");
     execute(socket, RTM_DELADDR, 0, message, &what)
 }
 
-pub(super) fn neighbour(device: u32, address: Ipv6Addr, mac: Option<[u8; 6]>) -> NeighbourMessage {
+/// A permanent IPv6 neighbour; without `mac` to delete it.
+pub fn neighbour(device: u32, address: Ipv6Addr, mac: Option<[u8; 6]>) -> NeighbourMessage {
     let mut message = NeighbourMessage::default();
     message.header.family = AddressFamily::Inet6;
     message.header.ifindex = device;
@@ -162,11 +171,11 @@ pub(super) fn neighbour(device: u32, address: Ipv6Addr, mac: Option<[u8; 6]>) ->
 }
 
 /// Neighbour entries of one device, or of all, for IPv6 or IPv4.
-pub(super) fn neighbour_entries(
+pub fn neighbour_entries(
     socket: &mut NetlinkSocket,
     device: Option<u32>,
     v6: bool,
-) -> Result<Vec<NeighbourMessage>, RouteError> {
+) -> Result<Vec<NeighbourMessage>, NetlinkError> {
     let mut message = NeighbourMessage::default();
     message.header.family = family(v6);
     let device = device.map(NeighbourAttribute::IfIndex);
@@ -185,7 +194,7 @@ pub(super) fn neighbour_entries(
 }
 
 /// IP address of a neighbour entry.
-pub(super) fn neighbour_address(entry: &NeighbourMessage) -> Option<IpAddr> {
+pub fn neighbour_address(entry: &NeighbourMessage) -> Option<IpAddr> {
     entry
         .attributes
         .iter()
@@ -197,10 +206,10 @@ pub(super) fn neighbour_address(entry: &NeighbourMessage) -> Option<IpAddr> {
 }
 
 /// Permanent IPv6 neighbours of one device with their MAC addresses.
-pub(super) fn neighbours(
+pub fn neighbours(
     socket: &mut NetlinkSocket,
     device: u32,
-) -> Result<BTreeMap<Ipv6Addr, [u8; 6]>, RouteError> {
+) -> Result<BTreeMap<Ipv6Addr, [u8; 6]>, NetlinkError> {
     let mut entries = neighbour_entries(socket, Some(device), true)?;
     entries.retain(|entry| entry.header.state == NeighbourState::Permanent);
     let neighbour = |entry: &NeighbourMessage| {
@@ -220,7 +229,7 @@ pub(super) fn neighbours(
 }
 
 /// Index of the device of the main table's default route with the lowest metric, IPv4 before IPv6.
-pub(super) fn default_device(socket: &mut NetlinkSocket) -> Result<Option<u32>, RouteError> {
+pub fn default_device(socket: &mut NetlinkSocket) -> Result<Option<u32>, NetlinkError> {
     for v6 in [false, true] {
         let routes = main_unicast_routes(socket, v6)?;
         let default = routes
@@ -245,10 +254,10 @@ pub(super) fn default_device(socket: &mut NetlinkSocket) -> Result<Option<u32>, 
 }
 
 /// Unicast routes of the main table, for IPv6 or IPv4.
-pub(super) fn main_unicast_routes(
+pub fn main_unicast_routes(
     socket: &mut NetlinkSocket,
     v6: bool,
-) -> Result<Vec<RouteMessage>, RouteError> {
+) -> Result<Vec<RouteMessage>, NetlinkError> {
     const MAIN: u8 = RouteHeader::RT_TABLE_MAIN;
     let mut message = RouteMessage::default();
     message.header.address_family = family(v6);
@@ -264,7 +273,7 @@ pub(super) fn main_unicast_routes(
 }
 
 /// Next hop in an attribute of a route.
-pub(super) fn next_hop(attribute: &RouteAttribute) -> Option<IpAddr> {
+pub fn next_hop(attribute: &RouteAttribute) -> Option<IpAddr> {
     match attribute {
         RouteAttribute::Gateway(gateway) => route_address(gateway),
         RouteAttribute::Via(RouteVia::Inet(via)) => Some(IpAddr::from(*via)),
@@ -281,8 +290,21 @@ fn route_address(address: &RouteAddress) -> Option<IpAddr> {
     }
 }
 
-/// See [`super::Routing::main_routes`].
-pub(super) fn main_routes(socket: &mut NetlinkSocket) -> Result<Vec<MainRoute>, RouteError> {
+/// One next hop of a unicast route of the main table.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Leg {
+    /// Destination.
+    pub to: IpNet,
+    /// Index of the device.
+    pub device: u32,
+    /// The next hop; `None`: destinations are neighbours.
+    pub next_hop: Option<IpAddr>,
+    /// Route protocol number, which says who made the route.
+    pub protocol: u8,
+}
+
+/// Unicast routes of the main table except default routes, one for each next hop.
+pub fn main_routes(socket: &mut NetlinkSocket) -> Result<Vec<Leg>, NetlinkError> {
     let mut found = Vec::new();
     for route in routes(socket)? {
         let header = &route.header;
@@ -297,7 +319,7 @@ pub(super) fn main_routes(socket: &mut NetlinkSocket) -> Result<Vec<MainRoute>, 
 }
 
 /// Next hops of one route, as routes of their own; none for a route by next hop object or to an unreadable destination.
-fn legs(route: &RouteMessage) -> Vec<MainRoute> {
+fn legs(route: &RouteMessage) -> Vec<Leg> {
     let leg = |attributes: &[RouteAttribute]| {
         let device = attributes.iter().find_map(|attribute| match attribute {
             RouteAttribute::Oif(index) => Some(*index),
@@ -325,7 +347,7 @@ fn legs(route: &RouteMessage) -> Vec<MainRoute> {
     };
     let legs = legs.into_iter();
     legs.filter_map(|(device, next_hop)| {
-        Some(MainRoute {
+        Some(Leg {
             to,
             device: device?,
             next_hop,
@@ -336,7 +358,7 @@ fn legs(route: &RouteMessage) -> Vec<MainRoute> {
 }
 
 /// Routes of all owners, of both families.
-pub(super) fn routes(socket: &mut NetlinkSocket) -> Result<Vec<RouteMessage>, RouteError> {
+pub fn routes(socket: &mut NetlinkSocket) -> Result<Vec<RouteMessage>, NetlinkError> {
     let mut routes = Vec::new();
     for v6 in [false, true] {
         let mut message = RouteMessage::default();
@@ -351,15 +373,15 @@ pub(super) fn routes(socket: &mut NetlinkSocket) -> Result<Vec<RouteMessage>, Ro
     Ok(routes)
 }
 
-/// Whether a foreign route spreads over several next hops: hash policies are node-wide and would move its flows.
-pub(super) fn foreign_multipath(socket: &mut NetlinkSocket) -> Result<bool, RouteError> {
+/// Whether a route of another protocol than `ours` spreads over several next hops.
+pub fn foreign_multipath(socket: &mut NetlinkSocket, ours: u8) -> Result<bool, NetlinkError> {
     let spreads = |attribute: &RouteAttribute| {
         matches!(
             attribute,
             RouteAttribute::MultiPath(_) | RouteAttribute::NhId(_)
         )
     };
-    let ours = RouteProtocol::Other(ROUTE_PROTOCOL);
+    let ours = RouteProtocol::Other(ours);
     let mut others = routes(socket)?
         .into_iter()
         .filter(|route| route.header.protocol != ours);

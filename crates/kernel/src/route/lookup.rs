@@ -1,6 +1,5 @@
 //! The kernel's own route lookup for an address.
 
-use super::error::RouteError;
 use crate::netlink::{Attrs, NetlinkError, NetlinkSocket, Request, attributes};
 use std::net::IpAddr;
 
@@ -14,10 +13,10 @@ const RTA_VIA: u16 = 18;
 
 /// Index of the device and source address by which the kernel sends to `address`. `None` where that is no neighbour on
 /// a network of this node: its own address, an address behind a router, or one without a route.
-pub(super) fn way(
+pub fn way(
     socket: &mut NetlinkSocket,
     address: IpAddr,
-) -> Result<Option<(u32, IpAddr)>, RouteError> {
+) -> Result<Option<(u32, IpAddr)>, NetlinkError> {
     let Some(reply) = ask(socket, address)? else {
         return Ok(None);
     };
@@ -39,10 +38,7 @@ pub(super) fn way(
 }
 
 /// Index of the device by which the kernel sends to `address`, over a router or not; `None` without a route.
-pub(super) fn device_to(
-    socket: &mut NetlinkSocket,
-    address: IpAddr,
-) -> Result<Option<u32>, RouteError> {
+pub fn device_to(socket: &mut NetlinkSocket, address: IpAddr) -> Result<Option<u32>, NetlinkError> {
     let reply = ask(socket, address)?.unwrap_or_default();
     let mut found = attributes(reply.get(ROUTE_BYTES..).unwrap_or_default());
     let device = found.find(|(kind, _)| *kind == RTA_OIF);
@@ -50,7 +46,7 @@ pub(super) fn device_to(
 }
 
 /// The kernel's route lookup for a unicast address: `struct rtmsg` and attributes.
-fn ask(socket: &mut NetlinkSocket, address: IpAddr) -> Result<Option<Vec<u8>>, RouteError> {
+fn ask(socket: &mut NetlinkSocket, address: IpAddr) -> Result<Option<Vec<u8>>, NetlinkError> {
     let mut header = [0u8; ROUTE_BYTES];
     let octets = match address {
         IpAddr::V4(v4) => v4.octets().to_vec(),
@@ -72,7 +68,7 @@ fn ask(socket: &mut NetlinkSocket, address: IpAddr) -> Result<Option<Vec<u8>>, R
         Ok(reply) => reply,
         // There is no route.
         Err(NetlinkError::Refused { .. }) => return Ok(None),
-        Err(error) => return Err(error.into()),
+        Err(error) => return Err(error),
     };
     let unicast = reply.body.get(7) == Some(&libc::RTN_UNICAST);
     Ok(unicast.then_some(reply.body))

@@ -1,11 +1,9 @@
 //! Messages of next hop objects (`linux/nexthop.h`, `linux/lwtunnel.h`), which `netlink-packet-route` lacks.
 
-use super::desired::NextHop;
-use super::error::RouteError;
-use crate::netlink::{Attrs, NetlinkSocket, Request, attributes, flags};
-use egret_core::numbers::{GROUPS_MAX, NEXT_HOP_OBJECTS, NEXTHOP_BASE, ROUTE_PROTOCOL};
+use crate::netlink::{Attrs, NetlinkError, NetlinkSocket, Request, attributes, flags};
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv6Addr};
+use std::ops::Range;
 
 const RTM_NEWNEXTHOP: u16 = 104;
 const RTM_DELNEXTHOP: u16 = 105;
@@ -24,18 +22,28 @@ const LWTUNNEL_IP_ID: u16 = 1;
 const LWTUNNEL_IP_DST: u16 = 2;
 const LWTUNNEL_IP_SRC: u16 = 3;
 
-/// Our ids: those of gateways, of groups, and of gateways for each next hop of policies.
-const OURS: std::ops::Range<u32> =
-    NEXTHOP_BASE..NEXTHOP_BASE + NEXT_HOP_OBJECTS * (GROUPS_MAX as u32 + 2);
-
-/// `struct nhmsg`: family, scope, protocol, reserved, flags.
-fn nexthop_header(family: i32) -> [u8; 8] {
-    [family as u8, 0, ROUTE_PROTOCOL, 0, 0, 0, 0, 0]
+/// A next hop object: a neighbour inside a tunnel.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct NextHop {
+    /// Link-local address inside the tunnel.
+    pub via: Ipv6Addr,
+    /// Underlay address of the other end.
+    pub underlay: IpAddr,
+    /// Own underlay address.
+    pub source: IpAddr,
+    /// VXLAN network identifier, 24 bits.
+    pub network_identifier: u32,
 }
 
-pub(super) fn new_hop(device: u32, id: u32, hop: &NextHop) -> Request {
+/// `struct nhmsg`: family, scope, protocol, reserved, flags.
+fn nexthop_header(family: i32, protocol: u8) -> [u8; 8] {
+    [family as u8, 0, protocol, 0, 0, 0, 0, 0]
+}
+
+/// Creates or replaces a next hop on a tunnel device in collect-metadata mode. `protocol` names the owner.
+pub fn new_hop(protocol: u8, device: u32, id: u32, hop: &NextHop) -> Request {
     let (kind, encap) = encapsulation(hop);
-    let attrs = Attrs::after(&nexthop_header(libc::AF_INET6))
+    let attrs = Attrs::after(&nexthop_header(libc::AF_INET6, protocol))
         .u32(NHA_ID, id)
         .u32(NHA_OIF, device);
     let body = attrs
@@ -43,7 +51,7 @@ pub(super) fn new_hop(device: u32, id: u32, hop: &NextHop) -> Request {
         .u16(NHA_ENCAP_TYPE, kind)
         .nest(NHA_ENCAP, encap)
         .finish();
-    let what = format!("next hop {id:#x} to gateway {}", hop.underlay);
+    let what = format!("next hop {id:#x} to {}", hop.underlay);
     Request {
         kind: RTM_NEWNEXTHOP,
         flags: flags::CREATE | flags::REPLACE,
@@ -86,14 +94,15 @@ fn encapsulation(hop: &NextHop) -> (u16, Attrs) {
     }
 }
 
-pub(super) fn new_group(id: u32, members: &BTreeSet<u32>) -> Request {
+/// Creates or replaces a group of next hops of equal weight.
+pub fn new_group(protocol: u8, id: u32, members: &BTreeSet<u32>) -> Request {
     let mut group = Vec::new();
     for member in members {
         // struct nexthop_grp: id, weight - 1, reserved.
         group.extend(member.to_ne_bytes());
         group.extend([0u8; 4]);
     }
-    let attrs = Attrs::after(&nexthop_header(libc::AF_UNSPEC)).u32(NHA_ID, id);
+    let attrs = Attrs::after(&nexthop_header(libc::AF_UNSPEC, protocol)).u32(NHA_ID, id);
     let body = attrs.bytes(NHA_GROUP, &group).finish();
     let what = format!("next hop group {id:#x}");
     Request {
@@ -104,10 +113,11 @@ pub(super) fn new_group(id: u32, members: &BTreeSet<u32>) -> Request {
     }
 }
 
-pub(super) fn delete_nexthop(id: u32) -> Request {
-    let mut header = nexthop_header(libc::AF_UNSPEC);
-    header[2] = 0;
-    let body = Attrs::after(&header).u32(NHA_ID, id).finish();
+/// Deletes a next hop or a group.
+pub fn delete_nexthop(id: u32) -> Request {
+    let body = Attrs::after(&nexthop_header(libc::AF_UNSPEC, 0))
+        .u32(NHA_ID, id)
+        .finish();
     let what = format!("deletion of next hop {id:#x}");
     Request {
         kind: RTM_DELNEXTHOP,
@@ -117,17 +127,22 @@ pub(super) fn delete_nexthop(id: u32) -> Request {
     }
 }
 
-/// Our next hops (`None` for one that is not in the form that we write) and groups.
-pub(super) struct NextHops {
-    pub(super) hops: BTreeMap<u32, Option<NextHop>>,
-    pub(super) groups: BTreeMap<u32, BTreeSet<u32>>,
+/// Next hops and groups of one owner, by id.
+pub struct NextHops {
+    /// Next hops; `None` for one that is not in the form of [`new_hop`].
+    pub hops: BTreeMap<u32, Option<NextHop>>,
+    /// Members of the groups.
+    pub groups: BTreeMap<u32, BTreeSet<u32>>,
 }
 
-pub(super) fn nexthops(
+/// Reads the objects with this protocol and these ids. Next hops on another device than this one, or with another own
+/// underlay address than `source`, are not in our form.
+pub fn nexthops(
     socket: &mut NetlinkSocket,
+    (protocol, ids): (u8, Range<u32>),
     device: u32,
     source: IpAddr,
-) -> Result<NextHops, RouteError> {
+) -> Result<NextHops, NetlinkError> {
     let request = Request {
         kind: RTM_GETNEXTHOP,
         flags: 0,
@@ -139,14 +154,14 @@ pub(super) fn nexthops(
         groups: BTreeMap::new(),
     };
     for reply in socket.dump(&request)? {
-        if reply.body.len() < 8 || reply.body[2] != ROUTE_PROTOCOL {
+        if reply.body.len() < 8 || reply.body[2] != protocol {
             continue;
         }
         let attrs: BTreeMap<u16, &[u8]> = attributes(&reply.body[8..]).collect();
         let Some(id) = attrs.get(&NHA_ID).and_then(|bytes| number(bytes)) else {
             continue;
         };
-        if !OURS.contains(&id) {
+        if !ids.contains(&id) {
             continue;
         }
         match attrs.get(&NHA_GROUP) {

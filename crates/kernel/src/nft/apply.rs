@@ -10,7 +10,7 @@ use std::collections::BTreeMap;
 /// One nftables table of family inet in the namespace of the thread that opened it.
 ///
 /// The table is owned by this socket and persists when it closes (Linux 6.9), so that a foreign `nft flush ruleset` does
-/// not touch it and traffic survives the agent; on older kernels it is an ordinary table.
+/// not touch it and traffic survives the process; on older kernels it is an ordinary table.
 pub struct Nftables {
     socket: NetlinkSocket,
     name: String,
@@ -203,7 +203,7 @@ impl Nftables {
             false => Counts::new(),
         };
         self.lay(&name, wanted, &counts)?;
-        // Also removes the cover of an agent that was killed in between.
+        // Also removes the cover of a process that was killed in between.
         self.take_away(&cover)?;
         Ok(())
     }

@@ -12,10 +12,10 @@ use super::attributes::{named, number, text};
 use super::error::NftError;
 use super::message as m;
 use super::table::{ElementKey, Set, Shown, Table, Value};
-use crate::drift::first_changed;
+use crate::difference::first_changed;
 use crate::netlink::{Attrs, attributes};
-use egret_core::hash::StableHash;
 use std::collections::{BTreeMap, BTreeSet};
+use std::hash::{DefaultHasher, Hash, Hasher};
 
 const GETSETELEM: u16 = 13;
 
@@ -177,10 +177,10 @@ fn is_fixed(set: &Set) -> bool {
 }
 
 fn hash(object: &BTreeMap<u16, Vec<u8>>, kinds: &[u16]) -> u64 {
-    let mut hash = StableHash::new("nft");
+    // Hashes are compared within this process alone.
+    let mut hash = DefaultHasher::new();
     for kind in kinds {
-        let bytes = object.get(kind).map_or(&[][..], Vec::as_slice);
-        hash = hash.number(bytes.len() as u64).raw(bytes);
+        object.get(kind).hash(&mut hash);
     }
     hash.finish()
 }

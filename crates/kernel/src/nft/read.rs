@@ -122,7 +122,7 @@ fn key(element: &[u8]) -> Option<Vec<u8>> {
 }
 
 /// Parses an address of 4 or 16 bytes.
-pub(crate) fn address(bytes: &[u8]) -> Option<IpAddr> {
+pub fn address(bytes: &[u8]) -> Option<IpAddr> {
     match bytes.len() {
         4 => <[u8; 4]>::try_from(bytes).ok().map(IpAddr::from),
         16 => <[u8; 16]>::try_from(bytes).ok().map(IpAddr::from),

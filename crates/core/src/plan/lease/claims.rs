@@ -1,0 +1,229 @@
+//! Ranges that nodes have, whatever the records of addresses say: a record may have been deleted, edited, or restored from
+//! a backup. Ranges that no lease contains count as taken until their node has given them back.
+
+use super::blocks::{BLOCK_FIRST, BLOCKS_END, blocks_of, in_blocks, ranges_of};
+use super::{AddressWork, Cluster, LeaseWork};
+use crate::model::*;
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
+
+/// Ranges of each address that nodes were granted, drain or hold, by node.
+#[derive(Debug, Default)]
+pub(in crate::plan) struct Claims(BTreeMap<IpAddr, BTreeMap<NodeName, BTreeSet<PortRange>>>);
+
+impl Claims {
+    pub(in crate::plan) fn of(snapshot: &Snapshot) -> Self {
+        let mut claims = Self::default();
+        for record in snapshot.node_records.values() {
+            claims.add(record);
+        }
+        claims
+    }
+
+    pub(in crate::plan) fn add(&mut self, record: &NodeRecord) {
+        for (address, ranges) in by_address(record) {
+            let nodes = self.0.entry(address).or_default();
+            nodes.insert(record.node.clone(), ranges);
+        }
+    }
+
+    pub(in crate::plan) fn remove(&mut self, record: &NodeRecord) {
+        for address in by_address(record).into_keys() {
+            if let Some(nodes) = self.0.get_mut(&address) {
+                nodes.remove(&record.node);
+                if nodes.is_empty() {
+                    self.0.remove(&address);
+                }
+            }
+        }
+    }
+
+    fn of_address(
+        &self,
+        address: IpAddr,
+    ) -> impl Iterator<Item = (&NodeName, &BTreeSet<PortRange>)> {
+        self.0.get(&address).into_iter().flatten()
+    }
+
+    /// Whether the node has ranges of the address.
+    pub(super) fn has(&self, address: IpAddr, node: &NodeName) -> bool {
+        let nodes = self.0.get(&address);
+        nodes.is_some_and(|nodes| nodes.contains_key(node))
+    }
+}
+
+/// What a node's record says that leases depend on.
+#[derive(Debug, PartialEq, Eq)]
+pub(in crate::plan) struct Concerns {
+    /// Epoch of its grants, and the acknowledged one; whether its agent has reported.
+    pub(in crate::plan) epochs: (u64, u64, bool),
+    /// By address.
+    by_address: BTreeMap<IpAddr, Concern>,
+}
+
+/// The same of one address.
+#[derive(Debug, Default, PartialEq, Eq)]
+struct Concern {
+    granted: BTreeSet<PortRange>,
+    claimed: BTreeSet<PortRange>,
+    use_of_ports: PortUse,
+}
+
+impl Concerns {
+    pub(in crate::plan) fn of(record: &NodeRecord) -> Self {
+        let mut concerns: BTreeMap<IpAddr, Concern> = BTreeMap::new();
+        for (address, claimed) in by_address(record) {
+            concerns.entry(address).or_default().claimed = claimed;
+        }
+        for grant in &record.grants {
+            let concern = concerns.entry(grant.address).or_default();
+            concern.granted.extend(&grant.ranges);
+        }
+        for address in record.demand.keys().chain(record.wanted_ports.keys()) {
+            let concern = concerns.entry(*address).or_default();
+            concern.use_of_ports = PortUse::of(record, *address);
+        }
+        Self {
+            epochs: (
+                record.grants_epoch,
+                record.acknowledged,
+                record.underlay_addresses.is_empty(),
+            ),
+            by_address: concerns,
+        }
+    }
+
+    /// Addresses that the record names.
+    pub(in crate::plan) fn addresses(&self) -> impl Iterator<Item = &IpAddr> {
+        self.by_address.keys()
+    }
+
+    /// Addresses of which two records say something else.
+    pub(in crate::plan) fn differing(&self, other: &Self) -> BTreeSet<IpAddr> {
+        let all = self.by_address.keys().chain(other.by_address.keys());
+        all.filter(|address| self.by_address.get(address) != other.by_address.get(address))
+            .copied()
+            .collect()
+    }
+}
+
+/// What a node reports of its use of an address, in blocks.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct PortUse {
+    /// Measured by its agent; `None`: no more than a first grant was ever needed.
+    pub(super) wants: Option<usize>,
+    /// Rounded up to a power of two, so that it changes seldom.
+    pub(super) used: usize,
+}
+
+impl PortUse {
+    pub(super) fn of(record: &NodeRecord, address: IpAddr) -> Self {
+        let used = record.demand.get(&address).map(|ports| in_blocks(*ports));
+        Self {
+            wants: record
+                .wanted_ports
+                .get(&address)
+                .map(|ports| in_blocks(*ports)),
+            used: used.map_or(0, |used| {
+                if used == 0 {
+                    0
+                } else {
+                    used.next_power_of_two()
+                }
+            }),
+        }
+    }
+}
+
+/// Ranges that a node's record names, by address.
+fn by_address(record: &NodeRecord) -> BTreeMap<IpAddr, BTreeSet<PortRange>> {
+    let mut all: BTreeMap<IpAddr, BTreeSet<PortRange>> = BTreeMap::new();
+    for grant in record.grants.iter().chain(&record.draining) {
+        all.entry(grant.address).or_default().extend(&grant.ranges);
+    }
+    for (address, ranges) in &record.held {
+        all.entry(*address).or_default().extend(ranges);
+    }
+    all
+}
+
+impl AddressWork {
+    /// Makes leases of blocks that nodes have and the record does not contain. Whoever holds a block that rests begins its
+    /// rest again.
+    pub(super) fn adopt(&mut self, cluster: &Cluster<'_>, findings: &mut BTreeSet<Finding>) {
+        let mut owners: Vec<Option<usize>> = vec![None; BLOCKS_END];
+        for (number, work) in self.leases.iter().enumerate() {
+            for block in work.lease.ranges.iter().flat_map(blocks_of) {
+                owners[block] = Some(number);
+            }
+        }
+        let is_new = !cluster
+            .snapshot
+            .addresses
+            .contains_key(&self.record.address);
+        for (node, ranges) in cluster.claims.of_address(self.record.address) {
+            let is_here = cluster.snapshot.nodes.contains_key(node);
+            let mut missing: BTreeSet<usize> = BTreeSet::new();
+            let mut taken: BTreeSet<usize> = BTreeSet::new();
+            for block in ranges.iter().flat_map(blocks_of) {
+                match owners[block] {
+                    None if block >= BLOCK_FIRST => drop(missing.insert(block)),
+                    Some(number) if self.leases[number].lease.node != *node => {
+                        drop(taken.insert(block))
+                    }
+                    Some(number) if is_here => self.rest_again(number),
+                    _ => {}
+                }
+            }
+            // A node that is gone gave its ranges back through its leases, unless these are lost.
+            if !missing.is_empty() && (is_here || is_new) {
+                for block in &missing {
+                    owners[*block] = Some(self.leases.len());
+                }
+                self.adopt_blocks(node, &missing);
+            }
+            if !taken.is_empty() && is_here {
+                findings.insert(self.held_twice(node, &taken));
+            }
+        }
+    }
+
+    /// Begins the rest of this lease again if it rests.
+    fn rest_again(&mut self, number: usize) {
+        let now_secs = self.now_secs;
+        let lease = &mut self.leases[number].lease;
+        if lease.state == LeaseState::HoldDown {
+            lease.since_secs = now_secs;
+        }
+    }
+
+    fn adopt_blocks(&mut self, node: &NodeName, blocks: &BTreeSet<usize>) {
+        self.say(format!(
+            "{} ports that {node} has and no lease contains are taken up as its lease",
+            blocks.len() * usize::from(crate::numbers::BLOCK_PORTS)
+        ));
+        self.steering_changed = true;
+        self.leases.push(LeaseWork {
+            lease: Lease {
+                node: node.clone(),
+                ranges: ranges_of(blocks),
+                epoch: 0,
+                state: LeaseState::Draining,
+                since_secs: self.now_secs,
+            },
+            renumber: true,
+        });
+    }
+
+    fn held_twice(&self, node: &NodeName, blocks: &BTreeSet<usize>) -> Finding {
+        let ranges: Vec<String> = ranges_of(blocks).iter().map(ToString::to_string).collect();
+        Finding {
+            object: ObjectRef::of_cluster(Kind::EgressNode, &node.0),
+            field: "status.held".into(),
+            value: format!("{} {}", self.record.address, ranges.join(",")),
+            remedy: "these ports are another node's: gateways drop what this node sends from them; its agent ends such flows \
+                     once it is connected again"
+                .into(),
+        }
+    }
+}
