@@ -8,6 +8,7 @@ mod cluster;
 mod ending;
 mod facts;
 mod gateway;
+mod grants;
 mod groups;
 mod ids;
 mod lookup;
@@ -27,6 +28,8 @@ pub use canary::{CANARY_CAPABILITY, CanaryEnd, CanaryPath, is_canary_destination
 pub use cluster::never_anywhere;
 pub use ending::{Ending, Idle};
 pub use facts::*;
+pub use grants::NodeGrants;
+pub(crate) use grants::ports_of;
 pub(crate) use groups::OPEN_TUNNEL;
 pub use ids::*;
 pub use lookup::Fate;

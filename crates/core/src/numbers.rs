@@ -133,8 +133,20 @@ pub const LEASE_PORTS_FIRST_MAX: u16 = 1024;
 pub const LEASE_HOLD_DOWN_SECS: u64 = 120;
 /// Seconds for which the flows of a node go on whose Node object is gone: kubelets register again within less.
 pub const NODE_GONE_SECS: i64 = 60;
+/// Seconds during which fewer ports of an address must have sufficed until a node wants fewer.
+pub const LEASE_IDLE_SECS: u64 = 600;
+/// Source ports of one address that can be leased.
+pub const LEASE_PORTS_ALL: u32 = 64_512;
+/// Milliseconds after which no packet in the stack can still get a port of rules that were replaced: withdrawn ranges are
+/// held until flows have been counted after them.
+pub const DRAIN_SETTLE_MS: u64 = 1_000;
+/// Seconds for which a node reports a number of ports in use that is a little too high.
+pub const PORTS_REPORT_SECS: u64 = 60;
 /// Ports that every worker with a selected pod gets before others get more.
 pub const LEASE_FLOOR_PORTS: u32 = 64;
+/// Milliseconds for which a live gateway may stay behind the steering version that another one of its group has; after that
+/// it is left out until it has caught up.
+pub const GATEWAY_LAG_MS: u64 = 5_000;
 /// Milliseconds between probes of one gateway.
 pub const PROBE_INTERVAL_MS: u64 = 50;
 /// Probes without answer after which a gateway counts as dead.
@@ -173,6 +185,9 @@ pub const ROUTERS_MAX: usize = 64;
 pub const CONFLICTS_MAX: usize = 64;
 /// Seconds after which a node looks for its routers again.
 pub const ROUTERS_REFRESH_SECS: u64 = 30;
+/// Milliseconds for which new flows to a full destination are dropped in silence, so that TCP tries again, before they are
+/// refused: the controller may grant more ports meanwhile.
+pub const FULL_GRACE_MS: u64 = 1_500;
 /// Seconds after which the refusal of a full destination ends by itself if no agent renews it.
 pub const FULL_DESTINATION_SECS: u64 = 30;
 /// Refused packets of protocols without ports (source, destination, protocol) that are remembered at once, per family,

@@ -1,0 +1,159 @@
+//! Steering tables of a gateway over a store that goes back to an older state.
+//!
+//! A record whose epoch is lower than that of the loaded table is from a backup: its ranges may belong to others
+//! meanwhile. The table stays until the record has an epoch that is at least as high. The version never goes back either:
+//! workers and the controller compare it with epochs of grants and withdrawals.
+
+use crate::model::AddressRecord;
+use crate::node::{GatewayState, Steering};
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+
+/// Tables that were loaded, by address, with the epoch of their record.
+#[derive(Clone, Debug, Default)]
+pub struct SteeringMemory {
+    tables: BTreeMap<IpAddr, (u64, Steering)>,
+    version: u64,
+}
+
+impl SteeringMemory {
+    /// `version`: the highest steering version that this node ever had.
+    pub fn new(version: u64) -> Self {
+        Self {
+            tables: BTreeMap::new(),
+            version,
+        }
+    }
+
+    /// Replaces tables of the planned state that are older than the loaded ones, and its version. `records`: the records
+    /// that it was planned from. Returns the addresses whose table stays.
+    pub fn keep_newer<'a>(
+        &self,
+        planned: &mut GatewayState,
+        records: impl Iterator<Item = &'a AddressRecord>,
+    ) -> Vec<IpAddr> {
+        let mut kept = Vec::new();
+        for record in records {
+            let Some((epoch, table)) = self.tables.get(&record.address) else {
+                continue;
+            };
+            if record.epoch >= *epoch {
+                continue;
+            }
+            let planned = planned.addresses.entry(record.address);
+            let planned = planned.or_insert_with(|| table.clone());
+            planned.blocks = table.blocks.clone();
+            kept.push(record.address);
+        }
+        planned.version = planned.version.max(self.version);
+        kept
+    }
+
+    /// Records that the data path has the tables of this state, as [`Self::keep_newer`] left it. Returns whether the
+    /// version, which outlives the agent, has changed.
+    pub fn loaded<'a>(
+        &mut self,
+        state: &GatewayState,
+        records: impl Iterator<Item = &'a AddressRecord>,
+    ) -> bool {
+        let mut tables = BTreeMap::new();
+        for record in records {
+            let before = self.tables.remove(&record.address);
+            let known = before.as_ref().map_or(0, |(epoch, _)| *epoch);
+            let entry = match state.addresses.get(&record.address) {
+                Some(table) if record.epoch >= known => Some((record.epoch, table.clone())),
+                _ => before,
+            };
+            if let Some(entry) = entry {
+                tables.insert(record.address, entry);
+            }
+        }
+        self.tables = tables;
+        let before = self.version;
+        self.version = before.max(state.version);
+        self.version != before
+    }
+
+    /// The highest steering version that this node ever had.
+    pub fn version(&self) -> u64 {
+        self.version
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::GatewayName;
+    use proptest::prelude::*;
+
+    fn address() -> IpAddr {
+        "192.0.2.1".parse().unwrap()
+    }
+
+    fn state(epoch: u64, owner: Option<u16>) -> (GatewayState, AddressRecord) {
+        let blocks = owner.map(|owner| (16, owner)).into_iter().collect();
+        let table = Steering {
+            blocks,
+            ..Steering::default()
+        };
+        let record = AddressRecord {
+            epoch,
+            ..AddressRecord::new(address(), GatewayName("edge".into()))
+        };
+        let state = GatewayState {
+            external_device: "eth1".into(),
+            addresses: [(address(), table)].into(),
+            workers: BTreeMap::new(),
+            next_hops: BTreeMap::new(),
+            version: epoch,
+        };
+        (state, record)
+    }
+
+    /// Owner of the block after this record, and the version.
+    fn step(memory: &mut SteeringMemory, epoch: u64, owner: Option<u16>) -> (Option<u16>, u64) {
+        let (mut planned, record) = state(epoch, owner);
+        memory.keep_newer(&mut planned, std::iter::once(&record));
+        memory.loaded(&planned, std::iter::once(&record));
+        let table = &planned.addresses[&address()];
+        (table.blocks.get(&16).copied(), planned.version)
+    }
+
+    #[test]
+    fn a_table_from_a_backup_does_not_replace_the_loaded_one() {
+        let mut memory = SteeringMemory::default();
+        assert_eq!(step(&mut memory, 10, Some(1)), (Some(1), 10));
+        assert_eq!(step(&mut memory, 4, Some(2)), (Some(1), 10));
+        assert_eq!(step(&mut memory, 5, None), (Some(1), 10));
+        assert_eq!(step(&mut memory, 11, Some(3)), (Some(3), 11));
+    }
+
+    #[test]
+    fn the_version_outlives_the_agent_and_a_deleted_record_is_forgotten() {
+        let mut memory = SteeringMemory::default();
+        step(&mut memory, 10, Some(1));
+        assert_eq!(memory.version(), 10);
+        let mut again = SteeringMemory::new(memory.version());
+        assert_eq!(step(&mut again, 4, Some(2)), (Some(2), 10));
+        let (mut empty, _) = state(0, None);
+        empty.addresses.clear();
+        memory.keep_newer(&mut empty, std::iter::empty());
+        assert!(!memory.loaded(&empty, std::iter::empty()));
+        assert!(empty.addresses.is_empty());
+        assert_eq!(step(&mut memory, 3, Some(2)), (Some(2), 10));
+    }
+
+    proptest! {
+        /// Property: whatever order records come in, the owner is that of the highest epoch so far, the last one of
+        /// equal epochs, and the version never goes back.
+        #[test]
+        fn the_highest_epoch_owns(records in prop::collection::vec((0u64..8, 0u16..4), 1..30)) {
+            let mut memory = SteeringMemory::default();
+            let mut best = (0, 0, 0);
+            for (epoch, owner) in records {
+                if epoch >= best.0 { best = (epoch, owner, epoch); }
+                prop_assert_eq!(step(&mut memory, epoch, Some(owner)), (Some(best.1), best.2));
+            }
+        }
+    }
+}
