@@ -1,14 +1,14 @@
 //! One agent process: the real decisions of core over what it has read and probed, carried out in a model kernel.
 
-use crate::kernel::{Block, Kernel, Tables};
-use crate::rules::{Decision, LeaseRules, blocks_of_grants};
+use crate::kernel::{Kernel, Tables, usable_blocks};
+use crate::rules::{LeaseRules, Outgoing, address_ports, with_grants};
 use crate::sabotage::Sabotage;
 use crate::store::Reader;
 use egret_core::machines::{
-    ExternalLink, GatewayInputs, GatewayLiveness, GatewayRole, Liveness, LivenessCommand,
-    OutboundRoute, ProbeSettings,
+    ExternalLink, GatewayInputs, GatewayLiveness, GatewayRole, GrantMemory, Liveness,
+    LivenessCommand, OutboundRoute, ProbeSettings, SteeringMemory,
 };
-use egret_core::model::{MacAddress, NodeName, NodeRecord, PortRange};
+use egret_core::model::{MacAddress, NodeName, NodeRecord};
 use egret_core::node::{
     External, GatewayState, NodeFacts, NodeOutcome, UnknownPodsPolicy, node_state, probe_targets,
 };
@@ -17,10 +17,10 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
 /// What an agent keeps on disk.
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub struct Disk {
-    /// Highest epoch of grants that its kernel had.
-    pub acknowledged: u64,
+    /// Newest grants that its kernel had.
+    pub grants: GrantMemory,
     /// Highest epoch of its steering tables.
     pub steering_version: u64,
 }
@@ -33,8 +33,6 @@ pub struct Host<'a> {
     pub kernel: &'a mut Kernel,
     pub disk: &'a mut Disk,
     pub now_ms: u64,
-    /// First grant of the cluster, ports.
-    pub first_ports: u32,
     pub sabotage: Option<Sabotage>,
 }
 
@@ -52,7 +50,7 @@ pub struct Agent {
     /// What it has read.
     pub reader: Reader,
     /// Status to write, newest only.
-    pub outbox: Option<Box<NodeRecord>>,
+    pub outbox: Option<Outgoing>,
     /// Something has happened since its last round.
     pub has_news: bool,
     liveness: Liveness,
@@ -63,12 +61,13 @@ pub struct Agent {
     targets: BTreeMap<NodeName, IpAddr>,
     role: GatewayRole,
     planned: Option<GatewayState>,
+    steering: SteeringMemory,
     rules: LeaseRules,
 }
 
 impl Agent {
     /// A process that starts on a machine.
-    pub fn start(name: &NodeName, reader: Reader, kernel: &Kernel, disk: &Disk) -> Self {
+    pub fn start(name: &NodeName, reader: Reader, disk: &Disk, sabotage: Option<Sabotage>) -> Self {
         Self {
             reader,
             outbox: None,
@@ -80,7 +79,8 @@ impl Agent {
             targets: BTreeMap::new(),
             role: GatewayRole::new(name.clone()),
             planned: None,
-            rules: LeaseRules::start(disk.acknowledged, kernel),
+            steering: SteeringMemory::new(disk.steering_version),
+            rules: LeaseRules::start(disk.grants.clone(), sabotage),
         }
     }
 
@@ -126,7 +126,9 @@ impl Agent {
 
     /// Whether a round would change anything.
     pub fn is_due(&self, now_ms: u64) -> bool {
-        self.has_news || self.role.decides_at().is_some_and(|at| at <= now_ms)
+        self.has_news
+            || self.rules.is_due(now_ms)
+            || self.role.decides_at().is_some_and(|at| at <= now_ms)
     }
 
     /// One round of the main loop, or its first parts.
@@ -137,11 +139,11 @@ impl Agent {
         let Some(record) = self.reader.view.node_records.get(name) else {
             return;
         };
-        let decision = self.rules.decide(record, host.sabotage);
+        let record = record.clone();
+        let grants = self.rules.decide(&record);
         let mut snapshot = self.reader.view.clone();
-        snapshot
-            .node_records
-            .insert(name.clone(), decision.record.clone());
+        let usable = with_grants(&record, grants.usable);
+        snapshot.node_records.insert(name.clone(), usable);
         let local = BTreeSet::new();
         let link = ExternalLink {
             device: Some("eth1".to_owned()),
@@ -164,11 +166,15 @@ impl Agent {
             return;
         }
         if host.sabotage == Some(Sabotage::AcknowledgeFirst) {
-            self.acknowledge_first(host, &decision, &outcome);
+            let status = self.status(host, &outcome);
+            self.outbox = Some(self.rules.report_first(status, &record, host.kernel));
         }
         match outcome.state.gateway.take() {
             Some(mut planned) => {
-                self.keep_newer(host, &mut planned);
+                let records = snapshot.addresses.values();
+                if host.sabotage != Some(Sabotage::IgnoreEpochs) {
+                    self.steering.keep_newer(&mut planned, records);
+                }
                 let inputs = GatewayInputs {
                     snapshot: &snapshot,
                     planned: &planned,
@@ -191,19 +197,20 @@ impl Agent {
         if parts < part::WORKER {
             return;
         }
+        let usable = address_ports(usable_blocks(&outcome.state.worker).into_iter());
+        self.rules.applying(&usable);
         host.kernel.apply_worker(&outcome.state);
         host.kernel.groups = outcome.groups.clone();
         host.kernel.members = outcome.group_members.clone();
-        if let Some(tolerated) = &decision.tolerated {
-            host.kernel.end(|flow| !tolerated.contains(&flow.block()));
+        if let Some(flows) = &grants.flows {
+            host.kernel
+                .end(|flow| !flows.of(flow.address).contains_port(flow.port));
         }
-        let record = self.reader.view.node_records.get(name).expect("read above");
-        self.rules.applied(record);
-        host.disk.acknowledged = host.disk.acknowledged.max(self.rules.acknowledged);
+        self.rules.applied(&record, usable, host.kernel, now_ms);
+        host.disk.grants = self.rules.memory().clone();
         if parts >= part::STATUS && host.sabotage != Some(Sabotage::AcknowledgeFirst) {
-            let held = self.rules.held(host.kernel, &decision.waiting);
-            let acknowledged = self.rules.acknowledged;
-            self.queue_status(host, &outcome, held, acknowledged);
+            let status = self.status(host, &outcome);
+            self.outbox = Some(self.rules.report(status));
         }
     }
 
@@ -252,28 +259,6 @@ impl Agent {
         self.targets = targets.collect();
     }
 
-    /// A gateway never lets go of a newer table: the store may have gone back.
-    fn keep_newer(&self, host: &Host<'_>, planned: &mut GatewayState) {
-        let Some(loaded) = &host.kernel.gateway else {
-            return;
-        };
-        if host.sabotage == Some(Sabotage::IgnoreEpochs) {
-            return;
-        }
-        for (address, steering) in &mut planned.addresses {
-            let record = self.reader.view.addresses.get(address);
-            let epoch = record.map_or(0, |record| record.epoch);
-            if loaded
-                .epochs
-                .get(address)
-                .is_some_and(|known| epoch < *known)
-                && let Some(blocks) = loaded.blocks.get(address)
-            {
-                steering.blocks = blocks.clone();
-            }
-        }
-    }
-
     fn serve(&mut self, host: &mut Host<'_>, inputs: &GatewayInputs<'_>, parts: usize) {
         let GatewayInputs {
             planned, link_up, ..
@@ -284,6 +269,7 @@ impl Agent {
             .as_ref()
             .is_some_and(|tables| tables.version > 0);
         self.role.attached(forwards);
+        let records = || inputs.snapshot.addresses.values();
         let tables = host.kernel.gateway.get_or_insert_default();
         if host.sabotage == Some(Sabotage::AnnounceFirst) {
             tables.version = planned.version;
@@ -299,7 +285,7 @@ impl Agent {
         };
         for (address, steering) in planned.addresses.iter().take(loaded) {
             tables.blocks.insert(*address, steering.blocks.clone());
-            let record = self.reader.view.addresses.get(address);
+            let record = inputs.snapshot.addresses.get(address);
             let epoch = tables.epochs.entry(*address).or_default();
             *epoch = (*epoch).max(record.map_or(0, |record| record.epoch));
         }
@@ -312,71 +298,39 @@ impl Agent {
         if parts < part::ANNOUNCE {
             return;
         }
+        self.steering.loaded(planned, records());
         self.role.loaded();
         self.role.decide(inputs);
         self.role.drain();
         let effective = self.role.effective(planned, link_up);
         tables.announcing = self.role.announcing();
         tables.version = effective.state.version;
-        let version = &mut host.disk.steering_version;
-        *version = (*version).max(effective.steering_version);
+        host.disk.steering_version = self.steering.version();
     }
 
-    fn acknowledge_first(
-        &mut self,
-        host: &mut Host<'_>,
-        decision: &Decision,
-        outcome: &NodeOutcome,
-    ) {
-        let record = self
-            .reader
-            .view
-            .node_records
-            .get(host.name)
-            .expect("decided by it");
-        let mut held: BTreeSet<Block> = host.kernel.blocks().collect();
-        held.extend(blocks_of_grants(&decision.record.grants));
-        let mut kernel = Kernel::default();
-        kernel.usable = held;
-        let held = self.rules.held(&kernel, &decision.waiting);
-        let acknowledged = record.grants_epoch.max(self.rules.acknowledged);
-        self.queue_status(host, outcome, held, acknowledged);
-    }
-
-    fn queue_status(
-        &mut self,
-        host: &Host<'_>,
-        outcome: &NodeOutcome,
-        held: BTreeMap<IpAddr, Vec<PortRange>>,
-        acknowledged: u64,
-    ) {
+    /// The agent's part of the record, without its leases.
+    fn status(&self, host: &Host<'_>, outcome: &NodeOutcome) -> NodeRecord {
         let gateway = host.kernel.gateway.as_ref();
-        let demand = |address: &IpAddr| {
-            let ports = host.kernel.ports(*address).div_ceil(64) * 64;
-            (*address, u32::try_from(ports).expect("few flows"))
-        };
-        let status = NodeRecord {
+        NodeRecord {
             underlay_addresses: vec![host.underlay],
-            steering_version: gateway.map_or(0, |_| host.disk.steering_version),
+            steering_version: gateway.map_or(0, |_| self.steering.version()),
             announcing: gateway.map_or_else(BTreeSet::new, |tables| tables.announcing.clone()),
-            acknowledged,
-            demand: held.keys().map(demand).collect(),
-            wanted_ports: self
-                .rules
-                .wanted(host.kernel, held.keys().copied(), host.first_ports),
-            held,
             programmed: outcome.programmed.clone(),
             datapath: gateway.map(|_| "ebpf".to_owned()),
             external_mac: gateway.map(|_| MacAddress(mac(host.underlay))),
             ..NodeRecord::new(host.name.clone())
-        };
-        self.rules.sending(&status.held);
-        self.outbox = Some(Box::new(status));
+        }
     }
 
     /// The store has accepted this status.
-    pub fn status_written(&mut self, status: &NodeRecord) {
-        self.rules.written(&status.held);
+    pub fn status_written(&mut self, status: &Outgoing) {
+        self.rules.accepted(status);
+        self.has_news = true;
+    }
+
+    /// The store has no record to write the status to.
+    pub fn status_lost(&mut self) {
+        self.rules.lost();
         self.has_news = true;
     }
 }

@@ -245,6 +245,16 @@ impl Kernel {
     }
 }
 
+/// Blocks in which these rules open flows.
+pub fn usable_blocks(worker: &WorkerState) -> BTreeSet<Block> {
+    let blocks = worker.targets.values().flat_map(|target| {
+        let ranges = target.ranges.iter();
+        let blocks = ranges.flat_map(|range| range.first / BLOCK_PORTS..=range.last / BLOCK_PORTS);
+        blocks.map(|block| (target.address, block))
+    });
+    blocks.collect()
+}
+
 /// The source that a pod's packets leave with; `None`: no rule is about the pod; `Some(None)`: they are dropped.
 fn source(worker: &WorkerState, pod: IpAddr, destination: IpAddr) -> Option<Option<IpAddr>> {
     let profile = worker.profiles.get(worker.pods.get(&pod)?)?;

@@ -50,13 +50,7 @@ impl Machine {
     }
 
     /// Runs a round of the agent, or its first parts, if it runs and something is due.
-    pub fn round(
-        &mut self,
-        cluster: &Cluster,
-        now_ms: u64,
-        parts: usize,
-        sabotage: Option<Sabotage>,
-    ) -> bool {
+    pub fn round(&mut self, now_ms: u64, parts: usize, sabotage: Option<Sabotage>) -> bool {
         if self.is_frozen {
             return false;
         }
@@ -73,7 +67,6 @@ impl Machine {
             kernel: &mut self.kernel,
             disk: &mut self.disk,
             now_ms,
-            first_ports: u32::from(cluster.ports),
             sabotage,
         };
         agent.round(&mut host, parts);

@@ -117,20 +117,13 @@ impl World {
     }
 
     fn all_is_free(&self) -> Found {
-        let records = self.store.state().addresses.values();
-        let leases: Vec<String> = records
-            .flat_map(|record| {
-                record
-                    .leases
-                    .iter()
-                    .map(move |lease| (record.address, lease))
-            })
-            .map(|(address, lease)| {
-                let state = lease.state;
-                format!(
-                    "{address} {} {state:?} since {} epoch {}",
-                    lease.node, lease.since_secs, lease.epoch
-                )
+        let state = self.store.state();
+        let leases = state.addresses.values().flat_map(|record| &record.leases);
+        let leases: Vec<String> = leases
+            .map(|lease| {
+                let record = state.node_records.get(&lease.node);
+                let record = record.map(|r| (r.grants_epoch, r.acknowledged, &r.draining, &r.held));
+                format!("{lease:?}, its node has {record:?}")
             })
             .collect();
         match leases.is_empty() {

@@ -1,186 +1,175 @@
-//! How an agent treats its leases: which grants its kernel may use, what it reports to hold, which flows it ends.
+//! How an agent treats its leases: the machines of core that decide which grants its kernel may use, what it reports to
+//! hold, and which flows it ends.
 
 use crate::kernel::{Block, Kernel};
 use crate::sabotage::Sabotage;
-use egret_core::model::{Grant, NodeRecord, PortRange};
+use egret_core::machines::{GrantGate, GrantMemory, HeldPorts, HeldReport, PortDemand};
+use egret_core::model::{AddressPorts, Grant, NodeRecord, PortBlocks};
+use egret_core::node::NodeGrants;
 use egret_core::numbers::BLOCK_PORTS;
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
-/// What an agent remembers of its leases. `acknowledged` is on disk; the rest is found in the kernel after a restart.
-#[derive(Clone, Debug, Default)]
+/// The machines of one agent process.
+#[derive(Clone, Debug)]
 pub struct LeaseRules {
-    /// Highest epoch of grants that the kernel ever had.
-    pub acknowledged: u64,
-    /// Grants of that epoch: the usable ones, by block.
-    granted: BTreeSet<Block>,
-    /// Blocks in the newest status that the store has, as far as this agent knows.
-    reported: BTreeSet<Block>,
-    /// Ports that it asked for, by address.
-    wanted: BTreeMap<IpAddr, u32>,
+    gate: GrantGate,
+    held: HeldPorts,
+    demand: PortDemand,
+    sabotage: Option<Sabotage>,
 }
 
-/// What to do with one record.
+/// A status on its way.
 #[derive(Clone, Debug)]
-pub struct Decision {
-    /// The record with those grants alone that may be used now.
-    pub record: NodeRecord,
-    /// Blocks that wait for a report.
-    pub waiting: BTreeSet<Block>,
-    /// Blocks in which flows may go on; `None`: no flow is ended now.
-    pub tolerated: Option<BTreeSet<Block>>,
+pub struct Outgoing {
+    /// The agent's part of the record.
+    pub record: Box<NodeRecord>,
+    /// Number of its report.
+    number: u64,
 }
 
 impl LeaseRules {
-    /// The rules of an agent that starts on this kernel.
-    pub fn start(acknowledged: u64, kernel: &Kernel) -> Self {
+    /// The machines of an agent whose predecessor left this.
+    pub fn start(memory: GrantMemory, sabotage: Option<Sabotage>) -> Self {
         Self {
-            acknowledged,
-            granted: kernel.usable.clone(),
-            reported: kernel.usable.clone(),
-            wanted: BTreeMap::new(),
+            gate: GrantGate::new(memory),
+            held: HeldPorts::default(),
+            demand: PortDemand::default(),
+            sabotage,
         }
     }
 
-    /// Decides about a record.
-    pub fn decide(&self, record: &NodeRecord, sabotage: Option<Sabotage>) -> Decision {
-        let is_older =
-            record.grants_epoch < self.acknowledged && sabotage != Some(Sabotage::IgnoreEpochs);
-        let granted = blocks_of_grants(&record.grants);
-        let allowed: BTreeSet<Block> = match is_older {
-            true => granted.intersection(&self.granted).copied().collect(),
-            false => granted.clone(),
+    /// What is left for a later process.
+    pub fn memory(&self) -> &GrantMemory {
+        self.gate.memory()
+    }
+
+    /// Grants of this record that count, with those alone usable that the kernel may have now.
+    pub fn decide(&mut self, record: &NodeRecord) -> NodeGrants {
+        self.held.adopt(record);
+        self.demand.adopt(record);
+        let mut grants = match self.sabotage {
+            Some(Sabotage::IgnoreEpochs) => NodeGrants::of(record),
+            _ => self.gate.decide(record),
         };
-        let held = blocks_of_map(&record.held);
-        let is_reported = |block: &&Block| {
-            self.reported.contains(block)
-                || held.contains(block)
-                || sabotage == Some(Sabotage::UseBeforeHeld)
-        };
-        let usable: BTreeSet<Block> = allowed.iter().filter(is_reported).copied().collect();
-        let waiting = allowed.difference(&usable).copied().collect();
-        let draining = blocks_of_grants(&record.draining);
-        let cut = record.grants.iter().filter_map(|grant| {
-            let ranges = grant
-                .ranges
-                .iter()
-                .flat_map(|range| within(grant.address, *range, &usable));
-            let ranges: Vec<PortRange> = ranges.collect();
-            (!ranges.is_empty()).then(|| Grant {
-                ranges,
-                ..grant.clone()
-            })
-        });
-        Decision {
-            record: NodeRecord {
-                grants: cut.collect(),
-                ..record.clone()
-            },
-            waiting,
-            tolerated: (!is_older).then(|| granted.union(&draining).copied().collect()),
+        let admitted = self.held.admit(&grants.usable);
+        if self.sabotage != Some(Sabotage::UseBeforeHeld) {
+            grants.usable = admitted;
         }
+        grants
     }
 
-    /// The kernel has the grants of this record.
-    pub fn applied(&mut self, record: &NodeRecord) {
-        if record.grants_epoch >= self.acknowledged {
-            self.acknowledged = record.grants_epoch;
-            self.granted = blocks_of_grants(&record.grants);
-        }
+    /// The kernel is about to get what has been decided about this record, with these blocks usable.
+    pub fn applying(&mut self, usable: &AddressPorts) {
+        self.held.applying(usable);
     }
 
-    /// What the agent holds, for its status.
-    pub fn held(
-        &self,
-        kernel: &Kernel,
-        waiting: &BTreeSet<Block>,
-    ) -> BTreeMap<IpAddr, Vec<PortRange>> {
-        let mut all = kernel.usable.clone();
-        all.extend(waiting);
-        all.extend(kernel.blocks());
-        let mut held: BTreeMap<IpAddr, Vec<PortRange>> = BTreeMap::new();
-        for (address, block) in all {
-            let ranges = held.entry(address).or_default();
-            let (first, last) = (block * BLOCK_PORTS, block * BLOCK_PORTS + (BLOCK_PORTS - 1));
-            match ranges.last_mut() {
-                Some(before) if u32::from(before.last) + 1 == u32::from(first) => {
-                    before.last = last
-                }
-                _ => ranges.push(PortRange { first, last }),
-            }
-        }
-        held
-    }
-
-    /// A status with these blocks is being written: others are not reported any more.
-    pub fn sending(&mut self, held: &BTreeMap<IpAddr, Vec<PortRange>>) {
-        let held = blocks_of_map(held);
-        self.reported.retain(|block| held.contains(block));
-    }
-
-    /// The store has a status with these blocks.
-    pub fn written(&mut self, held: &BTreeMap<IpAddr, Vec<PortRange>>) {
-        self.reported = blocks_of_map(held);
-    }
-
-    /// Ports that it wants of each granted address, rises only: a simulated run is shorter than the time after which
-    /// demand falls.
-    pub fn wanted(
+    /// The kernel has it.
+    pub fn applied(
         &mut self,
+        record: &NodeRecord,
+        usable: AddressPorts,
         kernel: &Kernel,
-        addresses: impl Iterator<Item = IpAddr>,
-        first: u32,
-    ) -> BTreeMap<IpAddr, u32> {
-        let addresses: BTreeSet<IpAddr> = addresses.collect();
-        for address in &addresses {
-            let busiest = u32::try_from(kernel.busiest(*address)).expect("few flows");
-            let wanted = first.max(4 * busiest).next_power_of_two();
-            if 4 * busiest > first {
-                let known = self.wanted.entry(*address).or_default();
-                *known = (*known).max(wanted);
-            }
+        now_ms: u64,
+    ) {
+        self.gate.applied(record);
+        self.held.applied(usable, self.gate.epoch(), now_ms);
+        self.count(kernel, now_ms);
+    }
+
+    /// Reads the kernel's flows.
+    fn count(&mut self, kernel: &Kernel, now_ms: u64) {
+        self.held.counted(address_ports(kernel.blocks()), now_ms);
+        let addresses: BTreeSet<IpAddr> = kernel.blocks().map(|(address, _)| address).collect();
+        let number = |ports: usize| u32::try_from(ports).expect("few flows");
+        let in_use = addresses
+            .iter()
+            .map(|address| (*address, number(kernel.ports(*address))));
+        self.demand.counted(&in_use.collect(), now_ms);
+        let busiest = addresses
+            .iter()
+            .map(|address| (*address, number(kernel.busiest(*address))));
+        let mut granted: BTreeMap<IpAddr, u32> = BTreeMap::new();
+        for grant in &self.gate.memory().grants {
+            let ports = PortBlocks::of(&grant.ranges).ports();
+            *granted.entry(grant.address).or_default() += ports;
         }
-        self.wanted.retain(|address, _| addresses.contains(address));
-        self.wanted.clone()
+        self.demand.measured(&granted, &busiest.collect(), now_ms);
+    }
+
+    /// Whether there is something to do although nothing has happened.
+    pub fn is_due(&self, now_ms: u64) -> bool {
+        self.held.count_at().is_some_and(|at| at <= now_ms)
+    }
+
+    /// What to report now, written into the agent's part of a record.
+    pub fn report(&mut self, record: NodeRecord) -> Outgoing {
+        let HeldReport { acknowledged, held } = self.held.report();
+        self.outgoing(record, acknowledged, held)
+    }
+
+    /// What an agent reports that acknowledges the grants of a record before its kernel has them.
+    pub fn report_first(
+        &mut self,
+        record: NodeRecord,
+        seen: &NodeRecord,
+        kernel: &Kernel,
+    ) -> Outgoing {
+        let held = address_ports(kernel.blocks());
+        let grants = seen
+            .grants
+            .iter()
+            .map(|grant| (grant.address, grant.ranges.as_slice()));
+        let held = held.union(&grants.collect());
+        self.outgoing(record, seen.grants_epoch.max(self.gate.epoch()), held)
+    }
+
+    fn outgoing(&mut self, record: NodeRecord, acknowledged: u64, held: AddressPorts) -> Outgoing {
+        let number = self.held.sent(held.clone());
+        let record = NodeRecord {
+            acknowledged,
+            held: held.ranges(),
+            demand: self.demand.in_use(),
+            wanted_ports: self.demand.wanted(),
+            ..record
+        };
+        Outgoing {
+            record: Box::new(record),
+            number,
+        }
+    }
+
+    /// The store has accepted this status.
+    pub fn accepted(&mut self, status: &Outgoing) {
+        let held = AddressPorts::from(status.record.held.clone());
+        self.held.accepted(status.number, held);
+    }
+
+    /// The store has no record to write the status to.
+    pub fn lost(&mut self) {
+        self.held.lost();
     }
 }
 
-fn blocks(address: IpAddr, range: PortRange) -> impl Iterator<Item = Block> {
-    (range.first / BLOCK_PORTS..=range.last / BLOCK_PORTS).map(move |block| (address, block))
-}
-
-/// Parts of a range that consist of these blocks.
-fn within(address: IpAddr, range: PortRange, usable: &BTreeSet<Block>) -> Vec<PortRange> {
-    let mut parts: Vec<PortRange> = Vec::new();
-    for (_, block) in blocks(address, range).filter(|block| usable.contains(block)) {
-        let (first, last) = (block * BLOCK_PORTS, block * BLOCK_PORTS + (BLOCK_PORTS - 1));
-        match parts.last_mut() {
-            Some(before) if u32::from(before.last) + 1 == u32::from(first) => before.last = last,
-            _ => parts.push(PortRange { first, last }),
-        }
+/// Blocks as a value of core.
+pub fn address_ports(blocks: impl Iterator<Item = Block>) -> AddressPorts {
+    let mut all: BTreeMap<IpAddr, PortBlocks> = BTreeMap::new();
+    for (address, block) in blocks {
+        all.entry(address)
+            .or_default()
+            .insert_port(block * BLOCK_PORTS);
     }
-    parts
+    let mut ports = AddressPorts::default();
+    for (address, blocks) in &all {
+        ports.add(*address, blocks);
+    }
+    ports
 }
 
-/// Blocks of these grants.
-pub fn blocks_of_grants(grants: &[Grant]) -> BTreeSet<Block> {
-    let each = |grant: &Grant| {
-        let address = grant.address;
-        let ranges: Vec<PortRange> = grant.ranges.clone();
-        ranges
-            .into_iter()
-            .flat_map(move |range| blocks(address, range))
-    };
-    grants.iter().flat_map(each).collect()
-}
-
-fn blocks_of_map(map: &BTreeMap<IpAddr, Vec<PortRange>>) -> BTreeSet<Block> {
-    let each = |(address, ranges): (&IpAddr, &Vec<PortRange>)| {
-        let address = *address;
-        let ranges = ranges.clone();
-        ranges
-            .into_iter()
-            .flat_map(move |range| blocks(address, range))
-    };
-    map.iter().flat_map(each).collect()
+/// The record with these usable grants.
+pub fn with_grants(record: &NodeRecord, usable: Vec<Grant>) -> NodeRecord {
+    NodeRecord {
+        grants: usable,
+        ..record.clone()
+    }
 }

@@ -65,8 +65,8 @@ impl World {
             machine.agent = Some(Agent::start(
                 &machine.name,
                 reader(),
-                &machine.kernel,
                 &machine.disk,
+                sabotage,
             ));
         }
         let had = (0..cluster.policies()).map(|policy| {
@@ -285,7 +285,7 @@ impl World {
         let Some(machine) = self.machines.get_mut(node) else {
             return;
         };
-        let made = machine.round(&self.cluster, self.now_ms, parts, self.sabotage);
+        let made = machine.round(self.now_ms, parts, self.sabotage);
         let read = machine
             .agent
             .as_ref()
@@ -309,18 +309,20 @@ impl World {
         };
         let made = match fate {
             Fate::Made | Fate::Unanswered if is_connected => {
-                self.store.write_status(&status).is_ok()
+                Some(self.store.write_status(&status.record).is_ok())
             }
             Fate::Late if is_connected => {
-                self.late.push_back(LateWrite::Status(status.clone()));
-                false
+                self.late
+                    .push_back(LateWrite::Status(status.record.clone()));
+                None
             }
-            _ => false,
+            _ => None,
         };
-        match made && fate == Fate::Made {
-            true => agent.status_written(&status),
+        match made.filter(|_| fate == Fate::Made) {
+            Some(true) => agent.status_written(&status),
+            Some(false) => agent.status_lost(),
             // It is tried again, unless there is a newer one by then.
-            false => agent.outbox = Some(status),
+            None => agent.outbox = Some(status),
         }
         self.late.drain(..self.late.len().saturating_sub(LATE_MAX));
     }
@@ -475,8 +477,8 @@ impl World {
             machine.agent = Some(Agent::start(
                 &machine.name,
                 reader,
-                &machine.kernel,
                 &machine.disk,
+                self.sabotage,
             ));
         }
     }
