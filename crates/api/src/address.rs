@@ -80,6 +80,10 @@ pub struct AddressLease {
     /// The steering version that a gateway must have before these ports may be used.
     #[schemars(range(min = 0))]
     pub epoch: i64,
+    /// Epoch at which it was withdrawn from the worker, while it drains.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 0))]
+    pub withdrawn_epoch: Option<i64>,
     /// Where the lease is in its life.
     pub state: LeaseStateName,
     /// When it came into this state.

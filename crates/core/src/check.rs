@@ -24,10 +24,8 @@ pub enum Rule {
     BlockOwnedTwice,
     /// Ranges of a lease are not whole blocks within 1024-65535, not sorted, or they touch each other.
     RangeInvalid,
-    /// A worker has two leases of one address that are Granted, Active or Draining.
-    LeaseTwice,
-    /// A lease in use changed its ranges.
-    LeaseMoved,
+    /// A block that a node has by its own record is in no lease, or is granted to another node.
+    ClaimIgnored,
     /// R3: a block got another worker or became free without draining and hold-down.
     ReleasedEarly,
     /// An epoch decreases, exceeds that of its record, or is used for two changes.

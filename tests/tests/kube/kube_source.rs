@@ -445,11 +445,8 @@ fn every_right_of_the_controller_is_used() {
 
     // Two writers of one address: the second gets a conflict, and reads the current object.
     let address = AddressRecord {
-        address: "192.168.122.221".parse().unwrap(),
-        gateway: main,
         epoch: 1,
-        leases: Vec::new(),
-        resource_version: 0,
+        ..AddressRecord::new("192.168.122.221".parse().unwrap(), main)
     };
     let first = source.write_address(&address).unwrap();
     let newer = AddressRecord {

@@ -1,6 +1,6 @@
 //! Rules for plans.
 
-use super::leases::{check_change, check_record, steering};
+use super::leases::{check_change, check_claims, check_record, steering};
 use super::unreadable::check_unreadable;
 use super::{Found, Rule, Violation, pod_addresses};
 use crate::model::*;
@@ -15,6 +15,8 @@ pub fn check_plan(snapshot: &Snapshot, plan: &ClusterPlan, time: PlanTime) -> Ve
     let planned = plan.addresses.values();
     for record in planned.filter(|record| !kept.contains(&record.address)) {
         check_record(record, &mut found);
+        let before = snapshot.addresses.get(&record.address);
+        check_claims(snapshot, before, record, &mut found);
     }
     for (address, before) in &snapshot.addresses {
         if kept.contains(address) {
@@ -114,8 +116,10 @@ fn writes(snapshot: &Snapshot, plan: &ClusterPlan, found: &mut Found) {
     );
     let differs = |(name, spec): &(&NodeName, &crate::plan::NodeRecordSpec)| {
         snapshot.node_records.get(*name).is_none_or(|known| {
-            let known = (known.tunnel_index, &known.grants, &known.pod_prefixes);
-            known != (spec.tunnel_index, &spec.grants, &spec.pod_prefixes)
+            let grants = (&known.grants, &known.draining, known.grants_epoch);
+            let known = (known.tunnel_index, &known.pod_prefixes);
+            known != (spec.tunnel_index, &spec.pod_prefixes)
+                || grants != (&spec.grants, &spec.draining, spec.grants_epoch)
         })
     };
     let nodes: Vec<&NodeName> = plan
@@ -199,14 +203,20 @@ fn acknowledged(snapshot: &Snapshot, epoch: u64) -> bool {
 }
 
 fn nodes(snapshot: &Snapshot, plan: &ClusterPlan, found: &mut Found) {
-    let mut leased: BTreeMap<&NodeName, Vec<Grant>> = BTreeMap::new();
+    let mut leased: BTreeMap<(&NodeName, bool), Vec<Grant>> = BTreeMap::new();
     let unreadable = &snapshot.unreadable;
     let records = plan.addresses.values();
     let readable = records.filter(|record| !unreadable.addresses.contains(&record.address));
     for record in readable {
         for lease in &record.leases {
-            if matches!(lease.state, LeaseState::Granted | LeaseState::Active) {
-                leased.entry(&lease.node).or_default().push(Grant {
+            let usable = match lease.state {
+                LeaseState::Granted | LeaseState::Active => Some(true),
+                LeaseState::Draining | LeaseState::Vanished => Some(false),
+                LeaseState::Fenced | LeaseState::HoldDown => None,
+            };
+            if let Some(usable) = usable {
+                let of_node = leased.entry((&lease.node, usable)).or_default();
+                of_node.push(Grant {
                     address: record.address,
                     gateway: record.gateway.clone(),
                     ranges: lease.ranges.clone(),
@@ -227,13 +237,24 @@ fn nodes(snapshot: &Snapshot, plan: &ClusterPlan, found: &mut Found) {
                 format!("{} is that of {other} too", spec.tunnel_index),
             );
         }
-        let leased = leased.remove(name).unwrap_or_default();
+        let usable = leased.remove(&(name, true)).unwrap_or_default();
+        let draining = leased.remove(&(name, false)).unwrap_or_default();
+        let withdrawn = draining.iter().map(|grant| grant.epoch).max();
         let of_readable = |grant: &&Grant| !unreadable.addresses.contains(&grant.address);
         found.expect(
-            spec.grants.iter().filter(of_readable).eq(&leased),
+            spec.grants.iter().filter(of_readable).eq(&usable)
+                && spec.draining.iter().filter(of_readable).eq(&draining),
             Rule::GrantsDiffer,
             name,
             "grants are not its leases",
+        );
+        let before = snapshot.node_records.get(name);
+        let before = before.map_or(0, |record| record.grants_epoch);
+        found.expect(
+            spec.grants_epoch >= before && Some(spec.grants_epoch) >= withdrawn,
+            Rule::EpochOrder,
+            name,
+            "the epoch of its grants goes back, or misses a withdrawal",
         );
     }
     let nodes = snapshot.nodes.keys();

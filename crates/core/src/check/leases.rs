@@ -3,12 +3,14 @@
 use super::{Found, Rule};
 use crate::model::*;
 use crate::plan::PlanTime;
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
+use std::net::IpAddr;
 
 const BLOCK: u16 = 64;
 
+/// A worker may have flows in it, so that gateways must steer it.
 fn in_use(lease: &Lease) -> bool {
-    lease.state != LeaseState::HoldDown
+    !matches!(lease.state, LeaseState::HoldDown | LeaseState::Fenced)
 }
 
 fn blocks(lease: &Lease) -> impl Iterator<Item = u16> {
@@ -39,7 +41,6 @@ pub(super) fn steering(record: &AddressRecord) -> BTreeMap<u16, &NodeName> {
 pub(super) fn check_record(record: &AddressRecord, found: &mut Found) {
     let subject = record.address;
     let mut taken: BTreeMap<u16, &NodeName> = BTreeMap::new();
-    let mut current: BTreeSet<&NodeName> = BTreeSet::new();
     for lease in &record.leases {
         let whole = lease.ranges.iter().all(|r| {
             r.first >= 1024
@@ -60,9 +61,6 @@ pub(super) fn check_record(record: &AddressRecord, found: &mut Found) {
                 let text = format!("block {block} is of {other} and of {}", lease.node);
                 found.add(Rule::BlockOwnedTwice, subject, text);
             }
-        }
-        if in_use(lease) && !current.insert(&lease.node) {
-            found.add(Rule::LeaseTwice, subject, lease.node.to_string());
         }
         if lease.epoch > record.epoch || lease.epoch == 0 {
             let text = format!(
@@ -104,28 +102,63 @@ pub(super) fn check_change(
             format!("epoch {} for another table", after.epoch),
         );
     }
-    for old in before.leases.iter().filter(|lease| in_use(lease)) {
-        let Some(new) = after
-            .leases
-            .iter()
-            .find(|l| l.node == old.node && in_use(l))
-        else {
+    if before.gateway == after.gateway && after.restored == before.restored {
+        for old in &before.leases {
+            let same = |new: &&Lease| (&new.ranges, new.state) == (&old.ranges, old.state);
+            let unchanged = after.leases.iter().find(same);
+            let renumbered = unchanged.is_some_and(|new| new.epoch != old.epoch);
+            if renumbered {
+                let text = format!("{} did not change", old.node);
+                found.add(Rule::EpochOrder, subject, text);
+            }
+        }
+    }
+    withdrawals(before, after, found);
+}
+
+/// Blocks that nodes have by their own records, and that `before` has in no lease, count as taken.
+pub(super) fn check_claims(
+    snapshot: &Snapshot,
+    before: Option<&AddressRecord>,
+    after: &AddressRecord,
+    found: &mut Found,
+) {
+    let (old, new) = (before.map(owners).unwrap_or_default(), owners(after));
+    for (name, record) in &snapshot.node_records {
+        if !snapshot.nodes.contains_key(name) {
             continue;
-        };
-        let same = new.ranges == old.ranges;
-        found.expect(
-            same,
-            Rule::LeaseMoved,
-            subject,
-            &format!("ranges of {}", old.node),
-        );
-        let unmoved = before.gateway == after.gateway;
-        if unmoved && same && new.epoch != old.epoch {
-            found.add(
-                Rule::EpochOrder,
-                subject,
-                format!("{} did not change", old.node),
-            );
+        }
+        let granted = record.grants.iter().chain(&record.draining);
+        let granted = granted.filter(|grant| grant.address == after.address);
+        let granted = granted.flat_map(|grant| &grant.ranges);
+        let held = record.held.get(&after.address).into_iter().flatten();
+        for range in granted.chain(held) {
+            for block in range.first / BLOCK..=range.last / BLOCK {
+                let owner = new.get(&block).map(|(node, _)| *node);
+                if block >= 1024 / BLOCK && !old.contains_key(&block) && owner != Some(name) {
+                    let text = format!("block {block} of {name} is of {owner:?}");
+                    found.add(Rule::ClaimIgnored, after.address, text);
+                }
+            }
+        }
+    }
+}
+
+/// Withdrawn ranges have an epoch that their worker has not acknowledged yet: it must state that it uses them no more.
+fn withdrawals(before: &AddressRecord, after: &AddressRecord, found: &mut Found) {
+    let old = owners(before);
+    for lease in after
+        .leases
+        .iter()
+        .filter(|lease| lease.state == LeaseState::Draining)
+    {
+        let was_usable = blocks(lease).any(|block| {
+            let old = old.get(&block);
+            old.is_some_and(|(_, old)| old.state != LeaseState::Draining)
+        });
+        if was_usable && lease.withdrawn.is_none_or(|epoch| epoch <= before.epoch) {
+            let text = format!("{:?} is withdrawn from {}", lease.withdrawn, lease.node);
+            found.add(Rule::EpochMissing, before.address, text);
         }
     }
 }
@@ -139,18 +172,13 @@ fn check_block(
     time: PlanTime,
     found: &mut Found,
 ) {
-    let rested = old
-        .since_secs
-        .saturating_add(snapshot.settings.hold_down_secs as i64)
-        <= time.now_secs;
-    let unreadable = &snapshot.unreadable;
-    let drained = snapshot.nodes.contains_key(node)
-        && !unreadable.demand.contains(node)
-        && !unreadable.nodes.contains(node)
-        && snapshot.node_records.get(node).is_some_and(|r| {
-            !r.demand.contains_key(&record.address)
-                && r.grants.iter().all(|g| g.address != record.address)
-        });
+    // Times of another term say nothing.
+    let lasted = |secs: i64| {
+        record.term == time.term && old.since_secs.saturating_add(secs) <= time.now_secs
+    };
+    let rested = lasted(snapshot.settings.hold_down_secs as i64)
+        && !(snapshot.nodes.contains_key(node) && has(snapshot, node, record.address, block));
+    let is_here = snapshot.nodes.contains_key(node);
     let fault = match (old.state, new) {
         (LeaseState::HoldDown, None) if rested => None,
         (LeaseState::HoldDown, None) => Some("is free before it has rested"),
@@ -160,14 +188,28 @@ fn check_block(
         }
         (LeaseState::HoldDown, Some((owner, new))) => {
             let same = owner == node && new.state == LeaseState::HoldDown;
-            (!same || new.since_secs != old.since_secs).then_some("left hold-down early")
+            // Another term counts from its own start.
+            let earlier = record.term == time.term && new.since_secs < old.since_secs;
+            (!same || earlier).then_some("left hold-down early")
         }
         (_, None) => Some("is free without having drained and rested"),
         (_, Some((owner, _))) if owner != node => Some("went to another worker while in use"),
         (LeaseState::Draining, Some((_, new))) if new.state == LeaseState::HoldDown => {
+            let drained = is_here && is_drained(snapshot, node, record.address, old, block);
             (!drained).then_some("rests although its worker may still use it")
         }
-        (_, Some((_, new))) if new.state == LeaseState::HoldDown => {
+        (LeaseState::Fenced, Some((_, new))) if new.state == LeaseState::HoldDown => {
+            let carried = still_carried(snapshot, record, old.epoch);
+            carried.then_some("rests although a gateway may still steer it")
+        }
+        (LeaseState::Fenced, Some((_, new))) => {
+            (new.state != LeaseState::Fenced).then_some("is in use again after it was fenced")
+        }
+        (LeaseState::Vanished, Some((_, new))) if new.state == LeaseState::Fenced => {
+            let gone = !is_here && lasted(60);
+            (!gone).then_some("is fenced although its node may come back soon")
+        }
+        (_, Some((_, new))) if matches!(new.state, LeaseState::Fenced | LeaseState::HoldDown) => {
             Some("rests without having drained")
         }
         _ => None,
@@ -176,4 +218,48 @@ fn check_block(
         let text = format!("block {block} of {node} ({:?}) {fault}", old.state);
         found.add(Rule::ReleasedEarly, record.address, text);
     }
+}
+
+/// Whether the node's record names the block as held or granted.
+fn has(snapshot: &Snapshot, node: &NodeName, address: IpAddr, block: u16) -> bool {
+    let Some(record) = snapshot.node_records.get(node) else {
+        return false;
+    };
+    let granted = record
+        .grants
+        .iter()
+        .filter(|grant| grant.address == address);
+    let granted = granted.flat_map(|grant| &grant.ranges);
+    let mut all = granted.chain(record.held.get(&address).into_iter().flatten());
+    all.any(|range| (range.first / BLOCK..=range.last / BLOCK).contains(&block))
+}
+
+/// The worker has stated, after this withdrawal, that it uses the block no more.
+fn is_drained(
+    snapshot: &Snapshot,
+    node: &NodeName,
+    address: IpAddr,
+    old: &Lease,
+    block: u16,
+) -> bool {
+    let unreadable = &snapshot.unreadable;
+    let known = !unreadable.demand.contains(node) && !unreadable.nodes.contains(node);
+    let record = snapshot.node_records.get(node);
+    let withdrawn = old.withdrawn.unwrap_or(u64::MAX);
+    let acknowledged = record.is_some_and(|record| record.acknowledged >= withdrawn);
+    known && acknowledged && !has(snapshot, node, address, block)
+}
+
+/// Whether some gateway of the record's group has not reported this epoch.
+fn still_carried(snapshot: &Snapshot, record: &AddressRecord, epoch: u64) -> bool {
+    let Some(gateway) = snapshot.gateways.get(&record.gateway) else {
+        return false;
+    };
+    let mut nodes = snapshot.nodes.values();
+    nodes.any(|node| {
+        let report = snapshot.node_records.get(&node.name);
+        gateway.nodes.matches(&node.labels)
+            && report
+                .is_some_and(|r| !r.underlay_addresses.is_empty() && r.steering_version < epoch)
+    })
 }

@@ -73,6 +73,10 @@ pub struct Lease {
     pub ranges: Vec<PortRange>,
     /// Incremented with every change of any lease in the cluster: the first steering version that includes this lease.
     pub epoch: u64,
+    /// Epoch at which it was withdrawn from its worker, while it drains: the worker's statement about an earlier one does
+    /// not concern it.
+    #[serde(default)]
+    pub withdrawn: Option<u64>,
     /// State in its life cycle.
     pub state: LeaseState,
     /// Seconds since the epoch at which the leader of [`AddressRecord::term`] first saw it in this state.

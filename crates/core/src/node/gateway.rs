@@ -84,8 +84,7 @@ pub(super) fn state(
     })
 }
 
-/// Steering table of one address: blocks of Granted, Active and Draining leases, in which the worker may have
-/// connections.
+/// Steering table of one address: blocks of leases in which the worker may have connections.
 fn steering(
     record: &AddressRecord,
     indexes: &BTreeMap<&NodeName, TunnelIndex>,
@@ -96,7 +95,7 @@ fn steering(
     for lease in record
         .leases
         .iter()
-        .filter(|lease| lease.state != LeaseState::HoldDown)
+        .filter(|lease| lease.state.is_steered())
     {
         let Some(index) = indexes.get(&lease.node) else {
             continue;

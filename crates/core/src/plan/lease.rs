@@ -199,8 +199,10 @@ struct AddressWork {
 /// One lease while it is planned.
 struct LeaseWork {
     lease: Lease,
-    /// It gets the plan's epoch.
+    /// It gets the plan's epoch: gateways steer it from then on, or no longer.
     renumber: bool,
+    /// It is withdrawn at the plan's epoch.
+    withdraw: bool,
 }
 
 impl AddressWork {
@@ -225,6 +227,7 @@ impl AddressWork {
                 .map(|lease| LeaseWork {
                     lease,
                     renumber: false,
+                    withdraw: false,
                 })
                 .collect(),
             now_secs: cluster.time.now_secs,
@@ -283,8 +286,8 @@ impl AddressWork {
 
     /// Takes the next epoch if a lease or the steering table changed.
     fn number(&mut self, cluster: &mut Cluster<'_>) {
-        let renumber = self.leases.iter().any(|work| work.renumber);
-        if self.steering_changed || renumber {
+        let mut leases = self.leases.iter();
+        if self.steering_changed || leases.any(|work| work.renumber || work.withdraw) {
             self.steering_changed = true;
             cluster.epoch = cluster.epoch.saturating_add(1);
             self.record.epoch = cluster.epoch;
@@ -296,15 +299,16 @@ impl AddressWork {
         }
         let epoch = self.record.epoch;
         let leases = std::mem::take(&mut self.leases).into_iter().map(|work| {
-            let renumbered = if work.renumber {
-                epoch
-            } else {
-                work.lease.epoch
-            };
-            Lease {
-                epoch: renumbered,
-                ..work.lease
+            let mut lease = work.lease;
+            if work.renumber {
+                lease.epoch = epoch;
             }
+            lease.withdrawn = match lease.state {
+                LeaseState::Draining if work.withdraw => Some(epoch),
+                LeaseState::Draining => lease.withdrawn,
+                _ => None,
+            };
+            lease
         });
         self.record.leases = leases.collect();
         self.record

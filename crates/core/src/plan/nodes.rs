@@ -186,7 +186,8 @@ impl NodeGrants {
             ranges: lease.ranges.clone(),
             epoch: lease.epoch,
         });
-        self.epoch = self.epoch.max(lease.epoch);
+        let withdrawn = lease.withdrawn.unwrap_or(0);
+        self.epoch = self.epoch.max(lease.epoch).max(withdrawn);
     }
 
     /// With an epoch that is at least this one.

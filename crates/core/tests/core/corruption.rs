@@ -14,14 +14,14 @@ fn scene() -> Scene {
     let mut scene = kep_scene();
     scene.add_policy(egress("default", "second", &["192.0.2.9", "2001:db8:2::9"]));
     scene.settle();
-    assert_eq!(check_plan(&scene.snapshot, &scene.plan(), scene.now), []);
+    assert_eq!(check_plan(&scene.snapshot, &scene.plan(), scene.time()), []);
     scene
 }
 
 fn rules_of_plan(scene: &Scene, corrupt: impl Fn(&mut ClusterPlan)) -> BTreeSet<Rule> {
     let mut plan = scene.plan();
     corrupt(&mut plan);
-    check_plan(&scene.snapshot, &plan, scene.now)
+    check_plan(&scene.snapshot, &plan, scene.time())
         .into_iter()
         .map(|v| v.rule)
         .collect()
@@ -64,11 +64,16 @@ fn leases_that_must_not_be_are_seen() {
             last: 1023,
         }];
     });
-    expect_plan(Rule::LeaseTwice, &scene, |p| {
-        leases(p)[1].node = node_name("worker1")
-    });
-    expect_plan(Rule::LeaseMoved, &scene, |p| {
+    expect_plan(Rule::ReleasedEarly, &scene, |p| {
         leases(p)[0].ranges.pop();
+    });
+    let mut lost = scene.clone();
+    lost.snapshot.addresses.remove(&ip(E));
+    expect_plan(Rule::ClaimIgnored, &lost, |p| {
+        leases(p).remove(0);
+    });
+    expect_plan(Rule::ClaimIgnored, &lost, |p| {
+        leases(p)[0].node = node_name("worker3");
     });
     expect_plan(Rule::ReleasedEarly, &scene, |p| {
         leases(p).remove(0);
@@ -222,7 +227,7 @@ fn grants_indexes_and_addresses_that_must_not_be_are_seen() {
     });
     let plan = scene.plan();
     scene.snapshot.settings.unpooled_addresses = UnpooledAddresses::Deny;
-    let rules: BTreeSet<Rule> = check_plan(&scene.snapshot, &plan, scene.now)
+    let rules: BTreeSet<Rule> = check_plan(&scene.snapshot, &plan, scene.time())
         .into_iter()
         .map(|v| v.rule)
         .collect();

@@ -317,7 +317,7 @@ fn kept(scene: &Scene, step: &Step, before: &ClusterPlan, given: &mut Given) {
 
 fn inspect(scene: &Scene) {
     let plan_now = scene.plan();
-    let violations = check_plan(&scene.snapshot, &plan_now, scene.now);
+    let violations = check_plan(&scene.snapshot, &plan_now, scene.time());
     assert!(violations.is_empty(), "{violations:#?}");
     for (number, node) in scene.snapshot.nodes.keys().enumerate() {
         let facts = scene.facts(node);
@@ -346,7 +346,7 @@ fn inspect(scene: &Scene) {
     // Neither the order of policies nor the time of the call matters.
     let mut turned = scene.snapshot.clone();
     turned.policies.reverse();
-    assert_eq!(plan(&turned, scene.now), plan_now);
+    assert_eq!(plan(&turned, scene.time()), plan_now);
 }
 
 /// R2 in the kernels: when a worker starts to use a block, every live gateway of the group steers it to that worker.

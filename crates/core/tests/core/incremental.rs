@@ -475,19 +475,19 @@ fn keep_up(planner: &mut Planner, scene: &Scene) -> Result<(), TestCaseError> {
     let before = planner.plan().clone();
     // By changes, or by whole snapshots that share equal values.
     let touched = match before.reasons.len() % 2 {
-        0 => planner.follow(scene.snapshot.clone(), scene.now),
+        0 => planner.follow(scene.snapshot.clone(), scene.time()),
         _ => {
             let all = changes(planner.snapshot(), &scene.snapshot);
-            planner.update(all, scene.now)
+            planner.update(all, scene.time())
         }
     };
     prop_assert_eq!(planner.snapshot(), &scene.snapshot);
-    let (is, should) = (planner.plan(), plan(&scene.snapshot, scene.now));
+    let (is, should) = (planner.plan(), plan(&scene.snapshot, scene.time()));
     prop_assert_eq!(&is.addresses, &should.addresses);
     prop_assert_eq!(&is.policies, &should.policies);
     prop_assert_eq!(&is.reasons, &should.reasons);
     prop_assert_eq!(is, &should);
-    let violations = egret_core::check::check_plan(&scene.snapshot, is, scene.now);
+    let violations = egret_core::check::check_plan(&scene.snapshot, is, scene.time());
     prop_assert!(violations.is_empty(), "{:#?}", violations);
     if !touched.all {
         for (object, policy) in &is.policies {
@@ -527,8 +527,8 @@ proptest! {
         edits in prop::collection::vec((edit(), any::<bool>()), 1..60)
     ) {
         let mut scene = histories::start();
-        let mut planner = Planner::new(scene.snapshot.clone(), scene.now);
-        prop_assert_eq!(planner.plan(), &plan(&scene.snapshot, scene.now));
+        let mut planner = Planner::new(scene.snapshot.clone(), scene.time());
+        prop_assert_eq!(planner.plan(), &plan(&scene.snapshot, scene.time()));
         for (edit, look) in &edits {
             change(&mut scene, edit);
             // Changes are applied one by one or several at once.
@@ -537,7 +537,7 @@ proptest! {
             }
         }
         keep_up(&mut planner, &scene)?;
-        let fresh = Planner::new(scene.snapshot.clone(), scene.now);
+        let fresh = Planner::new(scene.snapshot.clone(), scene.time());
         prop_assert_eq!(fresh.plan(), planner.plan());
         // Until nothing changes: all writes and reports are made.
         scene.dead.clear();
@@ -556,11 +556,11 @@ fn one_pod_touches_its_policy_its_address_and_its_node() {
     let mut scene = kep_scene();
     scene.add_policy(egress("other", "elsewhere", &["192.0.2.50"]));
     scene.settle();
-    let mut planner = Planner::new(scene.snapshot.clone(), scene.now);
+    let mut planner = Planner::new(scene.snapshot.clone(), scene.time());
     scene.add_pod("a3", "worker3", 12, &[("app", "MyApp")]);
     let key = ("default".to_owned(), "a3".to_owned());
     let pod = scene.snapshot.pods[&key].clone();
-    let touched = planner.update([Change::Pod(key, Some(pod))], scene.now);
+    let touched = planner.update([Change::Pod(key, Some(pod))], scene.time());
     let names: Vec<&str> = touched.policies.iter().map(|p| p.name.as_str()).collect();
     assert_eq!(names, ["my-app"]);
     assert_eq!(touched.addresses, [ip("192.168.122.222")].into());
@@ -572,9 +572,9 @@ fn one_pod_touches_its_policy_its_address_and_its_node() {
     assert_eq!(planner.plan().node_writes, [node_name("worker3")]);
     // Another pod of the policy on the same node needs no new lease.
     scene.control();
-    planner.update(changes(planner.snapshot(), &scene.snapshot), scene.now);
+    planner.update(changes(planner.snapshot(), &scene.snapshot), scene.time());
     scene.add_pod("a4", "worker3", 13, &[("app", "MyApp")]);
-    let touched = planner.update(changes(planner.snapshot(), &scene.snapshot), scene.now);
+    let touched = planner.update(changes(planner.snapshot(), &scene.snapshot), scene.time());
     assert!(touched.addresses.is_empty(), "{touched:?}");
-    assert_eq!(*planner.plan(), plan(&scene.snapshot, scene.now));
+    assert_eq!(*planner.plan(), plan(&scene.snapshot, scene.time()));
 }

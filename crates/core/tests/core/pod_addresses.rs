@@ -160,7 +160,7 @@ fn more_pods_than_can_be_told_leave_no_policy_ready_that_could_cut_them_off() {
         scene.snapshot.pods.insert(key, pod);
     }
     let plan = scene.settle();
-    assert_eq!(check_plan(&scene.snapshot, &plan, scene.now), []);
+    assert_eq!(check_plan(&scene.snapshot, &plan, scene.time()), []);
     assert_eq!(ready(&plan), (false, Reason::NoPodCidr));
     let told = &scene.snapshot.node_records[&node_name("gateway1")].pod_prefixes;
     assert!(told.len() <= POD_PREFIXES_MAX);
@@ -189,7 +189,7 @@ fn a_record_that_cannot_be_read_carries_nothing() {
     scene.settle();
     let carriers = |scene: &Scene| -> Vec<String> {
         let plan = scene.plan();
-        assert_eq!(check_plan(&scene.snapshot, &plan, scene.now), []);
+        assert_eq!(check_plan(&scene.snapshot, &plan, scene.time()), []);
         let readable = plan.node_records.iter();
         let readable =
             readable.filter(|(name, _)| !scene.snapshot.unreadable.nodes.contains(*name));
@@ -357,7 +357,7 @@ proptest! {
     ) {
         let (mut scene, routes) = shaped(&shapes, published, listed);
         let plan = scene.settle();
-        prop_assert_eq!(check_plan(&scene.snapshot, &plan, scene.now), []);
+        prop_assert_eq!(check_plan(&scene.snapshot, &plan, scene.time()), []);
         let pods: BTreeSet<IpAddr> = scene.snapshot.pods.values().flat_map(|pod| pod.addresses.clone()).collect();
         for node in ["worker1", "worker2", "worker3"] {
             let mut facts = scene.facts(&node_name(node));

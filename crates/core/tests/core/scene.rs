@@ -3,7 +3,7 @@
 use egret_core::model::*;
 use egret_core::node::{Attachment, External, NodeFacts, NodeOutcome, UnknownPodsPolicy};
 use egret_core::node::{node_state, wanted_next_hops};
-use egret_core::plan::{ClusterPlan, NodeRecordSpec, PolicyPlan, plan};
+use egret_core::plan::{ClusterPlan, NodeRecordSpec, PlanTime, PolicyPlan, plan};
 use proptest::prelude::ProptestConfig;
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
@@ -80,6 +80,7 @@ enum Write<'a> {
 pub struct Scene {
     pub snapshot: Snapshot,
     pub now: i64,
+    pub term: u64,
     pub dead: BTreeSet<NodeName>,
     /// State of agents from one round to the next.
     pub facts: BTreeMap<NodeName, NodeFacts>,
@@ -105,6 +106,7 @@ impl Scene {
                 ..Snapshot::empty(settings)
             },
             now: 1_000,
+            term: 1,
             dead: BTreeSet::new(),
             facts: BTreeMap::new(),
             busy: BTreeSet::new(),
@@ -171,7 +173,15 @@ impl Scene {
     }
 
     pub fn plan(&self) -> ClusterPlan {
-        plan(&self.snapshot, self.now)
+        plan(&self.snapshot, self.time())
+    }
+
+    /// The leader's time.
+    pub fn time(&self) -> PlanTime {
+        PlanTime {
+            now_secs: self.now,
+            term: self.term,
+        }
     }
 
     /// Runs the controller: plans and makes all writes.
@@ -227,6 +237,8 @@ impl Scene {
         let record = records.get_mut(node).unwrap();
         record.tunnel_index = spec.tunnel_index;
         record.grants = spec.grants.clone();
+        record.draining = spec.draining.clone();
+        record.grants_epoch = spec.grants_epoch;
         record.pod_prefixes = spec.pod_prefixes.clone();
         record.resource_version += 1;
     }
@@ -317,12 +329,19 @@ impl Scene {
         record.underlay_addresses = self.snapshot.nodes[node].addresses.clone();
         record.programmed = outcome.programmed.clone();
         let busy = self.busy.iter().filter(|(n, _)| n == node).map(|(_, a)| a);
-        record.demand = outcome
-            .granted
-            .iter()
-            .chain(busy)
-            .map(|a| (*a, 0))
-            .collect();
+        let busy: BTreeSet<&IpAddr> = busy.collect();
+        let mut held: BTreeMap<IpAddr, Vec<PortRange>> = BTreeMap::new();
+        for grant in &record.grants {
+            held.entry(grant.address).or_default().extend(&grant.ranges);
+        }
+        // Flows go on in ranges that are withdrawn, not in others.
+        let draining = record.draining.iter();
+        for grant in draining.filter(|grant| busy.contains(&grant.address)) {
+            held.entry(grant.address).or_default().extend(&grant.ranges);
+        }
+        held.values_mut().for_each(|ranges| ranges.sort());
+        record.held = held;
+        record.acknowledged = record.acknowledged.max(record.grants_epoch);
         if let Some(gateway) = &outcome.state.gateway {
             record.steering_version = gateway.version;
             let known = &outcome.state.worker.next_hops;

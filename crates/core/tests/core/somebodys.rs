@@ -100,7 +100,7 @@ fn what_is_somebodys_is_refused_with_the_reason() {
             !state.egress_addresses.contains(&ip(address)),
             "the guard drops {address}"
         );
-        assert_eq!(check_plan(&scene.snapshot, &plan, scene.now), []);
+        assert_eq!(check_plan(&scene.snapshot, &plan, scene.time()), []);
     }
 }
 
@@ -118,7 +118,7 @@ fn what_is_beside_it_is_given_also_what_a_gateway_holds_and_ends_of_links_betwee
         let policy = only(&plan);
         assert!(policy.ready, "{address}: {:?}", policy.refusal);
         assert!(!has(policy, ConditionType::AddressConflict));
-        assert_eq!(check_plan(&scene.snapshot, &plan, scene.now), []);
+        assert_eq!(check_plan(&scene.snapshot, &plan, scene.time()), []);
     }
 }
 
@@ -138,7 +138,7 @@ fn pools_skip_what_is_somebodys() {
     ] {
         assert_eq!(named(&plan, name).addresses, [ip(v4), ip(v6)]);
     }
-    assert_eq!(check_plan(&scene.snapshot, &plan, scene.now), []);
+    assert_eq!(check_plan(&scene.snapshot, &plan, scene.time()), []);
 }
 
 /// Agents report after they have started, possibly later than the controller.
@@ -175,7 +175,7 @@ fn what_was_given_before_it_was_known_stays_and_is_told() {
     let plan = scene.settle();
     assert!(!has(named(&plan, "fixed"), ConditionType::AddressConflict));
     assert_eq!(named(&plan, "late").addresses, [ip("192.0.2.9")]);
-    assert_eq!(check_plan(&scene.snapshot, &plan, scene.now), []);
+    assert_eq!(check_plan(&scene.snapshot, &plan, scene.time()), []);
 }
 
 /// Issue 13, case 10.

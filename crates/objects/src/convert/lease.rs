@@ -85,6 +85,10 @@ fn lease(check: &mut Check, field: &str, lease: &api::AddressLease) -> Option<Le
         node: NodeName(lease.node.clone()),
         ranges: port_ranges(check, &format!("{field}.ranges"), &lease.ranges)?,
         epoch: epoch(check, &format!("{field}.epoch"), lease.epoch)?,
+        withdrawn: match lease.withdrawn_epoch {
+            Some(withdrawn) => Some(epoch(check, &format!("{field}.withdrawnEpoch"), withdrawn)?),
+            None => None,
+        },
         state: match lease.state {
             api::LeaseStateName::Granted => LeaseState::Granted,
             api::LeaseStateName::Active => LeaseState::Active,
@@ -119,6 +123,7 @@ pub fn address_spec(record: &AddressRecord) -> api::EgressAddressSpec {
                 node: lease.node.0.clone(),
                 ranges: range_texts(&lease.ranges),
                 epoch: api_number(lease.epoch),
+                withdrawn_epoch: lease.withdrawn.map(api_number),
                 state: match lease.state {
                     LeaseState::Granted => api::LeaseStateName::Granted,
                     LeaseState::Active => api::LeaseStateName::Active,

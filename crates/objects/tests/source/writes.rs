@@ -29,17 +29,17 @@ fn record(epoch: u64, resource_version: u64) -> AddressRecord {
         },
     ];
     AddressRecord {
-        address: address(),
-        gateway: GatewayName("default".into()),
         epoch,
         leases: vec![Lease {
             node: NodeName("worker1".into()),
             ranges,
             epoch,
+            withdrawn: None,
             state: LeaseState::Granted,
             since_secs: 1_700_000_000,
         }],
         resource_version,
+        ..AddressRecord::new(address(), GatewayName("default".into()))
     }
 }
 

@@ -12,26 +12,22 @@ use std::net::IpAddr;
 struct Next {
     state: LeaseState,
     why: &'static str,
-    /// It takes an epoch, which node or gateways have to acknowledge.
-    renumber: bool,
+    takes: Epoch,
 }
 
-impl Next {
-    fn at_once(state: LeaseState, why: &'static str) -> Option<Self> {
-        Some(Next {
-            state,
-            why,
-            renumber: false,
-        })
-    }
+/// What takes the plan's epoch by a change of a lease.
+#[derive(PartialEq, Eq)]
+enum Epoch {
+    /// Nothing: nobody has to acknowledge the change.
+    Nothing,
+    /// The withdrawal: the worker has to acknowledge it.
+    Withdrawal,
+    /// The lease: gateways have to acknowledge it.
+    Lease,
+}
 
-    fn numbered(state: LeaseState, why: &'static str) -> Option<Self> {
-        Some(Next {
-            state,
-            why,
-            renumber: true,
-        })
-    }
+fn next(state: LeaseState, takes: Epoch, why: &'static str) -> Option<Next> {
+    Some(Next { state, why, takes })
 }
 
 impl AddressWork {
@@ -57,7 +53,8 @@ impl AddressWork {
             work.lease.state = next.state;
             work.lease.since_secs = now_secs;
             let is_steered = next.state.is_steered();
-            work.renumber |= next.renumber;
+            work.renumber |= next.takes == Epoch::Lease;
+            work.withdraw |= next.takes == Epoch::Withdrawal;
             self.steering_changed |= was_steered != is_steered;
             let (node, state, why) = (&self.leases[number].lease.node, next.state, next.why);
             let text = format!("lease of {node} is {state:?}: {why}");
@@ -91,36 +88,49 @@ impl AddressWork {
         let lease = &work.lease;
         let is_needed = demand.is_some_and(|demand| demand.workers.contains(&lease.node));
         let is_here = cluster.snapshot.nodes.contains_key(&lease.node);
+        let lacks_ports = without.contains(&lease.node);
         let lasted = |secs: i64| self.now_secs >= lease.since_secs.saturating_add(secs);
+        let is_known = self.every_gateway_has(cluster, number);
+        // Gateways steer it all the time, so that its worker may go on at once.
+        let again = if is_known {
+            LeaseState::Active
+        } else {
+            LeaseState::Granted
+        };
         match lease.state {
-            LeaseState::Granted | LeaseState::Active | LeaseState::Draining if !is_here => {
-                Next::at_once(LeaseState::Vanished, "its Node object is gone")
+            LeaseState::Granted | LeaseState::Active | LeaseState::Draining if !is_here => next(
+                LeaseState::Vanished,
+                Epoch::Nothing,
+                "its Node object is gone",
+            ),
+            LeaseState::Granted if is_needed && is_known => {
+                next(LeaseState::Active, Epoch::Nothing, "every gateway has it")
             }
-            LeaseState::Granted if is_needed => self
-                .every_gateway_has(cluster, number)
-                .then(|| Next::at_once(LeaseState::Active, "every gateway has it"))?,
             LeaseState::Granted | LeaseState::Active if !is_needed => {
-                Next::numbered(LeaseState::Draining, "no selected pod is left on the node")
+                let why = "no selected pod is left on the node";
+                next(LeaseState::Draining, Epoch::Withdrawal, why)
             }
-            LeaseState::Draining if without.contains(&lease.node) => {
-                Next::numbered(LeaseState::Granted, "a selected pod is back")
+            LeaseState::Draining if lacks_ports => {
+                next(again, Epoch::Nothing, "a selected pod is back")
             }
-            LeaseState::Draining => drained(cluster.snapshot, lease, self.record.address)
-                .then(|| Next::numbered(LeaseState::HoldDown, "its last connection has ended"))?,
-            LeaseState::Vanished if is_here && without.contains(&lease.node) => {
-                Next::numbered(LeaseState::Granted, "the node is back")
+            LeaseState::Draining if drained(cluster.snapshot, lease, self.record.address) => {
+                let why = "its last connection has ended";
+                next(LeaseState::HoldDown, Epoch::Lease, why)
+            }
+            LeaseState::Vanished if is_here && lacks_ports => {
+                next(again, Epoch::Nothing, "the node is back")
             }
             LeaseState::Vanished if is_here => {
-                Next::numbered(LeaseState::Draining, "the node is back")
+                next(LeaseState::Draining, Epoch::Withdrawal, "the node is back")
             }
-            LeaseState::Vanished if lasted(NODE_GONE_SECS) => Next::numbered(
-                LeaseState::Fenced,
-                "its Node object stays gone: gateways steer nothing to it any more",
-            ),
-            LeaseState::Fenced if self.nobody_steers(cluster, number) => Next::at_once(
-                LeaseState::HoldDown,
-                "no gateway steers to the node any more",
-            ),
+            LeaseState::Vanished if lasted(NODE_GONE_SECS) => {
+                let why = "its Node object stays gone: gateways steer nothing to it any more";
+                next(LeaseState::Fenced, Epoch::Lease, why)
+            }
+            LeaseState::Fenced if self.nobody_steers(cluster, number) => {
+                let why = "no gateway steers to the node any more";
+                next(LeaseState::HoldDown, Epoch::Nothing, why)
+            }
             _ => None,
         }
     }
@@ -143,15 +153,9 @@ impl AddressWork {
 /// Whether the worker has seen that this lease was withdrawn and has no connection left in it, by its own statement about
 /// that withdrawal. Silence is no proof.
 fn drained(snapshot: &Snapshot, lease: &Lease, address: IpAddr) -> bool {
-    if unreadable::demand_is_unknown(snapshot, &lease.node) || lease.epoch == 0 {
+    let Some(record) = snapshot.node_records.get(&lease.node) else {
         return false;
-    }
-    let record = snapshot.node_records.get(&lease.node);
-    record.is_some_and(|record| is_drained(record, lease, address))
-}
-
-/// The same as [`drained`], from the worker's record.
-fn is_drained(record: &NodeRecord, lease: &Lease, address: IpAddr) -> bool {
+    };
     let granted = record
         .grants
         .iter()
@@ -159,7 +163,9 @@ fn is_drained(record: &NodeRecord, lease: &Lease, address: IpAddr) -> bool {
     let granted = granted.flat_map(|grant| &grant.ranges);
     let held = record.held.get(&address).into_iter().flatten();
     let mut used = granted.chain(held);
-    record.acknowledged >= lease.epoch
+    let withdrawn = lease.withdrawn.unwrap_or(u64::MAX);
+    record.acknowledged >= withdrawn
+        && !unreadable::demand_is_unknown(snapshot, &lease.node)
         && !used.any(|used| {
             let mut ranges = lease.ranges.iter();
             ranges.any(|range| used.first <= range.last && range.first <= used.last)

@@ -167,9 +167,11 @@ impl AddressWork {
             let mut taken: BTreeSet<usize> = BTreeSet::new();
             for block in ranges.iter().flat_map(blocks_of) {
                 match owners[block] {
-                    None if block >= BLOCK_FIRST => drop(missing.insert(block)),
+                    None if block >= BLOCK_FIRST => {
+                        missing.insert(block);
+                    }
                     Some(number) if self.leases[number].lease.node != *node => {
-                        drop(taken.insert(block))
+                        taken.insert(block);
                     }
                     Some(number) if is_here => self.rest_again(number),
                     _ => {}
@@ -208,10 +210,12 @@ impl AddressWork {
                 node: node.clone(),
                 ranges: ranges_of(blocks),
                 epoch: 0,
+                withdrawn: None,
                 state: LeaseState::Draining,
                 since_secs: self.now_secs,
             },
             renumber: true,
+            withdraw: true,
         });
     }
 

@@ -89,7 +89,8 @@ impl Epochs {
 
 /// Highest epoch in an address record.
 pub(in crate::plan) fn record_epoch(record: &AddressRecord) -> u64 {
-    let leases = record.leases.iter().map(|lease| lease.epoch);
+    let leases = record.leases.iter();
+    let leases = leases.map(|lease| lease.epoch.max(lease.withdrawn.unwrap_or(0)));
     let restored = record.restored.map_or(0, |restored| restored.epoch);
     leases.fold(record.epoch.max(restored), u64::max)
 }

@@ -23,6 +23,7 @@ impl AddressWork {
                 self.steering_changed = true;
                 for work in &mut self.leases {
                     work.renumber |= work.lease.state != LeaseState::HoldDown;
+                    work.withdraw |= work.lease.state == LeaseState::Draining;
                 }
             }
             Some(restored) if self.is_over(cluster, restored) => {

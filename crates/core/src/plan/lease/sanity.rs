@@ -10,7 +10,6 @@ pub(super) fn mend(record: &mut AddressRecord, findings: &mut BTreeSet<Finding>)
     let mut order: Vec<usize> = (0..record.leases.len()).collect();
     order.sort_by_key(|i| (record.leases[*i].epoch, &record.leases[*i].node, *i));
     let mut taken: BTreeSet<u16> = BTreeSet::new();
-    let mut current: BTreeSet<&NodeName> = BTreeSet::new();
     let mut bad: BTreeSet<usize> = BTreeSet::new();
     for i in order {
         let lease = &record.leases[i];
@@ -27,9 +26,7 @@ pub(super) fn mend(record: &mut AddressRecord, findings: &mut BTreeSet<Finding>)
             .flat_map(|r| r.first / BLOCK_PORTS..=r.last / BLOCK_PORTS)
             .collect();
         let distinct: BTreeSet<u16> = blocks.iter().copied().collect();
-        let once = lease.state == LeaseState::HoldDown || current.insert(&lease.node);
         let good = whole
-            && once
             && !blocks.is_empty()
             && distinct.len() == blocks.len()
             && distinct.is_disjoint(&taken);
@@ -48,7 +45,7 @@ pub(super) fn mend(record: &mut AddressRecord, findings: &mut BTreeSet<Finding>)
             value: ranges.join(","),
             remedy: format!(
                 "lease of {} taken out: its ranges are not whole blocks of ports that may be leased, or belong to \
-                 another lease, or the node has one already; let only the controller write this object",
+                 another lease; let only the controller write this object",
                 lease.node
             ),
         });
@@ -65,6 +62,7 @@ mod tests {
             node: NodeName(node.into()),
             ranges: vec![PortRange { first, last }],
             epoch,
+            withdrawn: None,
             state: LeaseState::Active,
             since_secs: 0,
         }

@@ -146,10 +146,12 @@ impl AddressWork {
                 node: node.clone(),
                 ranges,
                 epoch: 0,
+                withdrawn: None,
                 state: LeaseState::Granted,
                 since_secs: self.now_secs,
             },
             renumber: true,
+            withdraw: false,
         });
         granted
     }
@@ -238,7 +240,7 @@ impl AddressWork {
         let work = &mut self.leases[number];
         work.lease.state = LeaseState::Draining;
         work.lease.since_secs = self.now_secs;
-        work.renumber = true;
+        work.withdraw = true;
         let ports = blocks_in(&work.lease.ranges) * usize::from(BLOCK_PORTS);
         let text = format!("{ports} ports of {} are withdrawn: {why}", work.lease.node);
         self.say(text);
@@ -277,6 +279,7 @@ impl AddressWork {
         self.leases.push(LeaseWork {
             lease: first,
             renumber,
+            withdraw: false,
         });
     }
 }
