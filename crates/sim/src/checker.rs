@@ -9,7 +9,7 @@ use crate::kernel::{Block, Exit, Flow};
 use crate::machine::Machine;
 use egret_core::model::{LeaseState, NodeName, Snapshot};
 use egret_core::numbers::BLOCK_PORTS;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::net::IpAddr;
 
@@ -66,6 +66,8 @@ pub struct Network<'a> {
     pub machines: &'a [Machine],
     /// The objects as they are.
     pub objects: &'a Snapshot,
+    /// Nodes whose record was ever deleted or restored.
+    pub disturbed: &'a BTreeSet<NodeName>,
     /// Whether packets pass between two nodes.
     pub connected: &'a dyn Fn(usize, usize) -> bool,
     /// Milliseconds since the beginning.
@@ -263,7 +265,8 @@ fn is_steered(state: LeaseState) -> bool {
 }
 
 /// R2: a version in an answer means that the table has every lease up to it. A table that is newer than the record in the
-/// store is left out: the store has gone back.
+/// store is left out: the store has gone back. So are nodes whose record somebody deleted: their numbers are lost for a
+/// while.
 fn claims(network: &Network<'_>) -> Result<(), (Rule, String)> {
     for (_, gateway) in network.gateways() {
         let Some(tables) = gateway
@@ -281,6 +284,7 @@ fn claims(network: &Network<'_>) -> Result<(), (Rule, String)> {
             let known = record.leases.iter().filter(|lease| is_steered(lease.state));
             for lease in known.filter(|lease| lease.epoch <= tables.version) {
                 let owner = network.objects.node_records.get(&lease.node);
+                let owner = owner.filter(|record| !network.disturbed.contains(&record.node));
                 let Some(owner) = owner.map(|record| record.tunnel_index) else {
                     continue;
                 };

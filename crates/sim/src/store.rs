@@ -4,7 +4,7 @@
 use crate::step::Kind;
 use egret_core::model::{AddressRecord, Node, NodeName, NodeRecord, Pod, Policy, Snapshot};
 use egret_core::plan::planner::{Change, changes};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
 /// A refused write.
@@ -38,8 +38,8 @@ pub struct Store {
     /// Version of the newest write.
     version: u64,
     backup: Option<Backup>,
-    /// Number of restores.
-    pub restores: usize,
+    /// Nodes whose record was ever deleted or restored.
+    disturbed: BTreeSet<NodeName>,
 }
 
 fn kind_of(change: &Change) -> Kind {
@@ -96,7 +96,7 @@ impl Store {
             logs: Default::default(),
             version: 0,
             backup: None,
-            restores: 0,
+            disturbed: BTreeSet::new(),
         }
     }
 
@@ -108,6 +108,11 @@ impl Store {
     /// Number of changes of one kind so far.
     pub fn changes(&self, kind: Kind) -> usize {
         self.logs[kind as usize].len()
+    }
+
+    /// Nodes whose record was ever deleted or restored: gateways may not have known their numbers for a while.
+    pub fn disturbed(&self) -> &BTreeSet<NodeName> {
+        &self.disturbed
     }
 
     fn change(&mut self, change: Change) {
@@ -225,6 +230,7 @@ impl Store {
     /// Deletes a node record.
     pub fn delete_record(&mut self, node: &NodeName) {
         if self.state.node_records.contains_key(node) {
+            self.disturbed.insert(node.clone());
             self.change(Change::NodeRecord(node.clone(), None));
         }
     }
@@ -252,7 +258,8 @@ impl Store {
             self.change(change);
         }
         self.version = backup.version;
-        self.restores += 1;
+        let names = self.state.node_records.keys().chain(self.state.nodes.keys());
+        self.disturbed.extend(names.cloned());
     }
 }
 

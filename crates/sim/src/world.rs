@@ -122,6 +122,7 @@ impl World {
         Network {
             machines: &self.machines,
             objects: self.store.state(),
+            disturbed: self.store.disturbed(),
             connected,
             now_ms: self.now_ms,
         }
