@@ -224,14 +224,12 @@ impl Checker {
         };
         let seen = agent.gateways();
         for (_, gateway) in network.gateways() {
-            let version = gateway
-                .kernel
-                .gateway
-                .as_ref()
-                .map_or(0, |tables| tables.version);
+            let tables = gateway.kernel.gateway.as_ref();
+            let version = tables.map_or(0, |tables| tables.version);
+            let admits = tables.is_some_and(|tables| tables.admit(flow.block(), machine.underlay));
             let answered = seen.versions.get(&gateway.name).copied().unwrap_or(0);
             let counts = members.contains(&gateway.underlay) && seen.live.contains(&gateway.name);
-            if counts && version < epoch && answered <= version {
+            if counts && !admits && version < epoch && answered <= version {
                 let text = format!(
                     "{} opens a flow in {} of epoch {epoch}, and {} is at {version}",
                     machine.name,
@@ -284,7 +282,12 @@ fn claims(network: &Network<'_>) -> Result<(), (Rule, String)> {
             let known = record.leases.iter().filter(|lease| is_steered(lease.state));
             for lease in known.filter(|lease| lease.epoch <= tables.version) {
                 let owner = network.objects.node_records.get(&lease.node);
-                let owner = owner.filter(|record| !network.disturbed.contains(&record.node));
+                let owner = owner.filter(|record| {
+                    let is_here = network.objects.nodes.contains_key(&record.node);
+                    // A node without a known address has never run.
+                    let has_run = is_here || !record.underlay_addresses.is_empty();
+                    has_run && !network.disturbed.contains(&record.node)
+                });
                 let Some(owner) = owner.map(|record| record.tunnel_index) else {
                     continue;
                 };

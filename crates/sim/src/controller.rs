@@ -119,7 +119,7 @@ impl Controller {
         };
         let view = self.reader.view.clone();
         match &mut self.planner {
-            Some(planner) => *planner = Planner::new(view, time),
+            Some(planner) => drop(planner.follow(view, time)),
             none => *none = Some(Planner::new(view, time)),
         }
         let planner = self.planner.as_ref().expect("made above");
