@@ -25,6 +25,7 @@ pub mod chaos;
 pub mod chart;
 pub mod classic;
 pub mod cluster;
+pub mod crowded;
 pub mod earlier;
 pub mod foreign;
 pub mod installed;

@@ -42,6 +42,7 @@ pub use config::Config;
 pub use error::AgentError;
 pub use observe::source::OpenSource;
 pub use report::{Health, Metrics, Question, ask};
+pub use threads::abort_on_panic;
 
 pub use egret_datapath::gateway::BackendChoice;
 pub use egret_kernel::sysctl::{
@@ -79,13 +80,13 @@ pub fn run(
         .map_err(DatapathError::from)?;
     let (events, inbox) = mpsc::channel();
     source::read(&open, stop, Event::notify(&events, Event::Source))?;
-    let status = report::start_status_writer(&open)?;
+    let status = report::start_status_writer(&open, Event::notify(&events, Event::Status))?;
     let heard = probe::HeardSlot::default();
     let probes = probe::start(heard.clone(), Event::notify(&events, Event::Gateways))?;
     let neighbours = neighbours::start(Event::notify(&events, Event::Neighbours))?;
     let changed = events.clone();
     links::watch(Some(own), move || changed.send(Event::Links).is_ok())?;
-    let ranges = port_use::start(Event::notify(&events, Event::Full))?;
+    let ranges = port_use::start(Event::notify(&events, Event::Ports))?;
     let flows = flows::start(Event::notify(&events, Event::Flows))?;
     let (canaries, canary_device) = canary::start(Event::notify(&events, Event::Canaries))?;
     cni::listen(&config.cni.socket, Event::notify(&events, Event::Cni))?;

@@ -3,6 +3,7 @@
 mod event;
 mod external_link;
 mod flow_cleanup;
+mod leases;
 mod reports;
 mod upkeep;
 mod values;
@@ -16,20 +17,20 @@ use crate::observe::canary::{self, Order};
 use crate::observe::conflicts::SegmentListener;
 use crate::observe::facts::{Links, Wanted, pod_addresses};
 use crate::observe::neighbours::Orders;
-use crate::observe::port_use::{FullDestinations, Ranges};
+use crate::observe::port_use::Ranges;
 use crate::observe::probe::{HeardSlot, Targets};
 use crate::observe::source::Reading;
-use crate::report::{Health, NodeStatus};
+use crate::report::{Health, Numbered};
 use egret_core::error::with_causes;
-use egret_core::machines::Schedule;
+use egret_core::machines::{GatewayLag, NodeLeases, Schedule, SteeringMemory};
 use egret_core::model::Snapshot;
-use egret_core::node::{CniPath, GatewayState, TunnelIndex};
+use egret_core::node::{CniPath, GatewayState, TunnelIndex, concerns};
 use egret_core::node::{External, NodeFacts, NodeOutcome, PathFacts, node_state};
-use egret_core::numbers::FULL_DESTINATIONS_MAX;
 use egret_core::obstacle;
 use egret_datapath::node::{ExternalInterface, NodeDatapath, NodeDatapathError};
 use egret_datapath::route::RouteError;
 use egret_datapath::uplink::LookError;
+use egret_objects::View;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -43,7 +44,7 @@ const BURST_MAX: usize = 64;
 /// Channels to the threads that serve the loop.
 pub(crate) struct Channels {
     /// To the thread that writes this node's status.
-    pub(crate) status: Sender<NodeStatus>,
+    pub(crate) status: Sender<Numbered>,
     /// To the thread that probes gateways.
     pub(crate) probes: Sender<Targets>,
     /// To the same thread: counters of the programs that answer other nodes' probes.
@@ -72,6 +73,12 @@ pub(crate) struct MainLoop {
     cni: PendingCalls,
     datapath: NodeDatapath,
     gateway: Gateway,
+    /// Leases of this node.
+    leases: NodeLeases,
+    /// Gateways that answer and stay behind.
+    lag: GatewayLag,
+    /// Tables that this gateway has loaded.
+    tables: SteeringMemory,
     /// Kernel content since the last round that was applied.
     outcome: Option<NodeOutcome>,
     /// Error of the last round, if it was not applied.
@@ -89,6 +96,7 @@ impl MainLoop {
     ) -> Self {
         let listener = SegmentListener::new(Event::notify(&channels.events, Event::Claims));
         let heard = channels.heard.clone();
+        let remembered = Remembered::load(&config.state_directory);
         MainLoop {
             config: config.clone(),
             channels,
@@ -100,9 +108,12 @@ impl MainLoop {
             cni,
             datapath,
             gateway: Gateway::new(&config.node, heard, listener),
+            leases: NodeLeases::new(remembered.grants.clone()),
+            lag: GatewayLag::default(),
+            tables: SteeringMemory::new(remembered.steering_version),
             outcome: None,
             last_error: Some("no objects read yet".into()),
-            remembered: Remembered::load(&config.state_directory),
+            remembered,
         }
     }
 
@@ -165,7 +176,8 @@ impl MainLoop {
     /// Time at which the gateway role decides again without an event. A failed apply is retried on its own timer
     /// instead.
     fn decides_at(&self) -> Option<u64> {
-        let due = self.gateway.decides_at();
+        let due = [self.gateway.decides_at(), self.lag.next_deadline()];
+        let due = due.into_iter().flatten().min();
         due.filter(|_| self.last_error.is_none())
     }
 
@@ -173,11 +185,8 @@ impl MainLoop {
         match event {
             Event::Source(Reading::View(newest)) => {
                 if let Some((mut view, since)) = newest.take() {
-                    self.inputs.view_since.get_or_insert(since);
                     self.cni.overlay(&mut view.snapshot);
-                    self.inputs.view = Some(view);
-                    self.inputs.pod_devices.invalidate();
-                    self.schedule.request_round();
+                    self.take_up_view(view, since);
                 }
             }
             Event::Source(Reading::Failed(error)) => {
@@ -207,7 +216,8 @@ impl MainLoop {
                     .request_round_if(self.gateway.heard(&claims, now_ms));
             }
             Event::Flows(read) => self.end_owed(read),
-            Event::Full(full) => self.take_up_full(full),
+            Event::Ports(usage) => self.take_up_ports(usage),
+            Event::Status(answer) => self.take_up_answer(answer),
             Event::Cni(call) => {
                 let snapshot = self.inputs.view.as_mut().map(|view| &mut view.snapshot);
                 self.schedule
@@ -230,22 +240,26 @@ impl MainLoop {
         }
     }
 
-    fn take_up_full(&mut self, full: FullDestinations) {
-        let FullDestinations {
-            destinations,
-            left_out,
-        } = full;
-        if left_out > 0 {
-            let limit = FULL_DESTINATIONS_MAX;
-            tracing::warn!(left_out, limit, "too many full destinations to refuse all");
+    /// Takes up a new view. What does not concern this node, as most writes of statuses, is no reason for a round.
+    fn take_up_view(&mut self, view: Box<View>, since: Instant) {
+        let node = &self.config.node;
+        let own = |view: &View| view.snapshot.node_records.get_shared(node).cloned();
+        let (concerns, reports) = match &self.inputs.view {
+            Some(before) => (
+                concerns(&before.snapshot, &view.snapshot, node),
+                own(before) != own(&view),
+            ),
+            None => (true, false),
+        };
+        self.inputs.view = Some(view);
+        if concerns {
+            self.inputs.view_since.get_or_insert(since);
+            self.inputs.pod_devices.invalidate();
+            self.schedule.request_round();
+        } else if reports {
+            // Somebody may have overwritten this node's status.
+            self.report_now();
         }
-        for new in destinations.difference(&self.inputs.full) {
-            tracing::warn!(egress = %new.egress, destination = %new.address, protocol = new.protocol,
-                port = new.port, "all leased source ports are in use towards this destination: new flows are refused");
-        }
-        self.inputs.full = destinations;
-        self.refuse_full();
-        self.schedule.request_round();
     }
 
     /// One round: computes the state from facts and objects, applies it, and puts the outcome into the status.
@@ -297,6 +311,8 @@ impl MainLoop {
         let looked = self.inputs.pod_devices.look(routing, snapshot, &node);
         looked.map_err(|e| with_causes(&e))?;
         let link_up = self.link_up(snapshot, &links);
+        self.update_lag(snapshot);
+        let grants = self.grants(snapshot);
         let external = links.external_fact();
         let facts = NodeFacts {
             path,
@@ -305,6 +321,7 @@ impl MainLoop {
                 ..external
             }),
             uncovered: self.inputs.uncovered.lasting(Instant::now()),
+            grants,
             ..self.facts(&links)
         };
         let mut outcome = node_state(snapshot, &facts, &node).map_err(|e| with_causes(&e))?;
@@ -319,13 +336,19 @@ impl MainLoop {
             return Err("waiting for the gateways' first answers".into());
         }
         match outcome.state.gateway.take() {
-            Some(planned) => {
+            Some(mut planned) => {
+                let records = snapshot.addresses.values();
+                let kept = self.tables.keep_newer(&mut planned, records);
+                if !kept.is_empty() {
+                    tracing::debug!(addresses = ?kept, "the store's leases are older than the loaded tables");
+                }
                 let liveness = self.inputs.gateways.clone();
                 let inputs = RoundInputs {
                     snapshot,
                     planned: &planned,
                     local: &local,
                     liveness: &liveness,
+                    lagging: &self.lag.lagging().clone(),
                     link_up,
                     now_ms: self.now_ms(),
                 };
@@ -334,11 +357,23 @@ impl MainLoop {
             }
             None => self.gateway.leave(),
         }
+        self.leases.applying(&outcome.state.worker);
         let applied = self.apply(&outcome);
         self.gateway.tables_loaded(self.datapath.gateway());
+        if let Some(state) = &outcome.state.gateway
+            && self.datapath.gateway().is_loaded()
+        {
+            self.tables.loaded(state, snapshot.addresses.values());
+        }
         // Answers to probes carry the version that has just been applied.
         self.update_probe_targets(snapshot, &outcome);
         applied?;
+        if let Some(record) = snapshot.node_records.get(&node) {
+            let now_ms = self.now_ms();
+            let worker = &outcome.state.worker;
+            self.leases.applied(worker, record, now_ms);
+            self.leases.measure(now_ms);
+        }
         self.follow_flows(&outcome);
         self.measure(&outcome);
         self.remember(&outcome);
@@ -450,6 +485,9 @@ impl MainLoop {
             ever_live: self.inputs.ever_live.clone(),
             settled: self.inputs.gateways.settled,
             versions: self.inputs.gateways.versions.clone(),
+            lagging: self.lag.lagging().clone(),
+            steering_version: self.tables.version(),
+            grants: None,
             announcing: self.gateway.announcing(),
             previous_groups: self.remembered.groups.clone(),
             last_group_members: self.remembered.members.clone(),
@@ -474,10 +512,12 @@ impl MainLoop {
         let now = Remembered {
             groups: outcome.groups.clone(),
             members: outcome.group_members.clone(),
+            grants: self.leases.memory().clone(),
+            steering_version: self.tables.version(),
         };
         if now != self.remembered {
             if let Err(error) = now.save(&self.config.state_directory) {
-                tracing::warn!(%error, "cannot write the group numbers");
+                tracing::warn!(%error, "cannot write the state file");
             }
             self.remembered = now;
         }

@@ -17,7 +17,8 @@ mod traffic;
 
 pub use cli_conditions::{ConditionView, NodeView};
 pub use cli_status::{
-    AddressView, CLI_API_VERSION, FindingView, GatewayView, LeaseView, Pods, PolicyView, Status,
+    AddressView, CLI_API_VERSION, FindingView, GatewayView, LeaseView, Pods, PolicyView,
+    PortUsageView, Status,
 };
 pub(crate) use gateway_report::GatewayReport;
 pub use health::Health;
@@ -28,7 +29,7 @@ pub use path_view::PathView;
 pub(crate) use query::{Query, listen};
 pub use query::{Question, ask};
 pub(crate) use status_inputs::{LocalFindings, StatusInputs};
-pub(crate) use status_writer::{NodeStatus, start as start_status_writer};
+pub(crate) use status_writer::{NodeStatus, Numbered, StatusAnswer, start as start_status_writer};
 pub(crate) use traffic::Traffic;
 
 use egret_core::machines::Destination;

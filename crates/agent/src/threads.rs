@@ -19,3 +19,14 @@ pub(crate) fn spawn(
         source,
     })
 }
+
+/// From now on a panic of any thread or task of the process, after its message, aborts it. A thread that died alone would
+/// leave an agent that looks ready and does a part of its work no more: without `probes`, no gateway would ever be declared
+/// dead. Whoever started the process starts it again; the kernel's state stays meanwhile.
+pub fn abort_on_panic() {
+    let report = std::panic::take_hook();
+    std::panic::set_hook(Box::new(move |info| {
+        report(info);
+        std::process::abort();
+    }));
+}

@@ -3,7 +3,7 @@
 use crate::cluster::{self, SERVER};
 use crate::figure::{Figure, Report};
 use anyhow::{Context, Result, ensure};
-use egret_lab::Place;
+use egret_lab::{Hurt, Place};
 use egret_tests::chaos::ip;
 use std::io::ErrorKind;
 use std::net::{SocketAddr, TcpListener, TcpStream};
@@ -34,6 +34,8 @@ pub fn measure(report: &mut Report, rounds: usize) -> Result<()> {
     ];
     let scene = cluster::up("bench-lease", &hosts)?;
     cluster::start_policy(&scene, &["g1"])?;
+    // Nobody grants more: the lease stays as large as it is.
+    scene.lab().kill("control", Hurt::Agent)?;
     let (pod, server) = (scene.pod("a1")?, scene.host("server")?);
     for round in 0..rounds {
         let target = SocketAddr::new(ip(SERVER), FIRST_PORT + u16::try_from(round)?);

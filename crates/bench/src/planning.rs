@@ -2,11 +2,12 @@
 
 use crate::figure::Report;
 use crate::state;
-use egret_core::model::{NodeName, NodeRecord, Snapshot};
+use egret_core::model::{AddressPorts, Grant, NodeName, NodeRecord, PortRange, Snapshot};
 use egret_core::node::{NodeFacts, node_state};
 use egret_core::plan::planner::{Change, Planner, changes};
 use egret_core::plan::{ClusterPlan, PlanTime, plan};
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
 use std::time::Instant;
 
 const PART: &str = "planning";
@@ -110,17 +111,23 @@ fn timed<T>(report: &mut Report, name: &str, work: impl FnOnce() -> T) -> T {
     result
 }
 
-/// Applies the controller's writes to the snapshot.
+/// Applies the controller's writes to the snapshot, and what agents report once they have applied them.
 fn write_down(snapshot: &mut Snapshot, plan: &ClusterPlan) {
+    let epochs = plan.addresses.values().map(|record| record.epoch);
+    let version = epochs.max().unwrap_or(0);
     snapshot.addresses = plan.addresses.clone().into_iter().collect();
     for (node, spec) in &plan.node_records {
         let record = NodeRecord {
             node: node.clone(),
             tunnel_index: spec.tunnel_index,
             grants: spec.grants.clone(),
+            draining: spec.draining.clone(),
+            grants_epoch: spec.grants_epoch,
+            acknowledged: spec.grants_epoch,
+            held: held(spec.grants.iter().chain(&spec.draining)),
             pod_prefixes: spec.pod_prefixes.clone(),
             underlay_addresses: snapshot.nodes[node].addresses.clone(),
-            steering_version: u64::MAX,
+            steering_version: version,
             datapath: Some("ebpf".into()),
             resource_version: 1,
             ..NodeRecord::new(node.clone())
@@ -132,6 +139,11 @@ fn write_down(snapshot: &mut Snapshot, plan: &ClusterPlan) {
             policy.assigned = planned.addresses.clone();
         }
     }
+}
+
+fn held<'a>(grants: impl Iterator<Item = &'a Grant>) -> BTreeMap<IpAddr, Vec<PortRange>> {
+    let grants = grants.map(|grant| (grant.address, grant.ranges.as_slice()));
+    grants.collect::<AddressPorts>().ranges()
 }
 
 fn facts(snapshot: &Snapshot) -> NodeFacts {

@@ -72,6 +72,7 @@ pub fn worker(pods: usize) -> NodeState {
             keep_uplinks: false,
             devices: BTreeMap::new(),
             unknown: None,
+            flow_ports: None,
             canary: None,
         },
         gateway: None,

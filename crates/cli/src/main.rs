@@ -13,6 +13,7 @@ mod uninstall;
 use std::process::ExitCode;
 
 fn main() -> ExitCode {
+    egret_agent::abort_on_panic();
     let arguments = invocation::arguments();
     logging(&arguments);
     if arguments.verb.only_prints() {

@@ -49,13 +49,19 @@ pub fn status(status: &Value, output: Output) -> anyhow::Result<bool> {
             )
         };
         let leases: Vec<String> = leases.iter().map(lease).collect();
+        let usage = a["usage"].as_array().cloned().unwrap_or_default();
+        let usage: Vec<String> = usage.iter().map(port_usage).collect();
         vec![
             text(&a["address"]),
             text(&a["announcer"]),
             leases.join("; "),
+            usage.join("; "),
         ]
     });
-    table(&["ADDRESS", "ANNOUNCER", "LEASES"], addresses.collect());
+    table(
+        &["ADDRESS", "ANNOUNCER", "LEASES", "PORTS"],
+        addresses.collect(),
+    );
     let gateways = list("gateways").into_iter().map(|g| {
         vec![
             text(&g["node"]),
@@ -214,4 +220,18 @@ pub fn plan(cluster: &ClusterPlan, findings: &[Finding], output: Output) -> anyh
         .map(|f| vec![f.object, f.field, value(&f.value), f.remedy]);
     table(&["FINDING", "FIELD", "VALUE", "REMEDY"], findings.collect());
     Ok(())
+}
+
+/// Ports of one address on one node: in use, held, and wanted where the node has asked for more than its first grant.
+fn port_usage(usage: &Value) -> String {
+    let of_held = format!(
+        "{} {} of {}",
+        text(&usage["node"]),
+        text(&usage["in_use"]),
+        text(&usage["held"])
+    );
+    match usage["wanted"].as_u64() {
+        Some(wanted) => format!("{of_held}, wants {wanted}"),
+        None => of_held,
+    }
 }

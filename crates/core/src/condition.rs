@@ -28,6 +28,7 @@ types! {
     Allocated: "Its addresses are known and not refused to it.";
     Ready: "It does what it is for.";
     PortsExhausted: "A worker gets or has no source ports left for an address.";
+    PortsLow: "Most source ports of an address are leased.";
     FamilyNotCovered: "The addresses lack a family: traffic of that family is refused.";
     Overlapped: "Another policy comes before this one for some pods and destinations.";
     Degraded: "It works, with less than was promised.";
@@ -201,6 +202,9 @@ reasons! {
     NoFreeBlock: PortsExhausted true;
         "No port block of an address is free for a worker.",
         "Add addresses, or lower leases.initialPorts of the gateway.";
+    FewFreePorts: PortsLow true;
+        "At least 80 % of an address's source ports are leased; ports come back from workers that need fewer.",
+        "Add addresses to the policy before new workers find none.";
     DestinationFull: PortsExhausted true;
         "A worker uses all its source ports of an address towards one destination; new flows to it are refused.",
         "Add addresses, raise leases.initialPorts, or keep connections open instead of making new ones.";

@@ -5,6 +5,7 @@
 
 mod canary;
 mod cluster;
+mod concern;
 mod ending;
 mod facts;
 mod gateway;
@@ -26,6 +27,7 @@ mod traffic_keys;
 
 pub use canary::{CANARY_CAPABILITY, CanaryEnd, CanaryPath, is_canary_destination};
 pub use cluster::never_anywhere;
+pub use concern::concerns;
 pub use ending::{Ending, Idle};
 pub use facts::*;
 pub use grants::NodeGrants;
@@ -64,7 +66,9 @@ pub fn node_state(
     let own_pods = snapshot.pods.values().filter(|pod| pod.node == *node);
     let mut gateway = gateway::state(snapshot, facts, &me, &mut reports);
     let version = gateway.as_ref().map_or(0, |g| g.version);
-    let mut groups = Groups::new(snapshot, facts, &me, version);
+    let grants = facts.grants.clone();
+    let grants = grants.unwrap_or_else(|| NodeGrants::of(me.record));
+    let mut groups = Groups::new(snapshot, facts, (&me, version), &grants.usable);
     let selected = select(snapshot, &resolved, own_pods.clone());
     let built = profiles::build(
         snapshot,
@@ -102,6 +106,7 @@ pub fn node_state(
         lift,
         keep_uplinks: matches!(pods_path, PodsPath::Unsupported(_)),
         unknown: cluster::unknown(&me, facts, own_pods.clone(), &mut reports),
+        flow_ports: grants.flows,
         canary: None,
     };
     let mut target_groups = groups.keys;
@@ -208,7 +213,8 @@ fn egress_addresses(
         .flat_map(|r| &r.addresses)
         .copied()
         .collect();
-    all.extend(me.record.grants.iter().map(|grant| grant.address));
+    let own = me.record.grants.iter().chain(&me.record.draining);
+    all.extend(own.map(|grant| grant.address));
     all.extend(snapshot.addresses.keys());
     for address in snapshot.nodes.values().flat_map(|node| &node.addresses) {
         all.remove(address);

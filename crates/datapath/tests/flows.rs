@@ -1,5 +1,6 @@
 //! End of flows when pods come and go, in a real kernel: the flows are put into its table by hand.
 
+use egret_core::model::PortRange;
 use egret_core::node::*;
 use egret_datapath::worker::driver::WorkerDriver;
 use egret_kernel::conntrack::Conntrack;
@@ -154,11 +155,18 @@ fn end_owed(datapath: &mut WorkerDriver) -> usize {
         .expect("they end")
 }
 
-fn is_remembered(set: &str, port: u16) -> bool {
+fn is_late(port: u16) -> bool {
+    listed("late4").contains(&format!("{SERVER} . {} . udp . {port} . {port}", EGRESS[0]))
+}
+
+fn listed(set: &str) -> String {
     let command = format!("nft list set inet egret {set}");
     let output = Command::new("sh").args(["-c", &command]).output();
-    let listing = String::from_utf8(output.expect("nft").stdout).expect("text");
-    listing.contains(&format!("{SERVER} . {NODE} . udp . {port} . {port}"))
+    String::from_utf8(output.expect("nft").stdout).expect("text")
+}
+
+fn is_remembered(set: &str, port: u16) -> bool {
+    listed(set).contains(&format!("{SERVER} . {NODE} . udp . {port} . {port}"))
 }
 
 #[test]
@@ -259,5 +267,47 @@ fn flows_read_before_the_last_change_do_not_pay_for_it() {
         );
         assert_eq!(end_owed(datapath), 1);
         assert!(flows().is_empty());
+    });
+}
+
+#[test]
+fn flows_in_ports_that_were_withdrawn_end_and_those_of_the_rest_stay() {
+    in_new_namespace(|datapath| {
+        let with = |last: Option<u16>| {
+            let ranges = last.map(|last| vec![PortRange { first: 1024, last }]);
+            let mut state = state(&[(FIRST, 0)]);
+            state.worker.flow_ports =
+                ranges.map(|ranges| BTreeMap::from([(ip(EGRESS[0]), ranges)]).into());
+            state
+        };
+        let nobody = Idle::default();
+        // An earlier agent's flows; the record of now is older than that agent's.
+        for port in [1030, 1100, 1160] {
+            open(FIRST, EGRESS[0], port);
+        }
+        let ended = |datapath: &mut WorkerDriver, last| {
+            let applied = datapath.apply(&with(last), &nobody).expect("applied");
+            match datapath.pending_flow_cleanup() {
+                Some(_) => applied.ended_flows + end_owed(datapath),
+                None => applied.ended_flows,
+            }
+        };
+        assert_eq!(ended(datapath, None), 0);
+        assert_eq!(ended(datapath, Some(1151)), 1);
+        assert!(is_late(1160), "what comes late is dropped");
+        assert_eq!(ended(datapath, Some(1215)), 0);
+        assert_eq!(ended(datapath, Some(1087)), 1);
+        assert!(!is_late(1030) && is_late(1100));
+        assert_eq!(flows(), pairs(&[(FIRST, EGRESS[0])]));
+        let in_use = datapath.ports_in_use().expect("the flows");
+        assert_eq!(in_use.counts, [(ip(EGRESS[0]), 1)].into());
+        let block = PortRange {
+            first: 1024,
+            last: 1087,
+        };
+        assert_eq!(
+            in_use.blocks.ranges(),
+            [(ip(EGRESS[0]), vec![block])].into()
+        );
     });
 }

@@ -120,6 +120,7 @@ fn state() -> NodeState {
                 device: 1,
                 sources: BTreeSet::from([ip("10.244.1.0")]),
             }),
+            flow_ports: None,
             unknown: Some(UnknownPods {
                 cidrs: BTreeSet::from(["10.244.1.0/24".parse().expect("a prefix")]),
                 known: BTreeSet::from([ip("10.244.1.5"), ip("10.244.1.9")]),

@@ -41,6 +41,17 @@ pub struct Flow {
     zone: Option<u16>,
 }
 
+impl Flow {
+    /// Source port, or echo id, that the other end sees.
+    pub fn outside_port(&self) -> u16 {
+        const ICMP: [u8; 2] = [1, 58];
+        match ICMP.contains(&self.reply.protocol) {
+            true => self.reply.source_port,
+            false => self.reply.destination_port,
+        }
+    }
+}
+
 /// The connection tracking table of the namespace of the thread that opened it.
 pub struct Conntrack {
     socket: NetlinkSocket,

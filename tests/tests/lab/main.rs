@@ -15,6 +15,7 @@ mod errors;
 mod families;
 mod foreign_rules;
 mod fragments;
+mod growth;
 mod host_firewalls;
 mod hostile;
 mod keepalived;
@@ -65,6 +66,7 @@ fn main() -> ExitCode {
         classic,
         cni,
         datapaths,
+        growth,
         keepalived,
         migrating,
         pod_addresses,

@@ -1,10 +1,11 @@
-//! All source ports of a lease are in use towards one destination: new flows to it are refused at once and visibly, all
-//! other traffic continues (RFC 5508 section 8 asks for the ICMP error). `wrong_source::lease_exhausted` tests that no
+//! All source ports of a lease are in use towards one destination, and the address has no more: new flows to it are
+//! refused visibly, and at once after the first 1.5 s; all other traffic continues (RFC 5508 section 8 asks for the ICMP error). `wrong_source::lease_exhausted` tests that no
 //! packet leaves with a wrong source meanwhile.
 
 use anyhow::{Context, Result, ensure};
 use egret_lab::Topology;
 use egret_tests::chaos::{Scene, egress, ip, wait};
+use egret_tests::crowded;
 use egret_tests::steps::Group;
 use egret_tests::tests;
 use std::io::{ErrorKind, Read, Write};
@@ -45,6 +46,7 @@ fn up(test: &str) -> Result<Scene> {
     )?;
     scene.put_ready("main", &egress("main", &EGRESS.map(ip), &[]))?;
     scene.wait_live("w1", &["g1"])?;
+    crowded::take_the_rest(&scene, &EGRESS.map(ip))?;
     Ok(scene)
 }
 

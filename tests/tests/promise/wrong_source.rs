@@ -7,6 +7,7 @@
 use anyhow::Result;
 use egret_lab::{Hurt, Place, Topology};
 use egret_tests::chaos::{Kind, Noise, Phase, Scene, Watch, egress, ip, repetitions};
+use egret_tests::crowded;
 use egret_tests::steps::Group;
 use egret_tests::tests;
 use std::net::IpAddr;
@@ -358,6 +359,7 @@ fn lease_exhausted() -> Result<()> {
     scene.put(&gateway(64))?;
     scene.put_ready("main", &egress("main", &ips(E1), &[]))?;
     scene.wait_live("w1", &["g1", "wg1"])?;
+    crowded::take_the_rest(&scene, &ips(E1))?;
     let watch = Watch::start(&scene, &ips(E1))?;
     watch.phase(Phase::only(ips(E1)))?;
     let mut refused = 0;

@@ -5,7 +5,7 @@ use crate::clock::now_secs;
 use crate::observe::conflicts::SegmentListener;
 use crate::observe::probe::HeardSlot;
 use egret_core::machines::{ExternalLink, GatewayCommand, GatewayFitness, GatewayInputs};
-use egret_core::machines::{GatewayLiveness, GatewayRole};
+use egret_core::machines::{GatewayLiveness, GatewayRole, GroupNodes};
 use egret_core::model::{AddressClaim, MacAddress, NodeName, Snapshot};
 use egret_core::node::GatewayState;
 use egret_datapath::gateway::Heard;
@@ -39,6 +39,8 @@ pub(crate) struct RoundInputs<'a> {
     pub(crate) local: &'a BTreeSet<IpAddr>,
     /// Liveness of the other gateways.
     pub(crate) liveness: &'a GatewayLiveness,
+    /// Gateways that answer and stay behind.
+    pub(crate) lagging: &'a GroupNodes,
     /// Result of [`Gateway::decide_link`] in this round.
     pub(crate) link_up: bool,
     /// Milliseconds since the main loop started.
@@ -158,6 +160,7 @@ impl Gateway {
             local: inputs.local,
             mac: path.external().map(|(_, mac)| MacAddress(mac)),
             liveness: inputs.liveness,
+            lagging: inputs.lagging,
             link_up: inputs.link_up,
             now_ms: inputs.now_ms,
             now_secs: now_secs(),

@@ -1,6 +1,7 @@
 //! State file that lets a restarted agent adopt its predecessor's kernel state: number and members of each gateway
-//! group.
+//! group, the grants that were applied, and the steering version.
 
+use egret_core::machines::GrantMemory;
 use egret_core::model::GroupKey;
 use egret_core::node::{GroupNumber, TunnelIndex};
 use serde::{Deserialize, Serialize};
@@ -15,6 +16,10 @@ const FILE: &str = "groups.json";
 pub(crate) struct Remembered {
     pub(crate) groups: BTreeMap<GroupKey, GroupNumber>,
     pub(crate) members: BTreeMap<GroupKey, BTreeSet<TunnelIndex>>,
+    /// Newest grants that were applied.
+    pub(crate) grants: GrantMemory,
+    /// The highest steering version of the node's own tables.
+    pub(crate) steering_version: u64,
 }
 
 /// The form on disk: JSON has no maps with structured keys.
@@ -22,6 +27,10 @@ pub(crate) struct Remembered {
 struct OnDisk {
     groups: Vec<(GroupKey, GroupNumber)>,
     members: Vec<(GroupKey, BTreeSet<TunnelIndex>)>,
+    #[serde(default)]
+    grants: GrantMemory,
+    #[serde(default)]
+    steering_version: u64,
 }
 
 impl Remembered {
@@ -34,6 +43,8 @@ impl Remembered {
         Remembered {
             groups: on_disk.groups.into_iter().collect(),
             members: on_disk.members.into_iter().collect(),
+            grants: on_disk.grants,
+            steering_version: on_disk.steering_version,
         }
     }
 
@@ -53,6 +64,8 @@ impl Remembered {
                 .iter()
                 .map(|(key, all)| (key.clone(), all.clone()))
                 .collect(),
+            grants: self.grants.clone(),
+            steering_version: self.steering_version,
         };
         fs::create_dir_all(directory)?;
         let temporary = directory.join("groups.tmp");
@@ -84,6 +97,11 @@ mod tests {
         let some = Remembered {
             groups: [(key.clone(), 7)].into(),
             members: [(key, [1].into())].into(),
+            grants: GrantMemory {
+                epoch: 9,
+                grants: Vec::new(),
+            },
+            steering_version: 11,
         };
         some.save(directory.path()).unwrap();
         assert_eq!(Remembered::load(directory.path()), some);

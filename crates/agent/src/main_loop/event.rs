@@ -4,9 +4,9 @@ use crate::cni::PendingCall;
 use crate::observe::canary::Report;
 use crate::observe::flows::ConntrackDump;
 use crate::observe::neighbours::Heard;
-use crate::observe::port_use::FullDestinations;
+use crate::observe::port_use::PortUsage;
 use crate::observe::source::Reading;
-use crate::report::Query;
+use crate::report::{Query, StatusAnswer};
 use crate::threads::Notify;
 use egret_core::machines::GatewayLiveness;
 use egret_datapath::presence::l2::conflict::Claim;
@@ -27,8 +27,10 @@ pub(crate) enum Event {
     Claims(Vec<Claim>),
     /// All flows of the node, as requested.
     Flows(ConntrackDump),
-    /// Destinations towards which a lease is exhausted.
-    Full(FullDestinations),
+    /// Use of the source ports.
+    Ports(PortUsage),
+    /// The node's status was written, or cannot be.
+    Status(StatusAnswer),
     /// Question of the command line.
     Query(Query),
     /// Call of the CNI plugin.

@@ -71,6 +71,7 @@ impl MainLoop {
         if !self.inputs.gateways.settled {
             return;
         }
+        let leases = self.leases.report();
         let status = node_status(&StatusInputs {
             record,
             snapshot: &view.snapshot,
@@ -78,7 +79,7 @@ impl MainLoop {
             gateway: &gateway,
             links: self.inputs.links.as_ref(),
             routers: &self.inputs.routers,
-            ports: &self.reports.ports,
+            leases: &leases,
             full: &self.inputs.full,
             findings: &self.reports.findings,
             last_error: self.last_error.as_deref(),
@@ -88,11 +89,12 @@ impl MainLoop {
         // recreated) is not.
         let lost =
             record.resource_version != self.last_sent.record_version && *record != status.record;
-        if (lost || self.last_sent.status.as_ref() != Some(&status))
-            && self.channels.status.send(status.clone()).is_ok()
-        {
-            self.last_sent.record_version = record.resource_version;
-            self.last_sent.status = Some(status);
+        if lost || self.last_sent.status.as_ref() != Some(&status) {
+            let number = self.leases.sent(leases.held);
+            if self.channels.status.send((number, status.clone())).is_ok() {
+                self.last_sent.record_version = record.resource_version;
+                self.last_sent.status = Some(status);
+            }
         }
     }
 
@@ -103,6 +105,7 @@ impl MainLoop {
             gateways: &self.inputs.gateways,
             refused_packets: self.reports.traffic.reasons(),
             ports: &self.reports.ports,
+            wanted: &self.leases.report().wanted,
             full: &self.inputs.full,
         };
         let counters = self.reports.traffic.counters();

@@ -21,6 +21,10 @@ impl MainLoop {
         let due = self.inputs.pod_devices.is_due(now) || self.inputs.uncovered.is_due(now);
         self.schedule
             .request_round_if(due || self.datapath.uplink().programs_changed());
+        let now_ms = self.now_ms();
+        if self.leases.measure(now_ms) {
+            self.report_now();
+        }
         if self.count_if_due() {
             // Legacy iptables tables send no change notifications.
             if let Some(outcome) = self.outcome.take() {
@@ -30,10 +34,7 @@ impl MainLoop {
                 self.schedule.request_round_if(changed);
                 self.outcome = Some(outcome);
             }
-            if let Some(view) = self.inputs.view.take() {
-                self.report(&view);
-                self.inputs.view = Some(view);
-            }
+            self.report_now();
         }
     }
 
@@ -116,7 +117,9 @@ impl MainLoop {
 
     /// Counts ports in use if it is due, or if a change asked for it; returns whether it counted.
     pub(super) fn count_if_due(&mut self) -> bool {
-        let due = self.schedule.is_count_due(self.now_ms()) && self.outcome.is_some();
+        let now_ms = self.now_ms();
+        let due = self.schedule.is_count_due(now_ms) || self.leases.is_count_due(now_ms);
+        let due = due && self.outcome.is_some();
         if due && let Err(error) = self.count_ports() {
             tracing::warn!(error, "cannot count ports in use");
         }
@@ -124,12 +127,13 @@ impl MainLoop {
     }
 
     fn count_ports(&mut self) -> Result<(), String> {
-        self.schedule.ports_counted(self.now_ms());
-        self.reports.ports = self
-            .datapath
-            .worker()
-            .ports_in_use()
-            .map_err(|error| with_causes(&error))?;
+        let began_ms = self.now_ms();
+        self.schedule.ports_counted(began_ms);
+        let in_use = self.datapath.worker().ports_in_use();
+        let in_use = in_use.map_err(|error| with_causes(&error))?;
+        let times = (began_ms, self.now_ms());
+        self.leases.counted(&in_use.counts, in_use.blocks, times);
+        self.reports.ports = in_use.counts;
         // Read together with the flow dump and not in each round: the call waits for a dump that is under way.
         if let Ok(failed) = self.datapath.worker().insert_failed() {
             self.reports.health.with(|metrics| {

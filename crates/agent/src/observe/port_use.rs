@@ -1,9 +1,10 @@
-//! Thread that follows the flows of this node and reports the destinations towards which leases are exhausted.
+//! Thread that follows the flows of this node and reports how many ports they use: towards the busiest destinations, and
+//! the destinations towards which leases are exhausted.
 
 use crate::error::AgentError;
 use crate::threads::{Notify, spawn};
 use egret_core::error::with_causes;
-use egret_core::machines::{Destination, PortUse};
+use egret_core::machines::{Destination, PortUse, wanted_ports};
 use egret_core::model::PortRange;
 use egret_datapath::worker::driver::port_of;
 use egret_kernel::conntrack::{Conntrack, Flow, FlowEvents};
@@ -16,11 +17,14 @@ use std::time::{Duration, Instant};
 /// Source ports that new flows may use, by egress address.
 pub(crate) type Ranges = BTreeMap<IpAddr, Vec<PortRange>>;
 
-/// Destinations towards which a lease is exhausted.
+/// Use of the source ports.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct FullDestinations {
-    /// All such destinations at present.
-    pub(crate) destinations: BTreeSet<Destination>,
+pub(crate) struct PortUsage {
+    /// All destinations towards which a lease is exhausted at present.
+    pub(crate) full: BTreeSet<Destination>,
+    /// Ports in use towards the busiest destination of each address: at least so many, and at most so many as give the
+    /// same number of wanted ports.
+    pub(crate) busiest: BTreeMap<IpAddr, u32>,
     /// Number of full destinations not listed for lack of room, since the start.
     pub(crate) left_out: u64,
 }
@@ -34,12 +38,14 @@ const PAUSE_AFTER_ERROR: Duration = Duration::from_millis(500);
 
 /// Starts the thread and returns its channel for ranges. Without ranges it does not subscribe, so that the kernel
 /// creates no events for it.
-pub(crate) fn start(notify: Notify<FullDestinations>) -> Result<Sender<Ranges>, AgentError> {
+pub(crate) fn start(notify: Notify<PortUsage>) -> Result<Sender<Ranges>, AgentError> {
     let (tell, told) = mpsc::channel::<Ranges>();
     spawn("port-use", move || {
         let mut follower = Follower {
             ports: PortUse::default(),
+            started: Instant::now(),
             said: BTreeSet::new(),
+            said_busiest: BTreeMap::new(),
             notify,
         };
         while let Ok(ranges) = told.recv() {
@@ -53,17 +59,19 @@ pub(crate) fn start(notify: Notify<FullDestinations>) -> Result<Sender<Ranges>, 
 
 struct Follower {
     ports: PortUse,
+    started: Instant,
     said: BTreeSet<Destination>,
-    notify: Notify<FullDestinations>,
+    said_busiest: BTreeMap<IpAddr, u32>,
+    notify: Notify<PortUsage>,
 }
 
 impl Follower {
     /// Follows flows until there are no ranges left. `None`: the main loop has ended.
     fn follow(&mut self, ranges: Ranges, told: &Receiver<Ranges>) -> Option<()> {
-        self.ports.set_ranges(ranges);
+        self.ports.set_ranges(ranges, self.now_ms());
         loop {
             match self.listen(told) {
-                Ok(Some(())) => return self.say(),
+                Ok(Some(())) => return self.say(true),
                 Ok(None) => return None,
                 Err(error) => {
                     tracing::warn!(error = %with_causes(&error), "cannot follow the flows of this node");
@@ -82,7 +90,7 @@ impl Follower {
             match newest(told) {
                 Ok(Some(ranges)) => {
                     let none = ranges.is_empty();
-                    self.ports.set_ranges(ranges);
+                    self.ports.set_ranges(ranges, self.now_ms());
                     if none {
                         return Ok(Some(()));
                     }
@@ -100,11 +108,12 @@ impl Follower {
                 Err(NetlinkError::Interrupted) => true,
                 Err(error) => return Err(error),
             };
-            if lost || compared.elapsed() >= COMPARE {
+            let compares = lost || compared.elapsed() >= COMPARE;
+            if compares {
                 self.compare(&mut table)?;
                 compared = Instant::now();
             }
-            if self.say().is_none() {
+            if self.say(compares).is_none() {
                 return Ok(None);
             }
         }
@@ -114,31 +123,48 @@ impl Follower {
         let flows = table.flows()?;
         self.ports.forget_flows();
         flows.iter().for_each(|flow| self.take_up(flow));
-        self.ports.told_all();
+        self.ports.told_all(self.now_ms());
         Ok(())
+    }
+
+    fn now_ms(&self) -> u64 {
+        u64::try_from(self.started.elapsed().as_millis()).unwrap_or(u64::MAX)
     }
 
     fn take_up(&mut self, flow: &Flow) {
         let Some((destination, port)) = port_of(flow) else {
             return;
         };
+        let now_ms = self.now_ms();
         match flow.holds_port {
-            true => self.ports.add(destination, port),
-            false => self.ports.remove(destination, port),
+            true => self.ports.add(destination, port, now_ms),
+            false => self.ports.remove(destination, port, now_ms),
         }
     }
 
-    /// Reports changes. `None`: the receiver is gone.
-    fn say(&mut self) -> Option<()> {
-        if self.ports.full() != &self.said {
-            self.said = self.ports.full().clone();
-            let full = FullDestinations {
-                destinations: self.said.clone(),
-                left_out: self.ports.left_out(),
-            };
-            return (self.notify)(full).then_some(());
+    /// Reports changes: destinations that are full or no longer, and at once when more ports are wanted. That fewer would
+    /// suffice is reported after a comparison (`fewer`). `None`: the receiver is gone.
+    fn say(&mut self, fewer: bool) -> Option<()> {
+        let full = self.ports.refused(self.now_ms());
+        let busiest = self.ports.busiest();
+        let wants = |of: &BTreeMap<IpAddr, u32>, address| {
+            wanted_ports(of.get(address).copied().unwrap_or(0))
+        };
+        let said = &self.said_busiest;
+        let more = busiest
+            .keys()
+            .any(|address| wants(&busiest, address) > wants(said, address));
+        if full == self.said && !more && !(fewer && busiest != *said) {
+            return Some(());
         }
-        Some(())
+        self.said = full.clone();
+        self.said_busiest = busiest.clone();
+        let usage = PortUsage {
+            full,
+            busiest,
+            left_out: self.ports.left_out(),
+        };
+        (self.notify)(usage).then_some(())
     }
 }
 

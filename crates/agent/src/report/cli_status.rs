@@ -4,7 +4,7 @@ use super::cli_conditions::{self, ConditionView, NodeView};
 use super::path_view::PathView;
 use egret_core::condition::Reason;
 use egret_core::machines::GatewayLiveness;
-use egret_core::model::{Finding, NodeName};
+use egret_core::model::{Finding, NodeName, NodeRecord, PortBlocks};
 use egret_core::node::{NodeOutcome, ReportKind};
 use egret_core::rendezvous::announcer;
 use egret_objects::{ConditionStatus, View};
@@ -85,6 +85,22 @@ pub struct AddressView {
     pub announcer: Option<String>,
     /// Leases of its ports.
     pub leases: Vec<LeaseView>,
+    /// What nodes report about their ports of it.
+    pub usage: Vec<PortUsageView>,
+}
+
+/// Report of one node about its ports of one address.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
+pub struct PortUsageView {
+    /// Name of the node.
+    pub node: String,
+    /// Ports that it holds: it may open flows in them, or has flows.
+    pub held: u32,
+    /// Ports in use, in whole blocks.
+    pub in_use: u32,
+    /// Ports that it wants; `None`: its first grant has sufficed so far.
+    pub wanted: Option<u32>,
 }
 
 /// One lease of [`Status`].
@@ -95,7 +111,7 @@ pub struct LeaseView {
     pub node: String,
     /// Port ranges, each as `first-last`.
     pub ranges: Vec<String>,
-    /// State: Granted, Active, Draining or HoldDown.
+    /// State: Granted, Active, Draining, Vanished, Fenced or HoldDown.
     #[cfg_attr(feature = "schema", schemars(with = "egret_core::model::LeaseState"))]
     pub state: String,
     /// Steering version that includes the lease.
@@ -300,6 +316,24 @@ fn addresses(view: &View, silent: &BTreeSet<NodeName>) -> Vec<AddressView> {
             address: record.address,
             announcer: announcer(&record.address),
             leases: record.leases.iter().map(lease).collect(),
+            usage: usage(view, record.address),
         })
         .collect()
+}
+
+fn usage(view: &View, address: IpAddr) -> Vec<PortUsageView> {
+    let records = view.snapshot.node_records.values();
+    let one = |record: &NodeRecord| {
+        let held = PortBlocks::of(record.held.get(&address).into_iter().flatten()).ports();
+        let in_use = record.demand.get(&address).copied().unwrap_or(0);
+        let wanted = record.wanted_ports.get(&address).copied();
+        let some = held > 0 || in_use > 0 || wanted.is_some();
+        some.then(|| PortUsageView {
+            node: record.node.0.clone(),
+            held,
+            in_use,
+            wanted,
+        })
+    };
+    records.filter_map(one).collect()
 }

@@ -19,6 +19,8 @@ pub(crate) struct Figures<'a> {
     pub(crate) refused_packets: &'a BTreeMap<String, u64>,
     /// Source ports in use, by egress address.
     pub(crate) ports: &'a BTreeMap<IpAddr, u32>,
+    /// Source ports wanted, by egress address, where the first grant did not suffice.
+    pub(crate) wanted: &'a BTreeMap<IpAddr, u32>,
     /// Destinations towards which a lease is exhausted.
     pub(crate) full: &'a BTreeSet<Destination>,
 }
@@ -30,6 +32,7 @@ pub(crate) fn worker(metrics: &mut Metrics, figures: &Figures<'_>) {
         gateways: seen,
         refused_packets,
         ports,
+        wanted,
         full,
     } = *figures;
     metrics.full_destinations.clear();
@@ -54,15 +57,17 @@ pub(crate) fn worker(metrics: &mut Metrics, figures: &Figures<'_>) {
         let live = i64::from(seen.live.contains(gateway));
         metrics.gateway_live.get_or_create(&label).set(live);
     }
-    metrics.ports_in_use.clear();
-    for (address, used) in ports {
-        let label = ByAddress {
-            address: address.to_string(),
-        };
-        metrics
-            .ports_in_use
-            .get_or_create(&label)
-            .set(i64::from(*used));
+    for (gauges, values) in [
+        (&metrics.ports_in_use, ports),
+        (&metrics.ports_wanted, wanted),
+    ] {
+        gauges.clear();
+        for (address, value) in values {
+            let label = ByAddress {
+                address: address.to_string(),
+            };
+            gauges.get_or_create(&label).set(i64::from(*value));
+        }
     }
     let Some(outcome) = outcome else { return };
     metrics.selected_pods.set(selected_pods(outcome) as i64);
@@ -76,7 +81,9 @@ pub(crate) fn worker(metrics: &mut Metrics, figures: &Figures<'_>) {
             .ranges
             .iter()
             .map(|r| i64::from(r.last) - i64::from(r.first) + 1);
-        metrics.ports_leased.get_or_create(&label).set(ports.sum());
+        // Canaries have a part of the same ranges.
+        let gauge = metrics.ports_leased.get_or_create(&label);
+        gauge.set(gauge.get().max(ports.sum()));
     }
 }
 

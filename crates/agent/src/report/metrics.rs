@@ -111,6 +111,8 @@ pub struct Metrics {
     pub ended_flows: Counter,
     /// Source ports in use.
     pub ports_in_use: Family<ByAddress, Gauge>,
+    /// Source ports that this node wants.
+    pub ports_wanted: Family<ByAddress, Gauge>,
     /// Source ports in this node's leases.
     pub ports_leased: Family<ByAddress, Gauge>,
     /// Destinations towards which a lease is exhausted.
@@ -153,6 +155,7 @@ impl Default for Metrics {
             repairs: Family::default(),
             ended_flows: Counter::default(),
             ports_in_use: Family::default(),
+            ports_wanted: Family::default(),
             ports_leased: Family::default(),
             full_destinations: Family::default(),
             insert_failed: Gauge::default(),
@@ -228,6 +231,11 @@ impl Metrics {
             self.ports_in_use.clone(),
         );
         r.register(
+            "ports_wanted",
+            "Source ports that this node wants, by address, where the first grant did not suffice",
+            self.ports_wanted.clone(),
+        );
+        r.register(
             "ports_leased",
             "Source ports that may be used, by address",
             self.ports_leased.clone(),
@@ -291,6 +299,7 @@ impl Metrics {
             repairs,
             ended_flows: _,
             ports_in_use,
+            ports_wanted,
             ports_leased,
             full_destinations,
             insert_failed: _,
@@ -315,6 +324,7 @@ impl Metrics {
         }
         for family in [
             ports_in_use,
+            ports_wanted,
             ports_leased,
             full_destinations,
             address_conflicts,

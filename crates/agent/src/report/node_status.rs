@@ -21,15 +21,11 @@ pub(crate) fn node_status(inputs: &StatusInputs<'_>) -> NodeStatus {
         gateway,
         links,
         routers,
-        ports,
+        leases,
         full,
         ..
     } = *inputs;
     let node = snapshot.nodes.get(&record.node);
-    let mut demand = ports.clone();
-    for address in outcome.into_iter().flat_map(|outcome| &outcome.granted) {
-        demand.entry(*address).or_default();
-    }
     let is_gateway = outcome.is_some_and(|outcome| outcome.state.gateway.is_some());
     let can = capabilities(outcome, gateway);
     let addresses = links.map(|links| &links.device_addresses);
@@ -48,12 +44,10 @@ pub(crate) fn node_status(inputs: &StatusInputs<'_>) -> NodeStatus {
         uplink_lost: is_gateway && gateway.uplink_lost,
         steering_version: gateway.version,
         announcing: gateway.announcing.clone(),
-        // Without an outcome the controller must not conclude that a lease is drained.
-        demand: if outcome.is_some() {
-            demand
-        } else {
-            record.demand.clone()
-        },
+        acknowledged: leases.acknowledged,
+        held: leases.held.ranges(),
+        demand: leases.in_use.clone(),
+        wanted_ports: leases.wanted.clone(),
         full_destinations: full_destinations(full),
         programmed: outcome
             .map(|outcome| outcome.programmed.clone())

@@ -3,13 +3,12 @@
 use super::gateway_report::GatewayReport;
 use crate::observe::facts::Links;
 use crate::observe::surroundings::Routers;
-use egret_core::machines::Destination;
+use egret_core::machines::{Destination, LeaseReport};
 use egret_core::model::{NodeRecord, Snapshot};
 use egret_core::node::{ForeignMark, NodeOutcome};
 use egret_core::obstacle::Obstacle;
 use egret_datapath::worker::driver::RefusedProtocol;
-use std::collections::{BTreeMap, BTreeSet};
-use std::net::IpAddr;
+use std::collections::BTreeSet;
 
 /// Local findings that are only reported.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -34,8 +33,8 @@ pub(crate) struct StatusInputs<'a> {
     pub(crate) links: Option<&'a Links>,
     /// Routers around this node.
     pub(crate) routers: &'a Routers,
-    /// Source ports in use, by egress address.
-    pub(crate) ports: &'a BTreeMap<IpAddr, u32>,
+    /// The leases.
+    pub(crate) leases: &'a LeaseReport,
     /// Destinations towards which a lease is exhausted.
     pub(crate) full: &'a BTreeSet<Destination>,
     /// Local findings that are only reported.

@@ -3,9 +3,10 @@
 use crate::clock::now_secs;
 use crate::error::AgentError;
 use crate::observe::source::OpenSource;
-use crate::threads::spawn;
+use crate::threads::{Notify, spawn};
 use egret_core::error::with_causes;
-use egret_core::model::NodeRecord;
+use egret_core::machines::ReportNumber;
+use egret_core::model::{AddressPorts, NodeRecord};
 use egret_objects::{NodeReport, Source, SourceError};
 use std::collections::hash_map::RandomState;
 use std::hash::{BuildHasher, Hasher};
@@ -26,30 +27,56 @@ pub(crate) struct NodeStatus {
     pub(crate) report: NodeReport,
 }
 
+/// A status with its number, in the order of sending.
+pub(crate) type Numbered = (ReportNumber, NodeStatus);
+
+/// Answer of the store.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum StatusAnswer {
+    /// The status of this number is written, with these ports held.
+    Written(ReportNumber, AddressPorts),
+    /// There is no record to write it to.
+    NoRecord,
+}
+
 /// Starts the thread and returns its channel. Only the newest status is written.
-pub(crate) fn start(open: &OpenSource) -> Result<Sender<NodeStatus>, AgentError> {
+pub(crate) fn start(
+    open: &OpenSource,
+    notify: Notify<StatusAnswer>,
+) -> Result<Sender<Numbered>, AgentError> {
     let mut source = open()?;
     let (sender, inbox) = mpsc::channel();
-    spawn("status", move || write_loop(source.as_mut(), &inbox))?;
+    spawn("status", move || {
+        write_loop(source.as_mut(), &inbox, &notify);
+    })?;
     Ok(sender)
 }
 
-fn write_loop(source: &mut dyn Source, inbox: &Receiver<NodeStatus>) {
-    while let Ok(mut status) = inbox.recv() {
+fn write_loop(source: &mut dyn Source, inbox: &Receiver<Numbered>, notify: &Notify<StatusAnswer>) {
+    while let Ok((mut number, mut status)) = inbox.recv() {
         let mut pause = PAUSE_AFTER_ERROR;
         loop {
             while let Ok(newer) = inbox.try_recv() {
-                status = newer;
+                (number, status) = newer;
             }
             match source.write_node_status(&status.record, &status.report, now_secs()) {
                 Ok(_) => {
                     if pause > PAUSE_AFTER_ERROR {
                         tracing::info!("the node's status is written again");
                     }
+                    let held = AddressPorts::from(status.record.held);
+                    if !notify(StatusAnswer::Written(number, held)) {
+                        return;
+                    }
                     break;
                 }
                 // The record was deleted: the controller creates a new one, and the next view causes a new status.
-                Err(SourceError::NotFound { .. }) => break,
+                Err(SourceError::NotFound { .. }) => {
+                    if !notify(StatusAnswer::NoRecord) {
+                        return;
+                    }
+                    break;
+                }
                 Err(error) => {
                     let error = with_causes(&error);
                     if pause == PAUSE_AFTER_ERROR {
@@ -58,7 +85,7 @@ fn write_loop(source: &mut dyn Source, inbox: &Receiver<NodeStatus>) {
                         tracing::debug!(error, "the node's status could not be written again");
                     }
                     match rest(inbox, jittered(pause)) {
-                        Ok(newer) => status = newer.unwrap_or(status),
+                        Ok(newer) => (number, status) = newer.unwrap_or((number, status)),
                         Err(mpsc::RecvError) => return,
                     }
                     pause = (pause * 2).min(PAUSE_MAX);
@@ -69,10 +96,7 @@ fn write_loop(source: &mut dyn Source, inbox: &Receiver<NodeStatus>) {
 }
 
 /// Waits the full pause, even if a newer status arrives: agents must not storm an API server that comes back.
-fn rest(
-    inbox: &Receiver<NodeStatus>,
-    pause: Duration,
-) -> Result<Option<NodeStatus>, mpsc::RecvError> {
+fn rest(inbox: &Receiver<Numbered>, pause: Duration) -> Result<Option<Numbered>, mpsc::RecvError> {
     let deadline = Instant::now() + pause;
     let mut newest = None;
     loop {

@@ -6,12 +6,22 @@
 //! all count.
 
 use super::GatewayLiveness;
-use crate::model::{GatewayName, NodeName};
+use crate::model::{GatewayName, NodeName, Snapshot};
 use crate::numbers::GATEWAY_LAG_MS;
+use crate::resolve::gateway_nodes;
 use std::collections::{BTreeMap, BTreeSet};
 
 /// Gateway nodes by group.
 pub type GroupNodes = BTreeMap<GatewayName, BTreeSet<NodeName>>;
+
+/// Gateway nodes of every group.
+pub fn group_nodes(snapshot: &Snapshot) -> GroupNodes {
+    let groups = snapshot.gateways.values().map(|gateway| {
+        let nodes = gateway_nodes(gateway, &snapshot.nodes);
+        (gateway.name.clone(), nodes.into_iter().cloned().collect())
+    });
+    groups.collect()
+}
 
 /// What a gateway has to reach.
 #[derive(Clone, Copy, Debug)]

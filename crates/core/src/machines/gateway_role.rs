@@ -17,7 +17,7 @@
 
 use super::{
     Announcer, AnnouncerCommand, ConflictCommand, ConflictInputs, Conflicts, Entrance,
-    ExternalLink, GatewayFitness, GatewayLiveness, answering_nodes,
+    ExternalLink, GatewayFitness, GatewayLiveness, GroupNodes, answering_nodes,
 };
 use crate::model::{AddressClaim, MacAddress, NodeName, NodeRecord, Snapshot};
 use crate::node::{GatewayState, Presence};
@@ -63,6 +63,8 @@ pub struct GatewayInputs<'a> {
     pub mac: Option<MacAddress>,
     /// Liveness of the other gateways.
     pub liveness: &'a GatewayLiveness,
+    /// Gateways that answer and stay behind their group, this node included.
+    pub lagging: &'a GroupNodes,
     /// Result of [`GatewayRole::decide_link`] in this round.
     pub link_up: bool,
     /// Milliseconds, monotonic, from any start.
@@ -175,6 +177,7 @@ impl GatewayRole {
         let served = addresses.keys().copied().collect();
         let seen = (liveness.alone, liveness.reached);
         self.fitness.limit(&mut addresses, seen, now_ms);
+        leave_out_lagging(snapshot, inputs.lagging, &mut addresses);
         // Before the first use of an address, the segment is probed for it.
         let chosen = self.announcer.chosen(&addresses, &live, joined);
         let conflicts = self.conflict_inputs(inputs, served, chosen.clone());
@@ -326,5 +329,26 @@ impl GatewayRole {
     /// Whether the join delay is over, so that other nodes may count on this gateway.
     fn has_joined(&self) -> bool {
         self.join.as_ref().is_some_and(Entrance::entered)
+    }
+}
+
+/// Takes gateways that lack new leases from the nodes that may announce an address. Their programs may go on to answer
+/// for it; the others announce it all the same.
+fn leave_out_lagging(
+    snapshot: &Snapshot,
+    lagging: &GroupNodes,
+    addresses: &mut BTreeMap<IpAddr, BTreeSet<NodeName>>,
+) {
+    for (address, nodes) in addresses {
+        let group = snapshot
+            .addresses
+            .get(address)
+            .map(|record| &record.gateway);
+        let Some(behind) = group.and_then(|group| lagging.get(group)) else {
+            continue;
+        };
+        if !nodes.is_subset(behind) {
+            nodes.retain(|node| !behind.contains(node));
+        }
     }
 }

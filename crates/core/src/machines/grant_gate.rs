@@ -9,7 +9,7 @@
 //! away by a controller that does not know them. Ranges of both are this node's in either case.
 
 use crate::model::{Grant, NodeRecord, PortBlocks};
-use crate::node::{NodeGrants, ports_of};
+use crate::node::NodeGrants;
 use serde::{Deserialize, Serialize};
 
 /// Part of the machine that outlives the agent. A node without it takes any record for current.
@@ -96,6 +96,7 @@ impl GrantGate {
 mod tests {
     use super::*;
     use crate::model::{AddressPorts, GatewayName, NodeName, PortRange};
+    use crate::node::ports_of;
     use proptest::prelude::*;
 
     fn grant(first: u16, last: u16, epoch: u64) -> Grant {

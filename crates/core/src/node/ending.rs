@@ -1,4 +1,4 @@
-//! When to end the flows that lose their source by a change of the worker's state.
+//! When to end the flows that lose their source or their source port by a change of the worker's state.
 
 use super::state::WorkerState;
 use std::collections::{BTreeMap, BTreeSet};
@@ -25,7 +25,8 @@ pub enum Ending {
 }
 
 impl Ending {
-    /// The requirement of the step from one state to the next. New ranges alone affect no flow.
+    /// The requirement of the step from one state to the next. New ranges alone affect no flow. Flows in withdrawn
+    /// blocks keep their source address, so nothing waits for their end.
     ///
     /// An added address has no flow with an egress address: the step that removed it from its last pod has ended them,
     /// or the caller ends them before this step. The guard holds back other flows of the address (of an earlier,
@@ -43,7 +44,10 @@ impl Ending {
             && (&before.profiles, &before.never) == (&after.profiles, &after.never)
             && before.next_hops == after.next_hops
         {
-            return Ending::Nothing;
+            return match loses_ports(before, after) {
+                true => Ending::Afterwards,
+                false => Ending::Nothing,
+            };
         }
         let changes = after.pods.changes_since(&before.pods);
         let idle_alone = changes.iter().all(|change| {
@@ -60,6 +64,15 @@ impl Ending {
             true => Ending::Afterwards,
             false => Ending::AtOnce,
         }
+    }
+}
+
+/// Whether flows may be in blocks that this node has no more.
+fn loses_ports(before: &WorkerState, after: &WorkerState) -> bool {
+    match (&before.flow_ports, &after.flow_ports) {
+        (_, None) => false,
+        (None, Some(_)) => true,
+        (Some(before), Some(after)) => !after.contains(before),
     }
 }
 
@@ -193,6 +206,22 @@ mod tests {
             change(&mut alone);
             assert_eq!(Ending::of(&before, &alone, &idle), Ending::AtOnce);
         }
+    }
+
+    #[test]
+    fn flows_in_withdrawn_blocks_end_afterwards_and_those_of_an_older_record_do_not() {
+        let with = |last: Option<u16>| {
+            let ranges = last.map(|last| vec![PortRange { first: 1024, last }]);
+            let ports = ranges.map(|ranges| BTreeMap::from([(ip("192.0.2.1"), ranges)]).into());
+            let mut state = state(&[(FIRST, 1)]);
+            state.flow_ports = ports;
+            state
+        };
+        let of = |before, after| Ending::of(&with(before), &with(after), &Idle::default());
+        assert_eq!(of(Some(1151), Some(1087)), Ending::Afterwards);
+        assert_eq!(of(Some(1087), Some(1151)), Ending::Nothing);
+        assert_eq!(of(Some(1151), None), Ending::Nothing);
+        assert_eq!(of(None, Some(1151)), Ending::Afterwards);
     }
 
     #[test]

@@ -1,5 +1,6 @@
 //! Facts that only the node itself can observe.
 
+use super::grants::NodeGrants;
 use super::ids::{GroupNumber, TunnelIndex};
 use super::path::PathFacts;
 use super::report::{NodeReport, ReportKind};
@@ -44,6 +45,15 @@ pub struct NodeFacts {
     pub settled: bool,
     /// Steering version in the last answer of each gateway; stays when the gateway dies.
     pub versions: BTreeMap<NodeName, u64>,
+    /// Live gateways whose version stays behind their group's, from [`crate::machines::GatewayLag`].
+    #[serde(default)]
+    pub lagging: BTreeMap<GatewayName, BTreeSet<NodeName>>,
+    /// The highest steering version that this node's own tables ever had, from [`crate::machines::SteeringMemory`].
+    #[serde(default)]
+    pub steering_version: u64,
+    /// Grants of this node that count; `None`: exactly those of its record.
+    #[serde(default)]
+    pub grants: Option<NodeGrants>,
     /// Addresses that this node announces, from the announcer machine.
     pub announcing: BTreeSet<IpAddr>,
     /// `NodeOutcome::groups` of the last round, or adopted: groups keep their numbers.

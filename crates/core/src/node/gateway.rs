@@ -80,7 +80,8 @@ pub(super) fn state(
             .values()
             .map(|record| record.epoch)
             .max()
-            .unwrap_or(0),
+            .unwrap_or(0)
+            .max(facts.steering_version),
     })
 }
 

@@ -40,6 +40,8 @@ pub(super) struct Groups<'a> {
     facts: &'a NodeFacts,
     me: &'a Me<'a>,
     own_version: u64,
+    /// Grants in which this node may open flows.
+    grants: &'a [Grant],
     pub groups: BTreeMap<GroupNumber, Group>,
     pub targets: BTreeMap<TargetId, Target>,
     pub next_hops: BTreeMap<GroupNumber, NextHop>,
@@ -57,14 +59,15 @@ impl<'a> Groups<'a> {
     pub(super) fn new(
         snapshot: &'a Snapshot,
         facts: &'a NodeFacts,
-        me: &'a Me<'a>,
-        own_version: u64,
+        (me, own_version): (&'a Me<'a>, u64),
+        grants: &'a [Grant],
     ) -> Self {
         Self {
             snapshot,
             facts,
             me,
             own_version,
+            grants,
             groups: BTreeMap::new(),
             targets: BTreeMap::new(),
             next_hops: BTreeMap::new(),
@@ -140,7 +143,7 @@ impl<'a> Groups<'a> {
         address: IpAddr,
         version: u64,
     ) -> Vec<PortRange> {
-        let grants = self.me.record.grants.iter();
+        let grants = self.grants.iter();
         let mine: Vec<&Grant> = grants
             .filter(|grant| grant.address == address && grant.gateway == gateway.name)
             .collect();
@@ -239,6 +242,7 @@ impl<'a> Groups<'a> {
             .filter(|n| *n != self.me.name && self.facts.live.contains(n) && self.version(n) > 0)
             .filter(|n| self.index(n).is_some())
             .collect();
+        let live = self.without_lagging(&gateway.name, live, local);
         let own = local.then_some(self.own_version);
         let versions = live.iter().map(|n| self.version(n)).chain(own);
         let version = versions.min().unwrap_or(0);
@@ -276,6 +280,34 @@ impl<'a> Groups<'a> {
             group,
             version,
             alive,
+        }
+    }
+
+    /// Live gateways of a group without those that lack new leases, unless nobody else serves.
+    fn without_lagging(
+        &mut self,
+        group: &GatewayName,
+        live: BTreeSet<&'a NodeName>,
+        local: bool,
+    ) -> BTreeSet<&'a NodeName> {
+        let Some(lagging) = self.facts.lagging.get(group) else {
+            return live;
+        };
+        let (behind, current): (BTreeSet<&NodeName>, BTreeSet<&NodeName>) =
+            live.iter().copied().partition(|n| lagging.contains(*n));
+        for node in behind {
+            self.reports.push(NodeReport {
+                kind: ReportKind::AwaitingGateways,
+                subject: group.0.clone(),
+                text: format!(
+                    "{node} answers, and its steering tables stay behind those of its group: it is left out until they \
+                     have caught up; see its agent, and its connection to the API server"
+                ),
+            });
+        }
+        match current.is_empty() && !local {
+            true => live,
+            false => current,
         }
     }
 

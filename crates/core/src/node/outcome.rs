@@ -47,9 +47,7 @@ pub struct NodeOutcome {
     /// gateway.
     #[serde(default)]
     pub uncovered: BTreeSet<IpAddr>,
-    /// Granted addresses. `NodeRecord::demand` must list these (with 0 if no port is in use) *before* the state is
-    /// applied, written with compare-and-swap against the version that the grant was read in, and must list every
-    /// address that still has a connection. The controller revokes a range whose address is not listed, and the
-    /// compare-and-swap decides which write was first.
+    /// Granted addresses. Their ports are reported in [`NodeRecord::held`] before they are used
+    /// ([`crate::machines::HeldPorts`]).
     pub granted: BTreeSet<IpAddr>,
 }

@@ -2,7 +2,7 @@
 
 use super::ids::{GroupNumber, ProfileId, TargetId, TrafficKeyId, TunnelIndex};
 use super::podmap::PodMap;
-use crate::model::{AnnounceMode, PortRange, Protocol};
+use crate::model::{AddressPorts, AnnounceMode, PortRange, Protocol};
 use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet};
@@ -81,6 +81,9 @@ pub struct WorkerState {
     /// New flows to outside from addresses of unknown pods are dropped; `None`: they leave as the network plugin routes
     /// them.
     pub unknown: Option<UnknownPods>,
+    /// Blocks, by egress address, in which this node may have flows; flows in others are ended. `None`: unknown.
+    #[serde(default)]
+    pub flow_ports: Option<AddressPorts>,
     /// Canaries of this node; `None`: no path to measure.
     #[serde(default)]
     pub canary: Option<CanaryState>,

@@ -142,6 +142,7 @@ fn conditions(
         ready(inputs, one, plan, &exhausted, pods.addressed),
     ];
     all.extend(ports_exhausted(inputs, plan, &exhausted));
+    all.extend(ports_low(inputs, plan));
     let lacking = [("IPv4", plan.families.0), ("IPv6", plan.families.1)]
         .into_iter()
         .zip(one.covers)
@@ -378,6 +379,27 @@ fn ports_exhausted(
             full.join("; ")
         );
         Condition::new(kind, true, Reason::DestinationFull, message)
+    })
+}
+
+fn ports_low(inputs: &Inputs<'_>, plan: &PolicyPlan) -> Option<Condition> {
+    let is_low = |address: &&IpAddr| {
+        let status = inputs.addresses.get(*address);
+        let mut conditions = status.into_iter().flat_map(|status| &status.conditions);
+        conditions.any(|condition| condition.kind == ConditionType::PortsLow)
+    };
+    let low: Vec<String> = plan
+        .addresses
+        .iter()
+        .filter(is_low)
+        .map(ToString::to_string)
+        .collect();
+    (!low.is_empty()).then(|| {
+        let message = format!(
+            "at least 80 % of the ports of {} are leased: add an address",
+            low.join(", ")
+        );
+        Condition::new(ConditionType::PortsLow, true, Reason::FewFreePorts, message)
     })
 }
 

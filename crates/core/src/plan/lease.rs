@@ -355,6 +355,14 @@ pub(super) fn may_go(
     record.epoch < highest || reported.values().all(|known| *known >= record.epoch)
 }
 
+/// Whether so few ports of an address are free that people should add addresses: at most a fifth.
+pub(super) fn is_low(record: &AddressRecord) -> bool {
+    let leases = record.leases.iter();
+    let taken: usize = leases.map(|lease| blocks::blocks_in(&lease.ranges)).sum();
+    let all = blocks::BLOCKS_END - blocks::BLOCK_FIRST;
+    taken * 5 >= all * 4
+}
+
 /// Seconds since the epoch at which time alone changes a record.
 pub(super) fn due(snapshot: &Snapshot, record: &AddressRecord) -> Option<i64> {
     if snapshot.unreadable.addresses.contains(&record.address) {

@@ -149,9 +149,10 @@ impl Planner {
     /// Applies these changes and plans again, also if only time has passed. Returns the objects whose status may
     /// differ.
     pub fn update(&mut self, changes: impl IntoIterator<Item = Change>, time: PlanTime) -> Touched {
+        // Another term counts all times anew.
+        let mut from_nothing = time.term != self.time.term;
         self.time = time;
         let mut dirty = Dirty::default();
-        let mut from_nothing = false;
         for change in changes {
             from_nothing |= self.take(change, &mut dirty);
         }

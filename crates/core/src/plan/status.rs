@@ -1,7 +1,7 @@
 //! Statuses of addresses, gateways and pools.
 
 use super::demand::DemandByAddress;
-use super::lease::PlannedLeases;
+use super::lease::{self, PlannedLeases};
 use super::uplinks;
 use super::{AddressSummary, GatewayNode, GatewayPlan, PoolPlan};
 use crate::condition::{Condition, ConditionType, Reason};
@@ -178,6 +178,13 @@ fn address_conditions(
                 record.gateway.0
             ),
         ));
+    } else if lease::is_low(record) {
+        let text = format!(
+            "at least 80 % of the ports of {} are leased: add an address to the policies that use it",
+            record.address
+        );
+        let (kind, reason) = (ConditionType::PortsLow, Reason::FewFreePorts);
+        all.push(Condition::new(kind, true, reason, text));
     }
     all
 }

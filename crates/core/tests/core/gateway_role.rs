@@ -4,7 +4,7 @@
 use crate::scene::*;
 use egret_core::machines::{
     EffectiveGateway, ExternalLink, GatewayCommand, GatewayInputs, GatewayLiveness, GatewayRole,
-    OutboundRoute,
+    GroupNodes, OutboundRoute,
 };
 use egret_core::model::*;
 use egret_core::node::GatewayState;
@@ -21,6 +21,7 @@ struct Gateway1 {
     scene: Scene,
     role: GatewayRole,
     liveness: GatewayLiveness,
+    lagging: GroupNodes,
     link_up: bool,
     local: BTreeSet<IpAddr>,
 }
@@ -34,6 +35,7 @@ impl Gateway1 {
             scene,
             role: GatewayRole::new(node_name("gateway1")),
             liveness: GatewayLiveness::default(),
+            lagging: GroupNodes::new(),
             link_up: true,
             local: BTreeSet::new(),
         };
@@ -72,6 +74,7 @@ impl Gateway1 {
             local: &self.local,
             mac: Some(MacAddress([2, 0, 0, 0, 0, 1])),
             liveness: &self.liveness,
+            lagging: &self.lagging,
             link_up: self.link_up,
             now_ms,
             now_secs: 1_700_000_000,
@@ -250,4 +253,26 @@ fn deadlines_of_a_gateway_without_a_data_path_are_not_waited_for() {
     assert_eq!(gateway.role.decides_at(), None);
     gateway.role.reset();
     assert_eq!(gateway.role.announcing(), BTreeSet::new());
+}
+
+#[test]
+fn an_address_of_a_gateway_that_stays_behind_is_announced_by_the_next_one() {
+    let mut first = Gateway1::new(&["gateway2", "gateway3"]).in_use();
+    first.round(START_MS);
+    let joined = first.round(START_MS + ENTRANCE_MS);
+    let others = |behind: &[&str]| -> GroupNodes {
+        let behind = behind.iter().map(|name| node_name(name)).collect();
+        [(GatewayName("main".into()), behind)].into()
+    };
+    let now_ms = START_MS + ENTRANCE_MS + 1;
+    first.lagging = others(&["gateway2", "gateway3"]);
+    assert!(announces(&first.round(now_ms)));
+    // Its own agent is cut off from the API, and its program goes on to forward.
+    first.lagging = others(&["gateway1"]);
+    let behind = first.round(now_ms);
+    assert!(!announces(&behind));
+    assert_eq!(behind.state.version, first.planned().version);
+    first.lagging = others(&["gateway1", "gateway2", "gateway3"]);
+    let all_behind = first.round(now_ms + 1);
+    assert_eq!(announces(&all_behind), announces(&joined), "by their order");
 }

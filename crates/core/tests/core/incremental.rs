@@ -98,7 +98,7 @@ fn edit() -> impl Strategy<Value = Edit> {
                 node, address, full, announces, version
             }
         ),
-        2 => (0u8..8, 0u8..6, 0u8..6).prop_map(|(node, address, what)| Edit::Surroundings {
+        4 => (0u8..8, 0u8..6, 0u8..13).prop_map(|(node, address, what)| Edit::Surroundings {
             node, address, what
         }),
         1 => (0u8..4, 0u8..5).prop_map(|(address, how)| Edit::Corrupt { address, how }),
@@ -412,7 +412,18 @@ fn surround(scene: &mut Scene, node: u8, address: std::net::IpAddr, what: u8) {
         mac: MacAddress([2, 0, 0, 0, 0, what]),
         since_secs: i64::from(node),
     };
+    let range = PortRange {
+        first: 1024 + u16::from(node) * 640,
+        last: 1024 + u16::from(node) * 640 + 127,
+    };
     match what {
+        6 => drop(record.wanted_ports.insert(address, 4096)),
+        7 => record.wanted_ports.clear(),
+        8 => drop(record.demand.insert(address, u32::from(node) * 100)),
+        9 => record.acknowledged = u64::from(node) * 3,
+        10 => drop(record.held.insert(address, vec![range])),
+        11 => record.held.clear(),
+        12 => scene.term += 1,
         0 => record.node_addresses.clear(),
         1 => drop(record.node_addresses.insert(address.into())),
         2 => drop(record.routers.insert(address)),

@@ -2,6 +2,7 @@
 
 use crate::scene::*;
 use egret_core::check::check_plan;
+use egret_core::condition::{Condition, ConditionType};
 use egret_core::model::*;
 use egret_core::node::node_state;
 use egret_core::plan::{ClusterPlan, PlanTime, plan};
@@ -516,6 +517,16 @@ fn one_worker_gets_nearly_the_whole_address_and_others_still_find_some() {
         usable(&scene, "worker1") > 60_000,
         "{}",
         usable(&scene, "worker1")
+    );
+    let planned = settle(&mut scene);
+    let low =
+        |conditions: &[Condition]| conditions.iter().any(|c| c.kind == ConditionType::PortsLow);
+    assert!(low(&planned.address_status[&ip(E)].conditions));
+    assert!(
+        planned
+            .policies
+            .values()
+            .all(|policy| low(&policy.conditions))
     );
     scene.add_pod("a3", "worker3", 10, &[("app", "MyApp")]);
     // What is scarce comes back from the one that has more than its share.

@@ -11,6 +11,7 @@ mod foreign_marks;
 mod gateway_role;
 mod histories;
 mod incremental;
+mod lagging;
 mod lease_life;
 mod leases;
 mod next_hops;

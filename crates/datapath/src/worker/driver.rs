@@ -16,6 +16,7 @@ use crate::forward::Forwarding;
 use crate::obstacle::Lookout;
 use crate::route::{RouteError, Routing};
 use egret_core::machines::Destination;
+use egret_core::model::{AddressPorts, PortBlocks};
 use egret_core::node::{Ending, Idle, NextHopWay, NodeState, TrafficKeyId, is_canary_destination};
 use egret_core::numbers::NFT_TABLE;
 use egret_core::obstacle::{Obstacle, Samples};
@@ -56,6 +57,15 @@ pub struct Applied {
     pub ended_flows: usize,
     /// Node-wide settings that were changed.
     pub sysctls: Vec<String>,
+}
+
+/// Source ports that flows use, by egress address.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct PortsInUse {
+    /// Number of ports; one that two protocols use counts twice.
+    pub counts: BTreeMap<IpAddr, u32>,
+    /// Blocks with a port in use.
+    pub blocks: AddressPorts,
 }
 
 /// Packets by reason, and traffic by traffic key.
@@ -198,10 +208,10 @@ impl WorkerDriver {
     }
 
     /// Source ports in use, by egress address.
-    pub fn ports_in_use(&mut self) -> Result<BTreeMap<IpAddr, u32>, DatapathError> {
+    pub fn ports_in_use(&mut self) -> Result<PortsInUse, DatapathError> {
         let mut ports: BTreeMap<IpAddr, BTreeSet<(u8, u16)>> = BTreeMap::new();
         let Some(state) = &self.applied else {
-            return Ok(BTreeMap::new());
+            return Ok(PortsInUse::default());
         };
         let egress = &state.worker.egress_addresses;
         for flow in self.conntrack.flows().map_err(DatapathError::Conntrack)? {
@@ -210,17 +220,23 @@ impl WorkerDriver {
                 && flow.reply.destination != flow.original.source
                 && !is_canary_destination(flow.original.destination)
             {
-                let port = (flow.reply.protocol, flow.reply.destination_port);
+                let port = (flow.reply.protocol, flow.outside_port());
                 ports
                     .entry(flow.reply.destination)
                     .or_default()
                     .insert(port);
             }
         }
-        Ok(ports
-            .into_iter()
-            .map(|(address, ports)| (address, ports.len() as u32))
-            .collect())
+        let mut in_use = PortsInUse::default();
+        for (address, ports) in ports {
+            let mut blocks = PortBlocks::default();
+            for (_, port) in &ports {
+                blocks.insert_port(*port);
+            }
+            in_use.blocks.add(address, &blocks);
+            in_use.counts.insert(address, ports.len() as u32);
+        }
+        Ok(in_use)
     }
 
     /// See [`Conntrack::insert_failed`].

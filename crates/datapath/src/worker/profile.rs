@@ -5,7 +5,7 @@ use super::mss::clamp_mss;
 use super::names::{BOUND, BOUND_DEVICES, FULL_SETS, GOTO, STAGES, Stage, TRANSPORT};
 use super::names::{opened, sent};
 use crate::elements::{ByAddress, named_by_content};
-use egret_core::model::Protocol;
+use egret_core::model::{PortRange, Protocol};
 use egret_core::node::{
     DestinationRange, Group, NodeState, PodMap, Profile, ProfileId, Target, Verdict,
 };
@@ -94,7 +94,8 @@ fn by_other_device(family: Family) -> Rule {
         .drop()
 }
 
-/// Spreads flows over equal port ranges with equal probability: one in n, else one in n-1, ...
+/// Spreads flows over the port ranges in proportion to their sizes: each rule takes its range's share of the ports that
+/// the rules before it have left.
 fn nat(target: &Target) -> Vec<Rule> {
     let mut rules = Vec::new();
     if !target.ranges.is_empty() {
@@ -102,11 +103,13 @@ fn nat(target: &Target) -> Vec<Rule> {
         let opened = opened(target.traffic_key);
         rules.push(rule().protocol_in(TRANSPORT, true).count(&opened).done());
     }
-    for (number, range) in target.ranges.iter().enumerate() {
-        let left = (target.ranges.len() - number) as u32;
+    let size = |range: &PortRange| u32::from(range.last - range.first) + 1;
+    let mut left: u32 = target.ranges.iter().map(size).sum();
+    for range in &target.ranges {
         let rule = rule().protocol_in(TRANSPORT, true);
-        let rule = if left > 1 { rule.one_of(left) } else { rule };
+        let rule = rule.share(size(range), left);
         rules.push(rule.snat(target.address, range.first, range.last));
+        left -= size(range);
     }
     rules.push(rule().count(c::NO_LEASE).drop());
     rules
@@ -256,5 +259,57 @@ fn box_verdict(stage: Stage, verdict: Verdict) -> Value {
         }
         (Stage::Guard, _) => Value::Verdict(GOTO, Some(stage.refusal("selected"))),
         (Stage::Nat, _) => Value::Verdict(DROP, None),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use egret_core::node::TrafficKeyId;
+    use egret_kernel::nft::Expression;
+
+    /// Probability that a new flow gets a port of each range, as the rules say.
+    fn shares(ranges: &[(u16, u16)]) -> Vec<f64> {
+        let ranges = ranges
+            .iter()
+            .map(|&(first, last)| PortRange { first, last });
+        let rules = nat(&Target {
+            address: "192.0.2.1".parse().unwrap(),
+            group: 1,
+            ranges: ranges.collect(),
+            traffic_key: TrafficKeyId(1),
+        });
+        let mut left = 1.0;
+        let translating = rules
+            .iter()
+            .filter(|rule| rule.iter().any(|e| matches!(e, Expression::Snat { .. })));
+        let share = translating.map(|rule| {
+            let (mut modulus, mut below) = (1, 1);
+            for expression in rule {
+                match expression {
+                    Expression::Random(whole, _) => modulus = *whole,
+                    Expression::Less { bytes, .. } => {
+                        below = u32::from_be_bytes(bytes.as_slice().try_into().unwrap());
+                    }
+                    _ => {}
+                }
+            }
+            let share = left * f64::from(below) / f64::from(modulus);
+            left -= share;
+            share
+        });
+        share.collect()
+    }
+
+    #[test]
+    fn flows_are_spread_in_proportion_to_the_sizes_of_ranges() {
+        let close = |a: Vec<f64>, b: &[f64]| a.iter().zip(b).all(|(a, b)| (a - b).abs() < 1e-9);
+        assert!(close(shares(&[(1024, 1279)]), &[1.0]));
+        assert!(close(shares(&[(1024, 1279), (4096, 4351)]), &[0.5, 0.5]));
+        let sizes = [(1024, 1087), (2048, 2239), (8192, 8703), (65280, 65535)];
+        let ports = [64.0, 192.0, 512.0, 256.0].map(|ports| ports / 1024.0);
+        assert!(close(shares(&sizes), &ports), "{:?}", shares(&sizes));
+        let whole = [(1024, 65535)];
+        assert!(close(shares(&whole), &[1.0]));
     }
 }

@@ -134,6 +134,15 @@ pub enum Expression {
         /// Bytes.
         bytes: Vec<u8>,
     },
+    /// Continues only if the register is less than the bytes, compared byte by byte.
+    Less {
+        /// Register.
+        register: Register,
+        /// Bytes.
+        bytes: Vec<u8>,
+    },
+    /// Changes a 32-bit number in the register from the host's byte order to that of the network.
+    ToNetworkOrder(Register),
     /// register = (register & mask) ^ xor.
     Bitwise {
         /// Register, in and out.
@@ -292,6 +301,17 @@ impl Expression {
             } => {
                 let a = a.be32(1, reg(*register)).be32(2, u32::from(*negated));
                 ("cmp", a.nest(3, value(bytes)))
+            }
+            Expression::Less { register, bytes } => {
+                const NFT_CMP_LT: u32 = 2;
+                let a = a.be32(1, reg(*register)).be32(2, NFT_CMP_LT);
+                ("cmp", a.nest(3, value(bytes)))
+            }
+            Expression::ToNetworkOrder(register) => {
+                const NFT_BYTEORDER_HTON: u32 = 1;
+                let a = a.be32(1, reg(*register)).be32(2, reg(*register));
+                let a = a.be32(3, NFT_BYTEORDER_HTON).be32(4, 4).be32(5, 4);
+                ("byteorder", a)
             }
             Expression::Bitwise {
                 register,

@@ -491,9 +491,21 @@ impl Builder {
         .equals(0, &[0; 4])
     }
 
-    /// Matches one in `modulus` new flows, at random.
-    pub fn one_of(self, modulus: u32) -> Self {
-        self.push(Expression::Random(modulus, 0)).equals(0, &[0; 4])
+    /// Matches `part` of `whole` packets, at random. `part` is above 0 and at most `whole`.
+    pub fn share(self, part: u32, whole: u32) -> Self {
+        let divisor = greatest_common_divisor(part, whole);
+        let (part, whole) = (part / divisor, whole / divisor);
+        match (part, whole) {
+            (1, 1) => self,
+            (1, _) => self.push(Expression::Random(whole, 0)).equals(0, &[0; 4]),
+            _ => self
+                .push(Expression::Random(whole, 0))
+                .push(Expression::ToNetworkOrder(0))
+                .push(Expression::Less {
+                    register: 0,
+                    bytes: part.to_be_bytes().to_vec(),
+                }),
+        }
     }
 
     /// Adds to a named counter.
@@ -658,5 +670,12 @@ impl Builder {
     /// Finishes a rule without a further statement.
     pub fn done(self) -> Rule {
         self.0
+    }
+}
+
+fn greatest_common_divisor(a: u32, b: u32) -> u32 {
+    match b {
+        0 => a,
+        _ => greatest_common_divisor(b, a % b),
     }
 }

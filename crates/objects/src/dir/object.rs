@@ -189,7 +189,7 @@ pub(super) enum Converted {
     Slice(cluster::Slice),
     /// A record that only Egret writes, as far as it can be read.
     Address(Reading<AddressRecord>),
-    NodeRecord(Reading<NodeRecord>),
+    NodeRecord(Box<Reading<NodeRecord>>),
     /// An object of a front-end: translated after everything else.
     Foreign,
     /// Prefixes that an object of a network plugin publishes.
@@ -238,12 +238,11 @@ pub(super) fn convert(object: &ObjectRef, value: &Value) -> Outcome {
             outcome
         }
         Kind::EgressNode => {
-            let read = |object: &_| Ok(convert::lease::node_record(object));
+            let read = |object: &_| Ok(Box::new(convert::lease::node_record(object)));
             let mut outcome = run(object, value, read, Converted::NodeRecord);
             outcome.result = outcome.result.or_else(|findings| {
-                Ok(Converted::NodeRecord(unread::unread_node(
-                    object, value, findings,
-                )))
+                let reading = unread::unread_node(object, value, findings);
+                Ok(Converted::NodeRecord(Box::new(reading)))
             });
             outcome
         }

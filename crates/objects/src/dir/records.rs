@@ -5,7 +5,7 @@ use super::effective::{Effective, Merged};
 use super::object::{Converted, is_record, is_whole};
 use super::store::Store;
 use crate::convert::{Gaps, Reading, reading, unread};
-use egret_core::model::{Finding, Kind, NodeRecord, ObjectRef};
+use egret_core::model::{Finding, Kind, ObjectRef};
 use serde_json::Value;
 use std::sync::Arc;
 
@@ -60,14 +60,14 @@ fn blank(key: &ObjectRef) -> Option<Converted> {
             let reading = unread::unread_address(key, Vec::new()).ok()?;
             Some(Converted::Address(reading))
         }
-        _ => Some(Converted::NodeRecord(Reading::<NodeRecord> {
+        _ => Some(Converted::NodeRecord(Box::new(Reading {
             record: None,
             gaps: Gaps {
                 spec: true,
                 demand: true,
             },
             findings: Vec::new(),
-        })),
+        }))),
     }
 }
 
@@ -83,8 +83,8 @@ fn kept_of(good: &Converted, now: &Converted) -> Converted {
                 (Some(good), Some(now)) => Some(reading::with_spec_of(now, good)),
                 (good, now) => good.clone().or(now.clone()),
             };
-            let now = now.clone();
-            Converted::NodeRecord(Reading { record, ..now })
+            let now = now.as_ref().clone();
+            Converted::NodeRecord(Box::new(Reading { record, ..now }))
         }
         _ => now.clone(),
     }

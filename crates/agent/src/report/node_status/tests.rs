@@ -2,9 +2,9 @@ use super::*;
 use crate::observe::surroundings::Routers;
 use crate::report::LocalFindings;
 use egret_core::condition::Reason;
-use egret_core::machines::Destination;
+use egret_core::machines::{Destination, LeaseReport};
 use egret_core::model::{
-    AddressClaim, MacAddress, NodeName, Settings, Snapshot, UnpooledAddresses,
+    AddressClaim, MacAddress, NodeName, PortRange, Settings, Snapshot, UnpooledAddresses,
 };
 use egret_core::node::ForeignMark;
 use egret_objects::{Condition, ConditionStatus};
@@ -20,7 +20,7 @@ struct Scene {
     snapshot: Snapshot,
     gateway: GatewayReport,
     routers: Routers,
-    ports: BTreeMap<IpAddr, u32>,
+    leases: LeaseReport,
     full: BTreeSet<Destination>,
     findings: LocalFindings,
     last_error: Option<String>,
@@ -39,7 +39,7 @@ impl Scene {
             snapshot,
             gateway: GatewayReport::default(),
             routers: Routers::default(),
-            ports: BTreeMap::new(),
+            leases: LeaseReport::default(),
             full: BTreeSet::new(),
             findings: LocalFindings::default(),
             last_error: None,
@@ -54,7 +54,7 @@ impl Scene {
             gateway: &self.gateway,
             links: None,
             routers: &self.routers,
-            ports: &self.ports,
+            leases: &self.leases,
             full: &self.full,
             findings: &self.findings,
             last_error: self.last_error.as_deref(),
@@ -69,13 +69,26 @@ impl Scene {
 }
 
 #[test]
-fn without_an_outcome_nothing_is_programmed_and_nothing_is_drained() {
+fn without_an_outcome_nothing_is_programmed_and_what_is_held_is_reported() {
     let mut scene = Scene::new();
-    scene.record.demand = [(ip("192.0.2.1"), 7)].into();
     scene.record.steering_version = 5;
+    let ports = PortRange {
+        first: 1024,
+        last: 1151,
+    };
+    let held = BTreeMap::from([(ip("192.0.2.1"), vec![ports])]);
+    scene.leases = LeaseReport {
+        acknowledged: 9,
+        held: held.clone().into(),
+        in_use: [(ip("192.0.2.1"), 64)].into(),
+        wanted: [(ip("192.0.2.1"), 512)].into(),
+    };
     let status = scene.status();
     assert_eq!(status.record.programmed, []);
-    assert_eq!(status.record.demand, scene.record.demand);
+    assert_eq!(status.record.acknowledged, 9);
+    assert_eq!(status.record.held, held);
+    assert_eq!(status.record.demand, scene.leases.in_use);
+    assert_eq!(status.record.wanted_ports, scene.leases.wanted);
     assert_eq!(status.record.steering_version, 0);
     assert_eq!(status.record.datapath, None);
     assert_eq!(scene.condition("Degraded"), None);

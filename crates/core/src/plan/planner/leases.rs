@@ -58,6 +58,7 @@ struct Planned {
     due: Option<i64>,
     waits_for: Option<GatewayName>,
     restored: Option<u64>,
+    is_low: bool,
     exhausted: BTreeSet<NodeName>,
 }
 
@@ -431,8 +432,9 @@ impl Planner {
             false => drop(self.leases.unwritten.insert(address)),
         }
         let before = self.leases.planned.get(&address);
-        let exhausted_before = before.map(|planned| &planned.exhausted);
-        if exhausted_before.map_or(!planned.exhausted.is_empty(), |b| *b != planned.exhausted) {
+        let was = before.map(|planned| (&planned.exhausted, planned.is_low));
+        let none = BTreeSet::new();
+        if was.unwrap_or((&none, false)) != (&planned.exhausted, lease::is_low(&record)) {
             let users = self.leases.users(address);
             let users = users.filter_map(|policy| self.policies.reference(policy));
             dirty.policies.extend(users);
@@ -447,6 +449,7 @@ impl Planner {
                 .any(waits)
                 .then(|| record.gateway.clone()),
             restored: record.restored.map(|restored| restored.epoch),
+            is_low: lease::is_low(&record),
             exhausted: planned.exhausted,
         };
         self.leases.note(address, Some(note));

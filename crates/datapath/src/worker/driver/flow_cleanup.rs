@@ -1,4 +1,5 @@
-//! Clean end of flows that a policy change takes from their source (design section 4).
+//! Clean end of flows that a policy change takes from their source, or whose source port the node has no more (design
+//! section 4).
 //!
 //! The ruleset refuses the pod's packets of such flows by itself (see `worker`). Later packets of the other end are
 //! dropped by their tuple, so that neither the pod nor the node's stack answers from a wrong address. Only then are the
@@ -213,9 +214,18 @@ fn ends(
     match now {
         Fate::Untouched => known.contains(&source) && source != flow.original.source,
         Fate::NextHop { source: wanted, .. } => source != wanted,
-        Fate::Egress(address) => source != address,
+        Fate::Egress(address) => source != address || !has_port(flow, &state.worker),
         Fate::Refused => true,
     }
+}
+
+/// Whether this node may have the flow with its outside port. Another node may use a port that was withdrawn.
+fn has_port(flow: &Flow, worker: &WorkerState) -> bool {
+    let ports = worker.flow_ports.as_ref();
+    ports.is_none_or(|ports| {
+        let own = ports.of(flow.reply.destination);
+        own.contains_port(flow.outside_port())
+    })
 }
 
 fn element(tuple: &Tuple) -> Element {
