@@ -1,12 +1,12 @@
 //! One agent process: the real decisions of core over what it has read and probed, carried out in a model kernel.
 
-use crate::kernel::{Kernel, Tables, usable_blocks};
-use crate::rules::{LeaseRules, Outgoing, address_ports, with_grants};
+use crate::kernel::{Kernel, Tables};
+use crate::rules::{LeaseRules, Outgoing};
 use crate::sabotage::Sabotage;
 use crate::store::Reader;
 use egret_core::machines::{
-    ExternalLink, GatewayInputs, GatewayLiveness, GatewayRole, GrantMemory, Liveness,
-    LivenessCommand, OutboundRoute, ProbeSettings, SteeringMemory,
+    ExternalLink, GatewayInputs, GatewayLag, GatewayLiveness, GatewayRole, GrantMemory, Liveness,
+    LivenessCommand, OutboundRoute, ProbeSettings, SteeringMemory, group_nodes,
 };
 use egret_core::model::{MacAddress, NodeName, NodeRecord};
 use egret_core::node::{
@@ -62,6 +62,7 @@ pub struct Agent {
     role: GatewayRole,
     planned: Option<GatewayState>,
     steering: SteeringMemory,
+    lag: GatewayLag,
     rules: LeaseRules,
 }
 
@@ -80,6 +81,7 @@ impl Agent {
             role: GatewayRole::new(name.clone()),
             planned: None,
             steering: SteeringMemory::new(disk.steering_version),
+            lag: GatewayLag::default(),
             rules: LeaseRules::start(disk.grants.clone(), sabotage),
         }
     }
@@ -128,6 +130,7 @@ impl Agent {
     pub fn is_due(&self, now_ms: u64) -> bool {
         self.has_news
             || self.rules.is_due(now_ms)
+            || self.lag.next_deadline().is_some_and(|at| at <= now_ms)
             || self.role.decides_at().is_some_and(|at| at <= now_ms)
     }
 
@@ -141,9 +144,7 @@ impl Agent {
         };
         let record = record.clone();
         let grants = self.rules.decide(&record);
-        let mut snapshot = self.reader.view.clone();
-        let usable = with_grants(&record, grants.usable);
-        snapshot.node_records.insert(name.clone(), usable);
+        let snapshot = self.reader.view.clone();
         let local = BTreeSet::new();
         let link = ExternalLink {
             device: Some("eth1".to_owned()),
@@ -157,7 +158,14 @@ impl Agent {
             &self.seen,
             now_ms,
         );
-        let facts = self.facts(host, link_up);
+        let own = host.kernel.gateway.as_ref();
+        let own = own.map(|tables| (name, tables.version));
+        let groups = group_nodes(&snapshot);
+        self.lag.update(&groups, &self.seen, own, now_ms);
+        let facts = NodeFacts {
+            grants: Some(grants),
+            ..self.facts(host, link_up)
+        };
         let Ok(mut outcome) = node_state(&snapshot, &facts, name) else {
             return;
         };
@@ -181,6 +189,7 @@ impl Agent {
                     local: &local,
                     mac: Some(MacAddress(mac(host.underlay))),
                     liveness: &self.seen.clone(),
+                    lagging: &self.lag.lagging().clone(),
                     link_up,
                     now_ms,
                     now_secs: 0,
@@ -197,16 +206,12 @@ impl Agent {
         if parts < part::WORKER {
             return;
         }
-        let usable = address_ports(usable_blocks(&outcome.state.worker).into_iter());
-        self.rules.applying(&usable);
+        let worker = &outcome.state.worker;
+        self.rules.applying(worker);
         host.kernel.apply_worker(&outcome.state);
         host.kernel.groups = outcome.groups.clone();
         host.kernel.members = outcome.group_members.clone();
-        if let Some(flows) = &grants.flows {
-            host.kernel
-                .end(|flow| !flows.of(flow.address).contains_port(flow.port));
-        }
-        self.rules.applied(&record, usable, host.kernel, now_ms);
+        self.rules.applied(worker, &record, host.kernel, now_ms);
         host.disk.grants = self.rules.memory().clone();
         if parts >= part::STATUS && host.sabotage != Some(Sabotage::AcknowledgeFirst) {
             let status = self.status(host, &outcome);
@@ -232,6 +237,8 @@ impl Agent {
             ever_live: host.kernel.ever_live.clone(),
             settled: self.seen.settled,
             versions,
+            lagging: self.lag.lagging().clone(),
+            steering_version: self.steering.version(),
             announcing: self.role.announcing(),
             previous_groups: host.kernel.groups.clone(),
             last_group_members: host.kernel.members.clone(),
@@ -269,7 +276,6 @@ impl Agent {
             .as_ref()
             .is_some_and(|tables| tables.version > 0);
         self.role.attached(forwards);
-        let records = || inputs.snapshot.addresses.values();
         let tables = host.kernel.gateway.get_or_insert_default();
         if host.sabotage == Some(Sabotage::AnnounceFirst) {
             tables.version = planned.version;
@@ -298,13 +304,14 @@ impl Agent {
         if parts < part::ANNOUNCE {
             return;
         }
-        self.steering.loaded(planned, records());
         self.role.loaded();
         self.role.decide(inputs);
         self.role.drain();
         let effective = self.role.effective(planned, link_up);
         tables.announcing = self.role.announcing();
         tables.version = effective.state.version;
+        let records = inputs.snapshot.addresses.values();
+        self.steering.loaded(&effective.state, records);
         host.disk.steering_version = self.steering.version();
     }
 

@@ -130,6 +130,9 @@ impl Kernel {
         }
         self.peers = state.peers.values().map(|peer| peer.underlay).collect();
         self.worker = Some(Arc::new(worker.clone()));
+        if let Some(ports) = &worker.flow_ports {
+            self.end(|flow| !ports.of(flow.address).contains_port(flow.port));
+        }
         self.end_mismatched();
     }
 
@@ -246,7 +249,7 @@ impl Kernel {
 }
 
 /// Blocks in which these rules open flows.
-pub fn usable_blocks(worker: &WorkerState) -> BTreeSet<Block> {
+fn usable_blocks(worker: &WorkerState) -> BTreeSet<Block> {
     let blocks = worker.targets.values().flat_map(|target| {
         let ranges = target.ranges.iter();
         let blocks = ranges.flat_map(|range| range.first / BLOCK_PORTS..=range.last / BLOCK_PORTS);

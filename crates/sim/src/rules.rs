@@ -1,21 +1,18 @@
-//! How an agent treats its leases: the machines of core that decide which grants its kernel may use, what it reports to
-//! hold, and which flows it ends.
+//! How an agent treats its leases: core's machine for them, over a model kernel, and how it can be broken.
 
 use crate::kernel::{Block, Kernel};
 use crate::sabotage::Sabotage;
-use egret_core::machines::{GrantGate, GrantMemory, HeldPorts, HeldReport, PortDemand};
-use egret_core::model::{AddressPorts, Grant, NodeRecord, PortBlocks};
-use egret_core::node::NodeGrants;
+use egret_core::machines::{GrantMemory, LeaseReport, NodeLeases, ReportNumber};
+use egret_core::model::{AddressPorts, NodeRecord, PortBlocks};
+use egret_core::node::{NodeGrants, WorkerState};
 use egret_core::numbers::BLOCK_PORTS;
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
-/// The machines of one agent process.
+/// The leases of one agent process.
 #[derive(Clone, Debug)]
 pub struct LeaseRules {
-    gate: GrantGate,
-    held: HeldPorts,
-    demand: PortDemand,
+    leases: NodeLeases,
     sabotage: Option<Sabotage>,
 }
 
@@ -25,87 +22,64 @@ pub struct Outgoing {
     /// The agent's part of the record.
     pub record: Box<NodeRecord>,
     /// Number of its report.
-    number: u64,
+    number: ReportNumber,
 }
 
 impl LeaseRules {
-    /// The machines of an agent whose predecessor left this.
+    /// The leases of an agent whose predecessor left this.
     pub fn start(memory: GrantMemory, sabotage: Option<Sabotage>) -> Self {
         Self {
-            gate: GrantGate::new(memory),
-            held: HeldPorts::default(),
-            demand: PortDemand::default(),
+            leases: NodeLeases::new(memory),
             sabotage,
         }
     }
 
     /// What is left for a later process.
     pub fn memory(&self) -> &GrantMemory {
-        self.gate.memory()
+        self.leases.memory()
     }
 
-    /// Grants of this record that count, with those alone usable that the kernel may have now.
+    /// Grants for this round.
     pub fn decide(&mut self, record: &NodeRecord) -> NodeGrants {
-        self.held.adopt(record);
-        self.demand.adopt(record);
-        let mut grants = match self.sabotage {
-            Some(Sabotage::IgnoreEpochs) => NodeGrants::of(record),
-            _ => self.gate.decide(record),
-        };
-        let admitted = self.held.admit(&grants.usable);
-        if self.sabotage != Some(Sabotage::UseBeforeHeld) {
-            grants.usable = admitted;
+        let grants = self.leases.decide(record);
+        match self.sabotage {
+            Some(Sabotage::IgnoreEpochs | Sabotage::UseBeforeHeld) => NodeGrants::of(record),
+            _ => grants,
         }
-        grants
     }
 
-    /// The kernel is about to get what has been decided about this record, with these blocks usable.
-    pub fn applying(&mut self, usable: &AddressPorts) {
-        self.held.applying(usable);
+    /// The kernel is about to get these rules.
+    pub fn applying(&mut self, worker: &WorkerState) {
+        self.leases.applying(worker);
     }
 
-    /// The kernel has it.
+    /// The kernel has them.
     pub fn applied(
         &mut self,
+        worker: &WorkerState,
         record: &NodeRecord,
-        usable: AddressPorts,
         kernel: &Kernel,
         now_ms: u64,
     ) {
-        self.gate.applied(record);
-        self.held.applied(usable, self.gate.epoch(), now_ms);
-        self.count(kernel, now_ms);
-    }
-
-    /// Reads the kernel's flows.
-    fn count(&mut self, kernel: &Kernel, now_ms: u64) {
-        self.held.counted(address_ports(kernel.blocks()), now_ms);
+        self.leases.applied(worker, record, now_ms);
         let addresses: BTreeSet<IpAddr> = kernel.blocks().map(|(address, _)| address).collect();
         let number = |ports: usize| u32::try_from(ports).expect("few flows");
-        let in_use = addresses
-            .iter()
-            .map(|address| (*address, number(kernel.ports(*address))));
-        self.demand.counted(&in_use.collect(), now_ms);
-        let busiest = addresses
-            .iter()
-            .map(|address| (*address, number(kernel.busiest(*address))));
-        let mut granted: BTreeMap<IpAddr, u32> = BTreeMap::new();
-        for grant in &self.gate.memory().grants {
-            let ports = PortBlocks::of(&grant.ranges).ports();
-            *granted.entry(grant.address).or_default() += ports;
-        }
-        self.demand.measured(&granted, &busiest.collect(), now_ms);
+        let in_use = addresses.iter().map(|a| (*a, number(kernel.ports(*a))));
+        let blocks = address_ports(kernel.blocks());
+        self.leases.counted(&in_use.collect(), blocks, (now_ms, now_ms));
+        let busiest = addresses.iter().map(|a| (*a, number(kernel.busiest(*a))));
+        self.leases.busiest(busiest.collect(), now_ms);
     }
 
     /// Whether there is something to do although nothing has happened.
     pub fn is_due(&self, now_ms: u64) -> bool {
-        self.held.count_at().is_some_and(|at| at <= now_ms)
+        self.leases.is_count_due(now_ms)
     }
 
     /// What to report now, written into the agent's part of a record.
     pub fn report(&mut self, record: NodeRecord) -> Outgoing {
-        let HeldReport { acknowledged, held } = self.held.report();
-        self.outgoing(record, acknowledged, held)
+        let report = self.leases.report();
+        self.outgoing(record, report)
     }
 
     /// What an agent reports that acknowledges the grants of a record before its kernel has them.
@@ -115,22 +89,24 @@ impl LeaseRules {
         seen: &NodeRecord,
         kernel: &Kernel,
     ) -> Outgoing {
-        let held = address_ports(kernel.blocks());
-        let grants = seen
-            .grants
-            .iter()
-            .map(|grant| (grant.address, grant.ranges.as_slice()));
-        let held = held.union(&grants.collect());
-        self.outgoing(record, seen.grants_epoch.max(self.gate.epoch()), held)
+        let report = self.leases.report();
+        let grants = seen.grants.iter();
+        let grants = grants.map(|grant| (grant.address, grant.ranges.as_slice()));
+        let report = LeaseReport {
+            acknowledged: seen.grants_epoch.max(report.acknowledged),
+            held: address_ports(kernel.blocks()).union(&grants.collect()),
+            ..report
+        };
+        self.outgoing(record, report)
     }
 
-    fn outgoing(&mut self, record: NodeRecord, acknowledged: u64, held: AddressPorts) -> Outgoing {
-        let number = self.held.sent(held.clone());
+    fn outgoing(&mut self, record: NodeRecord, report: LeaseReport) -> Outgoing {
+        let number = self.leases.sent(report.held.clone());
         let record = NodeRecord {
-            acknowledged,
-            held: held.ranges(),
-            demand: self.demand.in_use(),
-            wanted_ports: self.demand.wanted(),
+            acknowledged: report.acknowledged,
+            held: report.held.ranges(),
+            demand: report.in_use,
+            wanted_ports: report.wanted,
             ..record
         };
         Outgoing {
@@ -142,34 +118,25 @@ impl LeaseRules {
     /// The store has accepted this status.
     pub fn accepted(&mut self, status: &Outgoing) {
         let held = AddressPorts::from(status.record.held.clone());
-        self.held.accepted(status.number, held);
+        self.leases.written(status.number, held);
     }
 
     /// The store has no record to write the status to.
     pub fn lost(&mut self) {
-        self.held.lost();
+        self.leases.lost();
     }
 }
 
 /// Blocks as a value of core.
-pub fn address_ports(blocks: impl Iterator<Item = Block>) -> AddressPorts {
+fn address_ports(blocks: impl Iterator<Item = Block>) -> AddressPorts {
     let mut all: BTreeMap<IpAddr, PortBlocks> = BTreeMap::new();
     for (address, block) in blocks {
-        all.entry(address)
-            .or_default()
-            .insert_port(block * BLOCK_PORTS);
+        let own = all.entry(address).or_default();
+        own.insert_port(block * BLOCK_PORTS);
     }
     let mut ports = AddressPorts::default();
     for (address, blocks) in &all {
         ports.add(*address, blocks);
     }
     ports
-}
-
-/// The record with these usable grants.
-pub fn with_grants(record: &NodeRecord, usable: Vec<Grant>) -> NodeRecord {
-    NodeRecord {
-        grants: usable,
-        ..record.clone()
-    }
 }
