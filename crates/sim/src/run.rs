@@ -1,0 +1,73 @@
+//! Runs many seeds on several threads.
+
+use crate::checker::Violation;
+use crate::generate;
+use crate::sabotage::Sabotage;
+use crate::script::Script;
+use crate::shrink::shrink;
+use crate::world::World;
+use std::fmt;
+use std::ops::Range;
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::thread;
+
+/// A seed that fails, with its script as short as possible.
+#[derive(Clone, Debug)]
+pub struct Failure {
+    /// The seed.
+    pub seed: u64,
+    /// The shortened script.
+    pub script: Script,
+    /// What its run violates.
+    pub violation: Violation,
+}
+
+impl fmt::Display for Failure {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        writeln!(f, "seed {}: {}", self.seed, self.violation)?;
+        write!(f, "{}", self.script)
+    }
+}
+
+/// Runs these seeds, each with this number of steps, until this number of them have failed, or all are run.
+pub fn seeds(
+    seeds: Range<u64>,
+    steps: usize,
+    sabotage: Option<Sabotage>,
+    failures_max: usize,
+) -> Vec<Failure> {
+    let next = AtomicU64::new(seeds.start);
+    let failures: Mutex<Vec<Failure>> = Mutex::new(Vec::new());
+    let work = || {
+        loop {
+            let seed = next.fetch_add(1, Ordering::Relaxed);
+            let found = failures.lock().expect("no thread panics with it").len();
+            if seed >= seeds.end || found >= failures_max {
+                return;
+            }
+            let script = generate::script(seed, steps);
+            if let Err(violation) = World::run(&script, sabotage) {
+                let (script, violation) = shrink(&script, sabotage, &violation);
+                let failure = Failure {
+                    seed,
+                    script,
+                    violation,
+                };
+                failures
+                    .lock()
+                    .expect("no thread panics with it")
+                    .push(failure);
+            }
+        }
+    };
+    let threads = thread::available_parallelism().map_or(1, |n| n.get());
+    thread::scope(|scope| {
+        for _ in 0..threads {
+            scope.spawn(work);
+        }
+    });
+    let mut failures = failures.into_inner().expect("no thread panics with it");
+    failures.sort_by_key(|failure| failure.seed);
+    failures
+}

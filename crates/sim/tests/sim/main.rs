@@ -1,0 +1,3 @@
+//! Simulated histories of whole clusters (docs/simulation.md).
+
+mod seeds;
