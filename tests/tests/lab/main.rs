@@ -17,6 +17,7 @@ mod foreign_rules;
 mod fragments;
 mod host_firewalls;
 mod hostile;
+mod ipvs;
 mod keepalived;
 mod migrating;
 mod pod_addresses;
@@ -52,6 +53,7 @@ fn main() -> ExitCode {
         fragments,
         host_firewalls,
         hostile,
+        ipvs,
         protocols,
         runner,
         sources,
