@@ -49,6 +49,8 @@ pub enum ObstacleKind {
     KernelOption,
     /// Tunnel packets of full size exceed the MTU.
     Mtu,
+    /// Services are translated by IPVS.
+    Ipvs,
 }
 
 /// One obstacle.

@@ -18,6 +18,7 @@ mod fragments;
 mod growth;
 mod host_firewalls;
 mod hostile;
+mod ipvs;
 mod keepalived;
 mod migrating;
 mod pod_addresses;
@@ -57,6 +58,7 @@ fn main() -> ExitCode {
         fragments,
         host_firewalls,
         hostile,
+        ipvs,
         protocols,
         runner,
         sources,

@@ -34,6 +34,8 @@ pub struct Settings {
     pub rules: Vec<RoutingRule>,
     /// Build options that this kernel lacks; empty where that is unknown.
     pub missing_options: Vec<String>,
+    /// IPVS translates Services on this node.
+    pub ipvs: bool,
     /// MTU of the tunnel, and name and MTU of the device that carries it, bytes, with what the tunnel adds.
     pub mtu: Option<(u32, String, u32, u32)>,
 }
@@ -111,6 +113,17 @@ pub fn of_settings(settings: &Settings) -> Vec<Obstacle> {
             format!("CONFIG_{option}"),
             format!("the kernel is built without {option}"),
             "use a kernel of docs/requirements.md".into(),
+            (true, true, false),
+        );
+    }
+    if settings.ipvs {
+        add(
+            ObstacleKind::Ipvs,
+            "IPVS".into(),
+            "IPVS translates Services on this node: packets of selected pods to a Service with an endpoint outside the \
+             cluster are dropped (counter guard_ipvs); Services with endpoints in the cluster are not affected"
+                .into(),
+            "run kube-proxy in mode iptables or nftables, or let these pods use the endpoint's own address".into(),
             (true, true, false),
         );
     }

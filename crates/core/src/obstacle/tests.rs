@@ -369,6 +369,7 @@ fn settings_in_the_way_are_told() {
             rule(RULE_PRIORITY + 1, true),
         ],
         missing_options: vec!["VXLAN".into()],
+        ipvs: true,
         mtu: Some((1230, "eth0".into(), 1280, 50)),
     };
     let kinds: Vec<ObstacleKind> = of_settings(&settings).iter().map(|one| one.kind).collect();
@@ -378,6 +379,7 @@ fn settings_in_the_way_are_told() {
         ObstacleKind::MarkOverlap,
         ObstacleKind::RoutingRule,
         ObstacleKind::KernelOption,
+        ObstacleKind::Ipvs,
         ObstacleKind::Mtu,
     ];
     assert_eq!(kinds, wanted);

@@ -34,6 +34,7 @@ pub fn read(root: &Path) -> Result<Settings, RouteError> {
             .collect(),
         rules: rules(&mut socket)?,
         missing_options: missing_options(root),
+        ipvs: translates_by_ipvs(),
         mtu: mtu(&devices, default),
     })
 }
@@ -56,6 +57,19 @@ fn bridge(device: &Device) -> Option<(String, bool, bool)> {
     let v4 = is_on("net.bridge.bridge-nf-call-iptables");
     let v6 = is_on("net.bridge.bridge-nf-call-ip6tables");
     (is_bridge && (v4 || v6)).then(|| (device.name.clone(), v4, v6))
+}
+
+/// Whether kube-proxy's device for Service addresses exists, or the kernel has a virtual service of IPVS.
+fn translates_by_ipvs() -> bool {
+    const DEVICE: &str = "/sys/class/net/kube-ipvs0";
+    const TABLE: &str = "/proc/net/ip_vs";
+    let is_service = |line: &str| {
+        ["TCP", "UDP", "SCTP", "FWM"]
+            .iter()
+            .any(|p| line.starts_with(p))
+    };
+    let table = std::fs::read_to_string(TABLE).unwrap_or_default();
+    Path::new(DEVICE).exists() || table.lines().any(is_service)
 }
 
 /// MTUs of the tunnel and its underlay device, assumed to be the default route's, and the overhead over IPv4.

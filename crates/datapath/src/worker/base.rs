@@ -4,6 +4,7 @@ use super::counters as c;
 use super::mss::clamp_mss;
 use super::names::{BOUND, BOUND_DEVICES, TRANSPORT};
 use super::names::{ENDED_SETS, FULL_SETS, GOTO, LATE_SETS, PORTLESS_SETS, Stage};
+use super::profile::sent_by_ipvs;
 use super::{canary, marks, next_hops};
 use egret_core::canary::CanaryHook;
 use egret_core::node::{GatewayState, Group, NodeState};
@@ -255,10 +256,9 @@ pub(super) fn chains(state: &NodeState, table: &mut Table) {
     let mut portless: Vec<Rule> = FAMILIES.into_iter().map(remember).collect();
     portless.push(rule().count(c::PORTLESS).prohibit());
     plain(&Stage::Classify.refusal("portless"), portless);
-    plain(
-        &Stage::Guard.refusal("selected"),
-        vec![rule().count(c::GUARD_SELECTED).drop()],
-    );
+    let mut selected: Vec<Rule> = FAMILIES.into_iter().map(sent_by_ipvs).collect();
+    selected.push(rule().count(c::GUARD_SELECTED).drop());
+    plain(&Stage::Guard.refusal("selected"), selected);
 }
 
 /// Rules of the first chain of the forward hook.

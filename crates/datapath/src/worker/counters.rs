@@ -27,6 +27,7 @@ pub(super) const UNKNOWN_POD: &str = "unknown_pod";
 pub(super) const OTHER_DEVICE: &str = "other_device";
 pub(super) const FORGED: &str = "forged_source";
 pub(super) const GUARD_SELECTED: &str = "guard_selected";
+pub(super) const GUARD_IPVS: &str = "guard_ipvs";
 pub(super) const GUARD_EGRESS: &str = "guard_egress_address";
 pub(super) const GUARD_DEVICE: &str = "guard_tunnel_device";
 
@@ -103,6 +104,10 @@ pub const COUNTERS: &[Counter] = &[
     Counter {
         name: GUARD_SELECTED,
         help: "selected packets that would have left by a wrong way",
+    },
+    Counter {
+        name: GUARD_IPVS,
+        help: "selected packets that IPVS would have sent past the gateways: to a Service with an endpoint outside the cluster",
     },
     Counter {
         name: GUARD_EGRESS,

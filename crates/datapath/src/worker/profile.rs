@@ -135,8 +135,18 @@ fn guard(target: &Target, group: &Group, state: &NodeState) -> Vec<Rule> {
                 .give_back(),
         );
     }
+    rules.push(sent_by_ipvs(Family::of(target.address)));
     rules.push(rule().count(c::GUARD_SELECTED).drop());
     rules
+}
+
+/// Drops a selected packet that IPVS has sent to an endpoint outside the cluster: from the input hook it goes out without
+/// passing prerouting or the forward hook with its new destination, so it is not classified.
+pub(super) fn sent_by_ipvs(family: Family) -> Rule {
+    rule()
+        .began_towards(family, &family.named("never"))
+        .count(c::GUARD_IPVS)
+        .drop()
 }
 
 pub(super) fn profiles(state: &NodeState, table: &mut Table) {

@@ -11,6 +11,8 @@ pub const UDP: u8 = 17;
 const ICMP: u8 = 1;
 const ICMP_V6: u8 = 58;
 const TCP_FIN_SYN_RST_ACK: u8 = 0x17;
+/// `IPS_DST_NAT` (`linux/netfilter/nf_conntrack_common.h`).
+const DESTINATION_TRANSLATED: u32 = 1 << 5;
 /// Bit of the TCP flags.
 pub const TCP_SYN: u8 = 0x02;
 /// `invalid`, a bit of `ct state` (`NF_CT_STATE_BIT`), like the following.
@@ -611,9 +613,19 @@ impl Builder {
 
     /// Matches if the flow's destination is translated to another. Untracked packets do not match.
     pub fn destination_is_translated(self) -> Self {
-        /// `IPS_DST_NAT`.
-        const DESTINATION_TRANSLATED: u32 = 1 << 5;
         self.status(DESTINATION_TRANSLATED, true)
+    }
+
+    /// Matches if the flow began towards an address in the set and no NAT has translated its destination. A packet that
+    /// goes elsewhere all the same was sent there by IPVS, whose translation conntrack does not know as one.
+    pub fn began_towards(self, family: Family, set: &str) -> Self {
+        let key = match family {
+            Family::V4 => Key::DestinationV4,
+            Family::V6 => Key::DestinationV6,
+        };
+        let this = self.family(family).status(DESTINATION_TRANSLATED, false);
+        this.push(Expression::Conntrack(key, Some(false), 0))
+            .in_set(set, 0, false)
     }
 
     /// Matches if a bit of the flow's status is (is not) set.
