@@ -66,6 +66,8 @@ pub(in crate::plan) struct Concerns {
 struct Concern {
     granted: BTreeSet<PortRange>,
     claimed: BTreeSet<PortRange>,
+    /// Part of `claimed` that its agent reports: a drained lease is still claimed by the controller's own list.
+    held: BTreeSet<PortRange>,
     use_of_ports: PortUse,
 }
 
@@ -74,6 +76,9 @@ impl Concerns {
         let mut concerns: BTreeMap<IpAddr, Concern> = BTreeMap::new();
         for (address, claimed) in by_address(record) {
             concerns.entry(address).or_default().claimed = claimed;
+        }
+        for (address, held) in &record.held {
+            concerns.entry(*address).or_default().held = held.iter().copied().collect();
         }
         for grant in &record.grants {
             let concern = concerns.entry(grant.address).or_default();
