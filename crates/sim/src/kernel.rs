@@ -110,14 +110,9 @@ impl Kernel {
     /// Replaces the rules of the worker role.
     pub fn apply_worker(&mut self, state: &NodeState) {
         let worker = &state.worker;
-        self.usable.clear();
+        self.usable = usable_blocks(worker);
         self.exits.clear();
         for target in worker.targets.values() {
-            for range in &target.ranges {
-                let blocks = range.first / BLOCK_PORTS..=range.last / BLOCK_PORTS;
-                self.usable
-                    .extend(blocks.map(|block| (target.address, block)));
-            }
             let underlay = |index: &TunnelIndex| state.peers.get(index).map(|peer| peer.underlay);
             let exit = match worker.groups.get(&target.group) {
                 Some(Group::Tunnel(members)) => {

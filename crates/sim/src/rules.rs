@@ -66,7 +66,8 @@ impl LeaseRules {
         let number = |ports: usize| u32::try_from(ports).expect("few flows");
         let in_use = addresses.iter().map(|a| (*a, number(kernel.ports(*a))));
         let blocks = address_ports(kernel.blocks());
-        self.leases.counted(&in_use.collect(), blocks, (now_ms, now_ms));
+        self.leases
+            .counted(&in_use.collect(), blocks, (now_ms, now_ms));
         let busiest = addresses.iter().map(|a| (*a, number(kernel.busiest(*a))));
         self.leases.busiest(busiest.collect(), now_ms);
     }

@@ -146,6 +146,8 @@ pub enum Step {
     },
     /// Flows of a node end.
     Close(usize, Part),
+    /// It is an error if a pod cannot open a flow now, or gets no replies.
+    Served(usize),
     /// Somebody deletes an `EgressAddress`.
     DeleteAddress(usize),
     /// Somebody deletes an `EgressNode`.
@@ -214,6 +216,7 @@ impl fmt::Display for Step {
                 flows,
             } => write!(f, "open {pod} {destination} {flows}"),
             Step::Close(node, part) => write!(f, "close {node} {}", Part::NAMES[part as usize]),
+            Step::Served(pod) => write!(f, "served {pod}"),
             Step::DeleteAddress(address) => write!(f, "delete-address {address}"),
             Step::DeleteRecord(node) => write!(f, "delete-record {node}"),
             Step::Backup => f.write_str("backup"),
@@ -306,6 +309,7 @@ impl FromStr for Step {
                 flows: w.number()?,
             },
             "close" => Step::Close(w.number()?, w.named(&Part::NAMES, &Part::ALL)?),
+            "served" => Step::Served(w.number()?),
             "delete-address" => Step::DeleteAddress(w.number()?),
             "delete-record" => Step::DeleteRecord(w.number()?),
             "backup" => Step::Backup,

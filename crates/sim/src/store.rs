@@ -258,7 +258,11 @@ impl Store {
             self.change(change);
         }
         self.version = backup.version;
-        let names = self.state.node_records.keys().chain(self.state.nodes.keys());
+        let names = self
+            .state
+            .node_records
+            .keys()
+            .chain(self.state.nodes.keys());
         self.disturbed.extend(names.cloned());
     }
 }

@@ -154,6 +154,7 @@ impl World {
                 destination,
                 flows,
             } => return self.open(pod, destination, flows),
+            Step::Served(pod) => return self.is_served(pod),
             Step::AddPod(..) | Step::RemovePod(_) | Step::Repoint(..) | Step::Close(..) => {
                 self.take_workload(step);
             }

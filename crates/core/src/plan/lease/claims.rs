@@ -77,6 +77,9 @@ impl Concerns {
         for (address, claimed) in by_address(record) {
             concerns.entry(address).or_default().claimed = claimed;
         }
+        for (address, held) in &record.held {
+            concerns.entry(*address).or_default().held = held.iter().copied().collect();
+        }
         for grant in &record.grants {
             let concern = concerns.entry(grant.address).or_default();
             concern.granted.extend(&grant.ranges);
