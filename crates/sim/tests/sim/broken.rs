@@ -1,9 +1,9 @@
 //! The checker finds each part that is broken on purpose (issue 15, "What it must show"). Each test prints the seed and
 //! the shortened script that shows it.
 
+use egret_sim::Rule;
 use egret_sim::run::{self, Failure};
 use egret_sim::sabotage::Sabotage;
-use egret_sim::Rule;
 
 /// Seeds that are tried for one broken part.
 const SEEDS: u64 = 400;
