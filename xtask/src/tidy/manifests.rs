@@ -25,6 +25,7 @@ const ARROWS: &[(&str, &[&str])] = &[
     ("cni", &["wire"]),
     ("lab", &[]),
     ("cluster", &["lab"]),
+    ("sim", &["core"]),
 ];
 const MAY_USE_ALL: &[&str] = &["egret-bench", "egret-cli", "egret-tests", "xtask"];
 
