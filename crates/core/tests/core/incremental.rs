@@ -589,3 +589,25 @@ fn one_pod_touches_its_policy_its_address_and_its_node() {
     assert!(touched.addresses.is_empty(), "{touched:?}");
     assert_eq!(*planner.plan(), plan(&scene.snapshot, scene.time()));
 }
+
+/// An agent acknowledges a withdrawal at once, and reports later that no flow is left in the ranges.
+#[test]
+fn a_lease_ends_when_its_worker_holds_nothing_long_after_its_acknowledgement() {
+    let mut scene = kep_scene();
+    scene.settle();
+    let worker = node_name("worker2");
+    scene.busy.insert((worker.clone(), ip("192.168.122.222")));
+    let key = ("default".to_owned(), "a2".to_owned());
+    scene.snapshot.pods.remove(&key);
+    scene.settle();
+    let record = &scene.snapshot.node_records[&worker];
+    assert_eq!(record.acknowledged, record.grants_epoch);
+    assert!(!record.draining.is_empty() && !record.held.is_empty());
+    let mut planner = Planner::new(scene.snapshot.clone(), scene.time());
+    scene.busy.clear();
+    scene.run_agent(&worker);
+    assert!(scene.snapshot.node_records[&worker].held.is_empty());
+    planner.update(changes(planner.snapshot(), &scene.snapshot), scene.time());
+    assert_eq!(planner.plan().address_writes, [ip("192.168.122.222")]);
+    assert_eq!(*planner.plan(), plan(&scene.snapshot, scene.time()));
+}

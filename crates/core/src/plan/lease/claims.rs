@@ -66,6 +66,8 @@ pub(in crate::plan) struct Concerns {
 struct Concern {
     granted: BTreeSet<PortRange>,
     claimed: BTreeSet<PortRange>,
+    /// Also where it is withdrawn: that it is no longer held ends a lease.
+    held: BTreeSet<PortRange>,
     use_of_ports: PortUse,
 }
 
@@ -78,6 +80,10 @@ impl Concerns {
         for grant in &record.grants {
             let concern = concerns.entry(grant.address).or_default();
             concern.granted.extend(&grant.ranges);
+        }
+        for (address, held) in &record.held {
+            let concern = concerns.entry(*address).or_default();
+            concern.held.extend(held);
         }
         for address in record.demand.keys().chain(record.wanted_ports.keys()) {
             let concern = concerns.entry(*address).or_default();
