@@ -7,6 +7,7 @@ mod leases;
 mod reports;
 mod upkeep;
 mod values;
+mod view;
 
 pub(crate) use event::Event;
 
@@ -24,13 +25,12 @@ use crate::report::{Health, Numbered};
 use egret_core::error::with_causes;
 use egret_core::machines::{GatewayLag, NodeLeases, Schedule, SteeringMemory};
 use egret_core::model::Snapshot;
-use egret_core::node::{CniPath, GatewayState, TunnelIndex, concerns};
+use egret_core::node::{CniPath, GatewayState, TunnelIndex};
 use egret_core::node::{External, NodeFacts, NodeOutcome, PathFacts, node_state};
 use egret_core::obstacle;
 use egret_datapath::node::{ExternalInterface, NodeDatapath, NodeDatapathError};
 use egret_datapath::route::RouteError;
 use egret_datapath::uplink::LookError;
-use egret_objects::View;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -237,28 +237,6 @@ impl MainLoop {
                 &self.outcome,
                 (&self.inputs.gateways, &self.inputs.canaries),
             ),
-        }
-    }
-
-    /// Takes up a new view. What does not concern this node, as most writes of statuses, is no reason for a round.
-    fn take_up_view(&mut self, view: Box<View>, since: Instant) {
-        let node = &self.config.node;
-        let own = |view: &View| view.snapshot.node_records.get_shared(node).cloned();
-        let (concerns, reports) = match &self.inputs.view {
-            Some(before) => (
-                concerns(&before.snapshot, &view.snapshot, node),
-                own(before) != own(&view),
-            ),
-            None => (true, false),
-        };
-        self.inputs.view = Some(view);
-        if concerns {
-            self.inputs.view_since.get_or_insert(since);
-            self.inputs.pod_devices.invalidate();
-            self.schedule.request_round();
-        } else if reports {
-            // Somebody may have overwritten this node's status.
-            self.report_now();
         }
     }
 

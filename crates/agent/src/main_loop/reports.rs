@@ -71,6 +71,7 @@ impl MainLoop {
         if !self.inputs.gateways.settled {
             return;
         }
+        self.leases.adopt(record);
         let leases = self.leases.report();
         let status = node_status(&StatusInputs {
             record,

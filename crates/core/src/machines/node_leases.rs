@@ -46,10 +46,16 @@ impl NodeLeases {
         }
     }
 
-    /// Grants for this round. `record`: this node's.
-    pub fn decide(&mut self, record: &NodeRecord) -> NodeGrants {
+    /// Takes over, once, what this node's record says at the start of the agent. To be called before a report, also where
+    /// no round was possible yet.
+    pub fn adopt(&mut self, record: &NodeRecord) {
         self.held.adopt(record);
         self.demand.adopt(record);
+    }
+
+    /// Grants for this round. `record`: this node's.
+    pub fn decide(&mut self, record: &NodeRecord) -> NodeGrants {
+        self.adopt(record);
         self.older = self.gate.is_older(record);
         let mut grants = self.gate.decide(record);
         self.granted.clear();
@@ -238,6 +244,26 @@ mod tests {
         assert!(leases.report().held.is_empty());
         assert!(leases.measure(late), "what is not granted is not wanted");
         assert!(leases.report().wanted.is_empty());
+    }
+
+    #[test]
+    fn before_a_round_was_possible_an_agent_repeats_its_predecessor() {
+        let held = BTreeMap::from([(address(), grant(1024, 1087).ranges)]);
+        let before = NodeRecord {
+            acknowledged: 3,
+            held: held.clone(),
+            demand: [(address(), 64)].into(),
+            wanted_ports: [(address(), 256)].into(),
+            ..record(3, &[])
+        };
+        let mut leases = NodeLeases::default();
+        leases.adopt(&before);
+        let said = leases.report();
+        assert_eq!((said.acknowledged, said.held.ranges()), (3, held));
+        assert_eq!(
+            (said.in_use, said.wanted),
+            (before.demand, before.wanted_ports)
+        );
     }
 
     #[test]

@@ -53,18 +53,21 @@ fn node_record() -> NodeRecord {
         mac: MacAddress([2, 0, 0, 0, 0, 0x99]),
         since_secs: 1_700_000_000,
     };
+    let grant = |first, last, epoch| Grant {
+        address: address(),
+        gateway: GatewayName("default".into()),
+        ranges: vec![PortRange { first, last }],
+        epoch,
+    };
     NodeRecord {
         node: NodeName("worker1".into()),
         tunnel_index: 7,
-        grants: vec![Grant {
-            address: address(),
-            gateway: GatewayName("default".into()),
-            ranges: vec![PortRange {
-                first: 1024,
-                last: 1279,
-            }],
-            epoch: 4,
-        }],
+        grants: vec![grant(1024, 1279, 4)],
+        draining: vec![grant(2048, 2111, 3)],
+        grants_epoch: 5,
+        acknowledged: 5,
+        held: BTreeMap::from([(address(), grant(1024, 1279, 4).ranges)]),
+        wanted_ports: BTreeMap::from([(address(), 512)]),
         underlay_addresses: vec!["192.168.122.11".parse().unwrap()],
         next_hops: Default::default(),
         uplink_lost: true,
