@@ -9,6 +9,7 @@ mod gateways_cut_off;
 mod matrix;
 mod next_hop;
 mod three_gateways;
+mod withdrawn;
 mod wrong_source;
 
 use egret_tests::modules;
@@ -18,7 +19,7 @@ use std::process::ExitCode;
 fn main() -> ExitCode {
     // Modules that bound or measure times, or need both processors.
     let timed = modules![bypass, damage, gateways_cut_off, next_hop, matrix];
-    let mut all = modules![exhaustion];
+    let mut all = modules![exhaustion, withdrawn];
     all.extend(timed.into_iter().map(Module::timed));
     // These mostly wait; where the first bounds an outage, it does so coarsely.
     all.push(Module::new("failures", failures::groups()).at_once(3));
