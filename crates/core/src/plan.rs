@@ -9,6 +9,7 @@ mod counted;
 mod demand;
 mod device_addresses;
 mod lease;
+mod node_grants;
 mod nodes;
 pub mod planner;
 mod pod_prefixes;

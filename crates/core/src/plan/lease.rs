@@ -25,7 +25,7 @@ mod sanity;
 mod sizing;
 
 pub(super) use claims::{Claims, Concerns};
-pub(super) use epochs::{Epochs, grants_epoch, reported_epoch};
+pub(super) use epochs::{Epochs, reported_epoch};
 
 use super::demand::{Demand, DemandByAddress};
 use super::{PlanReason, PlanTime};

@@ -1,7 +1,7 @@
 //! Records that exist and cannot be read: they are not changed, and their addresses and indexes count as taken.
 
-use super::nodes::{self, NodeGrants};
-use super::{NodeRecordSpec, lease};
+use super::NodeRecordSpec;
+use super::node_grants::{self, NodeGrants};
 use crate::model::*;
 use ipnet::IpNet;
 use std::collections::BTreeSet;
@@ -29,9 +29,9 @@ pub(super) fn grants(
 ) -> NodeGrants {
     let unreadable = &snapshot.unreadable;
     let record = snapshot.node_records.get(node);
-    let known = record.map(|record| NodeGrants::of_record(record));
+    let known = record.map(NodeGrants::of_record);
     let known = known.unwrap_or_default();
-    let epoch = lease::grants_epoch(record, planned.epoch, believed_max);
+    let epoch = node_grants::grants_epoch(record, planned.epoch, believed_max);
     if unreadable.nodes.contains(node) {
         return known;
     }
@@ -42,7 +42,7 @@ pub(super) fn grants(
         let stays = |grant: &Grant| unreadable.addresses.contains(&grant.address);
         planned.retain(|grant| !stays(grant));
         planned.extend(known.into_iter().filter(stays));
-        nodes::sort(&mut planned);
+        node_grants::sort(&mut planned);
         planned
     };
     NodeGrants {

@@ -5,6 +5,10 @@ use crate::{Lab, LabError, Snapshot};
 use std::collections::{BTreeMap, BTreeSet};
 use std::process::Command;
 
+/// File in which an agent remembers, for as long as it is installed, the newest grants and steering version that it has
+/// applied: so that it recognises a store that goes back to an older state.
+const APPLIED_GRANTS: &str = "/var/lib/egret/groups.json";
+
 /// Snapshots of several nodes.
 pub(super) struct Nodes(BTreeMap<String, Snapshot>);
 
@@ -15,6 +19,9 @@ impl Nodes {
             let mut snapshot = Snapshot::take(&lab.place(node)?)?;
             if let Some(lines) = snapshot.sections.get_mut("nft") {
                 *lines = without_expiring(lines);
+            }
+            if let Some(files) = snapshot.sections.get_mut("files") {
+                files.retain(|line| !line.contains(APPLIED_GRANTS));
             }
             Ok((node.clone(), snapshot))
         };

@@ -84,6 +84,10 @@ impl Concerns {
             let concern = concerns.entry(grant.address).or_default();
             concern.granted.extend(&grant.ranges);
         }
+        for (address, held) in &record.held {
+            let concern = concerns.entry(*address).or_default();
+            concern.held.extend(held);
+        }
         for address in record.demand.keys().chain(record.wanted_ports.keys()) {
             let concern = concerns.entry(*address).or_default();
             concern.use_of_ports = PortUse::of(record, *address);

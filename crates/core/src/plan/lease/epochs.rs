@@ -107,22 +107,6 @@ fn reported_by(record: &NodeRecord) -> u64 {
     record.steering_version.max(record.acknowledged)
 }
 
-/// The epoch of a node's grants: at least `planned`, never lower than in its record, and higher than what its agent
-/// acknowledged if its record has gone back.
-pub(in crate::plan) fn grants_epoch(
-    record: Option<&NodeRecord>,
-    planned: u64,
-    believed_max: u64,
-) -> u64 {
-    let Some(record) = record else { return planned };
-    let epoch = planned.max(record.grants_epoch);
-    let is_ahead = record.acknowledged > record.grants_epoch && record.acknowledged <= believed_max;
-    match is_ahead {
-        true => epoch.max(record.acknowledged + 1),
-        false => epoch,
-    }
-}
-
 /// Findings about epochs in this report that are above the highest that is believed.
 fn unbelieved(records: &SharedMap<NodeName, NodeRecord>, max: u64) -> BTreeSet<Finding> {
     let found = records.values().flat_map(|record| {

@@ -10,6 +10,10 @@ use std::sync::Arc;
 
 /// One change of a snapshot. `None`: the object was removed.
 #[derive(Clone, Debug, PartialEq, Eq)]
+#[expect(
+    clippy::large_enum_variant,
+    reason = "a change lives for one update, and most changes are records"
+)]
 pub enum Change {
     /// A pod, by namespace and name.
     Pod((String, String), Option<Pod>),

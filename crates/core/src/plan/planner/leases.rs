@@ -6,7 +6,7 @@ use crate::model::*;
 use crate::plan::counted::Counted;
 use crate::plan::demand::Demand;
 use crate::plan::lease::{self, Claims, Cluster, Epochs, PlannedAddress};
-use crate::plan::nodes::NodeGrants;
+use crate::plan::node_grants::NodeGrants;
 use crate::plan::status;
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
