@@ -484,7 +484,6 @@ impl MainLoop {
             versions: self.inputs.gateways.versions.clone(),
             lagging: self.lag.lagging().clone(),
             steering_version: self.tables.version(),
-            steering_epochs: self.tables.epochs(),
             grants: None,
             announcing: self.gateway.announcing(),
             previous_groups: self.remembered.groups.clone(),
