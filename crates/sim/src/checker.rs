@@ -7,7 +7,7 @@
 use crate::cluster::HOLD_DOWN_SECS;
 use crate::kernel::{Block, Exit, Flow};
 use crate::machine::Machine;
-use egret_core::model::{LeaseState, NodeName, Snapshot};
+use egret_core::model::{Lease, LeaseState, NodeName, Snapshot};
 use egret_core::numbers::BLOCK_PORTS;
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
@@ -68,6 +68,8 @@ pub struct Network<'a> {
     pub objects: &'a Snapshot,
     /// Nodes whose record was ever deleted or restored.
     pub disturbed: &'a BTreeSet<NodeName>,
+    /// Addresses whose record somebody deleted or restored.
+    pub torn: &'a BTreeSet<IpAddr>,
     /// Whether packets pass between two nodes.
     pub connected: &'a dyn Fn(usize, usize) -> bool,
     /// Milliseconds since the beginning.
@@ -219,7 +221,9 @@ impl Checker {
         else {
             return Ok(());
         };
-        let Some(epoch) = epoch_of(network, &machine.name, flow.block()) else {
+        let epoch = epoch_of(network, &machine.name, flow.block());
+        // Without its record, gateways have dropped the table; the flow is lost and nothing worse.
+        let Some(epoch) = epoch.filter(|_| !network.torn.contains(&flow.address)) else {
             return Ok(());
         };
         let seen = agent.gateways();
@@ -279,7 +283,10 @@ fn claims(network: &Network<'_>) -> Result<(), (Rule, String)> {
             if tables.is_newer(record.address, record.epoch) {
                 continue;
             }
-            let known = record.leases.iter().filter(|lease| is_steered(lease.state));
+            // A node that is gone gets a new epoch when it is back.
+            let is_known =
+                |lease: &&Lease| is_steered(lease.state) && lease.state != LeaseState::Vanished;
+            let known = record.leases.iter().filter(is_known);
             for lease in known.filter(|lease| lease.epoch <= tables.version) {
                 let owner = network.objects.node_records.get(&lease.node);
                 let owner = owner.filter(|record| {
