@@ -181,7 +181,9 @@ impl Checker {
                     at_ms,
                 });
                 let rested_ms = at_ms - last.at_ms;
-                if last.node != *name && rested_ms < rest_ms {
+                // Which blocks rest is in the record alone: who deletes it ends the rest.
+                let is_torn = network.torn.contains(&block.0);
+                if last.node != *name && rested_ms < rest_ms && !is_torn {
                     let text = format!(
                         "{name} sends from {}, which {} (machine {}) used {rested_ms} ms ago",
                         show(block),
@@ -190,7 +192,7 @@ impl Checker {
                     );
                     return Err((Rule::RestTooShort, text));
                 }
-                if last.machine != number {
+                if last.machine != number || last.node != *name {
                     *last = LastUse {
                         node: name.clone(),
                         machine: number,
@@ -290,10 +292,9 @@ fn claims(network: &Network<'_>) -> Result<(), (Rule, String)> {
             for lease in known.filter(|lease| lease.epoch <= tables.version) {
                 let owner = network.objects.node_records.get(&lease.node);
                 let owner = owner.filter(|record| {
+                    // Gateways may not have known the address of a node that is gone.
                     let is_here = network.objects.nodes.contains_key(&record.node);
-                    // A node without a known address has never run.
-                    let has_run = is_here || !record.underlay_addresses.is_empty();
-                    has_run && !network.disturbed.contains(&record.node)
+                    is_here && !network.disturbed.contains(&record.node)
                 });
                 let Some(owner) = owner.map(|record| record.tunnel_index) else {
                     continue;

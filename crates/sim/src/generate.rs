@@ -114,7 +114,15 @@ pub fn script(seed: u64, steps: usize) -> Script {
             let is_on = number < CALM || *choice == Choice::Mend || rng.bool();
             (*choice, if is_on { *weight } else { 0 })
         });
-    let weights: Vec<(Choice, u32)> = weights.collect();
+    let mut weights: Vec<(Choice, u32)> = weights.collect();
+    // Without both records nothing says what a worker has, until its agent reports.
+    let addresses_go = weights.contains(&(Choice::DeleteAddress, 1));
+    let records = weights
+        .iter_mut()
+        .filter(|(choice, _)| *choice == Choice::DeleteRecord);
+    records
+        .filter(|_| addresses_go)
+        .for_each(|(_, weight)| *weight = 0);
     let total: u32 = weights.iter().map(|(_, weight)| weight).sum();
     let mut generator = Generator {
         rng,
