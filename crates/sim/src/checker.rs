@@ -7,7 +7,7 @@
 use crate::cluster::HOLD_DOWN_SECS;
 use crate::kernel::{Block, Exit, Flow};
 use crate::machine::Machine;
-use egret_core::model::{LeaseState, NodeName, Snapshot};
+use egret_core::model::{Lease, LeaseState, NodeName, Snapshot};
 use egret_core::numbers::BLOCK_PORTS;
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
@@ -68,6 +68,8 @@ pub struct Network<'a> {
     pub objects: &'a Snapshot,
     /// Nodes whose record was ever deleted or restored.
     pub disturbed: &'a BTreeSet<NodeName>,
+    /// Addresses whose record somebody deleted or restored.
+    pub torn: &'a BTreeSet<IpAddr>,
     /// Whether packets pass between two nodes.
     pub connected: &'a dyn Fn(usize, usize) -> bool,
     /// Milliseconds since the beginning.
@@ -179,7 +181,9 @@ impl Checker {
                     at_ms,
                 });
                 let rested_ms = at_ms - last.at_ms;
-                if last.node != *name && rested_ms < rest_ms {
+                // Which blocks rest is in the record alone: who deletes it ends the rest.
+                let is_torn = network.torn.contains(&block.0);
+                if last.node != *name && rested_ms < rest_ms && !is_torn {
                     let text = format!(
                         "{name} sends from {}, which {} (machine {}) used {rested_ms} ms ago",
                         show(block),
@@ -188,7 +192,7 @@ impl Checker {
                     );
                     return Err((Rule::RestTooShort, text));
                 }
-                if last.machine != number {
+                if last.machine != number || last.node != *name {
                     *last = LastUse {
                         node: name.clone(),
                         machine: number,
@@ -219,7 +223,9 @@ impl Checker {
         else {
             return Ok(());
         };
-        let Some(epoch) = epoch_of(network, &machine.name, flow.block()) else {
+        let epoch = epoch_of(network, &machine.name, flow.block());
+        // Without its record, gateways have dropped the table; the flow is lost and nothing worse.
+        let Some(epoch) = epoch.filter(|_| !network.torn.contains(&flow.address)) else {
             return Ok(());
         };
         let seen = agent.gateways();
@@ -279,14 +285,16 @@ fn claims(network: &Network<'_>) -> Result<(), (Rule, String)> {
             if tables.is_newer(record.address, record.epoch) {
                 continue;
             }
-            let known = record.leases.iter().filter(|lease| is_steered(lease.state));
+            // A node that is gone gets a new epoch when it is back.
+            let is_known =
+                |lease: &&Lease| is_steered(lease.state) && lease.state != LeaseState::Vanished;
+            let known = record.leases.iter().filter(is_known);
             for lease in known.filter(|lease| lease.epoch <= tables.version) {
                 let owner = network.objects.node_records.get(&lease.node);
                 let owner = owner.filter(|record| {
+                    // Gateways may not have known the address of a node that is gone.
                     let is_here = network.objects.nodes.contains_key(&record.node);
-                    // A node without a known address has never run.
-                    let has_run = is_here || !record.underlay_addresses.is_empty();
-                    has_run && !network.disturbed.contains(&record.node)
+                    is_here && !network.disturbed.contains(&record.node)
                 });
                 let Some(owner) = owner.map(|record| record.tunnel_index) else {
                     continue;

@@ -2,6 +2,7 @@
 
 use crate::script::Cluster;
 use egret_core::model::*;
+use egret_core::numbers::{BLOCK_PORTS, LEASE_PORT_FIRST};
 use std::net::{IpAddr, Ipv4Addr};
 
 /// Seconds that a released block rests.
@@ -128,9 +129,52 @@ pub fn snapshot(cluster: &Cluster) -> Snapshot {
         let node = node(cluster, number, number);
         snapshot.nodes.insert(node.name.clone(), node);
     }
+    if cluster.free > 0 {
+        let elsewhere = elsewhere();
+        snapshot.nodes.insert(elsewhere.name.clone(), elsewhere);
+        for address in 0..cluster.addresses {
+            let record = full_record(egress_address(address), cluster.free);
+            snapshot.addresses.insert(record.address, record);
+        }
+    }
     let policies = (0..cluster.policies()).map(|n| policy(n, n % cluster.addresses, 1));
     for policy in policies {
         snapshot.policies.push(policy);
     }
     snapshot
+}
+
+/// Name of a node without a machine, whose ports drain for ever.
+pub const ELSEWHERE: &str = "elsewhere";
+
+fn elsewhere() -> Node {
+    Node {
+        name: NodeName(ELSEWHERE.to_owned()),
+        labels: Labels::new(),
+        addresses: vec![IpAddr::V4(Ipv4Addr::new(10, 2, 0, 1))],
+        pod_cidrs: Vec::new(),
+    }
+}
+
+/// A record whose blocks are all the node's elsewhere, but for the last ones.
+fn full_record(address: IpAddr, free: usize) -> AddressRecord {
+    let free = u16::try_from(free).expect("fewer than all");
+    let ranges = vec![PortRange {
+        first: LEASE_PORT_FIRST,
+        last: u16::MAX - free * BLOCK_PORTS,
+    }];
+    let lease = Lease {
+        node: NodeName(ELSEWHERE.to_owned()),
+        ranges,
+        epoch: 1,
+        withdrawn: Some(1),
+        state: LeaseState::Draining,
+        since_secs: 0,
+    };
+    AddressRecord {
+        epoch: 1,
+        leases: vec![lease],
+        resource_version: 1,
+        ..AddressRecord::new(address, GatewayName("main".to_owned()))
+    }
 }

@@ -1,7 +1,7 @@
 //! The end of a run: everything is repaired, and then everybody must be served, and in the end all ports be free.
 
 use crate::checker::Rule;
-use crate::cluster::{egress_address, pod_key};
+use crate::cluster::{ELSEWHERE, egress_address, pod_key};
 use crate::step::Part;
 use crate::world::World;
 use egret_core::numbers::BLOCK_PORTS;
@@ -122,6 +122,7 @@ impl World {
         let state = self.store.state();
         let leases = state.addresses.values().flat_map(|record| &record.leases);
         let leases: Vec<String> = leases
+            .filter(|lease| lease.node.0 != ELSEWHERE)
             .map(|lease| {
                 let record = state.node_records.get(&lease.node);
                 let record = record.map(|r| (r.grants_epoch, r.acknowledged, &r.draining, &r.held));

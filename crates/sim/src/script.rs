@@ -19,6 +19,9 @@ pub struct Cluster {
     pub ports: u16,
     /// Packets leave by the announcer of their address only.
     pub announcer_only: bool,
+    /// Blocks of each address that are not another cluster part's for ever, so that freed ones are soon leased again; 0:
+    /// all.
+    pub free: usize,
 }
 
 impl Cluster {
@@ -56,16 +59,17 @@ impl fmt::Display for Script {
             addresses,
             ports,
             announcer_only,
+            free,
         } = self.cluster;
         writeln!(
             f,
-            "cluster {workers} {gateways} {mixed} {addresses} {ports} {announcer_only}"
+            "cluster {workers} {gateways} {mixed} {addresses} {ports} {announcer_only} {free}"
         )?;
         self.steps.iter().try_for_each(|step| writeln!(f, "{step}"))
     }
 }
 
-/// `cluster WORKERS GATEWAYS MIXED ADDRESSES PORTS ANNOUNCER_ONLY`, then one step a line; `#` begins a comment.
+/// `cluster WORKERS GATEWAYS MIXED ADDRESSES PORTS ANNOUNCER_ONLY FREE`, then one step a line; `#` begins a comment.
 impl FromStr for Script {
     type Err = String;
 
@@ -83,6 +87,7 @@ impl FromStr for Script {
             addresses,
             ports,
             announcer_only,
+            free,
         ] = words[..]
         else {
             return Err("the first line is no cluster".to_owned());
@@ -94,6 +99,7 @@ impl FromStr for Script {
             addresses: read(addresses)?,
             ports: read(ports)?,
             announcer_only: read(announcer_only)?,
+            free: read(free)?,
         };
         let step = |(number, line): (usize, &str)| {
             let step: Result<Step, String> = line.parse();

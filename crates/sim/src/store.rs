@@ -40,6 +40,8 @@ pub struct Store {
     backup: Option<Backup>,
     /// Nodes whose record was ever deleted or restored.
     disturbed: BTreeSet<NodeName>,
+    /// Addresses whose record somebody deleted or restored.
+    torn: BTreeSet<IpAddr>,
 }
 
 fn kind_of(change: &Change) -> Kind {
@@ -94,9 +96,10 @@ impl Store {
         Self {
             state,
             logs: Default::default(),
-            version: 0,
+            version: 1,
             backup: None,
             disturbed: BTreeSet::new(),
+            torn: BTreeSet::new(),
         }
     }
 
@@ -113,6 +116,11 @@ impl Store {
     /// Nodes whose record was ever deleted or restored: gateways may not have known their numbers for a while.
     pub fn disturbed(&self) -> &BTreeSet<NodeName> {
         &self.disturbed
+    }
+
+    /// Addresses whose record somebody deleted or restored: gateways may have lost their tables for a while.
+    pub fn torn(&self) -> &BTreeSet<IpAddr> {
+        &self.torn
     }
 
     fn change(&mut self, change: Change) {
@@ -170,6 +178,9 @@ impl Store {
             .ok_or(Refused::NotFound)?;
         if version.is_some_and(|version| version != known.resource_version) {
             return Err(Refused::Conflict);
+        }
+        if version.is_none() {
+            self.torn.insert(address);
         }
         self.change(Change::Address(address, None));
         Ok(())
@@ -264,6 +275,7 @@ impl Store {
             .keys()
             .chain(self.state.nodes.keys());
         self.disturbed.extend(names.cloned());
+        self.torn.extend(self.state.addresses.keys());
     }
 }
 

@@ -123,6 +123,7 @@ impl World {
             machines: &self.machines,
             objects: self.store.state(),
             disturbed: self.store.disturbed(),
+            torn: self.store.torn(),
             connected,
             now_ms: self.now_ms,
         }
