@@ -12,7 +12,7 @@ use egret_core::model::{MacAddress, NodeName, NodeRecord};
 use egret_core::node::{
     External, GatewayState, NodeFacts, NodeOutcome, UnknownPodsPolicy, node_state, probe_targets,
 };
-use egret_core::numbers::PROBE_INTERVAL_MS;
+use egret_core::numbers::{OLDER_RECORDS_MS, PROBE_INTERVAL_MS};
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
@@ -23,6 +23,8 @@ pub struct Disk {
     pub grants: GrantMemory,
     /// Highest epoch of its steering tables.
     pub steering_version: u64,
+    /// Epochs of its steering tables.
+    pub steering_epochs: BTreeMap<IpAddr, u64>,
 }
 
 /// The machine that an agent runs on.
@@ -62,6 +64,8 @@ pub struct Agent {
     role: GatewayRole,
     planned: Option<GatewayState>,
     steering: SteeringMemory,
+    /// Time of the first round.
+    first_round_ms: Option<u64>,
     lag: GatewayLag,
     rules: LeaseRules,
 }
@@ -80,7 +84,8 @@ impl Agent {
             targets: BTreeMap::new(),
             role: GatewayRole::new(name.clone()),
             planned: None,
-            steering: SteeringMemory::new(disk.steering_version),
+            steering: SteeringMemory::new(disk.steering_version, disk.steering_epochs.clone()),
+            first_round_ms: None,
             lag: GatewayLag::default(),
             rules: LeaseRules::start(disk.grants.clone(), sabotage),
         }
@@ -180,6 +185,13 @@ impl Agent {
         match outcome.state.gateway.take() {
             Some(mut planned) => {
                 let records = snapshot.addresses.values();
+                let first_ms = *self.first_round_ms.get_or_insert(now_ms);
+                if self.steering.waits_for(records.clone()).is_some() {
+                    if now_ms < first_ms.saturating_add(OLDER_RECORDS_MS) {
+                        return;
+                    }
+                    self.steering.forget_unknown();
+                }
                 if host.sabotage != Some(Sabotage::IgnoreEpochs) {
                     self.steering.keep_newer(&mut planned, records);
                 }
@@ -313,6 +325,7 @@ impl Agent {
         let records = inputs.snapshot.addresses.values();
         self.steering.loaded(&effective.state, records);
         host.disk.steering_version = self.steering.version();
+        host.disk.steering_epochs = self.steering.epochs();
     }
 
     /// The agent's part of the record, without its leases.
