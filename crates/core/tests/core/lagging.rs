@@ -56,7 +56,7 @@ fn a_new_range_waits_for_every_gateway_that_counts_and_not_for_one_that_stays_be
     assert_eq!(used(&outcome(&["gateway2"])), (false, 2));
     let left_out = outcome(&["gateway2", "gateway3"]);
     assert_eq!(used(&left_out), (true, 1));
-    let behind = left_out.reports.iter();
+    let behind = left_out.issues.iter();
     let behind = behind.filter(|report| report.text.contains("stay behind"));
     assert_eq!(behind.count(), 2);
 }

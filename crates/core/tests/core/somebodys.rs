@@ -366,7 +366,7 @@ fn more_addresses_of_devices_than_are_told_are_a_finding() {
     assert_eq!(found(&plan), Some(("gateway1".into(), last)));
     let told = &scene.snapshot.node_records[&node_name("gateway1")].device_addresses;
     assert_eq!(told.len(), DEVICE_ADDRESSES_MAX);
-    assert_eq!(check_plan(&scene.snapshot, &plan, scene.now), []);
+    assert_eq!(check_plan(&scene.snapshot, &plan, scene.time()), []);
 
     scene.snapshot.settings.never_destinations = vec!["10.64.0.0/16".parse().unwrap()];
     assert_eq!(found(&scene.settle()), None);
