@@ -139,13 +139,13 @@ impl Agent {
             || self.role.decides_at().is_some_and(|at| at <= now_ms)
     }
 
-    /// One round of the main loop, or its first parts.
-    pub fn round(&mut self, host: &mut Host<'_>, parts: usize) {
+    /// One round of the main loop, or its first parts; returns whether the kernel has all of it.
+    pub fn round(&mut self, host: &mut Host<'_>, parts: usize) -> bool {
         let (name, now_ms) = (host.name, host.now_ms);
         self.role.handle_deadline(now_ms);
         self.has_news = false;
         let Some(record) = self.reader.view.node_records.get(name) else {
-            return;
+            return false;
         };
         let record = record.clone();
         let grants = self.rules.decide(&record);
@@ -172,11 +172,11 @@ impl Agent {
             ..self.facts(host, link_up)
         };
         let Ok(mut outcome) = node_state(&snapshot, &facts, name) else {
-            return;
+            return false;
         };
         self.set_targets(&outcome, now_ms);
         if !self.seen.settled {
-            return;
+            return false;
         }
         if host.sabotage == Some(Sabotage::AcknowledgeFirst) {
             let status = self.status(host, &outcome);
@@ -216,7 +216,7 @@ impl Agent {
             }
         }
         if parts < part::WORKER {
-            return;
+            return false;
         }
         let worker = &outcome.state.worker;
         self.rules.applying(worker);
@@ -229,6 +229,7 @@ impl Agent {
             let status = self.status(host, &outcome);
             self.outbox = Some(self.rules.report(status));
         }
+        true
     }
 
     fn facts(&self, host: &Host<'_>, link_up: bool) -> NodeFacts {

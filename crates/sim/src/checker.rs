@@ -282,14 +282,18 @@ fn claims(network: &Network<'_>) -> Result<(), (Rule, String)> {
             continue;
         };
         for record in network.objects.addresses.values() {
-            if tables.is_newer(record.address, record.epoch) {
+            if tables.is_newer(record.address, record.epoch)
+                || network.torn.contains(&record.address)
+            {
                 continue;
             }
             // A node that is gone gets a new epoch when it is back.
             let is_known =
                 |lease: &&Lease| is_steered(lease.state) && lease.state != LeaseState::Vanished;
             let known = record.leases.iter().filter(is_known);
-            for lease in known.filter(|lease| lease.epoch <= tables.version) {
+            for lease in known
+                .filter(|lease| lease.epoch.max(lease.withdrawn.unwrap_or(0)) <= tables.version)
+            {
                 let owner = network.objects.node_records.get(&lease.node);
                 let owner = owner.filter(|record| {
                     // Gateways may not have known the address of a node that is gone.

@@ -69,7 +69,6 @@ impl Machine {
             now_ms,
             sabotage,
         };
-        agent.round(&mut host, parts);
-        true
+        agent.round(&mut host, parts)
     }
 }
