@@ -188,7 +188,7 @@ impl Agent {
                 let first_ms = *self.first_round_ms.get_or_insert(now_ms);
                 if self.steering.waits_for(records.clone()).is_some() {
                     if now_ms < first_ms.saturating_add(OLDER_RECORDS_MS) {
-                        return;
+                        return false;
                     }
                     self.steering.forget_unknown();
                 }

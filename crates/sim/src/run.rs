@@ -7,9 +7,8 @@ use crate::script::Script;
 use crate::shrink::shrink;
 use crate::world::World;
 use std::fmt;
-use std::ops::Range;
 use std::sync::Mutex;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread;
 
 /// A seed that fails, with its script as short as possible.
@@ -32,20 +31,24 @@ impl fmt::Display for Failure {
 
 /// Runs these seeds, each with this number of steps, until this number of them have failed, or all are run.
 pub fn seeds(
-    seeds: Range<u64>,
+    seeds: &[u64],
     steps: usize,
     sabotage: Option<Sabotage>,
     failures_max: usize,
 ) -> Vec<Failure> {
-    let next = AtomicU64::new(seeds.start);
+    let next = AtomicUsize::new(0);
     let failures: Mutex<Vec<Failure>> = Mutex::new(Vec::new());
     let work = || {
         loop {
-            let seed = next.fetch_add(1, Ordering::Relaxed);
+            let position = next.fetch_add(1, Ordering::Relaxed);
             let found = failures.lock().expect("no thread panics with it").len();
-            if seed >= seeds.end || found >= failures_max {
+            let Some(seed) = seeds
+                .get(position)
+                .copied()
+                .filter(|_| found < failures_max)
+            else {
                 return;
-            }
+            };
             let script = generate::script(seed, steps);
             let found = World::run(&script, sabotage).err();
             // What fails anyway says nothing about the broken part.

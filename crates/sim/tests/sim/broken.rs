@@ -10,7 +10,8 @@ const SEEDS: u64 = 400;
 
 /// Finds a seed by which the broken part violates one of these rules.
 fn caught(sabotage: Sabotage, rules: &[Rule]) -> Failure {
-    let failed = run::seeds(0..SEEDS, 1_000, Some(sabotage), 1);
+    let seeds: Vec<u64> = (0..SEEDS).collect();
+    let failed = run::seeds(&seeds, 1_000, Some(sabotage), 1);
     let failure = failed.into_iter().next();
     let failure = failure.unwrap_or_else(|| panic!("{sabotage:?}: nothing found in {SEEDS} seeds"));
     println!("{sabotage:?}: {failure}");
