@@ -109,6 +109,7 @@ mod tests {
                 grants: Vec::new(),
             },
             steering_version: 11,
+            steering_epochs: [("192.0.2.1".parse().unwrap(), 7)].into(),
         };
         some.save(directory.path()).unwrap();
         assert_eq!(Remembered::load(directory.path()), some);
