@@ -172,7 +172,7 @@ fn faults(schema: &Value, value: &Value, place: &str, root: &Value, found: &mut 
                 }
             }
             "const" | "enum" | "type" | "minimum" | "maximum" | "minItems" | "maxItems" => {}
-            "pattern" | "format" | "uniqueItems" | "description" => {}
+            "pattern" | "format" | "uniqueItems" | "description" | "default" => {}
             keyword if keyword.starts_with('$') || keyword == "title" => {}
             keyword => found.push(format!("{place}: this test does not know {keyword}")),
         }
