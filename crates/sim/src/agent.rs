@@ -178,10 +178,6 @@ impl Agent {
         if !self.seen.settled {
             return false;
         }
-        if host.sabotage == Some(Sabotage::AcknowledgeFirst) {
-            let status = self.status(host, &outcome);
-            self.outbox = Some(self.rules.report_first(status, &record, host.kernel));
-        }
         match outcome.state.gateway.take() {
             Some(mut planned) => {
                 let records = snapshot.addresses.values();
@@ -225,7 +221,7 @@ impl Agent {
         host.kernel.members = outcome.group_members.clone();
         self.rules.applied(worker, &record, host.kernel, now_ms);
         host.disk.grants = self.rules.memory().clone();
-        if parts >= part::STATUS && host.sabotage != Some(Sabotage::AcknowledgeFirst) {
+        if parts >= part::STATUS {
             let status = self.status(host, &outcome);
             self.outbox = Some(self.rules.report(status));
         }

@@ -24,12 +24,8 @@ pub enum Write {
 
 impl Write {
     /// Makes the write.
-    pub fn make(&self, store: &mut Store, sabotage: Option<Sabotage>) -> Result<(), Refused> {
+    pub fn make(&self, store: &mut Store) -> Result<(), Refused> {
         match self {
-            Write::Address(record) if sabotage == Some(Sabotage::StaleFreeSpace) => {
-                store.force_address(record);
-                Ok(())
-            }
             Write::Address(record) => store.write_address(record),
             Write::Record(record, seen) => store.write_record(record, seen.as_deref()),
             Write::NoAddress(address, version) => store.delete_address(*address, Some(*version)),
@@ -138,16 +134,10 @@ impl Controller {
     }
 
     /// Makes a write, and learns what became of it.
-    pub fn write(
-        &mut self,
-        store: &mut Store,
-        write: &Write,
-        fate: Fate,
-        sabotage: Option<Sabotage>,
-    ) {
+    pub fn write(&mut self, store: &mut Store, write: &Write, fate: Fate) {
         let before = store.changes(write.kind());
         let made = match fate {
-            Fate::Made | Fate::Unanswered => write.make(store, sabotage),
+            Fate::Made | Fate::Unanswered => write.make(store),
             Fate::Refused | Fate::Late => Err(Refused::Conflict),
         };
         match made {

@@ -43,7 +43,7 @@ impl LeaseRules {
     pub fn decide(&mut self, record: &NodeRecord) -> NodeGrants {
         let grants = self.leases.decide(record);
         match self.sabotage {
-            Some(Sabotage::IgnoreEpochs | Sabotage::UseBeforeHeld) => NodeGrants::of(record),
+            Some(Sabotage::IgnoreEpochs) => NodeGrants::of(record),
             _ => grants,
         }
     }
@@ -80,24 +80,6 @@ impl LeaseRules {
     /// What to report now, written into the agent's part of a record.
     pub fn report(&mut self, record: NodeRecord) -> Outgoing {
         let report = self.leases.report();
-        self.outgoing(record, report)
-    }
-
-    /// What an agent reports that acknowledges the grants of a record before its kernel has them.
-    pub fn report_first(
-        &mut self,
-        record: NodeRecord,
-        seen: &NodeRecord,
-        kernel: &Kernel,
-    ) -> Outgoing {
-        let report = self.leases.report();
-        let grants = seen.grants.iter();
-        let grants = grants.map(|grant| (grant.address, grant.ranges.as_slice()));
-        let report = LeaseReport {
-            acknowledged: seen.grants_epoch.max(report.acknowledged),
-            held: address_ports(kernel.blocks()).union(&grants.collect()),
-            ..report
-        };
         self.outgoing(record, report)
     }
 

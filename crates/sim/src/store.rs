@@ -157,16 +157,11 @@ impl Store {
         if known.map_or(0, |known| known.resource_version) != record.resource_version {
             return Err(Refused::Conflict);
         }
-        self.force_address(record);
-        Ok(())
-    }
-
-    /// Writes an address record whatever the store has.
-    pub fn force_address(&mut self, record: &AddressRecord) {
         self.version += 1;
         let mut record = record.clone();
         record.resource_version = self.version;
         self.change(Change::Address(record.address, Some(record)));
+        Ok(())
     }
 
     /// Deletes an address record, if the store has this version; `None`: any.

@@ -332,7 +332,7 @@ impl World {
 
     fn land(&mut self) {
         match self.late.pop_front() {
-            Some(LateWrite::Controller(write)) => drop(write.make(&mut self.store, self.sabotage)),
+            Some(LateWrite::Controller(write)) => drop(write.make(&mut self.store)),
             Some(LateWrite::Status(status)) => drop(self.store.write_status(&status)),
             None => {}
         }
@@ -379,7 +379,7 @@ impl World {
             return;
         };
         let fate = if is_connected { fate } else { Fate::Refused };
-        controller.write(&mut self.store, &write, fate, self.sabotage);
+        controller.write(&mut self.store, &write, fate);
         if fate == Fate::Late {
             self.late.push_back(LateWrite::Controller(write));
             self.late.drain(..self.late.len().saturating_sub(LATE_MAX));

@@ -1,6 +1,6 @@
 //! Node records: a tunnel index for every node, and the grants of its leases.
 
-use super::node_grants::NodeGrants;
+use super::planned_grants::PlannedGrants;
 use super::pod_prefixes::{Told, carriers};
 use super::{NodeRecordSpec, PlanReason, device_addresses, unreadable};
 use crate::model::*;
@@ -21,7 +21,7 @@ pub(super) fn plan_nodes(
     reasons: &mut Vec<PlanReason>,
     findings: &mut BTreeSet<Finding>,
 ) -> PlannedNodes {
-    let mut grants: BTreeMap<&NodeName, NodeGrants> = BTreeMap::new();
+    let mut grants: BTreeMap<&NodeName, PlannedGrants> = BTreeMap::new();
     let mut holders: BTreeSet<&NodeName> = BTreeSet::new();
     for record in addresses.values() {
         for lease in &record.leases {

@@ -1,7 +1,7 @@
 //! Records that exist and cannot be read: they are not changed, and their addresses and indexes count as taken.
 
 use super::NodeRecordSpec;
-use super::node_grants::{self, NodeGrants};
+use super::planned_grants::{self, PlannedGrants};
 use crate::model::*;
 use ipnet::IpNet;
 use std::collections::BTreeSet;
@@ -24,28 +24,28 @@ pub(super) fn demand_is_unknown(snapshot: &Snapshot, node: &NodeName) -> bool {
 pub(super) fn grants(
     snapshot: &Snapshot,
     node: &NodeName,
-    planned: NodeGrants,
+    planned: PlannedGrants,
     believed_max: u64,
-) -> NodeGrants {
+) -> PlannedGrants {
     let unreadable = &snapshot.unreadable;
     let record = snapshot.node_records.get(node);
-    let known = record.map(NodeGrants::of_record);
+    let known = record.map(PlannedGrants::of_record);
     let known = known.unwrap_or_default();
-    let epoch = node_grants::grants_epoch(record, planned.epoch, believed_max);
+    let epoch = planned_grants::grants_epoch(record, planned.epoch, believed_max);
     if unreadable.nodes.contains(node) {
         return known;
     }
     if unreadable.addresses.is_empty() {
-        return NodeGrants { epoch, ..planned };
+        return PlannedGrants { epoch, ..planned };
     }
     let merge = |mut planned: Vec<Grant>, known: Vec<Grant>| {
         let stays = |grant: &Grant| unreadable.addresses.contains(&grant.address);
         planned.retain(|grant| !stays(grant));
         planned.extend(known.into_iter().filter(stays));
-        node_grants::sort(&mut planned);
+        planned_grants::sort(&mut planned);
         planned
     };
-    NodeGrants {
+    PlannedGrants {
         usable: merge(planned.usable, known.usable),
         draining: merge(planned.draining, known.draining),
         epoch,

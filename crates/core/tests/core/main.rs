@@ -13,6 +13,8 @@ mod histories;
 mod incremental;
 mod lagging;
 mod lease_life;
+mod lease_records;
+mod lease_scene;
 mod leases;
 mod next_hops;
 mod nodes;

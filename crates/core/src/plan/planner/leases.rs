@@ -6,7 +6,7 @@ use crate::model::*;
 use crate::plan::counted::Counted;
 use crate::plan::demand::Demand;
 use crate::plan::lease::{self, Claims, Cluster, Epochs, PlannedAddress};
-use crate::plan::node_grants::NodeGrants;
+use crate::plan::planned_grants::PlannedGrants;
 use crate::plan::status;
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
@@ -220,8 +220,8 @@ impl Leases {
         &self,
         node: &NodeName,
         records: &BTreeMap<IpAddr, AddressRecord>,
-    ) -> NodeGrants {
-        let mut grants = NodeGrants::default();
+    ) -> PlannedGrants {
+        let mut grants = PlannedGrants::default();
         let held = self.held.get(node).into_iter().flatten();
         for record in held.filter_map(|address| records.get(address)) {
             // Sorted by node.

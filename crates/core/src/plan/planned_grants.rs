@@ -4,7 +4,7 @@ use crate::model::*;
 
 /// What a worker is told of its leases.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub(super) struct NodeGrants {
+pub(super) struct PlannedGrants {
     /// Ranges in which it may open flows.
     pub usable: Vec<Grant>,
     /// Ranges in which its flows may go on.
@@ -13,10 +13,10 @@ pub(super) struct NodeGrants {
     pub epoch: u64,
 }
 
-impl NodeGrants {
+impl PlannedGrants {
     /// What the node's record contains.
     pub(super) fn of_record(record: &NodeRecord) -> Self {
-        NodeGrants {
+        PlannedGrants {
             usable: record.grants.clone(),
             draining: record.draining.clone(),
             epoch: record.grants_epoch,
