@@ -106,6 +106,7 @@ pub fn cluster(nodes: usize, pods_per_node: usize, policies: usize) -> Snapshot 
             labels: labels("role", role),
             addresses: vec![address.into()],
             pod_cidrs: Vec::new(),
+            maintenance: Maintenance::default(),
         };
         snapshot.nodes.insert(name.clone(), node);
         let mine = if number < nodes { pods_per_node } else { 0 };

@@ -63,6 +63,7 @@ pub fn node(cluster: &Cluster, node: usize, machine: usize) -> Node {
         labels: [("role".to_owned(), role.to_owned())].into(),
         addresses: vec![underlay(machine)],
         pod_cidrs: vec![format!("10.244.{node}.0/24").parse().expect("a prefix")],
+        maintenance: Maintenance::default(),
     }
 }
 
@@ -153,6 +154,7 @@ fn elsewhere() -> Node {
         labels: Labels::new(),
         addresses: vec![IpAddr::V4(Ipv4Addr::new(10, 2, 0, 1))],
         pod_cidrs: Vec::new(),
+        maintenance: Maintenance::default(),
     }
 }
 

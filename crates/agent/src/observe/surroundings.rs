@@ -134,6 +134,7 @@ mod tests {
             labels: BTreeMap::new(),
             addresses: Vec::new(),
             pod_cidrs: nets(&["10.244.1.0/24"]).into_iter().collect(),
+            maintenance: egret_core::model::Maintenance::default(),
         };
         snapshot.nodes.insert(name.clone(), node);
         (snapshot, NodeRecord::new(name))

@@ -60,6 +60,29 @@ pub struct Node {
     pub addresses: Vec<IpAddr>,
     /// Pod prefixes of the Node object; empty where the network plugin manages addresses itself.
     pub pod_cidrs: Vec<IpNet>,
+    /// Maintenance that an operator asks for.
+    #[serde(default)]
+    pub maintenance: Maintenance,
+}
+
+/// Maintenance of a node, as its Node object asks for it.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Maintenance {
+    /// A gateway hands over its addresses and its traffic, and then carries nothing. Pods of the node are not concerned.
+    pub drain: Option<DrainCause>,
+    /// An operator says that the machine sends nothing any more, and why: annotation `egret.dev/fence`.
+    pub fence: Option<String>,
+}
+
+/// Why a node is drained.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum DrainCause {
+    /// `egret drain`: annotation `egret.dev/drain`.
+    Requested,
+    /// `kubectl cordon` or `kubectl drain`: `spec.unschedulable`.
+    Cordoned,
+    /// The Node object has a deletion timestamp.
+    Deleted,
 }
 
 /// A namespace.

@@ -197,6 +197,7 @@ fn namespaces_that_no_policy_can_select_are_known_without_labels_of_pods() {
         labels: labels(&[("zone", zone)]),
         addresses: Vec::new(),
         pod_cidrs: Vec::new(),
+        maintenance: Maintenance::default(),
     };
     snapshot.nodes.insert(w1.clone(), node("w1", "a"));
     for (name, team) in [("default", "x"), ("blue", "blue"), ("red", "red")] {

@@ -138,6 +138,7 @@ impl Scene {
                 format!("10.244.{number}.0/24").parse().unwrap(),
                 format!("fd00:244:{number}::/64").parse().unwrap(),
             ],
+            maintenance: Maintenance::default(),
         };
         self.snapshot.nodes.insert(node.name.clone(), node);
     }

@@ -4,7 +4,8 @@ use super::Check;
 use super::field::{address, prefix};
 use crate::plugin;
 use egret_core::model::{
-    Finding, Kind, Labels, Namespace, Node, NodeName, Owner, Pod, Service, Snapshot,
+    DrainCause, Finding, Kind, Labels, Maintenance, Namespace, Node, NodeName, Owner, Pod, Service,
+    Snapshot,
 };
 use ipnet::IpNet;
 use k8s_openapi::api::core::v1 as core;
@@ -16,6 +17,10 @@ use std::net::IpAddr;
 
 /// The Service whose endpoints are the API servers.
 const API_SERVER: (&str, &str) = ("default", "kubernetes");
+/// Annotation of a Node by which `egret drain` asks a gateway to hand over its traffic.
+pub const DRAIN_ANNOTATION: &str = "egret.dev/drain";
+/// Annotation of a Node by which `egret fence` states that its machine sends nothing any more; its value is the reason.
+pub const FENCE_ANNOTATION: &str = "egret.dev/fence";
 /// Label that Kubernetes puts on every namespace.
 const NAMESPACE_NAME_LABEL: &str = "kubernetes.io/metadata.name";
 /// Annotation of the object that a kubelet makes for a static pod: the pod's own uid.
@@ -82,8 +87,26 @@ pub fn node(object: &core::Node) -> Result<Node, Vec<Finding>> {
         labels: object.metadata.labels.clone().unwrap_or_default(),
         addresses: internal,
         pod_cidrs,
+        maintenance: maintenance(object),
     };
     check.finish(Some(node))
+}
+
+fn maintenance(object: &core::Node) -> Maintenance {
+    let annotations = object.metadata.annotations.as_ref();
+    let annotation = |name| annotations.and_then(|all| all.get(name));
+    let cordoned = object.spec.as_ref().and_then(|spec| spec.unschedulable);
+    let drain = if annotation(DRAIN_ANNOTATION).is_some() {
+        Some(DrainCause::Requested)
+    } else if object.metadata.deletion_timestamp.is_some() {
+        Some(DrainCause::Deleted)
+    } else {
+        (cordoned == Some(true)).then_some(DrainCause::Cordoned)
+    };
+    Maintenance {
+        drain,
+        fence: annotation(FENCE_ANNOTATION).cloned(),
+    }
 }
 
 /// A Pod; `None` until it is bound to a node.

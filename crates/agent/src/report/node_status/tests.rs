@@ -227,6 +227,7 @@ fn outcome_of_nothing(snapshot: &Snapshot, name: &NodeName) -> NodeOutcome {
         labels: Default::default(),
         addresses: vec![ip("192.168.122.11")],
         pod_cidrs: Vec::new(),
+        maintenance: egret_core::model::Maintenance::default(),
     };
     snapshot.nodes.insert(name.clone(), node);
     let mut record = NodeRecord::new(name.clone());
