@@ -71,7 +71,7 @@ static __noinline int tell_worker(struct __sk_buff *skb, const struct egret_pack
 	made = make_icmp_error(skb, packet, &from, kind, mtu);
 	if (made == 0)
 		made = write_macs(skb, worker->tunnel_mac, settings->tunnel_mac) < 0 ||
-				       set_tunnel(skb, &worker->underlay) < 0 ?
+				       set_tunnel(skb, &worker->underlay, EGRET_VNI) < 0 ?
 			       -3 :
 			       0;
 	if (made == 0) {
@@ -85,11 +85,15 @@ static __noinline int tell_worker(struct __sk_buff *skb, const struct egret_pack
 	return TC_ACT_SHOT;
 }
 
-/* Steers a packet for an egress address to the worker that owns its block. */
+/*
+ * Steers a packet for an egress address to the worker that owns its block. A port without an owner may be in a table that
+ * another gateway has and this one does not have yet: one other gateway gets the packet, and decides for good.
+ */
 static __always_inline int steer_inward(struct __sk_buff *skb, struct egret_config *settings,
 					struct egret_steering *table, const struct egret_packet *packet)
 {
 	struct egret_selection selection = EGRET_NOT_SELECTED;
+	__u32 identifier = EGRET_VNI, served = EGRET_IN_FORWARDED;
 	struct egret_worker *worker;
 	__u32 index;
 
@@ -100,16 +104,25 @@ static __always_inline int steer_inward(struct __sk_buff *skb, struct egret_conf
 		index = slot_of(table, &packet->destination, selection.port);
 	else
 		index = worker_of_datagram(&selection.datagram);
-	if (index == EGRET_SLOT_NONE)
-		return drop(selection.kind == BY_PORT ? EGRET_IN_NO_BLOCK : EGRET_IN_FRAGMENT_UNKNOWN);
-	if (packet->fragmentation == FIRST_FRAGMENT && selection.kind == BY_PORT && !selection.icmp_error)
+	if (index == EGRET_SLOT_NONE && selection.kind != BY_PORT)
+		return drop(EGRET_IN_FRAGMENT_UNKNOWN);
+	if (index == EGRET_SLOT_NONE) {
+		worker = relay_of(table);
+		if (!worker)
+			return drop(EGRET_IN_NO_BLOCK);
+		if (!within_budget(EGRET_BUDGET_RELAY, EGRET_RELAYED_PER_SECOND))
+			return drop(EGRET_IN_RELAY_LIMITED);
+		identifier = EGRET_RELAY_VNI;
+		served = EGRET_IN_RELAYED;
+	} else if (packet->fragmentation == FIRST_FRAGMENT && selection.kind == BY_PORT && !selection.icmp_error)
 		remember_first_fragment(&selection.datagram, index);
 	if (index == EGRET_SLOT_SELF) {
 		count(EGRET_IN_SELF);
 		count_back(skb, packet);
 		return EGRET_PASS;
 	}
-	worker = worker_at(index);
+	if (index != EGRET_SLOT_NONE)
+		worker = worker_at(index);
 	if (!worker)
 		return drop(EGRET_IN_NO_WORKER);
 	if (untag(skb) < 0)
@@ -125,7 +138,7 @@ static __always_inline int steer_inward(struct __sk_buff *skb, struct egret_conf
 	if (decrement_hop_limit(skb, packet->version, packet->hop_limit) < 0)
 		return drop(EGRET_FAILED);
 	count_back(skb, packet);
-	return tunnel_to(skb, settings, worker, EGRET_IN_FORWARDED);
+	return tunnel_to(skb, settings, worker, identifier, served);
 }
 
 /*
@@ -259,6 +272,37 @@ static __always_inline int send_out(struct __sk_buff *skb, struct egret_config *
 	return bpf_redirect_neigh(settings->external_ifindex, &neighbour, sizeof(neighbour), 0);
 }
 
+/*
+ * A packet from outside that another gateway of the group had no owner for. That gateway has checked its size and its hop
+ * limit. It is never passed on again, so it cannot go round.
+ */
+static __noinline int steer_relayed(struct __sk_buff *skb, struct egret_config *settings,
+				    const struct egret_packet *packet, const struct egret_address *underlay)
+{
+	struct egret_steering *table = table_of(&packet->destination);
+	struct egret_selection selection = EGRET_NOT_SELECTED;
+	__u32 sender = sender_index(skb);
+	struct egret_worker *worker;
+	__u32 index;
+
+	if (!table || !is_from(sender, underlay) || !bpf_map_lookup_elem(&peers, &sender))
+		return drop(EGRET_RELAY_REFUSED);
+	select_port(skb, packet, INWARD, &selection);
+	if (selection.kind != BY_PORT)
+		return drop(EGRET_RELAY_REFUSED);
+	index = slot_of(table, &packet->destination, selection.port);
+	if (index == EGRET_SLOT_SELF) {
+		/* Our bits of the outer packet's mark are arbitrary, and would select a next hop in the ruleset. */
+		set_mark_bits(skb, 0);
+		count(EGRET_RELAY_FORWARDED);
+		return EGRET_PASS;
+	}
+	worker = index == EGRET_SLOT_NONE ? 0 : worker_at(index);
+	if (!worker)
+		return drop(EGRET_RELAY_NO_BLOCK);
+	return tunnel_to(skb, settings, worker, EGRET_VNI, EGRET_RELAY_FORWARDED);
+}
+
 /* A packet of another gateway for this node as a worker: up the stack, whose connection tracking decides. */
 static __always_inline int receive(struct __sk_buff *skb, struct egret_config *settings,
 				   const struct egret_packet *packet, const struct egret_address *underlay)
@@ -333,7 +377,7 @@ int egress_in(struct __sk_buff *skb)
 		return drop(EGRET_FAILED);
 	identifier = get_tunnel(skb, &underlay);
 	if (skb->pkt_type != PACKET_HOST || skb->vlan_present ||
-	    (identifier != EGRET_VNI && identifier < EGRET_NEXT_HOP_VNI_BASE))
+	    (identifier != EGRET_VNI && identifier != EGRET_RELAY_VNI && identifier < EGRET_NEXT_HOP_VNI_BASE))
 		return drop(EGRET_OUT_FOREIGN_TUNNEL);
 	if (skb->protocol == bpf_htons(ETH_P_IP))
 		parsed = parse_ip(skb, ETH_HLEN, 4, &packet);
@@ -343,6 +387,8 @@ int egress_in(struct __sk_buff *skb)
 		return drop(EGRET_OUT_NOT_OURS);
 	if (parsed < 0 || ETH_HLEN + packet.l3_bytes > skb->len)
 		return drop(EGRET_OUT_MALFORMED);
+	if (identifier == EGRET_RELAY_VNI)
+		return steer_relayed(skb, settings, &packet, &underlay);
 	if (identifier != EGRET_VNI)
 		return to_next_hop(skb, identifier, &packet, &underlay);
 	if (link_local_index(&packet.source))

@@ -13,6 +13,8 @@
 
 /* VXLAN network identifier of the tunnel. */
 #define EGRET_VNI 14790
+/* Identifier of packets from outside that a gateway of the same group had no owner for: never passed on again. */
+#define EGRET_RELAY_VNI 14791
 /* First identifier of packets to a next hop: the rest of the 24 bits is the next hop's number. */
 #define EGRET_NEXT_HOP_VNI_BASE 0x800000
 /* Our mark bits, and the shift of a group number into them. */
@@ -34,6 +36,8 @@
 
 /* egret_steering.flags: this gateway answers ARP and ND for the address. */
 #define EGRET_ANNOUNCE 1u
+/* egret_steering.flags: number of the address's group on this gateway; 0: none. */
+#define EGRET_GROUP_SHIFT 16
 
 /* Most addresses that one gateway serves: 4 KiB of kernel memory each. */
 #define EGRET_ADDRESSES_MAX 16384
@@ -41,6 +45,12 @@
 #define EGRET_WORKERS_MAX 65536
 /* Most (address, worker) pairs: 16384 addresses with 16 workers each. */
 #define EGRET_OWNERS_MAX 262144
+/* Keys of peers above all tunnel indexes: this + the number of a group. */
+#define EGRET_RELAY_KEY_BASE 0x10000u
+/* Most entries of peers: gateways that share a group with this one, and one per group. */
+#define EGRET_PEERS_MAX 4096
+/* Packets without an owner that are passed to another gateway, per second and CPU; more are dropped and counted. */
+#define EGRET_RELAYED_PER_SECOND 10000
 /* Most next hops of one gateway: group numbers. */
 #define EGRET_NEXT_HOPS_MAX 250
 /* Most datagrams whose first fragment is remembered; the least recently used is removed first. */

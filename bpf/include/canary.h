@@ -139,7 +139,7 @@ static __noinline int turn_round(struct __sk_buff *skb, const struct egret_packe
 		made = -1;
 	if (made < 0 || swap_addresses(skb, packet->version) < 0)
 		return drop(EGRET_CANARY_REFUSED);
-	return tunnel_to(skb, settings, worker, EGRET_CANARY_TURNED);
+	return tunnel_to(skb, settings, worker, EGRET_VNI, EGRET_CANARY_TURNED);
 }
 
 #endif

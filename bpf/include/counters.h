@@ -52,7 +52,14 @@ enum egret_counter {
 	EGRET_OUT_LOCAL = 34,
 	/* of those in EGRET_OUT_FORWARDED */
 	EGRET_OUT_UNRESOLVED = 35,
-	EGRET_COUNTERS = 36
+	/* external_in, a port without owner: passed to another gateway; dropped because of too many */
+	EGRET_IN_RELAYED = 36,
+	EGRET_IN_RELAY_LIMITED = 37,
+	/* egress_in, passed on by another gateway: sent to the worker or up; dropped */
+	EGRET_RELAY_FORWARDED = 38,
+	EGRET_RELAY_NO_BLOCK = 39,
+	EGRET_RELAY_REFUSED = 40,
+	EGRET_COUNTERS = 41
 };
 
 #endif

@@ -24,23 +24,6 @@ struct egret_error_v6 {
 	struct egret_icmp_head icmp;
 };
 
-static __always_inline int within_budget(__u32 kind)
-{
-	struct egret_icmp_window *window = bpf_map_lookup_elem(&icmp_budget, &kind);
-	__u64 now = bpf_ktime_get_ns();
-
-	if (!window)
-		return 0;
-	if (now - window->start_ns >= 1000000000ull) {
-		window->start_ns = now;
-		window->used = 0;
-	}
-	if (window->used >= EGRET_ICMP_ERRORS_PER_SECOND)
-		return 0;
-	window->used += 1;
-	return 1;
-}
-
 /* Whether an error may be sent to this address (RFC 1122 section 3.2.2, RFC 4443 section 2.4 e). */
 static __always_inline int may_be_told(const struct egret_packet *packet)
 {
@@ -116,7 +99,7 @@ static __noinline int make_icmp_error(struct __sk_buff *skb, const struct egret_
 
 	if (!may_be_told(packet) || no_address(from))
 		return -1;
-	if (!within_budget(kind))
+	if (!within_budget(kind, EGRET_ICMP_ERRORS_PER_SECOND))
 		return -2;
 	if (quoted > EGRET_ICMP_QUOTE_MAX)
 		quoted = EGRET_ICMP_QUOTE_MAX;

@@ -73,7 +73,7 @@ static __noinline int probe(struct __sk_buff *skb, const struct egret_config *se
 		frame.checksum = 0xffff; /* RFC 768: zero means none */
 	if (bpf_skb_store_bytes(skb, ETH_HLEN, &frame, sizeof(frame), 0) < 0)
 		return drop(EGRET_FAILED);
-	return tunnel_to(skb, settings, worker, EGRET_PROBE_ANSWERED);
+	return tunnel_to(skb, settings, worker, EGRET_VNI, EGRET_PROBE_ANSWERED);
 }
 
 #endif

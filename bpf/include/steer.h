@@ -55,17 +55,26 @@ static __always_inline struct egret_worker *worker_at(__u32 index)
 	return bpf_map_lookup_elem(&workers, &index);
 }
 
+/* Gateway that gets packets for ports of the address that have no owner here; 0: none. */
+static __always_inline struct egret_worker *relay_of(const struct egret_steering *table)
+{
+	__u32 key = EGRET_RELAY_KEY_BASE + (table->flags >> EGRET_GROUP_SHIFT);
+	__u32 *index = bpf_map_lookup_elem(&peers, &key);
+
+	return index ? worker_at(*index) : 0;
+}
+
 static __always_inline int is_mapped_v4(const struct egret_address *address)
 {
 	return !address->word[0] && !address->word[1] && address->word[2] == bpf_htonl(0xffff);
 }
 
-static __always_inline int set_tunnel(struct __sk_buff *skb, const struct egret_address *underlay)
+static __always_inline int set_tunnel(struct __sk_buff *skb, const struct egret_address *underlay, __u32 identifier)
 {
 	struct bpf_tunnel_key key = {};
 	__u64 flags = BPF_F_ZERO_CSUM_TX;
 
-	key.tunnel_id = EGRET_VNI;
+	key.tunnel_id = identifier;
 	key.tunnel_ttl = 64;
 	if (is_mapped_v4(underlay)) {
 		key.remote_ipv4 = bpf_ntohl(underlay->word[3]);
@@ -128,9 +137,10 @@ static __always_inline void set_mark_bits(struct __sk_buff *skb, __u32 bits)
 
 /* Into the tunnel, to a node. The outer route lookup uses the inner packet's mark, so it is cleared. */
 static __always_inline int tunnel_to(struct __sk_buff *skb, const struct egret_config *settings,
-				     const struct egret_worker *worker, __u32 served)
+				     const struct egret_worker *worker, __u32 identifier, __u32 served)
 {
-	if (write_macs(skb, worker->tunnel_mac, settings->tunnel_mac) < 0 || set_tunnel(skb, &worker->underlay) < 0) {
+	if (write_macs(skb, worker->tunnel_mac, settings->tunnel_mac) < 0 ||
+	    set_tunnel(skb, &worker->underlay, identifier) < 0) {
 		count(EGRET_FAILED);
 		return TC_ACT_SHOT;
 	}

@@ -9,6 +9,8 @@ pub const TUNNEL_DEVICE: &str = "egret0";
 pub const TUNNEL_PORT: u16 = 14789;
 /// VXLAN network identifier of the tunnel.
 pub const TUNNEL_VNI: u32 = 14790;
+/// VXLAN network identifier of packets that one gateway passes to another one of its group (decision 138).
+pub const RELAY_VNI: u32 = 14791;
 /// First VXLAN network identifier of packets to a next hop; the next hop's hash is under `NEXT_HOP_VNI_BITS`.
 pub const NEXT_HOP_VNI_BASE: u32 = 0x0080_0000;
 /// Bits of a next hop's hash in its VXLAN network identifier: two next hops that share them cannot both be used, and the

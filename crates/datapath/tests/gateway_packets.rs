@@ -27,6 +27,8 @@ mod packets;
 mod presence;
 #[path = "gateway/programs.rs"]
 mod programs;
+#[path = "gateway/relay.rs"]
+mod relay;
 #[path = "gateway/site.rs"]
 mod site;
 #[path = "gateway/tags.rs"]

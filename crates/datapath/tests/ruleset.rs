@@ -209,6 +209,7 @@ fn with_next_hops(attached: bool) -> NodeState {
             addresses: BTreeMap::new(),
             workers: BTreeMap::new(),
             next_hops: BTreeMap::from([(0x80_0001, 2)]),
+            peers: GatewayPeers::default(),
             version: 1,
         });
     }

@@ -117,6 +117,7 @@ impl SteeringMemory {
 mod tests {
     use super::*;
     use crate::model::GatewayName;
+    use crate::node::GatewayPeers;
     use proptest::prelude::*;
 
     fn address() -> IpAddr {
@@ -138,6 +139,7 @@ mod tests {
             addresses: [(address(), table)].into(),
             workers: BTreeMap::new(),
             next_hops: BTreeMap::new(),
+            peers: GatewayPeers::default(),
             version: epoch,
         };
         (state, record)

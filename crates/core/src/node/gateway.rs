@@ -1,10 +1,12 @@
-//! The gateway's part of a node state: steering tables.
+//! The gateway's part of a node state: steering tables, and the gateways that get what these lack.
 
 use super::cluster::{Me, tunnel_nodes};
-use super::{GatewayState, IssueKind, NodeFacts, NodeIssue, Presence, Steering, TunnelIndex};
+use super::{
+    GatewayPeers, GatewayState, IssueKind, NodeFacts, NodeIssue, Presence, Steering, TunnelIndex,
+};
 use crate::model::*;
 use crate::numbers::BLOCK_PORTS;
-use crate::resolve::usable_gateway;
+use crate::resolve::{gateway_nodes, usable_gateway};
 use std::collections::BTreeMap;
 use std::net::IpAddr;
 
@@ -54,7 +56,9 @@ pub(super) fn state(
         let gateway = snapshot.gateways.get(&record.gateway);
         let presence = gateway.map_or_else(Presence::default, |g| Presence::of(g.announce));
         let mut table = steering(record, &indexes, presence, facts);
-        if !mine.iter().any(|g| g.name == record.gateway) {
+        if let Some(position) = mine.iter().position(|g| g.name == record.gateway) {
+            table.group = group_number(position);
+        } else {
             // Addresses of gateways that this node is not part of: it is a worker there, and only answers to its own
             // blocks may pass.
             let own = me.record.tunnel_index;
@@ -75,6 +79,7 @@ pub(super) fn state(
         addresses,
         workers,
         next_hops: BTreeMap::new(),
+        peers: peers(snapshot, facts, me, &mine, &indexes),
         version: snapshot
             .addresses
             .values()
@@ -83,6 +88,44 @@ pub(super) fn state(
             .unwrap_or(0)
             .max(facts.steering_version),
     })
+}
+
+/// Number of the group at this position among the node's groups; 0 beyond what numbers can express.
+fn group_number(position: usize) -> u16 {
+    u16::try_from(position + 1).unwrap_or(0)
+}
+
+/// The other gateways of `mine`. The next live one by name gets what this one has no owner for, so that each gateway of
+/// a group passes such packets to another one.
+fn peers(
+    snapshot: &Snapshot,
+    facts: &NodeFacts,
+    me: &Me<'_>,
+    mine: &[&Gateway],
+    indexes: &BTreeMap<&NodeName, TunnelIndex>,
+) -> GatewayPeers {
+    let mut peers = GatewayPeers::default();
+    for (position, gateway) in mine.iter().enumerate() {
+        let mut others = gateway_nodes(gateway, &snapshot.nodes);
+        others.remove(me.name);
+        peers
+            .members
+            .extend(others.iter().filter_map(|node| indexes.get(node)));
+        let lagging = facts.lagging.get(&gateway.name);
+        others.retain(|node| {
+            facts.live.contains(*node) && !lagging.is_some_and(|behind| behind.contains(*node))
+        });
+        let next = others.range::<NodeName, _>(me.name..).next();
+        let relay = next
+            .or_else(|| others.first())
+            .and_then(|node| indexes.get(node));
+        if let Some(relay) = relay
+            && group_number(position) > 0
+        {
+            peers.relays.insert(group_number(position), *relay);
+        }
+    }
+    peers
 }
 
 /// Steering table of one address: blocks of leases in which the worker may have connections.
@@ -111,6 +154,7 @@ fn steering(
     }
     Steering {
         blocks,
+        group: 0,
         presence,
         announce: presence.is_announced() && facts.announcing.contains(&record.address),
     }

@@ -284,8 +284,21 @@ pub struct GatewayState {
     /// Numbers of the next hops on networks of this node, by VXLAN network identifier.
     #[serde(default)]
     pub next_hops: BTreeMap<u32, GroupNumber>,
+    /// Other gateways of this node's groups.
+    #[serde(default)]
+    pub peers: GatewayPeers,
     /// Steering version of `addresses`.
     pub version: u64,
+}
+
+/// Gateways that share a group with this one. A packet from outside for a port that has no owner in this gateway's tables
+/// goes to one of them, which may have a newer table, and never any further (decision 138).
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct GatewayPeers {
+    /// All of them: packets that they pass on are taken.
+    pub members: BTreeSet<TunnelIndex>,
+    /// Per group, by [`Steering::group`]: the one that gets such packets. It answers probes and does not lag.
+    pub relays: BTreeMap<u16, TunnelIndex>,
 }
 
 /// The steering table of one address.
@@ -293,6 +306,9 @@ pub struct GatewayState {
 pub struct Steering {
     /// Block number (port >> 6, 16..=1023) to worker.
     pub blocks: BTreeMap<u16, TunnelIndex>,
+    /// Number of its gateway group among this node's groups, from 1; 0: the node is no gateway of it.
+    #[serde(default)]
+    pub group: u16,
     /// How the address is made known outside.
     #[serde(default)]
     pub presence: Presence,

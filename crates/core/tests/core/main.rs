@@ -21,6 +21,7 @@ mod nodes;
 mod objects;
 mod obstacles;
 mod paths;
+mod peers;
 mod planning;
 mod pod_addresses;
 mod pools;

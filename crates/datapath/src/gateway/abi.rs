@@ -1,7 +1,7 @@
 //! Formats that the eBPF programs and their loader share: the Rust side of `bpf/include/abi.h`.
 
-use egret_core::node::{Steering, TunnelIndex};
-use std::collections::BTreeSet;
+use egret_core::node::{GatewayPeers, Steering, TunnelIndex};
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv6Addr};
 
 /// Port blocks of one address: 65536 ports by 64.
@@ -12,6 +12,12 @@ pub const SLOT_NONE: u16 = 0;
 pub const SLOT_SELF: u16 = 0xffff;
 /// Flag of an address: this gateway answers ARP and ND for it.
 pub const ANNOUNCE: u32 = 1;
+/// Position of the number of an address's group in its flags.
+pub const GROUP_SHIFT: u32 = 16;
+/// Keys of `peers` above all tunnel indexes: this and the number of a group.
+pub const RELAY_KEY_BASE: u32 = 0x10000;
+/// Most entries of `peers`.
+pub const PEERS_MAX: usize = 4096;
 
 /// Format of an address in the programs: IPv4 as `::ffff:a.b.c.d`, network byte order.
 pub type Address = [u8; 16];
@@ -52,7 +58,7 @@ pub struct Config {
 pub struct SteeringValue {
     /// Repetition of the key, see `abi.h`.
     pub address: Address,
-    /// Zero or [`ANNOUNCE`].
+    /// Zero or [`ANNOUNCE`], and the number of the group from [`GROUP_SHIFT`] on.
     pub flags: u32,
     /// Tunnel index by block, or [`SLOT_NONE`], [`SLOT_SELF`].
     pub slots: [u16; BLOCKS],
@@ -116,12 +122,23 @@ impl Worker {
     }
 }
 
+/// Entries of `peers`. Gateways beyond [`PEERS_MAX`] are left out: nothing is passed to or taken from them.
+pub fn peers(state: &GatewayPeers) -> BTreeMap<u32, u32> {
+    let relays = state
+        .relays
+        .iter()
+        .map(|(group, index)| (RELAY_KEY_BASE + u32::from(*group), u32::from(*index)));
+    let members = state.members.iter().map(|index| (u32::from(*index), 1));
+    relays.chain(members).take(PEERS_MAX).collect()
+}
+
 impl SteeringValue {
     /// Table of an address on the node `own`. Blocks beyond 1023 are left out: they contain no port.
     pub fn new(egress: IpAddr, steering: &Steering, own: TunnelIndex) -> Self {
         let mut value = Self {
             address: address(egress),
-            flags: if steering.announce { ANNOUNCE } else { 0 },
+            flags: u32::from(steering.group) << GROUP_SHIFT
+                | if steering.announce { ANNOUNCE } else { 0 },
             slots: [SLOT_NONE; BLOCKS],
         };
         for (block, worker) in &steering.blocks {
@@ -184,6 +201,10 @@ mod tests {
         };
         has("EGRET_VNI", &egret_core::numbers::TUNNEL_VNI.to_string());
         has(
+            "EGRET_RELAY_VNI",
+            &egret_core::numbers::RELAY_VNI.to_string(),
+        );
+        has(
             "EGRET_NEXT_HOP_VNI_BASE",
             &format!("{:#x}", egret_core::numbers::NEXT_HOP_VNI_BASE),
         );
@@ -216,6 +237,9 @@ mod tests {
         has("EGRET_SLOT_NONE", &SLOT_NONE.to_string());
         has("EGRET_SLOT_SELF", &format!("{SLOT_SELF:#x}"));
         has("EGRET_ANNOUNCE", &format!("{ANNOUNCE}u"));
+        has("EGRET_GROUP_SHIFT", &GROUP_SHIFT.to_string());
+        has("EGRET_RELAY_KEY_BASE", &format!("{RELAY_KEY_BASE:#x}u"));
+        has("EGRET_PEERS_MAX", &PEERS_MAX.to_string());
     }
 
     #[test]

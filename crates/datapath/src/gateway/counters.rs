@@ -146,6 +146,26 @@ pub const COUNTERS: &[Counter] = &[
         "out_unresolved",
         "of those in out_forwarded: for a neighbour whose link address was not known (yet); the kernel asks for it, keeps a few and drops the rest",
     ),
+    served(
+        "in_relayed",
+        "for a port without owner in these tables, passed to another gateway of the group",
+    ),
+    dropped(
+        "in_relay_limited",
+        "for a port without owner, beyond what is passed to another gateway in a second",
+    ),
+    served(
+        "relay_forwarded",
+        "passed on by another gateway, sent to its worker or left to the stack",
+    ),
+    dropped(
+        "relay_no_block",
+        "passed on by another gateway, for a port that nobody has leased here either",
+    ),
+    dropped(
+        "relay_refused",
+        "passed on by a node that shares no group with this gateway, or not to be served by port",
+    ),
 ];
 
 #[cfg(test)]

@@ -18,6 +18,7 @@ pub(super) const PINNED: &[&str] = &[
     "workers",
     "owners",
     "next_hops",
+    "peers",
     "fragments",
     "counters",
     "traffic",
@@ -30,6 +31,7 @@ pub(super) struct Tables {
     workers_map: HashMap<MapData, u32, Worker>,
     owners_map: HashMap<MapData, Owner, u32>,
     next_hops_map: HashMap<MapData, u32, u32>,
+    peers_map: HashMap<MapData, u32, u32>,
     counters_map: PerCpuArray<MapData, u64>,
     traffic: TrafficTable,
     config: Config,
@@ -37,6 +39,7 @@ pub(super) struct Tables {
     workers: BTreeMap<u32, Worker>,
     owners: BTreeSet<Owner>,
     next_hops: BTreeMap<u32, u32>,
+    peers: BTreeMap<u32, u32>,
     turns: Turns,
 }
 
@@ -104,7 +107,7 @@ fn shape(name: &str) -> (u32, u32) {
         "steering" => (16, size_of::<SteeringValue>() as u32),
         "workers" => (4, size_of::<Worker>() as u32),
         "owners" => (size_of::<Owner>() as u32, 4),
-        "next_hops" => (4, 4),
+        "next_hops" | "peers" => (4, 4),
         "fragments" => FRAGMENT_BYTES,
         "counters" => (4, 8),
         "traffic" => (16, size_of::<Sums>() as u32),
@@ -124,6 +127,27 @@ pub(super) fn pinned_in_our_shape(pins: &Pins) -> bool {
     })
 }
 
+/// Brings a small map to `wanted`. Removes obsolete entries first: a number may have another meaning now.
+fn put_all(
+    map: &mut HashMap<MapData, u32, u32>,
+    known: &mut BTreeMap<u32, u32>,
+    wanted: BTreeMap<u32, u32>,
+) -> Result<(), MapError> {
+    let gone = |key: &u32| !wanted.contains_key(key);
+    let gone: Vec<u32> = known.keys().copied().filter(gone).collect();
+    for key in gone {
+        map.remove(&key).or_else(absent)?;
+        known.remove(&key);
+    }
+    for (key, value) in wanted {
+        if known.get(&key) != Some(&value) {
+            map.insert(key, value, 0)?;
+            known.insert(key, value);
+        }
+    }
+    Ok(())
+}
+
 impl Tables {
     /// Opens the pinned maps and reads their content.
     pub fn open(pins: &Pins) -> Result<Self, GatewayError> {
@@ -140,6 +164,7 @@ impl Tables {
             owners_map: HashMap::try_from(hash("owners")?).map_err(|e| wrong("owners", e))?,
             next_hops_map: HashMap::try_from(hash("next_hops")?)
                 .map_err(|e| wrong("next_hops", e))?,
+            peers_map: HashMap::try_from(hash("peers")?).map_err(|e| wrong("peers", e))?,
             counters_map: PerCpuArray::try_from(Map::PerCpuArray(map("counters")?))
                 .map_err(|e| wrong("counters", e))?,
             traffic: TrafficTable::open(pins)?,
@@ -149,6 +174,7 @@ impl Tables {
             owners: BTreeSet::new(),
             turns: Turns::default(),
             next_hops: BTreeMap::new(),
+            peers: BTreeMap::new(),
         };
         tables.read().map_err(|(name, error)| wrong(name, error))?;
         Ok(tables)
@@ -175,6 +201,10 @@ impl Tables {
             let (identifier, number) = entry.map_err(|error| ("next_hops", error))?;
             self.next_hops.insert(identifier, number);
         }
+        for entry in self.peers_map.iter() {
+            let (key, value) = entry.map_err(|error| ("peers", error))?;
+            self.peers.insert(key, value);
+        }
         Ok(())
     }
 
@@ -191,6 +221,7 @@ impl Tables {
         let workers = std::mem::take(&mut self.workers);
         let owners = std::mem::take(&mut self.owners);
         let next_hops = std::mem::take(&mut self.next_hops);
+        let peers = std::mem::take(&mut self.peers);
         self.read()
             .map_err(|(name, error)| GatewayError::map(name, error))?;
         let steering = first_changed(&steering, &self.steering, steering_name);
@@ -199,9 +230,15 @@ impl Tables {
         let next_hops = first_changed(&next_hops, &self.next_hops, |network| {
             format!("next hop of network {network}")
         });
+        let peers = first_changed(&peers, &self.peers, |key| format!("peer {key}"));
         // The configuration is not part of the state, so it is restored here.
         let told = self.restore(config)?;
-        Ok(steering.or(workers).or(owners).or(next_hops).or(told))
+        Ok(steering
+            .or(workers)
+            .or(owners)
+            .or(next_hops)
+            .or(peers)
+            .or(told))
     }
 
     /// [`Self::reread`] for the configuration and the next few entries of each map: a call stays cheap for any number
@@ -315,7 +352,17 @@ impl Tables {
         self.add_workers(&workers)?;
         self.add_owners(&owners)?;
         let announced = self.put_steering(&steering)?;
-        self.put_next_hops(&state.next_hops)?;
+        let next_hops = (state.next_hops.iter())
+            .map(|(identifier, number)| (*identifier, u32::from(*number)))
+            .collect();
+        put_all(&mut self.next_hops_map, &mut self.next_hops, next_hops)
+            .map_err(|error| GatewayError::map("next_hops", error))?;
+        put_all(
+            &mut self.peers_map,
+            &mut self.peers,
+            abi::peers(&state.peers),
+        )
+        .map_err(|error| GatewayError::map("peers", error))?;
         self.remove_all_but(&steering, &owners, &workers)?;
         self.set_config(Config {
             steering_version: state.version,
@@ -364,27 +411,6 @@ impl Tables {
             self.steering.insert(*address, value.clone());
         }
         Ok(announced)
-    }
-
-    /// Removes obsolete entries first: a number may have another meaning now.
-    fn put_next_hops(&mut self, wanted: &BTreeMap<u32, u8>) -> Result<(), GatewayError> {
-        let wrong = |error| GatewayError::map("next_hops", error);
-        let wanted: BTreeMap<u32, u32> = wanted.iter().map(|(id, n)| (*id, (*n).into())).collect();
-        let gone = |known: &u32| !wanted.contains_key(known);
-        let gone: Vec<u32> = self.next_hops.keys().copied().filter(gone).collect();
-        for identifier in gone {
-            let done = self.next_hops_map.remove(&identifier);
-            done.or_else(absent).map_err(wrong)?;
-            self.next_hops.remove(&identifier);
-        }
-        for (identifier, number) in wanted {
-            if self.next_hops.get(&identifier) != Some(&number) {
-                let done = self.next_hops_map.insert(identifier, number, 0);
-                done.map_err(wrong)?;
-                self.next_hops.insert(identifier, number);
-            }
-        }
-        Ok(())
     }
 
     fn remove_all_but(

@@ -9,7 +9,7 @@
 //! outside is a real kernel: it resolves neighbours, checks checksums, reassembles and learns path MTUs.
 
 use crate::namespaces::{Net, own_bpffs, wait};
-use egret_core::node::{GatewayState, Steering};
+use egret_core::node::{GatewayPeers, GatewayState, Steering};
 use egret_datapath::gateway::{Attachment, GatewayConfig, GatewayDriver};
 use nix::libc;
 use std::collections::BTreeMap;
@@ -62,6 +62,7 @@ pub fn state(underlay_v6: bool) -> GatewayState {
             .collect(),
         workers: BTreeMap::from(workers),
         next_hops: BTreeMap::new(),
+        peers: GatewayPeers::default(),
         version: 77,
     }
 }
