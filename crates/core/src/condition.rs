@@ -226,6 +226,9 @@ reasons! {
     ProtocolRefused: Degraded true;
         "Selected pods sent a protocol without ports (GRE, ESP and the like), which cannot be translated by ports; it was refused.",
         "Carry it in UDP (ESP by RFC 3948), or exclude the destination from the policy; forgotten 5 minutes after the last packet.";
+    IpvsService: Degraded true;
+        "Packets of selected pods to a Service with an endpoint outside the cluster are dropped: IPVS sends them past the gateways (counter `guard_ipvs`).",
+        "Run kube-proxy in mode iptables or nftables, or let these pods use the endpoint's own address; forgotten 5 minutes after the last packet.";
     RecordUnreadable: Degraded true;
         "The `EgressAddress` cannot be read: its leases stay as they are, and no node gets ports of it.",
         "Put the field that the finding names back as it was; deleting the object gives ports in use to others.";

@@ -24,7 +24,7 @@ mod next_hops;
 mod profile;
 mod traffic;
 
-pub use counters::{COUNTERS, Counter};
+pub use counters::{COUNTERS, Counter, GUARD_IPVS};
 pub use names::{ENDED_SETS, FULL_SETS, LATE_SETS, PORTLESS_SETS};
 pub use traffic::Traffic;
 pub(crate) use traffic::parted;

@@ -62,6 +62,7 @@ impl MainLoop {
             let counters = self.datapath.counters();
             let takeovers = self.gateway.takeovers().clone();
             self.reports.traffic.update(counters, takeovers);
+            self.reports.findings.ipvs_dropped = self.reports.traffic.ipvs_dropped();
         }
         let gateway = gateway_report(&self.gateway, self.datapath.gateway());
         self.show(&gateway);

@@ -161,6 +161,12 @@ pub(super) fn conditions(inputs: &StatusInputs<'_>, left_out: LeftOut) -> Vec<Co
         let text = refused_text(&findings.refused);
         by_reason.insert(Reason::ProtocolRefused, vec![text]);
     }
+    if findings.ipvs_dropped {
+        let text = "packets of selected pods to a Service with an endpoint outside the cluster are dropped, because IPVS \
+                    sends them past the gateways: run kube-proxy in mode iptables or nftables, or let these pods use the \
+                    endpoint's own address";
+        by_reason.insert(Reason::IpvsService, vec![text.to_owned()]);
+    }
     for rule in &findings.foreign_marks {
         let ForeignMark {
             priority,

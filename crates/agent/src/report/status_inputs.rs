@@ -15,6 +15,8 @@ use std::collections::BTreeSet;
 pub(crate) struct LocalFindings {
     /// Traffic that pods tried lately with protocols without ports.
     pub(crate) refused: BTreeSet<RefusedProtocol>,
+    /// Packets that IPVS would have sent past the gateways were dropped lately.
+    pub(crate) ipvs_dropped: bool,
     /// Foreign policy routing rules that match bits of our mark.
     pub(crate) foreign_marks: BTreeSet<ForeignMark>,
 }

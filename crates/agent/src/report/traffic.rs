@@ -5,6 +5,7 @@ use egret_core::node::NodeOutcome;
 use egret_core::numbers::TRAFFIC_ACCOUNTS_MAX;
 use egret_datapath::gateway::Flow;
 use egret_datapath::node::Counters;
+use egret_datapath::worker::GUARD_IPVS;
 use egret_datapath::worker::driver::Counted;
 use prometheus_client::metrics::counter::Counter;
 use std::collections::BTreeMap;
@@ -14,6 +15,8 @@ use std::time::{Duration, Instant};
 
 /// Minimum interval between two reads of the counters.
 const READ_EVERY: Duration = Duration::from_secs(2);
+/// How long after the last one dropped packets of IPVS are reported.
+const IPVS_REPORTED: Duration = Duration::from_secs(300);
 /// Label for all addresses and policies beyond the limit.
 const OTHER: &str = "other";
 
@@ -24,6 +27,7 @@ pub(crate) struct Traffic {
     worker: Counted,
     counters: Counters,
     takeovers: BTreeMap<IpAddr, u64>,
+    ipvs_dropped: Option<Instant>,
 }
 
 impl Traffic {
@@ -36,10 +40,21 @@ impl Traffic {
     pub(crate) fn update(&mut self, mut counters: Counters, takeovers: BTreeMap<IpAddr, u64>) {
         self.read = Some(Instant::now());
         if let Some(worker) = counters.worker.take() {
+            let dropped = |counted: &Counted| counted.0.get(GUARD_IPVS).copied().unwrap_or(0);
+            // A counter that is lower than before began again with a new ruleset.
+            if dropped(&worker) > 0 && dropped(&worker) != dropped(&self.worker) {
+                self.ipvs_dropped = Some(Instant::now());
+            }
             self.worker = worker;
         }
         self.counters = counters;
         self.takeovers = takeovers;
+    }
+
+    /// Whether packets that IPVS would have sent past the gateways were dropped within [`IPVS_REPORTED`].
+    pub(crate) fn ipvs_dropped(&self) -> bool {
+        self.ipvs_dropped
+            .is_some_and(|at| at.elapsed() < IPVS_REPORTED)
     }
 
     /// Last counters of gateway and uplinks.
@@ -119,4 +134,32 @@ fn name(number: usize, address: &IpAddr) -> String {
 
 fn store(counter: &Counter, value: u64) {
     counter.inner().store(value, Ordering::Relaxed);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn counted(packets: u64) -> Counters {
+        let reasons = [(GUARD_IPVS.to_owned(), packets)].into();
+        Counters {
+            worker: Some((reasons, BTreeMap::new())),
+            ..Counters::default()
+        }
+    }
+
+    #[test]
+    fn packets_that_ipvs_sends_past_are_reported_when_the_counter_rises() {
+        let mut traffic = Traffic::default();
+        traffic.update(counted(0), BTreeMap::new());
+        assert!(!traffic.ipvs_dropped());
+        traffic.update(counted(3), BTreeMap::new());
+        assert!(traffic.ipvs_dropped());
+        // A new ruleset counts from zero again.
+        traffic.ipvs_dropped = None;
+        traffic.update(counted(3), BTreeMap::new());
+        assert!(!traffic.ipvs_dropped());
+        traffic.update(counted(1), BTreeMap::new());
+        assert!(traffic.ipvs_dropped());
+    }
 }

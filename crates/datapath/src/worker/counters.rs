@@ -27,7 +27,8 @@ pub(super) const UNKNOWN_POD: &str = "unknown_pod";
 pub(super) const OTHER_DEVICE: &str = "other_device";
 pub(super) const FORGED: &str = "forged_source";
 pub(super) const GUARD_SELECTED: &str = "guard_selected";
-pub(super) const GUARD_IPVS: &str = "guard_ipvs";
+/// Counter of selected packets that IPVS sent past the gateways (decision 128).
+pub const GUARD_IPVS: &str = "guard_ipvs";
 pub(super) const GUARD_EGRESS: &str = "guard_egress_address";
 pub(super) const GUARD_DEVICE: &str = "guard_tunnel_device";
 
