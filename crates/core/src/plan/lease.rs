@@ -363,6 +363,27 @@ pub(super) fn is_low(record: &AddressRecord) -> bool {
     taken * 5 >= all * 4
 }
 
+/// Nodes whose acknowledgement may change the plan of an address: those with a withdrawn lease, and those that have so much
+/// that they may give some back.
+pub(super) fn awaits(snapshot: &Snapshot, record: &AddressRecord) -> BTreeSet<NodeName> {
+    let gateway = snapshot.gateways.get(&record.gateway);
+    let first = gateway.map_or(0, |gateway| blocks::in_blocks(gateway.initial_ports.into()));
+    // Sorted by node.
+    let by_node = record.leases.chunk_by(|a, b| a.node == b.node);
+    let matters = |leases: &&[Lease]| {
+        let usable = leases.iter().filter(|lease| lease.state.is_usable());
+        let has: usize = usable.map(|lease| blocks::blocks_in(&lease.ranges)).sum();
+        has >= 2 * first
+            || leases
+                .iter()
+                .any(|lease| lease.state == LeaseState::Draining)
+    };
+    by_node
+        .filter(matters)
+        .map(|leases| leases[0].node.clone())
+        .collect()
+}
+
 /// Seconds since the epoch at which time alone changes a record.
 pub(super) fn due(snapshot: &Snapshot, record: &AddressRecord) -> Option<i64> {
     if snapshot.unreadable.addresses.contains(&record.address) {

@@ -71,6 +71,14 @@ struct Concern {
     use_of_ports: PortUse,
 }
 
+impl Concern {
+    /// What matters whatever is free.
+    fn without_use(&self) -> ([&BTreeSet<PortRange>; 3], Option<usize>) {
+        let ranges = [&self.granted, &self.claimed, &self.held];
+        (ranges, self.use_of_ports.wants)
+    }
+}
+
 impl Concerns {
     pub(in crate::plan) fn of(record: &NodeRecord) -> Self {
         let mut concerns: BTreeMap<IpAddr, Concern> = BTreeMap::new();
@@ -83,10 +91,6 @@ impl Concerns {
         for grant in &record.grants {
             let concern = concerns.entry(grant.address).or_default();
             concern.granted.extend(&grant.ranges);
-        }
-        for (address, held) in &record.held {
-            let concern = concerns.entry(*address).or_default();
-            concern.held.extend(held);
         }
         for address in record.demand.keys().chain(record.wanted_ports.keys()) {
             let concern = concerns.entry(*address).or_default();
@@ -107,12 +111,22 @@ impl Concerns {
         self.by_address.keys()
     }
 
-    /// Addresses of which two records say something else.
-    pub(in crate::plan) fn differing(&self, other: &Self) -> BTreeSet<IpAddr> {
+    /// Addresses of which two records say something else. `is_scarce`: whether an address has few free ports; only there it
+    /// matters how many a node uses ([`AddressWork::reclaim`]).
+    pub(in crate::plan) fn differing(
+        &self,
+        other: &Self,
+        is_scarce: impl Fn(IpAddr) -> bool,
+    ) -> BTreeSet<IpAddr> {
+        let none = Concern::default();
         let all = self.by_address.keys().chain(other.by_address.keys());
-        all.filter(|address| self.by_address.get(address) != other.by_address.get(address))
-            .copied()
-            .collect()
+        let differs = |address: &&IpAddr| {
+            let was = self.by_address.get(*address).unwrap_or(&none);
+            let is = other.by_address.get(*address).unwrap_or(&none);
+            was.without_use() != is.without_use()
+                || was.use_of_ports != is.use_of_ports && is_scarce(**address)
+        };
+        all.filter(differs).copied().collect()
     }
 }
 

@@ -152,9 +152,10 @@ impl Planner {
                 .chain(claimed)
                 .collect();
         };
-        let mut changed: BTreeSet<IpAddr> = was.differing(is);
+        let is_scarce = |address| self.leases.is_low(address);
+        let mut changed: BTreeSet<IpAddr> = was.differing(is, is_scarce);
         if was.epochs != is.epochs {
-            changed.extend(self.leases.of_node(name));
+            changed.extend(self.leases.awaiting(name));
         }
         changed
     }

@@ -40,6 +40,8 @@ pub(super) struct Leases {
     unused: BTreeMap<IpAddr, AddressRecord>,
     /// Addresses with a lease of each node.
     held: BTreeMap<NodeName, BTreeSet<IpAddr>>,
+    /// Addresses whose plan depends on what each node has acknowledged.
+    awaiting: BTreeMap<NodeName, BTreeSet<IpAddr>>,
 }
 
 /// Users of one address.
@@ -60,6 +62,8 @@ struct Planned {
     restored: Option<u64>,
     is_low: bool,
     exhausted: BTreeSet<NodeName>,
+    /// Nodes whose acknowledgement matters.
+    awaits: BTreeSet<NodeName>,
 }
 
 impl Leases {
@@ -210,6 +214,18 @@ impl Leases {
         held.into_iter().flatten().copied().collect()
     }
 
+    /// Addresses whose plan depends on what the node has acknowledged.
+    pub(super) fn awaiting(&self, node: &NodeName) -> Vec<IpAddr> {
+        let awaiting = self.awaiting.get(node);
+        awaiting.into_iter().flatten().copied().collect()
+    }
+
+    /// Whether few ports of the address are free.
+    pub(super) fn is_low(&self, address: IpAddr) -> bool {
+        let planned = self.planned.get(&address);
+        planned.is_some_and(|planned| planned.is_low)
+    }
+
     /// Whether the node has a lease in any state.
     pub(super) fn holds(&self, node: &NodeName) -> bool {
         self.held.contains_key(node)
@@ -248,6 +264,14 @@ impl Leases {
             if let Some(waiting) = old.waits_for.and_then(|g| self.waiting.get_mut(&g)) {
                 waiting.remove(&address);
             }
+            for node in &old.awaits {
+                if let Some(awaiting) = self.awaiting.get_mut(node) {
+                    awaiting.remove(&address);
+                    if awaiting.is_empty() {
+                        self.awaiting.remove(node);
+                    }
+                }
+            }
         }
         let Some(new) = planned else { return };
         self.planned_epochs.add(new.epoch);
@@ -260,6 +284,10 @@ impl Leases {
         if let Some(gateway) = &new.waits_for {
             let waiting = self.waiting.entry(gateway.clone()).or_default();
             waiting.insert(address);
+        }
+        for node in &new.awaits {
+            let awaiting = self.awaiting.entry(node.clone()).or_default();
+            awaiting.insert(address);
         }
         self.planned.insert(address, new);
     }
@@ -451,6 +479,7 @@ impl Planner {
             restored: record.restored.map(|restored| restored.epoch),
             is_low: lease::is_low(&record),
             exhausted: planned.exhausted,
+            awaits: lease::awaits(&self.snapshot, &record),
         };
         self.leases.note(address, Some(note));
         let stays = self.snapshot.unreadable.addresses.contains(&address);
