@@ -1,6 +1,7 @@
 //! The source `kube`: a Kubernetes API server.
 //!
 //! ```text
+//!  client     the connection, with keep-alive
 //!  watch_set  required watches, by role and known objects          pure
 //!  reflect    one task per watch --News--> store               list, watch with bookmarks, back off
 //!  discovery  which kinds of network plugins are served, so that no other is listed
@@ -19,6 +20,7 @@
 //! The client is asynchronous and has a runtime of its own with one thread; [`Source`](crate::Source) is blocking.
 //! While the API server is unreachable, known objects stay, and watches resume afterwards.
 
+mod client;
 mod discovery;
 mod entry;
 mod event;
@@ -40,15 +42,15 @@ pub use watch::GATEWAY_LABEL;
 pub use watch_set::Role;
 
 use crate::{PolicyStatus, SourceError, View, front_end};
+use client::connect;
 use discovery::Discovery;
 use egret_core::error::with_causes;
 use egret_core::model::{NodeName, NodeRecord, ObjectRef, Settings as Installation, SharedMap};
 use event::Events;
-use kube::config::{KubeConfigOptions, Kubeconfig};
-use kube::{Client, Config};
+use kube::Client;
 use lead::Leadership;
 use std::collections::BTreeSet;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::{Arc, MutexGuard};
 use std::time::{Duration, Instant};
 use store::{State, Store};
@@ -64,8 +66,6 @@ const SYNC: Duration = Duration::from_secs(5);
 const QUIET: Duration = Duration::from_millis(5);
 /// The same for the controller, which is shorter: a pod waits for its lease, and a round costs only what changed.
 const QUIET_CONTROLLER: Duration = Duration::from_millis(1);
-/// Longest wait for a connection.
-const CONNECT: Duration = Duration::from_secs(5);
 
 /// Settings of a Kubernetes source.
 #[derive(Clone, Debug)]
@@ -232,20 +232,6 @@ impl Drop for Shared {
             self.runtime.block_on(leadership.release());
         }
     }
-}
-
-async fn connect(kubeconfig: Option<&Path>) -> Result<Client, SourceError> {
-    let doing = "finding the API server";
-    let mut config = match kubeconfig {
-        None => Config::infer().await.map_err(|error| api(doing, &error))?,
-        Some(path) => {
-            let read = Kubeconfig::read_from(path).map_err(|error| api(doing, &error))?;
-            let found = Config::from_custom_kubeconfig(read, &KubeConfigOptions::default()).await;
-            found.map_err(|error| api(doing, &error))?
-        }
-    };
-    config.connect_timeout = Some(CONNECT);
-    Client::try_from(config).map_err(|error| api(doing, &error))
 }
 
 fn api(doing: impl Into<String>, error: &dyn std::error::Error) -> SourceError {

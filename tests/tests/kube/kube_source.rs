@@ -26,7 +26,8 @@ pub fn groups() -> Vec<Group> {
         of_two_controllers_one_leads_and_the_other_takes_over,
         an_agent_reads_only_what_concerns_its_node,
         what_is_known_stays_while_the_api_server_is_away_and_comes_up_to_date_after,
-        every_right_of_the_controller_is_used
+        every_right_of_the_controller_is_used,
+        connections_to_the_api_server_are_kept_alive
     ]
 }
 
@@ -512,4 +513,30 @@ fn every_right_of_the_controller_is_used() {
     let rights = used(&requests(&log, "controller", 0).unwrap().0, "Controller");
     let unused: BTreeSet<_> = granted("Controller").difference(&rights).cloned().collect();
     assert_eq!(unused, BTreeSet::new(), "granted and not used");
+}
+
+fn connections_to_the_api_server_are_kept_alive() -> anyhow::Result<()> {
+    if skipped("connections_to_the_api_server_are_kept_alive") {
+        return Ok(());
+    }
+    let server = start(&[("Agent", "agent")]);
+    let own = server.kubectl_as("agent")?;
+    let mut agent = open(own.kubeconfig(), Role::Agent(NodeName("worker1".into())));
+    until("the agent reads", TIMEOUT, || {
+        agent.wait(Duration::from_millis(200))?;
+        Ok(agent.snapshot().is_ok())
+    })?;
+    // What the kernel says of the connections of this process.
+    let mine = format!("pid={},", std::process::id());
+    let mut seen = String::new();
+    until("every connection has the timer", TIMEOUT, || {
+        let said = Command::new("ss")
+            .args(["-H", "-t", "-n", "-o", "-p", "state", "established"])
+            .output()?;
+        seen = String::from_utf8(said.stdout)?;
+        let lines: Vec<&str> = seen.lines().filter(|line| line.contains(&mine)).collect();
+        // Right after a packet another timer may be shown.
+        Ok(!lines.is_empty() && lines.iter().all(|line| line.contains("timer:(keepalive")))
+    })
+    .inspect_err(|_| eprintln!("{seen}"))
 }

@@ -62,7 +62,12 @@ pub(super) async fn reflect(
         Watch::Pods(pods) => {
             let config = match pods {
                 Pods::All => config,
-                Pods::OfNode(node) => config.fields(&format!("spec.nodeName={node}")),
+                // Without pages: API servers since Kubernetes 1.31 answer it from their cache, and older ones read all
+                // pods of the cluster from etcd for each page.
+                Pods::OfNode(node) => watcher::Config {
+                    page_size: None,
+                    ..config.fields(&format!("spec.nodeName={node}"))
+                },
             };
             every::<core::Pod>(client, config, store, &watch).await;
         }
