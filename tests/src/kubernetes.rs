@@ -12,7 +12,7 @@ use std::io::{Read, Seek, SeekFrom, Write};
 use std::net::{Ipv4Addr, Shutdown, SocketAddr, TcpListener, TcpStream};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
@@ -268,6 +268,7 @@ pub struct Relay {
     address: SocketAddr,
     cut: Arc<AtomicBool>,
     streams: Arc<Mutex<Vec<TcpStream>>>,
+    received: Arc<AtomicU64>,
 }
 
 impl Relay {
@@ -289,8 +290,10 @@ impl Relay {
             address: listener.local_addr()?,
             cut: Arc::default(),
             streams: Arc::default(),
+            received: Arc::default(),
         };
         let (cut, streams) = (relay.cut.clone(), relay.streams.clone());
+        let (received, sent) = (relay.received.clone(), Arc::default());
         std::thread::spawn(move || {
             // Ends with the test's process.
             for near in listener.incoming().flatten() {
@@ -303,8 +306,8 @@ impl Relay {
                 let mut all = streams.lock().expect("nobody panics with it");
                 all.extend([&near, &far].into_iter().flat_map(TcpStream::try_clone));
                 drop(all);
-                pump(&near, &far);
-                pump(&far, &near);
+                pump(&near, &far, &sent);
+                pump(&far, &near, &received);
             }
         });
         Ok(relay)
@@ -335,19 +338,26 @@ impl Relay {
         }
     }
 
+    /// Bytes from the API server so far, encrypted.
+    pub fn received(&self) -> u64 {
+        self.received.load(Ordering::Relaxed)
+    }
+
     /// Accepts connections again.
     pub fn mend(&self) {
         self.cut.store(false, Ordering::SeqCst);
     }
 }
 
-fn pump(from: &TcpStream, to: &TcpStream) {
+fn pump(from: &TcpStream, to: &TcpStream, bytes: &Arc<AtomicU64>) {
+    let bytes = bytes.clone();
     let (Ok(mut from), Ok(mut to)) = (from.try_clone(), to.try_clone()) else {
         return;
     };
     std::thread::spawn(move || {
         let mut buffer = [0; 16 * 1024];
         while let Ok(read) = from.read(&mut buffer) {
+            bytes.fetch_add(read as u64, Ordering::Relaxed);
             if read == 0 || to.write_all(&buffer[..read]).is_err() {
                 break;
             }

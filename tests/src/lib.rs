@@ -2,6 +2,7 @@
 //!
 //! ```text
 //! chaos     many flows during faults of the cluster, and captures that check their sources
+//! churn     nodes that come and go through one address, with stand-ins for their agents
 //! steps     named behaviours that share one lab, run one after the other (the `main` of every program in tests/)
 //! chart     installation on Kubernetes: helm, and the granted rights
 //! installed a real cluster with the chart installed
@@ -24,6 +25,7 @@
 pub mod bulk;
 pub mod chaos;
 pub mod chart;
+pub mod churn;
 pub mod classic;
 pub mod cluster;
 pub mod crowded;

@@ -2,8 +2,10 @@
 //! lab, and measurements of their cost. Used by tests with loose limits, and by `./dev bench` for figures.
 
 mod delay;
+mod one_address;
 
 pub use delay::{Changes, Delay};
+pub use one_address::Busy;
 
 use crate::bulk::{Bulk, Request};
 use crate::kubernetes::{CRDS, Daemon, Relay, requests_between, right_of, role, until};
@@ -74,6 +76,8 @@ pub const COMPONENTS: [&str; 3] = ["controller", "worker", "gateway"];
 pub struct Large {
     size: Size,
     daemons: Vec<Daemon>,
+    /// Connections of the agents of gateway and worker to the API server, by node.
+    relays: Vec<(&'static str, Relay)>,
     bulk: Bulk,
     // The lab takes remaining agents down with it.
     lab: OwnedLab,
@@ -105,6 +109,7 @@ impl Large {
         let large = Self {
             size,
             daemons: Vec::new(),
+            relays: Vec::new(),
             bulk,
             lab,
             server,
@@ -125,10 +130,18 @@ impl Large {
     /// # Errors
     /// It does not come to rest, or some object then lacks its address or leases.
     pub fn converge(&mut self) -> anyhow::Result<f64> {
+        self.converge_with(&[])
+    }
+
+    /// As [`Self::converge`], with more arguments for the controller.
+    ///
+    /// # Errors
+    /// As [`Self::converge`].
+    pub fn converge_with(&mut self, more: &[&str]) -> anyhow::Result<f64> {
         let own = self.server.kubectl_as(COMPONENTS[0])?;
         let source = format!("kube:{}", own.kubeconfig().display());
         let log = self.server.folder().join("controller.log");
-        let arguments = [&["controller", "--source", &source], &SETTINGS[..]].concat();
+        let arguments = [&["controller", "--source", &source], &SETTINGS[..], more].concat();
         let from = std::fs::metadata(self.server.audit_log())?.len();
         let started = SystemTime::now();
         self.daemons.push(Daemon::start(&log, &arguments)?);
@@ -174,6 +187,7 @@ impl Large {
                 self.daemons.len()
             };
             self.daemons.insert(at, Daemon::spawn(&log, command)?);
+            self.relays.push((node, relay));
         }
         let programmed = [
             "get",

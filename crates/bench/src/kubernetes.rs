@@ -3,6 +3,7 @@
 
 use crate::figure::Report;
 use anyhow::Result;
+use egret_objects::Source;
 use egret_tests::scale::{COMPONENTS, Large, Size};
 use std::time::Duration;
 
@@ -17,6 +18,16 @@ const LARGE: Size = Size {
     policies: 500,
     all_on_worker: false,
 };
+/// All but ten of the nodes run one pod of the only policy.
+const ONE_ADDRESS: Size = Size {
+    nodes: 1_001,
+    pods: 990,
+    policies: 1,
+    all_on_worker: false,
+};
+/// How long workers come and go, and how often: 200 a minute.
+const BUSY: Duration = Duration::from_secs(60);
+const BUSY_PAUSE: Duration = Duration::from_millis(300);
 /// Numbers of pods that one worker runs: the limit of a kubelet, and far more.
 const LOCAL: [usize; 3] = [110, 10_000, 100_000];
 /// Most pods with `nft monitor`: with more, it takes minutes to read their elements before its first output.
@@ -24,6 +35,7 @@ const MONITORED_MAX: usize = 10_000;
 
 /// Measures all clusters, one after the other.
 pub fn measure(report: &mut Report) -> Result<()> {
+    one_address(report)?;
     let mut large = Large::up("bench-kubernetes", LARGE)?;
     let seconds = large.converge()?;
     report.add(PART, "controller, from nothing", "ours", "s", seconds);
@@ -58,6 +70,42 @@ pub fn measure(report: &mut Report) -> Result<()> {
                 report.add(PART, &name, "ours", "ms", ms);
             }
         }
+    }
+    Ok(())
+}
+
+/// Sizes and rates of an address with very many workers, of which one in 300 ms is another one.
+fn one_address(report: &mut Report) -> Result<()> {
+    let mut large = Large::up("bench-one-address", ONE_ADDRESS)?;
+    large.converge_with(&["--hold-down-secs", "2"])?;
+    let mut reader = large.reader()?;
+    while large.report_for_others(&mut reader)? {
+        reader.wait(Duration::from_millis(200))?;
+    }
+    large.start_agents()?;
+    let busy = large.busy(&mut reader, BUSY, BUSY_PAUSE)?;
+    let with = format!("{} workers of one address", busy.leases);
+    let mut add = |what: &str, unit: &str, value: f64| {
+        report.add(PART, &format!("{with}, {what}"), "ours", unit, value);
+    };
+    add("size of the record", "kB", busy.record_bytes as f64 / 1e3);
+    add(
+        "workers that change",
+        "per minute",
+        busy.moved as f64 / BUSY.as_secs_f64() * 60.0,
+    );
+    for (what, rate) in &busy.writes {
+        add(&format!("the controller's {what}"), "per minute", *rate);
+    }
+    for (component, kb) in COMPONENTS[1..].iter().zip(busy.received_kb) {
+        add(
+            &format!("received by the agent of a {component}"),
+            "kB per minute",
+            kb,
+        );
+    }
+    for (component, cores) in COMPONENTS.iter().zip(&busy.cores) {
+        add(&format!("{component}, CPU"), "% of a core", cores * 100.0);
     }
     Ok(())
 }

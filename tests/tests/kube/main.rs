@@ -1,6 +1,7 @@
 //! The program against a real API server, some with kubelets and pods, without the chart. Need root and a built Kubernetes.
 
 mod kube_away;
+mod kube_churn;
 mod kube_cluster;
 mod kube_devices;
 mod kube_front_ends;
@@ -17,6 +18,7 @@ use std::process::ExitCode;
 fn main() -> ExitCode {
     egret_tests::run(modules![
         kube_cluster,
+        kube_churn,
         kube_devices,
         kube_scale,
         kube_away,

@@ -3,6 +3,7 @@
 mod acceptance;
 mod addresses;
 mod canary;
+mod churn;
 mod classic;
 mod cleanup;
 mod cni;
@@ -47,6 +48,7 @@ fn main() -> ExitCode {
     let mut all = modules![
         acceptance,
         addresses,
+        churn,
         cleanup,
         doctor,
         egress_mapper,
