@@ -57,6 +57,8 @@ fn used(record: &NodeRecord, own: bool) -> NodeRecord {
         programmed: nobody.programmed,
         datapath: None,
         conflicts: nobody.conflicts,
+        resting: Vec::new(),
+        fenced: None,
         resource_version: 0,
         ..record.clone()
     };
