@@ -158,6 +158,9 @@ pub struct NodeStatus {
     #[serde(default)]
     #[schemars(range(min = 0))]
     pub steering_version: i64,
+    /// Steering tables that this gateway has loaded from newer EgressAddresses than there are: a backup was restored.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub newer_tables: Vec<NewerTable>,
     /// Egress addresses that this node answers for on the network.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(inner(length(min = 2, max = 45), regex(pattern = crate::ADDRESS)))]
@@ -180,6 +183,18 @@ pub struct NodeStatus {
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[x_kube(merge_strategy = ListMerge::Map(vec!["type".into()]))]
     pub conditions: Vec<Condition>,
+}
+
+/// A steering table that is newer than the EgressAddress.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct NewerTable {
+    /// The egress address.
+    #[schemars(length(min = 2, max = 45), regex(pattern = crate::ADDRESS))]
+    pub address: String,
+    /// Epoch of the EgressAddress that the table was made of.
+    #[schemars(range(min = 0))]
+    pub epoch: i64,
 }
 
 /// An egress address that another machine answers for.

@@ -349,6 +349,7 @@ impl Agent {
         NodeRecord {
             underlay_addresses: vec![host.underlay],
             steering_version: gateway.map_or(0, |_| self.steering.version()),
+            newer_tables: self.steering.newer(self.reader.view.addresses.values()),
             announcing: gateway.map_or_else(BTreeSet::new, |tables| tables.announcing.clone()),
             programmed: outcome.programmed.clone(),
             datapath: gateway.map(|_| "ebpf".to_owned()),

@@ -210,6 +210,9 @@ pub struct NodeRecord {
     pub uplink_lost: bool,
     /// Highest epoch such that the agent's gateway has applied every lease up to it (0 on pure workers).
     pub steering_version: u64,
+    /// Addresses of which this gateway has loaded a newer table than the store has a record, with the table's epoch.
+    #[serde(default)]
+    pub newer_tables: BTreeMap<IpAddr, u64>,
     /// Addresses that this node announces.
     pub announcing: BTreeSet<IpAddr>,
     /// The highest `grants_epoch` that the agent has applied to its kernel; 0 before its first report. Only with it does
@@ -269,6 +272,7 @@ impl NodeRecord {
             next_hops: BTreeSet::new(),
             uplink_lost: false,
             steering_version: 0,
+            newer_tables: BTreeMap::new(),
             announcing: BTreeSet::new(),
             acknowledged: 0,
             held: BTreeMap::new(),

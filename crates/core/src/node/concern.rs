@@ -49,6 +49,7 @@ fn used(record: &NodeRecord, own: bool) -> NodeRecord {
     let nobody = NodeRecord::new(record.node.clone());
     let mut used = NodeRecord {
         steering_version: 0,
+        newer_tables: nobody.newer_tables,
         acknowledged: 0,
         held: nobody.held,
         demand: nobody.demand,

@@ -256,6 +256,30 @@ fn after_a_restored_backup_nobody_gets_what_another_uses_and_epochs_go_on() {
     assert!(ready, "and then all goes on");
 }
 
+/// C3: the workers' records say nothing of it, for example because ports that rest have no grant.
+#[test]
+fn a_gateway_with_a_newer_table_shows_that_the_store_has_gone_back() {
+    let mut scene = kep_scene();
+    settle(&mut scene);
+    let before = scene.snapshot.addresses[&ip(E)].clone();
+    let table = before.epoch + 1;
+    record(&mut scene, "gateway1").steering_version = table;
+    record(&mut scene, "worker3").newer_tables = [(ip(E), table)].into();
+    control(&mut scene);
+    let now = &scene.snapshot.addresses[&ip(E)];
+    assert_eq!(
+        (now.epoch, now.restored),
+        (before.epoch, None),
+        "no gateway of it"
+    );
+    record(&mut scene, "gateway1").newer_tables = [(ip(E), table)].into();
+    control(&mut scene);
+    let now = &scene.snapshot.addresses[&ip(E)];
+    assert!(now.epoch > table, "so that the gateway takes it");
+    assert!(now.leases.iter().all(|lease| lease.epoch == now.epoch));
+    assert!(now.restored.is_some(), "it may lack leases");
+}
+
 /// C4: a record of a node that was deleted says nothing, until the node speaks again.
 #[test]
 fn a_node_record_that_is_made_anew_proves_nothing() {

@@ -225,6 +225,7 @@ pub fn node_record(object: &api::EgressNode) -> Reading<NodeRecord> {
                 .as_ref()
                 .and_then(|text| mac(check, "status.externalMac", text)),
             conflicts: conflicts(check, &status.conflicts),
+            newer_tables: newer_tables(check, &status.newer_tables),
             resource_version: resource_version(&object.metadata),
         })
     })();
@@ -253,6 +254,16 @@ fn mac(check: &mut Check, field: &str, text: &str) -> Option<MacAddress> {
         .parse()
         .map_err(|error: NoMacAddress| error.to_string());
     check.take(field, text, read)
+}
+
+fn newer_tables(check: &mut Check, all: &[api::NewerTable]) -> BTreeMap<IpAddr, u64> {
+    let read = all.iter().enumerate().filter_map(|(index, one)| {
+        let field = format!("status.newerTables[{index}]");
+        let text = &one.address;
+        let address = check.take(format!("{field}.address"), text, address(text))?;
+        Some((address, epoch(check, &format!("{field}.epoch"), one.epoch)?))
+    });
+    read.collect()
 }
 
 fn conflicts(check: &mut Check, all: &[api::AddressConflict]) -> BTreeMap<IpAddr, AddressClaim> {
@@ -445,6 +456,14 @@ pub fn node_status(record: &NodeRecord) -> api::NodeStatus {
         external_mac: record.external_mac.map(|mac| mac.to_string()),
         node_addresses: record.node_addresses.iter().map(IpNet::to_string).collect(),
         routers: record.routers.iter().map(IpAddr::to_string).collect(),
+        newer_tables: record
+            .newer_tables
+            .iter()
+            .map(|(address, epoch)| api::NewerTable {
+                address: address.to_string(),
+                epoch: api_number(*epoch),
+            })
+            .collect(),
         conflicts: record
             .conflicts
             .iter()

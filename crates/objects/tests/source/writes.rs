@@ -78,6 +78,7 @@ fn node_record() -> NodeRecord {
         uplink_lost: true,
         external_addresses: BTreeSet::from(["192.168.122.11/24".parse().unwrap()]),
         steering_version: 4,
+        newer_tables: BTreeMap::from([(address(), 9)]),
         announcing: BTreeSet::from([address()]),
         demand: BTreeMap::from([(address(), 12)]),
         full_destinations: BTreeMap::from([(address(), 2)]),

@@ -122,8 +122,9 @@ impl AddressWork {
                 let why = "its last connection has ended";
                 next(LeaseState::HoldDown, Epoch::Lease, why)
             }
+            // Gateways may have had no address for a node without Node object, and steered nothing to it.
             LeaseState::Vanished if is_here && lacks_ports => {
-                next(again, Epoch::Nothing, "the node is back")
+                next(LeaseState::Granted, Epoch::Lease, "the node is back")
             }
             LeaseState::Vanished if is_here => {
                 next(LeaseState::Draining, Epoch::Withdrawal, "the node is back")

@@ -23,6 +23,8 @@ pub(in crate::plan) struct Claims {
     had: BTreeMap<IpAddr, ByNode>,
     /// Given up, and not to be leased yet.
     resting: BTreeMap<IpAddr, ByNode>,
+    /// Epochs of tables that gateways have loaded from a newer record than the store has.
+    newer: BTreeMap<IpAddr, BTreeMap<NodeName, u64>>,
 }
 
 impl Claims {
@@ -43,6 +45,10 @@ impl Claims {
         };
         add(&mut self.had, had(record));
         add(&mut self.resting, of_grants(&record.resting));
+        for (address, epoch) in &record.newer_tables {
+            let nodes = self.newer.entry(*address).or_default();
+            nodes.insert(record.node.clone(), *epoch);
+        }
     }
 
     pub(in crate::plan) fn remove(&mut self, record: &NodeRecord) {
@@ -58,6 +64,20 @@ impl Claims {
         };
         remove(&mut self.had, had(record));
         remove(&mut self.resting, of_grants(&record.resting));
+        for address in record.newer_tables.keys() {
+            if let Some(nodes) = self.newer.get_mut(address) {
+                nodes.remove(&record.node);
+                if nodes.is_empty() {
+                    self.newer.remove(address);
+                }
+            }
+        }
+    }
+
+    /// Tables of the address that are newer than its record in the store was, by node and epoch.
+    pub(super) fn newer(&self, address: IpAddr) -> impl Iterator<Item = (&NodeName, u64)> {
+        let nodes = self.newer.get(&address).into_iter().flatten();
+        nodes.map(|(node, epoch)| (node, *epoch))
     }
 
     /// Whether the node has ranges of the address.
@@ -84,6 +104,7 @@ struct Concern {
     /// Also where it is withdrawn: that it is no longer held ends a lease.
     held: BTreeSet<PortRange>,
     use_of_ports: PortUse,
+    newer_table: Option<u64>,
 }
 
 impl Concerns {
@@ -92,8 +113,8 @@ impl Concerns {
         for (address, claimed) in had(record) {
             concerns.entry(address).or_default().claimed = claimed;
         }
-        for (address, held) in &record.held {
-            concerns.entry(*address).or_default().held = held.iter().copied().collect();
+        for (address, epoch) in &record.newer_tables {
+            concerns.entry(*address).or_default().newer_table = Some(*epoch);
         }
         for grant in &record.grants {
             let concern = concerns.entry(grant.address).or_default();

@@ -1,7 +1,8 @@
 //! Records that may lack leases which nodes use: nothing is granted by them for a hold-down.
 //!
 //! - The store has gone back to an older state: a backup was restored, or an API server lost what it had acknowledged. It
-//!   shows in a node that acknowledged an epoch which its record does not have.
+//!   shows in a node that acknowledged an epoch which its record does not have, and in a gateway that has loaded a newer
+//!   table. Such a gateway keeps its table until the record has a higher epoch.
 //! - The record of an address is made anew while the record of some node is missing. Both may have been deleted, and nobody
 //!   but the node knows what it had.
 //!
@@ -16,7 +17,7 @@ impl AddressWork {
     /// Notices that the record may lack leases, and that the time for that is over.
     pub(super) fn notice_restore(&mut self, cluster: &Cluster<'_>) {
         match self.record.restored {
-            None if self.is_behind(cluster) => {
+            None if self.is_behind(cluster) || self.is_older_than_a_table(cluster) => {
                 self.begin_restore("the store has gone back: nothing is granted for a hold-down");
             }
             None if self.may_be_forgotten(cluster) => {
@@ -52,6 +53,19 @@ impl AddressWork {
             [node] => cluster.claims.has(self.record.address, node),
             _ => true,
         }
+    }
+
+    /// A gateway of the address has loaded a table with a higher epoch.
+    fn is_older_than_a_table(&self, cluster: &Cluster<'_>) -> bool {
+        let Some(gateway) = cluster.snapshot.gateways.get(&self.record.gateway) else {
+            return false;
+        };
+        let mut newer = cluster.claims.newer(self.record.address);
+        newer.any(|(node, epoch)| {
+            let node = cluster.snapshot.nodes.get(node);
+            let is_believed = epoch <= cluster.epoch;
+            epoch > self.record.epoch && is_believed && node.is_some_and(|one| gateway.selects(one))
+        })
     }
 
     /// Whether the record is made anew, and a node may have ranges of it of which nothing is written.
