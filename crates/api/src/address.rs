@@ -49,7 +49,7 @@ pub struct EgressAddressSpec {
     #[serde(default, skip_serializing_if = "crate::is_zero_i64")]
     #[schemars(range(min = 0))]
     pub term: i64,
-    /// Set while nothing is granted because the store was restored from a backup.
+    /// Set while nothing is granted because leases may be missing here: a backup was restored, or records were deleted.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub restored: Option<AddressRestored>,
     /// Who may use which ports.
@@ -57,7 +57,7 @@ pub struct EgressAddressSpec {
     pub leases: Vec<AddressLease>,
 }
 
-/// A store that was restored from a backup.
+/// Records that were restored from a backup or deleted.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct AddressRestored {

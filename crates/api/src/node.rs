@@ -31,6 +31,7 @@ use crate::DatapathName;
         json_path = ".status.underlayAddresses"
     ),
     printcolumn(name = "Datapath", type_ = "string", json_path = ".status.datapath"),
+    printcolumn(name = "Fenced", type_ = "string", json_path = ".spec.fenced.reason"),
     printcolumn(
         name = "Version",
         type_ = "integer",
@@ -57,7 +58,14 @@ pub struct EgressNodeSpec {
     /// that it does not have.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub draining: Vec<NodeGrant>,
-    /// Epoch of both lists: the agent acknowledges it once its kernel has them, withdrawals included.
+    /// Source ports that this node has given up and that nobody may have yet. The controller reads them if an EgressAddress
+    /// was deleted; agents do not use them.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub resting: Vec<NodeGrant>,
+    /// Set while an operator says by `egret fence` that this node sends nothing any more.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub fenced: Option<NodeFence>,
+    /// Epoch of grants and draining: the agent acknowledges it once its kernel has them, withdrawals included.
     #[serde(default, skip_serializing_if = "crate::is_zero_i64")]
     #[schemars(range(min = 0))]
     pub grants_epoch: i64,
@@ -68,6 +76,17 @@ pub struct EgressNodeSpec {
     /// Addresses on devices of all nodes that no Node names; in the same objects, for every node to read.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub device_addresses: Vec<String>,
+}
+
+/// Why nothing is leased to a node, and why it is no gateway.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct NodeFence {
+    /// What the annotation egret.dev/fence of the Node says.
+    #[schemars(length(max = 1024))]
+    pub reason: String,
+    /// When the controller first saw it.
+    pub since: Time,
 }
 
 /// Source ports of one address that a node may use.
@@ -139,6 +158,9 @@ pub struct NodeStatus {
     #[serde(default)]
     #[schemars(range(min = 0))]
     pub steering_version: i64,
+    /// Steering tables that this gateway has loaded from newer EgressAddresses than there are: a backup was restored.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub newer_tables: Vec<NewerTable>,
     /// Egress addresses that this node answers for on the network.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(inner(length(min = 2, max = 45), regex(pattern = crate::ADDRESS)))]
@@ -161,6 +183,18 @@ pub struct NodeStatus {
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[x_kube(merge_strategy = ListMerge::Map(vec!["type".into()]))]
     pub conditions: Vec<Condition>,
+}
+
+/// A steering table that is newer than the EgressAddress.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct NewerTable {
+    /// The egress address.
+    #[schemars(length(min = 2, max = 45), regex(pattern = crate::ADDRESS))]
+    pub address: String,
+    /// Epoch of the EgressAddress that the table was made of.
+    #[schemars(range(min = 0))]
+    pub epoch: i64,
 }
 
 /// An egress address that another machine answers for.

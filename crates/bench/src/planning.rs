@@ -122,6 +122,8 @@ fn write_down(snapshot: &mut Snapshot, plan: &ClusterPlan) {
             tunnel_index: spec.tunnel_index,
             grants: spec.grants.clone(),
             draining: spec.draining.clone(),
+            resting: spec.resting.clone(),
+            fenced: spec.fenced.clone(),
             grants_epoch: spec.grants_epoch,
             acknowledged: spec.grants_epoch,
             held: held(spec.grants.iter().chain(&spec.draining)),

@@ -91,6 +91,10 @@ pub enum Verb {
     Convert(ConvertArguments),
     /// Find what earlier egress systems left on this node, and remove it if asked; as root, in the node's own network
     Doctor(DoctorArguments),
+    /// State that a machine sends nothing any more: its ports return without it, and it is no gateway for anybody
+    Fence(FenceArguments),
+    /// Take such a statement back
+    Unfence(UnfenceArguments),
     /// Have the agents of all nodes clean up and wait for it: what `helm uninstall` runs first
     Uninstall(UninstallArguments),
     /// Print the CustomResourceDefinitions as YAML
@@ -113,6 +117,8 @@ impl Verb {
             | Verb::Controller(_)
             | Verb::KubeEgress(_)
             | Verb::Doctor(_)
+            | Verb::Fence(_)
+            | Verb::Unfence(_)
             | Verb::Uninstall(_)
             | Verb::Lab { .. } => false,
         }
@@ -308,6 +314,31 @@ pub struct ExplainArguments {
     pub settings: SettingsArguments,
     #[arg(short, long, value_enum, default_value = "text")]
     pub output: Output,
+}
+
+#[derive(Debug, clap::Args)]
+#[command(after_help = "\
+Before you fence a node, see that the machine is off, or that nothing it sends reaches a gateway. If it runs all the same and \
+is not connected to the API, it may send from ports that another node has after two minutes. If it is connected, its agent \
+ends its flows and stops announcing. It writes the annotation egret.dev/fence of the Node object, by your own rights.")]
+pub struct FenceArguments {
+    /// Name of the node
+    pub node: String,
+    /// Why it is fenced: `egret status` shows it
+    #[arg(long, value_name = "TEXT", value_parser = clap::builder::NonEmptyStringValueParser::new())]
+    pub reason: String,
+    /// The API: kube (KUBECONFIG, ~/.kube/config or the pod's service account) or kube:FILE
+    #[arg(long, value_parser = source, default_value = "kube")]
+    pub source: SourceArgument,
+}
+
+#[derive(Debug, clap::Args)]
+pub struct UnfenceArguments {
+    /// Name of the node
+    pub node: String,
+    /// The API: kube (KUBECONFIG, ~/.kube/config or the pod's service account) or kube:FILE
+    #[arg(long, value_parser = source, default_value = "kube")]
+    pub source: SourceArgument,
 }
 
 #[derive(Debug, clap::Args)]

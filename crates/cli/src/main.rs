@@ -3,6 +3,7 @@
 mod args;
 mod convert;
 mod doctor;
+mod fence;
 mod http;
 mod invocation;
 mod kube_egress;

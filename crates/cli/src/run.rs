@@ -4,7 +4,7 @@ use crate::args::{
     AgentArguments, ControllerArguments, EXIT_NOT_GOOD, EXIT_UNREACHABLE, ExplainArguments,
     PlanArguments, SettingsArguments, SourceArgument, StatusArguments, Unpooled, Verb,
 };
-use crate::{convert, doctor, http, kube_egress, show, uninstall};
+use crate::{convert, doctor, fence, http, kube_egress, show, uninstall};
 use anyhow::Context;
 use egret_agent::report::Status;
 use egret_agent::{CniConfig, InstallConfig, OpenSource, Question};
@@ -32,6 +32,8 @@ pub fn run(verb: Verb) -> anyhow::Result<ExitCode> {
         Verb::Status(arguments) => status(&arguments),
         Verb::Explain(arguments) => explain(&arguments),
         Verb::Plan(arguments) => plan(&arguments),
+        Verb::Fence(arguments) => fence::fence(&arguments),
+        Verb::Unfence(arguments) => fence::unfence(&arguments),
         Verb::Uninstall(arguments) => uninstall::run(&arguments),
         Verb::Convert(arguments) => convert::run(&arguments),
         Verb::Doctor(arguments) => doctor::run(&arguments),

@@ -451,19 +451,18 @@ fn merged(
         grants.sort_by(|a, b| (a.address, &a.ranges).cmp(&(b.address, &b.ranges)));
         grants
     };
-    let none = (&[][..], &[][..]);
-    let (grants, draining) =
-        known.map_or(none, |record| (&record.grants[..], &record.draining[..]));
+    let new = NodeRecord::new(node.clone());
+    let before = known.unwrap_or(&new);
     let record = NodeRecord {
         tunnel_index: spec.tunnel_index,
-        grants: merge(&spec.grants, grants),
-        draining: merge(&spec.draining, draining),
+        grants: merge(&spec.grants, &before.grants),
+        draining: merge(&spec.draining, &before.draining),
+        resting: merge(&spec.resting, &before.resting),
+        fenced: spec.fenced.clone(),
         grants_epoch: spec.grants_epoch,
         pod_prefixes: spec.pod_prefixes.clone(),
         device_addresses: spec.device_addresses.clone(),
-        ..known
-            .cloned()
-            .unwrap_or_else(|| NodeRecord::new(node.clone()))
+        ..before.clone()
     };
     (known != Some(&record)).then_some(record)
 }

@@ -32,6 +32,7 @@ types! {
     FamilyNotCovered: "The addresses lack a family: traffic of that family is refused.";
     Overlapped: "Another policy comes before this one for some pods and destinations.";
     Degraded: "It works, with less than was promised.";
+    Fenced: "An operator says that a machine sends nothing any more.";
     AddressConflict: "Something else has an address too.";
     ForwardBlocked: "A node's firewall refuses or drops what passes through the tunnel, and Egret cannot mend it there.";
     PathBroken: "Packets that go the way of a pod's packets do not come back.";
@@ -251,6 +252,9 @@ reasons! {
     NextHopPath: Degraded true;
         "Programs of the network plugin may take answers of a next hop past the node's stack; such traffic of its pods is dropped.",
         "Run those pods on other nodes, or tell the agent the truth by `--cni-path`; see `docs/front-ends.md`.";
+    FencedByOperator: Fenced true;
+        "`egret fence` was called for the node: gateways drop what it sends, its ports go to others, and it is no gateway.",
+        "`egret unfence` it once the machine is repaired, or delete its Node object.";
     ExternalDeviceConflict: Degraded true;
         "Gateways of one node ask for different external devices.", "Use one externalInterface per node.";
     Limit: Degraded true;

@@ -489,8 +489,7 @@ fn next_hop_step(
     let Some(gateway) = one.gateway else { return };
     let has = |record: &&NodeRecord| {
         let node = snapshot.nodes.get(&record.node);
-        record.next_hops.contains(&next_hop)
-            && node.is_some_and(|node| gateway.nodes.matches(&node.labels))
+        record.next_hops.contains(&next_hop) && node.is_some_and(|node| gateway.selects(node))
     };
     let all: Vec<&str> = snapshot
         .node_records

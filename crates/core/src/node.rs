@@ -194,7 +194,7 @@ fn refuse(
 fn silent(snapshot: &Snapshot, facts: &NodeFacts, me: &NodeName) -> BTreeSet<NodeName> {
     let of_a_gateway = |node: &&Node| {
         let mut gateways = snapshot.gateways.values();
-        gateways.any(|gateway| gateway.nodes.matches(&node.labels))
+        gateways.any(|gateway| gateway.selects(node))
     };
     let others = snapshot.nodes.values().filter(|node| node.name != *me);
     let silent = others.filter(|node| facts.settled && !facts.live.contains(&node.name));

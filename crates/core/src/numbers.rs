@@ -209,6 +209,8 @@ pub const PROFILE_BOXES_MAX: usize = 65_536;
 /// Pairs of policy and egress address of one node whose traffic is counted apart, and addresses of one gateway; what is
 /// beyond is summed under `other`, so that metrics stay few.
 pub const TRAFFIC_ACCOUNTS_MAX: usize = 1000;
+/// Characters of an operator's reason for a fence that are kept.
+pub const FENCE_REASON_MAX: usize = 1024;
 /// Findings that are kept of one object; the others are counted.
 pub const FINDINGS_PER_OBJECT_MAX: usize = 64;
 /// Findings that a condition names; the others are counted.

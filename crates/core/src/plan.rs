@@ -190,6 +190,10 @@ pub struct NodeRecordSpec {
     pub grants: Vec<Grant>,
     /// See [`NodeRecord::draining`]; sorted likewise.
     pub draining: Vec<Grant>,
+    /// See [`NodeRecord::resting`]; sorted likewise.
+    pub resting: Vec<Grant>,
+    /// See [`NodeRecord::fenced`].
+    pub fenced: Option<Fenced>,
     /// See [`NodeRecord::grants_epoch`]; never lower than before.
     pub grants_epoch: u64,
     /// See [`NodeRecord::pod_prefixes`].
@@ -231,7 +235,7 @@ pub fn plan(snapshot: &Snapshot, time: PlanTime) -> ClusterPlan {
     let mut nodes = nodes::plan_nodes(
         snapshot,
         &leases.records,
-        leases.believed_max,
+        (leases.believed_max, time.now_secs),
         &mut reasons,
         &mut findings,
     );

@@ -13,6 +13,7 @@
 //!  write      unchanged objects are not written
 //!  request    one write: field manager, deadline, versions; the answer goes into the store at once
 //!  lead       one of several controllers leads, by a Lease
+//!  annotate   operators' wishes about a node
 //!  uninstall  agents' pods become pods that clean up
 //!  event      Events about conditions that became bad; rate-limited
 //! ```
@@ -20,6 +21,7 @@
 //! The client is asynchronous and has a runtime of its own with one thread; [`Source`](crate::Source) is blocking.
 //! While the API server is unreachable, known objects stay, and watches resume afterwards.
 
+mod annotate;
 mod client;
 mod discovery;
 mod entry;
@@ -36,6 +38,7 @@ mod watch_set;
 mod watched;
 mod write;
 
+pub use annotate::{Annotated, annotate_node};
 pub use lead::LEASE_NAME;
 pub use uninstall::{Left, Uninstalled, uninstall};
 pub use watch::GATEWAY_LABEL;

@@ -91,6 +91,16 @@ impl Agent {
         }
     }
 
+    /// Makes it an agent of the version before, which acknowledges nothing.
+    pub fn make_old(&mut self) {
+        self.rules.make_old();
+    }
+
+    /// Whether it is one.
+    pub fn is_old(&self) -> bool {
+        self.rules.is_old()
+    }
+
     /// Gateways that answer, and the versions in their last answers.
     pub fn gateways(&self) -> &GatewayLiveness {
         &self.seen
@@ -148,6 +158,12 @@ impl Agent {
             return false;
         };
         let record = record.clone();
+        if host.sabotage == Some(Sabotage::AcknowledgeFirst)
+            && let Some(early) = self.rules.acknowledge_first(&record)
+        {
+            (self.outbox, self.has_news) = (Some(early), true);
+            return false;
+        }
         let grants = self.rules.decide(&record);
         let snapshot = self.reader.view.clone();
         let local = BTreeSet::new();
@@ -220,7 +236,9 @@ impl Agent {
         host.kernel.groups = outcome.groups.clone();
         host.kernel.members = outcome.group_members.clone();
         self.rules.applied(worker, &record, host.kernel, now_ms);
-        host.disk.grants = self.rules.memory().clone();
+        if !self.rules.is_old() {
+            host.disk.grants = self.rules.memory().clone();
+        }
         if parts >= part::STATUS {
             let status = self.status(host, &outcome);
             self.outbox = Some(self.rules.report(status));
@@ -331,6 +349,7 @@ impl Agent {
         NodeRecord {
             underlay_addresses: vec![host.underlay],
             steering_version: gateway.map_or(0, |_| self.steering.version()),
+            newer_tables: self.steering.newer(self.reader.view.addresses.values()),
             announcing: gateway.map_or_else(BTreeSet::new, |tables| tables.announcing.clone()),
             programmed: outcome.programmed.clone(),
             datapath: gateway.map(|_| "ebpf".to_owned()),

@@ -1,8 +1,8 @@
 //! The checker: what kernels hold and do, whatever anybody planned. It shares no code with the planner, the agents'
 //! decisions or `core::check`.
 //!
-//! Its one assumption about people: the Node object of a gateway is deleted only when the machine is off or empty. So a
-//! gateway without a Node object is not looked at, until it has read all records after it is made again.
+//! Its one assumption about people: the Node object of a gateway is deleted, or the gateway fenced, only when the machine is
+//! off or empty. So such a gateway is not looked at, until it has read all records after that has ended.
 
 use crate::cluster::HOLD_DOWN_SECS;
 use crate::kernel::{Block, Exit, Flow};
@@ -70,6 +70,8 @@ pub struct Network<'a> {
     pub disturbed: &'a BTreeSet<NodeName>,
     /// Addresses whose record somebody deleted or restored.
     pub torn: &'a BTreeSet<IpAddr>,
+    /// Addresses whose record somebody restored.
+    pub restored: &'a BTreeSet<IpAddr>,
     /// Whether packets pass between two nodes.
     pub connected: &'a dyn Fn(usize, usize) -> bool,
     /// Milliseconds since the beginning.
@@ -81,7 +83,9 @@ impl Network<'_> {
     fn gateways(&self) -> impl Iterator<Item = (usize, &Machine)> {
         let all = self.machines.iter().enumerate();
         all.filter(|(_, machine)| {
-            machine.is_gateway && machine.is_known && self.objects.nodes.contains_key(&machine.name)
+            let node = self.objects.nodes.get(&machine.name);
+            let is_here = node.is_some_and(|node| node.maintenance.fence.is_none());
+            machine.is_gateway && machine.is_known && is_here
         })
     }
 
@@ -181,9 +185,9 @@ impl Checker {
                     at_ms,
                 });
                 let rested_ms = at_ms - last.at_ms;
-                // Which blocks rest is in the record alone: who deletes it ends the rest.
-                let is_torn = network.torn.contains(&block.0);
-                if last.node != *name && rested_ms < rest_ms && !is_torn {
+                // Which blocks have rested since the backup, nobody knows until some node shows that it was restored.
+                let is_restored = network.restored.contains(&block.0);
+                if last.node != *name && rested_ms < rest_ms && !is_restored {
                     let text = format!(
                         "{name} sends from {}, which {} (machine {}) used {rested_ms} ms ago",
                         show(block),

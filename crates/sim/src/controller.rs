@@ -14,6 +14,8 @@ use std::net::IpAddr;
 pub enum Write {
     /// An address record.
     Address(Box<AddressRecord>),
+    /// The same, whatever version the store has.
+    Forced(Box<AddressRecord>),
     /// The controller's part of a node record, and the record as it was read.
     Record(Box<NodeRecord>, Option<Box<NodeRecord>>),
     /// An address record goes, if it has this version.
@@ -27,6 +29,12 @@ impl Write {
     pub fn make(&self, store: &mut Store) -> Result<(), Refused> {
         match self {
             Write::Address(record) => store.write_address(record),
+            Write::Forced(record) => {
+                let mut record = record.clone();
+                let known = store.state().addresses.get(&record.address);
+                record.resource_version = known.map_or(0, |known| known.resource_version);
+                store.write_address(&record)
+            }
             Write::Record(record, seen) => store.write_record(record, seen.as_deref()),
             Write::NoAddress(address, version) => store.delete_address(*address, Some(*version)),
             Write::NoRecord(node) => {
@@ -38,7 +46,7 @@ impl Write {
 
     fn kind(&self) -> Kind {
         match self {
-            Write::Address(_) | Write::NoAddress(..) => Kind::Addresses,
+            Write::Address(_) | Write::Forced(_) | Write::NoAddress(..) => Kind::Addresses,
             Write::Record(..) | Write::NoRecord(_) => Kind::Records,
         }
     }
@@ -126,6 +134,13 @@ impl Controller {
             }
             _ => writes(&self.reader, plan),
         };
+        if sabotage == Some(Sabotage::StaleGrowth) {
+            for write in &mut self.queue {
+                if let Write::Address(record) = write {
+                    *write = Write::Forced(record.clone());
+                }
+            }
+        }
     }
 
     /// Takes the next write of the plan.
@@ -137,11 +152,11 @@ impl Controller {
     pub fn write(&mut self, store: &mut Store, write: &Write, fate: Fate) {
         let before = store.changes(write.kind());
         let made = match fate {
-            Fate::Made | Fate::Unanswered => write.make(store),
+            Fate::Made | Fate::Unanswered | Fate::Twice => write.make(store),
             Fate::Refused | Fate::Late => Err(Refused::Conflict),
         };
         match made {
-            Ok(()) if fate == Fate::Made => {
+            Ok(()) if fate != Fate::Unanswered => {
                 if store.changes(write.kind()) > before {
                     self.reader.wrote(store, write.kind());
                 }
@@ -165,6 +180,8 @@ fn writes(reader: &Reader, plan: &ClusterPlan) -> VecDeque<Write> {
             tunnel_index: spec.tunnel_index,
             grants: spec.grants.clone(),
             draining: spec.draining.clone(),
+            resting: spec.resting.clone(),
+            fenced: spec.fenced.clone(),
             grants_epoch: spec.grants_epoch,
             pod_prefixes: spec.pod_prefixes.clone(),
             ..known

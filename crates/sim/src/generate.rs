@@ -6,7 +6,7 @@ use crate::step::{Client, Fate, Kind, Part, Place, Step};
 use fastrand::Rng;
 
 /// Kinds of steps, and their weights. Those behind [`CALM`] are faults.
-const WEIGHTS: [(Choice, u32); 33] = [
+const WEIGHTS: [(Choice, u32); 35] = [
     (Choice::Round, 10),
     (Choice::Wait, 6),
     (Choice::Sync, 16),
@@ -33,6 +33,8 @@ const WEIGHTS: [(Choice, u32); 33] = [
     (Choice::DeleteNode, 1),
     (Choice::DeleteGatewayNode, 1),
     (Choice::Replace, 1),
+    (Choice::Fence, 1),
+    (Choice::Downgrade, 1),
     (Choice::Clock, 1),
     (Choice::DeleteAddress, 1),
     (Choice::DeleteRecord, 1),
@@ -73,6 +75,8 @@ enum Choice {
     DeleteNode,
     DeleteGatewayNode,
     Replace,
+    Fence,
+    Downgrade,
     Clock,
     DeleteAddress,
     DeleteRecord,
@@ -115,13 +119,13 @@ pub fn script(seed: u64, steps: usize) -> Script {
             (*choice, if is_on { *weight } else { 0 })
         });
     let mut weights: Vec<(Choice, u32)> = weights.collect();
-    // Without both records nothing says what a worker has, until its agent reports.
-    let addresses_go = weights.contains(&(Choice::DeleteAddress, 1));
-    let records = weights
+    // Agents of the version before acknowledge nothing, so that no node shows that the store has gone back.
+    let is_old = weights.contains(&(Choice::Downgrade, 1));
+    let restores = weights
         .iter_mut()
-        .filter(|(choice, _)| *choice == Choice::DeleteRecord);
-    records
-        .filter(|_| addresses_go)
+        .filter(|(choice, _)| *choice == Choice::Restore);
+    restores
+        .filter(|_| is_old)
         .for_each(|(_, weight)| *weight = 0);
     let total: u32 = weights.iter().map(|(_, weight)| weight).sum();
     let mut generator = Generator {
@@ -188,7 +192,7 @@ impl Generator {
     }
 
     fn bad(&mut self) -> Fate {
-        [Fate::Refused, Fate::Unanswered, Fate::Late][self.rng.usize(0..3)]
+        [Fate::Refused, Fate::Unanswered, Fate::Late, Fate::Twice][self.rng.usize(0..4)]
     }
 
     /// Adds a fault, and remembers what repairs it.
@@ -321,6 +325,12 @@ impl Generator {
                 self.fault(steps, Step::DeleteNode(node), Step::CreateNode(node));
             }
             Choice::Replace => steps.push(Step::Replace(node)),
+            Choice::Fence => self.fault(steps, Step::Fence(node), Step::Unfence(node)),
+            Choice::Downgrade => {
+                steps.push(Step::Downgrade(node));
+                self.repairs.push(Step::Kill(node));
+                self.repairs.push(Step::Start(node, 0));
+            }
             Choice::Clock => {
                 let seconds = [-86_400, -121, -3, 3, 121, 86_400][self.rng.usize(0..6)];
                 let number = self.rng.usize(0..2);

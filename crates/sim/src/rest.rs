@@ -4,7 +4,8 @@ use crate::checker::Rule;
 use crate::cluster::{ELSEWHERE, egress_address, pod_key};
 use crate::step::Part;
 use crate::world::World;
-use egret_core::numbers::BLOCK_PORTS;
+use egret_core::model::Lease;
+use egret_core::numbers::{BLOCK_PORTS, LEASE_PORT_FIRST};
 use std::net::IpAddr;
 
 type Found = Result<(), (Rule, String)>;
@@ -21,6 +22,13 @@ impl World {
         self.heal();
         self.rounds(SHORT_ROUNDS, 1_000)?;
         self.rounds(LONG_ROUNDS, 30_000)?;
+        if self.is_full() {
+            // Flows that go on for ever keep their ports, whoever else has none: such flows end now.
+            for node in 0..self.machines.len() {
+                self.close(node, Part::All);
+            }
+            self.rounds(LONG_ROUNDS, 30_000)?;
+        }
         self.everybody_is_served()?;
         for node in 0..self.machines.len() {
             self.close(node, Part::All);
@@ -31,6 +39,18 @@ impl World {
         self.rounds(SHORT_ROUNDS, 1_000)?;
         self.rounds(LONG_ROUNDS, 30_000)?;
         self.all_is_free()
+    }
+
+    /// Whether every block of some address is leased.
+    fn is_full(&self) -> bool {
+        let blocks = |lease: &Lease| -> usize {
+            let ranges = lease.ranges.iter();
+            let ports = ranges.map(|range| usize::from(range.last - range.first) + 1);
+            ports.sum::<usize>() / usize::from(BLOCK_PORTS)
+        };
+        let all = usize::from(u16::MAX - LEASE_PORT_FIRST) / usize::from(BLOCK_PORTS) + 1;
+        let mut records = self.store.state().addresses.values();
+        records.any(|record| record.leases.iter().map(blocks).sum::<usize>() == all)
     }
 
     fn rounds(&mut self, rounds: usize, ms: u64) -> Found {

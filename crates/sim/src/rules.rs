@@ -14,6 +14,12 @@ use std::net::IpAddr;
 pub struct LeaseRules {
     leases: NodeLeases,
     sabotage: Option<Sabotage>,
+    /// The version before: it uses each grant at once, and reports what it uses by address alone.
+    is_old: bool,
+    /// Addresses of its grants, for such a report.
+    granted: BTreeSet<IpAddr>,
+    /// Epoch of the last record that was acknowledged before it was applied.
+    acknowledged: u64,
 }
 
 /// A status on its way.
@@ -31,7 +37,20 @@ impl LeaseRules {
         Self {
             leases: NodeLeases::new(memory),
             sabotage,
+            is_old: false,
+            granted: BTreeSet::new(),
+            acknowledged: 0,
         }
+    }
+
+    /// Makes it the version before.
+    pub fn make_old(&mut self) {
+        self.is_old = true;
+    }
+
+    /// Whether it is the version before.
+    pub fn is_old(&self) -> bool {
+        self.is_old
     }
 
     /// What is left for a later process.
@@ -42,10 +61,35 @@ impl LeaseRules {
     /// Grants for this round.
     pub fn decide(&mut self, record: &NodeRecord) -> NodeGrants {
         let grants = self.leases.decide(record);
+        if self.is_old {
+            let addresses = record.grants.iter().map(|grant| grant.address);
+            self.granted = addresses.collect();
+            return NodeGrants {
+                usable: record.grants.clone(),
+                flows: None,
+            };
+        }
         match self.sabotage {
             Some(Sabotage::IgnoreEpochs) => NodeGrants::of(record),
+            Some(Sabotage::UseBeforeHeld) if !self.leases.is_older() => NodeGrants::of(record),
             _ => grants,
         }
+    }
+
+    /// A report that the kernel has this record, which it has not yet; `None` after the first one.
+    pub fn acknowledge_first(&mut self, record: &NodeRecord) -> Option<Outgoing> {
+        if self.acknowledged >= record.grants_epoch {
+            return None;
+        }
+        self.acknowledged = record.grants_epoch;
+        let granted = record.grants.iter();
+        let held = granted.map(|grant| (grant.address, grant.ranges.as_slice()));
+        let report = LeaseReport {
+            acknowledged: record.grants_epoch,
+            held: held.collect(),
+            ..self.leases.report()
+        };
+        Some(self.outgoing(record.clone(), report))
     }
 
     /// The kernel is about to get these rules.
@@ -85,6 +129,17 @@ impl LeaseRules {
 
     fn outgoing(&mut self, record: NodeRecord, report: LeaseReport) -> Outgoing {
         let number = self.leases.sent(report.held.clone());
+        if self.is_old {
+            let mut demand = report.in_use;
+            for address in &self.granted {
+                demand.entry(*address).or_default();
+            }
+            let record = NodeRecord { demand, ..record };
+            return Outgoing {
+                record: Box::new(record),
+                number,
+            };
+        }
         let record = NodeRecord {
             acknowledged: report.acknowledged,
             held: report.held.ranges(),

@@ -9,6 +9,12 @@ pub enum Sabotage {
     NoFence,
     /// Agents use grants whatever gateways have loaded, and whatever epoch the grants have.
     IgnoreEpochs,
+    /// The planner grants from free space that it has read before: nothing is compared at the write.
+    StaleGrowth,
+    /// Agents acknowledge a record, and apply it a round later.
+    AcknowledgeFirst,
+    /// Agents use ranges before the store has accepted that they hold them.
+    UseBeforeHeld,
     /// Gateways answer probes and announce addresses before their tables are loaded.
     AnnounceFirst,
 }

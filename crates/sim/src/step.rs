@@ -57,11 +57,19 @@ pub enum Fate {
     Unanswered,
     /// The client gives up; the store makes it at a later [`Step::Land`].
     Late,
+    /// It is made, the client is told, and it is made again at a later [`Step::Land`].
+    Twice,
 }
 
 impl Fate {
-    const ALL: [Fate; 4] = [Fate::Made, Fate::Refused, Fate::Unanswered, Fate::Late];
-    const NAMES: [&'static str; 4] = ["made", "refused", "unanswered", "late"];
+    const ALL: [Fate; 5] = [
+        Fate::Made,
+        Fate::Refused,
+        Fate::Unanswered,
+        Fate::Late,
+        Fate::Twice,
+    ];
+    const NAMES: [&'static str; 5] = ["made", "refused", "unanswered", "late", "twice"];
 }
 
 /// Which flows of a node end.
@@ -133,6 +141,12 @@ pub enum Step {
     CreateNode(usize),
     /// Another machine takes the place and the name of this one, which is switched off.
     Replace(usize),
+    /// An operator fences the node.
+    Fence(usize),
+    /// The fence is taken back.
+    Unfence(usize),
+    /// The agent's process ends, and one of the version before starts.
+    Downgrade(usize),
     /// A wall clock jumps by this number of seconds.
     Clock(Place, i64),
     /// A pod opens flows to a destination.
@@ -209,6 +223,9 @@ impl fmt::Display for Step {
             Step::DeleteNode(node) => write!(f, "delete-node {node}"),
             Step::CreateNode(node) => write!(f, "create-node {node}"),
             Step::Replace(node) => write!(f, "replace {node}"),
+            Step::Fence(node) => write!(f, "fence {node}"),
+            Step::Unfence(node) => write!(f, "unfence {node}"),
+            Step::Downgrade(node) => write!(f, "downgrade {node}"),
             Step::Clock(place, seconds) => write!(f, "clock {place} {seconds}"),
             Step::Open {
                 pod,
@@ -302,6 +319,9 @@ impl FromStr for Step {
             "delete-node" => Step::DeleteNode(w.number()?),
             "create-node" => Step::CreateNode(w.number()?),
             "replace" => Step::Replace(w.number()?),
+            "fence" => Step::Fence(w.number()?),
+            "unfence" => Step::Unfence(w.number()?),
+            "downgrade" => Step::Downgrade(w.number()?),
             "clock" => Step::Clock(w.place()?, w.number()?),
             "open" => Step::Open {
                 pod: w.number()?,

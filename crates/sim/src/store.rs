@@ -42,6 +42,8 @@ pub struct Store {
     disturbed: BTreeSet<NodeName>,
     /// Addresses whose record somebody deleted or restored.
     torn: BTreeSet<IpAddr>,
+    /// Addresses whose record somebody restored.
+    restored: BTreeSet<IpAddr>,
 }
 
 fn kind_of(change: &Change) -> Kind {
@@ -70,6 +72,8 @@ fn same_spec(one: &NodeRecord, other: &NodeRecord) -> bool {
         && one.grants_epoch == other.grants_epoch
         && one.grants == other.grants
         && one.draining == other.draining
+        && one.resting == other.resting
+        && one.fenced == other.fenced
         && one.pod_prefixes == other.pod_prefixes
 }
 
@@ -100,6 +104,7 @@ impl Store {
             backup: None,
             disturbed: BTreeSet::new(),
             torn: BTreeSet::new(),
+            restored: BTreeSet::new(),
         }
     }
 
@@ -121,6 +126,11 @@ impl Store {
     /// Addresses whose record somebody deleted or restored: gateways may have lost their tables for a while.
     pub fn torn(&self) -> &BTreeSet<IpAddr> {
         &self.torn
+    }
+
+    /// Addresses whose record somebody restored: ports that rested meanwhile are unknown until some node shows it.
+    pub fn restored(&self) -> &BTreeSet<IpAddr> {
+        &self.restored
     }
 
     fn change(&mut self, change: Change) {
@@ -201,6 +211,8 @@ impl Store {
         known.tunnel_index = record.tunnel_index;
         known.grants = record.grants.clone();
         known.draining = record.draining.clone();
+        known.resting = record.resting.clone();
+        known.fenced = record.fenced.clone();
         known.grants_epoch = record.grants_epoch;
         known.pod_prefixes = record.pod_prefixes.clone();
         self.version += 1;
@@ -221,6 +233,8 @@ impl Store {
         record.tunnel_index = known.tunnel_index;
         record.grants = known.grants.clone();
         record.draining = known.draining.clone();
+        record.resting = known.resting.clone();
+        record.fenced = known.fenced.clone();
         record.grants_epoch = known.grants_epoch;
         record.pod_prefixes = known.pod_prefixes.clone();
         record.resource_version = known.resource_version;
@@ -260,6 +274,7 @@ impl Store {
             node_records: backup.state.node_records,
             ..self.state.clone()
         };
+        self.restored.extend(self.state.addresses.keys());
         for change in changes(&self.state, &before) {
             self.change(change);
         }
@@ -270,7 +285,8 @@ impl Store {
             .keys()
             .chain(self.state.nodes.keys());
         self.disturbed.extend(names.cloned());
-        self.torn.extend(self.state.addresses.keys());
+        self.restored.extend(self.state.addresses.keys());
+        self.torn.extend(&self.restored);
     }
 }
 

@@ -10,7 +10,7 @@ use crate::sabotage::Sabotage;
 use crate::script::{Cluster, Script};
 use crate::step::{Client, Fate, Kind, Part, Place, Step};
 use crate::store::{Reader, Store};
-use egret_core::model::{NodeRecord, Snapshot};
+use egret_core::model::{Maintenance, Node, NodeRecord, Snapshot};
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::net::IpAddr;
 
@@ -124,6 +124,7 @@ impl World {
             objects: self.store.state(),
             disturbed: self.store.disturbed(),
             torn: self.store.torn(),
+            restored: self.store.restored(),
             connected,
             now_ms: self.now_ms,
         }
@@ -311,7 +312,11 @@ impl World {
             return;
         };
         let made = match fate {
-            Fate::Made | Fate::Unanswered if is_connected => {
+            Fate::Made | Fate::Unanswered | Fate::Twice if is_connected => {
+                if fate == Fate::Twice {
+                    self.late
+                        .push_back(LateWrite::Status(status.record.clone()));
+                }
                 Some(self.store.write_status(&status.record).is_ok())
             }
             Fate::Late if is_connected => {
@@ -321,7 +326,7 @@ impl World {
             }
             _ => None,
         };
-        match made.filter(|_| fate == Fate::Made) {
+        match made.filter(|_| fate != Fate::Unanswered) {
             Some(true) => agent.status_written(&status),
             Some(false) => agent.status_lost(),
             // It is tried again, unless there is a newer one by then.
@@ -380,7 +385,7 @@ impl World {
         };
         let fate = if is_connected { fate } else { Fate::Refused };
         controller.write(&mut self.store, &write, fate);
-        if fate == Fate::Late {
+        if matches!(fate, Fate::Late | Fate::Twice) {
             self.late.push_back(LateWrite::Controller(write));
             self.late.drain(..self.late.len().saturating_sub(LATE_MAX));
         }
@@ -427,6 +432,9 @@ impl World {
             | Step::Thaw(node)
             | Step::DeleteNode(node)
             | Step::CreateNode(node)
+            | Step::Fence(node)
+            | Step::Unfence(node)
+            | Step::Downgrade(node)
             | Step::Replace(node)
                 if node < self.machines.len() =>
             {
@@ -462,6 +470,12 @@ impl World {
                     .for_each(|key| self.store.set_pod(key, None));
             }
             Step::CreateNode(_) => self.create_node(node),
+            Step::Unfence(_) if self.store.state().nodes.contains_key(&machine.name) => {
+                self.create_node(node);
+            }
+            Step::Unfence(_) => {}
+            Step::Fence(_) => self.fence(node),
+            Step::Downgrade(_) => self.downgrade(node),
             Step::Replace(_) => {
                 *machine = Machine::new(&self.cluster, node, self.numbers);
                 self.numbers += 1;
@@ -489,10 +503,39 @@ impl World {
     fn create_node(&mut self, node: usize) {
         let machine = &mut self.machines[node];
         let object = cluster::node(&self.cluster, node, machine.number);
-        if !self.store.state().nodes.contains_key(&machine.name) {
+        let known = self.store.state().nodes.get(&machine.name);
+        if known.is_none_or(|known| known.maintenance.fence.is_some()) {
             machine.known_from = self.store.changes(Kind::Addresses);
+            machine.is_known = false;
         }
         self.store.set_node(machine.name.clone(), Some(object));
+    }
+
+    /// An operator fences a node that has a Node object. As with a deletion, he is right about a gateway.
+    fn fence(&mut self, node: usize) {
+        let machine = &mut self.machines[node];
+        let known = self.store.state().nodes.get(&machine.name);
+        if let Some(known) = known.cloned() {
+            machine.is_known = false;
+            let maintenance = Maintenance {
+                fence: Some("it is off".to_owned()),
+                ..known.maintenance
+            };
+            let object = Node {
+                maintenance,
+                ..known
+            };
+            self.store.set_node(machine.name.clone(), Some(object));
+        }
+    }
+
+    /// An agent of the version before takes over.
+    fn downgrade(&mut self, node: usize) {
+        self.machines[node].agent = None;
+        self.start(node, 0);
+        if let Some(agent) = &mut self.machines[node].agent {
+            agent.make_old();
+        }
     }
 
     /// A pod opens flows. What it opens is looked at by the checker.
@@ -579,7 +622,11 @@ impl World {
         }
         self.lead(0, false);
         for node in 0..self.machines.len() {
-            self.machines[node].is_frozen = false;
+            let machine = &mut self.machines[node];
+            machine.is_frozen = false;
+            if machine.agent.as_ref().is_some_and(|agent| agent.is_old()) {
+                machine.agent = None;
+            }
             self.create_node(node);
             self.start(node, 0);
         }

@@ -11,6 +11,7 @@ use egret_core::node::{NodeOutcome, probe_targets};
 use egret_datapath::gateway::GatewayBackend;
 use egret_datapath::node::NodeGateway;
 use egret_objects::View;
+use std::collections::BTreeMap;
 
 impl MainLoop {
     /// Sets the probe targets: every gateway except this node.
@@ -64,7 +65,8 @@ impl MainLoop {
             self.reports.traffic.update(counters, takeovers);
             self.reports.findings.ipvs_dropped = self.reports.traffic.ipvs_dropped();
         }
-        let gateway = gateway_report(&self.gateway, self.datapath.gateway());
+        let mut gateway = gateway_report(&self.gateway, self.datapath.gateway());
+        gateway.newer_tables = self.tables.newer(view.snapshot.addresses.values());
         self.show(&gateway);
         let Some(record) = view.snapshot.node_records.get(&self.config.node) else {
             return;
@@ -129,6 +131,7 @@ fn gateway_report(gateway: &Gateway, path: &NodeGateway) -> GatewayReport {
         limitations: backend.and_then(GatewayBackend::limitations),
         loaded: path.is_loaded(),
         version: gateway.version(path),
+        newer_tables: BTreeMap::new(),
         announcing: gateway.announcing(),
         external_mac: path.external().map(|(_, mac)| MacAddress(mac)),
         claims: gateway.claims().clone(),

@@ -1,7 +1,11 @@
 //! Conditions in `egret status`: only those that hold and differ from the normal state.
 
+use egret_core::condition::{ConditionType, Reason};
+use egret_core::model::NodeName;
+use egret_objects::convert::lease::time_text;
 use egret_objects::{Condition, ConditionStatus, View};
 use serde::Serialize;
+use std::collections::BTreeMap;
 
 /// One condition of a policy or a node.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
@@ -50,11 +54,30 @@ pub(crate) fn of_policy(conditions: &[Condition]) -> Vec<ConditionView> {
     holding(conditions, &GOOD)
 }
 
-/// Conditions that nodes report.
+/// Conditions that nodes report, and fences: the agent of a fenced node is usually dead, so the objects tell them.
 pub(crate) fn of_nodes(view: &View) -> Vec<NodeView> {
-    let nodes = view.nodes.iter().map(|(node, report)| NodeView {
-        node: node.0.clone(),
-        conditions: holding(&report.conditions, &[]),
+    let (kind, reason) = (ConditionType::Fenced, Reason::FencedByOperator);
+    let skip = kind.to_string();
+    let reported = view.nodes.iter().map(|(node, report)| {
+        let conditions = holding(&report.conditions, &[&skip]);
+        (node.clone(), conditions)
+    });
+    let mut all: BTreeMap<NodeName, Vec<ConditionView>> = reported.collect();
+    let nodes = view.snapshot.nodes.values();
+    for (node, why) in nodes.filter_map(|node| Some((node, node.maintenance.fence.as_ref()?))) {
+        let record = view.snapshot.node_records.get(&node.name);
+        let fenced = record.and_then(|record| record.fenced.as_ref());
+        let since = fenced.map(|fenced| format!(", since {}", time_text(fenced.since_secs)));
+        let fence = ConditionView {
+            condition: kind.to_string(),
+            reason: reason.to_string(),
+            message: format!("{why}{}", since.unwrap_or_default()),
+        };
+        all.entry(node.name.clone()).or_default().insert(0, fence);
+    }
+    let nodes = all.into_iter().map(|(node, conditions)| NodeView {
+        node: node.0,
+        conditions,
     });
     nodes.filter(|node| !node.conditions.is_empty()).collect()
 }

@@ -128,6 +128,11 @@ pub(super) fn conditions(inputs: &StatusInputs<'_>, left_out: LeftOut) -> Vec<Co
             Condition::from(&Said::new(kind, false, reason, text))
         }
     }];
+    let node = inputs.snapshot.nodes.get(&inputs.record.node);
+    if let Some(reason) = node.and_then(|node| node.maintenance.fence.clone()) {
+        let kind = ConditionType::Fenced;
+        conditions.push(holds(kind, Reason::FencedByOperator, reason));
+    }
     if !full.is_empty() {
         conditions.push(holds(
             ConditionType::PortsExhausted,

@@ -16,6 +16,8 @@ pub(crate) struct GatewayReport {
     pub(crate) loaded: bool,
     /// The steering version of its tables; 0 without an external link that counts.
     pub(crate) version: u64,
+    /// Tables that are newer than the records in the store, with their epochs.
+    pub(crate) newer_tables: BTreeMap<IpAddr, u64>,
     /// Egress addresses that this node announces.
     pub(crate) announcing: BTreeSet<IpAddr>,
     /// Hardware address of the external device, while a data path is attached.

@@ -46,6 +46,7 @@ pub(crate) fn node_status(inputs: &StatusInputs<'_>) -> NodeStatus {
             .unwrap_or_default(),
         uplink_lost: is_gateway && gateway.uplink_lost,
         steering_version: gateway.version,
+        newer_tables: gateway.newer_tables.clone(),
         announcing: gateway.announcing.clone(),
         acknowledged: leases.acknowledged,
         held: leases.held.ranges(),

@@ -116,11 +116,13 @@ fn writes(snapshot: &Snapshot, plan: &ClusterPlan, found: &mut Found) {
     );
     let differs = |(name, spec): &(&NodeName, &crate::plan::NodeRecordSpec)| {
         snapshot.node_records.get(*name).is_none_or(|known| {
-            let grants = (&known.grants, &known.draining, known.grants_epoch);
+            let grants = (&known.grants, &known.draining, &known.resting);
             known.tunnel_index != spec.tunnel_index
                 || known.pod_prefixes != spec.pod_prefixes
                 || known.device_addresses != spec.device_addresses
-                || grants != (&spec.grants, &spec.draining, spec.grants_epoch)
+                || known.grants_epoch != spec.grants_epoch
+                || known.fenced != spec.fenced
+                || grants != (&spec.grants, &spec.draining, &spec.resting)
         })
     };
     let nodes: Vec<&NodeName> = plan
@@ -193,37 +195,40 @@ fn deletions(snapshot: &Snapshot, plan: &ClusterPlan, found: &mut Found) {
 
 fn acknowledged(snapshot: &Snapshot, epoch: u64) -> bool {
     snapshot.nodes.values().all(|node| {
-        let is_gateway = snapshot
-            .gateways
-            .values()
-            .any(|g| g.nodes.matches(&node.labels));
+        let is_gateway = snapshot.gateways.values().any(|g| g.selects(node));
         let record = snapshot.node_records.get(&node.name);
         !is_gateway
             || record.is_none_or(|r| r.underlay_addresses.is_empty() || r.steering_version >= epoch)
     })
 }
 
+/// Flows for which a node may use a lease.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+enum Use {
+    New,
+    Old,
+    None,
+}
+
 fn nodes(snapshot: &Snapshot, plan: &ClusterPlan, found: &mut Found) {
-    let mut leased: BTreeMap<(&NodeName, bool), Vec<Grant>> = BTreeMap::new();
+    let mut leased: BTreeMap<(&NodeName, Use), Vec<Grant>> = BTreeMap::new();
     let unreadable = &snapshot.unreadable;
     let records = plan.addresses.values();
     let readable = records.filter(|record| !unreadable.addresses.contains(&record.address));
     for record in readable {
         for lease in &record.leases {
-            let usable = match lease.state {
-                LeaseState::Granted | LeaseState::Active => Some(true),
-                LeaseState::Draining | LeaseState::Vanished => Some(false),
-                LeaseState::Fenced | LeaseState::HoldDown => None,
+            let used = match lease.state {
+                LeaseState::Granted | LeaseState::Active => Use::New,
+                LeaseState::Draining | LeaseState::Vanished => Use::Old,
+                LeaseState::Fenced | LeaseState::HoldDown => Use::None,
             };
-            if let Some(usable) = usable {
-                let of_node = leased.entry((&lease.node, usable)).or_default();
-                of_node.push(Grant {
-                    address: record.address,
-                    gateway: record.gateway.clone(),
-                    ranges: lease.ranges.clone(),
-                    epoch: lease.epoch,
-                });
-            }
+            let of_node = leased.entry((&lease.node, used)).or_default();
+            of_node.push(Grant {
+                address: record.address,
+                gateway: record.gateway.clone(),
+                ranges: lease.ranges.clone(),
+                epoch: lease.epoch,
+            });
         }
     }
     let mut indexes: BTreeMap<u16, &NodeName> = BTreeMap::new();
@@ -238,13 +243,15 @@ fn nodes(snapshot: &Snapshot, plan: &ClusterPlan, found: &mut Found) {
                 format!("{} is that of {other} too", spec.tunnel_index),
             );
         }
-        let usable = leased.remove(&(name, true)).unwrap_or_default();
-        let draining = leased.remove(&(name, false)).unwrap_or_default();
+        let mut of_use = |used| leased.remove(&(name, used)).unwrap_or_default();
+        let (usable, draining) = (of_use(Use::New), of_use(Use::Old));
+        let resting = of_use(Use::None);
         let withdrawn = draining.iter().map(|grant| grant.epoch).max();
         let of_readable = |grant: &&Grant| !unreadable.addresses.contains(&grant.address);
         found.expect(
             spec.grants.iter().filter(of_readable).eq(&usable)
-                && spec.draining.iter().filter(of_readable).eq(&draining),
+                && spec.draining.iter().filter(of_readable).eq(&draining)
+                && spec.resting.iter().filter(of_readable).eq(&resting),
             Rule::GrantsDiffer,
             name,
             "grants are not its leases",
@@ -371,9 +378,7 @@ fn ready(
         .and_then(|name| snapshot.gateways.get(name));
     let leads = |next_hop: IpAddr, record: &NodeRecord| {
         let node = snapshot.nodes.get(&record.node);
-        let of_group = node
-            .zip(gateway)
-            .is_some_and(|(n, g)| g.nodes.matches(&n.labels));
+        let of_group = node.zip(gateway).is_some_and(|(n, g)| g.selects(n));
         of_group && record.next_hops.contains(&next_hop)
     };
     let way = match to_neighbour {

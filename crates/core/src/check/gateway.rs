@@ -67,7 +67,7 @@ fn tables(
     found: &mut Found,
 ) {
     let mine = snapshot.gateways.get(&record.gateway).is_some_and(|g| {
-        g.nodes.matches(&own.labels)
+        g.selects(own)
             && !g.wireguard
             && matches!(g.announce, AnnounceMode::L2 | AnnounceMode::Static)
     });

@@ -125,7 +125,8 @@ pub(super) fn check_claims(
 ) {
     let (old, new) = (before.map(owners).unwrap_or_default(), owners(after));
     for (name, record) in &snapshot.node_records {
-        if !snapshot.nodes.contains_key(name) {
+        let node = snapshot.nodes.get(name);
+        if node.is_none_or(|node| node.maintenance.fence.is_some()) {
             continue;
         }
         let granted = record.grants.iter().chain(&record.draining);
@@ -176,9 +177,11 @@ fn check_block(
     let lasted = |secs: i64| {
         record.term == time.term && old.since_secs.saturating_add(secs) <= time.now_secs
     };
+    let object = snapshot.nodes.get(node);
+    let is_fenced = object.is_some_and(|node| node.maintenance.fence.is_some());
+    let is_here = object.is_some() && !is_fenced;
     let rested = lasted(snapshot.settings.hold_down_secs as i64)
-        && !(snapshot.nodes.contains_key(node) && has(snapshot, node, record.address, block));
-    let is_here = snapshot.nodes.contains_key(node);
+        && !(is_here && has(snapshot, node, record.address, block));
     let fault = match (old.state, new) {
         (LeaseState::HoldDown, None) if rested => None,
         (LeaseState::HoldDown, None) => Some("is free before it has rested"),
@@ -206,9 +209,11 @@ fn check_block(
             (new.state != LeaseState::Fenced).then_some("is in use again after it was fenced")
         }
         (LeaseState::Vanished, Some((_, new))) if new.state == LeaseState::Fenced => {
-            let gone = !is_here && lasted(60);
+            let gone = is_fenced || !is_here && lasted(60);
             (!gone).then_some("is fenced although its node may come back soon")
         }
+        (_, Some((_, new))) if new.state == LeaseState::Fenced && is_fenced => None,
+        _ if is_fenced => Some("is in use by a fenced node"),
         (_, Some((_, new))) if matches!(new.state, LeaseState::Fenced | LeaseState::HoldDown) => {
             Some("rests without having drained")
         }
@@ -258,7 +263,7 @@ fn still_carried(snapshot: &Snapshot, record: &AddressRecord, epoch: u64) -> boo
     let mut nodes = snapshot.nodes.values();
     nodes.any(|node| {
         let report = snapshot.node_records.get(&node.name);
-        gateway.nodes.matches(&node.labels)
+        gateway.selects(node)
             && report
                 .is_some_and(|r| !r.underlay_addresses.is_empty() && r.steering_version < epoch)
     })

@@ -56,7 +56,7 @@ fn route(
     let subject = next_hop.address;
     let is_gateway = |node: &Node| {
         let mut gateways = snapshot.gateways.values();
-        gateways.any(|gateway| gateway.nodes.matches(&node.labels))
+        gateways.any(|gateway| gateway.selects(node))
     };
     match &next_hop.route {
         NextHopRoute::Attached(attachment) => {

@@ -147,7 +147,7 @@ fn ranges(
         let mut versions: Vec<u64> = snapshot
             .nodes
             .values()
-            .filter(|n| gateway.nodes.matches(&n.labels) && n.name != own.name)
+            .filter(|n| gateway.selects(n) && n.name != own.name)
             .filter(|n| facts.live.contains(&n.name))
             .filter_map(|n| facts.versions.get(&n.name).copied().filter(|v| *v > 0))
             .collect();
@@ -213,10 +213,7 @@ fn groups(snapshot: &Snapshot, own: &Node, state: &NodeState, found: &mut Found)
                 found.expect(all, Rule::GroupWrong, &subject, "leads to an unknown node");
             }
             Group::Local { .. } => {
-                let role = snapshot
-                    .gateways
-                    .values()
-                    .any(|g| g.nodes.matches(&own.labels));
+                let role = snapshot.gateways.values().any(|g| g.selects(own));
                 found.expect(
                     role,
                     Rule::GroupWrong,

@@ -63,7 +63,7 @@ pub(super) fn plan(snapshot: &Snapshot, plan: &ClusterPlan, found: &mut Found) {
     let is_gateway = |name: &NodeName| {
         let node = snapshot.nodes.get(name);
         let mut gateways = snapshot.gateways.values();
-        node.is_some_and(|node| gateways.any(|gateway| gateway.nodes.matches(&node.labels)))
+        node.is_some_and(|node| gateways.any(|gateway| gateway.selects(node)))
     };
     // An unreadable record informs no node reliably, and is not changed.
     let unreadable = &snapshot.unreadable.nodes;

@@ -34,10 +34,7 @@ pub fn answering_nodes(
 fn group(snapshot: &Snapshot, address: IpAddr) -> Option<BTreeSet<NodeName>> {
     let record = snapshot.addresses.get(&address)?;
     let gateway = snapshot.gateways.get(&record.gateway)?;
-    let nodes = snapshot
-        .nodes
-        .values()
-        .filter(|node| gateway.nodes.matches(&node.labels));
+    let nodes = snapshot.nodes.values().filter(|node| gateway.selects(node));
     Some(nodes.map(|node| node.name.clone()).collect())
 }
 

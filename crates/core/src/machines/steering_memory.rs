@@ -40,6 +40,18 @@ impl SteeringMemory {
             .collect()
     }
 
+    /// Addresses whose record is older than the loaded table, with the epoch of the table: the store has gone back.
+    pub fn newer<'a>(
+        &self,
+        records: impl Iterator<Item = &'a AddressRecord>,
+    ) -> BTreeMap<IpAddr, u64> {
+        let newer = records.filter_map(|record| {
+            let (epoch, _) = self.tables.get(&record.address)?;
+            (*epoch > record.epoch).then_some((record.address, *epoch))
+        });
+        newer.collect()
+    }
+
     /// An address whose record is older than the table that an agent before this one loaded: the tables must not be
     /// replaced.
     pub fn waits_for<'a>(
@@ -159,6 +171,9 @@ mod tests {
         let mut memory = SteeringMemory::default();
         assert_eq!(step(&mut memory, 10, Some(1)), (Some(1), 10));
         assert_eq!(step(&mut memory, 4, Some(2)), (Some(1), 10));
+        let newer = |epoch| memory.newer(std::iter::once(&state(epoch, None).1));
+        assert_eq!(newer(4), [(address(), 10)].into());
+        assert!(newer(10).is_empty());
         assert_eq!(step(&mut memory, 5, None), (Some(1), 10));
         assert_eq!(step(&mut memory, 11, Some(3)), (Some(3), 11));
     }

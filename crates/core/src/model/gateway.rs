@@ -1,6 +1,6 @@
 //! Groups of gateway nodes.
 
-use super::cluster::{LabelSelector, NodeName};
+use super::cluster::{LabelSelector, Node, NodeName};
 use super::ids::GatewayName;
 use crate::numbers;
 use serde::{Deserialize, Serialize};
@@ -79,6 +79,11 @@ impl Gateway {
             initial_ports: numbers::LEASE_PORTS_FIRST_MAX,
             expected_workers: None,
         }
+    }
+
+    /// Whether the node is one of this gateway's. A fenced node is no gateway for anybody, itself included.
+    pub fn selects(&self, node: &Node) -> bool {
+        node.maintenance.fence.is_none() && self.nodes.matches(&node.labels)
     }
 }
 

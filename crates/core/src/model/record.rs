@@ -97,8 +97,8 @@ pub struct AddressRecord {
     /// two machines are never compared.
     #[serde(default)]
     pub term: u64,
-    /// The store has gone back to an older state, for example because a backup was restored. Nothing is granted until every
-    /// node has said what it holds, or the hold-down has passed.
+    /// Leases may be missing here, because a backup was restored, or because this record was deleted together with others.
+    /// Nothing is granted for a hold-down.
     #[serde(default)]
     pub restored: Option<Restored>,
     /// The leases, sorted by worker and ranges.
@@ -107,7 +107,7 @@ pub struct AddressRecord {
     pub resource_version: u64,
 }
 
-/// A store that has gone back, as one record was told of it.
+/// A record that may lack leases, since when.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct Restored {
@@ -146,6 +146,16 @@ pub struct Grant {
     pub epoch: u64,
 }
 
+/// A fence that the controller has carried out.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
+pub struct Fenced {
+    /// The operator's reason.
+    pub reason: String,
+    /// Seconds since the epoch at which a leader first saw it; for people only.
+    pub since_secs: i64,
+}
+
 /// Number of pods of a policy that an agent has programmed.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Programmed {
@@ -170,6 +180,13 @@ pub struct NodeRecord {
     /// addresses that are neither here nor in `grants`.
     #[serde(default)]
     pub draining: Vec<Grant>,
+    /// Ranges of this node that rest or whose node is fenced. Agents do not use them. They are here for the controller alone:
+    /// a deleted `EgressAddress` must not forget which ports rest.
+    #[serde(default)]
+    pub resting: Vec<Grant>,
+    /// Set while an operator says that the node sends nothing any more.
+    #[serde(default)]
+    pub fenced: Option<Fenced>,
     /// Epoch of `grants` and `draining`: the highest epoch of any grant or withdrawal in them. The agent acknowledges it.
     #[serde(default)]
     pub grants_epoch: u64,
@@ -193,6 +210,9 @@ pub struct NodeRecord {
     pub uplink_lost: bool,
     /// Highest epoch such that the agent's gateway has applied every lease up to it (0 on pure workers).
     pub steering_version: u64,
+    /// Addresses of which this gateway has loaded a newer table than the store has a record, with the table's epoch.
+    #[serde(default)]
+    pub newer_tables: BTreeMap<IpAddr, u64>,
     /// Addresses that this node announces.
     pub announcing: BTreeSet<IpAddr>,
     /// The highest `grants_epoch` that the agent has applied to its kernel; 0 before its first report. Only with it does
@@ -242,6 +262,8 @@ impl NodeRecord {
             tunnel_index: 0,
             grants: Vec::new(),
             draining: Vec::new(),
+            resting: Vec::new(),
+            fenced: None,
             grants_epoch: 0,
             pod_prefixes: BTreeSet::new(),
             device_addresses: BTreeSet::new(),
@@ -250,6 +272,7 @@ impl NodeRecord {
             next_hops: BTreeSet::new(),
             uplink_lost: false,
             steering_version: 0,
+            newer_tables: BTreeMap::new(),
             announcing: BTreeSet::new(),
             acknowledged: 0,
             held: BTreeMap::new(),

@@ -49,6 +49,7 @@ fn used(record: &NodeRecord, own: bool) -> NodeRecord {
     let nobody = NodeRecord::new(record.node.clone());
     let mut used = NodeRecord {
         steering_version: 0,
+        newer_tables: nobody.newer_tables,
         acknowledged: 0,
         held: nobody.held,
         demand: nobody.demand,
@@ -57,6 +58,8 @@ fn used(record: &NodeRecord, own: bool) -> NodeRecord {
         programmed: nobody.programmed,
         datapath: None,
         conflicts: nobody.conflicts,
+        resting: Vec::new(),
+        fenced: None,
         resource_version: 0,
         ..record.clone()
     };

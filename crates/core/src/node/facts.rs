@@ -222,10 +222,10 @@ pub enum NotYet {
 
 /// Setting by which this node finds its external device; `None` if it is no gateway.
 pub fn external_choice(snapshot: &Snapshot, node: &NodeName) -> Option<ExternalChoice> {
-    let labels = &snapshot.nodes.get(node)?.labels;
+    let node = snapshot.nodes.get(node)?;
     let mine = || {
         let all = snapshot.gateways.values();
-        all.filter(|gateway| gateway.nodes.matches(labels))
+        all.filter(|gateway| gateway.selects(node))
     };
     mine()
         .next()

@@ -20,7 +20,7 @@ pub(super) fn state(
     let mine: Vec<&Gateway> = snapshot
         .gateways
         .values()
-        .filter(|g| usable_gateway(g) && g.nodes.matches(&me.node.labels))
+        .filter(|g| usable_gateway(g) && g.selects(me.node))
         .collect();
     let first = mine.first()?;
     if mine

@@ -14,10 +14,9 @@ pub(super) fn of_gateway<'r>(
     resolved: &[Resolved<'r>],
     node: &NodeName,
 ) -> impl Iterator<Item = (&'r Gateway, IpAddr)> + use<'r> {
-    let labels = snapshot.nodes.get(node).map(|node| &node.labels);
-    let here = |gateway: &Gateway| {
-        usable_gateway(gateway) && labels.is_some_and(|labels| gateway.nodes.matches(labels))
-    };
+    let node = snapshot.nodes.get(node);
+    let here =
+        |gateway: &Gateway| usable_gateway(gateway) && node.is_some_and(|one| gateway.selects(one));
     let mut seen: BTreeSet<(&GatewayName, IpAddr)> = BTreeSet::new();
     let mut all = Vec::new();
     for one in resolved.iter().filter(|one| one.refusal.is_none()) {

@@ -27,7 +27,7 @@ pub fn probe_targets(snapshot: &Snapshot, state: &NodeState) -> BTreeMap<NodeNam
         let node = snapshot.nodes.get(&name)?;
         let groups = snapshot.gateways.values();
         let (interval_ms, failures) = groups
-            .filter(|group| group.nodes.matches(&node.labels))
+            .filter(|group| group.selects(node))
             .map(|group| (group.probe_interval_ms, group.probe_failures))
             .min()?;
         let target = ProbeTarget {

@@ -5,7 +5,7 @@
 //!                     ^                  |   |          ^
 //!                     +-- a pod is back -+   |          |
 //!                     |                      v          |
-//!        Node is back +--------------- Vanished -> Fenced
+//!        Node is back +--------------- Vanished -> Fenced <- (from any state before, if an operator fences the node)
 //! ```
 //!
 //! - `aging` moves leases along these arrows;
@@ -31,6 +31,7 @@ use super::demand::{Demand, DemandByAddress};
 use super::{PlanReason, PlanTime};
 use crate::model::*;
 use crate::numbers::NODE_GONE_SECS;
+use std::cell::OnceCell;
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
@@ -55,9 +56,24 @@ pub(super) struct Cluster<'a> {
     pub claims: &'a Claims,
     /// Per gateway group: the epoch that every gateway of the group has reached.
     pub reported: &'a BTreeMap<GatewayName, u64>,
+    /// Nothing was ever granted, as far as any record says.
+    pub is_fresh: bool,
+    /// Result of [`Self::lacks_node_records`], once it was asked for.
+    pub lacking: OnceCell<bool>,
 }
 
 impl Cluster<'_> {
+    /// Whether some node of a cluster that is in use has no record. New nodes have none until the first plan after they came.
+    fn lacks_node_records(&self) -> bool {
+        let (nodes, records) = (&self.snapshot.nodes, &self.snapshot.node_records);
+        let unreadable = &self.snapshot.unreadable.nodes;
+        let lacks = || {
+            let mut nodes = nodes.keys();
+            nodes.any(|node| !records.contains_key(node) && !unreadable.contains(node))
+        };
+        !self.is_fresh && *self.lacking.get_or_init(lacks)
+    }
+
     fn hold_down_secs(&self) -> i64 {
         hold_down_secs(&self.snapshot.settings)
     }
@@ -87,6 +103,8 @@ pub(super) fn plan_address(
     if let Some(kept) = unreadable_address(cluster.snapshot, address) {
         return kept;
     }
+    let unfenced = demand.and_then(|demand| without_fenced(cluster.snapshot, demand));
+    let demand = unfenced.as_ref().or(demand);
     let mut findings = BTreeSet::new();
     let mut work = AddressWork::start(cluster, address, demand, &mut findings);
     work.adopt(cluster, &mut findings);
@@ -101,6 +119,31 @@ pub(super) fn plan_address(
         reasons: work.reasons,
         findings,
     }
+}
+
+/// The demand without fenced workers, if there are some.
+fn without_fenced<'a>(snapshot: &Snapshot, demand: &Demand<'a>) -> Option<Demand<'a>> {
+    let fenced = |node: &&&NodeName| is_fenced(snapshot, node);
+    demand.workers.iter().any(|node| fenced(&node)).then(|| {
+        let workers = demand.workers.iter();
+        Demand {
+            gateway: demand.gateway,
+            workers: workers.filter(|node| !fenced(node)).copied().collect(),
+            users: demand.users.clone(),
+        }
+    })
+}
+
+/// An operator says that the node sends nothing any more.
+fn is_fenced(snapshot: &Snapshot, node: &NodeName) -> bool {
+    let node = snapshot.nodes.get(node);
+    node.is_some_and(|node| node.maintenance.fence.is_some())
+}
+
+/// Whether the node may have flows: it has a Node object and is not fenced.
+fn is_here(snapshot: &Snapshot, node: &NodeName) -> bool {
+    let node = snapshot.nodes.get(node);
+    node.is_some_and(|node| node.maintenance.fence.is_none())
 }
 
 /// The plan of an address whose record cannot be read: the record unchanged. It is unknown which of its blocks are
@@ -142,6 +185,8 @@ pub(super) fn plan_leases(
         ahead: &ahead,
         claims: &claims,
         reported: &reported,
+        is_fresh: epochs.highest() == 0,
+        lacking: OnceCell::new(),
     };
     let mut result = PlannedLeases {
         records: BTreeMap::new(),
@@ -167,7 +212,7 @@ pub(super) fn plan_leases(
     }
     delete_unused(&cluster, demand, &mut result);
     let dues = result.records.values();
-    result.next_change_secs = dues.filter_map(|r| due(snapshot, r)).min();
+    result.next_change_secs = dues.filter_map(|r| due(snapshot, r, time.now_secs)).min();
     result
 }
 
@@ -325,7 +370,12 @@ fn is_timed(state: LeaseState) -> bool {
     matches!(state, LeaseState::Vanished | LeaseState::HoldDown)
 }
 
-/// Deletes records without demand and without leases. The record with the highest epoch stays until another has a
+/// Whether nothing is known and nothing may be missing in this record.
+pub(super) fn is_empty(record: &AddressRecord) -> bool {
+    record.leases.is_empty() && record.restored.is_none()
+}
+
+/// Deletes records without demand that are empty. The record with the highest epoch stays until another has a
 /// higher one, or until every gateway has reported it: the counter must never decrease, or a gateway that was down
 /// would seem to know leases that it has never seen.
 fn delete_unused(cluster: &Cluster<'_>, demand: &DemandByAddress<'_>, result: &mut PlannedLeases) {
@@ -333,7 +383,7 @@ fn delete_unused(cluster: &Cluster<'_>, demand: &DemandByAddress<'_>, result: &m
     let unused: Vec<IpAddr> = result
         .records
         .values()
-        .filter(|r| r.leases.is_empty() && !demand.contains_key(&r.address))
+        .filter(|r| is_empty(r) && !demand.contains_key(&r.address))
         .filter(|r| !cluster.snapshot.unreadable.addresses.contains(&r.address))
         .filter(|r| may_go(r, highest, cluster.reported))
         .map(|r| r.address)
@@ -384,8 +434,8 @@ pub(super) fn awaits(snapshot: &Snapshot, record: &AddressRecord) -> BTreeSet<No
         .collect()
 }
 
-/// Seconds since the epoch at which time alone changes a record.
-pub(super) fn due(snapshot: &Snapshot, record: &AddressRecord) -> Option<i64> {
+/// Seconds since the epoch at which time alone changes a record that was planned at `now_secs`.
+pub(super) fn due(snapshot: &Snapshot, record: &AddressRecord, now_secs: i64) -> Option<i64> {
     if snapshot.unreadable.addresses.contains(&record.address) {
         return None;
     }
@@ -399,7 +449,8 @@ pub(super) fn due(snapshot: &Snapshot, record: &AddressRecord) -> Option<i64> {
         Some(lease.since_secs.saturating_add(lasts))
     });
     let restored = record.restored;
-    let restored =
-        restored.map(|restored| restored.since_secs.saturating_add(hold_down_secs(settings)));
+    let restored = restored.map(|restored| restore::until(restored, hold_down_secs(settings)));
+    // Later than that, reports of nodes and gateways end it.
+    let restored = restored.filter(|until| *until > now_secs);
     ends.chain(restored).min()
 }

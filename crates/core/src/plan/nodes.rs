@@ -17,7 +17,7 @@ pub(super) struct PlannedNodes {
 pub(super) fn plan_nodes(
     snapshot: &Snapshot,
     addresses: &BTreeMap<IpAddr, AddressRecord>,
-    believed_max: u64,
+    (believed_max, now_secs): (u64, i64),
     reasons: &mut Vec<PlanReason>,
     findings: &mut BTreeSet<Finding>,
 ) -> PlannedNodes {
@@ -42,6 +42,8 @@ pub(super) fn plan_nodes(
             tunnel_index,
             grants: grants.usable,
             draining: grants.draining,
+            resting: grants.resting,
+            fenced: fenced(snapshot, &name, now_secs),
             grants_epoch: grants.epoch,
             pod_prefixes: BTreeSet::new(),
             device_addresses: BTreeSet::new(),
@@ -158,12 +160,27 @@ fn number_new(snapshot: &Snapshot, used: &BTreeSet<u16>, numbers: &mut Numbers) 
     }
 }
 
+/// The fence of a node, as its Node object asks for it; since the first plan that saw it.
+pub(super) fn fenced(snapshot: &Snapshot, name: &NodeName, now_secs: i64) -> Option<Fenced> {
+    let known = snapshot.node_records.get(name);
+    let known = known.and_then(|record| record.fenced.as_ref());
+    if snapshot.unreadable.nodes.contains(name) {
+        return known.cloned();
+    }
+    let node = snapshot.nodes.get(name)?;
+    let reason = node.maintenance.fence.clone()?;
+    let since_secs = known.map_or(now_secs, |fenced| fenced.since_secs);
+    Some(Fenced { reason, since_secs })
+}
+
 /// Whether the record must be written.
 pub(super) fn differs(known: Option<&NodeRecord>, spec: &NodeRecordSpec) -> bool {
     known.is_none_or(|known| {
         known.tunnel_index != spec.tunnel_index
             || known.grants != spec.grants
             || known.draining != spec.draining
+            || known.resting != spec.resting
+            || known.fenced != spec.fenced
             || known.grants_epoch != spec.grants_epoch
             || known.pod_prefixes != spec.pod_prefixes
             || known.device_addresses != spec.device_addresses

@@ -9,6 +9,8 @@ pub(super) struct PlannedGrants {
     pub usable: Vec<Grant>,
     /// Ranges in which its flows may go on.
     pub draining: Vec<Grant>,
+    /// Ranges that it must not use any more, and nobody else yet.
+    pub resting: Vec<Grant>,
     /// Highest epoch of these, withdrawals included.
     pub epoch: u64,
 }
@@ -19,6 +21,7 @@ impl PlannedGrants {
         PlannedGrants {
             usable: record.grants.clone(),
             draining: record.draining.clone(),
+            resting: record.resting.clone(),
             epoch: record.grants_epoch,
         }
     }
@@ -29,7 +32,7 @@ impl PlannedGrants {
         let list = match lease.state {
             LeaseState::Granted | LeaseState::Active => &mut self.usable,
             LeaseState::Draining | LeaseState::Vanished => &mut self.draining,
-            LeaseState::Fenced | LeaseState::HoldDown => return,
+            LeaseState::Fenced | LeaseState::HoldDown => &mut self.resting,
         };
         list.push(Grant {
             address: record.address,
@@ -37,8 +40,10 @@ impl PlannedGrants {
             ranges: lease.ranges.clone(),
             epoch: lease.epoch,
         });
-        let withdrawn = lease.withdrawn.unwrap_or(0);
-        self.epoch = self.epoch.max(lease.epoch).max(withdrawn);
+        if lease.state.is_steered() {
+            let withdrawn = lease.withdrawn.unwrap_or(0);
+            self.epoch = self.epoch.max(lease.epoch).max(withdrawn);
+        }
     }
 
     /// With an epoch that is at least this one.
@@ -51,6 +56,7 @@ impl PlannedGrants {
     pub(super) fn sorted(mut self) -> Self {
         sort(&mut self.usable);
         sort(&mut self.draining);
+        sort(&mut self.resting);
         self
     }
 }

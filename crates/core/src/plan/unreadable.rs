@@ -48,6 +48,7 @@ pub(super) fn grants(
     PlannedGrants {
         usable: merge(planned.usable, known.usable),
         draining: merge(planned.draining, known.draining),
+        resting: merge(planned.resting, known.resting),
         epoch,
     }
 }

@@ -13,7 +13,7 @@ pub(crate) fn gateway_nodes<'a>(
 ) -> BTreeSet<&'a NodeName> {
     nodes
         .values()
-        .filter(|n| gateway.nodes.matches(&n.labels))
+        .filter(|n| gateway.selects(n))
         .map(|n| &n.name)
         .collect()
 }

@@ -4,6 +4,7 @@ use crate::lease_scene::*;
 use crate::scene::*;
 use egret_core::check::check_plan;
 use egret_core::condition::{Condition, ConditionType};
+use egret_core::machines::answering_nodes;
 use egret_core::model::*;
 use egret_core::node::node_state;
 use egret_core::plan::{ClusterPlan, PlanTime, plan};
@@ -51,6 +52,89 @@ fn a_vanished_node_gives_its_ports_back_after_grace_fence_and_hold_down() {
     assert_eq!(planned.address_status[&ip(E)].ports_free, free + 1024);
 }
 
+fn fence(scene: &mut Scene, name: &str, reason: Option<&str>) {
+    let node = scene.snapshot.nodes.get_mut(&node_name(name)).unwrap();
+    node.maintenance.fence = reason.map(str::to_owned);
+}
+
+#[test]
+fn a_fenced_worker_loses_its_ports_without_grace_and_comes_back_like_a_new_one() {
+    let mut scene = kep_scene();
+    settle(&mut scene);
+    // Its agent is dead: what it reported last stays in its record.
+    scene.dead.insert(node_name("worker1"));
+    fence(&mut scene, "worker1", Some("its board is broken"));
+    let planned = control(&mut scene);
+    assert_eq!(states_of(&scene, "worker1"), [LeaseState::Fenced]);
+    let spec = &planned.node_records[&node_name("worker1")];
+    assert_eq!((spec.grants.len(), spec.draining.len()), (0, 0));
+    let fenced = spec.fenced.clone().unwrap();
+    assert_eq!(fenced.reason, "its board is broken");
+    assert_eq!(fenced.since_secs, scene.now);
+    settle(&mut scene);
+    assert_eq!(states_of(&scene, "worker1"), [LeaseState::HoldDown]);
+    scene.now += 120;
+    let planned = settle(&mut scene);
+    assert_eq!(states_of(&scene, "worker1"), []);
+    let spec = &planned.node_records[&node_name("worker1")];
+    assert_eq!(
+        spec.fenced,
+        Some(fenced),
+        "since the first plan that saw it"
+    );
+    assert!(
+        planned.address_status[&ip(E)].exhausted.is_empty(),
+        "its pods ask for nothing"
+    );
+    // Its agent lives after all: it uses nothing.
+    scene.dead.clear();
+    settle(&mut scene);
+    let state = &scene.outcome("worker1").state.worker;
+    assert!(
+        state
+            .targets
+            .values()
+            .all(|target| target.ranges.is_empty())
+    );
+    fence(&mut scene, "worker1", None);
+    let planned = settle(&mut scene);
+    assert_eq!(states_of(&scene, "worker1"), [LeaseState::Active]);
+    assert_eq!(planned.node_records[&node_name("worker1")].fenced, None);
+    assert_disjoint(&scene);
+}
+
+#[test]
+fn a_fenced_gateway_is_not_waited_for_and_is_no_gateway_for_anybody() {
+    let mut scene = kep_scene();
+    settle(&mut scene);
+    scene.dead.insert(node_name("gateway2"));
+    remove_node(&mut scene, "worker1");
+    control(&mut scene);
+    scene.now += 60;
+    settle(&mut scene);
+    scene.now += 10_000;
+    settle(&mut scene);
+    assert_eq!(states_of(&scene, "worker1"), [LeaseState::Fenced]);
+    fence(&mut scene, "gateway2", Some("no power"));
+    settle(&mut scene);
+    assert_eq!(states_of(&scene, "worker1"), [LeaseState::HoldDown]);
+    let index = scene.snapshot.node_records[&node_name("gateway2")].tunnel_index;
+    let state = scene.outcome("worker2").state;
+    assert!(!state.peers.contains_key(&index), "no next hop");
+    // It lives after all.
+    scene.dead.clear();
+    assert_eq!(scene.outcome("gateway2").state.gateway, None);
+    let inputs = scene.outcome("gateway1").state.gateway.unwrap();
+    let live = scene.gateway_nodes();
+    let (me, local) = (node_name("gateway1"), Default::default());
+    let answering = answering_nodes(&scene.snapshot, &inputs, (&me, &local), &live);
+    assert!(!answering[&ip(E)].contains(&node_name("gateway2")));
+    // Unfenced, it counts again.
+    fence(&mut scene, "gateway2", None);
+    settle(&mut scene);
+    assert!(scene.outcome("gateway2").state.gateway.is_some());
+}
+
 #[test]
 fn a_node_that_comes_back_within_the_grace_keeps_everything_and_later_nothing() {
     let mut scene = kep_scene();
@@ -65,11 +149,12 @@ fn a_node_that_comes_back_within_the_grace_keeps_everything_and_later_nothing() 
     scene.snapshot.pods = pods.clone();
     control(&mut scene);
     let back = leases_of(&scene, "worker1");
-    assert_eq!(
-        (&back[0].ranges, back[0].epoch),
-        (&before[0].ranges, before[0].epoch)
+    assert_eq!(back[0].ranges, before[0].ranges);
+    assert!(back[0].state.is_usable());
+    assert!(
+        back[0].epoch > before[0].epoch,
+        "a gateway that knew no address of the node has steered nothing to it"
     );
-    assert!(back[0].state.is_usable(), "gateways steer it all the time");
     settle(&mut scene);
 
     remove_node(&mut scene, "worker1");

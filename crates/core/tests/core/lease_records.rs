@@ -84,6 +84,112 @@ fn a_deleted_record_gives_no_port_in_use_to_anybody_else() {
     assert_disjoint(&scene);
 }
 
+/// R3: which ports rest is written twice, so that nobody gets them early, whoever leads.
+#[test]
+fn a_deleted_record_does_not_forget_which_ports_rest() {
+    let mut scene = kep_scene();
+    settle(&mut scene);
+    remove_pod(&mut scene, "a1");
+    settle(&mut scene);
+    assert_eq!(states_of(&scene, "worker1"), [LeaseState::HoldDown]);
+    let rested = leases_of(&scene, "worker1")[0].ranges.clone();
+    scene.now += 60;
+    scene.term += 1;
+    scene.snapshot.addresses.remove(&ip(E));
+    scene.add_pod("a3", "worker3", 10, &[("app", "MyApp")]);
+    control(&mut scene);
+    assert_eq!(states_of(&scene, "worker1"), [LeaseState::Fenced]);
+    let others = ["worker2", "worker3"].map(|node| usable(&scene, node));
+    assert_eq!(others, [1024, 1024], "what is free is granted at once");
+    settle(&mut scene);
+    assert_eq!(states_of(&scene, "worker1"), [LeaseState::HoldDown]);
+    let now = &leases_of(&scene, "worker1")[0].ranges;
+    assert_eq!(PortBlocks::of(now), PortBlocks::of(&rested));
+    scene.now += 119;
+    settle(&mut scene);
+    assert_eq!(states_of(&scene, "worker1"), [LeaseState::HoldDown]);
+    scene.now += 1;
+    settle(&mut scene);
+    assert_eq!(states_of(&scene, "worker1"), []);
+    let record = &scene.snapshot.node_records[&node_name("worker1")];
+    assert_eq!(record.resting, []);
+}
+
+/// P4: of an address and a worker whose records were deleted together, only the worker knows what it has.
+#[test]
+fn an_address_and_a_node_whose_records_are_deleted_together_give_nothing_away() {
+    let mut scene = kep_scene();
+    settle(&mut scene);
+    let worker = node_name("worker1");
+    let has = scene.snapshot.node_records[&worker].clone();
+    scene.snapshot.addresses.remove(&ip(E));
+    scene.snapshot.node_records.remove(&worker);
+    scene.term += 1;
+    scene.add_pod("a3", "worker3", 10, &[("app", "MyApp")]);
+    // worker1 is cut off from the API.
+    scene.dead.insert(worker.clone());
+    let all_but_one = |scene: &mut Scene| {
+        for _ in 0..6 {
+            control(scene);
+            scene.run_agents();
+        }
+    };
+    all_but_one(&mut scene);
+    assert!(scene.snapshot.addresses[&ip(E)].restored.is_some());
+    assert_eq!(states_of(&scene, "worker2"), [LeaseState::Active]);
+    let granted = |scene: &Scene| ["worker1", "worker3"].map(|node| usable(scene, node));
+    assert_eq!(granted(&scene), [0, 0], "its ports may be any");
+    // It is back, and says what it holds: that is its own again.
+    scene.now += 60;
+    let record = record(&mut scene, "worker1");
+    (record.held, record.acknowledged) = (has.held, has.acknowledged);
+    record.underlay_addresses = has.underlay_addresses;
+    scene.dead.clear();
+    settle(&mut scene);
+    assert_eq!(granted(&scene), [1024, 0], "others' ports may rest");
+    let now = &scene.snapshot.node_records[&worker].grants[0].ranges;
+    assert_eq!(PortBlocks::of(now), PortBlocks::of(&has.grants[0].ranges));
+    scene.now += 60;
+    settle(&mut scene);
+    assert_eq!(granted(&scene), [1024, 1024]);
+    assert_disjoint(&scene);
+}
+
+/// A worker that stays silent has nothing only if every gateway drops what it sends.
+#[test]
+fn after_a_deletion_a_silent_node_is_waited_for_until_every_gateway_drops_what_it_sends() {
+    let mut scene = kep_scene();
+    settle(&mut scene);
+    for node in ["worker1", "gateway2"] {
+        scene.dead.insert(node_name(node));
+    }
+    scene.snapshot.addresses.remove(&ip(E));
+    scene.snapshot.node_records.remove(&node_name("worker1"));
+    scene.add_pod("a3", "worker3", 10, &[("app", "MyApp")]);
+    for _ in 0..5 {
+        control(&mut scene);
+        scene.run_agents();
+        scene.now += 60;
+    }
+    assert_eq!(usable(&scene, "worker3"), 0, "gateway2 has its old table");
+    scene.dead.remove(&node_name("gateway2"));
+    for _ in 0..3 {
+        control(&mut scene);
+        scene.run_agents();
+    }
+    assert_eq!(usable(&scene, "worker3"), 1024);
+}
+
+#[test]
+fn a_new_address_of_a_cluster_in_use_is_granted_at_once() {
+    let mut scene = kep_scene();
+    settle(&mut scene);
+    scene.add_policy(egress("default", "other", &["192.168.122.223"]));
+    control(&mut scene);
+    let record = &scene.snapshot.addresses[&ip("192.168.122.223")];
+    assert_eq!(record.restored, None);
+}
+
 /// C3: a store that was restored from a backup.
 #[test]
 fn after_a_restored_backup_nobody_gets_what_another_uses_and_epochs_go_on() {
@@ -136,11 +242,42 @@ fn after_a_restored_backup_nobody_gets_what_another_uses_and_epochs_go_on() {
             .iter()
             .all(|l| l.epoch > epoch || l.state == LeaseState::HoldDown)
     );
+    // Everybody has said what it holds; which ports rest, nobody knows.
+    settle(&mut scene);
+    scene.now += 119;
+    settle(&mut scene);
+    assert_disjoint(&scene);
+    assert!(scene.snapshot.addresses[&ip(E)].restored.is_some());
+    scene.now += 1;
     settle(&mut scene);
     assert_disjoint(&scene);
     assert_eq!(scene.snapshot.addresses[&ip(E)].restored, None);
     let ready = scene.plan().policies.values().all(|p| p.ready);
     assert!(ready, "and then all goes on");
+}
+
+/// C3: the workers' records say nothing of it, for example because ports that rest have no grant.
+#[test]
+fn a_gateway_with_a_newer_table_shows_that_the_store_has_gone_back() {
+    let mut scene = kep_scene();
+    settle(&mut scene);
+    let before = scene.snapshot.addresses[&ip(E)].clone();
+    let table = before.epoch + 1;
+    record(&mut scene, "gateway1").steering_version = table;
+    record(&mut scene, "worker3").newer_tables = [(ip(E), table)].into();
+    control(&mut scene);
+    let now = &scene.snapshot.addresses[&ip(E)];
+    assert_eq!(
+        (now.epoch, now.restored),
+        (before.epoch, None),
+        "no gateway of it"
+    );
+    record(&mut scene, "gateway1").newer_tables = [(ip(E), table)].into();
+    control(&mut scene);
+    let now = &scene.snapshot.addresses[&ip(E)];
+    assert!(now.epoch > table, "so that the gateway takes it");
+    assert!(now.leases.iter().all(|lease| lease.epoch == now.epoch));
+    assert!(now.restored.is_some(), "it may lack leases");
 }
 
 /// C4: a record of a node that was deleted says nothing, until the node speaks again.

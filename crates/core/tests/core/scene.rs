@@ -239,6 +239,8 @@ impl Scene {
         record.tunnel_index = spec.tunnel_index;
         record.grants = spec.grants.clone();
         record.draining = spec.draining.clone();
+        record.resting = spec.resting.clone();
+        record.fenced = spec.fenced.clone();
         record.grants_epoch = spec.grants_epoch;
         record.pod_prefixes = spec.pod_prefixes.clone();
         record.device_addresses = spec.device_addresses.clone();

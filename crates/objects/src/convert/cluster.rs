@@ -7,6 +7,7 @@ use egret_core::model::{
     DrainCause, Finding, Kind, Labels, Maintenance, Namespace, Node, NodeName, Owner, Pod, Service,
     Snapshot,
 };
+use egret_core::numbers::FENCE_REASON_MAX;
 use ipnet::IpNet;
 use k8s_openapi::api::core::v1 as core;
 use k8s_openapi::api::discovery::v1::EndpointSlice;
@@ -105,7 +106,8 @@ fn maintenance(object: &core::Node) -> Maintenance {
     };
     Maintenance {
         drain,
-        fence: annotation(FENCE_ANNOTATION).cloned(),
+        fence: annotation(FENCE_ANNOTATION)
+            .map(|reason| reason.chars().take(FENCE_REASON_MAX).collect()),
     }
 }
 

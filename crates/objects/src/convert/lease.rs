@@ -5,7 +5,7 @@ use super::{Check, Gaps, Reading, resource_version};
 use crate::front_end;
 use egret_api as api;
 use egret_core::model::{
-    AddressClaim, AddressRecord, GatewayName, Grant, Kind, Lease, LeaseState, MacAddress,
+    AddressClaim, AddressRecord, Fenced, GatewayName, Grant, Kind, Lease, LeaseState, MacAddress,
     NoMacAddress, NodeName, NodeRecord, ObjectRef, PortRange, Programmed, Restored,
 };
 use egret_core::numbers::TUNNEL_INDEX_MAX;
@@ -149,18 +149,9 @@ pub fn node_record(object: &api::EgressNode) -> Reading<NodeRecord> {
         1,
         TUNNEL_INDEX_MAX.into(),
     );
-    let grants = object.spec.grants.iter().enumerate();
-    let grants: Vec<Grant> = grants
-        .filter_map(|(index, grant)| {
-            self::grant(&mut check, &format!("spec.grants[{index}]"), grant)
-        })
-        .collect();
-    let draining = object.spec.draining.iter().enumerate();
-    let draining: Vec<Grant> = draining
-        .filter_map(|(index, grant)| {
-            self::grant(&mut check, &format!("spec.draining[{index}]"), grant)
-        })
-        .collect();
+    let grants = grants_of(&mut check, "spec.grants", &object.spec.grants);
+    let draining = grants_of(&mut check, "spec.draining", &object.spec.draining);
+    let resting = grants_of(&mut check, "spec.resting", &object.spec.resting);
     let grants_epoch = epoch(&mut check, "spec.grantsEpoch", object.spec.grants_epoch);
     let mut reported = Check::new(Kind::EgressNode, &object.metadata);
     let mut demand_gap = false;
@@ -172,6 +163,11 @@ pub fn node_record(object: &api::EgressNode) -> Reading<NodeRecord> {
             tunnel_index: index?,
             grants,
             draining,
+            resting,
+            fenced: object.spec.fenced.as_ref().map(|fenced| Fenced {
+                reason: fenced.reason.clone(),
+                since_secs: fenced.since.0.as_second(),
+            }),
             grants_epoch: grants_epoch.unwrap_or(0),
             pod_prefixes: networks(check, "spec.podPrefixes", &object.spec.pod_prefixes)?,
             device_addresses: networks(
@@ -229,6 +225,7 @@ pub fn node_record(object: &api::EgressNode) -> Reading<NodeRecord> {
                 .as_ref()
                 .and_then(|text| mac(check, "status.externalMac", text)),
             conflicts: conflicts(check, &status.conflicts),
+            newer_tables: newer_tables(check, &status.newer_tables),
             resource_version: resource_version(&object.metadata),
         })
     })();
@@ -257,6 +254,16 @@ fn mac(check: &mut Check, field: &str, text: &str) -> Option<MacAddress> {
         .parse()
         .map_err(|error: NoMacAddress| error.to_string());
     check.take(field, text, read)
+}
+
+fn newer_tables(check: &mut Check, all: &[api::NewerTable]) -> BTreeMap<IpAddr, u64> {
+    let read = all.iter().enumerate().filter_map(|(index, one)| {
+        let field = format!("status.newerTables[{index}]");
+        let text = &one.address;
+        let address = check.take(format!("{field}.address"), text, address(text))?;
+        Some((address, epoch(check, &format!("{field}.epoch"), one.epoch)?))
+    });
+    read.collect()
 }
 
 fn conflicts(check: &mut Check, all: &[api::AddressConflict]) -> BTreeMap<IpAddr, AddressClaim> {
@@ -320,6 +327,14 @@ fn full_destinations(
         }
     }
     Some(all)
+}
+
+/// The readable grants of a list.
+fn grants_of(check: &mut Check, field: &str, grants: &[api::NodeGrant]) -> Vec<Grant> {
+    let grants = grants.iter().enumerate();
+    let read =
+        grants.filter_map(|(index, grant)| self::grant(check, &format!("{field}[{index}]"), grant));
+    read.collect()
 }
 
 fn grant(check: &mut Check, field: &str, grant: &api::NodeGrant) -> Option<Grant> {
@@ -400,6 +415,11 @@ pub fn node_spec(record: &NodeRecord) -> api::EgressNodeSpec {
         tunnel_index: record.tunnel_index.into(),
         grants: node_grants(&record.grants),
         draining: node_grants(&record.draining),
+        resting: node_grants(&record.resting),
+        fenced: record.fenced.as_ref().map(|fenced| api::NodeFence {
+            reason: fenced.reason.clone(),
+            since: time(fenced.since_secs),
+        }),
         grants_epoch: api_number(record.grants_epoch),
         pod_prefixes: record.pod_prefixes.iter().map(IpNet::to_string).collect(),
         device_addresses: record
@@ -436,6 +456,14 @@ pub fn node_status(record: &NodeRecord) -> api::NodeStatus {
         external_mac: record.external_mac.map(|mac| mac.to_string()),
         node_addresses: record.node_addresses.iter().map(IpNet::to_string).collect(),
         routers: record.routers.iter().map(IpAddr::to_string).collect(),
+        newer_tables: record
+            .newer_tables
+            .iter()
+            .map(|(address, epoch)| api::NewerTable {
+                address: address.to_string(),
+                epoch: api_number(*epoch),
+            })
+            .collect(),
         conflicts: record
             .conflicts
             .iter()
@@ -522,6 +550,11 @@ pub(super) fn api_number(value: u64) -> i64 {
 }
 
 /// Seconds since the Unix epoch, as the API's time.
+/// Seconds since the Unix epoch, as RFC 3339 writes them.
+pub fn time_text(secs: i64) -> String {
+    time(secs).0.to_string()
+}
+
 pub(super) fn time(secs: i64) -> Time {
     Time(Timestamp::from_second(secs).unwrap_or(Timestamp::UNIX_EPOCH))
 }

@@ -49,6 +49,8 @@ pub(crate) fn with_spec_of(now: &NodeRecord, before: &NodeRecord) -> NodeRecord 
         tunnel_index: before.tunnel_index,
         grants: before.grants.clone(),
         draining: before.draining.clone(),
+        resting: before.resting.clone(),
+        fenced: before.fenced.clone(),
         grants_epoch: before.grants_epoch,
         ..now.clone()
     }

@@ -2,8 +2,8 @@
 
 use crate::scratch::{Ask, Scratch, egress, policy_ref};
 use egret_core::model::{
-    AddressClaim, AddressRecord, GatewayName, Grant, Lease, LeaseState, MacAddress, NodeName,
-    NodeRecord, PortRange, Programmed,
+    AddressClaim, AddressRecord, Fenced, GatewayName, Grant, Lease, LeaseState, MacAddress,
+    NodeName, NodeRecord, PortRange, Programmed,
 };
 use egret_objects::{
     AddressStatus, Condition, ConditionStatus, GatewayMember, GatewayStatus, NodeReport,
@@ -64,6 +64,11 @@ fn node_record() -> NodeRecord {
         tunnel_index: 7,
         grants: vec![grant(1024, 1279, 4)],
         draining: vec![grant(2048, 2111, 3)],
+        resting: vec![grant(4096, 4159, 5)],
+        fenced: Some(Fenced {
+            reason: "its disk is gone".into(),
+            since_secs: 1_700_000_000,
+        }),
         grants_epoch: 5,
         acknowledged: 5,
         held: BTreeMap::from([(address(), grant(1024, 1279, 4).ranges)]),
@@ -73,6 +78,7 @@ fn node_record() -> NodeRecord {
         uplink_lost: true,
         external_addresses: BTreeSet::from(["192.168.122.11/24".parse().unwrap()]),
         steering_version: 4,
+        newer_tables: BTreeMap::from([(address(), 9)]),
         announcing: BTreeSet::from([address()]),
         demand: BTreeMap::from([(address(), 12)]),
         full_destinations: BTreeMap::from([(address(), 2)]),

@@ -46,6 +46,30 @@ fn a_lease_freed_before_a_gateway_acknowledged() {
 }
 
 #[test]
+fn growth_granted_from_stale_free_space() {
+    caught(
+        Sabotage::StaleGrowth,
+        &[Rule::TwoOwners, Rule::RestTooShort],
+    );
+}
+
+#[test]
+fn an_agent_that_acknowledges_before_it_applies() {
+    caught(
+        Sabotage::AcknowledgeFirst,
+        &[Rule::TwoOwners, Rule::RestTooShort],
+    );
+}
+
+#[test]
+fn an_agent_that_uses_ports_before_it_has_reported_them() {
+    caught(
+        Sabotage::UseBeforeHeld,
+        &[Rule::TwoOwners, Rule::RestTooShort],
+    );
+}
+
+#[test]
 fn an_agent_that_ignores_epochs() {
     let rules = [Rule::UsedBeforeMade, Rule::TwoOwners, Rule::RestTooShort];
     caught(Sabotage::IgnoreEpochs, &rules);

@@ -1,6 +1,6 @@
 //! Moves the leases of an address along their life cycle.
 
-use super::{AddressWork, Cluster};
+use super::{AddressWork, Cluster, is_fenced, is_here};
 use crate::model::*;
 use crate::numbers::NODE_GONE_SECS;
 use crate::plan::demand::Demand;
@@ -87,7 +87,8 @@ impl AddressWork {
         let work = &self.leases[number];
         let lease = &work.lease;
         let is_needed = demand.is_some_and(|demand| demand.workers.contains(&lease.node));
-        let is_here = cluster.snapshot.nodes.contains_key(&lease.node);
+        let is_here = is_here(cluster.snapshot, &lease.node);
+        let is_fenced = is_fenced(cluster.snapshot, &lease.node);
         let lacks_ports = without.contains(&lease.node);
         let lasted = |secs: i64| self.now_secs >= lease.since_secs.saturating_add(secs);
         let is_known = self.every_gateway_has(cluster, number);
@@ -98,6 +99,10 @@ impl AddressWork {
             LeaseState::Granted
         };
         match lease.state {
+            steered if steered.is_steered() && is_fenced => {
+                let why = "an operator has fenced its node: gateways steer nothing to it any more";
+                next(LeaseState::Fenced, Epoch::Lease, why)
+            }
             LeaseState::Granted | LeaseState::Active | LeaseState::Draining if !is_here => next(
                 LeaseState::Vanished,
                 Epoch::Nothing,
@@ -117,8 +122,9 @@ impl AddressWork {
                 let why = "its last connection has ended";
                 next(LeaseState::HoldDown, Epoch::Lease, why)
             }
+            // Gateways may have had no address for a node without Node object, and steered nothing to it.
             LeaseState::Vanished if is_here && lacks_ports => {
-                next(again, Epoch::Nothing, "the node is back")
+                next(LeaseState::Granted, Epoch::Lease, "the node is back")
             }
             LeaseState::Vanished if is_here => {
                 next(LeaseState::Draining, Epoch::Withdrawal, "the node is back")
@@ -143,7 +149,7 @@ impl AddressWork {
     }
 
     /// Whether every gateway of the group has taken the ranges of a fenced lease out of its table. A gateway counts until
-    /// its Node object is gone: a dead one may come back with its old table.
+    /// its Node object is gone or fenced: a dead one may come back with its old table.
     fn nobody_steers(&self, cluster: &Cluster<'_>, number: usize) -> bool {
         let is_empty = !cluster.reported.contains_key(&self.record.gateway);
         !self.leases[number].renumber && (is_empty || self.every_gateway_has(cluster, number))

@@ -1,15 +1,31 @@
 //! Ranges that nodes have, whatever the records of addresses say: a record may have been deleted, edited, or restored from
 //! a backup. Ranges that no lease contains count as taken until their node has given them back.
+//!
+//! Node records also contain which ranges rest. They count only where the record of the address is made anew: where there
+//! is one, it is written first.
 
 use super::blocks::{BLOCK_FIRST, BLOCKS_END, blocks_of, in_blocks, ranges_of};
-use super::{AddressWork, Cluster, LeaseWork};
+use super::{AddressWork, Cluster, LeaseWork, is_here};
 use crate::model::*;
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
-/// Ranges of each address that nodes were granted, drain or hold, by node.
+/// Ranges of one node by address.
+type ByAddress = BTreeMap<IpAddr, BTreeSet<PortRange>>;
+
+/// Ranges of one address by node.
+type ByNode = BTreeMap<NodeName, BTreeSet<PortRange>>;
+
+/// Ranges of each address by node.
 #[derive(Debug, Default)]
-pub(in crate::plan) struct Claims(BTreeMap<IpAddr, BTreeMap<NodeName, BTreeSet<PortRange>>>);
+pub(in crate::plan) struct Claims {
+    /// Granted, draining or held.
+    had: BTreeMap<IpAddr, ByNode>,
+    /// Given up, and not to be leased yet.
+    resting: BTreeMap<IpAddr, ByNode>,
+    /// Epochs of tables that gateways have loaded from a newer record than the store has.
+    newer: BTreeMap<IpAddr, BTreeMap<NodeName, u64>>,
+}
 
 impl Claims {
     pub(in crate::plan) fn of(snapshot: &Snapshot) -> Self {
@@ -21,33 +37,52 @@ impl Claims {
     }
 
     pub(in crate::plan) fn add(&mut self, record: &NodeRecord) {
-        for (address, ranges) in by_address(record) {
-            let nodes = self.0.entry(address).or_default();
-            nodes.insert(record.node.clone(), ranges);
+        let add = |all: &mut BTreeMap<IpAddr, ByNode>, mine: ByAddress| {
+            for (address, ranges) in mine {
+                let nodes = all.entry(address).or_default();
+                nodes.insert(record.node.clone(), ranges);
+            }
+        };
+        add(&mut self.had, had(record));
+        add(&mut self.resting, of_grants(&record.resting));
+        for (address, epoch) in &record.newer_tables {
+            let nodes = self.newer.entry(*address).or_default();
+            nodes.insert(record.node.clone(), *epoch);
         }
     }
 
     pub(in crate::plan) fn remove(&mut self, record: &NodeRecord) {
-        for address in by_address(record).into_keys() {
-            if let Some(nodes) = self.0.get_mut(&address) {
+        let remove = |all: &mut BTreeMap<IpAddr, ByNode>, mine: ByAddress| {
+            for address in mine.into_keys() {
+                if let Some(nodes) = all.get_mut(&address) {
+                    nodes.remove(&record.node);
+                    if nodes.is_empty() {
+                        all.remove(&address);
+                    }
+                }
+            }
+        };
+        remove(&mut self.had, had(record));
+        remove(&mut self.resting, of_grants(&record.resting));
+        for address in record.newer_tables.keys() {
+            if let Some(nodes) = self.newer.get_mut(address) {
                 nodes.remove(&record.node);
                 if nodes.is_empty() {
-                    self.0.remove(&address);
+                    self.newer.remove(address);
                 }
             }
         }
     }
 
-    fn of_address(
-        &self,
-        address: IpAddr,
-    ) -> impl Iterator<Item = (&NodeName, &BTreeSet<PortRange>)> {
-        self.0.get(&address).into_iter().flatten()
+    /// Tables of the address that are newer than its record in the store was, by node and epoch.
+    pub(super) fn newer(&self, address: IpAddr) -> impl Iterator<Item = (&NodeName, u64)> {
+        let nodes = self.newer.get(&address).into_iter().flatten();
+        nodes.map(|(node, epoch)| (node, *epoch))
     }
 
     /// Whether the node has ranges of the address.
     pub(super) fn has(&self, address: IpAddr, node: &NodeName) -> bool {
-        let nodes = self.0.get(&address);
+        let nodes = self.had.get(&address);
         nodes.is_some_and(|nodes| nodes.contains_key(node))
     }
 }
@@ -69,6 +104,7 @@ struct Concern {
     /// Also where it is withdrawn: that it is no longer held ends a lease.
     held: BTreeSet<PortRange>,
     use_of_ports: PortUse,
+    newer_table: Option<u64>,
 }
 
 impl Concern {
@@ -82,11 +118,11 @@ impl Concern {
 impl Concerns {
     pub(in crate::plan) fn of(record: &NodeRecord) -> Self {
         let mut concerns: BTreeMap<IpAddr, Concern> = BTreeMap::new();
-        for (address, claimed) in by_address(record) {
+        for (address, claimed) in had(record) {
             concerns.entry(address).or_default().claimed = claimed;
         }
-        for (address, held) in &record.held {
-            concerns.entry(*address).or_default().held = held.iter().copied().collect();
+        for (address, epoch) in &record.newer_tables {
+            concerns.entry(*address).or_default().newer_table = Some(*epoch);
         }
         for grant in &record.grants {
             let concern = concerns.entry(grant.address).or_default();
@@ -158,12 +194,18 @@ impl PortUse {
     }
 }
 
-/// Ranges that a node's record names, by address.
-fn by_address(record: &NodeRecord) -> BTreeMap<IpAddr, BTreeSet<PortRange>> {
-    let mut all: BTreeMap<IpAddr, BTreeSet<PortRange>> = BTreeMap::new();
-    for grant in record.grants.iter().chain(&record.draining) {
+/// Ranges of these grants.
+fn of_grants<'g>(grants: impl IntoIterator<Item = &'g Grant>) -> ByAddress {
+    let mut all = ByAddress::new();
+    for grant in grants {
         all.entry(grant.address).or_default().extend(&grant.ranges);
     }
+    all
+}
+
+/// Ranges that a node was granted, drains or holds.
+fn had(record: &NodeRecord) -> ByAddress {
+    let mut all = of_grants(record.grants.iter().chain(&record.draining));
     for (address, ranges) in &record.held {
         all.entry(*address).or_default().extend(ranges);
     }
@@ -171,8 +213,8 @@ fn by_address(record: &NodeRecord) -> BTreeMap<IpAddr, BTreeSet<PortRange>> {
 }
 
 impl AddressWork {
-    /// Makes leases of blocks that nodes have and the record does not contain. Whoever holds a block that rests begins its
-    /// rest again.
+    /// Makes leases of blocks that nodes have and the record does not contain, and of those that rest if the record is made
+    /// anew. Whoever holds a block that rests begins its rest again.
     pub(super) fn adopt(&mut self, cluster: &Cluster<'_>, findings: &mut BTreeSet<Finding>) {
         let mut owners: Vec<Option<usize>> = vec![None; BLOCKS_END];
         for (number, work) in self.leases.iter().enumerate() {
@@ -180,12 +222,10 @@ impl AddressWork {
                 owners[block] = Some(number);
             }
         }
-        let is_new = !cluster
-            .snapshot
-            .addresses
-            .contains_key(&self.record.address);
-        for (node, ranges) in cluster.claims.of_address(self.record.address) {
-            let is_here = cluster.snapshot.nodes.contains_key(node);
+        let address = self.record.address;
+        let is_new = !cluster.snapshot.addresses.contains_key(&address);
+        for (node, ranges) in cluster.claims.had.get(&address).into_iter().flatten() {
+            let is_here = is_here(cluster.snapshot, node);
             let mut missing: BTreeSet<usize> = BTreeSet::new();
             let mut taken: BTreeSet<usize> = BTreeSet::new();
             for block in ranges.iter().flat_map(blocks_of) {
@@ -200,15 +240,28 @@ impl AddressWork {
                     _ => {}
                 }
             }
-            // A node that is gone gave its ranges back through its leases, unless these are lost.
+            // A node that is gone or fenced gave its ranges back through its leases, unless these are lost.
             if !missing.is_empty() && (is_here || is_new) {
                 for block in &missing {
                     owners[*block] = Some(self.leases.len());
                 }
-                self.adopt_blocks(node, &missing);
+                self.adopt_blocks(node, &missing, LeaseState::Draining);
             }
             if !taken.is_empty() && is_here {
                 findings.insert(self.held_twice(node, &taken));
+            }
+        }
+        let resting = cluster.claims.resting.get(&address).filter(|_| is_new);
+        for (node, ranges) in resting.into_iter().flatten() {
+            let blocks = ranges.iter().flat_map(blocks_of);
+            let free = blocks.filter(|block| owners[*block].is_none() && *block >= BLOCK_FIRST);
+            let free: BTreeSet<usize> = free.collect();
+            for block in &free {
+                owners[*block] = Some(self.leases.len());
+            }
+            if !free.is_empty() {
+                // Gateways may steer them still: it rests once none does.
+                self.adopt_blocks(node, &free, LeaseState::Fenced);
             }
         }
     }
@@ -222,9 +275,13 @@ impl AddressWork {
         }
     }
 
-    fn adopt_blocks(&mut self, node: &NodeName, blocks: &BTreeSet<usize>) {
+    fn adopt_blocks(&mut self, node: &NodeName, blocks: &BTreeSet<usize>, state: LeaseState) {
+        let has = match state {
+            LeaseState::Draining => "has",
+            _ => "gave up not long ago",
+        };
         self.say(format!(
-            "{} ports that {node} has and no lease contains are taken up as its lease",
+            "{} ports that {node} {has} and no lease contains are taken up as its lease",
             blocks.len() * usize::from(crate::numbers::BLOCK_PORTS)
         ));
         self.steering_changed = true;
@@ -234,11 +291,11 @@ impl AddressWork {
                 ranges: ranges_of(blocks),
                 epoch: 0,
                 withdrawn: None,
-                state: LeaseState::Draining,
+                state,
                 since_secs: self.now_secs,
             },
             renumber: true,
-            withdraw: true,
+            withdraw: state == LeaseState::Draining,
         });
     }
 

@@ -241,6 +241,7 @@ impl Planner {
         dirty.resolve = true;
         dirty.roles = true;
         dirty.numbers = true;
+        dirty.nodes.insert(name.clone());
         dirty.addresses.extend(self.leases.of_node(&name));
         if let Some(record) = self.snapshot.node_records.get(&name) {
             dirty.addresses.extend(Concerns::of(record).addresses());

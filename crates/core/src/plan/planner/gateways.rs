@@ -186,6 +186,8 @@ impl Planner {
                         tunnel_index,
                         grants: Vec::new(),
                         draining: Vec::new(),
+                        resting: Vec::new(),
+                        fenced: None,
                         grants_epoch: 0,
                         pod_prefixes: BTreeSet::new(),
                         device_addresses: BTreeSet::new(),
@@ -201,6 +203,11 @@ impl Planner {
             .into_iter()
             .collect();
         let believed_max = self.leases.believed_max();
+        // A fence that is not written yet begins anew.
+        let fenced = |name: &&NodeName| self.plan.node_records[*name].fenced.is_some();
+        let written = |name: &&NodeName| self.plan.node_records.contains_key(*name);
+        let unwritten = writes.iter().filter(written).filter(fenced);
+        dirty.nodes.extend(unwritten.cloned());
         for name in &dirty.nodes {
             let grants = self.leases.grants(name, &self.plan.addresses);
             let grants = unreadable::grants(&self.snapshot, name, grants, believed_max);
@@ -212,9 +219,12 @@ impl Planner {
                 false => (BTreeSet::new(), BTreeSet::new()),
             };
             let known = self.snapshot.node_records.get(name);
+            let fenced = nodes::fenced(&self.snapshot, name, self.time.now_secs);
             let differs = self.plan.node_records.get_mut(name).is_some_and(|spec| {
                 spec.grants = grants.usable;
                 spec.draining = grants.draining;
+                spec.resting = grants.resting;
+                spec.fenced = fenced;
                 spec.grants_epoch = grants.epoch;
                 unreadable::carry(&self.snapshot, name, spec, carried);
                 nodes::differs(known, spec)

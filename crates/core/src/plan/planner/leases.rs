@@ -8,6 +8,7 @@ use crate::plan::demand::Demand;
 use crate::plan::lease::{self, Claims, Cluster, Epochs, PlannedAddress};
 use crate::plan::planned_grants::PlannedGrants;
 use crate::plan::status;
+use std::cell::OnceCell;
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
@@ -383,6 +384,8 @@ impl Planner {
             ahead: &ahead,
             claims: &self.leases.claims,
             reported: &self.leases.reported,
+            is_fresh: self.leases.epochs.highest() == 0,
+            lacking: OnceCell::new(),
         };
         let mut all: Vec<(IpAddr, Option<PlannedAddress>)> = Vec::new();
         for address in &dirty.addresses {
@@ -470,11 +473,8 @@ impl Planner {
         let waits = |lease: &Lease| matches!(lease.state, LeaseState::Granted | LeaseState::Fenced);
         let note = Planned {
             epoch: record.epoch,
-            due: lease::due(&self.snapshot, &record),
-            waits_for: record
-                .leases
-                .iter()
-                .any(waits)
+            due: lease::due(&self.snapshot, &record, self.time.now_secs),
+            waits_for: (record.restored.is_some() || record.leases.iter().any(waits))
                 .then(|| record.gateway.clone()),
             restored: record.restored.map(|restored| restored.epoch),
             is_low: lease::is_low(&record),
@@ -483,7 +483,7 @@ impl Planner {
         };
         self.leases.note(address, Some(note));
         let stays = self.snapshot.unreadable.addresses.contains(&address);
-        if record.leases.is_empty() && !stays && !self.leases.needs.contains_key(&address) {
+        if lease::is_empty(&record) && !stays && !self.leases.needs.contains_key(&address) {
             self.leases.unused.insert(address, record);
             dirty.pools = true;
         } else {
