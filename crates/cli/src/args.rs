@@ -91,6 +91,12 @@ pub enum Verb {
     Convert(ConvertArguments),
     /// Find what earlier egress systems left on this node, and remove it if asked; as root, in the node's own network
     Doctor(DoctorArguments),
+    /// Take a gateway out of service without losing a packet, and wait until it carries nothing
+    Drain(DrainArguments),
+    /// Put a drained gateway back into service
+    Undrain(DrainArguments),
+    /// Have one gateway announce an address, instead of the one that Egret chooses
+    Move(MoveArguments),
     /// Have the agents of all nodes clean up and wait for it: what `helm uninstall` runs first
     Uninstall(UninstallArguments),
     /// Print the CustomResourceDefinitions as YAML
@@ -113,6 +119,9 @@ impl Verb {
             | Verb::Controller(_)
             | Verb::KubeEgress(_)
             | Verb::Doctor(_)
+            | Verb::Drain(_)
+            | Verb::Undrain(_)
+            | Verb::Move(_)
             | Verb::Uninstall(_)
             | Verb::Lab { .. } => false,
         }
@@ -308,6 +317,36 @@ pub struct ExplainArguments {
     pub settings: SettingsArguments,
     #[arg(short, long, value_enum, default_value = "text")]
     pub output: Output,
+}
+
+#[derive(Debug, clap::Args)]
+pub struct DrainArguments {
+    /// Name of the gateway's Node
+    pub node: String,
+    /// Where objects are: kube (KUBECONFIG, ~/.kube/config or the pod's service account) or kube:FILE
+    #[arg(long, value_parser = source, default_value = "kube")]
+    pub source: SourceArgument,
+    /// Longest wait, in seconds; then the exit code is 1, and what is left is printed. The request stays
+    #[arg(long, value_name = "SECONDS", default_value_t = 120)]
+    pub timeout: u64,
+}
+
+#[derive(Debug, clap::Args)]
+pub struct MoveArguments {
+    /// The egress address
+    pub address: IpAddr,
+    /// Name of the Node that is to announce it
+    #[arg(required_unless_present = "release")]
+    pub node: Option<String>,
+    /// Let Egret choose the announcer again
+    #[arg(long, conflicts_with = "node")]
+    pub release: bool,
+    /// Where objects are: kube (KUBECONFIG, ~/.kube/config or the pod's service account) or kube:FILE
+    #[arg(long, value_parser = source, default_value = "kube")]
+    pub source: SourceArgument,
+    /// Longest wait, in seconds; then the exit code is 1, and what is left is printed. The request stays
+    #[arg(long, value_name = "SECONDS", default_value_t = 120)]
+    pub timeout: u64,
 }
 
 #[derive(Debug, clap::Args)]

@@ -6,6 +6,7 @@ mod doctor;
 mod http;
 mod invocation;
 mod kube_egress;
+mod maintenance;
 mod run;
 mod show;
 mod uninstall;

@@ -32,6 +32,7 @@ types! {
     FamilyNotCovered: "The addresses lack a family: traffic of that family is refused.";
     Overlapped: "Another policy comes before this one for some pods and destinations.";
     Degraded: "It works, with less than was promised.";
+    Draining: "Somebody asks that a gateway hands its addresses and its traffic over to others.";
     AddressConflict: "Something else has an address too.";
     ForwardBlocked: "A node's firewall refuses or drops what passes through the tunnel, and Egret cannot mend it there.";
     PathBroken: "Packets that go the way of a pod's packets do not come back.";
@@ -248,6 +249,17 @@ reasons! {
     NextHopPath: Degraded true;
         "Programs of the network plugin may take answers of a next hop past the node's stack; such traffic of its pods is dropped.",
         "Run those pods on other nodes, or tell the agent the truth by `--cni-path`; see `docs/front-ends.md`.";
+    DrainRefused: Draining true;
+        "No other gateway serves its addresses, or all others are drained too: it goes on as if nobody had asked.",
+        "Bring another gateway of the group up, or `egret undrain` one.";
+    HandingOver: Draining true;
+        "Others are to announce its addresses; the message names those that it still answers for.",
+        "Wait; if it stays, see the agents of the group's other gateways.";
+    PacketsArrive: Draining true;
+        "Others announce its addresses. Packets still arrive, and it forwards them.",
+        "Wait; if it stays, a router keeps an old ARP or ND entry or has a route to it, or a worker reaches no other gateway.";
+    Drained: Draining true;
+        "It carries nothing any more: the machine may be stopped.", "";
     ExternalDeviceConflict: Degraded true;
         "Gateways of one node ask for different external devices.", "Use one externalInterface per node.";
     Limit: Degraded true;

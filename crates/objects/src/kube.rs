@@ -24,6 +24,7 @@ mod entry;
 mod event;
 mod lead;
 mod lenient;
+mod maintenance;
 mod reflect;
 mod request;
 mod store;
@@ -35,6 +36,7 @@ mod watched;
 mod write;
 
 pub use lead::LEASE_NAME;
+pub use maintenance::{Outcome, drain, move_address, undrain};
 pub use uninstall::{Left, Uninstalled, uninstall};
 pub use watch::GATEWAY_LABEL;
 pub use watch_set::Role;

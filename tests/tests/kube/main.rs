@@ -4,6 +4,7 @@ mod kube_away;
 mod kube_cluster;
 mod kube_devices;
 mod kube_front_ends;
+mod kube_maintenance;
 mod kube_one_object;
 mod kube_plugins;
 mod kube_pods;
@@ -21,6 +22,7 @@ fn main() -> ExitCode {
         kube_scale,
         kube_away,
         kube_front_ends,
+        kube_maintenance,
         kube_one_object,
         kube_plugins,
         kube_pods,

@@ -63,7 +63,7 @@ impl MainLoop {
             let takeovers = self.gateway.takeovers().clone();
             self.reports.traffic.update(counters, takeovers);
         }
-        let gateway = gateway_report(&self.gateway, self.datapath.gateway());
+        let gateway = gateway_report(&self.gateway, self.datapath.gateway(), self.now_ms());
         self.show(&gateway);
         let Some(record) = view.snapshot.node_records.get(&self.config.node) else {
             return;
@@ -121,7 +121,7 @@ impl MainLoop {
     }
 }
 
-fn gateway_report(gateway: &Gateway, path: &NodeGateway) -> GatewayReport {
+fn gateway_report(gateway: &Gateway, path: &NodeGateway, now_ms: u64) -> GatewayReport {
     let backend = path.backend();
     GatewayReport {
         datapath: backend.map(|backend| backend.name().to_owned()),
@@ -133,6 +133,7 @@ fn gateway_report(gateway: &Gateway, path: &NodeGateway) -> GatewayReport {
         claims: gateway.claims().clone(),
         uplink_lost: gateway.fitness().lost().is_some(),
         degraded: gateway.fitness().reports(),
+        drain: gateway.drain_report(now_ms),
         last_error: path.last_error().map(str::to_owned),
     }
 }
