@@ -94,6 +94,11 @@ impl Names {
         status::announcer(gateway, address, self.announcers.get(&address)?)
     }
 
+    /// Whether any node reports another machine with this address.
+    pub(super) fn is_contested(&self, address: IpAddr) -> bool {
+        self.conflicts.contains_key(&address)
+    }
+
     /// See [`status::conflict`].
     pub(super) fn conflict(
         &self,
