@@ -15,6 +15,8 @@
 //! kubernetes   the program against a real API server: roles, audit log, a connection that can be cut
 //! bulk      many requests to an API server in short time
 //! scale     a large cluster of objects on a real API server, and the cost of controller and agents
+//! openings  new connections of a pod at a fixed rate
+//! held      many idle connections of a pod
 //! watch     captures: seen and forbidden sources
 //! packet    hand-made packets
 //! standin   programs that let pods' packets bypass the host stack, as some network plugins do
@@ -31,10 +33,12 @@ pub mod cluster;
 pub mod crowded;
 pub mod earlier;
 pub mod foreign;
+pub mod held;
 pub mod installed;
 pub mod keepalived;
 pub mod kubernetes;
 pub mod matrix;
+pub mod openings;
 pub mod packet;
 pub mod previous;
 pub mod runtime;

@@ -4,5 +4,5 @@
 mod gateway;
 mod remembered;
 
-pub(crate) use gateway::{Gateway, RoundInputs};
+pub(crate) use gateway::{Departed, Gateway, RoundInputs};
 pub(crate) use remembered::Remembered;

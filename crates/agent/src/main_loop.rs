@@ -4,6 +4,7 @@ mod event;
 mod external_link;
 mod flow_cleanup;
 mod leases;
+mod maintenance;
 mod reports;
 mod upkeep;
 mod values;
@@ -23,7 +24,8 @@ use crate::observe::probe::{HeardSlot, Targets};
 use crate::observe::source::Reading;
 use crate::report::{Health, Numbered};
 use egret_core::error::with_causes;
-use egret_core::machines::{GatewayLag, NodeLeases, Schedule, SteeringMemory};
+use egret_core::machines::SteeringMemory;
+use egret_core::machines::{Departure, GatewayLag, NodeLeases, PeerMemory, Schedule};
 use egret_core::model::Snapshot;
 use egret_core::node::{CniPath, GatewayState, TunnelIndex};
 use egret_core::node::{External, NodeFacts, NodeOutcome, PathFacts, Policies};
@@ -78,6 +80,12 @@ pub(crate) struct MainLoop {
     leases: NodeLeases,
     /// Gateways that answer and stay behind.
     lag: GatewayLag,
+    /// The time after this node was a gateway.
+    departure: Departure,
+    /// It is in that time.
+    departing: bool,
+    /// Peers that were gateways.
+    peers: PeerMemory,
     /// Tables that this gateway has loaded.
     tables: SteeringMemory,
     /// Kernel content since the last round that was applied.
@@ -111,6 +119,9 @@ impl MainLoop {
             gateway: Gateway::new(&config.node, heard, listener),
             leases: NodeLeases::new(remembered.grants.clone()),
             lag: GatewayLag::default(),
+            departure: Departure::default(),
+            departing: false,
+            peers: PeerMemory::default(),
             tables: SteeringMemory::new(
                 remembered.steering_version,
                 remembered.steering_epochs.clone(),
@@ -154,6 +165,9 @@ impl MainLoop {
             } else if turn.tick {
                 self.rest();
             }
+            if turn.tick {
+                self.follow_drain();
+            }
             if turn.tick && self.datapath.worker().pending_flow_cleanup().is_some() {
                 self.request_again();
             }
@@ -180,7 +194,13 @@ impl MainLoop {
     /// Time at which the gateway role decides again without an event. A failed apply is retried on its own timer
     /// instead.
     fn decides_at(&self) -> Option<u64> {
-        let due = [self.gateway.decides_at(), self.lag.next_deadline()];
+        let departure = self.departure.next_deadline();
+        let due = [
+            self.gateway.decides_at(),
+            self.lag.next_deadline(),
+            self.peers.next_deadline(),
+            departure.filter(|_| self.departing),
+        ];
         let due = due.into_iter().flatten().min();
         due.filter(|_| self.last_error.is_none())
     }
@@ -282,7 +302,8 @@ impl MainLoop {
     fn carry_out(&mut self, snapshot: &Snapshot) -> Result<(), String> {
         let node = self.config.node.clone();
         let policies = Policies::of(snapshot);
-        let query = LinkQuery::of(snapshot, &policies, &node);
+        self.decide_departure(snapshot);
+        let query = self.link_query(snapshot, &policies);
         let links = self.look(query).map_err(|e| with_causes(&e))?;
         self.reports.findings.foreign_marks = links.foreign_marks.clone();
         self.inputs.routers.look(self.datapath.worker().routing());
@@ -304,9 +325,7 @@ impl MainLoop {
             grants,
             ..self.facts(&links)
         };
-        let mut outcome = policies
-            .node_state(&facts, &node)
-            .map_err(|e| with_causes(&e))?;
+        let mut outcome = self.decide_state(&policies, &facts)?;
         self.inputs
             .uncovered
             .follow(&outcome.uncovered, Instant::now());
@@ -318,6 +337,9 @@ impl MainLoop {
             return Err("waiting for the gateways' first answers".into());
         }
         match outcome.state.gateway.take() {
+            Some(planned) if self.departing => {
+                outcome.state.gateway = Some(self.depart(snapshot, &planned, link_up));
+            }
             Some(mut planned) => {
                 self.keep_unknown_tables(snapshot)?;
                 let records = snapshot.addresses.values();
@@ -345,6 +367,7 @@ impl MainLoop {
         self.gateway.tables_loaded(self.datapath.gateway());
         if let Some(state) = &outcome.state.gateway
             && self.datapath.gateway().is_loaded()
+            && !self.departing
         {
             self.tables.loaded(state, snapshot.addresses.values());
         }

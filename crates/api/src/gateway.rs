@@ -72,6 +72,22 @@ pub struct EgressGatewaySpec {
     /// How source ports are handed out.
     #[serde(default)]
     pub leases: LeaseSpec,
+    /// Nodes that announce single addresses, instead of those that Egret chooses. `egret move` writes it.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 1024))]
+    pub announcers: Vec<AnnouncerSpec>,
+}
+
+/// The node that announces one address.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct AnnouncerSpec {
+    /// The egress address.
+    #[schemars(length(min = 2, max = 45))]
+    pub address: String,
+    /// A node of the group. While it does not serve, or is drained, another one announces the address.
+    #[schemars(length(min = 1, max = 253))]
+    pub node: String,
 }
 
 fn auto() -> String {

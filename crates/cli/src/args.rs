@@ -95,6 +95,12 @@ pub enum Verb {
     Fence(FenceArguments),
     /// Take such a statement back
     Unfence(UnfenceArguments),
+    /// Take a gateway out of service without losing a packet, and wait until it carries nothing
+    Drain(DrainArguments),
+    /// Put a drained gateway back into service
+    Undrain(DrainArguments),
+    /// Have one gateway announce an address, instead of the one that Egret chooses
+    Move(MoveArguments),
     /// Have the agents of all nodes clean up and wait for it: what `helm uninstall` runs first
     Uninstall(UninstallArguments),
     /// Print the CustomResourceDefinitions as YAML
@@ -119,6 +125,9 @@ impl Verb {
             | Verb::Doctor(_)
             | Verb::Fence(_)
             | Verb::Unfence(_)
+            | Verb::Drain(_)
+            | Verb::Undrain(_)
+            | Verb::Move(_)
             | Verb::Uninstall(_)
             | Verb::Lab { .. } => false,
         }
@@ -339,6 +348,36 @@ pub struct UnfenceArguments {
     /// The API: kube (KUBECONFIG, ~/.kube/config or the pod's service account) or kube:FILE
     #[arg(long, value_parser = source, default_value = "kube")]
     pub source: SourceArgument,
+}
+
+#[derive(Debug, clap::Args)]
+pub struct DrainArguments {
+    /// Name of the gateway's Node
+    pub node: String,
+    /// Where objects are: kube (KUBECONFIG, ~/.kube/config or the pod's service account) or kube:FILE
+    #[arg(long, value_parser = source, default_value = "kube")]
+    pub source: SourceArgument,
+    /// Longest wait, in seconds; then the exit code is 1, and what is left is printed. The request stays
+    #[arg(long, value_name = "SECONDS", default_value_t = 120)]
+    pub timeout: u64,
+}
+
+#[derive(Debug, clap::Args)]
+pub struct MoveArguments {
+    /// The egress address
+    pub address: IpAddr,
+    /// Name of the Node that is to announce it
+    #[arg(required_unless_present = "release")]
+    pub node: Option<String>,
+    /// Let Egret choose the announcer again
+    #[arg(long, conflicts_with = "node")]
+    pub release: bool,
+    /// Where objects are: kube (KUBECONFIG, ~/.kube/config or the pod's service account) or kube:FILE
+    #[arg(long, value_parser = source, default_value = "kube")]
+    pub source: SourceArgument,
+    /// Longest wait, in seconds; then the exit code is 1, and what is left is printed. The request stays
+    #[arg(long, value_name = "SECONDS", default_value_t = 120)]
+    pub timeout: u64,
 }
 
 #[derive(Debug, clap::Args)]

@@ -7,6 +7,7 @@ mod fence;
 mod http;
 mod invocation;
 mod kube_egress;
+mod maintenance;
 mod run;
 mod show;
 mod uninstall;

@@ -4,7 +4,7 @@ use crate::args::{
     AgentArguments, ControllerArguments, EXIT_NOT_GOOD, EXIT_UNREACHABLE, ExplainArguments,
     PlanArguments, SettingsArguments, SourceArgument, StatusArguments, Unpooled, Verb,
 };
-use crate::{convert, doctor, fence, http, kube_egress, show, uninstall};
+use crate::{convert, doctor, fence, http, kube_egress, maintenance, show, uninstall};
 use anyhow::Context;
 use egret_agent::report::Status;
 use egret_agent::{CniConfig, InstallConfig, OpenSource, Question};
@@ -34,6 +34,9 @@ pub fn run(verb: Verb) -> anyhow::Result<ExitCode> {
         Verb::Plan(arguments) => plan(&arguments),
         Verb::Fence(arguments) => fence::fence(&arguments),
         Verb::Unfence(arguments) => fence::unfence(&arguments),
+        Verb::Drain(arguments) => maintenance::drain(&arguments),
+        Verb::Undrain(arguments) => maintenance::undrain(&arguments),
+        Verb::Move(arguments) => maintenance::move_address(&arguments),
         Verb::Uninstall(arguments) => uninstall::run(&arguments),
         Verb::Convert(arguments) => convert::run(&arguments),
         Verb::Doctor(arguments) => doctor::run(&arguments),

@@ -53,7 +53,7 @@ pub fn status(status: &Value, output: Output) -> anyhow::Result<bool> {
         let usage: Vec<String> = usage.iter().map(port_usage).collect();
         vec![
             text(&a["address"]),
-            text(&a["announcer"]),
+            announcer(&a),
             leases.join("; "),
             usage.join("; "),
         ]
@@ -68,10 +68,11 @@ pub fn status(status: &Value, output: Output) -> anyhow::Result<bool> {
             text(&g["live"]),
             text(&g["version"]),
             text(&g["datapath"]),
+            text(&g["drain"]),
         ]
     });
     table(
-        &["GATEWAY", "LIVE", "VERSION", "DATAPATH"],
+        &["GATEWAY", "LIVE", "VERSION", "DATAPATH", "DRAIN"],
         gateways.collect(),
     );
     paths(&status["paths"]);
@@ -94,6 +95,16 @@ pub fn status(status: &Value, output: Output) -> anyhow::Result<bool> {
     });
     table(&["FINDING", "FIELD", "VALUE", "REMEDY"], findings.collect());
     Ok(good)
+}
+
+/// The gateway that announces an address, and the one that is asked to.
+fn announcer(address: &Value) -> String {
+    let (now, asked) = (text(&address["announcer"]), &address["moved_to"]);
+    match asked.as_str() {
+        None => now,
+        Some(asked) if asked == now => format!("{now} (moved)"),
+        Some(asked) => format!("{now} (moved to {asked})"),
+    }
 }
 
 /// Measured paths of a node.

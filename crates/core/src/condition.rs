@@ -33,6 +33,7 @@ types! {
     Overlapped: "Another policy comes before this one for some pods and destinations.";
     Degraded: "It works, with less than was promised.";
     Fenced: "An operator says that a machine sends nothing any more.";
+    Draining: "Somebody asks that a gateway hands its addresses and its traffic over to others.";
     AddressConflict: "Something else has an address too.";
     ForwardBlocked: "A node's firewall refuses or drops what passes through the tunnel, and Egret cannot mend it there.";
     PathBroken: "Packets that go the way of a pod's packets do not come back.";
@@ -255,6 +256,17 @@ reasons! {
     FencedByOperator: Fenced true;
         "`egret fence` was called for the node: gateways drop what it sends, its ports go to others, and it is no gateway.",
         "`egret unfence` it once the machine is repaired, or delete its Node object.";
+    DrainRefused: Draining true;
+        "No other gateway serves its addresses, or all others are drained too: it goes on as if nobody had asked.",
+        "Bring another gateway of the group up, or `egret undrain` one.";
+    HandingOver: Draining true;
+        "Others are to announce its addresses; the message names those that it still answers for.",
+        "Wait; if it stays, see the agents of the group's other gateways.";
+    PacketsArrive: Draining true;
+        "Others announce its addresses. Packets still arrive, and it forwards them.",
+        "Wait; if it stays, a router keeps an old ARP or ND entry or has a route to it, or a worker reaches no other gateway.";
+    Drained: Draining true;
+        "It carries nothing any more: the machine may be stopped.", "";
     ExternalDeviceConflict: Degraded true;
         "Gateways of one node ask for different external devices.", "Use one externalInterface per node.";
     Limit: Degraded true;

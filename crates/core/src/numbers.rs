@@ -241,6 +241,14 @@ pub const PROBE_PEERS_FULL_RATE: usize = 64;
 /// Milliseconds for which a gateway that begins to forward waits until it says so, while others forward its addresses:
 /// as long as the API may take to tell the slowest worker of it.
 pub const ENTRANCE_MS: u64 = 2_000;
+/// Milliseconds after which a drained gateway sends workers away although no other gateway was heard to announce its
+/// addresses: that one may be cut off from the API, and sees only that this gateway serves no more.
+pub const DRAIN_HANDOVER_MS: u64 = 5_000;
+/// Milliseconds without a packet after which a drained gateway counts as empty.
+pub const DRAIN_QUIET_MS: u64 = 3_000;
+/// Milliseconds for which a node that is no gateway any more forwards what still arrives, at most; for as long, workers
+/// accept tunnel packets from it.
+pub const DEPARTURE_MS: u64 = 30_000;
 /// Milliseconds after a take-over at which gratuitous ARP and unsolicited NA are sent (RFC 5227 and RFC 4861 7.2.6
 /// send a few; switches that are still learning lose the first).
 pub const GRATUITOUS_AFTER_MS: [u64; 6] = [0, 100, 500, 1_000, 2_000, 5_000];

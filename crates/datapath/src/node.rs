@@ -194,6 +194,12 @@ impl NodeDatapath {
         }
     }
 
+    /// Packets at the gateway, by outcome, read from the kernel; empty on a node that is none.
+    pub fn gateway_counters(&mut self) -> BTreeMap<&'static str, u64> {
+        let backend = self.gateway.backend_mut();
+        backend.map(GatewayBackend::counters).unwrap_or_default()
+    }
+
     /// Removes the whole data path of a node, whichever process made it. Continues after errors and returns them all.
     pub fn remove(state_directory: &Path, pin_directory: &Path) -> Vec<NodeDatapathError> {
         let mut errors: Vec<NodeDatapathError> = Vec::new();

@@ -28,6 +28,7 @@ mod entry;
 mod event;
 mod lead;
 mod lenient;
+mod maintenance;
 mod reflect;
 mod request;
 mod store;
@@ -40,6 +41,7 @@ mod write;
 
 pub use annotate::{Annotated, annotate_node};
 pub use lead::LEASE_NAME;
+pub use maintenance::{Outcome, drain, move_address, undrain};
 pub use uninstall::{Left, Uninstalled, uninstall};
 pub use watch::GATEWAY_LABEL;
 pub use watch_set::Role;

@@ -237,9 +237,7 @@ impl Scene {
     /// # Errors
     /// There is no such node.
     pub fn select_gateway(&self, host: &str, is_selected: bool) -> anyhow::Result<()> {
-        let objects = self.cluster.lab().dir().objects();
-        let text = std::fs::read_to_string(objects.join(format!("node.{host}.yaml")))?;
-        let mut node: Value = serde_saphyr::from_str(&text)?;
+        let mut node = self.node(host)?;
         let labels = node["metadata"]["labels"].as_object_mut();
         let labels = labels.context("no labels")?;
         match is_selected {
@@ -247,6 +245,33 @@ impl Scene {
             false => labels.remove("egret.dev/gateway"),
         };
         self.put(&node.to_string())
+    }
+
+    /// The Node object of a host, as it stands in the source directory.
+    ///
+    /// # Errors
+    /// There is none.
+    pub fn node(&self, host: &str) -> anyhow::Result<Value> {
+        self.manifest("node", host)
+    }
+
+    /// The user's manifest of an object without namespace; `kind` in small letters.
+    ///
+    /// # Errors
+    /// There is none.
+    pub fn manifest(&self, kind: &str, name: &str) -> anyhow::Result<Value> {
+        let objects = self.cluster.lab().dir().objects();
+        let path = objects.join(format!("{kind}.{name}.yaml"));
+        let text = std::fs::read_to_string(&path).with_context(|| path.display().to_string())?;
+        Ok(serde_saphyr::from_str(&text)?)
+    }
+
+    /// Content of `/metrics` of a host's agent.
+    ///
+    /// # Errors
+    /// It does not run.
+    pub fn metrics(&self, host: &str) -> anyhow::Result<String> {
+        self.cluster.metrics(host)
     }
 
     /// Pulls the cable of a host's external link alone, or plugs it in again.

@@ -5,6 +5,7 @@ mod kube_churn;
 mod kube_cluster;
 mod kube_devices;
 mod kube_front_ends;
+mod kube_maintenance;
 mod kube_one_object;
 mod kube_plugins;
 mod kube_pods;
@@ -23,6 +24,7 @@ fn main() -> ExitCode {
         kube_scale,
         kube_away,
         kube_front_ends,
+        kube_maintenance,
         kube_one_object,
         kube_plugins,
         kube_pods,

@@ -4,7 +4,9 @@
 use crate::clock::now_secs;
 use crate::observe::conflicts::SegmentListener;
 use crate::observe::probe::HeardSlot;
-use egret_core::machines::{ExternalLink, GatewayCommand, GatewayFitness, GatewayInputs};
+use egret_core::machines::{
+    DrainReport, ExternalLink, GatewayCommand, GatewayFitness, GatewayInputs,
+};
 use egret_core::machines::{GatewayLiveness, GatewayRole, GroupNodes};
 use egret_core::model::{AddressClaim, MacAddress, NodeName, Snapshot};
 use egret_core::node::GatewayState;
@@ -41,6 +43,18 @@ pub(crate) struct RoundInputs<'a> {
     pub(crate) liveness: &'a GatewayLiveness,
     /// Gateways that answer and stay behind.
     pub(crate) lagging: &'a GroupNodes,
+    /// Result of [`Gateway::decide_link`] in this round.
+    pub(crate) link_up: bool,
+    /// Milliseconds since the main loop started.
+    pub(crate) now_ms: u64,
+}
+
+/// Inputs of a decision about a node that is no gateway any more.
+pub(crate) struct Departed<'a> {
+    /// The objects.
+    pub(crate) snapshot: &'a Snapshot,
+    /// The gateway state that it goes on with.
+    pub(crate) planned: &'a GatewayState,
     /// Result of [`Gateway::decide_link`] in this round.
     pub(crate) link_up: bool,
     /// Milliseconds since the main loop started.
@@ -176,6 +190,22 @@ impl Gateway {
                 tracing::info!(%address, mac = %claim.mac, "the other machine no longer answers for the egress address");
             }
         }
+    }
+
+    /// Decides for a node that is no gateway any more and goes on to forward; returns the state to apply.
+    pub(crate) fn depart(&mut self, departed: &Departed<'_>) -> GatewayState {
+        self.role.depart(departed.snapshot, departed.now_ms);
+        self.effective(departed.planned, departed.link_up)
+    }
+
+    /// Records the number of packets that this gateway has forwarded.
+    pub(crate) fn counted(&mut self, packets: u64, now_ms: u64) {
+        self.role.counted(packets, now_ms);
+    }
+
+    /// How far the drain of this gateway is.
+    pub(crate) fn drain_report(&self, now_ms: u64) -> Option<DrainReport> {
+        self.role.drain_report(now_ms)
     }
 
     /// Processes claims of machines on the external segment. True if they change the status or a decision.

@@ -65,7 +65,7 @@ impl MainLoop {
             self.reports.traffic.update(counters, takeovers);
             self.reports.findings.ipvs_dropped = self.reports.traffic.ipvs_dropped();
         }
-        let mut gateway = gateway_report(&self.gateway, self.datapath.gateway());
+        let mut gateway = gateway_report(&self.gateway, self.datapath.gateway(), self.now_ms());
         gateway.newer_tables = self.tables.newer(view.snapshot.addresses.values());
         self.show(&gateway);
         let Some(record) = view.snapshot.node_records.get(&self.config.node) else {
@@ -124,7 +124,7 @@ impl MainLoop {
     }
 }
 
-fn gateway_report(gateway: &Gateway, path: &NodeGateway) -> GatewayReport {
+fn gateway_report(gateway: &Gateway, path: &NodeGateway, now_ms: u64) -> GatewayReport {
     let backend = path.backend();
     GatewayReport {
         datapath: backend.map(|backend| backend.name().to_owned()),
@@ -137,6 +137,7 @@ fn gateway_report(gateway: &Gateway, path: &NodeGateway) -> GatewayReport {
         claims: gateway.claims().clone(),
         uplink_lost: gateway.fitness().lost().is_some(),
         degraded: gateway.fitness().reports(),
+        drain: gateway.drain_report(now_ms),
         last_error: path.last_error().map(str::to_owned),
     }
 }

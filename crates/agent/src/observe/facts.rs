@@ -34,6 +34,15 @@ impl LinkQuery {
             next_hops: policies.next_hops(node),
         }
     }
+
+    /// The same, with the addresses and the external device of an earlier query where this one has none.
+    pub(crate) fn or(self, before: &Self) -> Self {
+        LinkQuery {
+            underlay: self.underlay.or(before.underlay),
+            external: self.external.or_else(|| before.external.clone()),
+            ..self
+        }
+    }
 }
 
 /// Addresses of the pods on this node, without those that equal the node's own.

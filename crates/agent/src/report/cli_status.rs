@@ -2,7 +2,7 @@
 
 use super::cli_conditions::{self, ConditionView, NodeView};
 use super::path_view::PathView;
-use egret_core::condition::Reason;
+use egret_core::condition::{ConditionType, Reason};
 use egret_core::machines::GatewayLiveness;
 use egret_core::model::{Finding, NodeName, NodeRecord, PortBlocks};
 use egret_core::node::{IssueKind, NodeOutcome};
@@ -83,6 +83,8 @@ pub struct AddressView {
     pub address: IpAddr,
     /// The gateway that announces it.
     pub announcer: Option<String>,
+    /// The node that its `EgressGateway` names to announce it, as `egret move` asks.
+    pub moved_to: Option<String>,
     /// Leases of its ports.
     pub leases: Vec<LeaseView>,
     /// What nodes report about their ports of it.
@@ -130,6 +132,8 @@ pub struct GatewayView {
     pub version: u64,
     /// Data path: `ebpf` or `nftables`.
     pub datapath: Option<String>,
+    /// Reason of its condition `Draining`; `None`: nobody asks for a drain.
+    pub drain: Option<String>,
 }
 
 /// One finding of [`Status`].
@@ -169,6 +173,7 @@ impl Status {
                 live: member.live,
                 version: member.steering_version,
                 datapath: member.datapath.clone(),
+                drain: drain(view, &member.node),
             };
             by_node.insert(member.node.0.clone(), status);
         }
@@ -302,12 +307,20 @@ fn addresses(view: &View, silent: &BTreeSet<NodeName>) -> Vec<AddressView> {
         state: format!("{:?}", lease.state),
         epoch: lease.epoch,
     };
+    let gateway_of = |address: &IpAddr| {
+        let record = view.snapshot.addresses.get(address)?;
+        view.snapshot.gateways.get(&record.gateway)
+    };
     let announcer = |address: &IpAddr| {
         let records = view.snapshot.node_records.values();
         let saying = records.filter(|record| record.announcing.contains(address));
         let nodes = saying.map(|record| &record.node);
         let live = nodes.filter(|node| !silent.contains(*node));
-        announcer(*address, live).map(|node| node.0.clone())
+        announcer(gateway_of(address), *address, live).map(|node| node.0.clone())
+    };
+    let moved_to = |address: &IpAddr| {
+        let named = gateway_of(address)?.announcers.get(address)?;
+        Some(named.0.clone())
     };
     view.snapshot
         .addresses
@@ -315,10 +328,20 @@ fn addresses(view: &View, silent: &BTreeSet<NodeName>) -> Vec<AddressView> {
         .map(|record| AddressView {
             address: record.address,
             announcer: announcer(&record.address),
+            moved_to: moved_to(&record.address),
             leases: record.leases.iter().map(lease).collect(),
             usage: usage(view, record.address),
         })
         .collect()
+}
+
+/// Reason of the condition `Draining` of a node.
+fn drain(view: &View, node: &NodeName) -> Option<String> {
+    let kind = ConditionType::Draining.to_string();
+    let conditions = view.nodes.get(node)?.conditions.iter();
+    let mut holds = conditions.filter(|one| one.status == ConditionStatus::True);
+    let found = holds.find(|one| one.kind == kind)?;
+    Some(found.reason.clone())
 }
 
 fn usage(view: &View, address: IpAddr) -> Vec<PortUsageView> {

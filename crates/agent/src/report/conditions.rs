@@ -4,6 +4,7 @@ use super::obstacles;
 use super::status_inputs::StatusInputs;
 use egret_core::condition::{Condition as Said, ConditionType, Reason};
 use egret_core::machines::Destination;
+use egret_core::model::DrainCause;
 use egret_core::node::{ForeignMark, IssueKind, NodeIssue, PodForwarding};
 use egret_core::numbers::{MARK_MASK, STATUS_PROGRAMMED_MAX};
 use egret_core::obstacle::Obstacle;
@@ -72,6 +73,21 @@ fn path_broken<'a>(
     let known = known.map(|obstacle| format!("known here: {}", obstacle.told()));
     let text: Vec<String> = lines.chain(known.take(NAMED_MAX)).collect();
     let said = Said::new(ConditionType::PathBroken, true, reason, text.join("; "));
+    Some(Condition::from(&said))
+}
+
+/// How far the drain of this gateway is, and who asks for it.
+fn draining(inputs: &StatusInputs<'_>) -> Option<Condition> {
+    let report = inputs.gateway.drain.as_ref()?;
+    let node = inputs.snapshot.nodes.get(&inputs.record.node);
+    let cause = match node.map(|node| node.maintenance.drain) {
+        Some(Some(DrainCause::Requested)) => "annotation egret.dev/drain",
+        Some(Some(DrainCause::Cordoned)) => "the node is cordoned",
+        Some(Some(DrainCause::Deleted)) | None => "its Node object is being deleted",
+        Some(None) => "no EgressGateway selects it any more",
+    };
+    let text = format!("{cause}: {}", report.text());
+    let said = Said::new(ConditionType::Draining, true, report.reason(), text);
     Some(Condition::from(&said))
 }
 
@@ -147,6 +163,7 @@ pub(super) fn conditions(inputs: &StatusInputs<'_>, left_out: LeftOut) -> Vec<Co
         let (kind, reason) = (ConditionType::AddressConflict, Reason::ForeignMachine);
         conditions.push(holds(kind, reason, machines.join("; ")));
     }
+    conditions.extend(draining(inputs));
     conditions.extend(obstacles::condition(obstacles));
     if let Some(PodForwarding::Unsupported(text)) = outcome.map(|outcome| &outcome.pod_forwarding) {
         let (kind, reason) = (ConditionType::Unsupported, Reason::UnknownPath);

@@ -1,6 +1,7 @@
 //! Report of this node's gateway role.
 
 use egret_core::condition::Reason;
+use egret_core::machines::DrainReport;
 use egret_core::model::{AddressClaim, MacAddress};
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
@@ -28,6 +29,8 @@ pub(crate) struct GatewayReport {
     pub(crate) uplink_lost: bool,
     /// Reasons why others may not count on this gateway.
     pub(crate) degraded: Vec<(Reason, String)>,
+    /// How far its drain is; `None`: nobody asks for one.
+    pub(crate) drain: Option<DrainReport>,
     /// Why there is no data path, or its tables are outdated.
     pub(crate) last_error: Option<String>,
 }

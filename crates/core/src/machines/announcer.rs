@@ -1,6 +1,9 @@
 //! Election of announcers (design section 6). Per address, the gateway nodes have a rendezvous order. A gateway
 //! announces iff it is the first in it that it sees alive; it counts itself only while it is fit. Two announcers at
 //! once are harmless: every gateway can take every packet.
+//!
+//! So an announcer that gives way goes on to answer until the next one is seen to announce. It sends nothing
+//! unasked meanwhile, or neighbours would come back to it.
 
 use crate::model::NodeName;
 use crate::numbers::{GRATUITOUS_AFTER_MS, GRATUITOUS_REFRESH_MS};
@@ -25,7 +28,8 @@ struct Announced {
     since_ms: u64,
     /// Number of gratuitous messages sent since.
     sent: usize,
-    next_ms: u64,
+    /// Time of the next one; `None`: another node is to announce the address, and this one only answers.
+    next_ms: Option<u64>,
 }
 
 impl Announced {
@@ -33,7 +37,7 @@ impl Announced {
         Self {
             since_ms: now_ms,
             sent: 0,
-            next_ms: now_ms,
+            next_ms: Some(now_ms),
         }
     }
 }
@@ -61,33 +65,38 @@ impl Announcer {
     /// Decides again. `addresses`: addresses of this node's groups, each with the gateway nodes of its group. `live`:
     /// the other gateways that answer and have loaded a table (version above 0). Do not call before liveness is
     /// settled, or this node takes over everything for a moment. `fit`: the external link has carrier and the own
-    /// steering table is applied (R2: load before announcing).
+    /// steering table is applied (R2: load before announcing). `handed_over`: whether the node that is to announce an
+    /// address instead of this one does so; false keeps this one answering, if it announced the address before.
     pub fn update(
         &mut self,
         addresses: &BTreeMap<IpAddr, BTreeSet<NodeName>>,
         live: &BTreeSet<NodeName>,
         fit: bool,
+        handed_over: impl Fn(IpAddr) -> bool,
         now_ms: u64,
     ) {
         let wanted = self.chosen(addresses, live, fit);
-        let gone: Vec<IpAddr> = self
-            .announced
-            .keys()
-            .filter(|a| !wanted.contains(a))
-            .copied()
-            .collect();
-        for address in gone {
-            self.announced.remove(&address);
-            self.commands.push(AnnouncerCommand::Withdraw(address));
+        let given_up = self.announced.keys().filter(|a| !wanted.contains(a));
+        let given_up: Vec<IpAddr> = given_up.copied().collect();
+        for address in given_up {
+            match self.announced.get_mut(&address) {
+                Some(announced) if !handed_over(address) => announced.next_ms = None,
+                _ => {
+                    self.announced.remove(&address);
+                    self.commands.push(AnnouncerCommand::Withdraw(address));
+                }
+            }
         }
-        // A gateway that was away may have been dead for this node only, or this node for it: announce again.
-        let returned = live.difference(&self.live).next().is_some();
+        // A gateway that was away may have been dead for this node only, or this node for it; one that is gone may have
+        // answered until now: announce again.
+        let others_changed = *live != self.live;
         for address in wanted {
-            let known = self.announced.contains_key(&address);
-            if !known {
+            let known = self.announced.get(&address);
+            if known.is_none() {
                 self.commands.push(AnnouncerCommand::Announce(address));
             }
-            if !known || returned {
+            let announces = known.is_some_and(|announced| announced.next_ms.is_some());
+            if !announces || others_changed {
                 self.announced.insert(address, Announced::fresh(now_ms));
             }
         }
@@ -122,7 +131,8 @@ impl Announcer {
     /// Repeats all announcements as after a takeover: a gateway that is gone may have announced this node's addresses,
     /// so neighbours may have learned its hardware address.
     pub fn repeat(&mut self, now_ms: u64) {
-        for announced in self.announced.values_mut() {
+        let announced = self.announced.values_mut();
+        for announced in announced.filter(|announced| announced.next_ms.is_some()) {
             *announced = Announced::fresh(now_ms);
         }
     }
@@ -130,7 +140,7 @@ impl Announcer {
     /// Sends the gratuitous messages that are due.
     pub fn handle_deadline(&mut self, now_ms: u64) {
         for (address, announced) in &mut self.announced {
-            if now_ms < announced.next_ms {
+            if announced.next_ms.is_none_or(|next_ms| now_ms < next_ms) {
                 continue;
             }
             self.commands
@@ -142,7 +152,8 @@ impl Announcer {
                 .map(|after| announced.since_ms.saturating_add(*after))
                 .skip(announced.sent)
                 .find(|at| *at > now_ms);
-            announced.next_ms = due.unwrap_or_else(|| now_ms.saturating_add(GRATUITOUS_REFRESH_MS));
+            let refresh = now_ms.saturating_add(GRATUITOUS_REFRESH_MS);
+            announced.next_ms = Some(due.unwrap_or(refresh));
         }
     }
 
@@ -150,7 +161,7 @@ impl Announcer {
     pub fn next_deadline(&self) -> Option<u64> {
         self.announced
             .values()
-            .map(|announced| announced.next_ms)
+            .filter_map(|announced| announced.next_ms)
             .min()
     }
 
@@ -159,7 +170,14 @@ impl Announcer {
         std::mem::take(&mut self.commands)
     }
 
-    /// Addresses that this node announces.
+    /// Addresses for which this node only answers, until the next announcer is seen.
+    pub fn handing_over(&self) -> BTreeSet<IpAddr> {
+        let held = self.announced.iter();
+        let held = held.filter(|(_, announced)| announced.next_ms.is_none());
+        held.map(|(address, _)| *address).collect()
+    }
+
+    /// Addresses that this node announces, those that it hands over included.
     pub fn announcing(&self) -> BTreeSet<IpAddr> {
         self.announced.keys().copied().collect()
     }

@@ -200,6 +200,11 @@ impl Conflicts {
             .collect()
     }
 
+    /// Whether this is the hardware address of a gateway, this node included.
+    pub fn is_gateway(&self, mac: MacAddress) -> bool {
+        self.inputs.gateways.contains(&mac)
+    }
+
     /// Addresses for which claims by other machines matter.
     pub fn served(&self) -> &BTreeSet<IpAddr> {
         &self.inputs.served

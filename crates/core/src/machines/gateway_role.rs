@@ -7,6 +7,7 @@
 //! ```text
 //!   planned state -- external link does not count --> version 0: nobody sends through it (its tables stay)
 //!                 -- just joined, others serve -----> version 0 for the join delay
+//!                 -- drained, others have taken over -> version 0: nobody sends through it (its tables stay)
 //!                 -- first alive in an address's order, and nobody else has it --> it answers ARP and ND for it
 //! ```
 //!
@@ -15,9 +16,10 @@
 //! [`GatewayRole::effective`] again: a gateway announces only what it can steer. Between rounds,
 //! [`GatewayRole::handle_deadline`] and [`GatewayRole::drain`].
 
+use super::succession::{Candidates, Heard, Succession};
 use super::{
-    Announcer, AnnouncerCommand, ConflictCommand, ConflictInputs, Conflicts, Entrance,
-    ExternalLink, GatewayFitness, GatewayLiveness, GroupNodes, answering_nodes,
+    Announcer, AnnouncerCommand, ConflictCommand, ConflictInputs, Conflicts, Drain, DrainReport,
+    Entrance, ExternalLink, GatewayFitness, GatewayLiveness, GroupNodes, answering_nodes,
 };
 use crate::model::{AddressClaim, MacAddress, NodeName, NodeRecord, Snapshot};
 use crate::node::GatewayState;
@@ -96,6 +98,13 @@ pub struct GatewayRole {
     join: Option<Entrance>,
     /// Its tables contain the planned state, not only an earlier agent's.
     loaded: bool,
+    drain: Drain,
+    /// Served addresses that no other gateway could take over.
+    alone_for: BTreeSet<IpAddr>,
+    /// Own hardware address on the external segment.
+    mac: Option<MacAddress>,
+    /// Announcements of other gateways, as heard on the external segment.
+    heard: Heard,
 }
 
 impl GatewayRole {
@@ -109,6 +118,10 @@ impl GatewayRole {
             claims: BTreeMap::new(),
             join: None,
             loaded: false,
+            drain: Drain::default(),
+            alone_for: BTreeSet::new(),
+            mac: None,
+            heard: Heard::default(),
         }
     }
 
@@ -160,8 +173,10 @@ impl GatewayRole {
             now_ms,
             ..
         } = *inputs;
+        self.mac = inputs.mac;
         let live = liveness.serving();
         let mut addresses = answering_nodes(snapshot, planned, (&self.me, local), &live);
+        let all = addresses.clone();
         let serves = |nodes: &BTreeSet<NodeName>| nodes.iter().any(|node| live.contains(node));
         let others = addresses.values().any(serves);
         let fit = inputs.link_up && self.loaded;
@@ -176,7 +191,16 @@ impl GatewayRole {
         let served = addresses.keys().copied().collect();
         let seen = (liveness.alone, liveness.reached);
         self.fitness.limit(&mut addresses, seen, now_ms);
-        leave_out_lagging(snapshot, inputs.lagging, &mut addresses);
+        let me = self.me.clone();
+        let candidates = Candidates {
+            me: &me,
+            snapshot,
+            lagging: inputs.lagging,
+            live: &live,
+            joined,
+        };
+        let able = candidates.able(&addresses);
+        candidates.limit(&mut addresses);
         // Before the first use of an address, the segment is probed for it.
         let chosen = self.announcer.chosen(&addresses, &live, joined);
         let conflicts = self.conflict_inputs(inputs, served, chosen.clone());
@@ -185,7 +209,58 @@ impl GatewayRole {
         self.update_claims(record, inputs.now_secs);
         addresses
             .retain(|address, _| !chosen.contains(address) || self.conflicts.may_announce(address));
-        self.announcer.update(&addresses, &live, joined, now_ms);
+        let succession = Succession {
+            candidates: &candidates,
+            addresses: &addresses,
+            heard: &self.heard,
+        };
+        let handed_over = |address| !able.contains(&address) || succession.has_taken_over(address);
+        self.announcer
+            .update(&addresses, &live, joined, handed_over, now_ms);
+        self.alone_for = candidates.alone_for(&all);
+        let node = snapshot.nodes.get(&self.me);
+        let asked = node.is_some_and(|node| node.maintenance.drain.is_some());
+        self.update_drain(asked, now_ms);
+    }
+
+    /// Decides for a node that is no gateway any more, by its label or because its Node object is gone, and still
+    /// forwards: it answers until another gateway announces, and then workers leave it.
+    pub fn depart(&mut self, snapshot: &Snapshot, now_ms: u64) {
+        let (me, heard) = (&self.me, &self.heard);
+        let records = snapshot.node_records.values();
+        let others: Vec<&NodeRecord> = records.filter(|record| record.node != *me).collect();
+        let handed_over = |address| {
+            let reports = |record: &&NodeRecord| record.announcing.contains(&address);
+            others.iter().any(reports) || heard.of_any(address)
+        };
+        let nobody = BTreeSet::new();
+        self.announcer
+            .update(&BTreeMap::new(), &nobody, false, handed_over, now_ms);
+        self.alone_for.clear();
+        self.update_drain(true, now_ms);
+    }
+
+    fn update_drain(&mut self, asked: bool, now_ms: u64) {
+        self.heard.forget(&self.announcer.handing_over(), now_ms);
+        let handed_over = self.announcer.announcing().is_empty();
+        let others = self.alone_for.is_empty();
+        self.drain.update(asked, others, handed_over, now_ms);
+    }
+
+    /// Records the number of packets that this gateway has forwarded so far, for its drain.
+    pub fn counted(&mut self, packets: u64, now_ms: u64) {
+        self.drain.counted(packets, now_ms);
+    }
+
+    /// How far the drain is; `None`: nobody has asked for one.
+    pub fn drain_report(&self, now_ms: u64) -> Option<DrainReport> {
+        let announcing = self.announcer.announcing();
+        let phase = self.drain.phase(announcing.is_empty(), now_ms)?;
+        Some(DrainReport {
+            phase,
+            announcing,
+            alone_for: self.alone_for.clone(),
+        })
     }
 
     fn conflict_inputs(
@@ -234,7 +309,7 @@ impl GatewayRole {
             steering.announce = announcing.contains(address);
         }
         let steering_version = if link_up { planned.version } else { 0 };
-        state.version = if self.has_joined() {
+        state.version = if self.has_joined() && !self.drain.has_left() {
             steering_version
         } else {
             0
@@ -248,7 +323,11 @@ impl GatewayRole {
     /// Records that a machine on the external segment claims this address. Returns true if there is something new to
     /// decide or report.
     pub fn heard(&mut self, address: IpAddr, mac: MacAddress, now_ms: u64) -> bool {
-        self.conflicts.heard(address, mac, now_ms)
+        let is_other = self.mac.is_some_and(|own| own != mac);
+        let is_gateway = is_other && self.conflicts.is_gateway(mac);
+        let first = is_gateway && self.heard.insert((address, mac), now_ms);
+        let news = self.conflicts.heard(address, mac, now_ms);
+        news || first && self.announcer.handing_over().contains(&address)
     }
 
     /// Repeats all announcements: another gateway may have announced the same addresses for a moment.
@@ -281,6 +360,7 @@ impl GatewayRole {
         let due = [
             join.and_then(Entrance::next_deadline),
             join.and_then(|_| self.conflicts.decision_at()),
+            join.and_then(|_| self.drain.next_deadline()),
             self.fitness.decides_at(),
         ];
         due.into_iter().flatten().min()
@@ -328,26 +408,5 @@ impl GatewayRole {
     /// Whether the join delay is over, so that other nodes may count on this gateway.
     fn has_joined(&self) -> bool {
         self.join.as_ref().is_some_and(Entrance::entered)
-    }
-}
-
-/// Takes gateways that lack new leases from the nodes that may announce an address. Their programs may go on to answer
-/// for it; the others announce it all the same.
-fn leave_out_lagging(
-    snapshot: &Snapshot,
-    lagging: &GroupNodes,
-    addresses: &mut BTreeMap<IpAddr, BTreeSet<NodeName>>,
-) {
-    for (address, nodes) in addresses {
-        let group = snapshot
-            .addresses
-            .get(address)
-            .map(|record| &record.gateway);
-        let Some(behind) = group.and_then(|group| lagging.get(group)) else {
-            continue;
-        };
-        if !nodes.is_subset(behind) {
-            nodes.retain(|node| !behind.contains(node));
-        }
     }
 }

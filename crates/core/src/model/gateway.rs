@@ -4,6 +4,7 @@ use super::cluster::{LabelSelector, Node, NodeName};
 use super::ids::GatewayName;
 use crate::numbers;
 use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
 use std::net::IpAddr;
 
 /// How an egress address is made known.
@@ -58,6 +59,9 @@ pub struct Gateway {
     pub initial_ports: u16,
     /// Expected number of workers, for the size of first grants; `None`: the number of nodes.
     pub expected_workers: Option<u32>,
+    /// Nodes that announce these addresses while they serve, instead of the first in the order of announcers.
+    #[serde(default)]
+    pub announcers: BTreeMap<IpAddr, NodeName>,
 }
 
 impl Gateway {
@@ -78,6 +82,7 @@ impl Gateway {
             probe_failures: numbers::PROBE_FAILURES,
             initial_ports: numbers::LEASE_PORTS_FIRST_MAX,
             expected_workers: None,
+            announcers: BTreeMap::new(),
         }
     }
 

@@ -4,9 +4,10 @@ use super::cluster::Me;
 use super::{Group, GroupNumber, NextHop, NextHopRoute, NodeFacts, NodeIssue, TrafficKeyId};
 use super::{IssueKind, Target, TargetId, TunnelIndex};
 use crate::hash::StableHash;
+use crate::machines::{Standing, counting, standing};
 use crate::model::*;
 use crate::numbers::GROUPS_MAX;
-use crate::rendezvous::announcer_order;
+use crate::rendezvous::gateway_order;
 use crate::resolve::{gateway_nodes, network_identifier};
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
@@ -205,8 +206,14 @@ impl<'a> Groups<'a> {
             None => {
                 let others = nodes.iter().filter(|n| **n != self.me.name);
                 let live = others.filter(|n| self.facts.live.contains(**n) && has(n));
+                let live: Vec<&NodeName> = live.copied().collect();
+                // A drained gateway says version 0. One that has just started may say so, too.
+                let serving = live.iter().copied().filter(|node| self.version(node) > 0);
+                let serving: Vec<&NodeName> = serving.collect();
+                let used = if serving.is_empty() { live } else { serving };
+                let used = used.into_iter();
                 let members: BTreeSet<TunnelIndex> =
-                    live.filter_map(|node| self.index(node)).collect();
+                    used.filter_map(|node| self.index(node)).collect();
                 match members.is_empty() {
                     true => NextHopRoute::Nowhere,
                     false => NextHopRoute::Tunnel(members),
@@ -242,7 +249,7 @@ impl<'a> Groups<'a> {
             .filter(|n| *n != self.me.name && self.facts.live.contains(n) && self.version(n) > 0)
             .filter(|n| self.index(n).is_some())
             .collect();
-        let live = self.without_lagging(&gateway.name, live, local);
+        let live = self.counting(&gateway.name, live, local);
         let own = local.then_some(self.own_version);
         let versions = live.iter().map(|n| self.version(n)).chain(own);
         let version = versions.min().unwrap_or(0);
@@ -257,8 +264,13 @@ impl<'a> Groups<'a> {
             Outbound::AnyGateway if alive => (key(None), self.tunnel(live.iter().copied())),
             Outbound::AnyGateway => return self.last(key(None), &nodes),
             Outbound::Announcer => {
-                let order = announcer_order(address, nodes.iter().copied());
-                let sends = |n: &&&NodeName| live.contains(**n) || (local && **n == self.me.name);
+                let order = gateway_order(Some(gateway), address, nodes.iter().copied());
+                let standing = |node| self.standing(&gateway.name, node);
+                let gives_way = standing(self.me.name) == Standing::Draining
+                    && live.iter().any(|node| standing(node) == Standing::Good);
+                let sends_itself = local && !gives_way;
+                let sends =
+                    |n: &&&NodeName| live.contains(**n) || (sends_itself && **n == self.me.name);
                 match order.iter().find(sends).copied() {
                     Some(me) if me == self.me.name => (key(Some(me)), self.local()),
                     Some(other) => (key(Some(other)), self.tunnel(std::iter::once(other))),
@@ -283,19 +295,22 @@ impl<'a> Groups<'a> {
         }
     }
 
-    /// Live gateways of a group without those that lack new leases, unless nobody else serves.
-    fn without_lagging(
+    fn standing(&self, group: &GatewayName, node: &NodeName) -> Standing {
+        standing(self.snapshot, &self.facts.lagging, (group, node))
+    }
+
+    /// Live gateways of a group that count as next hops. A drained one counts until it says version 0: others must
+    /// announce its addresses first.
+    fn counting(
         &mut self,
         group: &GatewayName,
         live: BTreeSet<&'a NodeName>,
         local: bool,
     ) -> BTreeSet<&'a NodeName> {
-        let Some(lagging) = self.facts.lagging.get(group) else {
-            return live;
-        };
-        let (behind, current): (BTreeSet<&NodeName>, BTreeSet<&NodeName>) =
-            live.iter().copied().partition(|n| lagging.contains(*n));
-        for node in behind {
+        for node in live.iter().copied() {
+            if self.standing(group, node) != Standing::Behind {
+                continue;
+            }
             self.issues.push(NodeIssue {
                 kind: IssueKind::AwaitingGateways,
                 subject: group.0.clone(),
@@ -305,10 +320,16 @@ impl<'a> Groups<'a> {
                 ),
             });
         }
-        match current.is_empty() && !local {
-            true => live,
-            false => current,
-        }
+        let me = self.me.name;
+        let of = |node: &NodeName| match self.standing(group, node) {
+            _ if node == me => Standing::Good,
+            Standing::Draining => Standing::Good,
+            other => other,
+        };
+        let own = local.then_some(me);
+        let mut best = counting(live.into_iter().chain(own), of, |_| true);
+        best.remove(me);
+        best
     }
 
     /// Fail static: the last members stay, with the ranges that they had.

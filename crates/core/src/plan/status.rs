@@ -37,7 +37,9 @@ pub(super) fn addresses(
     let one = |record: &AddressRecord| {
         let users = demand.get(&record.address);
         let saying = saying.get(&record.address);
-        let announcer = saying.and_then(|nodes| announcer(record.address, nodes.iter().copied()));
+        let gateway = snapshot.gateways.get(&record.gateway);
+        let announcer =
+            saying.and_then(|nodes| announcer(gateway, record.address, nodes.iter().copied()));
         let hearing = hearing.get(&record.address).unwrap_or(&nobody);
         address(
             record,

@@ -63,7 +63,18 @@ pub(super) fn findings(snapshot: &Snapshot) -> BTreeSet<Finding> {
                 remedy,
             });
         }
-        if gateway_nodes(gateway, &snapshot.nodes).is_empty() {
+        let nodes = gateway_nodes(gateway, &snapshot.nodes);
+        let strange = gateway.announcers.iter();
+        for (address, node) in strange.filter(|(_, node)| !nodes.contains(node)) {
+            findings.insert(Finding {
+                object: object(gateway),
+                field: "spec.announcers".into(),
+                value: format!("{address}: {node}"),
+                remedy: "no node of this name is selected by spec.nodeSelector; name one that is, or remove the entry"
+                    .into(),
+            });
+        }
+        if nodes.is_empty() {
             findings.insert(Finding {
                 object: object(gateway),
                 field: "spec.nodeSelector".into(),

@@ -12,23 +12,23 @@ use egret_core::numbers::{CONFLICT_DECIDED_MS, ENTRANCE_MS};
 use std::collections::BTreeSet;
 use std::net::IpAddr;
 
-const E: &str = "192.168.122.222";
-const START_MS: u64 = 10_000;
+pub const E: &str = "192.168.122.222";
+pub const START_MS: u64 = 10_000;
 const FOREIGN: MacAddress = MacAddress([2, 0, 0, 0, 0, 99]);
 
 /// The role of gateway1 in a settled cluster of three gateways.
-struct Gateway1 {
-    scene: Scene,
-    role: GatewayRole,
+pub struct Gateway1 {
+    pub scene: Scene,
+    pub role: GatewayRole,
     liveness: GatewayLiveness,
-    lagging: GroupNodes,
+    pub lagging: GroupNodes,
     link_up: bool,
     local: BTreeSet<IpAddr>,
 }
 
 impl Gateway1 {
     /// `others`: gateways that answer and forward.
-    fn new(others: &[&str]) -> Self {
+    pub fn new(others: &[&str]) -> Self {
         let mut scene = kep_scene();
         scene.settle();
         let mut this = Self {
@@ -43,7 +43,7 @@ impl Gateway1 {
         this
     }
 
-    fn see(&mut self, others: &[&str]) {
+    pub fn see(&mut self, others: &[&str]) {
         self.liveness = GatewayLiveness {
             live: others.iter().map(|name| node_name(name)).collect(),
             versions: others.iter().map(|name| (node_name(name), 1)).collect(),
@@ -54,12 +54,12 @@ impl Gateway1 {
         };
     }
 
-    fn planned(&self) -> GatewayState {
+    pub fn planned(&self) -> GatewayState {
         self.scene.outcome("gateway1").state.gateway.unwrap()
     }
 
     /// A round whose data path accepts every state.
-    fn round(&mut self, now_ms: u64) -> EffectiveGateway {
+    pub fn round(&mut self, now_ms: u64) -> EffectiveGateway {
         let planned = self.planned();
         self.role.attached(false);
         self.role.loaded();
@@ -82,7 +82,7 @@ impl Gateway1 {
     }
 
     /// Some gateway has announced the address before.
-    fn in_use(mut self) -> Self {
+    pub fn in_use(mut self) -> Self {
         let records = &mut self.scene.snapshot.node_records;
         let record = records.get_mut(&node_name("gateway2")).unwrap();
         record.announcing.insert(ip(E));
@@ -90,7 +90,7 @@ impl Gateway1 {
     }
 }
 
-fn announces(effective: &EffectiveGateway) -> bool {
+pub fn announces(effective: &EffectiveGateway) -> bool {
     effective.state.addresses[&ip(E)].announce
 }
 

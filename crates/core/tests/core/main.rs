@@ -4,6 +4,7 @@ mod announced;
 mod canaries;
 mod corruption;
 mod destinations;
+mod drained;
 mod effects;
 mod explain;
 mod external;

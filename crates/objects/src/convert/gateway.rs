@@ -1,10 +1,12 @@
 //! `EgressGateway` to [`Gateway`].
 
 use super::Check;
-use super::field::{number, selector};
+use super::field::{address, number, selector};
 use egret_api as api;
-use egret_core::model::{AnnounceMode, Finding, Gateway, GatewayName, Kind, Outbound};
+use egret_core::model::{AnnounceMode, Finding, Gateway, GatewayName, Kind, NodeName, Outbound};
 use egret_core::numbers::BLOCK_PORTS;
+use std::collections::BTreeMap;
+use std::net::IpAddr;
 
 /// Longest name of a network device (IFNAMSIZ without the closing zero byte).
 const DEVICE_NAME_MAX: usize = 15;
@@ -53,8 +55,10 @@ fn parse(
         let remedy = format!("write a multiple of {BLOCK_PORTS}: ports are handed out in blocks");
         check.bad("spec.leases.initialPorts", initial, remedy);
     }
+    let announcers = announcers(check, &spec.announcers);
     let name = GatewayName(check.object.name.clone());
     Some(Gateway {
+        announcers,
         generation: generation.unwrap_or(0),
         default: spec.default,
         external_interface: device?,
@@ -76,6 +80,27 @@ fn parse(
         expected_workers: transpose(workers)?,
         ..Gateway::new(name, nodes?)
     })
+}
+
+/// Named announcers. An entry that cannot be read is a finding, and makes the object invalid.
+fn announcers(check: &mut Check, listed: &[api::AnnouncerSpec]) -> BTreeMap<IpAddr, NodeName> {
+    let mut announcers = BTreeMap::new();
+    for (number, one) in listed.iter().enumerate() {
+        let field = |name: &str| format!("spec.announcers[{number}].{name}");
+        let at = field("address");
+        let Some(address) = check.take(&at, &one.address, address(&one.address)) else {
+            continue;
+        };
+        if one.node.is_empty() {
+            check.bad(field("node"), "", "write the name of a node".to_owned());
+        }
+        let node = NodeName(one.node.clone());
+        if announcers.insert(address, node).is_some() {
+            let remedy = "remove one of the two entries for this address".to_owned();
+            check.bad(at, &one.address, remedy);
+        }
+    }
+    announcers
 }
 
 /// `None` if the optional field was given and invalid: the object is then invalid.

@@ -50,7 +50,7 @@ impl Segment {
             let given_up = isolation.given_up();
             let mut mine = self.addresses.clone();
             mine.retain(|address, _| !given_up.contains(address));
-            announcer.update(&mine, &live, true, self.now_ms);
+            announcer.update(&mine, &live, true, |_| true, self.now_ms);
             questions.extend(isolation.drain().into_iter().map(|a| (me.clone(), a)));
         }
         for (asker, address) in questions {

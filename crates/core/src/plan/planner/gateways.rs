@@ -89,10 +89,13 @@ impl Planner {
         let both = || was.into_iter().chain(is);
         dirty.resolve |= self.occupies_otherwise(was, is);
         let outside = |r: &NodeRecord| (r.conflicts.clone(), r.announcing.clone());
-        if both().any(|r| !r.conflicts.is_empty()) && was.map(outside) != is.map(outside) {
-            // The announcer's report of a conflict takes precedence, so a change of announcer matters too.
-            let addresses = both().flat_map(|r| r.conflicts.keys().chain(&r.announcing));
-            let addresses: BTreeSet<IpAddr> = addresses.copied().collect();
+        if was.map(outside) != is.map(outside) {
+            // The announcer's report of a conflict takes precedence, so a change of announcer matters too, whoever
+            // reports the conflict.
+            let heard = both().flat_map(|r| r.conflicts.keys());
+            let announced = both().flat_map(|r| &r.announcing);
+            let contested = announced.filter(|address| self.names.is_contested(**address));
+            let addresses: BTreeSet<IpAddr> = heard.chain(contested).copied().collect();
             let users = addresses.iter().flat_map(|a| self.leases.users(*a));
             let users = users.filter_map(|policy| self.policies.reference(policy));
             dirty.policies.extend(users);

@@ -523,10 +523,11 @@ impl Planner {
         let users: Vec<ObjectRef> = self.leases.users(address).cloned().collect();
         let planned = self.leases.planned.get(&address);
         let planned = planned.expect("every record of the plan was noted");
+        let gateway = self.snapshot.gateways.get(&record.gateway);
         let outside = status::Outside {
-            announcer: self.names.announcer(address),
+            announcer: self.names.announcer(gateway, address),
             is_routed: status::is_routed(&self.snapshot, record),
-            conflict: self.names.conflict(address),
+            conflict: self.names.conflict(gateway, address),
         };
         let unreadable = self.snapshot.unreadable.addresses.contains(&address);
         let exhausted = &planned.exhausted;

@@ -85,14 +85,28 @@ impl Names {
         }
     }
 
-    /// Announcer of an address.
-    pub(super) fn announcer(&self, address: IpAddr) -> Option<&NodeName> {
-        status::announcer(address, self.announcers.get(&address)?)
+    /// Announcer of an address of this gateway.
+    pub(super) fn announcer(
+        &self,
+        gateway: Option<&Gateway>,
+        address: IpAddr,
+    ) -> Option<&NodeName> {
+        status::announcer(gateway, address, self.announcers.get(&address)?)
+    }
+
+    /// Whether any node reports another machine with this address.
+    pub(super) fn is_contested(&self, address: IpAddr) -> bool {
+        self.conflicts.contains_key(&address)
     }
 
     /// See [`status::conflict`].
-    pub(super) fn conflict(&self, address: IpAddr) -> Option<(&NodeName, AddressClaim)> {
-        status::conflict(self.conflicts.get(&address)?, self.announcer(address))
+    pub(super) fn conflict(
+        &self,
+        gateway: Option<&Gateway>,
+        address: IpAddr,
+    ) -> Option<(&NodeName, AddressClaim)> {
+        let announcer = self.announcer(gateway, address);
+        status::conflict(self.conflicts.get(&address)?, announcer)
     }
 
     /// Pods of a policy that are programmed at this generation.
