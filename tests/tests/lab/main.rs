@@ -23,9 +23,11 @@ mod keepalived;
 mod migrating;
 mod pod_addresses;
 mod protocols;
+mod quotas;
 mod reuse;
 mod runner;
 mod sources;
+mod spreading;
 mod static_egress_ip;
 mod traffic_metrics;
 mod unchanged;
@@ -60,8 +62,10 @@ fn main() -> ExitCode {
         hostile,
         ipvs,
         protocols,
+        quotas,
         runner,
         sources,
+        spreading,
         traffic_metrics,
         unchanged,
         unknown_pods,

@@ -7,7 +7,7 @@ use egret_core::machines::{Destination, LeaseReport};
 use egret_core::model::{NodeRecord, Snapshot};
 use egret_core::node::{ForeignMark, NodeOutcome};
 use egret_core::obstacle::Obstacle;
-use egret_datapath::worker::driver::RefusedProtocol;
+use egret_datapath::worker::driver::{OverQuota, RefusedProtocol};
 use std::collections::BTreeSet;
 
 /// Local findings that are only reported.
@@ -15,6 +15,10 @@ use std::collections::BTreeSet;
 pub(crate) struct LocalFindings {
     /// Traffic that pods tried lately with protocols without ports.
     pub(crate) refused: BTreeSet<RefusedProtocol>,
+    /// Connections of pods that were refused lately because of a quota.
+    pub(crate) over_quota: OverQuota,
+    /// Quotas apply that the kernel cannot enforce.
+    pub(crate) ignores_quotas: bool,
     /// Foreign policy routing rules that match bits of our mark.
     pub(crate) foreign_marks: BTreeSet<ForeignMark>,
 }

@@ -2,6 +2,7 @@
 
 use super::cluster::{LabelSelector, NodeName};
 use super::ids::GatewayName;
+use super::quotas::Quotas;
 use crate::numbers;
 use serde::{Deserialize, Serialize};
 use std::net::IpAddr;
@@ -58,6 +59,9 @@ pub struct Gateway {
     pub initial_ports: u16,
     /// Expected number of workers, for the size of first grants; `None`: the number of nodes.
     pub expected_workers: Option<u32>,
+    /// Quotas of pods that leave by its addresses.
+    #[serde(default)]
+    pub quotas: Quotas,
 }
 
 impl Gateway {
@@ -78,6 +82,7 @@ impl Gateway {
             probe_failures: numbers::PROBE_FAILURES,
             initial_ports: numbers::LEASE_PORTS_FIRST_MAX,
             expected_workers: None,
+            quotas: Quotas::default(),
         }
     }
 }

@@ -1,7 +1,7 @@
 //! `EgressGateway` to [`Gateway`].
 
 use super::Check;
-use super::field::{number, selector};
+use super::field::{number, quotas, selector};
 use egret_api as api;
 use egret_core::model::{AnnounceMode, Finding, Gateway, GatewayName, Kind, Outbound};
 use egret_core::numbers::BLOCK_PORTS;
@@ -53,6 +53,7 @@ fn parse(
         let remedy = format!("write a multiple of {BLOCK_PORTS}: ports are handed out in blocks");
         check.bad("spec.leases.initialPorts", initial, remedy);
     }
+    let quotas = quotas(check, "spec.leases.quota", spec.leases.quota.as_ref());
     let name = GatewayName(check.object.name.clone());
     Some(Gateway {
         generation: generation.unwrap_or(0),
@@ -74,6 +75,7 @@ fn parse(
         probe_failures: failures?,
         initial_ports: ports?,
         expected_workers: transpose(workers)?,
+        quotas: quotas?,
         ..Gateway::new(name, nodes?)
     })
 }
