@@ -28,7 +28,7 @@ use egret_core::machines::SteeringMemory;
 use egret_core::machines::{Departure, GatewayLag, NodeLeases, PeerMemory, Schedule};
 use egret_core::model::Snapshot;
 use egret_core::node::{CniPath, GatewayState, TunnelIndex};
-use egret_core::node::{External, NodeFacts, NodeOutcome, PathFacts, Policies};
+use egret_core::node::{External, NodeFacts, NodeOutcome, PathFacts, PodPairings, Policies};
 use egret_core::numbers::OLDER_RECORDS_MS;
 use egret_core::obstacle;
 use egret_datapath::node::{ExternalInterface, NodeDatapath, NodeDatapathError};
@@ -86,6 +86,8 @@ pub(crate) struct MainLoop {
     departing: bool,
     /// Peers that were gateways.
     peers: PeerMemory,
+    /// Addresses that this node's pods are paired to; `None` before the first round.
+    pairings: Option<PodPairings>,
     /// Tables that this gateway has loaded.
     tables: SteeringMemory,
     /// Kernel content since the last round that was applied.
@@ -122,6 +124,7 @@ impl MainLoop {
             departure: Departure::default(),
             departing: false,
             peers: PeerMemory::default(),
+            pairings: None,
             tables: SteeringMemory::new(
                 remembered.steering_version,
                 remembered.steering_epochs.clone(),
@@ -323,12 +326,15 @@ impl MainLoop {
             }),
             uncovered: self.inputs.uncovered.lasting(Instant::now()),
             grants,
+            pairings: self.pairings(snapshot),
+            full_addresses: self.inputs.full.iter().map(|full| full.egress).collect(),
             ..self.facts(&links)
         };
         let mut outcome = self.decide_state(&policies, &facts)?;
         self.inputs
             .uncovered
             .follow(&outcome.uncovered, Instant::now());
+        self.pairings = Some(outcome.pairings.clone());
         self.prepare(&outcome, &links)?;
         self.update_probe_targets(snapshot, &outcome);
         let local = links.local_addresses.clone();
@@ -525,6 +531,8 @@ impl MainLoop {
             broken_paths: self.inputs.canaries.broken.clone(),
             pod_routes: self.inputs.pod_devices.pod_routes(),
             uncovered: BTreeSet::new(),
+            pairings: PodPairings::default(),
+            full_addresses: BTreeSet::new(),
         }
     }
 
@@ -533,6 +541,7 @@ impl MainLoop {
             groups: outcome.groups.clone(),
             members: outcome.group_members.clone(),
             grants: self.leases.memory().clone(),
+            paired: outcome.paired.clone(),
             steering_version: self.tables.version(),
             steering_epochs: self.tables.epochs(),
         };

@@ -11,6 +11,7 @@ mod node_status;
 mod obstacles;
 mod path_view;
 mod query;
+mod quotas;
 mod status_inputs;
 mod status_writer;
 mod traffic;

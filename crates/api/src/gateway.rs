@@ -191,6 +191,25 @@ pub struct LeaseSpec {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 1, max = 65533))]
     pub expected_workers: Option<i32>,
+    /// Most connections of pods that leave by this gateway's addresses.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub quota: Option<QuotaSpec>,
+}
+
+/// The most connections to one destination (address, protocol and port) that pods of one node have at a time. Each needs a
+/// source port of its own. TCP, UDP and SCTP; further connections are refused. Where an EgressGateway and an EgressPool both
+/// have a quota, the lower one counts.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct QuotaSpec {
+    /// Of one pod.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 1, max = 64512))]
+    pub per_pod: Option<i32>,
+    /// Of all pods of one namespace on one node together.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 1, max = 64512))]
+    pub per_namespace: Option<i32>,
 }
 
 fn initial_ports() -> i32 {
@@ -202,6 +221,7 @@ impl Default for LeaseSpec {
         Self {
             initial_ports: initial_ports(),
             expected_workers: None,
+            quota: None,
         }
     }
 }

@@ -176,10 +176,15 @@ pub struct NodeStatus {
     /// Source ports in use and wanted.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub demand: Vec<PortDemand>,
+    /// Pods that are paired to another address of their policy than the hash selects, because that one was nearly full or
+    /// did not exist when they started.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 4096))]
+    pub paired: Vec<PairedPods>,
     /// What is programmed here.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub programmed: Vec<ProgrammedPolicy>,
-    /// Ready, PortsExhausted, Degraded, AddressConflict, ForwardBlocked, Unsupported.
+    /// Ready, PortsExhausted, QuotaReached, Degraded, AddressConflict, ForwardBlocked, Unsupported.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[x_kube(merge_strategy = ListMerge::Map(vec!["type".into()]))]
     pub conditions: Vec<Condition>,
@@ -238,6 +243,19 @@ pub struct PortDemand {
     /// Destinations towards which every leased port is in use: new flows to them are refused.
     #[serde(default, skip_serializing_if = "crate::is_zero")]
     pub full_destinations: i32,
+}
+
+/// Pods of a node that leave by one address of a policy.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct PairedPods {
+    /// The policy: "Egress/namespace/name" or "ClusterEgress/name".
+    pub policy: String,
+    /// The egress address.
+    #[schemars(length(min = 2, max = 45), regex(pattern = crate::ADDRESS))]
+    pub address: String,
+    /// Uids of the pods.
+    pub pods: Vec<String>,
 }
 
 /// How many pods of a policy a node has programmed.

@@ -56,7 +56,7 @@ macro_rules! policy_spec {
             #[serde(default, skip_serializing_if = "Option::is_none")]
             #[schemars(length(min = 2, max = 45))]
             pub ip: Option<String>,
-            /// Several egress addresses; a pod is paired to one of each family and keeps it.
+            /// Several egress addresses; a pod is paired to one of each family and keeps it. New pods avoid one that is nearly full.
             #[serde(default, skip_serializing_if = "Option::is_none")]
             #[schemars(length(min = 1, max = 64), inner(length(min = 2, max = 45)))]
             #[x_kube(merge_strategy = ListMerge::Set)]
@@ -261,6 +261,9 @@ pub struct PolicyStatus {
     /// The egress addresses in use.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub addresses: Vec<String>,
+    /// Those of them of which at least 80 % of the ports are needed. New pods use the others, pods that run keep theirs.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub crowded: Vec<String>,
     /// How many pods.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub pods: Option<PodCounts>,

@@ -5,6 +5,8 @@ use kube::{CustomResource, KubeSchema};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+use crate::QuotaSpec;
+
 /// Egress addresses, and the namespaces that may use them. An address inside any pool may be used only by that
 /// pool's namespaces, also where a policy names the address itself.
 #[derive(CustomResource, KubeSchema, Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
@@ -53,6 +55,9 @@ pub struct EgressPoolSpec {
     /// Consents to `whenUnavailable: NodeAddress` for policies that use it.
     #[serde(default, skip_serializing_if = "crate::is_false")]
     pub allow_node_address: bool,
+    /// Most connections of pods that leave by addresses of this pool.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub quota: Option<QuotaSpec>,
 }
 
 /// An inclusive range of addresses of one family.

@@ -39,6 +39,7 @@ pub fn worker(pods: usize) -> NodeState {
             last: 2047,
         }],
         traffic_key: TrafficKeyId(1),
+        quotas: Default::default(),
     };
     NodeState {
         tunnel: Tunnel::new(1, ip("192.168.122.11"), 1450),
@@ -66,6 +67,7 @@ pub fn worker(pods: usize) -> NodeState {
             keep_uplinks: false,
             devices: BTreeMap::new(),
             unknown: None,
+            namespaces: BTreeMap::new(),
             flow_ports: None,
             canary: None,
         },

@@ -22,6 +22,7 @@ mod write;
 pub use health::Health;
 pub use metrics::Metrics;
 
+use egret_core::check::{LeaseAudit, audit_leases};
 use egret_core::error::with_causes;
 use egret_core::model::Snapshot;
 use egret_core::plan::planner::{Planner, Touched};
@@ -39,6 +40,8 @@ const PAUSE_MAX: Duration = Duration::from_secs(1);
 const LOOK_ANYWAY: Duration = Duration::from_secs(30);
 /// Pause after an error of the source, to limit the load on a broken store.
 const PAUSE_AFTER_ERROR: Duration = Duration::from_millis(500);
+/// Shortest interval between two audits of the leases; an audit reads every lease.
+const AUDIT_INTERVAL: Duration = Duration::from_secs(2);
 /// Number of consecutive write conflicts before the loop pauses.
 const CONFLICTS_MAX: u32 = 10;
 
@@ -59,7 +62,8 @@ pub fn run(mut source: Box<dyn Source>, health: &Arc<Health>, stop: &AtomicBool)
                 retry,
             }) => {
                 conflicts = 0;
-                let timers = (next_change_secs, retry);
+                let due = retry.into_iter().chain(work.audit_due).min();
+                let timers = (next_change_secs, due);
                 rest(source.as_mut(), health, &work.term, timers, stop);
             }
             Ok(Written::Unfinished) => {
@@ -94,12 +98,31 @@ struct Work {
     writer: Writer,
     /// Findings that were logged.
     told: BTreeSet<String>,
+    /// Time of the last audit of the leases.
+    audited: Option<Instant>,
+    /// Time of the next one, where something may have changed since the last one.
+    audit_due: Option<Instant>,
+}
+
+impl Work {
+    /// Compares what nodes hold with the records, or leaves that for later: it was done just now.
+    fn audit(&mut self, health: &Health) {
+        let last = self.audited.map(|last| last + AUDIT_INTERVAL);
+        self.audit_due = last.filter(|next| *next > Instant::now());
+        if let (Some(planner), None) = (&self.planner, self.audit_due) {
+            let audit = audit_leases(planner.snapshot());
+            health.with(|metrics| metrics.audited(audit));
+            self.audited = Some(Instant::now());
+        }
+    }
 }
 
 /// Reads objects while another controller leads, so that they are current when this one takes over. It plans nothing:
 /// the leader changes the objects.
 fn stand_by(source: &mut dyn Source, health: &Health) {
     let read = source.snapshot().map(drop);
+    // The leader audits.
+    health.with(|metrics| metrics.audited(LeaseAudit::default()));
     health.round(read.err().map(|error| with_causes(&error)));
     // Not at every change: nobody waits for this view.
     std::thread::park_timeout(PAUSE_AFTER_ERROR);
@@ -144,6 +167,7 @@ fn round(
         started: began,
     };
     let written = work.writer.write(source, view, &round);
+    work.audit(health);
     health.refused(&mut work.writer.backoff);
     written
 }

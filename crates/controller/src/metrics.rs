@@ -1,5 +1,6 @@
 //! Metrics of the controller. The table in `docs/metrics.md` is generated from names, kinds, labels and help texts here.
 
+use egret_core::check::LeaseAudit;
 use egret_core::model::ObjectRef;
 use egret_core::plan::ClusterPlan;
 use egret_core::plan::planner::Touched;
@@ -17,6 +18,13 @@ use std::net::IpAddr;
 pub struct ByAddress {
     /// The egress address.
     pub address: String,
+}
+
+/// A gauge by kind.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub struct ByKind {
+    /// The kind.
+    pub kind: &'static str,
 }
 
 /// A gauge by policy.
@@ -38,6 +46,7 @@ pub struct Metrics {
     policy_pods: Family<ByPolicy, Gauge>,
     ports_leased: Family<ByAddress, Gauge>,
     ports_free: Family<ByAddress, Gauge>,
+    lease_violations: Family<ByKind, Gauge>,
     findings: Gauge,
     unwritten_objects: Gauge,
     refused_writes: Counter,
@@ -54,6 +63,7 @@ impl Default for Metrics {
             policy_pods: Family::default(),
             ports_leased: Family::default(),
             ports_free: Family::default(),
+            lease_violations: Family::default(),
             findings: Gauge::default(),
             unwritten_objects: Gauge::default(),
             refused_writes: Counter::default(),
@@ -87,6 +97,11 @@ impl Default for Metrics {
             "Source ports left to lease",
             metrics.ports_free.clone(),
         );
+        r.register(
+            "lease_violations",
+            "Port blocks that two nodes hold (held_twice), or that a node holds without a lease (without_lease); must be 0",
+            metrics.lease_violations.clone(),
+        );
         r.register("findings", "Invalid objects", metrics.findings.clone());
         r.register(
             "unwritten_objects",
@@ -118,6 +133,7 @@ impl Metrics {
             policy_pods,
             ports_leased,
             ports_free,
+            lease_violations,
             findings: _,
             unwritten_objects: _,
             refused_writes: _,
@@ -128,6 +144,7 @@ impl Metrics {
         for family in [ports_leased, ports_free] {
             family.get_or_create(&ByAddress::default()).set(0);
         }
+        lease_violations.get_or_create(&ByKind::default()).set(0);
         metrics
     }
 
@@ -157,6 +174,18 @@ impl Metrics {
         }
         for address in &touched.addresses {
             self.address(cluster, *address);
+        }
+    }
+
+    /// Sets what an audit of the leases found.
+    pub(crate) fn audited(&self, audit: LeaseAudit) {
+        let LeaseAudit {
+            held_twice,
+            without_lease,
+        } = audit;
+        for (kind, blocks) in [("held_twice", held_twice), ("without_lease", without_lease)] {
+            let gauge = self.lease_violations.get_or_create(&ByKind { kind });
+            gauge.set(i64::try_from(blocks).unwrap_or(i64::MAX));
         }
     }
 

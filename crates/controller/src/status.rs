@@ -15,6 +15,7 @@ pub(super) fn policy(plan: &PolicyPlan) -> PolicyStatus {
     PolicyStatus {
         observed_generation: plan.generation,
         addresses: [&plan.addresses[..], &plan.reserved_addresses].concat(),
+        crowded: plan.crowded.clone(),
         selected: plan.selected,
         programmed: plan.programmed,
         conditions: conditions(&plan.conditions),

@@ -2,6 +2,7 @@
 //! and the types of plans and states. It never calls `plan`, `node` or code that those share: where it needs the same
 //! fact, it computes it again, in the simplest form.
 
+mod audit;
 mod cluster;
 mod gateway;
 mod leases;
@@ -9,10 +10,12 @@ mod next_hops;
 mod node;
 mod pod_addresses;
 mod pods;
+mod quotas;
 mod ranges;
 mod traffic_keys;
 mod unreadable;
 
+pub use audit::{LeaseAudit, audit_leases};
 pub use cluster::check_plan;
 pub use node::check_node;
 
@@ -26,6 +29,8 @@ pub enum Rule {
     BlockOwnedTwice,
     /// Ranges of a lease are not whole blocks within 1024-65535, not sorted, or they touch each other.
     RangeInvalid,
+    /// A new flow may use a port that belongs to the holder of the address.
+    PortReserved,
     /// A block that a node has by its own record is in no lease, or is granted to another node.
     ClaimIgnored,
     /// R3: a block got another worker or became free without draining and hold-down.
@@ -46,6 +51,8 @@ pub enum Rule {
     TunnelIndex,
     /// P8: a policy has an address that its namespace may not use, or that the cluster uses itself.
     AddressNotAllowed,
+    /// A quota is not the lowest one that applies, or counts other pods.
+    QuotaWrong,
     /// A policy has an address that it did not request, or that belongs to another gateway.
     AddressWrong,
     /// A policy is reported ready and is not.

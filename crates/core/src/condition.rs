@@ -29,6 +29,7 @@ types! {
     Ready: "It does what it is for.";
     PortsExhausted: "A worker gets or has no source ports left for an address.";
     PortsLow: "Most source ports of an address are leased.";
+    QuotaReached: "Pods have as many connections to a destination as a quota allows; further ones are refused.";
     FamilyNotCovered: "The addresses lack a family: traffic of that family is refused.";
     Overlapped: "Another policy comes before this one for some pods and destinations.";
     Degraded: "It works, with less than was promised.";
@@ -210,6 +211,10 @@ reasons! {
     DestinationFull: PortsExhausted true;
         "A worker uses all its source ports of an address towards one destination; new flows to it are refused.",
         "Add addresses, raise leases.initialPorts, or keep connections open instead of making new ones.";
+    PodQuota: QuotaReached true;
+        "A pod has as many connections to one destination as its quota allows, or a namespace does; the message names them.",
+        "Raise leases.quota of the gateway or quota of the pool, or keep connections open instead of making new ones; \
+         forgotten 5 minutes after the last refusal.";
     NoAddressOfFamily: FamilyNotCovered true;
         "The policy has no address of a family that its pods use; such traffic is refused at once.",
         "Add an address of that family, or destinations of the other family only.";
@@ -231,6 +236,9 @@ reasons! {
     IpvsService: Degraded true;
         "Packets of selected pods to a Service with an endpoint outside the cluster are dropped: IPVS sends them past the gateways (counter `guard_ipvs`).",
         "Run kube-proxy in mode iptables or nftables, or let these pods use the endpoint's own address; forgotten 5 minutes after the last packet.";
+    QuotaIgnored: Degraded true;
+        "Quotas apply to pods of the node, and its kernel cannot count connections.",
+        "Give the node a kernel with `CONFIG_NFT_CONNLIMIT`.";
     RecordUnreadable: Degraded true;
         "The `EgressAddress` cannot be read: its leases stay as they are, and no node gets ports of it.",
         "Put the field that the finding names back as it was; deleting the object gives ports in use to others.";

@@ -16,6 +16,7 @@ mod issue;
 mod lookup;
 mod next_hops;
 mod outcome;
+mod pairings;
 mod pod_addresses;
 mod pod_forwarding;
 mod pod_routes;
@@ -24,6 +25,7 @@ mod policies;
 mod probe_targets;
 mod profiles;
 mod programmed;
+mod quotas;
 mod state;
 mod traffic_keys;
 
@@ -39,6 +41,7 @@ pub use ids::*;
 pub use issue::{IssueKind, NodeIssue};
 pub use lookup::Fate;
 pub use outcome::NodeOutcome;
+pub use pairings::PodPairings;
 pub use pod_forwarding::{CniPath, PathFacts, PodForwarding, UplinkRoute};
 pub use pod_routes::{MainRoute, pod_routes};
 pub use podmap::{PodChange, PodMap};
@@ -93,6 +96,8 @@ fn state_of(
     }
     issues.append(&mut groups.issues);
     issues.extend(built.issues);
+    let (pairings, paired) = built.pairings.decided();
+    let namespaces = quotas::namespaces(&selected, &built.pods, &groups.targets);
     let traffic_keys = traffic_keys::assign(&mut groups.targets, &groups.policies);
     let never = cluster::never(snapshot, facts, own_pods.clone());
     let throw = cluster::throw(me.node, own_pods.clone());
@@ -112,6 +117,7 @@ fn state_of(
         next_hops: groups.next_hops,
         profiles,
         pods: built.pods,
+        namespaces,
         devices: built.devices,
         egress_addresses: egress_addresses(snapshot, resolved, &me),
         reinject,
@@ -154,6 +160,8 @@ fn state_of(
         issues,
         groups: groups.numbers,
         group_members: groups.members,
+        pairings,
+        paired,
         target_groups,
         canaries,
         broken_paths: facts.broken_paths.clone(),

@@ -149,6 +149,18 @@ pub const DRAIN_SETTLE_MS: u64 = 1_000;
 pub const PORTS_REPORT_SECS: u64 = 60;
 /// Ports that every worker with a selected pod gets before others get more.
 pub const LEASE_FLOOR_PORTS: u32 = 64;
+/// Pairs of pod (or namespace) and destination whose connections one set counts. Further ones are not limited by the
+/// quota.
+pub const QUOTA_DESTINATIONS_MAX: u32 = 65_536;
+/// Pods and destinations of refused connections over a quota that a node reports, of each family.
+pub const QUOTA_REPORTED_MAX: u32 = 256;
+/// Seconds for which a node reports such a connection after it was refused.
+pub const QUOTA_REPORT_SECS: u64 = 300;
+/// Percentage of an address's ports that workers have and need, from which on new pods of policies with several addresses
+/// avoid it.
+pub const CROWDED_ENTER_PERCENT: usize = 80;
+/// Percentage below which they use it again.
+pub const CROWDED_LEAVE_PERCENT: usize = 70;
 /// Milliseconds for which a live gateway may stay behind the steering version that another one of its group has; after that
 /// it is left out until it has caught up.
 pub const GATEWAY_LAG_MS: u64 = 5_000;

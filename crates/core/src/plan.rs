@@ -6,6 +6,7 @@
 mod allocate;
 mod conditions;
 mod counted;
+mod crowding;
 mod demand;
 mod device_addresses;
 mod lease;
@@ -89,6 +90,9 @@ pub struct PolicyPlan {
     pub addresses: Vec<IpAddr>,
     /// Addresses from its pool that stay reserved while the policy is refused. `status.addresses` lists them meanwhile.
     pub reserved_addresses: Vec<IpAddr>,
+    /// Addresses that new pods avoid: `status.crowded`, and the next [`Policy::crowded`]. Empty for a policy that has one
+    /// address of each family.
+    pub crowded: Vec<IpAddr>,
     /// Some addresses are from a pool, and `Policy::assigned` does not list them yet.
     pub given_anew: bool,
     /// Gateway of the policy, if it exists.
@@ -158,6 +162,19 @@ pub struct PoolPlan {
     pub conditions: Vec<Condition>,
 }
 
+/// How much of an address's ports workers have and need.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
+pub enum Crowding {
+    /// Less than [`crate::numbers::CROWDED_LEAVE_PERCENT`].
+    #[default]
+    Roomy,
+    /// Between the two limits: policies that avoid the address go on with it, others do not begin.
+    Filling,
+    /// [`crate::numbers::CROWDED_ENTER_PERCENT`] or more, or a worker got no port.
+    Crowded,
+}
+
 /// Status of one address.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
@@ -176,6 +193,8 @@ pub struct AddressSummary {
     pub conflict: Option<(NodeName, AddressClaim)>,
     /// Workers that need a lease and got none because no block was free.
     pub exhausted: BTreeSet<NodeName>,
+    /// How much of it workers have and need.
+    pub crowding: Crowding,
     /// All conditions.
     pub conditions: Vec<Condition>,
 }

@@ -14,12 +14,14 @@ mod rank;
 mod select;
 mod workload;
 
-pub(crate) use address::{PodAddresses, asked, cluster_address, family_index, in_pool, pool_gives};
+pub(crate) use address::{
+    PodAddresses, asked, cluster_address, family_index, in_pool, pool_gives, pools_of,
+};
 pub(crate) use gateway::{gateway_nodes, gateway_problem, usable_gateway};
 pub(crate) use matching::{Matching, in_namespaces, selects, service_labels};
 pub(crate) use next_hop::network_identifier;
 pub(crate) use occupied::occupies;
-pub(crate) use pair::{Paired, pair, pair_among};
+pub(crate) use pair::{Paired, by_hash, candidates, for_new_pod, needed, pair};
 pub(crate) use rank::{AgeRank, Precedence, age_ranks};
 pub(crate) use select::{Selected, select};
 

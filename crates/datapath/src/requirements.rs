@@ -29,3 +29,5 @@ pub const OPTIONS: &[&str] = &[
 pub const BPF_OPTIONS: &[&str] = &["BPF_SYSCALL", "BPF_JIT", "NET_SCH_INGRESS", "NET_CLS_BPF"];
 /// Further options where packets are reinjected into the stack.
 pub const REINJECT_OPTIONS: &[&str] = &["VETH"];
+/// Further options where a quota applies.
+pub const QUOTA_OPTIONS: &[&str] = &["NFT_CONNLIMIT"];

@@ -22,6 +22,7 @@ mod mss;
 mod names;
 mod next_hops;
 mod profile;
+mod quotas;
 mod traffic;
 
 pub use counters::{COUNTERS, Counter, GUARD_IPVS};
@@ -45,5 +46,6 @@ pub fn table(state: &NodeState) -> Table {
     profile::targets(state, &mut table);
     next_hops::chains(state, &mut table);
     profile::profiles(state, &mut table);
+    quotas::add(state, &mut table);
     table
 }

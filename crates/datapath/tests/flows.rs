@@ -66,6 +66,7 @@ fn state(pods: &[(&str, usize)]) -> NodeState {
             address,
             group,
             traffic_key: TrafficKeyId(1),
+            quotas: Default::default(),
             ranges,
         };
         worker.targets.insert(target, target_of_policy);

@@ -5,7 +5,7 @@ mod damage;
 #[path = "ruleset/tunnel.rs"]
 mod tunnel;
 
-use egret_core::model::{PortRange, Protocol};
+use egret_core::model::{PortRange, Protocol, Quotas};
 use egret_core::node::*;
 use egret_datapath::requirements::TABLE_OWNERS;
 use egret_datapath::worker;
@@ -13,6 +13,7 @@ use egret_kernel::nft::{Count, Nftables};
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::Write;
 use std::net::IpAddr;
+use std::num::NonZeroU32;
 use std::process::Command;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
@@ -116,6 +117,7 @@ fn state() -> NodeState {
                 device: 1,
                 sources: BTreeSet::from([ip("10.244.1.0")]),
             }),
+            namespaces: BTreeMap::from([(ip("10.244.1.5"), NamespaceId(7))]),
             flow_ports: None,
             unknown: Some(UnknownPods {
                 cidrs: BTreeSet::from(["10.244.1.0/24".parse().expect("a prefix")]),
@@ -131,6 +133,10 @@ fn state() -> NodeState {
                         group: 1,
                         ranges: ranges.clone(),
                         traffic_key: TrafficKeyId(0xa),
+                        quotas: Quotas {
+                            pod: NonZeroU32::new(100),
+                            namespace: NonZeroU32::new(250),
+                        },
                     },
                 ),
                 (
@@ -140,6 +146,7 @@ fn state() -> NodeState {
                         group: 1,
                         ranges,
                         traffic_key: TrafficKeyId(0xb),
+                        quotas: Default::default(),
                     },
                 ),
             ]),
@@ -174,6 +181,17 @@ fn the_kernel_holds_the_ruleset_that_the_golden_file_shows() {
             .collect::<String>()
     });
     expect_test::expect_file!["golden/worker.nft"].assert_eq(&listed);
+}
+
+#[test]
+fn whether_the_kernel_counts_connections_is_tried_without_a_trace() {
+    let counts = in_new_namespace(|| {
+        let mut nft = Nftables::open("egret").expect("open");
+        let counts = nft.counts_connections().expect("tried");
+        assert_eq!(run("nft list ruleset"), "");
+        counts
+    });
+    assert!(counts, "the lab's kernel does");
 }
 
 /// State of a worker, or of a gateway that is attached to one of two routers itself.

@@ -65,6 +65,9 @@ pub struct PolicyStatus {
     pub observed_generation: i64,
     /// The egress addresses in use.
     pub addresses: Vec<IpAddr>,
+    /// Those of them that are nearly full, so that new pods use others.
+    #[serde(default)]
+    pub crowded: Vec<IpAddr>,
     /// Pods that the policy selects.
     pub selected: u32,
     /// Selected pods that are programmed.

@@ -24,9 +24,11 @@ mod keepalived;
 mod migrating;
 mod pod_addresses;
 mod protocols;
+mod quotas;
 mod reuse;
 mod runner;
 mod sources;
+mod spreading;
 mod static_egress_ip;
 mod traffic_metrics;
 mod unchanged;
@@ -62,8 +64,10 @@ fn main() -> ExitCode {
         hostile,
         ipvs,
         protocols,
+        quotas,
         runner,
         sources,
+        spreading,
         traffic_metrics,
         unchanged,
         unknown_pods,

@@ -3,7 +3,7 @@
 use super::Tree;
 use super::tables::section;
 use egret_datapath::requirements::{
-    BPF_OPTIONS, FLOOR, MAPS_AT_ONCE, OPTIONS, REINJECT_OPTIONS, TABLE_OWNERS, TCX,
+    BPF_OPTIONS, FLOOR, MAPS_AT_ONCE, OPTIONS, QUOTA_OPTIONS, REINJECT_OPTIONS, TABLE_OWNERS, TCX,
 };
 use std::collections::BTreeSet;
 
@@ -17,6 +17,7 @@ pub fn check(tree: &Tree) -> Vec<String> {
     let versions = [FLOOR, TCX, TABLE_OWNERS, MAPS_AT_ONCE];
     let versions = versions.map(|(major, minor)| format!("{major}.{minor}"));
     let options = OPTIONS.iter().chain(BPF_OPTIONS).chain(REINJECT_OPTIONS);
+    let options = options.chain(QUOTA_OPTIONS);
     let options = options.map(|option| (*option).to_owned());
     problems.extend(compare(versions.into(), rows(docs)));
     problems.extend(compare(options.collect(), spans(docs)));

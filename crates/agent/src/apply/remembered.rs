@@ -1,8 +1,8 @@
 //! State file that lets a restarted agent adopt its predecessor's kernel state: number and members of each gateway
-//! group, the grants that were applied, and the steering version.
+//! group, the grants that were applied, pods with another address than by hash, and the steering version.
 
 use egret_core::machines::GrantMemory;
-use egret_core::model::GroupKey;
+use egret_core::model::{GroupKey, PairedPod};
 use egret_core::node::{GroupNumber, TunnelIndex};
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet};
@@ -19,6 +19,8 @@ pub(crate) struct Remembered {
     pub(crate) members: BTreeMap<GroupKey, BTreeSet<TunnelIndex>>,
     /// Newest grants that were applied.
     pub(crate) grants: GrantMemory,
+    /// Pods that are paired to another address than the hash selects.
+    pub(crate) paired: BTreeSet<PairedPod>,
     /// The highest steering version of the node's own tables.
     pub(crate) steering_version: u64,
     /// Epochs of the node's own tables.
@@ -32,6 +34,8 @@ struct OnDisk {
     members: Vec<(GroupKey, BTreeSet<TunnelIndex>)>,
     #[serde(default)]
     grants: GrantMemory,
+    #[serde(default)]
+    paired: BTreeSet<PairedPod>,
     #[serde(default)]
     steering_version: u64,
     #[serde(default)]
@@ -49,6 +53,7 @@ impl Remembered {
             groups: on_disk.groups.into_iter().collect(),
             members: on_disk.members.into_iter().collect(),
             grants: on_disk.grants,
+            paired: on_disk.paired,
             steering_version: on_disk.steering_version,
             steering_epochs: on_disk.steering_epochs,
         }
@@ -71,6 +76,7 @@ impl Remembered {
                 .map(|(key, all)| (key.clone(), all.clone()))
                 .collect(),
             grants: self.grants.clone(),
+            paired: self.paired.clone(),
             steering_version: self.steering_version,
             steering_epochs: self.steering_epochs.clone(),
         };
@@ -92,6 +98,7 @@ impl Remembered {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use egret_core::model::{Kind, ObjectRef};
 
     #[test]
     fn what_is_saved_is_loaded_and_nothing_leaves_no_file() {
@@ -108,6 +115,12 @@ mod tests {
                 epoch: 9,
                 grants: Vec::new(),
             },
+            paired: [PairedPod {
+                policy: ObjectRef::of_cluster(Kind::ClusterEgress, "p"),
+                pod: "uid".into(),
+                address: "192.0.2.1".parse().unwrap(),
+            }]
+            .into(),
             steering_version: 11,
             steering_epochs: [("192.0.2.1".parse().unwrap(), 7)].into(),
         };

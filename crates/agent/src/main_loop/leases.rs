@@ -5,8 +5,8 @@ use super::MainLoop;
 use crate::observe::port_use::PortUsage;
 use crate::report::StatusAnswer;
 use egret_core::machines::group_nodes;
-use egret_core::model::{NodeName, Snapshot};
-use egret_core::node::NodeGrants;
+use egret_core::model::{NodeName, PairedPod, Snapshot};
+use egret_core::node::{NodeGrants, PodPairings};
 use egret_core::numbers::FULL_DESTINATIONS_MAX;
 
 impl MainLoop {
@@ -25,6 +25,23 @@ impl MainLoop {
             _ => {}
         }
         Some(grants)
+    }
+
+    /// Addresses that pods are paired to: those of the last round, or what this agent or its predecessor reported. The
+    /// state file counts before the record, which may be from a restored store.
+    pub(super) fn pairings(&self, snapshot: &Snapshot) -> PodPairings {
+        if let Some(pairings) = &self.pairings {
+            return pairings.clone();
+        }
+        let record = snapshot.node_records.get(&self.config.node);
+        let mut reported = self.remembered.paired.clone();
+        let is_remembered = |one: &PairedPod| {
+            let mut remembered = self.remembered.paired.iter();
+            remembered.any(|known| known.pod == one.pod && known.policy == one.policy)
+        };
+        let recorded = record.into_iter().flat_map(|record| &record.paired);
+        reported.extend(recorded.filter(|one| !is_remembered(one)).cloned());
+        PodPairings::adopt(reported)
     }
 
     /// Decides again which gateways stay behind their groups.

@@ -143,6 +143,9 @@ impl MainLoop {
         }
         let refused = self.datapath.worker().refused_protocols();
         self.reports.findings.refused = refused.map_err(|error| with_causes(&error))?;
+        self.reports.findings.ignores_quotas = self.datapath.worker().ignores_quotas();
+        let over = self.datapath.worker().over_quota();
+        self.reports.findings.over_quota = over.map_err(|error| with_causes(&error))?;
         Ok(())
     }
 

@@ -1,6 +1,7 @@
 //! The conditions of this node.
 
 use super::obstacles;
+use super::quotas;
 use super::status_inputs::StatusInputs;
 use egret_core::condition::{Condition as Said, ConditionType, Reason};
 use egret_core::machines::Destination;
@@ -14,9 +15,9 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
 
 /// Entries of a list that a message names.
-const NAMED_MAX: usize = 5;
+pub(super) const NAMED_MAX: usize = 5;
 
-fn and_more(all: usize) -> String {
+pub(super) fn and_more(all: usize) -> String {
     match all.saturating_sub(NAMED_MAX) {
         0 => String::new(),
         more => format!(" and {more} more"),
@@ -156,6 +157,7 @@ pub(super) fn conditions(inputs: &StatusInputs<'_>, left_out: LeftOut) -> Vec<Co
             full_text(full),
         ));
     }
+    conditions.extend(quotas::condition(inputs));
     let machines = gateway.claims.iter();
     let machines = machines.map(|(address, claim)| format!("{claim} answers for {address}"));
     let machines: Vec<String> = machines.collect();
@@ -188,6 +190,11 @@ pub(super) fn conditions(inputs: &StatusInputs<'_>, left_out: LeftOut) -> Vec<Co
                     sends them past the gateways: run kube-proxy in mode iptables or nftables, or let these pods use the \
                     endpoint's own address";
         by_reason.insert(Reason::IpvsService, vec![text.to_owned()]);
+    }
+    if findings.ignores_quotas {
+        let text =
+            "the kernel cannot count connections (CONFIG_NFT_CONNLIMIT): no quota is enforced";
+        by_reason.insert(Reason::QuotaIgnored, vec![text.to_owned()]);
     }
     for rule in &findings.foreign_marks {
         let ForeignMark {

@@ -53,6 +53,7 @@ pub(crate) fn node_status(inputs: &StatusInputs<'_>) -> NodeStatus {
         demand: leases.in_use.clone(),
         wanted_ports: leases.wanted.clone(),
         full_destinations: full_destinations(full),
+        paired: outcome.map_or_else(|| record.paired.clone(), |outcome| outcome.paired.clone()),
         programmed,
         datapath: gateway.datapath.clone().filter(|_| is_gateway),
         node_addresses: around.node_addresses,

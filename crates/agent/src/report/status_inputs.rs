@@ -7,7 +7,7 @@ use egret_core::machines::{Destination, LeaseReport};
 use egret_core::model::{NodeRecord, Snapshot};
 use egret_core::node::{ForeignMark, NodeOutcome};
 use egret_core::obstacle::Obstacle;
-use egret_datapath::worker::driver::RefusedProtocol;
+use egret_datapath::worker::driver::{OverQuota, RefusedProtocol};
 use std::collections::BTreeSet;
 
 /// Local findings that are only reported.
@@ -17,6 +17,10 @@ pub(crate) struct LocalFindings {
     pub(crate) refused: BTreeSet<RefusedProtocol>,
     /// Packets that IPVS would have sent past the gateways were dropped lately.
     pub(crate) ipvs_dropped: bool,
+    /// Connections of pods that were refused lately because of a quota.
+    pub(crate) over_quota: OverQuota,
+    /// Quotas apply that the kernel cannot enforce.
+    pub(crate) ignores_quotas: bool,
     /// Foreign policy routing rules that match bits of our mark.
     pub(crate) foreign_marks: BTreeSet<ForeignMark>,
 }

@@ -282,3 +282,61 @@ fn wherever_a_controller_ends_the_next_one_gives_the_same_addresses() {
         writes += 1;
     }
 }
+
+/// Blocks that the controller's audit counts: held by two nodes, and held without a lease.
+fn violations(running: &Running) -> [u64; 2] {
+    let text = running.health.metrics_text();
+    ["held_twice", "without_lease"].map(|kind| {
+        let name = format!("egret_controller_lease_violations{{kind=\"{kind}\"}} ");
+        let line = text.lines().find_map(|line| line.strip_prefix(&name));
+        line.map_or(0, |value| value.parse().expect("a number"))
+    })
+}
+
+fn wait_violations(running: &Running, expected: [u64; 2]) {
+    let deadline = std::time::Instant::now() + crate::running::DEADLINE;
+    while violations(running) != expected {
+        let now = violations(running);
+        assert!(
+            std::time::Instant::now() < deadline,
+            "{now:?}, not {expected:?}"
+        );
+        std::thread::park_timeout(std::time::Duration::from_millis(20));
+    }
+}
+
+#[test]
+fn the_audit_counts_blocks_that_a_node_holds_and_the_record_gives_to_another_until_it_gives_them_up()
+ {
+    let directory = tempfile::tempdir().expect("a directory");
+    let path = directory.path();
+    std::fs::write(path.join("cluster.yaml"), CLUSTER).expect("written");
+    std::fs::write(path.join("policy.yaml"), POLICY).expect("written");
+    let mut running = Running::start(path);
+    let worker = NodeName("worker1".into());
+    let granted = |view: &View| {
+        let records = &view.snapshot.node_records;
+        records
+            .get(&worker)
+            .is_some_and(|record| !record.grants.is_empty())
+    };
+    let view = running.wait("a grant", granted);
+    let grant = view.snapshot.node_records[&worker].grants[0].clone();
+    let first = egret_core::model::PortRange {
+        first: grant.ranges[0].first,
+        last: grant.ranges[0].first + 63,
+    };
+    report(&mut running, &view, "worker1", |record| {
+        record.held.insert(grant.address, grant.ranges.clone());
+        record.acknowledged = record.grants_epoch;
+    });
+    wait_violations(&running, [0, 0]);
+    report(&mut running, &view, "gateway1", |record| {
+        record.held.insert(grant.address, vec![first]);
+    });
+    wait_violations(&running, [1, 1]);
+    report(&mut running, &view, "gateway1", |record| {
+        record.held.clear()
+    });
+    wait_violations(&running, [0, 0]);
+}

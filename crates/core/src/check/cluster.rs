@@ -1,6 +1,6 @@
 //! Rules for plans.
 
-use super::leases::{check_change, check_claims, check_record, steering};
+use super::leases::{check_change, check_claims, check_record, check_reserved, steering};
 use super::unreadable::check_unreadable;
 use super::{Found, Rule, Violation, pod_addresses};
 use crate::model::*;
@@ -15,6 +15,7 @@ pub fn check_plan(snapshot: &Snapshot, plan: &ClusterPlan, time: PlanTime) -> Ve
     let planned = plan.addresses.values();
     for record in planned.filter(|record| !kept.contains(&record.address)) {
         check_record(record, &mut found);
+        check_reserved(snapshot, record, &mut found);
         let before = snapshot.addresses.get(&record.address);
         check_claims(snapshot, before, record, &mut found);
     }

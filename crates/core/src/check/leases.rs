@@ -9,7 +9,7 @@ use std::net::IpAddr;
 const BLOCK: u16 = 64;
 
 /// A worker may have flows in it, so that gateways must steer it.
-fn in_use(lease: &Lease) -> bool {
+pub(super) fn in_use(lease: &Lease) -> bool {
     !matches!(lease.state, LeaseState::HoldDown | LeaseState::Fenced)
 }
 
@@ -68,6 +68,34 @@ pub(super) fn check_record(record: &AddressRecord, found: &mut Found) {
                 lease.node, lease.epoch, record.epoch
             );
             found.add(Rule::EpochOrder, subject, text);
+        }
+    }
+}
+
+/// No worker may open flows in a port of the address's holder.
+pub(super) fn check_reserved(snapshot: &Snapshot, record: &AddressRecord, found: &mut Found) {
+    let Some(holder) = snapshot.held_by.get(&record.address) else {
+        return;
+    };
+    let usable = |lease: &&Lease| matches!(lease.state, LeaseState::Granted | LeaseState::Active);
+    for lease in record.leases.iter().filter(usable) {
+        for block in blocks(lease) {
+            let mut ports = block * BLOCK..=block * BLOCK + (BLOCK - 1);
+            let inside = |range: &Option<(u16, u16)>, port: u16| {
+                range.is_some_and(|(first, last)| (first..=last).contains(&port))
+            };
+            let own = ports.find(|port| {
+                inside(&holder.ephemeral, *port)
+                    || inside(&holder.node_ports, *port)
+                    || holder.service_ports.contains(port)
+            });
+            if let Some(port) = own {
+                let text = format!(
+                    "port {port} of {} is leased to {}",
+                    holder.holder, lease.node
+                );
+                found.add(Rule::PortReserved, record.address, text);
+            }
         }
     }
 }

@@ -3,6 +3,7 @@
 use super::gateway::gateway;
 use super::next_hops::next_hops;
 use super::pods::{canary_sources, devices, pods, selects, unknown};
+use super::quotas::quotas;
 use super::ranges::check_profile;
 use super::traffic_keys::traffic_keys;
 use super::{Found, Rule, Violation, pod_addresses};
@@ -41,6 +42,7 @@ pub fn check_node(
     );
     references(state, &mut found);
     traffic_keys(snapshot, outcome, &mut found);
+    quotas(snapshot, outcome, &mut found);
     ranges(snapshot, facts, own, record, outcome, &mut found);
     groups(snapshot, own, state, &mut found);
     next_hops(snapshot, facts, own, state, &mut found);

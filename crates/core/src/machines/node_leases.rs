@@ -197,6 +197,7 @@ mod tests {
                 group: 1,
                 ranges: grant.ranges.clone(),
                 traffic_key: TrafficKeyId(1),
+                quotas: Default::default(),
             };
             (TargetId(number as u64), target)
         });

@@ -2,6 +2,7 @@
 
 use super::cluster::{LabelSelector, Node, NodeName};
 use super::ids::GatewayName;
+use super::quotas::Quotas;
 use crate::numbers;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
@@ -62,6 +63,9 @@ pub struct Gateway {
     /// Nodes that announce these addresses while they serve, instead of the first in the order of announcers.
     #[serde(default)]
     pub announcers: BTreeMap<IpAddr, NodeName>,
+    /// Quotas of pods that leave by its addresses.
+    #[serde(default)]
+    pub quotas: Quotas,
 }
 
 impl Gateway {
@@ -83,6 +87,7 @@ impl Gateway {
             initial_ports: numbers::LEASE_PORTS_FIRST_MAX,
             expected_workers: None,
             announcers: BTreeMap::new(),
+            quotas: Quotas::default(),
         }
     }
 

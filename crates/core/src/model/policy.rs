@@ -173,6 +173,10 @@ pub struct Policy {
     /// which see no records of other nodes, read them here. Ignored where `addresses` is `Fixed`.
     #[serde(default)]
     pub assigned: Vec<IpAddr>,
+    /// Addresses of the policy that are nearly full (`status.crowded`): new pods are paired to others. Agents, which see no
+    /// records of other nodes, read them here.
+    #[serde(default)]
+    pub crowded: BTreeSet<IpAddr>,
     /// Destinations; `None`: everything outside the cluster.
     pub destinations: Option<Vec<Destination>>,
     /// Gateway; `None`: the default one, or the only one.
@@ -196,6 +200,7 @@ impl Policy {
             selection,
             addresses,
             assigned: Vec::new(),
+            crowded: BTreeSet::new(),
             destinations: None,
             gateway: None,
             when_unavailable: WhenUnavailable::default(),

@@ -2,6 +2,7 @@
 
 use super::ids::{GatewayName, PoolName};
 use super::policy::Namespaces;
+use super::quotas::Quotas;
 use serde::{Deserialize, Serialize};
 use std::net::IpAddr;
 
@@ -20,4 +21,7 @@ pub struct Pool {
     pub namespaces: Namespaces,
     /// Permits `whenUnavailable: NodeAddress`.
     pub allow_node_address: bool,
+    /// Quotas of pods that leave by its addresses.
+    #[serde(default)]
+    pub quotas: Quotas,
 }

@@ -2,10 +2,12 @@
 
 use super::cluster::{Namespace, Node, NodeName, Pod, Service};
 use super::gateway::Gateway;
+use super::held_by::HeldBy;
 use super::ids::{GatewayName, PoolName};
 use super::link::{AddressClaim, MacAddress};
 use super::policy::Policy;
 use super::pool::Pool;
+use super::port_blocks::PortBlocks;
 use super::settings::Settings;
 use super::shared_map::{List, SharedMap};
 use ipnet::IpNet;
@@ -167,6 +169,17 @@ pub struct Programmed {
     pub pods: u32,
 }
 
+/// A pod that is paired to another address of its policy than the hash selects ([`crate::node::PodPairings`]).
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct PairedPod {
+    /// The policy.
+    pub policy: super::ObjectRef,
+    /// The pod's uid.
+    pub pod: String,
+    /// The address; one of the policy's.
+    pub address: IpAddr,
+}
+
 /// An `EgressNode`: grants from the controller, reports from the node's agent.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct NodeRecord {
@@ -230,6 +243,9 @@ pub struct NodeRecord {
     pub wanted_ports: BTreeMap<IpAddr, u32>,
     /// Number of destinations towards which every leased port is in use, by address; complete.
     pub full_destinations: BTreeMap<IpAddr, u32>,
+    /// Pods of this node that are paired to another address than the hash selects, until they end.
+    #[serde(default)]
+    pub paired: BTreeSet<PairedPod>,
     /// Policies that the agent has programmed.
     pub programmed: Vec<Programmed>,
     /// `ebpf` or `nftables`, on gateways with a data path.
@@ -279,6 +295,7 @@ impl NodeRecord {
             demand: BTreeMap::new(),
             wanted_ports: BTreeMap::new(),
             full_destinations: BTreeMap::new(),
+            paired: BTreeSet::new(),
             programmed: Vec::new(),
             datapath: None,
             capabilities: BTreeSet::new(),
@@ -330,6 +347,9 @@ pub struct Snapshot {
     /// Pod prefixes that network plugins publish, beside `Node::pod_cidrs`.
     #[serde(default)]
     pub pod_prefixes: BTreeSet<IpNet>,
+    /// Egress addresses that a Node or Service of the cluster has itself, by a front-end that permits it.
+    #[serde(default)]
+    pub held_by: BTreeMap<IpAddr, HeldBy>,
     /// Address records, written by the controller.
     pub addresses: SharedMap<IpAddr, AddressRecord>,
     /// Node records, written by controller and agents.
@@ -340,6 +360,12 @@ pub struct Snapshot {
 }
 
 impl Snapshot {
+    /// Blocks of the address that are never leased: ports of its holder.
+    pub fn reserved(&self, address: IpAddr) -> PortBlocks {
+        let holder = self.held_by.get(&address);
+        holder.map_or(PortBlocks::default(), HeldBy::reserved)
+    }
+
     /// A snapshot without objects.
     pub fn empty(settings: Settings) -> Self {
         Snapshot {
@@ -353,6 +379,7 @@ impl Snapshot {
             services: SharedMap::new(),
             api_server: BTreeSet::new(),
             pod_prefixes: BTreeSet::new(),
+            held_by: BTreeMap::new(),
             addresses: SharedMap::new(),
             node_records: SharedMap::new(),
             unreadable: Unreadable::default(),

@@ -6,7 +6,7 @@ use super::{
 };
 use super::{ProfileId, Target, TargetId, TunnelIndex, Verdict, WorkerState};
 use crate::hash::StableHash;
-use crate::model::{GroupKey, Pod, Snapshot};
+use crate::model::{GroupKey, Pod, Quotas, Snapshot};
 use crate::numbers::{
     CANARY_DESTINATION_V4, CANARY_DESTINATION_V6, CANARY_LEASE_MIN_PORTS, CANARY_LEASE_PORTS,
     CANARY_SOURCE_V4, CANARY_SOURCE_V6,
@@ -117,6 +117,7 @@ pub(super) fn add<'a>(
             let target = Target {
                 ranges: vec![range],
                 traffic_key: TrafficKeyId::CANARY,
+                quotas: Quotas::default(),
                 ..worker.targets[&base].clone()
             };
             let Some(group) = keys.get(&base).cloned() else {

@@ -55,6 +55,7 @@ fn used(record: &NodeRecord, own: bool) -> NodeRecord {
         demand: nobody.demand,
         wanted_ports: nobody.wanted_ports,
         full_destinations: nobody.full_destinations,
+        paired: nobody.paired,
         programmed: nobody.programmed,
         datapath: None,
         conflicts: nobody.conflicts,

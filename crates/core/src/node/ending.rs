@@ -124,6 +124,7 @@ mod tests {
                 address: ip(&format!("192.0.2.{number}")),
                 group: 1,
                 traffic_key: TrafficKeyId(*number),
+                quotas: Default::default(),
                 ranges: Vec::new(),
             };
             state.targets.insert(TargetId(*number), target);

@@ -3,6 +3,7 @@
 use super::grants::NodeGrants;
 use super::ids::{GroupNumber, TunnelIndex};
 use super::issue::{IssueKind, NodeIssue};
+use super::pairings::PodPairings;
 use super::pod_forwarding::PathFacts;
 use super::state::Attachment;
 use crate::canary::{CanaryKind, Lost};
@@ -62,6 +63,12 @@ pub struct NodeFacts {
     /// `NodeOutcome::group_members` of the last round, or adopted: for fail static.
     #[serde(with = "crate::pairs")]
     pub last_group_members: BTreeMap<GroupKey, BTreeSet<TunnelIndex>>,
+    /// `NodeOutcome::pairings` of the last round, or adopted: pods stay with their addresses.
+    #[serde(default)]
+    pub pairings: PodPairings,
+    /// Egress addresses that have no free port on this node towards some destination: new pods are paired to others.
+    #[serde(default)]
+    pub full_addresses: BTreeSet<IpAddr>,
     /// Addresses of every device of the node: never egress destinations.
     pub local_addresses: BTreeSet<IpAddr>,
     /// Addresses of [`super::Policies::next_hops`] that this node's kernel reaches without a router between, and that its

@@ -1,6 +1,7 @@
 //! Gateway groups of one node and the targets that use them.
 
 use super::cluster::Me;
+use super::quotas;
 use super::{Group, GroupNumber, NextHop, NextHopRoute, NodeFacts, NodeIssue, TrafficKeyId};
 use super::{IssueKind, Target, TargetId, TunnelIndex};
 use crate::hash::StableHash;
@@ -126,6 +127,7 @@ impl<'a> Groups<'a> {
                 group: number,
                 ranges,
                 traffic_key: TrafficKeyId::OTHER,
+                quotas: quotas::of_address(self.snapshot, gateway, address),
             },
         );
         self.policies.insert(id, policy.clone());

@@ -24,5 +24,9 @@ impl TrafficKeyId {
     pub const CANARY: TrafficKeyId = TrafficKeyId(u64::MAX);
 }
 
+/// Stable name of a namespace: a hash of its name.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub struct NamespaceId(pub u64);
+
 /// Number of a gateway group on this node, 1..=`GROUPS_MAX`: its mark, table and next hop group follow from it.
 pub type GroupNumber = u8;

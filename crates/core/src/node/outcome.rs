@@ -4,6 +4,7 @@ use super::canary::CanaryPath;
 use super::facts::BrokenPath;
 use super::ids::{GroupNumber, TargetId, TrafficKeyId, TunnelIndex};
 use super::issue::NodeIssue;
+use super::pairings::PodPairings;
 use super::pod_forwarding::PodForwarding;
 use super::state::NodeState;
 use super::traffic_keys::TrafficKey;
@@ -33,6 +34,12 @@ pub struct NodeOutcome {
     /// Members of the tunnel groups in use: the next `NodeFacts::last_group_members`.
     #[serde(with = "crate::pairs")]
     pub group_members: BTreeMap<GroupKey, BTreeSet<TunnelIndex>>,
+    /// Addresses that the pods are paired to: the next `NodeFacts::pairings`.
+    #[serde(default)]
+    pub pairings: PodPairings,
+    /// Those of them that the hash would not select, to report in [`NodeRecord::paired`].
+    #[serde(default)]
+    pub paired: BTreeSet<PairedPod>,
     /// The group of each target, for messages.
     pub target_groups: BTreeMap<TargetId, GroupKey>,
     /// The paths that canaries are to measure.

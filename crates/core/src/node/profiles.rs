@@ -4,6 +4,7 @@ mod shared;
 
 use super::cluster::Me;
 use super::groups::{Groups, Reach};
+use super::pairings::NextPairings;
 use super::{
     DestinationRange, IssueKind, NodeFacts, NodeIssue, PodMap, Profile, ProfileId, Verdict,
 };
@@ -11,9 +12,7 @@ use crate::compile::{Claim, Compiled, compile};
 use crate::hash::StableHash;
 use crate::model::*;
 use crate::numbers::PROFILE_BOXES_MAX;
-use crate::resolve::{
-    AgeRank, Paired, Precedence, Resolved, Selected, age_ranks, family_index, pair,
-};
+use crate::resolve::{AgeRank, Paired, Precedence, Resolved, Selected, age_ranks, family_index};
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
@@ -23,6 +22,7 @@ pub(super) struct Built {
     pub devices: BTreeMap<IpAddr, u32>,
     pub programmed: Vec<Programmed>,
     pub issues: Vec<NodeIssue>,
+    pub pairings: NextPairings,
 }
 
 /// A policy of a profile: its position, and the address that the pods are paired to.
@@ -67,6 +67,7 @@ pub(super) fn build(
             devices: BTreeMap::new(),
             programmed: Vec::new(),
             issues: Vec::new(),
+            pairings: NextPairings::default(),
         },
         left_out: BTreeSet::new(),
         outlooks: BTreeMap::new(),
@@ -75,10 +76,13 @@ pub(super) fn build(
     };
     let mut ids: BTreeMap<Vec<Member>, ProfileId> = BTreeMap::new();
     let mut counts: BTreeMap<usize, u32> = BTreeMap::new();
-    let member = |pod, number: &usize| (*number, pair(snapshot, &resolved[*number], pod));
-    let keys = selected.pods.iter().zip(&selected.policies);
-    let keys = keys.map(|(pod, policies)| policies.iter().map(|n| member(*pod, n)).collect());
-    let keys: Vec<Vec<Member>> = keys.collect();
+    let keys = members(
+        snapshot,
+        resolved,
+        selected,
+        facts,
+        &mut builder.built.pairings,
+    );
     let shared = shared::find(selected, &keys, (me, facts));
     for ((pod, policies), key) in selected.pods.iter().zip(&selected.policies).zip(&keys) {
         if policies.is_empty() || pod.addresses.is_empty() {
@@ -114,6 +118,25 @@ pub(super) fn build(
         })
         .collect();
     builder.built
+}
+
+/// Policies of each selected pod, with the addresses that it is paired to.
+fn members(
+    snapshot: &Snapshot,
+    resolved: &[Resolved<'_>],
+    selected: &Selected<'_>,
+    facts: &NodeFacts,
+    next: &mut NextPairings,
+) -> Vec<Vec<Member>> {
+    let mut pair = |pod: &Pod, number: usize| {
+        let full = &facts.full_addresses;
+        let pairings = &facts.pairings;
+        let paired = pairings.pair(next, snapshot, &resolved[number], pod, full);
+        (number, paired)
+    };
+    let keys = selected.pods.iter().zip(&selected.policies);
+    let keys = keys.map(|(pod, policies)| policies.iter().map(|n| pair(pod, *n)).collect());
+    keys.collect()
 }
 
 impl Builder<'_, '_> {

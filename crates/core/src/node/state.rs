@@ -1,8 +1,8 @@
 //! Desired state of one node's kernel.
 
-use super::ids::{GroupNumber, ProfileId, TargetId, TrafficKeyId, TunnelIndex};
+use super::ids::{GroupNumber, NamespaceId, ProfileId, TargetId, TrafficKeyId, TunnelIndex};
 use super::podmap::PodMap;
-use crate::model::{AddressPorts, AnnounceMode, PortRange, Protocol};
+use crate::model::{AddressPorts, AnnounceMode, PortRange, Protocol, Quotas};
 use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet};
@@ -90,6 +90,9 @@ pub struct WorkerState {
     pub profiles: BTreeMap<ProfileId, Profile>,
     /// Local pod addresses for guard and classification: one element each.
     pub pods: PodMap,
+    /// Namespace of the pod of each address in `pods`; empty where no target has a quota for namespaces.
+    #[serde(default)]
+    pub namespaces: BTreeMap<IpAddr, NamespaceId>,
     /// Index of the device of a pod's address, where it has a device of its own. The address counts as the pod's only
     /// on packets that arrive by this device.
     pub devices: BTreeMap<IpAddr, u32>,
@@ -159,6 +162,9 @@ pub struct Target {
     pub ranges: Vec<PortRange>,
     /// Traffic key that its packets are counted under.
     pub traffic_key: TrafficKeyId,
+    /// Quotas of the pods that use it.
+    #[serde(default)]
+    pub quotas: Quotas,
 }
 
 impl Target {

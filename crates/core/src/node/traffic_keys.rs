@@ -58,6 +58,7 @@ mod tests {
             group,
             ranges: Vec::new(),
             traffic_key: TrafficKeyId::OTHER,
+            quotas: Default::default(),
         }
     }
 

@@ -86,6 +86,7 @@ pub(super) fn empty() -> PolicyPlan {
         refusal: None,
         addresses: Vec::new(),
         reserved_addresses: Vec::new(),
+        crowded: Vec::new(),
         given_anew: false,
         gateway: None,
         pods: BTreeMap::new(),
@@ -108,6 +109,7 @@ pub(super) fn tell(inputs: Inputs<'_>, one: &Resolved<'_>, pods: Pods, plan: &mu
         Some(_) => one.given.clone(),
         None => Vec::new(),
     };
+    plan.crowded = super::crowding::avoided(inputs.addresses, one);
     plan.given_anew = matches!(one.policy.addresses, AddressRequest::Pool(_))
         && one.addresses.iter().any(|a| !one.given.contains(a));
     plan.gateway = one.gateway.map(|g| g.name.clone());
@@ -388,12 +390,15 @@ fn ports_low(inputs: &Inputs<'_>, plan: &PolicyPlan) -> Option<Condition> {
         let mut conditions = status.into_iter().flat_map(|status| &status.conditions);
         conditions.any(|condition| condition.kind == ConditionType::PortsLow)
     };
-    let low: Vec<String> = plan
-        .addresses
-        .iter()
-        .filter(is_low)
-        .map(ToString::to_string)
-        .collect();
+    let ports = |address: &IpAddr| {
+        let leased = inputs
+            .addresses
+            .get(address)
+            .map_or(0, |status| status.ports_leased);
+        format!("{address} ({leased} ports)")
+    };
+    let low = plan.addresses.iter().filter(is_low);
+    let low: Vec<String> = low.map(ports).collect();
     (!low.is_empty()).then(|| {
         let message = format!(
             "at least 80 % of the ports of {} are leased: add an address",

@@ -2,14 +2,14 @@
 
 use crate::compile::{Claim, compile};
 use crate::model::*;
-use crate::resolve::{Precedence, Resolved, Selected, age_ranks, family_index, pair};
+use crate::resolve::{Precedence, Resolved, Selected, age_ranks, family_index, needed};
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
 /// The demand for one address.
 pub(super) struct Demand<'a> {
     pub gateway: &'a Gateway,
-    /// Nodes with a selected pod that is paired to the address.
+    /// Nodes with a selected pod that is paired to the address, or would be if it were new.
     pub workers: BTreeSet<&'a NodeName>,
     /// Policies that use the address.
     pub users: BTreeSet<&'a ObjectRef>,
@@ -42,8 +42,10 @@ pub(super) fn demand<'a>(
         };
         let families = families(pod, node);
         for number in policies {
-            let pairing = pair(snapshot, &resolved[*number], pod);
-            for address in pairing.into_iter().flatten() {
+            let Resolved {
+                policy, addresses, ..
+            } = &resolved[*number];
+            for address in needed(snapshot, policy, addresses, pod) {
                 if families[family_index(address)]
                     && let Some(entry) = demand.get_mut(&address)
                 {

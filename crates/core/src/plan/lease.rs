@@ -26,6 +26,7 @@ mod sizing;
 
 pub(super) use claims::{Claims, Concerns};
 pub(super) use epochs::{Epochs, reported_epoch};
+pub(super) use sizing::needed_blocks;
 
 use super::demand::{Demand, DemandByAddress};
 use super::{PlanReason, PlanTime};

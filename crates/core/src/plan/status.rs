@@ -3,7 +3,7 @@
 use super::demand::DemandByAddress;
 use super::lease::{self, PlannedLeases};
 use super::uplinks;
-use super::{AddressSummary, GatewayNode, GatewayPlan, PoolPlan};
+use super::{AddressSummary, Crowding, GatewayNode, GatewayPlan, PoolPlan, crowding};
 use crate::condition::{Condition, ConditionType, Reason};
 use crate::model::*;
 use crate::numbers::LEASE_PORT_FIRST;
@@ -50,6 +50,12 @@ pub(super) fn addresses(
                 conflict: conflict(hearing, announcer),
             },
             leases.exhausted.get(&record.address).unwrap_or(&none),
+            crowding::of_address(
+                snapshot,
+                record,
+                leases.exhausted.get(&record.address).unwrap_or(&none),
+            ),
+            &snapshot.reserved(record.address),
             snapshot.unreadable.addresses.contains(&record.address),
         )
     };
@@ -95,27 +101,31 @@ pub(super) fn address(
     users: Option<Vec<ObjectRef>>,
     outside: Outside<'_>,
     exhausted: &BTreeSet<NodeName>,
+    crowding: Crowding,
+    reserved: &PortBlocks,
     unreadable: bool,
 ) -> AddressSummary {
-    let ports = |held: bool| -> u32 {
-        record
-            .leases
-            .iter()
-            .filter(|lease| (lease.state == LeaseState::HoldDown) == held)
-            .flat_map(|lease| &lease.ranges)
-            .map(|r| u32::from(r.last - r.first) + 1)
-            .sum()
-    };
+    let leased = record
+        .leases
+        .iter()
+        .filter(|lease| lease.state != LeaseState::HoldDown);
+    let leased = PortBlocks::of(leased.flat_map(|lease| &lease.ranges));
+    let taken = PortBlocks::of(record.leases.iter().flat_map(|lease| &lease.ranges));
+    let all = PortBlocks::of(&[PortRange {
+        first: LEASE_PORT_FIRST,
+        last: u16::MAX,
+    }]);
     AddressSummary {
         announcer: outside.announcer.cloned(),
         users: users.unwrap_or_default(),
-        ports_leased: ports(false),
+        ports_leased: leased.ports(),
         ports_free: match unreadable {
             true => 0,
-            false => LEASABLE_PORTS - ports(false) - ports(true),
+            false => all.difference(&taken.union(reserved)).ports(),
         },
         conflict: outside.conflict.map(|(node, claim)| (node.clone(), claim)),
         exhausted: exhausted.clone(),
+        crowding,
         conditions: address_conditions(record, outside, exhausted)
             .into_iter()
             .chain(unreadable.then(|| unreadable_record(record.address)))
@@ -181,8 +191,12 @@ fn address_conditions(
             ),
         ));
     } else if lease::is_low(record) {
+        let leases = record.leases.iter();
+        let ranges = leases.flat_map(|lease| &lease.ranges);
+        let taken: u32 = ranges.map(|r| u32::from(r.last - r.first) + 1).sum();
         let text = format!(
-            "at least 80 % of the ports of {} are leased: add an address to the policies that use it",
+            "{taken} of {LEASABLE_PORTS} ports of {}, at least 80 %, are leased or rest: add an address to the policies \
+             that use it",
             record.address
         );
         let (kind, reason) = (ConditionType::PortsLow, Reason::FewFreePorts);

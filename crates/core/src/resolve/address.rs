@@ -20,7 +20,7 @@ pub(crate) fn in_pool(pool: &Pool, address: IpAddr) -> bool {
 }
 
 /// Every pool that contains this address.
-pub(super) fn pools_of(snapshot: &Snapshot, address: IpAddr) -> impl Iterator<Item = &Pool> {
+pub(crate) fn pools_of(snapshot: &Snapshot, address: IpAddr) -> impl Iterator<Item = &Pool> {
     snapshot
         .pools
         .values()

@@ -320,7 +320,8 @@ fn change_more(scene: &mut Scene, edit: &Edit) {
                 return;
             }
             let name = &names[usize::from(*node) % names.len()];
-            let record = scene.snapshot.node_records.get_mut(name).unwrap();
+            let records = &mut scene.snapshot.node_records;
+            let record = records.get_mut(name).unwrap();
             let address = egress_address(*address);
             match full {
                 true => drop(record.full_destinations.insert(address, 2)),
@@ -330,6 +331,19 @@ fn change_more(scene: &mut Scene, edit: &Edit) {
                 true => drop(record.announcing.insert(address)),
                 false => drop(record.announcing.remove(&address)),
             }
+            let wanted = [0, 64, 40_000, 50_000, 64_512][usize::from(*version % 5)];
+            record.wanted_ports.insert(address, wanted);
+            let pods = scene.snapshot.pods.values().filter(|pod| pod.node == *name);
+            let policies = scene.snapshot.policies.iter();
+            record.paired = pods
+                .zip(policies.cycle())
+                .take(usize::from(*version % 4))
+                .map(|(pod, policy)| PairedPod {
+                    policy: policy.object.clone(),
+                    pod: pod.uid.clone(),
+                    address,
+                })
+                .collect();
             record.steering_version = u64::from(*version);
             record.uplink_lost = *version % 3 > 0;
             record.datapath = Some(["ebpf", "nftables"][usize::from(*version % 2)].into());

@@ -63,6 +63,7 @@ pub fn pool(name: &str, first: &str, last: &str) -> Pool {
         gateway: None,
         namespaces: Namespaces::All,
         allow_node_address: false,
+        quotas: Quotas::default(),
     }
 }
 
@@ -217,6 +218,7 @@ impl Scene {
                 for policy in all.filter(|policy| policy.object == *object) {
                     policy.assigned =
                         [&planned.addresses[..], &planned.reserved_addresses].concat();
+                    policy.crowded = planned.crowded.iter().copied().collect();
                 }
             }
             Write::Address(record) => {
@@ -332,6 +334,7 @@ impl Scene {
         let record = self.snapshot.node_records.get_mut(node).unwrap();
         record.underlay_addresses = self.snapshot.nodes[node].addresses.clone();
         record.programmed = outcome.programmed.clone();
+        record.paired = outcome.paired.clone();
         let busy = self.busy.iter().filter(|(n, _)| n == node).map(|(_, a)| a);
         let busy: BTreeSet<&IpAddr> = busy.collect();
         let mut held: BTreeMap<IpAddr, Vec<PortRange>> = BTreeMap::new();
@@ -357,6 +360,7 @@ impl Scene {
         *kept = facts;
         kept.previous_groups = outcome.groups.clone();
         kept.last_group_members = outcome.group_members.clone();
+        kept.pairings = outcome.pairings.clone();
         self.applied.insert(node.clone(), outcome);
     }
 

@@ -488,7 +488,7 @@ fn from_tunnel(state: &NodeState) -> Vec<Rule> {
 }
 
 /// Refuses towards the pod: TCP by a reset, the rest as administratively prohibited.
-fn refuse(counter: &str) -> Vec<Rule> {
+pub(super) fn refuse(counter: &str) -> Vec<Rule> {
     vec![
         rule().protocol(rule::TCP).count(counter).reset(),
         rule().count(counter).prohibit(),

@@ -22,6 +22,8 @@ pub(super) const UNAVAILABLE: &str = "unavailable";
 pub(super) const PORTLESS: &str = "protocol_refused";
 pub(super) const NO_LEASE: &str = "no_lease";
 pub(super) const FULL: &str = "ports_exhausted";
+pub(super) const POD_QUOTA: &str = "pod_quota";
+pub(super) const NAMESPACE_QUOTA: &str = "namespace_quota";
 pub(super) const HAIRPIN: &str = "hairpin";
 pub(super) const UNKNOWN_POD: &str = "unknown_pod";
 pub(super) const OTHER_DEVICE: &str = "other_device";
@@ -85,6 +87,14 @@ pub const COUNTERS: &[Counter] = &[
     Counter {
         name: FULL,
         help: "new selected flows to a destination towards which all source ports are in use, refused to the pod",
+    },
+    Counter {
+        name: POD_QUOTA,
+        help: "new selected flows of a pod that has as many to the destination as its quota allows, refused to the pod",
+    },
+    Counter {
+        name: NAMESPACE_QUOTA,
+        help: "new selected flows of a namespace that has as many to the destination on this node as its quota allows, refused to the pod",
     },
     Counter {
         name: HAIRPIN,

@@ -4,10 +4,12 @@ mod drain_next_hops;
 mod flow_cleanup;
 mod flow_plan;
 mod full;
+mod quotas;
 mod refused;
 pub mod settings;
 
 pub use full::port_of;
+pub use quotas::OverQuota;
 pub use refused::RefusedProtocol;
 
 use super::Traffic;
@@ -91,6 +93,8 @@ pub struct WorkerDriver {
     cleanup: FlowCleanup,
     /// Destinations that are refused now because a lease is used up.
     full: BTreeSet<Destination>,
+    /// Whether the kernel counts connections, once a quota has asked for it.
+    counts_connections: Option<bool>,
 }
 
 impl WorkerDriver {
@@ -109,6 +113,7 @@ impl WorkerDriver {
             unfinished: false,
             cleanup: FlowCleanup::default(),
             full: BTreeSet::new(),
+            counts_connections: None,
         })
     }
 
@@ -120,7 +125,11 @@ impl WorkerDriver {
     /// Makes the kernel equal to the state: routes first, then the ruleset in one transaction, then removals. Flows
     /// that the change takes from their source are ended cleanly. Where only addresses of pods come or go that do not
     /// run (`idle`), the caller has the flows ended afterwards ([`Self::pending_flow_cleanup`]).
+    ///
+    /// Quotas are left out where the kernel cannot count connections ([`Self::ignores_quotas`]).
     pub fn apply(&mut self, state: &NodeState, idle: &Idle) -> Result<Applied, DatapathError> {
+        let without_quotas = self.without_uncounted_quotas(state)?;
+        let state = without_quotas.as_ref().unwrap_or(state);
         let failed_before = std::mem::replace(&mut self.unfinished, true);
         if !failed_before {
             self.flush_before_address_reuse(&state.worker)?;

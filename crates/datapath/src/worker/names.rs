@@ -16,6 +16,13 @@ pub const FULL_SETS: [&str; 2] = ["full4", "full6"];
 /// IPv6; packets fill them.
 pub const PORTLESS_SETS: [&str; 2] = ["refused4", "refused6"];
 
+/// Run-time sets of connections refused because of a quota (source, destination, protocol), for IPv4 and IPv6; packets
+/// fill them.
+pub(super) const POD_QUOTA_SETS: [&str; 2] = ["over_pod_quota4", "over_pod_quota6"];
+/// The same of quotas of namespaces.
+pub(super) const NAMESPACE_QUOTA_SETS: [&str; 2] =
+    ["over_namespace_quota4", "over_namespace_quota6"];
+
 /// Sets of our group numbers, as marks, and of the values that stand for them in foreign marks.
 pub(crate) const GROUP_SETS: [&str; 2] = ["groups", "groups_foreign"];
 
@@ -26,6 +33,8 @@ pub(super) const BOUND_DEVICES: &str = "bound_devices";
 pub(super) const TRANSPORT: &str = "transport";
 /// Verdict `goto` (`NFT_GOTO` of linux/netfilter/nf_tables.h).
 pub(super) const GOTO: i32 = -4;
+/// Verdict `jump` (`NFT_JUMP`).
+pub(super) const JUMP: i32 = -3;
 
 /// The three chains that look up a packet's profile and target.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

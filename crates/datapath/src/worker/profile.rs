@@ -2,8 +2,9 @@
 
 use super::counters as c;
 use super::mss::clamp_mss;
-use super::names::{BOUND, BOUND_DEVICES, FULL_SETS, GOTO, STAGES, Stage, TRANSPORT};
+use super::names::{BOUND, BOUND_DEVICES, FULL_SETS, GOTO, JUMP, STAGES, Stage, TRANSPORT};
 use super::names::{opened, sent};
+use super::quotas;
 use crate::elements::{ByAddress, named_by_content};
 use egret_core::model::{PortRange, Protocol};
 use egret_core::node::{
@@ -17,7 +18,6 @@ use egret_kernel::nft::rule::{
 use egret_kernel::nft::{Chain, ElementKey, Rule, Set, SetType, SharedElements, Table, Value};
 use std::net::IpAddr;
 
-const JUMP: i32 = -3;
 const DROP: i32 = 0;
 
 pub(super) fn targets(state: &NodeState, table: &mut Table) {
@@ -51,6 +51,8 @@ fn classify(target: &Target, group: &Group) -> Vec<Rule> {
             FULL_SETS[usize::from(target.address.is_ipv6())],
         )
         .goto("refuse_full")]);
+    // Last: only connections that nothing else refuses are counted.
+    rules.extend(quotas::rules(target));
     rules.push(match group {
         // The node's own routes decide.
         Group::Local { .. } => rule().accept(),
@@ -288,6 +290,7 @@ mod tests {
             group: 1,
             ranges: ranges.collect(),
             traffic_key: TrafficKeyId(1),
+            quotas: Default::default(),
         });
         let mut left = 1.0;
         let translating = rules

@@ -34,6 +34,7 @@ fn ruleset(device: &str) -> NodeState {
             last: 1215,
         }],
         traffic_key: TrafficKeyId(family as u64 + 1),
+        quotas: Default::default(),
     });
     let all = |family: usize| DestinationRange {
         first: ip(["0.0.0.0", "::"][family]),

@@ -2,8 +2,12 @@
 
 use super::attributes::{named, number, text};
 use super::error::NftError;
+use super::expression::{Expression, MetaKey};
 use super::message as m;
-use super::table::{Count, Counts, Element, ElementKey, Set, Shown, Table, TableFamily, Value};
+use super::table::Value;
+use super::table::{
+    Chain, Count, Counts, Element, ElementKey, Set, SetType, Shown, Table, TableFamily,
+};
 use crate::netlink::{Attrs, NetlinkError, NetlinkSocket, Reply, Request};
 use std::collections::BTreeMap;
 
@@ -127,6 +131,40 @@ impl Nftables {
         }
         self.generation = self.read_generation()?;
         Ok(is_new)
+    }
+
+    /// Whether the kernel counts connections ([`super::Expression::CountConnections`], `CONFIG_NFT_CONNLIMIT`). Tried with a
+    /// table that the same transaction deletes, so that nobody sees it.
+    pub fn counts_connections(&mut self) -> Result<bool, NftError> {
+        const NAME: &str = "count";
+        let table = format!("{}-try", self.name);
+        let mut set = Set::new(&[SetType::Protocol]);
+        (set.runtime_max, set.by_packets) = (Some(1), true);
+        let chain = Chain {
+            hook: None,
+            rules: Vec::new(),
+        };
+        let rule = vec![
+            Expression::Meta(MetaKey::L4Proto, 0),
+            Expression::CountConnections {
+                set: NAME.into(),
+                register: 0,
+                over: 1,
+            },
+        ];
+        let result = self.batch(&[
+            m::new_table(&table, 0),
+            m::new_set(&table, NAME, 1, &set),
+            m::new_chain(&table, NAME, &chain),
+            m::new_rule(&table, NAME, 0, &rule),
+            m::delete_table(&table),
+        ]);
+        match result {
+            Err(error) if matches!(error.errno(), Some(libc::ENOENT | libc::EOPNOTSUPP)) => {
+                Ok(false)
+            }
+            result => self.error(result).map(|()| true),
+        }
     }
 
     /// Adds elements to a run-time set, as many as fit; existing ones keep their timeout. Returns how many did not fit.

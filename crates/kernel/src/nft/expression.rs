@@ -177,6 +177,16 @@ pub enum Expression {
         /// Timeout in seconds.
         secs: u64,
     },
+    /// Counts the packet's connection under the key of a set that packets fill; continues only if the key has more than
+    /// `over` connections that have not ended (`connlimit`), and if there is room in the set.
+    CountConnections {
+        /// Name of the set.
+        set: String,
+        /// Register of the key.
+        register: Register,
+        /// Most connections of one key that do not match.
+        over: u32,
+    },
     /// Loads constant bytes.
     Load(Register, Vec<u8>),
     /// Ends the rule: accept (1), drop (0), return (-5), jump (-3) and goto (-4) to a chain.
@@ -342,6 +352,18 @@ impl Expression {
                 const UPDATE: u32 = 1;
                 let a = a.text(1, set).be32(3, UPDATE).be32(4, reg(*register));
                 ("dynset", a.be64(6, secs * 1000))
+            }
+            Expression::CountConnections {
+                set,
+                register,
+                over,
+            } => {
+                const ADD: u32 = 0;
+                const NFT_CONNLIMIT_F_INV: u32 = 1;
+                let limit = Attrs::default().be32(1, *over).be32(2, NFT_CONNLIMIT_F_INV);
+                let counter = Attrs::default().text(1, "connlimit").nest(2, limit);
+                let a = a.text(1, set).be32(3, ADD).be32(4, reg(*register));
+                ("dynset", a.nest(7, counter))
             }
             Expression::Load(to, bytes) => ("immediate", a.be32(1, reg(*to)).nest(2, value(bytes))),
             Expression::Verdict(code, chain) => {

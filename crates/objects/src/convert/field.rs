@@ -1,12 +1,14 @@
 //! Parsers of single fields. Errors are remedies: sentences with the correct form.
 
 use super::Check;
-use egret_core::model::{LabelSelector, Labels, PortRange, Requirement};
-use egret_core::numbers::{BLOCK_PORTS, LEASE_PORT_FIRST};
+use egret_api as api;
+use egret_core::model::{LabelSelector, Labels, PortRange, Quotas, Requirement};
+use egret_core::numbers::{BLOCK_PORTS, LEASE_PORT_FIRST, LEASE_PORTS_ALL};
 use ipnet::IpNet;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1 as meta;
 use std::collections::BTreeSet;
 use std::net::IpAddr;
+use std::num::NonZeroU32;
 
 /// Longest name of an object (RFC 1123 subdomain).
 const NAME_MAX: usize = 253;
@@ -154,6 +156,36 @@ pub(super) fn number<T: TryFrom<i64>>(
         check.bad(field, value, remedy);
     }
     parsed
+}
+
+/// Quotas of a gateway or a pool.
+pub(super) fn quotas(
+    check: &mut Check,
+    field: &str,
+    spec: Option<&api::QuotaSpec>,
+) -> Option<Quotas> {
+    let spec = spec.copied().unwrap_or_default();
+    let mut one = |name: &str, value: Option<i32>| -> Option<Option<NonZeroU32>> {
+        let Some(value) = value else {
+            return Some(None);
+        };
+        let ports = number::<u32>(
+            check,
+            &format!("{field}.{name}"),
+            value.into(),
+            1,
+            LEASE_PORTS_ALL.into(),
+        )?;
+        Some(NonZeroU32::new(ports))
+    };
+    let (pod, namespace) = (
+        one("perPod", spec.per_pod),
+        one("perNamespace", spec.per_namespace),
+    );
+    Some(Quotas {
+        pod: pod?,
+        namespace: namespace?,
+    })
 }
 
 /// A name that an object can have (RFC 1123 subdomain).

@@ -1,7 +1,7 @@
 //! `EgressGateway` to [`Gateway`].
 
 use super::Check;
-use super::field::{address, number, selector};
+use super::field::{address, number, quotas, selector};
 use egret_api as api;
 use egret_core::model::{AnnounceMode, Finding, Gateway, GatewayName, Kind, NodeName, Outbound};
 use egret_core::numbers::BLOCK_PORTS;
@@ -56,6 +56,7 @@ fn parse(
         check.bad("spec.leases.initialPorts", initial, remedy);
     }
     let announcers = announcers(check, &spec.announcers);
+    let quotas = quotas(check, "spec.leases.quota", spec.leases.quota.as_ref());
     let name = GatewayName(check.object.name.clone());
     Some(Gateway {
         announcers,
@@ -78,6 +79,7 @@ fn parse(
         probe_failures: failures?,
         initial_ports: ports?,
         expected_workers: transpose(workers)?,
+        quotas: quotas?,
         ..Gateway::new(name, nodes?)
     })
 }

@@ -6,7 +6,7 @@ use crate::front_end;
 use egret_api as api;
 use egret_core::model::{
     AddressClaim, AddressRecord, Fenced, GatewayName, Grant, Kind, Lease, LeaseState, MacAddress,
-    NoMacAddress, NodeName, NodeRecord, ObjectRef, PortRange, Programmed, Restored,
+    NoMacAddress, NodeName, NodeRecord, ObjectRef, PairedPod, PortRange, Programmed, Restored,
 };
 use egret_core::numbers::TUNNEL_INDEX_MAX;
 use ipnet::IpNet;
@@ -211,6 +211,7 @@ pub fn node_record(object: &api::EgressNode) -> Reading<NodeRecord> {
                 })
                 .collect(),
             full_destinations: full_destinations(check, &status.demand)?,
+            paired: paired(check, &status.paired),
             programmed: programmed(check, &status.programmed)?,
             datapath: status
                 .datapath
@@ -380,6 +381,40 @@ fn programmed(check: &mut Check, all: &[api::ProgrammedPolicy]) -> Option<Vec<Pr
     Some(read.collect())
 }
 
+fn paired(check: &mut Check, all: &[api::PairedPods]) -> BTreeSet<PairedPod> {
+    let mut paired = BTreeSet::new();
+    for (index, one) in all.iter().enumerate() {
+        let field = format!("status.paired[{index}]");
+        let policy = policy_ref(&one.policy).ok_or_else(|| OURS.to_owned());
+        let policy = check.take(format!("{field}.policy"), &one.policy, policy);
+        let text = &one.address;
+        let address = check.take(format!("{field}.address"), text, address(text));
+        if let (Some(policy), Some(address)) = (policy, address) {
+            paired.extend(one.pods.iter().map(|pod| PairedPod {
+                policy: policy.clone(),
+                pod: pod.clone(),
+                address,
+            }));
+        }
+    }
+    paired
+}
+
+fn api_paired(all: &BTreeSet<PairedPod>) -> Vec<api::PairedPods> {
+    let mut by_address: BTreeMap<(&ObjectRef, IpAddr), Vec<String>> = BTreeMap::new();
+    for one in all {
+        let pods = by_address.entry((&one.policy, one.address)).or_default();
+        pods.push(one.pod.clone());
+    }
+    let all = by_address.into_iter();
+    all.map(|((policy, address), pods)| api::PairedPods {
+        policy: policy_text(policy),
+        address: address.to_string(),
+        pods,
+    })
+    .collect()
+}
+
 /// `Egress/namespace/name` or `ClusterEgress/name`; the kinds of front-ends as [`Kind`] has them.
 pub fn policy_text(policy: &ObjectRef) -> String {
     if policy.namespace.is_empty() {
@@ -502,6 +537,7 @@ pub fn node_status(record: &NodeRecord) -> api::NodeStatus {
                     .map_or(0, |full| i32::try_from(*full).unwrap_or(i32::MAX)),
             })
             .collect(),
+        paired: api_paired(&record.paired),
         programmed: record
             .programmed
             .iter()

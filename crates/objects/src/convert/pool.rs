@@ -1,7 +1,7 @@
 //! `EgressPool` to [`Pool`].
 
 use super::Check;
-use super::field::{egress_address, object_name, prefix, selector};
+use super::field::{egress_address, object_name, prefix, quotas, selector};
 use super::policy::gateway_name;
 use egret_api as api;
 use egret_core::model::{Finding, Kind, Namespaces, Pool, PoolName};
@@ -18,6 +18,7 @@ fn parse(check: &mut Check, generation: Option<i64>, spec: &api::EgressPoolSpec)
     let ranges = ranges(check, spec);
     let gateway = gateway_name(check, &spec.gateway);
     let namespaces = namespaces(check, &spec.namespaces);
+    let quotas = quotas(check, "spec.quota", spec.quota.as_ref());
     Some(Pool {
         name: PoolName(check.object.name.clone()),
         generation: generation.unwrap_or(0),
@@ -25,6 +26,7 @@ fn parse(check: &mut Check, generation: Option<i64>, spec: &api::EgressPoolSpec)
         gateway: gateway?,
         namespaces: namespaces?,
         allow_node_address: spec.allow_node_address,
+        quotas: quotas?,
     })
 }
 

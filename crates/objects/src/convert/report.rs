@@ -63,6 +63,11 @@ pub fn policy_status(status: &api::PolicyStatus) -> PolicyStatus {
             .iter()
             .filter_map(|text| text.parse().ok())
             .collect(),
+        crowded: status
+            .crowded
+            .iter()
+            .filter_map(|text| text.parse().ok())
+            .collect(),
         selected: count(pods.selected),
         programmed: count(pods.programmed),
         conditions: conditions(&status.conditions),
@@ -74,6 +79,7 @@ pub fn api_policy_status(status: &PolicyStatus) -> api::PolicyStatus {
     api::PolicyStatus {
         observed_generation: known(status.observed_generation),
         addresses: status.addresses.iter().map(IpAddr::to_string).collect(),
+        crowded: status.crowded.iter().map(IpAddr::to_string).collect(),
         pods: Some(api::PodCounts {
             selected: api_count(status.selected),
             programmed: api_count(status.programmed),

@@ -71,6 +71,8 @@ fn add(view: &mut View, key: &ObjectRef, effective: &Effective, slices: &mut Vec
                 .as_ref()
                 .map(|s| s.addresses.clone())
                 .unwrap_or_default();
+            let crowded = status.iter().flat_map(|status| &status.crowded);
+            policy.crowded = crowded.copied().collect();
             snapshot.policies.push(policy);
             view.policies
                 .extend(status.map(|status| (key.clone(), status)));

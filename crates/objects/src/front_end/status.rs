@@ -144,6 +144,7 @@ pub(super) fn said_of(status: &Value, policy: &ObjectRef) -> Option<Said> {
     Some(PolicyStatus {
         observed_generation: status["observedGeneration"].as_i64().unwrap_or(0),
         addresses: Vec::deserialize(&line["addresses"]).unwrap_or_default(),
+        crowded: Vec::new(),
         selected: count("selected"),
         programmed: count("programmed"),
         conditions: vec![Condition {

@@ -229,6 +229,10 @@ fn policy(
                 .creation_timestamp
                 .as_ref()
                 .map_or(0, |time| time.0.as_second()),
+            crowded: said
+                .iter()
+                .flat_map(|said| said.crowded.iter().copied())
+                .collect(),
             assigned: said.map(|said| said.addresses).unwrap_or_default(),
             ..policy
         }))

@@ -3,9 +3,10 @@
 use crate::conversion::{manifest, refused, view};
 use crate::scratch::Ask;
 use egret_core::model::{
-    AddressRequest, AnnounceMode, GatewayName, NodeName, Outbound, PoolName, Selection,
+    AddressRequest, AnnounceMode, GatewayName, NodeName, Outbound, PoolName, Quotas, Selection,
 };
 use std::net::IpAddr;
+use std::num::NonZeroU32;
 
 #[test]
 fn gateways_and_pools_are_checked_too() {
@@ -47,6 +48,16 @@ fn gateways_and_pools_are_checked_too() {
             "leases: {expectedWorkers: 0}",
             "spec.leases.expectedWorkers",
             "from 1",
+        ),
+        (
+            "leases: {quota: {perPod: 0}}",
+            "spec.leases.quota.perPod",
+            "from 1 to 64512",
+        ),
+        (
+            "leases: {quota: {perNamespace: 64513}}",
+            "spec.leases.quota.perNamespace",
+            "from 1 to 64512",
         ),
         ("announce: {mode: ARP}", "spec.announce.mode", "L2"),
         ("outbound: Any", "spec.outbound", "AnyGateway"),
@@ -114,6 +125,12 @@ fn gateways_and_pools_are_checked_too() {
                 "fd00::1",
                 "one family",
             ),
+            (
+                "namespaces: {all: true}\ncidrs: [192.0.2.0/24]\nquota: {perPod: -1}",
+                "spec.quota.perPod",
+                "-1",
+                "from 1 to 64512",
+            ),
             ("cidrs: [192.0.2.0/24]", "spec.namespaces", "", "required"),
         ],
     );
@@ -129,7 +146,7 @@ fn good_services_gateways_and_pools_keep_every_word() {
     };
     assert_eq!(policy.selection, service);
     assert_eq!(policy.addresses, AddressRequest::Pool(PoolName("p".into())));
-    let spec = "default: true\nnodeSelector: {matchLabels: {a: b}}\nexternalInterface: eth1\nannounce: {mode: BGP}\noutbound: Announcer\ntransport: {type: WireGuard, mtu: 1400}\nprobe: {intervalMs: 100}\nleases: {initialPorts: 128, expectedWorkers: 9}";
+    let spec = "default: true\nnodeSelector: {matchLabels: {a: b}}\nexternalInterface: eth1\nannounce: {mode: BGP}\noutbound: Announcer\ntransport: {type: WireGuard, mtu: 1400}\nprobe: {intervalMs: 100}\nleases: {initialPorts: 128, expectedWorkers: 9, quota: {perPod: 100}}";
     let gateways = view(&manifest("EgressGateway", spec)).snapshot.gateways;
     let gateway = &gateways[&GatewayName("x".into())];
     assert_eq!(gateway.external_interface.as_deref(), Some("eth1"));
@@ -146,11 +163,17 @@ fn good_services_gateways_and_pools_keep_every_word() {
         (gateway.initial_ports, gateway.expected_workers),
         (128, Some(9))
     );
-    let spec = "namespaces: {all: true}\ncidrs: [192.0.2.0/30, 'fd00::/127']\nranges: [{start: 192.0.2.2, end: 192.0.2.9}]";
+    let quotas = |pod, namespace| Quotas {
+        pod: NonZeroU32::new(pod),
+        namespace: NonZeroU32::new(namespace),
+    };
+    assert_eq!(gateway.quotas, quotas(100, 0));
+    let spec = "quota: {perNamespace: 64512}\nnamespaces: {all: true}\ncidrs: [192.0.2.0/30, 'fd00::/127']\nranges: [{start: 192.0.2.2, end: 192.0.2.9}]";
     let pools = view(&manifest("EgressPool", spec)).snapshot.pools;
     let range = |a: &str, b: &str| (a.parse::<IpAddr>().unwrap(), b.parse::<IpAddr>().unwrap());
     let expected = [range("192.0.2.0", "192.0.2.9"), range("fd00::", "fd00::1")];
     assert_eq!(pools[&PoolName("x".into())].ranges, expected);
+    assert_eq!(pools[&PoolName("x".into())].quotas, quotas(0, 64_512));
 }
 
 #[test]

@@ -3,7 +3,7 @@
 use crate::scratch::{Ask, Scratch, egress, policy_ref};
 use egret_core::model::{
     AddressClaim, AddressRecord, Fenced, GatewayName, Grant, Lease, LeaseState, MacAddress,
-    NodeName, NodeRecord, PortRange, Programmed,
+    NodeName, NodeRecord, PairedPod, PortRange, Programmed,
 };
 use egret_objects::{
     AddressStatus, Condition, ConditionStatus, GatewayMember, GatewayStatus, NodeReport,
@@ -82,6 +82,13 @@ fn node_record() -> NodeRecord {
         announcing: BTreeSet::from([address()]),
         demand: BTreeMap::from([(address(), 12)]),
         full_destinations: BTreeMap::from([(address(), 2)]),
+        paired: ["1", "2"]
+            .map(|pod| PairedPod {
+                policy: policy_ref("p"),
+                pod: pod.to_owned(),
+                address: address(),
+            })
+            .into(),
         programmed: vec![programmed],
         pod_prefixes: BTreeSet::new(),
         device_addresses: BTreeSet::from(["172.16.0.7/32".parse().unwrap()]),
@@ -318,6 +325,7 @@ fn status_keeps_its_times_and_is_written_only_when_it_changes() {
     let mut status = PolicyStatus {
         observed_generation: 1,
         addresses: vec!["192.0.2.1".parse().unwrap()],
+        crowded: vec!["192.0.2.1".parse().unwrap()],
         selected: 3,
         programmed: 2,
         conditions: vec![ready(ConditionStatus::False)],

@@ -99,6 +99,7 @@ fn kernel(selected: Option<bool>) -> NodeOutcome {
                 group,
                 ranges,
                 traffic_key: egret_core::node::TrafficKeyId::OTHER,
+                quotas: Default::default(),
             },
         );
     } else {
@@ -106,6 +107,8 @@ fn kernel(selected: Option<bool>) -> NodeOutcome {
     }
     NodeOutcome {
         uncovered: BTreeSet::new(),
+        pairings: Default::default(),
+        paired: BTreeSet::new(),
         state: NodeState {
             tunnel: Tunnel::new(1, "192.168.122.1".parse().unwrap(), 1450),
             peers: BTreeMap::new(),

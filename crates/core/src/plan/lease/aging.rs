@@ -115,7 +115,7 @@ impl AddressWork {
                 let why = "no selected pod is left on the node";
                 next(LeaseState::Draining, Epoch::Withdrawal, why)
             }
-            LeaseState::Draining if lacks_ports => {
+            LeaseState::Draining if lacks_ports && !self.is_reserved(cluster, lease) => {
                 next(again, Epoch::Nothing, "a selected pod is back")
             }
             LeaseState::Draining if drained(cluster.snapshot, lease, self.record.address) => {
@@ -139,6 +139,14 @@ impl AddressWork {
             }
             _ => None,
         }
+    }
+
+    /// Whether the holder of the address has some of the lease's ports.
+    fn is_reserved(&self, cluster: &Cluster<'_>, lease: &Lease) -> bool {
+        let reserved = cluster.snapshot.reserved(self.record.address);
+        !PortBlocks::of(&lease.ranges)
+            .intersection(&reserved)
+            .is_empty()
     }
 
     /// Whether every gateway of the group has the lease.

@@ -37,13 +37,15 @@ impl AddressWork {
     /// Grants and withdraws ranges.
     pub(super) fn size(&mut self, cluster: &Cluster<'_>, demand: Option<&Demand<'_>>) {
         let Some(demand) = demand else { return };
+        let reserved = cluster.snapshot.reserved(self.record.address).ranges();
+        self.withdraw_reserved(&reserved);
         let mut shares = self.shares(cluster, demand);
         self.shrink(demand, &mut shares);
         if self.record.restored.is_some() {
             return;
         }
         let ranges = self.leases.iter().flat_map(|work| &work.lease.ranges);
-        let mut free = Blocks::without(ranges);
+        let mut free = Blocks::without(ranges.chain(&reserved));
         self.grant_first(demand, &mut shares, &mut free);
         self.grow(&mut shares, &mut free);
         self.reclaim(&shares, &free);
@@ -74,14 +76,11 @@ impl AddressWork {
         let Some(record) = cluster.snapshot.node_records.get(node) else {
             return Share::default();
         };
-        let PortUse { wants, used } = PortUse::of(record, self.record.address);
+        let reported = PortUse::of(record, self.record.address);
         Share {
             has: 0,
-            wants,
-            needs: wants
-                .unwrap_or(0)
-                .max(2 * used)
-                .max(in_blocks(LEASE_FLOOR_PORTS)),
+            wants: reported.wants,
+            needs: needs(reported),
             is_current: record.acknowledged > 0 && record.acknowledged >= record.grants_epoch,
         }
     }
@@ -246,6 +245,23 @@ impl AddressWork {
         self.say(text);
     }
 
+    /// Withdraws usable leases of blocks that have become the address's holder's.
+    fn withdraw_reserved(&mut self, reserved: &[PortRange]) {
+        let reserved: BTreeSet<usize> = reserved.iter().flat_map(blocks_of).collect();
+        for number in 0..self.leases.len() {
+            let lease = &self.leases[number].lease;
+            let all: BTreeSet<usize> = lease.ranges.iter().flat_map(blocks_of).collect();
+            if !lease.state.is_usable() || all.is_disjoint(&reserved) {
+                continue;
+            }
+            let kept: BTreeSet<usize> = all.difference(&reserved).copied().collect();
+            if !kept.is_empty() {
+                self.divide(number, &kept);
+            }
+            self.withdraw(number, "the ports are those of the address's holder");
+        }
+    }
+
     /// Withdraws this many blocks of the node's newest leases, and divides a lease of which a part stays.
     fn withdraw_blocks(&mut self, node: &NodeName, blocks: usize, why: &str) {
         let mut missing = blocks;
@@ -256,7 +272,8 @@ impl AddressWork {
             let lease = &self.leases[number].lease;
             let all: BTreeSet<usize> = lease.ranges.iter().flat_map(blocks_of).collect();
             if all.len() > missing {
-                self.divide(number, all.len() - missing);
+                let kept = all.iter().take(all.len() - missing).copied().collect();
+                self.divide(number, &kept);
             }
             let blocks = blocks_in(&self.leases[number].lease.ranges);
             self.withdraw(number, why);
@@ -264,17 +281,16 @@ impl AddressWork {
         }
     }
 
-    /// Divides a lease: its first `kept` blocks become a lease of their own in the same state, and this one keeps the rest.
-    fn divide(&mut self, number: usize, kept: usize) {
+    /// Divides a lease: the blocks `kept` become a lease of their own in the same state, and this one has the rest.
+    fn divide(&mut self, number: usize, kept: &BTreeSet<usize>) {
         let work = &self.leases[number];
         let all = work.lease.ranges.iter().flat_map(blocks_of);
-        let all: Vec<usize> = all.collect();
-        let (first, rest) = all.split_at(kept);
+        let rest: BTreeSet<usize> = all.filter(|block| !kept.contains(block)).collect();
         let first = Lease {
-            ranges: ranges_of(&first.iter().copied().collect()),
+            ranges: ranges_of(kept),
             ..work.lease.clone()
         };
-        let (rest, renumber) = (ranges_of(&rest.iter().copied().collect()), work.renumber);
+        let (rest, renumber) = (ranges_of(&rest), work.renumber);
         self.leases[number].lease.ranges = rest;
         self.leases.push(LeaseWork {
             lease: first,
@@ -282,6 +298,36 @@ impl AddressWork {
             withdraw: false,
         });
     }
+}
+
+/// Blocks that workers have and need: the ports of a worker that needs fewer than it has can be withdrawn.
+pub(in crate::plan) fn needed_blocks(snapshot: &Snapshot, record: &AddressRecord) -> usize {
+    let mut usable: BTreeMap<&NodeName, usize> = BTreeMap::new();
+    let mut all = 0;
+    for lease in &record.leases {
+        let blocks = blocks_in(&lease.ranges);
+        match lease.state {
+            LeaseState::Granted | LeaseState::Active => {
+                *usable.entry(&lease.node).or_default() += blocks;
+            }
+            LeaseState::Draining | LeaseState::Vanished | LeaseState::Fenced => all += blocks,
+            LeaseState::HoldDown => {}
+        }
+    }
+    for (node, has) in usable {
+        let reported = snapshot.node_records.get(node);
+        let reported = reported.map(|reported| PortUse::of(reported, record.address));
+        all += has.min(needs(reported.unwrap_or_default()));
+    }
+    all
+}
+
+/// Blocks without which a worker would end flows early or refuse new ones soon.
+fn needs(PortUse { wants, used }: PortUse) -> usize {
+    wants
+        .unwrap_or(0)
+        .max(2 * used)
+        .max(in_blocks(LEASE_FLOOR_PORTS))
 }
 
 /// The highest power of two up to this number; at least one.

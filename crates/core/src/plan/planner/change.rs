@@ -29,8 +29,8 @@ pub enum Change {
     NodeRecord(NodeName, Option<NodeRecord>),
     /// The complete list of policies.
     Policies(List<Policy>),
-    /// Gateways, pools, settings, API servers, published pod prefixes or unreadable records, together with everything
-    /// else.
+    /// Gateways, pools, settings, API servers, published pod prefixes, holders of addresses or unreadable records,
+    /// together with everything else.
     Everything(Box<Snapshot>),
 }
 
@@ -41,7 +41,8 @@ pub fn changes(old: &Snapshot, new: &Snapshot) -> Vec<Change> {
     let same = (&old.settings, &old.gateways, &old.pools, &old.api_server)
         == (&new.settings, &new.gateways, &new.pools, &new.api_server)
         && old.unreadable == new.unreadable
-        && old.pod_prefixes == new.pod_prefixes;
+        && old.pod_prefixes == new.pod_prefixes
+        && old.held_by == new.held_by;
     if !same {
         return vec![Change::Everything(Box::new(new.clone()))];
     }

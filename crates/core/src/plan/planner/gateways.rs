@@ -122,6 +122,12 @@ impl Planner {
         if status::gateway_node(&name, was) != status::gateway_node(&name, is) {
             dirty.gateways.extend(self.leases.gateways_of(&name));
         }
+        if was.map(|r| &r.paired) != is.map(|r| &r.paired) {
+            for pod in self.pods.on(&name) {
+                self.unbind(&pod, dirty);
+                dirty.pods.insert(pod);
+            }
+        }
         dirty.nodes.insert(name);
     }
 

@@ -7,7 +7,7 @@ use crate::plan::counted::Counted;
 use crate::plan::demand::Demand;
 use crate::plan::lease::{self, Claims, Cluster, Epochs, PlannedAddress};
 use crate::plan::planned_grants::PlannedGrants;
-use crate::plan::status;
+use crate::plan::{Crowding, crowding, status};
 use std::cell::OnceCell;
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
@@ -62,6 +62,7 @@ struct Planned {
     waits_for: Option<GatewayName>,
     restored: Option<u64>,
     is_low: bool,
+    crowding: Crowding,
     exhausted: BTreeSet<NodeName>,
     /// Nodes whose acknowledgement matters.
     awaits: BTreeSet<NodeName>,
@@ -463,9 +464,11 @@ impl Planner {
             false => drop(self.leases.unwritten.insert(address)),
         }
         let before = self.leases.planned.get(&address);
-        let was = before.map(|planned| (&planned.exhausted, planned.is_low));
+        let was = before.map(|planned| (&planned.exhausted, planned.is_low, planned.crowding));
         let none = BTreeSet::new();
-        if was.unwrap_or((&none, false)) != (&planned.exhausted, lease::is_low(&record)) {
+        let crowding = crowding::of_address(&self.snapshot, &record, &planned.exhausted);
+        let is = (&planned.exhausted, lease::is_low(&record), crowding);
+        if was.unwrap_or((&none, false, Crowding::default())) != is {
             let users = self.leases.users(address);
             let users = users.filter_map(|policy| self.policies.reference(policy));
             dirty.policies.extend(users);
@@ -478,6 +481,7 @@ impl Planner {
                 .then(|| record.gateway.clone()),
             restored: record.restored.map(|restored| restored.epoch),
             is_low: lease::is_low(&record),
+            crowding,
             exhausted: planned.exhausted,
             awaits: lease::awaits(&self.snapshot, &record),
         };
@@ -531,7 +535,17 @@ impl Planner {
         };
         let unreadable = self.snapshot.unreadable.addresses.contains(&address);
         let exhausted = &planned.exhausted;
-        let told = status::address(record, Some(users), outside, exhausted, unreadable);
+        let crowding = planned.crowding;
+        let reserved = self.snapshot.reserved(address);
+        let told = status::address(
+            record,
+            Some(users),
+            outside,
+            exhausted,
+            crowding,
+            &reserved,
+            unreadable,
+        );
         self.plan.address_status.insert(address, told);
     }
 }

@@ -3,7 +3,7 @@
 use super::keys::{PodRef, PolicyRef};
 use super::{Dirty, Planner};
 use crate::model::*;
-use crate::resolve::{PodAddresses, family_index, pair_among, selects, service_labels};
+use crate::resolve::{PodAddresses, family_index, needed, selects, service_labels};
 use ipnet::IpNet;
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
@@ -266,12 +266,11 @@ impl Planner {
             return BTreeSet::new();
         };
         let families = super::super::demand::families(pod, node);
-        let paired = policies.iter().flat_map(|policy| {
+        let needed = policies.iter().flat_map(|policy| {
             let known = self.policies.get(policy);
             let policy = self.policies.policy(&self.snapshot, policy);
-            pair_among(&self.snapshot, policy, &known.meaning.addresses, pod)
+            needed(&self.snapshot, policy, &known.meaning.addresses, pod)
         });
-        let paired = paired.flatten();
-        paired.filter(|a| families[family_index(*a)]).collect()
+        needed.filter(|a| families[family_index(*a)]).collect()
     }
 }

@@ -6,7 +6,7 @@ use egret_kernel::nft::read::address;
 use std::collections::BTreeSet;
 use std::net::IpAddr;
 
-/// Packets of one pod to one destination by one protocol.
+/// Refused packets of one pod to one destination by one protocol.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct RefusedProtocol {
     /// Address of the pod.
@@ -30,7 +30,7 @@ impl WorkerDriver {
 }
 
 /// Parses two addresses, and the protocol in the first byte of the last 32 bits.
-fn refused(key: &[u8]) -> Option<RefusedProtocol> {
+pub(super) fn refused(key: &[u8]) -> Option<RefusedProtocol> {
     let width = key.len().checked_sub(4)? / 2;
     Some(RefusedProtocol {
         pod: address(key.get(..width)?)?,
