@@ -132,8 +132,10 @@ fn three_hundred_nodes_come_and_go_through_one_address() -> anyhow::Result<()> {
     println!("{seen:?}");
     // More than one address has at a time: ports were used again.
     anyhow::ensure!(seen.blocks > 1008, "{seen:?}");
-    let records = kubectl.run(&["get", "egrnode", "-o", "name"])?;
-    anyhow::ensure!(records.lines().count() == 3, "{records}");
+    until("the records of nodes that are gone to go", TIMEOUT, || {
+        let records = kubectl.run(&["get", "egrnode", "-o", "name"])?;
+        Ok(records.lines().count() == 3)
+    })?;
     let leases = said(
         kubectl,
         &["egraddr", "v4-192-168-122-222"],

@@ -86,6 +86,8 @@ struct Dirty {
     policies: BTreeSet<PolicyRef>,
     /// Leases of addresses.
     addresses: BTreeSet<IpAddr>,
+    /// How much of addresses with enough free ports is needed.
+    uses: BTreeSet<IpAddr>,
     /// Statuses of addresses.
     statuses: BTreeSet<IpAddr>,
     /// The nodes of every gateway.

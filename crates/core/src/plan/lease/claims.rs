@@ -147,20 +147,30 @@ impl Concerns {
         self.by_address.keys()
     }
 
-    /// Addresses of which two records say something else. `is_scarce`: whether an address has few free ports; only there it
-    /// matters how many a node uses ([`AddressWork::reclaim`]).
-    pub(in crate::plan) fn differing(
+    /// Addresses of which two records say something else than how many ports are used.
+    pub(in crate::plan) fn differing(&self, other: &Self) -> BTreeSet<IpAddr> {
+        self.differing_by(other, |was, is| was.without_use() != is.without_use())
+    }
+
+    /// Addresses of which two records say something else about use alone. It matters to leases only where ports are scarce
+    /// ([`AddressWork::reclaim`]).
+    pub(in crate::plan) fn used_otherwise(&self, other: &Self) -> BTreeSet<IpAddr> {
+        self.differing_by(other, |was, is| {
+            was.without_use() == is.without_use() && was.use_of_ports != is.use_of_ports
+        })
+    }
+
+    fn differing_by(
         &self,
         other: &Self,
-        is_scarce: impl Fn(IpAddr) -> bool,
+        differs: impl Fn(&Concern, &Concern) -> bool,
     ) -> BTreeSet<IpAddr> {
         let none = Concern::default();
         let all = self.by_address.keys().chain(other.by_address.keys());
         let differs = |address: &&IpAddr| {
             let was = self.by_address.get(*address).unwrap_or(&none);
             let is = other.by_address.get(*address).unwrap_or(&none);
-            was.without_use() != is.without_use()
-                || was.use_of_ports != is.use_of_ports && is_scarce(**address)
+            differs(was, is)
         };
         all.filter(differs).copied().collect()
     }

@@ -115,7 +115,7 @@ impl Planner {
         if was.map(|r| r.tunnel_index) != is.map(|r| r.tunnel_index) {
             dirty.numbers = true;
         }
-        dirty.addresses.extend(self.leases_otherwise(&name, was));
+        self.leases_otherwise(&name, was, dirty);
         if self.leases.is_restored() {
             dirty.addresses.extend(self.leases.restored());
         }
@@ -146,27 +146,27 @@ impl Planner {
         others.any(|(address, _)| self.matters(address))
     }
 
-    /// Addresses whose leases depend on what changed in the node's record.
-    fn leases_otherwise(&self, name: &NodeName, was: Option<&NodeRecord>) -> BTreeSet<IpAddr> {
+    /// Marks addresses whose leases depend on what changed in the node's record.
+    fn leases_otherwise(&self, name: &NodeName, was: Option<&NodeRecord>, dirty: &mut Dirty) {
         let is = self.snapshot.node_records.get(name);
         let concerns = |record: Option<&NodeRecord>| record.map(lease::Concerns::of);
         let (was, is) = (concerns(was), concerns(is));
         let (Some(was), Some(is)) = (&was, &is) else {
             let both = was.iter().chain(&is);
             let claimed = both.flat_map(|record| record.addresses().copied());
-            return self
-                .leases
-                .of_node(name)
-                .into_iter()
-                .chain(claimed)
-                .collect();
+            dirty.addresses.extend(claimed);
+            dirty.addresses.extend(self.leases.of_node(name));
+            return;
         };
-        let is_scarce = |address| self.leases.is_low(address);
-        let mut changed: BTreeSet<IpAddr> = was.differing(is, is_scarce);
+        dirty.addresses.extend(was.differing(is));
+        let used = was.used_otherwise(is).into_iter();
+        let (scarce, roomy): (Vec<IpAddr>, Vec<IpAddr>) =
+            used.partition(|address| self.leases.is_low(*address));
+        dirty.addresses.extend(scarce);
+        dirty.uses.extend(roomy);
         if was.epochs != is.epochs {
-            changed.extend(self.leases.awaiting(name));
+            dirty.addresses.extend(self.leases.awaiting(name));
         }
-        changed
     }
 
     /// Numbers nodes if the set of records may have changed, and updates grants.

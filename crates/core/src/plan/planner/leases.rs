@@ -1,5 +1,6 @@
 //! Addresses and their leases.
 
+use super::keys::PolicyRef;
 use super::messages::MessageSource;
 use super::{Dirty, Planner};
 use crate::model::*;
@@ -407,6 +408,9 @@ impl Planner {
         for (address, planned) in all {
             self.install(address, planned, dirty);
         }
+        for address in dirty.uses.difference(&dirty.addresses) {
+            self.measure(*address, &mut dirty.policies, &mut dirty.statuses);
+        }
         if restored != self.leases.restored.highest() {
             // Every node is asked what it holds.
             dirty.nodes.extend(self.plan.node_records.keys().cloned());
@@ -421,6 +425,27 @@ impl Planner {
         writes.sort_unstable();
         self.plan.address_writes = writes.into_iter().map(|(_, address)| address).collect();
         self.plan.next_change_secs = self.leases.dues.first().map(|(at, _)| *at);
+    }
+
+    /// Finds out again how much of an address is needed, without a new plan of its leases.
+    fn measure(
+        &mut self,
+        address: IpAddr,
+        policies: &mut BTreeSet<PolicyRef>,
+        statuses: &mut BTreeSet<IpAddr>,
+    ) {
+        let record = self.plan.addresses.get(&address);
+        let planned = self.leases.planned.get_mut(&address);
+        let Some((record, planned)) = record.zip(planned) else {
+            return;
+        };
+        let crowding = crowding::of_address(&self.snapshot, record, &planned.exhausted);
+        if crowding != planned.crowding {
+            planned.crowding = crowding;
+            let users = self.leases.users(address);
+            policies.extend(users.filter_map(|policy| self.policies.reference(policy)));
+            statuses.insert(address);
+        }
     }
 
     /// Replaces the planned record of an address.
