@@ -25,7 +25,7 @@ use crate::observe::source::Reading;
 use crate::report::{Health, Numbered};
 use egret_core::error::with_causes;
 use egret_core::machines::SteeringMemory;
-use egret_core::machines::{Departure, GatewayLag, NodeLeases, PeerMemory, Schedule};
+use egret_core::machines::{Departure, DrainPhase, GatewayLag, NodeLeases, PeerMemory, Schedule};
 use egret_core::model::Snapshot;
 use egret_core::node::{CniPath, GatewayState, TunnelIndex};
 use egret_core::node::{External, NodeFacts, NodeOutcome, PathFacts, Policies};
@@ -84,6 +84,8 @@ pub(crate) struct MainLoop {
     departure: Departure,
     /// It is in that time.
     departing: bool,
+    /// How far the drain of this gateway was at the last tick.
+    drain_seen: Option<DrainPhase>,
     /// Peers that were gateways.
     peers: PeerMemory,
     /// Tables that this gateway has loaded.
@@ -121,6 +123,7 @@ impl MainLoop {
             lag: GatewayLag::default(),
             departure: Departure::default(),
             departing: false,
+            drain_seen: None,
             peers: PeerMemory::default(),
             tables: SteeringMemory::new(
                 remembered.steering_version,
