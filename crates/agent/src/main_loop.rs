@@ -25,7 +25,7 @@ use crate::observe::source::Reading;
 use crate::report::{Health, Numbered};
 use egret_core::error::with_causes;
 use egret_core::machines::SteeringMemory;
-use egret_core::machines::{Departure, GatewayLag, NodeLeases, PeerMemory, Schedule};
+use egret_core::machines::{Departure, DrainPhase, GatewayLag, NodeLeases, PeerMemory, Schedule};
 use egret_core::model::Snapshot;
 use egret_core::node::{CniPath, GatewayState, TunnelIndex};
 use egret_core::node::{External, NodeFacts, NodeOutcome, PathFacts, PodPairings, Policies};
@@ -84,6 +84,8 @@ pub(crate) struct MainLoop {
     departure: Departure,
     /// It is in that time.
     departing: bool,
+    /// How far the drain of this gateway was at the last tick.
+    drain_seen: Option<DrainPhase>,
     /// Peers that were gateways.
     peers: PeerMemory,
     /// Addresses that this node's pods are paired to; `None` before the first round.
@@ -123,6 +125,7 @@ impl MainLoop {
             lag: GatewayLag::default(),
             departure: Departure::default(),
             departing: false,
+            drain_seen: None,
             peers: PeerMemory::default(),
             pairings: None,
             tables: SteeringMemory::new(

@@ -98,9 +98,10 @@ impl MainLoop {
 
     /// Looks whether packets still arrive at this gateway, while it is drained.
     pub(super) fn follow_drain(&mut self) {
-        let Some(before) = self.drain_phase() else {
+        if self.drain_phase().is_none() {
+            self.drain_seen = None;
             return;
-        };
+        }
         let counters = self.datapath.gateway_counters();
         if counters.is_empty() {
             // What cannot be read is not known to be silent.
@@ -109,10 +110,10 @@ impl MainLoop {
         let packets = CARRIED.iter().filter_map(|name| counters.get(name)).sum();
         let now_ms = self.now_ms();
         self.gateway.counted(packets, now_ms);
-        let after = self.drain_phase();
-        if after != Some(before) {
-            self.schedule.request_round();
-        }
+        // Silence changes the phase by time alone.
+        let phase = self.drain_phase();
+        self.schedule.request_round_if(phase != self.drain_seen);
+        self.drain_seen = phase;
     }
 
     fn drain_phase(&self) -> Option<DrainPhase> {
