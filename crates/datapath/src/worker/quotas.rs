@@ -121,6 +121,7 @@ fn namespaces(state: &NodeState, quota: NonZeroU32, family: Family, table: &mut 
 fn counting(key: &[SetType]) -> Set {
     let mut set = Set::new(key);
     (set.runtime_max, set.by_packets) = (Some(QUOTA_DESTINATIONS_MAX), true);
+    set.counts_connections = true;
     set
 }
 
