@@ -9,9 +9,9 @@
 //!
 //! The quota is in the names of its sets: elements that exist would keep the quota that they were made with.
 
-use super::base::refuse;
 use super::counters as c;
 use super::names::{JUMP, NAMESPACE_QUOTA_SETS, POD_QUOTA_SETS};
+use super::refusal::refuse;
 use egret_core::node::{NamespaceId, NodeState, Target};
 use egret_core::numbers::{QUOTA_DESTINATIONS_MAX, QUOTA_REPORT_SECS, QUOTA_REPORTED_MAX};
 use egret_kernel::nft::rule::{FAMILIES, Family, STATE_NEW, rule};
