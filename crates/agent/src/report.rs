@@ -7,6 +7,7 @@ mod gateway_report;
 pub(crate) mod gauges;
 mod health;
 mod metrics;
+mod naming;
 mod node_status;
 mod obstacles;
 mod path_view;

@@ -12,6 +12,7 @@ mod pool;
 mod port_blocks;
 mod quotas;
 mod record;
+mod reserved;
 mod settings;
 mod shared_map;
 

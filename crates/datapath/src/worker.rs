@@ -23,6 +23,7 @@ mod names;
 mod next_hops;
 mod profile;
 mod quotas;
+mod refusal;
 mod traffic;
 
 pub use counters::{COUNTERS, Counter, GUARD_IPVS};

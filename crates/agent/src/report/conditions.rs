@@ -1,5 +1,6 @@
 //! The conditions of this node.
 
+use super::naming::{NAMED_MAX, and_more};
 use super::obstacles;
 use super::quotas;
 use super::status_inputs::StatusInputs;
@@ -13,16 +14,6 @@ use egret_datapath::worker::driver::RefusedProtocol;
 use egret_objects::Condition;
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
-
-/// Entries of a list that a message names.
-pub(super) const NAMED_MAX: usize = 5;
-
-pub(super) fn and_more(all: usize) -> String {
-    match all.saturating_sub(NAMED_MAX) {
-        0 => String::new(),
-        more => format!(" and {more} more"),
-    }
-}
 
 /// Names the first [`NAMED_MAX`].
 fn refused_text(refused: &BTreeSet<RefusedProtocol>) -> String {

@@ -1,6 +1,6 @@
 //! The condition about pods and namespaces that have reached a quota.
 
-use super::conditions::{NAMED_MAX, and_more};
+use super::naming::{NAMED_MAX, and_more};
 use super::status_inputs::StatusInputs;
 use egret_core::condition::{Condition as Said, ConditionType, Reason};
 use egret_core::model::{Quotas, Snapshot};

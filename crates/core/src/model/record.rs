@@ -7,7 +7,6 @@ use super::ids::{GatewayName, PoolName};
 use super::link::{AddressClaim, MacAddress};
 use super::policy::Policy;
 use super::pool::Pool;
-use super::port_blocks::PortBlocks;
 use super::settings::Settings;
 use super::shared_map::{List, SharedMap};
 use ipnet::IpNet;
@@ -360,12 +359,6 @@ pub struct Snapshot {
 }
 
 impl Snapshot {
-    /// Blocks of the address that are never leased: ports of its holder.
-    pub fn reserved(&self, address: IpAddr) -> PortBlocks {
-        let holder = self.held_by.get(&address);
-        holder.map_or(PortBlocks::default(), HeldBy::reserved)
-    }
-
     /// A snapshot without objects.
     pub fn empty(settings: Settings) -> Self {
         Snapshot {

@@ -5,6 +5,7 @@ use super::mss::clamp_mss;
 use super::names::{BOUND, BOUND_DEVICES, TRANSPORT};
 use super::names::{ENDED_SETS, FULL_SETS, GOTO, LATE_SETS, PORTLESS_SETS, Stage};
 use super::profile::sent_by_ipvs;
+use super::refusal::refuse;
 use super::{canary, marks, next_hops};
 use egret_core::canary::CanaryHook;
 use egret_core::node::{GatewayState, Group, NodeState};
@@ -485,14 +486,6 @@ fn from_tunnel(state: &NodeState) -> Vec<Rule> {
     }
     rules.push(rule().count(c::UNSOLICITED).drop());
     rules
-}
-
-/// Refuses towards the pod: TCP by a reset, the rest as administratively prohibited.
-pub(super) fn refuse(counter: &str) -> Vec<Rule> {
-    vec![
-        rule().protocol(rule::TCP).count(counter).reset(),
-        rule().count(counter).prohibit(),
-    ]
 }
 
 /// Relies on no mark: foreign rules clear marks, and the kernel's own MLD reports carry arbitrary ones.

@@ -9,9 +9,9 @@
 //!
 //! The quota is in the names of its sets: elements that exist would keep the quota that they were made with.
 
-use super::base::refuse;
 use super::counters as c;
 use super::names::{JUMP, NAMESPACE_QUOTA_SETS, POD_QUOTA_SETS};
+use super::refusal::refuse;
 use egret_core::node::{NamespaceId, NodeState, Target};
 use egret_core::numbers::{QUOTA_DESTINATIONS_MAX, QUOTA_REPORT_SECS, QUOTA_REPORTED_MAX};
 use egret_kernel::nft::rule::{FAMILIES, Family, STATE_NEW, rule};
@@ -121,6 +121,7 @@ fn namespaces(state: &NodeState, quota: NonZeroU32, family: Family, table: &mut 
 fn counting(key: &[SetType]) -> Set {
     let mut set = Set::new(key);
     (set.runtime_max, set.by_packets) = (Some(QUOTA_DESTINATIONS_MAX), true);
+    set.counts_connections = true;
     set
 }
 

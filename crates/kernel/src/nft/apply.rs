@@ -140,6 +140,7 @@ impl Nftables {
         let table = format!("{}-try", self.name);
         let mut set = Set::new(&[SetType::Protocol]);
         (set.runtime_max, set.by_packets) = (Some(1), true);
+        set.counts_connections = true;
         let chain = Chain {
             hook: None,
             rules: Vec::new(),

@@ -192,7 +192,7 @@ pub(super) fn new_set(table: &str, name: &str, id: u32, set: &Set) -> Request {
     let mut set_flags = 0;
     set_flags |= if set.interval { SET_INTERVAL } else { 0 };
     set_flags |= if set.verdicts { SET_MAP } else { 0 };
-    set_flags |= if set.runtime_max.is_some() {
+    set_flags |= if set.runtime_max.is_some() && !set.counts_connections {
         SET_TIMEOUT
     } else {
         0

@@ -125,6 +125,9 @@ pub struct Set {
     pub runtime_max: Option<u32>,
     /// Packets add the elements ([`super::Expression::Remember`]), not this process.
     pub by_packets: bool,
+    /// Packets count connections in the elements ([`super::Expression::CountConnections`]): the kernel removes those without
+    /// any, and refuses timeouts.
+    pub counts_connections: bool,
     /// Content; empty for run-time sets and with `shared`.
     pub elements: BTreeMap<ElementKey, Value>,
     /// Content of which few elements change at a time, in place of `elements`.
@@ -172,6 +175,7 @@ impl Set {
             counters: false,
             runtime_max: None,
             by_packets: false,
+            counts_connections: false,
             elements: BTreeMap::new(),
             shared: None,
         }
@@ -202,7 +206,9 @@ impl Set {
     /// Whether the sets are equal except for their content: properties that cannot change while a set exists.
     pub(super) fn same_shape(&self, other: &Set) -> bool {
         let shape = |set: &Set| (set.interval, set.verdicts, set.counters, set.runtime_max);
-        self.key == other.key && shape(self) == shape(other)
+        self.key == other.key
+            && shape(self) == shape(other)
+            && self.counts_connections == other.counts_connections
     }
 }
 
