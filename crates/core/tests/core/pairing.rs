@@ -16,16 +16,15 @@ const ALL: [&str; 3] = ["192.0.2.1", "192.0.2.2", "192.0.2.3"];
 fn used(outcome: &NodeOutcome) -> BTreeMap<IpAddr, IpAddr> {
     let worker = &outcome.state.worker;
     let pods = worker.pods.iter().filter(|(pod, _)| pod.is_ipv4());
-    let address = |(pod, profile): (&IpAddr, &egret_core::node::ProfileId)| {
-        let first = worker.profiles[profile].ranges.first()?;
-        let Verdict::Target(id) = first.verdict else {
-            return None;
+    let address =
+        |(pod, profile): (&IpAddr, &egret_core::node::ProfileId)| -> Option<(IpAddr, IpAddr)> {
+            let first = worker.profiles[profile].ranges.first()?;
+            let Verdict::Target(id) = first.verdict else {
+                return None;
+            };
+            Some((*pod, worker.targets[&id].address))
         };
-        Some((*pod, worker.targets[&id].address))
-    };
-    pods.map(|(pod, profile)| (pod, profile))
-        .filter_map(|(pod, profile)| address((&pod.clone(), &profile.clone())))
-        .collect()
+    pods.filter_map(address).collect()
 }
 
 fn scene(addresses: &[&str]) -> Scene {
