@@ -46,7 +46,7 @@ fn a_lease_freed_before_a_gateway_acknowledged() {
 }
 
 #[test]
-#[ignore = "no seed was tried yet"]
+#[ignore = "400 seeds do not show it: what nodes have counts as taken, so a lost grant comes back; it needs a script"]
 fn growth_granted_from_stale_free_space() {
     caught(
         Sabotage::StaleGrowth,
