@@ -241,7 +241,7 @@ reasons! {
         "Give the node a kernel with `CONFIG_NFT_CONNLIMIT`.";
     RecordUnreadable: Degraded true;
         "The `EgressAddress` cannot be read: its leases stay as they are, and no node gets ports of it.",
-        "Put the field that the finding names back as it was; deleting the object gives ports in use to others.";
+        "Put the field that the finding names back as it was. If the object is deleted, it is made anew, and nothing is granted for two minutes where a node may be forgotten.";
     MarkOverlap: Degraded true;
         "A policy routing rule of another component looks at bits of Egret's packet mark (`MARK_MASK` of `docs/numbers.md`).",
         "Give that component other bits: its packets may take Egret's ways, and Egret's its.";

@@ -9,12 +9,14 @@ use egret_core::model::Snapshot;
 use egret_core::node::{GatewayState, NodeFacts, NodeOutcome, NotYet, Policies, external_choice};
 
 /// Counters of a gateway's packets for other nodes, and for its own while neighbours still send to it.
-const CARRIED: [&str; 5] = [
+const CARRIED: [&str; 7] = [
     "in_forwarded",
+    "in_relayed",
     "in_self",
     "out_forwarded",
     "out_local",
     "out_next_hop",
+    "relay_forwarded",
 ];
 
 impl MainLoop {

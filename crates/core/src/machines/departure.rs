@@ -13,27 +13,33 @@ use std::collections::BTreeSet;
 pub struct Departure {
     /// Gateways that selected this node in the last round.
     served: BTreeSet<GatewayName>,
+    /// This node.
+    node: Option<NodeName>,
     since_ms: Option<u64>,
 }
 
 impl Departure {
     /// Records the gateways that select this node.
     pub fn selected(&mut self, snapshot: &Snapshot, node: &NodeName) {
+        self.node = Some(node.clone());
         let Some(node) = snapshot.nodes.get(node) else {
             return;
         };
         let gateways = snapshot.gateways.values();
-        let mine = gateways.filter(|gateway| gateway.nodes.matches(&node.labels));
+        let mine = gateways.filter(|gateway| gateway.selects(node));
         self.served = mine.map(|gateway| gateway.name.clone()).collect();
         self.since_ms = None;
     }
 
-    /// Whether this node, which no gateway selects, goes on to forward. `empty`: nothing arrives any more.
+    /// Whether this node, which no gateway selects, goes on to forward. `empty`: nothing arrives any more. A fenced node
+    /// stops at once: others count on that.
     pub fn goes_on(&mut self, snapshot: &Snapshot, empty: bool, now_ms: u64) -> bool {
         // Without its `EgressGateway` the addresses are nobody's.
         self.served
             .retain(|gateway| snapshot.gateways.contains_key(gateway));
-        if self.served.is_empty() {
+        let node = self.node.as_ref().and_then(|node| snapshot.nodes.get(node));
+        let is_fenced = node.is_some_and(|node| node.maintenance.fence.is_some());
+        if self.served.is_empty() || is_fenced {
             return false;
         }
         let since_ms = *self.since_ms.get_or_insert(now_ms);
@@ -88,6 +94,17 @@ mod tests {
         assert!(departure.goes_on(&snapshot, false, 2_000));
         assert!(!departure.goes_on(&snapshot, true, 3_000));
         assert!(!departure.goes_on(&snapshot, false, 3_001));
+    }
+
+    #[test]
+    fn a_fenced_node_stops_at_once() {
+        let (mut snapshot, name) = snapshot();
+        let mut departure = Departure::default();
+        departure.selected(&snapshot, &name);
+        let mut node = snapshot.nodes.get(&name).unwrap().clone();
+        node.maintenance.fence = Some("no power".into());
+        snapshot.nodes.insert(name, node);
+        assert!(!departure.goes_on(&snapshot, false, 1_000));
     }
 
     #[test]

@@ -33,11 +33,3 @@ fn a_script_survives_being_printed_and_read() {
         assert_eq!(script.to_string().parse(), Ok(script));
     }
 }
-
-#[test]
-#[ignore = "ports that drain on a silent node count as coming back, so that nobody gives any to a node without"]
-fn ports_that_drain_on_a_silent_node_starve_nobody() {
-    let script = include_str!("../../open/ports-drain-on-a-silent-node.txt");
-    let script: Script = script.parse().expect("a script");
-    assert_eq!(World::run(&script, None), Ok(()));
-}

@@ -109,9 +109,9 @@ struct Concern {
 
 impl Concern {
     /// What matters whatever is free.
-    fn without_use(&self) -> ([&BTreeSet<PortRange>; 3], Option<usize>) {
+    fn without_use(&self) -> ([&BTreeSet<PortRange>; 3], Option<usize>, Option<u64>) {
         let ranges = [&self.granted, &self.claimed, &self.held];
-        (ranges, self.use_of_ports.wants)
+        (ranges, self.use_of_ports.wants, self.newer_table)
     }
 }
 
@@ -120,6 +120,9 @@ impl Concerns {
         let mut concerns: BTreeMap<IpAddr, Concern> = BTreeMap::new();
         for (address, claimed) in had(record) {
             concerns.entry(address).or_default().claimed = claimed;
+        }
+        for (address, held) in &record.held {
+            concerns.entry(*address).or_default().held = held.iter().copied().collect();
         }
         for (address, epoch) in &record.newer_tables {
             concerns.entry(*address).or_default().newer_table = Some(*epoch);

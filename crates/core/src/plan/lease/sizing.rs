@@ -175,8 +175,13 @@ impl AddressWork {
 
     /// Withdraws from the richest while little is free.
     fn reclaim(&mut self, shares: &BTreeMap<&NodeName, Share>, free: &Blocks) {
-        let returning = self.leases.iter();
-        let returning = returning.filter(|work| !work.lease.state.is_usable());
+        // What drains on a node without selected pods may do so for as long as that node is silent.
+        let returns = |work: &&LeaseWork| match work.lease.state {
+            LeaseState::Granted | LeaseState::Active => false,
+            LeaseState::Draining => shares.contains_key(&work.lease.node),
+            LeaseState::Vanished | LeaseState::Fenced | LeaseState::HoldDown => true,
+        };
+        let returning = self.leases.iter().filter(returns);
         let returning: usize = returning.map(|work| blocks_in(&work.lease.ranges)).sum();
         let mut missing = RESERVE_BLOCKS.saturating_sub(free.count() + returning);
         let mut left: BTreeMap<&NodeName, Share> = shares.clone();
