@@ -12,6 +12,10 @@ use egret_tests::chaos::{Scene, wait};
 use egret_tests::steps::Group;
 use egret_tests::tests;
 use serde_json::json;
+use std::time::{Duration, Instant};
+
+/// Longer than the join delay of a gateway.
+const SETTLED: Duration = Duration::from_secs(5);
 
 pub fn groups() -> Vec<Group> {
     tests![
@@ -85,6 +89,21 @@ fn announcing(scene: &Scene, address: &str) -> Vec<&'static str> {
         .into_iter()
         .filter(|host| announces(host))
         .collect()
+}
+
+/// The announcers of all addresses, once each has one and none has changed for longer than a gateway takes to join: until
+/// then the first gateways that are up announce.
+fn settled_announcers(scene: &Scene) -> Result<[Vec<&'static str>; 2]> {
+    let mut last = EGRESS.map(|address| announcing(scene, address));
+    let mut since = Instant::now();
+    wait("the announcers to settle", || {
+        let now = EGRESS.map(|address| announcing(scene, address));
+        if now != last {
+            (last, since) = (now, Instant::now());
+        }
+        last.iter().all(|by| by.len() == 1) && since.elapsed() > SETTLED
+    })?;
+    Ok(last)
 }
 
 /// Each gateway in turn: drained, powered off, on again and back.
@@ -186,7 +205,7 @@ fn answers_nothing(scene: &Scene, gateway: &str) -> bool {
 
 fn an_address_moves_to_each_gateway_and_back() -> Result<()> {
     let scene = up("move", TOPOLOGY)?;
-    let before = EGRESS.map(|address| announcing(&scene, address));
+    let before = settled_announcers(&scene)?;
     let traffic = Traffic::start(&scene)?;
     for gateway in GATEWAYS {
         announcers(&scene, &EGRESS.map(|address| (address, gateway)))?;
