@@ -35,7 +35,6 @@ const MONITORED_MAX: usize = 10_000;
 
 /// Measures all clusters, one after the other.
 pub fn measure(report: &mut Report) -> Result<()> {
-    one_address(report)?;
     let mut large = Large::up("bench-kubernetes", LARGE)?;
     let seconds = large.converge()?;
     report.add(PART, "controller, from nothing", "ours", "s", seconds);
@@ -75,7 +74,7 @@ pub fn measure(report: &mut Report) -> Result<()> {
 }
 
 /// Sizes and rates of an address with very many workers, of which one in 300 ms is another one.
-fn one_address(report: &mut Report) -> Result<()> {
+pub fn one_address(report: &mut Report) -> Result<()> {
     let mut large = Large::up("bench-one-address", ONE_ADDRESS)?;
     large.converge_with(&["--hold-down-secs", "2"])?;
     let mut reader = large.reader()?;

@@ -57,11 +57,13 @@ enum Part {
     Failover,
     /// What the CNI plugin adds to the start of a pod.
     Cni,
+    /// Very many workers of one address on a real API server, of which some come and go.
+    OneAddress,
     /// A large cluster of objects on a real API server: planning, and what everything costs at rest.
     Kubernetes,
 }
 
-const ALL: [Part; 8] = [
+const ALL: [Part; 9] = [
     Part::Planning,
     Part::Programming,
     Part::Traffic,
@@ -69,6 +71,7 @@ const ALL: [Part; 8] = [
     Part::Lease,
     Part::Failover,
     Part::Cni,
+    Part::OneAddress,
     Part::Kubernetes,
 ];
 
@@ -91,6 +94,7 @@ fn main() -> anyhow::Result<()> {
             Part::Lease => exhaustion::measure(&mut report, arguments.rounds)?,
             Part::Failover => failover::measure(&mut report, arguments.rounds)?,
             Part::Cni => plugin::measure(&mut report)?,
+            Part::OneAddress => kubernetes::one_address(&mut report)?,
             Part::Kubernetes => kubernetes::measure(&mut report)?,
         }
     }

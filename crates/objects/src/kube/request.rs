@@ -262,16 +262,28 @@ impl Shared {
         let mut version = record.resource_version;
         let mut seen = seen.cloned();
         if version == 0 {
-            let whole = egret::EgressNode::new(&object.name, spec.clone());
+            // Fields of a creation are another manager's to the API server: no later apply could take them away again
+            // (kubernetes.io, Server-Side Apply, "field management"). What may go away is applied.
+            let first = egret::EgressNodeSpec {
+                grants: Vec::new(),
+                draining: Vec::new(),
+                resting: Vec::new(),
+                fenced: None,
+                pod_prefixes: Vec::new(),
+                device_addresses: Vec::new(),
+                ..spec.clone()
+            };
+            let is_whole = first == spec;
+            let whole = egret::EgressNode::new(&object.name, first.clone());
             let parameters = manager(CONTROLLER);
             let creating = nodes.create(&parameters, &whole);
             let created = self.request("creating", &object, creating);
             let created = created.map_err(|f| self.conflict(&nodes, &watches, version, f))?;
             version = self.wrote(&watches, created);
-            if !gateway {
+            if !gateway && is_whole {
                 return Ok(version);
             }
-            seen = Some(spec.clone());
+            seen = Some(first);
         } else if let Some(known) = self.store.get(&watches, &object) {
             if node_spec(&known).as_ref() == Some(&spec) && is_labelled(&known) == gateway {
                 return Ok(known.version);
@@ -293,7 +305,7 @@ impl Shared {
                     "resourceVersion": version.to_string(),
                     "labels": labels,
                 },
-                "spec": spec,
+                "spec": with_empty_lists(&spec),
             }));
             let parameters = PatchParams::apply(CONTROLLER).force();
             let applying = nodes.patch(&object.name, &parameters, &patch);
@@ -343,4 +355,15 @@ pub(super) fn manager(name: &str) -> PostParams {
 /// Reference of a node's `EgressNode`.
 pub(super) fn node_object(node: &NodeName) -> ObjectRef {
     ObjectRef::of_cluster(Kind::EgressNode, &node.0)
+}
+
+/// The spec with its empty lists of ports: one that is only absent would stay as a creation by an earlier version left it.
+fn with_empty_lists(spec: &egret::EgressNodeSpec) -> serde_json::Value {
+    let mut value = json!(spec);
+    if let Some(fields) = value.as_object_mut() {
+        for list in ["grants", "draining", "resting"] {
+            fields.entry(list).or_insert_with(|| json!([]));
+        }
+    }
+    value
 }
