@@ -55,8 +55,8 @@ pub fn move_address(arguments: &MoveArguments) -> anyhow::Result<ExitCode> {
     })
 }
 
-/// Files of a directory are the user's own: Egret never writes them.
-fn with_api(
+/// Files of a directory are the user's own: Egret never writes them. `edit`: what to write there.
+pub(crate) fn with_api(
     source: &SourceArgument,
     edit: impl Fn() -> String,
     request: impl Fn(Option<&Path>) -> anyhow::Result<ExitCode>,

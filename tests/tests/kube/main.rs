@@ -6,6 +6,7 @@ mod kube_cluster;
 mod kube_devices;
 mod kube_front_ends;
 mod kube_maintenance;
+mod kube_node_records;
 mod kube_one_object;
 mod kube_plugins;
 mod kube_pods;
@@ -24,6 +25,7 @@ fn main() -> ExitCode {
         kube_scale,
         kube_away,
         kube_front_ends,
+        kube_node_records,
         kube_maintenance,
         kube_one_object,
         kube_plugins,

@@ -45,10 +45,8 @@ pub fn annotate_node(
         let annotations = known.metadata.annotations.unwrap_or_default();
         let before = annotations.get(annotation).cloned();
         if before.as_deref() != value {
-            let patch = Patch::Merge(json!({"metadata": {"annotations": {annotation: value}}}));
-            let wanted = PatchParams::default();
-            let patched = nodes.patch_metadata(node, &wanted, &patch);
-            patched.await.map_err(|error| api(&doing, &error))?;
+            let patched = patch_annotation(&nodes, node, annotation, value).await;
+            patched.map_err(|error| api(&doing, &error))?;
         }
         Ok(Annotated::Before(before))
     };
@@ -59,4 +57,17 @@ pub fn annotate_node(
             why: format!("no answer within {} s", ANSWER.as_secs()),
         })
     })
+}
+
+/// Sets an annotation of a Node object, or removes it (`None`), whatever it was.
+pub(super) async fn patch_annotation(
+    nodes: &Api<Node>,
+    node: &str,
+    annotation: &str,
+    value: Option<&str>,
+) -> kube::Result<()> {
+    let patch = Patch::Merge(json!({"metadata": {"annotations": {annotation: value}}}));
+    let wanted = PatchParams::default();
+    let patched = nodes.patch_metadata(node, &wanted, &patch);
+    patched.await.map(drop)
 }

@@ -1,6 +1,7 @@
 //! Requests for maintenance with the rights of a user: the annotation of a Node that drains a gateway, and the node that an
 //! `EgressGateway` names to announce an address. Each waits until agents report that it is so.
 
+use super::annotate::patch_annotation;
 use super::{api, connect};
 use crate::SourceError;
 use crate::convert::cluster::DRAIN_ANNOTATION;
@@ -236,10 +237,8 @@ async fn node_of(client: &Client, name: &str) -> Result<Node, SourceError> {
 
 async fn annotate(client: &Client, name: &str, value: Option<&str>) -> Result<(), SourceError> {
     let nodes: Api<Node> = Api::all(client.clone());
-    let patch = json!({"metadata": {"annotations": {DRAIN_ANNOTATION: value}}});
-    let (wanted, patch) = (PatchParams::default(), Patch::Merge(patch));
-    let request = nodes.patch(name, &wanted, &patch);
-    answered("annotating the Node", request).await.map(drop)
+    let request = patch_annotation(&nodes, name, DRAIN_ANNOTATION, value);
+    answered("annotating the Node", request).await
 }
 
 fn has_annotation(node: &Node) -> bool {
