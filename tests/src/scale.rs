@@ -386,9 +386,14 @@ impl Large {
 
     /// Creates pods, first without addresses and then with them, as kubelets do.
     fn make_pods(&self, numbers: impl Iterator<Item = usize>) -> anyhow::Result<()> {
+        self.make_pods_on(numbers.map(|number| (number, self.node_of(number))))
+    }
+
+    /// As [`Self::make_pods`], each on this node.
+    fn make_pods_on(&self, pods: impl Iterator<Item = (usize, String)>) -> anyhow::Result<()> {
         let (mut made, mut statuses) = (Vec::new(), Vec::new());
-        for number in numbers {
-            let (node, policy) = (self.node_of(number), number % self.size.policies);
+        for (number, node) in pods {
+            let policy = number % self.size.policies;
             let name = format!("pod{number}");
             let body = json!({
                 "apiVersion": "v1", "kind": "Pod",

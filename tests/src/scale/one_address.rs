@@ -78,8 +78,8 @@ impl Large {
         Ok(any)
     }
 
-    /// Moves one pod every `pause` from its node to a node without one, for this time, and reports for all agents that do
-    /// not run. Pods `0..pods` are on nodes `0..pods`; the rest of the nodes has none.
+    /// Moves one pod every `pause` to the next of the nodes that had none at first, for this time, and reports for all agents
+    /// that do not run. So each move ends one lease and begins another one.
     ///
     /// # Errors
     /// A component has ended, or the API server refuses something.
@@ -105,19 +105,17 @@ impl Large {
         let bytes = [WORKER, GATEWAY].map(received);
         let (start, mut moved) = (Instant::now(), 0);
         while start.elapsed() < time {
-            // Pods beyond the first ones keep off the two real nodes.
-            let old = if moved == 0 {
-                self.size.pods - 1
-            } else {
-                self.size.pods + moved - 1
-            };
+            let pods = self.size.pods;
             let delete = Request {
                 method: "DELETE",
-                path: format!("{PODS}/pod{old}"),
+                path: format!("{PODS}/pod{}", pods + moved - 1),
                 body: r#"{"gracePeriodSeconds": 0}"#.to_owned(),
             };
             self.bulk.send([delete])?;
-            self.make_pods(std::iter::once(self.size.pods + moved))?;
+            // Without the gateway.
+            let spare = self.size.nodes - 1 - pods;
+            let node = self.node_of(pods + moved % spare);
+            self.make_pods_on(std::iter::once((pods + moved, node)))?;
             moved += 1;
             while start.elapsed() < pause * u32::try_from(moved)? {
                 reader.wait(Duration::from_millis(50))?;
