@@ -15,6 +15,7 @@
 mod backoff;
 mod health;
 mod metrics;
+mod pace;
 mod status;
 mod term;
 mod write;

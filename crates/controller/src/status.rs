@@ -1,4 +1,4 @@
-//! Statuses of the plan, in the form in which the source writes them.
+//! Statuses of the plan, in the form in which the source writes them, and whether one says what another says.
 
 use egret_core::condition::Condition;
 use egret_core::numbers::{STATUS_GATEWAYS_MAX, STATUS_USERS_MAX};
@@ -6,6 +6,7 @@ use egret_core::plan::{ClusterPlan, GatewayPlan, PolicyPlan};
 use egret_objects::{
     AddressStatus, Condition as Written, GatewayMember, GatewayStatus, PolicyStatus, PoolStatus,
 };
+use std::collections::BTreeSet;
 
 fn conditions(all: &[Condition]) -> Vec<Written> {
     all.iter().map(Written::from).collect()
@@ -81,4 +82,38 @@ fn user(object: &egret_core::model::ObjectRef) -> String {
         true => format!("{:?}//{}", object.kind, object.name),
         false => format!("{:?}/{}/{}", object.kind, object.namespace, object.name),
     }
+}
+
+pub(super) fn same_gateway(before: &GatewayStatus, wanted: &GatewayStatus) -> bool {
+    before.gateways == wanted.gateways
+        && before.observed_generation == wanted.observed_generation
+        && timeless(&before.conditions) == timeless(&wanted.conditions)
+}
+
+pub(super) fn same_pool(before: &PoolStatus, wanted: &PoolStatus) -> bool {
+    (before.total, before.used, before.observed_generation)
+        == (wanted.total, wanted.used, wanted.observed_generation)
+        && timeless(&before.conditions) == timeless(&wanted.conditions)
+}
+
+pub(super) fn same_policy(before: &PolicyStatus, wanted: &PolicyStatus) -> bool {
+    let numbers = |s: &PolicyStatus| (s.observed_generation, s.selected, s.programmed);
+    numbers(before) == numbers(wanted)
+        && before.addresses == wanted.addresses
+        && timeless(&before.conditions) == timeless(&wanted.conditions)
+}
+
+pub(super) fn same_address(before: &AddressStatus, wanted: &AddressStatus) -> bool {
+    let ports = |s: &AddressStatus| (s.ports_leased, s.ports_free);
+    (&before.announcer, &before.users) == (&wanted.announcer, &wanted.users)
+        && ports(before) == ports(wanted)
+        && timeless(&before.conditions) == timeless(&wanted.conditions)
+}
+
+fn timeless(conditions: &[Written]) -> BTreeSet<(String, bool, String, String)> {
+    let parts = |c: &Written| {
+        let holds = c.status == egret_objects::ConditionStatus::True;
+        (c.kind.clone(), holds, c.reason.clone(), c.message.clone())
+    };
+    conditions.iter().map(parts).collect()
 }

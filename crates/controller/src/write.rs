@@ -2,14 +2,12 @@
 //! other object ([`Backoff`]), only writes that depend on it.
 
 use crate::backoff::{Backoff, Outcome, Write};
+use crate::pace::Pace;
 use crate::status;
 use egret_core::model::{GatewayName, Grant, NodeName, NodeRecord, ObjectRef, PoolName, Snapshot};
 use egret_core::plan::NodeRecordSpec;
 use egret_core::plan::planner::{Planner, Touched};
-use egret_objects::{
-    AddressStatus, Condition, GatewayStatus, Notice, PolicyStatus, PoolStatus, Source, SourceError,
-    View, front_end,
-};
+use egret_objects::{Notice, Source, SourceError, View, front_end};
 use std::collections::BTreeSet;
 use std::net::IpAddr;
 use std::ops::Bound;
@@ -47,6 +45,8 @@ pub(super) struct Writer {
     foreign: front_end::Written,
     /// Refused writes.
     pub(super) backoff: Backoff,
+    /// Recent writes of statuses.
+    pace: Pace,
 }
 
 /// One round of writing.
@@ -75,6 +75,7 @@ impl Writer {
         self.pending.add(before, &view, round);
         self.before = Some(view.clone());
         self.backoff.begin();
+        self.pace.begin(Instant::now());
         match self.attempt(source, view, round) {
             Ok(written) => Ok(written),
             Err(SourceError::Conflict { object, .. } | SourceError::NotFound { object }) => {
@@ -138,7 +139,12 @@ impl Writer {
         self.backoff.complete()?;
         Ok(Written::All {
             next_change_secs: cluster.next_change_secs,
-            retry: self.backoff.next(),
+            retry: self
+                .backoff
+                .next()
+                .into_iter()
+                .chain(self.pace.next())
+                .min(),
         })
     }
 
@@ -254,13 +260,13 @@ impl Writer {
             if let Some(plan) = cluster.policies.get(&object).filter(|_| !foreign) {
                 let wanted = status::policy(plan);
                 let there = view.policies.get(&object);
-                if !there.is_some_and(|there| same_policy(there, &wanted)) {
+                if !there.is_some_and(|there| status::same_policy(there, &wanted)) {
                     if Instant::now() >= until {
                         return Ok(false);
                     }
                     let write = Write::Policy(object.clone());
                     let writing = || source.write_policy_status(&object, &wanted, now_secs);
-                    if self.backoff.attempt(&write, writing)? == Outcome::Waits {
+                    if self.pace.attempt(&mut self.backoff, write, writing)? == Outcome::Waits {
                         continue;
                     }
                     before.policies.remove(&object);
@@ -274,13 +280,13 @@ impl Writer {
             if let Some(plan) = cluster.address_status.get(&address) {
                 let wanted = status::address(cluster, plan);
                 let there = view.addresses.get(&address);
-                if !there.is_some_and(|there| same_address(there, &wanted)) {
+                if !there.is_some_and(|there| status::same_address(there, &wanted)) {
                     if Instant::now() >= until {
                         return Ok(false);
                     }
                     let write = Write::AddressStatus(address);
                     let writing = || source.write_address_status(address, &wanted, now_secs);
-                    if self.backoff.attempt(&write, writing)? == Outcome::Waits {
+                    if self.pace.attempt(&mut self.backoff, write, writing)? == Outcome::Waits {
                         continue;
                     }
                     before.addresses.remove(&address);
@@ -306,10 +312,10 @@ impl Writer {
             if let Some(plan) = cluster.gateways.get(&name) {
                 let wanted = status::gateway(plan);
                 let there = view.gateways.get(&name);
-                if !there.is_some_and(|there| same_gateway(there, &wanted)) {
+                if !there.is_some_and(|there| status::same_gateway(there, &wanted)) {
                     let write = Write::Gateway(name.clone());
                     let writing = || source.write_gateway_status(&name, &wanted, now_secs);
-                    if self.backoff.attempt(&write, writing)? == Outcome::Waits {
+                    if self.pace.attempt(&mut self.backoff, write, writing)? == Outcome::Waits {
                         continue;
                     }
                     before.gateways.remove(&name);
@@ -323,10 +329,10 @@ impl Writer {
             if let Some(plan) = cluster.pools.get(&name) {
                 let wanted = status::pool(plan);
                 let there = view.pools.get(&name);
-                if !there.is_some_and(|there| same_pool(there, &wanted)) {
+                if !there.is_some_and(|there| status::same_pool(there, &wanted)) {
                     let write = Write::Pool(name.clone());
                     let writing = || source.write_pool_status(&name, &wanted, now_secs);
-                    if self.backoff.attempt(&write, writing)? == Outcome::Waits {
+                    if self.pace.attempt(&mut self.backoff, write, writing)? == Outcome::Waits {
                         continue;
                     }
                     before.pools.remove(&name);
@@ -465,38 +471,4 @@ fn merged(
         ..before.clone()
     };
     (known != Some(&record)).then_some(record)
-}
-
-fn same_gateway(before: &GatewayStatus, wanted: &GatewayStatus) -> bool {
-    before.gateways == wanted.gateways
-        && before.observed_generation == wanted.observed_generation
-        && timeless(&before.conditions) == timeless(&wanted.conditions)
-}
-
-fn same_pool(before: &PoolStatus, wanted: &PoolStatus) -> bool {
-    (before.total, before.used, before.observed_generation)
-        == (wanted.total, wanted.used, wanted.observed_generation)
-        && timeless(&before.conditions) == timeless(&wanted.conditions)
-}
-
-fn same_policy(before: &PolicyStatus, wanted: &PolicyStatus) -> bool {
-    let numbers = |s: &PolicyStatus| (s.observed_generation, s.selected, s.programmed);
-    numbers(before) == numbers(wanted)
-        && before.addresses == wanted.addresses
-        && timeless(&before.conditions) == timeless(&wanted.conditions)
-}
-
-fn same_address(before: &AddressStatus, wanted: &AddressStatus) -> bool {
-    let ports = |s: &AddressStatus| (s.ports_leased, s.ports_free);
-    (&before.announcer, &before.users) == (&wanted.announcer, &wanted.users)
-        && ports(before) == ports(wanted)
-        && timeless(&before.conditions) == timeless(&wanted.conditions)
-}
-
-fn timeless(conditions: &[Condition]) -> BTreeSet<(String, bool, String, String)> {
-    let parts = |c: &Condition| {
-        let holds = c.status == egret_objects::ConditionStatus::True;
-        (c.kind.clone(), holds, c.reason.clone(), c.message.clone())
-    };
-    conditions.iter().map(parts).collect()
 }

@@ -240,6 +240,10 @@ pub const STATUS_PROGRAMMED_MAX: usize = 1000;
 pub const WRITE_RETRY_FIRST_MS: u64 = 500;
 /// Seconds between two tries of a refused write, at most.
 pub const WRITE_RETRY_MAX_SECS: u64 = 60;
+/// Writes of one object's status that the controller makes without a pause.
+pub const STATUS_BURST: u32 = 5;
+/// Milliseconds between two writes of one object's status after `STATUS_BURST` of them.
+pub const STATUS_INTERVAL_MS: u64 = 2_000;
 /// Times in a row that an object may be written by another between reading and writing before it counts as refused.
 pub const WRITE_CONFLICTS_MAX: u32 = 3;
 /// Replies in a row that bring a dead gateway back; doubled for each further death within `FLAP_WINDOW_MS`.
