@@ -2,7 +2,8 @@
 //! ([`egret_core::node::Presence`]).
 //!
 //! `egret_core::machines::GatewayRole` decides which address is announced when; this module carries out its commands. A
-//! new kind of presence is one more value of `egret_core::node::Presence` and one more variant of [`PresenceDriver`].
+//! new kind of presence is one more value of `egret_core::node::Presence`, and one more variant of [`PresenceDriver`]
+//! where the gateway itself has something to do for it.
 
 pub mod l2;
 
@@ -28,36 +29,36 @@ pub struct ExternalDevice {
 pub enum PresenceDriver {
     /// ARP and neighbour discovery on the external segment.
     L2(Segment),
-    /// Routers have routes to the gateways: nothing is announced or answered.
-    Routed,
+    /// Others lead packets to the gateways, by routes: nothing is announced or answered.
+    Silent,
 }
 
 impl PresenceDriver {
     fn open(presence: Presence, device: &ExternalDevice) -> Self {
-        match presence {
-            Presence::L2 => PresenceDriver::L2(Segment::new(device)),
-            Presence::Routed => PresenceDriver::Routed,
+        match presence.is_on_segment() {
+            true => PresenceDriver::L2(Segment::new(device)),
+            false => PresenceDriver::Silent,
         }
     }
 
     fn adopt(&mut self, addresses: &BTreeSet<IpAddr>) {
         match self {
             PresenceDriver::L2(segment) => segment.adopt(addresses),
-            PresenceDriver::Routed => {}
+            PresenceDriver::Silent => {}
         }
     }
 
     fn serve(&mut self, addresses: &BTreeSet<IpAddr>) -> Result<(), Vec<AnnounceError>> {
         match self {
             PresenceDriver::L2(segment) => segment.serve(addresses),
-            PresenceDriver::Routed => Ok(()),
+            PresenceDriver::Silent => Ok(()),
         }
     }
 
     fn carry_out(&self, command: &GatewayCommand) -> Result<(), AnnounceError> {
         match self {
             PresenceDriver::L2(segment) => segment.carry_out(command),
-            PresenceDriver::Routed => Ok(()),
+            PresenceDriver::Silent => Ok(()),
         }
     }
 }

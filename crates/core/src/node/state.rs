@@ -336,6 +336,14 @@ impl Presence {
     /// Every value.
     pub const ALL: [Presence; 2] = [Presence::L2, Presence::Routed];
 
+    /// Whether the announcer answers ARP and ND for the address and announces it on the segment.
+    pub fn is_on_segment(self) -> bool {
+        match self {
+            Presence::L2 => true,
+            Presence::Routed => false,
+        }
+    }
+
     /// Whether one gateway at a time announces the address, as `core::machines::GatewayRole` decides.
     pub fn is_announced(self) -> bool {
         match self {
