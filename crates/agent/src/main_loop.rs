@@ -20,7 +20,7 @@ use crate::observe::conflicts::SegmentListener;
 use crate::observe::facts::{LinkQuery, Links, pod_addresses};
 use crate::observe::neighbours::Orders;
 use crate::observe::port_use::Ranges;
-use crate::observe::probe::{HeardSlot, Targets};
+use crate::observe::probe::{HeardSlot, TargetSender};
 use crate::observe::source::Reading;
 use crate::report::{Health, Numbered};
 use egret_core::error::with_causes;
@@ -49,7 +49,7 @@ pub(crate) struct Channels {
     /// To the thread that writes this node's status.
     pub(crate) status: Sender<Numbered>,
     /// To the thread that probes gateways.
-    pub(crate) probes: Sender<Targets>,
+    pub(crate) probes: TargetSender,
     /// To the same thread: counters of the programs that answer other nodes' probes.
     pub(crate) heard: HeardSlot,
     /// To the thread that sends ARP and ND requests on the external network.

@@ -16,15 +16,18 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use socket2::{Domain, Protocol, Socket, Type};
 use std::collections::BTreeMap;
 use std::hash::{BuildHasher, RandomState};
-use std::io;
+use std::io::{self, Read, Write};
 use std::net::{IpAddr, SocketAddr, SocketAddrV6, UdpSocket};
 use std::os::fd::AsFd;
-use std::sync::mpsc::{self, Receiver, Sender, TryRecvError};
+use std::os::unix::net::UnixStream;
+use std::sync::mpsc::{self, Receiver, SendError, Sender, TryRecvError};
 use std::sync::{Arc, Mutex};
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
-/// Longest sleep; bounds the delay until new targets take effect.
-const LOOK_MS: u64 = 20;
+/// Longest sleep.
+const LOOK_MS: u64 = 500;
+/// The same while probes wait for this node's own carrier.
+const LOOK_WHILE_CUT_OFF_MS: u64 = 20;
 /// Answers read between two reads of the clock.
 const BURST_MAX: usize = 256;
 
@@ -44,15 +47,40 @@ pub(crate) struct Targets {
 /// Slot in which the main loop puts the counters of the programs that answer other nodes' probes.
 pub(crate) type HeardSlot = Arc<Mutex<Option<Heard>>>;
 
+/// The thread's channel for targets. Sending wakes it.
+#[derive(Debug)]
+pub(crate) struct TargetSender {
+    targets: Sender<Targets>,
+    wake: UnixStream,
+}
+
+impl TargetSender {
+    /// Replaces the targets.
+    ///
+    /// # Errors
+    /// The thread has ended.
+    pub(crate) fn send(&self, targets: Targets) -> Result<(), SendError<Targets>> {
+        self.targets.send(targets)?;
+        // A full buffer wakes it as well.
+        let _ = (&self.wake).write(&[0]);
+        Ok(())
+    }
+}
+
 /// Starts the thread and returns its channel for targets.
 pub(crate) fn start(
     heard: HeardSlot,
     notify: Notify<GatewayLiveness>,
-) -> Result<Sender<Targets>, AgentError> {
-    let (sender, inbox) = mpsc::channel();
+) -> Result<TargetSender, AgentError> {
+    let (targets, inbox) = mpsc::channel();
+    let (wake, woken) = wake_pair().map_err(|source| AgentError::Io {
+        doing: "starting a thread",
+        source,
+    })?;
     let prober = Prober {
         notify,
         inbox,
+        woken,
         started: Instant::now(),
         // Keyed by the operating system's randomness: nonces cannot be guessed.
         liveness: Liveness::new(RandomState::new().hash_one("egret probes")),
@@ -66,7 +94,14 @@ pub(crate) fn start(
         answered: true,
     };
     spawn("probes", move || prober.run())?;
-    Ok(sender)
+    Ok(TargetSender { targets, wake })
+}
+
+fn wake_pair() -> io::Result<(UnixStream, UnixStream)> {
+    let (wake, woken) = UnixStream::pair()?;
+    wake.set_nonblocking(true)?;
+    woken.set_nonblocking(true)?;
+    Ok((wake, woken))
 }
 
 struct Sockets {
@@ -80,6 +115,8 @@ struct Sockets {
 struct Prober {
     notify: Notify<GatewayLiveness>,
     inbox: Receiver<Targets>,
+    /// Readable when there are new targets.
+    woken: UnixStream,
     started: Instant,
     liveness: Liveness,
     targets: Targets,
@@ -164,20 +201,21 @@ impl Prober {
     fn sleep(&self) {
         let due = self.liveness.next_deadline().unwrap_or(u64::MAX);
         let wait_ms = match self.is_waiting() {
-            true => LOOK_MS,
+            true => LOOK_WHILE_CUT_OFF_MS,
             false => due.saturating_sub(self.now_ms()).min(LOOK_MS),
         };
-        match &self.sockets {
-            Some(sockets) => {
-                let timeout = PollTimeout::try_from(wait_ms as i32).unwrap_or(PollTimeout::ZERO);
-                let readable = |socket| PollFd::new(socket, PollFlags::POLLIN);
-                let asked = sockets.asked.iter().map(|socket| readable(socket.as_fd()));
-                let mut wait: Vec<PollFd<'_>> = asked.collect();
-                wait.push(readable(sockets.replies.as_fd()));
-                // The result does not matter: the loop checks everything.
-                let _ = poll(&mut wait, timeout);
-            }
-            None => std::thread::sleep(Duration::from_millis(wait_ms)),
+        let timeout = PollTimeout::try_from(wait_ms as i32).unwrap_or(PollTimeout::ZERO);
+        let readable = |socket| PollFd::new(socket, PollFlags::POLLIN);
+        let mut wait = vec![readable(self.woken.as_fd())];
+        if let Some(sockets) = &self.sockets {
+            wait.push(readable(sockets.replies.as_fd()));
+            let asked = sockets.asked.iter();
+            wait.extend(asked.map(|socket| readable(socket.as_fd())));
+        }
+        // The result does not matter otherwise: the loop checks everything.
+        let _ = poll(&mut wait, timeout);
+        if wait[0].any().unwrap_or(true) {
+            let _ = (&self.woken).read(&mut [0; 64]);
         }
     }
 

@@ -19,8 +19,9 @@ const VERIFY_FULL_MS: u64 = 30_000;
 const SETTLE_MS: u64 = 20;
 /// The same while a pod waits to start: its own device caused the notification, and its round needs no comparison.
 const SETTLE_WHILE_PODS_WAIT_MS: u64 = 200;
-/// Interval of counts of source ports in use.
-const COUNT_PORTS_MS: u64 = 5_000;
+/// Interval of counts of source ports in use. A count looks at every bucket of the kernel's table of flows. Who needs more
+/// ports at once is learned from events of flows in between.
+const COUNT_PORTS_MS: u64 = 10_000;
 /// Interval at which full destinations are refused again, well before their entries in the kernel expire.
 const REFUSE_FULL_MS: u64 = FULL_DESTINATION_SECS * 1_000 / 3;
 
