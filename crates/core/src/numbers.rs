@@ -183,6 +183,9 @@ pub const POD_PREFIXES_MAX: usize = 4096;
 /// Addresses of nodes' devices that no Node names and that the controller tells every node, at most. While there are
 /// more, a finding names the first of the rest: name their networks by `--never-destination`.
 pub const DEVICE_ADDRESSES_MAX: usize = 4096;
+/// `EgressNode`s that keep the highest epoch when the record of an unused address is deleted: one of them may be deleted or
+/// edited by hand at a time.
+pub const EPOCH_RECORDS: usize = 3;
 /// `EgressNode`s of gateway nodes that carry both: every agent reads those of gateways, and with two the list stays where
 /// one node is no gateway any more.
 pub const POD_PREFIX_RECORDS: usize = 2;

@@ -9,6 +9,7 @@ mod counted;
 mod crowding;
 mod demand;
 mod device_addresses;
+mod epoch_memory;
 mod lease;
 mod nodes;
 mod planned_grants;
@@ -254,6 +255,7 @@ pub fn plan(snapshot: &Snapshot, time: PlanTime) -> ClusterPlan {
     let mut nodes = nodes::plan_nodes(
         snapshot,
         &leases.records,
+        &leases.least_epochs,
         (leases.believed_max, time.now_secs),
         &mut reasons,
         &mut findings,

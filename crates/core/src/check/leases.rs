@@ -211,6 +211,16 @@ fn check_block(
     let rested = lasted(snapshot.settings.hold_down_secs as i64)
         && !(is_here && has(snapshot, node, record.address, block));
     let fault = match (old.state, new) {
+        // Its node says after all that it has the block, while the record may lack leases.
+        (LeaseState::Fenced | LeaseState::HoldDown, Some((owner, new)))
+            if owner == node
+                && new.state.is_steered()
+                && record.restored.is_some()
+                && is_here
+                && has(snapshot, node, record.address, block) =>
+        {
+            None
+        }
         (LeaseState::HoldDown, None) if rested => None,
         (LeaseState::HoldDown, None) => Some("is free before it has rested"),
         // Free and granted again in one plan, after its hold-down.
@@ -283,7 +293,8 @@ fn is_drained(
     known && acknowledged && !has(snapshot, node, address, block)
 }
 
-/// Whether some gateway of the record's group has not reported this epoch.
+/// Whether some gateway of the record's group has not reported this epoch. One that was told of an epoch and has never
+/// reported may have any table.
 fn still_carried(snapshot: &Snapshot, record: &AddressRecord, epoch: u64) -> bool {
     let Some(gateway) = snapshot.gateways.get(&record.gateway) else {
         return false;
@@ -292,7 +303,9 @@ fn still_carried(snapshot: &Snapshot, record: &AddressRecord, epoch: u64) -> boo
     nodes.any(|node| {
         let report = snapshot.node_records.get(&node.name);
         gateway.selects(node)
-            && report
-                .is_some_and(|r| !r.underlay_addresses.is_empty() && r.steering_version < epoch)
+            && report.is_none_or(|r| match r.underlay_addresses.is_empty() {
+                true => r.grants_epoch > 0,
+                false => r.steering_version < epoch,
+            })
     })
 }

@@ -25,10 +25,11 @@ mod sanity;
 mod sizing;
 
 pub(super) use claims::{Claims, Concerns};
-pub(super) use epochs::{Epochs, reported_epoch};
+pub(super) use epochs::{Epochs, Reports, has_unknown_tables};
 pub(super) use sizing::needed_blocks;
 
 use super::demand::{Demand, DemandByAddress};
+use super::epoch_memory::{self, LeastEpochs};
 use super::{PlanReason, PlanTime};
 use crate::model::*;
 use crate::numbers::NODE_GONE_SECS;
@@ -43,6 +44,8 @@ pub(super) struct PlannedLeases {
     pub next_change_secs: Option<i64>,
     /// Highest epoch that nodes may report.
     pub believed_max: u64,
+    /// Epochs of node records.
+    pub least_epochs: LeastEpochs,
 }
 
 /// Inputs that all addresses share.
@@ -55,24 +58,30 @@ pub(super) struct Cluster<'a> {
     pub ahead: &'a [NodeName],
     /// What nodes have.
     pub claims: &'a Claims,
-    /// Per gateway group: the epoch that every gateway of the group has reached.
-    pub reported: &'a BTreeMap<GatewayName, u64>,
+    /// What gateways have reported.
+    pub reports: &'a Reports,
     /// Nothing was ever granted, as far as any record says.
     pub is_fresh: bool,
-    /// Result of [`Self::lacks_node_records`], once it was asked for.
-    pub lacking: OnceCell<bool>,
+    /// Result of [`Self::without_record`], once it was asked for.
+    pub without_record: OnceCell<Option<NodeName>>,
 }
 
 impl Cluster<'_> {
-    /// Whether some node of a cluster that is in use has no record. New nodes have none until the first plan after they came.
-    fn lacks_node_records(&self) -> bool {
+    /// The first node of a cluster that is in use that has no record. New nodes have none until the first plan after they
+    /// came.
+    fn without_record(&self) -> Option<&NodeName> {
         let (nodes, records) = (&self.snapshot.nodes, &self.snapshot.node_records);
         let unreadable = &self.snapshot.unreadable.nodes;
-        let lacks = || {
+        let find = || {
             let mut nodes = nodes.keys();
-            nodes.any(|node| !records.contains_key(node) && !unreadable.contains(node))
+            let lacks =
+                |node: &&NodeName| !records.contains_key(*node) && !unreadable.contains(*node);
+            nodes.find(lacks).cloned()
         };
-        !self.is_fresh && *self.lacking.get_or_init(lacks)
+        match self.is_fresh {
+            true => None,
+            false => self.without_record.get_or_init(find).as_ref(),
+        }
     }
 
     fn hold_down_secs(&self) -> i64 {
@@ -111,6 +120,7 @@ pub(super) fn plan_address(
     work.adopt(cluster, &mut findings);
     work.notice_restore(cluster);
     work.age(cluster, demand);
+    work.find_unknown_tables(cluster, &mut findings);
     work.size(cluster, demand);
     work.number(cluster);
     PlannedAddress {
@@ -175,7 +185,7 @@ pub(super) fn plan_leases(
     reasons: &mut Vec<PlanReason>,
     findings: &mut BTreeSet<Finding>,
 ) -> PlannedLeases {
-    let reported = epochs::reported_epochs(snapshot);
+    let reports = Reports::of(snapshot);
     let (epochs, claims) = (Epochs::of(snapshot), Claims::of(snapshot));
     let ahead: Vec<NodeName> = epochs.ahead().cloned().collect();
     findings.extend(epochs.unbelieved(snapshot));
@@ -185,9 +195,9 @@ pub(super) fn plan_leases(
         epoch: epochs.highest(),
         ahead: &ahead,
         claims: &claims,
-        reported: &reported,
+        reports: &reports,
         is_fresh: epochs.highest() == 0,
-        lacking: OnceCell::new(),
+        without_record: OnceCell::new(),
     };
     let mut result = PlannedLeases {
         records: BTreeMap::new(),
@@ -195,6 +205,11 @@ pub(super) fn plan_leases(
         exhausted: BTreeMap::new(),
         next_change_secs: None,
         believed_max: epochs.believed_max(),
+        least_epochs: LeastEpochs {
+            joined: epochs.highest(),
+            keepers: epoch_memory::keepers(snapshot),
+            ..LeastEpochs::default()
+        },
     };
     let addresses: BTreeSet<IpAddr> = snapshot
         .addresses
@@ -212,6 +227,10 @@ pub(super) fn plan_leases(
         result.records.insert(address, planned.record);
     }
     delete_unused(&cluster, demand, &mut result);
+    let restored = result.records.values();
+    let restored = restored.filter_map(|record| record.restored);
+    let restored = restored.map(|restored| restored.epoch).max();
+    result.least_epochs.restored = restored.unwrap_or(0);
     let dues = result.records.values();
     result.next_change_secs = dues.filter_map(|r| due(snapshot, r, time.now_secs)).min();
     result
@@ -377,7 +396,7 @@ pub(super) fn is_empty(record: &AddressRecord) -> bool {
 }
 
 /// Deletes records without demand that are empty. The record with the highest epoch stays until another has a
-/// higher one, or until every gateway has reported it: the counter must never decrease, or a gateway that was down
+/// higher one, or until every gateway has reported it and some node records have it: the counter must never decrease, or a gateway that was down
 /// would seem to know leases that it has never seen.
 fn delete_unused(cluster: &Cluster<'_>, demand: &DemandByAddress<'_>, result: &mut PlannedLeases) {
     let highest = result.records.values().map(|r| r.epoch).max().unwrap_or(0);
@@ -386,10 +405,18 @@ fn delete_unused(cluster: &Cluster<'_>, demand: &DemandByAddress<'_>, result: &m
         .values()
         .filter(|r| is_empty(r) && !demand.contains_key(&r.address))
         .filter(|r| !cluster.snapshot.unreadable.addresses.contains(&r.address))
-        .filter(|r| may_go(r, highest, cluster.reported))
         .map(|r| r.address)
         .collect();
+    let (mut gone, keepers) = (Vec::new(), &result.least_epochs.keepers);
     for address in unused {
+        let record = &result.records[&address];
+        match fate(cluster.snapshot, record, highest, cluster.reports, keepers) {
+            Fate::Goes => gone.push(address),
+            Fate::GoesOnceKept => result.least_epochs.kept = record.epoch,
+            Fate::Stays => {}
+        }
+    }
+    for address in gone {
         result.records.remove(&address);
         if cluster.snapshot.addresses.contains_key(&address) {
             result.deletions.push(address);
@@ -397,13 +424,35 @@ fn delete_unused(cluster: &Cluster<'_>, demand: &DemandByAddress<'_>, result: &m
     }
 }
 
-/// Whether an unused record may be deleted. `highest`: the highest epoch of any planned record.
-pub(super) fn may_go(
+/// What becomes of an unused record.
+pub(super) enum Fate {
+    /// It is deleted.
+    Goes,
+    /// It is deleted once the node records of some nodes have its epoch.
+    GoesOnceKept,
+    /// Some gateway has not reported its epoch, which is the highest.
+    Stays,
+}
+
+/// What becomes of an unused record. `highest`: the highest epoch of any planned record.
+pub(super) fn fate(
+    snapshot: &Snapshot,
     record: &AddressRecord,
     highest: u64,
-    reported: &BTreeMap<GatewayName, u64>,
-) -> bool {
-    record.epoch < highest || reported.values().all(|known| *known >= record.epoch)
+    reports: &Reports,
+    keepers: &BTreeSet<NodeName>,
+) -> Fate {
+    if record.epoch < highest {
+        return Fate::Goes;
+    }
+    match (
+        reports.all_have(record.epoch),
+        epoch_memory::is_kept(snapshot, keepers, record.epoch),
+    ) {
+        (true, true) => Fate::Goes,
+        (true, false) => Fate::GoesOnceKept,
+        (false, _) => Fate::Stays,
+    }
 }
 
 /// Whether so few ports of an address are free that people should add addresses: at most a fifth.

@@ -1,5 +1,6 @@
 //! Node records: a tunnel index for every node, and the grants of its leases.
 
+use super::epoch_memory::LeastEpochs;
 use super::planned_grants::PlannedGrants;
 use super::pod_prefixes::{Told, carriers};
 use super::{NodeRecordSpec, PlanReason, device_addresses, unreadable};
@@ -17,6 +18,7 @@ pub(super) struct PlannedNodes {
 pub(super) fn plan_nodes(
     snapshot: &Snapshot,
     addresses: &BTreeMap<IpAddr, AddressRecord>,
+    least_epochs: &LeastEpochs,
     (believed_max, now_secs): (u64, i64),
     reasons: &mut Vec<PlanReason>,
     findings: &mut BTreeSet<Finding>,
@@ -29,14 +31,12 @@ pub(super) fn plan_nodes(
             grants.entry(&lease.node).or_default().add(record, lease);
         }
     }
-    let restored = addresses.values().filter_map(|record| record.restored);
-    let restored = restored.map(|restored| restored.epoch).max().unwrap_or(0);
     let numbers = number(snapshot, &|name| holders.contains(name));
     reasons.extend(numbers.reasons);
     findings.extend(numbers.findings);
     let records = numbers.indexes.into_iter().map(|(name, tunnel_index)| {
         let grants = grants.remove(&name).unwrap_or_default();
-        let grants = grants.since(restored).sorted();
+        let grants = grants.since(least_epochs.of(snapshot, &name)).sorted();
         let grants = unreadable::grants(snapshot, &name, grants, believed_max);
         let spec = NodeRecordSpec {
             tunnel_index,

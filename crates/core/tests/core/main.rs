@@ -33,3 +33,4 @@ mod quotas;
 mod scene;
 mod somebodys;
 mod statuses;
+mod unknown_tables;

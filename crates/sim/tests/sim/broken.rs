@@ -46,30 +46,24 @@ fn a_lease_freed_before_a_gateway_acknowledged() {
 }
 
 #[test]
-#[ignore = "400 seeds do not show it: what nodes have counts as taken, so a lost grant comes back; it needs a script"]
 fn growth_granted_from_stale_free_space() {
-    caught(
-        Sabotage::StaleGrowth,
-        &[Rule::TwoOwners, Rule::RestTooShort],
-    );
+    let script = include_str!("../../scripts/stale-growth.txt");
+    let rules = [Rule::TwoOwners, Rule::RestTooShort];
+    shown_by(script, Sabotage::StaleGrowth, &rules);
 }
 
 #[test]
-#[ignore = "400 seeds do not show it: the hold-down is longer than an agent's rounds; it needs a script"]
 fn an_agent_that_acknowledges_before_it_applies() {
-    caught(
-        Sabotage::AcknowledgeFirst,
-        &[Rule::TwoOwners, Rule::RestTooShort],
-    );
+    let script = include_str!("../../scripts/acknowledged-before-applied.txt");
+    let rules = [Rule::TwoOwners, Rule::RestTooShort];
+    shown_by(script, Sabotage::AcknowledgeFirst, &rules);
 }
 
 #[test]
-#[ignore = "400 seeds do not show it; it needs a script"]
 fn an_agent_that_uses_ports_before_it_has_reported_them() {
-    caught(
-        Sabotage::UseBeforeHeld,
-        &[Rule::TwoOwners, Rule::RestTooShort],
-    );
+    let script = include_str!("../../scripts/used-before-reported.txt");
+    let rules = [Rule::TwoOwners, Rule::RestTooShort];
+    shown_by(script, Sabotage::UseBeforeHeld, &rules);
 }
 
 #[test]

@@ -151,16 +151,43 @@ impl AddressWork {
 
     /// Whether every gateway of the group has the lease.
     fn every_gateway_has(&self, cluster: &Cluster<'_>, number: usize) -> bool {
-        let reported = cluster.reported.get(&self.record.gateway);
+        let reported = cluster.reports.epoch(&self.record.gateway);
         !self.leases[number].renumber
-            && reported.is_some_and(|epoch| *epoch >= self.leases[number].lease.epoch)
+            && reported.is_some_and(|epoch| epoch >= self.leases[number].lease.epoch)
     }
 
     /// Whether every gateway of the group has taken the ranges of a fenced lease out of its table. A gateway counts until
-    /// its Node object is gone or fenced: a dead one may come back with its old table.
+    /// its Node object is gone or fenced: a dead one may come back with its old table, and one whose record was deleted
+    /// may still forward by it.
     fn nobody_steers(&self, cluster: &Cluster<'_>, number: usize) -> bool {
-        let is_empty = !cluster.reported.contains_key(&self.record.gateway);
-        !self.leases[number].renumber && (is_empty || self.every_gateway_has(cluster, number))
+        let gateway = &self.record.gateway;
+        let is_empty = cluster.reports.epoch(gateway).is_none();
+        cluster.reports.unknown(gateway).is_none()
+            && !self.leases[number].renumber
+            && (is_empty || self.every_gateway_has(cluster, number))
+    }
+
+    /// Names a gateway whose unknown tables keep ports from being free.
+    pub(super) fn find_unknown_tables(
+        &self,
+        cluster: &Cluster<'_>,
+        findings: &mut BTreeSet<Finding>,
+    ) {
+        let mut leases = self.leases.iter();
+        let unknown = cluster.reports.unknown(&self.record.gateway);
+        let Some(node) =
+            unknown.filter(|_| leases.any(|work| work.lease.state == LeaseState::Fenced))
+        else {
+            return;
+        };
+        findings.insert(Finding {
+            object: ObjectRef::of_cluster(Kind::EgressNode, &node.0),
+            field: "status.steeringVersion".into(),
+            value: format!("none, while ports of {} wait", self.record.address),
+            remedy: "no agent has reported which ports this gateway steers, and ports of nodes that are gone wait for it: \
+                     start the agent there, take the gateway's label off the Node, or fence it if the machine is off"
+                .into(),
+        });
     }
 }
 

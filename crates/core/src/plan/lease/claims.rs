@@ -80,6 +80,12 @@ impl Claims {
         nodes.map(|(node, epoch)| (node, *epoch))
     }
 
+    /// Nodes whose record contains ranges of the address that rest.
+    pub(in crate::plan) fn resting(&self, address: IpAddr) -> impl Iterator<Item = &NodeName> {
+        let nodes = self.resting.get(&address);
+        nodes.into_iter().flat_map(BTreeMap::keys)
+    }
+
     /// Whether the node has ranges of the address.
     pub(super) fn has(&self, address: IpAddr, node: &NodeName) -> bool {
         let nodes = self.had.get(&address);
@@ -229,6 +235,7 @@ impl AddressWork {
     /// Makes leases of blocks that nodes have and the record does not contain, and of those that rest if the record is made
     /// anew. Whoever holds a block that rests begins its rest again.
     pub(super) fn adopt(&mut self, cluster: &Cluster<'_>, findings: &mut BTreeSet<Finding>) {
+        self.take_out_remembered(cluster);
         let mut owners: Vec<Option<usize>> = vec![None; BLOCKS_END];
         for (number, work) in self.leases.iter().enumerate() {
             for block in work.lease.ranges.iter().flat_map(blocks_of) {
@@ -236,7 +243,7 @@ impl AddressWork {
             }
         }
         let address = self.record.address;
-        let is_new = !cluster.snapshot.addresses.contains_key(&address);
+        let is_new = self.is_new(cluster);
         for (node, ranges) in cluster.claims.had.get(&address).into_iter().flatten() {
             let is_here = is_here(cluster.snapshot, node);
             let mut missing: BTreeSet<usize> = BTreeSet::new();
@@ -279,6 +286,48 @@ impl AddressWork {
         }
     }
 
+    /// Whether the record of the address is made anew.
+    pub(super) fn is_new(&self, cluster: &Cluster<'_>) -> bool {
+        !cluster
+            .snapshot
+            .addresses
+            .contains_key(&self.record.address)
+    }
+
+    /// Makes a fenced lease of all blocks that no lease contains: some of them may be the node's, whose record is missing.
+    /// Its record will contain them too, so that they rest although the record of the address is deleted once more, and
+    /// although its agent reports nothing.
+    pub(super) fn rest_what_is_free(&mut self, node: &NodeName) {
+        let ranges = self.leases.iter().flat_map(|work| &work.lease.ranges);
+        let taken: BTreeSet<usize> = ranges.flat_map(blocks_of).collect();
+        let free = (BLOCK_FIRST..BLOCKS_END).filter(|block| !taken.contains(block));
+        let free: BTreeSet<usize> = free.collect();
+        if !free.is_empty() {
+            self.adopt_blocks(node, &free, LeaseState::Fenced);
+        }
+    }
+
+    /// Takes blocks out of a fenced or resting lease that are its node's own after all, as long as leases may be forgotten. It is here
+    /// and names them.
+    fn take_out_remembered(&mut self, cluster: &Cluster<'_>) {
+        if self.record.restored.is_none() {
+            return;
+        }
+        let claimed = cluster.claims.had.get(&self.record.address);
+        self.leases.retain_mut(|LeaseWork { lease, .. }| {
+            let mine = claimed.and_then(|nodes| nodes.get(&lease.node));
+            let Some(mine) = mine.filter(|_| is_here(cluster.snapshot, &lease.node)) else {
+                return true;
+            };
+            if matches!(lease.state, LeaseState::Fenced | LeaseState::HoldDown) {
+                let mine: BTreeSet<usize> = mine.iter().flat_map(blocks_of).collect();
+                let all: BTreeSet<usize> = lease.ranges.iter().flat_map(blocks_of).collect();
+                lease.ranges = ranges_of(&(&all - &mine));
+            }
+            !lease.ranges.is_empty()
+        });
+    }
+
     /// Begins the rest of this lease again if it rests.
     fn rest_again(&mut self, number: usize) {
         let now_secs = self.now_secs;
@@ -291,7 +340,7 @@ impl AddressWork {
     fn adopt_blocks(&mut self, node: &NodeName, blocks: &BTreeSet<usize>, state: LeaseState) {
         let has = match state {
             LeaseState::Draining => "has",
-            _ => "gave up not long ago",
+            _ => "may have had",
         };
         self.say(format!(
             "{} ports that {node} {has} and no lease contains are taken up as its lease",

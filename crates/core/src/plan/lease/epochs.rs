@@ -98,7 +98,7 @@ pub(in crate::plan) fn record_epoch(record: &AddressRecord) -> u64 {
 /// Highest epoch in the controller's part of a node record.
 fn granted_epoch(record: &NodeRecord) -> u64 {
     let grants = record.grants.iter().chain(&record.draining);
-    let grants = grants.map(|grant| grant.epoch);
+    let grants = grants.chain(&record.resting).map(|grant| grant.epoch);
     grants.fold(record.grants_epoch, u64::max)
 }
 
@@ -127,21 +127,78 @@ fn unbelieved(records: &SharedMap<NodeName, NodeRecord>, max: u64) -> BTreeSet<F
     found.collect()
 }
 
-/// The epoch that every gateway of each group reports; no entry where no agent runs. The controller does not probe, so
-/// a gateway counts from its agent's first report until its Node is removed. Workers do probe, and decide themselves
-/// which ranges they may use.
-pub(super) fn reported_epochs(snapshot: &Snapshot) -> BTreeMap<GatewayName, u64> {
-    let all = snapshot.gateways.values();
-    all.filter_map(|gateway| {
-        let nodes = gateway_nodes(gateway, &snapshot.nodes);
-        let epoch = reported_epoch(nodes, &snapshot.node_records)?;
-        Some((gateway.name.clone(), epoch))
-    })
-    .collect()
+/// What the gateways of every group report. The controller does not probe, so a gateway counts from its agent's first
+/// report until its Node is removed. Workers do probe, and decide themselves which ranges they may use.
+#[derive(Debug, Default)]
+pub(in crate::plan) struct Reports {
+    /// Per group: the epoch that every gateway with an agent has reached; no entry where no agent runs.
+    epochs: BTreeMap<GatewayName, u64>,
+    /// Per group: the first gateway that may forward by tables which nobody knows.
+    unknown: BTreeMap<GatewayName, NodeName>,
+}
+
+impl Reports {
+    pub(super) fn of(snapshot: &Snapshot) -> Self {
+        let mut reports = Self::default();
+        for gateway in snapshot.gateways.values() {
+            let nodes = gateway_nodes(gateway, &snapshot.nodes);
+            reports.set(&gateway.name, nodes.iter().copied(), &snapshot.node_records);
+        }
+        reports
+    }
+
+    /// Sets what the gateways of a group report; returns whether it changed.
+    pub(in crate::plan) fn set<'n>(
+        &mut self,
+        gateway: &GatewayName,
+        nodes: impl IntoIterator<Item = &'n NodeName> + Clone,
+        records: &SharedMap<NodeName, NodeRecord>,
+    ) -> bool {
+        let unknown = |node: &&NodeName| has_unknown_tables(records.get(*node));
+        let unknown = nodes.clone().into_iter().find(unknown).cloned();
+        let epoch = reported_epoch(nodes, records);
+        replace(&mut self.epochs, gateway, epoch) | replace(&mut self.unknown, gateway, unknown)
+    }
+
+    /// The epoch that every gateway of the group with an agent has reached; `None`: no agent runs.
+    pub(super) fn epoch(&self, gateway: &GatewayName) -> Option<u64> {
+        self.epochs.get(gateway).copied()
+    }
+
+    /// A gateway of the group that may forward by tables which nobody knows: it is waited for like a dead one.
+    pub(super) fn unknown(&self, gateway: &GatewayName) -> Option<&NodeName> {
+        self.unknown.get(gateway)
+    }
+
+    /// Whether every gateway with an agent has reached this epoch, whatever its group.
+    pub(super) fn all_have(&self, epoch: u64) -> bool {
+        self.epochs.values().all(|known| *known >= epoch)
+    }
+}
+
+fn replace<V: PartialEq>(
+    all: &mut BTreeMap<GatewayName, V>,
+    gateway: &GatewayName,
+    value: Option<V>,
+) -> bool {
+    if all.get(gateway) == value.as_ref() {
+        return false;
+    }
+    match value {
+        Some(value) => drop(all.insert(gateway.clone(), value)),
+        None => drop(all.remove(gateway)),
+    }
+    true
+}
+
+/// Whether a gateway with this record may forward by tables which nobody knows: its record was made anew in a cluster that
+/// was in use, and no agent has reported since. A gateway that was there before the first lease has no tables.
+pub(in crate::plan) fn has_unknown_tables(record: Option<&NodeRecord>) -> bool {
+    record.is_none_or(|record| record.underlay_addresses.is_empty() && record.grants_epoch > 0)
 }
 
 /// The epoch that all these gateways of one group have reached.
-pub(in crate::plan) fn reported_epoch<'n>(
+fn reported_epoch<'n>(
     nodes: impl IntoIterator<Item = &'n NodeName>,
     records: &SharedMap<NodeName, NodeRecord>,
 ) -> Option<u64> {

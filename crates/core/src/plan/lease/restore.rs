@@ -20,10 +20,13 @@ impl AddressWork {
             None if self.is_behind(cluster) || self.is_older_than_a_table(cluster) => {
                 self.begin_restore("the store has gone back: nothing is granted for a hold-down");
             }
-            None if self.may_be_forgotten(cluster) => {
+            None if self.is_new(cluster)
+                && let Some(node) = cluster.without_record() =>
+            {
                 let why = "its record is made anew and a node has no record: both may have been deleted, and nothing is \
                            granted for a hold-down";
                 self.begin_restore(why);
+                self.rest_what_is_free(node);
             }
             Some(restored) if self.is_over(cluster, restored) => {
                 self.say("the ports that nodes have are known again".to_owned());
@@ -68,23 +71,15 @@ impl AddressWork {
         })
     }
 
-    /// Whether the record is made anew, and a node may have ranges of it of which nothing is written.
-    fn may_be_forgotten(&self, cluster: &Cluster<'_>) -> bool {
-        let is_new = !cluster
-            .snapshot
-            .addresses
-            .contains_key(&self.record.address);
-        is_new && cluster.lacks_node_records()
-    }
-
     fn is_over(&self, cluster: &Cluster<'_>, restored: Restored) -> bool {
         self.now_secs >= until(restored, cluster.hold_down_secs())
             && (has_everyone_spoken(cluster, restored) || self.has_every_gateway(cluster, restored))
     }
 
     fn has_every_gateway(&self, cluster: &Cluster<'_>, restored: Restored) -> bool {
-        let reported = cluster.reported.get(&self.record.gateway);
-        reported.is_none_or(|epoch| *epoch >= restored.epoch)
+        let reported = cluster.reports.epoch(&self.record.gateway);
+        let is_known = cluster.reports.unknown(&self.record.gateway).is_none();
+        is_known && reported.is_none_or(|epoch| epoch >= restored.epoch)
     }
 }
 

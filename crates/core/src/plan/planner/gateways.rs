@@ -34,9 +34,8 @@ impl Planner {
         ) else {
             return;
         };
-        let reported = lease::reported_epoch(nodes, records);
         let plan = status::gateway(gateway, nodes, records);
-        if self.leases.report(name, reported) {
+        if self.leases.reports.set(name, nodes, records) {
             dirty.addresses.extend(self.leases.waiting_for(name));
         }
         // Every field but the version, which changes with every lease, can affect a policy's status.
@@ -119,7 +118,13 @@ impl Planner {
         if self.leases.is_restored() {
             dirty.addresses.extend(self.leases.restored());
         }
-        if status::gateway_node(&name, was) != status::gateway_node(&name, is) {
+        let reports = |record| {
+            (
+                status::gateway_node(&name, record),
+                lease::has_unknown_tables(record),
+            )
+        };
+        if reports(was) != reports(is) {
             dirty.gateways.extend(self.leases.gateways_of(&name));
         }
         if was.map(|r| &r.paired) != is.map(|r| &r.paired) {
@@ -219,6 +224,8 @@ impl Planner {
         dirty.nodes.extend(unwritten.cloned());
         for name in &dirty.nodes {
             let grants = self.leases.grants(name, &self.plan.addresses);
+            let least = self.leases.least_epochs.of(&self.snapshot, name);
+            let grants = grants.since(least).sorted();
             let grants = unreadable::grants(&self.snapshot, name, grants, believed_max);
             let carried = match self.carriers.contains(name) {
                 true => (

@@ -6,7 +6,8 @@ use super::{Dirty, Planner};
 use crate::model::*;
 use crate::plan::counted::Counted;
 use crate::plan::demand::Demand;
-use crate::plan::lease::{self, Claims, Cluster, Epochs, PlannedAddress};
+use crate::plan::epoch_memory::{self, LeastEpochs};
+use crate::plan::lease::{self, Claims, Cluster, Epochs, Fate, PlannedAddress, Reports};
 use crate::plan::planned_grants::PlannedGrants;
 use crate::plan::{Crowding, crowding, status};
 use std::cell::OnceCell;
@@ -25,8 +26,10 @@ pub(super) struct Leases {
     ahead_before: Vec<NodeName>,
     /// Nodes of each gateway.
     pub roles: BTreeMap<GatewayName, BTreeSet<NodeName>>,
-    /// The epoch that every node of each gateway has reached.
-    reported: BTreeMap<GatewayName, u64>,
+    /// What the nodes of each gateway have reported.
+    pub reports: Reports,
+    /// Epochs that node records have at least.
+    pub least_epochs: LeastEpochs,
     planned: BTreeMap<IpAddr, Planned>,
     /// Epochs of planned records.
     planned_epochs: Counted<u64>,
@@ -196,15 +199,6 @@ impl Leases {
         mine.map(|(gateway, _)| gateway.clone()).collect()
     }
 
-    /// Sets the epoch that all nodes of a gateway have reached; returns whether it changed.
-    pub(super) fn report(&mut self, gateway: &GatewayName, epoch: Option<u64>) -> bool {
-        let before = match epoch {
-            Some(epoch) => self.reported.insert(gateway.clone(), epoch),
-            None => self.reported.remove(gateway),
-        };
-        before != epoch
-    }
-
     /// Addresses with leases that nodes of this gateway have not reported yet.
     pub(super) fn waiting_for(&self, gateway: &GatewayName) -> Vec<IpAddr> {
         let waiting = self.waiting.get(gateway);
@@ -250,8 +244,7 @@ impl Leases {
                 grants.add(record, lease);
             }
         }
-        let restored = self.restored.highest().unwrap_or(0);
-        grants.since(restored).sorted()
+        grants
     }
 
     /// Updates the indexes for a planned record; `None`: the record is removed.
@@ -357,6 +350,11 @@ impl Planner {
         }
         // A policy that searches for a free address may find another one.
         dirty.resolve |= self.policies.searched && is_there != old.is_some();
+        if is_there != old.is_some() {
+            dirty
+                .nodes
+                .extend(self.leases.claims.resting(address).cloned());
+        }
         dirty.addresses.insert(address);
     }
 
@@ -385,9 +383,9 @@ impl Planner {
             epoch: self.leases.epochs.highest(),
             ahead: &ahead,
             claims: &self.leases.claims,
-            reported: &self.leases.reported,
+            reports: &self.leases.reports,
             is_fresh: self.leases.epochs.highest() == 0,
-            lacking: OnceCell::new(),
+            without_record: OnceCell::new(),
         };
         let mut all: Vec<(IpAddr, Option<PlannedAddress>)> = Vec::new();
         for address in &dirty.addresses {
@@ -404,18 +402,14 @@ impl Planner {
                 exists.then(|| lease::plan_address(&mut cluster, *address, demand.as_ref()));
             all.push((*address, planned));
         }
-        let restored = self.leases.restored.highest();
         for (address, planned) in all {
             self.install(address, planned, dirty);
         }
         for address in dirty.uses.difference(&dirty.addresses) {
             self.measure(*address, &mut dirty.policies, &mut dirty.statuses);
         }
-        if restored != self.leases.restored.highest() {
-            // Every node is asked what it holds.
-            dirty.nodes.extend(self.plan.node_records.keys().cloned());
-        }
-        self.sweep(dirty);
+        let kept = self.sweep(dirty);
+        self.set_least_epochs(kept, dirty);
         let unwritten = self.leases.unwritten.iter();
         let unwritten = unwritten.filter_map(|address| self.plan.addresses.get(address));
         let mut writes: Vec<(u64, IpAddr)> = unwritten
@@ -520,12 +514,48 @@ impl Planner {
         }
     }
 
-    /// Removes unused records from the plan, and restores those that must stay for now.
-    fn sweep(&mut self, dirty: &mut Dirty) {
+    /// Marks node records whose least epoch changed.
+    fn set_least_epochs(&mut self, (kept, keepers): (u64, BTreeSet<NodeName>), dirty: &mut Dirty) {
+        let least = LeastEpochs {
+            restored: self.leases.restored.highest().unwrap_or(0),
+            joined: self.leases.epochs.highest(),
+            kept,
+            keepers,
+        };
+        let before = std::mem::replace(&mut self.leases.least_epochs, least);
+        let least = &self.leases.least_epochs;
+        if before.restored != least.restored {
+            // Every node is asked what it holds.
+            dirty.nodes.extend(self.plan.node_records.keys().cloned());
+        }
+        if before.joined != least.joined {
+            let new = self.plan.node_writes.iter();
+            let new = new.filter(|name| !self.snapshot.node_records.contains_key(*name));
+            dirty.nodes.extend(new.cloned());
+        }
+        if (before.kept, &before.keepers) != (least.kept, &least.keepers) {
+            let keepers = before.keepers.iter().chain(&least.keepers);
+            dirty.nodes.extend(keepers.cloned());
+        }
+    }
+
+    /// Removes unused records from the plan, and restores those that must stay for now. Returns the epoch that node records
+    /// must have before the last one can go, and the nodes.
+    fn sweep(&mut self, dirty: &mut Dirty) -> (u64, BTreeSet<NodeName>) {
         self.plan.address_deletions.clear();
+        let mut kept = 0;
+        let keepers = match self.leases.unused.is_empty() {
+            true => BTreeSet::new(),
+            false => epoch_memory::keepers(&self.snapshot),
+        };
         let highest = self.leases.planned_epochs.highest().unwrap_or(0);
         for (address, record) in &self.leases.unused {
-            let goes = lease::may_go(record, highest, &self.leases.reported);
+            let reports = &self.leases.reports;
+            let fate = lease::fate(&self.snapshot, record, highest, reports, &keepers);
+            let goes = matches!(fate, Fate::Goes);
+            if matches!(fate, Fate::GoesOnceKept) {
+                kept = record.epoch;
+            }
             let was_there = match goes {
                 true => self.plan.addresses.remove(address).is_some(),
                 false => {
@@ -541,6 +571,7 @@ impl Planner {
                 self.plan.address_deletions.push(*address);
             }
         }
+        (kept, keepers)
     }
 
     /// Updates the status of an address.
