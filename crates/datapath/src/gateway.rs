@@ -16,6 +16,7 @@ mod heard;
 mod maps;
 pub mod netdev;
 pub(crate) mod programs;
+mod successor;
 mod traffic;
 
 pub use backend::{BackendChoice, BackendError, GatewayBackend};
@@ -32,9 +33,9 @@ use aya::programs::ProgramError;
 use egret_core::node::{GatewayState, TunnelIndex};
 use maps::Tables;
 use std::collections::{BTreeMap, BTreeSet};
-use std::io::ErrorKind;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::path::{Path, PathBuf};
+use successor::Successor;
 use thiserror::Error;
 
 /// Facts about the node that the programs need.
@@ -154,6 +155,11 @@ impl Pins {
         Self(pin_dir.join("gateway"))
     }
 
+    /// Directory of maps that are filled beside those of another version.
+    fn next(pin_dir: &Path) -> Self {
+        Self(pin_dir.join("gateway_next"))
+    }
+
     pub(crate) fn path(&self, name: &str) -> PathBuf {
         self.0.join(name)
     }
@@ -177,6 +183,8 @@ impl Pins {
 /// The gateway's data path of one node. Dropping it changes nothing in the kernel.
 pub struct GatewayDriver {
     tables: Tables,
+    /// Programs that take over from another version at the next [`GatewayDriver::apply`].
+    successor: Option<Successor>,
 }
 
 impl std::fmt::Debug for GatewayDriver {
@@ -192,8 +200,8 @@ impl GatewayDriver {
     ///
     /// Pinned tables keep their content. Pinned links stay untouched where they hold programs of this very object;
     /// otherwise the program is replaced in place, between two packets. Tables of another shape (an older or newer
-    /// version of Egret) cannot be adopted: everything is made anew, and the gateway forwards nothing until
-    /// [`GatewayDriver::apply`].
+    /// version of Egret) cannot be adopted: that version goes on forwarding until [`GatewayDriver::apply`] has filled
+    /// new ones.
     ///
     /// # Errors
     /// [`GatewayError`]: not a BPF file system, a missing device, or a refusal by the kernel.
@@ -223,6 +231,15 @@ impl GatewayDriver {
         let pins = Pins::new(pin_dir);
         pins.create()?;
         if !maps::pinned_in_our_shape(&pins) {
+            if let Some((successor, mut tables)) = Successor::prepare(pin_dir, config, attachment)?
+            {
+                tables.set_config(node_config(config, tables.config()))?;
+                tracing::info!(directory = %pin_dir.display(), "another version forwards until the new tables are filled");
+                return Ok(Self {
+                    tables,
+                    successor: Some(successor),
+                });
+            }
             if Self::remove(pin_dir)? {
                 tracing::warn!(directory = %pin_dir.display(), "tables of another version; made anew");
             }
@@ -236,21 +253,34 @@ impl GatewayDriver {
                 && programs::attached(&pins, config, attachment as u8)
             {
                 tables.set_config(node_config(config, tables.config()))?;
-                return Ok(Self { tables });
+                return Ok(Self {
+                    tables,
+                    successor: None,
+                });
             }
         }
         let mut object = programs::load(&pins)?;
         let mut tables = Tables::open(&pins)?;
         tables.set_config(node_config(config, tables.config()))?;
         programs::attach(&mut object, &pins, config, attachment)?;
+        let mut driver = Self {
+            tables,
+            successor: None,
+        };
+        driver.note_attached(attachment)?;
+        Ok(driver)
+    }
+
+    /// Records in the tables which programs are attached, and how.
+    fn note_attached(&mut self, attachment: Attachment) -> Result<(), GatewayError> {
         let hash = object_hash();
-        tables.set_config(abi::Config {
+        self.tables.set_config(abi::Config {
             object_hash: hash,
             attachment: attachment as u8,
-            ..*tables.config()
+            ..*self.tables.config()
         })?;
         tracing::info!(?attachment, object_hash = hash, "gateway programs attached");
-        Ok(Self { tables })
+        Ok(())
     }
 
     /// Brings the tables to the desired state: workers, then steering, then removals, the version last, so that a
@@ -262,18 +292,30 @@ impl GatewayDriver {
     /// Returns the addresses that this node announces now and did not before; the caller sends
     /// [`crate::presence::l2::gratuitous`] for them.
     ///
+    /// After [`GatewayDriver::open`] beside another version, this takes over from it.
+    ///
     /// # Errors
-    /// [`GatewayError::Map`]; changes made so far stay, and the next call continues from there.
+    /// [`GatewayError`]; changes made so far stay, and the next call continues from there.
     pub fn apply(
         &mut self,
         state: &GatewayState,
         own: TunnelIndex,
     ) -> Result<Vec<IpAddr>, GatewayError> {
-        self.tables.apply(state, own)
+        let announced = self.tables.apply(state, own)?;
+        if let Some(successor) = &mut self.successor {
+            successor.take_over()?;
+            let attachment = successor.attachment();
+            self.successor = None;
+            self.note_attached(attachment)?;
+        }
+        Ok(announced)
     }
 
     /// The first program or pin that is missing or misplaced, as text for people.
     pub fn detached(&self, pin_dir: &Path, config: &GatewayConfig) -> Option<String> {
+        if self.successor.is_some() {
+            return None;
+        }
         let pins = Pins::new(pin_dir);
         if !maps::pinned_in_our_shape(&pins) {
             return Some("a pinned map is gone or another".to_owned());
@@ -337,6 +379,7 @@ impl GatewayDriver {
     /// # Errors
     /// [`GatewayError::Pin`].
     pub fn remove(pin_dir: &Path) -> Result<bool, GatewayError> {
+        successor::clear(&Pins::next(pin_dir))?;
         let pins = Pins::new(pin_dir);
         if !pins.0.exists() {
             return Ok(false);
@@ -346,22 +389,12 @@ impl GatewayDriver {
             leave_groups(tables);
         }
         let config = tables.map(|tables| *tables.config()).unwrap_or_default();
-        let mut found = programs::detach(&pins, &config)?;
-        for name in maps::PINNED {
-            let path = pins.path(name);
-            match std::fs::remove_file(&path) {
-                Ok(()) => found = true,
-                Err(source) if source.kind() == ErrorKind::NotFound => {}
-                Err(source) => return Err(GatewayError::Pin { path, source }),
-            }
-        }
-        std::fs::remove_dir(&pins.0).map_err(|source| GatewayError::Pin {
-            path: pins.0.clone(),
-            source,
-        })?;
+        let detached = programs::detach(&pins, &config)?;
+        let had_maps = std::fs::read_dir(&pins.0).is_ok_and(|mut maps| maps.next().is_some());
+        successor::clear(&pins)?;
         // Others may have pins beside ours; then the directory is not empty and stays.
         let _not_empty = std::fs::remove_dir(pin_dir);
-        Ok(found)
+        Ok(detached || had_maps)
     }
 }
 

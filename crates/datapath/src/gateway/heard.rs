@@ -31,7 +31,13 @@ impl Heard {
     /// [`GatewayError::Map`]: the counters are not pinned.
     pub fn open(pin_dir: &Path) -> Result<Self, GatewayError> {
         let error = |error| GatewayError::map("counters", error);
-        let data = MapData::from_pin(Pins::new(pin_dir).path("counters")).map_err(error)?;
+        // Beside another version, those of the programs that take over.
+        let next = Pins::next(pin_dir).path("counters");
+        let path = match next.exists() {
+            true => next,
+            false => Pins::new(pin_dir).path("counters"),
+        };
+        let data = MapData::from_pin(path).map_err(error)?;
         let counters = PerCpuArray::try_from(Map::PerCpuArray(data)).map_err(error)?;
         let places = COUNTERS.iter().zip(0..);
         let wanted = places.filter(|(counter, _)| FROM_OTHERS.contains(&counter.name));

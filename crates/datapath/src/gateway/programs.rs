@@ -79,6 +79,11 @@ pub(super) fn places(tunnel_ifindex: u32, external_ifindex: u32) -> [Place; 2] {
     ]
 }
 
+/// Names of the pins of both links.
+pub(super) fn links(config: &GatewayConfig) -> [&'static str; 2] {
+    places(config.tunnel_ifindex, config.external_ifindex).map(|place| place.pin)
+}
+
 /// Hash of [`OBJECT`].
 pub fn object_hash() -> u64 {
     env!("EGRET_GATEWAY_OBJECT_HASH")
