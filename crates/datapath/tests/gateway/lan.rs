@@ -67,7 +67,10 @@ fn a_packet_goes_out_by_its_egress_address_and_the_answer_comes_back() {
 
 #[test]
 fn the_same_over_an_ipv6_underlay() {
-    out_and_back(&Site::with(true, egret_datapath::gateway::Attachment::Tcx));
+    out_and_back(&Site::with(
+        true,
+        egret_datapath::gateway::Attachment::supported(),
+    ));
 }
 
 #[test]

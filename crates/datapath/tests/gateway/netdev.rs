@@ -14,7 +14,7 @@ struct Fallback {
 
 impl Fallback {
     fn new(underlay_v6: bool) -> Self {
-        let site = Site::with(underlay_v6, Attachment::Tcx);
+        let site = Site::with(underlay_v6, Attachment::supported());
         assert!(GatewayDriver::remove(&site.pins).unwrap());
         let mut gateway = NetdevGateway::open(&site.config).unwrap();
         assert_eq!(gateway.version(), 0);
