@@ -8,6 +8,7 @@
 //! installed a real cluster with the chart installed
 //! previous  the version before this one, built from the repository's history
 //! matrix    environments of users: factors, pairs of them, labs for all pairs
+//! emulated  other kernels, emulated by QEMU
 //! foreign   objects of earlier systems
 //! classic   the driver `classic`: `egret kube-egress` on every node
 //! keepalived   VRRP on the nodes of a lab
@@ -32,6 +33,7 @@ pub mod classic;
 pub mod cluster;
 pub mod crowded;
 pub mod earlier;
+pub mod emulated;
 pub mod foreign;
 pub mod held;
 pub mod installed;

@@ -206,10 +206,10 @@ impl GatewayDriver {
     /// # Errors
     /// [`GatewayError`]: not a BPF file system, a missing device, or a refusal by the kernel.
     pub fn open(pin_dir: &Path, config: &GatewayConfig) -> Result<Self, GatewayError> {
-        match Self::open_with(pin_dir, config, programs::supported()) {
+        match Self::open_with(pin_dir, config, Attachment::supported()) {
             // The kernel has tcx, but something (a policy, a sandbox) refuses it.
             Err(GatewayError::Attach { source, .. })
-                if programs::supported() == Attachment::Tcx =>
+                if Attachment::supported() == Attachment::Tcx =>
             {
                 tracing::warn!(error = %source, "tcx is refused; trying clsact");
                 Self::open_with(pin_dir, config, Attachment::Clsact)

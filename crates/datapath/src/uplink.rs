@@ -21,7 +21,6 @@ pub use look::{Delivered, LookError, Looker, Towards};
 pub use programs::OBJECT;
 
 use crate::drift::{Drift, DriftReport};
-use crate::gateway::programs::supported;
 use crate::gateway::{Attachment, GatewayError, Pins};
 use egret_core::node::WorkerState;
 use egret_core::numbers::{REINJECT_ADDRESS, REINJECT_DEVICE, REINJECT_PEER};
@@ -72,7 +71,7 @@ impl UplinkDriver {
     /// # Errors
     /// [`UplinkError`]: not a BPF file system, or a refusal by the kernel.
     pub fn open(pin_dir: &Path) -> Result<Self, UplinkError> {
-        Self::open_with(pin_dir, supported())
+        Self::open_with(pin_dir, Attachment::supported())
     }
 
     /// [`Self::open`] with a fixed kind of attachment, whatever the kernel supports.

@@ -1,6 +1,7 @@
 //! `egret lab ...`: the verbs on the command line.
 
 use crate::demo;
+use crate::slowness::slowness;
 use crate::traffic::{Server, ping_source, tcp_source, udp_source};
 use crate::{
     DemoOptions, HostStatus, Hurt, Lab, LabError, Snapshot, StateDir, Topology, UpOptions,
@@ -115,6 +116,10 @@ enum Verb {
 /// # Errors
 /// Standard output or the program's own path is not available.
 pub fn run(command: LabCommand) -> anyhow::Result<ExitCode> {
+    if let Err(error) = slowness() {
+        eprintln!("error: {error}");
+        return Ok(ExitCode::from(EXIT_USAGE));
+    }
     match run_verb(&command.name, command.verb) {
         Ok(code) => Ok(code),
         Err(error) => match error.downcast_ref::<LabError>() {

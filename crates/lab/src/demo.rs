@@ -7,6 +7,7 @@ mod screen;
 mod table;
 
 use crate::process::wait_for;
+use crate::slowness::relaxed;
 use crate::topology::Role;
 use crate::{Hurt, Lab, LabError, Topology, UpOptions};
 use gateway::Traffic;
@@ -337,7 +338,7 @@ impl<'a> Demo<'a> {
                 .iter()
                 .all(|node| before.diff(now, node).is_empty())
         };
-        let deadline = Instant::now() + TIMEOUT;
+        let deadline = Instant::now() + relaxed(TIMEOUT);
         while !is_clean(&now) && Instant::now() < deadline && !screen.is_interrupted() {
             now = Nodes::take(self.lab, &self.nodes)?;
         }

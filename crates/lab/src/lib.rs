@@ -28,6 +28,7 @@ mod manifest;
 pub mod namespace;
 pub mod process;
 mod ready;
+pub mod slowness;
 pub mod snapshot;
 pub mod state;
 pub mod status;

@@ -3,6 +3,7 @@
 use crate::LabError;
 use crate::error::io;
 use crate::layout::{HostLayout, Layout, PodLayout};
+use crate::slowness::slowness;
 use crate::state::replace;
 use crate::topology::Role;
 use serde_json::{Value, json};
@@ -11,6 +12,9 @@ use std::path::Path;
 
 /// Label of gateways, which the `EgressGateway` of the lab selects.
 pub const GATEWAY_LABEL: &str = "egret.dev/gateway";
+
+/// The default of `EgressGateway.spec.probe.intervalMs`.
+const PROBE_INTERVAL_MS: u32 = 50;
 
 /// Cluster-scoped kinds that a lab may contain; every other object without a namespace is in `default`.
 const CLUSTER_KINDS: &[&str] = &[
@@ -127,7 +131,7 @@ fn egress_gateway(layout: &Layout) -> Value {
         .filter(|host| !host.pods.is_empty())
         .count()
         .max(1);
-    json!({
+    let mut object = json!({
         "apiVersion": "egret.dev/v1alpha1", "kind": "EgressGateway",
         "metadata": {"name": "default"},
         "spec": {
@@ -137,7 +141,12 @@ fn egress_gateway(layout: &Layout) -> Value {
             "announce": {"mode": "L2"},
             "leases": {"expectedWorkers": workers},
         },
-    })
+    });
+    // On a slow machine answers take as much longer as everything else.
+    if let factor @ 2.. = slowness().unwrap_or(1) {
+        object["spec"]["probe"] = json!({"intervalMs": PROBE_INTERVAL_MS * factor});
+    }
+    object
 }
 
 /// Identity of an object.

@@ -2,6 +2,7 @@
 //! killed.
 
 use crate::LabError;
+use crate::slowness::relaxed;
 use nix::sys::signal::{Signal, kill};
 use nix::sys::wait::{WaitPidFlag, waitpid};
 use nix::unistd::Pid;
@@ -120,7 +121,7 @@ fn stat(pid: i32) -> Option<Stat> {
     })
 }
 
-/// Waits until `condition` holds.
+/// Waits until `condition` holds. On a slow machine the wait is longer ([`crate::slowness`]).
 ///
 /// # Errors
 /// It does not hold within `timeout`.
@@ -143,6 +144,7 @@ pub fn wait_for_every(
     pause: Duration,
     mut condition: impl FnMut() -> bool,
 ) -> Result<(), LabError> {
+    let timeout = relaxed(timeout);
     let deadline = Instant::now() + timeout;
     while !condition() {
         if Instant::now() > deadline {

@@ -5,6 +5,7 @@ use crate::LabError;
 use crate::error::io;
 use crate::layout::{CONTROL, Layout};
 use crate::process::Process;
+use crate::slowness::relaxed;
 use crate::topology::Topology;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
@@ -187,7 +188,7 @@ impl StateDir {
     /// Another command held it for a minute, or the lock file cannot be created.
     pub(crate) fn lock(&self) -> Result<Lock, LabError> {
         let path = Path::new(ROOT).join(format!("{}.lock", self.name));
-        let deadline = Instant::now() + LOCK_TIMEOUT;
+        let deadline = Instant::now() + relaxed(LOCK_TIMEOUT);
         while Instant::now() < deadline {
             // The folder vanishes with the last lab, so it may have to be created again in every iteration.
             std::fs::create_dir_all(ROOT).map_err(io(format!("creating {ROOT}")))?;

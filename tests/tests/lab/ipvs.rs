@@ -1,6 +1,6 @@
-//! A Service of IPVS with an endpoint outside the cluster. The kernel of the tests has no IPVS. The stand-in is a rule that
-//! rewrites the destination behind the forward hook without a translation that conntrack knows, as `ip_vs_nat_xmit` does
-//! in the output hook; the real IPVS is tested by hand only, under emulation (docs/decisions/0128).
+//! A Service of IPVS with an endpoint outside the cluster (docs/decisions/0128). Where the kernel has IPVS, with IPVS:
+//! `./dev kernels` has such kernels. Everywhere with a stand-in: a rule that rewrites the destination behind the forward
+//! hook without a translation that conntrack knows, as `ip_vs_nat_xmit` does in the output hook.
 
 use anyhow::{Context, ensure};
 use egret_lab::Topology;
@@ -10,18 +10,41 @@ use egret_tests::steps::Group;
 use egret_tests::watch::{Leaving, expect_source};
 use egret_tests::{Cluster, Outcome, steps};
 use serde_json::Value;
-use std::net::UdpSocket;
+use std::net::{TcpStream, UdpSocket};
+use std::process::Command;
+use std::time::Duration;
 
 pub fn groups() -> Vec<Group> {
-    vec![Group::new(
-        "ipvs",
-        up,
-        steps![
-            doctor_names_ipvs,
-            what_ipvs_sends_outside_is_dropped_and_counted_by_itself,
-        ],
-    )]
+    vec![
+        Group::new(
+            "ipvs",
+            up,
+            steps![
+                doctor_names_ipvs,
+                what_ipvs_sends_outside_is_dropped_and_counted_by_itself,
+            ],
+        ),
+        Group::new(
+            "kernel",
+            up_with_ipvs,
+            steps![what_the_kernels_ipvs_sends_outside_is_dropped_counted_and_reported],
+        )
+        .unless(lacks_ipvs),
+    ]
 }
+
+/// Two nodes: this one also runs on emulated machines.
+const SMALL: &str = "
+segments:
+- {name: nodes, cidrs: [192.168.122.0/24, fd00:122::/64]}
+- {name: outside, cidrs: [203.0.113.0/24, 2001:db8:1::/64]}
+hosts:
+- {name: worker1, roles: [worker], links: [{segment: nodes}], podCidrs: [10.244.1.0/24, fd00:244:1::/64], cni: iptables-nft,
+   pods: [{name: a1, labels: {app: MyApp}}]}
+- {name: gateway1, roles: [gateway], links: [{segment: nodes}]}
+- {name: router, roles: [router]}
+- {name: server, roles: [server], links: [{segment: outside}]}
+";
 
 const SERVICE: &str = "10.96.0.77";
 
@@ -85,4 +108,57 @@ fn what_ipvs_sends_outside_is_dropped_and_counted_by_itself(cluster: &Cluster) -
     // Without IPVS between them the same destination is reached.
     expect_source(&place, ip(SERVERS[0]), ip(EGRESS[0]))?;
     watch.clean()
+}
+
+/// Whether the kernel has no IPVS, or nobody to configure it; then it says so.
+fn lacks_ipvs() -> bool {
+    let listed = Command::new("ipvsadm").args(["-L", "-n"]).output();
+    let has_it = listed.is_ok_and(|output| output.status.success());
+    if !has_it {
+        println!(
+            "skipped: ipvs::kernel: this kernel has no IPVS; `./dev kernels` has some that do"
+        );
+    }
+    !has_it
+}
+
+/// As kube-proxy configures a Service: its address on a dummy device, and conntrack for masquerading.
+fn up_with_ipvs() -> anyhow::Result<Cluster> {
+    let cluster = Cluster::up("ipvs-kernel", &Topology::from_yaml(SMALL)?)?;
+    cluster.apply(&[egress("myapp", "MyApp", &EGRESS, ""), OBJECT.to_owned()])?;
+    let worker = cluster.host("worker1")?;
+    for line in [
+        "ip link add kube-ipvs0 type dummy",
+        "ip address add 10.96.0.77/32 dev kube-ipvs0",
+        "sysctl -q -w net.ipv4.vs.conntrack=1",
+        "ipvsadm -A -u 10.96.0.77:7 -s rr",
+        "ipvsadm -a -u 10.96.0.77:7 -r 203.0.113.10:7 -m",
+        "ipvsadm -A -t 10.96.0.77:7 -s rr",
+        "ipvsadm -a -t 10.96.0.77:7 -r 203.0.113.10:7 -m",
+    ] {
+        cluster.exec(&worker, &line.split(' ').collect::<Vec<_>>())?;
+    }
+    Ok(cluster)
+}
+
+fn what_the_kernels_ipvs_sends_outside_is_dropped_counted_and_reported(
+    cluster: &Cluster,
+) -> Outcome {
+    what_ipvs_sends_outside_is_dropped_and_counted_by_itself(cluster)?;
+    // TCP, too.
+    let count = || cluster.worker_counter("worker1", "guard_ipvs");
+    let before = count()?;
+    let service = echo(ip(SERVICE));
+    let place = cluster.pod("a1")?;
+    let connected = place.run(|| TcpStream::connect_timeout(&service, Duration::from_secs(2)))?;
+    ensure!(connected.is_err(), "the Service answers: {connected:?}");
+    ensure!(count()? > before, "SYNs are not counted");
+    Ok(wait_for("the node to say so", DEADLINE, || {
+        let node = cluster.object("EgressNode", None, "worker1");
+        let node = node.unwrap_or_default();
+        let conditions = node["status"]["conditions"].as_array();
+        conditions.into_iter().flatten().any(|one| {
+            one["type"] == "Degraded" && one["status"] == "True" && one["reason"] == "IpvsService"
+        })
+    })?)
 }

@@ -25,6 +25,7 @@ mod migrating;
 mod pod_addresses;
 mod protocols;
 mod quotas;
+mod repair;
 mod reuse;
 mod runner;
 mod sources;
@@ -65,6 +66,7 @@ fn main() -> ExitCode {
         ipvs,
         protocols,
         quotas,
+        repair,
         runner,
         sources,
         spreading,

@@ -44,6 +44,17 @@ pub enum Attachment {
     Clsact = 1,
 }
 
+impl Attachment {
+    /// The kind for this kernel.
+    pub fn supported() -> Self {
+        let (major, minor) = TCX;
+        match KernelVersion::current() {
+            Ok(version) if version >= KernelVersion::new(major, minor, 0) => Self::Tcx,
+            _ => Self::Clsact,
+        }
+    }
+}
+
 /// One of the two programs, and its place.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Place {
@@ -105,15 +116,6 @@ pub(super) fn load(pins: &Pins) -> Result<Ebpf, GatewayError> {
         program.load().map_err(GatewayError::load)?;
     }
     Ok(object)
-}
-
-/// Kind of attachment that this kernel supports.
-pub(crate) fn supported() -> Attachment {
-    let (major, minor) = TCX;
-    match KernelVersion::current() {
-        Ok(version) if version >= KernelVersion::new(major, minor, 0) => Attachment::Tcx,
-        _ => Attachment::Clsact,
-    }
 }
 
 /// Whether the pinned links (or the filters) exist and are on the right devices, so that nothing need be changed.

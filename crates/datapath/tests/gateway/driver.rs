@@ -1,9 +1,10 @@
 //! The life of the gateway's data path in the kernel: adopted, replaced under traffic, moved, removed; and announced.
 
+use crate::foreign::attached_programs;
 use crate::packets::{tunnelled, udp};
 use crate::site::{EGRESS, EXTERNAL_MAC, OUTSIDE, OWN, Site, Wire, receive, state};
 use aya::maps::{Array, HashMap, Map, MapData};
-use aya::programs::{SchedClassifier, TcAttachType};
+use aya::programs::TcAttachType;
 use egret_datapath::gateway::abi::{self, Address, Config, Owner, SteeringValue, Worker};
 use egret_datapath::gateway::{Attachment, GatewayDriver, GatewayError};
 use egret_datapath::presence::l2;
@@ -16,16 +17,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 const REPLACEMENTS: usize = 8;
 
 fn programs() -> Vec<u32> {
-    let on = |device| {
-        SchedClassifier::query_tcx(device, TcAttachType::Ingress)
-            .unwrap()
-            .1
-    };
-    ["ge", "egret0"]
-        .into_iter()
-        .flat_map(on)
-        .map(|program| program.id())
-        .collect()
+    let on = |device| attached_programs(device, TcAttachType::Ingress);
+    ["ge", "egret0"].into_iter().flat_map(on).collect()
 }
 
 /// Makes the pinned hash that of another build.
@@ -139,7 +132,7 @@ fn a_device_that_came_back_is_served_again() {
 
 #[test]
 fn removal_leaves_nothing_and_may_be_repeated() {
-    for attachment in [Attachment::Tcx, Attachment::Clsact] {
+    for attachment in [Attachment::supported(), Attachment::Clsact] {
         std::thread::spawn(move || {
             let site = Site::with(false, attachment);
             assert!(GatewayDriver::remove(&site.pins).unwrap());

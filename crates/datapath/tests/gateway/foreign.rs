@@ -3,6 +3,7 @@
 use aya::programs::links::FdLink;
 use aya::programs::tc::TcAttachOptions;
 use aya::programs::{LinkOrder, SchedClassifier, TcAttachType};
+use egret_datapath::gateway::Attachment;
 use nix::libc;
 use std::ffi::CString;
 use std::os::unix::ffi::OsStrExt;
@@ -113,4 +114,39 @@ pub fn filter_before_all(path: &Path, device: &str, way: &str, handle: u32) {
         "tc filter add dev {device} {way} protocol all priority 1 handle {handle} bpf direct-action object-pinned {}",
         path.display()
     ));
+}
+
+/// Whether this kernel has no tcx. Then it says that the test is skipped.
+pub fn without_tcx(test: &str) -> bool {
+    let lacks_it = Attachment::supported() == Attachment::Clsact;
+    if lacks_it {
+        skipped(test, "this kernel has no tcx (Linux 6.6)");
+    }
+    lacks_it
+}
+
+/// Says why a test is skipped, also where the output of passing tests is not shown.
+pub fn skipped(test: &str, why: &str) {
+    use std::io::Write;
+    let _ = writeln!(std::io::stdout(), "\nskipped: {test}: {why}");
+}
+
+/// Ids of the programs of a device, in the order in which they run: tcx links, or clsact filters before Linux 6.6.
+pub fn attached_programs(device: &str, direction: TcAttachType) -> Vec<u32> {
+    if Attachment::supported() == Attachment::Tcx {
+        let (_, programs) = SchedClassifier::query_tcx(device, direction).unwrap();
+        return programs.iter().map(|program| program.id()).collect();
+    }
+    let hook = match direction {
+        TcAttachType::Ingress => "ingress",
+        _ => "egress",
+    };
+    let mut command = std::process::Command::new("tc");
+    let output = command
+        .args(["filter", "show", "dev", device, hook])
+        .output();
+    let text = String::from_utf8(output.unwrap().stdout).unwrap();
+    let ids = text.split(" id ").skip(1);
+    ids.map(|rest| rest.split(' ').next().unwrap().parse().unwrap())
+        .collect()
 }

@@ -78,7 +78,7 @@ pub fn underlay(v6: bool, index: u16) -> IpAddr {
 
 impl Site {
     pub fn new() -> Self {
-        Self::with(false, Attachment::Tcx)
+        Self::with(false, Attachment::supported())
     }
 
     pub fn with(underlay_v6: bool, attachment: Attachment) -> Self {

@@ -3,6 +3,7 @@
 use super::screen::{Screen, time};
 use crate::capture::{Capture, CaptureReport, Direction};
 use crate::process::wait_for;
+use crate::slowness::relaxed;
 use crate::traffic::{BusyFlows, BusyReport, IdleFlows, IdleReport, ProbeReport, UdpProbe, server};
 use crate::{Lab, LabError};
 use std::collections::BTreeSet;
@@ -116,7 +117,7 @@ impl Report {
         self.show_tcp(screen);
         for (family, probe) in &self.probes {
             let is_right = match may_pause {
-                true => probe.longest_gap < OUTAGE_MAX,
+                true => probe.longest_gap < relaxed(OUTAGE_MAX),
                 false => probe.lost == 0,
             };
             let ProbeReport { sent, lost, .. } = probe;
@@ -154,7 +155,7 @@ impl Report {
         let stall = stall.unwrap_or_default();
         let broken: Vec<&String> = self.busy.iter().flat_map(|report| &report.broken).collect();
         screen.check(
-            broken.is_empty() && stall < STALL_MAX,
+            broken.is_empty() && stall < relaxed(STALL_MAX),
             &format!(
                 "{BUSY} TCP transfers           {} broken, {:.1} MB carried, longest standstill {}{}",
                 broken.len(),

@@ -1,6 +1,7 @@
 //! TCP connections that carry data without pause; measures bytes and stalls.
 
 use crate::namespace::Place;
+use crate::slowness::relaxed;
 use crate::traffic::idle::chain;
 use crate::traffic::server::{DOWNLOAD_PORT, UPLOAD_PORT};
 use crate::traffic::source::connect;
@@ -150,8 +151,8 @@ fn set_up(stream: &TcpStream) -> std::io::Result<TcpStream> {
     let socket = socket2::SockRef::from(stream);
     socket.set_send_buffer_size(SOCKET_BUFFER)?;
     socket.set_recv_buffer_size(SOCKET_BUFFER)?;
-    stream.set_read_timeout(Some(PATIENCE))?;
-    stream.set_write_timeout(Some(PATIENCE))?;
+    stream.set_read_timeout(Some(relaxed(PATIENCE)))?;
+    stream.set_write_timeout(Some(relaxed(PATIENCE)))?;
     stream.try_clone()
 }
 

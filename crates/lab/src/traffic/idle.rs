@@ -1,6 +1,7 @@
 //! TCP connections that periodically exchange a line; reports broken ones.
 
 use crate::namespace::Place;
+use crate::slowness::relaxed;
 use crate::traffic::source::{address_in, connect, read_line};
 use crate::traffic::{Stop, TIMEOUT, TrafficError};
 use socket2::{SockRef, TcpKeepalive};
@@ -165,7 +166,7 @@ fn exchange(
 ) -> Result<Duration, TrafficError> {
     let started = Instant::now();
     stream
-        .set_read_timeout(Some(PATIENCE))
+        .set_read_timeout(Some(relaxed(PATIENCE)))
         .map_err(TrafficError::io("setting a deadline for", peer))?;
     let line = format!("turn {turn}");
     let written = stream.write_all(format!("{line}\n").as_bytes());

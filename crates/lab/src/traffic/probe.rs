@@ -1,6 +1,7 @@
 //! A UDP packet every few milliseconds; counts unanswered ones and measures the longest gap.
 
 use crate::namespace::Place;
+use crate::slowness::relaxed;
 use crate::traffic::{Stop, TIMEOUT, TrafficError};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use std::collections::BTreeSet;
@@ -81,7 +82,7 @@ impl UdpProbe {
             probe.report()
         });
         let probe = Self { stop, thread };
-        if answered.recv_timeout(TIMEOUT).is_err() {
+        if answered.recv_timeout(relaxed(TIMEOUT)).is_err() {
             let report = probe.stop();
             let said = report
                 .errors

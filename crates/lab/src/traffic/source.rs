@@ -1,6 +1,7 @@
 //! Asks the lab's server for the source address of a place.
 
 use crate::namespace::Place;
+use crate::slowness::relaxed;
 use crate::traffic::ping::{PingError, PingOptions, ping_here};
 use crate::traffic::server::ASK_PORT;
 use crate::traffic::{TIMEOUT, TrafficError};
@@ -65,7 +66,7 @@ pub fn udp_echo(
         socket.connect(target).map_err(failed("routing to"))?;
         let payload: Vec<u8> = (0..payload_bytes).map(|n| (n % 251) as u8).collect();
         let mut buffer = vec![0; 65536];
-        let deadline = Instant::now() + timeout;
+        let deadline = Instant::now() + relaxed(timeout);
         let length = loop {
             let left = deadline
                 .saturating_duration_since(Instant::now())
@@ -113,7 +114,7 @@ pub fn ping_source(place: &Place, target: IpAddr) -> Result<IpAddr, TrafficError
             timeout: RESEND,
             ..PingOptions::default()
         };
-        let deadline = Instant::now() + TIMEOUT;
+        let deadline = Instant::now() + relaxed(TIMEOUT);
         let echo = loop {
             match ping_here(target, &options) {
                 Err(PingError::Timeout(..)) if Instant::now() < deadline => {}
@@ -121,7 +122,7 @@ pub fn ping_source(place: &Place, target: IpAddr) -> Result<IpAddr, TrafficError
             }
         };
         let peer = SocketAddr::new(target, ASK_PORT);
-        let deadline = Instant::now() + TIMEOUT;
+        let deadline = Instant::now() + relaxed(TIMEOUT);
         loop {
             let mut stream = connect(peer, TIMEOUT)?;
             let asked = writeln!(stream, "{:x}", echo.nonce);
@@ -142,6 +143,7 @@ pub fn ping_source(place: &Place, target: IpAddr) -> Result<IpAddr, TrafficError
 
 /// Connects from the namespace of the calling thread; reads and writes have the same deadline.
 pub(crate) fn connect(target: SocketAddr, timeout: Duration) -> Result<TcpStream, TrafficError> {
+    let timeout = relaxed(timeout);
     let stream = TcpStream::connect_timeout(&target, timeout);
     let stream = stream.map_err(TrafficError::io("connecting to", target))?;
     let set = stream
