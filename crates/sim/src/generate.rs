@@ -117,7 +117,7 @@ pub fn script(seed: u64, steps: usize) -> Script {
         announcer_only: rng.u8(0..4) == 0,
         free,
     };
-    let is_maintenance = seed % MAINTENANCE_EVERY == 0;
+    let is_maintenance = seed.is_multiple_of(MAINTENANCE_EVERY);
     let weights = WEIGHTS
         .iter()
         .enumerate()
