@@ -90,6 +90,31 @@ impl Program {
     }
 }
 
+/// Runs `egret lab demo`, all of whose checks must pass.
+///
+/// # Errors
+/// It is not built, a check is wrong, or it takes longer than `limit`.
+pub fn demo(machine: &Machine, limit: Duration) -> anyhow::Result<()> {
+    let egret = crate::egret()?;
+    let line = format!(
+        "cd /root && EGRET_LAB_SLOWNESS={SLOWNESS} {} lab demo",
+        egret.display()
+    );
+    let output = machine.run(&line, limit)?;
+    let passed = output
+        .lines
+        .iter()
+        .filter(|line| line.starts_with("   ok "))
+        .count();
+    if output.status != 0 {
+        let shown = shown(&output.lines).join("\n  | ");
+        bail!("the demo: exit code {}\n  | {shown}", output.status);
+    }
+    ensure!(passed > 0, "the demo checks nothing: {:?}", output.lines);
+    println!("{passed} checks of the demo");
+    Ok(())
+}
+
 fn is_program(file: &str, name: &str) -> bool {
     let hash = file
         .strip_prefix(name)
