@@ -18,4 +18,4 @@ mod programs;
 
 pub use machine::{Machine, Output};
 pub use packages::{Kernel, Series};
-pub use programs::{Program, Ran};
+pub use programs::{Program, Ran, demo};

@@ -4,6 +4,7 @@ mod compatibility;
 mod conditions;
 mod crds;
 mod generated;
+mod kernels;
 mod metrics;
 mod rerun;
 mod schema;
@@ -43,6 +44,16 @@ enum Task {
         #[arg(long)]
         check: bool,
     },
+    /// Write the table of docs/requirements.md that shows on which kernels the tests ran.
+    Kernels {
+        /// Output of `./dev kernels` or `./dev test`, as they leave it in target/kernels.log and target/test.log; later ones
+        /// win.
+        #[arg(long = "run", value_name = "FILE")]
+        runs: Vec<PathBuf>,
+        /// Write nothing; fail if the table is not as it would be written.
+        #[arg(long)]
+        check: bool,
+    },
     /// Print arguments of `cargo test` for the tests of a run that failed and may be run again, one line per program.
     Rerun {
         /// Output of the run.
@@ -69,6 +80,7 @@ fn main() -> anyhow::Result<()> {
         Task::Crds { check } => crds::run(check),
         Task::Conditions { check } => conditions::run(check),
         Task::Compatibility { runs, check } => compatibility::run(check, &runs),
+        Task::Kernels { runs, check } => kernels::run(check, &runs),
         Task::Rerun { log } => rerun::run(&log),
         Task::Metrics { check } => metrics::run(check),
         Task::Schema { check } => schema::run(check),

@@ -19,6 +19,8 @@ mod netdev;
 mod next_hops;
 #[path = "gateway/order.rs"]
 mod order;
+#[path = "gateway/other_version.rs"]
+mod other_version;
 #[path = "gateway/own.rs"]
 mod own;
 #[path = "gateway/packets.rs"]

@@ -24,6 +24,9 @@ const EXIT_UNREACHABLE: u8 = 3;
 
 /// A cluster in namespaces on this machine, with real packets. Needs root; leaves the machine's own network alone.
 #[derive(Debug, Args)]
+#[command(
+    after_help = "EGRET_LAB_SLOWNESS=N, 1 to 100: this machine is N times slower than usual; all time limits are N times as long."
+)]
 pub struct LabCommand {
     /// Name of the lab; several may be up at once
     #[arg(long, default_value = "lab", global = true)]

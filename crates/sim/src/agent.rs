@@ -337,6 +337,12 @@ impl Agent {
         let effective = self.role.effective(planned, link_up);
         tables.announcing = self.role.announcing();
         tables.version = effective.state.version;
+        let node = inputs.snapshot.nodes.get(host.name);
+        let is_drained = node.is_some_and(|node| node.maintenance.drain.is_some());
+        if host.sabotage == Some(Sabotage::LeaveFirst) && is_drained {
+            tables.announcing.clear();
+            tables.version = 0;
+        }
         let records = inputs.snapshot.addresses.values();
         self.steering.loaded(&effective.state, records);
         host.disk.steering_version = self.steering.version();

@@ -26,6 +26,8 @@ pub enum Rule {
     UsedBeforeMade,
     /// R2: a gateway answers with a version whose leases its tables lack.
     VersionWithoutTable,
+    /// P3: a flow that got replies loses its way although nothing has failed: gateways are drained at most.
+    Interrupted,
     /// P3, P5: everything is whole again for minutes, and a pod cannot open a flow or gets no replies.
     NotServed,
     /// Ports do not come back: leases are left although nobody has used them for longer than any delay.

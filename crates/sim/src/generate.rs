@@ -86,6 +86,12 @@ enum Choice {
     Mend,
 }
 
+/// Every so many seeds nothing fails, and gateways are drained: no flow may be interrupted.
+const MAINTENANCE_EVERY: u64 = 8;
+
+/// Steps between two drains, at most.
+const DRAIN_EVERY: usize = 60;
+
 /// A generator of steps.
 struct Generator {
     rng: Rng,
@@ -111,11 +117,14 @@ pub fn script(seed: u64, steps: usize) -> Script {
         announcer_only: rng.u8(0..4) == 0,
         free,
     };
+    let is_maintenance = seed.is_multiple_of(MAINTENANCE_EVERY);
     let weights = WEIGHTS
         .iter()
         .enumerate()
         .map(|(number, (choice, weight))| {
             let is_on = number < CALM || *choice == Choice::Mend || rng.bool();
+            let is_calm = number < CALM || *choice == Choice::LongWait;
+            let is_on = if is_maintenance { is_calm } else { is_on };
             (*choice, if is_on { *weight } else { 0 })
         });
     let mut weights: Vec<(Choice, u32)> = weights.collect();
@@ -147,8 +156,31 @@ pub fn script(seed: u64, steps: usize) -> Script {
         let (choice, _) = chosen.expect("the number is below the sum");
         generator.add(*choice, &mut script.steps);
     }
+    // Numbers of their own, so that drains change nothing else in the history of a seed.
+    let mut rng = Rng::with_seed(!seed);
+    if is_maintenance || rng.u8(0..4) == 0 {
+        add_drains(&mut script, &mut rng);
+    }
     script.steps.truncate(steps);
     script
+}
+
+/// Drains gateways, and takes them into service again.
+fn add_drains(script: &mut Script, rng: &mut Rng) {
+    let cluster = script.cluster;
+    let mut drained = vec![false; cluster.gateways];
+    let mut position = rng.usize(0..DRAIN_EVERY);
+    while position < script.steps.len() {
+        let number = rng.usize(0..cluster.gateways);
+        let node = cluster.workers + number;
+        let step = match drained[number] {
+            false => Step::Drain(node),
+            true => Step::Undrain(node),
+        };
+        drained[number] = !drained[number];
+        script.steps.insert(position, step);
+        position += rng.usize(1..DRAIN_EVERY);
+    }
 }
 
 impl Generator {

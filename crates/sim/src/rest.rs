@@ -93,7 +93,7 @@ impl World {
     }
 
     /// Why replies for a block do not reach a node.
-    fn lost_replies(&self, node: usize, address: IpAddr, block: u16) -> Option<String> {
+    pub(crate) fn lost_replies(&self, node: usize, address: IpAddr, block: u16) -> Option<String> {
         let underlay = self.machines[node].underlay;
         let announcing = self.machines.iter().filter_map(|machine| {
             let tables = machine.kernel.gateway.as_ref()?;

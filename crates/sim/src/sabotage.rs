@@ -15,6 +15,8 @@ pub enum Sabotage {
     AcknowledgeFirst,
     /// Agents use ranges before the store has accepted that they hold them.
     UseBeforeHeld,
+    /// A drained gateway stops to announce and sends workers away before others announce.
+    LeaveFirst,
     /// Gateways answer probes and announce addresses before their tables are loaded.
     AnnounceFirst,
 }

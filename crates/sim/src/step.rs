@@ -145,6 +145,10 @@ pub enum Step {
     Fence(usize),
     /// The fence is taken back.
     Unfence(usize),
+    /// An operator drains the node: `egret drain`, `kubectl cordon`.
+    Drain(usize),
+    /// The node is in service again.
+    Undrain(usize),
     /// The agent's process ends, and one of the version before starts.
     Downgrade(usize),
     /// A wall clock jumps by this number of seconds.
@@ -170,6 +174,32 @@ pub enum Step {
     Backup,
     /// The newest backup of Egret's records is restored.
     Restore,
+}
+
+impl Step {
+    /// Whether the step is part of a calm history: nothing fails, and every write arrives. Planned maintenance is calm.
+    pub fn is_calm(self) -> bool {
+        match self {
+            Step::Wait(_)
+            | Step::Round(_)
+            | Step::AddPod(..)
+            | Step::RemovePod(_)
+            | Step::Repoint(..)
+            | Step::Sync(..)
+            | Step::Agent(_)
+            | Step::Probe(_)
+            | Step::Plan(_)
+            | Step::Lead(_)
+            | Step::Drain(_)
+            | Step::Undrain(_)
+            | Step::Open { .. }
+            | Step::Close(..)
+            | Step::Served(_)
+            | Step::Backup => true,
+            Step::Status(_, fate) | Step::Write(_, fate) => fate == Fate::Made,
+            _ => false,
+        }
+    }
 }
 
 impl fmt::Display for Client {
@@ -225,6 +255,8 @@ impl fmt::Display for Step {
             Step::Replace(node) => write!(f, "replace {node}"),
             Step::Fence(node) => write!(f, "fence {node}"),
             Step::Unfence(node) => write!(f, "unfence {node}"),
+            Step::Drain(node) => write!(f, "drain {node}"),
+            Step::Undrain(node) => write!(f, "undrain {node}"),
             Step::Downgrade(node) => write!(f, "downgrade {node}"),
             Step::Clock(place, seconds) => write!(f, "clock {place} {seconds}"),
             Step::Open {
@@ -321,6 +353,8 @@ impl FromStr for Step {
             "replace" => Step::Replace(w.number()?),
             "fence" => Step::Fence(w.number()?),
             "unfence" => Step::Unfence(w.number()?),
+            "drain" => Step::Drain(w.number()?),
+            "undrain" => Step::Undrain(w.number()?),
             "downgrade" => Step::Downgrade(w.number()?),
             "clock" => Step::Clock(w.place()?, w.number()?),
             "open" => Step::Open {

@@ -3,8 +3,10 @@
 
 use super::{Kernel, initramfs};
 use anyhow::{Context, bail};
+use nix::sys::signal::Signal;
 use std::cell::RefCell;
 use std::io::{BufRead, BufReader, Write};
+use std::os::unix::process::CommandExt;
 use std::path::PathBuf;
 use std::process::{Child, ChildStdin, Command, Stdio};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
@@ -209,5 +211,10 @@ fn qemu(kernel: &Kernel, folder: &tempfile::TempDir) -> Command {
         .stdin(Stdio::piped())
         .stdout(Stdio::piped())
         .stderr(Stdio::inherit());
+    // The machine ends with its test, however that ends: the thread that starts it lives as long as the process.
+    // SAFETY: prctl is async-signal-safe.
+    unsafe {
+        command.pre_exec(|| Ok(nix::sys::prctl::set_pdeathsig(Signal::SIGKILL)?));
+    }
     command
 }

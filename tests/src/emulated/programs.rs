@@ -5,8 +5,9 @@ use anyhow::{Context, bail, ensure};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-/// Lines of a failed program that an error shows.
+/// Most lines about faults that an error shows of a failed program, and its last lines.
 const SHOWN_LINES: usize = 60;
+const LAST_LINES: usize = 15;
 /// Factor for all time limits of the lab inside: see `egret_lab::slowness`.
 const SLOWNESS: u32 = 10;
 /// The repository.
@@ -52,16 +53,13 @@ impl Program {
             .iter()
             .filter(|line| line.starts_with("skipped: "))
         {
-            println!("{skipped}");
+            // Not as `skipped: `: on this machine's own kernel the same test may run.
+            println!("inside {skipped}");
         }
         if output.status != 0 {
-            let last = output.lines.len().saturating_sub(SHOWN_LINES);
-            bail!(
-                "{} {arguments}: exit code {}\n  | {}",
-                self.name,
-                output.status,
-                output.lines[last..].join("\n  | ")
-            );
+            let shown = shown(&output.lines).join("\n  | ");
+            let status = output.status;
+            bail!("{} {arguments}: exit code {status}\n  | {shown}", self.name);
         }
         let passed = passed.with_context(|| format!("{} prints no result", self.name))?;
         ensure!(passed > 0, "{} {arguments} selects no test", self.name);
@@ -92,11 +90,52 @@ impl Program {
     }
 }
 
+/// Runs `egret lab demo`, all of whose checks must pass.
+///
+/// # Errors
+/// It is not built, a check is wrong, or it takes longer than `limit`.
+pub fn demo(machine: &Machine, limit: Duration) -> anyhow::Result<()> {
+    let egret = crate::egret()?;
+    let line = format!(
+        "cd /root && EGRET_LAB_SLOWNESS={SLOWNESS} {} lab demo",
+        egret.display()
+    );
+    let output = machine.run(&line, limit)?;
+    let passed = output
+        .lines
+        .iter()
+        .filter(|line| line.starts_with("   ok "))
+        .count();
+    if output.status != 0 {
+        let shown = shown(&output.lines).join("\n  | ");
+        bail!("the demo: exit code {}\n  | {shown}", output.status);
+    }
+    ensure!(passed > 0, "the demo checks nothing: {:?}", output.lines);
+    println!("{passed} checks of the demo");
+    Ok(())
+}
+
 fn is_program(file: &str, name: &str) -> bool {
     let hash = file
         .strip_prefix(name)
         .and_then(|rest| rest.strip_prefix('-'));
     hash.is_some_and(|hash| hash.len() == 16 && hash.bytes().all(|byte| byte.is_ascii_hexdigit()))
+}
+
+/// What an error shows of a program's output: results that are wrong, reasons, and the last lines.
+fn shown(lines: &[String]) -> Vec<&str> {
+    let last = lines.len().saturating_sub(LAST_LINES);
+    let marks = ["FAILED", "panicked at", "WRONG", "error"];
+    let is_wrong = |at: usize| {
+        let near = [at.checked_sub(1), Some(at)].into_iter().flatten();
+        near.map(|at| &lines[at])
+            .any(|line| marks.iter().any(|mark| line.contains(mark)))
+    };
+    let wrong = (0..last).filter(|&at| is_wrong(at)).take(SHOWN_LINES);
+    wrong
+        .chain(last..lines.len())
+        .map(|at| lines[at].as_str())
+        .collect()
 }
 
 /// Number of passed tests in the line `test result: ok. 3 passed; ...`.

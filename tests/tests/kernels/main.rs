@@ -13,13 +13,20 @@ const SERIES: &str = "EGRET_KERNELS";
 const FULL: &str = "EGRET_FULL";
 
 fn main() -> ExitCode {
+    let is_whole = value_of(SERIES).or_else(|| value_of(FULL)).is_some();
+    let of = |series| checks(series, is_whole);
     let modules = [
-        Module::new("linux_6_1", vec![checks(Series::V6_1).unless(omit_6_1)]),
-        Module::new("linux_6_12", vec![checks(Series::V6_12).unless(omit_6_12)]),
-        Module::new("newest", vec![checks(Series::Newest).unless(omit_newest)]),
+        Module::new("linux_6_1", vec![of(Series::V6_1).unless(omit_6_1)]),
+        Module::new("linux_6_12", vec![of(Series::V6_12).unless(omit_6_12)]),
+        Module::new("newest", vec![of(Series::Newest).unless(omit_newest)]),
     ];
     // Each machine has as many processors as this one.
     egret_tests::run(modules.into_iter().map(Module::timed).collect())
+}
+
+/// The value of an environment variable, if it has one.
+fn value_of(name: &str) -> Option<String> {
+    std::env::var(name).ok().filter(|value| !value.is_empty())
 }
 
 fn omit_6_1() -> bool {
@@ -36,10 +43,9 @@ fn omit_newest() -> bool {
 
 /// Whether this run leaves a series out; then it says why. Every run has Linux 6.1, which lacks the most.
 fn omits(series: Series) -> bool {
-    let is_set = |name| std::env::var(name).ok().filter(|value| !value.is_empty());
-    let is_wanted = match is_set(SERIES) {
+    let is_wanted = match value_of(SERIES) {
         Some(names) => names.split_whitespace().any(|name| name == series.name()),
-        None => series == Series::V6_1 || is_set(FULL).is_some(),
+        None => series == Series::V6_1 || value_of(FULL).is_some(),
     };
     if !is_wanted {
         let name = series.name();

@@ -131,10 +131,10 @@ fn up_with_ipvs() -> anyhow::Result<Cluster> {
         "ip link add kube-ipvs0 type dummy",
         "ip address add 10.96.0.77/32 dev kube-ipvs0",
         "sysctl -q -w net.ipv4.vs.conntrack=1",
-        "ipvsadm -A -u 10.96.0.77:7 -s rr",
-        "ipvsadm -a -u 10.96.0.77:7 -r 203.0.113.10:7 -m",
-        "ipvsadm -A -t 10.96.0.77:7 -s rr",
-        "ipvsadm -a -t 10.96.0.77:7 -r 203.0.113.10:7 -m",
+        "ipvsadm -A -u 10.96.0.77:5000 -s rr",
+        "ipvsadm -a -u 10.96.0.77:5000 -r 203.0.113.10:5000 -m",
+        "ipvsadm -A -t 10.96.0.77:5000 -s rr",
+        "ipvsadm -a -t 10.96.0.77:5000 -r 203.0.113.10:5000 -m",
     ] {
         cluster.exec(&worker, &line.split(' ').collect::<Vec<_>>())?;
     }

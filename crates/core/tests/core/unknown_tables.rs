@@ -12,7 +12,7 @@ fn fence(scene: &mut Scene, name: &str) {
     scene.snapshot.nodes.insert(name, node);
 }
 
-/// All agents run but those of `dead` nodes, for ten rounds and a minute each.
+/// All agents run but those of `dead` nodes, four rounds in each minute.
 fn pass(scene: &mut Scene, minutes: i64) {
     for _ in 0..minutes {
         for _ in 0..4 {
@@ -25,7 +25,7 @@ fn pass(scene: &mut Scene, minutes: i64) {
 
 /// P4: the old worker may still reach such a gateway, which lets it through.
 #[test]
-fn ports_of_a_gone_node_wait_for_a_gateway_whose_record_was_deleted_until_it_is_fenced() {
+fn ports_of_a_gone_node_wait_for_a_gateway_without_a_report() {
     let mut scene = kep_scene();
     settle(&mut scene);
     scene.dead.insert(node_name("gateway1"));

@@ -53,7 +53,11 @@ fn takes_over_without_loss(attachment: Attachment) {
             assert_eq!(site.driver.detached(&site.pins, &site.config), None);
             assert_eq!(site.driver.counters().unwrap()["out_forwarded"], 0);
             let announced = site.driver.apply(&state(false), OWN).unwrap();
-            assert_eq!(announced.len(), EGRESS.len(), "it announces what it cannot know of");
+            assert_eq!(
+                announced.len(),
+                EGRESS.len(),
+                "it announces what it cannot know of"
+            );
             assert_eq!(site.driver.version(), 77);
             assert_eq!(site.driver.detached(&site.pins, &site.config), None);
         }

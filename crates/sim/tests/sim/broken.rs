@@ -76,3 +76,10 @@ fn an_agent_that_ignores_epochs() {
 fn a_gateway_that_announces_before_its_table_is_complete() {
     caught(Sabotage::AnnounceFirst, &[Rule::VersionWithoutTable]);
 }
+
+#[test]
+fn a_drain_that_leaves_before_the_take_over() {
+    let script = include_str!("../../scripts/gateways-drained-in-turn.txt");
+    shown_by(script, Sabotage::LeaveFirst, &[Rule::Interrupted]);
+    caught(Sabotage::LeaveFirst, &[Rule::Interrupted]);
+}
