@@ -400,6 +400,13 @@ pub(super) fn is_low(record: &AddressRecord) -> bool {
     taken * 5 >= all * 4
 }
 
+/// Blocks that are leased and do not rest, if few are free: conditions of policies name them then.
+pub(super) fn leased_if_low(record: &AddressRecord) -> Option<usize> {
+    let leases = record.leases.iter();
+    let leased = leases.filter(|lease| lease.state != LeaseState::HoldDown);
+    is_low(record).then(|| leased.map(|lease| blocks::blocks_in(&lease.ranges)).sum())
+}
+
 /// Nodes whose acknowledgement may change the plan of an address: those with a withdrawn lease, and those that have so much
 /// that they may give some back.
 pub(super) fn awaits(snapshot: &Snapshot, record: &AddressRecord) -> BTreeSet<NodeName> {

@@ -65,7 +65,8 @@ struct Planned {
     due: Option<i64>,
     waits_for: Option<GatewayName>,
     restored: Option<u64>,
-    is_low: bool,
+    /// See [`lease::leased_if_low`].
+    leased_if_low: Option<usize>,
     crowding: Crowding,
     exhausted: BTreeSet<NodeName>,
     /// Nodes whose acknowledgement matters.
@@ -220,7 +221,7 @@ impl Leases {
     /// Whether few ports of the address are free.
     pub(super) fn is_low(&self, address: IpAddr) -> bool {
         let planned = self.planned.get(&address);
-        planned.is_some_and(|planned| planned.is_low)
+        planned.is_some_and(|planned| planned.leased_if_low.is_some())
     }
 
     /// Whether the node has a lease in any state.
@@ -483,11 +484,12 @@ impl Planner {
             false => drop(self.leases.unwritten.insert(address)),
         }
         let before = self.leases.planned.get(&address);
-        let was = before.map(|planned| (&planned.exhausted, planned.is_low, planned.crowding));
+        let was =
+            before.map(|planned| (&planned.exhausted, planned.leased_if_low, planned.crowding));
         let none = BTreeSet::new();
         let crowding = crowding::of_address(&self.snapshot, &record, &planned.exhausted);
-        let is = (&planned.exhausted, lease::is_low(&record), crowding);
-        if was.unwrap_or((&none, false, Crowding::default())) != is {
+        let is = (&planned.exhausted, lease::leased_if_low(&record), crowding);
+        if was.unwrap_or((&none, None, Crowding::default())) != is {
             let users = self.leases.users(address);
             let users = users.filter_map(|policy| self.policies.reference(policy));
             dirty.policies.extend(users);
@@ -499,7 +501,7 @@ impl Planner {
             waits_for: (record.restored.is_some() || record.leases.iter().any(waits))
                 .then(|| record.gateway.clone()),
             restored: record.restored.map(|restored| restored.epoch),
-            is_low: lease::is_low(&record),
+            leased_if_low: lease::leased_if_low(&record),
             crowding,
             exhausted: planned.exhausted,
             awaits: lease::awaits(&self.snapshot, &record),
