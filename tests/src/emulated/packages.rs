@@ -35,7 +35,7 @@ pub enum Series {
 /// A kernel in the cache.
 #[derive(Debug, Clone)]
 pub struct Kernel {
-    /// Folder with `boot` and `lib/modules`.
+    /// Folder with `lib/modules`, and with `boot` in older packages.
     folder: PathBuf,
     /// Release as `uname -r` prints it.
     pub release: String,
@@ -81,10 +81,14 @@ impl Series {
 }
 
 impl Kernel {
-    /// The compressed kernel.
+    /// The compressed kernel: in `/boot`, in newer packages beside its modules.
     pub fn image(&self) -> PathBuf {
         let name = format!("vmlinuz-{}", self.release);
-        self.folder.join("boot").join(name)
+        let older = self.folder.join("boot").join(name);
+        match older.is_file() {
+            true => older,
+            false => self.modules().join("vmlinuz"),
+        }
     }
 
     /// Folder with its modules.
