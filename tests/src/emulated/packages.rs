@@ -14,8 +14,14 @@ const SUITES: [(&str, &str); 2] = [
     ("debian-security", "bookworm-security"),
     ("debian", "trixie-backports"),
 ];
-/// Packages of a kernel: image and modules; since Linux 6.16 the image is in `linux-binary`.
-const PARTS: [&str; 3] = ["linux-image-", "linux-binary-", "linux-modules-"];
+/// Packages of a kernel: image and modules. Newer kernels have the image in `linux-binary`, and the list of modules that are
+/// built in, without which modprobe fails, in `linux-base`.
+const PARTS: [&str; 4] = [
+    "linux-image-",
+    "linux-binary-",
+    "linux-modules-",
+    "linux-base-",
+];
 /// Drivers that stay in the cache. The others are for hardware and take more than half of the space.
 const DRIVERS: [&str; 3] = ["block", "net", "virtio"];
 /// Most packages that one kernel may consist of.
@@ -252,11 +258,13 @@ impl Apt {
             let mut unpack = Command::new("dpkg-deb");
             run(unpack.arg("-x").arg(entry?.path()).arg(&root), "")?;
         }
-        // Merged /usr: modules are below /usr/lib in newer packages.
-        let usr = root.join("usr/lib/modules");
-        if usr.is_dir() && !root.join("lib/modules").exists() {
-            std::fs::create_dir_all(root.join("lib"))?;
-            std::fs::rename(&usr, root.join("lib/modules"))?;
+        // Merged /usr: some packages of one kernel have their files below /usr/lib, others below /lib.
+        if root.join("usr/lib/modules").is_dir() {
+            std::fs::create_dir_all(root.join("lib/modules"))?;
+            let mut copy = Command::new("cp");
+            copy.args(["-a", "usr/lib/modules", "lib/"])
+                .current_dir(&root);
+            run(&mut copy, "")?;
         }
         let mut releases = std::fs::read_dir(root.join("lib/modules"))?;
         let release = releases.next().context("packages without modules")??;
@@ -312,6 +320,7 @@ mod of_dependencies {
         let depends = "dracut | initramfs-tools (>= 0.120+deb8u2) | linux-initramfs-tool, linux-base-7.3.4+deb13-amd64 \
                        (= 7.3.4-1), linux-binary-7.3.4+deb13-amd64 (= 7.3.4-1), linux-modules-7.3.4+deb13-amd64 (= 7.3.4-1)";
         let found = [
+            "linux-base-7.3.4+deb13-amd64",
             "linux-binary-7.3.4+deb13-amd64",
             "linux-modules-7.3.4+deb13-amd64",
         ];
