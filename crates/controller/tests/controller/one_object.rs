@@ -231,6 +231,18 @@ fn an_address_that_cannot_be_read_stays_as_it_is_and_all_others_are_written() {
     for text in [UNREADABLE_ADDRESS, "kind: ["] {
         let directory = scratch();
         store(directory.path(), ADDRESS_FILE, text);
+        // A cluster in use has a record of every node; without one, leases may have been forgotten (decision 134).
+        for (node, index) in [("a-worker", 2), ("gateway", 3), ("z-worker", 4)] {
+            let record = format!(
+                "apiVersion: egret.dev/v1alpha1\nkind: EgressNode\n\
+                 metadata: {{name: {node}, generation: 1, resourceVersion: '1'}}\nspec: {{tunnelIndex: {index}}}\n"
+            );
+            store(
+                directory.path(),
+                &format!("EgressNode/{node}.yaml"),
+                &record,
+            );
+        }
         let mut running = Controller::start(directory.path(), &[]);
         let view = running.wait("the others are written", |view| {
             good_is_served(view) && pooled_is_granted(view)
