@@ -230,6 +230,8 @@ impl GatewayDriver {
     ) -> Result<Self, GatewayError> {
         let pins = Pins::new(pin_dir);
         pins.create()?;
+        // An agent may have died before or in its takeover.
+        successor::clear(&Pins::next(pin_dir))?;
         if !maps::pinned_in_our_shape(&pins) {
             if let Some((successor, mut tables)) = Successor::prepare(pin_dir, config, attachment)?
             {

@@ -27,7 +27,8 @@ pub(super) struct Successor {
 }
 
 impl Successor {
-    /// Loads our programs over maps of their own. `None`: nothing of another version forwards in these places.
+    /// Loads our programs over maps of their own. `None`: nothing of another version forwards in these places. There are no
+    /// maps of an earlier attempt.
     pub(super) fn prepare(
         pin_dir: &Path,
         config: &GatewayConfig,
@@ -37,7 +38,6 @@ impl Successor {
         if !programs::attached(&pins, config, attachment as u8) {
             return Ok(None);
         }
-        clear(&Pins::next(pin_dir))?;
         let own = Pins::next(pin_dir);
         own.create()?;
         let object = programs::load(&own)?;
@@ -74,7 +74,7 @@ impl Successor {
                 Err(source) => return Err(GatewayError::Pin { path, source }),
             }
         }
-        clear(&self.own).map(drop)
+        clear(&self.own)
     }
 
     /// The kind of attachment.
@@ -83,10 +83,10 @@ impl Successor {
     }
 }
 
-/// Removes a directory of pins with everything in it. Returns whether it was there.
-pub(super) fn clear(pins: &Pins) -> Result<bool, GatewayError> {
+/// Removes a directory of pins with everything in it, if it is there.
+pub(super) fn clear(pins: &Pins) -> Result<(), GatewayError> {
     if !pins.0.exists() {
-        return Ok(false);
+        return Ok(());
     }
     for path in entries(pins)? {
         std::fs::remove_file(&path).map_err(|source| GatewayError::Pin { path, source })?;
@@ -94,8 +94,7 @@ pub(super) fn clear(pins: &Pins) -> Result<bool, GatewayError> {
     std::fs::remove_dir(&pins.0).map_err(|source| GatewayError::Pin {
         path: pins.0.clone(),
         source,
-    })?;
-    Ok(true)
+    })
 }
 
 fn entries(pins: &Pins) -> Result<Vec<std::path::PathBuf>, GatewayError> {

@@ -90,3 +90,26 @@ fn removal_before_the_takeover_leaves_nothing() {
     assert!(GatewayDriver::remove(&site.pins).unwrap());
     assert!(!site.pins.exists());
 }
+
+/// It had moved the pins whose shape differs, and not all others.
+#[test]
+fn an_agent_that_died_in_the_middle_of_the_takeover_leaves_what_the_next_one_completes() {
+    let mut site = Site::new();
+    let before = pins(&site);
+    pretend_other_version(&site);
+    site.driver = GatewayDriver::open(&site.pins, &site.config).unwrap();
+    let next = site.pins.join("gateway_next");
+    for name in ["peers", "config"] {
+        std::fs::rename(next.join(name), site.pins.join("gateway").join(name)).unwrap();
+    }
+    std::fs::remove_file(site.pins.join("gateway/former")).unwrap();
+    site.driver = GatewayDriver::open(&site.pins, &site.config).unwrap();
+    site.driver.apply(&state(false), OWN).unwrap();
+    assert!(!next.exists());
+    assert_eq!(pins(&site), before);
+    assert_eq!(site.driver.detached(&site.pins, &site.config), None);
+    let done = AtomicBool::new(true);
+    let sockets = (site.worker(11), site.tunnel(), site.server(0, 9000));
+    assert_eq!(send_until(sockets, &done), 100);
+    assert!(site.driver.counters().unwrap()["out_forwarded"] >= 100);
+}

@@ -307,8 +307,8 @@ impl AddressWork {
         }
     }
 
-    /// Takes blocks out of a fenced or resting lease that are its node's own after all, as long as leases may be forgotten. It is here
-    /// and names them.
+    /// Takes blocks out of a fenced or resting lease that are its node's own after all, as long as leases may be forgotten:
+    /// the node is here and names them.
     fn take_out_remembered(&mut self, cluster: &Cluster<'_>) {
         if self.record.restored.is_none() {
             return;

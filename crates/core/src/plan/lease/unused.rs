@@ -12,9 +12,9 @@ pub(in crate::plan) fn is_empty(record: &AddressRecord) -> bool {
     record.leases.is_empty() && record.restored.is_none()
 }
 
-/// Deletes records without demand that are empty. The record with the highest epoch stays until another has a
-/// higher one, or until every gateway has reported it and some node records have it: the counter must never decrease, or a gateway that was down
-/// would seem to know leases that it has never seen.
+/// Deletes records without demand that are empty. The record with the highest epoch stays until another has a higher one,
+/// or until every gateway has reported it and some node records have it: the counter must never decrease, or a gateway
+/// that was down would seem to know leases that it has never seen.
 pub(super) fn delete(
     cluster: &Cluster<'_>,
     demand: &DemandByAddress<'_>,
