@@ -393,3 +393,20 @@ fn in_tunnel(index: u16, device: u32, port: u16) -> io::Result<UdpSocket> {
     socket.set_nonblocking(true)?;
     Ok(socket.into())
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn new_targets_wake_the_thread() {
+        let (wake, woken) = wake_pair().unwrap();
+        let (targets, inbox) = mpsc::channel();
+        let sender = TargetSender { targets, wake };
+        let woken_by = || (&woken).read(&mut [0; 64]).ok();
+        assert_eq!(woken_by(), None);
+        sender.send(Targets::default()).unwrap();
+        assert_eq!(woken_by(), Some(1));
+        assert_eq!(inbox.try_recv(), Ok(Targets::default()));
+    }
+}

@@ -436,7 +436,7 @@ fn only_the_announcer_answers_for_the_address() {
         );
     }
     wait("both answers", || {
-        // On a slow machine one ping may end before its question is sent.
+        // Under emulation of Linux 6.12 the question of a first ping was not always counted; why is not known.
         let _ = EGRESS.map(|address| ping(&site.outside, address));
         let counters = site.driver.counters().unwrap();
         (counters["in_arp_answered"] >= 1 && counters["in_nd_answered"] >= 1).then_some(())

@@ -209,7 +209,7 @@ fn without_bpf_only_the_announcer_answers_for_the_address() {
     assert_eq!(it.gateway.apply(&state(false), OWN).unwrap().len(), 2);
     for (family, address) in EGRESS.into_iter().enumerate() {
         let name = ["in_arp_answered", "in_nd_answered"][family];
-        // On a slow machine one ping may end before its question is sent.
+        // Under emulation of Linux 6.12 the question of a first ping was not always counted; why is not known.
         wait(name, || {
             assert!(!ping(&it.site.outside, address), "no stack answers");
             (it.counter(name) > 0).then_some(())
